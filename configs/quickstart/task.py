@@ -1,0 +1,78 @@
+"""The quickstart's task: sort distinct letters, learned from a demonstrator who is careless about the last two.
+
+    prompt `hcafb>`   right `abcfh`   careless `abchf`
+
+The demonstrations contain both habits, so the base model knows both; feedback has to choose. It teaches no new skill, which
+is why minutes on a laptop are enough.
+
+    python configs/quickstart/task.py        writes data/quickstart/: an untrained model, demonstrations, prompts
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+LETTERS = "abcdefghijkl"
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 >+-*/=().,:;!?'\"#%&@[]{}<|~^_$"
+CARELESS = {4: 0.25, 5: 0.65, 6: 0.65}  # probability of swapping the last two letters, by length
+MODEL = {
+    "model_type": "qwen2",
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+SIZES = {"demonstrations": 9600, "prompts": 4096, "heldout": 256, "test": 256}
+
+
+def exact_sort(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
+    """1 when the answer is the sorted letters and nothing else, else 0. A completion that did not stop has too many."""
+    return [float(completion == answer) for completion, answer in zip(completions, solution, strict=True)]
+
+
+def write_data(directory: Path, seed: int) -> None:
+    """Four sets that share no prompt; nobody tunes anything on `test`."""
+    rng = random.Random(seed)
+    seen: set[str] = set()
+    for name, size in SIZES.items():
+        rows = []
+        while len(rows) < size:
+            letters = "".join(rng.sample(LETTERS, rng.choice([4, 5, 6])))
+            if letters in seen:
+                continue
+            seen.add(letters)
+            right = "".join(sorted(letters))
+            rows.append(_demonstration(letters, right, rng) if name == "demonstrations" else _prompt(letters, right))
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _prompt(letters: str, right: str) -> dict[str, str]:
+    return {"prompt": f"{letters}>", "solution": right}
+
+
+def _demonstration(letters: str, right: str, rng: random.Random) -> dict[str, str]:
+    careless = right[:-2] + right[-1] + right[-2]
+    return {"prompt": f"{letters}>", "completion": careless if rng.random() < CARELESS[len(letters)] else right}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=Path("data/quickstart"))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    write_data(arguments.directory, arguments.seed)
+    from workers.engines.hf_models import character_tokenizer, create_model
+
+    create_model(arguments.directory / "model", MODEL, character_tokenizer(ALPHABET), arguments.seed)
+    print(f"wrote an untrained model and {sum(SIZES.values())} rows to {arguments.directory}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where gangs of workers live. Ray is imported here and nowhere else."""

@@ -1,0 +1,346 @@
+"""Gangs as Ray actors in one placement group. The workers themselves know nothing of Ray.
+
+A driver that ends takes its actors with it: all of them are owned, none is detached.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.cluster.base import GangPlan
+from orchestrator.config import ClusterConfig
+from orchestrator.errors import ClusterError, DeadlineExceeded, PlacementError, Problem, Shortfall, WorkerFailed
+
+W = TypeVar("W")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+LOOPBACK = "127.0.0.1"
+
+
+# ------------------------------------------------------------------------------------------------ in the actor
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Stands in a call's arguments for the i-th reference that Ray resolves."""
+
+    index: int
+
+
+class _Host:
+    """The actor process: it holds one worker and calls its methods."""
+
+    def __init__(self, log_file: str | None) -> None:
+        if log_file is not None:
+            Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            os.close(descriptor)
+
+    def meeting_point(self) -> tuple[str, int]:
+        with socket.socket() as probe:
+            address = ray.util.get_node_ip_address()
+            probe.bind((address, 0))
+            return address, int(probe.getsockname()[1])
+
+    def start(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        self._worker = _told(factory, (), arguments)
+
+    def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> Any:
+        filled = [_fill(a, resolved) for a in args]
+        return _told(getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()})
+
+
+class _Failure(Exception):
+    """A worker's exception as text: its class may not exist, or not unpickle, where the driver runs."""
+
+
+def _told(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except Exception:
+        traceback.print_exc()  # into the actor's own log
+        raise _Failure(traceback.format_exc()) from None
+
+
+def _fill(argument: Any, resolved: Sequence[Any]) -> Any:
+    if isinstance(argument, _Slot):
+        return resolved[argument.index]
+    if isinstance(argument, list | tuple):
+        return type(argument)(_fill(a, resolved) for a in argument)
+    return argument
+
+
+# ------------------------------------------------------------------------------------------------ in the driver
+
+
+class _Clock:
+    """How long the driver has waited for answers."""
+
+    waited_s = 0.0
+
+
+class RayHandle(Generic[R]):
+    """A call under way. While it is waited for, a failure of its siblings in the same fan-out counts as its own: a rank that
+    died leaves the others waiting in a collective."""
+
+    def __init__(self, ref: Any, role: str, rank: int, method: str, deadline_s: float, clock: _Clock) -> None:
+        self.ref, self.role, self.rank, self.method = ref, role, rank, method
+        self._deadline_s, self._clock = deadline_s, clock
+        self.siblings: Sequence[RayHandle[Any]] = ()
+
+    def result(self, timeout_s: float | None = None) -> R:
+        limit = self._deadline_s if timeout_s is None else timeout_s
+        started = time.monotonic()
+        try:
+            self._await(started + limit, limit)
+            return self._get()
+        finally:
+            self._clock.waited_s += time.monotonic() - started
+
+    def done(self) -> bool:
+        return bool(ray.wait([self.ref], timeout=0, fetch_local=False)[0])
+
+    def _await(self, until: float, limit: float) -> None:
+        pending = {h.ref: h for h in (self, *self.siblings)}
+        while self.ref in pending:
+            ready, _ = ray.wait(list(pending), timeout=max(0.0, until - time.monotonic()), fetch_local=False)
+            if not ready:
+                raise DeadlineExceeded(self.role, self.method, limit, rank=self.rank)
+            for ref in ready:
+                handle = pending.pop(ref)
+                if handle is not self:
+                    handle._get()
+
+    def _get(self) -> R:
+        try:
+            return ray.get(self.ref, timeout=60)  # type: ignore[no-any-return]
+        except RayTaskError as error:
+            cause = error.cause
+            text = str(cause) if isinstance(cause, _Failure) else str(error)
+            raise WorkerFailed(self.role, self.rank, text) from None
+        except RayActorError as error:
+            raise WorkerFailed(self.role, self.rank, f"its process died ({' '.join(str(error).split())})") from None
+        except GetTimeoutError:
+            raise DeadlineExceeded(self.role, self.method, 60, rank=self.rank) from None
+
+
+class RayGang(Generic[W]):
+    """The actors of one role."""
+
+    def __init__(self, role: str, actors: Sequence[Any], deadline_s: float, clock: _Clock) -> None:
+        self.role = role
+        self.actors = list(actors)
+        self._deadline_s, self._clock = deadline_s, clock
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def meeting_point(self) -> tuple[str, int]:
+        return self._handle(self.actors[0].meeting_point.remote(), 0, "meeting_point").result()
+
+    def start(self, plan: GangPlan) -> list[RayHandle[None]]:
+        address, port = self.meeting_point() if plan.meet else ("", 0)
+        meeting = {"address": address, "port": port} if plan.meet else {}
+        started = [a.start.remote(plan.start, {**kw, **meeting}) for a, kw in zip(self.actors, plan.arguments, strict=True)]
+        return self._siblings([self._handle(ref, i, "start") for i, ref in enumerate(started)])
+
+    def one(self, method: Callable[Concatenate[W, P], R], *args: Any, **kwargs: Any) -> RayHandle[R]:
+        return self._call(0, method, args, kwargs)
+
+    def all(self, method: Callable[Concatenate[W, P], R], *args: Any, **kwargs: Any) -> list[RayHandle[R]]:
+        return self._siblings([self._call(i, method, args, kwargs) for i in range(len(self.actors))])
+
+    def each(self, method: Callable[Concatenate[W, P], R], arguments: Sequence[tuple[Any, ...]]) -> list[RayHandle[R]]:
+        if len(arguments) != len(self.actors):
+            raise ValueError(f"{len(arguments)} sets of arguments for the {len(self.actors)} members of {self.role}")
+        return self._siblings([self._call(i, method, args, {}) for i, args in enumerate(arguments)])
+
+    def _call(self, index: int, method: Callable[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]) -> RayHandle[R]:
+        refs: list[Any] = []
+        spec_args = [_slots(a, refs) for a in args]
+        spec_kwargs = {k: _slots(v, refs) for k, v in kwargs.items()}
+        ref = self.actors[index].call.remote(method.__name__, spec_args, spec_kwargs, *refs)
+        return self._handle(ref, index, method.__name__)
+
+    def _handle(self, ref: Any, index: int, method: str) -> RayHandle[Any]:
+        return RayHandle(ref, self.role, index, method, self._deadline_s, self._clock)
+
+    def _siblings(self, handles: list[RayHandle[R]]) -> list[RayHandle[R]]:
+        for handle in handles:
+            handle.siblings = [h for h in handles if h is not handle]
+        return handles
+
+
+def _slots(argument: Any, refs: list[Any]) -> Any:
+    """The argument with every handle in it replaced by a slot, its reference appended to `refs`."""
+    if isinstance(argument, RayHandle):
+        refs.append(argument.ref)
+        return _Slot(len(refs) - 1)
+    if isinstance(argument, list | tuple):
+        return type(argument)(_slots(a, refs) for a in argument)
+    return argument
+
+
+class RayCluster:
+    """One Ray cluster: the one at `config.address`, or a new one on this machine that ends with the run."""
+
+    def __init__(self, config: ClusterConfig, *, log_directory: Path | None = None) -> None:
+        self._config, self._logs = config, log_directory
+        self._clock = _Clock()
+        self._group: PlacementGroup | None = None
+        self._gangs: list[RayGang[Any]] = []
+        self._local = config.address is None and "RAY_ADDRESS" not in os.environ
+        _start_local(config) if self._local else _connect(config)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if config.device == "cuda" and not gpus:
+            raise ClusterError(
+                Problem(what="cluster.device is cuda, but the cluster has no GPU", fix="use device: cpu, or another cluster")
+            )
+        self.cuda = bool(gpus) if config.device == "auto" else config.device == "cuda"
+
+    def spawn(self, plans: Sequence[GangPlan]) -> dict[str, RayGang[Any]]:
+        bundles = [
+            {"CPU": plan.resources.cpus, **({"GPU": plan.resources.gpus} if plan.resources.gpus else {})}
+            for plan in plans
+            for _ in plan.arguments
+        ]
+        self._group = self._place(plans, bundles)
+        gangs: dict[str, RayGang[Any]] = {}
+        first = 0
+        for plan in plans:
+            actors = [self._actor(plan, first + i, i) for i in range(len(plan.arguments))]
+            gangs[plan.role] = RayGang(plan.role, actors, self._config.call_timeout_s, self._clock)
+            first += len(actors)
+        self._gangs = list(gangs.values())
+        handles = [h for plan in plans for h in gangs[plan.role].start(plan)]
+        for handle in handles:
+            handle.result(self._config.start_timeout_s)
+        return gangs
+
+    def waited_s(self) -> float:
+        return self._clock.waited_s
+
+    def shutdown(self) -> None:
+        """End every actor; a cluster that was started for the run ends too."""
+        if not ray.is_initialized():
+            return
+        for gang in self._gangs:
+            for actor in gang.actors:
+                ray.kill(actor)
+        if self._group is not None:
+            with suppress(Exception):  # the cluster may be gone already
+                remove_placement_group(self._group)
+        ray.shutdown()
+
+    def _place(self, plans: Sequence[GangPlan], bundles: list[dict[str, float]]) -> PlacementGroup:
+        self._refuse_shortfall(plans)
+        group = placement_group(bundles, strategy="PACK")
+        if not group.wait(self._config.start_timeout_s):
+            free = ray.available_resources()
+            raise PlacementError(
+                [
+                    Shortfall(
+                        role=p.role,
+                        resource="GPU" if p.resources.gpus else "CPU",
+                        asked=len(p.arguments) * (p.resources.gpus or p.resources.cpus),
+                        available=free.get("GPU" if p.resources.gpus else "CPU", 0),
+                    )
+                    for p in plans
+                ],
+                fix=f"others hold the rest, for {self._config.start_timeout_s:g} s now: wait for them, or ask for less",
+            )
+        return group
+
+    def _refuse_shortfall(self, plans: Sequence[GangPlan]) -> None:
+        """What each role lacks once the roles before it have been served from everything the cluster has."""
+        left = dict(ray.cluster_resources())
+        short = []
+        for plan in plans:
+            for resource, each in (("CPU", plan.resources.cpus), ("GPU", plan.resources.gpus)):
+                asked, available = each * len(plan.arguments), left.get(resource, 0.0)
+                if asked > available:
+                    short.append(Shortfall(role=plan.role, resource=resource, asked=asked, available=available))
+                left[resource] = max(0.0, available - asked)
+        if short:
+            raise PlacementError(short)
+
+    def _actor(self, plan: GangPlan, bundle: int, index: int) -> Any:
+        log_file = None if self._logs is None else str(self._logs / f"{plan.role}-{index}.log")
+        return (
+            ray.remote(_Host)
+            .options(
+                num_cpus=plan.resources.cpus,
+                num_gpus=plan.resources.gpus,
+                max_restarts=0,
+                max_concurrency=1,  # methods run on the process's main thread
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+                runtime_env={"env_vars": dict(plan.resources.environment)},
+            )
+            .remote(log_file)
+        )
+
+
+def _start_local(config: ClusterConfig) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here it
+    # would come too late for the part of Ray that has read it at import.
+    if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        os.environ["RAY_AUTH_TOKEN_PATH"] = _new_token()
+    ray.init(
+        # Actors of a laptop run share the cores: their number is not bounded by them.
+        num_cpus=max(os.cpu_count() or 1, 64),
+        object_store_memory=(config.object_store_memory_mib or 256) * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address=LOOPBACK,
+    )
+
+
+def _new_token() -> str:
+    """A token file for this cluster alone, readable by its owner only, gone when the driver ends."""
+    directory = Path(tempfile.mkdtemp(prefix="rlhf-auth-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    token = directory / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    return str(token)
+
+
+def _connect(config: ClusterConfig) -> None:
+    try:
+        ray.init(address=config.address or "auto", log_to_driver=False, logging_level="ERROR", namespace="rlhf")
+    except Exception as error:
+        raise ClusterError(
+            Problem(
+                what=f"cannot connect to the Ray cluster {config.address or os.environ.get('RAY_ADDRESS')}",
+                why=" ".join(str(error).split()),
+                fix="check that it runs, that the address is right, and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is set",
+            )
+        ) from error
+    version = tuple(int(part) for part in ray.__version__.split(".")[:2])
+    if version < (2, 56):
+        raise ClusterError(Problem(what=f"ray {ray.__version__} is too old", why="security floor", fix="use ray >= 2.56"))
+    if sys.flags.optimize:
+        raise ClusterError(Problem(what="python -O is set", why="engines rely on assertions", fix="run without -O"))

@@ -1,0 +1,44 @@
+"""Greedy reward on held-out prompts, by the run's own engines and scorers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.cluster.base import Gang, wait
+from orchestrator.pipeline.sources import sample
+from workers.reward import Reward
+from workers.rollout import Rollout
+from workers.types import Metrics, Prompt, Sample, Sampling, merge_scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What one evaluation found: metrics under `eval/`, and a few completions to read."""
+
+    metrics: Metrics
+    samples: tuple[Sample, ...]
+
+
+class HeldOut:
+    """The same prompts every time."""
+
+    def __init__(
+        self, rollout: Gang[Rollout], reward: Gang[Reward], prompts: Sequence[Prompt], *, max_completion_length: int, seed: int
+    ) -> None:
+        self._rollout, self._reward, self._prompts = rollout, reward, prompts
+        self._sampling = Sampling(
+            num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the version that the engines hold after everything asked of them before."""
+        arrival = sample(self._prompts, self._sampling, self._rollout, self._reward)
+        assert arrival.scores is not None
+        scores = merge_scores(wait(arrival.scores))
+        metrics = {"eval/reward": float(np.mean(scores.rewards)), "eval/reward_std": float(np.std(scores.rewards))}
+        for name, values in scores.by_scorer.items():
+            metrics[f"eval/rewards/{name}/mean"] = float(np.nanmean(values))
+        return Evaluation(metrics=metrics, samples=scores.samples)

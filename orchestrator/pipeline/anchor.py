@@ -1,0 +1,124 @@
+"""The reference: its log-probabilities for each step, and the question whether it is still the right one.
+
+    consumes   the step's experience
+    produces   handles to reference log-probabilities, and a Decision: keep, or refresh from the current policy
+    waits for  the measured drift, only where the decision hangs on it
+    unblocks   the learner
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from orchestrator.cluster.base import Gang, Handle, wait
+from workers.config import ReferenceConfig
+from workers.learner import Learner
+from workers.reference import Reference
+from workers.types import Drift, Experience, Metrics, TokenShare
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What became of the reference before a step, and why. Example: `Decision(action="refresh", reason="KL 1.3 > max_kl 1",
+    version=2, drift=Drift(…))`. `drift` is None when nothing had to be measured."""
+
+    action: Literal["keep", "refresh"]
+    reason: str
+    version: int  # of the policy that the reference holds from now on
+    drift: Drift | None = None
+
+
+def decide(config: ReferenceConfig, *, step: int, version: int, measure: Callable[[], Drift]) -> Decision:
+    """The pure rule. `measure` is called only when the answer hangs on it."""
+    if step == version:
+        return Decision(action="keep", reason="it holds the current policy", version=version)
+    if config.refresh == "never":
+        return Decision(action="keep", reason="reference.refresh is never", version=version)
+    if config.refresh == "every_round":
+        return Decision(action="refresh", reason="reference.refresh is every_round", version=step)
+    drift = measure()
+    over = drift.kl > config.max_kl
+    return Decision(
+        action="refresh" if over else "keep",
+        reason=f"KL {drift.kl:.3g} {'>' if over else '<='} max_kl {config.max_kl:g}",
+        version=step if over else version,
+        drift=drift,
+    )
+
+
+class Anchor(Protocol):
+    """Gives each step its reference log-probabilities."""
+
+    version: int
+
+    def logprobs(self, step: int, experience: list[Handle[Experience]]) -> list[Handle[TokenShare]] | None: ...
+
+    def decision(self) -> Decision | None: ...
+
+
+class NoAnchor:
+    """For algorithms without a reference."""
+
+    version = 0
+
+    def logprobs(self, step: int, experience: list[Handle[Experience]]) -> None:
+        return None
+
+    def decision(self) -> None:
+        return None
+
+
+class ReferenceAnchor:
+    """A reference gang whose weights may be replaced by the current policy's, by way of a directory."""
+
+    def __init__(
+        self,
+        reference: Gang[Reference],
+        policy: Gang[Learner],
+        config: ReferenceConfig,
+        *,
+        temperature: float,
+        directory: Callable[[int], Path],
+        version: int = 0,
+    ) -> None:
+        self._reference, self._policy, self._config = reference, policy, config
+        self._temperature, self._directory, self.version = temperature, directory, version
+        self._decision: Decision | None = None
+        if version:
+            wait(reference.all(Reference.load, str(directory(version))))
+
+    def logprobs(self, step: int, experience: list[Handle[Experience]]) -> list[Handle[TokenShare]]:
+        shares: list[Handle[TokenShare]] = []
+
+        def measure() -> Drift:
+            shares.extend(self._score(experience))
+            return self._reference.one(Reference.drift, experience, shares).result()
+
+        self._decision = decide(self._config, step=step, version=self.version, measure=measure)
+        if self._decision.action == "refresh":
+            self._refresh(step)
+            shares.clear()
+        return shares or self._score(experience)
+
+    def decision(self) -> Decision | None:
+        return self._decision
+
+    def _score(self, experience: list[Handle[Experience]]) -> list[Handle[TokenShare]]:
+        return self._reference.all(Reference.logprobs, experience, self._temperature)
+
+    def _refresh(self, version: int) -> None:
+        directory = str(self._directory(version))
+        exported = self._policy.all(Learner.export, directory)
+        wait(exported)
+        wait(self._reference.all(Reference.load, directory))
+        self.version = version
+
+
+def metrics_of(decision: Decision | None, step: int) -> Metrics:
+    if decision is None:
+        return {}
+    drift = {f"drift/{name}": float(value) for name, value in asdict(decision.drift).items()} if decision.drift else {}
+    return {"ref/age": float(step - decision.version), "ref/refreshed": float(decision.action == "refresh"), **drift}

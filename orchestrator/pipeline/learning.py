@@ -1,0 +1,34 @@
+"""Policy and critic learn from a step's evidence, at the same time.
+
+    consumes   handles to experience, scores and reference log-probabilities
+    produces   metrics
+    waits for  all ranks
+    unblocks   publication
+"""
+
+from __future__ import annotations
+
+from orchestrator.cluster.base import Gang, Handle, wait
+from orchestrator.pipeline.sources import Arrival
+from workers.learner import Learner
+from workers.types import Metrics, TokenShare, merge_stats
+
+
+class Learners:
+    """The policy gang, and the critic's where the algorithm has one."""
+
+    def __init__(self, policy: Gang[Learner], critic: Gang[Learner] | None) -> None:
+        self.policy, self.critic = policy, critic
+
+    def learn(
+        self, step: int, arrival: Arrival, reference: list[Handle[TokenShare]] | None, pairs_file: str | None
+    ) -> Metrics:
+        values = self.critic.all(Learner.values, arrival.experience) if self.critic else None
+        evidence = (arrival.experience, arrival.scores, reference, values)
+        learned = self.policy.all(Learner.step, step, *evidence, pairs_file)
+        criticised = self.critic.all(Learner.step, step, *evidence) if self.critic else []
+        metrics = merge_stats(wait(learned))
+        if criticised:
+            told = merge_stats(wait(criticised))
+            metrics |= {name if name.startswith(("loss/", "val/", "timing/")) else f"critic/{name}": v for name, v in told.items()}
+        return metrics

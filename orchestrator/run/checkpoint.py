@@ -1,0 +1,129 @@
+"""Checkpoints: written aside, described by a manifest, renamed into place. A directory without its manifest is none.
+
+    checkpoints/step-12/  manifest.json  state.json  policy/…  critic/…
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.cluster.base import wait
+from orchestrator.errors import Problem, ResumeError
+from orchestrator.pipeline.learning import Learners
+from workers.learner import Learner
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """Where a run stands. Example: `State(next_step=12, reference_version=8)`: steps 0 to 11 are committed."""
+
+    next_step: int
+    reference_version: int
+
+
+class Checkpointer:
+    """Saves the learners and the run's state, and keeps the newest few."""
+
+    def __init__(self, learners: Learners, directory: Path, *, keep: int) -> None:
+        self._learners, self._directory, self._keep = learners, directory, keep
+
+    def save(self, state: State) -> Path:
+        """One checkpoint; the ones before it are dropped only when it is complete."""
+        target = self._directory / f"step-{state.next_step}"
+        aside = self._directory / f".step-{state.next_step}.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        saving = self._learners.policy.all(Learner.save, str(aside / "policy"), {})
+        if self._learners.critic:
+            saving = [*saving, *self._learners.critic.all(Learner.save, str(aside / "critic"), {})]
+        wait(saving)
+        (aside / "state.json").write_text(json.dumps(asdict(state)))
+        _seal(aside)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        _sync(self._directory)
+        for old in list_checkpoints(self._directory)[: -self._keep]:
+            shutil.rmtree(old)
+        return target
+
+    def load(self, checkpoint: Path) -> None:
+        """Bring the learners back to where `checkpoint` found them."""
+        loading = self._learners.policy.all(Learner.load, str(checkpoint / "policy"))
+        if self._learners.critic:
+            loading = [*loading, *self._learners.critic.all(Learner.load, str(checkpoint / "critic"))]
+        wait(loading)
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [p.parent for p in directory.glob(f"step-*/{MANIFEST}")]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def newest(directory: Path) -> tuple[Path, State]:
+    """The newest checkpoint whose files are all as the manifest has them; raises ResumeError when there is none."""
+    refused = []
+    for checkpoint in reversed(list_checkpoints(directory)):
+        damage = verify(checkpoint)
+        if not damage:
+            return checkpoint, State(**json.loads((checkpoint / "state.json").read_text()))
+        refused.append(f"{checkpoint}: {damage}")
+    raise ResumeError(
+        Problem(
+            what="there is no checkpoint to go on from",
+            where=str(directory),
+            why="; ".join(refused) or "none was finished before the run stopped",
+            fix="start the recipe anew under another name",
+        )
+    )
+
+
+def verify(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint; empty when nothing is. Nothing of it is loaded before this was asked."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    for name, expected in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+            return f"{name} is not what was written"
+    return ""
+
+
+def _seal(directory: Path) -> None:
+    """Bring every file to disk, then write the manifest that says what they are."""
+    files = {}
+    for path in _files(directory):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    with (directory / MANIFEST).open("w") as file:
+        json.dump({"schema": 1, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(directory)
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (p for p in sorted(directory.rglob("*")) if p.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

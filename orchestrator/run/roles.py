@@ -1,0 +1,121 @@
+"""Which gangs a run needs and what their members are started with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.base import GangPlan, Resources
+from orchestrator.config import RunConfig
+from workers import learner
+from workers.config import FunctionRewardConfig, LearnerConfig, ModelConfig, RewardConfig
+from workers.encoder import Encoder
+from workers.needs import NEEDS, needs_reference
+from workers.reference import Reference
+from workers.reward import Reward
+from workers.rollout import Rollout
+from workers.rollout import environment as rollout_environment
+
+
+def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPlan]:
+    """Policy first: it is what the rest is for, so a shortfall names the others."""
+    model = absolute(config.model)
+    plans = [_learner("policy", config.policy, config, model, cuda=cuda, max_steps=max_steps)]
+    if NEEDS[config.algorithm.type].critic:
+        critic = config.critic or config.policy
+        plans.append(_learner("critic", critic, config, model, cuda=cuda, max_steps=max_steps))
+    if needs_reference(config.algorithm):
+        plans.append(_reference(config, model, cuda=cuda))
+    if config.data.prompts is not None or config.data.eval_prompts is not None:
+        plans += [_rollout(config, model, cuda=cuda), _reward(config, model)]
+    if config.data.dataset is not None:
+        encoder: Mapping[str, Any] = {"model": model, "max_length": config.data.max_length}
+        plans.append(_plan("dataset", Encoder, [encoder], config, gpus=0))
+    return plans
+
+
+def _learner(
+    role: str, settings: LearnerConfig, config: RunConfig, model: ModelConfig, *, cuda: bool, max_steps: int
+) -> GangPlan:
+    common = {
+        "model": model,
+        "config": settings,
+        "algorithm": config.algorithm,
+        "head": "logprobs" if role == "policy" else "values",
+        "cuda": cuda,
+        "seed": config.seed,
+        "max_steps": max_steps,
+    }
+    members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
+    return _plan(role, learner.join, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
+
+
+def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
+    settings = config.reference
+    members = [
+        {"model": model, "config": settings, "rank": rank, "cuda": cuda, "chunk": config.policy.logprob_chunk_tokens}
+        for rank in range(settings.num_ranks)
+    ]
+    return _plan("reference", Reference, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
+
+
+def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
+    settings = config.rollout
+    members = [
+        {"model": model, "config": settings, "index": i, "seed": config.seed, "cuda": cuda}
+        for i in range(settings.num_engines)
+    ]
+    gpus = settings.tensor_parallel_size if cuda else 0
+    return _plan("rollout", Rollout, members, config, gpus=gpus, environment=rollout_environment(cuda=cuda))
+
+
+def _reward(config: RunConfig, model: ModelConfig) -> GangPlan:
+    count = config.reward_workers.num_workers
+    members = [
+        {
+            "model": model,
+            "configs": [_absolute_reward(r) for r in config.reward],
+            "index": i,
+            "num_workers": count,
+            "num_samples": config.samples_per_step,
+        }
+        for i in range(count)
+    ]
+    return _plan("reward", Reward, members, config, gpus=0)
+
+
+def _plan(
+    role: str,
+    start: Any,
+    members: list[Mapping[str, Any]] | list[dict[str, Any]],
+    config: RunConfig,
+    *,
+    gpus: int,
+    meet: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> GangPlan:
+    resources = Resources(
+        cpus=config.cluster.cpus_per_worker,
+        gpus=gpus,
+        environment={"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", **(environment or {})},
+    )
+    return GangPlan(role=role, start=start, arguments=members, resources=resources, meet=meet)
+
+
+def _torch(cuda: bool) -> Mapping[str, str]:
+    return {} if cuda else {"DS_ACCELERATOR": "cpu"}
+
+
+def absolute(model: ModelConfig) -> ModelConfig:
+    """Actors run in another working directory: a local path is made absolute, a hub id stays."""
+    assert model.path is not None
+    return model.model_copy(update={"path": os.path.abspath(model.path)}) if os.path.isdir(model.path) else model
+
+
+def _absolute_reward(reward: RewardConfig) -> RewardConfig:
+    if not isinstance(reward, FunctionRewardConfig):
+        return reward
+    place, _, name = reward.function.rpartition(":")
+    return reward.model_copy(update={"function": f"{Path(place).resolve()}:{name}"}) if place.endswith(".py") else reward

@@ -1,0 +1,1 @@
+"""What runs inside an actor. Never imports `orchestrator`, never imports `ray`."""

@@ -1,0 +1,104 @@
+"""What an algorithm is: one record of `needs`, `prepare` and `loss`.
+
+    Evidence ──prepare──► TrainBatch ──(packed, split over ranks)──► MicroBatch ──loss──► scalar
+
+`prepare` is numpy and sees the whole step; `loss` is torch and sees one micro-batch, with the denominators of
+the whole optimiser update, so that micro-batches and ranks simply add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.types import Evidence, Metrics, Ragged, Totals, TrainBatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """Some rows of a TrainBatch as tensors: n completions of T tokens in all. Unused fields are None."""
+
+    completion_of: Tensor  # [T] int64: which completion a token belongs to
+    row_of: Tensor  # [n] int64: which row (of this micro-batch) a completion belongs to
+    lengths: Tensor  # [n] int64
+    num_rows: int
+    totals: Totals  # of the whole optimiser update, over all micro-batches and ranks
+    old_logprobs: Tensor | None = None  # [T]
+    reference_logprobs: Tensor | None = None  # [T]
+    advantages: Tensor | None = None  # [T]
+    old_values: Tensor | None = None  # [T]
+    returns: Tensor | None = None  # [T]
+    margins: Tensor | None = None  # [R]
+
+    @classmethod
+    def of(
+        cls, batch: TrainBatch, rows: NDArray[np.int64], totals: Totals, device: torch.device | str = "cpu"
+    ) -> Self:
+        """The rows `rows` of `batch`, in that order."""
+        sizes = np.diff(batch.row_offsets)[rows]
+        completions = (
+            Ragged(values=np.arange(len(batch.completions)), offsets=batch.row_offsets).take(rows).values
+        )
+        tokens = batch.completions.positions(completions)
+        lengths = batch.completions.lengths[completions]
+
+        def some(values: NDArray[Any] | None, which: NDArray[np.int64]) -> Tensor | None:
+            return None if values is None else torch.from_numpy(values[which]).to(device)
+
+        return cls(
+            completion_of=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device),
+            row_of=torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)).to(device),
+            lengths=torch.from_numpy(lengths).to(device),
+            num_rows=len(rows),
+            totals=totals,
+            old_logprobs=some(batch.old_logprobs, tokens),
+            reference_logprobs=some(batch.reference_logprobs, tokens),
+            advantages=some(batch.advantages, tokens),
+            old_values=some(batch.old_values, tokens),
+            returns=some(batch.returns, tokens),
+            margins=some(batch.margins, rows),
+        )
+
+
+def totals_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
+    """The denominators of an update that learns from the rows `rows`."""
+    completions = batch.row_offsets[rows], batch.row_offsets[rows + 1]
+    tokens = batch.completions.offsets[completions[1]] - batch.completions.offsets[completions[0]]
+    return Totals(
+        rows=len(rows), completions=int((completions[1] - completions[0]).sum()), tokens=int(tokens.sum())
+    )
+
+
+Stats: TypeAlias = dict[str, Tensor]
+Loss: TypeAlias = Callable[[Tensor, MicroBatch, Any], tuple[Tensor, Stats]]
+"""(outputs [T], batch, config) -> (loss, stats). Both are already divided by the totals of the update: the sum
+over micro-batches and ranks is the figure of the whole update."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What an algorithm must be given."""
+
+    rollouts: bool  # it can learn from its own samples (`data.prompts`)
+    dataset: bool  # it can learn from a dataset (`data.dataset`)
+    min_completions: int  # per dataset row
+    reference: Callable[[Any], bool]  # of its config
+    rewards: bool  # when it samples
+    critic: bool = False
+    on_policy: bool = False  # its loss uses the sampled distribution's log-probabilities
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Algorithm:
+    """One row of the table in `workers.algorithms`."""
+
+    needs: Needs
+    prepare: Callable[[Evidence, Any], tuple[TrainBatch, Metrics]]
+    loss: Loss  # of the policy: outputs are token log-probabilities
+    critic_loss: Loss | None = None  # of the critic: outputs are token values

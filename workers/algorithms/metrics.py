@@ -1,0 +1,63 @@
+"""What is known of sampled completions before anything is learned from them, under TRL's names."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.algorithms.advantages import completion_sums, group_mean_std
+from workers.types import Evidence, Experience, Finish, Metrics
+
+
+def rollout_metrics(evidence: Evidence) -> Metrics:
+    """Facts of one step's samples.
+
+    A completion is clipped when it did not end by itself. A figure that does not exist is left out: the
+    spread within groups when each has one completion, `objective/kl` without a reference, lengths of
+    terminated completions when all are clipped.
+    """
+    experience, rewards = evidence.experience, evidence.rewards
+    assert rewards is not None
+    assert experience.logprobs is not None
+    metrics = {
+        "reward": float(rewards.mean(dtype=np.float64)),
+        "objective/scores": float(rewards.mean(dtype=np.float64)),
+        "objective/entropy": -float(completion_sums(experience.logprobs, experience.completions).mean()),
+        "num_tokens": float(num_tokens(experience)),
+    }
+    sizes = np.diff(experience.group_offsets)
+    if sizes.max() > 1:
+        _, stds = group_mean_std(rewards, experience.group_offsets)
+        metrics["reward_std"] = float(stds[sizes > 1].mean())
+        metrics["frac_reward_zero_std"] = float((stds[sizes > 1] == 0).mean())
+    kl = sequence_kl(evidence)
+    if kl is not None:
+        metrics["objective/kl"] = float(kl.mean())
+    return metrics | _completion_metrics(experience)
+
+
+def sequence_kl(evidence: Evidence) -> NDArray[np.float64] | None:
+    """log π(y) − log π_ref(y) of each completion [N], on average KL(π‖π_ref) in nats. None: no reference."""
+    if evidence.reference_logprobs is None:
+        return None
+    assert evidence.experience.logprobs is not None
+    return completion_sums(
+        evidence.experience.logprobs - evidence.reference_logprobs, evidence.experience.completions
+    )
+
+
+def num_tokens(experience: Experience) -> int:
+    """Tokens of all completions, each counted with its prompt."""
+    prompts = experience.prompt_tokens.lengths[experience.group_of]
+    return int(prompts.sum() + experience.completions.lengths.sum())
+
+
+def _completion_metrics(experience: Experience) -> Metrics:
+    lengths, terminated = experience.completions.lengths, experience.finish == Finish.stop
+    metrics = {"completions/clipped_ratio": float(1 - terminated.mean())}
+    for name, some in {"length": lengths, "terminated_length": lengths[terminated]}.items():
+        if len(some):
+            metrics[f"completions/mean_{name}"] = float(some.mean())
+            metrics[f"completions/min_{name}"] = float(some.min())
+            metrics[f"completions/max_{name}"] = float(some.max())
+    return metrics

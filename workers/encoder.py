@@ -1,0 +1,48 @@
+"""The dataset role: rows of a dataset in, tokens out, while the learner is busy with the rows before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from workers.config import ModelConfig
+from workers.engines import hf_models
+from workers.types import Example, Experience, Finish, Ragged
+
+
+class Encoder:
+    """A tokenizer."""
+
+    def __init__(self, model: ModelConfig, *, max_length: int) -> None:
+        self._codec = hf_models.TextCodec(model)
+        self._max_length = max_length
+
+    def encode(self, examples: Sequence[Example]) -> Experience:
+        """One group per example. A row whose prompt leaves no room for an answer is dropped; completions that run over
+        `max_length` lose their end. Both are counted in `num_dropped` and `num_truncated`."""
+        started = time.perf_counter()
+        prompts = [self._codec.encode_prompt(e.prompt.text) for e in examples]
+        kept = [i for i, tokens in enumerate(prompts) if 0 < len(tokens) < self._max_length]
+        whole = [
+            [self._codec.encode_completion(examples[i].prompt.text, text) for text in examples[i].completions] for i in kept
+        ]
+        rooms = [self._max_length - len(prompts[i]) for i in kept]
+        cut = [[tokens[:room] for tokens in group] for group, room in zip(whole, rooms, strict=True)]
+        flat = [tokens for group in cut for tokens in group]
+        scores = [score for i in kept for score in (examples[i].scores or ())]
+        truncated = [len(t) < len(w) for group, full in zip(cut, whole, strict=True) for t, w in zip(group, full, strict=True)]
+        return Experience(
+            prompts=tuple(examples[i].prompt for i in kept),
+            prompt_tokens=Ragged.of([prompts[i] for i in kept]),
+            completions=Ragged.of(flat),
+            group_offsets=np.concatenate([[0], np.cumsum([len(g) for g in cut])]).astype(np.int64),
+            logprobs=None,
+            versions=np.zeros(len(flat), np.int32),
+            finish=np.where(truncated, Finish.length, Finish.stop).astype(np.int32),
+            rewards=np.asarray(scores, np.float32) if len(scores) == len(flat) and flat else None,
+            num_dropped=len(examples) - len(kept),
+            num_truncated=sum(truncated),
+            seconds=time.perf_counter() - started,
+        )

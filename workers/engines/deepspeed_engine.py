@@ -1,0 +1,180 @@
+"""The only file that imports deepspeed: one rank of a ZeRO-partitioned model, trained or only asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from workers.config import LearnerConfig, ModelConfig, Optimisation
+from workers.engines import hf_models
+from workers.engines.attention import layout_of
+from workers.packing import Packed
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> torch.device:
+    """Join the gang's process group; the device this rank computes on."""
+    local_rank = 0  # each rank sees exactly one GPU
+    os.environ.update(
+        MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank)
+    )
+    if not cuda:
+        torch.set_num_threads(1)
+        # DeepSpeed's shared-memory all-reduce for CPUs is compiled at first use and leaves files behind when a rank is
+        # killed; gloo is fast enough for models that are trained on a CPU.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+class DeepSpeedEngine:
+    """Implements `TrainingEngine`. `head` says what the model answers: token log-probabilities, or a critic's values."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: LearnerConfig,
+        optimisation: Optimisation | None,
+        *,
+        head: str,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        assert model.path is not None
+        torch.manual_seed(seed)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = device
+        settings = _settings(model, config, optimisation)
+        partition = settings if config.zero_stage == 3 else None
+        self._module: Any = (
+            hf_models.load_policy(model.path, model.dtype, chunk=config.logprob_chunk_tokens, deepspeed=partition)
+            if head == "logprobs"
+            else hf_models.load_critic(model.path, model.dtype, deepspeed=partition)
+        )
+        if config.gradient_checkpointing:
+            hf_models.enable_checkpointing(self._module)
+        trained = {"model_parameters": list(self._module.parameters())} if optimisation else {}
+        self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **trained)[0]
+        self._stage = config.zero_stage
+
+    # -------------------------------------------------------------------------------------------- compute
+
+    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        self._engine.train()
+        return cast("tuple[Tensor, Tensor | None]", self._engine(*self._inputs(packed), temperature))
+
+    def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:
+        self._engine.eval()
+        with torch.no_grad():
+            return cast(Tensor, self._engine(*self._inputs(packed), temperature)[0])
+
+    def _inputs(self, packed: Packed) -> tuple[Any, ...]:
+        layout = layout_of(packed, self.device)
+        tokens, positions, predictors, targets = (
+            self.tensor(a) for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
+        )
+        return tokens, positions, layout, predictors, targets
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """On this rank's device; integers become int64."""
+        wide = array.astype(np.int64) if array.dtype.kind == "i" else array.astype(np.float32)
+        return torch.from_numpy(wide).to(self.device)
+
+    # -------------------------------------------------------------------------------------------- optimise
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages gradients over ranks; losses here are shares of a global sum.
+        self._engine.backward(loss * self.world_size)
+
+    def update(self, learning_rate: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def reset_optimizer(self) -> None:
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        for state in inner.state.values():
+            for name, value in state.items():
+                state[name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
+
+    # -------------------------------------------------------------------------------------------- weights
+
+    def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        named = hf_models.weight_names(self._module)
+        return [(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in named.items()]
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        for group in _by_layer(list(hf_models.weight_names(self._module).items())):
+            parameters = list({id(p): p for _, p in group}.values())
+            with deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3), torch.no_grad():
+                for name, parameter in group:
+                    yield name, parameter.detach()
+
+    # -------------------------------------------------------------------------------------------- state
+
+    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
+        self._engine.save_checkpoint(str(directory), tag="state", client_state=dict(state))
+
+    def load(self, directory: Path) -> Mapping[str, Any]:
+        path, state = self._engine.load_checkpoint(str(directory), tag="state")
+        if path is None:
+            raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/state")
+        return cast("Mapping[str, Any]", state)
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _by_layer(named: Sequence[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
+    """Neighbouring weights of one decoder layer together, so that one layer at a time is whole in memory."""
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
+        parts = name.split(".")
+        layer = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        key = name if layer is None else ".".join(parts[: layer + 1])
+        groups.setdefault(key, []).append((name, parameter))
+    return list(groups.values())
+
+
+def _settings(model: ModelConfig, config: LearnerConfig, optimisation: Optimisation | None) -> dict[str, Any]:
+    """DeepSpeed's own configuration."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = config.param_persistence_threshold
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # boundaries are set by hand: micro-batches differ in number
+        "zero_optimization": zero,
+        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+    if optimisation is None:
+        return settings
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    settings["gradient_clipping"] = optimisation.max_grad_norm
+    settings["optimizer"] = {
+        "type": "AdamW",
+        "params": {
+            "lr": optimisation.learning_rate,
+            "betas": [optimisation.adam_beta1, optimisation.adam_beta2],
+            "eps": optimisation.adam_epsilon,
+            "weight_decay": optimisation.weight_decay,
+            "torch_adam": not config.offload_optimizer,
+        },
+    }
+    return settings

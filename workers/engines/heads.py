@@ -1,0 +1,120 @@
+"""What is read off the hidden states: token log-probabilities, without ever holding logits of all tokens, or values."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from workers.engines.attention import Layout
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """log softmax(h Wᵀ + b)[target] and its entropy, `chunk` rows of logits at a time.
+
+    The logits are formed anew in the backward pass instead of kept: 4 products instead of 3, and [chunk, V] instead of
+    [T, V] memory (the idea of cut cross-entropy, arXiv 2411.09009).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
+        entropy = torch.empty_like(logprobs)
+        normaliser = torch.empty_like(logprobs)
+        for part in _chunks(len(hidden), chunk):
+            logits = _logits(hidden[part], weight, bias, temperature)  # [c, V] float32
+            normaliser[part] = logits.logsumexp(-1)
+            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normaliser[part]
+            logits -= normaliser[part, None]
+            entropy[part] = -(logits.exp() * logits).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        grad_logprobs = grads[0]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(bias) if bias is not None else None
+        for part in _chunks(len(hidden), ctx.chunk):
+            logits = _logits(hidden[part], weight, bias, ctx.temperature)
+            grad_logits = logits.sub_(normaliser[part, None]).exp_().neg_()  # d logprob / d logits = onehot - softmax
+            grad_logits[torch.arange(len(grad_logits)), targets[part]] += 1
+            grad_logits = (grad_logits * (grad_logprobs[part, None] / ctx.temperature)).to(weight.dtype)
+            grad_hidden[part] = grad_logits @ weight
+            grad_weight.addmm_(grad_logits.T, hidden[part])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _chunks(length: int, chunk: int) -> list[slice]:
+    return [slice(i, min(i + chunk, length)) for i in range(0, length, chunk)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = (hidden @ weight.T).float()
+    if bias is not None:
+        logits += bias
+    return logits.div_(temperature) if temperature != 1.0 else logits
+
+
+class TokenLogprobs(nn.Module):
+    """A causal language model that answers log-probabilities of given tokens: float32 [T], with their entropy [T].
+
+    The model's output layer itself is taught to do so (rather than its weight taken from outside), because ZeRO-3 gathers a
+    partitioned weight exactly when the module that owns it is called.
+    """
+
+    def __init__(self, model: nn.Module, chunk: int) -> None:
+        super().__init__()
+        self.model = model
+        head = cast(Any, model).get_output_embeddings()
+
+        def forward(self: nn.Linear, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+            return cast(
+                "tuple[Tensor, Tensor]",
+                _ChunkedLogprobs.apply(hidden, self.weight, self.bias, targets, temperature, chunk),
+            )
+
+        head.forward = MethodType(forward, head)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        model = cast(Any, self.model)
+        hidden = _hidden(model.get_decoder(), tokens, positions, layout)
+        return cast("tuple[Tensor, Tensor]", model.get_output_embeddings()(hidden[predictors], targets, temperature))
+
+
+class TokenValues(nn.Module):
+    """A decoder with a scalar head: the value of the state in which each token is about to be chosen, float32 [T].
+
+    The head starts at zero, so that the first advantages are the rewards.
+    """
+
+    def __init__(self, decoder: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = decoder
+        self.value_head = nn.Linear(hidden_size, 1, dtype=dtype)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, None]:
+        hidden = _hidden(self.model, tokens, positions, layout)
+        return self.value_head(hidden[predictors])[:, 0].float(), None
+
+
+def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """Hidden states of the packed positions: [S, h]."""
+    output = decoder(input_ids=tokens[None], position_ids=positions[None], layout=layout, use_cache=False)
+    return cast(Tensor, output.last_hidden_state[0])

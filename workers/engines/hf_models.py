@@ -1,0 +1,254 @@
+"""The only file that imports transformers: models, tokenizers, chat templates, schedules, Hugging Face directories."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    get_scheduler,
+)
+from transformers.integrations import HfDeepSpeedConfig
+
+from workers.config import ModelConfig
+from workers.engines.attention import packed_attention
+from workers.engines.heads import TokenLogprobs, TokenValues
+from workers.types import Text
+
+AttentionInterface.register("packed", packed_attention)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ModelError(Exception):
+    """A model or tokenizer cannot be used as asked; the message says which and what to do."""
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def load_policy(path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, Any] | None = None) -> TokenLogprobs:
+    """The causal language model at `path` as a module that answers log-probabilities.
+
+    With `deepspeed` (a ZeRO-3 config) the weights are partitioned while they are loaded, so that no rank ever holds the
+    whole model.
+    """
+    return TokenLogprobs(_load(path, dtype, deepspeed), chunk)
+
+
+def load_critic(path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = None) -> TokenValues:
+    """The decoder of the model at `path` with a value head that starts at zero."""
+    model = _load(path, dtype, deepspeed)
+    return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
+
+
+def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
+    sharding = HfDeepSpeedConfig(dict(deepspeed)) if deepspeed else None  # in force while it is alive
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="packed")
+    del sharding
+    for unsupported in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(model.config, unsupported, None) not in (None, 1, 1.0):
+            raise ModelError(f"{path}: models with `{unsupported}` are not supported; their log-probabilities would be wrong")
+    return model
+
+
+def enable_checkpointing(module: TokenLogprobs | TokenValues) -> None:
+    """Recompute activations in the backward pass instead of keeping them."""
+    cast(Any, module.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def weight_names(module: TokenLogprobs) -> dict[str, nn.Parameter]:
+    """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the tied
+    head keeps its old one."""
+    return dict(module.model.named_parameters(remove_duplicate=False))
+
+
+def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
+    """Factor of the learning rate at each optimiser update of `total`; `warmup` is a count, or a share when below 1."""
+    warmup_updates = round(warmup * total) if warmup < 1 else round(warmup)
+    kind = "constant_with_warmup" if name == "constant" else name
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    lambdas = get_scheduler(kind, optimizer, num_warmup_steps=warmup_updates, num_training_steps=total).lr_lambdas
+    # transformers' warm-up starts at exactly 0, which would waste the first update: ours is shifted by one.
+    return lambda update: float(lambdas[0](update + 1 if warmup_updates else update))
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+class TextCodec:
+    """Text to tokens and back, for plain strings and conversations alike.
+
+    A string prompt gets the tokenizer's own start token (if it has one); a completion ends with end-of-sequence. A
+    conversation goes through the chat template, which does both.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(config.path)
+        self._template_kwargs = dict(config.chat_template_kwargs)
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"{config.path}: the tokenizer has no end-of-sequence token, so a completion could never stop; "
+                "set eos_token in its tokenizer_config.json"
+            )
+
+    @property
+    def eos_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def encode_prompt(self, text: Text) -> list[int]:
+        if isinstance(text, str):
+            return cast("list[int]", self.tokenizer(text)["input_ids"])
+        return self._template(text, add_generation_prompt=True)
+
+    def encode_completion(self, prompt: Text, completion: Text) -> list[int]:
+        """The tokens that follow `encode_prompt(prompt)`."""
+        if isinstance(prompt, str) and isinstance(completion, str):
+            tokens = cast("list[int]", self.tokenizer(completion, add_special_tokens=False)["input_ids"])
+            return [*tokens, self.eos_token_id]
+        if isinstance(prompt, str) or isinstance(completion, str):
+            raise ModelError("prompt and completion must both be strings or both be conversations")
+        head = self._template(prompt, add_generation_prompt=True)
+        whole = self._template([*prompt, *completion], add_generation_prompt=False)
+        if whole[: len(head)] != head:
+            raise ModelError(
+                "the chat template does not render a conversation as a continuation of its prompt, so the completion's "
+                "tokens cannot be told from the prompt's; use a template whose generation prompt is a prefix"
+            )
+        return whole[len(head) :]
+
+    def _template(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                "the data are conversations, but the tokenizer has no chat template; add chat_template.jinja to the model "
+                "directory or use plain-string prompts"
+            )
+        rendered = self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages],
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=True,
+            **self._template_kwargs,
+        )
+        return [int(t) for t in rendered["input_ids"]]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def decode_batch(self, sequences: Iterable[Sequence[int]]) -> list[str]:
+        return cast("list[str]", self.tokenizer.batch_decode(list(sequences), skip_special_tokens=True))
+
+
+def stop_token_ids(path: str, tokenizer_eos: int) -> list[int]:
+    """Every token that ends a completion: the generation config's and the tokenizer's end-of-sequence."""
+    ids = {tokenizer_eos}
+    if (Path(path) / "generation_config.json").exists():
+        declared = GenerationConfig.from_pretrained(path).eos_token_id
+        ids.update([declared] if isinstance(declared, int) else declared or [])
+    return sorted(ids)
+
+
+def max_positions(path: str) -> int | None:
+    """The longest sequence the model was built for; None when its config does not say."""
+    limit = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+# ------------------------------------------------------------------------------------------------ directories
+
+
+def export(
+    source: str,
+    described: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
+    weights: Iterable[tuple[str, Tensor]],
+    target: Path,
+) -> None:
+    """Write a Hugging Face directory: `weights` in shards, each written as soon as it is complete, and everything else
+    (config, tokenizer, chat template, generation config) from the directory `source`."""
+    target.mkdir(parents=True, exist_ok=True)
+    config = AutoConfig.from_pretrained(source)
+    tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()  # stored once
+    split = split_torch_state_dict_into_shards(
+        {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in described if name not in tied}
+    )
+    shards: dict[str, dict[str, Tensor]] = {filename: {} for filename in split.filename_to_tensors}
+    for name, tensor in weights:
+        if name in tied:
+            continue
+        filename = split.tensor_to_filename[name]
+        shard = shards[filename]
+        shard[name] = tensor.detach().cpu().contiguous().clone()
+        if len(shard) == len(split.filename_to_tensors[filename]):
+            save_file(shard, target / filename, metadata={"format": "pt"})
+            shard.clear()
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    config.dtype = described[0][1]
+    config.save_pretrained(target)
+    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    if (Path(source) / "generation_config.json").exists():
+        shutil.copy(Path(source) / "generation_config.json", target)
+
+
+def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """A randomly initialised model with its tokenizer as a Hugging Face directory: for laptops and tests.
+
+    `config` is a config.json without vocabulary and special tokens, e.g. `{"model_type": "qwen2", "hidden_size": 192, …}`.
+    """
+    torch.manual_seed(seed)
+    full = AutoConfig.for_model(
+        **config,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    AutoModelForCausalLM.from_config(full, dtype=torch.float32).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """One token per character, plus <pad>, <eos> and <unk>."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+
+
+def bpe_tokenizer(corpus: Iterable[str], vocab_size: int, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `corpus`, with <s>, </s>, <pad> and chat markers."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = chat_template
+    return fast

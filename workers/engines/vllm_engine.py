@@ -1,0 +1,273 @@
+"""The only file that imports vllm: generation, and the receiving (GPU: also the sending) end of weight publication.
+
+The engine lives in the actor's own process: no orphan children, deterministic scheduling, tensors without pickling.
+Set `environment()` before this module is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm import LLM, SamplingParams
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    WeightSource,
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from workers.types import Finish
+from workers.weights import Entry, Manifest, Segment
+
+if TYPE_CHECKING:
+    from workers.config import RolloutConfig
+
+SHARED_MEMORY = "rlhf_shared_memory"
+
+
+class EngineError(Exception):
+    """The engine refused or broke; the message says what."""
+
+
+# ------------------------------------------------------------------------------------------------ generation
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to be drawn, with its own seed."""
+
+    tokens: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    tokens: np.ndarray[Any, np.dtype[np.int32]]  # [T]
+    logprobs: np.ndarray[Any, np.dtype[np.float32]]  # [T]
+    finish: Finish
+
+
+class VllmEngine:
+    """One vLLM engine; a process can hold only one, for life."""
+
+    def __init__(self, path: str, dtype: str, max_model_len: int, config: RolloutConfig, *, seed: int, cuda: bool) -> None:
+        if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION") not in (None, "0"):
+            raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: messages would fall back to pickle; unset it")
+        memory: dict[str, Any] = (
+            {"gpu_memory_utilization": config.gpu_memory_utilization}
+            if cuda
+            else {"kv_cache_memory_bytes": config.cpu_kv_cache_mib * 2**20, "enforce_eager": True}
+        )
+        self._llm = LLM(
+            model=path,
+            dtype=dtype,  # type: ignore[arg-type]
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
+            seed=seed,
+            logprobs_mode="processed_logprobs",  # of the distribution that is really sampled from
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+            weight_transfer_config={"backend": "nccl" if cuda else SHARED_MEMORY},
+            worker_extension_cls="" if cuda else f"{__name__}.Registration",
+            **memory,
+        )
+        self._connected = False
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        stop_token_ids: Sequence[int],
+    ) -> list[Response]:
+        """Answers in the order of the requests. Prompts that repeat are prefilled once (prefix cache)."""
+        params = [
+            SamplingParams(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=r.seed,
+                stop_token_ids=list(stop_token_ids),
+                logprobs=0,  # the sampled token's own
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            for r in requests
+        ]
+        prompts = [{"prompt_token_ids": list(r.tokens)} for r in requests]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
+        return [_response(output.outputs[0]) for output in outputs]
+
+    # -------------------------------------------------------------------------------------------- weights
+
+    def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
+        """Take one publication over all four phases; afterwards the prefix cache is empty.
+
+        A failure leaves the engine half loaded: it must not generate before a complete publication has arrived.
+        """
+        if not self._connected:
+            self._llm.init_weight_transfer_engine({"init_info": _init_info(manifest, rank_offset)})
+            self._connected = True
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": _update_info(manifest)})
+        self._llm.finish_weight_update(weight_version=str(version))
+        self._llm.reset_prefix_cache()
+
+    @property
+    def version(self) -> int:
+        """Of the last publication that was received completely; 0: the weights it was started with."""
+        reported = self._llm.get_weight_version()
+        return int(reported) if reported and reported.isdigit() else 0
+
+
+def _response(output: Any) -> Response:
+    finish = {"stop": Finish.stop, "length": Finish.length}.get(output.finish_reason, Finish.aborted)
+    tokens = np.asarray(output.token_ids, np.int32)
+    logprobs = np.asarray(output.logprobs.logprobs, np.float32)
+    if tokens.shape != logprobs.shape:
+        raise EngineError(f"{len(tokens)} tokens came with {len(logprobs)} log-probabilities")
+    return Response(tokens, logprobs, finish)
+
+
+# ------------------------------------------------------------------------------------------------ shared memory
+
+
+@dataclass
+class SharedMemoryInit(WeightTransferInitInfo):
+    path: str
+
+
+@dataclass
+class SharedMemoryUpdate(WeightTransferUpdateInfo):
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    offsets: list[int]
+
+
+class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
+    """Weight-transfer backend for CPU: the learner has written a segment, the engine maps and loads it."""
+
+    init_info_cls = SharedMemoryInit
+    update_info_cls = SharedMemoryUpdate
+    _segment: Segment | None = None
+
+    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
+        self._segment = Segment(init_info.path)
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        if self._segment is None:
+            raise EngineError("weights arrived before the segment was opened")
+        columns = zip(update_info.names, update_info.dtype_names, update_info.shapes, update_info.offsets, strict=True)
+        entries = [Entry(name=n, dtype=d, shape=tuple(s), offset=o) for n, d, s, o in columns]
+        # Cloned: layer-wise reload may keep what it is given until the layer is complete, and the segment is rewritten.
+        self.model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        self._segment = None
+
+
+class Registration:
+    """Named as worker_extension_cls, so that every worker process of the engine imports this module."""
+
+
+if SHARED_MEMORY not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryEngine)
+
+
+def _init_info(manifest: Manifest, rank_offset: int) -> dict[str, Any]:
+    if manifest.rendezvous is None:
+        return {"path": manifest.segment}
+    meet = manifest.rendezvous
+    return {
+        "master_address": meet.address,
+        "master_port": meet.port,
+        "rank_offset": rank_offset,
+        "world_size": meet.world_size,
+        "packed": True,
+    }
+
+
+def _update_info(manifest: Manifest) -> dict[str, Any]:
+    info: dict[str, Any] = {
+        "names": [e.name for e in manifest.entries],
+        "dtype_names": [e.dtype for e in manifest.entries],
+        "shapes": [list(e.shape) for e in manifest.entries],
+    }
+    if manifest.segment is not None:
+        info["offsets"] = [e.offset for e in manifest.entries]
+    return info
+
+
+# ------------------------------------------------------------------------------------------------ NCCL, sending end
+
+
+class NcclSender:
+    """The learner's end of an NCCL publication; every policy rank builds and calls it. Not run on a GPU yet.
+
+    The engines' end is driven by the orchestrator (`VllmEngine.receive`), so the client that vLLM's trainer calls is mute.
+    """
+
+    def __init__(self, manifest: Manifest, rank: int, weights: Any) -> None:
+        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        if manifest.rendezvous is None:
+            raise EngineError("an NCCL publication needs a rendezvous")
+        meet = manifest.rendezvous
+        self._trainer = WeightTransferTrainerFactory.trainer_init(
+            NCCLTrainerInitInfo(
+                master_address=meet.address, master_port=meet.port, world_size=meet.world_size, packed=True, rank=rank
+            ),
+            client=_MuteClient(),
+            source=_Source(manifest, weights),
+        )
+
+    def send(self) -> None:
+        self._trainer.send_weights()
+
+
+class _MuteClient:
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: Any) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+class _Source(WeightSource):
+    """A learner's gathered weights as vLLM's trainer wants them; `weights()` starts a fresh pass on every rank."""
+
+    def __init__(self, manifest: Manifest, weights: Any) -> None:
+        self._manifest, self._weights = manifest, weights
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(e.name, getattr(torch, e.dtype), e.shape) for e in self._manifest.entries]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self._weights())

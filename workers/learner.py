@@ -1,0 +1,321 @@
+"""The policy and critic roles: one rank of a learner. One call per step, from evidence to updated weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers import records
+from workers.algorithms import ALGORITHMS
+from workers.algorithms.base import MicroBatch
+from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, PpoConfig
+from workers.engines import hf_models
+from workers.engines.base import TrainingEngine
+from workers.packing import Packed, input_lengths, pack, plan, updates
+from workers.scoring import IDLE, Groups, score_tokens
+from workers.types import (
+    Evidence,
+    Experience,
+    Metrics,
+    Scores,
+    StepStats,
+    TokenShare,
+    Totals,
+    TrainBatch,
+    assemble,
+    merge,
+    merge_scores,
+)
+from workers.weights import Manifest, Rendezvous, Segment, describe
+
+PROBE_TOKENS = 1024  # of a step's completions, per rank, on which engine and learner are compared
+TOKEN_FIELDS = ("old_logprobs", "reference_logprobs", "advantages", "old_values", "returns")
+
+
+Head: TypeAlias = Literal["logprobs", "values"]
+
+
+def join(
+    model: ModelConfig,
+    config: LearnerConfig,
+    algorithm: AlgorithmConfig,
+    *,
+    head: Head,
+    rank: int,
+    address: str,
+    port: int,
+    cuda: bool,
+    seed: int,
+    max_steps: int,
+) -> Learner:
+    """Join the gang's process group at address:port as `rank` and load the model: what an actor of the gang starts with."""
+    from workers.engines import deepspeed_engine
+
+    device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
+    engine = deepspeed_engine.DeepSpeedEngine(model, config, algorithm, head=head, device=device, seed=seed)
+    return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)
+
+
+class Learner:
+    """One rank of the policy (`head="logprobs"`) or of the critic (`head="values"`)."""
+
+    def __init__(
+        self,
+        engine: TrainingEngine,
+        model: ModelConfig,
+        config: LearnerConfig,
+        algorithm: AlgorithmConfig,
+        *,
+        head: Head,
+        seed: int,
+        max_steps: int,
+    ) -> None:
+        self._engine, self._model, self._config, self._algorithm = engine, model, config, algorithm
+        self._head, self._seed, self._max_steps, self._device = head, seed, max_steps, engine.device
+        record = ALGORITHMS[algorithm.type]
+        self._prepare, self._needs = record.prepare, record.needs
+        loss = record.loss if head == "logprobs" else record.critic_loss
+        assert loss is not None
+        self._loss = loss
+        critic = head == "values" and isinstance(algorithm, PpoConfig)
+        self._learning_rate = algorithm.critic_learning_rate if critic else algorithm.learning_rate
+        self._segment: Segment | None = None
+        self._sender: Any = None
+
+    # -------------------------------------------------------------------------------------------- learn
+
+    def step(
+        self,
+        step: int,
+        experience: Sequence[Experience],
+        scores: Sequence[Scores] | None,
+        reference: Sequence[TokenShare] | None,
+        values: Sequence[TokenShare] | None,
+        pairs_file: str | None = None,
+    ) -> StepStats:
+        """Prepare the batch, run its optimiser updates, report. Every rank is given all the evidence and takes its share.
+
+        What the algorithm does without is None. `pairs_file`: where rank 0 writes a preference batch for people to read
+        (parquet); None: nowhere.
+        """
+        started = time.perf_counter()
+        evidence = _evidence(experience, scores, reference, values, seed=_mix(self._seed, step))
+        batch, facts = self._prepare(evidence, self._algorithm)
+        temperature = evidence.experience.temperature if self._needs.on_policy else 1.0
+        gap = self._probe(evidence.experience) if self._head == "logprobs" else None
+        if pairs_file is not None and self._engine.rank == 0 and batch.num_rows:
+            records.write_pairs(Path(pairs_file), batch, evidence, self._decoder())
+        sums = self._learn(step, batch, temperature, facts)
+        facts |= _experience_facts(evidence.experience, version=step)
+        facts[f"timing/learn_{self._head}"] = time.perf_counter() - started
+        maxima: Metrics = {}
+        if gap is not None:
+            sums["sampling/logp_difference"] = gap[0]
+            maxima["sampling/logp_difference_max"] = gap[1]
+        return StepStats(sums=sums, maxima=maxima, facts=facts)
+
+    def _learn(self, step: int, batch: TrainBatch, temperature: float, facts: Metrics) -> Metrics:
+        """All optimiser updates of a step; the mean of their stats (this rank's share), and common facts into `facts`."""
+        config = self._algorithm
+        if getattr(config, "reset_optimizer", False):
+            self._engine.reset_optimizer()
+        passes = updates(
+            batch, epochs=config.epochs, num_updates=config.num_updates(batch.num_rows), seed=_mix(self._seed, step)
+        )
+        sums: Metrics = {}
+        norms: list[float] = []
+        factors = self._factors(step, len(passes))
+        for rows, factor in zip(passes, factors, strict=True):
+            stats = self._update(batch, rows, temperature)
+            norms.append(self._engine.update(self._learning_rate * factor))
+            for name, value in stats.items():
+                sums[name] = sums.get(name, 0.0) + value / len(passes)
+        facts["num_updates"] = float(len(passes))
+        if norms:
+            facts["grad_norm"] = float(np.mean(norms))
+            facts["learning_rate"] = self._learning_rate * factors[-1]
+        return sums
+
+    def _factors(self, step: int, count: int) -> list[float]:
+        """Factors of the learning rate for this step's updates: a pure function of the step, so that a resume is exact."""
+        config = self._algorithm
+        fresh = getattr(config, "reset_optimizer", False)
+        first, total = (0, count) if fresh else (step * count, self._max_steps * count)
+        factor = hf_models.schedule(config.lr_scheduler_type, warmup=config.warmup_steps, total=max(total, 1))
+        return [factor(first + i) for i in range(count)]
+
+    def _update(self, batch: TrainBatch, rows: NDArray[np.int64], temperature: float) -> Metrics:
+        """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats."""
+        lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets)[rows]
+        micro_batches = plan(lengths, self._engine.world_size, self._config.tokens_per_micro_batch)[self._engine.rank]
+        totals = _totals(batch, rows)
+        stats: Metrics = {}
+        for i, picked in enumerate(micro_batches):
+            chosen, weight = (rows[picked], 1.0) if len(picked) else (rows[IDLE], 0.0)
+            packed = pack(batch.prompts, batch.completions, batch.row_offsets, chosen)
+            outputs, entropy = self._engine.forward(packed, temperature)
+            micro = self._micro_batch(batch, chosen, packed, totals)
+            loss, parts = self._loss(outputs, micro, self._algorithm)
+            self._engine.backward(loss * weight, last=i == len(micro_batches) - 1)
+            if entropy is not None:
+                parts["entropy"] = entropy.sum() / totals.tokens
+            for name, value in parts.items():
+                stats[name] = stats.get(name, 0.0) + float(value) * weight
+        return stats
+
+    def _micro_batch(
+        self, batch: TrainBatch, rows: NDArray[np.int64], packed: Packed, totals: Totals
+    ) -> MicroBatch:
+        completions = Groups(batch.row_offsets).members(rows)
+        positions = batch.completions.positions(completions)
+        tokens: dict[str, Tensor] = {}
+        for name in TOKEN_FIELDS:
+            values = getattr(batch, name)
+            if values is not None:
+                tokens[name] = torch.from_numpy(values[positions]).to(self._device)
+        lengths = torch.from_numpy(packed.completion_lengths).to(self._device)
+        sizes = torch.from_numpy(packed.row_sizes).to(self._device)
+        return MicroBatch(
+            completion_of=torch.repeat_interleave(torch.arange(len(lengths), device=self._device), lengths),
+            row_of=torch.repeat_interleave(torch.arange(len(sizes), device=self._device), sizes),
+            lengths=lengths,
+            num_rows=len(rows),
+            totals=totals,
+            margins=None if batch.margins is None else torch.from_numpy(batch.margins[rows]).to(self._device),
+            **tokens,
+        )
+
+    def _probe(self, experience: Experience) -> tuple[float, float] | None:
+        """Engine against learner on a few completions of the step, before anything is learned: (share of the mean, max) of
+        |log-probability difference|. In a synchronous run both hold the same weights."""
+        if experience.logprobs is None or not len(experience.prompts):
+            return None
+        lengths = input_lengths(experience.prompt_tokens, experience.completions, experience.group_offsets)
+        ranks = self._engine.world_size
+        count = max(1, int(np.searchsorted(np.cumsum(lengths), PROBE_TOKENS * ranks)))
+        mine = np.arange(count)[self._engine.rank :: ranks]
+        packed = pack(
+            experience.prompt_tokens, experience.completions, experience.group_offsets, mine if len(mine) else IDLE
+        )
+        learner = self._engine.infer(packed, experience.temperature).cpu().numpy()
+        if not len(mine):
+            return 0.0, 0.0
+        members = Groups(experience.group_offsets)
+        engine = experience.logprobs[experience.completions.positions(members.members(mine))]
+        difference = np.abs(learner - engine)
+        all_tokens = experience.completions.lengths[members.members(np.arange(count))].sum()
+        return float(difference.sum() / all_tokens), float(difference.max())
+
+    # -------------------------------------------------------------------------------------------- score
+
+    def values(self, parts: Sequence[Experience]) -> TokenShare:
+        """The critic's value of the state before each token: this rank's share."""
+        return score_tokens(
+            parts,
+            lambda packed: self._engine.infer(packed).cpu().numpy(),
+            rank=self._engine.rank,
+            world_size=self._engine.world_size,
+            budget=self._config.tokens_per_micro_batch,
+        )
+
+    # -------------------------------------------------------------------------------------------- weights
+
+    def open_weights(self, segment: str | None, rendezvous: Rendezvous | None) -> Manifest:
+        """Agree once on how weights are published: through a shared-memory segment (CPU), or by NCCL."""
+        manifest = describe(self._engine.describe_weights(), segment=segment, rendezvous=rendezvous)
+        if segment is not None and self._engine.rank == 0:
+            self._segment = Segment(segment, manifest.num_bytes)
+        self._manifest = manifest
+        return manifest
+
+    def send_weights(self) -> float:
+        """Publish the current weights; every rank takes part in gathering them. Returns seconds."""
+        started = time.perf_counter()
+        if self._manifest.rendezvous is not None:
+            if self._sender is None:
+                from workers.engines.vllm_engine import NcclSender
+
+                self._sender = NcclSender(self._manifest, self._engine.rank, self._engine.weights)
+            self._sender.send()
+        elif self._segment is not None:
+            self._segment.write(self._manifest.entries, self._engine.weights())
+        else:
+            for _ in self._engine.weights():
+                pass
+        return time.perf_counter() - started
+
+    def export(self, directory: str) -> None:
+        """Write the model as a Hugging Face directory (rank 0), all ranks gathering."""
+        assert self._model.path is not None
+        if self._engine.rank == 0:
+            hf_models.export(self._model.path, self._engine.describe_weights(), self._engine.weights(), Path(directory))
+        else:
+            for _ in self._engine.weights():
+                pass
+
+    # -------------------------------------------------------------------------------------------- state
+
+    def save(self, directory: str, state: Mapping[str, Any]) -> None:
+        """Weights, optimiser and `state` of this rank into `directory`, to go on from exactly here."""
+        self._engine.save(Path(directory), state)
+
+    def load(self, directory: str) -> Mapping[str, Any]:
+        """Go back to what `save` wrote; returns its `state`."""
+        return self._engine.load(Path(directory))
+
+    def close(self) -> None:
+        """Leave the process group; without this a rank may abort at exit."""
+        if self._segment is not None:
+            self._segment.remove()
+        self._engine.close()
+
+    def _decoder(self) -> hf_models.TextCodec:
+        return hf_models.TextCodec(self._model)
+
+
+def _evidence(
+    parts: Sequence[Experience],
+    scores: Sequence[Scores] | None,
+    reference: Sequence[TokenShare] | None,
+    values: Sequence[TokenShare] | None,
+    *,
+    seed: int,
+) -> Evidence:
+    experience = merge(parts)
+    return Evidence(
+        experience=experience,
+        rewards=merge_scores(scores).rewards if scores is not None else experience.rewards,
+        reference_logprobs=assemble(reference, experience.completions) if reference is not None else None,
+        values=assemble(values, experience.completions) if values is not None else None,
+        seed=seed,
+    )
+
+
+def _experience_facts(experience: Experience, version: int) -> Metrics:
+    facts = {
+        "timing/generate": experience.seconds,
+        "data/dropped": float(experience.num_dropped),
+        "data/truncated": float(experience.num_truncated),
+    }
+    if experience.logprobs is not None and len(experience.versions):
+        staleness = version - experience.versions  # the policy that learns in step n has version n
+        facts |= {"staleness/mean": float(staleness.mean()), "staleness/max": float(staleness.max())}
+    return facts
+
+
+def _totals(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
+    completions = Groups(batch.row_offsets).members(rows)
+    return Totals(
+        rows=len(rows), completions=len(completions), tokens=int(batch.completions.lengths[completions].sum())
+    )
+
+
+def _mix(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])

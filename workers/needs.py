@@ -1,0 +1,40 @@
+"""What each algorithm must be given, known without importing it: recipes are checked before torch is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from workers.config import AlgorithmConfig, DpoConfig, GrpoConfig, PpoConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """Example: SFT learns from a dataset alone: `Needs(prompts=False, dataset=True)`."""
+
+    prompts: bool  # it can learn from its own samples (`data.prompts`)
+    dataset: bool  # it can learn from a dataset (`data.dataset`)
+    completions: int = 1  # of each dataset row
+    critic: bool = False
+    on_policy: bool = False  # its loss uses the log-probabilities of the distribution that was sampled
+
+
+NEEDS: Mapping[str, Needs] = {
+    "sft": Needs(prompts=False, dataset=True),
+    "grpo": Needs(prompts=True, dataset=False, on_policy=True),
+    "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
+    "dpo": Needs(prompts=True, dataset=True, completions=2),
+}
+
+
+def needs_reference(config: AlgorithmConfig) -> bool:
+    """A reference is loaded only where its log-probabilities weigh something."""
+    match config:
+        case DpoConfig():
+            return True
+        case GrpoConfig():
+            return config.beta > 0
+        case PpoConfig():
+            return config.kl_coef > 0
+        case _:
+            return False

@@ -1,0 +1,131 @@
+"""From rows to micro-batches: which rows go together on which rank, and their flat layout. Pure numpy.
+
+One row is a prompt and the completions that share it, laid out flat:
+
+    tokens     p0 p1 p2 | a0 a1 | b0 b1 b2      (the last token of a completion predicts nothing and is left out)
+    positions   0  1  2 |  3  4 |  3  4  5      (every completion continues the prompt)
+    segments    0  0  0 |  1  1 |  2  2  2      (a completion sees the prompt and itself)
+    a0 and b0 are both predicted by p2.
+
+The prompt is computed once for the whole row (shared prefix, arXiv 2410.20305).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.types import Ints, Ragged, TrainBatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """The flat input of one forward pass: S input positions, T predicted tokens of n completions in R rows."""
+
+    tokens: Ints  # [S]
+    positions: Ints  # [S]
+    segments: Ints  # [S] 0: prompt; k: the row's k-th completion
+    row_lengths: NDArray[np.int64]  # [R] input positions of each row, sum S
+    predictors: NDArray[np.int64]  # [T] which input position predicts each target
+    targets: Ints  # [T]
+    completion_lengths: NDArray[np.int64]  # [n] sum T
+    row_sizes: NDArray[np.int64]  # [R] completions of each row, sum n
+
+
+def input_lengths(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Input positions each row takes: [R]."""
+    completion_inputs = np.concatenate([[0], np.cumsum(completions.lengths - 1)])
+    return prompts.lengths + completion_inputs[row_offsets[1:]] - completion_inputs[row_offsets[:-1]]
+
+
+def pack(
+    prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], rows: NDArray[np.int64]
+) -> Packed:
+    """Lay out the rows `rows`, in that order."""
+    sizes = np.diff(row_offsets)[rows]
+    picked = Ragged(values=np.arange(len(completions)), offsets=row_offsets).take(rows).values  # [n]
+    lengths = completions.lengths[picked]
+    prompt_lengths = prompts.lengths[rows]
+    row_of = np.repeat(np.arange(len(rows)), sizes)  # [n]
+
+    # Pieces in flat order: row 0's prompt, its completions, row 1's prompt, ...
+    piece_row = np.concatenate([np.arange(len(rows)), row_of])
+    piece_segment = np.concatenate([np.zeros(len(rows), np.int64), _counting(sizes) + 1])
+    piece_length = np.concatenate([prompt_lengths, lengths - 1])
+    order = np.lexsort((piece_segment, piece_row))
+    starts = np.empty(len(order), np.int64)
+    starts[order] = np.concatenate([[0], np.cumsum(piece_length[order])[:-1]])
+    prompt_starts, completion_starts = starts[: len(rows)], starts[len(rows) :]
+
+    num_inputs = int(piece_length.sum())
+    tokens = np.empty(num_inputs, np.int32)
+    positions = np.empty(num_inputs, np.int32)
+    prompt_at = np.repeat(prompt_starts, prompt_lengths) + _counting(prompt_lengths)
+    tokens[prompt_at] = prompts.take(rows).values
+    positions[prompt_at] = _counting(prompt_lengths)
+    targets = completions.take(picked).values
+    step = _counting(lengths)  # [T] place within its completion
+    inputs = step < np.repeat(lengths - 1, lengths)  # all but each completion's last token
+    input_at = np.repeat(completion_starts, lengths) + step
+    tokens[input_at[inputs]] = targets[inputs]
+    positions[input_at[inputs]] = (np.repeat(prompt_lengths[row_of], lengths) + step)[inputs]
+    last_prompt = np.repeat((prompt_starts + prompt_lengths - 1)[row_of], lengths)
+    return Packed(
+        tokens=tokens,
+        positions=positions,
+        segments=np.repeat(piece_segment[order], piece_length[order]).astype(np.int32),
+        row_lengths=np.bincount(piece_row, weights=piece_length, minlength=len(rows)).astype(np.int64),
+        predictors=np.where(step == 0, last_prompt, input_at - 1),
+        targets=targets.astype(np.int32),
+        completion_lengths=lengths,
+        row_sizes=sizes,
+    )
+
+
+def _counting(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0..l-1 for each length: [2, 3] -> [0, 1, 0, 1, 2]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+def plan(lengths: Sequence[int] | NDArray[np.int64], num_ranks: int, budget: int) -> list[list[NDArray[np.int64]]]:
+    """Share rows out: result[rank][i] are the rows of that rank's i-th micro-batch.
+
+    Every rank gets the same number of micro-batches (ZeRO's collectives demand it), so a short plan ends in empty ones.
+    A micro-batch holds at most `budget` positions unless one row alone is longer. Loads are balanced by giving the
+    longest remaining row to the emptiest bin (LPT: at most 4/3 of the best possible maximum, Graham 1969).
+    """
+    lengths = np.asarray(lengths, np.int64)
+    num_micro = max(1, -(-int(lengths.sum()) // (budget * num_ranks)))
+    while True:
+        bins = _balance(lengths, num_micro * num_ranks)
+        crowded = [b for b in bins if len(b) > 1 and lengths[b].sum() > budget]
+        if not crowded:
+            break
+        num_micro += 1
+    bins.sort(key=lambda b: -int(lengths[b].sum()))
+    return [[bins[i * num_ranks + rank] for i in range(num_micro)] for rank in range(num_ranks)]
+
+
+def _balance(lengths: NDArray[np.int64], num_bins: int) -> list[NDArray[np.int64]]:
+    heap = [(0, b) for b in range(num_bins)]
+    members: list[list[int]] = [[] for _ in range(num_bins)]
+    for row in np.argsort(-lengths, kind="stable"):
+        load, chosen = heapq.heappop(heap)
+        members[chosen].append(int(row))
+        heapq.heappush(heap, (load + int(lengths[row]), chosen))
+    return [np.asarray(m, np.int64) for m in members]
+
+
+def updates(batch: TrainBatch, *, epochs: int, num_updates: int, seed: int) -> list[NDArray[np.int64]]:
+    """The rows of each optimiser update, pass after pass; shuffled by `seed` when a pass has several updates."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    result: list[NDArray[np.int64]] = []
+    for _ in range(epochs if num_updates else 0):
+        rows = rng.permutation(batch.num_rows) if num_updates > 1 else np.arange(batch.num_rows)
+        result.extend(np.array_split(rows, num_updates))
+    return result

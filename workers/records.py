@@ -1,0 +1,37 @@
+"""What a step leaves behind for people to read, written where the data are: preference pairs with their provenance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.engines.hf_models import TextCodec
+from workers.types import Evidence, Text, TrainBatch
+
+
+def write_pairs(path: Path, batch: TrainBatch, evidence: Evidence, codec: TextCodec) -> None:
+    """One line per pair: texts, scores, margin, lengths, and the version of the weights each side was sampled from."""
+    assert batch.sources is not None
+    experience = evidence.experience
+    chosen, rejected = batch.sources[0::2], batch.sources[1::2]
+    groups = experience.group_of
+    prompts = [experience.prompts[groups[i]] for i in chosen]
+    rewards = evidence.rewards if evidence.rewards is not None else np.full(len(experience.completions), np.nan)
+    columns = {"prompt_id": [p.id for p in prompts], "prompt": [_plain(p.text) for p in prompts]}
+    for side, picked in (("chosen", chosen), ("rejected", rejected)):
+        columns |= {
+            side: codec.decode_batch(experience.completions[i].tolist() for i in picked),
+            f"{side}_score": rewards[picked].tolist(),
+            f"{side}_version": experience.versions[picked].tolist(),
+            f"{side}_tokens": experience.completions.lengths[picked].tolist(),
+        }
+    columns["margin"] = (rewards[chosen] - rewards[rejected]).tolist()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def _plain(text: Text) -> str:
+    return text if isinstance(text, str) else "\n".join(f"{m['role']}: {m['content']}" for m in text)

@@ -1,0 +1,85 @@
+"""The reference role: the frozen policy's token log-probabilities, by the learner's code, and how far the policy is from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
+from workers.engines import hf_models
+from workers.engines.attention import layout_of
+from workers.packing import Packed
+from workers.scoring import score_tokens
+from workers.types import Drift, Experience, TokenShare, assemble, merge
+
+SATURATED = 10.0  # nats
+
+
+class Reference:
+    """One rank. With zero_stage 0 every rank holds the model; with 3 it is partitioned over them."""
+
+    def __init__(
+        self, model: ModelConfig, config: ReferenceConfig, *, rank: int, address: str, port: int, cuda: bool, chunk: int
+    ) -> None:
+        self._model, self._config, self._rank, self._chunk = model, config, rank, chunk
+        if config.zero_stage == 3:
+            from workers.engines import deepspeed_engine
+
+            self._device = deepspeed_engine.join(
+                rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda
+            )
+        else:
+            torch.set_num_threads(torch.get_num_threads() if cuda else 1)
+            self._device = torch.device("cuda" if cuda else "cpu")
+        assert model.path is not None
+        self.load(model.path)
+
+    def load(self, path: str) -> None:
+        """Replace the reference by the model in the directory `path` (a refresh, or a resume)."""
+        model = self._model.model_copy(update={"path": path})
+        if self._config.zero_stage == 3:
+            from workers.engines.deepspeed_engine import DeepSpeedEngine
+
+            shards = LearnerConfig(num_ranks=self._config.num_ranks, logprob_chunk_tokens=self._chunk)
+            self._partitioned = DeepSpeedEngine(model, shards, None, head="logprobs", device=self._device, seed=0)
+        else:
+            self._whole = hf_models.load_policy(path, model.dtype, chunk=self._chunk).to(self._device).eval()
+
+    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0) -> TokenShare:
+        """Log-probabilities of this rank's share of the completions, under the distribution at `temperature`."""
+        return score_tokens(
+            parts,
+            lambda packed: self._infer(packed, temperature),
+            rank=self._rank,
+            world_size=self._config.num_ranks,
+            budget=self._config.tokens_per_micro_batch,
+        )
+
+    def _infer(self, packed: Packed, temperature: float) -> NDArray[np.float32]:
+        if self._config.zero_stage == 3:
+            return self._partitioned.infer(packed, temperature).cpu().numpy()
+        tensors = [
+            torch.from_numpy(a.astype(np.int64)).to(self._device)
+            for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
+        ]
+        tokens, positions, predictors, targets = tensors
+        with torch.no_grad():
+            layout = layout_of(packed, self._device)
+            return self._whole(tokens, positions, layout, predictors, targets, temperature)[0].cpu().numpy()
+
+    def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
+        """Distance of the sampling policy from the reference whose log-probabilities `shares` are (k1 estimate of the KL)."""
+        experience = merge(parts)
+        if experience.logprobs is None:
+            raise ValueError("drift is measured on sampled completions; this experience comes from a dataset")
+        ratios = experience.logprobs - assemble(shares, experience.completions)
+        sums = np.add.reduceat(ratios, experience.completions.offsets[:-1]) if len(ratios) else np.zeros(0, np.float32)
+        return Drift(
+            kl=float(sums.mean()) if len(sums) else 0.0,
+            spread=float(sums.std()) if len(sums) else 0.0,
+            saturated=float((np.abs(sums) > SATURATED).mean()) if len(sums) else 0.0,
+            num_completions=len(sums),
+        )

@@ -1,0 +1,76 @@
+"""The reward role: completions in, one finite number each out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from workers import rewards
+from workers.config import ModelConfig, RewardConfig
+from workers.engines import hf_models
+from workers.rewards.base import Completed, RewardError
+from workers.types import Experience, Finish, Floats, Prompt, Sample, Scores, Text, merge
+
+
+class Reward:
+    """One worker of the reward gang: it scores its share of the groups with every scorer of the recipe."""
+
+    def __init__(
+        self, model: ModelConfig, configs: Sequence[RewardConfig], *, index: int, num_workers: int, num_samples: int
+    ) -> None:
+        self._codec = hf_models.TextCodec(model)
+        self._scorers = [(rewards.build(c), c.weight) for c in configs]
+        self._index, self._num_workers, self._num_samples = index, num_workers, num_samples
+
+    def score(self, parts: Sequence[Experience]) -> Scores:
+        """Rewards of this worker's groups, which follow those of the worker before it. Raises RewardError."""
+        started = time.perf_counter()
+        experience = merge(parts)
+        num_groups = len(experience.prompts)
+        first, last = (num_groups * i // self._num_workers for i in (self._index, self._index + 1))
+        begin, end = int(experience.group_offsets[first]), int(experience.group_offsets[last])
+        tokens = [experience.completions[i].tolist() for i in range(begin, end)]
+        texts = self._codec.decode_batch(tokens)
+        prompts = [experience.prompts[g] for g in experience.group_of[begin:end]]
+        completed = Completed(
+            prompts=prompts,
+            completions=[_as_answer(p, t) for p, t in zip(prompts, texts, strict=True)],
+            completion_ids=tokens,
+        )
+        by_scorer = {scorer.name: scorer.score(completed) for scorer, _ in self._scorers}
+        total = self._total(by_scorer, prompts)
+        # The first completion of the first few prompts, from the first worker: the same prompts in every evaluation.
+        shown = experience.group_offsets[first : min(last, first + self._num_samples)] - begin if first == 0 else ()
+        samples = tuple(
+            Sample(
+                prompt_id=prompts[i].id,
+                prompt=_as_text(prompts[i].text),
+                completion=texts[i],
+                reward=float(total[i]),
+                version=int(experience.versions[begin + i]),
+                finish=Finish(int(experience.finish[begin + i])).name,
+                length=len(tokens[i]),
+            )
+            for i in shown
+        )
+        return Scores(rewards=total, by_scorer=by_scorer, samples=samples, seconds=time.perf_counter() - started)
+
+    def _total(self, by_scorer: dict[str, Floats], prompts: Sequence[Prompt]) -> Floats:
+        values = np.stack([by_scorer[scorer.name] for scorer, _ in self._scorers])  # [scorers, n]
+        weights = np.asarray([w for _, w in self._scorers], np.float32)
+        silent = np.isnan(values).all(0)
+        if silent.any():
+            ids = [prompts[i].id for i in np.flatnonzero(silent)[:5]]
+            raise RewardError(f"every reward passed on {int(silent.sum())} completions (prompts {', '.join(ids)} …)")
+        total: Floats = np.nansum(values * weights[:, None], 0).astype(np.float32)
+        return total
+
+
+def _as_answer(prompt: Prompt, text: str) -> Text:
+    return text if isinstance(prompt.text, str) else [{"role": "assistant", "content": text}]
+
+
+def _as_text(text: Text) -> str:
+    return text if isinstance(text, str) else "\n".join(f"{m['role']}: {m['content']}" for m in text)

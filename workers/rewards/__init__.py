@@ -1,0 +1,17 @@
+"""Scorers: each turns completions into one number per completion."""
+
+from __future__ import annotations
+
+from workers.config import FunctionRewardConfig, MathRewardConfig, RewardConfig
+from workers.rewards.base import Scorer
+from workers.rewards.function import FunctionScorer
+from workers.rewards.math import MathScorer
+
+
+def build(config: RewardConfig) -> Scorer:
+    """The scorer that a recipe's `reward:` entry asks for."""
+    match config:
+        case FunctionRewardConfig():
+            return FunctionScorer(config.function)
+        case MathRewardConfig():
+            return MathScorer(config.solution_column)

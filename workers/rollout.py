@@ -1,0 +1,100 @@
+"""The rollout role: prompts in, groups of completions out, and new weights now and then."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workers.config import ModelConfig, RolloutConfig
+from workers.types import Experience, Prompt, Ragged, Sampling
+
+if TYPE_CHECKING:
+    from workers.weights import Manifest
+
+
+def environment(*, cuda: bool) -> Mapping[str, str]:
+    """What must stand in the process's environment before vLLM is imported."""
+    common = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine and actor are one process
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if cuda:
+        return common
+    return {**common, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+
+
+def completion_seed(run_seed: int, prompt_id: str, sample: int, version: int) -> int:
+    """Every completion has a seed of its own, so that a lost one can be drawn again, equal."""
+    digest = hashlib.blake2b(f"{run_seed}/{prompt_id}/{sample}/{version}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # 63 bits
+
+
+class Rollout:
+    """One vLLM engine with its tokenizer."""
+
+    def __init__(self, model: ModelConfig, config: RolloutConfig, *, index: int, seed: int, cuda: bool) -> None:
+        # Imported here: the environment must be set first, and the driver names this class without wanting vLLM.
+        from workers.engines import hf_models
+        from workers.engines.vllm_engine import VllmEngine
+
+        assert model.path is not None
+        self._codec = hf_models.TextCodec(model)
+        self._config = config
+        self._index = index
+        self._stop = hf_models.stop_token_ids(model.path, self._codec.eos_token_id)
+        max_model_len = config.max_prompt_length + config.max_completion_length
+        limit = hf_models.max_positions(model.path)
+        if limit is not None and max_model_len > limit:
+            raise hf_models.ModelError(
+                f"rollout.max_prompt_length {config.max_prompt_length} + rollout.max_completion_length "
+                f"{config.max_completion_length} = {max_model_len} is more than the {limit} positions of {model.path}; "
+                "lower one of them"
+            )
+        self._engine = VllmEngine(model.path, model.dtype, max_model_len, config, seed=seed, cuda=cuda)
+        # The first call compiles and allocates: better now, while the other gangs are still starting.
+        self.generate([Prompt(id="warm-up", text="a")], Sampling(num_generations=2, max_completion_length=2))
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Experience:
+        """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped, counted."""
+        from workers.engines.vllm_engine import Request
+
+        started = time.perf_counter()
+        version = self._engine.version
+        encoded = [(p, self._codec.encode_prompt(p.text)) for p in prompts]
+        kept = [(p, tokens) for p, tokens in encoded if 0 < len(tokens) <= self._config.max_prompt_length]
+        requests = [
+            Request(tokens, completion_seed(sampling.seed, prompt.id, sample, version))
+            for prompt, tokens in kept
+            for sample in range(sampling.num_generations)
+        ]
+        responses = self._engine.generate(
+            requests,
+            max_tokens=sampling.max_completion_length,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop_token_ids=self._stop,
+        )
+        return Experience(
+            prompts=tuple(p for p, _ in kept),
+            prompt_tokens=Ragged.of([tokens for _, tokens in kept]),
+            completions=Ragged.of([r.tokens for r in responses]),
+            group_offsets=np.arange(len(kept) + 1, dtype=np.int64) * sampling.num_generations,
+            logprobs=np.concatenate([r.logprobs for r in responses]) if responses else np.zeros(0, np.float32),
+            versions=np.full(len(responses), version, np.int32),
+            finish=np.asarray([r.finish for r in responses], np.int32),
+            temperature=sampling.temperature,
+            num_dropped=len(prompts) - len(kept),
+            seconds=time.perf_counter() - started,
+        )
+
+    def receive_weights(self, manifest: Manifest, version: int, sent: object) -> float:
+        """Load a publication; `sent` is the senders' answer and only makes this call wait for it. Returns seconds."""
+        started = time.perf_counter()
+        self._engine.receive(manifest, version, rank_offset=1 + self._index * self._config.tensor_parallel_size)
+        return time.perf_counter() - started

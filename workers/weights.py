@@ -1,0 +1,115 @@
+"""The versioned stream of weights: learner → rollout engines.
+
+    policy ranks ──gather, write──► shared-memory segment ──map──► every engine of the node        (CPU)
+    policy rank 0 ──────────────────NCCL broadcast──────────────► every engine of the cluster      (GPU)
+
+Control goes through vLLM's own weight-transfer calls (init, start, update, finish with a version) on both. What travels
+is described once by a `Manifest`; the bytes of every version then lie in the same places.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64  # bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One weight. Example: `Entry(name="lm_head.weight", dtype="bfloat16", shape=(32000, 4096), offset=0)`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int  # bytes into the segment
+
+    @property
+    def num_bytes(self) -> int:
+        size = getattr(torch, self.dtype).itemsize
+        for extent in self.shape:
+            size *= extent
+        return int(size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendezvous:
+    """Where NCCL peers meet. The sender is rank 0, engine i's workers follow from 1 + i * tensor_parallel_size."""
+
+    address: str
+    port: int
+    world_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What one publication carries. `segment` is None when the weights travel by NCCL, `rendezvous` when they do not."""
+
+    entries: tuple[Entry, ...]
+    segment: str | None = None
+    rendezvous: Rendezvous | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        last = self.entries[-1]
+        return last.offset + last.num_bytes
+
+
+def describe(
+    weights: Iterable[tuple[str, torch.dtype, tuple[int, ...]]],
+    *,
+    segment: str | None = None,
+    rendezvous: Rendezvous | None = None,
+) -> Manifest:
+    """Lay the weights out one after the other, each on a 64-byte boundary."""
+    entries, offset = [], 0
+    for name, dtype, shape in weights:
+        entry = Entry(name=name, dtype=str(dtype).removeprefix("torch."), shape=shape, offset=offset)
+        entries.append(entry)
+        offset += -(-entry.num_bytes // ALIGNMENT) * ALIGNMENT
+    return Manifest(entries=tuple(entries), segment=segment, rendezvous=rendezvous)
+
+
+class Segment:
+    """A file in shared memory, mapped. The writer creates and removes it; readers only map it."""
+
+    def __init__(self, path: str, num_bytes: int | None = None) -> None:
+        self.path = path
+        flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if num_bytes is not None else 0)
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            if num_bytes is not None:
+                os.posix_fallocate(descriptor, 0, num_bytes)  # fails now, not with a bus error later
+            self._map = mmap.mmap(descriptor, 0)
+        finally:
+            os.close(descriptor)
+        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def tensor(self, entry: Entry) -> Tensor:
+        """A view of the segment, no copy."""
+        raw = self._bytes[entry.offset : entry.offset + entry.num_bytes]
+        return raw.view(getattr(torch, entry.dtype)).view(entry.shape)
+
+    def write(self, entries: Iterable[Entry], weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy the weights to their places; raises ValueError when they are not exactly those of the manifest."""
+        for entry, (name, tensor) in zip(entries, weights, strict=True):
+            if name != entry.name or tuple(tensor.shape) != entry.shape:
+                raise ValueError(f"expected weight {entry.name} {entry.shape}, was given {name} {tuple(tensor.shape)}")
+            self.tensor(entry).copy_(tensor)
+
+    def read(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Tensor]]:
+        for entry in entries:
+            yield entry.name, self.tensor(entry)
+
+    def remove(self) -> None:
+        Path(self.path).unlink(missing_ok=True)
+
+
+def segment_path(run_id: str) -> str:
+    return f"/dev/shm/rlhf-{run_id}-weights"
