@@ -17,7 +17,8 @@ class Encoder:
 
     def __init__(self, model: ModelConfig, *, max_length: int) -> None:
         self._codec = hf_models.TextCodec(model)
-        self._max_length = max_length
+        assert model.path is not None
+        self._max_length = min(max_length, hf_models.max_positions(model.path) or max_length)
 
     def encode(self, examples: Sequence[Example]) -> Experience:
         """One group per example. A row whose prompt leaves no room for an answer is dropped; completions that run over

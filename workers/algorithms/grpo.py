@@ -6,7 +6,7 @@
 with the weight w_i of a token from `loss_type`, for N completions of T_i tokens in the update:
 
     dapo      1 / Σ T_i            each token counts alike (arXiv 2503.14476)
-    grpo      1 / (N T_i)          each completion counts alike; long wrong answers get away lightly
+    grpo      1 / (N T_i)          each completion counts alike, its tokens the less the longer it is
     dr_grpo   1 / (N fixed_length) no weight depends on a length (arXiv 2503.20783)
 
 Kin by argument: Dr. GRPO is `dr_grpo` with `scale_rewards: none`; DAPO's clip-higher is `epsilon_high`; RLOO

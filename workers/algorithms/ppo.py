@@ -49,7 +49,6 @@ def prepare(evidence: Evidence, config: PpoConfig) -> tuple[TrainBatch, Metrics]
         completions=completions,
         row_offsets=np.arange(len(completions) + 1),
         old_logprobs=old,
-        reference_logprobs=evidence.reference_logprobs,
         advantages=whiten(advantages),
         old_values=values,
         returns=advantages + values,

@@ -86,12 +86,13 @@ def _by_side(per_completion: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pair_metrics(pairs: Pairs, experience: Experience) -> Metrics:
-    """How many pairs, how far apart, how long; the averages are left out when there is no pair."""
-    paired = np.unique(experience.group_of[pairs.chosen])
-    metrics = {
-        "pairs/count": float(len(pairs)),
-        "pairs/saturated_groups": 1 - len(paired) / len(experience.prompts),
-    }
+    """How many pairs, how far apart, how long; the averages are left out when there is no pair.
+
+    A group is saturated when it gave no pair: its scores are equal, or too close for `min_margin`.
+    """
+    num_groups = len(experience.prompts)
+    num_paired = len(np.unique(experience.group_of[pairs.chosen]))
+    metrics = {"pairs/count": float(len(pairs)), "pairs/saturated_groups": 1 - num_paired / num_groups}
     if len(pairs):
         lengths, margin = experience.completions.lengths, float(pairs.margins.mean(dtype=np.float64))
         metrics |= {

@@ -1,0 +1,1 @@
+"""Decides what happens next and owns all state; computes nothing on tokens."""

@@ -1,0 +1,202 @@
+"""Settings that are legal alone, not together. Each conflict names its keys, the reason and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.config import DpoConfig, GrpoConfig, SftConfig
+
+if TYPE_CHECKING:
+    from orchestrator.config.run import RunConfig
+
+LEARNS_FROM = {"sft": {"dataset"}, "grpo": {"prompts"}, "ppo": {"prompts"}, "dpo": {"prompts", "dataset"}}
+WITH_CRITIC = {"ppo"}
+ON_POLICY = {"grpo", "ppo"}  # the loss uses the log-probabilities of the distribution that was sampled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conflict:
+    """Example: `Conflict(keys=("critic",), why="grpo has no critic", fix="remove critic")`."""
+
+    keys: tuple[str, ...]  # dotted; the first is where the problem is shown
+    why: str
+    fix: str
+
+
+class ConflictsError(ValueError):
+    """All conflicts of one config."""
+
+    def __init__(self, found: Sequence[Conflict]) -> None:
+        self.found = tuple(found)
+        super().__init__("; ".join(f"{', '.join(c.keys)}: {c.why} ({c.fix})" for c in found))
+
+
+def conflicts(config: RunConfig) -> list[Conflict]:
+    return [conflict for rule in RULES for conflict in rule(config)]
+
+
+def _data_source(config: RunConfig) -> Iterator[Conflict]:
+    kind, data = config.algorithm.type, config.data
+    wanted = " or ".join(f"data.{source}" for source in sorted(LEARNS_FROM[kind]))
+    if (data.prompts is None) == (data.dataset is None):
+        both = data.prompts is not None
+        yield Conflict(
+            keys=("data.prompts", "data.dataset"),
+            why="both are given, a run learns from one"
+            if both
+            else "neither is given: nothing to learn from",
+            fix=f"for {kind} give {wanted}" + (" and set the other to null" if both else ""),
+        )
+        return
+    given = "prompts" if data.prompts is not None else "dataset"
+    if given not in LEARNS_FROM[kind]:
+        own_samples = "its own samples of prompts" if given == "dataset" else "the completions of a dataset"
+        others = " or ".join(name for name, sources in LEARNS_FROM.items() if given in sources)
+        yield Conflict(
+            keys=(f"data.{given}", "algorithm.type"),
+            why=f"{kind} learns from {own_samples}",
+            fix=f"give {wanted} instead, or choose {others} for algorithm.type",
+        )
+
+
+def _reward(config: RunConfig) -> Iterator[Conflict]:
+    used_by = [f"data.{k}" for k in ("prompts", "eval_prompts") if getattr(config.data, k) is not None]
+    if used_by and not config.reward:
+        yield Conflict(
+            keys=("reward", *used_by),
+            why="completions are sampled for these prompts and nothing says how good they are",
+            fix="add a reward, for example `reward: [{type: math}]`",
+        )
+
+
+def _steps(config: RunConfig) -> Iterator[Conflict]:
+    max_steps = config.algorithm.max_steps
+    if config.data.prompts is not None and max_steps is None:
+        yield Conflict(
+            keys=("algorithm.max_steps",),
+            why="prompts can be sampled for ever, so the run would have no end",
+            fix="give the number of steps (iterative DPO: of rounds), for example `max_steps: 100`",
+        )
+    if max_steps is not None and config.checkpoint.every > max_steps:
+        yield Conflict(
+            keys=("checkpoint.every", "algorithm.max_steps"),
+            why="nothing would be saved before the end",
+            fix=f"give checkpoint.every a value from 1 to {max_steps}",
+        )
+    if config.evaluation.every is not None and config.data.eval_prompts is None:
+        yield Conflict(
+            keys=("evaluation.every", "data.eval_prompts"),
+            why="there is nothing to evaluate on",
+            fix="give data.eval_prompts, or remove evaluation.every",
+        )
+
+
+def _batches(config: RunConfig) -> Iterator[Conflict]:
+    algorithm = config.algorithm
+    if config.data.prompts is None or isinstance(algorithm, SftConfig):
+        return
+    if config.rollout.num_engines > algorithm.prompts_per_step:
+        yield Conflict(
+            keys=("rollout.num_engines", "algorithm.prompts_per_step"),
+            why="a prompt's group is sampled by one engine, so some engines would have nothing to do",
+            fix=f"use at most {algorithm.prompts_per_step} engines, or more prompts per step",
+        )
+    if isinstance(algorithm, DpoConfig):
+        return
+    groups = isinstance(algorithm, GrpoConfig)  # a group is never split; PPO's rows are single completions
+    rows = algorithm.prompts_per_step * (1 if groups else algorithm.num_generations)
+    if rows % algorithm.num_mini_batches:
+        factors = (
+            "groups (prompts_per_step)"
+            if groups
+            else (
+                f"completions (prompts_per_step {algorithm.prompts_per_step} × num_generations "
+                f"{algorithm.num_generations})"
+            )
+        )
+        yield Conflict(
+            keys=("algorithm.num_mini_batches", "algorithm.prompts_per_step", "algorithm.num_generations"),
+            why=f"{rows} {factors} cannot be cut into {algorithm.num_mini_batches} equal mini-batches",
+            fix=f"num_mini_batches: {_nearest_divisors(rows, algorithm.num_mini_batches)}",
+        )
+
+
+def _nearest_divisors(number: int, wanted: int) -> str:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    below, above = [d for d in divisors if d < wanted][-1:], [d for d in divisors if d > wanted][:1]
+    return " or ".join(str(d) for d in below + above)
+
+
+def _lengths(config: RunConfig) -> Iterator[Conflict]:
+    rollout = config.rollout
+    longest = rollout.max_prompt_length + rollout.max_completion_length
+    if config.data.prompts is not None and longest > config.policy.tokens_per_micro_batch:
+        yield Conflict(
+            keys=(
+                "policy.tokens_per_micro_batch",
+                "rollout.max_prompt_length",
+                "rollout.max_completion_length",
+            ),
+            why=f"one prompt with its completion may have {longest} tokens and is never split",
+            fix=f"give tokens_per_micro_batch at least {longest}, or shorten prompts or completions",
+        )
+
+
+def _roles(config: RunConfig) -> Iterator[Conflict]:
+    kind = config.algorithm.type
+    if config.critic is not None and kind not in WITH_CRITIC:
+        yield Conflict(
+            keys=("critic", "algorithm.type"),
+            why=f"{kind} has no critic",
+            fix="remove critic, or choose ppo for algorithm.type",
+        )
+    if config.reference.refresh != "never" and not (kind == "dpo" and config.data.prompts is not None):
+        yield Conflict(
+            keys=("reference.refresh", "algorithm.type"),
+            why="only DPO on its own samples (data.prompts) moves its reference",
+            fix="set reference.refresh to never",
+        )
+    for role, learner in (("policy", config.policy), ("critic", config.critic)):
+        if learner is not None and learner.offload_optimizer and learner.zero_stage == 0:
+            yield Conflict(
+                keys=(f"{role}.offload_optimizer", f"{role}.zero_stage"),
+                why="only a partitioned optimizer can be offloaded",
+                fix=f"set {role}.zero_stage to 1, 2 or 3",
+            )
+
+
+def _sampling(config: RunConfig) -> Iterator[Conflict]:
+    rollout, kind = config.rollout, config.algorithm.type
+    if kind in ON_POLICY:
+        for key, reshapes, neutral in (
+            ("top_p", rollout.top_p < 1, "1.0"),
+            ("top_k", rollout.top_k > 0, "0"),
+        ):
+            if reshapes:
+                yield Conflict(
+                    keys=(f"rollout.{key}", "algorithm.type"),
+                    why=f"{kind} compares the engine's log-probabilities with the learner's, over all tokens",
+                    fix=f"set rollout.{key} to {neutral} (rollout.temperature is accounted for)",
+                )
+    if config.max_staleness > 0 and config.data.prompts is None:
+        yield Conflict(
+            keys=("max_staleness", "data.dataset"),
+            why="a dataset is not sampled from the policy, so it cannot become stale",
+            fix="set max_staleness to 0",
+        )
+
+
+def _reporting(config: RunConfig) -> Iterator[Conflict]:
+    if "wandb" not in config.report_to and config.wandb != type(config.wandb)():
+        yield Conflict(
+            keys=("wandb", "report_to"),
+            why="wandb is set up here but nothing reports to it",
+            fix="add `report_to: [wandb]`, or remove wandb",
+        )
+
+
+RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
+    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _reporting,
+)  # fmt: skip

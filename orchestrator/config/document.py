@@ -1,0 +1,210 @@
+"""A YAML file as plain data that remembers where every value stands.
+
+PyYAML's own loader forgets lines, takes the last of two equal keys and unfolds alias bombs; this one composes
+the node graph and reads it once, noting everything that is wrong instead of stopping at the first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from orchestrator.errors import Problems
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+
+MAX_BYTES = 256 * 1024
+MAX_VALUES = 10_000  # after aliases are unfolded
+MAX_DEPTH = 30
+EXPONENT = re.compile(r"[-+]?(\d+)(\.\d*)?[eE]([-+]?\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a value was written, and a scalar as it was spelt: `Place(text="grpo.yaml:7", spelt="off")`."""
+
+    text: str
+    spelt: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Document:
+    """Plain data (mappings, lists, scalars) with the place of every key path."""
+
+    data: Any
+    places: dict[KeyPath, Place] = field(default_factory=dict)
+
+    def place(self, path: KeyPath) -> Place:
+        """Of `path`, or of the nearest thing around it that was written."""
+        for length in range(len(path), -1, -1):
+            if found := self.places.get(path[:length]):
+                return found
+        return next(iter(self.places.values()), Place(text=""))
+
+
+def dotted(path: KeyPath) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def read_document(path: Path, problems: Problems) -> Document | None:
+    """The file as a Document; None when it cannot be read at all. What is wrong goes to `problems`."""
+    text = _read_text(path, problems)
+    return None if text is None else parse(text, str(path), problems)
+
+
+def parse(
+    text: str, name: str, problems: Problems, *, one_line: bool = False, strict: bool = True
+) -> Document | None:
+    """`one_line`: an override, whose place has no line. `strict`: `1e-6` stays text, as in YAML 1.1."""
+    reader = _Reader(name, problems, one_line=one_line, strict=strict)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return Document(data=None if node is None else reader.read(node, ()), places=reader.places)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = "" if one_line or mark is None else f":{mark.line + 1}"
+        fix = (
+            "indent with spaces"
+            if "\\t" in str(error.problem)
+            else "see https://yaml.org, or quote the value"
+        )
+        problems.add("not YAML", where=f"{name}{line}", why=str(error.problem or error.context), fix=fix)
+    except yaml.reader.ReaderError as error:
+        problems.add(
+            "not text",
+            where=name,
+            why=f"character {error.position} is {error.reason}",
+            fix="save it as UTF-8",
+        )
+    except (RecursionError, _TooLargeError):
+        fix = f"at most {MAX_VALUES} values and {MAX_DEPTH} levels; are there aliases (*) within aliases?"
+        problems.add("too large, or nested too deeply", where=name, fix=fix)
+    return None
+
+
+def _read_text(path: Path, problems: Problems) -> str | None:
+    where = str(path)
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            problems.add(
+                "is a directory",
+                where=where,
+                fix="give a recipe file, for example configs/quickstart/grpo.yaml",
+            )
+            return None
+        if not stat.S_ISREG(mode):
+            problems.add("is not a regular file", where=where, fix="give a recipe file (YAML)")
+            return None
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        fix = f"in {path.parent} there are: {', '.join(near[:8])}" if near else "check the path"
+        problems.add("no such recipe", where=where, fix=fix)
+        return None
+    except OSError as error:
+        problems.add(
+            "cannot be read",
+            where=where,
+            why=os.strerror(error.errno or 0),
+            fix="check the path and its rights",
+        )
+        return None
+    if len(raw) > MAX_BYTES:
+        problems.add(
+            f"larger than {MAX_BYTES // 1024} KiB",
+            where=where,
+            fix="a recipe is a short YAML file: is this data?",
+        )
+        return None
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        why = f"byte {error.start} is not UTF-8"
+        problems.add(
+            "not text", where=where, why=why, fix="a recipe is a YAML file in UTF-8: is this a binary file?"
+        )
+        return None
+
+
+class _TooLargeError(Exception):
+    """More values or levels than any recipe has: an alias bomb, or a file that is not a recipe."""
+
+
+class _Reader:
+    """Nodes to plain data. Values that cannot be read become None and a problem."""
+
+    def __init__(self, name: str, problems: Problems, *, one_line: bool, strict: bool) -> None:
+        self.name, self.problems, self.one_line, self.strict = name, problems, one_line, strict
+        self.places: dict[KeyPath, Place] = {}
+        self.scalars = yaml.constructor.SafeConstructor()
+        self.num_values = 0
+
+    def where(self, node: yaml.Node) -> str:
+        return self.name if self.one_line else f"{self.name}:{node.start_mark.line + 1}"
+
+    def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.num_values += 1
+        if self.num_values > MAX_VALUES or len(path) > MAX_DEPTH:
+            raise _TooLargeError
+        spelt = node.value if isinstance(node, yaml.ScalarNode) else None
+        self.places.setdefault(path, Place(text=self.where(node), spelt=spelt))
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]
+        return self.scalar(node, path)
+
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        first_node: dict[str, yaml.Node] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode) or key == "<<":
+                what = f"{dotted(path)}: `<<`" if key == "<<" else f"{dotted(path)}: a key that is not a word"
+                self.problems.add(
+                    what, where=self.where(key_node), why="not read here", fix="write the keys out"
+                )
+                continue
+            if key in first_node:
+                lines = [n.start_mark.line + 1 for n in (first_node[key], key_node)]
+                self.problems.add(
+                    f"`{dotted((*path, key))}` is given twice",
+                    where=self.where(key_node),
+                    why=f"on line {lines[0]} and on line {lines[1]}",
+                    fix="keep one of them",
+                )
+                continue
+            first_node[key] = key_node
+            self.places[(*path, key)] = Place(
+                text=self.where(key_node),
+                spelt=value_node.value if isinstance(value_node, yaml.ScalarNode) else None,
+            )
+            data[key] = self.read(value_node, (*path, key))
+        return data
+
+    def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        kind = node.tag.rpartition(":")[2]
+        if kind in ("str", "timestamp") or (
+            kind == "int" and ":" in node.value
+        ):  # 12:30 is not a number to a person
+            return (
+                float(node.value)
+                if not self.strict and not node.style and EXPONENT.fullmatch(node.value)
+                else node.value
+            )
+        if kind in ("null", "bool", "int", "float"):
+            try:
+                return self.scalars.construct_object(node)
+            except ValueError:
+                return node.value
+        what = f"{dotted(path)}: the tag {node.tag.replace('tag:yaml.org,2002:', '!!')}"
+        self.problems.add(what, where=self.where(node), why="not read here", fix="write a plain value")
+        return None

@@ -1,0 +1,144 @@
+"""What pydantic found wrong, said in the words of a recipe: place, key, value, what is allowed, the fix."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.config.conflicts import ConflictsError
+from orchestrator.config.document import EXPONENT, Document, KeyPath, dotted
+from orchestrator.config.values import allowed, kind_of, options, show
+from orchestrator.config.vocabulary import suggest, types_at
+from orchestrator.errors import Problems
+
+REASONS: Mapping[str, str] = {
+    # last part of a key → why its range is what it is
+    "beta": "it scales the pull towards the reference: below 0 it would push away",
+    "checkpoint.every": "nothing would ever be saved",
+    "evaluation.every": "nothing would ever be evaluated",
+    "gamma": "it is a share: the weight of the next token's reward",
+    "kl_coef": "it scales the pull towards the reference: below 0 it would push away",
+    "lam": "it is a share: the weight of longer returns",
+    "learning_rate": "at 0 nothing is learned, above 1 nothing converges",
+    "max_staleness": "completions older than that say little about the current policy",
+    "name": "the run's directory is named after it",
+    "num_generations": "completions are compared within their group: the variance of one sample is undefined",
+    "seed": "the random generators take 31 bits",
+}
+
+
+def explain(error: ValidationError, document: Document, problems: Problems) -> None:
+    """Adds one problem for each thing that is wrong."""
+    seen: set[KeyPath] = set()
+    for detail in error.errors(include_url=False):
+        found = detail.get("ctx", {}).get("error")
+        path = _key_path(detail["loc"], document.data)
+        if isinstance(found, ConflictsError):
+            _explain_conflicts(found, document, problems)
+        elif path not in seen:
+            seen.add(path)
+            _explain_one(detail, path, document, problems)
+
+
+def _key_path(loc: tuple[str | int, ...], data: Any) -> KeyPath:
+    """Pydantic's location without the tags that it adds where a mapping was picked by its `type:`."""
+    path: list[str | int] = []
+    untagged = True
+    for part in loc:
+        if untagged and isinstance(data, Mapping) and data.get("type") == part:
+            untagged = False
+            continue
+        if path and not isinstance(data, Mapping | list):
+            break  # pydantic goes on with the members of a union of scalars
+        path.append(part)
+        data, untagged = _child(data, part), True
+    return tuple(path)
+
+
+def _child(data: Any, key: str | int) -> Any:
+    try:
+        return data[key]
+    except (LookupError, TypeError):
+        return None
+
+
+def _value(path: KeyPath, data: Any) -> Any:
+    for key in path:
+        data = _child(data, key)
+    return data
+
+
+def _explain_conflicts(conflicts: ConflictsError, document: Document, problems: Problems) -> None:
+    for conflict in conflicts.found:
+        given = [(key, _value(tuple(key.split(".")), document.data)) for key in conflict.keys]
+        written = [(key, value) for key, value in given if value is not None]
+        problems.add(
+            ", ".join(f"{key} = {show(value)}" for key, value in written) or f"{conflict.keys[0]} is missing",
+            where=document.place(tuple((written or given)[0][0].split("."))).text,
+            why=conflict.why,
+            fix=conflict.fix,
+        )
+
+
+def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Problems) -> None:
+    kind, key, value = detail["type"], dotted(path), _value(path, document.data)
+    place, data = document.place(path), document.data
+    what = f"{key} = {show(value)}"
+    if kind == "extra_forbidden":
+        problems.add(what, where=place.text, why="there is no such key", fix=suggest(path, data))
+    elif kind == "missing":
+        problems.add(f"{key} is missing", where=place.text, fix=f"give {allowed(path, data)}")
+    elif kind == "union_tag_not_found":
+        problems.add(
+            f"{key}.type is missing", where=place.text, why=what, fix=_choose("", types_at(path, data))
+        )
+    elif kind == "union_tag_invalid":
+        where, tag = document.place((*path, "type")).text, detail["ctx"]["tag"]
+        problems.add(
+            f"{key}.type = {show(tag)}",
+            where=where,
+            why="there is no such type",
+            fix=_choose(tag, types_at(path, data)),
+        )
+    elif kind == "value_error":
+        problems.add(what, where=place.text, fix=str(detail["ctx"]["error"]))
+    else:
+        why, fix = _wrong_value(kind, path, value, place.spelt, data)
+        problems.add(what, where=place.text, why=why, fix=fix)
+
+
+def _choose(given: str, choices: list[str]) -> str:
+    return f"{_did_you_mean(given, choices)}give one of {', '.join(choices)}"
+
+
+def _did_you_mean(given: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(given.lower(), choices, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _wrong_value(kind: str, path: KeyPath, value: Any, spelt: str | None, data: Any) -> tuple[str, str]:
+    """Why, and what to do."""
+    may_be = allowed(path, data)
+    fix = f"give {may_be}" if may_be else ""
+    if isinstance(value, bool) and spelt is not None and spelt.lower() not in ("true", "false"):
+        quoted = kind == "string_type" or spelt in options(path, data)
+        return f"YAML reads {spelt} as {show(value)}", f"quote it: '{spelt}'" if quoted else fix
+    if isinstance(value, str) and kind in ("float_type", "int_type"):
+        if number := EXPONENT.fullmatch(value):
+            whole, fraction, exponent = number[1], number[2] or ".0", int(number[3])
+            return (
+                f"YAML reads {value} as text",
+                f"write {whole}{fraction if fraction != '.' else '.0'}e{exponent:+d}",
+            )
+        if re.fullmatch(r"[-+]?\d+(\.\d*)?", value):
+            return "in quotes it is text", f"write {value} without quotes"
+    if kind == "literal_error":
+        return "not one of the choices", _did_you_mean(str(value), options(path, data)) + fix
+    if kind.endswith("_type"):
+        return f"{kind_of(value)} stands where {may_be or 'something else'} is wanted", fix
+    reason = REASONS.get(dotted(path)) or REASONS.get(str(path[-1])) or "outside of what is allowed"
+    return reason, fix

@@ -1,0 +1,253 @@
+"""From a recipe file to frozen runs: includes, overrides, names, validation. All problems come at once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.config.document import Document, Place, read_document
+from orchestrator.config.explain import explain
+from orchestrator.config.overrides import apply, parse_overrides
+from orchestrator.config.run import RunConfig
+from orchestrator.config.secrets import find_secrets
+from orchestrator.errors import BadInput, Problem, Problems
+
+MAX_STAGES = 32
+NOT_THE_RUN = ("name", "output_dir", "cluster", "report_to", "wandb")  # where it runs and who is told
+
+
+class _UnreadableError(Exception):
+    """A part of the recipe is not there at all, so checking the rest would only make noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A recipe as it was given and the runs it consists of, first to last.
+
+    Example: `load("configs/quickstart/grpo.yaml", ["seed=3"]).stages[-1].algorithm.type == "grpo"`.
+    """
+
+    source: Path
+    text: str  # of the file, as written
+    overrides: tuple[str, ...]
+    stages: tuple[RunConfig, ...]
+
+    def before(self, stage: RunConfig) -> tuple[RunConfig, ...]:
+        """The stages that are done when this one starts."""
+        return self.stages[: self.stages.index(stage)]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe. Overrides go to the last stage; `stages.NAME.a.b=c` goes to the named one.
+
+    Raises:
+        BadInput: with everything that is wrong in the recipe and in the overrides.
+    """
+    problems = Problems()
+    source = Path(path)
+    try:
+        drafts = _drafts(source, problems, including=())
+    except _UnreadableError:
+        raise BadInput(problems) from None
+    names = [str(d.data["name"]) for d in drafts if isinstance(d.data.get("name"), str)]
+    for override in parse_overrides(overrides, names, problems):
+        target = (
+            drafts[-1]
+            if override.stage is None
+            else next(d for d in drafts if d.data.get("name") == override.stage)
+        )
+        apply(override, target, problems)
+    stages: list[RunConfig] = []
+    for draft in drafts:
+        find_secrets(draft, problems)
+        _resolve_model(draft, drafts, stages, problems)
+        _give_name(draft)
+        if config := _validated(draft, problems):
+            _refuse_same_name(config, stages, draft, problems)
+            stages.append(config)
+    problems.sort(key=_reading_order)
+    problems.raise_if_any()
+    return Recipe(
+        source=source, text=source.read_text("utf-8"), overrides=tuple(overrides), stages=tuple(stages)
+    )
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """The config with every default filled in, as plain JSON values; the same config gives the same dict."""
+    return config.model_dump(mode="json")
+
+
+def from_resolved(data: Any, where: str) -> RunConfig:
+    """The inverse of `resolved`, for a run that is resumed.
+
+    Raises:
+        BadInput: when the file has been edited into something that cannot be run.
+    """
+    problems = Problems()
+    config = _validated(Document(data=data, places={(): Place(text=where)}), problems)
+    problems.raise_if_any()
+    assert config is not None
+    return config
+
+
+def _drafts(path: Path, problems: Problems, including: tuple[Path, ...]) -> list[Document]:
+    """One document per stage, includes followed."""
+    document = read_document(path, problems)
+    if document is None:
+        raise _UnreadableError
+    if not isinstance(document.data, dict) or not document.data:
+        found = "is empty" if not document.data else f"is {_kind(document.data)}"
+        problems.add(
+            f"the recipe {found}", where=str(path), why="a recipe is a mapping of keys", fix=_SMALLEST
+        )
+        raise _UnreadableError
+    if "stages" not in document.data:
+        return [document]
+    entries = document.data["stages"]
+    if extra := [key for key in document.data if key != "stages"]:
+        where, fix = document.place((extra[0],)).text, "move them into a stage"
+        problems.add(
+            f"{', '.join(extra)} beside stages", where=where, why="each stage is a run of its own", fix=fix
+        )
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_STAGES:
+        where = document.place(("stages",)).text
+        problems.add(
+            "stages",
+            where=where,
+            why=f"not a list of 1 to {MAX_STAGES} runs",
+            fix="write `- {recipe: other.yaml}` items",
+        )
+        raise _UnreadableError
+    stages = [_stage(document, i, path, problems, including) for i in range(len(entries))]
+    return [draft for drafts in stages for draft in drafts]
+
+
+def _stage(
+    document: Document, index: int, path: Path, problems: Problems, including: tuple[Path, ...]
+) -> list[Document]:
+    """An inline run, or the runs of the recipe it names."""
+    entry, where = document.data["stages"][index], document.place(("stages", index)).text
+    if not isinstance(entry, dict) or not entry:
+        problems.add(
+            f"stages.{index} is {_kind(entry)}", where=where, fix="write a run, or `{recipe: other.yaml}`"
+        )
+        raise _UnreadableError
+    if "recipe" not in entry:
+        prefix = ("stages", index)
+        places = {key[2:]: place for key, place in document.places.items() if key[:2] == prefix}
+        return [Document(data=entry, places=places)]
+    if len(entry) > 1 or not isinstance(entry["recipe"], str):
+        why = "`recipe` names a file and stands alone"
+        fix = "change values of an included stage on the command line: stages.NAME.key=value"
+        problems.add(f"stages.{index}", where=where, why=why, fix=fix)
+        raise _UnreadableError
+    included = path.parent / entry["recipe"]
+    chain = (*including, path.resolve())
+    if included.resolve() in chain:
+        problems.add(
+            f"recipe = {entry['recipe']}", where=where, why="it includes itself", fix="remove the circle"
+        )
+        raise _UnreadableError
+    return _drafts(included, problems, chain)
+
+
+_SMALLEST = "see configs/quickstart/grpo.yaml; a run needs at least model, data and algorithm"
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", dict: "an empty mapping", type(None): "empty"}.get(type(value), "a single value")
+
+
+def _resolve_model(
+    draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems
+) -> None:
+    """Puts the directory of the earlier stage in the place of `model.from_stage`."""
+    model = draft.data.get("model")
+    wanted = model.get("from_stage") if isinstance(model, dict) else None
+    if not isinstance(wanted, str) or model.get("path") is not None:
+        return
+    if earlier := next((stage for stage in done if stage.name == wanted), None):
+        draft.data["model"] = {
+            **{k: v for k, v in model.items() if k != "from_stage"},
+            "path": str(earlier.model_directory),
+        }
+        draft.places[("model", "path")] = draft.place(("model", "from_stage"))
+        return
+    before = drafts[: next(i for i, d in enumerate(drafts) if d is draft)]
+    names = [str(d.data["name"]) for d in before if "name" in d.data]
+    if wanted in names:
+        draft.data["model"] = {
+            **model,
+            "path": wanted,
+            "from_stage": None,
+        }  # that stage has problems of its own
+        return
+    close = difflib.get_close_matches(wanted, names, n=1)
+    fix = f"did you mean {close[0]}? " if close else ""
+    fix += (
+        f"the earlier stages are: {', '.join(names)}"
+        if names
+        else "there is no earlier stage: give model.path instead"
+    )
+    where = draft.place(("model", "from_stage")).text
+    problems.add(f"model.from_stage = {wanted}", where=where, why="no earlier stage has this name", fix=fix)
+    draft.data["model"] = {**model, "path": wanted, "from_stage": None}
+
+
+def _give_name(draft: Document) -> None:
+    """`<algorithm>--<model>--<short id>` where there is no name; the id is of all that makes the run."""
+    if draft.data.get("name") is not None:
+        return
+    algorithm, model = draft.data.get("algorithm"), draft.data.get("model")
+    kind = algorithm.get("type") if isinstance(algorithm, dict) else None
+    path = model.get("path") if isinstance(model, dict) else None
+    parts = [part for part in re.split(r"[/\\]", str(path or "model")) if part]
+    base = (parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]) if parts else "model"
+    content = {key: value for key, value in draft.data.items() if key not in NOT_THE_RUN}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    words = [
+        re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") or "x" for word in (str(kind or "run"), base)
+    ]
+    draft.data = {
+        "name": f"{words[0][:12]}--{words[1][:40]}--{digest}",
+        **{k: v for k, v in draft.data.items() if k != "name"},
+    }
+
+
+def _validated(draft: Document, problems: Problems) -> RunConfig | None:
+    try:
+        return RunConfig.model_validate_json(
+            json.dumps(draft.data)
+        )  # JSON: strict, and lists stand for tuples
+    except ValidationError as error:
+        explain(error, draft, problems)
+        return None
+
+
+def _refuse_same_name(
+    config: RunConfig, stages: Sequence[RunConfig], draft: Document, problems: Problems
+) -> None:
+    if any(stage.directory == config.directory for stage in stages):
+        why = "an earlier stage has this name, and two runs never share a directory"
+        problems.add(
+            f"name = {config.name}",
+            where=draft.place(("name",)).text,
+            why=why,
+            fix="give each stage its own name",
+        )
+
+
+def _reading_order(problem: Problem) -> tuple[bool, str, int]:
+    file, _, line = problem.where.rpartition(":")
+    return not line.isdigit(), file, int(line) if line.isdigit() else 0
+
+
+__all__ = ["BadInput", "Recipe", "from_resolved", "load", "resolved"]

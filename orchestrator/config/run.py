@@ -1,0 +1,118 @@
+"""Everything one run can be told: frozen, strict, unknown keys forbidden, vetted defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.conflicts import ConflictsError, conflicts
+from workers.config import (
+    AlgorithmConfig,
+    Count,
+    LearnerConfig,
+    ModelConfig,
+    Positive,
+    ReferenceConfig,
+    RewardConfig,
+    RewardWorkersConfig,
+    RolloutConfig,
+    Settings,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Source = Annotated[str, Field(min_length=1)]
+"""A local .jsonl or .parquet file, a `datasets` folder, or the name of a hub dataset."""
+
+
+class DataConfig(Settings):
+    """Where prompts or examples come from: exactly one of `prompts` and `dataset`."""
+
+    prompts: Source | None = None  # to sample completions for
+    dataset: Source | None = None  # with completions: preferences or demonstrations
+    eval_prompts: Source | None = None  # held out; never trained on
+    split: str = "train"  # of a hub dataset or `datasets` folder
+    eval_split: str = "test"
+    max_length: Count = (
+        1024  # tokens of prompt and completion of a dataset row; what is longer loses its end, counted
+    )
+
+
+class EvaluationConfig(Settings):
+    """Greedy reward on `data.eval_prompts`: before the first step, after the last, and in between."""
+
+    every: Count | None = None  # steps; None: only before the first and after the last
+    max_prompts: Count = 256
+
+
+class CheckpointConfig(Settings):
+    """How often the state is saved. Never off: a run that cannot be resumed is a bad surprise."""
+
+    every: Count = 1  # steps
+    keep: Count = 2  # newest ones
+
+
+class ClusterConfig(Settings):
+    """Where the actors live."""
+
+    address: Annotated[str, Field(pattern=r"^(auto|ray://[^/\s@]+|[^/\s:@]+:\d{1,5})$")] | None = (
+        None  # None: this machine
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: Positive = 1.0
+    object_store_memory_mib: Annotated[int, Field(ge=75)] | None = None  # None: Ray's choice
+    start_timeout_s: Positive = 300.0
+    call_timeout_s: Positive = 1800.0  # deadline of every remote call
+
+
+class WandbConfig(Settings):
+    """What Weights & Biases is told; a field that is None is left to its WANDB_* variable."""
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["online", "offline", "disabled"] | None = (
+        None  # None: online when there is a key, else offline
+    )
+
+
+class RunConfig(Settings):
+    """One run. See `configs/` for recipes, and `rlhf run RECIPE --dry-run` for all values of one."""
+
+    name: Name
+    output_dir: Annotated[str, Field(min_length=1)] = "runs"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelConfig
+    data: DataConfig
+    algorithm: AlgorithmConfig
+    reward: tuple[RewardConfig, ...] = ()
+    rollout: RolloutConfig = RolloutConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    policy: LearnerConfig = LearnerConfig()
+    critic: LearnerConfig | None = None  # None: set up like the policy, where the algorithm has a critic
+    reward_workers: RewardWorkersConfig = RewardWorkersConfig()
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = 0  # versions generation may run ahead; 0: synchronous
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    report_to: tuple[Literal["wandb"], ...] = ()
+    wandb: WandbConfig = WandbConfig()
+    samples_per_step: Annotated[int, Field(ge=0)] = 8  # completions kept for people to read
+
+    @model_validator(mode="after")
+    def no_conflicts(self) -> Self:
+        if found := conflicts(self):
+            raise ConflictsError(found)
+        return self
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    @property
+    def model_directory(self) -> Path:
+        """Where the trained model goes, and where a later stage's `model.from_stage` finds it."""
+        return self.directory / "model"

@@ -1,0 +1,198 @@
+"""The keys there are, and what a key that is not there was meant to be.
+
+The keys are read off the settings classes. A peer's spelling is understood here, to be suggested, and never
+accepted as an alias: one thing has one name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from orchestrator.config.document import KeyPath
+from orchestrator.config.run import RunConfig
+
+PEERS: Mapping[str, tuple[str, ...]] = {
+    # spelling of TRL, OpenRLHF, verl, NeMo-RL, SkyRL → ours; the first that this algorithm has is suggested
+    "actor_learning_rate": ("algorithm.learning_rate",),
+    "actor_num_gpus_per_node": ("policy.num_ranks",),
+    "batch_size": ("algorithm.batch_size", "algorithm.prompts_per_step"),
+    "clip_eps": ("algorithm.epsilon", "algorithm.cliprange"),
+    "clip_range": ("algorithm.epsilon", "algorithm.cliprange"),
+    "clip_ratio": ("algorithm.epsilon", "algorithm.cliprange"),
+    "cliprange": ("algorithm.epsilon",),
+    "dataset_name": ("data.dataset", "data.prompts"),
+    "entity": ("wandb.entity",),
+    "epsilon": ("algorithm.cliprange",),
+    "eval_steps": ("evaluation.every",),
+    "exp_name": ("name",),
+    "experiment_name": ("name",),
+    "gae_lambda": ("algorithm.lam",),
+    "generate_max_len": ("rollout.max_completion_length",),
+    "group_size": ("algorithm.num_generations",),
+    "init_kl_coef": ("algorithm.kl_coef", "algorithm.beta"),
+    "kl_beta": ("algorithm.beta", "algorithm.kl_coef"),
+    "kl_coef": ("algorithm.beta",),
+    "beta": ("algorithm.kl_coef",),
+    "kl_loss_coef": ("algorithm.beta", "algorithm.kl_coef"),
+    "lambd": ("algorithm.lam",),
+    "lambda": ("algorithm.lam",),
+    "lr": ("algorithm.learning_rate",),
+    "lr_scheduler": ("algorithm.lr_scheduler_type",),
+    "max_epochs": ("algorithm.num_train_epochs", "algorithm.num_ppo_epochs", "algorithm.num_iterations"),
+    "max_len": ("rollout.max_prompt_length",),
+    "max_new_tokens": ("rollout.max_completion_length",),
+    "max_norm": ("algorithm.max_grad_norm",),
+    "max_off_policy_steps": ("max_staleness",),
+    "max_response_length": ("rollout.max_completion_length",),
+    "max_staleness_steps": ("max_staleness",),
+    "max_tokens": ("rollout.max_completion_length",),
+    "max_trajectory_age_steps": ("max_staleness",),
+    "micro_batch_size": ("policy.tokens_per_micro_batch",),
+    "micro_train_batch_size": ("policy.tokens_per_micro_batch",),
+    "mini_batch_size": ("algorithm.num_mini_batches", "algorithm.batch_size"),
+    "model_name_or_path": ("model.path",),
+    "n_samples_per_prompt": ("algorithm.num_generations",),
+    "num_episodes": ("algorithm.max_steps",),
+    "num_epochs": ("algorithm.num_train_epochs", "algorithm.num_ppo_epochs", "algorithm.num_iterations"),
+    "num_rounds": ("algorithm.max_steps",),
+    "num_steps": ("algorithm.max_steps",),
+    "per_device_train_batch_size": ("algorithm.batch_size", "algorithm.prompts_per_step"),
+    "ppo_epochs": ("algorithm.num_ppo_epochs", "algorithm.num_iterations"),
+    "pretrain": ("model.path",),
+    "prompt_data": ("data.prompts",),
+    "prompt_max_len": ("rollout.max_prompt_length",),
+    "ref_model_sync_steps": ("reference.refresh",),
+    "response_length": ("rollout.max_completion_length",),
+    "reward_funcs": ("reward",),
+    "reward_weights": ("reward",),
+    "rewards": ("reward",),
+    "rollout_batch_size": ("algorithm.prompts_per_step",),
+    "run_name": ("name",),
+    "save_steps": ("checkpoint.every",),
+    "save_total_limit": ("checkpoint.keep",),
+    "sync_ref_model": ("reference.refresh",),
+    "total_episodes": ("algorithm.max_steps",),
+    "train_batch_size": ("algorithm.batch_size", "algorithm.prompts_per_step"),
+    "vllm_gpu_memory_utilization": ("rollout.gpu_memory_utilization",),
+    "vllm_num_engines": ("rollout.num_engines",),
+    "vllm_tensor_parallel_size": ("rollout.tensor_parallel_size",),
+    "zero_stage": ("policy.zero_stage",),
+}
+
+
+def members(annotation: Any) -> list[Any]:
+    """What a value may be: the parts of a union, or the annotation itself, without `Annotated`."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [part for argument in get_args(annotation) for part in members(argument)]
+    return [annotation]
+
+
+def settings_in(annotation: Any) -> list[type[BaseModel]]:
+    return [m for m in members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
+
+
+def type_of(settings: type[BaseModel]) -> str | None:
+    """The `type:` that picks this class in a recipe; None: it is not one of several."""
+    field = settings.model_fields.get("type")
+    return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else None
+
+
+def settings_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
+    """The class that describes the mapping at `path` of a recipe, as its `type:` says (or None)."""
+    settings: type[BaseModel] = RunConfig
+    for depth, key in enumerate(path):
+        data = _child(data, key)
+        if isinstance(key, int):
+            continue  # reward.0: the class is found at `reward`, told apart by the item's type
+        annotation = settings.model_fields[key].annotation if key in settings.model_fields else None
+        if get_origin(annotation) is tuple and depth + 1 < len(path):
+            annotation, data_below = get_args(annotation)[0], _child(data, path[depth + 1])
+        else:
+            data_below = data
+        found = settings_in(annotation)
+        if len(found) > 1:
+            chosen = data_below.get("type") if isinstance(data_below, Mapping) else None
+            found = [s for s in found if type_of(s) == chosen]
+        if not found:
+            return None
+        settings = found[0]
+    return settings
+
+
+def _child(data: Any, key: str | int) -> Any:
+    try:
+        return data[key]
+    except (LookupError, TypeError):
+        return None
+
+
+def annotation_at(path: KeyPath, data: Any) -> tuple[Any, list[Any]]:
+    """What may stand at `path`: the annotation (None: nothing may) and its constraints."""
+    *parent, key = path
+    if isinstance(key, int):
+        annotation, _ = annotation_at(tuple(parent), data)
+        return (get_args(annotation)[0], []) if get_origin(annotation) is tuple else (None, [])
+    settings = settings_at(tuple(parent), data)
+    field = settings.model_fields.get(key) if settings else None
+    return (field.annotation, field.metadata) if field else (None, [])
+
+
+def types_at(path: KeyPath, data: Any) -> list[str]:
+    """The choices for `type:` of the mapping at `path`."""
+    annotation, _ = annotation_at(path, data)
+    return [kind for settings in settings_in(annotation) if (kind := type_of(settings))]
+
+
+@cache
+def all_keys() -> Mapping[str, frozenset[str]]:
+    """Every dotted key, with the `type`s that have it (empty: not a matter of type)."""
+    found: dict[str, set[str]] = {}
+
+    def walk(settings: type[BaseModel], prefix: str, kinds: set[str]) -> None:
+        for key, field in settings.model_fields.items():
+            found.setdefault(prefix + key, set()).update(kinds)
+            is_list = get_origin(field.annotation) is tuple
+            for inner in settings_in(get_args(field.annotation)[0] if is_list else field.annotation):
+                kind = type_of(inner)
+                walk(inner, f"{prefix}{key}.", {kind} if kind else kinds)
+
+    walk(RunConfig, "", set())
+    return {key: frozenset(kinds) for key, kinds in found.items()}
+
+
+def known_keys(algorithm: str | None) -> Iterator[str]:
+    """The dotted keys that a recipe with this algorithm may use."""
+    for key, kinds in all_keys().items():
+        if not key.startswith("algorithm.") or not kinds or algorithm is None or algorithm in kinds:
+            yield key
+
+
+def suggest(path: KeyPath, data: Any) -> str:
+    """What to do about a key that does not exist."""
+    *parent, name = path
+    key, prefix = str(name), "".join(f"{part}." for part in parent if not isinstance(part, int))
+    algorithm = _child(_child(data, "algorithm"), "type")
+    known = list(known_keys(algorithm if isinstance(algorithm, str) else None))
+    if peers := [ours for ours in PEERS.get(key.lower(), ()) if ours in known]:
+        return f"did you mean `{peers[0]}`?"
+    if elsewhere := [k for k in known if k.rpartition(".")[2] == key]:
+        return "it belongs under " + " or ".join(
+            f"`{k.rpartition('.')[0] or 'the top level'}`" for k in elsewhere[:4]
+        )
+    siblings = {k[len(prefix) :]: k for k in known if k.startswith(prefix) and "." not in k[len(prefix) :]}
+    if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.65):
+        return f"did you mean `{siblings[close[0]]}`?"
+    if kinds := all_keys().get(prefix + key):
+        return f"remove it: it is a setting of {' and '.join(sorted(kinds))}, not of {algorithm}"
+    leaves = {k.rpartition(".")[2]: k for k in known}
+    if close := difflib.get_close_matches(key, leaves, n=1, cutoff=0.75):
+        return f"did you mean `{leaves[close[0]]}`?"
+    return f"the keys here are: {', '.join(sorted(siblings))}" if siblings else "remove it"

@@ -1,0 +1,186 @@
+"""Prompts that come with their completions: preferences, and demonstrations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from orchestrator.data.formats import (
+    ACCEPTS,
+    COLUMNS,
+    Format,
+    clean,
+    common_beginning,
+    detect,
+    equal_to_a_reader,
+    is_conversation,
+    missing,
+    starts_before_the_answer,
+    wrong_completion,
+    wrong_prompt,
+    wrong_text,
+)
+from orchestrator.data.rows import Row, RowProblems, kind_of
+from orchestrator.data.sources import label, read_rows
+from workers.types import Example, Prompt
+
+
+def read_examples(
+    source: str, *, algorithm: str, split: str = "train", max_rows: int | None = None
+) -> tuple[Example, ...]:
+    """The rows of a dataset that `algorithm` learns from: pairs for dpo (best first), demonstrations for sft.
+
+    All rows have the format of the first one. A `margin` column becomes the scores (margin, 0.0); without it
+    they are (1.0, 0.0). Demonstrations have no scores. `max_rows`: only look at so many.
+
+    Raises:
+        BadInput: with every row that cannot be used, or when the format is not one for this algorithm.
+    """
+    problems, examples, name = RowProblems(source), [], label(source)
+    format: Format | None = None
+    for row in islice(read_rows(source, split, problems), max_rows):
+        given = [key for key, value in row.values.items() if value is not None]
+        format = format or _format(given, row, algorithm, problems)
+        if not set(COLUMNS[format]) <= set(given):
+            what, fix = missing(given, COLUMNS[format])
+            problems.add(row.number, what, why=f"the rows before it are in {format} format", fix=fix)
+            continue
+        wrong, example = _READERS[format](row.values, f"{name}:{row.number}")
+        if example is None:
+            problems.add(row.number, wrong, fix="mend or remove these rows")
+        else:
+            examples.append(example)
+    problems.raise_if_any()
+    if not examples:
+        columns = ", ".join(f"`{column}`" for column in COLUMNS[ACCEPTS[algorithm][0]])
+        raise problems.stop("0 rows", why="there is nothing to learn from", fix=f"write rows with {columns}")
+    return tuple(examples)
+
+
+def _format(columns: list[str], row: Row, algorithm: str, problems: RowProblems) -> Format:
+    """Of the first row. Raises BadInput when this algorithm cannot learn from it."""
+    found = detect(columns)
+    accepted = ACCEPTS[algorithm]
+    if found in accepted:
+        return found
+    if found is None or (found == Format.prompt_only and set(columns) != {"prompt"}):
+        what, fix = missing(columns, COLUMNS[accepted[0]])
+        raise problems.stop(
+            what, row=row.number, why=f"{algorithm} learns from {_listed(accepted)} data", fix=fix
+        )
+    why = f"{algorithm} learns from {_listed(accepted)} data"
+    fix = "give data in one of these formats, or choose another algorithm"
+    if found == Format.prompt_only:
+        fix = "to sample completions for prompts give data.prompts instead of data.dataset (dpo, grpo, ppo)"
+    elif found in (Format.unpaired, Format.stepwise):
+        fix = f"{found} data are not supported by any algorithm here yet: " + fix
+    raise problems.stop(f"the rows are in {found} format", row=row.number, why=why, fix=fix)
+
+
+def _listed(formats: tuple[Format, ...]) -> str:
+    return " or ".join(formats)
+
+
+Read = tuple[str, Example | None]
+"""What is wrong with a row (empty: nothing), and the example it makes."""
+EQUAL = "`chosen` and `rejected` are equal, so there is no preference"
+
+
+def _preference(values: Mapping[str, Any], id: str) -> Read:
+    chosen, rejected = values["chosen"], values["rejected"]
+    if starts_before_the_answer(chosen) and starts_before_the_answer(rejected):
+        return _implicit(values, id)  # as in many hub datasets, where `prompt` only repeats the start
+    return _pair(values, id, values["prompt"], chosen, rejected)
+
+
+def _implicit(values: Mapping[str, Any], id: str) -> Read:
+    chosen, rejected = values["chosen"], values["rejected"]
+    if wrong := wrong_text(chosen, "chosen") or wrong_text(rejected, "rejected"):
+        return wrong, None
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        return "one of `chosen` and `rejected` is text, the other a list of messages", None
+    if equal_to_a_reader(chosen, rejected):
+        return EQUAL, None
+    length = common_beginning(chosen, rejected)
+    if not length:
+        return "no `prompt`, and `chosen` and `rejected` have no common beginning to take it from", None
+    prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
+    return _pair(values, id, prompt, chosen, rejected, prompt_is="the common beginning")
+
+
+def _pair(
+    values: Mapping[str, Any], id: str, prompt: Any, chosen: Any, rejected: Any, *, prompt_is: str = "prompt"
+) -> Read:
+    conversational, margin = is_conversation(prompt), values.get("margin")
+    wrong = wrong_prompt(prompt, prompt_is)
+    wrong = wrong or wrong_completion(chosen, "chosen", conversational=conversational)
+    wrong = wrong or wrong_completion(rejected, "rejected", conversational=conversational)
+    if not wrong and equal_to_a_reader(chosen, rejected):
+        wrong = EQUAL
+    if not wrong and margin is not None:
+        wrong = _wrong_margin(margin)
+    if wrong:
+        return wrong, None
+    example = Example(
+        prompt=_prompt(values, id, prompt, "chosen", "rejected"),
+        completions=(clean(chosen), clean(rejected)),
+        scores=(1.0 if margin is None else float(margin), 0.0),
+    )
+    return "", example
+
+
+def _wrong_margin(margin: object) -> str:
+    if isinstance(margin, bool) or not isinstance(margin, int | float):
+        return f"`margin` is {kind_of(margin)}, not a number"
+    if not math.isfinite(margin) or margin < 0:
+        return "`margin` is below 0 or not finite: the chosen completion must be the better one"
+    return ""
+
+
+def _prompt_completion(values: Mapping[str, Any], id: str) -> Read:
+    prompt, completion = values["prompt"], values["completion"]
+    wrong = wrong_prompt(prompt)
+    wrong = wrong or wrong_completion(completion, "completion", conversational=is_conversation(prompt))
+    if wrong:
+        return wrong, None
+    return "", Example(prompt=_prompt(values, id, prompt, "completion"), completions=(clean(completion),))
+
+
+def _messages(values: Mapping[str, Any], id: str) -> Read:
+    """The last turn is learned; all before it is the prompt."""
+    messages = values["messages"]
+    if isinstance(messages, str):
+        return "`messages` is text, not a list of messages", None
+    wrong = wrong_text(messages, "messages")
+    if not wrong and len(messages) < 2:
+        wrong = "`messages` has one message: a question and an answer are needed"
+    wrong = wrong or wrong_prompt(messages[:-1], "messages before the last")
+    wrong = wrong or wrong_completion(messages[-1:], "messages", conversational=True)
+    if wrong:
+        return wrong, None
+    return "", Example(prompt=_prompt(values, id, messages[:-1]), completions=(clean(messages[-1:]),))
+
+
+def _text(values: Mapping[str, Any], id: str) -> Read:
+    """No prompt: every token is learned."""
+    text = values["text"]
+    wrong = wrong_text(text, "text") or (
+        "" if isinstance(text, str) else "`text` is a list; call it `messages`"
+    )
+    return (wrong, None) if wrong else ("", Example(prompt=_prompt(values, id, ""), completions=(text,)))
+
+
+def _prompt(values: Mapping[str, Any], id: str, text: Any, *completions: str) -> Prompt:
+    used = {"prompt", "text", "messages", "margin", *completions}
+    return Prompt(id=id, text=clean(text), columns={k: v for k, v in values.items() if k not in used})
+
+
+_READERS = {
+    Format.preference: _preference,
+    Format.implicit_preference: _implicit,
+    Format.prompt_completion: _prompt_completion,
+    Format.messages: _messages,
+    Format.text: _text,
+}

@@ -1,0 +1,180 @@
+"""TRL's dataset formats, told from the data and never by a flag.
+
+    | format              | columns                          | learned from by |
+    |---------------------|----------------------------------|-----------------|
+    | prompt-only         | prompt                           | grpo, ppo, dpo (data.prompts) |
+    | preference          | prompt, chosen, rejected         | dpo             |
+    | implicit preference | chosen, rejected                 | dpo; their common beginning is the prompt |
+    | prompt-completion   | prompt, completion               | sft             |
+    | language modelling  | text, or messages                | sft             |
+    | unpaired preference | prompt, completion, label        | nothing yet     |
+    | stepwise            | prompt, completions, labels      | nothing yet     |
+
+A value is *standard* (a string) or *conversational* (`[{"role": …, "content": …}]`).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from orchestrator.data.rows import kind_of
+from workers.types import Text
+
+
+class Format(StrEnum):
+    preference = "preference"
+    implicit_preference = "implicit preference"
+    unpaired = "unpaired preference"
+    stepwise = "stepwise"
+    prompt_completion = "prompt-completion"
+    messages = "conversations"
+    text = "plain text"
+    prompt_only = "prompt-only"
+
+
+COLUMNS: Mapping[Format, tuple[str, ...]] = {
+    # in the order of detection: the more particular first
+    Format.preference: ("prompt", "chosen", "rejected"),
+    Format.implicit_preference: ("chosen", "rejected"),
+    Format.unpaired: ("prompt", "completion", "label"),
+    Format.stepwise: ("prompt", "completions", "labels"),
+    Format.prompt_completion: ("prompt", "completion"),
+    Format.messages: ("messages",),
+    Format.text: ("text",),
+    Format.prompt_only: ("prompt",),
+}
+ACCEPTS: Mapping[str, tuple[Format, ...]] = {
+    "sft": (Format.prompt_completion, Format.messages, Format.text),
+    "dpo": (Format.preference, Format.implicit_preference),
+}
+SPELLINGS: Mapping[str, str] = {
+    # columns of well-known datasets → ours
+    "question": "prompt",
+    "problem": "prompt",
+    "query": "prompt",
+    "input": "prompt",
+    "instruction": "prompt",
+    "response": "completion",
+    "output": "completion",
+    "answer": "completion",
+    "conversations": "messages",
+    "conversation": "messages",
+    "chosen_response": "chosen",
+    "response_chosen": "chosen",
+    "rejected_response": "rejected",
+    "response_rejected": "rejected",
+    "preferred": "chosen",
+}
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def detect(columns: Collection[str]) -> Format | None:
+    """The format that a row with these columns is in; None: none of them."""
+    return next((format for format, wanted in COLUMNS.items() if set(wanted) <= set(columns)), None)
+
+
+def missing(columns: Collection[str], wanted: Sequence[str]) -> tuple[str, str]:
+    """(what, fix) for a row that lacks some of the `wanted` columns."""
+    absent = [column for column in wanted if column not in columns]
+    renames = {ours: theirs for theirs, ours in SPELLINGS.items() if theirs in columns and ours in absent}
+    named = ", ".join(f"`{column}`" for column in absent)
+    what = f"no {named}; the columns are {', '.join(sorted(columns)) or 'none'}"
+    if renames:
+        return what, "rename " + ", ".join(f"`{theirs}` to `{ours}`" for ours, theirs in renames.items())
+    return what, f"give every row {', '.join(f'`{column}`' for column in wanted)}"
+
+
+def is_conversation(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def starts_before_the_answer(value: object) -> bool:
+    """Whether this is a whole conversation rather than the assistant's part of it."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and value[0].get("role") in ROLES[:3]
+    )
+
+
+def wrong_text(value: object, column: str) -> str:
+    """What is wrong with a value that should be text or a conversation; empty when nothing is."""
+    if isinstance(value, str):
+        return "" if value.strip() else f"`{column}` is empty"
+    if not isinstance(value, list):
+        return f"`{column}` is {kind_of(value)}, not text or a list of messages"
+    if not value:
+        return f"`{column}` is an empty list"
+    for message in value:
+        if not isinstance(message, dict):
+            return f"`{column}` is a list of {kind_of(message)}, not of messages with role and content"
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            return f"`{column}` has the role {role!r}; roles are {', '.join(ROLES)}"
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            return f"`{column}` has a message whose content is {kind_of(content)}, not text"
+    return ""
+
+
+def wrong_prompt(value: Any, column: str = "prompt") -> str:
+    """What is wrong with a prompt, the order of its roles included."""
+    if (wrong := wrong_text(value, column)) or isinstance(value, str):
+        return wrong
+    roles = [message["role"] for message in value]
+    order = f"`{column}` has the roles {', '.join(roles[:6])}{'…' if len(roles) > 6 else ''}"
+    if any(role in ("system", "developer") for role in roles[1:]):
+        return f"{order}: system comes first or not at all"
+    if roles[0] in ("assistant", "tool"):
+        return f"{order}: a conversation starts with system or user"
+    if roles[-1] == "assistant":
+        return f"{order}: it ends with assistant, so there is nothing to answer"
+    return ""
+
+
+def wrong_completion(value: Any, column: str, *, conversational: bool) -> str:
+    """What is wrong with a completion, given whether its prompt is a conversation."""
+    if wrong := wrong_text(value, column):
+        return wrong
+    if is_conversation(value) != conversational:
+        shapes = ("text", "a list of messages")
+        return f"`prompt` is {shapes[conversational]} and `{column}` {shapes[not conversational]}"
+    if conversational and (value[0]["role"] != "assistant" or value[-1]["role"] != "assistant"):
+        roles = ", ".join(message["role"] for message in value[:6])
+        return f"`{column}` has the roles {roles}: an answer is the assistant's"
+    if conversational and not any((m.get("content") or "").strip() or m.get("tool_calls") for m in value):
+        return f"`{column}` is empty"
+    return ""
+
+
+def clean(value: Any) -> Text:
+    """A text as it is; messages without the empty keys that columnar files fill in."""
+    if isinstance(value, str):
+        return value
+    return [{k: v for k, v in message.items() if v is not None or k == "content"} for message in value]
+
+
+def common_beginning(chosen: Text, rejected: Text) -> int:
+    """How many characters or messages both start with; a space before the difference is not counted."""
+    pairs = zip(chosen, rejected, strict=False)
+    length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+    if isinstance(chosen, str) and length and chosen[length - 1] == " ":
+        length -= 1
+    return length
+
+
+def equal_to_a_reader(first: Text, second: Text) -> bool:
+    """Equal but for white space at the ends and the spelling of accents in Unicode."""
+
+    def plain(text: Text) -> list[Any]:
+        if isinstance(text, str):
+            return [unicodedata.normalize("NFC", text).strip()]
+        return [
+            (m["role"], unicodedata.normalize("NFC", m.get("content") or "").strip(), m.get("tool_calls"))
+            for m in text
+        ]
+
+    return plain(first) == plain(second)

@@ -1,0 +1,87 @@
+"""A row of data, and all that is wrong with rows, told once per kind with the lines it happens on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from orchestrator.errors import BadInput, Problem
+
+MAX_KINDS = 20  # different problems, after which the file is given up
+SHOWN = 8  # row numbers listed per problem
+
+
+class Row(NamedTuple):
+    """Example: `Row(number=17, values={"prompt": "2+2=", "solution": "4"})`. In a file of text: the line."""
+
+    number: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kind:
+    what: str
+    why: str
+    fix: str
+
+
+class RowProblems:
+    """Collects what is wrong with the rows of one source; the same one on a thousand lines is told once."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._rows: dict[_Kind, list[int]] = {}
+        self._counts: dict[_Kind, int] = {}
+
+    def add(self, row: int, what: str, *, why: str = "", fix: str = "") -> None:
+        kind = _Kind(what=what, why=why, fix=fix)
+        if kind not in self._rows and len(self._rows) == MAX_KINDS:
+            raise BadInput(
+                [*self.problems(), Problem(what="and more", where=self.source, fix="mend these first")]
+            )
+        rows = self._rows.setdefault(kind, [])
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        if len(rows) < SHOWN:
+            rows.append(row)
+
+    def stop(self, what: str, *, row: int | None = None, why: str = "", fix: str = "") -> BadInput:
+        """The error to raise for what makes the whole source unreadable."""
+        where = self.source if row is None else f"{self.source}:{row}"
+        return BadInput([*self.problems(), Problem(what=what, where=where, why=why, fix=fix)])
+
+    def problems(self) -> list[Problem]:
+        return [
+            Problem(
+                what=kind.what + self._elsewhere(kind),
+                where=f"{self.source}:{rows[0]}",
+                why=kind.why,
+                fix=kind.fix,
+            )
+            for kind, rows in self._rows.items()
+        ]
+
+    def _elsewhere(self, kind: _Kind) -> str:
+        rows, count = self._rows[kind], self._counts[kind]
+        if count == 1:
+            return ""
+        more = f" and {count - len(rows)} more" if count > len(rows) else ""
+        return f" ({count} rows: {', '.join(str(row) for row in rows)}{more})"
+
+    def raise_if_any(self) -> None:
+        if self._rows:
+            raise BadInput(self.problems())
+
+
+def kind_of(value: object) -> str:
+    """In the words of JSON."""
+    for kind, word in (
+        (bool, "a boolean"),
+        (int, "a number"),
+        (float, "a number"),
+        (str, "text"),
+        (list, "a list"),
+    ):
+        if isinstance(value, kind):
+            return word
+    return "null" if value is None else "an object"

@@ -1,0 +1,129 @@
+"""Rows from whatever a recipe names: a .jsonl or .parquet file, a `datasets` folder, or a hub dataset."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.jsonl import read_jsonl
+from orchestrator.data.rows import Row, RowProblems
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether `source` can only be a dataset of the hub: nothing on this machine has that name."""
+    path = Path(source)
+    local = (
+        path.exists() or path.is_symlink() or path.suffix in SUFFIXES or source.startswith((".", "/", "~"))
+    )
+    in_a_folder = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    return not local and not in_a_folder and bool(HUB_NAME.fullmatch(source))
+
+
+def label(source: str) -> str:
+    """The short name that row ids begin with: `prompts.jsonl` of `./data/prompts.jsonl`."""
+    return source if is_hub_name(source) else Path(source).name
+
+
+def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
+    """The rows of `source`, in order.
+
+    Raises:
+        BadInput: when there is no such source, or it is not what its name says.
+    """
+    if is_hub_name(source):
+        return _from_datasets(source, split, problems)
+    path = Path(source).expanduser()
+    mode = _mode(path, problems)
+    if stat.S_ISDIR(mode):
+        return _from_datasets(str(path), split, problems)
+    if not stat.S_ISREG(mode):
+        kind = next((k for t, k in _KINDS if t(mode)), "not a file")
+        raise problems.stop(f"this is {kind}", fix="give a .jsonl or .parquet file")
+    if path.suffix not in SUFFIXES:
+        raise problems.stop(
+            f"files of kind {path.suffix or '(none)'} are not read", fix="give a .jsonl or .parquet file"
+        )
+    return _from_parquet(path, problems) if path.suffix == ".parquet" else read_jsonl(path, problems)
+
+
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def _mode(path: Path, problems: RowProblems) -> int:
+    try:
+        mode = os.stat(path).st_mode
+        if not os.access(path, os.R_OK):
+            raise problems.stop("cannot be read", why="you have no right to", fix=f"chmod +r {path}")
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        near = (
+            sorted(p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES)
+            if path.parent.is_dir()
+            else []
+        )
+        fix = (
+            f"in {path.parent} there are: {', '.join(near[:8])}"
+            if near
+            else f"relative paths start at {Path.cwd()}"
+        )
+        raise problems.stop("cannot be read", why=why, fix=fix) from None
+    return mode
+
+
+def _from_parquet(path: Path, problems: RowProblems) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        _refuse_foreign_types(parquet.read_metadata(path).metadata or {}, problems)
+        file = parquet.ParquetFile(path)
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(number, values)
+    except (pyarrow.ArrowException, OSError) as error:
+        why = str(error).split("\n")[0]
+        raise problems.stop("not a readable parquet file", why=why, fix="write the file again") from None
+
+
+def _refuse_foreign_types(metadata: dict[bytes, bytes], problems: RowProblems) -> None:
+    """Ray's extension types ran code as their metadata were read (CVE-2026-41486): refuse before that."""
+    schema = base64.b64decode(metadata.get(b"ARROW:schema", b""), validate=False)
+    if b"ARROW:extension:name" in schema and b"ray." in schema:
+        fix = "write the columns as plain text and lists"
+        raise problems.stop(
+            "has columns of a Ray extension type", why="their metadata is never read here", fix=fix
+        )
+
+
+def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row]:
+    import datasets
+
+    try:
+        on_disk = Path(name) if Path(name).is_dir() else None
+        saved = on_disk and any((on_disk / f).exists() for f in ("dataset_info.json", "dataset_dict.json"))
+        table: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
+    except Exception as error:  # whatever the hub, its cache or a builder raise
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        fix = "check the name, data.split and HF_TOKEN; offline, only what is in the cache can be read"
+        raise problems.stop(f"the dataset cannot be loaded (split {split})", why=why, fix=fix) from None
+    if isinstance(table, datasets.DatasetDict):
+        if split not in table:
+            raise problems.stop(f"there is no split {split}", fix=f"the splits are: {', '.join(table)}")
+        table = table[split]
+    for number, values in enumerate(table, start=1):
+        yield Row(number, values)
