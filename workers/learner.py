@@ -107,14 +107,15 @@ class Learner:
         """
         started = time.perf_counter()
         evidence = _evidence(experience, scores, reference, values, seed=_mix(self._seed, step))
-        batch, facts = self._prepare(evidence, self._algorithm)
+        batch, prepared = self._prepare(evidence, self._algorithm)
         temperature = evidence.experience.temperature if self._needs.on_policy else 1.0
         gap = self._probe(evidence.experience) if self._head == "logprobs" else None
         if pairs_file is not None and self._engine.rank == 0 and batch.num_rows:
             records.write_pairs(Path(pairs_file), batch, evidence, self._decoder())
+        # What the evidence says of itself, the policy reports; the critic speaks of its own learning only.
+        facts = prepared | _experience_facts(evidence.experience, step) if self._head == "logprobs" else {}
         sums = self._learn(step, batch, temperature, facts)
-        facts |= _experience_facts(evidence.experience, version=step)
-        facts[f"timing/learn_{self._head}"] = time.perf_counter() - started
+        facts["timing/learn"] = time.perf_counter() - started
         maxima: Metrics = {}
         if gap is not None:
             sums["sampling/logp_difference"] = gap[0]

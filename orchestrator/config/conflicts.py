@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.config import DpoConfig, GrpoConfig, SftConfig
+from workers.needs import NEEDS
 
 if TYPE_CHECKING:
     from orchestrator.config.run import RunConfig
-
-LEARNS_FROM = {"sft": {"dataset"}, "grpo": {"prompts"}, "ppo": {"prompts"}, "dpo": {"prompts", "dataset"}}
-WITH_CRITIC = {"ppo"}
-ON_POLICY = {"grpo", "ppo"}  # the loss uses the log-probabilities of the distribution that was sampled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +36,8 @@ def conflicts(config: RunConfig) -> list[Conflict]:
 
 def _data_source(config: RunConfig) -> Iterator[Conflict]:
     kind, data = config.algorithm.type, config.data
-    wanted = " or ".join(f"data.{source}" for source in sorted(LEARNS_FROM[kind]))
+    fitting = [key for key in ("prompts", "dataset") if getattr(NEEDS[kind], key)]
+    wanted = " or ".join(f"data.{key}" for key in fitting)
     if (data.prompts is None) == (data.dataset is None):
         both = data.prompts is not None
         yield Conflict(
@@ -51,9 +49,9 @@ def _data_source(config: RunConfig) -> Iterator[Conflict]:
         )
         return
     given = "prompts" if data.prompts is not None else "dataset"
-    if given not in LEARNS_FROM[kind]:
+    if given not in fitting:
         own_samples = "its own samples of prompts" if given == "dataset" else "the completions of a dataset"
-        others = " or ".join(name for name, sources in LEARNS_FROM.items() if given in sources)
+        others = " or ".join(name for name, needs in NEEDS.items() if getattr(needs, given))
         yield Conflict(
             keys=(f"data.{given}", "algorithm.type"),
             why=f"{kind} learns from {own_samples}",
@@ -146,7 +144,7 @@ def _lengths(config: RunConfig) -> Iterator[Conflict]:
 
 def _roles(config: RunConfig) -> Iterator[Conflict]:
     kind = config.algorithm.type
-    if config.critic is not None and kind not in WITH_CRITIC:
+    if config.critic is not None and not NEEDS[kind].critic:
         yield Conflict(
             keys=("critic", "algorithm.type"),
             why=f"{kind} has no critic",
@@ -169,7 +167,7 @@ def _roles(config: RunConfig) -> Iterator[Conflict]:
 
 def _sampling(config: RunConfig) -> Iterator[Conflict]:
     rollout, kind = config.rollout, config.algorithm.type
-    if kind in ON_POLICY:
+    if NEEDS[kind].on_policy:
         for key, reshapes, neutral in (
             ("top_p", rollout.top_p < 1, "1.0"),
             ("top_k", rollout.top_k > 0, "0"),

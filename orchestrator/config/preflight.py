@@ -164,7 +164,7 @@ def _rewards(config: RunConfig, found: Sequence[Rows], problems: Problems) -> No
                     problems.add(
                         f"{rows.source} has no column `{reward.solution_column}`",
                         where=f"reward.{i}",
-                        why=f"the maths reward compares answers with it; further columns of the data: {there}",
+                        why=f"the maths reward compares with it; the further columns are: {there}",
                         fix=f"add the column, or name another one as reward.{i}.solution_column",
                     )
 

@@ -29,6 +29,6 @@ class Learners:
         criticised = self.critic.all(Learner.step, step, *evidence) if self.critic else []
         metrics = merge_stats(wait(learned))
         if criticised:
-            told = merge_stats(wait(criticised))
-            metrics |= {name if name.startswith(("loss/", "val/", "timing/")) else f"critic/{name}": v for name, v in told.items()}
+            for name, value in merge_stats(wait(criticised)).items():
+                metrics[name if name.startswith(("loss/", "val/")) else f"critic/{name}"] = value
         return metrics

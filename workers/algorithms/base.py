@@ -77,8 +77,8 @@ def totals_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
 
 Stats: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Tensor, MicroBatch, Any], tuple[Tensor, Stats]]
-"""(outputs [T], batch, config) -> (loss, stats). Both are already divided by the totals of the update: the sum
-over micro-batches and ranks is the figure of the whole update."""
+"""(outputs [T], batch, config) -> (loss, stats). Both are already divided by the totals of the update: summed
+over micro-batches and ranks they are the figure of the whole update."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,76 @@
+# Everything a fresh clone needs is a target here; `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check bench lock clean
+
+BIN := .venv/bin
+# ninja, which compiles DeepSpeed's communication op at first use, has to be on the PATH.
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: .venv/project.stamp ## create .venv with the locked CPU stack (2-3 minutes, 3 GB)
+
+quickstart: setup ## train a tiny base model, then three rounds of iterative DPO on it
+	@$(IN_VENV) python configs/quickstart/prepare.py
+	@$(IN_VENV) rlhf run configs/quickstart/iterative_dpo.yaml
+
+test: setup ## run all tests
+	@$(IN_VENV) python -m pytest
+
+check: setup ## lint, format and type check
+	@$(IN_VENV) ruff check
+	@$(IN_VENV) ruff format --check
+	@$(IN_VENV) mypy
+
+bench: setup ## measure side by side with TRL
+	@$(IN_VENV) python -m benchmarks.run
+
+lock: ## resolve requirements/cpu.txt again (needs uv)
+	@uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra math \
+	    --excludes requirements/cpu-excluded.txt --python-version 3.11 --python-platform x86_64-manylinux_2_31 \
+	    --generate-hashes --no-emit-index-url --no-header --quiet $(UPGRADE) -o requirements/cpu.txt
+	@{ sed '/^#/!Q' requirements/cpu.in; cat requirements/cpu.txt; } > requirements/cpu.txt.new
+	@mv requirements/cpu.txt.new requirements/cpu.txt
+
+clean: ## remove .venv and caches (runs/, data/ and models/ stay)
+	rm -rf .venv .venv-trl build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for the lock and one for the project, so that a change costs only what it touches.
+.venv/lock.stamp: requirements/torch-cpu.txt requirements/cpu.txt
+	@[ "$$(uname -sm)" = "Linux x86_64" ] \
+	    || { echo "setup: the CPU engine is built for Linux on x86_64 only, this is $$(uname -sm)" >&2; exit 1; }
+	@command -v "$${CXX:-g++}" > /dev/null \
+	    || { echo "setup: no C++ compiler, DeepSpeed compiles at run time: install g++, or set CXX" >&2; exit 1; }
+	@[ -x $(BIN)/pip ] || { $(create_venv); }
+	@$(BIN)/python -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2> /dev/null \
+	    || { echo "setup: no Python.h, DeepSpeed compiles against it: install python3-dev" >&2; exit 1; }
+	@echo "setup: torch, CPU build"
+	@$(PIP) -r requirements/torch-cpu.txt 2> .venv/torch.log \
+	    || $(PIP) -r requirements/torch-cpu.txt --index-url $(CPU_INDEX) || { cat .venv/torch.log >&2; exit 1; }
+	@echo "setup: the locked stack, up to 3 minutes and 3 GB"
+	@$(PIP) --require-hashes -r <(sed -n '/^setuptools==/,/^ *#/p' requirements/cpu.txt)
+	@$(PIP) --require-hashes --no-build-isolation -r requirements/cpu.txt
+	@touch $@
+
+.venv/project.stamp: .venv/lock.stamp pyproject.toml
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+	@echo "setup: done; the command is $(BIN)/rlhf"
+
+define create_venv
+for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
+    $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2> /dev/null || continue; \
+    echo "setup: $$($$python --version) in .venv"; \
+    $$python -m venv --clear .venv; \
+    break; \
+done; \
+[ -x $(BIN)/pip ] \
+    || { echo "setup: needs Python 3.11 or 3.12 with venv; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+endef

@@ -1,0 +1,74 @@
+"""What the machine was doing while a benchmark ran: processor time by process tree, load, and a description."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpuSeconds:
+    """Processor seconds since some fixed moment: of all processes of the machine, and of one tree of processes."""
+
+    machine_s: float
+    tree_s: float
+
+
+def cpu_seconds(root_pid: int) -> CpuSeconds:
+    """Time stolen by a hypervisor counts as the machine's: it too was taken from what is measured."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = _machine_ticks()
+    return CpuSeconds(
+        machine_s=(user + nice + system + irq + softirq + steal) / TICKS_PER_S, tree_s=_tree_ticks(root_pid) / TICKS_PER_S
+    )
+
+
+def _machine_ticks() -> list[int]:
+    with open("/proc/stat") as file:
+        return [int(field) for field in file.readline().split()[1:9]]
+
+
+def _tree_ticks(root_pid: int) -> int:
+    """Own ticks of every living descendant, and those of its children that have ended."""
+    parents, ticks = {}, {}
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            try:
+                fields = (directory / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # ended while we were looking
+                continue
+            parents[int(directory.name)] = int(fields[1])
+            ticks[int(directory.name)] = sum(map(int, fields[11:15]))
+    return sum(count for pid, count in ticks.items() if _descends(pid, root_pid, parents))
+
+
+def _descends(pid: int, root_pid: int, parents: dict[int, int]) -> bool:
+    while pid not in (0, root_pid):
+        pid = parents.get(pid, 0)
+    return pid == root_pid
+
+
+def use_cores(count: int) -> list[int]:
+    """Bind this process, and so everything it starts, to the first `count` of its cores."""
+    cores = sorted(os.sched_getaffinity(0))[:count]
+    if len(cores) < count:
+        raise SystemExit(f"{count} cores were asked for, {len(cores)} may be used: choose --cores {len(cores)}")
+    os.sched_setaffinity(0, cores)
+    return cores
+
+
+def description() -> dict[str, Any]:
+    """Processor, cores, memory and system, for the head of a result."""
+    cpuinfo, meminfo = Path("/proc/cpuinfo").read_text(), Path("/proc/meminfo").read_text()
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    return {
+        "cpu": next((line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "?"),
+        "cpu_cores": os.cpu_count(),
+        "cpu_features": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()],
+        "memory_gib": round(int(meminfo.split()[1]) / 2**20, 1),
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+    }

@@ -1,0 +1,176 @@
+"""From the repeats of a benchmark to its table. Pure functions over the answers of the workers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+LOSS_TOLERANCE = 2e-5
+NORM_TOLERANCE = 1e-3
+CHECKED_STEPS = 3
+"""Later steps of equal work part slowly, because float32 sums are taken in another order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A side with one of its variants: `Contestant(side="trl", variant="best", about="…", same_work=True)`."""
+
+    side: str
+    variant: str
+    about: str
+    same_work: bool
+
+    @property
+    def label(self) -> str:
+        return f"{self.side} · {self.variant}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """One measured request. `foreign_cores` is the processor use of everything outside the benchmark while it ran, in
+    cores; `idle_side_cores` that of the sides that were not asked."""
+
+    index: int
+    label: str
+    answer: dict[str, Any]
+    foreign_cores: float
+    idle_side_cores: float
+
+
+def differences(kind: str, expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
+    """Where two sides did not do the same work: losses within 2e-5, gradient norms within 1e-3, both relative.
+
+    A GRPO loss is a mean of advantages, which are of size one and cancel: its differences are relative to one.
+    """
+    floor = 1.0 if kind == "grpo" else 0.0
+    rows = [("losses", LOSS_TOLERANCE, floor), ("grad_norms", NORM_TOLERANCE, 0.0)]
+    found = []
+    for key, tolerance, at_least in rows:
+        pairs = list(zip(expected[key], actual[key], strict=True))[:CHECKED_STEPS]
+        for step, (a, b) in enumerate(pairs):
+            if not abs(a - b) <= tolerance * max(abs(a), abs(b), at_least):
+                found.append(f"{key} of step {step}: {a!r} and {b!r} differ by more than {tolerance:g}")
+    return found
+
+
+def items(answer: dict[str, Any]) -> int:
+    """Pairs or samples."""
+    return int(answer.get("pairs") or answer["samples"])
+
+
+def per_second(answer: dict[str, Any]) -> float:
+    """Pairs or samples per second of one epoch: training and the caches it needs; loading and building are outside."""
+    return items(answer) / (answer["train_s"] + answer["cache_s"])
+
+
+def per_second_steady(answer: dict[str, Any]) -> float:
+    """The same with the caches already built, as in a second epoch."""
+    return items(answer) / answer["train_s"]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values), "count": len(values)}
+
+
+def summary(contestants: list[Contestant], repeats: list[Repeat]) -> list[dict[str, Any]]:
+    """One row per contestant: rates, and the ratio of the first contestant to it, taken within each repeat."""
+    rows = []
+    ours = _answers(contestants[0], repeats)
+    for contestant in contestants:
+        answers = _answers(contestant, repeats)
+        rows.append(
+            {
+                **asdict(contestant),
+                "per_second": spread([per_second(answer) for answer in answers]),
+                "per_second_steady": spread([per_second_steady(answer) for answer in answers]),
+                "ratio": spread([per_second(a) / per_second(b) for a, b in zip(ours, answers, strict=True)]),
+                "ratio_steady": spread(
+                    [per_second_steady(a) / per_second_steady(b) for a, b in zip(ours, answers, strict=True)]
+                ),
+                "setup_s": median(answer["setup_s"] for answer in answers),
+                "memory_bytes": median(answer["rss_peak_bytes"] - answer["rss_before_bytes"] for answer in answers),
+                "generate_share": median(sum(answer.get("generate_s", [0])) / answer["train_s"] for answer in answers),
+                "reward": median(_mean(answer.get("rewards", [0])) for answer in answers),
+                "tokens": answers[0]["tokens"],
+                "items": items(answers[0]),
+            }
+        )
+    return rows
+
+
+def _answers(contestant: Contestant, repeats: list[Repeat]) -> list[dict[str, Any]]:
+    chosen = [repeat for repeat in repeats if repeat.label == contestant.label]
+    return [repeat.answer for repeat in sorted(chosen, key=lambda repeat: repeat.index)]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table with everything a reader needs to doubt it."""
+    machine, unit = result["machine"], result["unit"]
+    loads = [f"{load:.1f}" for load in (*result["load_before"], *result["load_after"])]
+    foreign = [repeat["foreign_cores"] for repeat in result["repeats"]]
+    idle = [repeat["idle_side_cores"] for repeat in result["repeats"]]
+    lines = [
+        f"# {result['title']}",
+        "",
+        f"`{result['command']}` · {result['date']} · {machine['cpu']}, {result['cores']} of {machine['cpu_cores']} cores"
+        f" for each side, {machine['memory_gib']} GiB · {machine['system']}",
+        "",
+        *_table(result["rows"], unit),
+        "",
+        *(f"- {row['side']} · {row['variant']}: {row['about']}." for row in result["rows"]),
+        f"- Rates are medians of {result['rows'][0]['ratio']['count']} interleaved repeats of {result['steps']} steps"
+        f" ({result['rows'][0]['items']} {unit}s), lowest and highest in brackets; a ratio is taken within a repeat.",
+        f"- Equal work: {result['equal_work']}",
+        *(f"- {note}" for note in result["notes"]),
+        f"- Load average before {', '.join(loads[:3])}, after {', '.join(loads[3:])} (1, 5, 15 minutes). Processes outside"
+        f" the benchmark used {median(foreign):.2f} cores in the median repeat and {max(foreign):.2f} in the worst"
+        f" ({result['disturbed']} of {len(foreign)} above {result['max_foreign_cores']:g}); the side that waited used"
+        f" {median(idle):.2f}.",
+        *(
+            f"- {side} on {facts['cores']}: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+            for side, facts in result["sides"].items()
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]], unit: str) -> list[str]:
+    grpo = "generated" in rows[0]["tokens"]
+    head = [unit + "s/s", "ratio", "same, caches built", "ratio", "memory above start", "real tokens", "forward", "logit rows"]
+    head[5:6] = ["generated tokens", "generation", "reward"] if grpo else ["real tokens"]
+    lines = ["| side · variant | " + " | ".join(head) + " |", "|---|" + "--:|" * len(head)]
+    for row in rows:
+        tokens = row["tokens"]
+        middle = (
+            [f"{tokens['generated']:,}", f"{row['generate_share']:.0%}", f"{row['reward']:.3f}"]
+            if grpo
+            else [f"{tokens['real']:,}"]
+        )
+        cells = [
+            _number(row["per_second"]),
+            _ratio(row["ratio"]),
+            _number(row["per_second_steady"]),
+            _ratio(row["ratio_steady"]),
+            f"{row['memory_bytes'] / 2**30:.2f} GiB",
+            *middle,
+            f"{tokens['forward']:,}",
+            f"{tokens['logit_rows']:,}",
+        ]
+        lines.append(f"| {row['side']} · {row['variant']}{'' if row['same_work'] else ' ¹'} | " + " | ".join(cells) + " |")
+    if not all(row["same_work"] for row in rows):
+        lines += ["", "¹ not the same work (see below): shown for the reader, not a fair ratio."]
+    return lines
+
+
+def _number(value: dict[str, float]) -> str:
+    return f"{value['median']:.3g} [{value['min']:.3g}, {value['max']:.3g}]"
+
+
+def _ratio(value: dict[str, float]) -> str:
+    return f"**{value['median']:.2f}** [{value['min']:.2f}, {value['max']:.2f}]"

@@ -1,0 +1,263 @@
+"""Ours against TRL's own trainers, side by side in one run: `python benchmarks/run.py` (or `make bench`).
+
+    python benchmarks/run.py dpo grpo-letters --repeats 5 --cores 2
+
+For every benchmark: the workload is made (once), both workers start and stay, every contestant (a side with one of its
+variants) does an unmeasured warm-up, equal work is checked, then the repeats are interleaved forwards and backwards
+(A B C, C B A, …), so that each contestant has each other before and after it. While one side works the other waits on its
+input. A repeat during which other processes took more than `--max-foreign-cores` is measured again, twice at most.
+
+The first side is ours, the second TRL. Each gets the same cores, all its processes together.
+
+Results go to `benchmarks/results/<name>.json` and `.md`. Exit code 1: the sides did not do equal work, and nothing is
+written. Rules of the game: both variants of the peer, ratios with their spread, everything inside the clock named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import machine
+from report import CHECKED_STEPS, Contestant, Repeat, differences, markdown, summary
+from sides import ROOT, Worker, WorkerFailed, trl_python, workload_directory
+
+HERE = Path(__file__).resolve().parent
+CPU_NOTE = (
+    "A CPU ratio of a small model, not a GPU ratio: on a GPU TRL scores completion positions alone, on CPU every position"
+    " of the padded rectangle, and the output layer has a far larger share of the arithmetic here than in a large model."
+)
+BENCHMARKS: dict[str, dict[str, Any]] = {
+    "dpo": {
+        "kind": "dpo",
+        "unit": "pair",
+        "title": "DPO, 11M parameters, vocabulary 32,000, 8 pairs a step, float32",
+        "steps": 2,
+        "notes": [
+            "In the clock: forward, backward, reference log-probabilities, optimizer, metrics; `same, caches built` leaves"
+            " out building the cache of reference log-probabilities. Outside: starting processes, loading, tokenising.",
+            "The limit is arithmetic: rows that pass the body and rows that pass the output layer, both in the table. What"
+            " a ratio has beyond their quotient is the other side's overhead.",
+            CPU_NOTE + " Expected there: 2.25 against padded rows, 1.33 against padding-free ones.",
+        ],
+    },
+    "grpo-letters": {
+        "kind": "grpo",
+        "unit": "sample",
+        "title": "GRPO, the quickstart's task, 1.65M parameters, 16 prompts x 8 samples of at most 10 tokens a step, float32",
+        "steps": 10,
+        "notes": [
+            "In the clock: generation, reward, learning, metrics, and handing the new weights to the engine.",
+            "So small a model measures the overhead per step of both sides, which is what a quickstart feels, and little else.",
+            CPU_NOTE,
+        ],
+    },
+    "grpo-long": {
+        "kind": "grpo",
+        "unit": "sample",
+        "title": "GRPO, 4.2M parameters, prompts of 64 and completions of 128 tokens, 4 prompts x 8 samples a step, float32",
+        "steps": 2,
+        "notes": [
+            "In the clock: generation, reward, learning, metrics, and handing the new weights to the engine.",
+            "Every completion has 128 tokens on both sides (the end token is forbidden), so no side gains by stragglers.",
+            CPU_NOTE,
+        ],
+    },
+}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="benchmarks against TRL, interleaved in one run")
+    parser.add_argument("names", nargs="*", default=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="steps of each repeat (default: per benchmark)")
+    parser.add_argument("--cores", type=int, default=2, help="processor cores of each side")
+    parser.add_argument("--variants", default="", help="optional ones to add, such as default-bf16,best-bf16")
+    parser.add_argument("--max-foreign-cores", type=float, default=0.3)
+    parser.add_argument("--ours", type=Path, default=HERE / "ours_worker.py", help="the script of our side")
+    parser.add_argument("--ours-python", type=Path, default=Path(sys.executable))
+    parser.add_argument("--trl-venv", type=Path, default=ROOT / ".venv-trl", help="made when missing")
+    parser.add_argument("--work", type=Path, default=HERE / ".work", help="models, data and logs")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
+    return options
+
+
+class Bench:
+    """One benchmark with its two workers, once they have said hello."""
+
+    def __init__(self, name: str, workers: dict[str, Worker], workload: Path, options: argparse.Namespace) -> None:
+        self.name, self.workers, self.options = name, workers, options
+        self.kind = BENCHMARKS[name]["kind"]
+        self.steps = options.steps or BENCHMARKS[name]["steps"]
+        self.workload = workload
+        self.sides = {side: worker.ask("hello", cores=options.cores) for side, worker in workers.items()}
+        wanted = set(filter(None, options.variants.split(",")))
+        self.contestants = [
+            Contestant(side=side, variant=variant, about=facts["about"], same_work=facts["same_work"])
+            for side, hello in self.sides.items()
+            for variant, facts in hello["variants"][self.kind].items()
+            if not facts["optional"] or variant in wanted
+        ]
+
+    def ask(self, contestant: Contestant, steps: int, seed: int = 0, replay: bool = False) -> dict[str, Any]:
+        fields: dict[str, Any] = {"workload": str(self.workload), "variant": contestant.variant, "steps": steps}
+        if self.kind == "grpo":
+            fields |= {"seed": seed, "replay": replay}
+        return self.workers[contestant.side].ask(self.kind, **fields)
+
+    def warm_up(self) -> dict[str, dict[str, Any]]:
+        """One unmeasured request each, which is also the proof of equal work: GRPO on given completions."""
+        answers = {}
+        for contestant in self.contestants:
+            say(f"  warm-up {contestant.label}")
+            if self.kind == "grpo":
+                self.ask(contestant, steps=1)
+            answers[contestant.label] = self.ask(contestant, min(self.steps, CHECKED_STEPS), replay=True)
+        return answers
+
+    def measure(self, contestant: Contestant, index: int) -> Repeat:
+        for _ in range(3):
+            repeat = self._measure_once(contestant, index)
+            if repeat.foreign_cores <= self.options.max_foreign_cores:
+                break
+        return repeat
+
+    def _measure_once(self, contestant: Contestant, index: int) -> Repeat:
+        """Both sides see the same prompts in each repeat; the seed of sampling is the repeat's number."""
+        everyone = {"benchmark": os.getpid()} | {side: worker.pid for side, worker in self.workers.items()}
+        begin, before = time.perf_counter(), {name: machine.cpu_seconds(pid) for name, pid in everyone.items()}
+        answer = self.ask(contestant, self.steps, seed=index)
+        wall_s, after = time.perf_counter() - begin, {name: machine.cpu_seconds(pid) for name, pid in everyone.items()}
+        used_s = {name: after[name].tree_s - before[name].tree_s for name in everyone}
+        machine_s = after["benchmark"].machine_s - before["benchmark"].machine_s
+        idle_s = sum(used_s[side] for side in self.workers if side != contestant.side)
+        repeat = Repeat(
+            index=index,
+            label=contestant.label,
+            answer=answer,
+            foreign_cores=max(0.0, machine_s - used_s["benchmark"]) / wall_s,
+            idle_side_cores=idle_s / wall_s,
+        )
+        say(f"  {index} {contestant.label}: {answer['train_s']:.2f} s, foreign load {repeat.foreign_cores:.2f} cores")
+        return repeat
+
+    def run(self) -> list[Repeat]:
+        repeats = []
+        for index in range(self.options.repeats):
+            order = self.contestants if index % 2 == 0 else self.contestants[::-1]
+            repeats += [self.measure(contestant, index) for contestant in order]
+        return repeats
+
+
+def unequal(kind: str, contestants: list[Contestant], answers: dict[str, dict[str, Any]]) -> list[str]:
+    """What separates the contestants of equal work from the last of them that is named `default`: the peer's."""
+    judged = [contestant for contestant in contestants if contestant.same_work]
+    reference = [contestant for contestant in judged if contestant.variant == "default"][-1]
+    expected = answers[reference.label]
+    return [
+        f"{contestant.label} against {reference.label}: {difference}"
+        for contestant in judged
+        for difference in differences(kind, expected, answers[contestant.label])
+    ]
+
+
+def bench(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The result of one benchmark, or nothing where the work was not equal."""
+    say(f"{name}: {BENCHMARKS[name]['title']}")
+    options.work.mkdir(parents=True, exist_ok=True)
+    scripts = {
+        "ours": (options.ours_python, options.ours),
+        "trl": (trl_python(options.trl_venv), HERE / "trl_worker.py"),
+    }
+    workload = workload_directory(name, options.work)
+    with contextlib.ExitStack() as stack:
+        workers = {
+            side: stack.enter_context(Worker(side, *script, log=options.work / f"{name}-{side}.log"))
+            for side, script in scripts.items()
+        }
+        this = Bench(name, workers, workload, options)
+        checked = this.warm_up()
+        if found := unequal(this.kind, this.contestants, checked):
+            print("\n".join(["not equal work, so nothing is reported:", *found]), file=sys.stderr)
+            return None
+        load_before = os.getloadavg()
+        repeats = this.run()
+    return _result(this, repeats, load_before, checked)
+
+
+def _result(
+    this: Bench, repeats: list[Repeat], load_before: tuple[float, ...], checked: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    options, facts = this.options, BENCHMARKS[this.name]
+    return {
+        "name": this.name,
+        "title": facts["title"],
+        "unit": facts["unit"],
+        "notes": facts["notes"],
+        "command": " ".join(["python benchmarks/run.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine.description(),
+        "cores": options.cores,
+        "steps": this.steps,
+        "max_foreign_cores": options.max_foreign_cores,
+        "disturbed": sum(repeat.foreign_cores > options.max_foreign_cores for repeat in repeats),
+        "load_before": load_before,
+        "load_after": os.getloadavg(),
+        "equal_work": _equal_work(this, checked),
+        "sides": {side: {key: hello[key] for key in ("versions", "cores")} for side, hello in this.sides.items()},
+        "rows": summary(this.contestants, repeats),
+        "checked": {label: {key: answer[key] for key in ("losses", "grad_norms")} for label, answer in checked.items()},
+        "repeats": [asdict(repeat) for repeat in repeats],
+    }
+
+
+def _equal_work(this: Bench, checked: dict[str, dict[str, Any]]) -> str:
+    losses = {contestant.label: checked[contestant.label]["losses"] for contestant in this.contestants}
+    where = "on the same given completions" if this.kind == "grpo" else "on the measured rows"
+    shown = "; ".join(f"{label} " + ", ".join(f"{loss:.7g}" for loss in values) for label, values in losses.items())
+    return (
+        f"losses within 2e-5 and gradient norms within 1e-3 over the first {min(this.steps, CHECKED_STEPS)} steps {where}"
+        f" ({shown})."
+    )
+
+
+def write(result: dict[str, Any], directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{result['name']}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (directory / f"{result['name']}.md").write_text(markdown(result))
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    machine.use_cores(options.cores)
+    failed = False
+    for name in options.names:
+        try:
+            result = bench(name, options)
+        except WorkerFailed as error:
+            print(error, file=sys.stderr)
+            return 1
+        failed |= result is None
+        if result is not None:
+            write(result, options.results)
+            say("\n" + markdown(result))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The two sides of a benchmark as processes: making TRL's environment, starting workers, asking them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TRL_LOCK = ROOT / "requirements" / "trl.txt"
+
+
+class WorkerFailed(Exception):
+    """A worker ended, or a request failed; the message says which and where its log is."""
+
+
+class Worker:
+    """One side: a process that answers the requests of `protocol.py`. Use as a context manager: no process is left."""
+
+    def __init__(self, name: str, python: Path, script: Path, log: Path) -> None:
+        self.name = name
+        self._log = log
+        self._requests = 0
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, cmd: str, **fields: Any) -> dict[str, Any]:
+        self._requests += 1
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"id": self._requests, "cmd": cmd, **fields}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: the empty line below says so
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerFailed(f"worker {self.name!r} ended during {cmd!r}, see {self._log}")
+        answer: dict[str, Any] = json.loads(line)
+        if not answer["ok"]:
+            raise WorkerFailed(f"worker {self.name!r} failed at {cmd!r} {fields}:\n{answer['error']}")
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write('{"cmd": "exit"}\n')
+            self._process.stdin.close()
+            self._process.wait(timeout=60)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+
+
+def trl_python(directory: Path) -> Path:
+    """TRL's own interpreter; its environment is made first if it is missing or older than the lock.
+
+    Where the configured package index has no CPU build of torch, name one in the variable TORCH_CPU_INDEX.
+    """
+    stamp, digest = directory / "lock.sha256", hashlib.sha256(TRL_LOCK.read_bytes()).hexdigest()
+    python = directory / "bin" / "python"
+    if stamp.exists() and stamp.read_text() == digest:
+        return python
+    print(f"making TRL's environment in {directory} (about 1.5 GB, once) …", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
+    (directory / ".gitignore").write_text("*\n")
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "-r", TRL_LOCK]
+    torch_index = os.environ.get("TORCH_CPU_INDEX")
+    subprocess.run(install + (["--extra-index-url", torch_index] if torch_index else []), check=True)
+    stamp.write_text(digest)
+    return python
+
+
+def workload_directory(name: str, root: Path) -> Path:
+    """Made in its own process, so that the parent of a benchmark imports nothing heavy and burns no memory."""
+    script = Path(__file__).with_name("workloads.py")
+    printed = subprocess.run(
+        [sys.executable, script, name, "--root", root], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    return Path(printed.stdout.decode().strip())

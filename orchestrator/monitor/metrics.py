@@ -1,0 +1,48 @@
+"""metrics.jsonl: one JSON object per step, complete whatever else is reported to."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from workers.types import Metrics
+
+
+class MetricsFile:
+    """Appends a line per step, in one write. NaN and infinity, which JSON does not have, become null.
+
+    A line: `{"step": 3, "train/global_step": 3, "loss": 0.35, "reward": 0.5}`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, step: int, metrics: Metrics) -> None:
+        """Raises OSError when the line could not be written whole."""
+        row: dict[str, Any] = {"step": step, "train/global_step": step}
+        row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if (written := os.write(file, line)) != len(line):
+                raise OSError(f"{self.path}: {written} of {len(line)} bytes written")
+        finally:
+            os.close(file)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole lines; half a line that an interrupted write left at the end is not one."""
+        raw = self.path.read_bytes() if self.path.exists() else b""
+        return [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
+
+    def rewind(self, last_step: int) -> None:
+        """Drops what comes after `last_step`: a resumed run does those steps again and tells of them once."""
+        rows = self.rows()
+        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step)
+        if not self.path.exists() or self.path.read_text("utf-8") == kept:
+            return
+        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        aside.write_text(kept, "utf-8")
+        aside.replace(self.path)

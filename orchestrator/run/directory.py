@@ -1,0 +1,252 @@
+"""The run directory: what is where, and whose it is. Two runs never share one.
+
+runs/<name>/
+  recipe.yaml     as written            resolved.json   what ran         ledger.jsonl    what is done
+  metrics.jsonl   a line per step       exit.json       how it ended     lock            who is at it
+  logs/attempt-N/ (logs/latest)   checkpoints/step-N/   samples/step-N.parquet   rounds/N/   model/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.config.recipe import from_resolved, resolved
+from orchestrator.config.run import RunConfig
+from orchestrator.config.values import show
+from orchestrator.errors import BadInput, Problem, ResumeError, redact
+from orchestrator.run.ledger import sync_directory
+
+
+class RunDirectory:
+    """Paths of one run. `create` for a recipe, `open` to go on with what is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: RunConfig, recipe_text: str) -> Self:
+        """The directory of `config`: a new one, or the one that an earlier attempt at the same config made.
+
+        Raises:
+            BadInput: when another config owns it, or its name leads out of `output_dir`.
+        """
+        root = Path(config.output_dir).expanduser().absolute()
+        directory = cls(root / config.name)
+        if directory.path.is_symlink() or directory.path.parent != root:
+            why = "a link would lead the run out of output_dir"
+            raise BadInput(
+                Problem(what="is a symbolic link", where=str(directory.path), why=why, fix="remove the link")
+            )
+        if directory.path.exists():
+            directory._refuse_another(config)
+        else:
+            directory.path.mkdir(parents=True)
+            sync_directory(root)
+        if not directory.resolved.exists():  # last, so that a directory with it is complete
+            write_atomic(directory.recipe, redact(recipe_text))
+            write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The directory of a run that was started before.
+
+        Raises:
+            ResumeError: when `path` is none.
+        """
+        directory = cls(path.expanduser().absolute())
+        if not directory.resolved.is_file():
+            runs = sorted(p.parent.name for p in directory.path.parent.glob("*/resolved.json"))
+            fix = (
+                f"in {path.parent} there are: {', '.join(runs[:8])}"
+                if runs
+                else "give a directory like runs/NAME"
+            )
+            why = (
+                f"it has no {directory.resolved.name}"
+                if directory.path.is_dir()
+                else "there is no such directory"
+            )
+            raise ResumeError(Problem(what="not a run directory", where=str(path), why=why, fix=fix))
+        return directory
+
+    # ---------------------------------------------------------------------------------------- what is where
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        return self.path / "resolved.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def exit(self) -> Path:
+        return self.path / "exit.json"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    def samples(self, step: int) -> Path:
+        return self.path / "samples" / f"step-{step}.parquet"
+
+    def round(self, index: int) -> Path:
+        return self.path / "rounds" / str(index)
+
+    def reference(self, version: int) -> Path:
+        """The reference that held policy `version`: kept, so that every round can be looked at again."""
+        return self.path / "reference" / f"version-{version}"
+
+    def logs(self, attempt: int) -> Path:
+        return self.path / "logs" / f"attempt-{attempt}"
+
+    # ---------------------------------------------------------------------------------------- what it says
+
+    def config(self) -> RunConfig:
+        """What ran here. Raises BadInput when `resolved.json` was edited into something else."""
+        try:
+            data = json.loads(self.resolved.read_text("utf-8"))
+        except ValueError as error:
+            problem = Problem(
+                what="not JSON", where=str(self.resolved), why=str(error), fix="restore the file"
+            )
+            raise ResumeError(problem) from None
+        return from_resolved(data, str(self.resolved))
+
+    @property
+    def resume_command(self) -> str:
+        try:
+            return f"rlhf resume {self.path.relative_to(Path.cwd())}"
+        except ValueError:
+            return f"rlhf resume {self.path}"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run came to its end and its model is there."""
+        exit = self.read_exit()
+        return exit is not None and exit.get("cause") == "completed" and self.model.is_dir()
+
+    def read_exit(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads(self.exit.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    # ---------------------------------------------------------------------------------------- what changes it
+
+    def start_attempt(self) -> int:
+        """Makes the next log directory, points `logs/latest` at it and takes back the last exit."""
+        taken = [int(p.name.removeprefix("attempt-")) for p in (self.path / "logs").glob("attempt-*")]
+        attempt = max(taken, default=0) + 1
+        self.logs(attempt).mkdir(parents=True)
+        link = self.path / "logs" / f".latest-{os.getpid()}"
+        link.symlink_to(f"attempt-{attempt}")
+        link.replace(self.path / "logs" / "latest")
+        self.exit.unlink(missing_ok=True)
+        return attempt
+
+    def write_exit(
+        self, *, cause: str, message: str, exit_code: int, attempt: int, step: int, **details: Any
+    ) -> None:
+        """How the attempt ended, and how to go on. `cause`: "completed", or the `cause` of an RlhfError."""
+        resume = None if cause == "completed" else self.resume_command
+        body = {
+            "cause": cause,
+            "message": message,
+            "exit_code": exit_code,
+            "attempt": attempt,
+            "step": step,
+            "resume": resume,
+            **details,
+        }
+        write_atomic(self.exit, redact(json.dumps(body, indent=2)) + "\n")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While inside, no other process can hold this directory.
+
+        Raises:
+            BadInput: when another one does; names it.
+        """
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
+                why, fix = f"{holder} is at it", "wait for it or stop it, or give this run another name"
+                raise BadInput(Problem(what="is in use", where=str(self.path), why=why, fix=fix)) from None
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            os.close(handle)
+
+    def _refuse_another(self, config: RunConfig) -> None:
+        if not self.resolved.exists():
+            if any(self.path.iterdir()) and not self.recipe.exists():
+                why, fix = "it holds files that are not a run's", "choose a new name, or empty the directory"
+                raise BadInput(Problem(what="cannot be used", where=str(self.path), why=why, fix=fix))
+            return
+        differences = list(_differences(resolved(self.config()), resolved(config)))
+        if differences:
+            shown = "; ".join(differences[:6]) + (
+                f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
+            )
+            fix = f"go on with what is there: {self.resume_command}; or choose a new name: name=NAME"
+            problem = Problem(
+                what="belongs to a run with another config", where=str(self.path), why=shown, fix=fix
+            )
+            raise BadInput(problem)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key} was {show(before)} and is {show(after)}"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """The whole text, or what was there before: written aside, fsynced, renamed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_directory(path.parent)

@@ -1,0 +1,356 @@
+"""From a recipe to a finished run: stage by stage, with a clean end whatever happens.
+
+    recipe ──► stage ──► directory (locked) ──► cluster ──► gangs ──► parts ──► loop ──► model, exit.json
+                 │                                                      ▲
+                 └── complete with the same config: reused              └── a checkpoint, when the run goes on
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from orchestrator import loop
+from orchestrator.cluster.base import Cluster, Gang, wait
+from orchestrator.cluster.ray_cluster import RayCluster
+from orchestrator.config import Recipe, RunConfig, resolved
+from orchestrator.data import read_examples, read_prompts
+from orchestrator.errors import Interrupted, RlhfError
+from orchestrator.evaluation.held_out import HeldOut
+from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
+from orchestrator.monitor.metrics import MetricsFile
+from orchestrator.pipeline.anchor import Anchor, NoAnchor, ReferenceAnchor
+from orchestrator.pipeline.learning import Learners
+from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
+from orchestrator.pipeline.sources import DatasetSource, RolloutSource, Source
+from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
+from orchestrator.run.directory import RunDirectory
+from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.run.recorder import Recorder
+from orchestrator.run.roles import gang_plans
+from workers.config import DpoConfig, SftConfig
+from workers.learner import Learner
+from workers.needs import NEEDS
+from workers.types import Example, Prompt, Sampling
+from workers.weights import segment_path
+
+
+def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
+    """Run every stage that is not complete yet; returns 0. Raises RlhfError when everything has been put in order."""
+    with _Stop() as stop:
+        for index, config in enumerate(recipe.stages):
+            directory = RunDirectory.create(config, recipe.text)
+            if directory.is_complete:
+                print(f"{config.name}: complete, reused ({directory.model})")
+            else:
+                Attempt(config, directory, stop, stage=(index + 1, len(recipe.stages))).run()
+    return 0
+
+
+def resume_run(path: Path, *, debug: bool = False) -> int:
+    """Go on with a run from its newest checkpoint. Raises ResumeError when it has none."""
+    directory = RunDirectory.open(path)
+    if directory.is_complete:
+        print(f"{directory.name}: complete, nothing to resume ({directory.model})")
+        return 0
+    newest(directory.checkpoints)
+    with _Stop() as stop:
+        Attempt(directory.config(), directory, stop).run()
+    return 0
+
+
+class Attempt:
+    """One life of a run: from nothing, or from the newest checkpoint of the attempt before."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, stop: _Stop, stage: tuple[int, int] = (1, 1)) -> None:
+        self._config, self._directory, self._stop, self._stage = config, directory, stop, stage
+        self._prompts: tuple[Prompt, ...] = ()
+        self._examples: tuple[Example, ...] = ()
+        self._cluster: Cluster | None = None
+        self._turns = 0  # committed by this or an earlier attempt
+
+    def run(self) -> None:
+        """Ends with the model written, or with exit.json saying why not. Raises RlhfError."""
+        directory, started = self._directory, time.monotonic()
+        with directory.held(), Ledger.open(directory.ledger) as ledger:
+            self._number = directory.start_attempt()
+            ledger.append(Fact.attempt, attempt=self._number, step=0)
+            monitor = open_monitor(self._config, directory)
+            try:
+                self._live(ledger, monitor)
+            except BaseException as error:
+                self._failed(error, monitor)
+                raise
+            finally:
+                if self._cluster is not None:
+                    self._cluster.shutdown()
+                Path(self._segment).unlink(missing_ok=True)
+            ledger.append(Fact.finished, attempt=self._number, step=self._turns)
+            directory.write_exit(
+                cause="completed", message="all steps done", exit_code=0, attempt=self._number, step=self._turns
+            )
+            monitor.close(self._success(time.monotonic() - started))
+
+    # -------------------------------------------------------------------------------------------- a life
+
+    def _live(self, ledger: Ledger, monitor: Monitor) -> None:
+        config, directory = self._config, self._directory
+        self._read_data()
+        resumed = list_checkpoints(directory.checkpoints)
+        checkpoint, state = newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0))
+        self._turns = state.next_step
+        MetricsFile(directory.metrics).rewind(state.next_step if checkpoint else -1)
+        monitor.start(self._info(state.next_step))
+        monitor.phase("driver", "starting Ray")
+        self._cluster = cluster = RayCluster(config.cluster, log_directory=directory.logs(self._number))
+        plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._max_steps)
+        for plan in plans:
+            monitor.phase(plan.role, "loading")
+        gangs = cluster.spawn(plans)
+        for plan in plans:
+            monitor.phase(plan.role, "")
+        monitor.phase("driver", "")
+        learners = Learners(gangs["policy"], gangs.get("critic"))
+        checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep)
+        if checkpoint is not None:
+            checkpointer.load(checkpoint)
+        recorder = self._recorder(ledger, monitor, checkpointer, gangs, state)
+        publisher = self._publisher(gangs, cuda=cluster.cuda)
+        if checkpoint is not None:
+            publisher.publish(state.next_step)
+        else:
+            recorder.baseline()
+        parts = loop.Parts(
+            source=self._source(gangs),
+            anchor=self._anchor(gangs, state.reference_version),
+            learners=learners,
+            publisher=publisher,
+            recorder=recorder,
+            waited_s=cluster.waited_s,
+            stop=self._stop.asked,
+        )
+        with self._stop.at_the_end_of_a_step(monitor.note):
+            finished = loop.run(parts, first_step=state.next_step, max_steps=self._max_steps)
+        self._turns = recorder.turns
+        if not finished:
+            recorder.checkpoint(self._turns)
+            raise Interrupted(self._stop.signal, resume=directory.resume_command)
+        self._export(learners)
+        wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
+
+    def _export(self, learners: Learners) -> None:
+        aside = self._directory.path / ".model.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        wait(learners.policy.all(Learner.export, str(aside)))
+        shutil.rmtree(self._directory.model, ignore_errors=True)
+        aside.rename(self._directory.model)
+
+    # -------------------------------------------------------------------------------------------- its parts
+
+    def _read_data(self) -> None:
+        data, algorithm = self._config.data, self._config.algorithm
+        if data.prompts is not None:
+            self._prompts = read_prompts(data.prompts, split=data.split)
+        if data.dataset is not None:
+            self._examples = read_examples(data.dataset, algorithm=algorithm.type, split=data.split)
+        if algorithm.max_steps is not None:
+            self._max_steps = algorithm.max_steps
+        else:
+            assert isinstance(algorithm, SftConfig | DpoConfig)
+            self._max_steps = math.ceil(len(self._examples) * algorithm.num_train_epochs / algorithm.batch_size)
+
+    def _source(self, gangs: Mapping[str, Gang[Any]]) -> Source:
+        config, algorithm = self._config, self._config.algorithm
+        if config.data.prompts is None:
+            assert isinstance(algorithm, SftConfig | DpoConfig)
+            return DatasetSource(
+                gangs["dataset"],
+                self._examples,
+                batch_size=algorithm.batch_size,
+                seed=config.seed,
+                max_steps=self._max_steps,
+            )
+        assert not isinstance(algorithm, SftConfig)
+        return RolloutSource(
+            gangs["rollout"],
+            gangs["reward"],
+            self._prompts,
+            Sampling(
+                num_generations=algorithm.num_generations,
+                max_completion_length=config.rollout.max_completion_length,
+                temperature=config.rollout.temperature,
+                top_p=config.rollout.top_p,
+                top_k=config.rollout.top_k,
+                seed=config.seed,
+            ),
+            prompts_per_step=algorithm.prompts_per_step,
+            max_staleness=config.max_staleness,
+            max_steps=self._max_steps,
+        )
+
+    def _anchor(self, gangs: Mapping[str, Gang[Any]], version: int) -> Anchor:
+        if "reference" not in gangs:
+            return NoAnchor()
+        on_policy = NEEDS[self._config.algorithm.type].on_policy
+        return ReferenceAnchor(
+            gangs["reference"],
+            gangs["policy"],
+            self._config.reference,
+            temperature=self._config.rollout.temperature if on_policy else 1.0,
+            directory=self._directory.reference,
+            version=version,
+        )
+
+    def _publisher(self, gangs: Mapping[str, Gang[Any]], *, cuda: bool) -> Publisher:
+        if "rollout" not in gangs:
+            return NoPublisher()
+        return EnginePublisher(
+            gangs["policy"],
+            gangs["rollout"],
+            cuda=cuda,
+            segment=self._segment,
+            tensor_parallel_size=self._config.rollout.tensor_parallel_size,
+        )
+
+    def _recorder(
+        self,
+        ledger: Ledger,
+        monitor: Monitor,
+        checkpointer: Checkpointer,
+        gangs: Mapping[str, Gang[Any]],
+        state: State,
+    ) -> Recorder:
+        config, held_out = self._config, None
+        if config.data.eval_prompts is not None:
+            prompts = read_prompts(config.data.eval_prompts, split=config.data.eval_split)
+            held_out = HeldOut(
+                gangs["rollout"],
+                gangs["reward"],
+                prompts[: config.evaluation.max_prompts],
+                max_completion_length=config.rollout.max_completion_length,
+                seed=config.seed,
+            )
+        return Recorder(
+            self._directory,
+            ledger,
+            monitor,
+            checkpointer,
+            held_out,
+            attempt=self._number,
+            turns=state.next_step,
+            max_steps=self._max_steps,
+            evaluate_every=config.evaluation.every,
+            checkpoint_every=config.checkpoint.every,
+            rounds=_in_rounds(config),
+            reference_version=state.reference_version,
+        )
+
+    # -------------------------------------------------------------------------------------------- its end
+
+    @property
+    def _segment(self) -> str:
+        return segment_path(f"{self._config.name}-{os.getpid()}")
+
+    def _info(self, first_step: int) -> RunInfo:
+        config, rounds = self._config, _in_rounds(self._config)
+        return RunInfo(
+            name=config.name,
+            kind="iter_dpo" if rounds else config.algorithm.type,
+            model=config.model.path or "",
+            directory=self._directory.path,
+            num_steps=self._max_steps,
+            roles=tuple(p.role for p in gang_plans(config, cuda=False, max_steps=self._max_steps)),
+            first_step=first_step,
+            attempt=self._number,
+            stage=self._stage[0],
+            num_stages=self._stage[1],
+            step_word="round" if rounds else "step",
+            config=resolved(config),
+        )
+
+    def _success(self, seconds: float) -> Outcome:
+        directory, rows = self._directory, MetricsFile(self._directory.metrics).rows()
+        word = "round" if _in_rounds(self._config) else "step"
+        measured = [(row["step"], row["eval/reward"]) for row in rows if row.get("eval/reward") is not None]
+        curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {reward:.3f}" for step, reward in measured)
+        hints = [f"held-out reward (greedy): {curve}"] if measured else []
+        hints += [
+            f"model: {_short(directory.model)}  (loads with transformers and with `vllm serve`)",
+            f"metrics: {_short(directory.metrics)}   samples: {_short(directory.path / 'samples')}",
+        ]
+        return Outcome(ok=True, message=f"done: {self._turns} {word}s in {_minutes(seconds)}", hints=tuple(hints))
+
+    def _failed(self, error: BaseException, monitor: Monitor) -> None:
+        """Say how it ended, wherever that can still be said."""
+        known = error if isinstance(error, RlhfError) else None
+        resumable = bool(list_checkpoints(self._directory.checkpoints))
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hints = (f"resume with: {self._directory.resume_command}",) if resumable else ()
+        with suppress(OSError):
+            self._directory.write_exit(
+                cause=known.cause if known else "error",
+                message=str(error) or type(error).__name__,
+                exit_code=known.exit_code if known else 1,
+                attempt=self._number,
+                step=self._turns,
+            )
+        with suppress(Exception):
+            monitor.close(Outcome(ok=False, message=message, hints=hints))
+
+
+def _in_rounds(config: RunConfig) -> bool:
+    """Iterative DPO: a step is a round."""
+    return isinstance(config.algorithm, DpoConfig) and config.data.prompts is not None
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM. During the loop the first one ends the run after the step, with a checkpoint; a second one, or one
+    at any other time, ends it at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal = ""
+        self._gentle: Callable[[str], None] | None = None
+
+    def asked(self) -> bool:
+        return bool(self.signal)
+
+    def __enter__(self) -> _Stop:
+        self._before = {s: signal.signal(s, self._on_signal) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def at_the_end_of_a_step(self, note: Callable[[str], None]) -> Iterator[None]:
+        self._gentle = note
+        try:
+            yield
+        finally:
+            self._gentle = None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first, self.signal = not self.signal, signal.Signals(number).name
+        if first and self._gentle is not None:
+            self._gentle("stopping after this step, with a checkpoint; once more to stop at once")
+            return
+        raise Interrupted(self.signal)

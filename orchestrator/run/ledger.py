@@ -1,0 +1,189 @@
+"""The ledger: one append-only file per run that says what is done. The only truth; actors are caches.
+
+    PLANNED → GENERATED → SCORED → TRAINED → PUBLISHED → COMMITTED        of every step
+    ATTEMPT (a driver starts)   CHECKPOINT (one is complete)   FINISHED (the model is written)
+
+One JSON object per line: schema version, sequence number, the fact, and a SHA-256 of all that. A record is
+written in one call and fsynced before `append` returns; it counts when its line is whole. Sequence numbers
+tell the order; the clock is for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.errors import Problem, ResumeError
+
+SCHEMA = 1
+
+
+class Fact(StrEnum):
+    """What a record says happened."""
+
+    attempt = "ATTEMPT"
+    planned = "PLANNED"
+    generated = "GENERATED"
+    scored = "SCORED"
+    trained = "TRAINED"
+    published = "PUBLISHED"
+    committed = "COMMITTED"
+    checkpoint = "CHECKPOINT"
+    finished = "FINISHED"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """Example: `Record(seq=7, attempt=1, step=2, fact=Fact.committed, details={}, time=1.7e9)`."""
+
+    seq: int  # from 0, without gaps
+    attempt: int
+    step: int
+    fact: Fact
+    details: Mapping[str, Any]
+    time: float  # Unix seconds, for people
+
+    def line(self) -> bytes:
+        body = {
+            "v": SCHEMA,
+            "seq": self.seq,
+            "attempt": self.attempt,
+            "step": self.step,
+            "fact": str(self.fact),
+            "details": dict(self.details),
+            "time": self.time,
+        }
+        return json.dumps({**body, "sha256": _digest(body)}, allow_nan=False).encode() + b"\n"
+
+
+class Ledger:
+    """An open ledger. `records` is all it says; `torn_bytes` is what an interrupted append left behind."""
+
+    def __init__(self, path: Path, records: list[Record], torn_bytes: int) -> None:
+        self.path, self.torn_bytes = path, torn_bytes
+        self._records = records
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Opens it for appending, new or old; half a record at its end is cut off.
+
+        Raises:
+            ResumeError: when a record that is not the last one is damaged.
+        """
+        existed = path.exists()
+        records, good_bytes, size = read_ledger(path)
+        if size > good_bytes:
+            os.truncate(path, good_bytes)
+        ledger = cls(path, records, size - good_bytes)
+        os.fsync(ledger._file)
+        if not existed:
+            sync_directory(path.parent)
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return tuple(self._records)
+
+    def append(self, fact: Fact, *, attempt: int, step: int, **details: Any) -> Record:
+        """Writes one record; when this returns it is on disk.
+
+        Raises:
+            OSError: it could not be written whole (a full disk); nothing of it counts.
+        """
+        record = Record(
+            seq=len(self._records),
+            attempt=attempt,
+            step=step,
+            fact=fact,
+            details=details,
+            time=round(time.time(), 3),
+        )
+        line = record.line()
+        size = os.fstat(self._file).st_size
+        try:
+            if (written := os.write(self._file, line)) != len(line):
+                raise OSError(f"{self.path}: {written} of {len(line)} bytes written")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+        self._records.append(record)
+        return record
+
+    def last(self, fact: Fact) -> Record | None:
+        return next((r for r in reversed(self._records) if r.fact == fact), None)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def read_ledger(path: Path) -> tuple[list[Record], int, int]:
+    """(records, bytes they take, bytes of the file). Reading stops at half a record at the end.
+
+    Raises:
+        ResumeError: when whole records follow a damaged one: that is not an interrupted append.
+    """
+    raw = path.read_bytes() if path.exists() else b""
+    records: list[Record] = []
+    good_bytes = 0
+    lines = raw.splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        record = _parse(line, len(records))
+        if record is None:
+            if any(_parse(later, None) for later in lines[number:]):
+                raise ResumeError(
+                    Problem(
+                        what="a record is damaged, and whole ones follow it",
+                        where=f"{path}:{number}",
+                        why="the file was edited, or the disk lost a part of it",
+                        fix="restore it from a copy, or start the recipe anew under another name",
+                    )
+                )
+            break
+        records.append(record)
+        good_bytes += len(line)
+    return records, good_bytes, len(raw)
+
+
+def _parse(line: bytes, seq: int | None) -> Record | None:
+    """The record on a line; None when it is not whole, not itself, or (given `seq`) not the next one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        body = json.loads(line)
+        digest = body.pop("sha256")
+        if digest != _digest(body) or body.pop("v") != SCHEMA or (seq is not None and body["seq"] != seq):
+            return None
+        return Record(**{**body, "fact": Fact(body["fact"])})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def sync_directory(path: Path) -> None:
+    """Makes names that were created or renamed in `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

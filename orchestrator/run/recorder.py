@@ -1,0 +1,143 @@
+"""What a step leaves behind: facts in the ledger, metrics, samples, evaluations, checkpoints.
+
+    planned ─► trained (with the reference's decision) ─► committed (evaluated, written down, checkpointed)
+
+The loop counts from 0; files, ledger and metrics count turns from 1: turn n makes version n, row 0 of the metrics is the
+model before the first turn.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestrator.cluster.base import Handle
+from orchestrator.evaluation.held_out import HeldOut
+from orchestrator.monitor import Monitor
+from orchestrator.pipeline.anchor import Decision
+from orchestrator.run.checkpoint import Checkpointer, State
+from orchestrator.run.directory import RunDirectory, write_atomic
+from orchestrator.run.ledger import Fact, Ledger
+from workers.types import Metrics, Sample, Scores
+
+
+class Recorder:
+    """Writes down one attempt of a run."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        ledger: Ledger,
+        monitor: Monitor,
+        checkpointer: Checkpointer,
+        held_out: HeldOut | None,
+        *,
+        attempt: int,
+        turns: int,
+        max_steps: int,
+        evaluate_every: int | None,
+        checkpoint_every: int,
+        rounds: bool,
+        reference_version: int = 0,
+    ) -> None:
+        self._directory, self._ledger, self._monitor = directory, ledger, monitor
+        self._checkpointer, self._held_out = checkpointer, held_out
+        self._attempt, self._max_steps = attempt, max_steps
+        self.turns = turns  # committed so far
+        self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
+        self._rounds = rounds  # a step is a round, whose pairs and decision are kept
+        self._saved = -1  # the next_step of the newest checkpoint
+        self._decision: Decision | None = None
+        self._reference_version = reference_version  # what the run went on with
+
+    # -------------------------------------------------------------------------------------------- of a step
+
+    def baseline(self) -> None:
+        """Evaluate the model as it was given."""
+        if self._held_out is not None:
+            self._monitor.step(0, self.evaluate(0), ())
+
+    def planned(self, step: int) -> None:
+        self._ledger.append(Fact.planned, attempt=self._attempt, step=step + 1)
+        self._monitor.phase("policy", "learning")
+
+    def pairs_file(self, step: int) -> str | None:
+        """Where the policy writes a round's pairs."""
+        return str(self._directory.round(step + 1) / "pairs.parquet") if self._rounds else None
+
+    def trained(self, step: int, decision: Decision | None) -> None:
+        self._decision = decision
+        reference = None if decision is None else decision.version
+        self._ledger.append(Fact.trained, attempt=self._attempt, step=step + 1, reference=reference)
+
+    def committed(self, step: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
+        turn = step + 1
+        self._ledger.append(Fact.published, attempt=self._attempt, step=turn, version=turn)
+        scored = [handle.result() for handle in scores or ()]
+        samples = [s for part in scored for s in part.samples]
+        if scored:
+            metrics["timing/score"] = max(part.seconds for part in scored)
+        metrics["throughput/tokens_per_s"] = metrics.get("num_tokens", 0.0) / max(metrics["timing/step"], 1e-9)
+        if self._due(turn, self._evaluate_every):
+            metrics |= self.evaluate(turn)
+        if self._rounds:
+            metrics["round/index"] = float(turn)
+            self._write_round(turn, metrics)
+        self._write_samples(self._directory.samples(turn), samples)
+        self._monitor.step(turn, metrics, samples)
+        self._ledger.append(Fact.committed, attempt=self._attempt, step=turn)
+        self.turns = turn
+        if self._due(turn, self._checkpoint_every):
+            self.checkpoint(turn)
+
+    def _due(self, turn: int, every: int | None) -> bool:
+        return turn == self._max_steps or (every is not None and turn % every == 0)
+
+    # -------------------------------------------------------------------------------------------- now and then
+
+    def evaluate(self, version: int) -> Metrics:
+        """Held-out metrics of `version`, which the engines hold, or will when they have worked off their calls."""
+        if self._held_out is None:
+            return {}
+        self._monitor.phase("rollout", f"evaluating version {version}")
+        started = time.monotonic()
+        found = self._held_out.evaluate()
+        self._monitor.phase("rollout", "")
+        path = self._directory.samples(version)
+        self._write_samples(path.with_name(f"eval-{path.name}"), found.samples)
+        return found.metrics | {"timing/evaluate": time.monotonic() - started}
+
+    def checkpoint(self, next_step: int) -> None:
+        """Save the state from which `next_step` follows, once."""
+        if self._saved == next_step:
+            return
+        self._monitor.phase("policy", "saving a checkpoint")
+        reference = self._reference_version if self._decision is None else self._decision.version
+        self._checkpointer.save(State(next_step=next_step, reference_version=reference))
+        self._ledger.append(Fact.checkpoint, attempt=self._attempt, step=next_step, reference=reference)
+        self._saved = next_step
+
+    # -------------------------------------------------------------------------------------------- files
+
+    def _write_round(self, index: int, metrics: Metrics) -> None:
+        directory = self._directory.round(index)
+        directory.mkdir(parents=True, exist_ok=True)
+        decision = None if self._decision is None else asdict(self._decision)
+        kept = ("pairs/", "rewards/", "eval/", "objective/", "reward", "loss", "logps/")
+        told = {name: value for name, value in metrics.items() if name.startswith(kept)}
+        write_atomic(
+            directory / "round.json",
+            json.dumps({"round": index, "policy_version": index - 1, "reference": decision, "metrics": told}, indent=2),
+        )
+
+    def _write_samples(self, path: Path, samples: Sequence[Sample]) -> None:
+        if not samples:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([asdict(s) for s in samples]), path)

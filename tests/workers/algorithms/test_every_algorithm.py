@@ -1,0 +1,162 @@
+"""What holds for each loss in the table: it may be split over micro-batches, in any order and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from workers.algorithms import ALGORITHMS
+from workers.algorithms.base import Loss, MicroBatch, Stats, totals_of
+from workers.config import AlgorithmConfig
+from workers.types import Evidence, Finish, Totals, TrainBatch
+
+SETTINGS: list[dict[str, Any]] = [
+    {"type": "sft"},
+    {"type": "grpo", "beta": 0.1},
+    {"type": "grpo", "beta": 0.1, "kl_placement": "reward", "scale_rewards": "batch", "loss_type": "grpo"},
+    {"type": "grpo", "loss_type": "dr_grpo", "fixed_length": 8, "mask_truncated_completions": True},
+    {"type": "ppo", "whiten_rewards": True, "missing_eos_penalty": 1.0},
+    {"type": "ppo", "critic": True},
+    {"type": "dpo", "label_smoothing": 0.1, "sft_weight": 0.5, "pairs_per_prompt": 2},
+]
+
+
+class Case:
+    """A batch of 100-odd tokens, the loss to be tried on it, and outputs of a model for its tokens."""
+
+    def __init__(
+        self,
+        evidence: Callable[..., Evidence],
+        make_read_only: Callable[[Any], None],
+        settings: dict[str, Any],
+    ) -> None:
+        rng = np.random.Generator(np.random.Philox(7))
+        lengths = [rng.integers(1, 7, size).tolist() for size in (4, 2, 3, 4, 5, 2)]
+        n, t = sum(map(len, lengths)), sum(map(sum, lengths))
+        given = evidence(
+            lengths,
+            rewards=rng.normal(size=n),
+            logprobs=-rng.exponential(size=t),
+            reference=-rng.exponential(size=t),
+            values=rng.normal(size=t),
+            finish=rng.choice([Finish.stop, Finish.stop, Finish.length], n),
+        )
+        is_critic = settings.get("critic", False)
+        algorithm = ALGORITHMS[settings["type"]]
+        self.config: Any = TypeAdapter(AlgorithmConfig).validate_python(
+            {key: value for key, value in settings.items() if key != "critic"}
+        )
+        self.batch, _ = algorithm.prepare(given, self.config)
+        make_read_only(self.batch)
+        loss = algorithm.critic_loss if is_critic else algorithm.loss
+        assert loss is not None
+        self.loss: Loss = loss
+        self.rows = np.arange(self.batch.num_rows)
+        self.totals = totals_of(self.batch, self.rows)
+        num_tokens = len(self.batch.completions.values)
+        self.outputs = torch.from_numpy(rng.normal(-1, 0.5, num_tokens)).float()
+
+
+@pytest.fixture(params=SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+def case(
+    request: pytest.FixtureRequest, evidence: Callable[..., Evidence], make_read_only: Callable[[Any], None]
+) -> Case:
+    return Case(evidence, make_read_only, request.param)
+
+
+def learn(case: Case, *micro_batches: NDArray[np.int64]) -> tuple[float, Tensor, dict[str, float]]:
+    """Loss, gradient for each token's output and stats, added up over micro-batches of these rows."""
+    outputs = case.outputs.clone().requires_grad_()
+    total, sums = 0.0, dict[str, float]()
+    for rows in micro_batches:
+        micro_batch = MicroBatch.of(case.batch, rows, case.totals)
+        value, stats = case.loss(outputs[tokens_of(case.batch, rows)], micro_batch, case.config)
+        value.backward()
+        total += value.item()
+        check(stats)
+        sums = {name: sums.get(name, 0.0) + x.item() for name, x in stats.items()}
+    assert outputs.grad is not None
+    return total, outputs.grad, sums
+
+
+def tokens_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Tensor:
+    completions = [i for row in rows for i in range(batch.row_offsets[row], batch.row_offsets[row + 1])]
+    return torch.from_numpy(batch.completions.positions(np.array(completions, np.int64)))
+
+
+def check(stats: Stats) -> None:
+    for name, value in stats.items():
+        assert value.ndim == 0, name
+        assert not value.requires_grad, name
+        assert torch.isfinite(value), name
+
+
+def assert_same(
+    one: tuple[float, Tensor, dict[str, float]], two: tuple[float, Tensor, dict[str, float]]
+) -> None:
+    assert one[0] == pytest.approx(two[0], rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(one[1], two[1], rtol=1e-5, atol=1e-7)
+    assert one[2] == pytest.approx(two[2], rel=1e-5, abs=1e-6)
+
+
+def test_micro_batches_add_up(case: Case) -> None:
+    whole = learn(case, case.rows)
+    assert whole[1].abs().sum() > 0
+    assert_same(learn(case, *np.array_split(case.rows, 3)), whole)
+    assert_same(learn(case, *case.rows[:, None]), whole)
+
+
+def test_the_order_of_rows_does_not_matter(case: Case) -> None:
+    assert_same(
+        learn(case, np.random.Generator(np.random.Philox(1)).permutation(case.rows)), learn(case, case.rows)
+    )
+
+
+def test_a_rank_may_have_nothing_to_do(case: Case) -> None:
+    empty = case.rows[:0]
+    outputs = case.outputs[:0].clone().requires_grad_()
+    value, stats = case.loss(outputs, MicroBatch.of(case.batch, empty, case.totals), case.config)
+    value.backward()
+    assert value.item() == 0
+    assert {x.item() for x in stats.values()} == {0}
+    assert_same(learn(case, empty, case.rows, empty), learn(case, case.rows))
+
+
+def test_float32_agrees_with_float64(case: Case) -> None:
+    single = MicroBatch.of(case.batch, case.rows, case.totals)
+    tensors = {f.name: getattr(single, f.name) for f in fields(single)}
+    double = replace(
+        single,
+        **{n: x.double() for n, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()},
+    )
+    value_32, _ = case.loss(case.outputs, single, case.config)
+    value_64, _ = case.loss(case.outputs.double(), double, case.config)
+    assert (value_32.dtype, value_64.dtype) == (torch.float32, torch.float64)
+    assert value_32.item() == pytest.approx(value_64.item(), rel=1e-5, abs=1e-6)
+
+
+def test_outputs_of_another_length_are_refused(case: Case) -> None:
+    with pytest.raises(AssertionError):
+        case.loss(case.outputs[:-1], MicroBatch.of(case.batch, case.rows, case.totals), case.config)
+
+
+def test_the_table_has_one_record_for_each_config() -> None:
+    union, _ = get_args(AlgorithmConfig)
+    assert [get_args(member.model_fields["type"].annotation)[0] for member in get_args(union)] == list(
+        ALGORITHMS
+    )
+
+
+def test_totals_of_some_rows(case: Case) -> None:
+    some = totals_of(case.batch, case.rows[1:3])
+    begin, end = case.batch.row_offsets[[1, 3]]
+    tokens = sum(len(case.batch.completions[i]) for i in range(begin, end))
+    assert some == Totals(rows=2, completions=int(end - begin), tokens=tokens)
