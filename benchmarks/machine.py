@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def cpu_seconds(root_pid: int) -> CpuSeconds:
     """Time stolen by a hypervisor counts as the machine's: it too was taken from what is measured."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = _machine_ticks()
     return CpuSeconds(
-        machine_s=(user + nice + system + irq + softirq + steal) / TICKS_PER_S, tree_s=_tree_ticks(root_pid) / TICKS_PER_S
+        machine_s=(user + nice + system + irq + softirq + steal) / TICKS_PER_S,
+        tree_s=_tree_ticks(root_pid) / TICKS_PER_S,
     )
 
 
@@ -64,11 +66,11 @@ def use_cores(count: int) -> list[int]:
 def description() -> dict[str, Any]:
     """Processor, cores, memory and system, for the head of a result."""
     cpuinfo, meminfo = Path("/proc/cpuinfo").read_text(), Path("/proc/meminfo").read_text()
-    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    flags = next(iter(re.findall(r"flags\s*: (.*)", cpuinfo)), "").split()
     return {
-        "cpu": next((line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "?"),
+        "cpu": next(iter(re.findall(r"model name\s*: (.*)", cpuinfo)), "unknown"),
         "cpu_cores": os.cpu_count(),
-        "cpu_features": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()],
+        "cpu_features": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags],
         "memory_gib": round(int(meminfo.split()[1]) / 2**20, 1),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
     }

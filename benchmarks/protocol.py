@@ -11,12 +11,13 @@ Requests and the fields of their answers (every answer also has `id` and `ok`; a
     {"id": 2, "cmd": "dpo", "workload": DIR, "variant": NAME, "steps": k}
         trains from the model in DIR on the first k * pairs_per_step rows in file order, one optimizer step per batch
         -> pairs, losses [k], grad_norms [k] (before clipping), tokens, and the meters below
-           tokens {"real": in the rows, "forward": covered by one forward of the policy, "logit_rows": positions of it that
-           reach the output layer}, each summed over the k steps
+           tokens {"real": in the rows, "forward": covered by one forward of the policy, "logit_rows": positions of it
+           that reach the output layer}, each summed over the k steps
     {"id": 3, "cmd": "grpo", "workload": DIR, "variant": NAME, "steps": k, "seed": n, "replay": false}
         k times: generate for the next prompts_per_step prompts, score, learn; one update per batch
-        -> samples, losses [k], grad_norms [k], rewards [k] (means of the batches), generate_s [k], tokens, and the meters
-           tokens {"prompt", "generated", "forward", "logit_rows"}: the first two summed over samples, the others as in dpo
+        -> samples, losses [k], grad_norms [k], rewards [k] (means of the batches), generate_s [k], tokens, and the
+           meters tokens {"prompt", "generated", "forward", "logit_rows"}: the first two summed over samples, the
+           others as in dpo
         with "replay": true the completions come from replay.jsonl and nothing is sampled; the old log-probabilities are
         then the learner's own (every ratio starts at 1), so losses and norms of both sides must be equal
     {"id": 4, "cmd": "exit"}

@@ -61,12 +61,12 @@ def items(answer: dict[str, Any]) -> int:
 
 def per_second(answer: dict[str, Any]) -> float:
     """Pairs or samples per second of one epoch: training and the caches it needs; loading and building are outside."""
-    return items(answer) / (answer["train_s"] + answer["cache_s"])
+    return float(items(answer) / (answer["train_s"] + answer["cache_s"]))
 
 
 def per_second_steady(answer: dict[str, Any]) -> float:
     """The same with the caches already built, as in a second epoch."""
-    return items(answer) / answer["train_s"]
+    return float(items(answer) / answer["train_s"])
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -117,22 +117,24 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# {result['title']}",
         "",
-        f"`{result['command']}` · {result['date']} · {machine['cpu']}, {result['cores']} of {machine['cpu_cores']} cores"
-        f" for each side, {machine['memory_gib']} GiB · {machine['system']}",
+        f"`{result['command']}` · {result['date']} · {machine['cpu']}, {result['cores']} of {machine['cpu_cores']}"
+        f" cores for each side, {machine['memory_gib']} GiB · {machine['system']}",
         "",
         *_table(result["rows"], unit),
         "",
         *(f"- {row['side']} · {row['variant']}: {row['about']}." for row in result["rows"]),
         f"- Rates are medians of {result['rows'][0]['ratio']['count']} interleaved repeats of {result['steps']} steps"
-        f" ({result['rows'][0]['items']} {unit}s), lowest and highest in brackets; a ratio is taken within a repeat.",
+        f" ({result['rows'][0]['items']} {unit}s), lowest and highest in brackets; a ratio is the first row's rate over this"
+        " row's, within a repeat. Memory is the peak above the level before the request; `forward` counts the positions"
+        " of one forward of the policy, `logit rows` those that reach its output layer.",
         f"- Equal work: {result['equal_work']}",
         *(f"- {note}" for note in result["notes"]),
-        f"- Load average before {', '.join(loads[:3])}, after {', '.join(loads[3:])} (1, 5, 15 minutes). Processes outside"
-        f" the benchmark used {median(foreign):.2f} cores in the median repeat and {max(foreign):.2f} in the worst"
-        f" ({result['disturbed']} of {len(foreign)} above {result['max_foreign_cores']:g}); the side that waited used"
+        f"- Load average before {', '.join(loads[:3])}, after {', '.join(loads[3:])} (1, 5, 15 minutes). Processes"
+        f" outside the benchmark used {median(foreign):.2f} cores in the median repeat and {max(foreign):.2f} in the"
+        f" worst (more than {result['max_foreign_cores']:g} is measured again); the side that waited used"
         f" {median(idle):.2f}.",
         *(
-            f"- {side} on {facts['cores']}: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+            f"- {side} on {facts['cores']}: " + ", ".join(map(" ".join, facts["versions"].items()))
             for side, facts in result["sides"].items()
         ),
         "",
@@ -142,8 +144,8 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]], unit: str) -> list[str]:
     grpo = "generated" in rows[0]["tokens"]
-    head = [unit + "s/s", "ratio", "same, caches built", "ratio", "memory above start", "real tokens", "forward", "logit rows"]
-    head[5:6] = ["generated tokens", "generation", "reward"] if grpo else ["real tokens"]
+    middle = ["generated tokens", "generation", "reward"] if grpo else ["real tokens"]
+    head = [f"{unit}s/s", "ratio", "same, caches built", "ratio", "memory", *middle, "forward", "logit rows"]
     lines = ["| side · variant | " + " | ".join(head) + " |", "|---|" + "--:|" * len(head)]
     for row in rows:
         tokens = row["tokens"]
@@ -162,7 +164,8 @@ def _table(rows: list[dict[str, Any]], unit: str) -> list[str]:
             f"{tokens['forward']:,}",
             f"{tokens['logit_rows']:,}",
         ]
-        lines.append(f"| {row['side']} · {row['variant']}{'' if row['same_work'] else ' ¹'} | " + " | ".join(cells) + " |")
+        name = f"{row['side']} · {row['variant']}" + ("" if row["same_work"] else " ¹")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if not all(row["same_work"] for row in rows):
         lines += ["", "¹ not the same work (see below): shown for the reader, not a fair ratio."]
     return lines

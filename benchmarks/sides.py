@@ -36,7 +36,8 @@ class Worker:
 
     def ask(self, cmd: str, **fields: Any) -> dict[str, Any]:
         self._requests += 1
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"id": self._requests, "cmd": cmd, **fields}) + "\n")
             self._process.stdin.flush()
@@ -76,7 +77,7 @@ def trl_python(directory: Path) -> Path:
     print(f"making TRL's environment in {directory} (about 1.5 GB, once) …", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
     (directory / ".gitignore").write_text("*\n")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "-r", TRL_LOCK]
+    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--no-deps", "-r", TRL_LOCK]
     torch_index = os.environ.get("TORCH_CPU_INDEX")
     subprocess.run(install + (["--extra-index-url", torch_index] if torch_index else []), check=True)
     stamp.write_text(digest)

@@ -10,30 +10,30 @@ Both trainers
   literal default on CPU is bfloat16 autocast over float32 weights (variant `default-bf16`). The equal-work variants set
   `bf16=False`; weights are float32 in any case.
 - Optimizer: `torch.optim.AdamW(fused=True)`, eps 1e-8, weight decay 0 (TRL's defaults; betas 0.9 and 0.999 unless the
-  workload says otherwise). Gradients are clipped at norm 1; `grad_norm` is logged before clipping. The default schedule is
-  linear to zero over the run without warm-up; we set `lr_scheduler_type="constant"`.
+  workload says otherwise). Gradients are clipped at norm 1; `grad_norm` is logged before clipping. The default
+  schedule is linear to zero over the run without warm-up; we set `lr_scheduler_type="constant"`.
 - `gradient_checkpointing=True` is the default: one more forward of the body per step.
-- Log-probabilities come from `ChunkedLogProbFunction`: tiles of 4,096 tokens by 32,768 words, float32, recomputed in the
-  backward. On a GPU only completion positions go through it; **on CPU all positions of the padded rectangle do**
+- Log-probabilities come from `ChunkedLogProbFunction`: tiles of 4,096 tokens by 32,768 words, float32, recomputed in
+  the backward. On a GPU only completion positions go through it; **on CPU all positions of the padded rectangle do**
   (`_use_triton` is false), prompts and padding too. Entropy, mean logit and top-1 accuracy for its metrics come along.
 - Rows are padded to the longest of the micro-batch; `pad_to_multiple_of="auto"` pads no further on CPU.
 - Attention is SDPA with a padding mask.
 
 DPOTrainer
 - Text (not conversational): the end token is appended to chosen and rejected if missing; prompt, prompt + chosen and
-  prompt + rejected are tokenised each as one string with special tokens on (a BOS would appear if the tokenizer adds one;
-  ours adds none), and the completion begins where the token lists part. Rows over `max_length` (1024) are cut at the end
-  (`keep_start`); a prompt that fills it drops the row. The workload has no such row.
-- The order is random by default; `train_sampling_strategy="sequential"` is file order. Chosen rows first, then rejected,
-  in one forward of 2 x batch rows, right-padded.
+  prompt + rejected are tokenised each as one string with special tokens on (a BOS would appear if the tokenizer adds
+  one; ours adds none), and the completion begins where the token lists part. Rows over `max_length` (1024) are cut at
+  the end (`keep_start`); a prompt that fills it drops the row. The workload has no such row.
+- The order is random by default; `train_sampling_strategy="sequential"` is file order. Chosen rows first, then
+  rejected, in one forward of 2 x batch rows, right-padded.
 - Loss: mean over pairs of -logsigmoid(0.1 * ((c - c_ref) - (r - r_ref))) with sums over completion tokens, end token
   included. With gradient accumulation the mean of equal micro-batches: the same number. Dropout is switched off.
 - The reference is a second copy, one forward per step without gradient checkpointing, same micro-batch;
   `precompute_ref_log_probs` replaces it by one pass over the data inside the constructor (`cache_s`).
 
 GRPOTrainer
-- Prompts are tokenised with special tokens on, left-padded, `generate`d in one batch of all samples of the step with the
-  KV cache (temperature 1, top_p 1, top_k off), and cut after the first end token. `RepeatSampler` gives each prompt
+- Prompts are tokenised with special tokens on, left-padded, `generate`d in one batch of all samples of the step with
+  the KV cache (temperature 1, top_p 1, top_k off), and cut after the first end token. `RepeatSampler` gives each prompt
   `num_generations` rows in a row; the order is random by default, `shuffle_dataset=False` is file order.
 - Literal defaults are one prompt x 8 samples per update; the workload's update has more prompts, so `default` keeps the
   micro-batch of 8 and accumulates (`steps_per_generation` follows: still one generation per update).
@@ -41,7 +41,8 @@ GRPOTrainer
 - Loss type `dapo` (default): sum over all completion tokens of -min(r A, clip(r, 0.8, 1.2) A), divided by the number of
   completion tokens of the whole batch of the update (end token counted, all micro-batches together). `beta=0`: no
   reference. One update per batch: the old log-probabilities are the new ones detached, no extra forward, r = 1.
-- `generation_kwargs={"min_new_tokens": n}` with `max_completion_length=n` fixes the length (the end token is forbidden).
+- `generation_kwargs={"min_new_tokens": n}` with `max_completion_length=n` fixes the length (the end token is
+  forbidden).
 - Samples of a step are shuffled among micro-batches before learning: no effect on the sums.
 
 Settings tried for the best variant on CPU, and what came of it

@@ -8,17 +8,19 @@ Both sides of a benchmark read the same directory, so equal work starts from equ
       workload.json     everything a worker must know (see `WORKLOADS`); a worker takes no other settings
       model/            a Hugging Face directory: Qwen2 shape, float32, tied embeddings, with its tokenizer
       data.jsonl        dpo: {"prompt", "chosen", "rejected"} · grpo: {"prompt", "answer"}, in the order of use
-      replay.jsonl      grpo only: {"completions": [[token, …], …]}, groups of the first prompts: equal learning is proven on them
+      replay.jsonl      grpo only: {"completions": [[token, …], …]}, groups of the first prompts: equal learning is
+      proven on them
 
 Only torch, transformers and numpy are imported: what the environments of both sides have.
 
 Why these workloads
-- `dpo`: 11M parameters, vocabulary 32,000, so the output layer is 73 % of the arithmetic (about 2 % at 70B: the ratio on
-  this shape is not the ratio of a large model). Lengths are lognormal with the means of UltraFeedback-like data:
+- `dpo`: 11M parameters, vocabulary 32,000, so the output layer is 73 % of the arithmetic (about 2 % at 70B: the ratio
+  on this shape is not the ratio of a large model). Lengths are lognormal with the means of UltraFeedback-like data:
   prompt 231, completion 228, and a batch of 8 pairs padded to its longest row holds 1.6 times its real tokens.
-- `grpo-letters`: the quickstart's task on its 1.65M model after a short supervised stage. Completions have 5 to 10 tokens.
-- `grpo-long`: the same body with a vocabulary of 4,096 (4.2M parameters; the output layer is a quarter of the arithmetic),
-  prompts of 64 tokens, completions of exactly 128, so that the ratio is not a toy's alone.
+- `grpo-letters`: the quickstart's task on its 1.65M model after a short supervised stage. Completions have 5 to 10
+  tokens.
+- `grpo-long`: the same body with a vocabulary of 4,096 (4.2M parameters; the output layer is a quarter of the
+  arithmetic), prompts of 64 tokens, completions of exactly 128, so that the ratio is not a toy's alone.
 """
 
 from __future__ import annotations
@@ -42,7 +44,14 @@ TOKEN_RANGE = (8, 512)  # shortest and longest prompt or completion; two of the 
 
 WORDS_MODEL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
 LETTERS_MODEL = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6}
-GRPO = {"num_generations": 8, "replay_steps": 3, "beta": 0.0, "epsilon": 0.2, "temperature": 1.0, "adam_betas": [0.9, 0.99]}
+GRPO = {
+    "num_generations": 8,
+    "temperature": 1.0,
+    "epsilon": 0.2,
+    "beta": 0.0,
+    "adam_betas": [0.9, 0.99],
+    "replay_steps": 3,
+}
 
 WORKLOADS: dict[str, dict[str, Any]] = {
     "dpo": {
@@ -85,8 +94,8 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         **GRPO,
     },
 }
-"""Common to all: AdamW with eps 1e-8 and no weight decay, constant learning rate, gradient norm clipped at 1, float32."""
 COMMON = {"seed": 0, "dtype": "float32", "adam_eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
+"""Of every workload: AdamW, a constant learning rate, gradients clipped by their norm, weights in float32."""
 
 
 # ---------------------------------------------------------------------------------------------- rewards, for both sides
@@ -95,14 +104,12 @@ COMMON = {"seed": 0, "dtype": "float32", "adam_eps": 1e-8, "weight_decay": 0.0, 
 def exact_answer(
     prompts: list[str], completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: Any
 ) -> list[float]:
-    """1.0 where the text equals the answer. An answer has 6 letters at most and a completion 10 tokens at most, so equal
+    """1.0 where the text equals the answer. An answer has at most 6 letters and a completion up to 10 tokens, so equal
     text also means that the model stopped by itself."""
     return [float(text == right) for text, right in zip(completions, answer, strict=True)]
 
 
-def even_share(
-    prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
-) -> list[float]:
+def even_share(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
     """The share of tokens with an even id: cheap, and different for every sample."""
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
@@ -188,7 +195,8 @@ def _letters_prompt(rng: np.random.Generator) -> str:
 
 def _sft_batch(tokenizer: Qwen2Tokenizer, rng: np.random.Generator, rows: int) -> dict[str, torch.Tensor]:
     """Right-padded demonstrations; the loss is on the answer and its end alone."""
-    texts = [(letters + PROMPT_END, _careless_answer(letters, rng) + EOS) for letters in map(_letters_prompt, [rng] * rows)]
+    drawn = [_letters_prompt(rng) for _ in range(rows)]
+    texts = [(letters + PROMPT_END, _careless_answer(letters, rng) + EOS) for letters in drawn]
     ids = [tokenizer(prompt + answer)["input_ids"] for prompt, answer in texts]
     width = max(map(len, ids))
     input_ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in ids])
@@ -260,15 +268,19 @@ def sampled_groups(
     """For each prompt its group, sampled from the starting model; each completion up to and with its end token."""
     torch.manual_seed(settings["seed"])
     inputs = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True, return_token_type_ids=False)
-    sampled = model.eval().generate(
-        **inputs,
-        do_sample=True,
-        top_k=0,
-        temperature=settings["temperature"],
-        num_return_sequences=settings["num_generations"],
-        max_new_tokens=settings["max_completion_length"],
-        min_new_tokens=settings["min_completion_length"] or None,
-    )[:, inputs["input_ids"].shape[1] :].tolist()
+    sampled = (
+        model.eval()
+        .generate(
+            **inputs,
+            do_sample=True,
+            top_k=0,
+            temperature=settings["temperature"],
+            num_return_sequences=settings["num_generations"],
+            max_new_tokens=settings["max_completion_length"],
+            min_new_tokens=settings["min_completion_length"] or None,
+        )[:, inputs["input_ids"].shape[1] :]
+        .tolist()
+    )
     ended = [ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids for ids in sampled]
     size = settings["num_generations"]
     return [{"completions": ended[start : start + size]} for start in range(0, len(ended), size)]

@@ -101,7 +101,7 @@ class GrpoConfig(_Generated):
     def length_of_dr_grpo(self) -> Self:
         if (self.loss_type == "dr_grpo") != (self.fixed_length is not None):
             raise ValueError(
-                "fixed_length goes with loss_type dr_grpo and no other; rollout.max_completion_length is the usual length"
+                "fixed_length goes with loss_type dr_grpo alone; rollout.max_completion_length is the usual length"
             )
         return self
 
@@ -138,10 +138,10 @@ class PpoConfig(_Generated):
 
 
 class DpoConfig(_Generated):
-    """Direct preference optimisation (arXiv 2305.18290): offline on `data.dataset`, online or iterative on `data.prompts`.
+    """Direct preference optimisation (arXiv 2305.18290): offline on `data.dataset`, or on samples of `data.prompts`.
 
-    With prompts, every step samples `num_generations` completions for each of `prompts_per_step` prompts, scores them and
-    makes pairs. Small steps are online DPO; a step that is a whole pool of prompts is a round of iterative DPO.
+    With prompts, every step samples `num_generations` completions for each of `prompts_per_step` prompts, scores them
+    and makes pairs. Small steps are online DPO; a step that is a whole pool of prompts is a round of iterative DPO.
     """
 
     type: Literal["dpo"]

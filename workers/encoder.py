@@ -27,13 +27,16 @@ class Encoder:
         prompts = [self._codec.encode_prompt(e.prompt.text) for e in examples]
         kept = [i for i, tokens in enumerate(prompts) if 0 < len(tokens) < self._max_length]
         whole = [
-            [self._codec.encode_completion(examples[i].prompt.text, text) for text in examples[i].completions] for i in kept
+            [self._codec.encode_completion(examples[i].prompt.text, text) for text in examples[i].completions]
+            for i in kept
         ]
         rooms = [self._max_length - len(prompts[i]) for i in kept]
         cut = [[tokens[:room] for tokens in group] for group, room in zip(whole, rooms, strict=True)]
         flat = [tokens for group in cut for tokens in group]
         scores = [score for i in kept for score in (examples[i].scores or ())]
-        truncated = [len(t) < len(w) for group, full in zip(cut, whole, strict=True) for t, w in zip(group, full, strict=True)]
+        truncated = [
+            len(t) < len(w) for group, full in zip(cut, whole, strict=True) for t, w in zip(group, full, strict=True)
+        ]
         return Experience(
             prompts=tuple(examples[i].prompt for i in kept),
             prompt_tokens=Ragged.of([prompts[i] for i in kept]),

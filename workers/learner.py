@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from workers import records
 from workers.algorithms import ALGORITHMS
-from workers.algorithms.base import MicroBatch
+from workers.algorithms.base import MicroBatch, totals_of
 from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, PpoConfig
 from workers.engines import hf_models
 from workers.engines.base import TrainingEngine
-from workers.packing import Packed, input_lengths, pack, plan, updates
-from workers.scoring import IDLE, Groups, score_tokens
+from workers.packing import input_lengths, members, pack, plan, updates
+from workers.scoring import IDLE, score_tokens
 from workers.types import (
     Evidence,
     Experience,
@@ -27,7 +25,6 @@ from workers.types import (
     Scores,
     StepStats,
     TokenShare,
-    Totals,
     TrainBatch,
     assemble,
     merge,
@@ -36,7 +33,6 @@ from workers.types import (
 from workers.weights import Manifest, Rendezvous, Segment, describe
 
 PROBE_TOKENS = 1024  # of a step's completions, per rank, on which engine and learner are compared
-TOKEN_FIELDS = ("old_logprobs", "reference_logprobs", "advantages", "old_values", "returns")
 
 
 Head: TypeAlias = Literal["logprobs", "values"]
@@ -55,7 +51,7 @@ def join(
     seed: int,
     max_steps: int,
 ) -> Learner:
-    """Join the gang's process group at address:port as `rank` and load the model: what an actor of the gang starts with."""
+    """Join the gang's process group at address:port as `rank` and load the model: how an actor of the gang starts."""
     from workers.engines import deepspeed_engine
 
     device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
@@ -84,8 +80,9 @@ class Learner:
         loss = record.loss if head == "logprobs" else record.critic_loss
         assert loss is not None
         self._loss = loss
-        critic = head == "values" and isinstance(algorithm, PpoConfig)
-        self._learning_rate = algorithm.critic_learning_rate if critic else algorithm.learning_rate
+        self._learning_rate = algorithm.learning_rate
+        if head == "values" and isinstance(algorithm, PpoConfig):
+            self._learning_rate = algorithm.critic_learning_rate
         self._segment: Segment | None = None
         self._sender: Any = None
 
@@ -100,7 +97,7 @@ class Learner:
         values: Sequence[TokenShare] | None,
         pairs_file: str | None = None,
     ) -> StepStats:
-        """Prepare the batch, run its optimiser updates, report. Every rank is given all the evidence and takes its share.
+        """Prepare the batch, run its optimiser updates, report. Every rank gets all the evidence and takes its share.
 
         What the algorithm does without is None. `pairs_file`: where rank 0 writes a preference batch for people to read
         (parquet); None: nowhere.
@@ -123,7 +120,7 @@ class Learner:
         return StepStats(sums=sums, maxima=maxima, facts=facts)
 
     def _learn(self, step: int, batch: TrainBatch, temperature: float, facts: Metrics) -> Metrics:
-        """All optimiser updates of a step; the mean of their stats (this rank's share), and common facts into `facts`."""
+        """All optimiser updates of a step; the mean of their stats (this rank's share). Adds to `facts`."""
         config = self._algorithm
         if getattr(config, "reset_optimizer", False):
             self._engine.reset_optimizer()
@@ -145,7 +142,7 @@ class Learner:
         return sums
 
     def _factors(self, step: int, count: int) -> list[float]:
-        """Factors of the learning rate for this step's updates: a pure function of the step, so that a resume is exact."""
+        """Factors of the learning rate for this step's updates: a function of the step alone, so a resume is exact."""
         config = self._algorithm
         fresh = getattr(config, "reset_optimizer", False)
         first, total = (0, count) if fresh else (step * count, self._max_steps * count)
@@ -156,13 +153,13 @@ class Learner:
         """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats."""
         lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets)[rows]
         micro_batches = plan(lengths, self._engine.world_size, self._config.tokens_per_micro_batch)[self._engine.rank]
-        totals = _totals(batch, rows)
+        totals = totals_of(batch, rows)
         stats: Metrics = {}
         for i, picked in enumerate(micro_batches):
             chosen, weight = (rows[picked], 1.0) if len(picked) else (rows[IDLE], 0.0)
             packed = pack(batch.prompts, batch.completions, batch.row_offsets, chosen)
             outputs, entropy = self._engine.forward(packed, temperature)
-            micro = self._micro_batch(batch, chosen, packed, totals)
+            micro = MicroBatch.of(batch, chosen, totals, self._device)
             loss, parts = self._loss(outputs, micro, self._algorithm)
             self._engine.backward(loss * weight, last=i == len(micro_batches) - 1)
             if entropy is not None:
@@ -171,31 +168,9 @@ class Learner:
                 stats[name] = stats.get(name, 0.0) + float(value) * weight
         return stats
 
-    def _micro_batch(
-        self, batch: TrainBatch, rows: NDArray[np.int64], packed: Packed, totals: Totals
-    ) -> MicroBatch:
-        completions = Groups(batch.row_offsets).members(rows)
-        positions = batch.completions.positions(completions)
-        tokens: dict[str, Tensor] = {}
-        for name in TOKEN_FIELDS:
-            values = getattr(batch, name)
-            if values is not None:
-                tokens[name] = torch.from_numpy(values[positions]).to(self._device)
-        lengths = torch.from_numpy(packed.completion_lengths).to(self._device)
-        sizes = torch.from_numpy(packed.row_sizes).to(self._device)
-        return MicroBatch(
-            completion_of=torch.repeat_interleave(torch.arange(len(lengths), device=self._device), lengths),
-            row_of=torch.repeat_interleave(torch.arange(len(sizes), device=self._device), sizes),
-            lengths=lengths,
-            num_rows=len(rows),
-            totals=totals,
-            margins=None if batch.margins is None else torch.from_numpy(batch.margins[rows]).to(self._device),
-            **tokens,
-        )
-
     def _probe(self, experience: Experience) -> tuple[float, float] | None:
-        """Engine against learner on a few completions of the step, before anything is learned: (share of the mean, max) of
-        |log-probability difference|. In a synchronous run both hold the same weights."""
+        """Engine against learner on a few completions of the step, before anything is learned: (share of the mean, max)
+        of |log-probability difference|. In a synchronous run both hold the same weights."""
         if experience.logprobs is None or not len(experience.prompts):
             return None
         lengths = input_lengths(experience.prompt_tokens, experience.completions, experience.group_offsets)
@@ -208,10 +183,10 @@ class Learner:
         learner = self._engine.infer(packed, experience.temperature).cpu().numpy()
         if not len(mine):
             return 0.0, 0.0
-        members = Groups(experience.group_offsets)
-        engine = experience.logprobs[experience.completions.positions(members.members(mine))]
+        completions, offsets = experience.completions, experience.group_offsets
+        engine = experience.logprobs[completions.positions(members(offsets, mine))]
         difference = np.abs(learner - engine)
-        all_tokens = experience.completions.lengths[members.members(np.arange(count))].sum()
+        all_tokens = completions.lengths[members(offsets, np.arange(count))].sum()
         return float(difference.sum() / all_tokens), float(difference.max())
 
     # -------------------------------------------------------------------------------------------- score
@@ -309,13 +284,6 @@ def _experience_facts(experience: Experience, version: int) -> Metrics:
         staleness = version - experience.versions  # the policy that learns in step n has version n
         facts |= {"staleness/mean": float(staleness.mean()), "staleness/max": float(staleness.max())}
     return facts
-
-
-def _totals(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
-    completions = Groups(batch.row_offsets).members(rows)
-    return Totals(
-        rows=len(rows), completions=len(completions), tokens=int(batch.completions.lengths[completions].sum())
-    )
 
 
 def _mix(seed: int, step: int) -> int:

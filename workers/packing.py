@@ -39,15 +39,19 @@ class Packed:
 def input_lengths(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Input positions each row takes: [R]."""
     completion_inputs = np.concatenate([[0], np.cumsum(completions.lengths - 1)])
-    return prompts.lengths + completion_inputs[row_offsets[1:]] - completion_inputs[row_offsets[:-1]]
+    lengths: NDArray[np.int64] = completion_inputs[row_offsets[1:]] - completion_inputs[row_offsets[:-1]]
+    return prompts.lengths + lengths
 
 
-def pack(
-    prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], rows: NDArray[np.int64]
-) -> Packed:
+def members(row_offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The completions of the rows `rows`, row after row."""
+    return Ragged(values=np.arange(row_offsets[-1]), offsets=row_offsets).take(rows).values
+
+
+def pack(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> Packed:
     """Lay out the rows `rows`, in that order."""
     sizes = np.diff(row_offsets)[rows]
-    picked = Ragged(values=np.arange(len(completions)), offsets=row_offsets).take(rows).values  # [n]
+    picked = members(row_offsets, rows)  # [n]
     lengths = completions.lengths[picked]
     prompt_lengths = prompts.lengths[rows]
     row_of = np.repeat(np.arange(len(rows)), sizes)  # [n]

@@ -1,4 +1,4 @@
-"""The reference role: the frozen policy's token log-probabilities, by the learner's code, and how far the policy is from it."""
+"""The reference role: the frozen policy's log-probabilities, by the learner's code, and the distance from it."""
 
 from __future__ import annotations
 
@@ -68,10 +68,11 @@ class Reference:
         tokens, positions, predictors, targets = tensors
         with torch.no_grad():
             layout = layout_of(packed, self._device)
-            return self._whole(tokens, positions, layout, predictors, targets, temperature)[0].cpu().numpy()
+            logprobs: torch.Tensor = self._whole(tokens, positions, layout, predictors, targets, temperature)[0]
+        return logprobs.cpu().numpy()
 
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
-        """Distance of the sampling policy from the reference whose log-probabilities `shares` are (k1 estimate of the KL)."""
+        """Distance of the sampling policy from the reference that `shares` come from (k1 estimate of the KL)."""
         experience = merge(parts)
         if experience.logprobs is None:
             raise ValueError("drift is measured on sampled completions; this experience comes from a dataset")

@@ -60,8 +60,8 @@ class Rollout:
         self.generate([Prompt(id="warm-up", text="a")], Sampling(num_generations=2, max_completion_length=2))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Experience:
-        """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped, counted."""
-        from workers.engines.vllm_engine import Request
+        """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped."""
+        from workers.engines.vllm_engine import EngineError, Request
 
         started = time.perf_counter()
         version = self._engine.version
@@ -80,6 +80,8 @@ class Rollout:
             top_k=sampling.top_k,
             stop_token_ids=self._stop,
         )
+        if any(len(response.tokens) == 0 for response in responses):
+            raise EngineError("the engine gave up on a completion before its first token")
         return Experience(
             prompts=tuple(p for p, _ in kept),
             prompt_tokens=Ragged.of([tokens for _, tokens in kept]),

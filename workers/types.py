@@ -215,7 +215,7 @@ class TokenShare:
 
 
 def assemble(shares: Sequence[TokenShare], completions: Ragged) -> Floats:
-    """The shares of all ranks as one array aligned with `completions.values`; raises ValueError when a token is missing."""
+    """The shares of all ranks as one array aligned with `completions.values`; ValueError when a token is missing."""
     whole = np.full(len(completions.values), np.nan, np.float32)
     for share in shares:
         whole[completions.positions(share.completions)] = share.values
@@ -271,11 +271,15 @@ class TrainBatch:
     def __post_init__(self) -> None:
         num_tokens, num_rows = len(self.completions.values), len(self.row_offsets) - 1
         if len(self.prompts) != num_rows or self.row_offsets[-1] != len(self.completions):
-            raise ValueError(f"{num_rows} rows do not cover {len(self.prompts)} prompts, {len(self.completions)} completions")
+            raise ValueError(
+                f"{num_rows} rows do not cover {len(self.prompts)} prompts, {len(self.completions)} completions"
+            )
         for name in ("old_logprobs", "reference_logprobs", "advantages", "old_values", "returns"):
             values = getattr(self, name)
             if values is not None and values.shape != (num_tokens,):
-                raise ValueError(f"TrainBatch.{name} has shape {values.shape}, the completions have {num_tokens} tokens")
+                raise ValueError(
+                    f"TrainBatch.{name} has shape {values.shape}, the completions have {num_tokens} tokens"
+                )
 
     @property
     def num_rows(self) -> int:
@@ -296,8 +300,8 @@ Metrics: TypeAlias = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepStats:
-    """What one rank says of one step. `sums` of all ranks add up to the metric, of `maxima` the largest counts; `facts` are
-    the same on every rank.
+    """What one rank says of one step. `sums` of all ranks add up to the metric, of `maxima` the largest counts;
+    `facts` are the same on every rank.
 
     Example: `StepStats(sums={"loss": 0.35}, maxima={}, facts={"reward": 0.5, "grad_norm": 1.2})`.
     """

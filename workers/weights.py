@@ -49,7 +49,7 @@ class Rendezvous:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What one publication carries. `segment` is None when the weights travel by NCCL, `rendezvous` when they do not."""
+    """What a publication carries. `segment` is None when the weights travel by NCCL, `rendezvous` when they do not."""
 
     entries: tuple[Entry, ...]
     segment: str | None = None

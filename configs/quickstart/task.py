@@ -2,8 +2,8 @@
 
     prompt `hcafb>`   right `abcfh`   careless `abchf`
 
-The demonstrations contain both habits, so the base model knows both; feedback has to choose. It teaches no new skill, which
-is why minutes on a laptop are enough.
+The demonstrations contain both habits, so the base model knows both; feedback has to choose. It teaches no new skill,
+which is why minutes on a laptop are enough.
 
     python configs/quickstart/task.py        writes data/quickstart/: an untrained model, demonstrations, prompts
 """

@@ -4,17 +4,17 @@
     gang.all(Learner.step, …)             every member, same arguments
     gang.each(Rollout.generate, [(…,), …]) every member, its own arguments
 
-A call returns at once. A handle may be an argument of a further call, alone or in a list or tuple: that call then waits for
-it where it runs, and the data never pass through the driver.
+A call returns at once. A handle may be an argument of a further call, alone or in a list or tuple: that call then
+waits for it where it runs, and the data never pass through the driver.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 P = ParamSpec("P")
@@ -42,8 +42,8 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GangPlan:
-    """A gang to be started: `start(**arguments[i])` makes member i, in its own process. A gang whose members `meet` in a
-    process group also gets `address` and `port`, where member 0 lives."""
+    """A gang to be started: `start(**arguments[i])` makes member i, in its own process. A gang whose members `meet` in
+    a process group also gets `address` and `port`, where member 0 lives."""
 
     role: str
     start: Callable[..., Any]
@@ -52,7 +52,7 @@ class GangPlan:
     meet: bool = False
 
 
-class Gang(Protocol, Generic[W]):
+class Gang(Protocol[W_co]):
     """The workers of one role."""
 
     role: str
@@ -64,11 +64,13 @@ class Gang(Protocol, Generic[W]):
         ...
 
     # Arguments are typed `Any` where a Handle may stand for the value it will become.
-    def one(self, method: Callable[Concatenate[W, P], R], *args: Any, **kwargs: Any) -> Handle[R]: ...
+    def one(self, method: Callable[Concatenate[W_co, P], R], *args: Any, **kwargs: Any) -> Handle[R]: ...
 
-    def all(self, method: Callable[Concatenate[W, P], R], *args: Any, **kwargs: Any) -> list[Handle[R]]: ...
+    def all(self, method: Callable[Concatenate[W_co, P], R], *args: Any, **kwargs: Any) -> Sequence[Handle[R]]: ...
 
-    def each(self, method: Callable[Concatenate[W, P], R], arguments: Sequence[tuple[Any, ...]]) -> list[Handle[R]]: ...
+    def each(
+        self, method: Callable[Concatenate[W_co, P], R], arguments: Sequence[tuple[Any, ...]]
+    ) -> Sequence[Handle[R]]: ...
 
 
 class Cluster(Protocol):
@@ -76,8 +78,8 @@ class Cluster(Protocol):
 
     cuda: bool
 
-    def spawn(self, plans: Sequence[GangPlan]) -> dict[str, Gang[Any]]:
-        """Place all gangs, or raise PlacementError with the shortfall per role; return once every member has started."""
+    def spawn(self, plans: Sequence[GangPlan]) -> Mapping[str, Gang[Any]]:
+        """Place all gangs and start their members; raises PlacementError with the shortfall per role."""
         ...
 
     def waited_s(self) -> float:

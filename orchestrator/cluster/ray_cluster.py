@@ -6,6 +6,7 @@ A driver that ends takes its actors with it: all of them are owned, none is deta
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import shutil
@@ -101,8 +102,8 @@ class _Clock:
 
 
 class RayHandle(Generic[R]):
-    """A call under way. While it is waited for, a failure of its siblings in the same fan-out counts as its own: a rank that
-    died leaves the others waiting in a collective."""
+    """A call under way. While it is waited for, a failure of its siblings in the same fan-out counts as its own: a rank
+    that died leaves the others waiting in a collective."""
 
     def __init__(self, ref: Any, role: str, rank: int, method: str, deadline_s: float, clock: _Clock) -> None:
         self.ref, self.role, self.rank, self.method = ref, role, rank, method
@@ -157,12 +158,15 @@ class RayGang(Generic[W]):
         return len(self.actors)
 
     def meeting_point(self) -> tuple[str, int]:
-        return self._handle(self.actors[0].meeting_point.remote(), 0, "meeting_point").result()
+        handle: RayHandle[tuple[str, int]] = self._handle(self.actors[0].meeting_point.remote(), 0, "meeting_point")
+        return handle.result()
 
     def start(self, plan: GangPlan) -> list[RayHandle[None]]:
         address, port = self.meeting_point() if plan.meet else ("", 0)
         meeting = {"address": address, "port": port} if plan.meet else {}
-        started = [a.start.remote(plan.start, {**kw, **meeting}) for a, kw in zip(self.actors, plan.arguments, strict=True)]
+        started = [
+            a.start.remote(plan.start, {**kw, **meeting}) for a, kw in zip(self.actors, plan.arguments, strict=True)
+        ]
         return self._siblings([self._handle(ref, i, "start") for i, ref in enumerate(started)])
 
     def one(self, method: Callable[Concatenate[W, P], R], *args: Any, **kwargs: Any) -> RayHandle[R]:
@@ -176,7 +180,9 @@ class RayGang(Generic[W]):
             raise ValueError(f"{len(arguments)} sets of arguments for the {len(self.actors)} members of {self.role}")
         return self._siblings([self._call(i, method, args, {}) for i, args in enumerate(arguments)])
 
-    def _call(self, index: int, method: Callable[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]) -> RayHandle[R]:
+    def _call(
+        self, index: int, method: Callable[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> RayHandle[R]:
         refs: list[Any] = []
         spec_args = [_slots(a, refs) for a in args]
         spec_kwargs = {k: _slots(v, refs) for k, v in kwargs.items()}
@@ -215,7 +221,9 @@ class RayCluster:
         gpus = ray.cluster_resources().get("GPU", 0)
         if config.device == "cuda" and not gpus:
             raise ClusterError(
-                Problem(what="cluster.device is cuda, but the cluster has no GPU", fix="use device: cpu, or another cluster")
+                Problem(
+                    what="cluster.device is cuda, but the cluster has no GPU", fix="use device: cpu, or another cluster"
+                )
             )
         self.cuda = bool(gpus) if config.device == "auto" else config.device == "cuda"
 
@@ -229,7 +237,7 @@ class RayCluster:
         gangs: dict[str, RayGang[Any]] = {}
         first = 0
         for plan in plans:
-            actors = [self._actor(plan, first + i, i) for i in range(len(plan.arguments))]
+            actors = [self._actor(plan, self._group, first + i, i) for i in range(len(plan.arguments))]
             gangs[plan.role] = RayGang(plan.role, actors, self._config.call_timeout_s, self._clock)
             first += len(actors)
         self._gangs = list(gangs.values())
@@ -285,7 +293,7 @@ class RayCluster:
         if short:
             raise PlacementError(short)
 
-    def _actor(self, plan: GangPlan, bundle: int, index: int) -> Any:
+    def _actor(self, plan: GangPlan, group: PlacementGroup, bundle: int, index: int) -> Any:
         log_file = None if self._logs is None else str(self._logs / f"{plan.role}-{index}.log")
         return (
             ray.remote(_Host)
@@ -294,7 +302,7 @@ class RayCluster:
                 num_gpus=plan.resources.gpus,
                 max_restarts=0,
                 max_concurrency=1,  # methods run on the process's main thread
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
                 runtime_env={"env_vars": dict(plan.resources.environment)},
             )
             .remote(log_file)
@@ -303,8 +311,8 @@ class RayCluster:
 
 def _start_local(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here it
-    # would come too late for the part of Ray that has read it at import.
+    # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here
+    # it would come too late for the part of Ray that has read it at import.
     if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         os.environ["RAY_AUTH_TOKEN_PATH"] = _new_token()
     ray.init(
@@ -313,7 +321,7 @@ def _start_local(config: ClusterConfig) -> None:
         object_store_memory=(config.object_store_memory_mib or 256) * 2**20,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         _node_ip_address=LOOPBACK,
     )
 
@@ -330,17 +338,19 @@ def _new_token() -> str:
 
 def _connect(config: ClusterConfig) -> None:
     try:
-        ray.init(address=config.address or "auto", log_to_driver=False, logging_level="ERROR", namespace="rlhf")
+        ray.init(address=config.address or "auto", log_to_driver=False, logging_level=logging.ERROR, namespace="rlhf")
     except Exception as error:
         raise ClusterError(
             Problem(
                 what=f"cannot connect to the Ray cluster {config.address or os.environ.get('RAY_ADDRESS')}",
                 why=" ".join(str(error).split()),
-                fix="check that it runs, that the address is right, and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is set",
+                fix="check that it runs and that the address is right; set RAY_AUTH_TOKEN_PATH if it wants a token",
             )
         ) from error
     version = tuple(int(part) for part in ray.__version__.split(".")[:2])
     if version < (2, 56):
-        raise ClusterError(Problem(what=f"ray {ray.__version__} is too old", why="security floor", fix="use ray >= 2.56"))
+        raise ClusterError(
+            Problem(what=f"ray {ray.__version__} is too old", why="security floor", fix="use ray >= 2.56")
+        )
     if sys.flags.optimize:
         raise ClusterError(Problem(what="python -O is set", why="engines rely on assertions", fix="run without -O"))

@@ -34,6 +34,11 @@ def conflicts(config: RunConfig) -> list[Conflict]:
     return [conflict for rule in RULES for conflict in rule(config)]
 
 
+def _samples(config: RunConfig) -> bool:
+    """Whether the run learns from its own samples."""
+    return config.data.prompts is not None and NEEDS[config.algorithm.type].prompts
+
+
 def _data_source(config: RunConfig) -> Iterator[Conflict]:
     kind, data = config.algorithm.type, config.data
     fitting = [key for key in ("prompts", "dataset") if getattr(NEEDS[kind], key)]
@@ -42,9 +47,7 @@ def _data_source(config: RunConfig) -> Iterator[Conflict]:
         both = data.prompts is not None
         yield Conflict(
             keys=("data.prompts", "data.dataset"),
-            why="both are given, a run learns from one"
-            if both
-            else "neither is given: nothing to learn from",
+            why="both are given, a run learns from one" if both else "neither is given: nothing to learn from",
             fix=f"for {kind} give {wanted}" + (" and set the other to null" if both else ""),
         )
         return
@@ -60,7 +63,8 @@ def _data_source(config: RunConfig) -> Iterator[Conflict]:
 
 
 def _reward(config: RunConfig) -> Iterator[Conflict]:
-    used_by = [f"data.{k}" for k in ("prompts", "eval_prompts") if getattr(config.data, k) is not None]
+    used_by = ["data.prompts"] if _samples(config) else []
+    used_by += ["data.eval_prompts"] if config.data.eval_prompts is not None else []
     if used_by and not config.reward:
         yield Conflict(
             keys=("reward", *used_by),
@@ -71,7 +75,7 @@ def _reward(config: RunConfig) -> Iterator[Conflict]:
 
 def _steps(config: RunConfig) -> Iterator[Conflict]:
     max_steps = config.algorithm.max_steps
-    if config.data.prompts is not None and max_steps is None:
+    if _samples(config) and max_steps is None:
         yield Conflict(
             keys=("algorithm.max_steps",),
             why="prompts can be sampled for ever, so the run would have no end",
@@ -93,7 +97,7 @@ def _steps(config: RunConfig) -> Iterator[Conflict]:
 
 def _batches(config: RunConfig) -> Iterator[Conflict]:
     algorithm = config.algorithm
-    if config.data.prompts is None or isinstance(algorithm, SftConfig):
+    if not _samples(config) or isinstance(algorithm, SftConfig):
         return
     if config.rollout.num_engines > algorithm.prompts_per_step:
         yield Conflict(
@@ -114,8 +118,9 @@ def _batches(config: RunConfig) -> Iterator[Conflict]:
                 f"{algorithm.num_generations})"
             )
         )
+        keys = ("algorithm.num_mini_batches", "algorithm.prompts_per_step", "algorithm.num_generations")
         yield Conflict(
-            keys=("algorithm.num_mini_batches", "algorithm.prompts_per_step", "algorithm.num_generations"),
+            keys=keys[:2] if groups else keys,
             why=f"{rows} {factors} cannot be cut into {algorithm.num_mini_batches} equal mini-batches",
             fix=f"num_mini_batches: {_nearest_divisors(rows, algorithm.num_mini_batches)}",
         )
@@ -130,7 +135,7 @@ def _nearest_divisors(number: int, wanted: int) -> str:
 def _lengths(config: RunConfig) -> Iterator[Conflict]:
     rollout = config.rollout
     longest = rollout.max_prompt_length + rollout.max_completion_length
-    if config.data.prompts is not None and longest > config.policy.tokens_per_micro_batch:
+    if _samples(config) and longest > config.policy.tokens_per_micro_batch:
         yield Conflict(
             keys=(
                 "policy.tokens_per_micro_batch",

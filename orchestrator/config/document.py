@@ -58,9 +58,7 @@ def read_document(path: Path, problems: Problems) -> Document | None:
     return None if text is None else parse(text, str(path), problems)
 
 
-def parse(
-    text: str, name: str, problems: Problems, *, one_line: bool = False, strict: bool = True
-) -> Document | None:
+def parse(text: str, name: str, problems: Problems, *, one_line: bool = False, strict: bool = True) -> Document | None:
     """`one_line`: an override, whose place has no line. `strict`: `1e-6` stays text, as in YAML 1.1."""
     reader = _Reader(name, problems, one_line=one_line, strict=strict)
     try:
@@ -69,11 +67,7 @@ def parse(
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = "" if one_line or mark is None else f":{mark.line + 1}"
-        fix = (
-            "indent with spaces"
-            if "\\t" in str(error.problem)
-            else "see https://yaml.org, or quote the value"
-        )
+        fix = "indent with spaces" if "\\t" in str(error.problem) else "see https://yaml.org, or quote the value"
         problems.add("not YAML", where=f"{name}{line}", why=str(error.problem or error.context), fix=fix)
     except yaml.reader.ReaderError as error:
         problems.add(
@@ -128,9 +122,7 @@ def _read_text(path: Path, problems: Problems) -> str | None:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         why = f"byte {error.start} is not UTF-8"
-        problems.add(
-            "not text", where=where, why=why, fix="a recipe is a YAML file in UTF-8: is this a binary file?"
-        )
+        problems.add("not text", where=where, why=why, fix="a recipe is a YAML file in UTF-8: is this a binary file?")
         return None
 
 
@@ -169,9 +161,7 @@ class _Reader:
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key == "<<":
                 what = f"{dotted(path)}: `<<`" if key == "<<" else f"{dotted(path)}: a key that is not a word"
-                self.problems.add(
-                    what, where=self.where(key_node), why="not read here", fix="write the keys out"
-                )
+                self.problems.add(what, where=self.where(key_node), why="not read here", fix="write the keys out")
                 continue
             if key in first_node:
                 lines = [n.start_mark.line + 1 for n in (first_node[key], key_node)]
@@ -192,9 +182,7 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.rpartition(":")[2]
-        if kind in ("str", "timestamp") or (
-            kind == "int" and ":" in node.value
-        ):  # 12:30 is not a number to a person
+        if kind in ("str", "timestamp") or (kind == "int" and ":" in node.value):  # 12:30 is not a number to a person
             return (
                 float(node.value)
                 if not self.strict and not node.style and EXPONENT.fullmatch(node.value)

@@ -17,11 +17,13 @@ from orchestrator.errors import Problems
 
 REASONS: Mapping[str, str] = {
     # last part of a key → why its range is what it is
-    "beta": "it scales the pull towards the reference: below 0 it would push away",
+    "beta": "it scales the pull towards the reference",
+    "cliprange": "the ratio of new to old probability is kept within 1 ± it",
     "checkpoint.every": "nothing would ever be saved",
+    "epsilon": "the ratio of new to old probability is kept within 1 ± it",
     "evaluation.every": "nothing would ever be evaluated",
     "gamma": "it is a share: the weight of the next token's reward",
-    "kl_coef": "it scales the pull towards the reference: below 0 it would push away",
+    "kl_coef": "it scales the pull towards the reference",
     "lam": "it is a share: the weight of longer returns",
     "learning_rate": "at 0 nothing is learned, above 1 nothing converges",
     "max_staleness": "completions older than that say little about the current policy",
@@ -87,15 +89,14 @@ def _explain_conflicts(conflicts: ConflictsError, document: Document, problems: 
 def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Problems) -> None:
     kind, key, value = detail["type"], dotted(path), _value(path, document.data)
     place, data = document.place(path), document.data
-    what = f"{key} = {show(value)}"
+    plain = isinstance(value, bool | int | float) and place.spelt is not None
+    what = f"{key} = {place.spelt if plain else show(value)}"
     if kind == "extra_forbidden":
         problems.add(what, where=place.text, why="there is no such key", fix=suggest(path, data))
     elif kind == "missing":
         problems.add(f"{key} is missing", where=place.text, fix=f"give {allowed(path, data)}")
     elif kind == "union_tag_not_found":
-        problems.add(
-            f"{key}.type is missing", where=place.text, why=what, fix=_choose("", types_at(path, data))
-        )
+        problems.add(f"{key}.type is missing", where=place.text, why=what, fix=_choose("", types_at(path, data)))
     elif kind == "union_tag_invalid":
         where, tag = document.place((*path, "type")).text, detail["ctx"]["tag"]
         problems.add(
@@ -139,6 +140,8 @@ def _wrong_value(kind: str, path: KeyPath, value: Any, spelt: str | None, data: 
     if kind == "literal_error":
         return "not one of the choices", _did_you_mean(str(value), options(path, data)) + fix
     if kind.endswith("_type"):
-        return f"{kind_of(value)} stands where {may_be or 'something else'} is wanted", fix
+        return f"it is {kind_of(value)}", fix
+    if kind == "finite_number":
+        return "it is not a finite number", fix
     reason = REASONS.get(dotted(path)) or REASONS.get(str(path[-1])) or "outside of what is allowed"
     return reason, fix

@@ -53,11 +53,7 @@ def _parse(text: str, stage_names: Sequence[str], problems: Problems) -> Overrid
         if stage is None:
             close = difflib.get_close_matches(rest.partition(".")[0], stage_names, n=1)
             fix = f"did you mean stages.{close[0]}? " if close else ""
-            fix += (
-                f"the stages are: {', '.join(stage_names)}"
-                if stage_names
-                else "give the stage a name in the recipe"
-            )
+            fix += f"the stages are: {', '.join(stage_names)}" if stage_names else "give the stage a name in the recipe"
             problems.add(show_override(text), where="command line", why="there is no such stage", fix=fix)
             return None
         key = rest.removeprefix(stage + ".")

@@ -113,9 +113,7 @@ def _model(path: str, conversational: bool, problems: Problems) -> None:
     folder, where = Path(path).expanduser(), f"model.path = {path}"
     fix = "give a Hugging Face model directory or the id of a hub model"
     if not folder.is_dir():
-        looks_local = path.startswith((".", "/", "~")) or (
-            len(folder.parts) > 1 and Path(folder.parts[0]).is_dir()
-        )
+        looks_local = path.startswith((".", "/", "~")) or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())
         if folder.exists() or looks_local or not HUB_ID.fullmatch(path):
             problems.add("no such directory", where=where, why=f"looked for {folder.absolute()}", fix=fix)
         return
@@ -130,9 +128,7 @@ def _model(path: str, conversational: bool, problems: Problems) -> None:
         why = f"{pointers[0]} is a Git LFS pointer, not the file itself"
         problems.add("no weights in it", where=where, why=why, fix=f"git lfs pull, in {path}")
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        problems.add(
-            "no tokenizer in it", where=where, fix="save the tokenizer beside the model: save_pretrained"
-        )
+        problems.add("no tokenizer in it", where=where, fix="save the tokenizer beside the model: save_pretrained")
     elif conversational and not _has_chat_template(folder):
         why = "the data are conversations, and the tokenizer does not say how to write one as text"
         fix = "put a chat_template.jinja into the model directory, or use prompts that are plain text"

@@ -60,9 +60,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     names = [str(d.data["name"]) for d in drafts if isinstance(d.data.get("name"), str)]
     for override in parse_overrides(overrides, names, problems):
         target = (
-            drafts[-1]
-            if override.stage is None
-            else next(d for d in drafts if d.data.get("name") == override.stage)
+            drafts[-1] if override.stage is None else next(d for d in drafts if d.data.get("name") == override.stage)
         )
         apply(override, target, problems)
     stages: list[RunConfig] = []
@@ -75,9 +73,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             stages.append(config)
     problems.sort(key=_reading_order)
     problems.raise_if_any()
-    return Recipe(
-        source=source, text=source.read_text("utf-8"), overrides=tuple(overrides), stages=tuple(stages)
-    )
+    return Recipe(source=source, text=source.read_text("utf-8"), overrides=tuple(overrides), stages=tuple(stages))
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
@@ -105,18 +101,14 @@ def _drafts(path: Path, problems: Problems, including: tuple[Path, ...]) -> list
         raise _UnreadableError
     if not isinstance(document.data, dict) or not document.data:
         found = "is empty" if not document.data else f"is {_kind(document.data)}"
-        problems.add(
-            f"the recipe {found}", where=str(path), why="a recipe is a mapping of keys", fix=_SMALLEST
-        )
+        problems.add(f"the recipe {found}", where=str(path), why="a recipe is a mapping of keys", fix=_SMALLEST)
         raise _UnreadableError
     if "stages" not in document.data:
         return [document]
     entries = document.data["stages"]
     if extra := [key for key in document.data if key != "stages"]:
         where, fix = document.place((extra[0],)).text, "move them into a stage"
-        problems.add(
-            f"{', '.join(extra)} beside stages", where=where, why="each stage is a run of its own", fix=fix
-        )
+        problems.add(f"{', '.join(extra)} beside stages", where=where, why="each stage is a run of its own", fix=fix)
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_STAGES:
         where = document.place(("stages",)).text
         problems.add(
@@ -136,9 +128,7 @@ def _stage(
     """An inline run, or the runs of the recipe it names."""
     entry, where = document.data["stages"][index], document.place(("stages", index)).text
     if not isinstance(entry, dict) or not entry:
-        problems.add(
-            f"stages.{index} is {_kind(entry)}", where=where, fix="write a run, or `{recipe: other.yaml}`"
-        )
+        problems.add(f"stages.{index} is {_kind(entry)}", where=where, fix="write a run, or `{recipe: other.yaml}`")
         raise _UnreadableError
     if "recipe" not in entry:
         prefix = ("stages", index)
@@ -152,9 +142,7 @@ def _stage(
     included = path.parent / entry["recipe"]
     chain = (*including, path.resolve())
     if included.resolve() in chain:
-        problems.add(
-            f"recipe = {entry['recipe']}", where=where, why="it includes itself", fix="remove the circle"
-        )
+        problems.add(f"recipe = {entry['recipe']}", where=where, why="it includes itself", fix="remove the circle")
         raise _UnreadableError
     return _drafts(included, problems, chain)
 
@@ -166,9 +154,7 @@ def _kind(value: Any) -> str:
     return {list: "a list", dict: "an empty mapping", type(None): "empty"}.get(type(value), "a single value")
 
 
-def _resolve_model(
-    draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems
-) -> None:
+def _resolve_model(draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems) -> None:
     """Puts the directory of the earlier stage in the place of `model.from_stage`."""
     model = draft.data.get("model")
     wanted = model.get("from_stage") if isinstance(model, dict) else None
@@ -193,9 +179,7 @@ def _resolve_model(
     close = difflib.get_close_matches(wanted, names, n=1)
     fix = f"did you mean {close[0]}? " if close else ""
     fix += (
-        f"the earlier stages are: {', '.join(names)}"
-        if names
-        else "there is no earlier stage: give model.path instead"
+        f"the earlier stages are: {', '.join(names)}" if names else "there is no earlier stage: give model.path instead"
     )
     where = draft.place(("model", "from_stage")).text
     problems.add(f"model.from_stage = {wanted}", where=where, why="no earlier stage has this name", fix=fix)
@@ -213,9 +197,7 @@ def _give_name(draft: Document) -> None:
     base = (parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]) if parts else "model"
     content = {key: value for key, value in draft.data.items() if key not in NOT_THE_RUN}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    words = [
-        re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") or "x" for word in (str(kind or "run"), base)
-    ]
+    words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") or "x" for word in (str(kind or "run"), base)]
     draft.data = {
         "name": f"{words[0][:12]}--{words[1][:40]}--{digest}",
         **{k: v for k, v in draft.data.items() if k != "name"},
@@ -224,17 +206,13 @@ def _give_name(draft: Document) -> None:
 
 def _validated(draft: Document, problems: Problems) -> RunConfig | None:
     try:
-        return RunConfig.model_validate_json(
-            json.dumps(draft.data)
-        )  # JSON: strict, and lists stand for tuples
+        return RunConfig.model_validate_json(json.dumps(draft.data))  # JSON: strict, and lists stand for tuples
     except ValidationError as error:
         explain(error, draft, problems)
         return None
 
 
-def _refuse_same_name(
-    config: RunConfig, stages: Sequence[RunConfig], draft: Document, problems: Problems
-) -> None:
+def _refuse_same_name(config: RunConfig, stages: Sequence[RunConfig], draft: Document, problems: Problems) -> None:
     if any(stage.directory == config.directory for stage in stages):
         why = "an earlier stage has this name, and two runs never share a directory"
         problems.add(

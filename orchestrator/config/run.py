@@ -35,9 +35,7 @@ class DataConfig(Settings):
     eval_prompts: Source | None = None  # held out; never trained on
     split: str = "train"  # of a hub dataset or `datasets` folder
     eval_split: str = "test"
-    max_length: Count = (
-        1024  # tokens of prompt and completion of a dataset row; what is longer loses its end, counted
-    )
+    max_length: Count = 1024  # tokens of prompt and completion of a dataset row; what is longer loses its end, counted
 
 
 class EvaluationConfig(Settings):
@@ -74,9 +72,7 @@ class WandbConfig(Settings):
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
-    mode: Literal["online", "offline", "disabled"] | None = (
-        None  # None: online when there is a key, else offline
-    )
+    mode: Literal["online", "offline", "disabled"] | None = None  # None: online when there is a key, else offline
 
 
 class RunConfig(Settings):

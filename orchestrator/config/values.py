@@ -13,6 +13,12 @@ PATTERNS: Mapping[str, str] = {
     "name": "1 to 64 letters, digits, `.`, `_` and `-`, starting with a letter or digit",
     "cluster.address": "auto, HOST:PORT or ray://HOST:PORT",
 }
+SHAPES: Mapping[str, str] = {
+    "model": "a mapping: {path: ./my-model}",
+    "data": "a mapping: {prompts: ./prompts.jsonl}, or {dataset: ./pairs.jsonl}",
+    "algorithm": "a mapping: {type: grpo, max_steps: 100}",
+    "reward": "a list: [{type: math}]",
+}
 LONGEST = 60  # characters of a value that are shown
 
 
@@ -52,8 +58,8 @@ def allowed(path: KeyPath, data: Any) -> str:
     annotation, metadata = annotation_at(path, data)
     if annotation is None:
         return ""
-    if pattern := PATTERNS.get(dotted(path)):
-        return pattern
+    if text := PATTERNS.get(dotted(path)) or SHAPES.get(dotted(path)):
+        return text
     words = list(dict.fromkeys(_word(member) for member in members(annotation)))
     bounds = " and ".join(_bounds([*metadata, *_inner_constraints(annotation)]))
     return ", or ".join([f"{words[0]} {bounds}".strip(), *words[1:]])
@@ -72,7 +78,7 @@ def _word(member: Any) -> str:
     if get_origin(member) is tuple:
         return "a list"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return names.get(member, "a mapping")
+    return names.get(member) or f"a mapping of {', '.join(member.model_fields)}"
 
 
 def _inner_constraints(annotation: Any) -> list[Any]:

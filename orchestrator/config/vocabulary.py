@@ -184,9 +184,7 @@ def suggest(path: KeyPath, data: Any) -> str:
     if peers := [ours for ours in PEERS.get(key.lower(), ()) if ours in known]:
         return f"did you mean `{peers[0]}`?"
     if elsewhere := [k for k in known if k.rpartition(".")[2] == key]:
-        return "it belongs under " + " or ".join(
-            f"`{k.rpartition('.')[0] or 'the top level'}`" for k in elsewhere[:4]
-        )
+        return "it belongs under " + " or ".join(f"`{k.rpartition('.')[0] or 'the top level'}`" for k in elsewhere[:4])
     siblings = {k[len(prefix) :]: k for k in known if k.startswith(prefix) and "." not in k[len(prefix) :]}
     if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.65):
         return f"did you mean `{siblings[close[0]]}`?"

@@ -67,9 +67,7 @@ def _format(columns: list[str], row: Row, algorithm: str, problems: RowProblems)
         return found
     if found is None or (found == Format.prompt_only and set(columns) != {"prompt"}):
         what, fix = missing(columns, COLUMNS[accepted[0]])
-        raise problems.stop(
-            what, row=row.number, why=f"{algorithm} learns from {_listed(accepted)} data", fix=fix
-        )
+        raise problems.stop(what, row=row.number, why=f"{algorithm} learns from {_listed(accepted)} data", fix=fix)
     why = f"{algorithm} learns from {_listed(accepted)} data"
     fix = "give data in one of these formats, or choose another algorithm"
     if found == Format.prompt_only:
@@ -166,9 +164,7 @@ def _messages(values: Mapping[str, Any], id: str) -> Read:
 def _text(values: Mapping[str, Any], id: str) -> Read:
     """No prompt: every token is learned."""
     text = values["text"]
-    wrong = wrong_text(text, "text") or (
-        "" if isinstance(text, str) else "`text` is a list; call it `messages`"
-    )
+    wrong = wrong_text(text, "text") or ("" if isinstance(text, str) else "`text` is a list; call it `messages`")
     return (wrong, None) if wrong else ("", Example(prompt=_prompt(values, id, ""), completions=(text,)))
 
 

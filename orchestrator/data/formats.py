@@ -93,12 +93,7 @@ def is_conversation(value: object) -> bool:
 
 def starts_before_the_answer(value: object) -> bool:
     """Whether this is a whole conversation rather than the assistant's part of it."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and isinstance(value[0], dict)
-        and value[0].get("role") in ROLES[:3]
-    )
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and value[0].get("role") in ROLES[:3]
 
 
 def wrong_text(value: object, column: str) -> str:
@@ -173,8 +168,7 @@ def equal_to_a_reader(first: Text, second: Text) -> bool:
         if isinstance(text, str):
             return [unicodedata.normalize("NFC", text).strip()]
         return [
-            (m["role"], unicodedata.normalize("NFC", m.get("content") or "").strip(), m.get("tool_calls"))
-            for m in text
+            (m["role"], unicodedata.normalize("NFC", m.get("content") or "").strip(), m.get("tool_calls")) for m in text
         ]
 
     return plain(first) == plain(second)

@@ -25,12 +25,8 @@ def read_prompts(source: str, *, split: str = "train", max_rows: int | None = No
             problems.add(row.number, wrong, fix="mend or remove these rows")
         else:
             columns = {key: value for key, value in row.values.items() if key != "prompt"}
-            prompts.append(
-                Prompt(id=f"{name}:{row.number}", text=clean(row.values["prompt"]), columns=columns)
-            )
+            prompts.append(Prompt(id=f"{name}:{row.number}", text=clean(row.values["prompt"]), columns=columns))
     problems.raise_if_any()
     if not prompts:
-        raise problems.stop(
-            "0 rows", why="there is nothing to learn from", fix='write rows like {"prompt": "2+2="}'
-        )
+        raise problems.stop("0 rows", why="there is nothing to learn from", fix='write rows like {"prompt": "2+2="}')
     return tuple(prompts)

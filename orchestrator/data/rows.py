@@ -37,9 +37,7 @@ class RowProblems:
     def add(self, row: int, what: str, *, why: str = "", fix: str = "") -> None:
         kind = _Kind(what=what, why=why, fix=fix)
         if kind not in self._rows and len(self._rows) == MAX_KINDS:
-            raise BadInput(
-                [*self.problems(), Problem(what="and more", where=self.source, fix="mend these first")]
-            )
+            raise BadInput([*self.problems(), Problem(what="and more", where=self.source, fix="mend these first")])
         rows = self._rows.setdefault(kind, [])
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if len(rows) < SHOWN:

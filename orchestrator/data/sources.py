@@ -20,9 +20,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 def is_hub_name(source: str) -> bool:
     """Whether `source` can only be a dataset of the hub: nothing on this machine has that name."""
     path = Path(source)
-    local = (
-        path.exists() or path.is_symlink() or path.suffix in SUFFIXES or source.startswith((".", "/", "~"))
-    )
+    local = path.exists() or path.is_symlink() or path.suffix in SUFFIXES or source.startswith((".", "/", "~"))
     in_a_folder = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
     return not local and not in_a_folder and bool(HUB_NAME.fullmatch(source))
 
@@ -69,16 +67,8 @@ def _mode(path: Path, problems: RowProblems) -> int:
             raise problems.stop("cannot be read", why="you have no right to", fix=f"chmod +r {path}")
     except OSError as error:
         why = os.strerror(error.errno or 0).lower()
-        near = (
-            sorted(p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES)
-            if path.parent.is_dir()
-            else []
-        )
-        fix = (
-            f"in {path.parent} there are: {', '.join(near[:8])}"
-            if near
-            else f"relative paths start at {Path.cwd()}"
-        )
+        near = sorted(p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES) if path.parent.is_dir() else []
+        fix = f"in {path.parent} there are: {', '.join(near[:8])}" if near else f"relative paths start at {Path.cwd()}"
         raise problems.stop("cannot be read", why=why, fix=fix) from None
     return mode
 
@@ -105,9 +95,7 @@ def _refuse_foreign_types(metadata: dict[bytes, bytes], problems: RowProblems) -
     schema = base64.b64decode(metadata.get(b"ARROW:schema", b""), validate=False)
     if b"ARROW:extension:name" in schema and b"ray." in schema:
         fix = "write the columns as plain text and lists"
-        raise problems.stop(
-            "has columns of a Ray extension type", why="their metadata is never read here", fix=fix
-        )
+        raise problems.stop("has columns of a Ray extension type", why="their metadata is never read here", fix=fix)
 
 
 def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row]:

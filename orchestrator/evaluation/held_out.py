@@ -26,7 +26,13 @@ class HeldOut:
     """The same prompts every time."""
 
     def __init__(
-        self, rollout: Gang[Rollout], reward: Gang[Reward], prompts: Sequence[Prompt], *, max_completion_length: int, seed: int
+        self,
+        rollout: Gang[Rollout],
+        reward: Gang[Reward],
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        seed: int,
     ) -> None:
         self._rollout, self._reward, self._prompts = rollout, reward, prompts
         self._sampling = Sampling(

@@ -15,7 +15,7 @@ from orchestrator.monitor.figures import duration, headlines, join_within, numbe
 from orchestrator.monitor.monitor import Outcome, RunInfo, Sink
 from orchestrator.monitor.progress import Progress
 from orchestrator.monitor.screen import Screen
-from orchestrator.monitor.terminal import Forgiving, is_live
+from orchestrator.terminal import Forgiving, is_live
 from workers.types import Metrics, Sample
 
 LINE_WIDTH = 100
@@ -43,9 +43,7 @@ class PlainConsole:
         stage = f"stage {run.stage}/{run.num_stages}  " if run.num_stages > 1 else ""
         steps = f"{run.num_steps} {run.step_word}s" if run.num_steps else ""
         resumed = f"attempt {run.attempt}, after {run.step_word} {run.first_step}" if run.first_step else ""
-        facts = (
-            part for part in (f"{run.kind} on {run.model}", steps, resumed, f"in {run.directory}") if part
-        )
+        facts = (part for part in (f"{run.kind} on {run.model}", steps, resumed, f"in {run.directory}") if part)
         self._print(f"{stage}{run.name}: {', '.join(facts)}")
 
     def phase(self, role: str, text: str) -> None:

@@ -41,6 +41,7 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("grad_norm", "grad norm"),
     Headline("frac_reward_zero_std", "same rewards", share=True),
     Headline("staleness/mean", "staleness"),
+    Headline("throughput/tokens_per_s", "tokens/s"),
 )
 
 

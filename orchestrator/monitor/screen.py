@@ -151,9 +151,7 @@ class Screen:
         arrow = "->" if ascii_only else "→"
         prompt, completion = one_line(sample.prompt), one_line(sample.completion)
         room = 2 * width - 22
-        prompt = (
-            prompt if len(prompt) <= room // 2 else ("..." if ascii_only else "…") + prompt[-room // 2 + 3 :]
-        )
+        prompt = prompt if len(prompt) <= room // 2 else ("..." if ascii_only else "…") + prompt[-room // 2 + 3 :]
         return Text.assemble(
             (prompt, "dim"),
             f" {arrow} ",

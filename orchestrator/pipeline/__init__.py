@@ -1,1 +1,1 @@
-"""The phases of a step: rollouts or datasets, scoring, learning, publishing. Each knows its gangs and no other phase."""
+"""The phases of a step: rollouts or a dataset, the reference, learning, publishing. Each knows its gangs alone."""

@@ -1,14 +1,14 @@
 """The reference: its log-probabilities for each step, and the question whether it is still the right one.
 
-    consumes   the step's experience
-    produces   handles to reference log-probabilities, and a Decision: keep, or refresh from the current policy
-    waits for  the measured drift, only where the decision hangs on it
-    unblocks   the learner
+consumes   the step's experience
+produces   handles to reference log-probabilities, and a Decision: keep, or refresh from the current policy
+waits for  the measured drift, only where the decision hangs on it
+unblocks   the learner
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,8 +22,10 @@ from workers.types import Drift, Experience, Metrics, TokenShare
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """What became of the reference before a step, and why. Example: `Decision(action="refresh", reason="KL 1.3 > max_kl 1",
-    version=2, drift=Drift(…))`. `drift` is None when nothing had to be measured."""
+    """What became of the reference before a step, and why. `drift` is None when nothing had to be measured.
+
+    Example: `Decision(action="refresh", reason="KL 1.3 > max_kl 1", version=2, drift=Drift(…))`.
+    """
 
     action: Literal["keep", "refresh"]
     reason: str
@@ -54,7 +56,7 @@ class Anchor(Protocol):
 
     version: int
 
-    def logprobs(self, step: int, experience: list[Handle[Experience]]) -> list[Handle[TokenShare]] | None: ...
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]] | None: ...
 
     def decision(self) -> Decision | None: ...
 
@@ -64,7 +66,7 @@ class NoAnchor:
 
     version = 0
 
-    def logprobs(self, step: int, experience: list[Handle[Experience]]) -> None:
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
         return None
 
     def decision(self) -> None:
@@ -90,7 +92,7 @@ class ReferenceAnchor:
         if version:
             wait(reference.all(Reference.load, str(directory(version))))
 
-    def logprobs(self, step: int, experience: list[Handle[Experience]]) -> list[Handle[TokenShare]]:
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
         shares: list[Handle[TokenShare]] = []
 
         def measure() -> Drift:
@@ -106,7 +108,7 @@ class ReferenceAnchor:
     def decision(self) -> Decision | None:
         return self._decision
 
-    def _score(self, experience: list[Handle[Experience]]) -> list[Handle[TokenShare]]:
+    def _score(self, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
         return self._reference.all(Reference.logprobs, experience, self._temperature)
 
     def _refresh(self, version: int) -> None:

@@ -1,12 +1,14 @@
 """Policy and critic learn from a step's evidence, at the same time.
 
-    consumes   handles to experience, scores and reference log-probabilities
-    produces   metrics
-    waits for  all ranks
-    unblocks   publication
+consumes   handles to experience, scores and reference log-probabilities
+produces   metrics
+waits for  all ranks
+unblocks   publication
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.pipeline.sources import Arrival
@@ -21,7 +23,7 @@ class Learners:
         self.policy, self.critic = policy, critic
 
     def learn(
-        self, step: int, arrival: Arrival, reference: list[Handle[TokenShare]] | None, pairs_file: str | None
+        self, step: int, arrival: Arrival, reference: Sequence[Handle[TokenShare]] | None, pairs_file: str | None
     ) -> Metrics:
         values = self.critic.all(Learner.values, arrival.experience) if self.critic else None
         evidence = (arrival.experience, arrival.scores, reference, values)

@@ -1,13 +1,14 @@
 """New weights for the rollout engines.
 
-    consumes   the policy's weights after a step
-    produces   engines at the next version, their prefix caches empty
-    waits for  the publication before this one, so that its bytes are not overwritten while an engine still reads them
-    unblocks   generation
+consumes   the policy's weights after a step
+produces   engines at the next version, their prefix caches empty
+waits for  the publication before this one, so that its bytes are not overwritten while an engine still reads them
+unblocks   generation
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.cluster.base import Gang, Handle, wait
@@ -43,7 +44,7 @@ class EnginePublisher:
             rendezvous = Rendezvous(address=address, port=port, world_size=1 + len(rollout) * tensor_parallel_size)
         opened = policy.all(Learner.open_weights, None if cuda else segment, rendezvous)
         self._manifest = wait(opened)[0]
-        self._under_way: list[Handle[float]] = []
+        self._under_way: Sequence[Handle[float]] = ()
 
     def publish(self, version: int) -> Metrics:
         received = wait(self._under_way)

@@ -1,8 +1,8 @@
-"""Where experience comes from: the policy's own samples of prompts, or a dataset. Handles only; no token passes through.
+"""Where experience comes from: the policy's own samples of prompts, or a dataset. Handles only, no tokens.
 
-    consumes   prompts or rows, chosen by (seed, step) alone
-    produces   handles to Experience, and to its Scores where completions were sampled
-    waits for  nothing: what is to be waited for, the learner waits for
+consumes   prompts or rows, chosen by (seed, step) alone
+produces   handles to Experience, and to its Scores where completions were sampled
+waits for  nothing: what is to be waited for, the learner waits for
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from workers.types import Example, Experience, Prompt, Sampling, Scores
 class Arrival:
     """The experience of one step, on its way. `scores` is None when nothing was sampled."""
 
-    experience: list[Handle[Experience]]
-    scores: list[Handle[Scores]] | None
+    experience: Sequence[Handle[Experience]]
+    scores: Sequence[Handle[Scores]] | None
 
 
 class Source(Protocol):
@@ -36,9 +36,9 @@ class Source(Protocol):
 class RolloutSource:
     """Completions sampled by the rollout gang, scored by the reward gang.
 
-    Generation runs ahead of the step that is taken by up to `max_staleness` steps; 0 is a synchronous run. An engine works
-    off its calls in order, so a publication that follows the call for step n + k is loaded after step n + k is sampled: no
-    completion is ever older than k versions.
+    Generation runs ahead of the step that is taken by up to `max_staleness` steps; 0 is a synchronous run. An engine
+    works off its calls in order, so a publication that follows the call for step n + k is loaded after step n + k is
+    sampled: no completion is ever older than k versions.
     """
 
     def __init__(

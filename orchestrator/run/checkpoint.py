@@ -1,6 +1,6 @@
 """Checkpoints: written aside, described by a manifest, renamed into place. A directory without its manifest is none.
 
-    checkpoints/step-12/  manifest.json  state.json  policy/…  critic/…
+checkpoints/step-12/  manifest.json  state.json  policy/…  critic/…
 """
 
 from __future__ import annotations

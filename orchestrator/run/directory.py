@@ -64,16 +64,8 @@ class RunDirectory:
         directory = cls(path.expanduser().absolute())
         if not directory.resolved.is_file():
             runs = sorted(p.parent.name for p in directory.path.parent.glob("*/resolved.json"))
-            fix = (
-                f"in {path.parent} there are: {', '.join(runs[:8])}"
-                if runs
-                else "give a directory like runs/NAME"
-            )
-            why = (
-                f"it has no {directory.resolved.name}"
-                if directory.path.is_dir()
-                else "there is no such directory"
-            )
+            fix = f"in {path.parent} there are: {', '.join(runs[:8])}" if runs else "give a directory like runs/NAME"
+            why = f"it has no {directory.resolved.name}" if directory.path.is_dir() else "there is no such directory"
             raise ResumeError(Problem(what="not a run directory", where=str(path), why=why, fix=fix))
         return directory
 
@@ -138,9 +130,7 @@ class RunDirectory:
         try:
             data = json.loads(self.resolved.read_text("utf-8"))
         except ValueError as error:
-            problem = Problem(
-                what="not JSON", where=str(self.resolved), why=str(error), fix="restore the file"
-            )
+            problem = Problem(what="not JSON", where=str(self.resolved), why=str(error), fix="restore the file")
             raise ResumeError(problem) from None
         return from_resolved(data, str(self.resolved))
 
@@ -177,9 +167,7 @@ class RunDirectory:
         self.exit.unlink(missing_ok=True)
         return attempt
 
-    def write_exit(
-        self, *, cause: str, message: str, exit_code: int, attempt: int, step: int, **details: Any
-    ) -> None:
+    def write_exit(self, *, cause: str, message: str, exit_code: int, attempt: int, step: int, **details: Any) -> None:
         """How the attempt ended, and how to go on. `cause`: "completed", or the `cause` of an RlhfError."""
         resume = None if cause == "completed" else self.resume_command
         body = {
@@ -222,13 +210,9 @@ class RunDirectory:
             return
         differences = list(_differences(resolved(self.config()), resolved(config)))
         if differences:
-            shown = "; ".join(differences[:6]) + (
-                f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
-            )
+            shown = "; ".join(differences[:6]) + (f"; and {len(differences) - 6} more" if len(differences) > 6 else "")
             fix = f"go on with what is there: {self.resume_command}; or choose a new name: name=NAME"
-            problem = Problem(
-                what="belongs to a run with another config", where=str(self.path), why=shown, fix=fix
-            )
+            problem = Problem(what="belongs to a run with another config", where=str(self.path), why=shown, fix=fix)
             raise BadInput(problem)
 
 

@@ -1,8 +1,8 @@
 """From a recipe to a finished run: stage by stage, with a clean end whatever happens.
 
-    recipe ──► stage ──► directory (locked) ──► cluster ──► gangs ──► parts ──► loop ──► model, exit.json
-                 │                                                      ▲
-                 └── complete with the same config: reused              └── a checkpoint, when the run goes on
+recipe ──► stage ──► directory (locked) ──► cluster ──► gangs ──► parts ──► loop ──► model, exit.json
+             │                                                      ▲
+             └── complete with the same config: reused              └── a checkpoint, when the run goes on
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from orchestrator import loop
@@ -36,6 +34,7 @@ from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import gang_plans
+from orchestrator.run.stop import Stop
 from workers.config import DpoConfig, SftConfig
 from workers.learner import Learner
 from workers.needs import NEEDS
@@ -45,7 +44,7 @@ from workers.weights import segment_path
 
 def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
     """Run every stage that is not complete yet; returns 0. Raises RlhfError when everything has been put in order."""
-    with _Stop() as stop:
+    with Stop() as stop:
         for index, config in enumerate(recipe.stages):
             directory = RunDirectory.create(config, recipe.text)
             if directory.is_complete:
@@ -62,7 +61,7 @@ def resume_run(path: Path, *, debug: bool = False) -> int:
         print(f"{directory.name}: complete, nothing to resume ({directory.model})")
         return 0
     newest(directory.checkpoints)
-    with _Stop() as stop:
+    with Stop() as stop:
         Attempt(directory.config(), directory, stop).run()
     return 0
 
@@ -70,7 +69,7 @@ def resume_run(path: Path, *, debug: bool = False) -> int:
 class Attempt:
     """One life of a run: from nothing, or from the newest checkpoint of the attempt before."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, stop: _Stop, stage: tuple[int, int] = (1, 1)) -> None:
+    def __init__(self, config: RunConfig, directory: RunDirectory, stop: Stop, stage: tuple[int, int] = (1, 1)) -> None:
         self._config, self._directory, self._stop, self._stage = config, directory, stop, stage
         self._prompts: tuple[Prompt, ...] = ()
         self._examples: tuple[Example, ...] = ()
@@ -105,9 +104,13 @@ class Attempt:
         config, directory = self._config, self._directory
         self._read_data()
         resumed = list_checkpoints(directory.checkpoints)
-        checkpoint, state = newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0))
+        checkpoint, state = (
+            newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0))
+        )
         self._turns = state.next_step
-        MetricsFile(directory.metrics).rewind(state.next_step if checkpoint else -1)
+        told = MetricsFile(directory.metrics)
+        told.rewind(state.next_step if checkpoint else -1)
+        self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
         monitor.start(self._info(state.next_step))
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = RayCluster(config.cluster, log_directory=directory.logs(self._number))
@@ -246,6 +249,7 @@ class Attempt:
             held_out,
             attempt=self._number,
             turns=state.next_step,
+            num_tokens=self._num_tokens,
             max_steps=self._max_steps,
             evaluate_every=config.evaluation.every,
             checkpoint_every=config.checkpoint.every,
@@ -317,40 +321,3 @@ def _short(path: Path) -> str:
 
 def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-class _Stop:
-    """Ctrl-C and SIGTERM. During the loop the first one ends the run after the step, with a checkpoint; a second one, or one
-    at any other time, ends it at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.signal = ""
-        self._gentle: Callable[[str], None] | None = None
-
-    def asked(self) -> bool:
-        return bool(self.signal)
-
-    def __enter__(self) -> _Stop:
-        self._before = {s: signal.signal(s, self._on_signal) for s in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def at_the_end_of_a_step(self, note: Callable[[str], None]) -> Iterator[None]:
-        self._gentle = note
-        try:
-            yield
-        finally:
-            self._gentle = None
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        first, self.signal = not self.signal, signal.Signals(number).name
-        if first and self._gentle is not None:
-            self._gentle("stopping after this step, with a checkpoint; once more to stop at once")
-            return
-        raise Interrupted(self.signal)

@@ -2,8 +2,8 @@
 
     planned ─► trained (with the reference's decision) ─► committed (evaluated, written down, checkpointed)
 
-The loop counts from 0; files, ledger and metrics count turns from 1: turn n makes version n, row 0 of the metrics is the
-model before the first turn.
+The loop counts from 0; files, ledger and metrics count turns from 1: turn n makes version n, and row 0 of the metrics
+is the model before the first turn.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from orchestrator.cluster.base import Handle
+import numpy as np
+
+from orchestrator.cluster.base import Handle, wait
 from orchestrator.evaluation.held_out import HeldOut
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.run.checkpoint import Checkpointer, State
 from orchestrator.run.directory import RunDirectory, write_atomic
 from orchestrator.run.ledger import Fact, Ledger
-from workers.types import Metrics, Sample, Scores
+from workers.types import Metrics, Sample, Scores, merge_scores
 
 
 class Recorder:
@@ -37,6 +39,7 @@ class Recorder:
         *,
         attempt: int,
         turns: int,
+        num_tokens: float,
         max_steps: int,
         evaluate_every: int | None,
         checkpoint_every: int,
@@ -47,6 +50,7 @@ class Recorder:
         self._checkpointer, self._held_out = checkpointer, held_out
         self._attempt, self._max_steps = attempt, max_steps
         self.turns = turns  # committed so far
+        self._num_tokens = num_tokens  # of all turns so far
         self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
         self._rounds = rounds  # a step is a round, whose pairs and decision are kept
         self._saved = -1  # the next_step of the newest checkpoint
@@ -76,11 +80,14 @@ class Recorder:
     def committed(self, step: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
         turn = step + 1
         self._ledger.append(Fact.published, attempt=self._attempt, step=turn, version=turn)
-        scored = [handle.result() for handle in scores or ()]
-        samples = [s for part in scored for s in part.samples]
-        if scored:
-            metrics["timing/score"] = max(part.seconds for part in scored)
-        metrics["throughput/tokens_per_s"] = metrics.get("num_tokens", 0.0) / max(metrics["timing/step"], 1e-9)
+        samples: tuple[Sample, ...] = ()
+        if scores is not None:
+            scored = merge_scores(wait(scores))
+            samples = scored.samples
+            metrics |= _scorer_metrics(scored)
+        metrics["throughput/tokens_per_s"] = metrics.get("num_tokens", 0.0) / metrics["timing/step"]
+        self._num_tokens += metrics.get("num_tokens", 0.0)
+        metrics["num_tokens"] = self._num_tokens
         if self._due(turn, self._evaluate_every):
             metrics |= self.evaluate(turn)
         if self._rounds:
@@ -141,3 +148,13 @@ class Recorder:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist([asdict(s) for s in samples]), path)
+
+
+def _scorer_metrics(scores: Scores) -> Metrics:
+    """Mean and spread of each scorer, under TRL's names; a scorer that passed on every completion has none."""
+    metrics: Metrics = {"timing/score": scores.seconds}
+    for name, values in scores.by_scorer.items():
+        given = values[np.isfinite(values)]
+        if len(given):
+            metrics |= {f"rewards/{name}/mean": float(given.mean()), f"rewards/{name}/std": float(given.std())}
+    return metrics

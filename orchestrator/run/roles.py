@@ -118,4 +118,6 @@ def _absolute_reward(reward: RewardConfig) -> RewardConfig:
     if not isinstance(reward, FunctionRewardConfig):
         return reward
     place, _, name = reward.function.rpartition(":")
-    return reward.model_copy(update={"function": f"{Path(place).resolve()}:{name}"}) if place.endswith(".py") else reward
+    return (
+        reward.model_copy(update={"function": f"{Path(place).resolve()}:{name}"}) if place.endswith(".py") else reward
+    )

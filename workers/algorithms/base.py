@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.types import Evidence, Metrics, Ragged, Totals, TrainBatch
+from workers.needs import Needs
+from workers.packing import members
+from workers.types import Evidence, Metrics, Totals, TrainBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,14 +39,10 @@ class MicroBatch:
     margins: Tensor | None = None  # [R]
 
     @classmethod
-    def of(
-        cls, batch: TrainBatch, rows: NDArray[np.int64], totals: Totals, device: torch.device | str = "cpu"
-    ) -> Self:
+    def of(cls, batch: TrainBatch, rows: NDArray[np.int64], totals: Totals, device: torch.device | str = "cpu") -> Self:
         """The rows `rows` of `batch`, in that order."""
         sizes = np.diff(batch.row_offsets)[rows]
-        completions = (
-            Ragged(values=np.arange(len(batch.completions)), offsets=batch.row_offsets).take(rows).values
-        )
+        completions = members(batch.row_offsets, rows)
         tokens = batch.completions.positions(completions)
         lengths = batch.completions.lengths[completions]
 
@@ -70,28 +68,13 @@ def totals_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
     """The denominators of an update that learns from the rows `rows`."""
     completions = batch.row_offsets[rows], batch.row_offsets[rows + 1]
     tokens = batch.completions.offsets[completions[1]] - batch.completions.offsets[completions[0]]
-    return Totals(
-        rows=len(rows), completions=int((completions[1] - completions[0]).sum()), tokens=int(tokens.sum())
-    )
+    return Totals(rows=len(rows), completions=int((completions[1] - completions[0]).sum()), tokens=int(tokens.sum()))
 
 
 Stats: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Tensor, MicroBatch, Any], tuple[Tensor, Stats]]
 """(outputs [T], batch, config) -> (loss, stats). Both are already divided by the totals of the update: summed
 over micro-batches and ranks they are the figure of the whole update."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Needs:
-    """What an algorithm must be given."""
-
-    rollouts: bool  # it can learn from its own samples (`data.prompts`)
-    dataset: bool  # it can learn from a dataset (`data.dataset`)
-    min_completions: int  # per dataset row
-    reference: Callable[[Any], bool]  # of its config
-    rewards: bool  # when it samples
-    critic: bool = False
-    on_policy: bool = False  # its loss uses the sampled distribution's log-probabilities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,11 +36,12 @@ import numpy as np
 from torch import Tensor
 
 from workers.algorithms.advantages import group_advantages, spread
-from workers.algorithms.base import Algorithm, MicroBatch, Needs, Stats
+from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import rollout_metrics, sequence_kl
 from workers.algorithms.ops import completion_means, kl_k3, per_token, share
 from workers.algorithms.ppo import clipped, clipped_surrogate
 from workers.config import GrpoConfig
+from workers.needs import NEEDS
 from workers.types import Evidence, Finish, Floats, Metrics, TrainBatch
 
 
@@ -113,15 +114,4 @@ def _weighted_sum(losses: Tensor, batch: MicroBatch, config: GrpoConfig) -> Tens
             return losses.sum() / (batch.totals.completions * config.fixed_length)
 
 
-GRPO = Algorithm(
-    needs=Needs(
-        rollouts=True,
-        dataset=False,
-        min_completions=0,
-        reference=lambda config: config.beta > 0,
-        rewards=True,
-        on_policy=True,
-    ),
-    prepare=prepare,
-    loss=loss,
-)
+GRPO = Algorithm(needs=NEEDS["grpo"], prepare=prepare, loss=loss)

@@ -41,9 +41,7 @@ def sequence_kl(evidence: Evidence) -> NDArray[np.float64] | None:
     if evidence.reference_logprobs is None:
         return None
     assert evidence.experience.logprobs is not None
-    return completion_sums(
-        evidence.experience.logprobs - evidence.reference_logprobs, evidence.experience.completions
-    )
+    return completion_sums(evidence.experience.logprobs - evidence.reference_logprobs, evidence.experience.completions)
 
 
 def num_tokens(experience: Experience) -> int:

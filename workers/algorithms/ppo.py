@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from workers.algorithms.advantages import gae, token_rewards, whiten
-from workers.algorithms.base import Algorithm, MicroBatch, Needs, Stats
+from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import rollout_metrics, sequence_kl
 from workers.algorithms.ops import kl_k2, per_token, share
 from workers.config import PpoConfig
+from workers.needs import NEEDS
 from workers.types import Evidence, Finish, Floats, Metrics, TrainBatch
 
 
@@ -59,9 +60,7 @@ def prepare(evidence: Evidence, config: PpoConfig) -> tuple[TrainBatch, Metrics]
 def loss(logprobs: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[Tensor, Stats]:
     """The clipped surrogate of the policy, averaged over the update's tokens. `logprobs`: [T]."""
     old, advantages = per_token(batch, batch.old_logprobs), per_token(batch, batch.advantages)
-    losses, ratio = clipped_surrogate(
-        per_token(batch, logprobs), old, advantages, config.cliprange, config.cliprange
-    )
+    losses, ratio = clipped_surrogate(per_token(batch, logprobs), old, advantages, config.cliprange, config.cliprange)
     low, high = clipped(ratio, advantages, config.cliprange, config.cliprange)
     tokens = batch.totals.tokens
     return losses.sum() / tokens, {
@@ -120,17 +119,4 @@ def _metrics(evidence: Evidence, scores: Floats, config: PpoConfig) -> Metrics:
     }
 
 
-PPO = Algorithm(
-    needs=Needs(
-        rollouts=True,
-        dataset=False,
-        min_completions=0,
-        reference=lambda config: config.kl_coef > 0,
-        rewards=True,
-        critic=True,
-        on_policy=True,
-    ),
-    prepare=prepare,
-    loss=loss,
-    critic_loss=critic_loss,
-)
+PPO = Algorithm(needs=NEEDS["ppo"], prepare=prepare, loss=loss, critic_loss=critic_loss)

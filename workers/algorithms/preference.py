@@ -20,11 +20,12 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from workers.algorithms.base import Algorithm, MicroBatch, Needs, Stats
+from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import num_tokens, rollout_metrics
 from workers.algorithms.ops import completion_means, completion_sums, per_token, share
 from workers.algorithms.pairs import Pairs, best_with_worst
 from workers.config import DpoConfig
+from workers.needs import NEEDS
 from workers.types import Evidence, Experience, Metrics, TrainBatch
 
 
@@ -104,8 +105,4 @@ def _pair_metrics(pairs: Pairs, experience: Experience) -> Metrics:
     return metrics
 
 
-DPO = Algorithm(
-    needs=Needs(rollouts=True, dataset=True, min_completions=2, reference=lambda config: True, rewards=True),
-    prepare=prepare,
-    loss=loss,
-)
+DPO = Algorithm(needs=NEEDS["dpo"], prepare=prepare, loss=loss)

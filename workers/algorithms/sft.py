@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from workers.algorithms.base import Algorithm, MicroBatch, Needs, Stats
+from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.ops import per_token, share
 from workers.config import SftConfig
+from workers.needs import NEEDS
 from workers.types import Evidence, Metrics, TrainBatch
 
 
@@ -39,10 +40,4 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: SftConfig) -> tuple[Tensor
     return losses.sum() / tokens, {"loss": share(losses, tokens)}
 
 
-SFT = Algorithm(
-    needs=Needs(
-        rollouts=False, dataset=True, min_completions=1, reference=lambda config: False, rewards=False
-    ),
-    prepare=prepare,
-    loss=loss,
-)
+SFT = Algorithm(needs=NEEDS["sft"], prepare=prepare, loss=loss)

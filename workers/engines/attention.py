@@ -1,7 +1,7 @@
 """Attention over packed rows: no padding, no token sees another row, completions share their prompt.
 
-On CPU the rows are cut into rectangles of nearly equal length, each one call of scaled-dot-product attention; on a GPU one
-`flex_attention` call with a block mask does the same (not run on a GPU yet).
+On CPU the rows are cut into rectangles of nearly equal length, each one call of scaled-dot-product attention; on a GPU
+one `flex_attention` call with a block mask does the same (not run on a GPU yet).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def packed_attention(
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [S, H, D]
     out = torch.empty_like(query)
     for part in layout.rectangles:
-        q, k, v = (x[part.index].unflatten(0, (part.num_rows, -1)).transpose(1, 2) for x in (query, key, value))
+        q, k, v = (x[part.index].view(part.num_rows, -1, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))
         o = F.scaled_dot_product_attention(
             q, k, v, attn_mask=part.mask, is_causal=part.mask is None, scale=scaling, enable_gqa=True
         )

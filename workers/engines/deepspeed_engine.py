@@ -27,7 +27,11 @@ def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> 
     """Join the gang's process group; the device this rank computes on."""
     local_rank = 0  # each rank sees exactly one GPU
     os.environ.update(
-        MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank)
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(local_rank),
     )
     if not cuda:
         torch.set_num_threads(1)
@@ -39,7 +43,7 @@ def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> 
 
 
 class DeepSpeedEngine:
-    """Implements `TrainingEngine`. `head` says what the model answers: token log-probabilities, or a critic's values."""
+    """Implements `TrainingEngine`. `head` says what the model answers: token log-probabilities, or values."""
 
     def __init__(
         self,

@@ -69,8 +69,8 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
 class TokenLogprobs(nn.Module):
     """A causal language model that answers log-probabilities of given tokens: float32 [T], with their entropy [T].
 
-    The model's output layer itself is taught to do so (rather than its weight taken from outside), because ZeRO-3 gathers a
-    partitioned weight exactly when the module that owns it is called.
+    The model's output layer itself is taught to do so (rather than its weight taken from outside), because ZeRO-3
+    gathers a partitioned weight exactly when the module that owns it is called.
     """
 
     def __init__(self, model: nn.Module, chunk: int) -> None:
@@ -81,7 +81,9 @@ class TokenLogprobs(nn.Module):
         def forward(self: nn.Linear, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
             return cast(
                 "tuple[Tensor, Tensor]",
-                _ChunkedLogprobs.apply(hidden, self.weight, self.bias, targets, temperature, chunk),
+                _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
+                    hidden, self.weight, self.bias, targets, temperature, chunk
+                ),
             )
 
         head.forward = MethodType(forward, head)

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     get_scheduler,
 )
-from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from workers.config import ModelConfig
 from workers.engines.attention import packed_attention
@@ -57,12 +57,15 @@ def load_critic(path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = 
 
 
 def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
-    sharding = HfDeepSpeedConfig(dict(deepspeed)) if deepspeed else None  # in force while it is alive
+    # In force while it is alive.
+    sharding = HfDeepSpeedConfig(dict(deepspeed)) if deepspeed else None
     model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="packed")
     del sharding
     for unsupported in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config, unsupported, None) not in (None, 1, 1.0):
-            raise ModelError(f"{path}: models with `{unsupported}` are not supported; their log-probabilities would be wrong")
+            raise ModelError(
+                f"{path}: models with `{unsupported}` are not supported; their log-probabilities would be wrong"
+            )
     return model
 
 
@@ -72,8 +75,8 @@ def enable_checkpointing(module: TokenLogprobs | TokenValues) -> None:
 
 
 def weight_names(module: TokenLogprobs) -> dict[str, nn.Parameter]:
-    """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the tied
-    head keeps its old one."""
+    """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
+    tied head keeps its old one."""
     return dict(module.model.named_parameters(remove_duplicate=False))
 
 
@@ -98,8 +101,8 @@ class TextCodec:
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(config.path)
-        self._template_kwargs = dict(config.chat_template_kwargs)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(config.path)
+        self._template_kwargs: dict[str, Any] = dict(config.chat_template_kwargs)
         if self.tokenizer.eos_token_id is None:
             raise ModelError(
                 f"{config.path}: the tokenizer has no end-of-sequence token, so a completion could never stop; "
@@ -134,8 +137,8 @@ class TextCodec:
     def _template(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> list[int]:
         if not self.tokenizer.chat_template:
             raise ModelError(
-                "the data are conversations, but the tokenizer has no chat template; add chat_template.jinja to the model "
-                "directory or use plain-string prompts"
+                "the data are conversations, but the tokenizer has no chat template; add chat_template.jinja to the "
+                "model directory, or use plain-string prompts"
             )
         rendered = self.tokenizer.apply_chat_template(
             [dict(m) for m in messages],
@@ -209,7 +212,7 @@ def export(
 def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     """A randomly initialised model with its tokenizer as a Hugging Face directory: for laptops and tests.
 
-    `config` is a config.json without vocabulary and special tokens, e.g. `{"model_type": "qwen2", "hidden_size": 192, …}`.
+    `config` is a config.json without vocabulary and special tokens, as `{"model_type": "qwen2", "hidden_size": 192}`.
     """
     torch.manual_seed(seed)
     full = AutoConfig.for_model(
@@ -219,7 +222,8 @@ def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrain
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    AutoModelForCausalLM.from_config(full, dtype=torch.float32).save_pretrained(directory)
+    model: Any = AutoModelForCausalLM
+    model.from_config(full, dtype=torch.float32).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -230,7 +234,11 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -248,7 +256,11 @@ def bpe_tokenizer(corpus: Iterable[str], vocab_size: int, chat_template: str | N
     )
     tokenizer.train_from_iterator(corpus, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = chat_template
     return fast

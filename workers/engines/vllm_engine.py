@@ -59,7 +59,9 @@ class Response:
 class VllmEngine:
     """One vLLM engine; a process can hold only one, for life."""
 
-    def __init__(self, path: str, dtype: str, max_model_len: int, config: RolloutConfig, *, seed: int, cuda: bool) -> None:
+    def __init__(
+        self, path: str, dtype: str, max_model_len: int, config: RolloutConfig, *, seed: int, cuda: bool
+    ) -> None:
         if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION") not in (None, "0"):
             raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: messages would fall back to pickle; unset it")
         memory: dict[str, Any] = (
@@ -69,7 +71,7 @@ class VllmEngine:
         )
         self._llm = LLM(
             model=path,
-            dtype=dtype,  # type: ignore[arg-type]
+            dtype=dtype,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
@@ -109,7 +111,7 @@ class VllmEngine:
             for r in requests
         ]
         prompts = [{"prompt_token_ids": list(r.tokens)} for r in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [_response(output.outputs[0]) for output in outputs]
 
     # -------------------------------------------------------------------------------------------- weights
@@ -147,19 +149,19 @@ def _response(output: Any) -> Response:
 
 
 @dataclass
-class SharedMemoryInit(WeightTransferInitInfo):
+class SharedMemoryInit(WeightTransferInitInfo):  # type: ignore[misc]
     path: str
 
 
 @dataclass
-class SharedMemoryUpdate(WeightTransferUpdateInfo):
+class SharedMemoryUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
     offsets: list[int]
 
 
-class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
+class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):  # type: ignore[misc]
     """Weight-transfer backend for CPU: the learner has written a segment, the engine maps and loads it."""
 
     init_info_cls = SharedMemoryInit
@@ -178,7 +180,8 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         columns = zip(update_info.names, update_info.dtype_names, update_info.shapes, update_info.offsets, strict=True)
         entries = [Entry(name=n, dtype=d, shape=tuple(s), offset=o) for n, d, s, o in columns]
         # Cloned: layer-wise reload may keep what it is given until the layer is complete, and the segment is rewritten.
-        self.model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
+        model: Any = self.model
+        model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -228,7 +231,7 @@ def _update_info(manifest: Manifest) -> dict[str, Any]:
 class NcclSender:
     """The learner's end of an NCCL publication; every policy rank builds and calls it. Not run on a GPU yet.
 
-    The engines' end is driven by the orchestrator (`VllmEngine.receive`), so the client that vLLM's trainer calls is mute.
+    The engines' end is driven by the orchestrator (`VllmEngine.receive`), so the client of vLLM's trainer is mute.
     """
 
     def __init__(self, manifest: Manifest, rank: int, weights: Any) -> None:
@@ -260,7 +263,7 @@ class _MuteClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
 
-class _Source(WeightSource):
+class _Source(WeightSource):  # type: ignore[misc]
     """A learner's gathered weights as vLLM's trainer wants them; `weights()` starts a fresh pass on every rank."""
 
     def __init__(self, manifest: Manifest, weights: Any) -> None:

@@ -38,7 +38,9 @@ class Scorer(Protocol):
 def checked(name: str, answer: object, prompts: Sequence[Prompt]) -> Floats:
     """`answer` as float32, or a RewardError that says what is wrong with it. `None` entries become NaN."""
     if not isinstance(answer, Sequence | np.ndarray) or isinstance(answer, str):
-        raise RewardError(f"reward {name} returned {type(answer).__name__}; it must return a list of numbers, one per completion")
+        raise RewardError(
+            f"reward {name} returned {type(answer).__name__}; it must return a list of numbers, one per completion"
+        )
     if len(answer) != len(prompts):
         raise RewardError(f"reward {name} returned {len(answer)} rewards for {len(prompts)} completions")
     values = np.full(len(prompts), np.nan, np.float32)

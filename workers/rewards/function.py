@@ -49,7 +49,9 @@ def load(target: str) -> Callable[..., Any]:
     """The function at `path/to/file.py:name` or `package.module:name`; raises RewardError when there is none."""
     place, _, name = target.rpartition(":")
     if not place:
-        raise RewardError(f"reward function {target!r} names no function; write path/to/file.py:name or package.module:name")
+        raise RewardError(
+            f"reward function {target!r} names no function; write path/to/file.py:name or package.module:name"
+        )
     module = _module(place)
     function = getattr(module, name, None)
     if not callable(function):

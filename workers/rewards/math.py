@@ -9,10 +9,10 @@ from workers.types import Floats, Text
 
 
 class MathScorer:
-    """1 when math-verify finds the completion's answer equal to the solution, else 0; NaN where the solution cannot be read.
+    """1 when math-verify finds the completion's answer equal to the solution, else 0; NaN for an unreadable solution.
 
-    math-verify bounds its own time with `signal.alarm`, which works on a process's main thread only: this scorer belongs in
-    an actor with one slot.
+    math-verify bounds its own time with `signal.alarm`, which works on a process's main thread only: this scorer
+    belongs in an actor with one slot.
     """
 
     name = "math"

@@ -61,9 +61,7 @@ def test_advantages_scaled_by_the_batch() -> None:
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_constant_groups_have_no_advantage(scale: str) -> None:
-    rewards = floats(
-        0.1, 0.1, 0.1, 0.7, 0.7, 5.0
-    )  # 0.1 is not a binary fraction; the last group has one member
+    rewards = floats(0.1, 0.1, 0.1, 0.7, 0.7, 5.0)  # 0.1 is not a binary fraction; the last group has one member
     assert group_advantages(rewards, np.array([0, 3, 5, 6]), scale=scale).tolist() == [0] * 6
 
 

@@ -44,9 +44,7 @@ class World:
 
     def values(self, table: Tensor, prompts: Index, completions: Index) -> Tensor:
         """Of the state before each token, read off a table [prompt, state]: [T]."""
-        return table[
-            np.repeat(prompts, self.tokens.lengths[completions]), self.states.take(completions).values
-        ]
+        return table[np.repeat(prompts, self.tokens.lengths[completions]), self.states.take(completions).values]
 
     def logprobs(self, table: Tensor, prompts: Index, completions: Index) -> Tensor:
         """Of each token, from a table of logits [prompt, state, token]: [T]."""
@@ -102,9 +100,7 @@ class Trainer:
         """Sampled from the policy and scored; for DPO, a dataset drawn from a uniform table and labelled."""
         world, is_dataset = self.world, self.algorithm.needs.dataset
         sampler = torch.zeros_like(self.policy) if is_dataset else self.policy.detach()
-        prompts, completions = world.sample(
-            sampler, self.config.num_generations * self.config.prompts_per_step
-        )
+        prompts, completions = world.sample(sampler, self.config.num_generations * self.config.prompts_per_step)
         tokens = world.tokens.take(completions)
         experience = Experience(
             prompts=(Prompt(id="", text=""),) * (PROMPTS * self.config.prompts_per_step),
@@ -113,15 +109,11 @@ class Trainer:
             group_offsets=np.arange(0, len(prompts) + 1, self.config.num_generations),
             logprobs=None if is_dataset else array(world.logprobs(sampler, prompts, completions)),
             versions=np.full(len(prompts), step, np.int32),
-            finish=np.where(tokens.values[tokens.offsets[1:] - 1] == EOS, Finish.stop, Finish.length).astype(
-                np.int32
-            ),
+            finish=np.where(tokens.values[tokens.offsets[1:] - 1] == EOS, Finish.stop, Finish.length).astype(np.int32),
         )
         evidence = Evidence(
             experience=experience,
-            rewards=world.preferences(prompts, completions)
-            if is_dataset
-            else world.rewards[prompts, completions],
+            rewards=world.preferences(prompts, completions) if is_dataset else world.rewards[prompts, completions],
             reference_logprobs=array(world.logprobs(world.reference, prompts, completions)),
             values=array(world.values(self.critic, prompts, completions)),
             seed=step,
@@ -206,9 +198,7 @@ def test_dpo() -> None:
     assert_reaches(tilted(world), trainer.run(), world)
 
 
-@pytest.mark.parametrize(
-    ("scale_rewards", "loss_type"), [("none", "dapo"), ("group", "dapo"), ("none", "grpo")]
-)
+@pytest.mark.parametrize(("scale_rewards", "loss_type"), [("none", "dapo"), ("group", "dapo"), ("none", "grpo")])
 def test_grpo_with_the_kl_in_the_reward(scale_rewards: str, loss_type: str) -> None:
     """At the optimum all completions are worth the same, however they are scaled and weighted."""
     world = World(TWO_TOKENS, seed=0)
@@ -218,9 +208,7 @@ def test_grpo_with_the_kl_in_the_reward(scale_rewards: str, loss_type: str) -> N
         "scale_rewards": scale_rewards,
         "loss_type": loss_type,
     }
-    trainer = Trainer(
-        world, steps=300, lr=0.1, type="grpo", num_generations=64, prompts_per_step=1, **settings
-    )
+    trainer = Trainer(world, steps=300, lr=0.1, type="grpo", num_generations=64, prompts_per_step=1, **settings)
     assert_reaches(tilted(world), trainer.run(), world)
 
 

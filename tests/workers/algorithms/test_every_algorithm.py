@@ -16,6 +16,7 @@ from torch import Tensor
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import Loss, MicroBatch, Stats, totals_of
 from workers.config import AlgorithmConfig
+from workers.needs import NEEDS
 from workers.types import Evidence, Finish, Totals, TrainBatch
 
 SETTINGS: list[dict[str, Any]] = [
@@ -99,9 +100,7 @@ def check(stats: Stats) -> None:
         assert torch.isfinite(value), name
 
 
-def assert_same(
-    one: tuple[float, Tensor, dict[str, float]], two: tuple[float, Tensor, dict[str, float]]
-) -> None:
+def assert_same(one: tuple[float, Tensor, dict[str, float]], two: tuple[float, Tensor, dict[str, float]]) -> None:
     assert one[0] == pytest.approx(two[0], rel=1e-5, abs=1e-6)
     torch.testing.assert_close(one[1], two[1], rtol=1e-5, atol=1e-7)
     assert one[2] == pytest.approx(two[2], rel=1e-5, abs=1e-6)
@@ -115,9 +114,7 @@ def test_micro_batches_add_up(case: Case) -> None:
 
 
 def test_the_order_of_rows_does_not_matter(case: Case) -> None:
-    assert_same(
-        learn(case, np.random.Generator(np.random.Philox(1)).permutation(case.rows)), learn(case, case.rows)
-    )
+    assert_same(learn(case, np.random.Generator(np.random.Philox(1)).permutation(case.rows)), learn(case, case.rows))
 
 
 def test_a_rank_may_have_nothing_to_do(case: Case) -> None:
@@ -150,9 +147,10 @@ def test_outputs_of_another_length_are_refused(case: Case) -> None:
 
 def test_the_table_has_one_record_for_each_config() -> None:
     union, _ = get_args(AlgorithmConfig)
-    assert [get_args(member.model_fields["type"].annotation)[0] for member in get_args(union)] == list(
-        ALGORITHMS
-    )
+    types = [get_args(config.model_fields["type"].annotation)[0] for config in get_args(union)]
+    assert types == list(ALGORITHMS) == list(NEEDS)
+    assert all(record.needs is NEEDS[name] for name, record in ALGORITHMS.items())
+    assert all((record.critic_loss is not None) == record.needs.critic for record in ALGORITHMS.values())
 
 
 def test_totals_of_some_rows(case: Case) -> None:

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from workers.algorithms.pairs import Pairs, best_with_worst
 
 
-def pair(
-    scores: list[list[float]], pairs_per_prompt: int = 1, min_margin: float = 0.0, seed: int = 0
-) -> Pairs:
+def pair(scores: list[list[float]], pairs_per_prompt: int = 1, min_margin: float = 0.0, seed: int = 0) -> Pairs:
     return best_with_worst(
         np.array([score for group in scores for score in group], np.float32),
         np.cumsum([0, *(len(group) for group in scores)]),
@@ -78,9 +76,7 @@ groups = st.lists(st.lists(st.integers(-3, 3).map(float), max_size=7), max_size=
     min_margin=st.sampled_from([0.0, 1.0, 2.5]),
     seed=st.integers(0, 9),
 )
-def test_what_holds_for_all_pairs(
-    scores: list[list[float]], limit: int, min_margin: float, seed: int
-) -> None:
+def test_what_holds_for_all_pairs(scores: list[list[float]], limit: int, min_margin: float, seed: int) -> None:
     pairs = pair(scores, limit, min_margin, seed)
     flat = [score for group in scores for score in group]
     group_of = [g for g, group in enumerate(scores) for _ in group]

@@ -40,9 +40,7 @@ def test_all_figures_by_hand(evidence: EvidenceOf) -> None:
 
 
 def test_figures_that_do_not_exist_are_left_out(evidence: EvidenceOf) -> None:
-    metrics = rollout_metrics(
-        evidence([[1], [1]], rewards=[0, 2], logprobs=[-1, -1], finish=[Finish.length] * 2)
-    )
+    metrics = rollout_metrics(evidence([[1], [1]], rewards=[0, 2], logprobs=[-1, -1], finish=[Finish.length] * 2))
     absent = {"reward_std", "frac_reward_zero_std", "objective/kl", "completions/mean_terminated_length"}
     assert not absent & metrics.keys()
 

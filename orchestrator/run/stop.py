@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Self
+
+from orchestrator.errors import Interrupted
+
+
+class Stop:
+    """During the loop the first signal ends the run after the step, with a checkpoint; a second one, or one at any
+    other time, ends it at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal = ""
+        self._gentle: Callable[[str], None] | None = None
+
+    def asked(self) -> bool:
+        return bool(self.signal)
+
+    def __enter__(self) -> Self:
+        self._before = {s: signal.signal(s, self._on_signal) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def at_the_end_of_a_step(self, note: Callable[[str], None]) -> Iterator[None]:
+        self._gentle = note
+        try:
+            yield
+        finally:
+            self._gentle = None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first, self.signal = not self.signal, signal.Signals(number).name
+        if first and self._gentle is not None:
+            self._gentle("stopping after this step, with a checkpoint; once more to stop at once")
+            return
+        raise Interrupted(self.signal)

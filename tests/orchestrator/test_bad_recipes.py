@@ -1,0 +1,140 @@
+"""Every class of bad recipe gets its golden text and exit code 2. The B numbers are the catalogue's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import pytest
+from conftest import OFFLINE_DPO, Workshop
+
+from orchestrator.cli import main
+
+GRPO = "type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10"
+ITERATIVE = {"algorithm": "{type: dpo, prompts_per_step: 4, max_steps: 3}"}
+
+
+class Case(NamedTuple):
+    name: str
+    changes: Mapping[str, str | None] = {}
+    overrides: tuple[str, ...] = ()
+    text: str | bytes | None = None  # the whole recipe
+
+
+CASES = (
+    Case("b01-misspelt-key", {"algorithm": f"{{{GRPO}, learing_rate: 1.0e-4}}"}),
+    Case("b01-peers-spelling", {"algorithm": f"{{{GRPO}, clip_eps: 0.2, lr: 1.0e-6}}", "rollout_batch_size": "64"}),
+    Case("b02-wrong-level", {"algorithm": f"{{{GRPO}, temperature: 0.7}}", "zero_stage": "3"}),
+    Case("b02-other-algorithms-key", {"algorithm": f"{{{GRPO}, label_smoothing: 0.1}}"}),
+    Case("b03-duplicate-key", {"seed": "1\nseed: 2"}),
+    Case("b04-exponent-as-text", {"algorithm": f"{{{GRPO}, learning_rate: 1e-6}}"}),
+    Case("b05-no-as-name", {"name": "no"}),
+    Case("b05-off-as-choice", {"reference": "{refresh: off}"}),
+    Case("b06-beta-negative", {"algorithm": f"{{{GRPO}, beta: -0.1}}"}),
+    Case("b06-beta-zero", {**OFFLINE_DPO, "algorithm": "{type: dpo, beta: 0}"}),
+    Case("b06-beta-nan", {**OFFLINE_DPO, "algorithm": "{type: dpo, beta: .nan}"}),
+    Case("b06-beta-infinite", {**OFFLINE_DPO, "algorithm": "{type: dpo, beta: .inf}"}),
+    Case("b07-learning-rate-zero", overrides=("algorithm.learning_rate=0",)),
+    Case("b07-learning-rate-large", overrides=("algorithm.learning_rate=2",)),
+    Case("b08-group-of-one", {"algorithm": "{type: grpo, num_generations: 1, max_steps: 10}"}),
+    Case("b09-batch-does-not-divide", {"algorithm": f"{{{GRPO}, num_mini_batches: 3}}"}),
+    Case(
+        "b09-ppo-batch-does-not-divide",
+        {"algorithm": "{type: ppo, prompts_per_step: 5, num_generations: 3, num_mini_batches: 4, max_steps: 2}"},
+    ),
+    Case("b09-more-engines-than-prompts", {"rollout": "{num_engines: 5}"}),
+    Case("b10-clip-and-shares", {"algorithm": "{type: ppo, max_steps: 2, cliprange: 0, gamma: 1.5, lam: -1}"}),
+    Case("b11-lengths", {"policy": "{tokens_per_micro_batch: 1000}"}),
+    Case("b21-bad-name", {"name": "../x"}),
+    Case("b24-nothing-saved", {"checkpoint": "{every: 0}"}),
+    Case("b24-saved-too-late", {"checkpoint": "{every: 11}"}),
+    Case("b25-seed", {"seed": "-1"}),
+    Case("b26-unknown-algorithm", {"algorithm": "{type: gpro}"}),
+    Case("b26-no-algorithm-type", {"algorithm": "{beta: 0.1}"}),
+    Case("b26-unknown-reward", {"reward": "[{type: maths}, {}]"}),
+    Case("b28-secret-value", {"name": "hf_abcdefghijklmnopqrstuvwxyz012345"}),
+    Case("b28-secret-key", {"wandb": "{api_key: 0123456789abcdef0123}"}, ("cluster.auth_token=tops3cret",)),
+    Case("b29-critic-with-grpo", {"critic": "{num_ranks: 2}"}),
+    Case("b30-list", text="- a\n- b\n"),
+    Case("b30-empty", text="# nothing\n"),
+    Case("b30-binary", text=b"\x7fELF\x02\x01\x01\x00\xff\xfe"),
+    Case("b30-large", text="a: " + "x" * 300_000),
+    Case("b30-alias-bomb", text="a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))),
+    Case("b30-deep", text="a: " + "[" * 3000),
+    Case("b30-broken-yaml", text="model: {path: x\ndata: y\n"),
+    Case("b30-tab", text="model:\n\tpath: x\n"),
+    Case("b30-merge-key-and-tag", text="base: &b {a: 1}\nmodel: {<<: *b, path: !!python/name:os.system ''}\n"),
+    Case("missing-sections", {"model": None, "algorithm": None}),
+    Case("several-at-once", {"seed": "x", "algorithm": "{type: grpo, num_generations: 1, bta: 0.1}", "lr": "1"}),
+    Case("both-data-sources", {"data": "{prompts: ./prompts.jsonl, dataset: ./pairs.jsonl}"}),
+    Case("no-data-source", {"data": "{}"}),
+    Case("dataset-with-grpo", {"data": "{dataset: ./pairs.jsonl}"}),
+    Case("prompts-with-sft", {"algorithm": "{type: sft}"}),
+    Case("prompts-without-reward", {"reward": None}),
+    Case("no-end", {"algorithm": "{type: grpo, prompts_per_step: 4}"}),
+    Case("reshaped-sampling", {"rollout": "{top_p: 0.9, top_k: 40}"}),
+    Case("stale-dataset", {**OFFLINE_DPO, "max_staleness": "1"}),
+    Case("too-stale", {"max_staleness": "9"}),
+    Case("refresh-without-rounds", {"reference": "{refresh: every_round}"}),
+    Case("evaluation-of-nothing", {"evaluation": "{every: 5}"}),
+    Case("wandb-not-reported-to", {"wandb": "{project: x}"}),
+    Case("offload-without-zero", {"policy": "{zero_stage: 0, offload_optimizer: true}"}),
+    Case("wrong-types", {"reward": "{type: math}", "rollout": "3", "model": "[./model]", "report_to": "[wandbb]"}),
+    Case("two-origins-of-the-model", {"model": "{path: ./model, from_stage: base}"}),
+    Case("unknown-stage", {"model": "{from_stage: base}"}),
+    Case("bad-address", {"cluster": "{address: 'http://head:8265'}"}),
+    Case(
+        "overrides",
+        overrides=("foo", "stages.base.seed=1", "reward.4.weight=2", "name.x=1", "=3", "seed=[", "a..b=1"),
+    ),
+    Case("overrides-with-dashes", overrides=("--seed=3",)),
+    Case("overrides-with-dashes-of-a-peer", overrides=("--learning-rate", "1e-6")),
+    Case("stages-not-a-list", text="stages: {recipe: a.yaml}\n"),
+    Case("stages-with-more", text="seed: 3\nstages:\n- recipe: nowhere.yaml\n"),
+    Case("stages-recipe-not-alone", text="stages:\n- {recipe: a.yaml, seed: 1}\n"),
+    Case("stages-in-a-circle", text="stages:\n- recipe: recipe.yaml\n"),
+    Case("stages-of-one-name", text="stages:\n- recipe: good.yaml\n- recipe: good.yaml\n"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_golden(
+    case: Case, workshop: Workshop, golden: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop.recipe(name="good.yaml")
+    workshop.recipe(case.changes)
+    if case.text is not None:
+        (workshop.path / "recipe.yaml").write_bytes(case.text if isinstance(case.text, bytes) else case.text.encode())
+    code = main(["validate", "recipe.yaml", *case.overrides])
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, "")
+    assert "Traceback" not in printed.err
+    golden(case.name, printed.err)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/abs", "a/b", "x" * 65, "", ".", "..", "-x", "é", "a b", "a\nb", "a\0b", "🙂", "x" * 300]
+)
+def test_b21_names_that_would_leave_the_directory(
+    name: str, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    workshop.recipe({"name": json.dumps(name)})
+    assert main(["validate", "recipe.yaml"]) == 2
+    assert "1 to 64 letters, digits" in capsys.readouterr().err or "\0" in name
+
+
+@pytest.mark.parametrize("name", ["a", "A-1.b_c", "0" * 64])
+def test_names_that_are_allowed(name: str, workshop: Workshop) -> None:
+    workshop.recipe({"name": f"'{name}'"})
+    assert main(["validate", "recipe.yaml"]) == 0
+
+
+def test_a_recipe_that_is_not_there_names_those_that_are(
+    workshop: Workshop, golden: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop.recipe()
+    assert main(["validate", "recip.yaml"]) == 2
+    assert main(["validate", "."]) == 2
+    golden("no-such-recipe", capsys.readouterr().err)
