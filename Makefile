@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check bench lock clean
+.PHONY: help setup quickstart test check bench table lock clean
 
 BIN := .venv/bin
 # ninja, which compiles DeepSpeed's communication op at first use, has to be on the PATH.
@@ -17,7 +17,7 @@ help: ## list the targets
 setup: .venv/project.stamp ## create .venv with the locked CPU stack (2-3 minutes, 3 GB)
 
 quickstart: setup ## train a tiny base model, then three rounds of iterative DPO on it
-	@$(IN_VENV) python configs/quickstart/prepare.py
+	@$(IN_VENV) python configs/quickstart/task.py
 	@$(IN_VENV) rlhf run configs/quickstart/iterative_dpo.yaml
 
 test: setup ## run all tests
@@ -30,6 +30,9 @@ check: setup ## lint, format and type check
 
 bench: setup ## measure side by side with TRL
 	@$(IN_VENV) python -m benchmarks.run
+
+table: setup ## run the quickstart over three seeds, for the table in the README (20 minutes)
+	@$(IN_VENV) python -m benchmarks.quickstart
 
 lock: ## resolve requirements/cpu.txt again (needs uv)
 	@uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra math \

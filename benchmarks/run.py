@@ -51,20 +51,19 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
             "In the clock: forward, backward, reference log-probabilities, optimizer, metrics; `same, caches built`"
             " leaves out building the cache of reference log-probabilities. Outside: starting processes, loading,"
             " tokenising.",
-            "The limit is arithmetic: positions that pass the body and positions that pass the output layer, both in the"
-            " table. What a ratio has beyond their quotient is overhead.",
+            "The limit is arithmetic: positions that pass the body and positions that pass the output layer, both in"
+            " the table. What a ratio has beyond their quotient is overhead.",
             CPU_NOTE + " Expected there: 2.25 against padded rows, 1.33 against padding-free ones.",
         ],
     },
     "grpo-letters": {
         "kind": "grpo",
         "unit": "sample",
-        "title": "GRPO, the quickstart's task, 1.65M parameters, 16 prompts x 8 samples of up to 10 tokens a step, float32",
+        "title": "GRPO, the quickstart's task, 1.65M parameters, 16 x 8 samples of up to 10 tokens a step, float32",
         "steps": 10,
         "notes": [
             "In the clock: generation, reward, learning, metrics, and handing the new weights to the engine.",
-            "So small a model measures the overhead per step of both sides, which is what a quickstart feels, and little"
-            " else.",
+            "So small a model measures the overhead per step of both sides, which is what a quickstart feels.",
             CPU_NOTE,
         ],
     },
@@ -75,7 +74,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "steps": 2,
         "notes": [
             "In the clock: generation, reward, learning, metrics, and handing the new weights to the engine.",
-            "Every completion has 128 tokens on both sides (the end token is forbidden), so no side gains by stragglers.",
+            "Every completion has 128 tokens on both sides (the end token is forbidden), so stragglers play no part.",
             CPU_NOTE,
         ],
     },

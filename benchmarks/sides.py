@@ -90,4 +90,4 @@ def workload_directory(name: str, root: Path) -> Path:
     printed = subprocess.run(
         [sys.executable, script, name, "--root", root], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    return Path(printed.stdout.decode().strip())
+    return Path(printed.stdout.decode().splitlines()[-1])  # libraries print too

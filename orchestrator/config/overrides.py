@@ -30,7 +30,7 @@ def _parse(text: str, stage_names: Sequence[str], problems: Problems) -> Overrid
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key or not all(key.split(".")):
-        fix = f"did you mean {key.lstrip('-')}=VALUE?" if key else ""
+        fix = f"did you mean {key.lstrip('-')}=VALUE?" if key and not equals else ""
         problems.add(
             show_override(text),
             where="command line",

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.config.recipe import Recipe
@@ -51,12 +51,15 @@ def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
     found: dict[str, tuple[Rows, ...]] = {}
     for config in recipe.stages:
         rows = [r for key in ("prompts", "dataset", "eval_prompts") if (r := _data(config, key, problems))]
-        _enough_rows(config, rows, problems)
+        of_stage = Problems()
+        _enough_rows(config, rows, of_stage)
         produced = {str(stage.model_directory) for stage in recipe.before(config)}
         if config.model.path is not None and config.model.path not in produced:
-            _model(config.model.path, any(r.conversational for r in rows), problems)
-        _rewards(config, rows, problems)
-        _output(config, problems)
+            _model(config.model.path, any(r.conversational for r in rows), of_stage)
+        _rewards(config, rows, of_stage)
+        _output(config, of_stage)
+        prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
+        problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
         found[config.name] = tuple(rows)
     unique = list(dict.fromkeys(problems))  # stages share files
     if unique:

@@ -78,7 +78,7 @@ def _format(columns: list[str], row: Row, algorithm: str, problems: RowProblems)
 
 
 def _listed(formats: tuple[Format, ...]) -> str:
-    return " or ".join(formats)
+    return " or ".join([", ".join(formats[:-1]), formats[-1]])
 
 
 Read = tuple[str, Example | None]

@@ -30,8 +30,8 @@ class Format(StrEnum):
     unpaired = "unpaired preference"
     stepwise = "stepwise"
     prompt_completion = "prompt-completion"
-    messages = "conversations"
-    text = "plain text"
+    messages = "messages"
+    text = "text"
     prompt_only = "prompt-only"
 
 

@@ -100,7 +100,7 @@ def _parse(line: bytes, number: int, offset: int, problems: RowProblems) -> dict
 def _hint(text: str, error: json.JSONDecodeError, *, cut: bool) -> tuple[str, str]:
     if text.endswith(","):
         return "a comma at the end of the line", "remove the comma: one object per line, nothing between them"
-    if cut and error.pos >= len(text.rstrip('"}')) - 1:
+    if cut and not text.endswith("}"):
         return "the file ends in the middle of this row", "the file was cut off: copy or write it again"
     if text.startswith("{'"):
         return "single quotes", "this is Python, not JSON: write it with json.dumps"

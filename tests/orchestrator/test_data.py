@@ -1,0 +1,224 @@
+"""Data that are good: TRL's formats, found from the data, and the order in which rows are taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Workshop
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.data import batch_indices, read_examples, read_prompts
+from orchestrator.data.formats import COLUMNS, Format, common_beginning, detect
+from orchestrator.data.sources import is_hub_name
+from orchestrator.errors import BadInput
+from workers.types import Example, Prompt
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture
+def read(workshop: Workshop) -> Any:
+    def read(algorithm: str, *rows: object) -> tuple[Example, ...]:
+        workshop.jsonl("data.jsonl", list(rows))
+        return read_examples("./data.jsonl", algorithm=algorithm)
+
+    return read
+
+
+def test_prompts_keep_their_columns_and_lines(workshop: Workshop) -> None:
+    text = '{"prompt": "1+1=", "solution": "2", "level": 3}\r\n\n{"prompt": "ü", "solution": null}\n'
+    (workshop.path / "p.jsonl").write_bytes(text.encode())
+    assert read_prompts("p.jsonl") == (
+        Prompt(id="p.jsonl:1", text="1+1=", columns={"solution": "2", "level": 3}),
+        Prompt(id="p.jsonl:3", text="ü", columns={"solution": None}),
+    )
+    assert len(read_prompts("p.jsonl", max_rows=1)) == 1
+
+
+def test_the_last_line_may_lack_its_end(workshop: Workshop) -> None:
+    (workshop.path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    assert [prompt.text for prompt in read_prompts("p.jsonl")] == ["a", "b"]
+
+
+def test_preferences(read: Any) -> None:
+    row = {"prompt": "1+1=", "chosen": "2", "rejected": "3", "source": "x"}
+    (example,) = read("dpo", row)
+    assert example == Example(
+        prompt=Prompt(id="data.jsonl:1", text="1+1=", columns={"source": "x"}),
+        completions=("2", "3"),
+        scores=(1.0, 0.0),
+    )
+    assert read("dpo", {**row, "margin": 2.5})[0].scores == (2.5, 0.0)
+
+
+def test_conversations_stay_conversations(read: Any) -> None:
+    row = {"prompt": [user("1+1=")], "chosen": [assistant("2")], "rejected": [assistant("3")]}
+    (example,) = read("dpo", row)
+    assert (example.prompt.text, example.completions) == ([user("1+1=")], ([assistant("2")], [assistant("3")]))
+
+
+def test_an_implicit_prompt_is_the_common_beginning(read: Any) -> None:
+    (example,) = read("dpo", {"chosen": "The sky is blue.", "rejected": "The sky is green."})
+    assert (example.prompt.text, example.completions) == ("The sky is", (" blue.", " green."))
+    chosen, rejected = [user("a"), assistant("b")], [user("a"), assistant("c")]
+    (example,) = read("dpo", {"chosen": chosen, "rejected": rejected})
+    assert (example.prompt.text, example.completions) == ([user("a")], ([assistant("b")], [assistant("c")]))
+
+
+def test_whole_conversations_beside_a_prompt_that_repeats_their_start(read: Any) -> None:
+    row = {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}
+    (example,) = read("dpo", row)
+    assert (example.prompt.text, example.completions) == ([user("a")], ([assistant("b")], [assistant("c")]))
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "completion"),
+    [
+        ({"prompt": "1+1=", "completion": "2"}, "1+1=", "2"),
+        ({"prompt": [user("a")], "completion": [assistant("b")]}, [user("a")], [assistant("b")]),
+        ({"messages": [user("a"), assistant("b")]}, [user("a")], [assistant("b")]),
+        ({"text": "all of it"}, "", "all of it"),
+    ],
+)
+def test_demonstrations(row: dict[str, Any], prompt: object, completion: object, read: Any) -> None:
+    (example,) = read("sft", row)
+    assert (example.prompt.text, example.completions, example.scores) == (prompt, (completion,), None)
+
+
+def test_tool_calls_need_no_content(read: Any) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}
+    (example,) = read("sft", {"prompt": [user("a")], "completion": [call], "tools": ["add"]})
+    assert example.completions == ([call],)
+    assert example.prompt.columns == {"tools": ["add"]}
+
+
+def test_parquet_gives_what_jsonl_gives(read: Any, workshop: Workshop) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    rows = [
+        {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")], "margin": 1.5},
+        {"prompt": [user("d")], "chosen": [assistant("e")], "rejected": [assistant("f")], "margin": 0.0},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), "data.parquet")
+    found = read_examples("data.parquet", algorithm="dpo")
+    expected = read("dpo", *rows)
+    assert [(e.prompt.text, e.completions, e.scores) for e in found] == [
+        (e.prompt.text, e.completions, e.scores) for e in expected
+    ]
+    assert [example.prompt.id for example in found] == ["data.parquet:1", "data.parquet:2"]
+
+
+def test_empty_keys_that_columnar_files_add_are_left_out(workshop: Workshop) -> None:
+    message = {"role": "user", "content": "a", "tool_calls": None, "name": None}
+    workshop.jsonl("p.jsonl", [{"prompt": [message]}])
+    assert read_prompts("p.jsonl")[0].text == [user("a")]
+
+
+def test_detection_takes_the_most_particular_format() -> None:
+    assert {format: detect(columns) for format, columns in COLUMNS.items()} == {format: format for format in Format}
+    assert detect(["prompt", "chosen", "rejected", "completion", "label", "x"]) == Format.preference
+    assert detect(["question"]) is None
+
+
+def test_a_space_before_the_difference_belongs_to_the_completions() -> None:
+    assert common_beginning("It is red", "It is blue") == len("It is")
+    assert common_beginning("same", "same again") == len("same")
+    assert common_beginning("a", "b") == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "is_hub"),
+    [
+        ("trl-lib/ultrafeedback_binarized", True),
+        ("imdb", True),
+        ("./trl-lib/x", False),
+        ("/data/x", False),
+        ("~/x", False),
+        ("data/x.jsonl", False),
+        ("x.parquet", False),
+        ("model/x", False),  # `model` is a folder here
+        ("a/b/c", False),
+    ],
+)
+def test_what_can_only_be_a_hub_dataset(source: str, is_hub: bool, workshop: Workshop) -> None:
+    assert is_hub_name(source) is is_hub
+
+
+@pytest.mark.slow
+def test_a_folder_that_datasets_saved(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    rows = datasets.Dataset.from_list([{"prompt": "a", "solution": "1"}, {"prompt": "b", "solution": "2"}])
+    datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk("saved")
+    assert [prompt.id for prompt in read_prompts("./saved")] == ["saved:1", "saved:2"]
+    assert [prompt.text for prompt in read_prompts("./saved", split="test")] == ["b"]
+    with pytest.raises(BadInput, match="there is no split dev"):
+        read_prompts("./saved", split="dev")
+    with pytest.raises(BadInput, match="cannot be loaded"):
+        read_prompts("nobody-has/this-dataset")
+
+
+def test_a_line_of_a_gigabyte_is_read_in_bounded_memory(workshop: Workshop) -> None:
+    """A sparse file stands in for it; the row behind it is still read."""
+    import tracemalloc
+
+    path = workshop.path / "p.jsonl"
+    with open(path, "wb") as file:
+        file.truncate(2**30)
+        file.seek(2**30)
+        file.write(b'\n{"prompt": "a"}\n')
+    tracemalloc.start()
+    with pytest.raises(BadInput, match=r"p\.jsonl:1: a line of more than 8 MiB"):
+        read_prompts(str(path))
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+
+
+# -------------------------------------------------------------------------------------------------- batches
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 3))
+def test_each_row_comes_once_per_epoch(num_rows: int, batch_size: int, seed: int) -> None:
+    steps = -(-3 * num_rows // batch_size)
+    stream = np.concatenate([batch_indices(num_rows, batch_size, step, seed) for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(stream[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
+
+
+def test_a_batch_depends_on_nothing_but_its_arguments() -> None:
+    late = batch_indices(10, 4, 7, seed=1)
+    for step in range(20):
+        batch_indices(10, 4, step, seed=1)
+    assert (batch_indices(10, 4, 7, seed=1) == late).all()
+    assert not (batch_indices(1000, 100, 0, seed=1) == batch_indices(1000, 100, 0, seed=2)).all()
+    assert not (batch_indices(1000, 1000, 0, seed=1) == batch_indices(1000, 1000, 1, seed=1)).all()
+
+
+def test_the_order_of_a_seed_never_changes() -> None:
+    """A run that was started last year resumes with the same rows."""
+    assert batch_indices(8, 8, 0, seed=0).tolist() == [0, 7, 5, 6, 1, 2, 3, 4]
+
+
+def test_impossible_batches_are_refused() -> None:
+    for arguments in ((0, 1, 0), (1, 0, 0), (1, 1, -1)):
+        with pytest.raises(ValueError, match="no batch"):
+            batch_indices(*arguments, seed=0)
+
+
+def test_rows_of_a_golden_file_read_the_same_twice(workshop: Workshop) -> None:
+    first = read_prompts("./prompts.jsonl")
+    assert first == read_prompts("./prompts.jsonl")
+    assert json.loads(Path("prompts.jsonl").read_text().splitlines()[0])["prompt"] == first[0].text
