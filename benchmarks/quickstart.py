@@ -2,9 +2,9 @@
 
     python -m benchmarks.quickstart            (`make table`; about 20 minutes on 2 cores)
 
-For each seed: another untrained model, other demonstrations and prompts, another base, and from that base iterative DPO,
-GRPO and PPO, each by the recipe as it lies in configs/quickstart/. Accuracy is greedy, on 256 prompts (`test.jsonl`) that no
-setting was chosen by. Times are wall-clock for the whole command, starting Ray and the engines included.
+For each seed: another untrained model, other demonstrations and prompts, another base, and from it iterative DPO,
+GRPO and PPO, each by the recipe as it lies in configs/quickstart/. Accuracy is greedy, on 256 prompts (`test.jsonl`)
+that no setting was chosen by. Times are wall-clock for the whole command, starting Ray and the engines included.
 """
 
 from __future__ import annotations

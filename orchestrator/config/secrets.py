@@ -9,7 +9,7 @@ from orchestrator.config.document import Document, KeyPath, dotted
 from orchestrator.errors import SECRET, Problems
 
 SECRET_KEY = re.compile(
-    r"(^|_)(token|api_?key|secret|password|passwd|credentials?|private_key|access_key)s?$", re.IGNORECASE
+    r"(^|_)(token|api_?key|secret|password|passwd|credentials|private_key|access_key)$", re.IGNORECASE
 )
 _REMOVED = object()
 
@@ -24,7 +24,7 @@ def find_secrets(document: Document, problems: Problems) -> None:
         if isinstance(value, list):
             return [v for v in (clean(item, (*path, i)) for i, item in enumerate(value)) if v is not _REMOVED]
         named = bool(path) and isinstance(path[-1], str) and SECRET_KEY.search(path[-1])
-        if value is None or not (named or (isinstance(value, str) and SECRET.search(value))):
+        if not isinstance(value, str) or not (named or SECRET.search(value)):
             return value
         problems.add(
             f"{dotted(path)} = [redacted]",

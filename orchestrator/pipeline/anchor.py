@@ -56,6 +56,10 @@ class Anchor(Protocol):
 
     version: int
 
+    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
+        """Experience of a step to come is on its way; what can be done about it already may be begun."""
+        ...
+
     def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]] | None: ...
 
     def decision(self) -> Decision | None: ...
@@ -65,6 +69,9 @@ class NoAnchor:
     """For algorithms without a reference."""
 
     version = 0
+
+    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
+        pass
 
     def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
         return None
@@ -89,21 +96,27 @@ class ReferenceAnchor:
         self._reference, self._policy, self._config = reference, policy, config
         self._temperature, self._directory, self.version = temperature, directory, version
         self._decision: Decision | None = None
+        self._begun: dict[int, Sequence[Handle[TokenShare]]] = {}
         if version:
             wait(reference.all(Reference.load, str(directory(version))))
 
+    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
+        if self._config.refresh == "never":  # else the reference may be another one when the step comes
+            self._begun[step] = self._score(experience)
+
     def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
-        shares: list[Handle[TokenShare]] = []
+        shares = self._begun.pop(step, None)
 
         def measure() -> Drift:
-            shares.extend(self._score(experience))
+            nonlocal shares
+            shares = self._score(experience)
             return self._reference.one(Reference.drift, experience, shares).result()
 
         self._decision = decide(self._config, step=step, version=self.version, measure=measure)
         if self._decision.action == "refresh":
             self._refresh(step)
-            shares.clear()
-        return shares or self._score(experience)
+            shares = None
+        return shares if shares is not None else self._score(experience)
 
     def decision(self) -> Decision | None:
         return self._decision

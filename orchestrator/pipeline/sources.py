@@ -7,9 +7,9 @@ waits for  nothing: what is to be waited for, the learner waits for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from orchestrator.cluster.base import Gang, Handle
 from orchestrator.data import batch_indices
@@ -25,6 +25,10 @@ class Arrival:
 
     experience: Sequence[Handle[Experience]]
     scores: Sequence[Handle[Scores]] | None
+
+
+Begun: TypeAlias = Callable[[int, Sequence[Handle[Experience]]], None]
+"""Told of each step whose experience is on its way, so that the reference can score it while the learner is busy."""
 
 
 class Source(Protocol):
@@ -51,7 +55,9 @@ class RolloutSource:
         prompts_per_step: int,
         max_staleness: int,
         max_steps: int,
+        begun: Begun,
     ) -> None:
+        self._begun = begun
         self._rollout, self._reward, self._prompts, self._sampling = rollout, reward, prompts, sampling
         self._prompts_per_step, self._max_staleness, self._max_steps = prompts_per_step, max_staleness, max_steps
         self._ahead: dict[int, Arrival] = {}
@@ -60,6 +66,7 @@ class RolloutSource:
         for future in range(step, min(step + self._max_staleness + 1, self._max_steps)):
             if future not in self._ahead:
                 self._ahead[future] = self._begin(future)
+                self._begun(future, self._ahead[future].experience)
         return self._ahead.pop(step)
 
     def _begin(self, step: int) -> Arrival:
@@ -79,8 +86,16 @@ class DatasetSource:
     """Rows of a dataset, tokenised by the encoder one step ahead of the learner."""
 
     def __init__(
-        self, encoder: Gang[Encoder], examples: Sequence[Example], *, batch_size: int, seed: int, max_steps: int
+        self,
+        encoder: Gang[Encoder],
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        seed: int,
+        max_steps: int,
+        begun: Begun,
     ) -> None:
+        self._begun = begun
         self._encoder, self._examples, self._batch_size = encoder, examples, batch_size
         self._seed, self._max_steps = seed, max_steps
         self._ahead: dict[int, Arrival] = {}
@@ -91,4 +106,5 @@ class DatasetSource:
                 rows = batch_indices(len(self._examples), self._batch_size, future, self._seed)
                 handle = self._encoder.one(Encoder.encode, [self._examples[i] for i in rows])
                 self._ahead[future] = Arrival(experience=[handle], scores=None)
+                self._begun(future, [handle])
         return self._ahead.pop(step)

@@ -28,7 +28,7 @@ from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.anchor import Anchor, NoAnchor, ReferenceAnchor
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
-from orchestrator.pipeline.sources import DatasetSource, RolloutSource, Source
+from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
@@ -131,9 +131,10 @@ class Attempt:
             publisher.publish(state.next_step)
         else:
             recorder.baseline()
+        anchor = self._anchor(gangs, state.reference_version)
         parts = loop.Parts(
-            source=self._source(gangs),
-            anchor=self._anchor(gangs, state.reference_version),
+            source=self._source(gangs, anchor.begin),
+            anchor=anchor,
             learners=learners,
             publisher=publisher,
             recorder=recorder,
@@ -170,7 +171,7 @@ class Attempt:
             assert isinstance(algorithm, SftConfig | DpoConfig)
             self._max_steps = math.ceil(len(self._examples) * algorithm.num_train_epochs / algorithm.batch_size)
 
-    def _source(self, gangs: Mapping[str, Gang[Any]]) -> Source:
+    def _source(self, gangs: Mapping[str, Gang[Any]], begun: Begun) -> Source:
         config, algorithm = self._config, self._config.algorithm
         if config.data.prompts is None:
             assert isinstance(algorithm, SftConfig | DpoConfig)
@@ -180,6 +181,7 @@ class Attempt:
                 batch_size=algorithm.batch_size,
                 seed=config.seed,
                 max_steps=self._max_steps,
+                begun=begun,
             )
         assert not isinstance(algorithm, SftConfig)
         return RolloutSource(
@@ -197,6 +199,7 @@ class Attempt:
             prompts_per_step=algorithm.prompts_per_step,
             max_staleness=config.max_staleness,
             max_steps=self._max_steps,
+            begun=begun,
         )
 
     def _anchor(self, gangs: Mapping[str, Gang[Any]], version: int) -> Anchor:

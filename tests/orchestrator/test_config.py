@@ -156,4 +156,4 @@ def test_a_missing_letter_is_forgiven_for_every_key(algorithm: str) -> None:
 def test_all_problems_of_all_stages_come_at_once(two_stages: Path) -> None:
     with pytest.raises(BadInput) as caught:
         load(two_stages, ["sed=3", "stages.base.algorithm.beta=1", "model.from_stage=bas"])
-    assert [p.what for p in caught.value.problems] == ["algorithm.beta = 1", "sed = 3", "model.from_stage = bas"]
+    assert [p.what for p in caught.value.problems] == ["algorithm.beta = 1", "model.from_stage = bas", "sed = 3"]
