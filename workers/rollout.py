@@ -25,7 +25,12 @@ def environment(*, cuda: bool) -> Mapping[str, str]:
     }
     if cuda:
         return common
-    return {**common, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    return {
+        **common,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it would take whole cores for itself
+        "VLLM_HOST_IP": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def completion_seed(run_seed: int, prompt_id: str, sample: int, version: int) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -315,6 +316,10 @@ def _start_local(config: ClusterConfig) -> None:
     # it would come too late for the part of Ray that has read it at import.
     if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         os.environ["RAY_AUTH_TOKEN_PATH"] = _new_token()
+    # Ray's switch for "this machine only": with it every port is bound to the loopback address, without it to all. The
+    # environment reaches Ray's processes; here Ray has read it already.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         # Actors of a laptop run share the cores: their number is not bounded by them.
         num_cpus=max(os.cpu_count() or 1, 64),

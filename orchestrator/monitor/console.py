@@ -47,7 +47,9 @@ class PlainConsole:
         self._print(f"{stage}{run.name}: {', '.join(facts)}")
 
     def phase(self, role: str, text: str) -> None:
-        pass
+        """Only the driver's own, such as "starting Ray": what the roles do changes several times a second."""
+        if self._progress is not None and role not in self._progress.run.roles and text:
+            self._print(text)
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
         progress = self._progress
@@ -55,7 +57,9 @@ class PlainConsole:
         progress.step(step, metrics, samples)
         total = progress.run.num_steps
         count = f"{step:>{len(str(total))}}/{total}" if total else str(step)
-        ends = [f"{duration(progress.seconds_per_step or 0)}/{progress.run.step_word}"]
+        ends = []
+        if progress.seconds_per_step is not None:
+            ends.append(f"{duration(progress.seconds_per_step)}/{progress.run.step_word}")
         if progress.remaining_s is not None:
             ends.append(f"{duration(progress.remaining_s)} left")
         head, tail = f"{progress.run.step_word} {count}", "  ".join(ends)

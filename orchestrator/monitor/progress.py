@@ -11,7 +11,7 @@ from orchestrator.monitor.monitor import RunInfo
 from workers.types import Metrics, Sample
 
 CURVE_LENGTH = 2000  # values kept per metric
-RECENT_STEPS = 10  # that the estimate of the remaining time looks at
+RECENT_STEPS = 10  # whose pace the estimate of the remaining time goes by
 
 
 @dataclass(slots=True)
@@ -33,49 +33,59 @@ class Progress:
     run: RunInfo
     clock: Callable[[], float] = time.monotonic
     started: float = 0.0
+    counted_from: float = 0.0  # when the first step began, as far as that shows
+    marked: float = 0.0  # when the last step ended
     done: int = 0
     doing: dict[str, Doing] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
     curves: dict[str, deque[float]] = field(default_factory=dict)
     sample: Sample | None = None
-    finished_at: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS + 1))
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))  # seconds
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        self.started = self.counted_from = self.marked = self.clock()
         self.done = self.run.first_step
-        self.finished_at.append(self.started)
         self.doing = {role: Doing("", self.started) for role in self.run.roles}
 
     def phase(self, role: str, text: str) -> None:
         now = self.clock()
         before = self.doing.get(role)
+        if before is None and not text:
+            return
         self.doing[role] = Doing(text, now, before.busy_until(now) if before else 0.0)
-
-    def busy_share(self, role: str) -> float:
-        """Of the time so far: who waits for whom."""
-        return self.doing[role].busy_until(self.clock()) / max(self.elapsed_s, 1e-9)
+        if role not in self.run.roles and not text:
+            del self.doing[role]  # the driver's own work comes and goes
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
-        self.done = step
-        self.finished_at.append(self.clock())
+        now = self.clock()
+        if not self.metrics:  # what went before was loading
+            self.doing = {role: Doing(d.text, now) for role, d in self.doing.items()}
+            self.counted_from = now
+        if step > self.run.first_step:
+            self.paces.append(metrics.get("timing/step", now - self.marked))
+        self.done, self.marked = step, now
         self.metrics = {**self.metrics, **metrics}  # an evaluation of an earlier step stays on show
         for name, value in metrics.items():
             self.curves.setdefault(name, deque(maxlen=CURVE_LENGTH)).append(value)
         if samples:
             self.sample = max(samples, key=lambda s: s.reward)
 
+    def busy_share(self, role: str) -> float:
+        """Of the time since the first step: who waits for whom."""
+        now = self.clock()
+        return min(1.0, self.doing[role].busy_until(now) / max(now - self.counted_from, 1e-9))
+
     @property
     def seconds_per_step(self) -> float | None:
-        steps = len(self.finished_at) - 1
-        return (self.finished_at[-1] - self.finished_at[0]) / steps if steps else None
+        return sum(self.paces) / len(self.paces) if self.paces else None
 
     @property
     def remaining_s(self) -> float | None:
         pace, total = self.seconds_per_step, self.run.num_steps
         if pace is None or total is None:
             return None
-        under_way = self.clock() - self.finished_at[-1]
-        return max(0.0, pace * (total - self.done) - min(under_way, pace))
+        under_way = min(self.clock() - self.marked, pace)
+        return max(0.0, pace * (total - self.done) - under_way)
 
     @property
     def elapsed_s(self) -> float:

@@ -116,7 +116,8 @@ class Screen:
         now, over = self.progress.clock(), self.outcome is not None
         turns = ASCII_SPINNER if ascii_only else SPINNER
         for role, doing in self.progress.doing.items():
-            share = Text(f"{100 * self.progress.busy_share(role):.0f} % busy", style="dim")
+            counted = role in self.progress.run.roles and bool(self.progress.metrics)
+            share = Text(f"{100 * self.progress.busy_share(role):.0f} % busy" if counted else "", style="dim")
             if over or not doing.text:
                 table.add_row(Text(role, style="dim"), " ", share, Text("" if over else "idle", style="dim"))
                 continue

@@ -33,6 +33,8 @@ def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> 
         WORLD_SIZE=str(world_size),
         LOCAL_RANK=str(local_rank),
     )
+    if address.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a gang on one machine listens to that machine alone
     if not cuda:
         torch.set_num_threads(1)
         # DeepSpeed's shared-memory all-reduce for CPUs is compiled at first use and leaves files behind when a rank is

@@ -1,0 +1,11 @@
+"""What every test starts from: nothing is fetched, and a test keeps one core busy."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch, transformers and DeepSpeed are imported, which read these once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")

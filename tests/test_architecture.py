@@ -1,0 +1,181 @@
+"""The rules of DESIGN.md about who may import whom, read off the source, and what the light half costs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import load
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(ROOT.glob("configs/**/*.yaml"))
+
+# A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
+ORDER = [
+    {"workers.types"},
+    {"workers.config"},
+    {"workers.needs"},
+    {"workers.packing"},
+    {"workers.scoring"},
+    {"workers.weights"},
+    {"workers.algorithms"},
+    {"workers.rewards"},
+    {"workers.engines"},
+    {"workers.records"},
+    {"workers.encoder", "workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
+    {"orchestrator.errors"},
+    {"orchestrator.terminal"},
+    {"orchestrator.data"},
+    {"orchestrator.config"},
+    {"orchestrator.cluster"},
+    {"orchestrator.pipeline"},
+    {"orchestrator.evaluation"},
+    {"orchestrator.run.ledger"},
+    {"orchestrator.run.directory"},
+    {"orchestrator.monitor"},
+    {"orchestrator.run.checkpoint"},
+    {"orchestrator.run.recorder"},
+    {"orchestrator.loop"},
+    {"orchestrator.run"},
+    {"orchestrator.cli", "orchestrator.cli_jobs", "orchestrator.cli_options"},
+]
+
+ONE_ADDRESS = {
+    "vllm": "workers/engines/vllm_engine.py",
+    "deepspeed": "workers/engines/deepspeed_engine.py",
+    "transformers": "workers/engines/hf_models.py",
+    "ray": "orchestrator/cluster/",
+}
+
+LIGHT = (
+    "orchestrator.cli",
+    "orchestrator.config",
+    "orchestrator.data",
+    "orchestrator.errors",
+    "orchestrator.monitor",
+    "orchestrator.run.directory",
+    "orchestrator.run.ledger",
+    "workers.config",
+    "workers.needs",
+    "workers.types",
+)
+HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft")
+
+UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(p): p for package in ("workers", "orchestrator") for p in (ROOT / package).rglob("*.py")}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
+
+
+def imports(name: str) -> Iterator[str]:
+    """Everything that a module imports anywhere in it; of `from a import b`, `a.b` where that is a module of ours."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, f"{name} has a relative import"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [i for i in inner if i in MODULES]
+            yield from modules
+            if len(modules) < len(inner):
+                yield node.module
+
+
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def line_of(name: str) -> int:
+    """Where in ORDER a module stands; packages themselves (`workers`) stand before everything."""
+    found = [(len(entry), i) for i, line in enumerate(ORDER) for entry in line if is_in(name, entry)]
+    if not found and name in ("workers", "orchestrator", "orchestrator.run"):
+        return -1
+    assert found, f"{name} has no place in ORDER yet"
+    return max(found)[1]
+
+
+def test_imports_only_point_upward() -> None:
+    wrong = [
+        f"{name} imports {imported}"
+        for name in MODULES
+        for imported in imports(name)
+        if imported in MODULES and line_of(imported) > line_of(name)
+    ]
+    assert wrong == []
+
+
+def test_workers_know_neither_orchestrator_nor_ray() -> None:
+    wrong = [
+        f"{name} imports {imported}"
+        for name in MODULES
+        if is_in(name, "workers")
+        for imported in imports(name)
+        if is_in(imported, "orchestrator") or is_in(imported, "ray")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("library", ONE_ADDRESS)
+def test_a_third_party_library_has_one_address(library: str) -> None:
+    users = {str(MODULES[name].relative_to(ROOT)) for name in MODULES for i in imports(name) if is_in(i, library)}
+    assert users, f"nothing imports {library}: the rule has lost its object"
+    assert [user for user in sorted(users) if not user.startswith(ONE_ADDRESS[library])] == []
+
+
+def test_the_light_half_imports_nothing_heavy() -> None:
+    light = sorted(name for name in MODULES if any(is_in(name, package) for package in LIGHT))
+    assert len(light) > len(LIGHT)
+    script = (
+        "import importlib, sys\n"
+        f"for name in {light!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    if heavy := sorted({set(HEAVY)!r} & set(sys.modules)):\n"
+        "        sys.exit(f'{name} imports {heavy}')\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ}
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_nothing_evaluates_or_unpickles_what_it_was_sent() -> None:
+    calls = [
+        f"{name}:{node.lineno} calls {node.func.id}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
+    ]
+    unpickled = [f"{name} imports {i}" for name in MODULES for i in imports(name) if i.split(".")[0] in UNPICKLERS]
+    assert calls + unpickled == []
+
+
+def test_insecure_serialization_is_only_ever_looked_up() -> None:
+    """vLLM falls back to pickle where the variable is set: we refuse it and never set it."""
+    variable = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+    mentions, lookups = 0, 0
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            mentions += isinstance(node, ast.Constant) and node.value == variable
+            lookups += isinstance(node, ast.Call) and ast.unparse(node).startswith(f"os.environ.get('{variable}'")
+    assert mentions == lookups == 1
+    others = [p for pattern in ("configs/**/*", "deploy/**/*", "Makefile", ".ci/*") for p in ROOT.glob(pattern)]
+    assert [str(p) for p in others if p.is_file() and variable in p.read_text("utf-8", "replace")] == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_recipe_validates(path: Path) -> None:
+    recipe = load(path)
+    assert recipe.stages[-1].name
+    assert len({stage.directory for stage in recipe.stages}) == len(recipe.stages)
