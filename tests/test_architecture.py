@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import load
+from orchestrator.config import load, resolved
+from orchestrator.config.recipe import from_resolved
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("configs/**/*.yaml"))
@@ -169,13 +170,12 @@ def test_insecure_serialization_is_only_ever_looked_up() -> None:
         for node in ast.walk(tree):
             mentions += isinstance(node, ast.Constant) and node.value == variable
             lookups += isinstance(node, ast.Call) and ast.unparse(node).startswith(f"os.environ.get('{variable}'")
-    assert mentions == lookups == 1
+    assert mentions == lookups > 0
     others = [p for pattern in ("configs/**/*", "deploy/**/*", "Makefile", ".ci/*") for p in ROOT.glob(pattern)]
     assert [str(p) for p in others if p.is_file() and variable in p.read_text("utf-8", "replace")] == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_recipe_validates(path: Path) -> None:
-    recipe = load(path)
-    assert recipe.stages[-1].name
-    assert len({stage.directory for stage in recipe.stages}) == len(recipe.stages)
+    for stage in load(path).stages:
+        assert from_resolved(resolved(stage), "resolved.json") == stage

@@ -5,95 +5,27 @@ A driver that ends takes its actors with it: all of them are owned, none is deta
 
 from __future__ import annotations
 
-import atexit
-import logging
 import os
-import secrets
-import shutil
-import socket
-import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.base import GangPlan
+from orchestrator.cluster.ray_host import Failure, Host, Slot
+from orchestrator.cluster.ray_start import connect, start_local
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import ClusterError, DeadlineExceeded, PlacementError, Problem, Shortfall, WorkerFailed
 
 W = TypeVar("W")
 R = TypeVar("R")
 P = ParamSpec("P")
-
-LOOPBACK = "127.0.0.1"
-
-
-# ------------------------------------------------------------------------------------------------ in the actor
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """Stands in a call's arguments for the i-th reference that Ray resolves."""
-
-    index: int
-
-
-class _Host:
-    """The actor process: it holds one worker and calls its methods."""
-
-    def __init__(self, log_file: str | None) -> None:
-        if log_file is not None:
-            Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            os.close(descriptor)
-
-    def meeting_point(self) -> tuple[str, int]:
-        with socket.socket() as probe:
-            address = ray.util.get_node_ip_address()
-            probe.bind((address, 0))
-            return address, int(probe.getsockname()[1])
-
-    def start(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-        self._worker = _told(factory, (), arguments)
-
-    def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> Any:
-        filled = [_fill(a, resolved) for a in args]
-        return _told(getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()})
-
-
-class _Failure(Exception):
-    """A worker's exception as text: its class may not exist, or not unpickle, where the driver runs."""
-
-
-def _told(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except Exception:
-        traceback.print_exc()  # into the actor's own log
-        raise _Failure(traceback.format_exc()) from None
-
-
-def _fill(argument: Any, resolved: Sequence[Any]) -> Any:
-    if isinstance(argument, _Slot):
-        return resolved[argument.index]
-    if isinstance(argument, list | tuple):
-        return type(argument)(_fill(a, resolved) for a in argument)
-    return argument
-
-
-# ------------------------------------------------------------------------------------------------ in the driver
 
 
 class _Clock:
@@ -139,7 +71,7 @@ class RayHandle(Generic[R]):
             return ray.get(self.ref, timeout=60)  # type: ignore[no-any-return]
         except RayTaskError as error:
             cause = error.cause
-            text = str(cause) if isinstance(cause, _Failure) else str(error)
+            text = str(cause) if isinstance(cause, Failure) else str(error)
             raise WorkerFailed(self.role, self.rank, text) from None
         except RayActorError as error:
             raise WorkerFailed(self.role, self.rank, f"its process died ({' '.join(str(error).split())})") from None
@@ -203,7 +135,7 @@ def _slots(argument: Any, refs: list[Any]) -> Any:
     """The argument with every handle in it replaced by a slot, its reference appended to `refs`."""
     if isinstance(argument, RayHandle):
         refs.append(argument.ref)
-        return _Slot(len(refs) - 1)
+        return Slot(len(refs) - 1)
     if isinstance(argument, list | tuple):
         return type(argument)(_slots(a, refs) for a in argument)
     return argument
@@ -218,7 +150,7 @@ class RayCluster:
         self._group: PlacementGroup | None = None
         self._gangs: list[RayGang[Any]] = []
         self._local = config.address is None and "RAY_ADDRESS" not in os.environ
-        _start_local(config) if self._local else _connect(config)
+        start_local(config) if self._local else connect(config)
         gpus = ray.cluster_resources().get("GPU", 0)
         if config.device == "cuda" and not gpus:
             raise ClusterError(
@@ -297,7 +229,7 @@ class RayCluster:
     def _actor(self, plan: GangPlan, group: PlacementGroup, bundle: int, index: int) -> Any:
         log_file = None if self._logs is None else str(self._logs / f"{plan.role}-{index}.log")
         return (
-            ray.remote(_Host)
+            ray.remote(Host)
             .options(
                 num_cpus=plan.resources.cpus,
                 num_gpus=plan.resources.gpus,
@@ -308,54 +240,3 @@ class RayCluster:
             )
             .remote(log_file)
         )
-
-
-def _start_local(config: ClusterConfig) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here
-    # it would come too late for the part of Ray that has read it at import.
-    if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        os.environ["RAY_AUTH_TOKEN_PATH"] = _new_token()
-    # Ray's switch for "this machine only": with it every port is bound to the loopback address, without it to all. The
-    # environment reaches Ray's processes; here Ray has read it already.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        # Actors of a laptop run share the cores: their number is not bounded by them.
-        num_cpus=max(os.cpu_count() or 1, 64),
-        object_store_memory=(config.object_store_memory_mib or 256) * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address=LOOPBACK,
-    )
-
-
-def _new_token() -> str:
-    """A token file for this cluster alone, readable by its owner only, gone when the driver ends."""
-    directory = Path(tempfile.mkdtemp(prefix="rlhf-auth-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    token = directory / "token"
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
-    return str(token)
-
-
-def _connect(config: ClusterConfig) -> None:
-    try:
-        ray.init(address=config.address or "auto", log_to_driver=False, logging_level=logging.ERROR, namespace="rlhf")
-    except Exception as error:
-        raise ClusterError(
-            Problem(
-                what=f"cannot connect to the Ray cluster {config.address or os.environ.get('RAY_ADDRESS')}",
-                why=" ".join(str(error).split()),
-                fix="check that it runs and that the address is right; set RAY_AUTH_TOKEN_PATH if it wants a token",
-            )
-        ) from error
-    version = tuple(int(part) for part in ray.__version__.split(".")[:2])
-    if version < (2, 56):
-        raise ClusterError(
-            Problem(what=f"ray {ray.__version__} is too old", why="security floor", fix="use ray >= 2.56")
-        )
-    if sys.flags.optimize:
-        raise ClusterError(Problem(what="python -O is set", why="engines rely on assertions", fix="run without -O"))

@@ -1,0 +1,72 @@
+"""A Ray cluster of our own on this machine, or a connection to one that is there."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import ray
+from ray._private import ray_constants
+
+from orchestrator.config import ClusterConfig
+from orchestrator.errors import ClusterError, Problem
+
+LOOPBACK = "127.0.0.1"
+
+
+def start_local(config: ClusterConfig) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here
+    # it would come too late for the part of Ray that has read it at import.
+    if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        os.environ["RAY_AUTH_TOKEN_PATH"] = _new_token()
+    # Ray's switch for "this machine only": with it every port is bound to the loopback address, without it to all. The
+    # environment reaches Ray's processes; here Ray has read it already.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",  # not the cluster that someone else may have started on this machine
+        # Actors of a laptop run share the cores: their number is not bounded by them.
+        num_cpus=max(os.cpu_count() or 1, 64),
+        object_store_memory=(config.object_store_memory_mib or 256) * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address=LOOPBACK,
+    )
+
+
+def _new_token() -> str:
+    """A token file for this cluster alone, readable by its owner only, gone when the driver ends."""
+    directory = Path(tempfile.mkdtemp(prefix="rlhf-auth-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    token = directory / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    return str(token)
+
+
+def connect(config: ClusterConfig) -> None:
+    try:
+        ray.init(address=config.address or "auto", log_to_driver=False, logging_level=logging.ERROR, namespace="rlhf")
+    except Exception as error:
+        raise ClusterError(
+            Problem(
+                what=f"cannot connect to the Ray cluster {config.address or os.environ.get('RAY_ADDRESS')}",
+                why=" ".join(str(error).split()),
+                fix="check that it runs and that the address is right; set RAY_AUTH_TOKEN_PATH if it wants a token",
+            )
+        ) from error
+    version = tuple(int(part) for part in ray.__version__.split(".")[:2])
+    if version < (2, 56):
+        raise ClusterError(
+            Problem(what=f"ray {ray.__version__} is too old", why="security floor", fix="use ray >= 2.56")
+        )
+    if sys.flags.optimize:
+        raise ClusterError(Problem(what="python -O is set", why="engines rely on assertions", fix="run without -O"))

@@ -1,0 +1,321 @@
+"""Stand-ins that record what is asked of them, and builders of small, literal experience.
+
+The workers of a gang write into one shared list of events, so that a test can compare the whole story of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.config import Optimisation
+from workers.engines import hf_models
+from workers.engines.attention import layout_of
+from workers.packing import Packed
+from workers.types import (
+    Drift,
+    Example,
+    Experience,
+    Finish,
+    Prompt,
+    Ragged,
+    Sample,
+    Sampling,
+    Scores,
+    StepStats,
+    TokenShare,
+    merge,
+)
+from workers.weights import Entry, Manifest, Rendezvous
+
+Events = list[str]
+
+
+# ------------------------------------------------------------------------------------------------ experience
+
+
+def experience(
+    groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    *,
+    logprobs: Sequence[float] | None = None,
+    rewards: Sequence[float] | None = None,
+    version: int = 0,
+    **changes: Any,
+) -> Experience:
+    """Groups of (prompt, completions) as tokens; arrays are read-only, as they come out of Ray's object store.
+
+    Prompt g has the id `p<g>`. `logprobs` are flat; None: as from a dataset.
+    """
+    completions = [tokens for _, group in groups for tokens in group]
+    given: dict[str, Any] = {
+        "prompts": tuple(Prompt(id=f"p{g}", text="") for g in range(len(groups))),
+        "prompt_tokens": Ragged.of([prompt for prompt, _ in groups]),
+        "completions": Ragged.of(completions),
+        "group_offsets": np.cumsum([0, *(len(group) for _, group in groups)]).astype(np.int64),
+        "logprobs": None if logprobs is None else np.array(logprobs, np.float32),
+        "versions": np.full(len(completions), version, np.int32),
+        "finish": np.full(len(completions), Finish.stop, np.int32),
+        "rewards": None if rewards is None else np.array(rewards, np.float32),
+    }
+    made = Experience(**given | changes)
+    read_only(made)
+    return made
+
+
+def read_only(value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        value.setflags(write=False)
+    elif is_dataclass(value):
+        for field in fields(value):
+            read_only(getattr(value, field.name))
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+class FakeRollout:
+    """Answers each prompt with one token, its place in the fan-out, sampled from the version it was last given."""
+
+    def __init__(self, events: Events, *, index: int = 0, **_: Any) -> None:
+        self._events, self._index, self._version = events, index, 0
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Experience:
+        self._events.append(f"rollout {self._index}: generate {' '.join(p.id for p in prompts)} from v{self._version}")
+        group = [[token] for token in range(sampling.num_generations)]
+        count = len(prompts) * sampling.num_generations
+        return experience(
+            [([7], group)] * len(prompts), prompts=tuple(prompts), logprobs=[-1.0] * count, version=self._version
+        )
+
+    def receive_weights(self, manifest: Manifest, version: int, sent: object) -> float:
+        self._events.append(f"rollout {self._index}: receive v{version}")
+        self._version = version
+        return 0.25
+
+
+class FakeReward:
+    """Rewards each completion with its first token."""
+
+    def __init__(self, events: Events, **_: Any) -> None:
+        self._events = events
+
+    def score(self, parts: Sequence[Experience]) -> Scores:
+        whole = merge(parts)
+        self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
+        rewards = np.array([float(tokens[0]) for tokens in whole.completions], np.float32)
+        return Scores(rewards=rewards, by_scorer={"first": rewards}, seconds=0.5)
+
+
+class FakeReference:
+    """Answers nothing but that it was asked; measures the drift that it is told to."""
+
+    def __init__(self, events: Events, *, rank: int = 0, drift: Drift | None = None, **_: Any) -> None:
+        self._events, self._rank, self._drift = events, rank, drift
+
+    def load(self, path: str) -> None:
+        self._events.append(f"reference {self._rank}: load {Path(path).name}")
+
+    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0) -> TokenShare:
+        self._events.append(f"reference {self._rank}: logprobs at {temperature:g}")
+        return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
+
+    def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
+        assert self._drift is not None, "nobody was expected to measure"
+        self._events.append(f"reference {self._rank}: drift of {len(shares)} shares")
+        return self._drift
+
+
+class FakeLearner:
+    """Learns nothing; says from which versions it was to learn. What it saves is a file with `weights`."""
+
+    def __init__(self, events: Events, *, head: str = "logprobs", rank: int = 0, **_: Any) -> None:
+        self._events = events
+        self._name = f"{'policy' if head == 'logprobs' else 'critic'} {rank}"
+        self.weights = b"weights"
+
+    def step(self, step: int, parts: Sequence[Experience], *evidence: Any, pairs_file: str | None = None) -> StepStats:
+        versions = sorted({int(v) for part in parts for v in part.versions})
+        self._events.append(f"{self._name}: learn step {step} from v{','.join(map(str, versions))}")
+        return StepStats(sums={"loss": 0.5}, maxima={}, facts={"num_tokens": 8.0})
+
+    def values(self, parts: Sequence[Experience]) -> TokenShare:
+        self._events.append(f"{self._name}: values")
+        return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
+
+    def open_weights(self, segment: str | None, rendezvous: Rendezvous | None) -> Manifest:
+        self._events.append(f"{self._name}: open weights")
+        entry = Entry(name="w", dtype="float32", shape=(1,), offset=0)
+        return Manifest(entries=(entry,), segment=segment, rendezvous=rendezvous)
+
+    def send_weights(self) -> float:
+        self._events.append(f"{self._name}: send weights")
+        return 0.125
+
+    def export(self, directory: str) -> None:
+        self._events.append(f"{self._name}: export {Path(directory).name}")
+
+    def save(self, directory: str, state: Mapping[str, Any]) -> None:
+        self._events.append(f"{self._name}: save {Path(directory).name}")
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / f"{self._name}.bin").write_bytes(self.weights)
+
+    def load(self, directory: str) -> Mapping[str, Any]:
+        self._events.append(f"{self._name}: load {Path(directory).parent.name}/{Path(directory).name}")
+        self.weights = (Path(directory) / f"{self._name}.bin").read_bytes()
+        return {}
+
+
+class FakeEncoder:
+    """Encodes every example as one token."""
+
+    def __init__(self, events: Events, **_: Any) -> None:
+        self._events = events
+
+    def encode(self, examples: Sequence[Example]) -> Experience:
+        self._events.append(f"encoder: encode {' '.join(e.prompt.id for e in examples)}")
+        return experience([([7], [[1]])] * len(examples), prompts=tuple(e.prompt for e in examples))
+
+
+# ------------------------------------------------------------------------------------------------ a gang
+
+
+@dataclass(frozen=True)
+class RecordedHandle:
+    """An answer that tells when it was waited for."""
+
+    name: str
+    value: Any
+    events: Events
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        self.events.append(f"wait for {self.name}")
+        return self.value
+
+    def done(self) -> bool:
+        return True
+
+
+class RecordingGang:
+    """`size` members that answer each method from `answers`; every call and every wait is an event."""
+
+    def __init__(self, role: str, size: int, answers: Mapping[str, Any], events: Events) -> None:
+        self.role, self._size, self._answers, self._events = role, size, answers, events
+        self.arguments: list[tuple[Any, ...]] = []
+
+    def __len__(self) -> int:
+        return self._size
+
+    def meeting_point(self) -> tuple[str, int]:
+        return "10.0.0.7", 29500
+
+    def all(self, method: Callable[..., Any], *args: Any) -> list[RecordedHandle]:
+        self._events.append(f"{self.role}.{method.__name__}")
+        self.arguments.append(args)
+        name, value = f"{self.role}.{method.__name__}", self._answers[method.__name__]
+        return [RecordedHandle(f"{name} {i}", value, self._events) for i in range(self._size)]
+
+
+# ------------------------------------------------------------------------------------------------ an engine
+
+
+class TorchEngine:
+    """`TrainingEngine` for one process: the same models and attention, torch's own AdamW, no process group.
+
+    `gradients` keeps the flat gradient of every update, `learning_rates` its rate, `forwards` and `temperatures` what
+    was computed. As one of several ranks it sees its own share of the gradient only, and does not learn from it.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, path: Path, optimisation: Optimisation, *, head: str = "logprobs", rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
+        load: Callable[[str, str], Any] = (
+            (lambda p, dtype: hf_models.load_policy(p, dtype, chunk=64))
+            if head == "logprobs"
+            else hf_models.load_critic
+        )
+        self.module = load(str(path), "float32")
+        self.optimizer = self._fresh()
+        self.gradients: list[Tensor] = []
+        self.learning_rates: list[float] = []
+        self.forwards: list[Packed] = []
+        self.inferred: list[Packed] = []
+        self.temperatures: list[float] = []
+        self.lasts: list[bool] = []
+
+    def _fresh(self) -> torch.optim.AdamW:
+        o = self._optimisation
+        betas = (o.adam_beta1, o.adam_beta2)
+        return torch.optim.AdamW(
+            self.module.parameters(), lr=1.0, betas=betas, eps=o.adam_epsilon, weight_decay=o.weight_decay
+        )
+
+    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        self.forwards.append(packed)
+        self.temperatures.append(temperature)
+        return self._run(packed, temperature)
+
+    def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:
+        self.inferred.append(packed)
+        with torch.no_grad():
+            return self._run(packed, temperature)[0]
+
+    def _run(self, packed: Packed, temperature: float) -> Any:
+        tokens, positions, predictors, targets = (
+            torch.from_numpy(a.astype(np.int64))
+            for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
+        )
+        return self.module(tokens, positions, layout_of(packed, self.device), predictors, targets, temperature)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.lasts.append(last)
+        loss.backward()
+
+    def update(self, learning_rate: float) -> float:
+        parameters = list(self.module.parameters())
+        self.gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+        self.learning_rates.append(learning_rate)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._optimisation.max_grad_norm)
+        if self.world_size == 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def reset_optimizer(self) -> None:
+        self.optimizer = self._fresh()
+
+    def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        return [(name, p.dtype, tuple(p.shape)) for name, p in self.weights()]
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, p.detach()) for name, p in hf_models.weight_names(self.module).items())
+
+    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
+        directory.mkdir(parents=True)
+        whole = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "state": dict(state)}
+        torch.save(whole, directory / f"rank-{self.rank}.pt")
+
+    def load(self, directory: Path) -> Mapping[str, Any]:
+        whole = torch.load(directory / f"rank-{self.rank}.pt", weights_only=True)
+        self.module.load_state_dict(whole["model"])
+        self.optimizer.load_state_dict(whole["optimizer"])
+        return whole["state"]
+
+    def close(self) -> None:
+        pass
+
+
+def sample_of(prompt_id: str, reward: float) -> Sample:
+    return Sample(
+        prompt_id=prompt_id, prompt="2+2=", completion="4", reward=reward, version=0, finish="stop", length=1
+    )

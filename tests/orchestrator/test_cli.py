@@ -1,0 +1,158 @@
+"""The command: it answers at once, imports nothing heavy, and says what to do about a slip."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Workshop
+
+from orchestrator import cli
+from orchestrator.cli import main
+from orchestrator.errors import Interrupted, WorkerFailed
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb")
+Golden = Callable[[str, str], None]
+
+
+def rlhf(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("validate", "recipe.yaml"), ("run", "recipe.yaml", "--dry-run")])
+def test_it_answers_within_a_second(arguments: tuple[str, ...], workshop: Workshop) -> None:
+    workshop.recipe()
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = rlhf(*arguments, cwd=workshop.path)
+        seconds.append(time.monotonic() - started)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "recipe.yaml"], ["run", "recipe.yaml", "--dry-run"]])
+def test_it_imports_nothing_heavy(arguments: list[str], workshop: Workshop) -> None:
+    workshop.recipe()
+    script = (
+        "import sys; from orchestrator.cli import main\n"
+        f"main({arguments!r}); print(sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=workshop.path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "[]\n"
+
+
+def test_the_light_half_imports_nothing_heavy() -> None:
+    """Every module of these packages, imported alone."""
+    light = ["config", "data", "monitor", "run.directory", "run.ledger", "errors", "terminal", "cli_jobs"]
+    script = f"""
+import importlib, pkgutil, sys
+for name in {light!r}:
+    module = importlib.import_module("orchestrator." + name)
+    for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        importlib.import_module(f"orchestrator.{{name}}.{{found.name}}")
+print(sorted(set(sys.modules) & {{*{HEAVY!r}, "pyarrow"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_validate_says_what_it_found(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["validate", workshop.recipe({"data": "{prompts: ./prompts.jsonl, eval_prompts: ./prompts.jsonl}"})]) == 0
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "recipe.yaml is good: 1 run",
+        "  arith: grpo on ./model, 10 steps, into runs/arith",
+        "    data.prompts: ./prompts.jsonl, 8 rows of text",
+        "    data.eval_prompts: ./prompts.jsonl, 8 rows of text",
+    ]
+
+
+def test_b58_slips_on_the_command_line(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    slips = (
+        ["rnu", "x.yaml"],
+        ["run"],
+        ["run", "x.yaml", "--dryrun"],
+        ["jobs"],
+        ["logs", "--cluster"],
+        ["stop", "--cluster", "x"],
+    )
+    for slip in slips:
+        assert main(slip) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    golden("b58-command-line", printed.err)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("rlhf ")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (WorkerFailed("reward", 0, "Traceback:\nValueError: boom"), 4, "rlhf: reward 0 failed: ValueError: boom"),
+        (Interrupted("SIGTERM", resume="rlhf resume runs/x"), 143, "rlhf: stopped by SIGTERM\n  fix: go on with: rlhf"),
+        (KeyboardInterrupt(), 130, "rlhf: stopped by Ctrl-C"),
+        (BrokenPipeError(), 0, ""),
+        (ZeroDivisionError("oh"), 1, "rlhf: unexpected ZeroDivisionError: oh\nrun it again with --debug"),
+    ],
+)
+def test_errors_become_exit_codes_without_a_traceback(
+    raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> int:
+        raise raised
+
+    monkeypatch.setattr(cli, "app", lambda *_, **__: command())
+    monkeypatch.setattr(cli, "redirect_to_nowhere", lambda _: None)
+    assert main(["run"]) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(said)
+    assert "Traceback (most recent call last)" not in printed
+    assert main(["run", "--debug"]) == code
+    assert "Traceback (most recent call last)" in capsys.readouterr().err or not said or code == 0
+
+
+def test_b62_output_into_a_pipe_that_closes(workshop: Workshop) -> None:
+    workshop.recipe()
+    command = f"{sys.executable} -m orchestrator.cli run recipe.yaml --dry-run | true; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=workshop.path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_b62_a_terminal_that_knows_ascii_only(workshop: Workshop) -> None:
+    workshop.recipe({"algorithm": "{type: ppo, prompts_per_step: 5, num_mini_batches: 4, max_steps: 2}"})
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "validate", "recipe.yaml"],
+        cwd=workshop.path,
+        env={**os.environ, **plain},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"5 completions" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.isascii()

@@ -1,0 +1,105 @@
+"""The tree of errors: what each says, its exit code, its cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from orchestrator.errors import (
+    BadInput,
+    ClusterError,
+    DeadlineExceeded,
+    Interrupted,
+    PlacementError,
+    Problem,
+    Problems,
+    ResumeError,
+    RlhfError,
+    Shortfall,
+    WorkerFailed,
+    redact,
+)
+
+PROBLEM = Problem(
+    what="algorithm.beta = -1", where="grpo.yaml:4", why="it must not be negative", fix="give a number >= 0"
+)
+TRACEBACK = """Traceback (most recent call last):
+  File "rewards.py", line 3, in reward
+    return 1 / 0
+ZeroDivisionError: division by zero
+"""
+ERRORS = {
+    "error": RlhfError(PROBLEM),
+    "bad-input": BadInput([PROBLEM, Problem(what="no such key: lr")]),
+    "cannot-resume": ResumeError(Problem(what="no checkpoint", where="runs/x/checkpoints")),
+    "cluster": ClusterError(Problem(what="nobody answers", where="http://head:8265")),
+    "placement": PlacementError(
+        [
+            Shortfall(role="policy", resource="GPU", asked=8, available=4),
+            Shortfall(role="rollout", resource="CPU", asked=2.5, available=0),
+        ]
+    ),
+    "worker-failed": WorkerFailed("reward", 1, TRACEBACK),
+    "worker-died": WorkerFailed("policy", 0, "its process was killed by SIGKILL", fix="see logs/latest"),
+    "deadline": DeadlineExceeded("rollout", "generate", 1800, rank=0),
+    "interrupted": Interrupted("SIGINT", resume="rlhf resume runs/x"),
+    "terminated": Interrupted("SIGTERM", resume="rlhf resume runs/x"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_it_says(name: str, golden: Callable[[str, str], None]) -> None:
+    golden(f"tree-{name}", f"{ERRORS[name]}\n")
+
+
+def test_exit_codes_and_causes() -> None:
+    assert {name: (error.exit_code, error.cause) for name, error in ERRORS.items()} == {
+        "error": (1, "error"),
+        "bad-input": (2, "bad_input"),
+        "cannot-resume": (2, "cannot_resume"),
+        "cluster": (3, "cluster"),
+        "placement": (3, "placement"),
+        "worker-failed": (4, "worker_failed"),
+        "worker-died": (4, "worker_failed"),
+        "deadline": (4, "deadline"),
+        "interrupted": (130, "user"),
+        "terminated": (143, "preempted"),
+    }
+
+
+def test_the_tree_is_as_it_is_drawn() -> None:
+    assert ResumeError.__bases__ == (BadInput,)
+    assert PlacementError.__bases__ == (ClusterError,)
+    assert DeadlineExceeded.__bases__ == (WorkerFailed,)
+    assert {cls.__bases__ for cls in (BadInput, ClusterError, WorkerFailed, Interrupted)} == {(RlhfError,)}
+
+
+def test_problems_are_collected_and_raised_together() -> None:
+    problems = Problems()
+    problems.raise_if_any()
+    problems.add("a")
+    problems.add("b", where="x:1")
+    with pytest.raises(BadInput) as caught:
+        problems.raise_if_any()
+    assert [problem.what for problem in caught.value.problems] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_" + "a" * 34,
+        "sk-proj-" + "a" * 40,
+        "ghp_" + "a" * 36,
+        "AKIA" + "A" * 16,
+        "-----BEGIN RSA PRIVATE KEY-----",
+    ],
+)
+def test_secrets_are_never_printed(secret: str) -> None:
+    assert secret not in str(Problem(what=f"token = {secret}", why=secret, fix=secret))
+    assert secret not in str(WorkerFailed("reward", 0, f"ValueError: bad key {secret}"))
+
+
+def test_credentials_of_a_url_are_taken_out() -> None:
+    assert redact("http://me:s3cret@host:8265/x") == "http://[redacted]@host:8265/x"
+    assert redact("http://host:8265/x@y") == "http://host:8265/x@y"

@@ -1,0 +1,111 @@
+"""The ledger: what is appended is there, half a record at the end is not, damage in the middle is an error."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ResumeError
+from orchestrator.run.ledger import Fact, Ledger, Record, read_ledger
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.jsonl"
+
+
+def write(path: Path, steps: int) -> tuple[Record, ...]:
+    with Ledger.open(path) as ledger:
+        ledger.append(Fact.attempt, attempt=1, step=0)
+        for step in range(1, steps + 1):
+            for fact in (Fact.planned, Fact.generated, Fact.scored, Fact.trained, Fact.published, Fact.committed):
+                ledger.append(fact, attempt=1, step=step, version=step)
+        return ledger.records
+
+
+def test_what_is_appended_is_read_back(path: Path) -> None:
+    written = write(path, steps=2)
+    assert [record.seq for record in written] == list(range(13))
+    with Ledger.open(path) as ledger:
+        assert (ledger.records, ledger.torn_bytes) == (written, 0)
+        last = ledger.last(Fact.committed)
+        assert last is not None
+        assert (last.step, last.details) == (2, {"version": 2})
+        assert ledger.last(Fact.finished) is None
+
+
+def test_a_record_is_one_line_with_its_schema_and_checksum(path: Path) -> None:
+    write(path, steps=0)
+    (line,) = path.read_text().splitlines()
+    body = json.loads(line)
+    assert {**body, "time": 0, "sha256": ""} == {
+        "v": 1, "seq": 0, "attempt": 1, "step": 0, "fact": "ATTEMPT", "details": {}, "time": 0, "sha256": "",
+    }  # fmt: skip
+    assert len(body["sha256"]) == 64
+
+
+def test_a_tail_torn_at_any_byte_is_cut_off_and_written_over(path: Path) -> None:
+    written = write(path, steps=1)
+    whole = path.read_bytes()
+    last = len(whole.splitlines(keepends=True)[-1])
+    for left in range(last):
+        path.write_bytes(whole[: len(whole) - last + left])
+        with Ledger.open(path) as ledger:
+            assert ledger.records == written[:-1]
+            assert ledger.torn_bytes == left
+            ledger.append(Fact.committed, attempt=2, step=1)
+        records, good_bytes, size = read_ledger(path)
+        assert (len(records), good_bytes) == (len(written), size)
+        assert records[-1].attempt == 2
+
+
+def test_damage_before_whole_records_is_an_error_that_names_the_line(path: Path) -> None:
+    write(path, steps=1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number in range(1, len(lines)):
+        damaged = lines[number - 1].replace(b'"attempt": 1', b'"attempt": 2')
+        path.write_bytes(b"".join([*lines[: number - 1], damaged, *lines[number:]]))
+        with pytest.raises(ResumeError, match=rf"ledger\.jsonl:{number}: a record is damaged"):
+            Ledger.open(path)
+
+
+def test_a_record_that_is_missing_or_doubled_is_damage(path: Path) -> None:
+    write(path, steps=1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for wrong in ([*lines[:2], *lines[3:]], [*lines[:2], lines[1], *lines[2:]]):
+        path.write_bytes(b"".join(wrong))
+        with pytest.raises(ResumeError):
+            read_ledger(path)
+
+
+def test_a_full_disk_leaves_nothing_behind(path: Path) -> None:
+    """RLIMIT_FSIZE stands in for it: a write beyond it comes back short, then fails."""
+    import resource
+    import signal
+
+    written = write(path, steps=1)
+    size = path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with Ledger.open(path) as ledger:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+            with pytest.raises(OSError, match="bytes written"):
+                ledger.append(Fact.planned, attempt=1, step=2)
+            assert ledger.records == written
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            ledger.append(Fact.planned, attempt=1, step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert len(read_ledger(path)[0]) == len(written) + 1
+
+
+def test_nothing_that_json_lacks_is_recorded(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            ledger.append(Fact.trained, attempt=1, step=1, loss=float("nan"))
+        assert os.path.getsize(path) == 0
