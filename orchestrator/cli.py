@@ -19,7 +19,7 @@ from typer.exceptions import Abort, TyperException
 from orchestrator import cli_jobs
 from orchestrator.cli_options import Overrides, RecipePath
 from orchestrator.errors import RlhfError, redact
-from orchestrator.terminal import never_fail_to_encode, redirect_to_nowhere
+from orchestrator.terminal import never_fail_to_encode, say
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
@@ -44,7 +44,7 @@ def _version(wanted: bool) -> None:
             ours = version("rlhf-orchestrator")
         except PackageNotFoundError:
             ours = "(not installed)"
-        typer.echo(f"rlhf {ours}, Python {platform.python_version()}")
+        say(f"rlhf {ours}, Python {platform.python_version()}")
         raise typer.Exit
 
 
@@ -71,7 +71,7 @@ def run(
 
     loaded = load(recipe, overrides or ())
     if dry_run:
-        typer.echo(_as_yaml(loaded.stages), nl=False)
+        say(_as_yaml(loaded.stages).rstrip())
         return 0
     from orchestrator.config.preflight import preflight
 
@@ -90,9 +90,9 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
     loaded = load(recipe, overrides or ())
     found = preflight(loaded)
     stages = "1 run" if len(loaded.stages) == 1 else f"{len(loaded.stages)} runs"
-    typer.echo(f"{recipe} is good: {stages}")
+    say(f"{recipe} is good: {stages}")
     for config in loaded.stages:
-        typer.echo(_summary(config, found[config.name]))
+        say(_summary(config, found[config.name]))
     return 0
 
 
@@ -147,15 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     try:
         code = app(given, prog_name="rlhf", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except RlhfError as error:
         count = f"{len(error.problems)} problems\n\n" if len(error.problems) > 1 else ""
         _complain(f"{count}{error}")
         return error.exit_code
-    except BrokenPipeError:
-        redirect_to_nowhere(sys.stdout)  # `rlhf … | head`: what was asked for was done
-        return 0
     except (KeyboardInterrupt, Abort):
         _complain("stopped by Ctrl-C")
         return 130

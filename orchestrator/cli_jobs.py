@@ -15,6 +15,7 @@ import typer
 
 from orchestrator.cli_options import Cluster, JobId, Overrides, RecipePath, TokenFile
 from orchestrator.errors import BadInput, Problem
+from orchestrator.terminal import say
 
 if TYPE_CHECKING:
     from orchestrator.cluster.ray_jobs import Job, Jobs
@@ -56,7 +57,7 @@ def submit(
         metadata={"rlhf_run": loaded.stages[-1].name, "rlhf_recipe": str(inside)},
     )
     submitted = _connect(cluster, token_file, open_is_allowed=allow_open_cluster).submit(request)
-    typer.echo(submitted.job.id)
+    say(submitted.job.id)
     if not submitted.is_new:
         _tell(f"submitted before; its status is {submitted.job.status}")
     for command in ("status", "logs", "stop"):
@@ -70,7 +71,7 @@ def jobs(cluster: Cluster, token_file: TokenFile = None) -> int:
     rows = [("ID", "STATUS", "STARTED", "TOOK", "RUN")]
     rows += [(job.id, job.status, _when(job.started), _took(job), job.metadata.get("rlhf_run", "")) for job in found]
     for line in _aligned(rows):
-        typer.echo(line)
+        say(line)
     return 0
 
 
@@ -88,7 +89,7 @@ def status(cluster: Cluster, id: JobId = None, token_file: TokenFile = None) -> 
         ("message", job.message),
     ]
     for line in _aligned([row for row in rows if row[1]]):
-        typer.echo(line)
+        say(line)
     return 0
 
 
@@ -103,9 +104,9 @@ def logs(
     wanted = id or connected.newest().id
     if follow:
         for chunk in connected.follow(wanted):
-            typer.echo(chunk, nl=False)
+            say(chunk.rstrip("\n"))
     else:
-        typer.echo(connected.logs(wanted), nl=False)
+        say(connected.logs(wanted).rstrip("\n"))
     return 0
 
 
@@ -116,7 +117,7 @@ def stop(
 ) -> int:
     """Ask a job to end; its run can be resumed."""
     job = _connect(cluster, token_file).stop(id)
-    typer.echo(f"{job.id} is asked to stop")
+    say(f"{job.id} is asked to stop")
     return 0
 
 
@@ -153,7 +154,7 @@ def _warn_of_lost_results(recipe: Recipe) -> None:
 
 def _tell(text: str) -> None:
     """To the person, not to a pipe."""
-    typer.echo(text, file=sys.stderr)
+    print(text, file=sys.stderr)
 
 
 def _when(seconds: float | None) -> str:

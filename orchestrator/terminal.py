@@ -16,7 +16,7 @@ class Forgiving:
         self.closed_by_reader = False
 
     def write(self, text: str) -> int:
-        return self._guarded(lambda: self._stream.write(text))
+        return self._guarded(lambda: self._stream.write(_writable(text, self._stream)))
 
     def flush(self) -> None:
         self._guarded(self._stream.flush)
@@ -26,8 +26,6 @@ class Forgiving:
             return 0
         try:
             return action() or 0
-        except UnicodeEncodeError:
-            return 0
         except (OSError, ValueError):  # a pipe without a reader; a closed file
             self.closed_by_reader = True
             redirect_to_nowhere(self._stream)
@@ -35,6 +33,24 @@ class Forgiving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def say(text: str) -> None:
+    """Prints a line; when nobody reads it (`rlhf … | head`) that is fine."""
+    if sys.stdout is not None:
+        out = Forgiving(sys.stdout)
+        out.write(text + "\n")
+        out.flush()
+
+
+def _writable(text: str, stream: TextIO) -> str:
+    """What the stream's character set lacks, replaced."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.encode(encoding, "replace").decode(encoding)
+    return text
 
 
 def redirect_to_nowhere(stream: TextIO) -> None:
@@ -51,10 +67,6 @@ def never_fail_to_encode() -> None:
         if hasattr(stream, "reconfigure"):
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(errors="replace")
-
-
-def is_unicode(stream: TextIO) -> bool:
-    return (stream.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def is_live(stream: TextIO) -> bool:

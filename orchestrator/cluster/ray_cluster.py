@@ -6,6 +6,7 @@ A driver that ends takes its actors with it: all of them are owned, none is deta
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -74,9 +75,18 @@ class RayHandle(Generic[R]):
             text = str(cause) if isinstance(cause, Failure) else str(error)
             raise WorkerFailed(self.role, self.rank, text) from None
         except RayActorError as error:
-            raise WorkerFailed(self.role, self.rank, f"its process died ({' '.join(str(error).split())})") from None
+            raise WorkerFailed(self.role, self.rank, _death(str(error))) from None
         except GetTimeoutError:
             raise DeadlineExceeded(self.role, self.method, 60, rank=self.rank) from None
+
+
+def _death(report: str) -> str:
+    """What Ray knows of an actor's death, in one line; its own report is a paragraph of guesses."""
+    text = " ".join(report.split())
+    pid = re.search(r"pid: (\d+)", text)
+    detail = re.search(r"Worker exit detail: (.*?)(?: Some common causes| If the process|$)", text)
+    cause = detail.group(1).rstrip(". )") if detail else text
+    return f"its process{f' (pid {pid.group(1)})' if pid else ''} died: {cause}"
 
 
 class RayGang(Generic[W]):

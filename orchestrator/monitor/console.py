@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ REDRAWS_PER_SECOND = 4.0
 
 def open_console(stream: TextIO | None = None) -> Sink:
     """Live where a person watches, plain everywhere else."""
-    target = stream or sys.stdout
+    target = stream or sys.stdout or io.StringIO()  # there is no sys.stdout when it was closed from the start
     return LiveConsole(target) if is_live(target) else PlainConsole(target)
 
 

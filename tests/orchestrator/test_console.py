@@ -101,7 +101,7 @@ def screen(width: int, encoding: str = "utf-8", outcome: Outcome | None = None) 
         shown.progress.phase("policy", "learning")
         clock.now += 1.0
         shown.progress.step(step, {"reward": 0.25 * step, "kl": 0.01}, (SAMPLE,))
-    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
     console = Console(file=file, width=width, force_terminal=True, color_system=None, legacy_windows=False)
     console.print(shown)
     file.seek(0)
@@ -114,8 +114,8 @@ def test_the_screen() -> None:
         "arith  grpo on models/base",
         "step 3/12",
         "0:36 left  4.0 s/step  0:12",
-        "rollout       75 % busy  idle",
-        "25 % busy  learning  1.0 s",
+        "rollout     75 % busy  idle",
+        "75 % busy  learning  1.0 s",
         "eval reward  0.2500",
         "reward       0.7500  ▁▅█",
         "from 0.2500",

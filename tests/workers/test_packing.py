@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.packing import input_lengths, members, pack, plan, updates
+from workers.types import Ragged, TrainBatch
+
+
+def test_the_example_of_the_docstring() -> None:
+    packed = pack(
+        Ragged.of([[1, 2, 3]]), Ragged.of([[10, 11, 12], [20, 21, 22, 23]]), np.array([0, 2]), np.array([0])
+    )
+    assert packed.tokens.tolist() == [1, 2, 3, 10, 11, 20, 21, 22]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
+    assert packed.segments.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert packed.targets.tolist() == [10, 11, 12, 20, 21, 22, 23]
+    assert packed.predictors.tolist() == [2, 3, 4, 2, 5, 6, 7]
+    assert packed.row_lengths.tolist() == [8]
+    assert packed.row_sizes.tolist() == [2]
+    assert packed.completion_lengths.tolist() == [3, 4]
+
+
+def test_some_rows_in_an_order_of_their_own() -> None:
+    # Rows: (1 2 | 10), (3 | 20 21, 30), (4 | 40). A completion of one token is no input at all.
+    prompts, completions = Ragged.of([[1, 2], [3], [4]]), Ragged.of([[10], [20, 21], [30], [40]])
+    packed = pack(prompts, completions, np.array([0, 1, 3, 4]), np.array([1, 0]))
+    assert packed.tokens.tolist() == [3, 20, 1, 2]
+    assert packed.positions.tolist() == [0, 1, 0, 1]
+    assert packed.segments.tolist() == [0, 1, 0, 0]
+    assert packed.targets.tolist() == [20, 21, 30, 10]
+    assert packed.predictors.tolist() == [0, 1, 0, 3]
+    assert packed.row_lengths.tolist() == [2, 2]
+    assert packed.row_sizes.tolist() == [2, 1]
+
+
+def test_input_lengths_and_members() -> None:
+    prompts, completions, offsets = Ragged.of([[1, 2], [3]]), Ragged.of([[10], [20, 21], [30]]), np.array([0, 1, 3])
+    assert input_lengths(prompts, completions, offsets).tolist() == [2 + 0, 1 + 1 + 0]
+    assert members(offsets, np.array([1, 0])).tolist() == [1, 2, 0]
+
+
+# ------------------------------------------------------------------------------------------------ plan
+
+
+def rows_of(planned: list[list[np.ndarray]]) -> list[list[list[int]]]:
+    return [[rows.tolist() for rows in rank] for rank in planned]
+
+
+def test_a_plan_by_hand() -> None:
+    # Longest first, each to the emptier of two bins: 5→a 4→b 3→b(7) 3→a(8) 3→b(10). The fuller bin goes to rank 0.
+    assert rows_of(plan([5, 4, 3, 3, 3], num_ranks=2, budget=10)) == [[[1, 2, 4]], [[0, 3]]]
+
+
+def test_a_budget_that_is_too_small_for_two_bins_takes_four() -> None:
+    # 18 positions on 2 × 9 would do, but 10 + 8 is the best split: two micro-batches on each rank, loads 5 6 4 3.
+    assert rows_of(plan([5, 4, 3, 3, 3], num_ranks=2, budget=9)) == [[[3, 4], [1]], [[0], [2]]]
+
+
+def test_ranks_without_rows_still_get_their_micro_batch() -> None:
+    assert rows_of(plan([7], num_ranks=3, budget=100)) == [[[0]], [[]], [[]]]
+    assert rows_of(plan([], num_ranks=2, budget=100)) == [[[]], [[]]]
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 4), st.integers(1, 90))
+def test_every_plan(lengths: list[int], num_ranks: int, budget: int) -> None:
+    planned = rows_of(plan(lengths, num_ranks, budget))
+    bins = [rows for rank in planned for rows in rank]
+    assert len(planned) == num_ranks
+    assert len({len(rank) for rank in planned}) == 1
+    assert sorted(itertools.chain(*bins)) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in rows) for rows in bins]
+    assert all(load <= budget or len(rows) == 1 for load, rows in zip(loads, bins, strict=True))
+    # Greedy: the fullest bin was the emptiest before it took its last row.
+    assert max(loads) <= sum(loads) / len(loads) + max(lengths, default=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balance_is_within_a_third_of_the_best_there_is(seed: int) -> None:
+    lengths = np.random.Generator(np.random.Philox(seed)).integers(1, 20, 7)
+    best = min(
+        max(sum(lengths[i] for i in range(7) if where[i] == b) for b in range(3))
+        for where in itertools.product(range(3), repeat=7)
+    )
+    ours = max(int(lengths[rank[0]].sum()) for rank in plan(lengths, num_ranks=3, budget=1000))
+    assert ours <= best * 4 / 3
+
+
+# ------------------------------------------------------------------------------------------------ updates
+
+
+def batch_of(num_rows: int) -> TrainBatch:
+    return TrainBatch(
+        prompts=Ragged.of([[1]] * num_rows), completions=Ragged.of([[2]] * num_rows), row_offsets=np.arange(num_rows + 1)
+    )
+
+
+def test_one_update_per_pass_takes_the_rows_as_they_come() -> None:
+    assert [u.tolist() for u in updates(batch_of(3), epochs=2, num_updates=1, seed=0)] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_every_pass_takes_each_row_once_in_an_order_of_its_own() -> None:
+    found = [u.tolist() for u in updates(batch_of(20), epochs=2, num_updates=3, seed=1)]
+    assert [len(u) for u in found] == [7, 7, 6, 7, 7, 6]
+    first, second = sum(found[:3], []), sum(found[3:], [])
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert [u.tolist() for u in updates(batch_of(20), epochs=2, num_updates=3, seed=1)] == found
+    assert [u.tolist() for u in updates(batch_of(20), epochs=2, num_updates=3, seed=2)] != found
+
+
+def test_nothing_to_learn_from_is_no_update() -> None:
+    assert updates(batch_of(0), epochs=4, num_updates=0, seed=0) == []

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import experience
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.types import (
+    Ragged,
+    Scores,
+    StepStats,
+    TokenShare,
+    TrainBatch,
+    assemble,
+    concat,
+    merge,
+    merge_scores,
+    merge_stats,
+)
+
+FOUR = Ragged.of([[5, 6], [7], [], [8, 9, 1]])
+
+
+def test_sequences_lie_one_after_the_other() -> None:
+    assert FOUR.values.tolist() == [5, 6, 7, 8, 9, 1]
+    assert FOUR.values.dtype == np.int32
+    assert FOUR.offsets.tolist() == [0, 2, 3, 3, 6]
+    assert FOUR.lengths.tolist() == [2, 1, 0, 3]
+    assert [s.tolist() for s in FOUR] == [[5, 6], [7], [], [8, 9, 1]]
+
+
+def test_nothing_is_a_ragged_too() -> None:
+    nothing = Ragged.of([])
+    assert (len(nothing), nothing.values.tolist(), nothing.offsets.tolist()) == (0, [], [0])
+
+
+def test_take_by_hand() -> None:
+    taken = FOUR.take(np.array([3, 0]))
+    assert FOUR.positions(np.array([3, 0])).tolist() == [3, 4, 5, 0, 1]
+    assert taken.values.tolist() == [8, 9, 1, 5, 6]
+    assert taken.offsets.tolist() == [0, 3, 5]
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.integers(0, 99), max_size=4), min_size=1, max_size=6), st.data())
+def test_take_gives_the_sequences_that_were_named(sequences: list[list[int]], data: st.DataObject) -> None:
+    wanted = data.draw(st.lists(st.integers(0, len(sequences) - 1), max_size=8))
+    taken = Ragged.of(sequences).take(np.array(wanted, np.int64))
+    assert [s.tolist() for s in taken] == [sequences[i] for i in wanted]
+
+
+def test_concat() -> None:
+    both = concat([FOUR, Ragged.of([[2, 2]])])
+    assert both.values.tolist() == [5, 6, 7, 8, 9, 1, 2, 2]
+    assert both.offsets.tolist() == [0, 2, 3, 3, 6, 8]
+
+
+# ------------------------------------------------------------------------------------------------ merge
+
+
+def test_merge_keeps_groups_whole_and_in_order() -> None:
+    first = experience(
+        [([1], [[10, 11], [12]])], logprobs=[-1, -2, -3], version=4, num_dropped=1, num_truncated=2, seconds=1.5
+    )
+    second = experience([([2, 3], [[13]]), ([4], [[14], [15]])], logprobs=[-4, -5, -6], version=5, seconds=0.5)
+    whole = merge([first, second])
+    assert [p.tolist() for p in whole.prompt_tokens] == [[1], [2, 3], [4]]
+    assert [c.tolist() for c in whole.completions] == [[10, 11], [12], [13], [14], [15]]
+    assert whole.group_offsets.tolist() == [0, 2, 3, 5]
+    assert whole.group_of.tolist() == [0, 0, 1, 2, 2]
+    assert whole.logprobs is not None
+    assert whole.logprobs.tolist() == [-1, -2, -3, -4, -5, -6]
+    assert whole.versions.tolist() == [4, 4, 5, 5, 5]
+    assert (whole.num_dropped, whole.num_truncated, whole.seconds) == (1, 2, 1.5)
+
+
+def test_merge_of_one_is_that_one() -> None:
+    alone = experience([([1], [[2]])])
+    assert merge([alone]) is alone
+
+
+def test_a_field_that_one_part_lacks_is_lacking() -> None:
+    sampled = experience([([1], [[2]])], logprobs=[-1], rewards=[1])
+    read = experience([([1], [[2]])])
+    whole = merge([sampled, read])
+    assert whole.logprobs is None
+    assert whole.rewards is None
+
+
+def test_merge_scores() -> None:
+    parts = [
+        Scores(rewards=np.float32([1, 2]), by_scorer={"a": np.float32([1, 2])}, seconds=0.25),
+        Scores(rewards=np.float32([3]), by_scorer={"a": np.float32([np.nan])}, seconds=0.75),
+    ]
+    whole = merge_scores(parts)
+    assert whole.rewards.tolist() == [1, 2, 3]
+    assert whole.by_scorer["a"].tolist() == pytest.approx([1, 2, np.nan], nan_ok=True)
+    assert whole.seconds == 0.75
+
+
+def test_merge_stats_adds_sums_and_keeps_the_largest_and_the_facts() -> None:
+    parts = [
+        StepStats(sums={"loss": 0.25}, maxima={"gap": 0.5}, facts={"reward": 3.0}),
+        StepStats(sums={"loss": 0.5}, maxima={"gap": 0.125}, facts={"reward": 3.0}),
+    ]
+    assert merge_stats(parts) == {"loss": 0.75, "gap": 0.5, "reward": 3.0}
+
+
+# ------------------------------------------------------------------------------------------------ assemble
+
+
+def share(completions: list[int], values: list[float]) -> TokenShare:
+    return TokenShare(completions=np.array(completions, np.int64), values=np.array(values, np.float32))
+
+
+def test_assemble_puts_every_share_in_its_place() -> None:
+    completions = Ragged.of([[1, 1], [2], [3, 3]])
+    whole = assemble([share([2, 0], [30, 31, 10, 11]), share([1], [20])], completions)
+    assert whole.tolist() == [10, 11, 20, 30, 31]
+
+
+@pytest.mark.parametrize(
+    ("given_shares", "message"),
+    [
+        ([share([1], [20])], "4 of 5 tokens got no number"),
+        ([share([0, 1, 2], [1, 2, np.nan, 4, 5])], "1 of 5 tokens got no number"),
+    ],
+    ids=["a share is missing", "a number is not one"],
+)
+def test_assemble_refuses_a_token_without_a_number(given_shares: list[TokenShare], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        assemble(given_shares, Ragged.of([[1, 1], [2], [3, 3]]))
+
+
+# ------------------------------------------------------------------------------------------------ TrainBatch
+
+
+def test_rows_must_cover_prompts_and_completions() -> None:
+    with pytest.raises(ValueError, match="1 rows do not cover 2 prompts, 2 completions"):
+        TrainBatch(prompts=Ragged.of([[1], [1]]), completions=Ragged.of([[2], [3]]), row_offsets=np.array([0, 2]))
+    with pytest.raises(ValueError, match="1 rows do not cover 1 prompts, 2 completions"):
+        TrainBatch(prompts=Ragged.of([[1]]), completions=Ragged.of([[2], [3]]), row_offsets=np.array([0, 1]))
+
+
+@pytest.mark.parametrize("name", ["old_logprobs", "reference_logprobs", "advantages", "old_values", "returns"])
+def test_token_fields_are_as_long_as_the_tokens(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"TrainBatch.{name} has shape \(1,\), the completions have 2 tokens"):
+        TrainBatch(
+            prompts=Ragged.of([[1]]),
+            completions=Ragged.of([[2, 3]]),
+            row_offsets=np.array([0, 1]),
+            **{name: np.zeros(1, np.float32)},
+        )

@@ -1,0 +1,107 @@
+"""A training engine for one process: the product's models and attention, torch's own AdamW, no process group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.config import Optimisation
+from workers.engines import hf_models
+from workers.engines.attention import layout_of
+from workers.packing import Packed
+
+
+class TorchEngine:
+    """`TrainingEngine` for one process: the same models and attention, torch's own AdamW, no process group.
+
+    `gradients` keeps the flat gradient of every update, `learning_rates` its rate, `forwards` and `temperatures` what
+    was computed. As one of several ranks it sees its own share of the gradient only, and does not learn from it.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, path: Path, optimisation: Optimisation, *, head: str = "logprobs", rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
+        load: Callable[[str, str], Any] = (
+            (lambda p, dtype: hf_models.load_policy(p, dtype, chunk=64))
+            if head == "logprobs"
+            else hf_models.load_critic
+        )
+        self.module = load(str(path), "float32")
+        self.optimizer = self._fresh()
+        self.gradients: list[Tensor] = []
+        self.learning_rates: list[float] = []
+        self.forwards: list[Packed] = []
+        self.inferred: list[Packed] = []
+        self.temperatures: list[float] = []
+        self.lasts: list[bool] = []
+
+    def _fresh(self) -> torch.optim.AdamW:
+        o = self._optimisation
+        betas = (o.adam_beta1, o.adam_beta2)
+        return torch.optim.AdamW(
+            self.module.parameters(), lr=1.0, betas=betas, eps=o.adam_epsilon, weight_decay=o.weight_decay
+        )
+
+    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        self.forwards.append(packed)
+        self.temperatures.append(temperature)
+        return self._run(packed, temperature)
+
+    def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:
+        self.inferred.append(packed)
+        with torch.no_grad():
+            return self._run(packed, temperature)[0]
+
+    def _run(self, packed: Packed, temperature: float) -> Any:
+        tokens, positions, predictors, targets = (
+            torch.from_numpy(a.astype(np.int64))
+            for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
+        )
+        return self.module(tokens, positions, layout_of(packed, self.device), predictors, targets, temperature)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.lasts.append(last)
+        loss.backward()
+
+    def update(self, learning_rate: float) -> float:
+        parameters = list(self.module.parameters())
+        self.gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+        self.learning_rates.append(learning_rate)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._optimisation.max_grad_norm)
+        if self.world_size == 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def reset_optimizer(self) -> None:
+        self.optimizer = self._fresh()
+
+    def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        return [(name, p.dtype, tuple(p.shape)) for name, p in self.weights()]
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, p.detach()) for name, p in hf_models.weight_names(self.module).items())
+
+    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
+        directory.mkdir(parents=True)
+        whole = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "state": dict(state)}
+        torch.save(whole, directory / f"rank-{self.rank}.pt")
+
+    def load(self, directory: Path) -> Mapping[str, Any]:
+        whole = torch.load(directory / f"rank-{self.rank}.pt", weights_only=True)
+        self.module.load_state_dict(whole["model"])
+        self.optimizer.load_state_dict(whole["optimizer"])
+        return whole["state"]
+
+    def close(self) -> None:
+        pass
