@@ -133,7 +133,7 @@ class WorkerFailed(RlhfError):
         self.role, self.rank, self.traceback = role, rank, redact(traceback.rstrip())
         last_line = self.traceback.rsplit("\n", 1)[-1].strip() or "died without a word"
         why = "its own traceback stands below" if "\n" in self.traceback else ""
-        super().__init__(Problem(what=f"{role} {rank} failed: {last_line}", why=why, fix=fix))
+        super().__init__(Problem(what=f"{role} rank {rank} failed: {last_line}", why=why, fix=fix))
 
     def __str__(self) -> str:
         if "\n" not in self.traceback:
@@ -149,7 +149,7 @@ class DeadlineExceeded(WorkerFailed):
     def __init__(self, role: str, method: str, seconds: float, *, rank: int | None = None) -> None:
         self.role, self.method, self.seconds, self.traceback = role, method, seconds, ""
         self.rank = -1 if rank is None else rank  # -1: any of the gang
-        who = role if rank is None else f"{role} {rank}"
+        who = role if rank is None else f"{role} rank {rank}"
         RlhfError.__init__(
             self,
             Problem(

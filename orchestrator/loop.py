@@ -44,10 +44,14 @@ def run(parts: Parts, *, first_step: int, max_steps: int) -> bool:
         parts.recorder.planned(step)
         arrival = parts.source.take(step)
         reference = parts.anchor.logprobs(step, arrival.experience)
+        arrival.wait()
+        parts.recorder.arrived(step)
+        arrived = time.monotonic()
         metrics = parts.learners.learn(step, arrival, reference, parts.recorder.pairs_file(step))
         parts.recorder.trained(step, parts.anchor.decision())
         metrics |= parts.publisher.publish(step + 1)
         metrics |= metrics_of(parts.anchor.decision(), step)
+        metrics["timing/wait_for_batch"] = arrived - started  # much of a step: the rollouts are the bottleneck
         metrics["timing/step"] = time.monotonic() - started
         metrics["timing/driver"] = metrics["timing/step"] - (parts.waited_s() - waited)
         parts.recorder.committed(step, metrics, arrival.scores)

@@ -28,7 +28,9 @@ class Handle(Protocol[R_co]):
         cluster's own deadline)."""
         ...
 
-    def done(self) -> bool: ...
+    def wait(self) -> None:
+        """Return when the answer is there, without fetching it. Raises as `result` does for a call that never ends."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

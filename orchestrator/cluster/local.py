@@ -22,8 +22,8 @@ class Done(Generic[R]):
     def result(self, timeout_s: float | None = None) -> R:
         return self.value
 
-    def done(self) -> bool:
-        return True
+    def wait(self) -> None:
+        pass
 
 
 class LocalGang(Generic[W]):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -34,6 +34,14 @@ class _Clock:
 
     waited_s = 0.0
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited_s += time.monotonic() - started
+
 
 class RayHandle(Generic[R]):
     """A call under way. While it is waited for, a failure of its siblings in the same fan-out counts as its own: a rank
@@ -45,18 +53,16 @@ class RayHandle(Generic[R]):
         self.siblings: Sequence[RayHandle[Any]] = ()
 
     def result(self, timeout_s: float | None = None) -> R:
-        limit = self._deadline_s if timeout_s is None else timeout_s
-        started = time.monotonic()
-        try:
-            self._await(started + limit, limit)
+        with self._clock.running():
+            self._await(self._deadline_s if timeout_s is None else timeout_s)
             return self._get()
-        finally:
-            self._clock.waited_s += time.monotonic() - started
 
-    def done(self) -> bool:
-        return bool(ray.wait([self.ref], timeout=0, fetch_local=False)[0])
+    def wait(self) -> None:
+        with self._clock.running():
+            self._await(self._deadline_s)
 
-    def _await(self, until: float, limit: float) -> None:
+    def _await(self, limit: float) -> None:
+        until = time.monotonic() + limit
         pending = {h.ref: h for h in (self, *self.siblings)}
         while self.ref in pending:
             ready, _ = ray.wait(list(pending), timeout=max(0.0, until - time.monotonic()), fetch_local=False)

@@ -26,6 +26,11 @@ class Arrival:
     experience: Sequence[Handle[Experience]]
     scores: Sequence[Handle[Scores]] | None
 
+    def wait(self) -> None:
+        """Return when all of it is there."""
+        for handle in self.scores if self.scores is not None else self.experience:
+            handle.wait()
+
 
 Begun: TypeAlias = Callable[[int, Sequence[Handle[Experience]]], None]
 """Told of each step whose experience is on its way, so that the reference can score it while the learner is busy."""

@@ -66,6 +66,12 @@ class Recorder:
 
     def planned(self, step: int) -> None:
         self._ledger.append(Fact.planned, attempt=self._attempt, step=step + 1)
+        self._monitor.phase("rollout", "generating")
+
+    def arrived(self, step: int) -> None:
+        """The batch of this step is complete; what is sampled from now on is for a later one."""
+        self._ledger.append(Fact.scored, attempt=self._attempt, step=step + 1)
+        self._monitor.phase("rollout", "")
         self._monitor.phase("policy", "learning")
 
     def pairs_file(self, step: int) -> str | None:
@@ -73,6 +79,7 @@ class Recorder:
         return str(self._directory.round(step + 1) / "pairs.parquet") if self._rounds else None
 
     def trained(self, step: int, decision: Decision | None) -> None:
+        self._monitor.phase("policy", "")
         self._decision = decision
         reference = None if decision is None else decision.version
         self._ledger.append(Fact.trained, attempt=self._attempt, step=step + 1, reference=reference)

@@ -109,7 +109,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        (WorkerFailed("reward", 0, "Traceback:\nValueError: boom"), 4, "rlhf: reward 0 failed: ValueError: boom"),
+        (WorkerFailed("reward", 0, "Traceback:\nValueError: boom"), 4, "rlhf: reward rank 0 failed: ValueError: boom"),
         (Interrupted("SIGTERM", resume="rlhf resume runs/x"), 143, "rlhf: stopped by SIGTERM\n  fix: go on with: rlhf"),
         (KeyboardInterrupt(), 130, "rlhf: stopped by Ctrl-C"),
         (ZeroDivisionError("oh"), 1, "rlhf: unexpected ZeroDivisionError: oh\nrun it again with --debug"),

@@ -57,8 +57,8 @@ def test_a_plan_by_hand() -> None:
 
 
 def test_a_budget_that_is_too_small_for_two_bins_takes_four() -> None:
-    # 18 positions on 2 × 9 would do, but 10 + 8 is the best split: two micro-batches on each rank, loads 5 6 4 3.
-    assert rows_of(plan([5, 4, 3, 3, 3], num_ranks=2, budget=9)) == [[[3, 4], [1]], [[0], [2]]]
+    # Two bins would have to hold 9 each, the best split is 10 + 8. Four bins: 5, 4, 3 + 3, 3; the fullest go first.
+    assert rows_of(plan([5, 4, 3, 3, 3], num_ranks=2, budget=9)) == [[[2, 4], [1]], [[0], [3]]]
 
 
 def test_ranks_without_rows_still_get_their_micro_batch() -> None:

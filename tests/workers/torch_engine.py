@@ -29,12 +29,11 @@ class TorchEngine:
         self, path: Path, optimisation: Optimisation, *, head: str = "logprobs", rank: int = 0, world_size: int = 1
     ) -> None:
         self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
-        load: Callable[[str, str], Any] = (
-            (lambda p, dtype: hf_models.load_policy(p, dtype, chunk=64))
+        self.module: Any = (
+            hf_models.load_policy(str(path), "float32", chunk=64)
             if head == "logprobs"
-            else hf_models.load_critic
+            else hf_models.load_critic(str(path), "float32")
         )
-        self.module = load(str(path), "float32")
         self.optimizer = self._fresh()
         self.gradients: list[Tensor] = []
         self.learning_rates: list[float] = []

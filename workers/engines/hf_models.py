@@ -85,9 +85,12 @@ def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
     warmup_updates = round(warmup * total) if warmup < 1 else round(warmup)
     kind = "constant_with_warmup" if name == "constant" else name
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    lambdas = get_scheduler(kind, optimizer, num_warmup_steps=warmup_updates, num_training_steps=total).lr_lambdas
-    # transformers' warm-up starts at exactly 0, which would waste the first update: ours is shifted by one.
-    return lambda update: float(lambdas[0](update + 1 if warmup_updates else update))
+    # transformers' warm-up starts at exactly 0, which would waste the first update: ours is shifted by one, its end too.
+    shift = 1 if warmup_updates else 0
+    lambdas = get_scheduler(
+        kind, optimizer, num_warmup_steps=warmup_updates, num_training_steps=total + shift
+    ).lr_lambdas
+    return lambda update: float(lambdas[0](update + shift))
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -180,14 +183,17 @@ def export(
     described: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
     weights: Iterable[tuple[str, Tensor]],
     target: Path,
+    *,
+    shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write a Hugging Face directory: `weights` in shards, each written as soon as it is complete, and everything else
-    (config, tokenizer, chat template, generation config) from the directory `source`."""
+    """Write a Hugging Face directory: `weights` in shards of up to `shard_bytes`, each written as soon as it is complete,
+    and everything else (config, tokenizer, chat template, generation config) from the directory `source`."""
     target.mkdir(parents=True, exist_ok=True)
     config = AutoConfig.from_pretrained(source)
     tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()  # stored once
     split = split_torch_state_dict_into_shards(
-        {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in described if name not in tied}
+        {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in described if name not in tied},
+        max_shard_size=shard_bytes,
     )
     shards: dict[str, dict[str, Tensor]] = {filename: {} for filename in split.filename_to_tensors}
     for name, tensor in weights:

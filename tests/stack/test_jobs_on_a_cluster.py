@@ -1,0 +1,114 @@
+"""Jobs on a real cluster that asks for a token: refused without it, run with it, submitted once, stopped, listed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cluster.job_server import Server
+from orchestrator.cluster.ray_jobs import Job, JobRequest, Jobs
+from orchestrator.errors import ClusterError
+
+pytestmark = pytest.mark.stack
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """(address of the dashboard, token file) of a one-node cluster with a HOME of its own."""
+    home = tmp_path_factory.mktemp("home")
+    token = home / "token"
+    token.write_text("a" * 64)
+    token.chmod(0o600)
+    port = free_port()
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--disable-usage-stats"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={free_port()}", f"--temp-dir=/tmp/r{os.getpid()}"]
+    command += ["--num-cpus=1", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    command += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    variables = {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | variables
+    with open(home / "log", "w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        server = Server.at(f"127.0.0.1:{port}", token_file=token)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                server.check()
+                break
+            except ClusterError:
+                assert head.poll() is None, (home / "log").read_text()
+                assert time.monotonic() < deadline, (home / "log").read_text()
+                time.sleep(0.5)
+        yield f"127.0.0.1:{port}", token
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(30)
+
+
+def finished(jobs: Jobs, id: str) -> Job:
+    deadline = time.monotonic() + 60
+    while not (job := jobs.get(id)).is_finished:
+        assert time.monotonic() < deadline, job
+        time.sleep(0.2)
+    return job
+
+
+def test_a_job_from_submission_to_its_log(
+    cluster: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, token = cluster
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere.else:1")  # the address that was given counts
+    for variable in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ClusterError, match="the token step failed"):
+        Jobs.connect(Server.at(address))
+    (tmp_path / "wrong").write_text("b" * 64)
+    with pytest.raises(ClusterError, match="refuses this token"):
+        Jobs.connect(Server.at(address, token_file=tmp_path / "wrong"))
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+    upload = tmp_path / "upload"
+    upload.mkdir()
+    (upload / "hello.txt").write_text("hello from the upload")
+    (upload / ".env").write_text("SECRET=1")
+    jobs = Jobs.connect(Server.at(address, token_file=token))
+    request = JobRequest(
+        id="rlhf-hello-1", entrypoint="cat hello.txt; ls -A", working_dir=upload, metadata={"rlhf_run": "a"}
+    )
+    submitted = jobs.submit(request)
+    assert submitted.is_new
+    assert finished(jobs, "rlhf-hello-1").status == "SUCCEEDED"
+    assert not jobs.submit(request).is_new
+    log = jobs.logs("rlhf-hello-1")
+    assert "hello from the upload" in log
+    assert ".env" not in log
+
+    failing = JobRequest(id="rlhf-fails-1", entrypoint="exit 2")
+    jobs.submit(failing)
+    assert finished(jobs, "rlhf-fails-1").exit_code == 2
+    sleeper = JobRequest(id="rlhf-fails-1", entrypoint="echo started; sleep 60")
+    again = jobs.submit(sleeper)
+    assert (again.is_new, again.job.id) == (True, "rlhf-fails-1-2")
+    follower = jobs.follow(again.job.id)
+    assert any("started" in chunk for chunk in follower)
+    follower.close()
+    jobs.stop(again.job.id)
+    assert finished(jobs, again.job.id).status == "STOPPED"
+    assert [job.id for job in jobs.list()] == ["rlhf-fails-1-2", "rlhf-fails-1", "rlhf-hello-1"]
+    assert jobs.newest().metadata == {}

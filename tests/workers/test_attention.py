@@ -1,0 +1,136 @@
+"""Packed rows give what Hugging Face gives for each sequence alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from workers.engines.attention import layout_of
+from workers.engines.hf_models import enable_checkpointing, load_policy, weight_names
+from workers.packing import Packed, pack
+from workers.types import Ragged
+
+CPU = torch.device("cpu")
+
+# Rows of 1 to 5 completions, input lengths 14, 25, 2, 13 and 9: four rectangles, one of them with two rows.
+PROMPTS = [[3, 4, 5, 6], [3] + [5, 6, 7] * 6, [8, 9], [7, 8, 9, 10, 11], [4]]
+COMPLETIONS = [
+    [[5, 6, 7, 8], [9, 4, 1], [10, 11, 3, 4, 5, 1]],
+    [[6, 6, 1], [4, 4, 4, 4, 1]],
+    [[1]],
+    [[3, 4, 5, 6, 7, 8, 9, 10, 1]],
+    [[3, 1], [5, 6, 1], [7, 8, 9, 1], [1], [10, 11, 1]],
+]
+
+
+def packed_rows(prompts: list[list[int]] = PROMPTS, completions: list[list[list[int]]] = COMPLETIONS) -> Packed:
+    flat = [tokens for group in completions for tokens in group]
+    offsets = np.cumsum([0, *(len(group) for group in completions)])
+    return pack(Ragged.of(prompts), Ragged.of(flat), offsets, np.arange(len(prompts)))
+
+
+def ask(policy: Any, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    tokens, positions, predictors, targets = (
+        torch.from_numpy(a.astype(np.int64))
+        for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
+    )
+    found: tuple[Tensor, Tensor] = policy(tokens, positions, layout_of(packed, CPU), predictors, targets, temperature)
+    return found
+
+
+def one_by_one(model: Any, temperature: float) -> tuple[Tensor, Tensor]:
+    logprobs, entropies = [], []
+    for prompt, group in zip(PROMPTS, COMPLETIONS, strict=True):
+        for completion in group:
+            tokens = torch.tensor([prompt + completion])
+            every = (model(tokens).logits[0] / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
+            logprobs.append(every[range(len(completion)), completion])
+            entropies.append(-(every.exp() * every).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+# ------------------------------------------------------------------------------------------------ layout
+
+
+def test_rows_of_nearly_equal_length_share_a_rectangle() -> None:
+    # Input lengths 8 6 5 and 2: 6 is not below ¾ of 8, 5 is; 2 is below ¾ of 5.
+    lengths = [5, 2, 8, 6]
+    packed = packed_rows([[3] * n for n in lengths], [[[1]]] * 4)
+    first, second, third = layout_of(packed, CPU).rectangles
+    assert (first.num_rows, second.num_rows, third.num_rows) == (2, 1, 1)
+    # The rows of 8 and 6 start at 5 + 2 and 5 + 2 + 8; the shorter one is filled up with its own first position.
+    assert first.index.tolist() == [*range(7, 15), *range(15, 21), 15, 15]
+    assert first.real.tolist() == list(range(14))
+    assert first.flat.tolist() == list(range(7, 21))
+    assert second.index.tolist() == [0, 1, 2, 3, 4]
+    assert first.mask is None
+
+
+def test_the_mask_of_a_shared_prompt_by_hand() -> None:
+    # p0 | a0 | b0 b1: a completion sees the prompt and itself.
+    (only,) = layout_of(packed_rows([[3]], [[[4, 1], [5, 6, 1]]]), CPU).rectangles
+    assert only.mask is not None
+    assert only.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [1, 0, 1, 0],
+        [1, 0, 1, 1],
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ against Hugging Face
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_packed_is_one_by_one(model: Path, temperature: float) -> None:
+    policy = load_policy(str(model), "float32", chunk=7)
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    packed = packed_rows()
+    assert len(layout_of(packed, CPU).rectangles) == 4
+    logprobs, entropies = ask(policy, packed, temperature)
+    wanted, wanted_entropies = one_by_one(plain, temperature)
+    torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies, wanted_entropies, atol=1e-5, rtol=1e-5)
+
+    weights = torch.linspace(-1, 1, len(wanted))
+    (logprobs * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    theirs = dict(plain.named_parameters(remove_duplicate=False))
+    for name, parameter in weight_names(policy).items():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_completion_sees_no_other_one(model: Path) -> None:
+    policy = load_policy(str(model), "float32", chunk=64)
+    before, _ = ask(policy, packed_rows())
+    changed = [[list(c) for c in group] for group in COMPLETIONS]
+    changed[0][1] = [4, 9, 1]  # tokens 4, 5 and 6 of the flat array
+    after, _ = ask(policy, packed_rows(completions=changed))
+    mine = torch.zeros(len(before), dtype=torch.bool)
+    mine[4:7] = True
+    torch.testing.assert_close(before[~mine], after[~mine], atol=1e-6, rtol=0)
+    assert ((before - after).abs()[mine] > 1e-3).all()
+
+
+def test_neighbours_and_order_do_not_matter(model: Path) -> None:
+    policy = load_policy(str(model), "float32", chunk=64)
+    together, _ = ask(policy, packed_rows())
+    apart = [ask(policy, packed_rows([p], [c]))[0] for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    torch.testing.assert_close(together, torch.cat(apart), atol=1e-6, rtol=1e-6)
+
+
+def test_checkpointing_changes_no_gradient(model: Path) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        policy = load_policy(str(model), "float32", chunk=64)
+        if checkpointing:
+            enable_checkpointing(policy)
+        ask(policy.train(), packed_rows())[0].sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1])

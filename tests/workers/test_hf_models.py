@@ -1,0 +1,193 @@
+"""Models and tokenizers as Hugging Face directories: read, asked for text, and written again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import processors
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workers.config import ModelConfig
+from workers.engines.hf_models import (
+    ModelError,
+    TextCodec,
+    bpe_tokenizer,
+    character_tokenizer,
+    create_model,
+    export,
+    load_policy,
+    max_positions,
+    schedule,
+    stop_token_ids,
+    weight_names,
+)
+
+CONVERSATION = [{"role": "user", "content": "ab"}]
+ANSWER = [{"role": "assistant", "content": "b"}]
+
+
+# ------------------------------------------------------------------------------------------------ schedule
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "factors"),
+    [
+        ("constant", 0, [1, 1, 1, 1, 1, 1]),
+        ("constant", 4, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]),
+        ("linear", 0, [6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("linear", 2, [1 / 2, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]),
+        ("linear", 0.5, [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]),
+        ("cosine", 0, [(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]),
+        ("cosine", 1, [1, *((1 + math.cos(math.pi * i / 6)) / 2 for i in range(1, 6))]),
+    ],
+)
+def test_schedule(name: str, warmup: float, factors: list[float]) -> None:
+    factor = schedule(name, warmup=warmup, total=6)
+    assert [factor(update) for update in range(6)] == pytest.approx(factors)
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def save_tokenizer(directory: Path, template: str | None = None, alphabet: str = "abcdefgh>:") -> TextCodec:
+    tokenizer = character_tokenizer(alphabet)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    return TextCodec(ModelConfig(path=str(directory)))
+
+
+def test_plain_text(tmp_path: Path) -> None:
+    codec = save_tokenizer(tmp_path)  # ids from 3: a 3, b 4, …, > 11
+    assert codec.encode_prompt("ba>") == [4, 3, 11]
+    assert codec.encode_completion("ba>", "ab") == [3, 4, 1]
+    assert codec.decode([3, 4, 1]) == "ab"
+    assert codec.decode_batch([[3], [4, 4, 1, 0, 0]]) == ["a", "bb"]
+
+
+def test_a_prompt_gets_the_start_token_and_a_completion_the_end(tmp_path: Path) -> None:
+    tokenizer = bpe_tokenizer(["ab"], 270)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    codec = TextCodec(ModelConfig(path=str(tmp_path)))
+    (ab,) = tokenizer("ab", add_special_tokens=False)["input_ids"]
+    assert codec.encode_prompt("ab") == [0, ab]
+    assert codec.encode_completion("ab", "ab") == [ab, 1]
+
+
+def test_a_conversation_goes_through_the_chat_template(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{{ 'c' if m.role == 'user' else 'd' }}:{{ m.content }}>{% endfor %}"
+        "{% if add_generation_prompt %}d:{% endif %}"
+    )
+    codec = save_tokenizer(tmp_path, template)
+    assert codec.encode_prompt(CONVERSATION) == [5, 12, 3, 4, 11, 6, 12]  # c:ab>d:
+    assert codec.encode_completion(CONVERSATION, ANSWER) == [4, 11]  # b>
+
+
+def test_template_arguments_reach_the_template(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, "{{ 'a' if loud else 'b' }}")
+    codec = TextCodec(ModelConfig(path=str(tmp_path), chat_template_kwargs={"loud": True}))
+    assert codec.encode_prompt(CONVERSATION) == [3]
+
+
+def test_a_template_that_does_not_continue_its_prompt_is_refused(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}>{% endfor %}{% if add_generation_prompt %}d:{% endif %}"
+    with pytest.raises(ModelError, match="does not render a conversation as a continuation of its prompt"):
+        save_tokenizer(tmp_path, template).encode_completion(CONVERSATION, ANSWER)
+
+
+def test_conversations_need_a_template(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no chat template; add chat_template.jinja"):
+        save_tokenizer(tmp_path).encode_prompt(CONVERSATION)
+
+
+def test_prompt_and_completion_are_of_one_kind(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="both be strings or both be conversations"):
+        save_tokenizer(tmp_path).encode_completion("ab", ANSWER)
+
+
+def test_a_tokenizer_must_know_how_to_end(tmp_path: Path) -> None:
+    tokenizer = character_tokenizer("ab")
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        TextCodec(ModelConfig(path=str(tmp_path)))
+
+
+def test_every_token_that_ends_a_completion(tmp_path: Path, qwen2: Path) -> None:
+    assert stop_token_ids(str(tmp_path), 1) == [1]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 1, 5]}))
+    assert stop_token_ids(str(tmp_path), 1) == [1, 5, 7]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
+    assert stop_token_ids(str(tmp_path), 1) == [1, 9]
+    assert max_positions(str(qwen2)) == 64
+
+
+# ------------------------------------------------------------------------------------------------ directories
+
+
+def changed_weights(model: Path) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...]]], dict[str, Tensor]]:
+    """The policy's weights after a step in some direction: described, and by name."""
+    policy = load_policy(str(model), "float32", chunk=64)
+    with torch.no_grad():
+        for i, parameter in enumerate(policy.parameters()):
+            parameter += 0.01 * (i + 1)
+    weights = {name: p.detach() for name, p in weight_names(policy).items()}
+    return [(name, w.dtype, tuple(w.shape)) for name, w in weights.items()], weights
+
+
+def assert_loads_as(directory: Path, weights: dict[str, Tensor]) -> None:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    found = dict(loaded.named_parameters(remove_duplicate=False))
+    assert list(found) == list(weights)
+    for name, weight in weights.items():
+        assert torch.equal(found[name], weight), name
+
+
+def test_export_and_load_again(model: Path, tmp_path: Path) -> None:
+    described, weights = changed_weights(model)
+    export(str(model), described, iter(weights.items()), tmp_path / "out")
+    assert_loads_as(tmp_path / "out", weights)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= names
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "float32"
+    # transformers writes a generation config only where the model has one worth telling.
+    assert ("generation_config.json" in names) == (model / "generation_config.json").exists()
+    before, after = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert after("what is ab>")["input_ids"] == before("what is ab>")["input_ids"]
+    assert after.chat_template == before.chat_template
+
+
+def test_a_large_model_is_written_in_shards(model: Path, tmp_path: Path) -> None:
+    described, weights = changed_weights(model)
+    export(str(model), described, iter(weights.items()), tmp_path, shard_bytes=20_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    shards = sorted(p.name for p in tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert sorted(set(index["weight_map"].values())) == shards
+    assert_loads_as(tmp_path, weights)
+
+
+def test_a_tied_head_is_stored_once_and_comes_back(qwen2: Path, llama: Path, tmp_path: Path) -> None:
+    for path, stored in ((qwen2, False), (llama, True)):
+        described, weights = changed_weights(path)
+        assert "lm_head.weight" in weights
+        export(str(path), described, iter(weights.items()), tmp_path / path.name, shard_bytes=20_000)
+        index = json.loads((tmp_path / path.name / "model.safetensors.index.json").read_text())
+        assert ("lm_head.weight" in index["weight_map"]) == stored
+
+
+def test_models_whose_logits_are_scaled_are_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = {"model_type": "granite", "num_key_value_heads": 1, "logits_scaling": 2.0, **sizes}
+    create_model(tmp_path, config, character_tokenizer("ab"), seed=0)
+    with pytest.raises(ModelError, match="models with `logits_scaling` are not supported"):
+        load_policy(str(tmp_path), "float32", chunk=8)
