@@ -24,6 +24,7 @@ import datetime
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -271,6 +272,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     options = parse(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the workers are ended too
     machine.use_cores(options.cores)
     exit_code = 0
     for name in options.names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,11 +39,9 @@ class Worker:
         self._requests += 1
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: the empty line below says so
             self._process.stdin.write(json.dumps({"id": self._requests, "cmd": cmd, **fields}) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended: the empty line below says so
         line = self._process.stdout.readline()
         if not line:
             raise WorkerFailed(f"worker {self.name!r} ended during {cmd!r}, see {self._log}")
@@ -54,13 +53,16 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        """Let it finish by itself after success; after a failure it may be in the middle of a long request."""
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write('{"cmd": "exit"}\n')
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
+        if failure:
+            self._process.terminate()
+        try:
             self._process.wait(timeout=60)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 

@@ -56,7 +56,10 @@ def submit(
         working_dir=working_dir.resolve(),
         metadata={"rlhf_run": loaded.stages[-1].name, "rlhf_recipe": str(inside)},
     )
-    submitted = _connect(cluster, token_file, open_is_allowed=allow_open_cluster).submit(request)
+    connected = _connect(cluster, token_file, open_is_allowed=allow_open_cluster)
+    if connected.other_ray:
+        _tell(connected.other_ray)
+    submitted = connected.submit(request)
     say(submitted.job.id)
     if not submitted.is_new:
         _tell(f"submitted before; its status is {submitted.job.status}")

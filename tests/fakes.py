@@ -190,8 +190,8 @@ class RecordedHandle:
         self.events.append(f"wait for {self.name}")
         return self.value
 
-    def done(self) -> bool:
-        return True
+    def wait(self) -> None:
+        self.events.append(f"wait for {self.name} to be there")
 
 
 class RecordingGang:

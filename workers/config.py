@@ -202,6 +202,7 @@ class RolloutConfig(Settings):
     top_k: Annotated[int, Field(ge=0)] = 0
     max_prompt_length: Count = 512
     max_completion_length: Count = 512
+    ignore_eos: bool = False  # every completion runs to max_completion_length: for benchmarks
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.9
     cpu_kv_cache_mib: Count = 64  # on CPU engines only
     max_num_seqs: Count = 256

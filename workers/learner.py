@@ -191,8 +191,9 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------- score
 
-    def values(self, parts: Sequence[Experience]) -> TokenShare:
-        """The critic's value of the state before each token: this rank's share."""
+    def infer(self, parts: Sequence[Experience]) -> TokenShare:
+        """What it answers without learning, for this rank's share: the policy the log-probability of each token (at
+        temperature 1), the critic the value of the state before it."""
         return score_tokens(
             parts,
             lambda packed: self._engine.infer(packed).cpu().numpy(),

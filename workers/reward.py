@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain, count
 
 import numpy as np
 
@@ -21,7 +22,9 @@ class Reward:
         self, model: ModelConfig, configs: Sequence[RewardConfig], *, index: int, num_workers: int, num_samples: int
     ) -> None:
         self._codec = hf_models.TextCodec(model)
-        self._scorers = [(rewards.build(c), c.weight) for c in configs]
+        scorers = [rewards.build(c) for c in configs]
+        self._scorers = dict(zip(_distinct([s.name for s in scorers]), scorers, strict=True))
+        self._weights = np.asarray([c.weight for c in configs], np.float32)
         self._index, self._num_workers, self._num_samples = index, num_workers, num_samples
 
     def score(self, parts: Sequence[Experience]) -> Scores:
@@ -39,7 +42,10 @@ class Reward:
             completions=[_as_answer(p, t) for p, t in zip(prompts, texts, strict=True)],
             completion_ids=tokens,
         )
-        by_scorer = {scorer.name: scorer.score(completed) for scorer, _ in self._scorers}
+        # A worker may have no share: a function that asks for columns could not even be called.
+        by_scorer = {
+            name: s.score(completed) if texts else np.zeros(0, np.float32) for name, s in self._scorers.items()
+        }
         total = self._total(by_scorer, prompts)
         # The first completion of the first few prompts, from the first worker: the same prompts in every evaluation.
         shown = experience.group_offsets[first : min(last, first + self._num_samples)] - begin if first == 0 else ()
@@ -58,14 +64,22 @@ class Reward:
         return Scores(rewards=total, by_scorer=by_scorer, samples=samples, seconds=time.perf_counter() - started)
 
     def _total(self, by_scorer: dict[str, Floats], prompts: Sequence[Prompt]) -> Floats:
-        values = np.stack([by_scorer[scorer.name] for scorer, _ in self._scorers])  # [scorers, n]
-        weights = np.asarray([w for _, w in self._scorers], np.float32)
+        values = np.stack(list(by_scorer.values()))  # [scorers, n]
         silent = np.isnan(values).all(0)
         if silent.any():
             ids = [prompts[i].id for i in np.flatnonzero(silent)[:5]]
             raise RewardError(f"every reward passed on {int(silent.sum())} completions (prompts {', '.join(ids)} …)")
-        total: Floats = np.nansum(values * weights[:, None], 0).astype(np.float32)
+        total: Floats = np.nansum(values * self._weights[:, None], 0).astype(np.float32)
         return total
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names for metrics: the second `reward` is `reward_2`."""
+    taken: list[str] = []
+    for name in names:
+        tries = chain([name], (f"{name}_{i}" for i in count(2)))
+        taken.append(next(n for n in tries if n not in taken))
+    return taken
 
 
 def _as_answer(prompt: Prompt, text: str) -> Text:

@@ -51,7 +51,8 @@ class Rollout:
         self._codec = hf_models.TextCodec(model)
         self._config = config
         self._index = index
-        self._stop = hf_models.stop_token_ids(model.path, self._codec.eos_token_id)
+        stop = hf_models.stop_token_ids(model.path, self._codec.eos_token_id)
+        self._stop = [] if config.ignore_eos else stop
         max_model_len = config.max_prompt_length + config.max_completion_length
         limit = hf_models.max_positions(model.path)
         if limit is not None and max_model_len > limit:

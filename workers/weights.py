@@ -70,7 +70,7 @@ def describe(
     """Lay the weights out one after the other, each on a 64-byte boundary."""
     entries, offset = [], 0
     for name, dtype, shape in weights:
-        entry = Entry(name=name, dtype=str(dtype).removeprefix("torch."), shape=shape, offset=offset)
+        entry = Entry(name=name, dtype=_dtype(dtype), shape=shape, offset=offset)
         entries.append(entry)
         offset += -(-entry.num_bytes // ALIGNMENT) * ALIGNMENT
     return Manifest(entries=tuple(entries), segment=segment, rendezvous=rendezvous)
@@ -99,8 +99,11 @@ class Segment:
     def write(self, entries: Iterable[Entry], weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy the weights to their places; raises ValueError when they are not exactly those of the manifest."""
         for entry, (name, tensor) in zip(entries, weights, strict=True):
-            if name != entry.name or tuple(tensor.shape) != entry.shape:
-                raise ValueError(f"expected weight {entry.name} {entry.shape}, was given {name} {tuple(tensor.shape)}")
+            if (name, _dtype(tensor.dtype), tuple(tensor.shape)) != (entry.name, entry.dtype, entry.shape):
+                raise ValueError(
+                    f"expected weight {entry.name} {entry.dtype} {entry.shape}, "
+                    f"was given {name} {_dtype(tensor.dtype)} {tuple(tensor.shape)}"
+                )
             self.tensor(entry).copy_(tensor)
 
     def read(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Tensor]]:
@@ -109,6 +112,10 @@ class Segment:
 
     def remove(self) -> None:
         Path(self.path).unlink(missing_ok=True)
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def segment_path(run_id: str) -> str:

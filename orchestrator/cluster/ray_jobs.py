@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster.job_server import Server, environment_without_addresses
 from orchestrator.cluster.job_upload import EXCLUDES, check_size
 from orchestrator.errors import BadInput, ClusterError, Problem
+
+for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)  # Ray sets them to INFO itself
 
 UNFINISHED = ("PENDING", "RUNNING")
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)  # a new cluster has no agent for its first seconds
@@ -67,15 +72,31 @@ class Submitted:
 class Jobs:
     """The jobs of one cluster."""
 
-    def __init__(self, client: Any, address: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        client: Any,
+        address: str,
+        *,
+        ray_version: str = ray.__version__,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._client, self._address, self._sleep = client, address, sleep
+        self.ray_version = ray_version  # the cluster's
+
+    @property
+    def other_ray(self) -> str:
+        """What to say when the cluster's Ray is not the one here; empty when it is."""
+        if self.ray_version == ray.__version__:
+            return ""
+        return f"the cluster runs ray {self.ray_version}, here is ray {ray.__version__}: the job uses the cluster's"
 
     @classmethod
     def connect(cls, server: Server) -> Jobs:
         """Raises ClusterError with the step of connecting that failed."""
-        server.check()
+        version = server.check()
         with _translated(server.url), environment_without_addresses():
-            return cls(JobSubmissionClient(server.url, headers=dict(server.headers)), server.url)
+            client = JobSubmissionClient(server.url, headers=dict(server.headers))
+        return cls(client, server.url, ray_version=version)
 
     def submit(self, request: JobRequest) -> Submitted:
         """Starts a job, or finds the one that the same request started before.

@@ -226,6 +226,3 @@ def _refuse_same_name(config: RunConfig, stages: Sequence[RunConfig], draft: Doc
 def _reading_order(problem: Problem) -> tuple[bool, str, int]:
     file, _, line = problem.where.rpartition(":")
     return not line.isdigit(), file, int(line) if line.isdigit() else 0
-
-
-__all__ = ["BadInput", "Recipe", "from_resolved", "load", "resolved"]

@@ -13,11 +13,12 @@ BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 
 
 class Headline(NamedTuple):
-    """A metric that is shown: its name, a short label, and whether it is a share (shown in per cent)."""
+    """A metric that is shown under a short label; a share in per cent."""
 
     name: str
     label: str
     share: bool = False
+    unless_zero: bool = False
 
 
 HEADLINES: tuple[Headline, ...] = (
@@ -39,8 +40,8 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("loss/policy_avg", "loss"),
     Headline("loss/value_avg", "value loss"),
     Headline("grad_norm", "grad norm"),
-    Headline("frac_reward_zero_std", "same rewards", share=True),
-    Headline("staleness/mean", "staleness"),
+    Headline("frac_reward_zero_std", "same rewards", share=True, unless_zero=True),
+    Headline("staleness/mean", "staleness", unless_zero=True),
     Headline("throughput/tokens_per_s", "tokens/s"),
 )
 
@@ -49,7 +50,7 @@ def headlines(metrics: Metrics, at_most: int) -> list[Headline]:
     """Those of `metrics` that are shown, in order, one per label."""
     found: dict[str, Headline] = {}
     for headline in HEADLINES:
-        if headline.name in metrics:
+        if headline.name in metrics and not (headline.unless_zero and metrics[headline.name] == 0):
             found.setdefault(headline.label, headline)
     return list(found.values())[:at_most]
 

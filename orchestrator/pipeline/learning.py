@@ -25,7 +25,7 @@ class Learners:
     def learn(
         self, step: int, arrival: Arrival, reference: Sequence[Handle[TokenShare]] | None, pairs_file: str | None
     ) -> Metrics:
-        values = self.critic.all(Learner.values, arrival.experience) if self.critic else None
+        values = self.critic.all(Learner.infer, arrival.experience) if self.critic else None
         evidence = (arrival.experience, arrival.scores, reference, values)
         learned = self.policy.all(Learner.step, step, *evidence, pairs_file)
         criticised = self.critic.all(Learner.step, step, *evidence) if self.critic else []

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orchestrator.cluster.base import Gang, Handle
 from orchestrator.data import batch_indices
 from workers.encoder import Encoder
@@ -75,8 +78,11 @@ class RolloutSource:
         return self._ahead.pop(step)
 
     def _begin(self, step: int) -> Arrival:
-        rows = batch_indices(len(self._prompts), self._prompts_per_step, step, self._sampling.seed)
-        return sample([self._prompts[i] for i in rows], self._sampling, self._rollout, self._reward)
+        return sample([self._prompts[i] for i in self.rows(step)], self._sampling, self._rollout, self._reward)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Which prompts a step samples."""
+        return batch_indices(len(self._prompts), self._prompts_per_step, step, self._sampling.seed)
 
 
 def sample(prompts: Sequence[Prompt], sampling: Sampling, rollout: Gang[Rollout], reward: Gang[Reward]) -> Arrival:
@@ -108,8 +114,11 @@ class DatasetSource:
     def take(self, step: int) -> Arrival:
         for future in range(step, min(step + 2, self._max_steps)):
             if future not in self._ahead:
-                rows = batch_indices(len(self._examples), self._batch_size, future, self._seed)
-                handle = self._encoder.one(Encoder.encode, [self._examples[i] for i in rows])
+                handle = self._encoder.one(Encoder.encode, [self._examples[i] for i in self.rows(future)])
                 self._ahead[future] = Arrival(experience=[handle], scores=None)
                 self._begun(future, [handle])
         return self._ahead.pop(step)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Which examples a step learns from."""
+        return batch_indices(len(self._examples), self._batch_size, step, self._seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import OFFLINE_DPO, Workshop
+from workshop import OFFLINE_DPO, Workshop
 
 from orchestrator.cli import main
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import pytest
-from conftest import OFFLINE_DPO, Workshop
+from workshop import OFFLINE_DPO, Workshop
 
 from orchestrator.cli import main
 
@@ -79,7 +79,7 @@ CASES = (
     Case("evaluation-of-nothing", {"evaluation": "{every: 5}"}),
     Case("wandb-not-reported-to", {"wandb": "{project: x}"}),
     Case("offload-without-zero", {"policy": "{zero_stage: 0, offload_optimizer: true}"}),
-    Case("wrong-types", {"reward": "{type: math}", "rollout": "3", "model": "[./model]", "report_to": "[wandbb]"}),
+    Case("wrong-types", {"reward": "{type: math}", "evaluation": "3", "model": "[./model]", "report_to": "[wandbb]"}),
     Case("two-origins-of-the-model", {"model": "{path: ./model, from_stage: base}"}),
     Case("unknown-stage", {"model": "{from_stage: base}"}),
     Case("bad-address", {"cluster": "{address: 'http://head:8265'}"}),

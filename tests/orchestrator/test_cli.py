@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Workshop
+from workshop import Workshop
 
 from orchestrator import cli
 from orchestrator.cli import main
@@ -34,14 +35,21 @@ def rlhf(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("arguments", [("--help",), ("validate", "recipe.yaml"), ("run", "recipe.yaml", "--dry-run")])
 def test_it_answers_within_a_second(arguments: tuple[str, ...], workshop: Workshop) -> None:
+    """Best of three by the clock; by its own processor time where others keep the machine busy."""
     workshop.recipe()
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     seconds = []
     for _ in range(3):
-        started = time.monotonic()
+        started = _processor_seconds() if busy else time.monotonic()
         done = rlhf(*arguments, cwd=workshop.path)
-        seconds.append(time.monotonic() - started)
+        seconds.append((_processor_seconds() if busy else time.monotonic()) - started)
         assert (done.returncode, done.stderr) == (0, "")
     assert min(seconds) < 1.0
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["validate", "recipe.yaml"], ["run", "recipe.yaml", "--dry-run"]])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Workshop
 from pydantic import ValidationError
+from workshop import Workshop
 
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, load, resolved
@@ -18,6 +18,7 @@ from orchestrator.config.vocabulary import PEERS, all_keys, known_keys, suggest
 from orchestrator.errors import BadInput
 from workers.needs import NEEDS
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = """
 name: base
 model: {path: ./model}
@@ -51,6 +52,11 @@ def test_a_small_recipe_is_filled_with_the_defaults(workshop: Workshop) -> None:
     assert (config.cluster.address, config.cluster.call_timeout_s) == (None, 1800.0)
     assert config.critic is None
     assert config.model_directory == Path("runs/arith/model")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_that_is_shipped_loads(path: Path) -> None:
+    assert load(path).stages
 
 
 def test_a_config_is_frozen(workshop: Workshop) -> None:

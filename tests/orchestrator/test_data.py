@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Workshop
 from hypothesis import given
 from hypothesis import strategies as st
+from workshop import Workshop
 
 from orchestrator.data import batch_indices, read_examples, read_prompts
 from orchestrator.data.formats import COLUMNS, Format, common_beginning, detect

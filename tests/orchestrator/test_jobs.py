@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Workshop
+from workshop import Workshop
 
 from orchestrator import cli_jobs
 from orchestrator.cli import main
@@ -155,6 +155,14 @@ def test_jobs_are_listed_newest_first_and_followed() -> None:
     assert jobs(client).newest().id == "rlhf-b-2"
     assert list(jobs(client).follow("rlhf-a-1")) == ["one\n", "two\nthree\n"]
     assert jobs(client).logs("rlhf-a-1") == "log of rlhf-a-1\n"
+
+
+def test_b60_another_ray_on_the_cluster_is_told_with_both_versions() -> None:
+    import ray
+
+    assert jobs(FakeJobClient()).other_ray == ""
+    other = Jobs(FakeJobClient(), "x", ray_version="2.58.0").other_ray
+    assert other == f"the cluster runs ray 2.58.0, here is ray {ray.__version__}: the job uses the cluster's"
 
 
 @pytest.mark.parametrize("error", [ConnectionError("reset"), TimeoutError("slow")])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Workshop
+from workshop import Workshop
 
 from orchestrator.config import load
 from orchestrator.config.run import WandbConfig

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Workshop
+from workshop import Workshop
 
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, load

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.cluster.job_server import Server
@@ -56,8 +58,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
                 time.sleep(0.5)
         yield f"127.0.0.1:{port}", token
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
+        family = psutil.Process(head.pid).children(recursive=True)
+        for process in (head, *family):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(30)
+        psutil.wait_procs(family, timeout=30)
+        shutil.rmtree(f"/tmp/r{os.getpid()}", ignore_errors=True)
 
 
 def finished(jobs: Jobs, id: str) -> Job:
@@ -68,6 +75,7 @@ def finished(jobs: Jobs, id: str) -> Job:
     return job
 
 
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # Ray 2.60 with aiohttp 3.14
 def test_a_job_from_submission_to_its_log(
     cluster: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_plain_text(tmp_path: Path) -> None:
     assert codec.encode_completion("ba>", "ab") == [3, 4, 1]
     assert codec.decode([3, 4, 1]) == "ab"
     assert codec.decode_batch([[3], [4, 4, 1, 0, 0]]) == ["a", "bb"]
+    assert codec.decode_batch([]) == []
 
 
 def test_a_prompt_gets_the_start_token_and_a_completion_the_end(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from workers.config import Optimisation
+from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_models
 from workers.engines.attention import layout_of
+from workers.learner import Head, Learner
 from workers.packing import Packed
 
 
@@ -104,3 +106,21 @@ class TorchEngine:
 
     def close(self) -> None:
         pass
+
+
+def learner_of(
+    model: Path,
+    algorithm: Mapping[str, Any],
+    *,
+    head: Head = "logprobs",
+    budget: int = 10_000,
+    rank: int = 0,
+    world_size: int = 1,
+    max_steps: int = 4,
+) -> tuple[Learner, TorchEngine]:
+    """A learner of `model` with an engine to look into. `algorithm` as a recipe has it."""
+    config: Any = TypeAdapter(AlgorithmConfig).validate_python(dict(algorithm))
+    engine = TorchEngine(model, config, head=head, rank=rank, world_size=world_size)
+    settings = LearnerConfig(num_ranks=world_size, tokens_per_micro_batch=budget)
+    model_config = ModelConfig(path=str(model), dtype="float32")
+    return Learner(engine, model_config, settings, config, head=head, seed=3, max_steps=max_steps), engine

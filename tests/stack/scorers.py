@@ -1,0 +1,20 @@
+"""Rewards of the recipes here, for plain text and for conversations alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+Answer = str | Sequence[Mapping[str, str]]
+
+
+def letters_in_place(completions: list[Answer], solution: list[str], **_: object) -> list[float]:
+    """The share of letters that stand where the solution has them: models that know little differ in it too."""
+    return [_share(_text(answer), right) for answer, right in zip(completions, solution, strict=True)]
+
+
+def _share(answer: str, right: str) -> float:
+    return sum(a == b for a, b in zip(answer, right, strict=False)) / max(len(answer), len(right))
+
+
+def _text(answer: Answer) -> str:
+    return answer if isinstance(answer, str) else answer[-1]["content"]

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workers.config import ModelConfig
+from workers.encoder import Encoder
+from workers.types import Example, Finish, Prompt, Text
+
+
+def example(prompt: Text, *completions: Text, scores: tuple[float, ...] | None = None) -> Example:
+    return Example(prompt=Prompt(id=str(prompt), text=prompt), completions=completions, scores=scores)
+
+
+def encoder(model: Path, max_length: int) -> Encoder:
+    return Encoder(ModelConfig(path=str(model)), max_length=max_length)
+
+
+def test_pairs(qwen2: Path) -> None:
+    # Ids from 3: a 3, b 4, …, > 11; every completion ends with 1.
+    rows = [example("ab>", "c", "dd", scores=(1.0, 0.0)), example(">", "a", "b", scores=(0.5, 0.25))]
+    encoded = encoder(qwen2, 10).encode(rows)
+    assert [p.tolist() for p in encoded.prompt_tokens] == [[3, 4, 11], [11]]
+    assert [c.tolist() for c in encoded.completions] == [[5, 1], [6, 6, 1], [3, 1], [4, 1]]
+    assert encoded.group_offsets.tolist() == [0, 2, 4]
+    assert encoded.rewards is not None
+    assert encoded.rewards.tolist() == [1, 0, 0.5, 0.25]
+    assert encoded.logprobs is None
+    assert encoded.finish.tolist() == [Finish.stop] * 4
+    assert (encoded.num_dropped, encoded.num_truncated) == (0, 0)
+    assert [p.id for p in encoded.prompts] == ["ab>", ">"]
+
+
+def test_what_is_too_long_is_cut_or_dropped_and_counted(qwen2: Path) -> None:
+    # Room for 5 tokens: the first prompt leaves 2 for its completions, the second none.
+    rows = [
+        example("ab>", "c", "defg", scores=(1.0, 0.0)),
+        example("abcd>", "a", "b", scores=(1.0, 0.0)),
+        example("", "a", "b", scores=(1.0, 0.0)),
+        example(">", "abc", "abcd", scores=(0.5, 0.25)),
+    ]
+    encoded = encoder(qwen2, 5).encode(rows)
+    assert [p.id for p in encoded.prompts] == ["ab>", ">"]
+    assert [c.tolist() for c in encoded.completions] == [[5, 1], [6, 7], [3, 4, 5, 1], [3, 4, 5, 6]]
+    assert encoded.finish.tolist() == [Finish.stop, Finish.length, Finish.stop, Finish.length]
+    assert encoded.rewards is not None
+    assert encoded.rewards.tolist() == [1, 0, 0.5, 0.25]
+    assert (encoded.num_dropped, encoded.num_truncated) == (2, 2)
+
+
+def test_demonstrations_have_no_scores(qwen2: Path) -> None:
+    assert encoder(qwen2, 10).encode([example("a", "b"), example("c", "d")]).rewards is None
+
+
+def test_the_model_s_own_limit_holds(qwen2: Path) -> None:
+    encoded = encoder(qwen2, 1000).encode([example("a" * 64, "b"), example("a" * 63, "b" * 9)])
+    assert [len(p) for p in encoded.prompt_tokens] == [63]
+    assert [c.tolist() for c in encoded.completions] == [[4]]
+
+
+@pytest.mark.parametrize("rows", [[], [example("abcdefgh", "a")]], ids=["no row", "no row is left"])
+def test_nothing_is_an_experience_too(qwen2: Path, rows: list[Example]) -> None:
+    encoded = encoder(qwen2, 4).encode(rows)
+    assert (len(encoded.prompts), len(encoded.completions), encoded.group_offsets.tolist()) == (0, 0, [0])
+    assert encoded.num_dropped == len(rows)
+
+
+def test_conversations(llama: Path) -> None:
+    row = example([{"role": "user", "content": "what"}], [{"role": "assistant", "content": "four"}])
+    encoded = encoder(llama, 60).encode([row])
+    (prompt,), (completion,) = list(encoded.prompt_tokens), list(encoded.completions)
+    # <s> 0, </s> 1, <pad> 2, <|user|> 3, <|assistant|> 4: the prompt asks for the assistant, who ends the answer.
+    assert (prompt[0], prompt[-2], prompt[-1]) == (3, 1, 4)
+    assert completion[-1] == 1
+    assert not {3, 4} & set(completion.tolist())

@@ -1,0 +1,195 @@
+"""What one rank of a learner does with a step's evidence, on an engine that is torch alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import experience
+from torch_engine import TorchEngine, learner_of
+
+from workers.learner import Learner
+from workers.packing import pack
+from workers.types import Experience, Metrics, Scores, StepStats, TokenShare, merge_stats
+
+GROUPS = [
+    ([3, 4, 5], [[6, 7, 1], [8, 1], [9, 9, 9, 9, 1]]),
+    ([11], [[3, 4, 5, 6, 7, 8, 1], [4, 1]]),
+    ([4, 5, 6, 7, 8], [[5, 1], [6, 6, 1]]),
+    ([9, 10], [[1], [3, 3, 1], [5, 6, 7, 1]]),
+]
+REWARDS = [1.0, 0.0, 0.25, 2.0, 1.0, 0.5, 0.75, 1.0, 0.0, 0.5]
+NUM_TOKENS = 32
+# Adam divides by the size of the gradient: where that is nothing but rounding (a key's bias), epsilon keeps it small.
+COMMON = {"learning_rate": 1e-3, "adam_epsilon": 1e-5}
+ALGORITHMS: list[dict[str, Any]] = [
+    {"type": "sft", **COMMON},
+    {"type": "grpo", "beta": 0.1, **COMMON},
+    {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1},
+    {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1, "head": "values"},
+    {"type": "dpo", "sft_weight": 0.5, "pairs_per_prompt": 2, **COMMON},
+]
+SFT = {"type": "sft", **COMMON}
+GRPO = {"type": "grpo", **COMMON}
+DPO = {"type": "dpo", **COMMON}
+
+
+@pytest.fixture(params=ALGORITHMS, ids=lambda a: "-".join([a["type"], *([a["head"]] if "head" in a else [])]))
+def algorithm(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return dict(request.param)
+
+
+def evidence(algorithm: dict[str, Any], **changes: Any) -> tuple[Any, ...]:
+    """The arguments of a step; log-probabilities near those of an untrained model, so that ratios are near 1."""
+    rng = np.random.Generator(np.random.Philox(11))
+    noise = [(rng.normal(0, 0.1, NUM_TOKENS) - 2.5).astype(np.float32) for _ in range(3)]
+    whole = np.arange(len(REWARDS))
+    sampled = experience(GROUPS, logprobs=list(noise[0]), **changes)
+    scores = [Scores(rewards=np.float32(REWARDS), by_scorer={})]
+    reference = [TokenShare(completions=whole, values=noise[1])]
+    values = [TokenShare(completions=whole, values=noise[2] + 3)] if algorithm["type"] == "ppo" else None
+    return [sampled], scores, reference, values
+
+
+def step(
+    model: Path, algorithm: dict[str, Any], *, at: int = 0, **settings: Any
+) -> tuple[StepStats, TorchEngine, Learner]:
+    recipe = {key: value for key, value in algorithm.items() if key != "head"}
+    learner, engine = learner_of(model, recipe, head=algorithm.get("head", "logprobs"), **settings)
+    return learner.step(at, *evidence(algorithm)), engine, learner
+
+
+def figures(*stats: StepStats) -> Metrics:
+    return {name: value for name, value in merge_stats(stats).items() if not name.startswith("timing/")}
+
+
+def weights(engine: TorchEngine) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in engine.module.parameters()])
+
+
+# ------------------------------------------------------------------------------------------------ one batch
+
+
+def test_many_micro_batches_are_one(qwen2: Path, algorithm: dict[str, Any]) -> None:
+    whole, one, _ = step(qwen2, algorithm)
+    parts, many, _ = step(qwen2, algorithm, budget=1)
+    assert one.lasts == [True]
+    assert many.lasts == [False] * (len(many.lasts) - 1) + [True]
+    assert len(many.lasts) >= 4
+    assert one.gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(many.gradients[0], one.gradients[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weights(many), weights(one), atol=1e-5, rtol=0)
+    assert figures(parts) == pytest.approx(figures(whole), rel=1e-5, abs=1e-5)
+
+
+def test_ranks_add_up_to_one(qwen2: Path, algorithm: dict[str, Any]) -> None:
+    alone, engine, _ = step(qwen2, algorithm)
+    ranks = [step(qwen2, algorithm, rank=rank, world_size=3, budget=30) for rank in range(3)]
+    gradients = [engine.gradients[0] for _, engine, _ in ranks]
+    torch.testing.assert_close(sum(gradients), engine.gradients[0], atol=1e-5, rtol=1e-4)
+    assert len({len(engine.forwards) for _, engine, _ in ranks}) == 1
+    added, whole = figures(*(stats for stats, _, _ in ranks)), figures(alone)
+    assert added.pop("grad_norm") != whole.pop("grad_norm")  # each of these engines sees its own share alone
+    assert added == pytest.approx(whole, rel=1e-5, abs=1e-5)
+
+
+def test_a_rank_without_rows_computes_along_and_adds_nothing(qwen2: Path, algorithm: dict[str, Any]) -> None:
+    stats, engine, _ = step(qwen2, algorithm, rank=29, world_size=30)
+    assert len(engine.forwards) == len(engine.lasts) == 1
+    assert engine.gradients[0].abs().max() == 0
+    assert set(stats.sums.values()) == {0.0}
+
+
+def test_the_denominators_are_those_of_the_update(qwen2: Path) -> None:
+    # The mean of −log p over all tokens of the four first completions, though they came in four micro-batches.
+    stats, engine, _ = step(qwen2, SFT, budget=1)
+    firsts = [(prompt, completions[:1]) for prompt, completions in GROUPS]
+    logprobs = logprobs_of(learner_of(qwen2, SFT)[1], experience(firsts))
+    assert len(logprobs) == 3 + 7 + 2 + 1
+    assert stats.sums["loss"] == pytest.approx(-logprobs.mean(), rel=1e-5)
+    assert stats.facts["num_updates"] == 1
+    assert stats.facts["learning_rate"] == 1e-3
+    assert stats.facts["grad_norm"] == pytest.approx(float(engine.gradients[0].norm()))
+
+
+def logprobs_of(engine: TorchEngine, sampled: Experience) -> np.ndarray:
+    rows = np.arange(len(sampled.prompts))
+    return engine.infer(pack(sampled.prompt_tokens, sampled.completions, sampled.group_offsets, rows)).numpy()
+
+
+def test_learning_lowers_the_loss(qwen2: Path) -> None:
+    learner, _ = learner_of(qwen2, {**SFT, "learning_rate": 1e-2})
+    losses = [learner.step(i, *evidence(SFT)).sums["loss"] for i in range(8)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ------------------------------------------------------------------------------------------------ several updates
+
+
+def test_passes_and_mini_batches(qwen2: Path) -> None:
+    ppo = {"type": "ppo", **COMMON, "num_ppo_epochs": 3, "num_mini_batches": 2}
+    stats, engine, _ = step(qwen2, ppo)
+    assert stats.facts["num_updates"] == len(engine.learning_rates) == 6
+    assert [len(p.completion_lengths) for p in engine.forwards] == [5] * 6
+    _, again, _ = step(qwen2, ppo)
+    assert torch.equal(weights(again), weights(engine))
+    _, later, _ = step(qwen2, ppo, at=1)  # its rows are shuffled by (seed, step)
+    assert [p.targets.tolist() for p in later.forwards] != [p.targets.tolist() for p in engine.forwards]
+
+
+def test_nothing_to_learn_from_changes_nothing(qwen2: Path) -> None:
+    learner, engine = learner_of(qwen2, DPO)
+    sampled, _, reference, _ = evidence(DPO)
+    before = weights(engine)
+    stats = learner.step(0, sampled, [Scores(rewards=np.ones(10, np.float32), by_scorer={})], reference, None)
+    assert torch.equal(weights(engine), before)
+    assert stats.facts["num_updates"] == stats.facts["pairs/count"] == 0
+    assert set(stats.sums) == {"sampling/logp_difference"}
+    assert "learning_rate" not in stats.facts
+
+
+# ------------------------------------------------------------------------------------------------ rates and resuming
+
+
+def test_rates_follow_the_schedule_over_all_steps(qwen2: Path) -> None:
+    linear = {**SFT, "lr_scheduler_type": "linear"}
+    learner, engine = learner_of(qwen2, linear, max_steps=4)
+    for i in range(4):
+        learner.step(i, *evidence(linear))
+    assert engine.learning_rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    _, resumed, _ = step(qwen2, linear, at=2)
+    assert resumed.learning_rates == engine.learning_rates[2:3]
+
+
+def test_the_critic_has_a_rate_of_its_own(qwen2: Path) -> None:
+    ppo = {**ALGORITHMS[3], "critic_learning_rate": 5e-4}
+    assert step(qwen2, ppo)[1].learning_rates == [5e-4]
+
+
+def test_a_resumed_learner_goes_on_as_if_nothing_had_happened(
+    qwen2: Path, algorithm: dict[str, Any], tmp_path: Path
+) -> None:
+    _, straight, learner = step(qwen2, algorithm, at=0)
+    learner.save(str(tmp_path / "checkpoint"), {"turn": 1})
+    after = learner.step(1, *evidence(algorithm))
+    _, resumed, other = step(qwen2, algorithm, at=3)
+    assert other.load(str(tmp_path / "checkpoint")) == {"turn": 1}
+    again = other.step(1, *evidence(algorithm))
+    assert torch.equal(weights(resumed), weights(straight))
+    assert figures(again) == figures(after)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_fresh_moments_and_a_fresh_schedule_every_round(qwen2: Path, reset: bool) -> None:
+    rounds = {**DPO, "pairs_per_prompt": 1, "batch_size": 2, "lr_scheduler_type": "linear", "reset_optimizer": reset}
+    _, engine, learner = step(qwen2, rounds, max_steps=2)
+    newcomer, fresh = learner_of(qwen2, rounds, max_steps=2)
+    fresh.module.load_state_dict(engine.module.state_dict())
+    for each in (learner, newcomer):
+        each.step(1, *evidence(rounds))
+    assert torch.equal(weights(fresh), weights(engine)) == reset
+    rates = [1e-3, 0.5e-3, 1e-3, 0.5e-3] if reset else [1e-3, 0.75e-3, 0.5e-3, 0.25e-3]
+    assert engine.learning_rates == pytest.approx(rates)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import experience
+from transformers import AutoModelForCausalLM
+
+from workers.config import ModelConfig, ReferenceConfig
+from workers.engines.hf_models import character_tokenizer, create_model
+from workers.reference import Reference
+from workers.types import Drift, Experience, Floats, TokenShare, assemble
+
+GROUPS = [([3, 4], [[5, 6, 1], [7, 1]]), ([8], [[9, 9, 9, 1]]), ([4, 4, 4], [[1], [10, 11, 1]])]
+NUM_TOKENS = 13
+
+
+def reference(model: Path, rank: int = 0, num_ranks: int = 1) -> Reference:
+    config = ReferenceConfig(num_ranks=num_ranks, tokens_per_micro_batch=6)
+    return Reference(
+        ModelConfig(path=str(model), dtype="float32"), config, rank=rank, address="", port=0, cuda=False, chunk=4
+    )
+
+
+def by_hugging_face(model: Path, temperature: float) -> Floats:
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    found = []
+    with torch.no_grad():
+        for prompt, group in GROUPS:
+            for completion in group:
+                logits = plain(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+                found.append((logits / temperature).log_softmax(-1)[range(len(completion)), completion].numpy())
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_two_ranks_together_are_hugging_face(model: Path, temperature: float) -> None:
+    sampled = experience(GROUPS)
+    shares = [reference(model, rank, num_ranks=2).logprobs([sampled], temperature) for rank in range(2)]
+    assert all(len(s.completions) for s in shares)
+    np.testing.assert_allclose(
+        assemble(shares, sampled.completions), by_hugging_face(model, temperature), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_refresh_replaces_the_model(qwen2: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": "qwen2", "num_key_value_heads": 1, **sizes}
+    create_model(tmp_path, config, character_tokenizer("abcdefgh>"), seed=5)
+    frozen, sampled = reference(qwen2), experience(GROUPS)
+    frozen.load(str(tmp_path))
+    after = assemble([frozen.logprobs([sampled])], sampled.completions)
+    np.testing.assert_allclose(after, by_hugging_face(tmp_path, 1.0), rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ drift
+
+
+def share(sampled: Experience, values: list[float]) -> TokenShare:
+    return TokenShare(completions=np.arange(len(sampled.completions)), values=np.array(values, np.float32))
+
+
+def test_drift_by_hand(qwen2: Path) -> None:
+    # Log-ratios: 0.5 + 0.5 = 1, −1, 12; mean 4; deviations −3 −5 8, variance 98/3; one of three beyond 10.
+    sampled = experience([([3], [[4, 1], [1]]), ([3], [[1]])], logprobs=[-1, -2, -3, -1])
+    drift = reference(qwen2).drift([sampled], [share(sampled, [-1.5, -2.5, -2, -13])])
+    assert (drift.kl, drift.num_completions) == (4.0, 3)
+    assert drift.spread == pytest.approx((98 / 3) ** 0.5)
+    assert drift.saturated == pytest.approx(1 / 3)
+
+
+def test_the_policy_is_no_way_off_itself(qwen2: Path) -> None:
+    sampled = experience(GROUPS, logprobs=[-1.25] * NUM_TOKENS)
+    drift = reference(qwen2).drift([sampled], [share(sampled, [-1.25] * NUM_TOKENS)])
+    assert drift == Drift(kl=0.0, spread=0.0, saturated=0.0, num_completions=5)
+
+
+def test_a_dataset_has_no_drift(qwen2: Path) -> None:
+    with pytest.raises(ValueError, match="drift is measured on sampled completions"):
+        reference(qwen2).drift([experience(GROUPS)], [])
