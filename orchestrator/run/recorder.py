@@ -102,6 +102,8 @@ class Recorder:
             self._write_round(turn, metrics)
         self._write_samples(self._directory.samples(turn), samples)
         self._monitor.step(turn, metrics, samples)
+        if metrics.get("num_updates") == 0:
+            self._monitor.note(f"step {turn} learned nothing: no group of completions had rewards that differ enough")
         self._ledger.append(Fact.committed, attempt=self._attempt, step=turn)
         self.turns = turn
         if self._due(turn, self._checkpoint_every):
