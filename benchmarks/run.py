@@ -1,6 +1,6 @@
-"""Ours against TRL's own trainers, side by side in one run: `python benchmarks/run.py` (or `make bench`).
+"""Ours against TRL's own trainers, side by side in one run: `python -m benchmarks.run` (or `make bench`).
 
-    python benchmarks/run.py dpo grpo-letters --repeats 5 --cores 2
+    python -m benchmarks.run dpo grpo-letters --repeats 5 --cores 2
 
 For every benchmark: the workload is made (once), both workers start and stay, every contestant (a side with one of its
 variants) does an unmeasured warm-up, equal work is checked, then the repeats are interleaved forwards and backwards
@@ -13,7 +13,7 @@ side.
 The first side is ours, the second TRL. Each gets the same cores, all its processes together.
 
 Results go to `benchmarks/results/<name>.json` and `.md`. Exit code 1: a worker failed or the sides did not do equal
-work; 3: the machine was too busy for enough rounds. Nothing is written then.
+work; 2: bad arguments; 3: the machine was too busy for enough rounds. Nothing is written then.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import machine
-from report import CHECKED_STEPS, Contestant, Repeat, differences, markdown, summary
-from sides import ROOT, Worker, WorkerFailed, trl_python, workload_directory
+from benchmarks import machine
+from benchmarks.report import CHECKED_STEPS, Contestant, Repeat, differences, markdown, summary
+from benchmarks.sides import ROOT, Worker, WorkerFailed, trl_python, workload_directory
 
 HERE = Path(__file__).resolve().parent
 MEASUREMENTS_TRIED, ROUNDS_TRIED = 3, 3
@@ -83,14 +83,16 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="benchmarks against TRL, interleaved in one run")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description="benchmarks against TRL, interleaved in one run"
+    )
     parser.add_argument("names", nargs="*", default=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, help="steps of each repeat (default: per benchmark)")
     parser.add_argument("--cores", type=int, default=2, help="processor cores of each side")
     parser.add_argument("--variants", default="", help="optional ones to add, such as default-bf16,best-bf16")
     parser.add_argument("--max-foreign-cores", type=float, default=0.3)
-    parser.add_argument("--ours", type=Path, default=HERE / "ours_worker.py", help="the script of our side")
+    parser.add_argument("--ours", default="benchmarks.ours_worker", help="the module of our side's worker")
     parser.add_argument("--ours-python", type=Path, default=Path(sys.executable))
     parser.add_argument("--trl-venv", type=Path, default=ROOT / ".venv-trl", help="made when missing")
     parser.add_argument("--work", type=Path, default=HERE / ".work", help="models, data and logs")
@@ -101,6 +103,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+class NotReported(Exception):
+    """Why a benchmark has no result, and the exit code that says so."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class Bench:
     """One benchmark with its two workers, once they have said hello."""
 
@@ -109,6 +119,11 @@ class Bench:
         self.kind = BENCHMARKS[name]["kind"]
         self.steps = options.steps or BENCHMARKS[name]["steps"]
         self.workload = workload
+        available = json.loads((workload / "workload.json").read_text())["num_steps"]
+        if self.steps > available:
+            raise NotReported(
+                f"{name} has data for {available} steps: choose --steps {available} or fewer", exit_code=2
+            )
         self.sides = {side: worker.ask("hello", cores=options.cores) for side, worker in workers.items()}
         wanted = set(filter(None, options.variants.split(",")))
         self.contestants = [
@@ -188,27 +203,19 @@ def unequal(kind: str, contestants: list[Contestant], answers: dict[str, dict[st
     ]
 
 
-class NotReported(Exception):
-    """Why a benchmark has no result, and the exit code that says so."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The result of one benchmark."""
     say(f"{name}: {BENCHMARKS[name]['title']}")
     options.work.mkdir(parents=True, exist_ok=True)
-    scripts = {
+    modules = {
         "ours": (options.ours_python, options.ours),
-        "trl": (trl_python(options.trl_venv), HERE / "trl_worker.py"),
+        "trl": (trl_python(options.trl_venv), "benchmarks.trl_worker"),
     }
     workload = workload_directory(name, options.work)
     with contextlib.ExitStack() as stack:
         workers = {
-            side: stack.enter_context(Worker(side, *script, log=options.work / f"{name}-{side}.log"))
-            for side, script in scripts.items()
+            side: stack.enter_context(Worker(side, *module, log=options.work / f"{name}-{side}.log"))
+            for side, module in modules.items()
         }
         this = Bench(name, workers, workload, options)
         checked = this.warm_up()
@@ -234,7 +241,7 @@ def _result(
         "title": facts["title"],
         "unit": facts["unit"],
         "notes": facts["notes"],
-        "command": " ".join(["python benchmarks/run.py", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": machine.description(),
         "cores": options.cores,

@@ -22,13 +22,18 @@ class WorkerFailed(Exception):
 class Worker:
     """One side: a process that answers the requests of `protocol.py`. Use as a context manager: no process is left."""
 
-    def __init__(self, name: str, python: Path, script: Path, log: Path) -> None:
+    def __init__(self, name: str, python: Path, module: str, log: Path) -> None:
         self.name = name
         self._log = log
         self._requests = 0
         with log.open("w") as errors:
             self._process = subprocess.Popen(
-                [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
+                [python, "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=ROOT,
             )
 
     @property
@@ -70,7 +75,7 @@ class Worker:
 def trl_python(directory: Path) -> Path:
     """TRL's own interpreter; its environment is made first if it is missing or older than the lock.
 
-    Where the configured package index has no CPU build of torch, name one in the variable TORCH_CPU_INDEX.
+    Where the configured package index has no CPU build of torch, the one named in TORCH_CPU_INDEX is asked.
     """
     stamp, digest = directory / "lock.sha256", hashlib.sha256(TRL_LOCK.read_bytes()).hexdigest()
     python = directory / "bin" / "python"
@@ -80,16 +85,20 @@ def trl_python(directory: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
     (directory / ".gitignore").write_text("*\n")
     install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--no-deps", "-r", TRL_LOCK]
-    torch_index = os.environ.get("TORCH_CPU_INDEX")
-    subprocess.run(install + (["--extra-index-url", torch_index] if torch_index else []), check=True)
+    other_index = os.environ.get("TORCH_CPU_INDEX")
+    if subprocess.run(install, check=other_index is None).returncode:
+        subprocess.run([*install, "--extra-index-url", str(other_index)], check=True)
     stamp.write_text(digest)
     return python
 
 
 def workload_directory(name: str, root: Path) -> Path:
     """Made in its own process, so that the parent of a benchmark imports nothing heavy and burns no memory."""
-    script = Path(__file__).with_name("workloads.py")
     printed = subprocess.run(
-        [sys.executable, script, name, "--root", root], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "benchmarks.workloads", name, "--root", root.resolve()],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
     )
     return Path(printed.stdout.decode().splitlines()[-1])  # libraries print too

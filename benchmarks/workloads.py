@@ -1,8 +1,9 @@
-"""Models and data of the benchmarks, made in code: no hub, no download, the same bytes on every machine.
+"""Models and data of the benchmarks, made in code from a seed: no hub, no download.
 
-    python benchmarks/workloads.py dpo grpo-letters grpo-long --root DIR
+    python -m benchmarks.workloads dpo grpo-letters grpo-long --root DIR
 
-Both sides of a benchmark read the same directory, so equal work starts from equal files:
+Both sides of a benchmark read the same directory, so equal work starts from equal files. Texts are the same on every
+machine; trained weights and what is sampled from them differ in the last digits from one kind of CPU to another.
 
     <root>/<name>-<hash of the settings>/
       workload.json     everything a worker must know (see `WORKLOADS`); a worker takes no other settings
@@ -340,6 +341,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=sorted(WORKLOADS))
     parser.add_argument("--root", type=Path, required=True)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # sums in one order, whatever the number of cores
     for name in arguments.names:
         print(ensure(name, arguments.root), flush=True)
 

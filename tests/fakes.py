@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.cluster.base import Handle
+from orchestrator.monitor import Outcome, RunInfo
+from orchestrator.pipeline.anchor import Decision
 from workers.types import (
     Drift,
     Example,
     Experience,
     Finish,
+    Metrics,
     Prompt,
     Ragged,
+    Sample,
     Sampling,
     Scores,
     StepStats,
@@ -132,13 +137,18 @@ class FakeLearner:
         self._name = f"{'policy' if head == 'logprobs' else 'critic'} {rank}"
         self.weights = b"weights"
 
-    def step(self, step: int, parts: Sequence[Experience], *evidence: Any, pairs_file: str | None = None) -> StepStats:
+    def step(
+        self, step: int, parts: Sequence[Experience], scores: Any, reference: Any, values: Any, pairs_file: Any = None
+    ) -> StepStats:
         versions = sorted({int(v) for part in parts for v in part.versions})
-        self._events.append(f"{self._name}: learn step {step} from v{','.join(map(str, versions))}")
+        given = [n for n, v in {"scores": scores, "reference": reference, "values": values}.items() if v is not None]
+        self._events.append(
+            f"{self._name}: learn step {step} from v{','.join(map(str, versions))} with {' '.join(given) or 'nothing'}"
+        )
         return StepStats(sums={"loss": 0.5}, maxima={}, facts={"num_tokens": 8.0})
 
-    def values(self, parts: Sequence[Experience]) -> TokenShare:
-        self._events.append(f"{self._name}: values")
+    def infer(self, parts: Sequence[Experience]) -> TokenShare:
+        self._events.append(f"{self._name}: infer")
         return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
 
     def open_weights(self, segment: str | None, rendezvous: Rendezvous | None) -> Manifest:
@@ -173,6 +183,55 @@ class FakeEncoder:
     def encode(self, examples: Sequence[Example]) -> Experience:
         self._events.append(f"encoder: encode {' '.join(e.prompt.id for e in examples)}")
         return experience([([7], [[1]])] * len(examples), prompts=tuple(e.prompt for e in examples))
+
+
+# ------------------------------------------------------------------------------------------------ around the loop
+
+
+class EventRecorder:
+    """Stands in for the Recorder: what the loop tells it is an event, and the metrics are kept."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self.metrics: list[Metrics] = []
+
+    def planned(self, step: int) -> None:
+        self._events.append(f"planned {step}")
+
+    def arrived(self, step: int) -> None:
+        self._events.append(f"arrived {step}")
+
+    def pairs_file(self, step: int) -> str | None:
+        return None
+
+    def trained(self, step: int, decision: Decision | None) -> None:
+        self._events.append(f"trained {step}" + (f" ({decision.action} v{decision.version})" if decision else ""))
+
+    def committed(self, step: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
+        self._events.append(f"committed {step}")
+        self.metrics.append(metrics)
+
+
+class EventSink:
+    """A sink of the monitor that remembers: notes and phases as events, steps as rows."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self.rows: dict[int, Metrics] = {}
+
+    def start(self, run: RunInfo) -> None: ...
+
+    def phase(self, role: str, text: str) -> None:
+        self._events.append(f"{role} is {text}" if text else f"{role} is done")
+
+    def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
+        self._events.append(f"told of {step}")
+        self.rows[step] = dict(metrics)
+
+    def note(self, text: str) -> None:
+        self._events.append(text)
+
+    def close(self, outcome: Outcome) -> None: ...
 
 
 # ------------------------------------------------------------------------------------------------ a gang

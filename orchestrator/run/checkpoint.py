@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator.cluster.base import wait
 from orchestrator.errors import Problem, ResumeError
 from orchestrator.pipeline.learning import Learners
+from orchestrator.run.ledger import sync_directory
 from workers.learner import Learner
 
 MANIFEST = "manifest.json"
@@ -49,7 +50,7 @@ class Checkpointer:
         _seal(aside)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
-        _sync(self._directory)
+        sync_directory(self._directory)
         for old in list_checkpoints(self._directory)[: -self._keep]:
             shutil.rmtree(old)
         return target
@@ -88,8 +89,11 @@ def newest(directory: Path) -> tuple[Path, State]:
 
 def verify(checkpoint: Path) -> str:
     """What is wrong with a checkpoint; empty when nothing is. Nothing of it is loaded before this was asked."""
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
-    for name, expected in manifest["files"].items():
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is not what was written"
+    for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -109,7 +113,7 @@ def _seal(directory: Path) -> None:
         json.dump({"schema": 1, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    _sync(directory)
+    sync_directory(directory)
 
 
 def _files(directory: Path) -> Iterator[Path]:
@@ -119,11 +123,3 @@ def _files(directory: Path) -> Iterator[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -256,6 +256,7 @@ class Attempt:
             max_steps=self._max_steps,
             evaluate_every=config.evaluation.every,
             checkpoint_every=config.checkpoint.every,
+            sampled=config.data.prompts is not None,
             rounds=_in_rounds(config),
             reference_version=state.reference_version,
         )

@@ -43,6 +43,7 @@ class Recorder:
         max_steps: int,
         evaluate_every: int | None,
         checkpoint_every: int,
+        sampled: bool,
         rounds: bool,
         reference_version: int = 0,
     ) -> None:
@@ -52,6 +53,7 @@ class Recorder:
         self.turns = turns  # committed so far
         self._num_tokens = num_tokens  # of all turns so far
         self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
+        self._sampled = sampled  # the experience is the policy's own
         self._rounds = rounds  # a step is a round, whose pairs and decision are kept
         self._saved = -1  # the next_step of the newest checkpoint
         self._decision: Decision | None = None
@@ -66,12 +68,14 @@ class Recorder:
 
     def planned(self, step: int) -> None:
         self._ledger.append(Fact.planned, attempt=self._attempt, step=step + 1)
-        self._monitor.phase("rollout", "generating")
+        if self._sampled:
+            self._monitor.phase("rollout", "generating")
 
     def arrived(self, step: int) -> None:
         """The batch of this step is complete; what is sampled from now on is for a later one."""
         self._ledger.append(Fact.scored, attempt=self._attempt, step=step + 1)
-        self._monitor.phase("rollout", "")
+        if self._sampled:
+            self._monitor.phase("rollout", "")
         self._monitor.phase("policy", "learning")
 
     def pairs_file(self, step: int) -> str | None:

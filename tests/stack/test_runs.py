@@ -1,19 +1,182 @@
+"""Whole runs from a recipe to a model, and the directory that each leaves behind."""
+
 from __future__ import annotations
+
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import attempts
+import pyarrow.parquet as pq
 import pytest
-from tests.stack.conftest import Driver
+from attempts import Run
+from transformers import AutoModelForCausalLM
+
+from orchestrator.config import RunConfig, resolved
 
 pytestmark = pytest.mark.stack
 
-@pytest.mark.parametrize("name", ["base", "rounds", "drifting", "grpo", "ppo", "offline"])
-def test_x(drive: Driver, qwen2: Path, name) -> None:
-    run = drive(name, qwen2)
-    print(run.path, run.ledger)
-    for m in run.metrics: print(m)
-    assert run.exit["cause"] == "completed"
-@pytest.mark.parametrize("name", ["base", "grpo", "offline"])
-def test_y(drive: Driver, llama: Path, name) -> None:
-    run = drive(name, llama)
-    print(run.path, run.ledger)
-    for m in run.metrics: print(m)
-    assert run.exit["cause"] == "completed"
+Finished = Callable[..., Run]
+
+# Names are what dashboards are made of.
+LEARNED = {
+    "step", "train/global_step", "loss", "learning_rate", "grad_norm", "entropy", "num_tokens", "num_updates",
+    "timing/step", "timing/driver", "timing/learn", "timing/generate", "throughput/tokens_per_s",
+}  # fmt: skip
+SAMPLED = {
+    "reward", "objective/scores", "objective/entropy", "rewards/letters_in_place/mean", "rewards/letters_in_place/std",
+    "completions/mean_length", "completions/min_length", "completions/max_length", "completions/clipped_ratio",
+    "sampling/logp_difference", "sampling/logp_difference_max", "staleness/mean", "staleness/max", "timing/publish",
+    "timing/score",
+}  # fmt: skip
+GROUPED = {"reward_std", "frac_reward_zero_std"}
+PAIRED = {
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
+    "objective/scores_margin", "pairs/count", "ref/age", "ref/refreshed",
+}  # fmt: skip
+CLIPPED = {"clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"}
+CRITICISED = {
+    "objective/kl", "objective/non_score_reward", "objective/rlhf_reward", "policy/approxkl_avg",
+    "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio",
+    "val/num_eos_tokens", "critic/learning_rate", "critic/grad_norm",
+}  # fmt: skip
+
+
+def test_supervised_fine_tuning(finished: Finished, qwen2: Path) -> None:
+    run = finished("base", qwen2)
+    assert_whole(run, attempts.recipe("base").stages[0], LEARNED)
+    assert run.metrics[-1]["loss"] < run.metrics[0]["loss"] - 0.5
+    assert not (run.path / "samples").exists()
+
+
+def test_iterative_dpo_with_a_new_reference_every_round(finished: Finished, qwen2: Path) -> None:
+    run = finished("rounds", qwen2)
+    assert_whole(run, attempts.recipe("rounds").stages[1], LEARNED | SAMPLED | GROUPED | PAIRED | {"round/index"})
+    assert_synchronous(run)
+    assert [row["step"] for row in run.metrics if "eval/reward" in row] == [0, 1, 2]
+    for index, action in ((1, "keep"), (2, "refresh")):
+        told = round_of(run, index)
+        assert (told["reference"]["action"], told["reference"]["version"]) == (action, index - 1)
+        assert_pairs(run, index)
+    assert_loads(run.path / "reference" / "version-1")
+
+
+def test_iterative_dpo_with_a_new_reference_when_it_has_drifted(finished: Finished, qwen2: Path) -> None:
+    run = finished("drifting", qwen2)
+    assert_whole(run, attempts.recipe("drifting").stages[1], LEARNED | SAMPLED | GROUPED | PAIRED | {"round/index"})
+    assert_synchronous(run)
+    first, *later = (round_of(run, index)["reference"] for index in range(1, 7))
+    assert (first["action"], first["drift"]) == ("keep", None)
+    assert {decision["action"] for decision in later} == {"keep", "refresh"}
+    for step, decision in enumerate(later, start=1):
+        assert (decision["action"] == "refresh") == (decision["drift"]["kl"] > 0.05)
+        assert (decision["version"] == step) == (decision["action"] == "refresh")
+
+
+def test_synchronous_grpo(finished: Finished, qwen2: Path) -> None:
+    run = finished("grpo", qwen2)
+    assert_whole(run, attempts.recipe("grpo").stages[1], LEARNED | SAMPLED | GROUPED | CLIPPED)
+    assert_synchronous(run)
+
+
+def test_grpo_whose_two_engines_run_one_step_ahead(finished: Finished, qwen2: Path) -> None:
+    ahead = ("name=ahead", "max_staleness=1", "rollout.num_engines=2", "algorithm.max_steps=4")
+    run = finished("grpo", qwen2, *ahead)
+    assert_whole(run, attempts.recipe("grpo", *ahead).stages[1], LEARNED | SAMPLED | GROUPED | CLIPPED)
+    assert run.figures("staleness/max") == [0, 1, 1, 1]
+    assert {path.name for path in (run.path / "logs" / "latest").glob("rollout-*")} == {"rollout-0.log", "rollout-1.log"}
+
+
+def test_ppo_with_two_ranks_and_a_critic_of_one(finished: Finished, qwen2: Path) -> None:
+    run = finished("ppo", qwen2)
+    assert_whole(run, attempts.recipe("ppo").stages[1], LEARNED | SAMPLED | CRITICISED)
+    assert_synchronous(run)
+    assert run.figures("objective/kl")[0] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
+    assert [row["step"] for row in run.metrics if "eval/reward" in row] == [0, 6]
+
+
+def test_offline_dpo(finished: Finished, qwen2: Path) -> None:
+    run = finished("offline", qwen2)
+    assert_whole(run, attempts.recipe("offline").stages[1], LEARNED | PAIRED)
+    assert run.metrics[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "log 2: the policy starts as its reference"
+    assert run.metrics[-1]["rewards/margins"] > 0
+    assert not (run.path / "rounds").exists()
+
+
+def test_what_is_complete_is_reused_without_a_cluster(
+    finished: Finished, qwen2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = finished("offline", qwen2).facts
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    run = attempts.run("offline", qwen2)
+    assert capsys.readouterr().out.count("complete, reused") == 2
+    assert run.facts == before
+
+
+# ------------------------------------------------------------------------------------------------ what is asserted
+
+
+def assert_whole(run: Run, config: RunConfig, names: set[str]) -> None:
+    """The run directory of a run that went to its end without a stop."""
+    steps, every = config.algorithm.max_steps, config.checkpoint.every
+    assert steps is not None
+    assert json.loads((run.path / "resolved.json").read_text()) == resolved(config)
+    assert (run.path / "recipe.yaml").is_file()
+    assert run.facts == ["ATTEMPT 0", *facts_of_steps(steps, every), f"FINISHED {steps}"]
+    assert run.exit | {"message": ""} == {
+        "cause": "completed", "message": "", "exit_code": 0, "attempt": 1, "step": steps, "resume": None,
+    }  # fmt: skip
+    rows = [row for row in run.metrics if row["step"] > 0]
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    for row in rows:
+        assert names - row.keys() == set()
+        assert None not in row.values(), "a figure that is not a number"
+    kept = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+    assert kept == sorted(f"step-{n}" for n in (steps - every, steps))
+    assert_loads(run.path / "model")
+    if config.data.prompts is not None:
+        assert_samples(run, config)
+
+
+def facts_of_steps(steps: int, checkpoint_every: int) -> list[str]:
+    facts = []
+    for n in range(1, steps + 1):
+        facts += [f"{fact} {n}" for fact in ("PLANNED", "SCORED", "TRAINED", "PUBLISHED", "COMMITTED")]
+        facts += [f"CHECKPOINT {n}"] if n % checkpoint_every == 0 else []
+    return facts
+
+
+def assert_loads(directory: Path) -> None:
+    _, loading = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert not any(loading.values()), loading
+
+
+def assert_samples(run: Run, config: RunConfig) -> None:
+    for step in range(1, (config.algorithm.max_steps or 0) + 1):
+        samples = pq.read_table(run.path / "samples" / f"step-{step}.parquet").to_pylist()
+        assert len(samples) == config.samples_per_step
+        for sample in samples:
+            assert sample.keys() == {"prompt_id", "prompt", "completion", "reward", "version", "finish", "length"}
+            assert step - 1 - config.max_staleness <= sample["version"] <= step - 1
+
+
+def assert_synchronous(run: Run) -> None:
+    """The engine loaded the model that the stage before has written, and every version that followed."""
+    assert set(run.figures("staleness/max")) == {0}
+    assert max(run.figures("sampling/logp_difference_max")) < 1e-4
+
+
+def round_of(run: Run, index: int) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((run.path / "rounds" / str(index) / "round.json").read_text())
+    assert (told["round"], told["policy_version"]) == (index, index - 1)
+    return told
+
+
+def assert_pairs(run: Run, index: int) -> None:
+    pairs = pq.read_table(run.path / "rounds" / str(index) / "pairs.parquet").to_pylist()
+    assert len(pairs) == run.figures("pairs/count")[index - 1] > 0
+    for pair in pairs:
+        assert pair["margin"] == pytest.approx(pair["chosen_score"] - pair["rejected_score"])
+        assert pair["margin"] > 0
+        assert pair["chosen_version"] == pair["rejected_version"] == index - 1

@@ -1,5 +1,5 @@
-"""Tiny models with their tokenizers, made once per session: a tied Qwen2 that reads characters, an untied Llama with BPE
-and a chat template. Their weights are large, so that attention is far from uniform and a wrong mask shows."""
+"""Tiny models with their tokenizers, made once per session: a tied Qwen2 that reads characters, an untied Llama with
+BPE and a chat template. Their weights are large, so that attention is far from uniform and a wrong mask shows."""
 
 from __future__ import annotations
 

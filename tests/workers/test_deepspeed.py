@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from zero_rank import ALGORITHM, BATCHES, MAX_STEPS
 pytestmark = pytest.mark.stack
 
 HERE = Path(__file__).parent
-ONE: dict[str, dict[str, Any]] = {"one-rank": {}}
-TWO: dict[str, dict[str, Any]] = {
-    "two-ranks": {},
-    "partitioned-in-small-micro-batches": {"tokens_per_micro_batch": 6, "param_persistence_threshold": 0},
-    "stage-0": {"zero_stage": 0},
-    "stage-1": {"zero_stage": 1, "tokens_per_micro_batch": 6},
-    "stage-2": {"zero_stage": 2, "tokens_per_micro_batch": 6},
+SMALL = {"tokens_per_micro_batch": 6}
+SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of LearnerConfig
+    "one-rank": (1, {}),
+    "two-ranks": (2, {}),
+    "partitioned-in-small-micro-batches": (2, {**SMALL, "param_persistence_threshold": 0}),
+    "stage-0": (2, {"zero_stage": 0}),
+    "stage-1": (2, {**SMALL, "zero_stage": 1}),
+    "stage-2": (2, {**SMALL, "zero_stage": 2}),
 }
 
 
@@ -36,17 +38,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(world_size: int, model: Path, out: Path, settings: dict[str, dict[str, Any]]) -> None:
-    port = free_port()
+def run_ranks(world_size: int, models: dict[str, Path], out: Path) -> None:
+    """All settings of this number of ranks, for each model, in one gang."""
+    settings = {
+        f"{family}-{name}": (str(path), fields)
+        for family, path in models.items()
+        for name, (size, fields) in SETTINGS.items()
+        if size == world_size
+    }
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "DS_ACCELERATOR": "cpu",
+        "PYTHONWARNINGS": "ignore",
     }
+    arguments = [str(a) for a in (world_size, free_port(), out, json.dumps(settings))]
     ranks = [
         subprocess.Popen(
-            [sys.executable, HERE / "zero_rank.py", *map(str, (rank, world_size, port, model, out)), json.dumps(settings)],
+            [sys.executable, HERE / "zero_rank.py", str(rank), *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -62,33 +71,36 @@ def run_ranks(world_size: int, model: Path, out: Path, settings: dict[str, dict[
     assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(told)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "llama"])
-def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model, and the directory with what one rank and two ranks made of it."""
-    model: Path = request.getfixturevalue(request.param)
-    out = tmp_path_factory.mktemp("zero")
-    run_ranks(1, model, out, ONE)
-    run_ranks(2, model, out, TWO)
-    return model, out
-
-
-@pytest.fixture(params=[*ONE, *TWO])
-def setting(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 @pytest.fixture(scope="module")
-def plain(ran: tuple[Path, Path]) -> tuple[dict[str, Tensor], list[float], list[float]]:
-    """The same three updates in a dozen lines of torch: weights, norms of the gradient, losses."""
-    model: Any = AutoModelForCausalLM.from_pretrained(ran[0], dtype=torch.float32, attn_implementation="eager")
+def out(qwen2: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with what one rank and two ranks made of both models."""
+    directory = tmp_path_factory.mktemp("zero")
+    for world_size in (1, 2):
+        run_ranks(world_size, {"qwen2": qwen2, "llama": llama}, directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What a dozen lines of torch make of the same three updates."""
+
+    family: str
+    weights: dict[str, Tensor]
+    norms: list[float]
+    losses: list[float]
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def plain(request: pytest.FixtureRequest) -> Plain:
+    path: Path = request.getfixturevalue(request.param)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     optimizer = torch.optim.AdamW(model.parameters(), eps=ALGORITHM.adam_epsilon, weight_decay=ALGORITHM.weight_decay)
     norms, losses = [], []
     for step, rows in enumerate(BATCHES):
         logprobs = [
-            model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)[
-                range(len(completion)), completion
-            ]
+            model(torch.tensor([prompt + completion]))
+            .logits[0, len(prompt) - 1 : -1]
+            .log_softmax(-1)[range(len(completion)), completion]
             for prompt, (completion,) in rows
         ]
         loss = -torch.cat(logprobs).mean()
@@ -99,46 +111,41 @@ def plain(ran: tuple[Path, Path]) -> tuple[dict[str, Tensor], list[float], list[
         optimizer.param_groups[0]["lr"] = ALGORITHM.learning_rate * (1 - step / MAX_STEPS)
         optimizer.step()
     assert min(norms) > ALGORITHM.max_grad_norm  # so that clipping is a part of what is compared
-    return {n: p.detach() for n, p in model.named_parameters(remove_duplicate=False)}, norms, losses
+    weights = {n: p.detach() for n, p in model.named_parameters(remove_duplicate=False)}
+    return Plain(request.param, weights, norms, losses)
 
 
-def told(ran: tuple[Path, Path], setting: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ran[1] / f"{setting}.json").read_text())
-    return found
+@dataclass(frozen=True)
+class Made:
+    """What the gang made of it under one setting."""
+
+    weights: dict[str, Tensor]
+    told: dict[str, Any]
 
 
-def test_weights_are_those_of_plain_torch(
-    ran: tuple[Path, Path], plain: tuple[dict[str, Tensor], list[float], list[float]], setting: str
-) -> None:
-    weights, _, _ = plain
-    ours = load_file(ran[1] / f"{setting}.safetensors")
-    assert sorted(ours) == sorted(weights)
-    for name, weight in weights.items():
-        torch.testing.assert_close(ours[name], weight, atol=1e-5, rtol=0, msg=name)
+@pytest.fixture(params=SETTINGS)
+def made(request: pytest.FixtureRequest, out: Path, plain: Plain) -> Made:
+    name = f"{plain.family}-{request.param}"
+    return Made(load_file(out / f"{name}.safetensors"), json.loads((out / f"{name}.json").read_text()))
 
 
-def test_norms_and_losses_are_those_of_plain_torch(
-    ran: tuple[Path, Path], plain: tuple[dict[str, Tensor], list[float], list[float]], setting: str
-) -> None:
-    _, norms, losses = plain
-    found = told(ran, setting)
-    assert found["grad_norms"] == pytest.approx(norms, rel=1e-4)
-    if setting == "one-rank":  # of several ranks each tells its share
-        assert found["losses"] == pytest.approx(losses, rel=1e-5)
+def test_weights_are_those_of_plain_torch(made: Made, plain: Plain) -> None:
+    assert sorted(made.weights) == sorted(plain.weights)
+    for name, weight in plain.weights.items():
+        torch.testing.assert_close(made.weights[name], weight, atol=1e-5, rtol=0, msg=name)
 
 
-def test_weights_come_under_their_names_as_described(
-    ran: tuple[Path, Path], plain: tuple[dict[str, Tensor], list[float], list[float]], setting: str
-) -> None:
-    found = told(ran, setting)
-    assert found["sent"] == found["described"]
-    assert [tuple(entry) for entry in found["sent"]] == [
-        (name, "torch.float32", list(weight.shape)) for name, weight in plain[0].items()
-    ]
-    assert "lm_head.weight" in plain[0]
+def test_norms_and_losses_are_those_of_plain_torch(made: Made, plain: Plain) -> None:
+    assert made.told["grad_norms"] == pytest.approx(plain.norms, rel=1e-4)
+    assert made.told["losses"] == pytest.approx(plain.losses, rel=1e-5)
 
 
-def test_a_checkpoint_is_exact(ran: tuple[Path, Path], setting: str) -> None:
-    found = told(ran, setting)
-    assert found["bit_equal_after_load"]
-    assert found["state"] == {"turn": 2}
+def test_weights_come_under_their_names_as_described(made: Made, plain: Plain) -> None:
+    assert made.told["sent"] == made.told["described"]
+    assert made.told["sent"] == [[n, "torch.float32", list(w.shape)] for n, w in plain.weights.items()]
+    assert "lm_head.weight" in plain.weights  # in the tied model, too
+
+
+def test_a_checkpoint_is_exact(made: Made) -> None:
+    assert made.told["resumed_to_the_bit"]
+    assert made.told["state"] == {"turn": 2}

@@ -54,7 +54,7 @@ def test_logprobs_entropy_and_gradient_by_hand() -> None:
     assert logprobs.tolist() == pytest.approx([math.log(2 / 3), math.log(1 / 3)])
     assert entropy.tolist() == pytest.approx([math.log(3) - 2 / 3 * LN2] * 2)
 
-    # d log p_0 / d logits = (1 − ⅔, −⅓): times the head's rows for the hidden state, times the hidden state for the head.
+    # d log p_0 / d logits = (1 − ⅔, −⅓): times the head's rows for the hidden state, times that state for the head.
     logprobs[0].backward()
     assert model.table.grad is not None
     assert model.head.weight.grad is not None

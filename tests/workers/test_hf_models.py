@@ -106,7 +106,7 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused(tmp_path: Path)
 
 
 def test_conversations_need_a_template(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no chat template; add chat_template.jinja"):
+    with pytest.raises(ModelError, match="no chat template; add chat_template"):
         save_tokenizer(tmp_path).encode_prompt(CONVERSATION)
 
 

@@ -1,4 +1,4 @@
-"""What a learner does beside learning: probe the engine, report facts, score values, publish and export its weights."""
+"""What a learner does beside learning: probe the engine, report facts, infer, publish and export its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from workers.learner import PROBE_TOKENS
 from workers.packing import pack
-from workers.types import Experience, Floats, Scores, TokenShare, merge_stats
+from workers.types import Experience, Floats, Scores, TokenShare, assemble, merge_stats
 from workers.weights import Rendezvous, Segment
 
 GROUPS = [([3, 4, 11], [[4, 3, 1], [3, 1]]), ([5], [[6, 1], [7, 8, 9, 1]]), ([6, 7], [[1], [8, 1]])]
@@ -137,6 +137,13 @@ def test_values_of_all_ranks_cover_every_token(qwen2: Path) -> None:
         shares.append(critic.infer([given]))
     assert sorted(np.concatenate([s.completions for s in shares]).tolist()) == [0, 1, 2, 3, 4, 5]
     assert np.concatenate([s.values for s in shares]).tolist() == [0.25] * NUM_TOKENS
+
+
+def test_the_policy_answers_with_log_probabilities(qwen2: Path) -> None:
+    policy, engine = learner_of(qwen2, GRPO, budget=5)
+    given = experience(GROUPS, temperature=0.5)
+    found = assemble([policy.infer([given])], given.completions)
+    np.testing.assert_allclose(found, own_logprobs(engine, temperature=1.0), rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ weights

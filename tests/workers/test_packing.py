@@ -12,9 +12,7 @@ from workers.types import Ragged, TrainBatch
 
 
 def test_the_example_of_the_docstring() -> None:
-    packed = pack(
-        Ragged.of([[1, 2, 3]]), Ragged.of([[10, 11, 12], [20, 21, 22, 23]]), np.array([0, 2]), np.array([0])
-    )
+    packed = pack(Ragged.of([[1, 2, 3]]), Ragged.of([[10, 11, 12], [20, 21, 22, 23]]), np.array([0, 2]), np.array([0]))
     assert packed.tokens.tolist() == [1, 2, 3, 10, 11, 20, 21, 22]
     assert packed.positions.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
     assert packed.segments.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
@@ -95,9 +93,8 @@ def test_balance_is_within_a_third_of_the_best_there_is(seed: int) -> None:
 
 
 def batch_of(num_rows: int) -> TrainBatch:
-    return TrainBatch(
-        prompts=Ragged.of([[1]] * num_rows), completions=Ragged.of([[2]] * num_rows), row_offsets=np.arange(num_rows + 1)
-    )
+    rows = Ragged.of([[1]] * num_rows)
+    return TrainBatch(prompts=rows, completions=rows, row_offsets=np.arange(num_rows + 1))
 
 
 def test_one_update_per_pass_takes_the_rows_as_they_come() -> None:
@@ -107,7 +104,7 @@ def test_one_update_per_pass_takes_the_rows_as_they_come() -> None:
 def test_every_pass_takes_each_row_once_in_an_order_of_its_own() -> None:
     found = [u.tolist() for u in updates(batch_of(20), epochs=2, num_updates=3, seed=1)]
     assert [len(u) for u in found] == [7, 7, 6, 7, 7, 6]
-    first, second = sum(found[:3], []), sum(found[3:], [])
+    first, second = (list(itertools.chain(*of_pass)) for of_pass in (found[:3], found[3:]))
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second
     assert [u.tolist() for u in updates(batch_of(20), epochs=2, num_updates=3, seed=1)] == found

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from fakes import experience
 
-from workers.config import DpoConfig, ModelConfig
 from workers.algorithms.preference import prepare
+from workers.config import DpoConfig, ModelConfig
 from workers.engines.hf_models import TextCodec
 from workers.records import write_pairs
 from workers.types import Evidence, Prompt

@@ -44,12 +44,15 @@ def functions(tmp_path: Path) -> Path:
 
 
 def worker(
-    model: Path, functions: Path, *rewards: tuple[str, float], index: int = 0, num_workers: int = 1, num_samples: int = 2
+    model: Path,
+    functions: Path,
+    *rewards: tuple[str, float],
+    index: int = 0,
+    num_workers: int = 1,
+    num_samples: int = 2,
 ) -> Reward:
     configs = [FunctionRewardConfig(type="function", function=f"{functions}/{f}", weight=w) for f, w in rewards]
-    return Reward(
-        ModelConfig(path=str(model)), configs, index=index, num_workers=num_workers, num_samples=num_samples
-    )
+    return Reward(ModelConfig(path=str(model)), configs, index=index, num_workers=num_workers, num_samples=num_samples)
 
 
 def sampled(**changes: Any) -> Experience:

@@ -70,9 +70,7 @@ def test_what_is_written_is_read_by_whoever_maps_the_segment(tmp_path: Path) -> 
     ],
     ids=["name", "shape", "dtype"],
 )
-def test_other_weights_than_the_manifest_s_are_refused(
-    tmp_path: Path, name: str, weight: Tensor, message: str
-) -> None:
+def test_other_weights_than_the_manifest_s_are_refused(tmp_path: Path, name: str, weight: Tensor, message: str) -> None:
     manifest = manifest_of(WEIGHTS)
     segment = Segment(str(tmp_path / "segment"), manifest.num_bytes)
     given = [(name, weight) if n == "norm" else (n, w) for n, w in WEIGHTS.items()]

@@ -21,6 +21,7 @@ from workers.engines.attention import layout_of
 from workers.packing import Packed
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+STATE = "rlhf"  # in DeepSpeed's checkpoint, beside what it keeps there itself
 
 
 def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> torch.device:
@@ -107,8 +108,11 @@ class DeepSpeedEngine:
     def update(self, learning_rate: float) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        norm: Any = None
+        if isinstance(self._engine.optimizer, torch.optim.Optimizer):  # stage 0 in float32: DeepSpeed keeps no norm
+            norm = nn.utils.get_total_norm([p.grad for p in self._module.parameters() if p.grad is not None])
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return float(self._engine.get_global_grad_norm() or 0.0 if norm is None else norm)
 
     def reset_optimizer(self) -> None:
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
@@ -132,13 +136,13 @@ class DeepSpeedEngine:
     # -------------------------------------------------------------------------------------------- state
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None:
-        self._engine.save_checkpoint(str(directory), tag="state", client_state=dict(state))
+        self._engine.save_checkpoint(str(directory), tag="state", client_state={STATE: dict(state)})
 
     def load(self, directory: Path) -> Mapping[str, Any]:
         path, state = self._engine.load_checkpoint(str(directory), tag="state")
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/state")
-        return cast("Mapping[str, Any]", state)
+        return cast("Mapping[str, Any]", state[STATE])
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -85,7 +85,7 @@ def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
     warmup_updates = round(warmup * total) if warmup < 1 else round(warmup)
     kind = "constant_with_warmup" if name == "constant" else name
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    # transformers' warm-up starts at exactly 0, which would waste the first update: ours is shifted by one, its end too.
+    # transformers' warm-up starts at exactly 0, which would waste the first update: ours is one later throughout.
     shift = 1 if warmup_updates else 0
     lambdas = get_scheduler(
         kind, optimizer, num_warmup_steps=warmup_updates, num_training_steps=total + shift
@@ -188,8 +188,8 @@ def export(
     *,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write a Hugging Face directory: `weights` in shards of up to `shard_bytes`, each written as soon as it is complete,
-    and everything else (config, tokenizer, chat template, generation config) from the directory `source`."""
+    """Write a Hugging Face directory: `weights` in shards of up to `shard_bytes`, each written as soon as it is
+    complete, and all else (config, tokenizer, chat template, generation config) from the directory `source`."""
     target.mkdir(parents=True, exist_ok=True)
     config = AutoConfig.from_pretrained(source)
     tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()  # stored once

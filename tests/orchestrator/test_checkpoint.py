@@ -1,0 +1,160 @@
+"""Checkpoints are whole or they are none, and damage is found before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import Events, FakeLearner
+
+from orchestrator.cluster.local import LocalGang
+from orchestrator.errors import ResumeError
+from orchestrator.pipeline.learning import Learners
+from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest, verify
+
+
+class Saver:
+    """A policy of two ranks and a critic, and the checkpoints of their run."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.events: Events = []
+        self.ranks = [FakeLearner(self.events, rank=rank) for rank in range(2)]
+        self.critic = FakeLearner(self.events, head="values")
+        policy: Any = LocalGang("policy", self.ranks)
+        critic: Any = LocalGang("critic", [self.critic])
+        self.checkpointer = Checkpointer(Learners(policy, critic), directory, keep=keep)
+
+    def save(self, *steps: int) -> Path:
+        for step in steps:
+            self.ranks[0].weights = f"weights of {step}".encode()
+            last = self.checkpointer.save(State(next_step=step, reference_version=step - 1))
+        return last
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def saver(directory: Path) -> Saver:
+    return Saver(directory, keep=2)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(p.name for p in directory.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def test_a_checkpoint_holds_every_rank_the_state_and_what_they_are(saver: Saver, directory: Path) -> None:
+    path = saver.save(3)
+    assert path == directory / "step-3"
+    assert saver.events == ["policy 0: save policy", "policy 1: save policy", "critic 0: save critic"]
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    assert list(files) == ["critic/critic 0.bin", "policy/policy 0.bin", "policy/policy 1.bin", "state.json"]
+    assert files["policy/policy 1.bin"] == {
+        "bytes": 7,  # of b"weights"
+        "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c",
+    }
+    assert verify(path) == ""
+
+
+def test_the_newest_few_are_kept(saver: Saver, directory: Path) -> None:
+    saver.save(2, 10, 9, 11)
+    assert names(directory) == ["step-10", "step-11"]  # by number: 9 came after 10 and is older
+    assert [p.name for p in list_checkpoints(directory)] == ["step-10", "step-11"]
+
+
+def test_a_step_that_is_saved_again_is_replaced(saver: Saver, directory: Path) -> None:
+    saver.save(3)
+    (directory / "step-3" / "left over").write_text("")
+    saver.save(3)
+    assert not (directory / "step-3" / "left over").exists()
+    assert verify(directory / "step-3") == ""
+
+
+class DyingLearner(FakeLearner):
+    """Writes half a file and dies."""
+
+    def save(self, directory: str, state: Any) -> None:
+        super().save(directory, state)
+        raise OSError("no space left on device")
+
+
+def test_a_failed_save_takes_nothing_away(saver: Saver, directory: Path) -> None:
+    saver.save(1, 2)
+    broken: Any = LocalGang("policy", [DyingLearner([])])
+    with pytest.raises(OSError, match="no space left"):
+        Checkpointer(Learners(broken, None), directory, keep=1).save(State(next_step=3, reference_version=0))
+    assert names(directory) == [".step-3.partial", "step-1", "step-2"]
+    assert newest(directory)[0].name == "step-2"
+    saver.save(3)  # and nothing of the failed one is in the next
+    assert names(directory) == ["step-2", "step-3"]
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def test_the_newest_is_found_with_its_state_and_loaded(saver: Saver, directory: Path) -> None:
+    saver.save(8, 9)
+    path, state = newest(directory)
+    assert (path.name, state) == ("step-9", State(next_step=9, reference_version=8))
+    other = Saver(directory, keep=2)
+    other.checkpointer.load(path)
+    assert other.ranks[0].weights == b"weights of 9"
+    assert other.events == [
+        "policy 0: load step-9/policy",
+        "policy 1: load step-9/policy",
+        "critic 0: load step-9/critic",
+    ]
+
+
+def test_what_was_not_finished_is_not_seen(saver: Saver, directory: Path) -> None:
+    saver.save(8)
+    (directory / ".step-9.partial" / "policy").mkdir(parents=True)
+    (directory / "step-10" / "policy").mkdir(parents=True)  # without a manifest
+    assert newest(directory)[0].name == "step-8"
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("policy/policy 1.bin", flip, "policy/policy 1.bin is not what was written"),
+        ("critic/critic 0.bin", cut, "critic/critic 0.bin is not what was written"),
+        ("state.json", flip, "state.json is not what was written"),
+        ("policy/policy 0.bin", Path.unlink, "policy/policy 0.bin is missing"),
+        ("manifest.json", cut, "manifest.json is not what was written"),
+        ("manifest.json", lambda path: path.write_bytes(b"[]"), "manifest.json is not what was written"),
+        ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe"), "manifest.json is not what was written"),
+    ],
+)
+def test_damage_is_found_and_the_one_before_is_taken(
+    saver: Saver, directory: Path, name: str, damage: Callable[[Path], object], message: str
+) -> None:
+    path = saver.save(8, 9)
+    damage(path / name)
+    assert verify(path) == message
+    assert newest(directory)[0].name == "step-8"
+
+
+def test_with_nothing_to_go_on_from_it_says_what_it_found(saver: Saver, directory: Path) -> None:
+    with pytest.raises(ResumeError, match="none was finished before the run stopped"):
+        newest(directory)
+    flip(saver.save(8) / "state.json")
+    with pytest.raises(ResumeError, match=r"step-8: state\.json is not what was written"):
+        newest(directory)

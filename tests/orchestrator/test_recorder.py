@@ -1,0 +1,282 @@
+"""What a step leaves behind: ledger, metrics, rounds, samples, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fakes import Events, EventSink
+
+from orchestrator.cluster.local import Done
+from orchestrator.evaluation.held_out import Evaluation
+from orchestrator.monitor import Monitor
+from orchestrator.monitor.metrics import MetricsFile
+from orchestrator.monitor.sinks import JsonlSink
+from orchestrator.pipeline.anchor import Decision
+from orchestrator.run.checkpoint import State
+from orchestrator.run.directory import RunDirectory
+from orchestrator.run.ledger import Ledger
+from orchestrator.run.recorder import Recorder
+from workers.types import Drift, Metrics, Sample, Scores
+
+SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4", reward=1.0, version=0, finish="stop", length=2)
+
+
+class ScriptedHeldOut:
+    """Finds a reward of 0.5, and 0.125 more each time."""
+
+    def __init__(self, events: Events) -> None:
+        self._events, self._found = events, 0.5
+
+    def evaluate(self) -> Evaluation:
+        self._events.append("evaluated")
+        self._found += 0.125
+        return Evaluation(metrics={"eval/reward": self._found}, samples=(SAMPLE,))
+
+
+class RememberingCheckpointer:
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self.states: list[State] = []
+
+    def save(self, state: State) -> None:
+        self._events.append(f"saved {state.next_step}")
+        self.states.append(state)
+
+
+class Desk:
+    """A recorder with everything it writes to."""
+
+    def __init__(self, path: Path, *, held_out: bool = True, **settings: Any) -> None:
+        self.events: Events = []
+        self.directory = RunDirectory(path)
+        self.ledger = Ledger.open(self.directory.ledger)
+        self.sink = EventSink(self.events)
+        self.checkpointer = RememberingCheckpointer(self.events)
+        parts: tuple[Any, ...] = (
+            self.directory,
+            self.ledger,
+            Monitor([JsonlSink(MetricsFile(self.directory.metrics)), self.sink]),
+            self.checkpointer,
+            ScriptedHeldOut(self.events) if held_out else None,
+        )
+        given = {
+            "attempt": 2,
+            "turns": 0,
+            "num_tokens": 0.0,
+            "max_steps": 5,
+            "evaluate_every": 2,
+            "checkpoint_every": 2,
+            "sampled": True,
+            "rounds": False,
+            **settings,
+        }
+        self.recorder = Recorder(*parts, **given)
+
+    def turn(self, step: int, decision: Decision | None = None, **metrics: float) -> None:
+        """One turn of the loop; `_` stands for `/` in the names of metrics."""
+        self.recorder.planned(step)
+        self.recorder.arrived(step)
+        self.recorder.trained(step, decision)
+        given: Metrics = {"timing/step": 0.5, "num_tokens": 100.0, "num_updates": 1.0}
+        self.recorder.committed(step, given | {n.replace("_", "/"): v for n, v in metrics.items()}, None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return MetricsFile(self.directory.metrics).rows()
+
+    def facts(self) -> list[tuple[str, int]]:
+        return [(str(r.fact), r.step) for r in self.ledger.records]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ facts and cadence
+
+
+def test_the_facts_of_a_turn_in_order(desk: Desk) -> None:
+    desk.turn(0)
+    assert desk.facts() == [("PLANNED", 1), ("SCORED", 1), ("TRAINED", 1), ("PUBLISHED", 1), ("COMMITTED", 1)]
+    assert {r.attempt for r in desk.ledger.records} == {2}
+    assert desk.recorder.turns == 1
+
+
+def test_a_checkpoint_is_named_in_the_ledger_when_it_is_there(desk: Desk) -> None:
+    desk.turn(0)
+    desk.turn(1)
+    assert desk.facts()[-2:] == [("COMMITTED", 2), ("CHECKPOINT", 2)]
+    assert desk.events[-2:] == ["policy is saving a checkpoint", "saved 2"]
+
+
+def test_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, evaluate_every=2, checkpoint_every=3)
+    desk.recorder.baseline()
+    for step in range(5):
+        desk.turn(step)
+    assert [e for e in desk.events if e.startswith(("told", "saved", "evaluated"))] == [
+        "evaluated",
+        "told of 0",
+        "told of 1",
+        "evaluated",
+        "told of 2",
+        "told of 3",
+        "saved 3",
+        "evaluated",
+        "told of 4",
+        "evaluated",
+        "told of 5",
+        "saved 5",
+    ]
+    assert [(r["step"], r["eval/reward"]) for r in desk.rows() if "eval/reward" in r] == [
+        (0, 0.625),
+        (2, 0.75),
+        (4, 0.875),
+        (5, 1.0),
+    ]
+
+
+def test_without_a_cadence_only_the_ends_are_evaluated(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, evaluate_every=None)
+    desk.recorder.baseline()
+    for step in range(5):
+        desk.turn(step)
+    assert [r["step"] for r in desk.rows() if "eval/reward" in r] == [0, 5]
+
+
+def test_without_held_out_prompts_nothing_is_evaluated(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, held_out=False, evaluate_every=1)
+    desk.recorder.baseline()
+    desk.turn(0)
+    assert [r["step"] for r in desk.rows()] == [1]
+    assert "eval/reward" not in desk.rows()[0]
+
+
+def test_a_state_is_saved_once(desk: Desk) -> None:
+    desk.turn(0)
+    desk.turn(1)
+    desk.recorder.checkpoint(2)  # a run that is stopped right after
+    assert [s.next_step for s in desk.checkpointer.states] == [2]
+    desk.turn(2)
+    desk.recorder.checkpoint(3)
+    assert [s.next_step for s in desk.checkpointer.states] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("decision", "version"),
+    [
+        (None, 3),
+        (Decision(action="keep", reason="", version=3), 3),
+        (Decision(action="refresh", reason="", version=4), 4),
+    ],
+    ids=["not asked yet", "kept", "refreshed"],
+)
+def test_a_checkpoint_knows_the_reference(tmp_path: Path, decision: Decision | None, version: int) -> None:
+    desk = Desk(tmp_path, turns=4, reference_version=3)
+    desk.turn(4, decision)
+    assert desk.checkpointer.states == [State(next_step=5, reference_version=version)]
+    assert desk.ledger.records[-1].details == {"reference": version}
+    trained = next(r for r in desk.ledger.records if r.fact == "TRAINED")
+    assert trained.details == {"reference": None if decision is None else version}
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_who_is_busy(tmp_path: Path, sampled: bool) -> None:
+    desk = Desk(tmp_path, held_out=False, sampled=sampled)
+    desk.recorder.planned(0)
+    assert desk.events == (["rollout is generating"] if sampled else [])
+    desk.recorder.arrived(0)
+    assert desk.events == [*(["rollout is generating", "rollout is done"] if sampled else []), "policy is learning"]
+    desk.recorder.trained(0, None)
+    assert desk.events[-1] == "policy is done"
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def test_tokens_add_up_over_turns_and_attempts(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, num_tokens=1000.0)
+    desk.turn(0)
+    desk.turn(1)
+    assert [r["num_tokens"] for r in desk.rows()] == [1100, 1200]
+    assert [r["throughput/tokens_per_s"] for r in desk.rows()] == [200, 200]  # 100 in half a second
+
+
+def test_scorers_are_told_by_name_leaving_out_what_they_passed_on(desk: Desk) -> None:
+    scores = [
+        Scores(
+            rewards=np.float32([1, 3]),
+            by_scorer={"exact": np.float32([1, np.nan]), "silent": np.float32([np.nan, np.nan])},
+            samples=(SAMPLE,),
+            seconds=0.25,
+        ),
+        Scores(
+            rewards=np.float32([0]),
+            by_scorer={"exact": np.float32([4]), "silent": np.float32([np.nan])},
+            seconds=0.75,
+        ),
+    ]
+    desk.recorder.trained(0, None)
+    desk.recorder.committed(0, {"timing/step": 1.0}, [Done(s) for s in scores])
+    (row,) = desk.rows()
+    assert row["rewards/exact/mean"] == 2.5
+    assert row["rewards/exact/std"] == 1.5
+    assert row["timing/score"] == 0.75
+    assert "rewards/silent/mean" not in row
+
+
+def test_a_turn_that_learned_nothing_is_told(desk: Desk) -> None:
+    desk.recorder.committed(0, {"timing/step": 1.0, "num_updates": 0.0}, None)
+    assert "step 1 learned nothing: no group of completions had rewards that differ enough" in desk.events
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_samples_can_be_read(desk: Desk) -> None:
+    scores = Scores(rewards=np.float32([1]), by_scorer={}, samples=(SAMPLE,))
+    desk.recorder.committed(1, {"timing/step": 1.0}, [Done(scores)])
+    for name in ("step-2", "eval-step-2"):
+        assert pq.read_table(desk.directory.path / "samples" / f"{name}.parquet").to_pylist() == [
+            {
+                "prompt_id": "p0",
+                "prompt": "2+2=",
+                "completion": "4",
+                "reward": 1.0,
+                "version": 0,
+                "finish": "stop",
+                "length": 2,
+            }
+        ]
+
+
+def test_a_round_is_written_with_its_decision(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, rounds=True)
+    drift = Drift(kl=1.5, spread=0.5, saturated=0.25, num_completions=8)
+    decision = Decision(action="refresh", reason="KL 1.5 > max_kl 1", version=1, drift=drift)
+    desk.turn(1, decision, pairs_count=7.0, reward=0.5, timing_learn=3.0)
+    assert desk.recorder.pairs_file(1) == str(desk.directory.path / "rounds" / "2" / "pairs.parquet")
+    assert json.loads((desk.directory.round(2) / "round.json").read_text()) == {
+        "round": 2,
+        "policy_version": 1,
+        "reference": {
+            "action": "refresh",
+            "reason": "KL 1.5 > max_kl 1",
+            "version": 1,
+            "drift": {"kl": 1.5, "spread": 0.5, "saturated": 0.25, "num_completions": 8},
+        },
+        "metrics": {"pairs/count": 7.0, "reward": 0.5, "eval/reward": 0.625},
+    }
+    assert desk.rows()[0]["round/index"] == 2
+
+
+def test_where_a_step_is_no_round_no_round_is_written(desk: Desk) -> None:
+    desk.turn(0)
+    assert desk.recorder.pairs_file(0) is None
+    assert not (desk.directory.path / "rounds").exists()
+    assert "round/index" not in desk.rows()[0]

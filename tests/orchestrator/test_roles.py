@@ -1,0 +1,110 @@
+"""Which gangs the recipes need, and that every member can be started with what it is given."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config import RunConfig, load
+from orchestrator.run.roles import absolute, gang_plans
+from workers.config import ModelConfig
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
+
+GANGS = {
+    "base.yaml": {"policy": 2, "dataset": 1},
+    "grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "iterative_dpo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1},
+    "ppo.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
+}
+
+
+def config(recipe: str, *overrides: str) -> RunConfig:
+    return load(QUICKSTART / recipe, overrides).stages[-1]
+
+
+def test_every_quickstart_recipe_is_told_of_here() -> None:
+    assert {p.name for p in QUICKSTART.glob("*.yaml")} == set(GANGS)
+
+
+@pytest.mark.parametrize("recipe", GANGS)
+def test_gangs_of_the_quickstart(recipe: str) -> None:
+    plans = gang_plans(config(recipe), cuda=False, max_steps=4)
+    assert {p.role: len(p.arguments) for p in plans} == GANGS[recipe]
+    assert [p.role for p in plans] == list(GANGS[recipe])  # the policy first
+    assert {p.resources.gpus for p in plans} == {0}
+    assert {p.resources.cpus for p in plans} == {1.0}
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("recipe", GANGS)
+def test_every_member_can_be_started_with_what_it_is_given(recipe: str, cuda: bool) -> None:
+    for plan in gang_plans(config(recipe), cuda=cuda, max_steps=4):
+        meeting: dict[str, Any] = {"address": "", "port": 0} if plan.meet else {}
+        for arguments in plan.arguments:
+            inspect.signature(plan.start).bind(**arguments, **meeting)
+        ranks = [arguments.get("rank", arguments.get("index", 0)) for arguments in plan.arguments]
+        assert ranks == list(range(len(plan.arguments)))
+
+
+def test_gpus_go_to_those_who_compute() -> None:
+    wide = config("ppo.yaml", "rollout.tensor_parallel_size=4", "rollout.num_engines=2")
+    plans = gang_plans(wide, cuda=True, max_steps=4)
+    assert {p.role: p.resources.gpus for p in plans} == {
+        "policy": 1,
+        "critic": 1,
+        "reference": 1,
+        "rollout": 4,
+        "reward": 0,
+    }
+    assert {p.role for p in plans if p.meet} == {"policy", "critic", "reference"}
+
+
+def test_policy_and_critic_differ_in_head_and_settings() -> None:
+    policy, critic = gang_plans(config("ppo.yaml", "critic.tokens_per_micro_batch=512"), cuda=False, max_steps=7)[:2]
+    assert [a["head"] for a in policy.arguments] == ["logprobs"] * 2
+    assert [a["head"] for a in critic.arguments] == ["values"]
+    assert (policy.arguments[0]["config"].tokens_per_micro_batch, policy.arguments[0]["max_steps"]) == (8192, 7)
+    assert critic.arguments[0]["config"].tokens_per_micro_batch == 512
+    unset = config("ppo.yaml", "critic=null")
+    assert gang_plans(unset, cuda=False, max_steps=7)[1].arguments[0]["config"] == unset.policy
+
+
+def test_an_evaluation_needs_engines_even_where_learning_does_not() -> None:
+    evaluated = config("base.yaml", "data.eval_prompts=heldout.jsonl", "reward=[{type: math}]", "evaluation.every=50")
+    roles = [p.role for p in gang_plans(evaluated, cuda=False, max_steps=4)]
+    assert roles == ["policy", "rollout", "reward", "dataset"]
+
+
+def test_a_reference_that_weighs_nothing_is_not_loaded() -> None:
+    def roles(recipe: str, *overrides: str) -> set[str]:
+        return {p.role for p in gang_plans(config(recipe, *overrides), cuda=False, max_steps=4)}
+
+    assert "reference" in roles("grpo.yaml", "algorithm.beta=0.1")
+    assert "reference" not in roles("ppo.yaml", "algorithm.kl_coef=0.0")
+
+
+def test_no_secret_and_no_accelerator_on_a_cpu() -> None:
+    environments = {
+        p.role: dict(p.resources.environment) for p in gang_plans(config("ppo.yaml"), cuda=False, max_steps=4)
+    }
+    assert environments["policy"]["DS_ACCELERATOR"] == "cpu"
+    assert environments["rollout"]["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert all(environment["OMP_NUM_THREADS"] == "1" for environment in environments.values())
+    assert not [
+        name for e in environments.values() for name in e if "TOKEN" in name and name != "TOKENIZERS_PARALLELISM"
+    ]
+
+
+def test_paths_are_absolute_where_actors_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert absolute(ModelConfig(path="model")).path == os.path.join(tmp_path, "model")
+    assert absolute(ModelConfig(path="Qwen/Qwen3-0.6B")).path == "Qwen/Qwen3-0.6B"
+    (reward,) = [p for p in gang_plans(config("grpo.yaml"), cuda=False, max_steps=4) if p.role == "reward"]
+    (told,) = reward.arguments[0]["configs"]
+    assert told.function == f"{tmp_path}/configs/quickstart/task.py:exact_sort"

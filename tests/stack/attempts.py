@@ -1,0 +1,68 @@
+"""Running the recipes of this folder, and reading what a run left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from families import read_jsonl
+
+from orchestrator.config import Recipe, load
+from orchestrator.config.preflight import preflight
+from orchestrator.run.driver import run_recipe
+
+RECIPES = Path(__file__).parent / "recipes"
+CLOCKS = ("timing/", "throughput/", "critic/timing/")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directory of a run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.path / "metrics.jsonl")
+
+    @property
+    def metrics_without_clocks(self) -> list[dict[str, Any]]:
+        return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in self.metrics]
+
+    def figures(self, name: str) -> list[float]:
+        return [row[name] for row in self.metrics if name in row]
+
+    @property
+    def facts(self) -> list[str]:
+        """As `PLANNED 1`: the fact and its step."""
+        return [f"{record['fact']} {record['step']}" for record in read_jsonl(self.path / "ledger.jsonl")]
+
+    @property
+    def exit(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "exit.json").read_text())
+        return found
+
+    @property
+    def weights_digest(self) -> str:
+        return hashlib.sha256((self.path / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def recipe(name: str, *overrides: str) -> Recipe:
+    return load(RECIPES / f"{name}.yaml", overrides)
+
+
+def run(name: str, family: Path, *overrides: str) -> Run:
+    """Runs a recipe in the directory of a family, from this process; the run of its last stage."""
+    before = Path.cwd()
+    os.chdir(family)
+    try:
+        loaded = recipe(name, *overrides)
+        preflight(loaded)
+        run_recipe(loaded)
+        return Run(family / loaded.stages[-1].directory)
+    finally:
+        os.chdir(before)

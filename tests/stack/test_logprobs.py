@@ -1,0 +1,148 @@
+"""The engine's log-probabilities are the learner's: before the first publication and after every one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attempts import recipe
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+from orchestrator.cluster.base import Gang, wait
+from orchestrator.cluster.ray_cluster import RayCluster
+from orchestrator.data import read_prompts
+from orchestrator.pipeline.publishing import EnginePublisher
+from orchestrator.run.roles import gang_plans
+from workers.learner import Learner
+from workers.reference import Reference
+from workers.rollout import Rollout
+from workers.types import Experience, Metrics, Prompt, Sampling, Scores, assemble, merge_stats
+from workers.weights import segment_path
+
+pytestmark = pytest.mark.stack
+
+TOLERANCE = 1e-4
+REFERENCES = {"qwen2": "{num_ranks: 1, zero_stage: 0}", "llama": "{num_ranks: 2, zero_stage: 3}"}
+
+
+@dataclass
+class House:
+    """The gangs of a run without its loop."""
+
+    policy: Gang[Learner]
+    reference: Gang[Reference]
+    rollout: Gang[Rollout]
+    publisher: EnginePublisher
+    prompts: tuple[Prompt, ...]
+    directory: Path
+    version: int = field(default=0)
+
+    def sample(self, temperature: float = 1.0, seed: int = 0) -> Experience:
+        sampling = Sampling(num_generations=4, max_completion_length=12, temperature=temperature, seed=seed)
+        return self.rollout.one(Rollout.generate, self.prompts, sampling).result()
+
+    def learn(self) -> None:
+        """A step whose rewards are drawn at random: the weights change, whatever to."""
+        experience = self.sample()
+        rewards = np.random.default_rng(self.version).random(len(experience.completions), np.float32)
+        assert self._step(experience, rewards)["num_updates"] > 0
+
+    def publish(self) -> None:
+        self.version += 1
+        self.publisher.publish(self.version)
+
+    def gap(self, experience: Experience) -> float:
+        """The greatest difference of engine and learner, as a step reports it: with equal rewards it learns nothing."""
+        metrics = self._step(experience, np.zeros(len(experience.completions), np.float32))
+        assert metrics["num_updates"] == 0
+        return metrics["sampling/logp_difference_max"]
+
+    def refresh(self) -> Path:
+        """The reference takes the policy's weights, by way of a directory."""
+        directory = self.directory / f"version-{self.version}"
+        wait(self.policy.all(Learner.export, str(directory)))
+        wait(self.reference.all(Reference.load, str(directory)))
+        return directory
+
+    def reference_logprobs(self, experience: Experience) -> NDArray[np.float32]:
+        shares = wait(self.reference.all(Reference.logprobs, [experience], experience.temperature))
+        return assemble(shares, experience.completions)
+
+    def _step(self, experience: Experience, rewards: NDArray[np.float32]) -> Metrics:
+        reference = self.reference.all(Reference.logprobs, [experience])
+        scores = [Scores(rewards=rewards, by_scorer={})]
+        return merge_stats(wait(self.policy.all(Learner.step, self.version, [experience], scores, reference, None)))
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama"])
+def house(request: pytest.FixtureRequest, head: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    family: Path = request.getfixturevalue(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(family)
+        config = recipe("agreement", f"reference={REFERENCES[request.param]}").stages[0]
+        cluster = RayCluster(config.cluster)
+        plans = [p for p in gang_plans(config, cuda=False, max_steps=4) if p.role != "reward"]
+        prompts = read_prompts("long.jsonl")
+    try:
+        gangs = cluster.spawn(plans)
+        policy, reference, rollout = gangs["policy"], gangs["reference"], gangs["rollout"]
+        segment = segment_path(f"agreement-{request.param}")
+        publisher = EnginePublisher(policy, rollout, cuda=False, segment=segment, tensor_parallel_size=1)
+        directory = tmp_path_factory.mktemp(f"agreement-{request.param}")
+        yield House(policy, reference, rollout, publisher, prompts, directory)
+        wait(policy.all(Learner.close))
+        assert not Path(segment).exists()
+    finally:
+        cluster.shutdown()
+
+
+def test_engine_learner_and_reference_agree_before_and_after_every_publication(house: House) -> None:
+    for version in range(3):
+        if version:
+            house.learn()
+            assert house.gap(house.sample()) > 100 * TOLERANCE, "the engine still has the old weights"
+            house.publish()
+        directory = house.refresh()
+        for temperature in (1.0, 0.7):
+            experience = house.sample(temperature)
+            assert set(experience.versions) == {version}
+            assert experience.logprobs is not None
+            assert house.gap(experience) < TOLERANCE
+            np.testing.assert_allclose(house.reference_logprobs(experience), experience.logprobs, atol=TOLERANCE)
+            np.testing.assert_allclose(_by_transformers(directory, experience), experience.logprobs, atol=TOLERANCE)
+
+
+def test_a_completion_can_be_drawn_again_equal(house: House) -> None:
+    first, again, other = house.sample(seed=1), house.sample(seed=1), house.sample(seed=2)
+    assert _texts(first) == _texts(again)
+    assert _texts(first) != _texts(other)
+
+
+def test_another_version_of_equal_weights_draws_other_completions(house: House) -> None:
+    before = house.sample()
+    house.publish()
+    after = house.sample()
+    assert _texts(before) != _texts(after)
+    assert house.gap(after) < TOLERANCE
+
+
+def _texts(experience: Experience) -> list[list[int]]:
+    return [tokens.tolist() for tokens in experience.completions]
+
+
+def _by_transformers(directory: Path, experience: Experience) -> NDArray[np.float32]:
+    """One plain forward pass per completion: nothing of ours but the exported weights."""
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    parts = []
+    for prompt, tokens in zip(experience.group_of, experience.completions, strict=True):
+        inputs = torch.from_numpy(np.concatenate([experience.prompt_tokens[prompt], tokens]).astype(np.int64))
+        with torch.no_grad():
+            logits = model(inputs[None]).logits[0, -len(tokens) - 1 : -1] / experience.temperature
+        parts.append(logits.log_softmax(-1).gather(1, inputs[-len(tokens) :, None])[:, 0].numpy())
+    return np.concatenate(parts)
