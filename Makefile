@@ -28,7 +28,7 @@ check: setup ## lint, format and type check
 	@$(IN_VENV) mypy
 
 bench: setup ## measure side by side with TRL
-	@$(IN_VENV) python -m benchmarks.run
+	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -m benchmarks.run
 
 table: setup ## run the quickstart over three seeds, for the table in the README (20 minutes)
 	@$(IN_VENV) python -m benchmarks.quickstart

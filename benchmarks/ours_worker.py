@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +22,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-from machine import cpu_seconds
 from numpy.typing import NDArray
-from protocol import serve
-from workloads import REWARDS, load_settings, read_rows
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.machine import cpu_seconds
+from benchmarks.protocol import serve
+from benchmarks.workloads import REWARDS, load_settings, read_rows
 from orchestrator import loop
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.cluster.ray_cluster import RayCluster

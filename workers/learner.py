@@ -32,7 +32,7 @@ from workers.types import (
 )
 from workers.weights import Manifest, Rendezvous, Segment, describe
 
-PROBE_TOKENS = 1024  # of a step's completions, per rank, on which engine and learner are compared
+PROBE_TOKENS = 256  # of a step's completions, per rank, on which engine and learner are compared
 
 
 Head: TypeAlias = Literal["logprobs", "values"]

@@ -90,11 +90,14 @@ class ReferenceAnchor:
         config: ReferenceConfig,
         *,
         temperature: float,
+        sampling_temperature: float | None = None,
         directory: Callable[[int], Path],
         version: int = 0,
     ) -> None:
+        """`temperature` is that of the loss; `sampling_temperature` the engine's, None: the same."""
         self._reference, self._policy, self._config = reference, policy, config
         self._temperature, self._directory, self.version = temperature, directory, version
+        self._sampling_temperature = sampling_temperature or temperature
         self._decision: Decision | None = None
         self._begun: dict[int, Sequence[Handle[TokenShare]]] = {}
         if version:
@@ -102,27 +105,30 @@ class ReferenceAnchor:
 
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
         if self._config.refresh == "never":  # else the reference may be another one when the step comes
-            self._begun[step] = self._score(experience)
+            self._begun[step] = self._score(experience, self._temperature)
 
     def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
         shares = self._begun.pop(step, None)
 
         def measure() -> Drift:
             nonlocal shares
-            shares = self._score(experience)
-            return self._reference.one(Reference.drift, experience, shares).result()
+            # Of two distributions at one temperature: what was sampled at 0.7 is far from any reference at 1.
+            sampled = self._score(experience, self._sampling_temperature)
+            if self._sampling_temperature == self._temperature:
+                shares = sampled
+            return self._reference.one(Reference.drift, experience, sampled).result()
 
         self._decision = decide(self._config, step=step, version=self.version, measure=measure)
         if self._decision.action == "refresh":
             self._refresh(step)
             shares = None
-        return shares if shares is not None else self._score(experience)
+        return shares if shares is not None else self._score(experience, self._temperature)
 
     def decision(self) -> Decision | None:
         return self._decision
 
-    def _score(self, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
-        return self._reference.all(Reference.logprobs, experience, self._temperature)
+    def _score(self, experience: Sequence[Handle[Experience]], temperature: float) -> Sequence[Handle[TokenShare]]:
+        return self._reference.all(Reference.logprobs, experience, temperature)
 
     def _refresh(self, version: int) -> None:
         directory = str(self._directory(version))

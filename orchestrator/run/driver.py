@@ -211,6 +211,7 @@ class Attempt:
             gangs["policy"],
             self._config.reference,
             temperature=self._config.rollout.temperature if on_policy else 1.0,
+            sampling_temperature=self._config.rollout.temperature,
             directory=self._directory.reference,
             version=version,
         )
