@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
+from itertools import count
 
 Answer = str | Sequence[Mapping[str, str]]
 
@@ -10,6 +13,19 @@ Answer = str | Sequence[Mapping[str, str]]
 def letters_in_place(completions: list[Answer], solution: list[str], **_: object) -> list[float]:
     """The share of letters that stand where the solution has them: models that know little differ in it too."""
     return [_share(_text(answer), right) for answer, right in zip(completions, solution, strict=True)]
+
+
+_batches = count(1)
+
+
+def raises_on_its_second_batch(completions: list[Answer], **_: object) -> list[float]:
+    return [1 / (2 - next(_batches))] * len(completions)
+
+
+def is_killed_on_its_second_batch(completions: list[Answer], **_: object) -> list[float]:
+    if next(_batches) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [0.0] * len(completions)
 
 
 def _share(answer: str, right: str) -> float:

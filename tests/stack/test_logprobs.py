@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM
 from orchestrator.cluster.base import Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.data import read_prompts
+from orchestrator.pipeline.anchor import ReferenceAnchor
 from orchestrator.pipeline.publishing import EnginePublisher
 from orchestrator.run.roles import gang_plans
+from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
 from workers.rollout import Rollout
@@ -130,6 +132,26 @@ def test_another_version_of_equal_weights_draws_other_completions(house: House) 
     after = house.sample()
     assert _texts(before) != _texts(after)
     assert house.gap(after) < TOLERANCE
+
+
+def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(house: House) -> None:
+    house.refresh()
+    config = ReferenceConfig(refresh="when_drifted")
+    for sampled_at in (1.0, 0.7):
+        anchor = ReferenceAnchor(
+            house.reference,
+            house.policy,
+            config,
+            temperature=1.0,
+            sampling_temperature=sampled_at,
+            directory=lambda version: house.directory,
+        )
+        experience: Any = house.sample(sampled_at)
+        anchor.logprobs(1, [experience])
+        decision = anchor.decision()
+        assert decision is not None
+        assert decision.drift is not None
+        assert decision.drift.kl == pytest.approx(0, abs=TOLERANCE)
 
 
 def _texts(experience: Experience) -> list[list[int]]:

@@ -72,12 +72,7 @@ def test_iterative_dpo_with_a_new_reference_when_it_has_drifted(finished: Finish
     for step, decision in enumerate(later, start=1):
         assert (decision["action"] == "refresh") == (decision["drift"]["kl"] > 0.05)
         assert (decision["version"] == step) == (decision["action"] == "refresh")
-
-
-def test_synchronous_grpo(finished: Finished, qwen2: Path) -> None:
-    run = finished("grpo", qwen2)
-    assert_whole(run, attempts.recipe("grpo").stages[1], LEARNED | SAMPLED | GROUPED | CLIPPED)
-    assert_synchronous(run)
+    assert not run.figures("objective/kl"), "samples at 0.7 and a reference at 1 make no KL"
 
 
 def test_grpo_whose_two_engines_run_one_step_ahead(finished: Finished, qwen2: Path) -> None:
@@ -85,7 +80,8 @@ def test_grpo_whose_two_engines_run_one_step_ahead(finished: Finished, qwen2: Pa
     run = finished("grpo", qwen2, *ahead)
     assert_whole(run, attempts.recipe("grpo", *ahead).stages[1], LEARNED | SAMPLED | GROUPED | CLIPPED)
     assert run.figures("staleness/max") == [0, 1, 1, 1]
-    assert {path.name for path in (run.path / "logs" / "latest").glob("rollout-*")} == {"rollout-0.log", "rollout-1.log"}
+    engines = sorted(path.stem for path in (run.path / "logs" / "latest").glob("rollout-*.log"))
+    assert engines == ["rollout-0", "rollout-1"]
 
 
 def test_ppo_with_two_ranks_and_a_critic_of_one(finished: Finished, qwen2: Path) -> None:

@@ -140,6 +140,14 @@ def test_passes_and_mini_batches(qwen2: Path) -> None:
     assert [p.targets.tolist() for p in later.forwards] != [p.targets.tolist() for p in engine.forwards]
 
 
+def test_figures_of_several_updates_are_their_mean(qwen2: Path) -> None:
+    standing_still = {**GRPO, "learning_rate": 1e-12}
+    once, _, _ = step(qwen2, standing_still)
+    thrice, _, _ = step(qwen2, {**standing_still, "num_iterations": 3})
+    assert thrice.facts["num_updates"] == 3
+    assert figures(thrice) == pytest.approx({**figures(once), "num_updates": 3}, rel=1e-5)
+
+
 def test_nothing_to_learn_from_changes_nothing(qwen2: Path) -> None:
     learner, engine = learner_of(qwen2, DPO)
     sampled, _, reference, _ = evidence(DPO)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.types import (
+    Finish,
     Ragged,
     Scores,
     StepStats,
@@ -63,7 +64,9 @@ def test_merge_keeps_groups_whole_and_in_order() -> None:
     first = experience(
         [([1], [[10, 11], [12]])], logprobs=[-1, -2, -3], version=4, num_dropped=1, num_truncated=2, seconds=1.5
     )
-    second = experience([([2, 3], [[13]]), ([4], [[14], [15]])], logprobs=[-4, -5, -6], version=5, seconds=0.5)
+    finish = np.array([Finish.length, Finish.stop, Finish.aborted], np.int32)
+    groups = [([2, 3], [[13]]), ([4], [[14], [15]])]
+    second = experience(groups, logprobs=[-4, -5, -6], version=5, finish=finish, seconds=0.5)
     whole = merge([first, second])
     assert [p.tolist() for p in whole.prompt_tokens] == [[1], [2, 3], [4]]
     assert [c.tolist() for c in whole.completions] == [[10, 11], [12], [13], [14], [15]]
@@ -72,6 +75,8 @@ def test_merge_keeps_groups_whole_and_in_order() -> None:
     assert whole.logprobs is not None
     assert whole.logprobs.tolist() == [-1, -2, -3, -4, -5, -6]
     assert whole.versions.tolist() == [4, 4, 5, 5, 5]
+    assert whole.finish.tolist() == [0, 0, 1, 0, 2]
+    assert [p.id for p in whole.prompts] == ["p0", "p0", "p1"]
     assert (whole.num_dropped, whole.num_truncated, whole.seconds) == (1, 2, 1.5)
 
 
