@@ -1,6 +1,7 @@
 """The quickstart over three seeds: the table in the README, measured.
 
     python -m benchmarks.quickstart            (`make table`; about 20 minutes on 2 cores)
+    python -m benchmarks.quickstart grpo       measures one recipe anew, the rows of the others stay
 
 For each seed: another untrained model, other demonstrations and prompts, another base, and from it iterative DPO,
 GRPO and PPO, each by the recipe as it lies in configs/quickstart/. Accuracy is greedy, on 256 prompts (`test.jsonl`)
@@ -10,6 +11,7 @@ that no setting was chosen by. Times are wall-clock for the whole command, start
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,9 @@ BEGIN, END = "<!-- quickstart table: make table -->", "<!-- end of the quickstar
 
 
 def main() -> None:
-    results = [_seed(seed) for seed in SEEDS]
+    wanted = sys.argv[1:] or list(RECIPES)
+    kept = json.loads(RESULT.with_suffix(".json").read_text())["seeds"] if sys.argv[1:] else [{} for _ in SEEDS]
+    results = [before | _seed(seed, wanted) for before, seed in zip(kept, SEEDS, strict=True)]
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.with_suffix(".json").write_text(
         json.dumps({"date": _today(), "machine": description(), "seeds": results}, indent=1) + "\n"
@@ -41,7 +45,7 @@ def main() -> None:
     print(table)
 
 
-def _seed(seed: int) -> dict[str, Any]:
+def _seed(seed: int, wanted: list[str]) -> dict[str, Any]:
     data, runs = Path("data") / f"quickstart-seed-{seed}", Path("runs") / f"quickstart-seed-{seed}"
     _call([sys.executable, "configs/quickstart/task.py", "--directory", str(data), "--seed", str(seed)])
     base = {
@@ -58,7 +62,8 @@ def _seed(seed: int) -> dict[str, Any]:
         "data.eval_prompts": data / "test.jsonl",
     }
     found: dict[str, Any] = {"seed": seed}
-    for recipe in RECIPES:
+    for recipe in wanted:
+        shutil.rmtree(runs / f"quickstart-{recipe.replace('_', '-')}", ignore_errors=True)
         seconds = _rlhf(recipe, common)
         metrics = runs / f"quickstart-{recipe.replace('_', '-')}" / "metrics.jsonl"
         rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -91,8 +96,9 @@ def _table(results: list[dict[str, Any]]) -> str:
     ]
     for recipe, label in RECIPES.items():
         runs = [result[recipe] for result in results]
-        steps = sorted(int(step) for step in runs[0]["accuracy"])
-        at = {s: _spread([run["accuracy"][s] for run in runs]) for s in steps}
+        curves = [{int(step): accuracy for step, accuracy in run["accuracy"].items()} for run in runs]  # JSON has text
+        steps = sorted(curves[0])
+        at = {s: _spread([curve[s] for curve in curves]) for s in steps}
         word = "round" if recipe == "iterative_dpo" else "step"
         way = "; ".join(f"{word} {s}: {at[s]}" for s in steps[1:-1])
         minutes = _spread([run["seconds"] / 60 for run in runs], digits=1)

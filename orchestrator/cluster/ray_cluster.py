@@ -28,6 +28,9 @@ W = TypeVar("W")
 R = TypeVar("R")
 P = ParamSpec("P")
 
+Members = dict[str, tuple[str, int]]
+"""Role and rank of every actor, by Ray's id of it."""
+
 
 class _Clock:
     """How long the driver has waited for answers."""
@@ -47,9 +50,11 @@ class RayHandle(Generic[R]):
     """A call under way. While it is waited for, a failure of its siblings in the same fan-out counts as its own: a rank
     that died leaves the others waiting in a collective."""
 
-    def __init__(self, ref: Any, role: str, rank: int, method: str, deadline_s: float, clock: _Clock) -> None:
+    def __init__(
+        self, ref: Any, role: str, rank: int, method: str, deadline_s: float, clock: _Clock, members: Members
+    ) -> None:
         self.ref, self.role, self.rank, self.method = ref, role, rank, method
-        self._deadline_s, self._clock = deadline_s, clock
+        self._deadline_s, self._clock, self._members = deadline_s, clock, members
         self.siblings: Sequence[RayHandle[Any]] = ()
 
     def result(self, timeout_s: float | None = None) -> R:
@@ -76,14 +81,20 @@ class RayHandle(Generic[R]):
     def _get(self) -> R:
         try:
             return ray.get(self.ref, timeout=60)  # type: ignore[no-any-return]
-        except RayTaskError as error:
-            cause = error.cause
-            text = str(cause) if isinstance(cause, Failure) else str(error)
-            raise WorkerFailed(self.role, self.rank, text) from None
-        except RayActorError as error:
-            raise WorkerFailed(self.role, self.rank, _death(str(error))) from None
+        except (RayTaskError, RayActorError) as error:
+            raise self._failed(error) from None
         except GetTimeoutError:
             raise DeadlineExceeded(self.role, self.method, 60, rank=self.rank) from None
+
+    def _failed(self, error: Exception) -> WorkerFailed:
+        """Of the actor where it began: a call fails too when one whose answer it waits for has failed."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, Failure):
+            return WorkerFailed(cause.role, cause.rank, cause.traceback)
+        if isinstance(cause, RayActorError):
+            role, rank = self._members.get(cause.actor_id or "", (self.role, self.rank))
+            return WorkerFailed(role, rank, _death(str(cause)))
+        return WorkerFailed(self.role, self.rank, str(error))
 
 
 def _death(report: str) -> str:
@@ -98,10 +109,11 @@ def _death(report: str) -> str:
 class RayGang(Generic[W]):
     """The actors of one role."""
 
-    def __init__(self, role: str, actors: Sequence[Any], deadline_s: float, clock: _Clock) -> None:
+    def __init__(self, role: str, actors: Sequence[Any], deadline_s: float, clock: _Clock, members: Members) -> None:
         self.role = role
         self.actors = list(actors)
-        self._deadline_s, self._clock = deadline_s, clock
+        self._deadline_s, self._clock, self._members = deadline_s, clock, members
+        members.update({actor._actor_id.hex(): (role, rank) for rank, actor in enumerate(actors)})
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -139,7 +151,7 @@ class RayGang(Generic[W]):
         return self._handle(ref, index, method.__name__)
 
     def _handle(self, ref: Any, index: int, method: str) -> RayHandle[Any]:
-        return RayHandle(ref, self.role, index, method, self._deadline_s, self._clock)
+        return RayHandle(ref, self.role, index, method, self._deadline_s, self._clock, self._members)
 
     def _siblings(self, handles: list[RayHandle[R]]) -> list[RayHandle[R]]:
         for handle in handles:
@@ -165,6 +177,7 @@ class RayCluster:
         self._clock = _Clock()
         self._group: PlacementGroup | None = None
         self._gangs: list[RayGang[Any]] = []
+        self._members: Members = {}
         self._local = config.address is None and "RAY_ADDRESS" not in os.environ
         start_local(config) if self._local else connect(config)
         gpus = ray.cluster_resources().get("GPU", 0)
@@ -187,7 +200,7 @@ class RayCluster:
         first = 0
         for plan in plans:
             actors = [self._actor(plan, self._group, first + i, i) for i in range(len(plan.arguments))]
-            gangs[plan.role] = RayGang(plan.role, actors, self._config.call_timeout_s, self._clock)
+            gangs[plan.role] = RayGang(plan.role, actors, self._config.call_timeout_s, self._clock, self._members)
             first += len(actors)
         self._gangs = list(gangs.values())
         handles = [h for plan in plans for h in gangs[plan.role].start(plan)]
@@ -254,5 +267,5 @@ class RayCluster:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
                 runtime_env={"env_vars": dict(plan.resources.environment)},
             )
-            .remote(log_file)
+            .remote(plan.role, index, log_file)
         )

@@ -23,7 +23,8 @@ class Slot:
 class Host:
     """The actor process: it holds one worker and calls its methods."""
 
-    def __init__(self, log_file: str | None) -> None:
+    def __init__(self, role: str, rank: int, log_file: str | None) -> None:
+        self._role, self._rank = role, rank
         if log_file is not None:
             Path(log_file).parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -38,23 +39,27 @@ class Host:
             return address, int(probe.getsockname()[1])
 
     def start(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-        self._worker = _told(factory, (), arguments)
+        self._worker = self._told(factory, (), arguments)
 
     def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> Any:
         filled = [_fill(a, resolved) for a in args]
-        return _told(getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()})
+        return self._told(getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()})
+
+    def _told(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            traceback.print_exc()  # into the actor's own log
+            raise Failure(self._role, self._rank, traceback.format_exc()) from None
 
 
 class Failure(Exception):
-    """A worker's exception as text: its class may not exist, or not unpickle, where the driver runs."""
+    """A worker's exception as text: its class may not exist, or not unpickle, where the driver runs. It says whose it
+    is, because it fails every call that waits for its answer too."""
 
-
-def _told(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except Exception:
-        traceback.print_exc()  # into the actor's own log
-        raise Failure(traceback.format_exc()) from None
+    def __init__(self, role: str, rank: int, traceback: str) -> None:
+        super().__init__(role, rank, traceback)
+        self.role, self.rank, self.traceback = role, rank, traceback
 
 
 def _fill(argument: Any, resolved: Sequence[Any]) -> Any:

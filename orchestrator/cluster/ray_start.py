@@ -7,8 +7,12 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -30,16 +34,28 @@ def start_local(config: ClusterConfig) -> None:
     # environment reaches Ray's processes; here Ray has read it already.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        address="local",  # not the cluster that someone else may have started on this machine
-        # Actors of a laptop run share the cores: their number is not bounded by them.
-        num_cpus=max(os.cpu_count() or 1, 64),
-        object_store_memory=(config.object_store_memory_mib or 256) * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address=LOOPBACK,
-    )
+    with _own_sigterm():
+        ray.init(
+            address="local",  # not the cluster that someone else may have started on this machine
+            # Actors of a laptop run share the cores: their number is not bounded by them.
+            num_cpus=max(os.cpu_count() or 1, 64),
+            object_store_memory=(config.object_store_memory_mib or 256) * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address=LOOPBACK,
+        )
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """`ray.init` takes SIGTERM over and would end the process at once: the driver's own handler, if any, stays."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _new_token() -> str:
@@ -54,7 +70,10 @@ def _new_token() -> str:
 
 def connect(config: ClusterConfig) -> None:
     try:
-        ray.init(address=config.address or "auto", log_to_driver=False, logging_level=logging.ERROR, namespace="rlhf")
+        with _own_sigterm():
+            ray.init(
+                address=config.address or "auto", log_to_driver=False, logging_level=logging.ERROR, namespace="rlhf"
+            )
     except Exception as error:
         raise ClusterError(
             Problem(

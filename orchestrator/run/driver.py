@@ -141,9 +141,11 @@ class Attempt:
             waited_s=cluster.waited_s,
             stop=self._stop.asked,
         )
-        with self._stop.at_the_end_of_a_step(monitor.note):
-            finished = loop.run(parts, first_step=state.next_step, max_steps=self._max_steps)
-        self._turns = recorder.turns
+        try:
+            with self._stop.at_the_end_of_a_step(monitor.note):
+                finished = loop.run(parts, first_step=state.next_step, max_steps=self._max_steps)
+        finally:
+            self._turns = recorder.turns
         if not finished:
             recorder.checkpoint(self._turns)
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
@@ -293,7 +295,8 @@ class Attempt:
         hints = [f"held-out reward (greedy): {curve}"] if measured else []
         hints += [
             f"model: {_short(directory.model)}  (loads with transformers and with `vllm serve`)",
-            f"metrics: {_short(directory.metrics)}   samples: {_short(directory.path / 'samples')}",
+            f"metrics: {_short(directory.metrics)}"
+            + (f"   samples: {_short(samples)}" if (samples := directory.path / "samples").is_dir() else ""),
         ]
         return Outcome(ok=True, message=f"done: {self._turns} {word}s in {_minutes(seconds)}", hints=tuple(hints))
 

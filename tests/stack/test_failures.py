@@ -13,6 +13,8 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.errors import PlacementError, WorkerFailed
 from orchestrator.run.roles import gang_plans
 
+GPUS = {"policy": 2, "critic": 1, "reference": 1, "rollout": 1}  # of ppo.yaml
+
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("head")]
 
 
@@ -29,7 +31,7 @@ def test_a_reward_function_that_raises_ends_the_run_with_its_own_traceback(qwen2
 def test_a_worker_that_is_killed_ends_the_run(qwen2: Path) -> None:
     failure, run = fail("is_killed_on_its_second_batch", qwen2)
     assert (failure.role, failure.rank) == ("reward", 0)
-    assert "reward 0 failed: its process died" in run.exit["message"]
+    assert "reward rank 0 failed: its process (pid" in run.exit["message"]
 
 
 def test_a_plan_that_asks_for_more_gpus_than_there_are_names_the_roles(
@@ -60,5 +62,5 @@ def fail(scorer: str, family: Path) -> tuple[WorkerFailed, Run]:
     seconds = time.time() - (run.path / "checkpoints" / "step-1" / "manifest.json").stat().st_mtime
     assert seconds < 30, "a deadline of half an hour is not what ended it"
     assert (run.exit["cause"], run.exit["exit_code"], run.exit["step"]) == ("worker_failed", 4, 1)
-    assert run.exit["resume"] == f"rlhf resume {run.path}"
+    assert run.exit["resume"] == f"rlhf resume {run.path.relative_to(family)}"
     return failed.value, run

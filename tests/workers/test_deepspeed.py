@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from zero_rank import ALGORITHM, BATCHES, MAX_STEPS
+from zero_rank import ALGORITHM, BATCHES, FRESH
 
 pytestmark = pytest.mark.stack
 
@@ -26,6 +26,7 @@ SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of Lear
     "one-rank": (1, {}),
     "two-ranks": (2, {}),
     "partitioned-in-small-micro-batches": (2, {**SMALL, "param_persistence_threshold": 0}),
+    "checkpointed-activations": (2, {"gradient_checkpointing": True, "param_persistence_threshold": 0}),
     "stage-0": (2, {"zero_stage": 0}),
     "stage-1": (2, {**SMALL, "zero_stage": 1}),
     "stage-2": (2, {**SMALL, "zero_stage": 2}),
@@ -82,10 +83,10 @@ def out(qwen2: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @dataclass(frozen=True)
 class Plain:
-    """What a dozen lines of torch make of the same three updates."""
+    """What a dozen lines of torch make of the same updates."""
 
     family: str
-    weights: dict[str, Tensor]
+    weights: list[dict[str, Tensor]]  # after each
     norms: list[float]
     losses: list[float]
 
@@ -94,9 +95,12 @@ class Plain:
 def plain(request: pytest.FixtureRequest) -> Plain:
     path: Path = request.getfixturevalue(request.param)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    optimizer = torch.optim.AdamW(model.parameters(), eps=ALGORITHM.adam_epsilon, weight_decay=ALGORITHM.weight_decay)
-    norms, losses = [], []
+    made = Plain(request.param, [], [], [])
     for step, rows in enumerate(BATCHES):
+        if step in (0, FRESH):
+            optimizer = torch.optim.AdamW(
+                model.parameters(), eps=ALGORITHM.adam_epsilon, weight_decay=ALGORITHM.weight_decay
+            )
         logprobs = [
             model(torch.tensor([prompt + completion]))
             .logits[0, len(prompt) - 1 : -1]
@@ -106,33 +110,43 @@ def plain(request: pytest.FixtureRequest) -> Plain:
         loss = -torch.cat(logprobs).mean()
         optimizer.zero_grad()
         loss.backward()
-        losses.append(loss.item())
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), ALGORITHM.max_grad_norm)))
-        optimizer.param_groups[0]["lr"] = ALGORITHM.learning_rate * (1 - step / MAX_STEPS)
+        made.losses.append(loss.item())
+        made.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), ALGORITHM.max_grad_norm)))
+        optimizer.param_groups[0]["lr"] = ALGORITHM.learning_rate * (1 - step / len(BATCHES))
         optimizer.step()
-    assert min(norms) > ALGORITHM.max_grad_norm  # so that clipping is a part of what is compared
-    weights = {n: p.detach() for n, p in model.named_parameters(remove_duplicate=False)}
-    return Plain(request.param, weights, norms, losses)
+        made.weights.append({n: p.detach().clone() for n, p in model.named_parameters(remove_duplicate=False)})
+    assert min(made.norms) > ALGORITHM.max_grad_norm  # so that clipping is a part of what is compared
+    return made
 
 
 @dataclass(frozen=True)
 class Made:
     """What the gang made of it under one setting."""
 
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]  # before the last update
+    fresh: dict[str, Tensor]  # after it
     told: dict[str, Any]
 
 
 @pytest.fixture(params=SETTINGS)
 def made(request: pytest.FixtureRequest, out: Path, plain: Plain) -> Made:
     name = f"{plain.family}-{request.param}"
-    return Made(load_file(out / f"{name}.safetensors"), json.loads((out / f"{name}.json").read_text()))
+    weights, fresh = (load_file(out / f"{name}{suffix}.safetensors") for suffix in ("", "-fresh"))
+    return Made(weights, fresh, json.loads((out / f"{name}.json").read_text()))
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert sorted(ours) == sorted(theirs)
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, atol=1e-5, rtol=0, msg=name)
 
 
 def test_weights_are_those_of_plain_torch(made: Made, plain: Plain) -> None:
-    assert sorted(made.weights) == sorted(plain.weights)
-    for name, weight in plain.weights.items():
-        torch.testing.assert_close(made.weights[name], weight, atol=1e-5, rtol=0, msg=name)
+    assert_same(made.weights, plain.weights[FRESH - 1])
+
+
+def test_a_fresh_optimizer_has_forgotten_everything(made: Made, plain: Plain) -> None:
+    assert_same(made.fresh, plain.weights[FRESH])
 
 
 def test_norms_and_losses_are_those_of_plain_torch(made: Made, plain: Plain) -> None:
@@ -142,8 +156,8 @@ def test_norms_and_losses_are_those_of_plain_torch(made: Made, plain: Plain) -> 
 
 def test_weights_come_under_their_names_as_described(made: Made, plain: Plain) -> None:
     assert made.told["sent"] == made.told["described"]
-    assert made.told["sent"] == [[n, "torch.float32", list(w.shape)] for n, w in plain.weights.items()]
-    assert "lm_head.weight" in plain.weights  # in the tied model, too
+    assert made.told["sent"] == [[n, "torch.float32", list(w.shape)] for n, w in plain.weights[0].items()]
+    assert "lm_head.weight" in plain.weights[0]  # in the tied model, too
 
 
 def test_a_checkpoint_is_exact(made: Made) -> None:

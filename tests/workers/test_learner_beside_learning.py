@@ -71,17 +71,13 @@ def test_engines_that_agree_differ_by_rounding_at_any_temperature(qwen2: Path, a
 
 
 def test_only_the_first_few_completions_are_compared(qwen2: Path) -> None:
-    long = ([3], [[4] * 59 + [1]] * 4)  # 4 completions of 60 tokens: 1 + 4 × 59 input positions
-    rows = 6 * PROBE_TOKENS // 237
+    group = ([3, 4], [[5] * 19 + [1]] * 2)  # 2 + 2 × 19 = 40 input positions
+    enough = PROBE_TOKENS // 40
+    rows = enough + 3
     learner, engine = learner_of(qwen2, GRPO)
-    learner.step(
-        0,
-        [experience([long] * rows, logprobs=[-1.0] * (240 * rows))],
-        [Scores(rewards=np.zeros(4 * rows, np.float32), by_scorer={})],
-        None,
-        None,
-    )
-    assert len(engine.inferred[0].row_lengths) == 4  # 4 × 237 < 1024 < 5 × 237
+    given = experience([group] * rows, logprobs=[-1.0] * (40 * rows))
+    learner.step(0, [given], [Scores(rewards=np.zeros(2 * rows, np.float32), by_scorer={})], None, None)
+    assert engine.inferred[0].row_lengths.tolist() == [40] * enough
 
 
 def test_a_dataset_is_not_probed(qwen2: Path) -> None:

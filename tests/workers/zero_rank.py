@@ -1,10 +1,11 @@
-"""One rank of a DeepSpeed gang, as a process of its own: three updates under several settings, and what came of them.
+"""One rank of a DeepSpeed gang, as a process of its own: four updates under several settings, and what came of them.
 
     python zero_rank.py RANK WORLD_SIZE PORT OUT SETTINGS
 
-SETTINGS is a JSON object: a name, the model's directory, and fields of LearnerConfig. Rank 0 writes
-OUT/<name>.safetensors with the weights as they are published, and OUT/<name>.json with their description, statistics,
-and whether another learner that loaded what this one had saved after two updates made the third one to the bit.
+SETTINGS is a JSON object: a name, the model's directory, and fields of LearnerConfig. Rank 0 writes the weights as they
+are published to OUT/<name>.safetensors after three updates, and to OUT/<name>-fresh.safetensors after one more with a
+fresh optimizer; to OUT/<name>.json their description, statistics, and whether another learner, that loaded what this
+one had saved after two updates, made the third one to the bit.
 """
 
 from __future__ import annotations
@@ -12,24 +13,28 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from fakes import experience
 from safetensors.torch import save_file
 
 from workers.config import LearnerConfig, ModelConfig, SftConfig
-from workers.engines.deepspeed_engine import DeepSpeedEngine, join
 from workers.learner import Learner
 from workers.types import Experience
+
+if TYPE_CHECKING:
+    from workers.engines.deepspeed_engine import DeepSpeedEngine
 
 ALGORITHM = SftConfig(
     type="sft", learning_rate=1e-3, lr_scheduler_type="linear", adam_epsilon=1e-5, weight_decay=0.1, max_grad_norm=0.5
 )
-MAX_STEPS = 4
+SAVED, FRESH = 2, 3  # updates before the checkpoint, and before the optimizer is reset
 BATCHES = [
     [([3, 4, 5], [[6, 7, 1]]), ([11], [[3, 4, 5, 6, 7, 8, 1]]), ([9, 10], [[1]])],
     [([4, 5, 6, 7, 8], [[5, 1]]), ([3], [[3, 3, 1]]), ([9, 10], [[5, 6, 7, 1]]), ([6], [[1]])],
     [([8, 7], [[6, 5, 4, 3, 1]])],  # fewer rows than ranks
+    [([5, 6], [[4, 1]]), ([10], [[3, 5, 7, 1]])],  # with a fresh optimizer
 ]
 
 
@@ -39,16 +44,21 @@ def batch(step: int) -> list[Experience]:
 
 def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.device, out: Path) -> None:
     learner, engine = start(model, config, device)
-    stats = [learner.step(i, batch(i), None, None, None) for i in range(2)]
-    learner.save(str(out / f"{name}-checkpoint"), {"turn": 2})
-    stats.append(learner.step(2, batch(2), None, None, None))
+    stats = [learner.step(i, batch(i), None, None, None) for i in range(SAVED)]
+    learner.save(str(out / f"{name}-checkpoint"), {"turn": SAVED})
+    stats += [learner.step(i, batch(i), None, None, None) for i in range(SAVED, FRESH)]
     resumed, anew = start(model, config, device)
     state = resumed.load(str(out / f"{name}-checkpoint"))
-    resumed.step(2, batch(2), None, None, None)
-    losses = [added_up(s.sums["loss"]) for s in stats]
+    for i in range(SAVED, FRESH):
+        resumed.step(i, batch(i), None, None, None)
     after, again = whole(engine), whole(anew)
+    engine.reset_optimizer()
+    stats.append(learner.step(FRESH, batch(FRESH), None, None, None))
+    fresh = whole(engine)
+    losses = [added_up(s.sums["loss"]) for s in stats]
     if engine.rank == 0:
         save_file(after, out / f"{name}.safetensors")
+        save_file(fresh, out / f"{name}-fresh.safetensors")
         told = {
             "described": [(n, str(dtype), shape) for n, dtype, shape in engine.describe_weights()],
             "sent": [(n, str(w.dtype), tuple(w.shape)) for n, w in after.items()],
@@ -61,8 +71,10 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
 
 
 def start(model: ModelConfig, config: LearnerConfig, device: torch.device) -> tuple[Learner, DeepSpeedEngine]:
+    from workers.engines.deepspeed_engine import DeepSpeedEngine  # not where only the batches above are wanted
+
     engine = DeepSpeedEngine(model, config, ALGORITHM, head="logprobs", device=device, seed=0)
-    return Learner(engine, model, config, ALGORITHM, head="logprobs", seed=0, max_steps=MAX_STEPS), engine
+    return Learner(engine, model, config, ALGORITHM, head="logprobs", seed=0, max_steps=len(BATCHES)), engine
 
 
 def added_up(share: float) -> float:
@@ -76,6 +88,8 @@ def whole(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
+    from workers.engines.deepspeed_engine import join
+
     rank, world_size, port = map(int, sys.argv[1:4])
     out, settings = Path(sys.argv[4]), json.loads(sys.argv[5])
     device = join(rank=rank, world_size=world_size, address="127.0.0.1", port=port, cuda=False)

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     get_scheduler,
 )
-from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from transformers.utils.logging import disable_progress_bar
 
 from workers.config import ModelConfig
 from workers.engines.attention import packed_attention
@@ -30,6 +30,7 @@ from workers.engines.heads import TokenLogprobs, TokenValues
 from workers.types import Text
 
 AttentionInterface.register("packed", packed_attention)
+disable_progress_bar()  # of loading and writing files: the run has its own
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -57,8 +58,7 @@ def load_critic(path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = 
 
 
 def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
-    # In force while it is alive.
-    sharding = HfDeepSpeedConfig(dict(deepspeed)) if deepspeed else None
+    sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
     model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="packed")
     del sharding
     for unsupported in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
@@ -67,6 +67,13 @@ def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
                 f"{path}: models with `{unsupported}` are not supported; their log-probabilities would be wrong"
             )
     return model
+
+
+def _sharded_loading(deepspeed: Mapping[str, Any]) -> Any:
+    # Imported here: it imports all of DeepSpeed, which only learners need.
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(dict(deepspeed))
 
 
 def enable_checkpointing(module: TokenLogprobs | TokenValues) -> None:
