@@ -104,6 +104,11 @@ class Learner:
         """
         started = time.perf_counter()
         evidence = _evidence(experience, scores, reference, values, seed=_mix(self._seed, step))
+        if not evidence.experience.prompts:
+            raise hf_models.ModelError(
+                f"all {evidence.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
+                "rollout.max_prompt_length (data.max_length for a dataset), or shorten the prompts"
+            )
         batch, prepared = self._prepare(evidence, self._algorithm)
         temperature = evidence.experience.temperature if self._needs.on_policy else 1.0
         gap = self._probe(evidence.experience) if self._head == "logprobs" else None
