@@ -13,6 +13,7 @@ from fakes import experience
 from torch_engine import TorchEngine, learner_of
 from transformers import AutoModelForCausalLM
 
+from workers.engines.hf_models import ModelError
 from workers.learner import PROBE_TOKENS
 from workers.packing import pack
 from workers.types import Experience, Floats, Scores, TokenShare, assemble, merge_stats
@@ -203,3 +204,15 @@ def test_the_first_rank_writes_the_pairs(qwen2: Path, tmp_path: Path, rank: int)
             {"chosen": "efg", "margin": 1.5},
             {"chosen": "", "margin": 1.0},
         ]
+
+
+# ------------------------------------------------------------------------------------------------ nothing to learn from
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, DPO, PPO])
+def test_a_step_whose_prompts_are_all_too_long_says_so(qwen2: Path, algorithm: dict[str, Any]) -> None:
+    learner, _ = learner_of(qwen2, algorithm)
+    with pytest.raises(ModelError, match=r"all 7 prompts of step 3 are too long .* rollout\.max_prompt_length"):
+        learner.step(
+            2, [experience([], num_dropped=7)], [Scores(rewards=np.zeros(0, np.float32), by_scorer={})], None, None
+        )
