@@ -19,13 +19,14 @@ from workers.types import Ragged
 CPU = torch.device("cpu")
 
 # Rows of 1 to 5 completions, input lengths 14, 25, 2, 13 and 9: four rectangles, one of them with two rows.
-PROMPTS = [[3, 4, 5, 6], [3] + [5, 6, 7] * 6, [8, 9], [7, 8, 9, 10, 11], [4]]
+PROMPTS = [[3, 4, 5, 6], [3] + [5, 6, 7] * 6, [8, 9], [7, 8, 9, 10, 11], [4], [3, 5, 7, 9, 11] * 14]
 COMPLETIONS = [
     [[5, 6, 7, 8], [9, 4, 1], [10, 11, 3, 4, 5, 1]],
     [[6, 6, 1], [4, 4, 4, 4, 1]],
     [[1]],
     [[3, 4, 5, 6, 7, 8, 9, 10, 1]],
     [[3, 1], [5, 6, 1], [7, 8, 9, 1], [1], [10, 11, 1]],
+    [[4, 6, 8] * 10 + [1], [10, 4, 1]],
 ]
 
 
@@ -59,29 +60,35 @@ def one_by_one(model: Any, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def test_rows_of_nearly_equal_length_share_a_rectangle() -> None:
-    # Input lengths 8 6 5 and 2: 6 is not below ¾ of 8, 5 is; 2 is below ¾ of 5.
-    lengths = [5, 2, 8, 6]
+    # Input lengths 160 120 100 and 70: 120 is not below ¾ of 160, 100 is; 70 is below ¾ of 100.
+    lengths = [100, 70, 160, 120]
     packed = packed_rows([[3] * n for n in lengths], [[[1]]] * 4)
     first, second, third = layout_of(packed, CPU).rectangles
-    assert (first.num_rows, second.num_rows, third.num_rows) == (2, 1, 1)
-    # The rows of 8 and 6 start at 5 + 2 and 5 + 2 + 8; the shorter one is filled up with its own first position.
-    assert first.index.tolist() == [*range(7, 15), *range(15, 21), 15, 15]
-    assert first.real.tolist() == list(range(14))
-    assert first.flat.tolist() == list(range(7, 21))
-    assert second.index.tolist() == [0, 1, 2, 3, 4]
+    assert (first.num_pieces, second.num_pieces, third.num_pieces) == (2, 1, 1)
+    # The rows of 160 and 120 start at 170 and 330; the shorter one is filled up with its own first position.
+    assert first.queries.tolist() == [*range(170, 330), *range(330, 450), *[330] * 40]
+    assert first.keys.tolist() == first.queries.tolist()
+    assert first.real.tolist() == list(range(280))
+    assert first.flat.tolist() == list(range(170, 450))
+    assert second.queries.tolist() == list(range(100))
     assert first.mask is None
 
 
-def test_the_mask_of_a_shared_prompt_by_hand() -> None:
-    # p0 | a0 | b0 b1: a completion sees the prompt and itself.
-    (only,) = layout_of(packed_rows([[3]], [[[4, 1], [5, 6, 1]]]), CPU).rectangles
-    assert only.mask is not None
-    assert only.mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0],
-        [1, 1, 0, 0],
-        [1, 0, 1, 0],
-        [1, 0, 1, 1],
-    ]
+def test_small_rows_share_a_rectangle_whatever_their_lengths() -> None:
+    packed = packed_rows([[3] * n for n in (5, 2, 64)], [[[1]]] * 3)
+    (only,) = layout_of(packed, CPU).rectangles
+    assert only.num_pieces == 3
+
+
+def test_a_shared_prompt_by_hand() -> None:
+    # p0 | a0 | b0 b1 at 0 | 1 | 2 3: the prompt is a piece of its own, and each completion sees the prompt and itself.
+    prompt, completions = layout_of(packed_rows([[3]], [[[4, 1], [5, 6, 1]]]), CPU).rectangles
+    assert (prompt.queries.tolist(), prompt.mask) == ([0], None)
+    assert completions.queries.tolist() == [2, 3, 1, 1]  # the longer first, the other filled up
+    assert completions.keys.tolist() == [0, 2, 3, 0, 1, 1]
+    assert completions.flat.tolist() == [2, 3, 1]
+    assert completions.mask is not None
+    assert completions.mask[0, 0].int().tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 # ------------------------------------------------------------------------------------------------ against Hugging Face
@@ -92,7 +99,8 @@ def test_packed_is_one_by_one(model: Path, temperature: float) -> None:
     policy = load_policy(str(model), "float32", chunk=7)
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     packed = packed_rows()
-    assert len(layout_of(packed, CPU).rectangles) == 4
+    # The long prompt, small causal pieces; the long completion, the short one after the same prompt, small ones.
+    assert len(layout_of(packed, CPU).rectangles) == 5
     logprobs, entropies = ask(policy, packed, temperature)
     wanted, wanted_entropies = one_by_one(plain, temperature)
     torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=1e-5)
