@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     write_data(arguments.directory, arguments.seed)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers asks DeepSpeed, which would look for a GPU and say so
     from workers.engines.hf_models import character_tokenizer, create_model
 
     create_model(arguments.directory / "model", MODEL, character_tokenizer(ALPHABET), arguments.seed)
