@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import cpu_seconds
 from benchmarks.protocol import serve
-from benchmarks.workloads import REWARDS, load_settings, read_rows
+from benchmarks.workloads import REWARDS, TOKEN_RANGE, load_settings, read_rows
 from orchestrator import loop
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.cluster.ray_cluster import RayCluster
@@ -188,7 +188,7 @@ def _config(settings: Mapping[str, Any], cores: int) -> RunConfig:
             "rollout": {
                 "num_engines": cores,
                 "temperature": settings["temperature"],
-                "max_prompt_length": 128,
+                "max_prompt_length": TOKEN_RANGE[1],
                 "max_completion_length": settings["max_completion_length"],
                 "ignore_eos": bool(settings["min_completion_length"]),
             },

@@ -92,7 +92,7 @@ def summary(contestants: list[Contestant], repeats: list[Repeat]) -> list[dict[s
                 "memory_bytes": median(answer["rss_peak_bytes"] - answer["rss_before_bytes"] for answer in answers),
                 "generate_share": median(sum(answer.get("generate_s", [0])) / answer["train_s"] for answer in answers),
                 "reward": median(_mean(answer.get("rewards", [0])) for answer in answers),
-                "tokens": answers[0]["tokens"],
+                "tokens": {k: round(_mean([a["tokens"][k] for a in answers])) for k in answers[0]["tokens"]},
                 "items": items(answers[0]),
             }
         )
@@ -125,8 +125,9 @@ def markdown(result: dict[str, Any]) -> str:
         *(f"- {row['side']} · {row['variant']}: {row['about']}." for row in result["rows"]),
         f"- Rates are medians of {result['rows'][0]['ratio']['count']} interleaved repeats of {result['steps']} steps"
         f" ({result['rows'][0]['items']} {unit}s), lowest and highest in brackets; a ratio is the first row's rate over"
-        " this row's, within a repeat. Memory is the peak above the level before the request; `forward` counts the"
-        " positions of one forward of the policy, `logit rows` those that reach its output layer.",
+        " this row's, within a repeat. Memory is the peak above the level before the request. Tokens are means of the"
+        " repeats; `forward` counts the positions of one forward of the policy, `logit rows` those that reach its output"
+        " layer.",
         f"- Equal work: {result['equal_work']}",
         *(f"- {note}" for note in result["notes"]),
         f"- Load average before {', '.join(loads[:3])}, after {', '.join(loads[3:])} (1, 5, 15 minutes). Processes"

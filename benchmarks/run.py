@@ -79,6 +79,18 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
             CPU_NOTE,
         ],
     },
+    "grpo-mixed": {
+        "kind": "grpo",
+        "unit": "sample",
+        "title": "GRPO, 4.2M parameters, prompts of 8 to 512 and completions of 1 to 192 tokens, 4 x 8 samples a step",
+        "steps": 3,
+        "notes": [
+            "In the clock: generation, reward, learning, metrics, and handing the new weights to the engine.",
+            "Each side draws its own completions, from the same distribution of lengths: how many tokens it drew is in"
+            " the table.",
+            CPU_NOTE,
+        ],
+    },
 }
 
 
@@ -241,7 +253,7 @@ def _result(
         "title": facts["title"],
         "unit": facts["unit"],
         "notes": facts["notes"],
-        "command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]),
+        "command": _command(options),
         "date": datetime.date.today().isoformat(),
         "machine": machine.description(),
         "cores": options.cores,
@@ -255,6 +267,17 @@ def _result(
         "checked": {label: {key: answer[key] for key in ("losses", "grad_norms")} for label, answer in checked.items()},
         "repeats": [asdict(repeat) for repeat in repeats],
     }
+
+
+def _command(options: argparse.Namespace) -> str:
+    """How to do it again: what was asked for, without where things lie."""
+    usual = parse([])
+    asked = [
+        f"--{k} {getattr(options, k)}"
+        for k in ("repeats", "steps", "cores", "variants")
+        if getattr(options, k) != getattr(usual, k)
+    ]
+    return " ".join(["python -m benchmarks.run", *options.names, *asked])
 
 
 def _equal_work(this: Bench, checked: dict[str, dict[str, Any]]) -> str:

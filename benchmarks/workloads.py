@@ -1,6 +1,6 @@
 """Models and data of the benchmarks, made in code from a seed: no hub, no download.
 
-    python -m benchmarks.workloads dpo grpo-letters grpo-long --root DIR
+    python -m benchmarks.workloads dpo grpo-letters grpo-long grpo-mixed --root DIR
 
 Both sides of a benchmark read the same directory, so equal work starts from equal files. Texts are the same on every
 machine; trained weights and what is sampled from them differ in the last digits from one kind of CPU to another.
@@ -20,8 +20,12 @@ Why these workloads
   prompt 231, completion 228, and a batch of 8 pairs padded to its longest row holds 1.6 times its real tokens.
 - `grpo-letters`: the quickstart's task on its 1.65M model after a short supervised stage. Completions have 5 to 10
   tokens.
-- `grpo-long`: the same body with a vocabulary of 4,096 (4.2M parameters; the output layer is a quarter of the
-  arithmetic), prompts of 64 tokens, completions of exactly 128, so that the ratio is not a toy's alone.
+- `grpo-long`: the body of `dpo` with a vocabulary of 4,096 (4.2M parameters; the output layer is a quarter of the
+  arithmetic), prompts of 64 tokens, completions of exactly 128: short prompts, no stragglers, nothing to save but
+  overhead.
+- `grpo-mixed`: the same model with lengths as real runs have them: prompts as in `dpo`, and completions that end by
+  themselves, each next token being the end with probability 1/120, up to 192 tokens. The longest of a batch is then
+  about twice the mean.
 """
 
 from __future__ import annotations
@@ -92,6 +96,20 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-5,
         "reward": "even_share",
         "prompt_tokens": {"exactly": 64},
+        **GRPO,
+    },
+    "grpo-mixed": {
+        "kind": "grpo",
+        "model": WORDS_MODEL,
+        "vocab_size": 4096,
+        "num_steps": 8,
+        "prompts_per_step": 4,
+        "max_completion_length": 192,
+        "min_completion_length": 0,
+        "learning_rate": 3e-5,
+        "reward": "even_share",
+        "prompt_tokens": {"median": 190, "sigma": 0.65},
+        "end_probability": 1 / 120,
         **GRPO,
     },
 }
@@ -182,6 +200,23 @@ def build_model(settings: dict[str, Any]) -> Qwen2ForCausalLM:
     return model
 
 
+@torch.no_grad()
+def make_end_likely(model: Qwen2ForCausalLM, probability: float) -> None:
+    """Give the end token about this probability at every position, whatever came before.
+
+    A model with random weights would end once in a vocabulary. So the first number of every token's vector becomes 1,
+    which the layers carry through to the last hidden state, and that of the end token a little more: its logit, taken
+    with the same (tied) vectors, is then above the others' by a constant, found in a few steps of Newton's method.
+    """
+    vectors = model.get_input_embeddings().weight  # [V, h]
+    vectors[:, 0] = 1.0
+    some_text = torch.randint(2, len(vectors), (4, 256), generator=torch.Generator().manual_seed(0))
+    hidden = model.eval().get_decoder()(input_ids=some_text).last_hidden_state
+    for _ in range(5):
+        found = (hidden @ vectors.T).softmax(-1)[..., 1].mean().item()
+        vectors[1, 0] += np.log(probability / found) / hidden[..., 0].mean().item()
+
+
 def _careless_answer(letters: str, rng: np.random.Generator) -> str:
     """Sorted letters, the last two swapped with probability 0.25 (4 letters) or 0.65 (5 and 6 letters)."""
     answer = sorted(letters)
@@ -259,7 +294,8 @@ def prompt_rows(settings: dict[str, Any]) -> Iterator[dict[str, str]]:
             letters = _letters_prompt(rng)
             yield {"prompt": letters + PROMPT_END, "answer": "".join(sorted(letters))}
         else:
-            yield {"prompt": _text(settings["prompt_tokens"]["exactly"], words, rng), "answer": ""}
+            (num_tokens,) = _lengths(settings["prompt_tokens"], 1, rng)
+            yield {"prompt": _text(num_tokens, words, rng), "answer": ""}
 
 
 @torch.no_grad()
@@ -311,6 +347,8 @@ def _fill(directory: Path, settings: dict[str, Any]) -> None:
     model = build_model(settings)
     if "sft_steps" in settings:
         supervise(model, tokenizer, settings)
+    if "end_probability" in settings:
+        make_end_likely(model, settings["end_probability"])
     model.save_pretrained(directory / "model")
     tokenizer.save_pretrained(directory / "model")
     rows = list((preference_rows if settings["kind"] == "dpo" else prompt_rows)(settings))

@@ -71,6 +71,11 @@ class DeepSpeedEngine:
         )
         if config.gradient_checkpointing:
             hf_models.enable_checkpointing(self._module)
+        if config.zero_stage == 3:
+            # A decoder layer is gathered as one: hooks on each of its parts took a third of a tiny step.
+            deepspeed.utils.set_z3_leaf_modules(
+                self._module, hf_models.layer_classes(self._module), raise_if_not_found=False
+            )
         trained = {"model_parameters": list(self._module.parameters())} if optimisation else {}
         self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **trained)[0]
         self._stage = config.zero_stage

@@ -81,6 +81,11 @@ def enable_checkpointing(module: TokenLogprobs | TokenValues) -> None:
     cast(Any, module.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+def layer_classes(module: TokenLogprobs | TokenValues) -> list[str]:
+    """Names of the classes that a model's decoder layers are of."""
+    return sorted(cast(Any, module.model)._no_split_modules or ())
+
+
 def weight_names(module: TokenLogprobs) -> dict[str, nn.Parameter]:
     """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
     tied head keeps its old one."""
