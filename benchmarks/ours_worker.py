@@ -190,7 +190,6 @@ def _config(settings: Mapping[str, Any], cores: int) -> RunConfig:
                 "temperature": settings["temperature"],
                 "max_prompt_length": TOKEN_RANGE[1],
                 "max_completion_length": settings["max_completion_length"],
-                "ignore_eos": bool(settings["min_completion_length"]),
             },
             "algorithm": {
                 "type": "grpo",
@@ -252,6 +251,7 @@ class Ours:
                     num_generations=settings["num_generations"],
                     max_completion_length=settings["max_completion_length"],
                     temperature=settings["temperature"],
+                    ignore_eos=bool(settings["min_completion_length"]),
                     seed=request["seed"],
                 ),
                 prompts_per_step=settings["prompts_per_step"],

@@ -126,8 +126,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"- Rates are medians of {result['rows'][0]['ratio']['count']} interleaved repeats of {result['steps']} steps"
         f" ({result['rows'][0]['items']} {unit}s), lowest and highest in brackets; a ratio is the first row's rate over"
         " this row's, within a repeat. Memory is the peak above the level before the request. Tokens are means of the"
-        " repeats; `forward` counts the positions of one forward of the policy, `logit rows` those that reach its output"
-        " layer.",
+        " repeats; `forward` counts the positions of one forward of the policy, `logit rows` those of its head.",
         f"- Equal work: {result['equal_work']}",
         *(f"- {note}" for note in result["notes"]),
         f"- Load average before {', '.join(loads[:3])}, after {', '.join(loads[3:])} (1, 5, 15 minutes). Processes"

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workers.config import AlgorithmConfig, DpoConfig, GrpoConfig, PpoConfig
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
@@ -25,16 +23,3 @@ NEEDS: Mapping[str, Needs] = {
     "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
     "dpo": Needs(prompts=True, dataset=True, completions=2),
 }
-
-
-def needs_reference(config: AlgorithmConfig) -> bool:
-    """A reference is loaded only where its log-probabilities weigh something."""
-    match config:
-        case DpoConfig():
-            return True
-        case GrpoConfig():
-            return config.beta > 0
-        case PpoConfig():
-            return config.kl_coef > 0
-        case _:
-            return False

@@ -51,8 +51,7 @@ class Rollout:
         self._codec = hf_models.TextCodec(model)
         self._config = config
         self._index = index
-        stop = hf_models.stop_token_ids(model.path, self._codec.eos_token_id)
-        self._stop = [] if config.ignore_eos else stop
+        self._stop = hf_models.stop_token_ids(model.path, self._codec.eos_token_id)
         max_model_len = config.max_prompt_length + config.max_completion_length
         limit = hf_models.max_positions(model.path)
         if limit is not None and max_model_len > limit:
@@ -84,7 +83,8 @@ class Rollout:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            stop_token_ids=self._stop,
+            stop_token_ids=[] if sampling.ignore_eos else self._stop,
+            ignore_eos=sampling.ignore_eos,
         )
         if any(len(response.tokens) == 0 for response in responses):
             raise EngineError("the engine gave up on a completion before its first token")

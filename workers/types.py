@@ -118,6 +118,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
+    ignore_eos: bool = False  # every completion runs to max_completion_length
     seed: int = 0
 
 

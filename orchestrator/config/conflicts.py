@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.config import DpoConfig, GrpoConfig, SftConfig
+from workers.config import GrpoConfig, PpoConfig, Sampled
 from workers.needs import NEEDS
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _steps(config: RunConfig) -> Iterator[Conflict]:
 
 def _batches(config: RunConfig) -> Iterator[Conflict]:
     algorithm = config.algorithm
-    if not _samples(config) or isinstance(algorithm, SftConfig):
+    if not _samples(config) or not isinstance(algorithm, Sampled):
         return
     if config.rollout.num_engines > algorithm.prompts_per_step:
         yield Conflict(
@@ -105,7 +105,7 @@ def _batches(config: RunConfig) -> Iterator[Conflict]:
             why="a prompt's group is sampled by one engine, so some engines would have nothing to do",
             fix=f"use at most {algorithm.prompts_per_step} engines, or more prompts per step",
         )
-    if isinstance(algorithm, DpoConfig):
+    if not isinstance(algorithm, GrpoConfig | PpoConfig):
         return
     groups = isinstance(algorithm, GrpoConfig)  # a group is never split; PPO's rows are single completions
     rows = algorithm.prompts_per_step * (1 if groups else algorithm.num_generations)

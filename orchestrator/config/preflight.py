@@ -15,7 +15,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput, Problems
-from workers.config import FunctionRewardConfig, MathRewardConfig, SftConfig
+from workers.config import FunctionRewardConfig, MathRewardConfig
 from workers.types import Example, Prompt
 
 READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the run reads all
@@ -99,8 +99,7 @@ def _enough_rows(config: RunConfig, found: Sequence[Rows], problems: Problems) -
     for rows in found:
         if not rows.whole or rows.key == "data.eval_prompts":
             continue
-        sft = isinstance(config.algorithm, SftConfig)
-        key = "batch_size" if sft or rows.key == "data.dataset" else "prompts_per_step"
+        key = "batch_size" if rows.key == "data.dataset" else "prompts_per_step"
         wanted = getattr(config.algorithm, key)
         if rows.count < wanted:
             problems.add(

@@ -35,7 +35,7 @@ from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import gang_plans
 from orchestrator.run.stop import Stop
-from workers.config import DpoConfig, SftConfig
+from workers.config import DpoConfig, FromDataset, Sampled
 from workers.learner import Learner
 from workers.needs import NEEDS
 from workers.types import Example, Prompt, Sampling
@@ -170,13 +170,13 @@ class Attempt:
         if algorithm.max_steps is not None:
             self._max_steps = algorithm.max_steps
         else:
-            assert isinstance(algorithm, SftConfig | DpoConfig)
+            assert isinstance(algorithm, FromDataset)
             self._max_steps = math.ceil(len(self._examples) * algorithm.num_train_epochs / algorithm.batch_size)
 
     def _source(self, gangs: Mapping[str, Gang[Any]], begun: Begun) -> Source:
         config, algorithm = self._config, self._config.algorithm
         if config.data.prompts is None:
-            assert isinstance(algorithm, SftConfig | DpoConfig)
+            assert isinstance(algorithm, FromDataset)
             return DatasetSource(
                 gangs["dataset"],
                 self._examples,
@@ -185,7 +185,7 @@ class Attempt:
                 max_steps=self._max_steps,
                 begun=begun,
             )
-        assert not isinstance(algorithm, SftConfig)
+        assert isinstance(algorithm, Sampled)
         return RolloutSource(
             gangs["rollout"],
             gangs["reward"],
@@ -196,6 +196,7 @@ class Attempt:
                 temperature=config.rollout.temperature,
                 top_p=config.rollout.top_p,
                 top_k=config.rollout.top_k,
+                ignore_eos=config.rollout.ignore_eos,
                 seed=config.seed,
             ),
             prompts_per_step=algorithm.prompts_per_step,

@@ -12,7 +12,7 @@ from orchestrator.config import RunConfig
 from workers import learner
 from workers.config import FunctionRewardConfig, LearnerConfig, ModelConfig, RewardConfig
 from workers.encoder import Encoder
-from workers.needs import NEEDS, needs_reference
+from workers.needs import NEEDS
 from workers.reference import Reference
 from workers.reward import Reward
 from workers.rollout import Rollout
@@ -26,7 +26,7 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
     if NEEDS[config.algorithm.type].critic:
         critic = config.critic or config.policy
         plans.append(_learner("critic", critic, config, model, cuda=cuda, max_steps=max_steps))
-    if needs_reference(config.algorithm):
+    if config.algorithm.needs_reference:
         plans.append(_reference(config, model, cuda=cuda))
     if config.data.prompts is not None or config.data.eval_prompts is not None:
         plans += [_rollout(config, model, cuda=cuda), _reward(config, model)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
 from workers.rollout import Rollout
-from workers.types import Experience, Metrics, Prompt, Sampling, Scores, assemble, merge_stats
+from workers.types import Experience, Finish, Metrics, Prompt, Sampling, Scores, assemble, merge_stats
 from workers.weights import segment_path
 
 pytestmark = pytest.mark.stack
@@ -152,6 +152,15 @@ def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(house
         assert decision is not None
         assert decision.drift is not None
         assert decision.drift.kl == pytest.approx(0, abs=TOLERANCE)
+
+
+def test_an_ignored_end_token_does_not_end_a_completion(house: House) -> None:
+    sampling = Sampling(num_generations=32, max_completion_length=40)
+    ended = house.rollout.one(Rollout.generate, house.prompts, sampling).result()
+    assert (ended.finish == Finish.stop).any()
+    whole = house.rollout.one(Rollout.generate, house.prompts, replace(sampling, ignore_eos=True)).result()
+    assert (whole.finish == Finish.length).all()
+    assert (whole.completions.lengths == 40).all()
 
 
 def _texts(experience: Experience) -> list[list[int]]:

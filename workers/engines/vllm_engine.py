@@ -94,6 +94,7 @@ class VllmEngine:
         top_p: float,
         top_k: int,
         stop_token_ids: Sequence[int],
+        ignore_eos: bool,
     ) -> list[Response]:
         """Answers in the order of the requests. Prompts that repeat are prefilled once (prefix cache)."""
         params = [
@@ -104,6 +105,7 @@ class VllmEngine:
                 top_k=top_k,
                 seed=r.seed,
                 stop_token_ids=list(stop_token_ids),
+                ignore_eos=ignore_eos,  # vLLM knows the end token of the model by itself
                 logprobs=0,  # the sampled token's own
                 flat_logprobs=True,
                 detokenize=False,

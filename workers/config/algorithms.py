@@ -1,0 +1,16 @@
+"""Every algorithm's settings, told apart by `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from workers.config.policy_gradient import GrpoConfig, PpoConfig
+from workers.config.preferences import DpoConfig
+from workers.config.supervised import SftConfig
+
+AlgorithmConfig = Annotated[
+    SftConfig | GrpoConfig | PpoConfig | DpoConfig,
+    Field(discriminator="type"),
+]
