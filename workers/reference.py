@@ -12,7 +12,7 @@ from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
 from workers.engines import hf_models
 from workers.engines.attention import layout_of
 from workers.packing import Packed
-from workers.scoring import score_tokens
+from workers.scoring import Memory, score_tokens
 from workers.types import Drift, Experience, TokenShare, assemble, merge
 
 SATURATED = 10.0  # nats
@@ -39,6 +39,7 @@ class Reference:
 
     def load(self, path: str) -> None:
         """Replace the reference by the model in the directory `path` (a refresh, or a resume)."""
+        self._memory = Memory()  # of this version's answers
         model = self._model.model_copy(update={"path": path})
         if self._config.zero_stage == 3:
             from workers.engines.deepspeed_engine import DeepSpeedEngine
@@ -49,13 +50,18 @@ class Reference:
             self._whole = hf_models.load_policy(path, model.dtype, chunk=self._chunk).to(self._device).eval()
 
     def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0) -> TokenShare:
-        """Log-probabilities of this rank's share of the completions, under the distribution at `temperature`."""
+        """Log-probabilities of this rank's share of the completions, under the distribution at `temperature`.
+
+        Rows of a dataset come again in the next epoch: they are computed once per version of the reference.
+        """
+        dataset = parts[0].logprobs is None
         return score_tokens(
             parts,
             lambda packed: self._infer(packed, temperature),
             rank=self._rank,
             world_size=self._config.num_ranks,
             budget=self._config.tokens_per_micro_batch,
+            memory=self._memory if dataset and self._config.cache else None,
         )
 
     def _infer(self, packed: Packed, temperature: float) -> NDArray[np.float32]:

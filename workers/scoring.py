@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,44 @@ IDLE = np.zeros(1, np.int64)
 """The rows of a rank without work: it repeats row 0 and throws the answer away, so that no collective waits for it."""
 
 
+class Memory:
+    """Numbers of rows that were scored before: a dataset's second epoch asks the model for nothing.
+
+    A row is known by its tokens. Each rank keeps the numbers it computed itself, and all ranks keep the same list of
+    who computed what, so they agree on what is left to do without a word to each other. 4 bytes per token.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[bytes, int] = {}
+        self._values: dict[bytes, NDArray[np.float32]] = {}
+
+    def unknown(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Which of the rows nobody has scored."""
+        return np.asarray([i for i, key in enumerate(keys) if key not in self._owners], np.int64)
+
+    def known(self, keys: Sequence[bytes], rank: int) -> list[tuple[int, NDArray[np.float32]]]:
+        """The rows this rank answers for, with their numbers."""
+        return [(i, self._values[key]) for i, key in enumerate(keys) if self._owners.get(key) == rank]
+
+    def owned(self, key: bytes, rank: int) -> None:
+        self._owners[key] = rank
+
+    def keep(self, key: bytes, values: NDArray[np.float32]) -> None:
+        self._values[key] = values
+
+
+def row_keys(experience: Experience) -> list[bytes]:
+    """A hash of each group's tokens: its prompt, and its completions with their lengths."""
+    keys = []
+    for group, tokens in enumerate(experience.prompt_tokens):
+        members_of = experience.completions.take(np.arange(*experience.group_offsets[group : group + 2]))
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (tokens, members_of.lengths, members_of.values):
+            digest.update(part.size.to_bytes(8, "little") + np.ascontiguousarray(part, np.int64).tobytes())
+        keys.append(digest.digest())
+    return keys
+
+
 def score_tokens(
     parts: Sequence[Experience],
     infer: Callable[[Packed], NDArray[np.float32]],
@@ -22,19 +61,42 @@ def score_tokens(
     rank: int,
     world_size: int,
     budget: int,
+    memory: Memory | None = None,
 ) -> TokenShare:
-    """This rank's share of the groups in `parts`; every rank runs the same number of forward passes."""
+    """This rank's share of the groups in `parts`; every rank runs the same number of forward passes. With a `memory`
+    only rows that are not in it are asked for."""
     started = time.perf_counter()
     experience = merge(parts)
     prompts, completions, offsets = experience.prompt_tokens, experience.completions, experience.group_offsets
-    picked: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    values: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
-    if len(prompts):
-        for rows in plan(input_lengths(prompts, completions, offsets), world_size, budget)[rank]:
-            output = infer(pack(prompts, completions, offsets, rows if len(rows) else IDLE))
+    keys = row_keys(experience) if memory is not None else []
+    asked = memory.unknown(keys) if memory is not None else np.arange(len(prompts))
+    answers = memory.known(keys, rank) if memory is not None else []
+    if len(asked):
+        shares = plan(input_lengths(prompts, completions, offsets)[asked], world_size, budget)
+        for rows in shares[rank]:
+            output = infer(pack(prompts, completions, offsets, asked[rows] if len(rows) else IDLE))
             if len(rows):
-                picked.append(members(offsets, rows))
-                values.append(output)
+                sizes = [int(completions.lengths[members(offsets, asked[[row]])].sum()) for row in rows]
+                answers += zip(asked[rows].tolist(), np.split(output, np.cumsum(sizes)[:-1]), strict=True)
+        if memory is not None:
+            _remember(memory, keys, asked, shares, answers)
+    picked = [members(offsets, np.asarray([row], np.int64)) for row, _ in answers]
     return TokenShare(
-        completions=np.concatenate(picked), values=np.concatenate(values), seconds=time.perf_counter() - started
+        completions=np.concatenate([np.zeros(0, np.int64), *picked]),
+        values=np.concatenate([np.zeros(0, np.float32), *(values for _, values in answers)]),
+        seconds=time.perf_counter() - started,
     )
+
+
+def _remember(
+    memory: Memory,
+    keys: Sequence[bytes],
+    asked: NDArray[np.int64],
+    shares: Sequence[Sequence[NDArray[np.int64]]],
+    answers: Sequence[tuple[int, NDArray[np.float32]]],
+) -> None:
+    for owner, share in enumerate(shares):
+        for row in np.concatenate(share):
+            memory.owned(keys[asked[row]], owner)
+    for row, values in answers:
+        memory.keep(keys[row], values)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,23 @@ def test_a_refresh_replaces_the_model(qwen2: Path, tmp_path: Path) -> None:
     frozen.load(str(tmp_path))
     after = assemble([frozen.logprobs([sampled])], sampled.completions)
     np.testing.assert_allclose(after, by_hugging_face(tmp_path, 1.0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_refresh_forgets_what_the_old_model_said_of_a_dataset(qwen2: Path, tmp_path: Path) -> None:
+    frozen, dataset = reference(qwen2), replace(experience(GROUPS), logprobs=None)
+    before = assemble([frozen.logprobs([dataset])], dataset.completions)
+    remembered = assemble([frozen.logprobs([dataset])], dataset.completions)
+    assert remembered.tolist() == before.tolist()
+    model = AutoModelForCausalLM.from_pretrained(qwen2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2)
+    for file in qwen2.iterdir():
+        shutil.copy(file, tmp_path)
+    model.save_pretrained(tmp_path)
+    frozen.load(str(tmp_path))
+    after = assemble([frozen.logprobs([dataset])], dataset.completions)
+    np.testing.assert_allclose(after, by_hugging_face(tmp_path, 1.0), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(after, before, atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ drift

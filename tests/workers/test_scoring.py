@@ -5,7 +5,7 @@ import pytest
 from fakes import experience
 
 from workers.packing import Packed
-from workers.scoring import score_tokens
+from workers.scoring import Memory, row_keys, score_tokens
 from workers.types import Floats, TokenShare, assemble
 
 GROUPS = [([3], [[10, 11], [12]]), ([3, 4], [[13, 14, 15]]), ([5], [[16], [17]])]  # input lengths 2, 4 and 1
@@ -60,3 +60,47 @@ def test_nothing_to_score_is_no_forward_pass() -> None:
     shares, echoes = score([experience([])], world_size=2, budget=100)
     assert [echo.asked for echo in echoes] == [[], []]
     assert [s.values.tolist() for s in shares] == [[], []]
+
+
+# ------------------------------------------------------------------------------------------------ rows seen before
+
+
+def epochs(batches: list[list[object]], world_size: int) -> list[tuple[list[TokenShare], list[int]]]:
+    """What the ranks answer to each batch, and how often each asked its model."""
+    memories = [Memory() for _ in range(world_size)]
+    answers = []
+    for groups in batches:
+        echoes = [Echo() for _ in range(world_size)]
+        part = experience(groups)  # type: ignore[arg-type]
+        shares = [
+            score_tokens([part], echoes[r], rank=r, world_size=world_size, budget=4, memory=memories[r])
+            for r in range(world_size)
+        ]
+        assert assemble(shares, part.completions).tolist() == part.completions.values.tolist()
+        answers.append((shares, [len(echo.asked) for echo in echoes]))
+    return answers
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_second_epoch_asks_for_nothing_in_whatever_order(world_size: int) -> None:
+    first, second = epochs([GROUPS, GROUPS[::-1]], world_size)
+    assert all(first[1])
+    assert second[1] == [0] * world_size
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_only_new_rows_are_asked_for(world_size: int) -> None:
+    new = ([3], [[10, 11], [13]])  # a known prompt and a known completion, but another group
+    _, (_, asked) = epochs([GROUPS[:2], [*GROUPS[:2], new]], world_size)
+    assert asked == [1] * world_size  # the rank without work asks too, and throws the answer away
+
+
+def test_equal_rows_of_one_batch_are_remembered_once() -> None:
+    _, (shares, asked) = epochs([[GROUPS[0], GROUPS[0]], [GROUPS[0]]], world_size=2)
+    assert asked == [0, 0]
+    assert sorted(len(s.completions) for s in shares) == [0, 2]
+
+
+def test_a_key_tells_prompt_from_completion_and_one_completion_from_two() -> None:
+    groups = [([3], [[4, 5]]), ([3, 4], [[5]]), ([3], [[4], [5]]), ([3], [[4, 5, 0]])]
+    assert len(set(row_keys(experience(groups)))) == 4

@@ -60,6 +60,7 @@ class ReferenceConfig(Settings):
     zero_stage: Literal[0, 3] = 0  # 0: each rank holds the model and scores its share
     tokens_per_micro_batch: Count = 16384
     refresh: Literal["never", "every_round", "when_drifted"] = "never"
+    cache: bool = True  # keep the log-probabilities of a dataset's rows for its later epochs
     max_kl: Positive = 1.0  # when_drifted: refresh above this mean KL (nats per completion) of policy to reference
 
 
