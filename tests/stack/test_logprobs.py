@@ -163,6 +163,15 @@ def test_an_ignored_end_token_does_not_end_a_completion(house: House) -> None:
     assert (whole.completions.lengths == 40).all()
 
 
+def test_more_completions_than_the_cache_holds_agree_as_well(house: House) -> None:
+    """Requests wait, or are put back and prefilled again, together with their own generators."""
+    sampling = Sampling(num_generations=48, max_completion_length=100, ignore_eos=True)
+    crowd = house.rollout.one(Rollout.generate, house.prompts, sampling).result()
+    again = house.rollout.one(Rollout.generate, house.prompts, sampling).result()
+    assert _texts(crowd) == _texts(again)
+    assert house.gap(crowd) < TOLERANCE
+
+
 def _texts(experience: Experience) -> list[list[int]]:
     return [tokens.tolist() for tokens in experience.completions]
 

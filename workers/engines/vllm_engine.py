@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from workers.config import RolloutConfig
 
 SHARED_MEMORY = "rlhf_shared_memory"
+CPU_BATCHED_TOKENS = 4096  # of one engine step, at least
 
 
 class EngineError(Exception):
@@ -64,10 +65,16 @@ class VllmEngine:
     ) -> None:
         if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION") not in (None, "0"):
             raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: messages would fall back to pickle; unset it")
-        memory: dict[str, Any] = (
+        machine: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_utilization}
             if cuda
-            else {"kv_cache_memory_bytes": config.cpu_kv_cache_mib * 2**20, "enforce_eager": True}
+            else {
+                "kv_cache_memory_bytes": config.cpu_kv_cache_mib * 2**20,
+                "enforce_eager": True,
+                # After a part of a prompt vLLM winds the request's generator back, which CPU generators cannot do.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_model_len),
+            }
         )
         self._llm = LLM(
             model=path,
@@ -81,7 +88,7 @@ class VllmEngine:
             disable_log_stats=True,
             weight_transfer_config={"backend": "nccl" if cuda else SHARED_MEMORY},
             worker_extension_cls="" if cuda else f"{__name__}.Registration",
-            **memory,
+            **machine,
         )
         self._connected = False
 
