@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -294,6 +294,7 @@ class Attempt:
         measured = [(row["step"], row["eval/reward"]) for row in rows if row.get("eval/reward") is not None]
         curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {reward:.3f}" for step, reward in measured)
         hints = [f"held-out reward (greedy): {curve}"] if measured else []
+        hints += idle_warning(rows, word)
         hints += [
             f"model: {_short(directory.model)}  (loads with transformers and with `vllm serve`)",
             f"metrics: {_short(directory.metrics)}"
@@ -317,6 +318,18 @@ class Attempt:
             )
         with suppress(Exception):
             monitor.close(Outcome(ok=False, message=message, hints=hints))
+
+
+def idle_warning(rows: Sequence[Mapping[str, Any]], word: str) -> list[str]:
+    """One line when there were steps that learned nothing, with their share; `rows` are those of the metrics."""
+    learned = [row["num_updates"] > 0 for row in rows if row.get("num_updates") is not None]
+    if all(learned):
+        return []
+    idle = learned.count(False)
+    return [
+        f"warning: {idle} of {len(learned)} {word}s ({idle / len(learned):.0%}) learned nothing, because no group of "
+        f"completions had rewards that differ: too easy, too hard, or a broken reward? the samples show it"
+    ]
 
 
 def _in_rounds(config: RunConfig) -> bool:

@@ -56,6 +56,7 @@ class Recorder:
         self._sampled = sampled  # the experience is the policy's own
         self._rounds = rounds  # a step is a round, whose pairs and decision are kept
         self._saved = -1  # the next_step of the newest checkpoint
+        self._warned = False  # of a step that learned nothing
         self._decision: Decision | None = None
         self._reference_version = reference_version  # what the run went on with
 
@@ -106,8 +107,9 @@ class Recorder:
             self._write_round(turn, metrics)
         self._write_samples(self._directory.samples(turn), samples)
         self._monitor.step(turn, metrics, samples)
-        if metrics.get("num_updates") == 0:
+        if metrics.get("num_updates") == 0 and not self._warned:  # once; the end of the run tells the share
             self._monitor.note(f"step {turn} learned nothing: no group of completions had rewards that differ enough")
+            self._warned = True
         self._ledger.append(Fact.committed, attempt=self._attempt, step=turn)
         self.turns = turn
         if self._due(turn, self._checkpoint_every):

@@ -19,6 +19,7 @@ from orchestrator.monitor.sinks import JsonlSink
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.run.checkpoint import State
 from orchestrator.run.directory import RunDirectory
+from orchestrator.run.driver import idle_warning
 from orchestrator.run.ledger import Ledger
 from orchestrator.run.recorder import Recorder
 from workers.types import Drift, Metrics, Sample, Scores
@@ -230,9 +231,21 @@ def test_scorers_are_told_by_name_leaving_out_what_they_passed_on(desk: Desk) ->
     assert "rewards/silent/mean" not in row
 
 
-def test_a_turn_that_learned_nothing_is_told(desk: Desk) -> None:
-    desk.recorder.committed(0, {"timing/step": 1.0, "num_updates": 0.0}, None)
-    assert "step 1 learned nothing: no group of completions had rewards that differ enough" in desk.events
+def test_the_first_turn_that_learned_nothing_is_told(desk: Desk) -> None:
+    for step, updates in enumerate((4.0, 0.0, 0.0)):
+        desk.recorder.committed(step, {"timing/step": 1.0, "num_updates": updates}, None)
+    told = [event for event in desk.events if "learned nothing" in str(event)]
+    assert told == ["step 2 learned nothing: no group of completions had rewards that differ enough"]
+
+
+def test_the_end_of_a_run_tells_the_share_of_turns_that_learned_nothing() -> None:
+    rows = [
+        {"step": 0, "eval/reward": 0.5},
+        *({"step": i + 1, "num_updates": n} for i, n in enumerate((4.0, 0.0, 0.0))),
+    ]
+    (warning,) = idle_warning(rows, "step")
+    assert warning.startswith("warning: 2 of 3 steps (67%) learned nothing, because")
+    assert idle_warning(rows[:2], "step") == []
 
 
 # ------------------------------------------------------------------------------------------------ files
