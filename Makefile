@@ -30,8 +30,8 @@ check: setup ## lint, format and type check
 bench: setup ## measure side by side with TRL
 	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -m benchmarks.run
 
-table: setup ## run the quickstart over three seeds, for the table in the README (20 minutes)
-	@$(IN_VENV) python -m benchmarks.quickstart
+table: setup ## every quickstart recipe over three seeds: docs/learning.md and the table in the README (hours)
+	@$(IN_VENV) python -m benchmarks.learning
 
 lock: ## resolve requirements/cpu.txt again (needs uv)
 	@uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra math \
