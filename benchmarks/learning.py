@@ -156,8 +156,8 @@ and minutes for the whole command from a finished base:
 
 _PAGE_HEAD = f"""# Does it learn?
 
-Every recipe of `configs/quickstart/` over seeds {", ".join(map(str, SEEDS))}: mean (lowest – highest). Each seed has its own
-untrained model, data and base. Held-out figures: greedy accuracy on 256 unseen prompts, or accuracy on
+Every recipe of `configs/quickstart/` over {len(SEEDS)} seeds: mean (lowest – highest). Each seed has its own untrained
+model, data and base. Held-out figures: greedy accuracy on 256 unseen prompts, or accuracy on
 unseen pairs for the reward model. Minutes are those of the whole command from a finished base. Written by `make table`;
 all figures are in [benchmarks/results/learning.json](../benchmarks/results/learning.json).
 """
