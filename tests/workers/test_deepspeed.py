@@ -47,16 +47,21 @@ def run_ranks(world_size: int, models: dict[str, Path], out: Path) -> None:
         for name, (size, fields) in SETTINGS.items()
         if size == world_size
     }
+    start_ranks("zero_rank.py", world_size, [str(out), json.dumps(settings)])
+
+
+def start_ranks(script: str, world_size: int, arguments: list[str]) -> None:
+    """One process per rank, `script RANK WORLD_SIZE PORT arguments...`, to its end."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONWARNINGS": "ignore",
     }
-    arguments = [str(a) for a in (world_size, free_port(), out, json.dumps(settings))]
+    port = free_port()
     ranks = [
         subprocess.Popen(
-            [sys.executable, HERE / "zero_rank.py", str(rank), *arguments],
+            [sys.executable, HERE / script, str(rank), str(world_size), str(port), *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,55 @@
+"""One rank of a DeepSpeed gang, as a process of its own: two steps of every method, and the weights that came of them.
+
+    python method_rank.py RANK WORLD_SIZE PORT OUT MODEL SETTINGS
+
+SETTINGS is a JSON object of LearnerConfig's fields. Rank 0 writes the weights to OUT/<method>.safetensors and what the
+ranks told together to OUT/<method>-<rank>.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+from test_learner import ALGORITHMS, evidence
+from zero_rank import whole
+
+from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig
+from workers.learner import Learner
+
+STEPS = 2
+
+
+def method_name(algorithm: dict[str, Any]) -> str:
+    return "-".join(f"{key}={value}" for key, value in algorithm.items())
+
+
+def main() -> None:
+    from workers.engines.deepspeed_engine import DeepSpeedEngine, join
+
+    rank, world_size, port = map(int, sys.argv[1:4])
+    out, model = Path(sys.argv[4]), ModelConfig(path=sys.argv[5], dtype="float32")
+    settings = LearnerConfig(num_ranks=world_size, **json.loads(sys.argv[6]))
+    device = join(rank=rank, world_size=world_size, address="127.0.0.1", port=port, cuda=False)
+    for algorithm in ALGORITHMS:
+        recipe = {key: value for key, value in algorithm.items() if key != "head"}
+        config: Any = TypeAdapter(AlgorithmConfig).validate_python(recipe)
+        head = algorithm.get("head", "logprobs")
+        engine = DeepSpeedEngine(model, settings, config, head=head, device=device, seed=3)
+        learner = Learner(engine, model, settings, config, head=head, seed=3, max_steps=4)
+        told = [asdict(learner.step(i, *evidence(algorithm))) for i in range(STEPS)]
+        weights = whole(engine)
+        (out / f"{method_name(algorithm)}-{rank}.json").write_text(json.dumps(told))
+        if rank == 0:
+            save_file(weights, out / f"{method_name(algorithm)}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Every method makes the same update on one rank as on two, whatever the partition and the token budget: to 1e-5 the
+weights that one process with plain torch makes in one micro-batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_rank import STEPS, method_name
+from safetensors.torch import load_file
+from test_deepspeed import start_ranks
+from test_learner import ALGORITHMS, evidence, figures
+from torch import Tensor
+from torch_engine import TorchEngine, learner_of
+
+from workers.learner import Learner
+from workers.types import Metrics, StepStats
+
+pytestmark = pytest.mark.stack
+
+GANGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of LearnerConfig
+    "one-rank-small-micro-batches": (1, {"tokens_per_micro_batch": 12, "zero_stage": 0}),
+    "two-ranks-partitioned": (2, {"tokens_per_micro_batch": 20, "param_persistence_threshold": 0}),
+    "two-ranks-stage-1": (2, {"zero_stage": 1}),
+}
+
+
+@pytest.fixture(scope="module", params=GANGS)
+def out(request: pytest.FixtureRequest, qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a gang made of every method."""
+    directory = tmp_path_factory.mktemp("methods")
+    world_size, settings = GANGS[request.param]
+    start_ranks("method_rank.py", world_size, [str(directory), str(qwen2), json.dumps(settings)])
+    return directory
+
+
+def start(model: Path, method: int) -> tuple[Learner, TorchEngine]:
+    recipe = {key: value for key, value in ALGORITHMS[method].items() if key != "head"}
+    return learner_of(model, recipe, head=ALGORITHMS[method].get("head", "logprobs"))
+
+
+def untrained(model: Path, method: int) -> Iterator[tuple[str, Tensor]]:
+    return start(model, method)[1].weights()
+
+
+@cache
+def plainly(model: Path, method: int) -> tuple[dict[str, Tensor], list[Metrics]]:
+    """Weights and figures by torch alone, in one process."""
+    learner, engine = start(model, method)
+    told = [figures(learner.step(i, *evidence(ALGORITHMS[method]))) for i in range(STEPS)]
+    return {name: weight.clone() for name, weight in engine.weights()}, told
+
+
+@pytest.mark.parametrize("method", range(len(ALGORITHMS)), ids=[method_name(a) for a in ALGORITHMS])
+def test_weights_and_figures_are_those_of_one_process(out: Path, qwen2: Path, method: int) -> None:
+    name = method_name(ALGORITHMS[method])
+    expected, told = plainly(qwen2, method)
+    made = load_file(out / f"{name}.safetensors")
+    assert sorted(made) == sorted(expected)
+    assert max((expected[n] - weight).abs().max() for n, weight in untrained(qwen2, method)) > 1e-4
+    for weight in expected:
+        torch.testing.assert_close(made[weight], expected[weight], atol=1e-5, rtol=0, msg=weight)
+    ranks = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-[0-9].json"))]
+    for step, whole in enumerate(told):
+        stats = [StepStats(**rank[step]) for rank in ranks]
+        assert figures(*stats) == pytest.approx(whole, rel=1e-4, abs=1e-5)
