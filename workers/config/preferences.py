@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from workers.config.base import Count, NonNegative, Positive
+from workers.config.base import Count, NonNegative, Positive, Share
 from workers.config.optimisation import FromDataset, Sampled
+
+PairLoss: TypeAlias = Literal["sigmoid", "hinge", "robust", "sigmoid_norm", "ipo", "simpo"]
+LOSS_ARGUMENTS: Mapping[PairLoss, tuple[str, ...]] = {
+    # which of DpoConfig's arguments each loss knows what to do with; `beta` and `sft_weight` go with all
+    "sigmoid": ("label_smoothing", "ld_alpha", "length_alpha", "dpop_lambda", "margin_weight"),
+    "hinge": ("ld_alpha", "length_alpha", "margin_weight"),
+    "robust": ("label_smoothing", "ld_alpha", "length_alpha", "dpop_lambda", "margin_weight"),
+    "sigmoid_norm": ("label_smoothing", "ld_alpha", "margin_weight"),
+    "ipo": ("ld_alpha",),
+    "simpo": ("label_smoothing", "simpo_gamma", "margin_weight"),
+}
 
 
 class DpoConfig(Sampled, FromDataset):
@@ -20,8 +32,13 @@ class DpoConfig(Sampled, FromDataset):
 
     type: Literal["dpo"]
     beta: Positive = 0.1
-    loss_type: Literal["sigmoid"] = "sigmoid"
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    loss_type: PairLoss = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # share of labels taken to be wrong
+    ld_alpha: Share | None = None  # weight of tokens beyond the length that both completions have; None: 1
+    length_alpha: NonNegative = 0.0  # reward that a token of length costs (R-DPO)
+    dpop_lambda: NonNegative = 0.0  # weight of the chosen completion's fall below the reference (DPO-positive)
+    margin_weight: NonNegative = 0.0  # how much of the scores' margin the pair must show
+    simpo_gamma: NonNegative = 0.5  # simpo alone: the margin that is asked for
     sft_weight: NonNegative = 0.0  # weight of the chosen completion's NLL per token (RPO, arXiv 2404.19733)
     num_generations: Annotated[int, Field(ge=2)] = 8
     pairs_per_prompt: Count = 1
@@ -39,4 +56,4 @@ class DpoConfig(Sampled, FromDataset):
 
     @property
     def needs_reference(self) -> bool:
-        return True
+        return self.loss_type != "simpo"
