@@ -34,7 +34,7 @@ from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.margins import COSTS, by_side, log_ratios, margin
 from workers.algorithms.metrics import num_tokens, rollout_metrics
 from workers.algorithms.ops import completion_means, completion_sums, share
-from workers.algorithms.pairs import Pairs, best_with_worst
+from workers.algorithms.pairs import SELECTIONS, Pairs
 from workers.config import DpoConfig
 from workers.needs import NEEDS
 from workers.types import Evidence, Experience, Metrics, TrainBatch
@@ -45,7 +45,7 @@ def prepare(evidence: Evidence, config: DpoConfig) -> tuple[TrainBatch, Metrics]
     experience, rewards, reference = evidence.experience, evidence.rewards, evidence.reference_logprobs
     assert rewards is not None
     assert reference is not None or not config.needs_reference
-    pairs = best_with_worst(
+    pairs = SELECTIONS[config.pair_selection](
         rewards,
         experience.group_offsets,
         pairs_per_prompt=config.pairs_per_prompt,

@@ -41,6 +41,7 @@ class DpoConfig(Sampled, FromDataset):
     simpo_gamma: NonNegative = 0.5  # simpo alone: the margin that is asked for
     sft_weight: NonNegative = 0.0  # weight of the chosen completion's NLL per token (RPO, arXiv 2404.19733)
     num_generations: Annotated[int, Field(ge=2)] = 8
+    pair_selection: Literal["best_worst", "all", "random"] = "best_worst"  # see workers/algorithms/pairs.py
     pairs_per_prompt: Count = 1
     min_margin: NonNegative = 0.0  # a pair's scores must differ by more than this
     batch_size: Count = 64  # pairs per optimiser update

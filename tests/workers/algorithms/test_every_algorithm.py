@@ -28,9 +28,16 @@ SETTINGS: list[dict[str, Any]] = [
     {"type": "ppo", "critic": True},
     {"type": "dpo", "label_smoothing": 0.1, "sft_weight": 0.5, "pairs_per_prompt": 2},
     {"type": "dpo", "loss_type": "hinge", "ld_alpha": 0.5, "length_alpha": 0.02, "pairs_per_prompt": 2},
-    {"type": "dpo", "loss_type": "robust", "label_smoothing": 0.1, "dpop_lambda": 2.0, "pairs_per_prompt": 2},
+    {
+        "type": "dpo",
+        "loss_type": "robust",
+        "label_smoothing": 0.1,
+        "dpop_lambda": 2.0,
+        "pair_selection": "all",
+        "pairs_per_prompt": 9,
+    },
     {"type": "dpo", "loss_type": "sigmoid_norm", "margin_weight": 0.5, "pairs_per_prompt": 2},
-    {"type": "dpo", "loss_type": "ipo", "ld_alpha": 0.0, "pairs_per_prompt": 2},
+    {"type": "dpo", "loss_type": "ipo", "ld_alpha": 0.0, "pair_selection": "random", "pairs_per_prompt": 2},
     {"type": "dpo", "loss_type": "simpo", "beta": 2.0, "pairs_per_prompt": 2},
 ]
 
