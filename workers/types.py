@@ -268,6 +268,8 @@ class TrainBatch:
     returns: Floats | None = None  # [T]
     margins: Floats | None = None  # [R] score of chosen minus score of rejected
     sources: NDArray[np.int64] | None = None  # [N] which completion of the experience this is; None: the same order
+    labels: Floats | None = None  # [R] 1: desirable, 0: not
+    baseline: TrainBatch | None = None  # the same rows with completions to compare with: measured, never learned from
 
     def __post_init__(self) -> None:
         num_tokens, num_rows = len(self.completions.values), len(self.row_offsets) - 1
@@ -282,6 +284,9 @@ class TrainBatch:
                     f"TrainBatch.{name} has shape {values.shape}, the completions have {num_tokens} tokens"
                 )
 
+        if self.baseline is not None and self.baseline.num_rows != num_rows:
+            raise ValueError(f"TrainBatch.baseline has {self.baseline.num_rows} rows, the batch {num_rows}")
+
     @property
     def num_rows(self) -> int:
         return len(self.row_offsets) - 1
@@ -289,11 +294,13 @@ class TrainBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """Sizes of one whole optimiser update over all ranks: the denominators that a loss is given."""
+    """What a loss is given of one whole optimiser update over all ranks: sizes, for denominators, and the baseline."""
 
     rows: int
     completions: int
     tokens: int
+    desirable: int = 0  # rows whose label is 1
+    baseline: float | None = None  # mean log π(y) − log π_ref(y) of the baseline's completions; None: there are none
 
 
 Metrics: TypeAlias = dict[str, float]

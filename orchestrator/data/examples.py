@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -33,7 +33,8 @@ def read_examples(
     """The rows of a dataset that `algorithm` learns from: pairs for dpo (best first), demonstrations for sft.
 
     All rows have the format of the first one. A `margin` column becomes the scores (margin, 0.0); without it
-    they are (1.0, 0.0). Demonstrations have no scores. `max_rows`: only look at so many.
+    they are (1.0, 0.0). A `label` becomes the score 1.0 or 0.0. Demonstrations have no scores. `max_rows`: only look
+    at so many.
 
     Raises:
         BadInput: with every row that cannot be used, or when the format is not one for this algorithm.
@@ -56,7 +57,18 @@ def read_examples(
     if not examples:
         columns = ", ".join(f"`{column}`" for column in COLUMNS[ACCEPTS[algorithm][0]])
         raise problems.stop("0 rows", why="there is nothing to learn from", fix=f"write rows with {columns}")
+    if max_rows is None and format == Format.unpaired:
+        _both_labels(examples, problems)
     return tuple(examples)
+
+
+def _both_labels(examples: Sequence[Example], problems: RowProblems) -> None:
+    """Raises BadInput when the whole dataset has one label only."""
+    good = sum(example.scores == (1.0,) for example in examples)
+    if good in (0, len(examples)):
+        what = f"{good} rows with `label` true, {len(examples) - good} with `label` false"
+        why = "what is good is learned from the difference to what is bad"
+        raise problems.stop(what, why=why, fix="add rows with the other label, or choose sft for good answers alone")
 
 
 def _format(columns: list[str], row: Row, algorithm: str, problems: RowProblems) -> Format:
@@ -72,13 +84,13 @@ def _format(columns: list[str], row: Row, algorithm: str, problems: RowProblems)
     fix = "give data in one of these formats, or choose another algorithm"
     if found == Format.prompt_only:
         fix = "to sample completions for prompts give data.prompts instead of data.dataset (dpo, grpo, ppo)"
-    elif found in (Format.unpaired, Format.stepwise):
+    elif found == Format.stepwise:
         fix = f"{found} data are not supported by any algorithm here yet: " + fix
     raise problems.stop(f"the rows are in {found} format", row=row.number, why=why, fix=fix)
 
 
 def _listed(formats: tuple[Format, ...]) -> str:
-    return " or ".join([", ".join(formats[:-1]), formats[-1]])
+    return " or ".join(part for part in (", ".join(formats[:-1]), formats[-1]) if part)
 
 
 Read = tuple[str, Example | None]
@@ -146,6 +158,22 @@ def _prompt_completion(values: Mapping[str, Any], id: str) -> Read:
     return "", Example(prompt=_prompt(values, id, prompt, "completion"), completions=(clean(completion),))
 
 
+def _unpaired(values: Mapping[str, Any], id: str) -> Read:
+    prompt, completion, label = values["prompt"], values["completion"], values["label"]
+    wrong = wrong_prompt(prompt)
+    wrong = wrong or wrong_completion(completion, "completion", conversational=is_conversation(prompt))
+    if not wrong and not isinstance(label, bool):
+        wrong = f"`label` is {kind_of(label)}, not true or false"
+    if wrong:
+        return wrong, None
+    example = Example(
+        prompt=_prompt(values, id, prompt, "completion", "label"),
+        completions=(clean(completion),),
+        scores=(float(label),),
+    )
+    return "", example
+
+
 def _messages(values: Mapping[str, Any], id: str) -> Read:
     """The last turn is learned; all before it is the prompt."""
     messages = values["messages"]
@@ -177,6 +205,7 @@ _READERS = {
     Format.preference: _preference,
     Format.implicit_preference: _implicit,
     Format.prompt_completion: _prompt_completion,
+    Format.unpaired: _unpaired,
     Format.messages: _messages,
     Format.text: _text,
 }

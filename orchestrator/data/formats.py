@@ -7,7 +7,7 @@
     | implicit preference | chosen, rejected                 | dpo; their common beginning is the prompt |
     | prompt-completion   | prompt, completion               | sft             |
     | language modelling  | text, or messages                | sft             |
-    | unpaired preference | prompt, completion, label        | nothing yet     |
+    | unpaired preference | prompt, completion, label        | kto             |
     | stepwise            | prompt, completions, labels      | nothing yet     |
 
 A value is *standard* (a string) or *conversational* (`[{"role": …, "content": …}]`).
@@ -49,6 +49,7 @@ COLUMNS: Mapping[Format, tuple[str, ...]] = {
 ACCEPTS: Mapping[str, tuple[Format, ...]] = {
     "sft": (Format.prompt_completion, Format.messages, Format.text),
     "dpo": (Format.preference, Format.implicit_preference),
+    "kto": (Format.unpaired,),
 }
 SPELLINGS: Mapping[str, str] = {
     # columns of well-known datasets → ours

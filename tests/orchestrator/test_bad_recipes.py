@@ -87,6 +87,8 @@ CASES = (
         {**OFFLINE_DPO, "algorithm": "{type: dpo, loss_type: simpo, ld_alpha: 0.5}", "reference": "{num_ranks: 2}"},
     ),
     Case("unknown-loss", {**OFFLINE_DPO, "algorithm": "{type: dpo, loss_type: exo}"}),
+    Case("kto-of-prompts", {"algorithm": "{type: kto}"}),
+    Case("kto-of-one-row", {**OFFLINE_DPO, "algorithm": "{type: kto, batch_size: 1, desirable_weight: 0}"}),
     Case("wrong-types", {"reward": "{type: math}", "evaluation": "3", "model": "[./model]", "report_to": "[wandbb]"}),
     Case("two-origins-of-the-model", {"model": "{path: ./model, from_stage: base}"}),
     Case("unknown-stage", {"model": "{from_stage: base}"}),

@@ -1,4 +1,4 @@
-"""Settings of algorithms that learn from which of two completions is better."""
+"""Settings of algorithms that learn from which completions are better, or good."""
 
 from __future__ import annotations
 
@@ -58,3 +58,17 @@ class DpoConfig(Sampled, FromDataset):
     @property
     def needs_reference(self) -> bool:
         return self.loss_type != "simpo"
+
+
+class KtoConfig(FromDataset):
+    """Kahneman–Tversky optimisation (arXiv 2402.01306) on single completions that are labelled good or bad."""
+
+    type: Literal["kto"]
+    beta: Positive = 0.1
+    desirable_weight: Positive = 1.0
+    undesirable_weight: Positive = 1.0
+    batch_size: Annotated[int, Field(ge=2)] = 64  # rows per update; each lends its completion to the row before
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
