@@ -101,7 +101,8 @@ class Example:
     """One row of a dataset: a prompt with the completions that came with it, best first.
 
     Example (preference): `Example(prompt=Prompt(id="pairs.jsonl:3", text="2+2="), completions=("4", "5"),
-    scores=(1.0, 0.0))`; a demonstration for SFT has one completion and no scores (`None`).
+    scores=(1.0, 0.0))`; a demonstration for SFT has one completion and no scores (`None`), feedback for KTO one with
+    the score 1.0 or 0.0, and a row of ratings as many as were rated.
     """
 
     prompt: Prompt

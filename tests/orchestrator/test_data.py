@@ -64,6 +64,38 @@ def test_preferences(read: Any) -> None:
     assert read("dpo", {**row, "margin": 2.5})[0].scores == (2.5, 0.0)
 
 
+def test_ratings_are_scores_best_first(read: Any) -> None:
+    row = {"prompt": "1+1=", "completions": ["3", "2", "two", "4"], "ratings": [1, 5, 4.5, 1], "source": "x"}
+    assert read("dpo", row) == (
+        Example(
+            prompt=Prompt(id="data.jsonl:1", text="1+1=", columns={"source": "x"}),
+            completions=("2", "two", "3", "4"),
+            scores=(5.0, 4.5, 1.0, 1.0),
+        ),
+    )
+
+
+def test_of_ranks_the_first_is_the_best(read: Any) -> None:
+    chat = {"prompt": [user("1+1=")], "completions": [[assistant("3")], [assistant("2")]], "ranks": [2, 1]}
+    (example,) = read("dpo", chat)
+    assert (example.completions, example.scores) == (([assistant("2")], [assistant("3")]), (-1.0, -2.0))
+
+
+def test_some_rows_may_rate_all_alike(read: Any) -> None:
+    row = {"prompt": "1+1=", "completions": ["2", "3"], "ratings": [2, 2]}
+    assert [e.scores for e in read("dpo", row, {**row, "ratings": [1, 2]})] == [(2.0, 2.0), (2.0, 1.0)]
+
+
+def test_a_nan_in_a_parquet_file_is_no_rating(workshop: Workshop) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    row = {"prompt": "1+1=", "completions": ["2", "3"], "ratings": [1.0, float("nan")]}
+    parquet.write_table(pa.Table.from_pylist([row]), "ratings.parquet")
+    with pytest.raises(BadInput, match=r"`ratings\[1\]` is not finite"):
+        read_examples("ratings.parquet", algorithm="dpo")
+
+
 def test_feedback_on_single_completions(read: Any) -> None:
     good = {"prompt": "1+1=", "completion": "2", "label": True, "source": "x"}
     assert read("kto", good, {**good, "completion": "3", "label": False}) == (
