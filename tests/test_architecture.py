@@ -29,6 +29,7 @@ ORDER = [
     {"workers.rewards"},
     {"workers.engines"},
     {"workers.records"},
+    {"workers.baseline"},
     {"workers.encoder", "workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
     {"orchestrator.errors"},
     {"orchestrator.terminal"},

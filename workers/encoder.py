@@ -13,29 +13,35 @@ from workers.types import Example, Experience, Finish, Ragged
 
 
 class Encoder:
-    """A tokenizer."""
+    """A tokenizer. `mismatched`: each group gets a second completion, the next row's (the last row, the first's)."""
 
-    def __init__(self, model: ModelConfig, *, max_length: int) -> None:
+    def __init__(self, model: ModelConfig, *, max_length: int, mismatched: bool = False) -> None:
         self._codec = hf_models.TextCodec(model)
         assert model.path is not None
+        self._mismatched = mismatched
         self._max_length = min(max_length, hf_models.max_positions(model.path) or max_length)
 
     def encode(self, examples: Sequence[Example]) -> Experience:
-        """One group per example. A row whose prompt leaves no room for an answer is dropped; completions that run over
-        `max_length` lose their end. Both are counted in `num_dropped` and `num_truncated`."""
+        """One group per example, a mismatched completion last and scored 0.
+
+        A row whose prompt leaves no room for an answer is dropped; completions that run over `max_length` lose their
+        end. Both are counted in `num_dropped` and `num_truncated`, where mismatched completions do not count.
+        """
         started = time.perf_counter()
         prompts = [self._codec.encode_prompt(e.prompt.text) for e in examples]
         kept = [i for i, tokens in enumerate(prompts) if 0 < len(tokens) < self._max_length]
-        whole = [
+        own = [
             [self._codec.encode_completion(examples[i].prompt.text, text) for text in examples[i].completions]
             for i in kept
         ]
+        whole = [[*group, after[0]] for group, after in _with_next(own)] if self._mismatched else own
         rooms = [self._max_length - len(prompts[i]) for i in kept]
         cut = [[tokens[:room] for tokens in group] for group, room in zip(whole, rooms, strict=True)]
         flat = [tokens for group in cut for tokens in group]
-        scores = [score for i in kept for score in (examples[i].scores or ())]
+        added = (0.0,) if self._mismatched else ()
+        scores = [score for i in kept for score in (*(examples[i].scores or ()), *added)]
         truncated = [
-            len(t) < len(w) for group, full in zip(cut, whole, strict=True) for t, w in zip(group, full, strict=True)
+            [len(t) < len(w) for t, w in zip(group, full, strict=True)] for group, full in zip(cut, whole, strict=True)
         ]
         return Experience(
             prompts=tuple(examples[i].prompt for i in kept),
@@ -44,9 +50,14 @@ class Encoder:
             group_offsets=np.concatenate([[0], np.cumsum([len(g) for g in cut])]).astype(np.int64),
             logprobs=None,
             versions=np.zeros(len(flat), np.int32),
-            finish=np.where(truncated, Finish.length, Finish.stop).astype(np.int32),
+            finish=np.where([t for group in truncated for t in group], Finish.length, Finish.stop).astype(np.int32),
             rewards=np.asarray(scores, np.float32) if len(scores) == len(flat) and flat else None,
             num_dropped=len(examples) - len(kept),
-            num_truncated=sum(truncated),
+            num_truncated=sum(sum(group[: len(mine)]) for group, mine in zip(truncated, own, strict=True)),
             seconds=time.perf_counter() - started,
         )
+
+
+def _with_next(groups: list[list[list[int]]]) -> list[tuple[list[list[int]], list[list[int]]]]:
+    """Each row's completions with those of the row after it; after the last comes the first."""
+    return list(zip(groups, groups[1:] + groups[:1], strict=True))

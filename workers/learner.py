@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from workers import records
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
+from workers.baseline import mean_log_ratio
 from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, PpoConfig
 from workers.engines import hf_models
 from workers.engines.base import TrainingEngine
@@ -157,8 +159,10 @@ class Learner:
     def _update(self, batch: TrainBatch, rows: NDArray[np.int64], temperature: float) -> Metrics:
         """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats."""
         lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets)[rows]
-        micro_batches = plan(lengths, self._engine.world_size, self._config.tokens_per_micro_batch)[self._engine.rank]
-        totals = totals_of(batch, rows)
+        budget = self._config.tokens_per_micro_batch
+        micro_batches = plan(lengths, self._engine.world_size, budget)[self._engine.rank]
+        baseline = mean_log_ratio(self._engine, batch, rows, budget=budget, temperature=temperature)
+        totals = replace(totals_of(batch, rows), baseline=baseline)
         stats: Metrics = {}
         for i, picked in enumerate(micro_batches):
             chosen, weight = (rows[picked], 1.0) if len(picked) else (rows[IDLE], 0.0)

@@ -13,6 +13,7 @@ class Needs:
     prompts: bool  # it can learn from its own samples (`data.prompts`)
     dataset: bool  # it can learn from a dataset (`data.dataset`)
     completions: int = 1  # of each dataset row
+    mismatched: bool = False  # each dataset row comes with another row's completion, to compare with
     critic: bool = False
     on_policy: bool = False  # its loss uses the log-probabilities of the distribution that was sampled
 
@@ -22,4 +23,5 @@ NEEDS: Mapping[str, Needs] = {
     "grpo": Needs(prompts=True, dataset=False, on_policy=True),
     "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
     "dpo": Needs(prompts=True, dataset=True, completions=2),
+    "kto": Needs(prompts=False, dataset=True, mismatched=True),
 }

@@ -101,7 +101,8 @@ class Example:
     """One row of a dataset: a prompt with the completions that came with it, best first.
 
     Example (preference): `Example(prompt=Prompt(id="pairs.jsonl:3", text="2+2="), completions=("4", "5"),
-    scores=(1.0, 0.0))`; a demonstration for SFT has one completion and no scores (`None`).
+    scores=(1.0, 0.0))`; a demonstration for SFT has one completion and no scores (`None`), feedback for KTO one with
+    the score 1.0 or 0.0, and a row of ratings as many as were rated.
     """
 
     prompt: Prompt
@@ -268,6 +269,8 @@ class TrainBatch:
     returns: Floats | None = None  # [T]
     margins: Floats | None = None  # [R] score of chosen minus score of rejected
     sources: NDArray[np.int64] | None = None  # [N] which completion of the experience this is; None: the same order
+    labels: Floats | None = None  # [R] 1: desirable, 0: not
+    baseline: TrainBatch | None = None  # the same rows with completions to compare with: measured, never learned from
 
     def __post_init__(self) -> None:
         num_tokens, num_rows = len(self.completions.values), len(self.row_offsets) - 1
@@ -282,6 +285,9 @@ class TrainBatch:
                     f"TrainBatch.{name} has shape {values.shape}, the completions have {num_tokens} tokens"
                 )
 
+        if self.baseline is not None and self.baseline.num_rows != num_rows:
+            raise ValueError(f"TrainBatch.baseline has {self.baseline.num_rows} rows, the batch {num_rows}")
+
     @property
     def num_rows(self) -> int:
         return len(self.row_offsets) - 1
@@ -289,11 +295,13 @@ class TrainBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """Sizes of one whole optimiser update over all ranks: the denominators that a loss is given."""
+    """What a loss is given of one whole optimiser update over all ranks: sizes, for denominators, and the baseline."""
 
     rows: int
     completions: int
     tokens: int
+    desirable: int = 0  # rows whose label is 1
+    baseline: float | None = None  # mean log π(y) − log π_ref(y) of the baseline's completions; None: there are none
 
 
 Metrics: TypeAlias = dict[str, float]

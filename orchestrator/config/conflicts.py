@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.config import GrpoConfig, PpoConfig, Sampled
+from workers.config import DpoConfig, GrpoConfig, PpoConfig, ReferenceConfig, Sampled
+from workers.config.preferences import LOSS_ARGUMENTS
 from workers.needs import NEEDS
 
 if TYPE_CHECKING:
@@ -191,6 +192,28 @@ def _sampling(config: RunConfig) -> Iterator[Conflict]:
         )
 
 
+def _pair_loss(config: RunConfig) -> Iterator[Conflict]:
+    algorithm = config.algorithm
+    if not isinstance(algorithm, DpoConfig):
+        return
+    loss, defaults = algorithm.loss_type, type(algorithm).model_fields
+    for name in dict.fromkeys(name for names in LOSS_ARGUMENTS.values() for name in names):
+        if name in LOSS_ARGUMENTS[loss] or getattr(algorithm, name) == defaults[name].default:
+            continue
+        others = ", ".join(other for other, names in LOSS_ARGUMENTS.items() if name in names)
+        yield Conflict(
+            keys=(f"algorithm.{name}", "algorithm.loss_type"),
+            why=f"the {loss} loss has no place for {name}",
+            fix=f"remove {name}, or choose another loss_type (it goes with {others})",
+        )
+    if not algorithm.needs_reference and config.reference != ReferenceConfig():
+        yield Conflict(
+            keys=("reference", "algorithm.loss_type"),
+            why=f"{loss} has no reference",
+            fix="remove reference, or choose another loss_type",
+        )
+
+
 def _reporting(config: RunConfig) -> Iterator[Conflict]:
     if "wandb" not in config.report_to and config.wandb != type(config.wandb)():
         yield Conflict(
@@ -201,5 +224,5 @@ def _reporting(config: RunConfig) -> Iterator[Conflict]:
 
 
 RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
-    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _reporting,
+    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _reporting, _pair_loss,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,11 +17,13 @@ from orchestrator.data.formats import (
     equal_to_a_reader,
     is_conversation,
     missing,
+    nearest,
     starts_before_the_answer,
     wrong_completion,
     wrong_prompt,
     wrong_text,
 )
+from orchestrator.data.ratings import Scale, best_first, without_preference, wrong_scored
 from orchestrator.data.rows import Row, RowProblems, kind_of
 from orchestrator.data.sources import label, read_rows
 from workers.types import Example, Prompt
@@ -33,7 +35,8 @@ def read_examples(
     """The rows of a dataset that `algorithm` learns from: pairs for dpo (best first), demonstrations for sft.
 
     All rows have the format of the first one. A `margin` column becomes the scores (margin, 0.0); without it
-    they are (1.0, 0.0). Demonstrations have no scores. `max_rows`: only look at so many.
+    they are (1.0, 0.0). A `label` becomes the score 1.0 or 0.0, `ratings` are scores, of `ranks` the score is −rank.
+    Demonstrations have no scores. `max_rows`: only look at so many.
 
     Raises:
         BadInput: with every row that cannot be used, or when the format is not one for this algorithm.
@@ -56,7 +59,21 @@ def read_examples(
     if not examples:
         columns = ", ".join(f"`{column}`" for column in COLUMNS[ACCEPTS[algorithm][0]])
         raise problems.stop("0 rows", why="there is nothing to learn from", fix=f"write rows with {columns}")
+    if max_rows is None:
+        _not_all_the_same(examples, format, problems)
     return tuple(examples)
+
+
+def _not_all_the_same(examples: Sequence[Example], format: Format | None, problems: RowProblems) -> None:
+    """Raises BadInput when the whole dataset has one label only, or rates nothing above anything else."""
+    if format in (Format.rated, Format.ranked) and without_preference([example.scores for example in examples]):
+        what = f"the {COLUMNS[format][-1]} of every row are equal, so there is no preference"
+        raise problems.stop(what, fix="give rows in which some completions are better than others")
+    good = sum(example.scores == (1.0,) for example in examples)
+    if format == Format.unpaired and good in (0, len(examples)):
+        what = f"{good} rows with `label` true, {len(examples) - good} with `label` false"
+        why = "what is good is learned from the difference to what is bad"
+        raise problems.stop(what, why=why, fix="add rows with the other label, or choose sft for good answers alone")
 
 
 def _format(columns: list[str], row: Row, algorithm: str, problems: RowProblems) -> Format:
@@ -66,19 +83,19 @@ def _format(columns: list[str], row: Row, algorithm: str, problems: RowProblems)
     if found in accepted:
         return found
     if found is None or (found == Format.prompt_only and set(columns) != {"prompt"}):
-        what, fix = missing(columns, COLUMNS[accepted[0]])
+        what, fix = missing(columns, COLUMNS[nearest(columns, accepted)])
         raise problems.stop(what, row=row.number, why=f"{algorithm} learns from {_listed(accepted)} data", fix=fix)
     why = f"{algorithm} learns from {_listed(accepted)} data"
     fix = "give data in one of these formats, or choose another algorithm"
     if found == Format.prompt_only:
         fix = "to sample completions for prompts give data.prompts instead of data.dataset (dpo, grpo, ppo)"
-    elif found in (Format.unpaired, Format.stepwise):
+    elif found == Format.stepwise:
         fix = f"{found} data are not supported by any algorithm here yet: " + fix
     raise problems.stop(f"the rows are in {found} format", row=row.number, why=why, fix=fix)
 
 
 def _listed(formats: tuple[Format, ...]) -> str:
-    return " or ".join([", ".join(formats[:-1]), formats[-1]])
+    return " or ".join(part for part in (", ".join(formats[:-1]), formats[-1]) if part)
 
 
 Read = tuple[str, Example | None]
@@ -146,6 +163,33 @@ def _prompt_completion(values: Mapping[str, Any], id: str) -> Read:
     return "", Example(prompt=_prompt(values, id, prompt, "completion"), completions=(clean(completion),))
 
 
+def _unpaired(values: Mapping[str, Any], id: str) -> Read:
+    prompt, completion, label = values["prompt"], values["completion"], values["label"]
+    wrong = wrong_prompt(prompt)
+    wrong = wrong or wrong_completion(completion, "completion", conversational=is_conversation(prompt))
+    if not wrong and not isinstance(label, bool):
+        wrong = f"`label` is {kind_of(label)}, not true or false"
+    if wrong:
+        return wrong, None
+    example = Example(
+        prompt=_prompt(values, id, prompt, "completion", "label"),
+        completions=(clean(completion),),
+        scores=(float(label),),
+    )
+    return "", example
+
+
+def _scored(scale: Scale) -> Callable[[Mapping[str, Any], str], Read]:
+    def read(values: Mapping[str, Any], id: str) -> Read:
+        if wrong := wrong_scored(values, scale):
+            return wrong, None
+        completions, scores = best_first(values, scale)
+        prompt = _prompt(values, id, values["prompt"], "completions", scale)
+        return "", Example(prompt=prompt, completions=completions, scores=scores)
+
+    return read
+
+
 def _messages(values: Mapping[str, Any], id: str) -> Read:
     """The last turn is learned; all before it is the prompt."""
     messages = values["messages"]
@@ -173,10 +217,13 @@ def _prompt(values: Mapping[str, Any], id: str, text: Any, *completions: str) ->
     return Prompt(id=id, text=clean(text), columns={k: v for k, v in values.items() if k not in used})
 
 
-_READERS = {
+_READERS: Mapping[Format, Callable[[Mapping[str, Any], str], Read]] = {
     Format.preference: _preference,
     Format.implicit_preference: _implicit,
     Format.prompt_completion: _prompt_completion,
+    Format.rated: _scored("ratings"),
+    Format.ranked: _scored("ranks"),
+    Format.unpaired: _unpaired,
     Format.messages: _messages,
     Format.text: _text,
 }

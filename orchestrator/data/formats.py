@@ -1,13 +1,15 @@
-"""TRL's dataset formats, told from the data and never by a flag.
+"""TRL's dataset formats and two of our own (rated, ranked), told from the data and never by a flag.
 
     | format              | columns                          | learned from by |
     |---------------------|----------------------------------|-----------------|
     | prompt-only         | prompt                           | grpo, ppo, dpo (data.prompts) |
     | preference          | prompt, chosen, rejected         | dpo             |
     | implicit preference | chosen, rejected                 | dpo; their common beginning is the prompt |
+    | rated               | prompt, completions, ratings     | dpo             |
+    | ranked              | prompt, completions, ranks       | dpo             |
     | prompt-completion   | prompt, completion               | sft             |
     | language modelling  | text, or messages                | sft             |
-    | unpaired preference | prompt, completion, label        | nothing yet     |
+    | unpaired preference | prompt, completion, label        | kto             |
     | stepwise            | prompt, completions, labels      | nothing yet     |
 
 A value is *standard* (a string) or *conversational* (`[{"role": …, "content": …}]`).
@@ -27,6 +29,8 @@ from workers.types import Text
 class Format(StrEnum):
     preference = "preference"
     implicit_preference = "implicit preference"
+    rated = "rated"
+    ranked = "ranked"
     unpaired = "unpaired preference"
     stepwise = "stepwise"
     prompt_completion = "prompt-completion"
@@ -39,6 +43,8 @@ COLUMNS: Mapping[Format, tuple[str, ...]] = {
     # in the order of detection: the more particular first
     Format.preference: ("prompt", "chosen", "rejected"),
     Format.implicit_preference: ("chosen", "rejected"),
+    Format.rated: ("prompt", "completions", "ratings"),
+    Format.ranked: ("prompt", "completions", "ranks"),
     Format.unpaired: ("prompt", "completion", "label"),
     Format.stepwise: ("prompt", "completions", "labels"),
     Format.prompt_completion: ("prompt", "completion"),
@@ -48,7 +54,8 @@ COLUMNS: Mapping[Format, tuple[str, ...]] = {
 }
 ACCEPTS: Mapping[str, tuple[Format, ...]] = {
     "sft": (Format.prompt_completion, Format.messages, Format.text),
-    "dpo": (Format.preference, Format.implicit_preference),
+    "dpo": (Format.preference, Format.implicit_preference, Format.rated, Format.ranked),
+    "kto": (Format.unpaired,),
 }
 SPELLINGS: Mapping[str, str] = {
     # columns of well-known datasets → ours
@@ -67,6 +74,10 @@ SPELLINGS: Mapping[str, str] = {
     "rejected_response": "rejected",
     "response_rejected": "rejected",
     "preferred": "chosen",
+    "responses": "completions",
+    "rating": "ratings",
+    "scores": "ratings",
+    "ranking": "ranks",
 }
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -74,6 +85,12 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 def detect(columns: Collection[str]) -> Format | None:
     """The format that a row with these columns is in; None: none of them."""
     return next((format for format, wanted in COLUMNS.items() if set(wanted) <= set(columns)), None)
+
+
+def nearest(columns: Collection[str], formats: Sequence[Format]) -> Format:
+    """The format that most columns of are there, under any spelling; the first where several are as near."""
+    found = {*columns, *(SPELLINGS[column] for column in columns if column in SPELLINGS)}
+    return max(formats, key=lambda format: len(found & set(COLUMNS[format])) / len(COLUMNS[format]))
 
 
 def missing(columns: Collection[str], wanted: Sequence[str]) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from orchestrator.cluster.base import Cluster, Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.data import read_examples, read_prompts
+from orchestrator.data.remarks import remarks
 from orchestrator.errors import Interrupted, RlhfError
 from orchestrator.evaluation.held_out import HeldOut
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
@@ -112,6 +113,8 @@ class Attempt:
         told.rewind(state.next_step if checkpoint else -1)
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
         monitor.start(self._info(state.next_step))
+        for remark in remarks(self._examples, config.algorithm):
+            monitor.note(remark)
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = RayCluster(config.cluster, log_directory=directory.logs(self._number))
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._max_steps)

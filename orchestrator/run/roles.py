@@ -31,7 +31,8 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
     if config.data.prompts is not None or config.data.eval_prompts is not None:
         plans += [_rollout(config, model, cuda=cuda), _reward(config, model)]
     if config.data.dataset is not None:
-        encoder: Mapping[str, Any] = {"model": model, "max_length": config.data.max_length}
+        mismatched = NEEDS[config.algorithm.type].mismatched
+        encoder: Mapping[str, Any] = {"model": model, "max_length": config.data.max_length, "mismatched": mismatched}
         plans.append(_plan("dataset", Encoder, [encoder], config, gpus=0))
     return plans
 

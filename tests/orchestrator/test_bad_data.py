@@ -20,7 +20,17 @@ SFT: Mapping[str, str | None] = {
     "algorithm": "{type: sft, batch_size: 4}",
     "reward": None,
 }
-FILES = {"grpo": (GRPO, "prompts.jsonl"), "dpo": (OFFLINE_DPO, "pairs.jsonl"), "sft": (SFT, "demos.jsonl")}
+KTO: Mapping[str, str | None] = {
+    "data": "{dataset: ./feedback.jsonl}",
+    "algorithm": "{type: kto, batch_size: 2}",
+    "reward": None,
+}
+FILES = {
+    "grpo": (GRPO, "prompts.jsonl"),
+    "dpo": (OFFLINE_DPO, "pairs.jsonl"),
+    "sft": (SFT, "demos.jsonl"),
+    "kto": (KTO, "feedback.jsonl"),
+}
 Golden = Callable[[str, str], None]
 
 
@@ -40,6 +50,8 @@ def assistant(text: str) -> dict[str, str]:
 
 PROMPT = {"prompt": "1+1=", "solution": "2"}
 PAIR = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+RATED = {"prompt": "1+1=", "completions": ["2", "3", "4"], "ratings": [5, 3, 1]}
+GOOD, BAD = ({"prompt": "1+1=", "completion": str(answer), "label": answer == 2} for answer in (2, 3))
 
 
 class Case(NamedTuple):
@@ -123,6 +135,31 @@ CASES = (
     Case("prompts-as-dataset", "dpo", lines({"prompt": "1+1="})),
     Case("pairs-for-sft", "sft", lines(PAIR)),
     Case("unpaired-preferences", "dpo", lines({"prompt": "1+1=", "completion": "2", "label": True})),
+    Case("labels", "kto", lines(GOOD, {**BAD, "label": "false"}, {**BAD, "label": 0}, {**BAD, "completion": " "})),
+    Case("one-label", "kto", lines(GOOD, GOOD, GOOD)),
+    Case("pairs-for-kto", "kto", lines(PAIR)),
+    Case(
+        "ratings",
+        "dpo",
+        lines(
+            RATED,
+            {**RATED, "ratings": [5, 3]},
+            {**RATED, "ratings": [5, "3", 1]},
+            {**RATED, "ratings": [5, True, 1]},
+            {**RATED, "ratings": 5},
+            {**RATED, "completions": ["2"]},
+            {**RATED, "completions": ["2", " ", "4"]},
+            {**RATED, "completions": ["2", "3", "2\n"]},
+        ),
+    ),
+    Case("equal-ratings", "dpo", lines(*[{**RATED, "ratings": [n, n, n]} for n in (1, 2, 3)])),
+    Case(
+        "ranks",
+        "dpo",
+        lines(*[{"prompt": "1+1=", "completions": ["2", "3"], "ranks": ranks} for ranks in ([0, 1], [1, 1.5], [1])]),
+    ),
+    Case("ratings-of-responses", "dpo", lines({"prompt": "1+1=", "responses": ["2", "3"], "ratings": [5, 1]})),
+    Case("ratings-for-kto", "kto", lines(RATED)),
     Case("stepwise", "sft", lines({"prompt": "1+1=", "completions": ["2"], "labels": [True]})),
     Case("no-common-beginning", "dpo", lines({"chosen": "a", "rejected": "b"})),
     Case("margins", "dpo", lines({**PAIR, "margin": -1}, {**PAIR, "margin": "2"})),

@@ -14,8 +14,10 @@ from workshop import Workshop
 
 from orchestrator.data import batch_indices, read_examples, read_prompts
 from orchestrator.data.formats import COLUMNS, Format, common_beginning, detect
+from orchestrator.data.remarks import remarks
 from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput
+from workers.config import KtoConfig, SftConfig
 from workers.types import Example, Prompt
 
 
@@ -60,6 +62,51 @@ def test_preferences(read: Any) -> None:
         scores=(1.0, 0.0),
     )
     assert read("dpo", {**row, "margin": 2.5})[0].scores == (2.5, 0.0)
+
+
+def test_ratings_are_scores_best_first(read: Any) -> None:
+    row = {"prompt": "1+1=", "completions": ["3", "2", "two", "4"], "ratings": [1, 5, 4.5, 1], "source": "x"}
+    assert read("dpo", row) == (
+        Example(
+            prompt=Prompt(id="data.jsonl:1", text="1+1=", columns={"source": "x"}),
+            completions=("2", "two", "3", "4"),
+            scores=(5.0, 4.5, 1.0, 1.0),
+        ),
+    )
+
+
+def test_of_ranks_the_first_is_the_best(read: Any) -> None:
+    chat = {"prompt": [user("1+1=")], "completions": [[assistant("3")], [assistant("2")]], "ranks": [2, 1]}
+    (example,) = read("dpo", chat)
+    assert (example.completions, example.scores) == (([assistant("2")], [assistant("3")]), (-1.0, -2.0))
+
+
+def test_some_rows_may_rate_all_alike(read: Any) -> None:
+    row = {"prompt": "1+1=", "completions": ["2", "3"], "ratings": [2, 2]}
+    assert [e.scores for e in read("dpo", row, {**row, "ratings": [1, 2]})] == [(2.0, 2.0), (2.0, 1.0)]
+
+
+def test_a_nan_in_a_parquet_file_is_no_rating(workshop: Workshop) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    row = {"prompt": "1+1=", "completions": ["2", "3"], "ratings": [1.0, float("nan")]}
+    parquet.write_table(pa.Table.from_pylist([row]), "ratings.parquet")
+    with pytest.raises(BadInput, match=r"`ratings\[1\]` is not finite"):
+        read_examples("ratings.parquet", algorithm="dpo")
+
+
+def test_feedback_on_single_completions(read: Any) -> None:
+    good = {"prompt": "1+1=", "completion": "2", "label": True, "source": "x"}
+    assert read("kto", good, {**good, "completion": "3", "label": False}) == (
+        Example(
+            prompt=Prompt(id="data.jsonl:1", text="1+1=", columns={"source": "x"}), completions=("2",), scores=(1.0,)
+        ),
+        Example(
+            prompt=Prompt(id="data.jsonl:2", text="1+1=", columns={"source": "x"}), completions=("3",), scores=(0.0,)
+        ),
+    )
+    assert len(read_examples("./data.jsonl", algorithm="kto", max_rows=1)) == 1  # the other label may come later
 
 
 def test_conversations_stay_conversations(read: Any) -> None:
@@ -221,3 +268,22 @@ def test_rows_of_a_golden_file_read_the_same_twice(workshop: Workshop) -> None:
     first = read_prompts("./prompts.jsonl")
     assert first == read_prompts("./prompts.jsonl")
     assert json.loads(Path("prompts.jsonl").read_text().splitlines()[0])["prompt"] == first[0].text
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "weights", "told"),
+    [
+        (4, 4, {}, []),
+        (4, 3, {}, []),  # 4/3
+        (3, 6, {"desirable_weight": 2.0}, []),
+        (3, 6, {}, ["3 desirable and 6 undesirable rows weigh 0.50 to 1: with algorithm.desirable_weight from 2.00 to "
+                    "2.67 it would be 1 to 1.33, as KTO's authors advise"]),
+        (6, 3, {"undesirable_weight": 0.5}, ["6 desirable and 3 undesirable rows weigh 4.00 to 1: with "
+                    "algorithm.desirable_weight from 0.25 to 0.33 it would be 1 to 1.33, as KTO's authors advise"]),
+    ],
+)  # fmt: skip
+def test_unbalanced_feedback_is_remarked_on(good: int, bad: int, weights: dict[str, float], told: list[str]) -> None:
+    prompt = Prompt(id="p", text="")
+    examples = [Example(prompt=prompt, completions=("a",), scores=(float(i < good),)) for i in range(good + bad)]
+    assert remarks(examples, KtoConfig.model_validate({"type": "kto", **weights})) == told
+    assert remarks(examples, SftConfig(type="sft")) == []

@@ -22,7 +22,8 @@ class TorchEngine:
     """`TrainingEngine` for one process: the same models and attention, torch's own AdamW, no process group.
 
     `gradients` keeps the flat gradient of every update, `learning_rates` its rate, `forwards` and `temperatures` what
-    was computed. As one of several ranks it sees its own share of the gradient only, and does not learn from it.
+    was computed, `summed` what was to be added up over ranks. As one of several ranks it sees its own share of the
+    gradient only, and does not learn from it; what the others add in `sum` it is told as `sum_of_others`.
     """
 
     device = torch.device("cpu")
@@ -43,6 +44,8 @@ class TorchEngine:
         self.inferred: list[Packed] = []
         self.temperatures: list[float] = []
         self.lasts: list[bool] = []
+        self.summed: list[float] = []
+        self.sum_of_others = 0.0
 
     def _fresh(self) -> torch.optim.AdamW:
         o = self._optimisation
@@ -83,6 +86,10 @@ class TorchEngine:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm)
+
+    def sum(self, value: float) -> float:
+        self.summed.append(value)
+        return value + self.sum_of_others
 
     def reset_optimizer(self) -> None:
         self.optimizer = self._fresh()

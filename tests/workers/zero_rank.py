@@ -55,7 +55,7 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
     engine.reset_optimizer()
     stats.append(learner.step(FRESH, batch(FRESH), None, None, None))
     fresh = whole(engine)
-    losses = [added_up(s.sums["loss"]) for s in stats]
+    losses = [engine.sum(s.sums["loss"]) for s in stats]
     if engine.rank == 0:
         save_file(after, out / f"{name}.safetensors")
         save_file(fresh, out / f"{name}-fresh.safetensors")
@@ -75,12 +75,6 @@ def start(model: ModelConfig, config: LearnerConfig, device: torch.device) -> tu
 
     engine = DeepSpeedEngine(model, config, ALGORITHM, head="logprobs", device=device, seed=0)
     return Learner(engine, model, config, ALGORITHM, head="logprobs", seed=0, max_steps=len(BATCHES)), engine
-
-
-def added_up(share: float) -> float:
-    total = torch.tensor(share)
-    torch.distributed.all_reduce(total)
-    return float(total)
 
 
 def whole(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:

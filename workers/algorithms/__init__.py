@@ -2,6 +2,7 @@
 
 from workers.algorithms.base import Algorithm
 from workers.algorithms.grpo import GRPO
+from workers.algorithms.kto import KTO
 from workers.algorithms.ppo import PPO
 from workers.algorithms.preference import DPO
 from workers.algorithms.sft import SFT
@@ -11,4 +12,5 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": GRPO,
     "ppo": PPO,
     "dpo": DPO,
+    "kto": KTO,
 }

@@ -37,6 +37,7 @@ class MicroBatch:
     old_values: Tensor | None = None  # [T]
     returns: Tensor | None = None  # [T]
     margins: Tensor | None = None  # [R]
+    labels: Tensor | None = None  # [R] 1: desirable, 0: not
 
     @classmethod
     def of(cls, batch: TrainBatch, rows: NDArray[np.int64], totals: Totals, device: torch.device | str = "cpu") -> Self:
@@ -61,6 +62,7 @@ class MicroBatch:
             old_values=some(batch.old_values, tokens),
             returns=some(batch.returns, tokens),
             margins=some(batch.margins, rows),
+            labels=some(batch.labels, rows),
         )
 
 
@@ -68,7 +70,12 @@ def totals_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
     """The denominators of an update that learns from the rows `rows`."""
     completions = batch.row_offsets[rows], batch.row_offsets[rows + 1]
     tokens = batch.completions.offsets[completions[1]] - batch.completions.offsets[completions[0]]
-    return Totals(rows=len(rows), completions=int((completions[1] - completions[0]).sum()), tokens=int(tokens.sum()))
+    return Totals(
+        rows=len(rows),
+        completions=int((completions[1] - completions[0]).sum()),
+        tokens=int(tokens.sum()),
+        desirable=0 if batch.labels is None else int((batch.labels[rows] > 0).sum()),
+    )
 
 
 Stats: TypeAlias = dict[str, Tensor]

@@ -1,29 +1,40 @@
-"""Direct preference optimisation (arXiv 2305.18290): offline, online and in rounds with one loss.
+"""Direct preference optimisation (arXiv 2305.18290) and its kin: offline, online and in rounds with one loss.
 
-With h = β log(π(y_c)/π_ref(y_c)) − β log(π(y_r)/π_ref(y_r)) for the chosen y_c and the rejected y_r:
+    L = mean over pairs of cost(h) + sft_weight · (−log π(y_c) / |y_c|)
 
-    L = mean over pairs of −(1 − s) log σ(h) − s log σ(−h) + sft_weight · (−log π(y_c) / |y_c|)
+h says how far the chosen y_c is ahead of the rejected y_r, and `loss_type` what that costs: both stand in
+`margins.py`. For plain DPO h = β log(π(y_c)/π_ref(y_c)) − β log(π(y_r)/π_ref(y_r)) and cost(h) = −log σ(h).
 
 What is optimised. The optimum of E_π[r] − β KL(π‖π_ref) is π* ∝ π_ref exp(r/β), hence r = β log(π*/π_ref) +
 const. In the Bradley–Terry model, P(y_c preferred) = σ(r(y_c) − r(y_r)), the constant cancels and the model's
-negative log-likelihood is L with s = 0: preferences that follow r lead to the same π* as PPO, from whatever
-distribution the completions were drawn, as long as it covers them. No KL is estimated.
+negative log-likelihood is L: preferences that follow r lead to the same π* as PPO, from whatever distribution
+the completions were drawn, as long as it covers them. No KL is estimated. At π = π_ref every pair costs log 2.
 
-`label_smoothing` s is the share of labels taken to be wrong (https://ericmitchell.ai/cdpo.pdf). `sft_weight`
-holds up the chosen completion, whose probability may fall while the margin grows (arXiv 2404.19733); it moves
-the optimum from π* towards what is chosen. At π = π_ref every pair costs log 2.
+    sigmoid       π*; with `label_smoothing` a σ(h) above 1 − s costs again (https://ericmitchell.ai/cdpo.pdf)
+    robust        π*, though a share s of the labels is flipped at random (arXiv 2403.00409)
+    sigmoid_norm  π = π_ref exp(|y| (r/β + c)), c such that it sums to 1: a reward per token
+    simpo         the same without π_ref, at γ = 0; γ > 0 asks for more than the preferences say
+    ipo           π = π_ref exp(|y| (p(y)/β + c)) with p(y) the probability that y is preferred to another
+                  completion of the data (arXiv 2310.12036): finite even where one always wins
+    hinge         any π in which the preferred of each pair is ahead by 1 (arXiv 2305.10425)
+
+`length_alpha` α (arXiv 2403.19159) takes r − α|y| for the reward: π ∝ π_ref exp((r − α|y|)/β). `ld_alpha`
+(arXiv 2409.06411) makes what only the longer completion has count less. `dpop_lambda` (arXiv 2402.13228) and
+`sft_weight` (arXiv 2404.19733) hold up the chosen completion, whose probability may fall while the margin
+grows; `margin_weight` asks more of pairs whose scores are further apart. These three move the optimum away
+from π*, towards what is chosen.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
+from workers.algorithms.margins import COSTS, by_side, log_ratios, margin
 from workers.algorithms.metrics import num_tokens, rollout_metrics
-from workers.algorithms.ops import completion_means, completion_sums, per_token, share
-from workers.algorithms.pairs import Pairs, best_with_worst
+from workers.algorithms.ops import completion_means, completion_sums, share
+from workers.algorithms.pairs import SELECTIONS, Pairs
 from workers.config import DpoConfig
 from workers.needs import NEEDS
 from workers.types import Evidence, Experience, Metrics, TrainBatch
@@ -33,8 +44,8 @@ def prepare(evidence: Evidence, config: DpoConfig) -> tuple[TrainBatch, Metrics]
     """One pair per row, chosen before rejected. No row at all when no pair has a margin."""
     experience, rewards, reference = evidence.experience, evidence.rewards, evidence.reference_logprobs
     assert rewards is not None
-    assert reference is not None
-    pairs = best_with_worst(
+    assert reference is not None or not config.needs_reference
+    pairs = SELECTIONS[config.pair_selection](
         rewards,
         experience.group_offsets,
         pairs_per_prompt=config.pairs_per_prompt,
@@ -46,7 +57,7 @@ def prepare(evidence: Evidence, config: DpoConfig) -> tuple[TrainBatch, Metrics]
         prompts=experience.prompt_tokens.take(experience.group_of[pairs.chosen]),
         completions=experience.completions.take(picked),
         row_offsets=2 * np.arange(len(pairs) + 1),
-        reference_logprobs=reference[experience.completions.positions(picked)],
+        reference_logprobs=None if reference is None else reference[experience.completions.positions(picked)],
         margins=pairs.margins,
         sources=picked,
     )
@@ -58,34 +69,28 @@ def prepare(evidence: Evidence, config: DpoConfig) -> tuple[TrainBatch, Metrics]
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: DpoConfig) -> tuple[Tensor, Stats]:
-    """The sigmoid loss with its supervised term, averaged over the update's pairs. `logprobs`: [T]."""
+    """The cost of `loss_type` with its supervised term, averaged over the update's pairs. `logprobs`: [T].
+
+    A completion's reward is β times its log-ratio; without a reference, β times its mean log-probability.
+    """
     assert len(batch.lengths) == 2 * batch.num_rows, "a row is a chosen and a rejected completion"
-    reference = per_token(batch, batch.reference_logprobs)
-    chosen_logps, rejected_logps = _by_side(completion_sums(per_token(batch, logprobs), batch))
-    rewards = config.beta * completion_sums(logprobs - reference, batch)
-    chosen, rejected = _by_side(rewards)
-    margins = chosen - rejected
-    smoothing = config.label_smoothing
-    losses = -(1 - smoothing) * logsigmoid(margins) - smoothing * logsigmoid(-margins)
-    nll, _ = _by_side(-completion_means(logprobs, batch))
+    ratios = log_ratios(logprobs, batch, config)
+    losses = COSTS[config.loss_type].cost(margin(ratios, batch, config), config)
+    nll, _ = by_side(-completion_means(logprobs, batch))
     losses = losses + config.sft_weight * nll
+    chosen, rejected = by_side(config.beta * (ratios if config.needs_reference else ratios / batch.lengths))
+    chosen_logps, rejected_logps = by_side(completion_sums(logprobs, batch))
     pairs = batch.totals.rows
     return losses.sum() / pairs, {
         "loss": share(losses, pairs),
         "nll_loss": share(nll, pairs),
         "rewards/chosen": share(chosen, pairs),
         "rewards/rejected": share(rejected, pairs),
-        "rewards/margins": share(margins, pairs),
-        "rewards/accuracies": share(margins > 0, pairs),
+        "rewards/margins": share(chosen - rejected, pairs),
+        "rewards/accuracies": share(chosen > rejected, pairs),
         "logps/chosen": share(chosen_logps, pairs),
         "logps/rejected": share(rejected_logps, pairs),
     }
-
-
-def _by_side(per_completion: Tensor) -> tuple[Tensor, Tensor]:
-    """Figures of the chosen and of the rejected completions: [2R] -> [R], [R]."""
-    chosen, rejected = per_completion.view(-1, 2).unbind(1)
-    return chosen, rejected
 
 
 def _pair_metrics(pairs: Pairs, experience: Experience) -> Metrics:

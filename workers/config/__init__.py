@@ -7,7 +7,7 @@ from workers.config.algorithms import AlgorithmConfig
 from workers.config.base import Count, NonNegative, Positive, Settings, Share
 from workers.config.optimisation import FromDataset, Optimisation, Sampled
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
-from workers.config.preferences import DpoConfig
+from workers.config.preferences import DpoConfig, KtoConfig
 from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, RewardConfig
 from workers.config.roles import LearnerConfig, ModelConfig, ReferenceConfig, RewardWorkersConfig, RolloutConfig
 from workers.config.supervised import SftConfig
@@ -19,6 +19,7 @@ __all__ = [
     "FromDataset",
     "FunctionRewardConfig",
     "GrpoConfig",
+    "KtoConfig",
     "LearnerConfig",
     "MathRewardConfig",
     "ModelConfig",

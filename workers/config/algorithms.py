@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
-from workers.config.preferences import DpoConfig
+from workers.config.preferences import DpoConfig, KtoConfig
 from workers.config.supervised import SftConfig
 
 AlgorithmConfig = Annotated[
-    SftConfig | GrpoConfig | PpoConfig | DpoConfig,
+    SftConfig | GrpoConfig | PpoConfig | DpoConfig | KtoConfig,
     Field(discriminator="type"),
 ]

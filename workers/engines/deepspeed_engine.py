@@ -119,6 +119,11 @@ class DeepSpeedEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm() or 0.0 if norm is None else norm)
 
+    def sum(self, value: float) -> float:
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total)
+
     def reset_optimizer(self) -> None:
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         for state in inner.state.values():

@@ -27,6 +27,19 @@ SETTINGS: list[dict[str, Any]] = [
     {"type": "ppo", "whiten_rewards": True, "missing_eos_penalty": 1.0},
     {"type": "ppo", "critic": True},
     {"type": "dpo", "label_smoothing": 0.1, "sft_weight": 0.5, "pairs_per_prompt": 2},
+    {"type": "kto", "desirable_weight": 1.5},
+    {"type": "dpo", "loss_type": "hinge", "ld_alpha": 0.5, "length_alpha": 0.02, "pairs_per_prompt": 2},
+    {
+        "type": "dpo",
+        "loss_type": "robust",
+        "label_smoothing": 0.1,
+        "dpop_lambda": 2.0,
+        "pair_selection": "all",
+        "pairs_per_prompt": 9,
+    },
+    {"type": "dpo", "loss_type": "sigmoid_norm", "margin_weight": 0.5, "pairs_per_prompt": 2},
+    {"type": "dpo", "loss_type": "ipo", "ld_alpha": 0.0, "pair_selection": "random", "pairs_per_prompt": 2},
+    {"type": "dpo", "loss_type": "simpo", "beta": 2.0, "pairs_per_prompt": 2},
 ]
 
 
@@ -62,6 +75,8 @@ class Case:
         self.loss: Loss = loss
         self.rows = np.arange(self.batch.num_rows)
         self.totals = totals_of(self.batch, self.rows)
+        if self.batch.baseline is not None:  # the learner measures it
+            self.totals = replace(self.totals, baseline=0.5)
         num_tokens = len(self.batch.completions.values)
         self.outputs = torch.from_numpy(rng.normal(-1, 0.5, num_tokens)).float()
 
@@ -157,4 +172,5 @@ def test_totals_of_some_rows(case: Case) -> None:
     some = totals_of(case.batch, case.rows[1:3])
     begin, end = case.batch.row_offsets[[1, 3]]
     tokens = sum(len(case.batch.completions[i]) for i in range(begin, end))
-    assert some == Totals(rows=2, completions=int(end - begin), tokens=tokens)
+    desirable = 0 if case.batch.labels is None else int(case.batch.labels[1:3].sum())
+    assert some == Totals(rows=2, completions=int(end - begin), tokens=tokens, desirable=desirable)

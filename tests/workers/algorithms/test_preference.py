@@ -55,6 +55,22 @@ def test_several_pairs_of_one_prompt_are_several_rows(evidence: EvidenceOf) -> N
     assert metrics["pairs/saturated_groups"] == 0
 
 
+def test_pairs_of_a_dataset_s_ratings_keep_their_margins(evidence: EvidenceOf) -> None:
+    # Two rows of a dataset: three answers rated 5, 4 and 2, and two rated alike.
+    given = evidence([[1, 1, 1], [1, 1]], rewards=[5, 4, 2, 3, 3], reference=[0] * 5)
+    batch, metrics = prepare(given, config(pair_selection="all", pairs_per_prompt=3, margin_weight=0.5))
+    assert batch.sources is not None
+    assert batch.margins is not None
+    pairs = zip(batch.sources.reshape(-1, 2).tolist(), batch.margins.tolist(), strict=True)
+    assert sorted(pairs) == [([0, 1], 1), ([0, 2], 3), ([1, 2], 2)]
+    assert metrics["pairs/saturated_groups"] == 0.5
+    clear, _ = prepare(given, config(pair_selection="all", pairs_per_prompt=3, min_margin=1.0))
+    assert clear.num_rows == 2
+    best, _ = prepare(given, config())
+    assert best.sources is not None
+    assert best.sources.tolist() == [0, 2]
+
+
 def test_metrics_of_samples_only_when_there_are_samples(evidence: EvidenceOf) -> None:
     _, offline = prepare(evidence([[1, 2]], rewards=[1, 0], reference=[0] * 3), config())
     assert "reward" not in offline

@@ -1,0 +1,65 @@
+"""Several completions of one prompt with what people, or a judge, thought of each: ratings or ranks.
+
+A rating is a score: the higher the better, and the margin of a pair is the difference of its ratings, so 5 against 4
+says less than 4 against 1. A rank counts from 1, the best; its score is −rank, so the margin of a pair is the number
+of places between them. Equal ratings, or ranks, make no pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, Literal
+
+from orchestrator.data.formats import clean, equal_to_a_reader, is_conversation, wrong_completion, wrong_prompt
+from orchestrator.data.rows import kind_of
+from workers.types import Text
+
+Scale = Literal["ratings", "ranks"]
+
+
+def wrong_scored(values: Mapping[str, Any], scale: Scale) -> str:
+    """What is wrong with a row of `prompt`, `completions` and `ratings` or `ranks`; empty when nothing is."""
+    prompt, completions, numbers = values["prompt"], values["completions"], values[scale]
+    if wrong := wrong_prompt(prompt):
+        return wrong
+    if not isinstance(completions, list) or len(completions) < 2:
+        return "`completions` is not a list of at least 2 completions"
+    conversational = is_conversation(prompt)
+    for i, completion in enumerate(completions):
+        if wrong := wrong_completion(completion, f"completions[{i}]", conversational=conversational):
+            return wrong
+    if not isinstance(numbers, list):
+        return f"`{scale}` is {kind_of(numbers)}, not a list of numbers"
+    if len(numbers) != len(completions):
+        return f"{len(completions)} `completions` and {len(numbers)} `{scale}`: one for each is needed"
+    for i, number in enumerate(numbers):
+        if wrong := _wrong_number(number, f"{scale}[{i}]", scale):
+            return wrong
+    for i, j in combinations(range(len(completions)), 2):
+        if numbers[i] != numbers[j] and equal_to_a_reader(completions[i], completions[j]):
+            return f"`completions[{i}]` and `completions[{j}]` are equal, and their `{scale}` differ"
+    return ""
+
+
+def best_first(values: Mapping[str, Any], scale: Scale) -> tuple[tuple[Text, ...], tuple[float, ...]]:
+    """The completions of a row that is not wrong, and their scores; equal scores stay in the row's order."""
+    scores = [float(number) if scale == "ratings" else -float(number) for number in values[scale]]
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    return tuple(clean(values["completions"][i]) for i in order), tuple(scores[i] for i in order)
+
+
+def without_preference(scores: Sequence[tuple[float, ...] | None]) -> bool:
+    """Whether no row rates any completion above another."""
+    return all(row is None or row[0] == row[-1] for row in scores)
+
+
+def _wrong_number(number: object, name: str, scale: Scale) -> str:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return f"`{name}` is {kind_of(number)}, not a number"
+    if not math.isfinite(number):
+        return f"`{name}` is not finite"
+    if scale == "ranks" and (number < 1 or number != int(number)):
+        return f"`{name}` is {number}; ranks are whole numbers from 1, the best"
+    return ""

@@ -1,0 +1,277 @@
+"""The DPO family, trained through its real `prepare` and `loss`, reaches the optimum each is said to have.
+
+The world is that of `test_closed_form.py`. Completions of data are drawn uniformly and labelled by the Bradley–Terry
+model of the rewards r. Where no optimum is finite (hinge, KTO), what is known of the limit is tested.
+
+Not tested here: label smoothing, `margin_weight`, `dpop_lambda`, `sft_weight` and a `simpo_gamma` above 0. What they
+ask of a pair is not a difference of two numbers, one for each completion, so what all pairs agree on has no closed
+form; their arithmetic is in `test_margins.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_closed_form import (
+    BETA,
+    PROMPTS,
+    TWO_TOKENS,
+    Index,
+    Trainer,
+    World,
+    array,
+    assert_reaches,
+    kl,
+    sources_of,
+    tilted,
+)
+from torch import Tensor
+
+from workers.algorithms.base import MicroBatch, totals_of
+from workers.algorithms.ops import completion_sums
+from workers.packing import updates
+from workers.types import Evidence, Experience, Finish, Prompt, Ragged, TrainBatch
+
+PAIRS: dict[str, Any] = {"type": "dpo", "num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
+
+
+class Labelled(World):
+    """`label(r_first − r_second, lots in [0, 1))` says whether the first of a pair is preferred."""
+
+    label: Callable[[Any, Any], Any]
+
+    def preferences(self, prompts: Index, completions: Index) -> Any:
+        first, second = self.rewards[prompts, completions].reshape(-1, 2).T
+        wins = self.label(first - second, self.rng.random(len(first)))
+        return np.stack([wins, ~wins], 1).reshape(-1).astype(np.float32)
+
+
+class FlippedAtRandom(Labelled):
+    """Bradley–Terry labels, a fifth of them flipped."""
+
+    @staticmethod
+    def label(difference: Any, lots: Any) -> Any:
+        wins = sigmoid(difference)
+        return lots < 0.8 * wins + 0.2 * (1 - wins)
+
+
+class Certain(Labelled):
+    """The greater reward always wins."""
+
+    @staticmethod
+    def label(difference: Any, lots: Any) -> Any:
+        return difference > 0
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def train(world: World, *, steps: int = 400, lr: float = 0.1, **settings: Any) -> Tensor:
+    return Trainer(world, steps=steps, lr=lr, **PAIRS, **settings).run()
+
+
+def normalised(log_weights: Tensor, slopes: Tensor) -> Tensor:
+    """exp(log_weights + c · slopes), with c of each prompt such that it sums to 1."""
+    low, high = torch.full((PROMPTS, 1), -50.0).double(), torch.full((PROMPTS, 1), 50.0).double()
+    for _ in range(100):
+        c = (low + high) / 2
+        too_much = (log_weights + c * slopes).exp().sum(1, keepdim=True) > 1
+        low, high = torch.where(too_much, low, c), torch.where(too_much, c, high)
+    return (log_weights + (low + high) / 2 * slopes).exp()
+
+
+def lengths_of(world: World) -> Tensor:
+    return torch.from_numpy(world.tokens.lengths).double()
+
+
+def test_robust_dpo_does_not_mind_flipped_labels() -> None:
+    """π_ref exp(r/β), as if no label had been flipped; the sigmoid loss believes the labels and stops short of it."""
+    world = FlippedAtRandom(TWO_TOKENS, seed=0)
+    robust = train(world, beta=BETA, loss_type="robust", label_smoothing=0.2)
+    assert_reaches(tilted(world), robust, world)
+    believing = train(FlippedAtRandom(TWO_TOKENS, seed=0), beta=BETA)
+    assert kl(believing, tilted(world)) > 0.05
+
+
+def test_a_reward_per_token() -> None:
+    """sigmoid_norm makes (log π − log π_ref)/|y| of each pair differ by r/β: π = π_ref exp(|y| (r/β + c))."""
+    world = World(TWO_TOKENS, seed=0)
+    lengths, rewards = lengths_of(world), torch.from_numpy(world.rewards).double()
+    optimum = normalised(world.probabilities(world.reference).log() + lengths * rewards / BETA, lengths)
+    policy = train(world, beta=BETA, loss_type="sigmoid_norm")
+    assert_reaches(optimum, policy, world)
+    assert kl(policy, tilted(world)) > 0.05
+
+
+def test_simpo_at_gamma_0() -> None:
+    """The same without a reference: π = exp(|y| (r/β + c))."""
+    world = World(TWO_TOKENS, seed=0)
+    lengths, rewards = lengths_of(world), torch.from_numpy(world.rewards).double()
+    optimum = normalised(lengths * rewards / 2, lengths)
+    assert_reaches(optimum, train(world, beta=2.0, loss_type="simpo", simpo_gamma=0.0), world)
+
+
+@pytest.mark.parametrize("kind", [World, Certain])
+def test_ipo(kind: type[World]) -> None:
+    """The target of a pair's score difference is ±1/(2β) by its label, (2P(y beats y′) − 1)/(2β) on average.
+
+    Least squares over all pairs, y and y′ both drawn from μ, leaves the score s(y) = p(y)/β + c with p(y) the
+    probability to beat a draw from μ. Scores are log-ratios per token: π = π_ref exp(|y| (p/β + c)). It is finite even
+    where the better one always wins, where the sigmoid loss would drive log-ratios apart without end.
+    """
+    world = kind(TWO_TOKENS, seed=0)
+    rewards = world.rewards.astype(np.float64)
+    differences = rewards[:, :, None] - rewards[:, None, :]
+    beats = np.where(differences == 0, 0.5, differences > 0) if kind is Certain else sigmoid(differences)
+    uniform = world.probabilities(torch.zeros_like(world.reference)).numpy()  # μ: what the data are drawn from
+    wins = torch.from_numpy(np.einsum("pij,pj->pi", beats, uniform))
+    lengths = lengths_of(world)
+    optimum = normalised(world.probabilities(world.reference).log() + lengths * wins / BETA, lengths)
+    assert_reaches(optimum, train(world, beta=BETA, loss_type="ipo"), world)
+
+
+def test_length_costs_reward() -> None:
+    """R-DPO takes r − α|y| for the reward: π_ref exp((r − α|y|)/β)."""
+    world = World(TWO_TOKENS, seed=0)
+    weights = tilted(world) * (-0.6 * lengths_of(world) / BETA).exp()
+    policy = train(world, beta=BETA, length_alpha=0.6)
+    assert_reaches(weights / weights.sum(1, keepdim=True), policy, world)
+    assert kl(policy, tilted(world)) > 0.05
+
+
+def test_hinge_leaves_nothing_to_pay() -> None:
+    """Of certain labels every pair can be ahead by 1: log π/π_ref rises by 1/β or more from each to the next better."""
+    world = Certain(TWO_TOKENS, seed=0)
+    policy = train(world, beta=2.0, loss_type="hinge")
+    ratios = (policy / world.probabilities(world.reference)).log().numpy()
+    for prompt in range(PROMPTS):
+        steps = np.diff(ratios[prompt, np.argsort(world.rewards[prompt])])
+        assert steps.min() > 0.98 / 2
+
+
+class OnOwnSamples(Trainer):
+    """Pairs of completions that the policy samples; in rounds, the policy of each becomes the next one's reference."""
+
+    def __init__(self, world: World, *, steps: int, **settings: Any) -> None:
+        super().__init__(world, steps=steps, **PAIRS, **settings)
+        self.anchor = world.reference
+
+    def round(self) -> Tensor:
+        """A fresh optimiser, and the policy of now as reference."""
+        self.anchor = self.policy.detach().clone()
+        self.optimizer = torch.optim.Adam([self.policy], lr=0.1, betas=(0.9, 0.99))
+        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.01, self.steps)
+        return self.run()
+
+    def experience(self, step: int) -> tuple[Evidence, Index, Index]:
+        world, table = self.world, self.policy.detach()
+        prompts, completions = world.sample(table, 2 * self.config.prompts_per_step)
+        tokens = world.tokens.take(completions)
+        experience = Experience(
+            prompts=(Prompt(id="", text=""),) * (len(prompts) // 2),
+            prompt_tokens=Ragged.of([[p] for p in prompts[::2]]),
+            completions=tokens,
+            group_offsets=np.arange(0, len(prompts) + 1, 2),
+            logprobs=array(world.logprobs(table, prompts, completions)),
+            versions=np.full(len(prompts), step, np.int32),
+            finish=np.full(len(prompts), Finish.stop, np.int32),
+        )
+        reference = array(world.logprobs(self.anchor, prompts, completions))
+        rewards = world.preferences(prompts, completions)
+        return (
+            Evidence(experience=experience, rewards=rewards, reference_logprobs=reference, values=None, seed=step),
+            prompts,
+            completions,
+        )
+
+
+def test_online_dpo_with_a_fixed_reference() -> None:
+    """The optimum of plain DPO does not depend on who sampled the pairs, so it is that of the offline run."""
+    world = World(TWO_TOKENS, seed=0)
+    assert_reaches(tilted(world), OnOwnSamples(world, steps=400, lr=0.1, beta=BETA).run(), world)
+
+
+def test_three_rounds_of_iterative_dpo() -> None:
+    """Each round tilts its reference by exp(r/β), and the next one starts from there: π_ref exp(3r/β)."""
+    world = World(TWO_TOKENS, seed=0)
+    trainer = OnOwnSamples(world, steps=150, lr=0.1, beta=3 * BETA)
+    first, _, last = (trainer.round() for _ in range(3))
+    weights = world.probabilities(world.reference) * (torch.from_numpy(world.rewards) / (3 * BETA)).exp()
+    assert_reaches(weights / weights.sum(1, keepdim=True), first, world)
+    assert_reaches(tilted(world), last, world)
+
+
+class Feedback(Trainer):
+    """Completions of a uniform table, each with the next row's; desirable with the probability σ(r)."""
+
+    def run(self) -> Tensor:
+        for step in range(self.steps):
+            evidence, prompts, completions = self.experience(step)
+            batch, _ = self.algorithm.prepare(evidence, self.config)
+            for rows in updates(batch, epochs=1, num_updates=1, seed=step):
+                assert batch.baseline is not None
+                baseline = self.mean_log_ratio(batch.baseline, prompts, completions)
+                update = MicroBatch.of(batch, rows, replace(totals_of(batch, rows), baseline=baseline))
+                picked = sources_of(batch, rows)
+                self.learn(update, prompts[picked], completions[picked])
+            self.schedule.step()
+        return self.world.probabilities(self.policy)
+
+    def mean_log_ratio(self, batch: TrainBatch, prompts: Index, completions: Index) -> float:
+        rows = np.arange(batch.num_rows)
+        micro = MicroBatch.of(batch, rows, totals_of(batch, rows))
+        picked = sources_of(batch, rows)
+        logprobs = self.world.logprobs(self.policy.detach(), prompts[picked], completions[picked])
+        assert micro.reference_logprobs is not None
+        return float(completion_sums(logprobs - micro.reference_logprobs, micro).mean())
+
+    def experience(self, step: int) -> tuple[Evidence, Index, Index]:
+        world = self.world
+        prompts, drawn = world.sample(torch.zeros_like(self.policy.detach()), 256)
+        mixed = world.rng.permutation(len(prompts))
+        prompts, drawn = prompts[mixed], drawn[mixed]
+        completions = np.stack([drawn, np.roll(drawn, -1)], 1).reshape(-1)
+        is_good = world.rng.random(len(drawn)) < sigmoid(world.rewards[prompts, drawn])
+        both = np.repeat(prompts, 2)
+        experience = Experience(
+            prompts=(Prompt(id="", text=""),) * len(prompts),
+            prompt_tokens=Ragged.of([[p] for p in prompts]),
+            completions=world.tokens.take(completions),
+            group_offsets=np.arange(0, len(both) + 1, 2),
+            logprobs=None,
+            versions=np.zeros(len(both), np.int32),
+            finish=np.full(len(both), Finish.stop, np.int32),
+        )
+        rewards = np.stack([is_good, np.zeros_like(is_good)], 1).reshape(-1).astype(np.float32)
+        reference = array(world.logprobs(world.reference, both, completions))
+        return (
+            Evidence(experience=experience, rewards=rewards, reference_logprobs=reference, values=None, seed=step),
+            both,
+            completions,
+        )
+
+
+@pytest.mark.parametrize("undesirable_weight", [1.0, 2.0])
+def test_kto_goes_by_the_majority(undesirable_weight: float) -> None:
+    """Its cost is a straight line in σ(β (ρ − z)), so there is no interior optimum to compare with.
+
+    In the limit all probability is on completions for which desirable_weight · q > undesirable_weight · (1 − q), where
+    q is how often they are called desirable; a heavier undesirable_weight raises the bar. How it is shared among these
+    is not said: where σ is 1 already, nothing is gained. A prompt without such a completion is left out here.
+    """
+    world = World(TWO_TOKENS, seed=0)
+    settings = {"type": "kto", "beta": 1.0, "undesirable_weight": undesirable_weight}
+    policy = Feedback(world, steps=300, lr=0.1, **settings).run().numpy()
+    q = sigmoid(world.rewards.astype(np.float64))
+    gain = q - undesirable_weight * (1 - q)
+    assert world.probabilities(world.reference).numpy()[gain < 0].max() > 0.2
+    possible = np.flatnonzero(gain.max(1) > 0.1)
+    assert len(possible) >= 2
+    for prompt in possible:
+        assert policy[prompt, gain[prompt] < -0.05].sum() < 0.01
