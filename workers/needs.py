@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Head: TypeAlias = Literal["logprobs", "values", "scores"]
+"""What a model answers for each token: its log-probability, the value of the state before it (a critic), or the score
+of the text that ends with it (a reward model)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,6 +19,7 @@ class Needs:
     dataset: bool  # it can learn from a dataset (`data.dataset`)
     completions: int = 1  # of each dataset row
     critic: bool = False
+    head: Head = "logprobs"  # of what is trained
     on_policy: bool = False  # its loss uses the log-probabilities of the distribution that was sampled
 
 
@@ -22,4 +28,5 @@ NEEDS: Mapping[str, Needs] = {
     "grpo": Needs(prompts=True, dataset=False, on_policy=True),
     "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
     "dpo": Needs(prompts=True, dataset=True, completions=2),
+    "reward_model": Needs(prompts=False, dataset=True, completions=2, head="scores"),
 }

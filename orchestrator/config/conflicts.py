@@ -65,6 +65,13 @@ def _data_source(config: RunConfig) -> Iterator[Conflict]:
 def _reward(config: RunConfig) -> Iterator[Conflict]:
     used_by = ["data.prompts"] if _samples(config) else []
     used_by += ["data.eval_prompts"] if config.data.eval_prompts is not None else []
+    if NEEDS[config.algorithm.type].head == "scores" and config.data.eval_prompts is not None:
+        yield Conflict(
+            keys=("data.eval_prompts", "algorithm.type"),
+            why="a reward model answers no prompts",
+            fix="remove data.eval_prompts",
+        )
+        return
     if used_by and not config.reward:
         yield Conflict(
             keys=("reward", *used_by),

@@ -3,8 +3,8 @@
     | format              | columns                          | learned from by |
     |---------------------|----------------------------------|-----------------|
     | prompt-only         | prompt                           | grpo, ppo, dpo (data.prompts) |
-    | preference          | prompt, chosen, rejected         | dpo             |
-    | implicit preference | chosen, rejected                 | dpo; their common beginning is the prompt |
+    | preference          | prompt, chosen, rejected         | dpo, reward_model |
+    | implicit preference | chosen, rejected                 | dpo, reward_model; their common beginning is the prompt |
     | prompt-completion   | prompt, completion               | sft             |
     | language modelling  | text, or messages                | sft             |
     | unpaired preference | prompt, completion, label        | nothing yet     |
@@ -49,6 +49,7 @@ COLUMNS: Mapping[Format, tuple[str, ...]] = {
 ACCEPTS: Mapping[str, tuple[Format, ...]] = {
     "sft": (Format.prompt_completion, Format.messages, Format.text),
     "dpo": (Format.preference, Format.implicit_preference),
+    "reward_model": (Format.preference, Format.implicit_preference),
 }
 SPELLINGS: Mapping[str, str] = {
     # columns of well-known datasets → ours

@@ -43,7 +43,7 @@ def _learner(
         "model": model,
         "config": settings,
         "algorithm": config.algorithm,
-        "head": "logprobs" if role == "policy" else "values",
+        "head": NEEDS[config.algorithm.type].head if role == "policy" else "values",
         "cuda": cuda,
         "seed": config.seed,
         "max_steps": max_steps,

@@ -31,6 +31,7 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1},
     {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1, "head": "values"},
     {"type": "dpo", "sft_weight": 0.5, "pairs_per_prompt": 2, **COMMON},
+    {"type": "reward_model", "center_rewards_coefficient": 0.1, **COMMON, "head": "scores"},
 ]
 SFT = {"type": "sft", **COMMON}
 GRPO = {"type": "grpo", **COMMON}

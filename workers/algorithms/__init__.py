@@ -4,6 +4,7 @@ from workers.algorithms.base import Algorithm
 from workers.algorithms.grpo import GRPO
 from workers.algorithms.ppo import PPO
 from workers.algorithms.preference import DPO
+from workers.algorithms.reward_model import REWARD_MODEL
 from workers.algorithms.sft import SFT
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -11,4 +12,5 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": GRPO,
     "ppo": PPO,
     "dpo": DPO,
+    "reward_model": REWARD_MODEL,
 }

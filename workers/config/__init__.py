@@ -10,7 +10,7 @@ from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig
 from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, RewardConfig
 from workers.config.roles import LearnerConfig, ModelConfig, ReferenceConfig, RewardWorkersConfig, RolloutConfig
-from workers.config.supervised import SftConfig
+from workers.config.supervised import RewardModelConfig, SftConfig
 
 __all__ = [
     "AlgorithmConfig",
@@ -28,6 +28,7 @@ __all__ = [
     "PpoConfig",
     "ReferenceConfig",
     "RewardConfig",
+    "RewardModelConfig",
     "RewardWorkersConfig",
     "RolloutConfig",
     "Sampled",

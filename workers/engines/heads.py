@@ -116,6 +116,22 @@ class TokenValues(nn.Module):
         return self.value_head(hidden[predictors])[:, 0].float(), None
 
 
+class TokenScores(nn.Module):
+    """A decoder with the bias-free `score` layer of AutoModelForSequenceClassification: a number for what has been read
+    up to each token, float32 [T]. The parameters have the names that transformers gives them."""
+
+    def __init__(self, decoder: nn.Module, score: nn.Linear) -> None:
+        super().__init__()
+        self.model = decoder
+        self.score = score
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, None]:
+        hidden = _hidden(self.model, tokens, positions, layout)
+        return self.score(hidden[predictors])[:, 0].float(), None
+
+
 def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     """Hidden states of the packed positions: [S, h]."""
     output = decoder(input_ids=tokens[None], position_ids=positions[None], layout=layout, use_cache=False)
