@@ -13,9 +13,11 @@ from workers.types import Example, Experience, Finish, Ragged
 
 
 class Encoder:
-    """A tokenizer."""
+    """A tokenizer. With `whole` a row's prompt is learned, too: its first token, which nothing predicts, stands as the
+    prompt, and all that follows as the completion."""
 
-    def __init__(self, model: ModelConfig, *, max_length: int) -> None:
+    def __init__(self, model: ModelConfig, *, max_length: int, whole: bool = False) -> None:
+        self._whole = whole
         self._codec = hf_models.TextCodec(model)
         assert model.path is not None
         self._max_length = min(max_length, hf_models.max_positions(model.path) or max_length)
@@ -24,12 +26,9 @@ class Encoder:
         """One group per example. A row whose prompt leaves no room for an answer is dropped; completions that run over
         `max_length` lose their end. Both are counted in `num_dropped` and `num_truncated`."""
         started = time.perf_counter()
-        prompts = [self._codec.encode_prompt(e.prompt.text) for e in examples]
+        prompts, groups = zip(*(self._tokens(e) for e in examples), strict=True) if examples else ((), ())
         kept = [i for i, tokens in enumerate(prompts) if 0 < len(tokens) < self._max_length]
-        whole = [
-            [self._codec.encode_completion(examples[i].prompt.text, text) for text in examples[i].completions]
-            for i in kept
-        ]
+        whole = [groups[i] for i in kept]
         rooms = [self._max_length - len(prompts[i]) for i in kept]
         cut = [[tokens[:room] for tokens in group] for group, room in zip(whole, rooms, strict=True)]
         flat = [tokens for group in cut for tokens in group]
@@ -50,3 +49,13 @@ class Encoder:
             num_truncated=sum(truncated),
             seconds=time.perf_counter() - started,
         )
+
+    def _tokens(self, example: Example) -> tuple[list[int], list[list[int]]]:
+        """The prompt, and each completion."""
+        text = example.prompt.text
+        prompt = self._codec.encode_prompt(text)
+        completions = [self._codec.encode_completion(text, completion) for completion in example.completions]
+        if len(completions) == 1 and (self._whole or not prompt):  # a `text` row has no prompt of its own
+            tokens = prompt + completions[0]
+            return (tokens[:1], [tokens[1:]]) if len(tokens) > 1 else ([], [[]])  # one token alone teaches nothing
+        return prompt, completions

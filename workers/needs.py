@@ -29,4 +29,5 @@ NEEDS: Mapping[str, Needs] = {
     "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
     "dpo": Needs(prompts=True, dataset=True, completions=2),
     "reward_model": Needs(prompts=False, dataset=True, completions=2, head="scores"),
+    "rejection_sampling": Needs(prompts=True, dataset=False),
 }

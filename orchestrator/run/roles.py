@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.cluster.base import GangPlan, Resources
 from orchestrator.config import RunConfig
 from workers import learner
-from workers.config import FunctionRewardConfig, LearnerConfig, ModelConfig, RewardConfig
+from workers.config import FunctionRewardConfig, LearnerConfig, ModelConfig, RewardConfig, SftConfig
 from workers.encoder import Encoder
 from workers.needs import NEEDS
 from workers.reference import Reference
@@ -31,7 +31,8 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
     if config.data.prompts is not None or config.data.eval_prompts is not None:
         plans += [_rollout(config, model, cuda=cuda), _reward(config, model)]
     if config.data.dataset is not None:
-        encoder: Mapping[str, Any] = {"model": model, "max_length": config.data.max_length}
+        whole = isinstance(config.algorithm, SftConfig) and not config.algorithm.completion_only_loss
+        encoder: Mapping[str, Any] = {"model": model, "max_length": config.data.max_length, "whole": whole}
         plans.append(_plan("dataset", Encoder, [encoder], config, gpus=0))
     return plans
 

@@ -63,6 +63,10 @@ CASES = (
             "reward": None,
         },
     ),
+    Case(
+        "more-kept-than-sampled",
+        {"algorithm": "{type: rejection_sampling, num_generations: 4, keep_best: 5, max_steps: 10}"},
+    ),
     Case("b30-list", text="- a\n- b\n"),
     Case("b30-empty", text="# nothing\n"),
     Case("b30-binary", text=b"\x7fELF\x02\x01\x01\x00\xff\xfe"),

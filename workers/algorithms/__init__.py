@@ -4,6 +4,7 @@ from workers.algorithms.base import Algorithm
 from workers.algorithms.grpo import GRPO
 from workers.algorithms.ppo import PPO
 from workers.algorithms.preference import DPO
+from workers.algorithms.rejection import REJECTION_SAMPLING
 from workers.algorithms.reward_model import REWARD_MODEL
 from workers.algorithms.sft import SFT
 
@@ -13,4 +14,5 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ppo": PPO,
     "dpo": DPO,
     "reward_model": REWARD_MODEL,
+    "rejection_sampling": REJECTION_SAMPLING,
 }

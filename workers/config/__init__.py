@@ -10,7 +10,7 @@ from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig
 from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, RewardConfig
 from workers.config.roles import LearnerConfig, ModelConfig, ReferenceConfig, RewardWorkersConfig, RolloutConfig
-from workers.config.supervised import RewardModelConfig, SftConfig
+from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 __all__ = [
     "AlgorithmConfig",
@@ -27,6 +27,7 @@ __all__ = [
     "Positive",
     "PpoConfig",
     "ReferenceConfig",
+    "RejectionSamplingConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RewardWorkersConfig",

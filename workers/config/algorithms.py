@@ -8,9 +8,9 @@ from pydantic import Field
 
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig
-from workers.config.supervised import RewardModelConfig, SftConfig
+from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 AlgorithmConfig = Annotated[
-    SftConfig | GrpoConfig | PpoConfig | DpoConfig | RewardModelConfig,
+    SftConfig | GrpoConfig | PpoConfig | DpoConfig | RewardModelConfig | RejectionSamplingConfig,
     Field(discriminator="type"),
 ]

@@ -28,6 +28,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"type": "ppo", "critic": True},
     {"type": "dpo", "label_smoothing": 0.1, "sft_weight": 0.5, "pairs_per_prompt": 2},
     {"type": "reward_model", "center_rewards_coefficient": 0.1, "margin_weight": 0.5},
+    {"type": "rejection_sampling", "keep_best": 2, "min_reward": -0.5},
 ]
 
 
