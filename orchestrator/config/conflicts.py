@@ -156,12 +156,13 @@ def _lengths(config: RunConfig) -> Iterator[Conflict]:
 
 def _roles(config: RunConfig) -> Iterator[Conflict]:
     kind = config.algorithm.type
-    if config.critic is not None and not NEEDS[kind].critic:
-        yield Conflict(
-            keys=("critic", "algorithm.type"),
-            why=f"{kind} has no critic",
-            fix="remove critic, or choose ppo for algorithm.type",
-        )
+    for key in ("critic", "critic_model"):
+        if getattr(config, key) is not None and not NEEDS[kind].critic:
+            yield Conflict(
+                keys=(key, "algorithm.type"),
+                why=f"{kind} has no critic",
+                fix=f"remove {key}, or choose ppo for algorithm.type",
+            )
     if config.reference.refresh != "never" and not (kind == "dpo" and config.data.prompts is not None):
         yield Conflict(
             keys=("reference.refresh", "algorithm.type"),

@@ -70,7 +70,11 @@ def load_policy(path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, An
 
 
 def load_critic(path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = None) -> TokenValues:
-    """The decoder of the model at `path` with a value head that starts at zero."""
+    """The decoder of the model at `path` with a value head that starts at zero. Of a reward model the score layer is
+    the value head: what it says of a whole text is the first guess of what a part of it is worth."""
+    if is_scorer(path):
+        scorer = _load_scorer(path, dtype, deepspeed)
+        return TokenValues(scorer.model, scorer.config.hidden_size, DTYPES[dtype], head=scorer.score)
     model = _load(path, dtype, deepspeed)
     return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
 
