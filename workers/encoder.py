@@ -13,9 +13,15 @@ from workers.types import Example, Experience, Finish, Ragged
 
 
 class Encoder:
-    """A tokenizer. `mismatched`: each group gets a second completion, the next row's (the last row, the first's)."""
+    """A tokenizer.
 
-    def __init__(self, model: ModelConfig, *, max_length: int, mismatched: bool = False) -> None:
+    With `whole` a row's prompt is learned, too: its first token, which nothing predicts, stands as the prompt, and all
+    that follows as the completion. With `mismatched` each group gets a second completion, that of the row before (the
+    first row, the last's), as TRL has it.
+    """
+
+    def __init__(self, model: ModelConfig, *, max_length: int, whole: bool = False, mismatched: bool = False) -> None:
+        self._whole = whole
         self._codec = hf_models.TextCodec(model)
         assert model.path is not None
         self._mismatched = mismatched
@@ -28,13 +34,10 @@ class Encoder:
         end. Both are counted in `num_dropped` and `num_truncated`, where mismatched completions do not count.
         """
         started = time.perf_counter()
-        prompts = [self._codec.encode_prompt(e.prompt.text) for e in examples]
+        prompts, groups = zip(*(self._tokens(e) for e in examples), strict=True) if examples else ((), ())
         kept = [i for i, tokens in enumerate(prompts) if 0 < len(tokens) < self._max_length]
-        own = [
-            [self._codec.encode_completion(examples[i].prompt.text, text) for text in examples[i].completions]
-            for i in kept
-        ]
-        whole = [[*group, after[0]] for group, after in _with_next(own)] if self._mismatched else own
+        own = [groups[i] for i in kept]
+        whole = [[*group, other[0]] for group, other in _with_the_one_before(own)] if self._mismatched else own
         rooms = [self._max_length - len(prompts[i]) for i in kept]
         cut = [[tokens[:room] for tokens in group] for group, room in zip(whole, rooms, strict=True)]
         flat = [tokens for group in cut for tokens in group]
@@ -57,7 +60,17 @@ class Encoder:
             seconds=time.perf_counter() - started,
         )
 
+    def _tokens(self, example: Example) -> tuple[list[int], list[list[int]]]:
+        """The prompt, and each completion."""
+        text = example.prompt.text
+        prompt = self._codec.encode_prompt(text)
+        completions = [self._codec.encode_completion(text, completion) for completion in example.completions]
+        if len(completions) == 1 and (self._whole or not prompt):  # a `text` row has no prompt of its own
+            tokens = prompt + completions[0]
+            return (tokens[:1], [tokens[1:]]) if len(tokens) > 1 else ([], [[]])  # one token alone teaches nothing
+        return prompt, completions
 
-def _with_next(groups: list[list[list[int]]]) -> list[tuple[list[list[int]], list[list[int]]]]:
-    """Each row's completions with those of the row after it; after the last comes the first."""
-    return list(zip(groups, groups[1:] + groups[:1], strict=True))
+
+def _with_the_one_before(groups: list[list[list[int]]]) -> list[tuple[list[list[int]], list[list[int]]]]:
+    """Each row's completions with those of the row before it; before the first comes the last."""
+    return list(zip(groups, groups[-1:] + groups[:-1], strict=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from workers.baseline import mean_log_ratio
 from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, PpoConfig
 from workers.engines import hf_models
 from workers.engines.base import TrainingEngine
+from workers.needs import Head
 from workers.packing import input_lengths, members, pack, plan, updates
 from workers.scoring import IDLE, score_tokens
 from workers.types import (
@@ -35,9 +37,6 @@ from workers.types import (
 from workers.weights import Manifest, Rendezvous, Segment, describe
 
 PROBE_TOKENS = 256  # of a step's completions, per rank, on which engine and learner are compared
-
-
-Head: TypeAlias = Literal["logprobs", "values"]
 
 
 def join(
@@ -62,7 +61,7 @@ def join(
 
 
 class Learner:
-    """One rank of the policy (`head="logprobs"`) or of the critic (`head="values"`)."""
+    """One rank of the policy (`head="logprobs"`), of the critic (`"values"`) or of a reward model (`"scores"`)."""
 
     def __init__(
         self,
@@ -78,13 +77,15 @@ class Learner:
         self._engine, self._model, self._config, self._algorithm = engine, model, config, algorithm
         self._head, self._seed, self._max_steps, self._device = head, seed, max_steps, engine.device
         record = ALGORITHMS[algorithm.type]
-        self._prepare, self._needs = record.prepare, record.needs
-        loss = record.loss if head == "logprobs" else record.critic_loss
+        self._prepare, self._needs, self._range_of = record.prepare, record.needs, record.range_of
+        loss = record.critic_loss if head == "values" else record.loss
         assert loss is not None
         self._loss = loss
         self._learning_rate = algorithm.learning_rate
         if head == "values" and isinstance(algorithm, PpoConfig):
             self._learning_rate = algorithm.critic_learning_rate
+        assert model.path is not None
+        self._pad = hf_models.padding_token(model.path) if head == "scores" else None
         self._segment: Segment | None = None
         self._sender: Any = None
 
@@ -117,17 +118,17 @@ class Learner:
         if pairs_file is not None and self._engine.rank == 0 and batch.num_rows:
             records.write_pairs(Path(pairs_file), batch, evidence, self._decoder())
         # What the evidence says of itself, the policy reports; the critic speaks of its own learning only.
-        facts = prepared | _experience_facts(evidence.experience, step) if self._head == "logprobs" else {}
-        sums = self._learn(step, batch, temperature, facts)
-        facts["timing/learn"] = time.perf_counter() - started
-        maxima: Metrics = {}
+        facts = prepared | _experience_facts(evidence.experience, step) if self._head != "values" else {}
+        learned = self._learn(step, batch, temperature)
+        facts |= learned.facts | {"timing/learn": time.perf_counter() - started}
+        sums, maxima = dict(learned.sums), dict(learned.maxima)
         if gap is not None:
             sums["sampling/logp_difference"] = gap[0]
             maxima["sampling/logp_difference_max"] = gap[1]
-        return StepStats(sums=sums, maxima=maxima, facts=facts)
+        return StepStats(sums=sums, maxima=maxima, facts=facts, minima=learned.minima)
 
-    def _learn(self, step: int, batch: TrainBatch, temperature: float, facts: Metrics) -> Metrics:
-        """All optimiser updates of a step; the mean of their stats (this rank's share). Adds to `facts`."""
+    def _learn(self, step: int, batch: TrainBatch, temperature: float) -> StepStats:
+        """All optimiser updates of a step: the mean of their stats (this rank's share), and how they were made."""
         config = self._algorithm
         if getattr(config, "reset_optimizer", False):
             self._engine.reset_optimizer()
@@ -135,18 +136,23 @@ class Learner:
             batch, epochs=config.epochs, num_updates=config.num_updates(batch.num_rows), seed=_mix(self._seed, step)
         )
         sums: Metrics = {}
+        seen: list[float] = []
         norms: list[float] = []
         factors = self._factors(step, len(passes))
         for rows, factor in zip(passes, factors, strict=True):
-            stats = self._update(batch, rows, temperature)
+            stats, some = self._update(batch, rows, temperature)
+            seen += some
             norms.append(self._engine.update(self._learning_rate * factor))
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value / len(passes)
-        facts["num_updates"] = float(len(passes))
+        facts = {"num_updates": float(len(passes))}
         if norms:
-            facts["grad_norm"] = float(np.mean(norms))
-            facts["learning_rate"] = self._learning_rate * factors[-1]
-        return sums
+            facts |= {"grad_norm": float(np.mean(norms)), "learning_rate": self._learning_rate * factors[-1]}
+        if self._range_of is None or not norms:
+            return StepStats(sums=sums, maxima={}, facts=facts)
+        name = self._range_of[0]  # a rank without rows has seen nothing: its extremes are infinite
+        least, greatest = min(seen, default=math.inf), max(seen, default=-math.inf)
+        return StepStats(sums=sums, maxima={f"max_{name}": greatest}, facts=facts, minima={f"min_{name}": least})
 
     def _factors(self, step: int, count: int) -> list[float]:
         """Factors of the learning rate for this step's updates: a function of the step alone, so a resume is exact."""
@@ -156,26 +162,30 @@ class Learner:
         factor = hf_models.schedule(config.lr_scheduler_type, warmup=config.warmup_steps, total=max(total, 1))
         return [factor(first + i) for i in range(count)]
 
-    def _update(self, batch: TrainBatch, rows: NDArray[np.int64], temperature: float) -> Metrics:
-        """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats."""
-        lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets)[rows]
+    def _update(self, batch: TrainBatch, rows: NDArray[np.int64], temperature: float) -> tuple[Metrics, list[float]]:
+        """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats, and the numbers whose
+        range is to be told."""
+        lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets, self._pad)[rows]
         budget = self._config.tokens_per_micro_batch
         micro_batches = plan(lengths, self._engine.world_size, budget)[self._engine.rank]
         baseline = mean_log_ratio(self._engine, batch, rows, budget=budget, temperature=temperature)
         totals = replace(totals_of(batch, rows), baseline=baseline)
         stats: Metrics = {}
+        seen: list[float] = []
         for i, picked in enumerate(micro_batches):
             chosen, weight = (rows[picked], 1.0) if len(picked) else (rows[IDLE], 0.0)
-            packed = pack(batch.prompts, batch.completions, batch.row_offsets, chosen)
+            packed = pack(batch.prompts, batch.completions, batch.row_offsets, chosen, self._pad)
             outputs, entropy = self._engine.forward(packed, temperature)
             micro = MicroBatch.of(batch, chosen, totals, self._device)
             loss, parts = self._loss(outputs, micro, self._algorithm)
             self._engine.backward(loss * weight, last=i == len(micro_batches) - 1)
             if entropy is not None:
                 parts["entropy"] = entropy.sum() / totals.tokens
+            if self._range_of is not None and weight:
+                seen += self._range_of[1](outputs.detach(), micro).tolist()
             for name, value in parts.items():
                 stats[name] = stats.get(name, 0.0) + float(value) * weight
-        return stats
+        return stats, seen
 
     def _probe(self, experience: Experience) -> tuple[float, float] | None:
         """Engine against learner on a few completions of the step, before anything is learned: (share of the mean, max)
@@ -202,13 +212,14 @@ class Learner:
 
     def infer(self, parts: Sequence[Experience]) -> TokenShare:
         """What it answers without learning, for this rank's share: the policy the log-probability of each token (at
-        temperature 1), the critic the value of the state before it."""
+        temperature 1), the critic the value of the state before it, a reward model the score of what ends with it."""
         return score_tokens(
             parts,
             lambda packed: self._engine.infer(packed).cpu().numpy(),
             rank=self._engine.rank,
             world_size=self._engine.world_size,
             budget=self._config.tokens_per_micro_batch,
+            pad=self._pad,
         )
 
     # -------------------------------------------------------------------------------------------- weights

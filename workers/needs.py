@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Head: TypeAlias = Literal["logprobs", "values", "scores"]
+"""What a model answers for each token: its log-probability, the value of the state before it (a critic), or the score
+of the text that ends with it (a reward model)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,6 +20,7 @@ class Needs:
     completions: int = 1  # of each dataset row
     mismatched: bool = False  # each dataset row comes with another row's completion, to compare with
     critic: bool = False
+    head: Head = "logprobs"  # of what is trained
     on_policy: bool = False  # its loss uses the log-probabilities of the distribution that was sampled
 
 
@@ -24,4 +30,6 @@ NEEDS: Mapping[str, Needs] = {
     "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
     "dpo": Needs(prompts=True, dataset=True, completions=2),
     "kto": Needs(prompts=False, dataset=True, mismatched=True),
+    "reward_model": Needs(prompts=False, dataset=True, completions=2, head="scores"),
+    "rejection_sampling": Needs(prompts=True, dataset=False),
 }

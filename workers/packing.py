@@ -8,6 +8,12 @@ One row is a prompt and the completions that share it, laid out flat:
     a0 and b0 are both predicted by p2.
 
 The prompt is computed once for the whole row (shared prefix, arXiv 2410.20305).
+
+A reward model is read *at* a token and not before it. With `pad` (its padding token) the last token of a completion is
+an input, too, and each token is read where it stands:
+
+    tokens     p0 p1 p2 | a0 a1 a2 | b0 b1 b2 b3
+    a0 is read at a0; a padding token at the last other token before it, as AutoModelForSequenceClassification does.
 """
 
 from __future__ import annotations
@@ -36,9 +42,11 @@ class Packed:
     row_sizes: NDArray[np.int64]  # [R] completions of each row, sum n
 
 
-def input_lengths(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+def input_lengths(
+    prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], pad: int | None = None
+) -> NDArray[np.int64]:
     """Input positions each row takes: [R]."""
-    completion_inputs = np.concatenate([[0], np.cumsum(completions.lengths - 1)])
+    completion_inputs = np.concatenate([[0], np.cumsum(completions.lengths - (pad is None))])
     lengths: NDArray[np.int64] = completion_inputs[row_offsets[1:]] - completion_inputs[row_offsets[:-1]]
     return prompts.lengths + lengths
 
@@ -48,8 +56,15 @@ def members(row_offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[
     return Ragged(values=np.arange(row_offsets[-1]), offsets=row_offsets).take(rows).values
 
 
-def pack(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> Packed:
-    """Lay out the rows `rows`, in that order."""
+def pack(
+    prompts: Ragged,
+    completions: Ragged,
+    row_offsets: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    pad: int | None = None,
+) -> Packed:
+    """Lay out the rows `rows`, in that order. With `pad` tokens are read where they stand, else where they are
+    predicted."""
     sizes = np.diff(row_offsets)[rows]
     picked = members(row_offsets, rows)  # [n]
     lengths = completions.lengths[picked]
@@ -59,7 +74,8 @@ def pack(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], r
     # Pieces in flat order: row 0's prompt, its completions, row 1's prompt, ...
     piece_row = np.concatenate([np.arange(len(rows)), row_of])
     piece_segment = np.concatenate([np.zeros(len(rows), np.int64), _counting(sizes) + 1])
-    piece_length = np.concatenate([prompt_lengths, lengths - 1])
+    input_counts = lengths - (pad is None)
+    piece_length = np.concatenate([prompt_lengths, input_counts])
     order = np.lexsort((piece_segment, piece_row))
     starts = np.empty(len(order), np.int64)
     starts[order] = np.concatenate([[0], np.cumsum(piece_length[order])[:-1]])
@@ -73,17 +89,18 @@ def pack(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], r
     positions[prompt_at] = _counting(prompt_lengths)
     targets = completions.take(picked).values
     step = _counting(lengths)  # [T] place within its completion
-    inputs = step < np.repeat(lengths - 1, lengths)  # all but each completion's last token
+    inputs = step < np.repeat(input_counts, lengths)  # without `pad` all but each completion's last token
     input_at = np.repeat(completion_starts, lengths) + step
     tokens[input_at[inputs]] = targets[inputs]
     positions[input_at[inputs]] = (np.repeat(prompt_lengths[row_of], lengths) + step)[inputs]
     last_prompt = np.repeat((prompt_starts + prompt_lengths - 1)[row_of], lengths)
+    back = 1 if pad is None else _since(targets != pad, step)  # how far before a token it is read
     return Packed(
         tokens=tokens,
         positions=positions,
         segments=np.repeat(piece_segment[order], piece_length[order]).astype(np.int32),
         row_lengths=np.bincount(piece_row, weights=piece_length, minlength=len(rows)).astype(np.int64),
-        predictors=np.where(step == 0, last_prompt, input_at - 1),
+        predictors=np.where(step < back, last_prompt, input_at - back),
         targets=targets.astype(np.int32),
         completion_lengths=lengths,
         row_sizes=sizes,
@@ -94,6 +111,14 @@ def _counting(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """0..l-1 for each length: [2, 3] -> [0, 1, 0, 1, 2]."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+def _since(found: NDArray[np.bool_], step: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many places back the newest True of the same run is, runs being numbered by `step`; where there is none,
+    more than the run has: [F, T, F, F] of one run -> [1, 0, 1, 2]."""
+    at = np.arange(len(found))
+    newest = np.maximum.accumulate(np.where(found, at, -1)) if len(found) else at
+    return np.minimum(at - newest, step + 1)
 
 
 def plan(lengths: Sequence[int] | NDArray[np.int64], num_ranks: int, budget: int) -> list[list[NDArray[np.int64]]]:

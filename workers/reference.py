@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
 from workers.engines import hf_models
-from workers.engines.attention import layout_of
+from workers.engines.inference import asking
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
 from workers.types import Drift, Experience, TokenShare, assemble, merge
@@ -67,15 +67,7 @@ class Reference:
     def _infer(self, packed: Packed, temperature: float) -> NDArray[np.float32]:
         if self._config.zero_stage == 3:
             return self._partitioned.infer(packed, temperature).cpu().numpy()
-        tensors = [
-            torch.from_numpy(a.astype(np.int64)).to(self._device)
-            for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
-        ]
-        tokens, positions, predictors, targets = tensors
-        with torch.no_grad():
-            layout = layout_of(packed, self._device)
-            logprobs: torch.Tensor = self._whole(tokens, positions, layout, predictors, targets, temperature)[0]
-        return logprobs.cpu().numpy()
+        return asking(self._whole, self._device, temperature)(packed)
 
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
         """Distance of the sampling policy from the reference that `shares` come from (k1 estimate of the KL)."""

@@ -62,9 +62,10 @@ def score_tokens(
     world_size: int,
     budget: int,
     memory: Memory | None = None,
+    pad: int | None = None,
 ) -> TokenShare:
     """This rank's share of the groups in `parts`; every rank runs the same number of forward passes. With a `memory`
-    only rows that are not in it are asked for."""
+    only rows that are not in it are asked for. `pad` as `pack` has it."""
     started = time.perf_counter()
     experience = merge(parts)
     prompts, completions, offsets = experience.prompt_tokens, experience.completions, experience.group_offsets
@@ -72,9 +73,9 @@ def score_tokens(
     asked = memory.unknown(keys) if memory is not None else np.arange(len(prompts))
     answers = memory.known(keys, rank) if memory is not None else []
     if len(asked):
-        shares = plan(input_lengths(prompts, completions, offsets)[asked], world_size, budget)
+        shares = plan(input_lengths(prompts, completions, offsets, pad)[asked], world_size, budget)
         for rows in shares[rank]:
-            output = infer(pack(prompts, completions, offsets, asked[rows] if len(rows) else IDLE))
+            output = infer(pack(prompts, completions, offsets, asked[rows] if len(rows) else IDLE, pad))
             if len(rows):
                 sizes = [int(completions.lengths[members(offsets, asked[[row]])].sum()) for row in rows]
                 answers += zip(asked[rows].tolist(), np.split(output, np.cumsum(sizes)[:-1]), strict=True)

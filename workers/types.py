@@ -309,8 +309,8 @@ Metrics: TypeAlias = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepStats:
-    """What one rank says of one step. `sums` of all ranks add up to the metric, of `maxima` the largest counts;
-    `facts` are the same on every rank.
+    """What one rank says of one step. `sums` of all ranks add up to the metric, of `maxima` the largest counts, of
+    `minima` the smallest; `facts` are the same on every rank.
 
     Example: `StepStats(sums={"loss": 0.35}, maxima={}, facts={"reward": 0.5, "grad_norm": 1.2})`.
     """
@@ -318,6 +318,7 @@ class StepStats:
     sums: Metrics
     maxima: Metrics
     facts: Metrics
+    minima: Metrics = field(default_factory=dict)
 
 
 def merge_stats(parts: Sequence[StepStats]) -> Metrics:
@@ -327,4 +328,6 @@ def merge_stats(parts: Sequence[StepStats]) -> Metrics:
         metrics[name] = sum(p.sums[name] for p in parts)
     for name in parts[0].maxima:
         metrics[name] = max(p.maxima[name] for p in parts)
+    for name in parts[0].minima:
+        metrics[name] = min(p.minima[name] for p in parts)
     return metrics

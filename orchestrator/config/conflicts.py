@@ -66,6 +66,13 @@ def _data_source(config: RunConfig) -> Iterator[Conflict]:
 def _reward(config: RunConfig) -> Iterator[Conflict]:
     used_by = ["data.prompts"] if _samples(config) else []
     used_by += ["data.eval_prompts"] if config.data.eval_prompts is not None else []
+    if NEEDS[config.algorithm.type].head == "scores" and config.data.eval_prompts is not None:
+        yield Conflict(
+            keys=("data.eval_prompts", "algorithm.type"),
+            why="a reward model answers no prompts",
+            fix="remove data.eval_prompts",
+        )
+        return
     if used_by and not config.reward:
         yield Conflict(
             keys=("reward", *used_by),
@@ -150,12 +157,13 @@ def _lengths(config: RunConfig) -> Iterator[Conflict]:
 
 def _roles(config: RunConfig) -> Iterator[Conflict]:
     kind = config.algorithm.type
-    if config.critic is not None and not NEEDS[kind].critic:
-        yield Conflict(
-            keys=("critic", "algorithm.type"),
-            why=f"{kind} has no critic",
-            fix="remove critic, or choose ppo for algorithm.type",
-        )
+    for key in ("critic", "critic_model"):
+        if getattr(config, key) is not None and not NEEDS[kind].critic:
+            yield Conflict(
+                keys=(key, "algorithm.type"),
+                why=f"{kind} has no critic",
+                fix=f"remove {key}, or choose ppo for algorithm.type",
+            )
     if config.reference.refresh != "never" and not (kind == "dpo" and config.data.prompts is not None):
         yield Conflict(
             keys=("reference.refresh", "algorithm.type"),

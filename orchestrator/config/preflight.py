@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.config.model_source import check_same_tokens, check_scorer, check_stage, check_writer
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.reward_source import check_reward_function
 from orchestrator.config.run import RunConfig
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput, Problems
-from workers.config import FunctionRewardConfig, MathRewardConfig
+from workers.config import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig
+from workers.needs import NEEDS
 from workers.types import Example, Prompt
 
 READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the run reads all
@@ -53,9 +55,7 @@ def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
         rows = [r for key in ("prompts", "dataset", "eval_prompts") if (r := _data(config, key, problems))]
         of_stage = Problems()
         _enough_rows(config, rows, of_stage)
-        produced = {str(stage.model_directory) for stage in recipe.before(config)}
-        if config.model.path is not None and config.model.path not in produced:
-            _model(config.model.path, any(r.conversational for r in rows), of_stage)
+        _models(config, rows, {str(s.model_directory): s for s in recipe.before(config)}, of_stage)
         _rewards(config, rows, of_stage)
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
@@ -110,9 +110,31 @@ def _enough_rows(config: RunConfig, found: Sequence[Rows], problems: Problems) -
             )
 
 
-def _model(path: str, conversational: bool, problems: Problems) -> None:
+def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunConfig], problems: Problems) -> None:
+    """The models that the run starts from; those that an earlier stage will have made are only asked for their kind."""
+    conversational = any(r.conversational for r in rows)
+    writes = NEEDS[config.algorithm.type].head != "scores"
+    named: list[tuple[str, str | None, bool | None]] = [("model", config.model.path, False if writes else None)]
+    named += [("critic_model", config.critic_model.path, None)] if config.critic_model else []
+    scorers = [(i, r) for i, r in enumerate(config.reward) if isinstance(r, ModelRewardConfig)]
+    named += [(f"reward.{i}", r.path, True) for i, r in scorers]
+    for key, path, scores in named:  # None: of either kind
+        assert path is not None
+        where = f"{key}.path = {path}"
+        if path in produced:
+            if scores is not None:
+                check_stage(produced[path], where, problems, scores=scores)
+            continue
+        _model(path, where, conversational and key != "critic_model", problems)
+        if key == "critic_model" and config.model.path is not None:
+            check_same_tokens(path, config.model.path, where, problems)
+        if scores is not None:
+            (check_scorer if scores else check_writer)(path, where, problems)
+
+
+def _model(path: str, where: str, conversational: bool, problems: Problems) -> None:
     """A Hugging Face directory with config, weights and tokenizer; a hub id is taken at its word."""
-    folder, where = Path(path).expanduser(), f"model.path = {path}"
+    folder = Path(path).expanduser()
     fix = "give a Hugging Face model directory or the id of a hub model"
     if not folder.is_dir():
         looks_local = path.startswith((".", "/", "~")) or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.config.document import Document, Place, read_document
+from orchestrator.config.document import Document, KeyPath, Place, dotted, read_document
 from orchestrator.config.explain import explain
 from orchestrator.config.overrides import apply, parse_overrides
 from orchestrator.config.run import RunConfig
@@ -66,7 +66,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     stages: list[RunConfig] = []
     for draft in drafts:
         find_secrets(draft, problems)
-        _resolve_model(draft, drafts, stages, problems)
+        _resolve_models(draft, drafts, stages, problems)
         _give_name(draft)
         if config := _validated(draft, problems):
             _refuse_same_name(config, stages, draft, problems)
@@ -154,36 +154,39 @@ def _kind(value: Any) -> str:
     return {list: "a list", dict: "an empty mapping", type(None): "empty"}.get(type(value), "a single value")
 
 
-def _resolve_model(draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems) -> None:
-    """Puts the directory of the earlier stage in the place of `model.from_stage`."""
-    model = draft.data.get("model")
-    wanted = model.get("from_stage") if isinstance(model, dict) else None
-    if not isinstance(wanted, str) or model.get("path") is not None:
-        return
+def _resolve_models(draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems) -> None:
+    """Puts the directory of the earlier stage in the place of every `from_stage`."""
+    rewards = draft.data.get("reward")
+    listed = [("reward", i) for i in range(len(rewards))] if isinstance(rewards, list) else []
+    for at in (("model",), ("critic_model",), *listed):
+        owner: Any = draft.data if len(at) == 1 else rewards
+        model: Any = owner.get(at[0]) if isinstance(owner, dict) else owner[at[1]]
+        wanted = model.get("from_stage") if isinstance(model, dict) else None
+        if isinstance(wanted, str) and model.get("path") is None:
+            owner[at[-1]] = {**model, **_origin(wanted, at, draft, drafts, done, problems)}
+
+
+def _origin(
+    wanted: str, at: KeyPath, draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems
+) -> dict[str, str | None]:
+    """`path` and `from_stage` for the key at `at`, which names the stage `wanted`."""
+    written = draft.place((*at, "from_stage"))
     if earlier := next((stage for stage in done if stage.name == wanted), None):
-        draft.data["model"] = {
-            **{k: v for k, v in model.items() if k != "from_stage"},
-            "path": str(earlier.model_directory),
-        }
-        draft.places[("model", "path")] = draft.place(("model", "from_stage"))
-        return
+        draft.places[(*at, "path")] = written
+        return {"path": str(earlier.model_directory), "from_stage": None}
     before = drafts[: next(i for i, d in enumerate(drafts) if d is draft)]
     names = [str(d.data["name"]) for d in before if "name" in d.data]
-    if wanted in names:
-        draft.data["model"] = {
-            **model,
-            "path": wanted,
-            "from_stage": None,
-        }  # that stage has problems of its own
-        return
-    close = difflib.get_close_matches(wanted, names, n=1)
-    fix = f"did you mean {close[0]}? " if close else ""
-    fix += (
-        f"the earlier stages are: {', '.join(names)}" if names else "there is no earlier stage: give model.path instead"
-    )
-    where = draft.place(("model", "from_stage")).text
-    problems.add(f"model.from_stage = {wanted}", where=where, why="no earlier stage has this name", fix=fix)
-    draft.data["model"] = {**model, "path": wanted, "from_stage": None}
+    if wanted not in names:  # else that stage has problems of its own
+        close = difflib.get_close_matches(wanted, names, n=1)
+        fix = f"did you mean {close[0]}? " if close else ""
+        fix += (
+            f"the earlier stages are: {', '.join(names)}"
+            if names
+            else f"there is no earlier stage: give {dotted(at)}.path instead"
+        )
+        why = "no earlier stage has this name"
+        problems.add(f"{dotted(at)}.from_stage = {wanted}", where=written.text, why=why, fix=fix)
+    return {"path": wanted, "from_stage": None}
 
 
 def _give_name(draft: Document) -> None:

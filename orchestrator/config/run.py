@@ -13,6 +13,7 @@ from workers.config import (
     Count,
     LearnerConfig,
     ModelConfig,
+    ModelOrigin,
     Positive,
     ReferenceConfig,
     RewardConfig,
@@ -89,6 +90,7 @@ class RunConfig(Settings):
     reference: ReferenceConfig = ReferenceConfig()
     policy: LearnerConfig = LearnerConfig()
     critic: LearnerConfig | None = None  # None: set up like the policy, where the algorithm has a critic
+    critic_model: ModelOrigin | None = None  # what the critic starts from; None: the policy's model
     reward_workers: RewardWorkersConfig = RewardWorkersConfig()
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0  # versions generation may run ahead; 0: synchronous
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -3,10 +3,10 @@
     | format              | columns                          | learned from by |
     |---------------------|----------------------------------|-----------------|
     | prompt-only         | prompt                           | grpo, ppo, dpo (data.prompts) |
-    | preference          | prompt, chosen, rejected         | dpo             |
-    | implicit preference | chosen, rejected                 | dpo; their common beginning is the prompt |
-    | rated               | prompt, completions, ratings     | dpo             |
-    | ranked              | prompt, completions, ranks       | dpo             |
+    | preference          | prompt, chosen, rejected         | dpo, reward_model |
+    | implicit preference | chosen, rejected                 | dpo, reward_model; their common beginning is the prompt |
+    | rated               | prompt, completions, ratings     | dpo, reward_model |
+    | ranked              | prompt, completions, ranks       | dpo, reward_model |
     | prompt-completion   | prompt, completion               | sft             |
     | language modelling  | text, or messages                | sft             |
     | unpaired preference | prompt, completion, label        | kto             |
@@ -56,6 +56,7 @@ ACCEPTS: Mapping[str, tuple[Format, ...]] = {
     "sft": (Format.prompt_completion, Format.messages, Format.text),
     "dpo": (Format.preference, Format.implicit_preference, Format.rated, Format.ranked),
     "kto": (Format.unpaired,),
+    "reward_model": (Format.preference, Format.implicit_preference, Format.rated, Format.ranked),
 }
 SPELLINGS: Mapping[str, str] = {
     # columns of well-known datasets → ours

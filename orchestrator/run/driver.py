@@ -298,8 +298,10 @@ class Attempt:
         curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {reward:.3f}" for step, reward in measured)
         hints = [f"held-out reward (greedy): {curve}"] if measured else []
         hints += idle_warning(rows, word)
+        scores = NEEDS[self._config.algorithm.type].head == "scores"
+        loads = "AutoModelForSequenceClassification" if scores else "transformers and with `vllm serve`"
         hints += [
-            f"model: {_short(directory.model)}  (loads with transformers and with `vllm serve`)",
+            f"model: {_short(directory.model)}  (loads with {loads})",
             f"metrics: {_short(directory.metrics)}"
             + (f"   samples: {_short(samples)}" if (samples := directory.path / "samples").is_dir() else ""),
         ]

@@ -5,18 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.cluster.base import GangPlan, Resources
 from orchestrator.config import RunConfig
 from workers import learner
-from workers.config import FunctionRewardConfig, LearnerConfig, ModelConfig, RewardConfig
+from workers.config import (
+    FunctionRewardConfig,
+    LearnerConfig,
+    ModelConfig,
+    ModelOrigin,
+    ModelRewardConfig,
+    RewardConfig,
+    SftConfig,
+)
 from workers.encoder import Encoder
 from workers.needs import NEEDS
 from workers.reference import Reference
 from workers.reward import Reward
 from workers.rollout import Rollout
 from workers.rollout import environment as rollout_environment
+
+Origin = TypeVar("Origin", bound=ModelOrigin)
 
 
 def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPlan]:
@@ -25,14 +35,21 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
     plans = [_learner("policy", config.policy, config, model, cuda=cuda, max_steps=max_steps)]
     if NEEDS[config.algorithm.type].critic:
         critic = config.critic or config.policy
-        plans.append(_learner("critic", critic, config, model, cuda=cuda, max_steps=max_steps))
+        origin = absolute(config.critic_model).path if config.critic_model else model.path
+        start = model.model_copy(update={"path": origin})
+        plans.append(_learner("critic", critic, config, start, cuda=cuda, max_steps=max_steps))
     if config.algorithm.needs_reference:
         plans.append(_reference(config, model, cuda=cuda))
     if config.data.prompts is not None or config.data.eval_prompts is not None:
-        plans += [_rollout(config, model, cuda=cuda), _reward(config, model)]
+        plans += [_rollout(config, model, cuda=cuda), _reward(config, model, cuda=cuda)]
     if config.data.dataset is not None:
-        mismatched = NEEDS[config.algorithm.type].mismatched
-        encoder: Mapping[str, Any] = {"model": model, "max_length": config.data.max_length, "mismatched": mismatched}
+        whole = isinstance(config.algorithm, SftConfig) and not config.algorithm.completion_only_loss
+        encoder: Mapping[str, Any] = {
+            "model": model,
+            "max_length": config.data.max_length,
+            "whole": whole,
+            "mismatched": NEEDS[config.algorithm.type].mismatched,
+        }
         plans.append(_plan("dataset", Encoder, [encoder], config, gpus=0))
     return plans
 
@@ -44,7 +61,7 @@ def _learner(
         "model": model,
         "config": settings,
         "algorithm": config.algorithm,
-        "head": "logprobs" if role == "policy" else "values",
+        "head": NEEDS[config.algorithm.type].head if role == "policy" else "values",
         "cuda": cuda,
         "seed": config.seed,
         "max_steps": max_steps,
@@ -72,7 +89,7 @@ def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
     return _plan("rollout", Rollout, members, config, gpus=gpus, environment=rollout_environment(cuda=cuda))
 
 
-def _reward(config: RunConfig, model: ModelConfig) -> GangPlan:
+def _reward(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
     count = config.reward_workers.num_workers
     members = [
         {
@@ -84,7 +101,9 @@ def _reward(config: RunConfig, model: ModelConfig) -> GangPlan:
         }
         for i in range(count)
     ]
-    return _plan("reward", Reward, members, config, gpus=0)
+    computes = any(isinstance(r, ModelRewardConfig) for r in config.reward)
+    environment = _torch(cuda) if computes else {}
+    return _plan("reward", Reward, members, config, gpus=1 if cuda and computes else 0, environment=environment)
 
 
 def _plan(
@@ -109,13 +128,15 @@ def _torch(cuda: bool) -> Mapping[str, str]:
     return {} if cuda else {"DS_ACCELERATOR": "cpu"}
 
 
-def absolute(model: ModelConfig) -> ModelConfig:
+def absolute(model: Origin) -> Origin:
     """Actors run in another working directory: a local path is made absolute, a hub id stays."""
     assert model.path is not None
     return model.model_copy(update={"path": os.path.abspath(model.path)}) if os.path.isdir(model.path) else model
 
 
 def _absolute_reward(reward: RewardConfig) -> RewardConfig:
+    if isinstance(reward, ModelRewardConfig):
+        return absolute(reward)
     if not isinstance(reward, FunctionRewardConfig):
         return reward
     place, _, name = reward.function.rpartition(":")

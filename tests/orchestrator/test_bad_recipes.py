@@ -56,6 +56,18 @@ CASES = (
     Case("b28-secret-value", {"name": "hf_abcdefghijklmnopqrstuvwxyz012345"}),
     Case("b28-secret-key", {"wandb": "{api_key: 0123456789abcdef0123}"}, ("cluster.auth_token=tops3cret",)),
     Case("b29-critic-with-grpo", {"critic": "{num_ranks: 2}"}),
+    Case(
+        "prompts-for-a-reward-model",
+        {
+            "data": "{dataset: ./pairs.jsonl, eval_prompts: ./heldout.jsonl}",
+            "algorithm": "{type: reward_model, batch_size: 4}",
+            "reward": None,
+        },
+    ),
+    Case(
+        "more-kept-than-sampled",
+        {"algorithm": "{type: rejection_sampling, num_generations: 4, keep_best: 5, max_steps: 10}"},
+    ),
     Case("b30-list", text="- a\n- b\n"),
     Case("b30-empty", text="# nothing\n"),
     Case("b30-binary", text=b"\x7fELF\x02\x01\x01\x00\xff\xfe"),

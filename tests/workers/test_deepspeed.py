@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import experience
 from safetensors.torch import load_file
 from torch import Tensor
+from torch_engine import learner_of
 from transformers import AutoModelForCausalLM
-from zero_rank import ALGORITHM, BATCHES, FRESH
+from zero_rank import ALGORITHM, BATCHES, FRESH, PAIRS, REWARD_MODEL
 
 pytestmark = pytest.mark.stack
 
@@ -31,6 +33,11 @@ SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of Lear
     "stage-1": (2, {**SMALL, "zero_stage": 1}),
     "stage-2": (2, {**SMALL, "zero_stage": 2}),
 }
+REWARD_MODELS: dict[str, tuple[int, dict[str, Any]]] = {
+    "reward-model-on-one-rank": (1, {}),
+    "reward-model-partitioned": (2, {"tokens_per_micro_batch": 12, "param_persistence_threshold": 0}),
+    "reward-model-stage-1": (2, {"zero_stage": 1}),
+}
 
 
 def free_port() -> int:
@@ -44,7 +51,7 @@ def run_ranks(world_size: int, models: dict[str, Path], out: Path) -> None:
     settings = {
         f"{family}-{name}": (str(path), fields)
         for family, path in models.items()
-        for name, (size, fields) in SETTINGS.items()
+        for name, (size, fields) in (SETTINGS | REWARD_MODELS).items()
         if size == world_size
     }
     start_ranks("zero_rank.py", world_size, [str(out), json.dumps(settings)])
@@ -168,3 +175,14 @@ def test_weights_come_under_their_names_as_described(made: Made, plain: Plain) -
 def test_a_checkpoint_is_exact(made: Made) -> None:
     assert made.told["resumed_to_the_bit"]
     assert made.told["state"] == {"turn": 2}
+
+
+@pytest.mark.parametrize("name", REWARD_MODELS)
+def test_a_reward_model_is_that_of_plain_torch(name: str, out: Path, model: Path) -> None:
+    learner, engine = learner_of(model, REWARD_MODEL.model_dump(), head="scores", max_steps=len(PAIRS), draw=4)
+    rewards = [experience(rows, rewards=[1.0, 0.0] * len(rows)) for rows in PAIRS]
+    losses = [learner.step(i, [given], None, None, None).sums["loss"] for i, given in enumerate(rewards)]
+    told = json.loads((out / f"{model.name}-{name}.json").read_text())
+    assert told["losses"] == pytest.approx(losses, rel=1e-4)
+    assert told["loaded_to_the_bit"]
+    assert_same(load_file(out / f"{model.name}-{name}.safetensors"), dict(engine.weights()))

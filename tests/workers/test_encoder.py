@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from workers.config import ModelConfig
 from workers.encoder import Encoder
@@ -90,3 +91,46 @@ def test_each_row_gets_the_completion_of_the_next(qwen2: Path) -> None:
     assert encoded.rewards is not None
     assert encoded.rewards.tolist() == [1, 0, 0, 0, 1, 0]
     assert (encoded.num_dropped, encoded.num_truncated) == (1, 1)  # the cut of a mismatched completion is no loss
+
+
+# ------------------------------------------------------------------------------------------------ language modelling
+
+
+def whole(model: Path, max_length: int = 60) -> Encoder:
+    return Encoder(ModelConfig(path=str(model)), max_length=max_length, whole=True)
+
+
+def test_of_a_text_every_token_but_the_first_is_learned(qwen2: Path, llama: Path) -> None:
+    # The Qwen2 tokenizer has no start token, so a text without a prompt would have nothing to begin with.
+    for encode in (encoder(qwen2, 10), whole(qwen2)):
+        encoded = encode.encode([example("", "abc")])
+        assert [p.tolist() for p in encoded.prompt_tokens] == [[3]]
+        assert [c.tolist() for c in encoded.completions] == [[4, 5, 1]]
+        assert encoded.num_dropped == 0
+
+
+def test_a_prompt_that_is_learned_too(qwen2: Path) -> None:
+    encoded = whole(qwen2).encode([example("ab>", "cd"), example("a", "b")])
+    assert [p.tolist() for p in encoded.prompt_tokens] == [[3], [3]]
+    assert [c.tolist() for c in encoded.completions] == [[4, 11, 5, 6, 1], [4, 1]]
+
+
+def test_a_long_prompt_is_something_to_learn(qwen2: Path) -> None:
+    encoded = whole(qwen2, 4).encode([example("abcdefgh", "a")])
+    assert [c.tolist() for c in encoded.completions] == [[4, 5, 6]]
+    assert (encoded.num_dropped, encoded.num_truncated) == (0, 1)
+
+
+def test_a_conversation_as_a_whole_is_what_the_template_says(llama: Path) -> None:
+    question, answer = {"role": "user", "content": "what"}, {"role": "assistant", "content": "four"}
+    row = example([question], [answer])
+    learned, asked = whole(llama).encode([row]), encoder(llama, 60).encode([row])
+    tokens = [*learned.prompt_tokens[0], *learned.completions[0]]
+    assert tokens == [*asked.prompt_tokens[0], *asked.completions[0]]
+    assert AutoTokenizer.from_pretrained(llama).decode(tokens) == "<|user|>what</s><|assistant|>four</s>"
+
+
+def test_a_text_of_one_token_teaches_nothing(llama: Path) -> None:
+    # The tokenizer of these tests adds no start token, so an empty text is the end alone.
+    encoded = whole(llama).encode([example("", "")])
+    assert (len(encoded.prompts), encoded.num_dropped) == (0, 1)

@@ -31,6 +31,8 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1},
     {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1, "head": "values"},
     {"type": "dpo", "sft_weight": 0.5, "pairs_per_prompt": 2, **COMMON},
+    {"type": "reward_model", "center_rewards_coefficient": 0.1, **COMMON, "head": "scores"},
+    {"type": "rejection_sampling", "keep_best": 2, "num_generations": 3, "min_reward": 0.25, **COMMON},
 ]
 SFT = {"type": "sft", **COMMON}
 GRPO = {"type": "grpo", **COMMON}
@@ -201,3 +203,11 @@ def test_fresh_moments_and_a_fresh_schedule_every_round(qwen2: Path, reset: bool
     assert torch.equal(weights(fresh), weights(engine)) == reset
     rates = [1e-3, 0.5e-3, 1e-3, 0.5e-3] if reset else [1e-3, 0.75e-3, 0.5e-3, 0.25e-3]
     assert engine.learning_rates == pytest.approx(rates)
+
+
+def test_a_step_in_which_nothing_is_kept_says_so(qwen2: Path) -> None:
+    recipe = {"type": "rejection_sampling", "min_reward": 3.0, **COMMON}
+    before = weights(learner_of(qwen2, recipe)[1])
+    stats, engine, _ = step(qwen2, recipe)
+    assert (stats.facts["num_updates"], stats.facts["rejection/kept"]) == (0, 0)
+    assert torch.equal(weights(engine), before)

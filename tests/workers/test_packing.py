@@ -113,3 +113,26 @@ def test_every_pass_takes_each_row_once_in_an_order_of_its_own() -> None:
 
 def test_nothing_to_learn_from_is_no_update() -> None:
     assert updates(batch_of(0), epochs=4, num_updates=0, seed=0) == []
+
+
+# ------------------------------------------------------------------------------------------------ read at the token
+
+
+def test_a_reward_model_reads_at_the_token() -> None:
+    # Rows: (1 2 | 10 11, 20), (3 | 30): the last token is an input, too.
+    prompts, completions, offsets = Ragged.of([[1, 2], [3]]), Ragged.of([[10, 11], [20], [30]]), np.array([0, 2, 3])
+    packed = pack(prompts, completions, offsets, np.array([0, 1]), pad=0)
+    assert packed.tokens.tolist() == [1, 2, 10, 11, 20, 3, 30]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
+    assert packed.segments.tolist() == [0, 0, 1, 1, 2, 0, 1]
+    assert packed.predictors.tolist() == [2, 3, 4, 6]
+    assert packed.row_lengths.tolist() == input_lengths(prompts, completions, offsets, pad=0).tolist() == [5, 2]
+
+
+def test_padding_tokens_are_looked_past() -> None:
+    # 0 pads: `5 0 6 0 0` is read at 6 in the end, and `0 7 0` at the prompt, 7 and 7; `0` at the prompt.
+    prompts, completions = Ragged.of([[1, 2]]), Ragged.of([[5, 0, 6, 0, 0], [0, 7, 0], [0]])
+    packed = pack(prompts, completions, np.array([0, 3]), np.array([0]), pad=0)
+    assert packed.tokens.tolist() == [1, 2, 5, 0, 6, 0, 0, 0, 7, 0, 0]
+    assert packed.tokens[packed.predictors].tolist() == [5, 5, 6, 6, 6, 2, 7, 7, 2]
+    assert packed.predictors.tolist() == [2, 2, 4, 4, 4, 1, 8, 8, 1]

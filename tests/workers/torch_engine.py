@@ -14,7 +14,8 @@ from torch import Tensor
 from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_models
 from workers.engines.attention import layout_of
-from workers.learner import Head, Learner
+from workers.learner import Learner
+from workers.needs import Head
 from workers.packing import Packed
 
 
@@ -29,14 +30,17 @@ class TorchEngine:
     device = torch.device("cpu")
 
     def __init__(
-        self, path: Path, optimisation: Optimisation, *, head: str = "logprobs", rank: int = 0, world_size: int = 1
+        self,
+        path: Path,
+        optimisation: Optimisation,
+        *,
+        head: Head = "logprobs",
+        rank: int = 0,
+        world_size: int = 1,
+        draw: int = 0,
     ) -> None:
         self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
-        self.module: Any = (
-            hf_models.load_policy(str(path), "float32", chunk=64)
-            if head == "logprobs"
-            else hf_models.load_critic(str(path), "float32")
-        )
+        self.module: Any = hf_models.load(str(path), "float32", head=head, chunk=64, seed=draw)
         self.optimizer = self._fresh()
         self.gradients: list[Tensor] = []
         self.learning_rates: list[float] = []
@@ -124,10 +128,11 @@ def learner_of(
     rank: int = 0,
     world_size: int = 1,
     max_steps: int = 4,
+    draw: int = 0,
 ) -> tuple[Learner, TorchEngine]:
     """A learner of `model` with an engine to look into. `algorithm` as a recipe has it."""
     config: Any = TypeAdapter(AlgorithmConfig).validate_python(dict(algorithm))
-    engine = TorchEngine(model, config, head=head, rank=rank, world_size=world_size)
+    engine = TorchEngine(model, config, head=head, rank=rank, world_size=world_size, draw=draw)
     settings = LearnerConfig(num_ranks=world_size, tokens_per_micro_batch=budget)
     model_config = ModelConfig(path=str(model), dtype="float32")
     return Learner(engine, model_config, settings, config, head=head, seed=3, max_steps=max_steps), engine

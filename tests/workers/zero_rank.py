@@ -19,7 +19,7 @@ import torch
 from fakes import experience
 from safetensors.torch import save_file
 
-from workers.config import LearnerConfig, ModelConfig, SftConfig
+from workers.config import LearnerConfig, ModelConfig, RewardModelConfig, SftConfig
 from workers.learner import Learner
 from workers.types import Experience
 
@@ -35,6 +35,13 @@ BATCHES = [
     [([4, 5, 6, 7, 8], [[5, 1]]), ([3], [[3, 3, 1]]), ([9, 10], [[5, 6, 7, 1]]), ([6], [[1]])],
     [([8, 7], [[6, 5, 4, 3, 1]])],  # fewer rows than ranks
     [([5, 6], [[4, 1]]), ([10], [[3, 5, 7, 1]])],  # with a fresh optimizer
+]
+
+
+REWARD_MODEL = RewardModelConfig(type="reward_model", learning_rate=1e-3, adam_epsilon=1e-5)
+PAIRS = [
+    [([3, 4, 5], [[6, 7, 1], [6, 1]]), ([11], [[3, 4, 5, 6, 7, 8, 1], [3, 1]]), ([9, 10], [[1], [5, 1]])],
+    [([8, 7], [[6, 5, 4, 3, 1], [6, 6, 1]])],  # fewer rows than ranks
 ]
 
 
@@ -70,6 +77,30 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
         (out / f"{name}.json").write_text(json.dumps(told))
 
 
+def run_scores(name: str, model: ModelConfig, config: LearnerConfig, device: torch.device, out: Path) -> None:
+    """A reward model: its losses, extremes and weights, and what is loaded from the directory it was exported to."""
+    from workers.engines.deepspeed_engine import DeepSpeedEngine
+
+    engine = DeepSpeedEngine(model, config, REWARD_MODEL, head="scores", device=device, seed=4)
+    learner = Learner(engine, model, config, REWARD_MODEL, head="scores", seed=0, max_steps=len(PAIRS))
+    stats = [
+        learner.step(i, [experience(rows, rewards=[1.0, 0.0] * len(rows))], None, None, None)
+        for i, rows in enumerate(PAIRS)
+    ]
+    exported = str(out / f"{name}-model")
+    learner.export(exported)
+    torch.distributed.barrier()
+    again = DeepSpeedEngine(
+        model.model_copy(update={"path": exported}), config, REWARD_MODEL, head="scores", device=device, seed=5
+    )
+    weights, loaded = whole(engine), whole(again)
+    losses = [engine.sum(s.sums["loss"]) for s in stats]
+    if engine.rank == 0:
+        save_file(weights, out / f"{name}.safetensors")
+        same = all(torch.equal(weights[n], loaded[n]) for n in weights)
+        (out / f"{name}.json").write_text(json.dumps({"losses": losses, "loaded_to_the_bit": same}))
+
+
 def start(model: ModelConfig, config: LearnerConfig, device: torch.device) -> tuple[Learner, DeepSpeedEngine]:
     from workers.engines.deepspeed_engine import DeepSpeedEngine  # not where only the batches above are wanted
 
@@ -89,7 +120,8 @@ def main() -> None:
     device = join(rank=rank, world_size=world_size, address="127.0.0.1", port=port, cuda=False)
     for name, (path, changes) in settings.items():
         model = ModelConfig(path=path, dtype="float32")
-        run(name, model, LearnerConfig(num_ranks=world_size, **changes), device, out)
+        live = run_scores if "reward-model" in name else run
+        live(name, model, LearnerConfig(num_ranks=world_size, **changes), device, out)
     torch.distributed.destroy_process_group()
 
 

@@ -5,6 +5,8 @@ from workers.algorithms.grpo import GRPO
 from workers.algorithms.kto import KTO
 from workers.algorithms.ppo import PPO
 from workers.algorithms.preference import DPO
+from workers.algorithms.rejection import REJECTION_SAMPLING
+from workers.algorithms.reward_model import REWARD_MODEL
 from workers.algorithms.sft import SFT
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -13,4 +15,6 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ppo": PPO,
     "dpo": DPO,
     "kto": KTO,
+    "reward_model": REWARD_MODEL,
+    "rejection_sampling": REJECTION_SAMPLING,
 }

@@ -90,5 +90,7 @@ class Algorithm:
 
     needs: Needs
     prepare: Callable[[Evidence, Any], tuple[TrainBatch, Metrics]]
-    loss: Loss  # of the policy: outputs are token log-probabilities
+    loss: Loss  # of the policy: outputs are token log-probabilities; of a reward model: its number at each token
     critic_loss: Loss | None = None  # of the critic: outputs are token values
+    range_of: tuple[str, Callable[[Tensor, MicroBatch], Tensor]] | None = None
+    """(name, numbers): the least and the greatest of a step's numbers are told as min_<name> and max_<name>."""

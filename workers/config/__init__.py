@@ -4,13 +4,13 @@ Names are TRL's wherever TRL has one. Every number carries its legal range, so t
 """
 
 from workers.config.algorithms import AlgorithmConfig
-from workers.config.base import Count, NonNegative, Positive, Settings, Share
+from workers.config.base import Count, ModelOrigin, NonNegative, Positive, Settings, Share
 from workers.config.optimisation import FromDataset, Optimisation, Sampled
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig, KtoConfig
-from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, RewardConfig
+from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig, RewardConfig
 from workers.config.roles import LearnerConfig, ModelConfig, ReferenceConfig, RewardWorkersConfig, RolloutConfig
-from workers.config.supervised import SftConfig
+from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 __all__ = [
     "AlgorithmConfig",
@@ -23,12 +23,16 @@ __all__ = [
     "LearnerConfig",
     "MathRewardConfig",
     "ModelConfig",
+    "ModelOrigin",
+    "ModelRewardConfig",
     "NonNegative",
     "Optimisation",
     "Positive",
     "PpoConfig",
     "ReferenceConfig",
+    "RejectionSamplingConfig",
     "RewardConfig",
+    "RewardModelConfig",
     "RewardWorkersConfig",
     "RolloutConfig",
     "Sampled",

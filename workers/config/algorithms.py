@@ -8,9 +8,9 @@ from pydantic import Field
 
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig, KtoConfig
-from workers.config.supervised import SftConfig
+from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 AlgorithmConfig = Annotated[
-    SftConfig | GrpoConfig | PpoConfig | DpoConfig | KtoConfig,
+    SftConfig | GrpoConfig | PpoConfig | DpoConfig | KtoConfig | RewardModelConfig | RejectionSamplingConfig,
     Field(discriminator="type"),
 ]

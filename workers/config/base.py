@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -16,3 +16,16 @@ class Settings(BaseModel):
     """Base of every settings class. Strict: a string is never taken for a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelOrigin(Settings):
+    """A model: a Hugging Face directory or hub id, or the result of an earlier stage."""
+
+    path: str | None = None
+    from_stage: str | None = None  # name of an earlier stage of the same recipe
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Self:
+        if (self.path is None) == (self.from_stage is None):
+            raise ValueError("give exactly one of path and from_stage")
+        return self

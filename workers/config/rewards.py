@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.config.base import Settings
+from workers.config.base import Count, ModelOrigin, Settings
 
 
 class FunctionRewardConfig(Settings):
@@ -25,4 +25,15 @@ class MathRewardConfig(Settings):
     solution_column: str = "solution"
 
 
-RewardConfig = Annotated[FunctionRewardConfig | MathRewardConfig, Field(discriminator="type")]
+class ModelRewardConfig(ModelOrigin):
+    """A reward model's score: a Hugging Face directory of a sequence-classification model with one label."""
+
+    type: Literal["model"]
+    weight: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_length: Count = 1024  # tokens of prompt and completion, by the reward model's own tokenizer
+    tokens_per_micro_batch: Count = 16384
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+
+RewardConfig = Annotated[FunctionRewardConfig | MathRewardConfig | ModelRewardConfig, Field(discriminator="type")]

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from workers.config.base import Count, Positive, Settings
+from workers.config.base import Count, ModelOrigin, Positive, Settings
 
 
-class ModelConfig(Settings):
-    """The model that training starts from: a Hugging Face directory or hub id, or the result of an earlier stage."""
+class ModelConfig(ModelOrigin):
+    """The model that training starts from."""
 
-    path: str | None = None
-    from_stage: str | None = None  # name of an earlier stage of the same recipe
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     trust_remote_code: Literal[False] = False
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def one_origin(self) -> Self:
-        if (self.path is None) == (self.from_stage is None):
-            raise ValueError("give exactly one of model.path and model.from_stage")
-        return self
 
 
 class RolloutConfig(Settings):

@@ -20,7 +20,8 @@ class TrainingEngine(Protocol):
     device: torch.device
 
     def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
-        """For the T predicted tokens: log-probabilities and their entropy, or values and None. With gradient."""
+        """For the T predicted tokens: log-probabilities and their entropy, or values, or scores, and None. With
+        gradient."""
         ...
 
     def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from workers.config import LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_models
 from workers.engines.attention import layout_of
+from workers.needs import Head
 from workers.packing import Packed
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -46,7 +47,7 @@ def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> 
 
 
 class DeepSpeedEngine:
-    """Implements `TrainingEngine`. `head` says what the model answers: token log-probabilities, or values."""
+    """Implements `TrainingEngine`. `head` says what the model answers for each token."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class DeepSpeedEngine:
         config: LearnerConfig,
         optimisation: Optimisation | None,
         *,
-        head: str,
+        head: Head,
         device: torch.device,
         seed: int,
     ) -> None:
@@ -64,10 +65,8 @@ class DeepSpeedEngine:
         self.device = device
         settings = _settings(model, config, optimisation)
         partition = settings if config.zero_stage == 3 else None
-        self._module: Any = (
-            hf_models.load_policy(model.path, model.dtype, chunk=config.logprob_chunk_tokens, deepspeed=partition)
-            if head == "logprobs"
-            else hf_models.load_critic(model.path, model.dtype, deepspeed=partition)
+        self._module: Any = hf_models.load(
+            model.path, model.dtype, head=head, chunk=config.logprob_chunk_tokens, seed=seed, deepspeed=partition
         )
         if config.gradient_checkpointing:
             hf_models.enable_checkpointing(self._module)

@@ -99,12 +99,15 @@ class TokenLogprobs(nn.Module):
 class TokenValues(nn.Module):
     """A decoder with a scalar head: the value of the state in which each token is about to be chosen, float32 [T].
 
-    The head starts at zero, so that the first advantages are the rewards.
+    The head starts at zero, so that the first advantages are the rewards, unless it is given.
     """
 
-    def __init__(self, decoder: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: nn.Module, hidden_size: int, dtype: torch.dtype, head: nn.Linear | None = None) -> None:
         super().__init__()
         self.model = decoder
+        if head is not None:
+            self.value_head = head
+            return
         self.value_head = nn.Linear(hidden_size, 1, dtype=dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -114,6 +117,22 @@ class TokenValues(nn.Module):
     ) -> tuple[Tensor, None]:
         hidden = _hidden(self.model, tokens, positions, layout)
         return self.value_head(hidden[predictors])[:, 0].float(), None
+
+
+class TokenScores(nn.Module):
+    """A decoder with the bias-free `score` layer of AutoModelForSequenceClassification: a number for what has been read
+    up to each token, float32 [T]. The parameters have the names that transformers gives them."""
+
+    def __init__(self, decoder: nn.Module, score: nn.Linear) -> None:
+        super().__init__()
+        self.model = decoder
+        self.score = score
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, None]:
+        hidden = _hidden(self.model, tokens, positions, layout)
+        return self.score(hidden[predictors])[:, 0].float(), None
 
 
 def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:

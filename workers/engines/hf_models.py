@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -17,22 +17,27 @@ from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerFast,
     get_scheduler,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from workers.config import ModelConfig
 from workers.engines.attention import packed_attention
-from workers.engines.heads import TokenLogprobs, TokenValues
+from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
+from workers.needs import Head
 from workers.types import Text
 
 AttentionInterface.register("packed", packed_attention)
 disable_progress_bar()  # of loading and writing files: the run has its own
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SCORE = "score.weight"  # of a reward model, beside its decoder
+Module: TypeAlias = TokenLogprobs | TokenValues | TokenScores
 
 
 class ModelError(Exception):
@@ -40,6 +45,19 @@ class ModelError(Exception):
 
 
 # ------------------------------------------------------------------------------------------------ models
+
+
+def load(
+    path: str, dtype: str, *, head: Head, chunk: int, seed: int, deepspeed: Mapping[str, Any] | None = None
+) -> Module:
+    """The model at `path` as a module that answers what `head` says."""
+    match head:
+        case "logprobs":
+            return load_policy(path, dtype, chunk=chunk, deepspeed=deepspeed)
+        case "values":
+            return load_critic(path, dtype, deepspeed=deepspeed)
+        case "scores":
+            return load_scorer(path, dtype, seed=seed, deepspeed=deepspeed)
 
 
 def load_policy(path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, Any] | None = None) -> TokenLogprobs:
@@ -52,9 +70,60 @@ def load_policy(path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, An
 
 
 def load_critic(path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = None) -> TokenValues:
-    """The decoder of the model at `path` with a value head that starts at zero."""
+    """The decoder of the model at `path` with a value head that starts at zero. Of a reward model the score layer is
+    the value head: what it says of a whole text is the first guess of what a part of it is worth."""
+    if is_scorer(path):
+        scorer = _load_scorer(path, dtype, deepspeed)
+        return TokenValues(scorer.model, scorer.config.hidden_size, DTYPES[dtype], head=scorer.score)
     model = _load(path, dtype, deepspeed)
     return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
+
+
+def load_scorer(path: str, dtype: str, *, seed: int = 0, deepspeed: Mapping[str, Any] | None = None) -> TokenScores:
+    """The reward model at `path`; of a causal language model the decoder, with a score layer drawn by `seed` as
+    transformers would draw it: normal, of the model's `initializer_range`."""
+    if is_scorer(path):
+        model = _load_scorer(path, dtype, deepspeed)
+        return TokenScores(model.model, model.score)
+    model = _load(path, dtype, deepspeed)
+    score = nn.Linear(model.config.hidden_size, 1, bias=False, dtype=DTYPES[dtype])
+    spread = float(getattr(model.config, "initializer_range", 0.02))
+    # Drawn in float32 by a generator of its own: the same on all ranks, whatever they have drawn before.
+    drawn = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed)) * spread
+    score.weight.data.copy_(drawn)
+    return TokenScores(model.get_decoder(), score)
+
+
+def is_scorer(path: str) -> bool:
+    """Whether the model at `path` is one for sequence classification, which reward models are."""
+    named = getattr(AutoConfig.from_pretrained(path), "architectures", None) or ()
+    return any(name.endswith("ForSequenceClassification") for name in named)
+
+
+def padding_token(path: str) -> int:
+    """The token that a reward model looks past to find a text's last one: the tokenizer's padding token, or where it
+    has none (that the model knows) the end of sequence, as TRL has it. A text is then scored at the token before its
+    end."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    known = range(AutoConfig.from_pretrained(path).get_text_config().vocab_size)
+    chosen = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t in known), None)
+    if chosen is None:
+        raise ModelError(f"{path}: the tokenizer has neither a padding token nor an end of sequence; set one of them")
+    return int(chosen)
+
+
+def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
+    labels = AutoConfig.from_pretrained(path).num_labels
+    if labels != 1:
+        raise ModelError(f"{path}: a reward model answers one number, this one has {labels} labels; use one with one")
+    sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=DTYPES[dtype], attn_implementation="packed"
+    )
+    del sharding
+    if not (hasattr(model, "model") and isinstance(getattr(model, "score", None), nn.Linear)):
+        raise ModelError(f"{path}: a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama")
+    return model
 
 
 def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
@@ -76,20 +145,21 @@ def _sharded_loading(deepspeed: Mapping[str, Any]) -> Any:
     return HfDeepSpeedConfig(dict(deepspeed))
 
 
-def enable_checkpointing(module: TokenLogprobs | TokenValues) -> None:
+def enable_checkpointing(module: Module) -> None:
     """Recompute activations in the backward pass instead of keeping them."""
     cast(Any, module.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def layer_classes(module: TokenLogprobs | TokenValues) -> list[str]:
+def layer_classes(module: Module) -> list[str]:
     """Names of the classes that a model's decoder layers are of."""
     return sorted(cast(Any, module.model)._no_split_modules or ())
 
 
-def weight_names(module: TokenLogprobs) -> dict[str, nn.Parameter]:
+def weight_names(module: Module) -> dict[str, nn.Parameter]:
     """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
     tied head keeps its old one."""
-    return dict(module.model.named_parameters(remove_duplicate=False))
+    owner = module if isinstance(module, TokenScores) else module.model
+    return dict(owner.named_parameters(remove_duplicate=False))
 
 
 def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
@@ -223,10 +293,23 @@ def export(
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     config.dtype = described[0][1]
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    scores = any(name == SCORE for name, _, _ in described)
+    if scores:
+        _as_scorer(config, tokenizer, padding_token(source))
     config.save_pretrained(target)
-    AutoTokenizer.from_pretrained(source).save_pretrained(target)
-    if (Path(source) / "generation_config.json").exists():
+    tokenizer.save_pretrained(target)
+    if not scores and (Path(source) / "generation_config.json").exists():
         shutil.copy(Path(source) / "generation_config.json", target)
+
+
+def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:
+    """Make this the config of a reward model: AutoModelForSequenceClassification finds its class, its one label, and
+    the padding token that it needs for more than one text at a time."""
+    config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
+    config.num_labels = 1
+    config.pad_token_id = pad
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:

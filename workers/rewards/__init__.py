@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.config import FunctionRewardConfig, MathRewardConfig, RewardConfig
+from workers.config import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig, RewardConfig
 from workers.rewards.base import Scorer
 from workers.rewards.function import FunctionScorer
 from workers.rewards.math import MathScorer
@@ -15,3 +15,7 @@ def build(config: RewardConfig) -> Scorer:
             return FunctionScorer(config.function)
         case MathRewardConfig():
             return MathScorer(config.solution_column)
+        case ModelRewardConfig():
+            from workers.rewards.model import ModelScorer  # not where only functions are called: it imports torch
+
+            return ModelScorer(config)

@@ -40,6 +40,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"type": "dpo", "loss_type": "sigmoid_norm", "margin_weight": 0.5, "pairs_per_prompt": 2},
     {"type": "dpo", "loss_type": "ipo", "ld_alpha": 0.0, "pair_selection": "random", "pairs_per_prompt": 2},
     {"type": "dpo", "loss_type": "simpo", "beta": 2.0, "pairs_per_prompt": 2},
+    {"type": "reward_model", "center_rewards_coefficient": 0.1, "margin_weight": 0.5},
+    {"type": "rejection_sampling", "keep_best": 2, "min_reward": -0.5},
 ]
 
 

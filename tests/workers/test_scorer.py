@@ -1,0 +1,148 @@
+"""A reward model that was trained here is one that transformers loads, and both say the same of a text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import experience
+from torch_engine import TorchEngine, learner_of
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from workers.engines.hf_models import ModelError, load_scorer, padding_token
+from workers.learner import Learner
+from workers.types import Experience, merge_stats
+
+# The Llama of these tests has <s> 0, </s> 1, <pad> 2; the Qwen2 <pad> 0, <eos> 1: neither pads with its end.
+PAIRS = [
+    ([3, 4, 5], [[6, 7, 1], [8, 1]]),
+    ([11], [[3, 4, 5, 6, 7, 8, 1], [4, 1]]),
+    ([4, 5, 6, 7, 8], [[5, 1], [6, 6, 1]]),
+]
+SETTINGS = {"type": "reward_model", "learning_rate": 1e-2, "adam_epsilon": 1e-5}
+
+
+def pairs() -> Experience:
+    return experience(PAIRS, rewards=[1.0, 0.0] * 3)
+
+
+def train(model: Path, steps: int, **settings: Any) -> tuple[Learner, TorchEngine, list[dict[str, float]]]:
+    learner, engine = learner_of(model, SETTINGS | settings, head="scores", max_steps=steps)
+    told = [merge_stats([learner.step(i, [pairs()], None, None, None)]) for i in range(steps)]
+    return learner, engine, told
+
+
+def scores_of(learner: Learner, given: Experience) -> list[float]:
+    share = learner.infer([given])
+    ends = np.cumsum(given.completions.lengths[share.completions]) - 1
+    return [float(share.values[ends][list(share.completions).index(i)]) for i in range(len(given.completions))]
+
+
+def hugging_face(directory: Path, texts: list[list[int]], side: str) -> list[float]:
+    """What transformers says of these texts in one padded batch."""
+    model: Any = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, padding_side=side)
+    batch = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
+    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    return model(**batch, position_ids=positions).logits[:, 0].tolist()
+
+
+def test_it_learns_which_is_chosen(model: Path) -> None:
+    learner, _, told = train(model, 12)
+    assert told[-1]["loss"] < 0.1 < 0.3 < told[0]["loss"]
+    assert told[-1]["accuracy"] == 1
+    assert told[-1]["min_reward"] < told[-1]["mean_reward"] < told[-1]["max_reward"]
+    scores = np.array(scores_of(learner, pairs())).reshape(-1, 2)
+    assert (scores[:, 0] > scores[:, 1]).all()
+
+
+def test_the_first_loss_is_that_of_the_scores_before(model: Path) -> None:
+    learner, _ = learner_of(model, SETTINGS, head="scores")
+    before = np.array(scores_of(learner, pairs())).reshape(-1, 2)
+    told = merge_stats([learner.step(0, [pairs()], None, None, None)])
+    assert told["loss"] == pytest.approx(np.log1p(np.exp(before[:, 1] - before[:, 0])).mean(), rel=1e-4)
+    assert told["min_reward"] == pytest.approx(before.min(), rel=1e-4)
+    assert told["max_reward"] == pytest.approx(before.max(), rel=1e-4)
+    assert told["mean_reward"] == pytest.approx(before.mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_transformers_says_the_same_of_a_text(model: Path, tmp_path: Path, side: str) -> None:
+    learner, _, _ = train(model, 2)
+    learner.export(str(tmp_path / "out"))
+    texts = [prompt + completion for prompt, group in PAIRS for completion in group]
+    ours = scores_of(learner, pairs())
+    assert np.std(ours) > 0.1
+    assert hugging_face(tmp_path / "out", texts, side) == pytest.approx(ours, abs=1e-4)
+
+
+def test_the_directory_is_one_of_a_reward_model(model: Path, tmp_path: Path) -> None:
+    learner, engine, _ = train(model, 1)
+    learner.export(str(tmp_path / "out"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    family = {"qwen2": "Qwen2", "llama": "Llama"}[config["model_type"]]
+    assert config["architectures"] == [f"{family}ForSequenceClassification"]
+    assert list(config["id2label"]) == ["0"]
+    assert config["pad_token_id"] == padding_token(str(model))
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert loaded.num_labels == 1
+    theirs = dict(loaded.named_parameters())
+    assert sorted(theirs) == sorted(name for name, _ in engine.weights())
+    assert all(torch.equal(theirs[name], weight) for name, weight in engine.weights())
+
+
+def test_training_goes_on_from_a_reward_model(model: Path, tmp_path: Path) -> None:
+    learner, _, _ = train(model, 2)
+    learner.export(str(tmp_path / "out"))
+    again, _ = learner_of(tmp_path / "out", SETTINGS, head="scores")
+    assert scores_of(again, pairs()) == pytest.approx(scores_of(learner, pairs()), abs=1e-6)
+
+
+def test_without_a_padding_token_the_end_is_looked_past(llama: Path, tmp_path: Path) -> None:
+    # As TRL has it: the end of sequence pads, so a text is scored at the token before it, by both.
+    source = tmp_path / "source"
+    shutil.copytree(llama, source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert (padding_token(str(llama)), padding_token(str(source))) == (2, 1)
+    learner, _, _ = train(source, 1)
+    learner.export(str(tmp_path / "out"))
+    texts = [prompt + completion for prompt, group in PAIRS for completion in group]
+    ours = scores_of(learner, pairs())
+    assert hugging_face(tmp_path / "out", texts, "right") == pytest.approx(ours, abs=1e-4)
+    without_end = experience([(p, [c[:-1] for c in group]) for p, group in PAIRS])
+    assert scores_of(learner, without_end) == pytest.approx(ours, abs=1e-5)
+
+
+def test_the_score_layer_is_drawn_by_the_seed(qwen2: Path) -> None:
+    torch.manual_seed(5)
+    one = load_scorer(str(qwen2), "float32", seed=1).score.weight
+    torch.manual_seed(6)
+    two = load_scorer(str(qwen2), "float32", seed=1).score.weight
+    other = load_scorer(str(qwen2), "float32", seed=2).score.weight
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert 0.1 < one.std().item() < 0.3  # the model's initializer_range is 0.2
+
+
+def test_a_model_with_many_labels_is_refused(model: Path, tmp_path: Path) -> None:
+    learner, _, _ = train(model, 1)
+    learner.export(str(tmp_path / "out"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config |= {"id2label": {"0": "good", "1": "bad"}, "label2id": {"good": 0, "bad": 1}}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="this one has 2 labels"):
+        load_scorer(str(tmp_path / "out"), "float32")
+
+
+def test_scores_do_not_depend_on_company(model: Path) -> None:
+    learner, _ = learner_of(model, SETTINGS, head="scores")
+    together = scores_of(learner, pairs())
+    alone = [scores_of(learner, experience([(p, [c])]))[0] for p, group in PAIRS for c in group]
+    assert together == pytest.approx(alone, abs=1e-5)

@@ -1,0 +1,71 @@
+"""A reward model from preferences (Bradley–Terry, arXiv 1706.03741; with margins arXiv 2307.09288).
+
+With r = the model's number at a completion's last token, for the chosen y_c and the rejected y_r of a pair:
+
+    L = mean over pairs of −log σ(r_c − r_r − w m) + c (r_c + r_r)²
+
+where m is how much better the dataset says that y_c is (score of chosen minus score of rejected), w = `margin_weight`
+and c = `center_rewards_coefficient`.
+
+What is optimised. With w = c = 0 this is the negative log-likelihood of P(y_c preferred) = σ(r_c − r_r), the
+Bradley–Terry model. It knows r up to a constant per prompt; (r_c + r_r)² (arXiv 2312.09244) chooses the constant that
+centres a pair on 0, so that rewards of different prompts can be averaged. w > 0 asks for a larger difference where the
+dataset is surer. Equal numbers for chosen and rejected cost log 2 (at w = c = 0).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from workers.algorithms.base import Algorithm, MicroBatch, Stats
+from workers.algorithms.metrics import num_tokens
+from workers.algorithms.ops import per_token, share
+from workers.algorithms.pairs import best_with_worst
+from workers.config import RewardModelConfig
+from workers.needs import NEEDS
+from workers.types import Evidence, Metrics, TrainBatch
+
+
+def prepare(evidence: Evidence, config: RewardModelConfig) -> tuple[TrainBatch, Metrics]:
+    """One pair per row, chosen before rejected: the best and the worst completion of each prompt, unless their scores
+    are equal."""
+    experience, rewards = evidence.experience, evidence.rewards
+    assert rewards is not None
+    pairs = best_with_worst(rewards, experience.group_offsets, pairs_per_prompt=1, min_margin=0.0, seed=evidence.seed)
+    picked = np.stack([pairs.chosen, pairs.rejected], axis=1).reshape(-1)  # [2P]
+    batch = TrainBatch(
+        prompts=experience.prompt_tokens.take(experience.group_of[pairs.chosen]),
+        completions=experience.completions.take(picked),
+        row_offsets=2 * np.arange(len(pairs) + 1),
+        margins=pairs.margins,
+        sources=picked,
+    )
+    return batch, {"num_tokens": float(num_tokens(experience)), "pairs/count": float(len(pairs))}
+
+
+def loss(scores: Tensor, batch: MicroBatch, config: RewardModelConfig) -> tuple[Tensor, Stats]:
+    """The pairs' negative log-likelihood, averaged over the update's pairs. `scores`: [T], read at each token."""
+    assert len(batch.lengths) == 2 * batch.num_rows, "a row is a chosen and a rejected completion"
+    assert batch.margins is not None
+    rewards = final_scores(scores, batch)
+    chosen, rejected = rewards.view(-1, 2).unbind(1)  # [R], [R]
+    difference = chosen - rejected
+    losses = -logsigmoid(difference - config.margin_weight * batch.margins)
+    losses = losses + config.center_rewards_coefficient * (chosen + rejected).square()
+    pairs = batch.totals.rows
+    return losses.sum() / pairs, {
+        "loss": share(losses, pairs),
+        "accuracy": share(difference > 0, pairs),
+        "margin": share(difference, pairs),
+        "mean_reward": share(rewards, 2 * pairs),
+    }
+
+
+def final_scores(scores: Tensor, batch: MicroBatch) -> Tensor:
+    """What the model says of each completion as a whole, that is at its last token: [T] -> [n]."""
+    return per_token(batch, scores)[batch.lengths.cumsum(0) - 1]
+
+
+REWARD_MODEL = Algorithm(needs=NEEDS["reward_model"], prepare=prepare, loss=loss, range_of=("reward", final_scores))
