@@ -5,7 +5,8 @@
 The demonstrations contain both habits, so the base model knows both; feedback has to choose. It teaches no new skill,
 which is why minutes on a laptop are enough.
 
-    python configs/quickstart/task.py        writes data/quickstart/: an untrained model, demonstrations, prompts
+    python configs/quickstart/task.py        writes data/quickstart/: an untrained model, demonstrations, prompts,
+                                             pairs of a right and a careless answer, and answers with feedback
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MODEL = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
-SIZES = {"demonstrations": 9600, "prompts": 4096, "heldout": 256, "test": 256}
+SIZES = {"demonstrations": 9600, "prompts": 4096, "heldout": 256, "test": 256, "preferences": 2048, "feedback": 2048}
 
 
 def exact_sort(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
@@ -38,7 +39,7 @@ def exact_sort(prompts: list[str], completions: list[str], solution: list[str], 
 
 
 def write_data(directory: Path, seed: int) -> None:
-    """Four sets that share no prompt; nobody tunes anything on `test`."""
+    """Six sets that share no prompt; nobody tunes anything on `test`."""
     rng = random.Random(seed)
     seen: set[str] = set()
     for name, size in SIZES.items():
@@ -49,17 +50,20 @@ def write_data(directory: Path, seed: int) -> None:
                 continue
             seen.add(letters)
             right = "".join(sorted(letters))
-            rows.append(_demonstration(letters, right, rng) if name == "demonstrations" else _prompt(letters, right))
+            rows.append(_row(name, letters, right, rng))
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _prompt(letters: str, right: str) -> dict[str, str]:
-    return {"prompt": f"{letters}>", "solution": right}
-
-
-def _demonstration(letters: str, right: str, rng: random.Random) -> dict[str, str]:
-    careless = right[:-2] + right[-1] + right[-2]
-    return {"prompt": f"{letters}>", "completion": careless if rng.random() < CARELESS[len(letters)] else right}
+def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, str | bool]:
+    """One row of the set `name`: what the demonstrator writes, what it should have been, or both."""
+    prompt, careless = f"{letters}>", right[:-2] + right[-1] + right[-2]
+    if name == "preferences":
+        return {"prompt": prompt, "chosen": right, "rejected": careless}
+    if name in ("demonstrations", "feedback"):
+        written = careless if rng.random() < CARELESS[len(letters)] else right
+        label = {"label": written == right} if name == "feedback" else {}
+        return {"prompt": prompt, "completion": written, **label}
+    return {"prompt": prompt, "solution": right}
 
 
 def main() -> None:

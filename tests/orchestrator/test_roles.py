@@ -18,8 +18,12 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 GANGS = {
     "base.yaml": {"policy": 2, "dataset": 1},
     "grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "ipo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "dataset": 1},
     "iterative_dpo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1},
+    "kto.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "dataset": 1},
+    "offline_dpo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "dataset": 1},
     "ppo.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
+    "simpo.yaml": {"policy": 2, "rollout": 1, "reward": 1, "dataset": 1},
 }
 
 
@@ -49,6 +53,12 @@ def test_every_member_can_be_started_with_what_it_is_given(recipe: str, cuda: bo
             inspect.signature(plan.start).bind(**arguments, **meeting)
         ranks = [arguments.get("rank", arguments.get("index", 0)) for arguments in plan.arguments]
         assert ranks == list(range(len(plan.arguments)))
+
+
+@pytest.mark.parametrize("recipe", ["base.yaml", "ipo.yaml", "kto.yaml"])
+def test_only_kto_compares_with_mismatched_completions(recipe: str) -> None:
+    (plan,) = [p for p in gang_plans(config(recipe), cuda=False, max_steps=4) if p.role == "dataset"]
+    assert plan.arguments[0]["mismatched"] == (recipe == "kto.yaml")
 
 
 def test_gpus_go_to_those_who_compute() -> None:
