@@ -24,6 +24,7 @@ from workers.types import (
     Evidence,
     Experience,
     Metrics,
+    PairMargins,
     Scores,
     StepStats,
     TokenShare,
@@ -216,6 +217,26 @@ class Learner:
             world_size=self._engine.world_size,
             budget=self._config.tokens_per_micro_batch,
             pad=self._pad,
+        )
+
+    def margins(self, parts: Sequence[Experience]) -> PairMargins:
+        """How much more a reward model gives the best completion than the worst, of this rank's share of the pairs."""
+        assert self._head == "scores"
+        experience = merge(parts)
+        if not experience.prompts:
+            return PairMargins(groups=np.zeros(0, np.int64), values=np.zeros(0, np.float32), sources=())
+        share = self.infer(parts)
+        ends = np.cumsum(experience.completions.lengths[share.completions]) - 1
+        final = dict(zip(share.completions.tolist(), share.values[ends].tolist(), strict=True))
+        # A group is never split over ranks, and a dataset's completions stand best first.
+        firsts, lasts = experience.group_offsets[:-1], experience.group_offsets[1:] - 1
+        mine = np.asarray([g for g, first in enumerate(firsts.tolist()) if first in final], np.int64)
+        values = [final[int(firsts[g])] - final[int(lasts[g])] for g in mine]
+        sources = [experience.prompts[g].columns.get("source") for g in mine]
+        return PairMargins(
+            groups=mine,
+            values=np.asarray(values, np.float32),
+            sources=tuple(None if source is None else str(source) for source in sources),
         )
 
     # -------------------------------------------------------------------------------------------- weights

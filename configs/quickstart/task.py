@@ -29,7 +29,7 @@ MODEL = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
-SIZES = {"demonstrations": 9600, "prompts": 4096, "heldout": 256, "test": 256}
+SIZES = {"demonstrations": 9600, "prompts": 4096, "heldout": 256, "test": 256, "pairs": 8192, "heldout_pairs": 256}
 
 
 def exact_sort(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
@@ -38,7 +38,7 @@ def exact_sort(prompts: list[str], completions: list[str], solution: list[str], 
 
 
 def write_data(directory: Path, seed: int) -> None:
-    """Four sets that share no prompt; nobody tunes anything on `test`."""
+    """Sets that share no prompt; nobody tunes anything on `test`."""
     rng = random.Random(seed)
     seen: set[str] = set()
     for name, size in SIZES.items():
@@ -49,8 +49,14 @@ def write_data(directory: Path, seed: int) -> None:
                 continue
             seen.add(letters)
             right = "".join(sorted(letters))
-            rows.append(_demonstration(letters, right, rng) if name == "demonstrations" else _prompt(letters, right))
+            rows.append(_row(name, letters, right, rng))
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, str]:
+    if name == "demonstrations":
+        return _demonstration(letters, right, rng)
+    return _preference(letters, right, rng) if name.endswith("pairs") else _prompt(letters, right)
 
 
 def _prompt(letters: str, right: str) -> dict[str, str]:
@@ -60,6 +66,16 @@ def _prompt(letters: str, right: str) -> dict[str, str]:
 def _demonstration(letters: str, right: str, rng: random.Random) -> dict[str, str]:
     careless = right[:-2] + right[-1] + right[-2]
     return {"prompt": f"{letters}>", "completion": careless if rng.random() < CARELESS[len(letters)] else right}
+
+
+def _preference(letters: str, right: str, rng: random.Random) -> dict[str, str]:
+    """The right answer before a wrong one: the careless one half the time, else one with two letters swapped, a letter
+    left out, or one written twice."""
+    i, j = sorted(rng.sample(range(len(right)), 2))
+    swapped = right[:i] + right[j] + right[i + 1 : j] + right[i] + right[j + 1 :]
+    others = (swapped, right[:i] + right[i + 1 :], right[:i] + right[i] + right[i:])
+    careless = right[:-2] + right[-1] + right[-2]
+    return {"prompt": f"{letters}>", "chosen": right, "rejected": rng.choice((careless, rng.choice(others)))}
 
 
 def main() -> None:

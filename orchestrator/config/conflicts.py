@@ -69,7 +69,7 @@ def _reward(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(
             keys=("data.eval_prompts", "algorithm.type"),
             why="a reward model answers no prompts",
-            fix="remove data.eval_prompts",
+            fix="give held-out preferences as data.eval_dataset instead",
         )
         return
     if used_by and not config.reward:
@@ -94,11 +94,19 @@ def _steps(config: RunConfig) -> Iterator[Conflict]:
             why="nothing would be saved before the end",
             fix=f"give checkpoint.every a value from 1 to {max_steps}",
         )
-    if config.evaluation.every is not None and config.data.eval_prompts is None:
+    scores = NEEDS[config.algorithm.type].head == "scores"
+    wanted = "eval_dataset" if scores else "eval_prompts"
+    if config.evaluation.every is not None and getattr(config.data, wanted) is None:
         yield Conflict(
-            keys=("evaluation.every", "data.eval_prompts"),
+            keys=("evaluation.every", f"data.{wanted}"),
             why="there is nothing to evaluate on",
-            fix="give data.eval_prompts, or remove evaluation.every",
+            fix=f"give data.{wanted}, or remove evaluation.every",
+        )
+    if config.data.eval_dataset is not None and not scores:
+        yield Conflict(
+            keys=("data.eval_dataset", "algorithm.type"),
+            why="only a reward model is evaluated on preferences",
+            fix="give data.eval_prompts instead, or choose reward_model for algorithm.type",
         )
 
 

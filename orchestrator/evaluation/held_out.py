@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -22,8 +23,21 @@ class Evaluation:
     samples: tuple[Sample, ...]
 
 
+class Evaluator(Protocol):
+    """What is asked of time and again, about the model as it is then."""
+
+    @property
+    def role(self) -> str:
+        """The gang that is busy with it."""
+        ...
+
+    def evaluate(self) -> Evaluation: ...
+
+
 class HeldOut:
     """The same prompts every time."""
+
+    role = "rollout"
 
     def __init__(
         self,

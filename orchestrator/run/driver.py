@@ -22,7 +22,8 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.errors import Interrupted, RlhfError
-from orchestrator.evaluation.held_out import HeldOut
+from orchestrator.evaluation.held_out import Evaluator, HeldOut
+from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.anchor import Anchor, NoAnchor, ReferenceAnchor
@@ -238,7 +239,13 @@ class Attempt:
         gangs: Mapping[str, Gang[Any]],
         state: State,
     ) -> Recorder:
-        config, held_out = self._config, None
+        config = self._config
+        held_out: Evaluator | None = None
+        if config.data.eval_dataset is not None:
+            pairs = read_examples(
+                config.data.eval_dataset, algorithm=config.algorithm.type, split=config.data.eval_split
+            )
+            held_out = HeldOutPairs(gangs["dataset"], gangs["policy"], pairs[: config.evaluation.max_prompts])
         if config.data.eval_prompts is not None:
             prompts = read_prompts(config.data.eval_prompts, split=config.data.eval_split)
             held_out = HeldOut(
@@ -291,9 +298,11 @@ class Attempt:
     def _success(self, seconds: float) -> Outcome:
         directory, rows = self._directory, MetricsFile(self._directory.metrics).rows()
         word = "round" if _in_rounds(self._config) else "step"
-        measured = [(row["step"], row["eval/reward"]) for row in rows if row.get("eval/reward") is not None]
-        curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {reward:.3f}" for step, reward in measured)
-        hints = [f"held-out reward (greedy): {curve}"] if measured else []
+        hints = []
+        for name, told in (("eval/reward", "held-out reward (greedy)"), ("eval/accuracy", "held-out accuracy")):
+            measured = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {value:.3f}" for step, value in measured)
+            hints += [f"{told}: {curve}"] if measured else []
         scores = NEEDS[self._config.algorithm.type].head == "scores"
         loads = "AutoModelForSequenceClassification" if scores else "transformers and with `vllm serve`"
         hints += [

@@ -18,6 +18,9 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 GANGS = {
     "base.yaml": {"policy": 2, "dataset": 1},
     "grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "ppo_reward_model.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
+    "rejection_sampling.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "reward_model.yaml": {"policy": 2, "dataset": 1},
     "iterative_dpo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1},
     "ppo.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
 }
