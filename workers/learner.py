@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from workers import records
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
-from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, PpoConfig
+from workers.config import AlgorithmConfig, DpoConfig, LearnerConfig, ModelConfig, PpoConfig
 from workers.engines import hf_models
 from workers.engines.base import TrainingEngine
+from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.needs import Head
 from workers.packing import input_lengths, members, pack, plan, updates
 from workers.scoring import IDLE, score_tokens
@@ -219,25 +220,20 @@ class Learner:
             pad=self._pad,
         )
 
-    def margins(self, parts: Sequence[Experience]) -> PairMargins:
-        """How much more a reward model gives the best completion than the worst, of this rank's share of the pairs."""
-        assert self._head == "scores"
+    def margins(self, parts: Sequence[Experience], reference: Sequence[TokenShare] | None = None) -> PairMargins:
+        """How much more the best completion gets than the worst, of this rank's share of the pairs: by a reward model,
+        or by DPO's implicit reward, for which `reference` is what the reference says of all of them."""
         experience = merge(parts)
         if not experience.prompts:
-            return PairMargins(groups=np.zeros(0, np.int64), values=np.zeros(0, np.float32), sources=())
+            return NO_MARGINS
         share = self.infer(parts)
-        ends = np.cumsum(experience.completions.lengths[share.completions]) - 1
-        final = dict(zip(share.completions.tolist(), share.values[ends].tolist(), strict=True))
-        # A group is never split over ranks, and a dataset's completions stand best first.
-        firsts, lasts = experience.group_offsets[:-1], experience.group_offsets[1:] - 1
-        mine = np.asarray([g for g, first in enumerate(firsts.tolist()) if first in final], np.int64)
-        values = [final[int(firsts[g])] - final[int(lasts[g])] for g in mine]
-        sources = [experience.prompts[g].columns.get("source") for g in mine]
-        return PairMargins(
-            groups=mine,
-            values=np.asarray(values, np.float32),
-            sources=tuple(None if source is None else str(source) for source in sources),
-        )
+        if self._head == "scores":
+            rewards = final_scores(share, experience.completions)
+        else:
+            assert isinstance(self._algorithm, DpoConfig)
+            assert reference is not None
+            rewards = implicit_rewards(share, reference, experience.completions, self._algorithm.beta)
+        return pair_margins(experience, share.completions, rewards)
 
     # -------------------------------------------------------------------------------------------- weights
 

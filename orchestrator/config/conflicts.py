@@ -94,19 +94,25 @@ def _steps(config: RunConfig) -> Iterator[Conflict]:
             why="nothing would be saved before the end",
             fix=f"give checkpoint.every a value from 1 to {max_steps}",
         )
-    scores = NEEDS[config.algorithm.type].head == "scores"
-    wanted = "eval_dataset" if scores else "eval_prompts"
-    if config.evaluation.every is not None and getattr(config.data, wanted) is None:
+    yield from _evaluation(config)
+
+
+def _evaluation(config: RunConfig) -> Iterator[Conflict]:
+    """Held-out pairs are for a reward model, which answers no prompts, and for DPO on a dataset."""
+    kind, data = config.algorithm.type, config.data
+    scores = NEEDS[kind].head == "scores"
+    if config.evaluation.every is not None and data.eval_prompts is None and data.eval_dataset is None:
+        wanted = "eval_dataset" if scores else "eval_prompts"
         yield Conflict(
             keys=("evaluation.every", f"data.{wanted}"),
             why="there is nothing to evaluate on",
             fix=f"give data.{wanted}, or remove evaluation.every",
         )
-    if config.data.eval_dataset is not None and not scores:
+    if data.eval_dataset is not None and not (scores or (kind == "dpo" and data.dataset is not None)):
         yield Conflict(
             keys=("data.eval_dataset", "algorithm.type"),
-            why="only a reward model is evaluated on preferences",
-            fix="give data.eval_prompts instead, or choose reward_model for algorithm.type",
+            why="only a reward model, and DPO on a dataset, are evaluated on preferences",
+            fix="give data.eval_prompts instead, or learn from data.dataset with reward_model or dpo",
         )
 
 

@@ -34,6 +34,21 @@ class Evaluator(Protocol):
     def evaluate(self) -> Evaluation: ...
 
 
+class Several:
+    """One evaluation after the other."""
+
+    def __init__(self, evaluators: Sequence[Evaluator]) -> None:
+        self._evaluators = tuple(evaluators)
+        self.role = self._evaluators[0].role
+
+    def evaluate(self) -> Evaluation:
+        found = [evaluator.evaluate() for evaluator in self._evaluators]
+        return Evaluation(
+            metrics={name: value for part in found for name, value in part.metrics.items()},
+            samples=tuple(sample for part in found for sample in part.samples),
+        )
+
+
 class HeldOut:
     """The same prompts every time."""
 

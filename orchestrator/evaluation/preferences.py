@@ -1,4 +1,4 @@
-"""How well a reward model tells held-out pairs apart, by the run's own encoder and learner."""
+"""How well a reward model, or DPO's implicit one, tells held-out pairs apart, by the run's own encoder and learner."""
 
 from __future__ import annotations
 
@@ -11,23 +11,34 @@ from orchestrator.cluster.base import Gang, wait
 from orchestrator.evaluation.held_out import Evaluation
 from workers.encoder import Encoder
 from workers.learner import Learner
+from workers.reference import Reference
 from workers.types import Example, Metrics, PairMargins, merge_margins
 
 NUM_BINS = 10
 
 
 class HeldOutPairs:
-    """The same pairs every time. Tokens go from the encoder to the reward model; a number for each pair comes back."""
+    """The same pairs every time. Tokens go from the encoder to the learner; a number for each pair comes back.
+
+    `reference`: of DPO, whose reward is the distance from it. None: the learner is a reward model.
+    """
 
     role = "policy"
 
-    def __init__(self, encoder: Gang[Encoder], policy: Gang[Learner], examples: Sequence[Example]) -> None:
-        self._encoder, self._policy, self._examples = encoder, policy, list(examples)
+    def __init__(
+        self,
+        encoder: Gang[Encoder],
+        policy: Gang[Learner],
+        reference: Gang[Reference] | None,
+        examples: Sequence[Example],
+    ) -> None:
+        self._encoder, self._policy, self._reference, self._examples = encoder, policy, reference, list(examples)
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the reward model as it is after everything asked of it before."""
-        encoded = self._encoder.one(Encoder.encode, self._examples)
-        margins = merge_margins(wait(self._policy.all(Learner.margins, [encoded])))
+        """Evaluate the learner as it is after everything asked of it before."""
+        encoded = [self._encoder.one(Encoder.encode, self._examples)]
+        reference = self._reference.all(Reference.logprobs, encoded) if self._reference else None
+        margins = merge_margins(wait(self._policy.all(Learner.margins, encoded, reference)))
         return Evaluation(metrics=pair_metrics(margins), samples=())
 
 

@@ -22,7 +22,7 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.errors import Interrupted, RlhfError
-from orchestrator.evaluation.held_out import Evaluator, HeldOut
+from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
@@ -239,28 +239,13 @@ class Attempt:
         gangs: Mapping[str, Gang[Any]],
         state: State,
     ) -> Recorder:
-        config = self._config
-        held_out: Evaluator | None = None
-        if config.data.eval_dataset is not None:
-            pairs = read_examples(
-                config.data.eval_dataset, algorithm=config.algorithm.type, split=config.data.eval_split
-            )
-            held_out = HeldOutPairs(gangs["dataset"], gangs["policy"], pairs[: config.evaluation.max_prompts])
-        if config.data.eval_prompts is not None:
-            prompts = read_prompts(config.data.eval_prompts, split=config.data.eval_split)
-            held_out = HeldOut(
-                gangs["rollout"],
-                gangs["reward"],
-                prompts[: config.evaluation.max_prompts],
-                max_completion_length=config.rollout.max_completion_length,
-                seed=config.seed,
-            )
+        config, evaluators = self._config, self._evaluators(gangs)
         return Recorder(
             self._directory,
             ledger,
             monitor,
             checkpointer,
-            held_out,
+            Several(evaluators) if evaluators else None,
             attempt=self._number,
             turns=state.next_step,
             num_tokens=self._num_tokens,
@@ -271,6 +256,26 @@ class Attempt:
             rounds=_in_rounds(config),
             reference_version=state.reference_version,
         )
+
+    def _evaluators(self, gangs: Mapping[str, Gang[Any]]) -> list[Evaluator]:
+        config, found = self._config, list[Evaluator]()
+        if config.data.eval_prompts is not None:
+            prompts = read_prompts(config.data.eval_prompts, split=config.data.eval_split)
+            found.append(
+                HeldOut(
+                    gangs["rollout"],
+                    gangs["reward"],
+                    prompts[: config.evaluation.max_prompts],
+                    max_completion_length=config.rollout.max_completion_length,
+                    seed=config.seed,
+                )
+            )
+        if config.data.eval_dataset is not None:
+            kind, split = config.algorithm.type, config.data.eval_split
+            pairs = read_examples(config.data.eval_dataset, algorithm=kind, split=split)
+            pairs = pairs[: config.evaluation.max_prompts]
+            found.append(HeldOutPairs(gangs["dataset"], gangs["policy"], gangs.get("reference"), pairs))
+        return found
 
     # -------------------------------------------------------------------------------------------- its end
 

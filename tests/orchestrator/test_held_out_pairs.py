@@ -11,8 +11,9 @@ import pytest
 from fakes import Events, FakeEncoder, RecordingGang
 
 from orchestrator.cluster.local import LocalGang
+from orchestrator.evaluation.held_out import Evaluation, Several
 from orchestrator.evaluation.preferences import HeldOutPairs, calibration_error, pair_metrics
-from workers.types import Example, PairMargins, Prompt
+from workers.types import Example, Metrics, PairMargins, Prompt
 
 LN3, LN9 = math.log(3), math.log(9)
 
@@ -61,9 +62,34 @@ def test_tokens_go_from_the_encoder_to_the_learner() -> None:
     answers = {"margins": margins([1.0, -1.0, 2.0, 0.5])}
     policy: Any = RecordingGang("policy", 1, answers, events)
     examples = [Example(prompt=Prompt(id=str(i), text="a"), completions=("b", "c")) for i in range(4)]
-    evaluator = HeldOutPairs(encoder, policy, examples)
+    evaluator = HeldOutPairs(encoder, policy, None, examples)
     found = evaluator.evaluate()
     assert found.metrics["eval/accuracy"] == 0.75
     assert found.samples == ()
     assert evaluator.role == "policy"
     assert [event.split(":")[0] for event in events] == ["encoder", "policy.margins", "wait for policy.margins 0"]
+
+
+def test_of_dpo_the_reference_is_asked_first_and_several_evaluations_are_one() -> None:
+    events: Events = []
+    encoder: Any = LocalGang("dataset", [FakeEncoder(events)])
+    policy: Any = RecordingGang("policy", 1, {"margins": margins([1.0, -1.0])}, events)
+    reference: Any = RecordingGang("reference", 2, {"logprobs": "share"}, events)
+    examples = [Example(prompt=Prompt(id=str(i), text="a"), completions=("b", "c")) for i in range(2)]
+    pairs = HeldOutPairs(encoder, policy, reference, examples)
+    found = Several([Fixed({"eval/reward": 0.25}), pairs]).evaluate()
+    assert (found.metrics["eval/reward"], found.metrics["eval/accuracy"]) == (0.25, 0.5)
+    assert [event.split(":")[0] for event in events][1:3] == ["reference.logprobs", "policy.margins"]
+    encoded, shares = policy.arguments[0]
+    assert len(encoded) == 1
+    assert len(shares) == 2
+
+
+class Fixed:
+    role = "rollout"
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def evaluate(self) -> Evaluation:
+        return Evaluation(metrics=self._metrics, samples=())

@@ -43,15 +43,29 @@ def test_a_reward_model_is_trained(family: Path) -> None:
     run = Run(family / "runs" / "judge")
     assert run.facts == ["ATTEMPT 0", *facts_of_steps(8, 4), "FINISHED 8"]
     names = {"loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "pairs/count", "num_tokens"}
-    for row in run.metrics:
+    base, *learned = run.metrics
+    for row in learned:
         assert names - row.keys() == set()
         assert row["min_reward"] <= row["mean_reward"] <= row["max_reward"]
-    assert run.metrics[0]["loss"] == pytest.approx(math.log(2), abs=0.3)
-    assert run.metrics[-1]["loss"] < run.metrics[0]["loss"]
+    assert learned[0]["loss"] == pytest.approx(math.log(2), abs=0.3)
+    assert learned[-1]["loss"] < learned[0]["loss"]
+    assert base["eval/pairs"] == learned[-1]["eval/pairs"] == 256
+    assert base["eval/accuracy"] < learned[-1]["eval/accuracy"]
+    assert base["eval/margin"] < learned[-1]["eval/margin"]
+    assert 0 <= learned[-1]["eval/calibration_error"] <= 1
     rows = read_jsonl(family / "pairs.jsonl")[:64]
     chosen = texts_scored(run.path / "model", [(row["prompt"], row["chosen"]) for row in rows])
     rejected = texts_scored(run.path / "model", [(row["prompt"], row["rejected"]) for row in rows])
     assert sum(c > r for c, r in zip(chosen, rejected, strict=True)) > 40
+
+
+def test_dpo_is_measured_on_pairs_by_its_implicit_reward(finished: Finished, qwen2: Path) -> None:
+    run = finished("offline", qwen2, "name=measured", "data.eval_dataset=pairs.jsonl")
+    base, *_, last = [row for row in run.metrics if "eval/margin" in row]
+    assert (base["step"], last["step"]) == (0, 3)
+    assert base["eval/margin"] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
+    assert last["eval/margin"] > 0.01
+    assert last["eval/accuracy"] > 0.5
 
 
 def test_it_is_the_reward_of_a_policy(family: Path) -> None:

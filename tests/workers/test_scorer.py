@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,14 @@ def test_margins_of_held_out_pairs(qwen2: Path) -> None:
     assert margins.values.tolist() == pytest.approx((scores[:, 0] - scores[:, 1]).tolist(), abs=1e-5)
     assert margins.sources == ("web", None, "7")
     assert ranks[0].margins([experience([])]).sources == ()
+
+
+def test_margins_of_dpo_are_those_of_its_implicit_reward(qwen2: Path) -> None:
+    # log π − log π_ref is ½ at each token by construction, so β/2 for every token that the chosen one has more.
+    given = experience(PAIRS, rewards=[1.0, 0.0] * 3)
+    learner, _ = learner_of(qwen2, {"type": "dpo", "beta": 0.2})
+    share = learner.infer([given])
+    reference = [replace(share, values=share.values - np.float32(0.5))]
+    values = learner.margins([given], reference).values
+    assert values.tolist() == pytest.approx([0.1 * (3 - 2), 0.1 * (7 - 2), 0.1 * (2 - 3)], abs=1e-6)
+    assert learner.margins([given], [share]).values.tolist() == [0, 0, 0]  # policy = reference
