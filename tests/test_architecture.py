@@ -24,6 +24,7 @@ ORDER = [
     {"workers.needs"},
     {"workers.packing"},
     {"workers.scoring"},
+    {"workers.margins"},
     {"workers.weights"},
     {"workers.algorithms"},
     {"workers.engines"},

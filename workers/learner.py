@@ -16,9 +16,10 @@ from workers import records
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.baseline import mean_log_ratio
-from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, PpoConfig
+from workers.config import AlgorithmConfig, DpoConfig, LearnerConfig, ModelConfig, PpoConfig
 from workers.engines import hf_models
 from workers.engines.base import TrainingEngine
+from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.needs import Head
 from workers.packing import input_lengths, members, pack, plan, updates
 from workers.scoring import IDLE, score_tokens
@@ -26,6 +27,7 @@ from workers.types import (
     Evidence,
     Experience,
     Metrics,
+    PairMargins,
     Scores,
     StepStats,
     TokenShare,
@@ -221,6 +223,21 @@ class Learner:
             budget=self._config.tokens_per_micro_batch,
             pad=self._pad,
         )
+
+    def margins(self, parts: Sequence[Experience], reference: Sequence[TokenShare] | None = None) -> PairMargins:
+        """How much more the best completion gets than the worst, of this rank's share of the pairs: by a reward model,
+        or by DPO's implicit reward, for which `reference` is what the reference says of all of them."""
+        experience = merge(parts)
+        if not experience.prompts:
+            return NO_MARGINS
+        share = self.infer(parts)
+        if self._head == "scores":
+            rewards = final_scores(share, experience.completions)
+        else:
+            assert isinstance(self._algorithm, DpoConfig)
+            assert reference is not None
+            rewards = implicit_rewards(share, reference, experience.completions, self._algorithm.beta)
+        return pair_margins(experience, share.completions, rewards)
 
     # -------------------------------------------------------------------------------------------- weights
 

@@ -227,6 +227,31 @@ def assemble(shares: Sequence[TokenShare], completions: Ragged) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PairMargins:
+    """By how much a reward model prefers the chosen to the rejected completion, of some held-out pairs.
+
+    Example: `PairMargins(groups=[0, 2], values=[1.5, -0.2], sources=("web", None))`: the second pair's row has no
+    `source` column.
+    """
+
+    groups: NDArray[np.int64]  # [n] which pairs of the experience
+    values: Floats  # [n]
+    sources: tuple[str | None, ...]  # [n]
+
+
+def merge_margins(parts: Sequence[PairMargins]) -> PairMargins:
+    """Those of all ranks, in the order of the pairs."""
+    groups = np.concatenate([p.groups for p in parts])
+    order = np.argsort(groups)
+    sources = [source for p in parts for source in p.sources]
+    return PairMargins(
+        groups=groups[order],
+        values=np.concatenate([p.values for p in parts])[order],
+        sources=tuple(sources[i] for i in order),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
     """How far the policy that sampled a batch is from the reference, over `num_completions` completions.
 

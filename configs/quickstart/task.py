@@ -30,7 +30,17 @@ MODEL = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
-SIZES = {"demonstrations": 9600, "prompts": 4096, "heldout": 256, "test": 256, "preferences": 2048, "feedback": 2048}
+SIZES = {
+    "demonstrations": 9600,
+    "prompts": 4096,
+    "heldout": 256,
+    "test": 256,
+    "preferences": 2048,
+    "feedback": 2048,
+    "pairs": 8192,
+    "heldout_pairs": 256,
+    "test_pairs": 256,
+}
 
 
 def exact_sort(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
@@ -39,7 +49,7 @@ def exact_sort(prompts: list[str], completions: list[str], solution: list[str], 
 
 
 def write_data(directory: Path, seed: int) -> None:
-    """Six sets that share no prompt; nobody tunes anything on `test`."""
+    """Sets that share no prompt; nobody tunes anything on `test` and `test_pairs`."""
     rng = random.Random(seed)
     seen: set[str] = set()
     for name, size in SIZES.items():
@@ -59,11 +69,20 @@ def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, s
     prompt, careless = f"{letters}>", right[:-2] + right[-1] + right[-2]
     if name == "preferences":
         return {"prompt": prompt, "chosen": right, "rejected": careless}
+    if name.endswith("pairs"):
+        return {"prompt": prompt, "chosen": right, "rejected": rng.choice((careless, _wrong(right, rng)))}
     if name in ("demonstrations", "feedback"):
         written = careless if rng.random() < CARELESS[len(letters)] else right
         label = {"label": written == right} if name == "feedback" else {}
         return {"prompt": prompt, "completion": written, **label}
     return {"prompt": prompt, "solution": right}
+
+
+def _wrong(right: str, rng: random.Random) -> str:
+    """With two letters swapped, a letter left out, or one written twice."""
+    i, j = sorted(rng.sample(range(len(right)), 2))
+    swapped = right[:i] + right[j] + right[i + 1 : j] + right[i] + right[j + 1 :]
+    return rng.choice((swapped, right[:i] + right[i + 1 :], right[:i] + right[i] + right[i:]))
 
 
 def main() -> None:

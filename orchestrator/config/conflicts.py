@@ -70,7 +70,7 @@ def _reward(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(
             keys=("data.eval_prompts", "algorithm.type"),
             why="a reward model answers no prompts",
-            fix="remove data.eval_prompts",
+            fix="give held-out preferences as data.eval_dataset instead",
         )
         return
     if used_by and not config.reward:
@@ -95,11 +95,25 @@ def _steps(config: RunConfig) -> Iterator[Conflict]:
             why="nothing would be saved before the end",
             fix=f"give checkpoint.every a value from 1 to {max_steps}",
         )
-    if config.evaluation.every is not None and config.data.eval_prompts is None:
+    yield from _evaluation(config)
+
+
+def _evaluation(config: RunConfig) -> Iterator[Conflict]:
+    """Held-out pairs are for a reward model, which answers no prompts, and for DPO on a dataset."""
+    kind, data = config.algorithm.type, config.data
+    scores = NEEDS[kind].head == "scores"
+    if config.evaluation.every is not None and data.eval_prompts is None and data.eval_dataset is None:
+        wanted = "eval_dataset" if scores else "eval_prompts"
         yield Conflict(
-            keys=("evaluation.every", "data.eval_prompts"),
+            keys=("evaluation.every", f"data.{wanted}"),
             why="there is nothing to evaluate on",
-            fix="give data.eval_prompts, or remove evaluation.every",
+            fix=f"give data.{wanted}, or remove evaluation.every",
+        )
+    if data.eval_dataset is not None and not (scores or (kind == "dpo" and data.dataset is not None)):
+        yield Conflict(
+            keys=("data.eval_dataset", "algorithm.type"),
+            why="only a reward model, and DPO on a dataset, are evaluated on preferences",
+            fix="give data.eval_prompts instead, or learn from data.dataset with reward_model or dpo",
         )
 
 

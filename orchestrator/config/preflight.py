@@ -24,6 +24,7 @@ READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the
 ROWS_LOOKED_AT = 5000
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
+DATA = ("prompts", "dataset", "eval_prompts", "eval_dataset")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
@@ -52,7 +53,7 @@ def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
     problems = Problems()
     found: dict[str, tuple[Rows, ...]] = {}
     for config in recipe.stages:
-        rows = [r for key in ("prompts", "dataset", "eval_prompts") if (r := _data(config, key, problems))]
+        rows = [r for key in DATA if (r := _data(config, key, problems))]
         of_stage = Problems()
         _enough_rows(config, rows, of_stage)
         _models(config, rows, {str(s.model_directory): s for s in recipe.before(config)}, of_stage)
@@ -76,7 +77,7 @@ def _data(config: RunConfig, name: str, problems: Problems) -> Rows | None:
     max_rows = None if whole else ROWS_LOOKED_AT
     rows: Sequence[Prompt | Example]
     try:
-        if name == "dataset":
+        if name in ("dataset", "eval_dataset"):
             rows = read_examples(source, algorithm=config.algorithm.type, max_rows=max_rows)
         else:
             rows = read_prompts(source, max_rows=max_rows)
@@ -97,7 +98,7 @@ def _data(config: RunConfig, name: str, problems: Problems) -> Rows | None:
 def _enough_rows(config: RunConfig, found: Sequence[Rows], problems: Problems) -> None:
     """A batch takes every row at most once."""
     for rows in found:
-        if not rows.whole or rows.key == "data.eval_prompts":
+        if not rows.whole or rows.key.startswith("data.eval_"):
             continue
         key = "batch_size" if rows.key == "data.dataset" else "prompts_per_step"
         wanted = getattr(config.algorithm, key)
@@ -179,7 +180,7 @@ def _rewards(config: RunConfig, found: Sequence[Rows], problems: Problems) -> No
             check_reward_function(reward.function, f"reward.{i}.function = {reward.function}", problems)
         if isinstance(reward, MathRewardConfig):
             for rows in found:
-                if rows.key != "data.dataset" and reward.solution_column not in rows.columns:
+                if rows.key.endswith("prompts") and reward.solution_column not in rows.columns:
                     there = ", ".join(rows.columns) or "none"
                     problems.add(
                         f"{rows.source} has no column `{reward.solution_column}`",

@@ -163,17 +163,18 @@ def _resolve_models(draft: Document, drafts: Sequence[Document], done: Sequence[
         model: Any = owner.get(at[0]) if isinstance(owner, dict) else owner[at[1]]
         wanted = model.get("from_stage") if isinstance(model, dict) else None
         if isinstance(wanted, str) and model.get("path") is None:
-            owner[at[-1]] = {**model, **_origin(wanted, at, draft, drafts, done, problems)}
+            kept = {k: v for k, v in model.items() if k != "from_stage"}
+            owner[at[-1]] = {**kept, "path": _origin(wanted, at, draft, drafts, done, problems)}
 
 
 def _origin(
     wanted: str, at: KeyPath, draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems
-) -> dict[str, str | None]:
-    """`path` and `from_stage` for the key at `at`, which names the stage `wanted`."""
+) -> str:
+    """The directory of the stage `wanted`, which the mapping at `at` names."""
     written = draft.place((*at, "from_stage"))
     if earlier := next((stage for stage in done if stage.name == wanted), None):
         draft.places[(*at, "path")] = written
-        return {"path": str(earlier.model_directory), "from_stage": None}
+        return str(earlier.model_directory)
     before = drafts[: next(i for i, d in enumerate(drafts) if d is draft)]
     names = [str(d.data["name"]) for d in before if "name" in d.data]
     if wanted not in names:  # else that stage has problems of its own
@@ -186,7 +187,7 @@ def _origin(
         )
         why = "no earlier stage has this name"
         problems.add(f"{dotted(at)}.from_stage = {wanted}", where=written.text, why=why, fix=fix)
-    return {"path": wanted, "from_stage": None}
+    return wanted
 
 
 def _give_name(draft: Document) -> None:

@@ -34,16 +34,18 @@ class DataConfig(Settings):
     prompts: Source | None = None  # to sample completions for
     dataset: Source | None = None  # with completions: preferences or demonstrations
     eval_prompts: Source | None = None  # held out; never trained on
+    eval_dataset: Source | None = None  # held-out preferences, for a reward model or DPO on a dataset
     split: str = "train"  # of a hub dataset or `datasets` folder
     eval_split: str = "test"
     max_length: Count = 1024  # tokens of prompt and completion of a dataset row; what is longer loses its end, counted
 
 
 class EvaluationConfig(Settings):
-    """Greedy reward on `data.eval_prompts`: before the first step, after the last, and in between."""
+    """Greedy reward on `data.eval_prompts`, or accuracy on the pairs of `data.eval_dataset`: before the first step,
+    after the last, and in between."""
 
     every: Count | None = None  # steps; None: only before the first and after the last
-    max_prompts: Count = 256
+    max_prompts: Count = 256  # or rows of data.eval_dataset
 
 
 class CheckpointConfig(Settings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -22,8 +23,36 @@ class Evaluation:
     samples: tuple[Sample, ...]
 
 
+class Evaluator(Protocol):
+    """What is asked of time and again, about the model as it is then."""
+
+    @property
+    def role(self) -> str:
+        """The gang that is busy with it."""
+        ...
+
+    def evaluate(self) -> Evaluation: ...
+
+
+class Several:
+    """One evaluation after the other."""
+
+    def __init__(self, evaluators: Sequence[Evaluator]) -> None:
+        self._evaluators = tuple(evaluators)
+        self.role = self._evaluators[0].role
+
+    def evaluate(self) -> Evaluation:
+        found = [evaluator.evaluate() for evaluator in self._evaluators]
+        return Evaluation(
+            metrics={name: value for part in found for name, value in part.metrics.items()},
+            samples=tuple(sample for part in found for sample in part.samples),
+        )
+
+
 class HeldOut:
     """The same prompts every time."""
+
+    role = "rollout"
 
     def __init__(
         self,

@@ -23,7 +23,8 @@ from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.remarks import remarks
 from orchestrator.errors import Interrupted, RlhfError
-from orchestrator.evaluation.held_out import HeldOut
+from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
+from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.anchor import Anchor, NoAnchor, ReferenceAnchor
@@ -241,22 +242,13 @@ class Attempt:
         gangs: Mapping[str, Gang[Any]],
         state: State,
     ) -> Recorder:
-        config, held_out = self._config, None
-        if config.data.eval_prompts is not None:
-            prompts = read_prompts(config.data.eval_prompts, split=config.data.eval_split)
-            held_out = HeldOut(
-                gangs["rollout"],
-                gangs["reward"],
-                prompts[: config.evaluation.max_prompts],
-                max_completion_length=config.rollout.max_completion_length,
-                seed=config.seed,
-            )
+        config, evaluators = self._config, self._evaluators(gangs)
         return Recorder(
             self._directory,
             ledger,
             monitor,
             checkpointer,
-            held_out,
+            Several(evaluators) if evaluators else None,
             attempt=self._number,
             turns=state.next_step,
             num_tokens=self._num_tokens,
@@ -267,6 +259,26 @@ class Attempt:
             rounds=_in_rounds(config),
             reference_version=state.reference_version,
         )
+
+    def _evaluators(self, gangs: Mapping[str, Gang[Any]]) -> list[Evaluator]:
+        config, found = self._config, list[Evaluator]()
+        if config.data.eval_prompts is not None:
+            prompts = read_prompts(config.data.eval_prompts, split=config.data.eval_split)
+            found.append(
+                HeldOut(
+                    gangs["rollout"],
+                    gangs["reward"],
+                    prompts[: config.evaluation.max_prompts],
+                    max_completion_length=config.rollout.max_completion_length,
+                    seed=config.seed,
+                )
+            )
+        if config.data.eval_dataset is not None:
+            kind, split = config.algorithm.type, config.data.eval_split
+            pairs = read_examples(config.data.eval_dataset, algorithm=kind, split=split)
+            pairs = pairs[: config.evaluation.max_prompts]
+            found.append(HeldOutPairs(gangs["dataset"], gangs["policy"], gangs.get("reference"), pairs))
+        return found
 
     # -------------------------------------------------------------------------------------------- its end
 
@@ -294,10 +306,11 @@ class Attempt:
     def _success(self, seconds: float) -> Outcome:
         directory, rows = self._directory, MetricsFile(self._directory.metrics).rows()
         word = "round" if _in_rounds(self._config) else "step"
-        measured = [(row["step"], row["eval/reward"]) for row in rows if row.get("eval/reward") is not None]
-        curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {reward:.3f}" for step, reward in measured)
-        hints = [f"held-out reward (greedy): {curve}"] if measured else []
-        hints += idle_warning(rows, word)
+        hints = idle_warning(rows, word)
+        for name, told in (("eval/reward", "held-out reward (greedy)"), ("eval/accuracy", "held-out accuracy")):
+            measured = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {value:.3f}" for step, value in measured)
+            hints += [f"{told}: {curve}"] if measured else []
         scores = NEEDS[self._config.algorithm.type].head == "scores"
         loads = "AutoModelForSequenceClassification" if scores else "transformers and with `vllm serve`"
         hints += [

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.cluster.base import Handle, wait
-from orchestrator.evaluation.held_out import HeldOut
+from orchestrator.evaluation.held_out import Evaluator
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.run.checkpoint import Checkpointer, State
@@ -35,7 +35,7 @@ class Recorder:
         ledger: Ledger,
         monitor: Monitor,
         checkpointer: Checkpointer,
-        held_out: HeldOut | None,
+        held_out: Evaluator | None,
         *,
         attempt: int,
         turns: int,
@@ -124,10 +124,10 @@ class Recorder:
         """Held-out metrics of `version`, which the engines hold, or will when they have worked off their calls."""
         if self._held_out is None:
             return {}
-        self._monitor.phase("rollout", f"evaluating version {version}")
+        self._monitor.phase(self._held_out.role, f"evaluating version {version}")
         started = time.monotonic()
         found = self._held_out.evaluate()
-        self._monitor.phase("rollout", "")
+        self._monitor.phase(self._held_out.role, "")
         path = self._directory.samples(version)
         self._write_samples(path.with_name(f"eval-{path.name}"), found.samples)
         return found.metrics | {"timing/evaluate": time.monotonic() - started}

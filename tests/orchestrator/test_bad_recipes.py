@@ -64,6 +64,16 @@ CASES = (
             "reward": None,
         },
     ),
+    Case("preferences-to-evaluate-a-policy", {"data": "{prompts: ./prompts.jsonl, eval_dataset: ./pairs.jsonl}"}),
+    Case(
+        "evaluation-of-a-reward-model-on-nothing",
+        {
+            "data": "{dataset: ./pairs.jsonl}",
+            "algorithm": "{type: reward_model, batch_size: 4}",
+            "evaluation": "{every: 1}",
+            "reward": None,
+        },
+    ),
     Case(
         "more-kept-than-sampled",
         {"algorithm": "{type: rejection_sampling, num_generations: 4, keep_best: 5, max_steps: 10}"},

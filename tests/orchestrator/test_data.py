@@ -62,6 +62,7 @@ def test_preferences(read: Any) -> None:
         scores=(1.0, 0.0),
     )
     assert read("dpo", {**row, "margin": 2.5})[0].scores == (2.5, 0.0)
+    assert read("reward_model", row) == (example,)
 
 
 def test_ratings_are_scores_best_first(read: Any) -> None:

@@ -28,6 +28,8 @@ SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4", reward=1.0, versi
 
 
 class ScriptedHeldOut:
+    role = "rollout"
+
     """Finds a reward of 0.5, and 0.125 more each time."""
 
     def __init__(self, events: Events) -> None:

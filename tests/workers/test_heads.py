@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.engines.attention import Layout
-from workers.engines.heads import TokenLogprobs, TokenValues
+from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
 
 NO_LAYOUT = Layout(torch.zeros(0), torch.zeros(0))
 LN2 = math.log(2)
@@ -120,3 +120,17 @@ def test_values_start_at_zero_and_are_linear_in_the_hidden_state() -> None:
         critic.value_head.bias.fill_(0.5)
     values, _ = ask(critic, tokens=[1, 0], predictors=[1, 0, 0], targets=[0, 0, 0])
     assert values.tolist() == [10 + 2 + 0.5, 30 + 4 + 0.5, 30 + 4 + 0.5]
+
+
+def test_scores_are_finer_than_bfloat16() -> None:
+    # 4 + 1/128 lies between 4 and 4 + 1/32, its neighbours in bfloat16; the hidden state and the weight are both exact.
+    model = Table(table=[[4.0, 1.0], [4.0, 0.0]], head=[[1.0, 0.0]])
+    score = nn.Linear(2, 1, bias=False)
+    score.weight = nn.Parameter(torch.tensor([[1.0, 1 / 128]]))
+    scorer = TokenScores(model, score).to(torch.bfloat16)
+    scores, nothing = ask(scorer, tokens=[0, 1], predictors=[0, 1], targets=[0, 0])
+    assert scores.tolist() == [4 + 1 / 128, 4]
+    assert nothing is None
+    scores[0].backward()
+    assert score.weight.grad is not None
+    assert score.weight.grad.tolist() == [[4, 1]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,21 @@ def test_it_passes_where_the_prompt_is_too_long(of_letters: Path) -> None:
         hugging_face(of_letters, [[3, 4, 11, 3, 1], [3, 4, 11, 4, 5, 6]]), abs=1e-5
     )
     assert np.isnan(scorer.score(completed((long, "a")))).all()
+
+
+@pytest.mark.parametrize("pad", [None, 1])
+def test_the_reward_model_s_config_says_what_is_looked_past(of_letters: Path, tmp_path: Path, pad: int | None) -> None:
+    # Whatever its tokenizer pads with: transformers scores at the last token, or at the one before the end (1).
+    shutil.copytree(of_letters, tmp_path / "judge")
+    config = json.loads((tmp_path / "judge" / "config.json").read_text())
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(config | {"pad_token_id": pad}))
+    scores = build(settings(tmp_path / "judge")).score(completed((prompt("ab>"), "ba")))
+    assert scores.tolist() == pytest.approx(hugging_face(tmp_path / "judge", [[3, 4, 11, 4, 3, 1]]), abs=1e-5)
+    at = [3, 4, 11, 4, 3, 1] if pad is None else [3, 4, 11, 4, 3]
+    assert scores.tolist() == pytest.approx(hugging_face(of_letters, [at]), abs=1e-5)
+    learner, _ = learner_of(tmp_path / "judge", {"type": "reward_model"}, head="scores")
+    learner.export(str(tmp_path / "again"))
+    assert json.loads((tmp_path / "again" / "config.json").read_text()).get("pad_token_id") == pad
 
 
 def test_a_language_model_is_refused(qwen2: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from workers.engines.hf_models import ModelError, load_scorer, padding_token
 from workers.learner import Learner
-from workers.types import Experience, merge_stats
+from workers.types import Experience, Prompt, merge_margins, merge_stats
 
 # The Llama of these tests has <s> 0, </s> 1, <pad> 2; the Qwen2 <pad> 0, <eos> 1: neither pads with its end.
 PAIRS = [
@@ -146,3 +147,32 @@ def test_scores_do_not_depend_on_company(model: Path) -> None:
     together = scores_of(learner, pairs())
     alone = [scores_of(learner, experience([(p, [c])]))[0] for p, group in PAIRS for c in group]
     assert together == pytest.approx(alone, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ held-out pairs
+
+
+def test_margins_of_held_out_pairs(qwen2: Path) -> None:
+    prompts = tuple(Prompt(id=str(i), text="", columns=c) for i, c in enumerate([{"source": "web"}, {}, {"source": 7}]))
+    given = experience(PAIRS, rewards=[1.0, 0.0] * 3, prompts=prompts)
+    learner, _ = learner_of(qwen2, SETTINGS, head="scores")
+    scores = np.array(scores_of(learner, given)).reshape(-1, 2)
+    ranks = [learner_of(qwen2, SETTINGS, head="scores", rank=r, world_size=2, budget=14)[0] for r in range(2)]
+    shares = [rank.margins([given]) for rank in ranks]
+    assert all(len(share.groups) for share in shares)
+    margins = merge_margins(shares)
+    assert margins.groups.tolist() == [0, 1, 2]
+    assert margins.values.tolist() == pytest.approx((scores[:, 0] - scores[:, 1]).tolist(), abs=1e-5)
+    assert margins.sources == ("web", None, "7")
+    assert ranks[0].margins([experience([])]).sources == ()
+
+
+def test_margins_of_dpo_are_those_of_its_implicit_reward(qwen2: Path) -> None:
+    # log π − log π_ref is ½ at each token by construction, so β/2 for every token that the chosen one has more.
+    given = experience(PAIRS, rewards=[1.0, 0.0] * 3)
+    learner, _ = learner_of(qwen2, {"type": "dpo", "beta": 0.2})
+    share = learner.infer([given])
+    reference = [replace(share, values=share.values - np.float32(0.5))]
+    values = learner.margins([given], reference).values
+    assert values.tolist() == pytest.approx([0.1 * (3 - 2), 0.1 * (7 - 2), 0.1 * (2 - 3)], abs=1e-6)
+    assert learner.margins([given], [share]).values.tolist() == [0, 0, 0]  # policy = reference

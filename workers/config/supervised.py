@@ -26,7 +26,7 @@ class RewardModelConfig(FromDataset):
     batch_size: Count = 64  # pairs per step
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
     center_rewards_coefficient: NonNegative = 0.0  # weight of (r_chosen + r_rejected)² (arXiv 2312.09244), e.g. 0.01
-    margin_weight: NonNegative = 0.0  # the rewards of a pair must differ by this times its margin (arXiv 2307.09288)
+    margin_weight: NonNegative = 0.0  # times the row's `margin` (else 1): how far apart to be (arXiv 2307.09288)
 
 
 class RejectionSamplingConfig(Sampled):

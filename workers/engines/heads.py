@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from workers.engines.attention import Layout
 
@@ -121,18 +122,26 @@ class TokenValues(nn.Module):
 
 class TokenScores(nn.Module):
     """A decoder with the bias-free `score` layer of AutoModelForSequenceClassification: a number for what has been read
-    up to each token, float32 [T]. The parameters have the names that transformers gives them."""
+    up to each token, float32 [T]. The parameters have the names that transformers gives them.
+
+    The product is formed in float32: in bfloat16 scores near 4 would be 1/32 apart, and a group's would often be equal.
+    """
 
     def __init__(self, decoder: nn.Module, score: nn.Linear) -> None:
         super().__init__()
         self.model = decoder
         self.score = score
 
+        def forward(self: nn.Linear, hidden: Tensor) -> Tensor:
+            return linear(hidden.float(), self.weight.float())
+
+        score.forward = MethodType(forward, score)  # type: ignore[method-assign]
+
     def forward(
         self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, None]:
         hidden = _hidden(self.model, tokens, positions, layout)
-        return self.score(hidden[predictors])[:, 0].float(), None
+        return self.score(hidden[predictors])[:, 0], None
 
 
 def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:

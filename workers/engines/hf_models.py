@@ -101,11 +101,18 @@ def is_scorer(path: str) -> bool:
 
 
 def padding_token(path: str) -> int:
-    """The token that a reward model looks past to find a text's last one: the tokenizer's padding token, or where it
-    has none (that the model knows) the end of sequence, as TRL has it. A text is then scored at the token before its
-    end."""
+    """The token that a reward model looks past to find a text's last one; -1: none.
+
+    A reward model's config names it. A reward model that is made of a language model gets the tokenizer's padding
+    token, or where it has none (that the model knows) the end of sequence, as TRL has it: a text is then scored at the
+    token before its end.
+    """
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    if is_scorer(path):
+        given = getattr(config, "pad_token_id", None)
+        return -1 if given is None else int(given)
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    known = range(AutoConfig.from_pretrained(path).get_text_config().vocab_size)
+    known = range(config.vocab_size)
     chosen = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t in known), None)
     if chosen is None:
         raise ModelError(f"{path}: the tokenizer has neither a padding token nor an end of sequence; set one of them")
@@ -305,11 +312,12 @@ def export(
 
 def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:
     """Make this the config of a reward model: AutoModelForSequenceClassification finds its class, its one label, and
-    the padding token that it needs for more than one text at a time."""
+    the padding token that it needs for more than one text at a time, if there is one."""
     config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
     config.num_labels = 1
-    config.pad_token_id = pad
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    if pad >= 0:  # else it was a reward model without one, and stays so
+        config.pad_token_id = pad
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:

@@ -12,6 +12,7 @@ from workers.config import ModelConfig, ModelRewardConfig
 from workers.encoder import Encoder
 from workers.engines import hf_models
 from workers.engines.inference import asking, own_device
+from workers.margins import final_scores
 from workers.rewards.base import Completed, RewardError
 from workers.scoring import score_tokens
 from workers.types import Example, Experience, Floats, Prompt
@@ -44,7 +45,7 @@ class ModelScorer:
             return np.full(len(completed.prompts), np.nan, np.float32)
         share = score_tokens([encoded], self._ask, rank=0, world_size=1, budget=self._budget, pad=self._pad)
         final = np.empty(len(encoded.completions), np.float32)
-        final[share.completions] = share.values[np.cumsum(encoded.completions.lengths[share.completions]) - 1]
+        final[share.completions] = final_scores(share, encoded.completions)
         if not np.isfinite(final).all():
             raise RewardError(f"reward model {self.name} answered with numbers that are not finite")
         return np.concatenate(list(_aligned(examples, encoded, final)))
