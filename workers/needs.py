@@ -14,6 +14,7 @@ class Needs:
     dataset: bool  # it can learn from a dataset (`data.dataset`)
     completions: int = 1  # of each dataset row
     critic: bool = False
+    teacher: bool = False  # another model (`teacher.model`), whose distributions it learns from
     on_policy: bool = False  # its loss uses the log-probabilities of the distribution that was sampled
 
 
@@ -22,4 +23,5 @@ NEEDS: Mapping[str, Needs] = {
     "grpo": Needs(prompts=True, dataset=False, on_policy=True),
     "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
     "dpo": Needs(prompts=True, dataset=True, completions=2),
+    "distill": Needs(prompts=True, dataset=True, teacher=True),
 }

@@ -1,8 +1,10 @@
-"""The reference role: the frozen policy's log-probabilities, by the learner's code, and the distance from it."""
+"""The reference role: the frozen policy's log-probabilities, by the learner's code, and the distance from it. A teacher
+is a reference with a model of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from workers.engines import hf_models
 from workers.engines.attention import layout_of
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
-from workers.types import Drift, Experience, TokenShare, assemble, merge
+from workers.types import Drift, Experience, Ints, TokenShare, assemble, merge
 
 SATURATED = 10.0  # nats
 
@@ -64,18 +66,40 @@ class Reference:
             memory=self._memory if dataset and self._config.cache else None,
         )
 
+    def hidden(self, parts: Sequence[Experience]) -> TokenShare:
+        """The last hidden states [t, h] from which the tokens of this rank's share are predicted.
+
+        An output layer makes whole distributions of them: V/h times less to send than its logits. Nothing is kept for
+        later epochs. In bfloat16 they travel as their bits (uint16).
+        """
+        return score_tokens(
+            parts,
+            self._hidden,
+            rank=self._rank,
+            world_size=self._config.num_ranks,
+            budget=self._config.tokens_per_micro_batch,
+        )
+
     def _infer(self, packed: Packed, temperature: float) -> NDArray[np.float32]:
         if self._config.zero_stage == 3:
             return self._partitioned.infer(packed, temperature).cpu().numpy()
-        tensors = [
+        return self._ask(packed, packed.targets, temperature).cpu().numpy()
+
+    def _hidden(self, packed: Packed) -> NDArray[Any]:
+        partitioned = self._config.zero_stage == 3
+        states = (self._partitioned.hidden(packed) if partitioned else self._ask(packed, None, 1.0)).cpu()
+        return (states.view(torch.uint16) if states.dtype == torch.bfloat16 else states).numpy()
+
+    def _ask(self, packed: Packed, targets: Ints | None, temperature: float) -> torch.Tensor:
+        tokens, positions, predictors = (
             torch.from_numpy(a.astype(np.int64)).to(self._device)
-            for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
-        ]
-        tokens, positions, predictors, targets = tensors
+            for a in (packed.tokens, packed.positions, packed.predictors)
+        )
+        wanted = None if targets is None else torch.from_numpy(targets.astype(np.int64)).to(self._device)
         with torch.no_grad():
             layout = layout_of(packed, self._device)
-            logprobs: torch.Tensor = self._whole(tokens, positions, layout, predictors, targets, temperature)[0]
-        return logprobs.cpu().numpy()
+            answer: torch.Tensor = self._whole(tokens, positions, layout, predictors, wanted, temperature)[0]
+        return answer
 
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
         """Distance of the sampling policy from the reference that `shares` come from (k1 estimate of the KL)."""

@@ -1,6 +1,7 @@
 """The algorithms: one file and one record each. To add one, write its file and add its line."""
 
 from workers.algorithms.base import Algorithm
+from workers.algorithms.distill import DISTILL
 from workers.algorithms.grpo import GRPO
 from workers.algorithms.ppo import PPO
 from workers.algorithms.preference import DPO
@@ -11,4 +12,5 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": GRPO,
     "ppo": PPO,
     "dpo": DPO,
+    "distill": DISTILL,
 }

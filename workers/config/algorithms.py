@@ -6,11 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from workers.config.distillation import DistillConfig
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig
 from workers.config.supervised import SftConfig
 
 AlgorithmConfig = Annotated[
-    SftConfig | GrpoConfig | PpoConfig | DpoConfig,
+    SftConfig | GrpoConfig | PpoConfig | DpoConfig | DistillConfig,
     Field(discriminator="type"),
 ]

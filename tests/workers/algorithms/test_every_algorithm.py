@@ -27,6 +27,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"type": "ppo", "whiten_rewards": True, "missing_eos_penalty": 1.0},
     {"type": "ppo", "critic": True},
     {"type": "dpo", "label_smoothing": 0.1, "sft_weight": 0.5, "pairs_per_prompt": 2},
+    {"type": "distill"},
+    {"type": "distill", "objective": "policy_gradient", "beta": 1.0},
 ]
 
 
@@ -49,6 +51,7 @@ class Case:
             reference=-rng.exponential(size=t),
             values=rng.normal(size=t),
             finish=rng.choice([Finish.stop, Finish.stop, Finish.length], n),
+            hidden=rng.normal(size=(t, 3)),
         )
         is_critic = settings.get("critic", False)
         algorithm = ALGORITHMS[settings["type"]]
