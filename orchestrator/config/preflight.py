@@ -17,6 +17,7 @@ from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput, Problems
 from workers.config import FunctionRewardConfig, MathRewardConfig
 from workers.types import Example, Prompt
+from workers.vocabulary import first_difference, read_vocabulary
 
 READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the run reads all
 ROWS_LOOKED_AT = 5000
@@ -56,6 +57,10 @@ def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
         produced = {str(stage.model_directory) for stage in recipe.before(config)}
         if config.model.path is not None and config.model.path not in produced:
             _model(config.model.path, any(r.conversational for r in rows), of_stage)
+        if config.teacher is not None and config.teacher.model.path is not None:
+            if config.teacher.model.path not in produced:
+                _model(config.teacher.model.path, False, of_stage, key="teacher.model.path")
+            _same_tokenizer(config, recipe, config.teacher.model.path, of_stage)
         _rewards(config, rows, of_stage)
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
@@ -110,9 +115,29 @@ def _enough_rows(config: RunConfig, found: Sequence[Rows], problems: Problems) -
             )
 
 
-def _model(path: str, conversational: bool, problems: Problems) -> None:
+def _same_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: Problems) -> None:
+    """Distributions are compared token by token. What cannot be read here is compared again when the gangs start."""
+    origins = {str(stage.model_directory): stage.model.path for stage in recipe.before(config)}
+    path = config.model.path
+    vocabularies = []
+    for directory in (path, teacher):
+        while directory in origins:  # a stage hands on the tokenizer of the model it began with
+            directory = origins[directory]
+        vocabularies.append(read_vocabulary(Path(directory or "").expanduser()))
+    ours, theirs = vocabularies
+    if ours is None or theirs is None or not (difference := first_difference(ours, theirs)):
+        return
+    problems.add(
+        f"another tokenizer than model.path = {path}",
+        where=f"teacher.model.path = {teacher}",
+        why=difference,
+        fix="give a teacher of the same family; or sft on its completions, which needs no common tokenizer",
+    )
+
+
+def _model(path: str, conversational: bool, problems: Problems, key: str = "model.path") -> None:
     """A Hugging Face directory with config, weights and tokenizer; a hub id is taken at its word."""
-    folder, where = Path(path).expanduser(), f"model.path = {path}"
+    folder, where = Path(path).expanduser(), f"{key} = {path}"
     fix = "give a Hugging Face model directory or the id of a hub model"
     if not folder.is_dir():
         looks_local = path.startswith((".", "/", "~")) or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())

@@ -67,6 +67,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for draft in drafts:
         find_secrets(draft, problems)
         _resolve_model(draft, drafts, stages, problems)
+        _resolve_model(draft, drafts, stages, problems, of="teacher")
         _give_name(draft)
         if config := _validated(draft, problems):
             _refuse_same_name(config, stages, draft, problems)
@@ -154,23 +155,29 @@ def _kind(value: Any) -> str:
     return {list: "a list", dict: "an empty mapping", type(None): "empty"}.get(type(value), "a single value")
 
 
-def _resolve_model(draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems) -> None:
-    """Puts the directory of the earlier stage in the place of `model.from_stage`."""
-    model = draft.data.get("model")
+def _resolve_model(
+    draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems, of: str | None = None
+) -> None:
+    """Puts the directory of the earlier stage in the place of `model.from_stage`; `of`: the role whose model it is."""
+    holder = draft.data if of is None else draft.data.get(of)
+    key: tuple[str, ...] = ("model",) if of is None else (of, "model")
+    model = holder.get("model") if isinstance(holder, dict) else None
     wanted = model.get("from_stage") if isinstance(model, dict) else None
-    if not isinstance(wanted, str) or model.get("path") is not None:
+    if not isinstance(holder, dict) or not isinstance(model, dict) or not isinstance(wanted, str):
+        return
+    if model.get("path") is not None:
         return
     if earlier := next((stage for stage in done if stage.name == wanted), None):
-        draft.data["model"] = {
+        holder["model"] = {
             **{k: v for k, v in model.items() if k != "from_stage"},
             "path": str(earlier.model_directory),
         }
-        draft.places[("model", "path")] = draft.place(("model", "from_stage"))
+        draft.places[(*key, "path")] = draft.place((*key, "from_stage"))
         return
     before = drafts[: next(i for i, d in enumerate(drafts) if d is draft)]
     names = [str(d.data["name"]) for d in before if "name" in d.data]
     if wanted in names:
-        draft.data["model"] = {
+        holder["model"] = {
             **model,
             "path": wanted,
             "from_stage": None,
@@ -179,11 +186,13 @@ def _resolve_model(draft: Document, drafts: Sequence[Document], done: Sequence[R
     close = difflib.get_close_matches(wanted, names, n=1)
     fix = f"did you mean {close[0]}? " if close else ""
     fix += (
-        f"the earlier stages are: {', '.join(names)}" if names else "there is no earlier stage: give model.path instead"
+        f"the earlier stages are: {', '.join(names)}"
+        if names
+        else f"there is no earlier stage: give {'.'.join(key)}.path instead"
     )
-    where = draft.place(("model", "from_stage")).text
-    problems.add(f"model.from_stage = {wanted}", where=where, why="no earlier stage has this name", fix=fix)
-    draft.data["model"] = {**model, "path": wanted, "from_stage": None}
+    where = draft.place((*key, "from_stage")).text
+    problems.add(f"{'.'.join(key)}.from_stage = {wanted}", where=where, why="no earlier stage has this name", fix=fix)
+    holder["model"] = {**model, "path": wanted, "from_stage": None}
 
 
 def _give_name(draft: Document) -> None:

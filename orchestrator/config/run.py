@@ -19,6 +19,7 @@ from workers.config import (
     RewardWorkersConfig,
     RolloutConfig,
     Settings,
+    TeacherConfig,
 )
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -89,6 +90,7 @@ class RunConfig(Settings):
     reference: ReferenceConfig = ReferenceConfig()
     policy: LearnerConfig = LearnerConfig()
     critic: LearnerConfig | None = None  # None: set up like the policy, where the algorithm has a critic
+    teacher: TeacherConfig | None = None  # for distill alone: whose distributions are learned
     reward_workers: RewardWorkersConfig = RewardWorkersConfig()
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0  # versions generation may run ahead; 0: synchronous
     evaluation: EvaluationConfig = EvaluationConfig()

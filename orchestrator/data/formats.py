@@ -2,11 +2,11 @@
 
     | format              | columns                          | learned from by |
     |---------------------|----------------------------------|-----------------|
-    | prompt-only         | prompt                           | grpo, ppo, dpo (data.prompts) |
+    | prompt-only         | prompt                           | grpo, ppo, dpo, distill (data.prompts) |
     | preference          | prompt, chosen, rejected         | dpo             |
     | implicit preference | chosen, rejected                 | dpo; their common beginning is the prompt |
-    | prompt-completion   | prompt, completion               | sft             |
-    | language modelling  | text, or messages                | sft             |
+    | prompt-completion   | prompt, completion               | sft, distill    |
+    | language modelling  | text, or messages                | sft, distill    |
     | unpaired preference | prompt, completion, label        | nothing yet     |
     | stepwise            | prompt, completions, labels      | nothing yet     |
 
@@ -49,6 +49,7 @@ COLUMNS: Mapping[Format, tuple[str, ...]] = {
 ACCEPTS: Mapping[str, tuple[Format, ...]] = {
     "sft": (Format.prompt_completion, Format.messages, Format.text),
     "dpo": (Format.preference, Format.implicit_preference),
+    "distill": (Format.prompt_completion, Format.messages, Format.text),
 }
 SPELLINGS: Mapping[str, str] = {
     # columns of well-known datasets → ours

@@ -10,7 +10,15 @@ from typing import Any
 from orchestrator.cluster.base import GangPlan, Resources
 from orchestrator.config import RunConfig
 from workers import learner
-from workers.config import FunctionRewardConfig, LearnerConfig, ModelConfig, RewardConfig
+from workers.config import (
+    DistillConfig,
+    FunctionRewardConfig,
+    LearnerConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RewardConfig,
+    TeacherConfig,
+)
 from workers.encoder import Encoder
 from workers.needs import NEEDS
 from workers.reference import Reference
@@ -28,8 +36,11 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         plans.append(_learner("critic", critic, config, model, cuda=cuda, max_steps=max_steps))
     if config.algorithm.needs_reference:
         plans.append(_reference(config, model, cuda=cuda))
+    if config.teacher is not None:
+        plans.append(_teacher(config, config.teacher, cuda=cuda))
     if config.data.prompts is not None or config.data.eval_prompts is not None:
-        plans += [_rollout(config, model, cuda=cuda), _reward(config, model)]
+        plans.append(_rollout(config, model, cuda=cuda))
+        plans += [_reward(config, model)] if config.reward else []
     if config.data.dataset is not None:
         encoder: Mapping[str, Any] = {"model": model, "max_length": config.data.max_length}
         plans.append(_plan("dataset", Encoder, [encoder], config, gpus=0))
@@ -47,6 +58,7 @@ def _learner(
         "cuda": cuda,
         "seed": config.seed,
         "max_steps": max_steps,
+        "teacher": absolute(config.teacher.model) if config.teacher is not None and asks_states(config) else None,
     }
     members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
     return _plan(role, learner.join, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
@@ -59,6 +71,23 @@ def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan
         for rank in range(settings.num_ranks)
     ]
     return _plan("reference", Reference, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
+
+
+def _teacher(config: RunConfig, settings: TeacherConfig, *, cuda: bool) -> GangPlan:
+    """A reference with a model of its own, which never changes."""
+    reference = ReferenceConfig(
+        num_ranks=settings.num_ranks,
+        zero_stage=settings.zero_stage,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+    )
+    common = {"model": absolute(settings.model), "config": reference, "chunk": config.policy.logprob_chunk_tokens}
+    members = [{**common, "rank": rank, "cuda": cuda} for rank in range(settings.num_ranks)]
+    return _plan("teacher", Reference, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
+
+
+def asks_states(config: RunConfig) -> bool:
+    """Whether the teacher is asked for the states that its whole distributions are read off, not for one number."""
+    return isinstance(config.algorithm, DistillConfig) and config.algorithm.objective == "divergence"
 
 
 def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:

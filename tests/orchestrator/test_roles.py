@@ -17,6 +17,7 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 
 GANGS = {
     "base.yaml": {"policy": 2, "dataset": 1},
+    "distill.yaml": {"policy": 2, "teacher": 1, "rollout": 1, "reward": 1},
     "grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
     "iterative_dpo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1},
     "ppo.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
@@ -86,6 +87,20 @@ def test_a_reference_that_weighs_nothing_is_not_loaded() -> None:
 
     assert "reference" in roles("grpo.yaml", "algorithm.beta=0.1")
     assert "reference" not in roles("ppo.yaml", "algorithm.kl_coef=0.0")
+
+
+def test_the_policy_is_told_of_the_teacher_whose_states_it_is_sent() -> None:
+    def plans(*overrides: str) -> dict[str, Any]:
+        return {p.role: p for p in gang_plans(config("distill.yaml", *overrides), cuda=False, max_steps=4)}
+
+    divergence = plans("teacher.num_ranks=2", "teacher.zero_stage=3")
+    assert [a["teacher"].path for a in divergence["policy"].arguments] == ["runs/quickstart-grpo/model"] * 2
+    assert [a["model"].path for a in divergence["teacher"].arguments] == ["runs/quickstart-grpo/model"] * 2
+    assert {a["config"].zero_stage for a in divergence["teacher"].arguments} == {3}
+    gradient = plans("algorithm.objective=policy_gradient", "algorithm.beta=1.0")
+    assert [a["teacher"] for a in gradient["policy"].arguments] == [None] * 2
+    nothing_scores = plans("reward=[]", "data.eval_prompts=null", "evaluation.every=null")
+    assert "reward" not in nothing_scores
 
 
 def test_no_secret_and_no_accelerator_on_a_cpu() -> None:

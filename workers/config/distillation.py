@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
-
-from pydantic import model_validator
+from typing import Literal
 
 from workers.config.base import Count, Positive, Share
 from workers.config.optimisation import FromDataset, Sampled
@@ -22,15 +20,6 @@ class DistillConfig(Sampled, FromDataset):
     epsilon: Positive = 0.2  # policy_gradient: the ratio of new to old probability is kept within 1 ± it
     num_iterations: Count = 1  # passes over each step's batch
     num_mini_batches: Count = 1  # optimiser updates per pass
-
-    @model_validator(mode="after")
-    def beta_of_the_policy_gradient(self) -> Self:
-        if self.objective == "policy_gradient" and self.beta != 1:
-            raise ValueError(
-                "objective policy_gradient follows the reverse KL and nothing else: set beta to 1.0, or objective to "
-                "divergence"
-            )
-        return self
 
     def num_updates(self, num_rows: int) -> int:
         return min(self.num_mini_batches, num_rows)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.distill import loss, prepare
@@ -83,8 +82,3 @@ def test_bits_of_bfloat16_become_numbers_again(micro_batch: Callable[..., MicroB
     vectors = assemble_vectors([share], Ragged.of([[1, 2]]))
     given: Any = micro_batch([[2]], reference_hidden=vectors)
     assert torch.equal(given.reference_hidden, states)
-
-
-def test_the_policy_gradient_has_one_beta() -> None:
-    with pytest.raises(ValidationError, match="set beta to 1"):
-        DistillConfig(type="distill", objective="policy_gradient")
