@@ -190,7 +190,11 @@ def _teacher(config: RunConfig) -> Iterator[Conflict]:
 
 def _distillation(config: RunConfig) -> Iterator[Conflict]:
     algorithm, rollout = config.algorithm, config.rollout
-    if not isinstance(algorithm, DistillConfig) or algorithm.objective != "policy_gradient":
+    if not isinstance(algorithm, DistillConfig):
+        return
+    if algorithm.sampler == "teacher":
+        yield from _sampled_by_the_teacher(config, algorithm)
+    if algorithm.objective != "policy_gradient":
         return
     if config.data.prompts is None:
         yield Conflict(
@@ -219,6 +223,31 @@ def _distillation(config: RunConfig) -> Iterator[Conflict]:
                 why="the policy gradient compares the engine's log-probabilities with the learner's, over all tokens",
                 fix=f"set rollout.{key} to {neutral}, or algorithm.objective to divergence",
             )
+
+
+def _sampled_by_the_teacher(config: RunConfig, algorithm: DistillConfig) -> Iterator[Conflict]:
+    for keys, wrong, why, fix in (
+        (
+            ("algorithm.sampler", "data.dataset"),
+            config.data.prompts is None,
+            "the completions of a dataset are there already",
+            "give data.prompts instead, or remove sampler",
+        ),
+        (
+            ("algorithm.sampler", "algorithm.objective"),
+            algorithm.objective == "policy_gradient",
+            "the policy gradient needs tokens that the policy has sampled itself",
+            "set algorithm.objective to divergence, or algorithm.sampler to policy",
+        ),
+        (
+            ("algorithm.sampler", "data.eval_prompts"),
+            config.data.eval_prompts is not None,
+            "the engines hold the teacher, so the teacher would be evaluated",
+            "remove data.eval_prompts, and evaluate the model afterwards",
+        ),
+    ):
+        if wrong:
+            yield Conflict(keys=keys, why=why, fix=fix)
 
 
 def _sampling(config: RunConfig) -> Iterator[Conflict]:

@@ -33,7 +33,7 @@ from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, n
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.recorder import Recorder
-from orchestrator.run.roles import asks_states, gang_plans
+from orchestrator.run.roles import asks_states, gang_plans, teacher_samples
 from orchestrator.run.stop import Stop
 from workers.config import DistillConfig, DpoConfig, FromDataset, Sampled
 from workers.learner import Learner
@@ -223,7 +223,7 @@ class Attempt:
         )
 
     def _publisher(self, gangs: Mapping[str, Gang[Any]], *, cuda: bool) -> Publisher:
-        if "rollout" not in gangs:
+        if "rollout" not in gangs or teacher_samples(self._config):
             return NoPublisher()
         return EnginePublisher(
             gangs["policy"],

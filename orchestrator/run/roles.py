@@ -90,12 +90,17 @@ def asks_states(config: RunConfig) -> bool:
     return isinstance(config.algorithm, DistillConfig) and config.algorithm.objective == "divergence"
 
 
+def teacher_samples(config: RunConfig) -> bool:
+    """Whether the engines hold the teacher, so that nothing the policy learns is published to them."""
+    return isinstance(config.algorithm, DistillConfig) and config.algorithm.sampler == "teacher"
+
+
 def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
     settings = config.rollout
-    members = [
-        {"model": model, "config": settings, "index": i, "seed": config.seed, "cuda": cuda}
-        for i in range(settings.num_engines)
-    ]
+    common: dict[str, Any] = {"model": model, "config": settings, "seed": config.seed, "cuda": cuda}
+    if config.teacher is not None and teacher_samples(config):
+        common |= {"model": absolute(config.teacher.model), "student": model}
+    members = [{**common, "index": i} for i in range(settings.num_engines)]
     gpus = settings.tensor_parallel_size if cuda else 0
     return _plan("rollout", Rollout, members, config, gpus=gpus, environment=rollout_environment(cuda=cuda))
 

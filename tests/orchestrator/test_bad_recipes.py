@@ -104,6 +104,23 @@ CASES = (
             "algorithm": "{type: distill, batch_size: 4, objective: policy_gradient, beta: 1.0}",
         },
     ),
+    Case(
+        "distill-sampled-by-the-teacher",
+        {
+            **TEACHER,
+            "algorithm": f"{{{DISTILL}, sampler: teacher, objective: policy_gradient, beta: 1.0}}",
+            "data": "{prompts: ./prompts.jsonl, eval_prompts: ./prompts.jsonl}",
+            "reward": "[{type: math}]",
+        },
+    ),
+    Case(
+        "distill-a-dataset-sampled-by-the-teacher",
+        {
+            **TEACHER,
+            "algorithm": "{type: distill, batch_size: 4, sampler: teacher}",
+            "data": "{dataset: ./demos.jsonl}",
+        },
+    ),
     Case("distill-mini-batches", {**TEACHER, "algorithm": f"{{{DISTILL}, num_mini_batches: 3}}"}),
     Case(
         "distill-evaluated-by-nothing",

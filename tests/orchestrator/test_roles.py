@@ -94,13 +94,22 @@ def test_the_policy_is_told_of_the_teacher_whose_states_it_is_sent() -> None:
         return {p.role: p for p in gang_plans(config("distill.yaml", *overrides), cuda=False, max_steps=4)}
 
     divergence = plans("teacher.num_ranks=2", "teacher.zero_stage=3")
-    assert [a["teacher"].path for a in divergence["policy"].arguments] == ["runs/quickstart-grpo/model"] * 2
-    assert [a["model"].path for a in divergence["teacher"].arguments] == ["runs/quickstart-grpo/model"] * 2
+    told = [a["teacher"] for a in divergence["policy"].arguments]
+    assert told == [a["model"] for a in divergence["teacher"].arguments]
+    assert all(model.path.endswith("runs/quickstart-grpo/model") for model in told)
     assert {a["config"].zero_stage for a in divergence["teacher"].arguments} == {3}
     gradient = plans("algorithm.objective=policy_gradient", "algorithm.beta=1.0")
     assert [a["teacher"] for a in gradient["policy"].arguments] == [None] * 2
     nothing_scores = plans("reward=[]", "data.eval_prompts=null", "evaluation.every=null")
     assert "reward" not in nothing_scores
+
+
+def test_engines_that_sample_for_a_student_hold_its_teacher() -> None:
+    sampled = config("distill.yaml", "algorithm.sampler=teacher", "data.eval_prompts=null", "evaluation.every=null")
+    (rollout,) = [p for p in gang_plans(sampled, cuda=False, max_steps=4) if p.role == "rollout"]
+    inspect.signature(rollout.start).bind(**rollout.arguments[0])
+    assert rollout.arguments[0]["model"].path.endswith("runs/quickstart-grpo/model")
+    assert rollout.arguments[0]["student"].path.endswith("runs/quickstart-base/model")
 
 
 def test_no_secret_and_no_accelerator_on_a_cpu() -> None:

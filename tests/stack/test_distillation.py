@@ -16,6 +16,7 @@ Finished = Callable[..., Run]
 GRADIENT = ("name=distill-gradient", "algorithm.objective=policy_gradient", "algorithm.beta=1.0")
 LESS_NOISE = ("algorithm.num_generations=4", "algorithm.learning_rate=3.0e-3", "algorithm.max_steps=12")
 DATASET = ("name=distill-dataset", "data.prompts=null", "data.dataset=demonstrations.jsonl", "algorithm.batch_size=64")
+SAMPLED = ("name=distill-sampled", "algorithm.sampler=teacher", "algorithm.beta=0.0", "max_staleness=1")
 PARTITIONED = ("teacher.zero_stage=3", "data.max_length=48")
 
 
@@ -42,6 +43,13 @@ def test_on_a_dataset_with_a_partitioned_teacher(finished: Finished, qwen2: Path
     run = finished("distill", qwen2, *DATASET, *PARTITIONED)
     assert_learned(run)
     assert not run.figures("staleness/max")
+
+
+def test_on_samples_of_the_teacher(finished: Finished, qwen2: Path) -> None:
+    run = finished("distill", qwen2, *SAMPLED)
+    assert_learned(run)
+    assert not run.figures("staleness/max")  # they are as good in any version
+    assert not run.figures("timing/publish")
 
 
 def assert_learned(run: Run, steps: int = 6) -> None:

@@ -164,6 +164,14 @@ def test_vocabularies_are_read_without_a_tokenizer(model: Path, tmp_path: Path) 
     assert first_difference({"a": 0}, {"a": 0, "b": 1}) == "token 1 is missing in one and 'b' in the other"
 
 
+def test_the_output_layer_is_found_among_many_files(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    model = hugging_face(pair[1])
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="2KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
+    layer = load_output_layer(ModelConfig(path=str(tmp_path / "sharded"), dtype="bfloat16"))
+    assert torch.equal(layer.weight, model.get_output_embeddings().weight.bfloat16())
+
+
 def test_a_model_without_safetensors_is_told_of(qwen2: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((qwen2 / "config.json").read_text())
     with pytest.raises(ModelError, match=r"no lm_head.weight or model.embed_tokens.weight in its \*.safetensors"):

@@ -7,8 +7,8 @@ With π the policy and π_T the teacher, both at `temperature`, y_<t the prefix,
 
 D_β is the generalised Jensen–Shannon divergence of workers/engines/divergence.py: β = 0 is KL(π_T‖π), β = 1 is
 KL(π‖π_T). The completions are the policy's own samples (on-policy distillation: it learns where it goes wrong itself),
-or a dataset's: with the teacher's completions and β = 0 the expectation is sequence-level KL(π_T‖π), of which SFT on
-them is the one-sample estimate.
+the teacher's (`sampler: teacher`), or a dataset's. On the teacher's with β = 0 the expectation, over all tokens of a
+completion, is the sequence-level KL(π_T‖π): SFT on them has the same gradient on average, with more noise.
 
 What is optimised. Neither objective has a gradient through the sampling of the prefix: each state's divergence is made
 small by itself, none is traded for a later one's. So at zero the policy is the teacher wherever the prefixes go,

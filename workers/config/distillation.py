@@ -10,11 +10,14 @@ from workers.config.optimisation import FromDataset, Sampled
 
 class DistillConfig(Sampled, FromDataset):
     """Generalised knowledge distillation (arXiv 2306.13649): on the policy's own samples of `data.prompts` (on-policy
-    distillation), or on the completions of `data.dataset`."""
+    distillation), on the teacher's, or on the completions of `data.dataset`."""
 
     type: Literal["distill"]
     num_generations: Count = 1
     objective: Literal["divergence", "policy_gradient"] = "divergence"  # of whole distributions | of sampled tokens
+    sampler: Literal["policy", "teacher"] = (
+        "policy"  # who completes data.prompts: teacher is sequence-level distillation
+    )
     beta: Share = 0.5  # 0: forward KL(teacher‖policy); 1: reverse KL(policy‖teacher); between: Jensen–Shannon
     temperature: Positive = 1.0  # of both distributions in the loss; rollout.temperature is that of sampling
     epsilon: Positive = 0.2  # policy_gradient: the ratio of new to old probability is kept within 1 ± it

@@ -6,8 +6,8 @@ With p the student's softmax and q the teacher's, both at one temperature, and m
     D_0 = KL(q‖p)                            forward KL: covers what the teacher may say
     D_1 = KL(p‖q)                            reverse KL: says only what the teacher would say
 
-The ends are the limits of D_β / (β (1 − β)), as D_β itself vanishes there. With z the student's logits divided by the
-temperature, the gradient of a token's value is
+The ends are the limits of D_β / (β (1 − β)), as D_β itself vanishes there. As in TRL's GKD no factor makes up for the
+temperature. With z the student's logits divided by it, the gradient of a token's value is
 
     β = 0: ∂D/∂z = p − q        else: ∂D/∂z = p (g − Σ p g),  g = log p − log q (β = 1), (1 − β)(log p − log m) (β < 1)
 """

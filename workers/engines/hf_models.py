@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     get_scheduler,
 )
+from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from workers.config import ModelConfig
@@ -100,13 +101,25 @@ def load_output_layer(model: ModelConfig) -> OutputLayer:
 
 
 def _stored(path: str, names: Collection[str]) -> dict[str, Tensor]:
-    """Those of the tensors `names` that the safetensors files of the model at `path` hold."""
-    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=["*.safetensors"]))
+    """Those of the tensors `names` that the safetensors files of the model at `path` hold; of a hub model nothing but
+    the files they are in is fetched."""
+    index = _file(path, "model.safetensors.index.json")
+    places: dict[str, str] = {}
+    if index is not None:
+        places = json.loads(index.read_text())["weight_map"]
+    files = {places[name] for name in names if name in places} if places else {"model.safetensors"}
     found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in filter(None, (_file(path, name) for name in sorted(files))):
         with cast(Any, safe_open)(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in names if name in opened.keys()}  # noqa: SIM118
+            stored = set(opened.keys())
+            found |= {name: opened.get_tensor(name) for name in names if name in stored}
     return found
+
+
+def _file(path: str, name: str) -> Path | None:
+    """A file of the model at `path`, a directory or a hub id; None: it has none of this name."""
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
 
 def enable_checkpointing(module: TokenLogprobs | TokenValues) -> None:
