@@ -55,16 +55,16 @@ def join(
 ) -> Learner:
     """Join the gang's process group at address:port as `rank` and load the model: how an actor of the gang starts.
 
-    `teacher`: whose distributions the algorithm compares with; each rank holds its output layer. Raises ModelError when
-    the two have different tokenizers.
+    `teacher`: the model that the algorithm distils; where whole distributions are compared, each rank holds its output
+    layer. Raises ModelError when the two have different tokenizers.
     """
     from workers.engines import deepspeed_engine
 
-    layer = None
+    layer, beta = None, 0.0
     if teacher is not None:
         hf_models.require_same_tokenizer(model, teacher)
-        layer = hf_models.load_output_layer(teacher)
-    beta = algorithm.beta if isinstance(algorithm, DistillConfig) else 0.0
+    if teacher is not None and isinstance(algorithm, DistillConfig) and algorithm.objective == "divergence":
+        layer, beta = hf_models.load_output_layer(teacher), algorithm.beta
     device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
     engine = deepspeed_engine.DeepSpeedEngine(
         model, config, algorithm, head=head, device=device, seed=seed, reference_layer=layer, beta=beta

@@ -117,18 +117,18 @@ def _enough_rows(config: RunConfig, found: Sequence[Rows], problems: Problems) -
 
 def _same_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: Problems) -> None:
     """Distributions are compared token by token. What cannot be read here is compared again when the gangs start."""
-    origins = {str(stage.model_directory): stage.model.path for stage in recipe.before(config)}
-    path = config.model.path
-    vocabularies = []
-    for directory in (path, teacher):
-        while directory in origins:  # a stage hands on the tokenizer of the model it began with
-            directory = origins[directory]
-        vocabularies.append(read_vocabulary(Path(directory or "").expanduser()))
-    ours, theirs = vocabularies
+
+    def vocabulary(path: str | None) -> dict[str, int] | None:
+        for stage in reversed(recipe.before(config)):
+            if path == str(stage.model_directory):  # a stage hands on the tokenizer of the model it began with
+                path = stage.model.path
+        return None if path is None else read_vocabulary(Path(path).expanduser())
+
+    ours, theirs = vocabulary(config.model.path), vocabulary(teacher)
     if ours is None or theirs is None or not (difference := first_difference(ours, theirs)):
         return
     problems.add(
-        f"another tokenizer than model.path = {path}",
+        f"another tokenizer than model.path = {config.model.path}",
         where=f"teacher.model.path = {teacher}",
         why=difference,
         fix="give a teacher of the same family; or sft on its completions, which needs no common tokenizer",

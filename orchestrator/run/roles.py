@@ -58,7 +58,7 @@ def _learner(
         "cuda": cuda,
         "seed": config.seed,
         "max_steps": max_steps,
-        "teacher": absolute(config.teacher.model) if config.teacher is not None and asks_states(config) else None,
+        "teacher": None if config.teacher is None else absolute(config.teacher.model),
     }
     members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
     return _plan(role, learner.join, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
