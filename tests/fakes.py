@@ -123,6 +123,10 @@ class FakeReference:
         self._events.append(f"reference {self._rank}: logprobs at {temperature:g}")
         return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
 
+    def hidden(self, parts: Sequence[Experience]) -> TokenShare:
+        self._events.append(f"reference {self._rank}: hidden states")
+        return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros((0, 4), np.float32))
+
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
         assert self._drift is not None, "nobody was expected to measure"
         self._events.append(f"reference {self._rank}: drift of {len(shares)} shares")

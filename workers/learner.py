@@ -16,7 +16,7 @@ from workers import records
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.baseline import mean_log_ratio
-from workers.config import AlgorithmConfig, DpoConfig, LearnerConfig, ModelConfig, PpoConfig
+from workers.config import AlgorithmConfig, DistillConfig, DpoConfig, LearnerConfig, ModelConfig, PpoConfig
 from workers.engines import hf_models
 from workers.engines.base import TrainingEngine
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
@@ -33,6 +33,7 @@ from workers.types import (
     TokenShare,
     TrainBatch,
     assemble,
+    assemble_vectors,
     merge,
     merge_scores,
 )
@@ -53,12 +54,24 @@ def join(
     cuda: bool,
     seed: int,
     max_steps: int,
+    teacher: ModelConfig | None = None,
 ) -> Learner:
-    """Join the gang's process group at address:port as `rank` and load the model: how an actor of the gang starts."""
+    """Join the gang's process group at address:port as `rank` and load the model: how an actor of the gang starts.
+
+    `teacher`: the model that the algorithm distils; where whole distributions are compared, each rank holds its output
+    layer. Raises ModelError when the two have different tokenizers.
+    """
     from workers.engines import deepspeed_engine
 
+    layer, beta = None, 0.0
+    if teacher is not None:
+        hf_models.require_same_tokenizer(model, teacher)
+    if teacher is not None and isinstance(algorithm, DistillConfig) and algorithm.objective == "divergence":
+        layer, beta = hf_models.load_output_layer(teacher), algorithm.beta
     device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
-    engine = deepspeed_engine.DeepSpeedEngine(model, config, algorithm, head=head, device=device, seed=seed)
+    engine = deepspeed_engine.DeepSpeedEngine(
+        model, config, algorithm, head=head, device=device, seed=seed, reference_layer=layer, beta=beta
+    )
     return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)
 
 
@@ -104,7 +117,8 @@ class Learner:
     ) -> StepStats:
         """Prepare the batch, run its optimiser updates, report. Every rank gets all the evidence and takes its share.
 
-        What the algorithm does without is None. `pairs_file`: where rank 0 writes a preference batch for people to read
+        What the algorithm does without is None. `reference`: its log-probabilities, or hidden states where its whole
+        distributions are learned from. `pairs_file`: where rank 0 writes a preference batch for people to read
         (parquet); None: nowhere.
         """
         started = time.perf_counter()
@@ -116,6 +130,8 @@ class Learner:
             )
         batch, prepared = self._prepare(evidence, self._algorithm)
         temperature = evidence.experience.temperature if self._needs.on_policy else 1.0
+        if isinstance(self._algorithm, DistillConfig):
+            temperature = self._algorithm.temperature
         gap = self._probe(evidence.experience) if self._head == "logprobs" else None
         if pairs_file is not None and self._engine.rank == 0 and batch.num_rows:
             records.write_pairs(Path(pairs_file), batch, evidence, self._decoder())
@@ -177,8 +193,8 @@ class Learner:
         for i, picked in enumerate(micro_batches):
             chosen, weight = (rows[picked], 1.0) if len(picked) else (rows[IDLE], 0.0)
             packed = pack(batch.prompts, batch.completions, batch.row_offsets, chosen, self._pad)
-            outputs, entropy = self._engine.forward(packed, temperature)
             micro = MicroBatch.of(batch, chosen, totals, self._device)
+            outputs, entropy = self._engine.forward(packed, temperature, micro.reference_hidden)
             loss, parts = self._loss(outputs, micro, self._algorithm)
             self._engine.backward(loss * weight, last=i == len(micro_batches) - 1)
             if entropy is not None:
@@ -303,10 +319,12 @@ def _evidence(
     seed: int,
 ) -> Evidence:
     experience = merge(parts)
+    hidden = reference is not None and any(share.has_vectors for share in reference)
     return Evidence(
         experience=experience,
         rewards=merge_scores(scores).rewards if scores is not None else experience.rewards,
-        reference_logprobs=assemble(reference, experience.completions) if reference is not None else None,
+        reference_logprobs=assemble(reference, experience.completions) if reference and not hidden else None,
+        reference_hidden=assemble_vectors(reference, experience.completions) if reference and hidden else None,
         values=assemble(values, experience.completions) if values is not None else None,
         seed=seed,
     )

@@ -21,6 +21,7 @@ class Needs:
     mismatched: bool = False  # each dataset row comes with another row's completion, to compare with
     critic: bool = False
     head: Head = "logprobs"  # of what is trained
+    teacher: bool = False  # another model (`teacher.model`), whose distributions it learns from
     on_policy: bool = False  # its loss uses the log-probabilities of the distribution that was sampled
 
 
@@ -32,4 +33,5 @@ NEEDS: Mapping[str, Needs] = {
     "kto": Needs(prompts=False, dataset=True, mismatched=True),
     "reward_model": Needs(prompts=False, dataset=True, completions=2, head="scores"),
     "rejection_sampling": Needs(prompts=True, dataset=False),
+    "distill": Needs(prompts=True, dataset=True, teacher=True),
 }

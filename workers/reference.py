@@ -1,8 +1,10 @@
-"""The reference role: the frozen policy's log-probabilities, by the learner's code, and the distance from it."""
+"""The reference role: the frozen policy's log-probabilities, by the learner's code, and the distance from it. A teacher
+is a reference with a model of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
 from workers.engines import hf_models
-from workers.engines.inference import asking
+from workers.engines.inference import answer, asking
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
 from workers.types import Drift, Experience, TokenShare, assemble, merge
@@ -64,10 +66,31 @@ class Reference:
             memory=self._memory if dataset and self._config.cache else None,
         )
 
+    def hidden(self, parts: Sequence[Experience]) -> TokenShare:
+        """The last hidden states [t, h] from which the tokens of this rank's share are predicted.
+
+        An output layer makes whole distributions of them: V/h times less to send than its logits. Nothing is kept for
+        later epochs. In bfloat16 they travel as their bits (uint16).
+        """
+        return score_tokens(
+            parts,
+            self._hidden,
+            rank=self._rank,
+            world_size=self._config.num_ranks,
+            budget=self._config.tokens_per_micro_batch,
+        )
+
     def _infer(self, packed: Packed, temperature: float) -> NDArray[np.float32]:
         if self._config.zero_stage == 3:
             return self._partitioned.infer(packed, temperature).cpu().numpy()
         return asking(self._whole, self._device, temperature)(packed)
+
+    def _hidden(self, packed: Packed) -> NDArray[Any]:
+        if self._config.zero_stage == 3:
+            states = self._partitioned.hidden(packed).cpu()
+        else:
+            states = answer(self._whole, self._device, packed, hidden=True).cpu()
+        return (states.view(torch.uint16) if states.dtype == torch.bfloat16 else states).numpy()
 
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
         """Distance of the sampling policy from the reference that `shares` come from (k1 estimate of the KL)."""

@@ -42,13 +42,25 @@ def completion_seed(run_seed: int, prompt_id: str, sample: int, version: int) ->
 class Rollout:
     """One vLLM engine with its tokenizer."""
 
-    def __init__(self, model: ModelConfig, config: RolloutConfig, *, index: int, seed: int, cuda: bool) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: RolloutConfig,
+        *,
+        index: int,
+        seed: int,
+        cuda: bool,
+        student: ModelConfig | None = None,
+    ) -> None:
+        """`student`: another model of the same tokenizer, which is to learn from what this one samples. Prompts are
+        written as the student's, and completions come without log-probabilities, as a dataset's do. None: the policy
+        itself is sampled."""
         # Imported here: the environment must be set first, and the driver names this class without wanting vLLM.
         from workers.engines import hf_models
         from workers.engines.vllm_engine import VllmEngine
 
         assert model.path is not None
-        self._codec = hf_models.TextCodec(model)
+        self._codec, self._foreign = hf_models.TextCodec(student or model), student is not None
         self._config = config
         self._index = index
         self._stop = hf_models.stop_token_ids(model.path, self._codec.eos_token_id)
@@ -88,12 +100,13 @@ class Rollout:
         )
         if any(len(response.tokens) == 0 for response in responses):
             raise EngineError("the engine gave up on a completion before its first token")
+        logprobs = np.concatenate([np.zeros(0, np.float32), *(r.logprobs for r in responses)])
         return Experience(
             prompts=tuple(p for p, _ in kept),
             prompt_tokens=Ragged.of([tokens for _, tokens in kept]),
             completions=Ragged.of([r.tokens for r in responses]),
             group_offsets=np.arange(len(kept) + 1, dtype=np.int64) * sampling.num_generations,
-            logprobs=np.concatenate([r.logprobs for r in responses]) if responses else np.zeros(0, np.float32),
+            logprobs=None if self._foreign else logprobs,
             versions=np.full(len(responses), version, np.int32),
             finish=np.asarray([r.finish for r in responses], np.int32),
             temperature=sampling.temperature,

@@ -1,10 +1,12 @@
-"""A number for every token of an Experience, by the learner's own forward pass: what reference and critic share."""
+"""A number (or vector) for every token of an Experience, by the learner's own forward pass: what reference and critic
+share."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +58,7 @@ def row_keys(experience: Experience) -> list[bytes]:
 
 def score_tokens(
     parts: Sequence[Experience],
-    infer: Callable[[Packed], NDArray[np.float32]],
+    infer: Callable[[Packed], NDArray[Any]],
     *,
     rank: int,
     world_size: int,
@@ -84,7 +86,7 @@ def score_tokens(
     picked = [members(offsets, np.asarray([row], np.int64)) for row, _ in answers]
     return TokenShare(
         completions=np.concatenate([np.zeros(0, np.int64), *picked]),
-        values=np.concatenate([np.zeros(0, np.float32), *(values for _, values in answers)]),
+        values=np.concatenate([values for _, values in answers]) if answers else np.zeros(0, np.float32),
         seconds=time.perf_counter() - started,
     )
 

@@ -209,11 +209,16 @@ def merge_scores(parts: Sequence[Scores]) -> Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenShare:
-    """One number per token for some of an Experience's completions: a rank's share of log-probabilities or values."""
+    """One number per token for some of an Experience's completions: a rank's share of log-probabilities or values; or
+    one vector, of hidden states."""
 
     completions: NDArray[np.int64]  # [n] which completions
-    values: Floats  # [their tokens], in that order
+    values: NDArray[Any]  # [their tokens], in that order; vectors: [their tokens, h]
     seconds: float = 0.0
+
+    @property
+    def has_vectors(self) -> bool:
+        return self.values.ndim == 2
 
 
 def assemble(shares: Sequence[TokenShare], completions: Ragged) -> Floats:
@@ -252,6 +257,45 @@ def merge_margins(parts: Sequence[PairMargins]) -> PairMargins:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenVectors:
+    """A vector for each of T tokens, left in the pieces that the ranks of a gang answered: [T, h] of a whole step would
+    be gigabytes, so only what is taken is copied. float32, or uint16 that are the bits of bfloat16."""
+
+    pieces: tuple[NDArray[Any], ...]  # each [t, h]
+    piece: NDArray[np.int64]  # [T] which of them
+    place: NDArray[np.int64]  # [T] which row of it
+
+    def __len__(self) -> int:
+        return len(self.piece)
+
+    def of(self, tokens: NDArray[np.int64]) -> TokenVectors:
+        """Those of `tokens` [t], in that order; nothing is copied."""
+        return TokenVectors(pieces=self.pieces, piece=self.piece[tokens], place=self.place[tokens])
+
+    def take(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
+        """Those of `tokens` [t] in one array: [t, h]."""
+        first = self.pieces[0]
+        taken = np.empty((len(tokens), first.shape[1]), first.dtype)
+        piece, place = self.piece[tokens], self.place[tokens]
+        for i in np.unique(piece):
+            here = piece == i
+            taken[here] = self.pieces[i][place[here]]
+        return taken
+
+
+def assemble_vectors(shares: Sequence[TokenShare], completions: Ragged) -> TokenVectors:
+    """The shares of all ranks, aligned with `completions.values`; ValueError when a token is missing."""
+    pieces = [share for share in shares if share.has_vectors]
+    piece, place = np.full(len(completions.values), -1, np.int64), np.zeros(len(completions.values), np.int64)
+    for i, share in enumerate(pieces):
+        tokens = completions.positions(share.completions)
+        piece[tokens], place[tokens] = i, np.arange(len(tokens))
+    if (piece < 0).any():
+        raise ValueError(f"{int((piece < 0).sum())} of {len(piece)} tokens got no vector")
+    return TokenVectors(pieces=tuple(share.values for share in pieces), piece=piece, place=place)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
     """How far the policy that sampled a batch is from the reference, over `num_completions` completions.
 
@@ -272,6 +316,7 @@ class Evidence:
     rewards: Floats | None  # [N]
     reference_logprobs: Floats | None  # [T], aligned with experience.completions.values
     values: Floats | None  # [T], the critic's, likewise
+    reference_hidden: TokenVectors | None = None  # [T, h] states the reference predicts each token from
     seed: int = 0  # of (run, step): for choices made at random
 
 
@@ -289,6 +334,7 @@ class TrainBatch:
     row_offsets: NDArray[np.int64]  # [R + 1]: row r owns completions row_offsets[r]:row_offsets[r+1]
     old_logprobs: Floats | None = None  # [T] of the policy that sampled them
     reference_logprobs: Floats | None = None  # [T]
+    reference_hidden: TokenVectors | None = None  # [T, h]: with it the loss is given divergences, not log-probabilities
     advantages: Floats | None = None  # [T]
     old_values: Floats | None = None  # [T]
     returns: Floats | None = None  # [T]
@@ -309,6 +355,11 @@ class TrainBatch:
                 raise ValueError(
                     f"TrainBatch.{name} has shape {values.shape}, the completions have {num_tokens} tokens"
                 )
+        if self.reference_hidden is not None and len(self.reference_hidden) != num_tokens:
+            raise ValueError(
+                f"TrainBatch.reference_hidden has {len(self.reference_hidden)} vectors, the completions have "
+                f"{num_tokens} tokens"
+            )
 
         if self.baseline is not None and self.baseline.num_rows != num_rows:
             raise ValueError(f"TrainBatch.baseline has {self.baseline.num_rows} rows, the batch {num_rows}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.config import DpoConfig, GrpoConfig, PpoConfig, ReferenceConfig, Sampled
+from workers.config import DistillConfig, DpoConfig, GrpoConfig, PpoConfig, ReferenceConfig, Sampled
 from workers.config.preferences import LOSS_ARGUMENTS
 from workers.needs import NEEDS
 
@@ -64,7 +64,8 @@ def _data_source(config: RunConfig) -> Iterator[Conflict]:
 
 
 def _reward(config: RunConfig) -> Iterator[Conflict]:
-    used_by = ["data.prompts"] if _samples(config) else []
+    taught = NEEDS[config.algorithm.type].teacher  # what says how good a sample is: a reward would only be looked at
+    used_by = ["data.prompts"] if _samples(config) and not taught else []
     used_by += ["data.eval_prompts"] if config.data.eval_prompts is not None else []
     if NEEDS[config.algorithm.type].head == "scores" and config.data.eval_prompts is not None:
         yield Conflict(
@@ -127,9 +128,9 @@ def _batches(config: RunConfig) -> Iterator[Conflict]:
             why="a prompt's group is sampled by one engine, so some engines would have nothing to do",
             fix=f"use at most {algorithm.prompts_per_step} engines, or more prompts per step",
         )
-    if not isinstance(algorithm, GrpoConfig | PpoConfig):
+    if not isinstance(algorithm, GrpoConfig | PpoConfig | DistillConfig):
         return
-    groups = isinstance(algorithm, GrpoConfig)  # a group is never split; PPO's rows are single completions
+    groups = not isinstance(algorithm, PpoConfig)  # a group is never split; PPO's rows are single completions
     rows = algorithm.prompts_per_step * (1 if groups else algorithm.num_generations)
     if rows % algorithm.num_mini_batches:
         factors = (
@@ -193,6 +194,85 @@ def _roles(config: RunConfig) -> Iterator[Conflict]:
             )
 
 
+def _teacher(config: RunConfig) -> Iterator[Conflict]:
+    kind = config.algorithm.type
+    if NEEDS[kind].teacher and config.teacher is None:
+        yield Conflict(
+            keys=("teacher", "algorithm.type"),
+            why=f"{kind} learns from another model's distributions, and there is no other model",
+            fix="add the teacher, for example `teacher: {model: {path: ./teacher}}`",
+        )
+    if not NEEDS[kind].teacher and config.teacher is not None:
+        others = " or ".join(name for name, needs in NEEDS.items() if needs.teacher)
+        yield Conflict(
+            keys=("teacher", "algorithm.type"),
+            why=f"{kind} asks no teacher",
+            fix=f"remove teacher, or choose {others} for algorithm.type",
+        )
+
+
+def _distillation(config: RunConfig) -> Iterator[Conflict]:
+    algorithm, rollout = config.algorithm, config.rollout
+    if not isinstance(algorithm, DistillConfig):
+        return
+    if algorithm.sampler == "teacher":
+        yield from _sampled_by_the_teacher(config, algorithm)
+    if algorithm.objective != "policy_gradient":
+        return
+    if config.data.prompts is None:
+        yield Conflict(
+            keys=("algorithm.objective", "data.dataset"),
+            why="the policy gradient needs tokens that the policy has sampled itself",
+            fix="give data.prompts instead, or set algorithm.objective to divergence",
+        )
+        return
+    if algorithm.beta != 1:
+        yield Conflict(
+            keys=("algorithm.objective", "algorithm.beta"),
+            why=f"the policy gradient follows the reverse KL, which is beta 1, and beta is {algorithm.beta:g}",
+            fix="set algorithm.beta to 1.0, or algorithm.objective to divergence",
+        )
+    if algorithm.temperature != rollout.temperature:
+        yield Conflict(
+            keys=("algorithm.temperature", "rollout.temperature"),
+            why="the policy gradient is that of the distribution which was sampled",
+            fix=f"set algorithm.temperature to {rollout.temperature:g} too, or rollout.temperature to "
+            f"{algorithm.temperature:g}",
+        )
+    for key, reshapes, neutral in (("top_p", rollout.top_p < 1, "1.0"), ("top_k", rollout.top_k > 0, "0")):
+        if reshapes:
+            yield Conflict(
+                keys=(f"rollout.{key}", "algorithm.objective"),
+                why="the policy gradient compares the engine's log-probabilities with the learner's, over all tokens",
+                fix=f"set rollout.{key} to {neutral}, or algorithm.objective to divergence",
+            )
+
+
+def _sampled_by_the_teacher(config: RunConfig, algorithm: DistillConfig) -> Iterator[Conflict]:
+    for keys, wrong, why, fix in (
+        (
+            ("algorithm.sampler", "data.dataset"),
+            config.data.prompts is None,
+            "the completions of a dataset are there already",
+            "give data.prompts instead, or remove sampler",
+        ),
+        (
+            ("algorithm.sampler", "algorithm.objective"),
+            algorithm.objective == "policy_gradient",
+            "the policy gradient needs tokens that the policy has sampled itself",
+            "set algorithm.objective to divergence, or algorithm.sampler to policy",
+        ),
+        (
+            ("algorithm.sampler", "data.eval_prompts"),
+            config.data.eval_prompts is not None,
+            "the engines hold the teacher, so the teacher would be evaluated",
+            "remove data.eval_prompts, and evaluate the model afterwards",
+        ),
+    ):
+        if wrong:
+            yield Conflict(keys=keys, why=why, fix=fix)
+
+
 def _sampling(config: RunConfig) -> Iterator[Conflict]:
     rollout, kind = config.rollout, config.algorithm.type
     if NEEDS[kind].on_policy:
@@ -246,5 +326,6 @@ def _reporting(config: RunConfig) -> Iterator[Conflict]:
 
 
 RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
-    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _reporting, _pair_loss,
+    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _reporting,
+    _pair_loss, _teacher, _distillation,
 )  # fmt: skip

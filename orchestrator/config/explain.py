@@ -16,10 +16,11 @@ from orchestrator.config.vocabulary import suggest, types_at
 from orchestrator.errors import Problems
 
 REASONS: Mapping[str, str] = {
-    # last part of a key → why its range is what it is
+    # last part of a key (or a whole one, or the type it belongs to with it) → why its range is what it is
     "beta": "it scales the pull towards the reference",
     "cliprange": "the ratio of new to old probability is kept within 1 ± it",
     "checkpoint.every": "nothing would ever be saved",
+    "distill.beta": "it is a share: 0 is the forward KL, 1 the reverse KL",
     "epsilon": "the ratio of new to old probability is kept within 1 ± it",
     "evaluation.every": "nothing would ever be evaluated",
     "gamma": "it is a share: the weight of the next token's reward",
@@ -143,5 +144,6 @@ def _wrong_value(kind: str, path: KeyPath, value: Any, spelt: str | None, data: 
         return f"it is {kind_of(value)}", fix
     if kind == "finite_number":
         return "it is not a finite number", fix
-    reason = REASONS.get(dotted(path)) or REASONS.get(str(path[-1])) or "outside of what is allowed"
-    return reason, fix
+    of_type = f"{_value((*path[:-1], 'type'), data)}.{path[-1]}"
+    reasons = (REASONS[name] for name in (of_type, dotted(path), str(path[-1])) if name in REASONS)
+    return next(reasons, "outside of what is allowed"), fix

@@ -19,6 +19,7 @@ from orchestrator.errors import BadInput, Problems
 from workers.config import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig
 from workers.needs import NEEDS
 from workers.types import Example, Prompt
+from workers.vocabulary import first_difference, read_vocabulary
 
 READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the run reads all
 ROWS_LOOKED_AT = 5000
@@ -57,6 +58,8 @@ def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
         of_stage = Problems()
         _enough_rows(config, rows, of_stage)
         _models(config, rows, {str(s.model_directory): s for s in recipe.before(config)}, of_stage)
+        if config.teacher is not None and config.teacher.model.path is not None:
+            _same_tokenizer(config, recipe, config.teacher.model.path, of_stage)
         _rewards(config, rows, of_stage)
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
@@ -117,6 +120,7 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
     writes = NEEDS[config.algorithm.type].head != "scores"
     named: list[tuple[str, str | None, bool | None]] = [("model", config.model.path, False if writes else None)]
     named += [("critic_model", config.critic_model.path, None)] if config.critic_model else []
+    named += [("teacher.model", config.teacher.model.path, False)] if config.teacher else []
     scorers = [(i, r) for i, r in enumerate(config.reward) if isinstance(r, ModelRewardConfig)]
     named += [(f"reward.{i}", r.path, True) for i, r in scorers]
     for key, path, scores in named:  # None: of either kind
@@ -126,11 +130,31 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
             if scores is not None:
                 check_stage(produced[path], where, problems, scores=scores)
             continue
-        _model(path, where, conversational and key != "critic_model", problems)
+        _model(path, where, conversational and key not in ("critic_model", "teacher.model"), problems)
         if key == "critic_model" and config.model.path is not None:
             check_same_tokens(path, config.model.path, where, problems)
         if scores is not None:
             (check_scorer if scores else check_writer)(path, where, problems)
+
+
+def _same_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: Problems) -> None:
+    """Distributions are compared token by token. What cannot be read here is compared again when the gangs start."""
+
+    def vocabulary(path: str | None) -> dict[str, int] | None:
+        for stage in reversed(recipe.before(config)):
+            if path == str(stage.model_directory):  # a stage hands on the tokenizer of the model it began with
+                path = stage.model.path
+        return None if path is None else read_vocabulary(Path(path).expanduser())
+
+    ours, theirs = vocabulary(config.model.path), vocabulary(teacher)
+    if ours is None or theirs is None or not (difference := first_difference(ours, theirs)):
+        return
+    problems.add(
+        f"another tokenizer than model.path = {config.model.path}",
+        where=f"teacher.model.path = {teacher}",
+        why=difference,
+        fix="give a teacher of the same family; or sft on its completions, which needs no common tokenizer",
+    )
 
 
 def _model(path: str, where: str, conversational: bool, problems: Problems) -> None:

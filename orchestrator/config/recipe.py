@@ -158,13 +158,22 @@ def _resolve_models(draft: Document, drafts: Sequence[Document], done: Sequence[
     """Puts the directory of the earlier stage in the place of every `from_stage`."""
     rewards = draft.data.get("reward")
     listed = [("reward", i) for i in range(len(rewards))] if isinstance(rewards, list) else []
-    for at in (("model",), ("critic_model",), *listed):
-        owner: Any = draft.data if len(at) == 1 else rewards
-        model: Any = owner.get(at[0]) if isinstance(owner, dict) else owner[at[1]]
+    for at in (("model",), ("critic_model",), ("teacher", "model"), *listed):
+        owner = _at(draft.data, at[:-1])
+        model = _at(owner, at[-1:])
         wanted = model.get("from_stage") if isinstance(model, dict) else None
         if isinstance(wanted, str) and model.get("path") is None:
             kept = {k: v for k, v in model.items() if k != "from_stage"}
             owner[at[-1]] = {**kept, "path": _origin(wanted, at, draft, drafts, done, problems)}
+
+
+def _at(tree: Any, path: Sequence[str | int]) -> Any:
+    """What is at `path` in it; None where there is nothing."""
+    for key in path:
+        if not (isinstance(tree, dict) and key in tree) and not (isinstance(tree, list) and isinstance(key, int)):
+            return None
+        tree = tree[key]
+    return tree
 
 
 def _origin(

@@ -20,6 +20,7 @@ from workers.config import (
     RewardWorkersConfig,
     RolloutConfig,
     Settings,
+    TeacherConfig,
 )
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -93,6 +94,7 @@ class RunConfig(Settings):
     policy: LearnerConfig = LearnerConfig()
     critic: LearnerConfig | None = None  # None: set up like the policy, where the algorithm has a critic
     critic_model: ModelOrigin | None = None  # what the critic starts from; None: the policy's model
+    teacher: TeacherConfig | None = None  # for distill alone: whose distributions are learned
     reward_workers: RewardWorkersConfig = RewardWorkersConfig()
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0  # versions generation may run ahead; 0: synchronous
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -82,6 +82,8 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "save_steps": ("checkpoint.every",),
     "save_total_limit": ("checkpoint.keep",),
     "sync_ref_model": ("reference.refresh",),
+    "teacher_model": ("teacher.model.path",),
+    "teacher_model_name_or_path": ("teacher.model.path",),
     "total_episodes": ("algorithm.max_steps",),
     "train_batch_size": ("algorithm.batch_size", "algorithm.prompts_per_step"),
     "vllm_gpu_memory_utilization": ("rollout.gpu_memory_utilization",),

@@ -2,13 +2,13 @@
 
     | format              | columns                          | learned from by |
     |---------------------|----------------------------------|-----------------|
-    | prompt-only         | prompt                           | grpo, ppo, dpo (data.prompts) |
+    | prompt-only         | prompt                           | grpo, ppo, dpo, distill, … (data.prompts) |
     | preference          | prompt, chosen, rejected         | dpo, reward_model |
     | implicit preference | chosen, rejected                 | dpo, reward_model; their common beginning is the prompt |
     | rated               | prompt, completions, ratings     | dpo, reward_model |
     | ranked              | prompt, completions, ranks       | dpo, reward_model |
-    | prompt-completion   | prompt, completion               | sft             |
-    | language modelling  | text, or messages                | sft             |
+    | prompt-completion   | prompt, completion               | sft, distill    |
+    | language modelling  | text, or messages                | sft, distill    |
     | unpaired preference | prompt, completion, label        | kto             |
     | stepwise            | prompt, completions, labels      | nothing yet     |
 
@@ -57,6 +57,7 @@ ACCEPTS: Mapping[str, tuple[Format, ...]] = {
     "dpo": (Format.preference, Format.implicit_preference, Format.rated, Format.ranked),
     "kto": (Format.unpaired,),
     "reward_model": (Format.preference, Format.implicit_preference, Format.rated, Format.ranked),
+    "distill": (Format.prompt_completion, Format.messages, Format.text),
 }
 SPELLINGS: Mapping[str, str] = {
     # columns of well-known datasets → ours

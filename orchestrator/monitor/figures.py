@@ -35,6 +35,7 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("objective/kl", "kl"),
     Headline("kl", "kl"),
     Headline("drift/kl", "kl"),
+    Headline("divergence", "divergence"),
     Headline("logps/chosen", "logp chosen"),
     Headline("mean_token_accuracy", "token accuracy", share=True),
     Headline("entropy", "entropy"),

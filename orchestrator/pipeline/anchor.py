@@ -52,7 +52,7 @@ def decide(config: ReferenceConfig, *, step: int, version: int, measure: Callabl
 
 
 class Anchor(Protocol):
-    """Gives each step its reference log-probabilities."""
+    """Gives each step its reference log-probabilities; or what a whole distribution is read off, hidden states."""
 
     version: int
 
@@ -136,6 +136,32 @@ class ReferenceAnchor:
         wait(exported)
         wait(self._reference.all(Reference.load, directory))
         self.version = version
+
+
+class TeacherAnchor:
+    """A gang with another model that never changes: its log-probabilities, or its hidden states at each token."""
+
+    version = 0
+
+    def __init__(self, teacher: Gang[Reference], *, temperature: float, states: bool) -> None:
+        """`temperature` is that of the log-probabilities; `states` asks for hidden states instead."""
+        self._teacher, self._temperature, self._states = teacher, temperature, states
+        self._begun: dict[int, Sequence[Handle[TokenShare]]] = {}
+
+    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
+        self._begun[step] = self._ask(experience)
+
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
+        begun = self._begun.pop(step, None)
+        return self._ask(experience) if begun is None else begun
+
+    def decision(self) -> None:
+        return None
+
+    def _ask(self, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
+        if self._states:
+            return self._teacher.all(Reference.hidden, experience)
+        return self._teacher.all(Reference.logprobs, experience, self._temperature)
 
 
 def metrics_of(decision: Decision | None, step: int) -> Metrics:

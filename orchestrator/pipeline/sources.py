@@ -24,7 +24,7 @@ from workers.types import Example, Experience, Prompt, Sampling, Scores
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arrival:
-    """The experience of one step, on its way. `scores` is None when nothing was sampled."""
+    """The experience of one step, on its way. `scores` is None when nothing was sampled, or nothing scores it."""
 
     experience: Sequence[Handle[Experience]]
     scores: Sequence[Handle[Scores]] | None
@@ -46,7 +46,7 @@ class Source(Protocol):
 
 
 class RolloutSource:
-    """Completions sampled by the rollout gang, scored by the reward gang.
+    """Completions sampled by the rollout gang, scored by the reward gang where there is one.
 
     Generation runs ahead of the step that is taken by up to `max_staleness` steps; 0 is a synchronous run. An engine
     works off its calls in order, so a publication that follows the call for step n + k is loaded after step n + k is
@@ -56,7 +56,7 @@ class RolloutSource:
     def __init__(
         self,
         rollout: Gang[Rollout],
-        reward: Gang[Reward],
+        reward: Gang[Reward] | None,
         prompts: Sequence[Prompt],
         sampling: Sampling,
         *,
@@ -85,12 +85,14 @@ class RolloutSource:
         return batch_indices(len(self._prompts), self._prompts_per_step, step, self._sampling.seed)
 
 
-def sample(prompts: Sequence[Prompt], sampling: Sampling, rollout: Gang[Rollout], reward: Gang[Reward]) -> Arrival:
+def sample(
+    prompts: Sequence[Prompt], sampling: Sampling, rollout: Gang[Rollout], reward: Gang[Reward] | None
+) -> Arrival:
     """Completions for `prompts`, shared out over the engines in order, and their scores."""
     size = len(rollout)
     shards = [prompts[len(prompts) * i // size : len(prompts) * (i + 1) // size] for i in range(size)]
     experience = rollout.each(Rollout.generate, [(shard, sampling) for shard in shards])
-    return Arrival(experience=experience, scores=reward.all(Reward.score, experience))
+    return Arrival(experience=experience, scores=None if reward is None else reward.all(Reward.score, experience))
 
 
 class DatasetSource:

@@ -27,7 +27,7 @@ from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
-from orchestrator.pipeline.anchor import Anchor, NoAnchor, ReferenceAnchor
+from orchestrator.pipeline.anchor import Anchor, NoAnchor, ReferenceAnchor, TeacherAnchor
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
@@ -35,9 +35,9 @@ from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, n
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.recorder import Recorder
-from orchestrator.run.roles import gang_plans
+from orchestrator.run.roles import asks_states, gang_plans, teacher_samples
 from orchestrator.run.stop import Stop
-from workers.config import DpoConfig, FromDataset, Sampled
+from workers.config import DistillConfig, DpoConfig, FromDataset, Sampled
 from workers.learner import Learner
 from workers.needs import NEEDS
 from workers.types import Example, Prompt, Sampling
@@ -192,7 +192,7 @@ class Attempt:
         assert isinstance(algorithm, Sampled)
         return RolloutSource(
             gangs["rollout"],
-            gangs["reward"],
+            gangs.get("reward"),
             self._prompts,
             Sampling(
                 num_generations=algorithm.num_generations,
@@ -210,6 +210,9 @@ class Attempt:
         )
 
     def _anchor(self, gangs: Mapping[str, Gang[Any]], version: int) -> Anchor:
+        if isinstance(self._config.algorithm, DistillConfig):
+            temperature, states = self._config.algorithm.temperature, asks_states(self._config)
+            return TeacherAnchor(gangs["teacher"], temperature=temperature, states=states)
         if "reference" not in gangs:
             return NoAnchor()
         on_policy = NEEDS[self._config.algorithm.type].on_policy
@@ -224,7 +227,7 @@ class Attempt:
         )
 
     def _publisher(self, gangs: Mapping[str, Gang[Any]], *, cuda: bool) -> Publisher:
-        if "rollout" not in gangs:
+        if "rollout" not in gangs or teacher_samples(self._config):
             return NoPublisher()
         return EnginePublisher(
             gangs["policy"],

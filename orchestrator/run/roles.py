@@ -11,13 +11,16 @@ from orchestrator.cluster.base import GangPlan, Resources
 from orchestrator.config import RunConfig
 from workers import learner
 from workers.config import (
+    DistillConfig,
     FunctionRewardConfig,
     LearnerConfig,
     ModelConfig,
     ModelOrigin,
     ModelRewardConfig,
+    ReferenceConfig,
     RewardConfig,
     SftConfig,
+    TeacherConfig,
 )
 from workers.encoder import Encoder
 from workers.needs import NEEDS
@@ -40,8 +43,11 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         plans.append(_learner("critic", critic, config, start, cuda=cuda, max_steps=max_steps))
     if config.algorithm.needs_reference:
         plans.append(_reference(config, model, cuda=cuda))
+    if config.teacher is not None:
+        plans.append(_teacher(config, config.teacher, cuda=cuda))
     if config.data.prompts is not None or config.data.eval_prompts is not None:
-        plans += [_rollout(config, model, cuda=cuda), _reward(config, model, cuda=cuda)]
+        plans.append(_rollout(config, model, cuda=cuda))
+        plans += [_reward(config, model, cuda=cuda)] if config.reward else []
     if config.data.dataset is not None:
         whole = isinstance(config.algorithm, SftConfig) and not config.algorithm.completion_only_loss
         encoder: Mapping[str, Any] = {
@@ -65,6 +71,7 @@ def _learner(
         "cuda": cuda,
         "seed": config.seed,
         "max_steps": max_steps,
+        "teacher": None if config.teacher is None else absolute(config.teacher.model),
     }
     members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
     return _plan(role, learner.join, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
@@ -79,12 +86,34 @@ def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan
     return _plan("reference", Reference, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
 
 
+def _teacher(config: RunConfig, settings: TeacherConfig, *, cuda: bool) -> GangPlan:
+    """A reference with a model of its own, which never changes."""
+    reference = ReferenceConfig(
+        num_ranks=settings.num_ranks,
+        zero_stage=settings.zero_stage,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+    )
+    common = {"model": absolute(settings.model), "config": reference, "chunk": config.policy.logprob_chunk_tokens}
+    members = [{**common, "rank": rank, "cuda": cuda} for rank in range(settings.num_ranks)]
+    return _plan("teacher", Reference, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
+
+
+def asks_states(config: RunConfig) -> bool:
+    """Whether the teacher is asked for the states that its whole distributions are read off, not for one number."""
+    return isinstance(config.algorithm, DistillConfig) and config.algorithm.objective == "divergence"
+
+
+def teacher_samples(config: RunConfig) -> bool:
+    """Whether the engines hold the teacher, so that nothing the policy learns is published to them."""
+    return isinstance(config.algorithm, DistillConfig) and config.algorithm.sampler == "teacher"
+
+
 def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
     settings = config.rollout
-    members = [
-        {"model": model, "config": settings, "index": i, "seed": config.seed, "cuda": cuda}
-        for i in range(settings.num_engines)
-    ]
+    common: dict[str, Any] = {"model": model, "config": settings, "seed": config.seed, "cuda": cuda}
+    if config.teacher is not None and teacher_samples(config):
+        common |= {"model": absolute(config.teacher.model), "student": model}
+    members = [{**common, "index": i} for i in range(settings.num_engines)]
     gpus = settings.tensor_parallel_size if cuda else 0
     return _plan("rollout", Rollout, members, config, gpus=gpus, environment=rollout_environment(cuda=cuda))
 

@@ -10,7 +10,7 @@ import pytest
 from fakes import Events, FakeLearner, FakeReference
 
 from orchestrator.cluster.local import Done, LocalGang
-from orchestrator.pipeline.anchor import Decision, NoAnchor, ReferenceAnchor, decide, metrics_of
+from orchestrator.pipeline.anchor import Decision, NoAnchor, ReferenceAnchor, TeacherAnchor, decide, metrics_of
 from workers.config import ReferenceConfig
 from workers.types import Drift
 
@@ -141,3 +141,16 @@ def test_metrics() -> None:
 
 def test_without_a_reference_there_are_no_log_probabilities() -> None:
     assert NoAnchor().logprobs(0, []) is None
+
+
+def test_a_teacher_is_asked_once_and_as_soon_as_there_is_something() -> None:
+    events: Events = []
+    gang: Any = LocalGang("teacher", [FakeReference(events, rank=rank) for rank in range(2)])
+    teacher = TeacherAnchor(gang, temperature=1.0, states=True)
+    teacher.begin(3, [Done(None)])
+    assert events == ["reference 0: hidden states", "reference 1: hidden states"]
+    assert [handle.result().has_vectors for handle in teacher.logprobs(3, [Done(None)])] == [True, True]
+    assert len(events) == 2
+    teacher.logprobs(4, [Done(None)])
+    assert len(events) == 4
+    assert teacher.decision() is None

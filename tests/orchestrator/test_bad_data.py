@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -269,3 +270,41 @@ def test_b63_output_that_cannot_be_written(
     Path("runs").write_text("a file")
     workshop.recipe()
     refused("recipe.yaml", "b63-output", golden, capsys)
+
+
+def test_a_teacher_with_another_tokenizer(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("model", "teacher")
+    vocabularies = {"model": {"a": 0, "b": 1, "c": 2}, "teacher": {"a": 0, "c": 1, "b": 2}}
+    for directory, vocabulary in vocabularies.items():
+        Path(directory, "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    distill = {
+        "algorithm": "{type: distill, prompts_per_step: 4, max_steps: 10}",
+        "teacher": "{model: {path: ./teacher}}",
+        "reward": None,
+    }
+    workshop.recipe(distill)
+    refused("recipe.yaml", "teacher-of-another-tokenizer", golden, capsys)
+    Path("teacher/model.safetensors").unlink()
+    shutil.copy("model/tokenizer.json", "teacher/tokenizer.json")
+    refused("recipe.yaml", "teacher-without-weights", golden, capsys)
+    shutil.copy("model/model.safetensors", "teacher/model.safetensors")
+    assert main(["validate", "recipe.yaml"]) == 0
+
+
+def test_a_stage_hands_its_tokenizer_on_to_the_teacher_it_makes(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("model", "other")
+    for directory, token in (("model", "a"), ("other", "b")):
+        Path(directory, "tokenizer.json").write_text(json.dumps({"model": {"vocab": {token: 0}}}))
+    for origin, code in (("model", 0), ("other", 2)):
+        Path("stages.yaml").write_text(
+            f"stages:\n- {{name: base, model: {{path: {origin}}}, data: {{dataset: demos.jsonl}}, "
+            "algorithm: {type: sft, batch_size: 4}}\n"
+            "- {name: student, model: {path: model}, teacher: {model: {from_stage: base}}, "
+            "data: {dataset: demos.jsonl}, algorithm: {type: distill, batch_size: 4}}\n"
+        )
+        assert main(["validate", "stages.yaml"]) == code
+    assert "token 0 is 'a' in one and 'b' in the other" in capsys.readouterr().err

@@ -11,6 +11,8 @@ from workshop import OFFLINE_DPO, Workshop
 from orchestrator.cli import main
 
 GRPO = "type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10"
+DISTILL = "type: distill, prompts_per_step: 4, max_steps: 10"
+TEACHER = {"teacher": "{model: {path: ./model}}", "reward": None}
 ITERATIVE = {"algorithm": "{type: dpo, prompts_per_step: 4, max_steps: 3}"}
 
 
@@ -114,6 +116,53 @@ CASES = (
     Case("wrong-types", {"reward": "{type: math}", "evaluation": "3", "model": "[./model]", "report_to": "[wandbb]"}),
     Case("two-origins-of-the-model", {"model": "{path: ./model, from_stage: base}"}),
     Case("unknown-stage", {"model": "{from_stage: base}"}),
+    Case("distill-without-teacher", {"algorithm": f"{{{DISTILL}}}"}),
+    Case("teacher-with-grpo", {"teacher": TEACHER["teacher"]}),
+    Case("distill-beta", {**TEACHER, "algorithm": f"{{{DISTILL}, beta: 1.5}}"}),
+    Case("distill-policy-gradient-beta", {**TEACHER, "algorithm": f"{{{DISTILL}, objective: policy_gradient}}"}),
+    Case(
+        "distill-policy-gradient-sampling",
+        {
+            **TEACHER,
+            "algorithm": f"{{{DISTILL}, objective: policy_gradient, beta: 1.0}}",
+            "rollout": "{temperature: 0.7, top_k: 20}",
+        },
+    ),
+    Case(
+        "distill-policy-gradient-dataset",
+        {
+            **TEACHER,
+            "data": "{dataset: ./demos.jsonl}",
+            "algorithm": "{type: distill, batch_size: 4, objective: policy_gradient, beta: 1.0}",
+        },
+    ),
+    Case(
+        "distill-sampled-by-the-teacher",
+        {
+            **TEACHER,
+            "algorithm": f"{{{DISTILL}, sampler: teacher, objective: policy_gradient, beta: 1.0}}",
+            "data": "{prompts: ./prompts.jsonl, eval_prompts: ./prompts.jsonl}",
+            "reward": "[{type: math}]",
+        },
+    ),
+    Case(
+        "distill-a-dataset-sampled-by-the-teacher",
+        {
+            **TEACHER,
+            "algorithm": "{type: distill, batch_size: 4, sampler: teacher}",
+            "data": "{dataset: ./demos.jsonl}",
+        },
+    ),
+    Case("distill-mini-batches", {**TEACHER, "algorithm": f"{{{DISTILL}, num_mini_batches: 3}}"}),
+    Case(
+        "distill-evaluated-by-nothing",
+        {
+            **TEACHER,
+            "algorithm": f"{{{DISTILL}}}",
+            "data": "{prompts: ./prompts.jsonl, eval_prompts: ./prompts.jsonl}",
+        },
+    ),
+    Case("teacher-of-unknown-stage", {"algorithm": f"{{{DISTILL}}}", "teacher": "{model: {from_stage: base}}"}),
     Case("bad-address", {"cluster": "{address: 'http://head:8265'}"}),
     Case(
         "overrides",

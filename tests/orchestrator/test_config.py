@@ -75,6 +75,7 @@ def test_conflicts_cannot_be_written_in_python_either(workshop: Workshop) -> Non
 def test_every_rule_on_conflicts_has_a_golden_text() -> None:
     """The names of the rules, so that a new one is noticed here and gets its case in test_bad_recipes."""
     names = ["data_source", "reward", "steps", "batches", "lengths", "roles", "sampling", "reporting", "pair_loss"]
+    names += ["teacher", "distillation"]
     assert [rule.__name__.removeprefix("_") for rule in RULES] == names
 
 
@@ -150,7 +151,14 @@ def test_every_peers_spelling_leads_to_a_key_that_exists() -> None:
 @pytest.mark.parametrize("algorithm", NEEDS)
 def test_a_missing_letter_is_forgiven_for_every_key(algorithm: str) -> None:
     data = {"algorithm": {"type": algorithm}}
-    ambiguous = {"model", "algorithm.adam_beta1", "algorithm.adam_beta2", "rollout.top_k", "rollout.top_p"}
+    ambiguous = {
+        "model",
+        "teacher.model",
+        "algorithm.adam_beta1",
+        "algorithm.adam_beta2",
+        "rollout.top_k",
+        "rollout.top_p",
+    }
     for key in set(known_keys(algorithm)) - ambiguous:
         *parents, leaf = key.split(".")
         for i in range(1, len(leaf)) if len(leaf) >= 4 and parents != ["reward"] else ():

@@ -14,11 +14,11 @@ from fakes import EventRecorder, Events, FakeEncoder, FakeLearner, FakeReference
 from orchestrator import loop
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
-from orchestrator.pipeline.anchor import NoAnchor, ReferenceAnchor
+from orchestrator.pipeline.anchor import NoAnchor, ReferenceAnchor, TeacherAnchor
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher
 from orchestrator.pipeline.sources import DatasetSource, RolloutSource
-from orchestrator.run.roles import gang_plans
+from orchestrator.run.roles import asks_states, gang_plans
 from workers.types import Example, Prompt, Sampling
 
 # batch_indices(3, 2, step, seed=0) is [0 1], [2 2], [1 0]: the example of its docstring.
@@ -45,6 +45,7 @@ class Run:
             "policy": FakeLearner,
             "critic": FakeLearner,
             "reference": FakeReference,
+            "teacher": FakeReference,
             "rollout": FakeRollout,
             "reward": FakeReward,
             "dataset": FakeEncoder,
@@ -68,6 +69,8 @@ class Run:
         self.events.clear()
 
     def _anchor(self, run: RunConfig, gangs: dict[str, Any]) -> Any:
+        if "teacher" in gangs:
+            return TeacherAnchor(gangs["teacher"], temperature=0.5, states=asks_states(run))
         if "reference" not in gangs:
             return NoAnchor()
         return ReferenceAnchor(
@@ -85,7 +88,7 @@ class Run:
             return DatasetSource(gangs["dataset"], rows, batch_size=2, seed=0, max_steps=max_steps, begun=begun)
         return RolloutSource(
             gangs["rollout"],
-            gangs["reward"],
+            gangs.get("reward"),
             PROMPTS,
             Sampling(num_generations=2, max_completion_length=4),
             prompts_per_step=2,
@@ -180,6 +183,27 @@ def test_a_run_with_a_critic() -> None:
         "policy 0: learn step 0 from v0 with scores reference values",
         "critic 0: learn step 0 from v0 with scores reference values",
         "trained 0 (keep v0)",
+        "policy 0: send weights",
+        "rollout 0: receive v1",
+        "committed 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "asked"),
+    [({}, "hidden states"), ({"objective": "policy_gradient", "beta": 1.0}, "logprobs at 0.5")],
+)
+def test_distillation_asks_a_teacher_and_needs_no_reward(objective: dict[str, Any], asked: str) -> None:
+    distill = {"type": "distill", "prompts_per_step": 2, "max_steps": 1, **objective}
+    run = Run(config(distill, teacher={"model": {"path": "t"}}, reward=[]))
+    assert run.go()
+    assert run.events == [
+        "planned 0",
+        "rollout 0: generate p0 p1 from v0",
+        f"reference 0: {asked}",
+        "arrived 0",
+        "policy 0: learn step 0 from v0 with reference",
+        "trained 0",
         "policy 0: send weights",
         "rollout 0: receive v1",
         "committed 0",

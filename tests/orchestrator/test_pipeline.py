@@ -71,6 +71,14 @@ def test_prompts_are_shared_out_over_the_engines_in_order() -> None:
     assert arrival.scores[0].result().rewards.tolist() == [0, 1] * 5
 
 
+def test_samples_that_nobody_scores_are_there_when_they_are_sampled() -> None:
+    events: Events = []
+    arrival = sample(PROMPTS[:2], SAMPLING, rollouts(events), None)
+    arrival.wait()
+    assert events == ["rollout 0: generate p0 p1 from v0"]
+    assert arrival.scores is None
+
+
 @pytest.mark.parametrize(
     ("max_staleness", "begun_by_step"),
     [(0, [[0], [1], [2]]), (1, [[0, 1], [2], []]), (2, [[0, 1, 2], [], []]), (8, [[0, 1, 2], [], []])],

@@ -17,6 +17,7 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 
 GANGS = {
     "base.yaml": {"policy": 2, "dataset": 1},
+    "distill.yaml": {"policy": 2, "teacher": 1, "rollout": 1, "reward": 1},
     "grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
     "ipo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "dataset": 1},
     "ppo_reward_model.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
@@ -99,6 +100,27 @@ def test_a_reference_that_weighs_nothing_is_not_loaded() -> None:
 
     assert "reference" in roles("grpo.yaml", "algorithm.beta=0.1")
     assert "reference" not in roles("ppo.yaml", "algorithm.kl_coef=0.0")
+
+
+def test_the_policy_is_told_of_its_teacher() -> None:
+    def plans(*overrides: str) -> dict[str, Any]:
+        return {p.role: p for p in gang_plans(config("distill.yaml", *overrides), cuda=False, max_steps=4)}
+
+    divergence = plans("teacher.num_ranks=2", "teacher.zero_stage=3")
+    told = [a["teacher"] for a in divergence["policy"].arguments]
+    assert told == [a["model"] for a in divergence["teacher"].arguments]
+    assert all(model.path.endswith("runs/quickstart-grpo/model") for model in told)
+    assert {a["config"].zero_stage for a in divergence["teacher"].arguments} == {3}
+    nothing_scores = plans("reward=[]", "data.eval_prompts=null", "evaluation.every=null")
+    assert "reward" not in nothing_scores
+
+
+def test_engines_that_sample_for_a_student_hold_its_teacher() -> None:
+    sampled = config("distill.yaml", "algorithm.sampler=teacher", "data.eval_prompts=null", "evaluation.every=null")
+    (rollout,) = [p for p in gang_plans(sampled, cuda=False, max_steps=4) if p.role == "rollout"]
+    inspect.signature(rollout.start).bind(**rollout.arguments[0])
+    assert rollout.arguments[0]["model"].path.endswith("runs/quickstart-grpo/model")
+    assert rollout.arguments[0]["student"].path.endswith("runs/quickstart-base/model")
 
 
 def test_no_secret_and_no_accelerator_on_a_cpu() -> None:

@@ -11,9 +11,10 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig, Optimisation
+from workers.config import AlgorithmConfig, DistillConfig, LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_models
 from workers.engines.attention import layout_of
+from workers.engines.divergence import Target
 from workers.learner import Learner
 from workers.needs import Head
 from workers.packing import Packed
@@ -38,7 +39,9 @@ class TorchEngine:
         rank: int = 0,
         world_size: int = 1,
         draw: int = 0,
+        teacher: Path | None = None,
     ) -> None:
+        self._layer = teacher and hf_models.load_output_layer(ModelConfig(path=str(teacher), dtype="float32"))
         self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
         self.module: Any = hf_models.load(str(path), "float32", head=head, chunk=64, seed=draw)
         self.optimizer = self._fresh()
@@ -58,22 +61,29 @@ class TorchEngine:
             self.module.parameters(), lr=1.0, betas=betas, eps=o.adam_epsilon, weight_decay=o.weight_decay
         )
 
-    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, packed: Packed, temperature: float = 1.0, reference_hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         self.forwards.append(packed)
         self.temperatures.append(temperature)
-        return self._run(packed, temperature)
+        if reference_hidden is None:
+            return self._run(packed, temperature)
+        assert self._layer is not None
+        assert isinstance(self._optimisation, DistillConfig)
+        target = Target(hidden=reference_hidden, layer=self._layer, beta=self._optimisation.beta)
+        return self._run(packed, temperature, target)
 
     def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:
         self.inferred.append(packed)
         with torch.no_grad():
             return self._run(packed, temperature)[0]
 
-    def _run(self, packed: Packed, temperature: float) -> Any:
+    def _run(self, packed: Packed, temperature: float, *target: Target) -> Any:
         tokens, positions, predictors, targets = (
             torch.from_numpy(a.astype(np.int64))
             for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
         )
-        return self.module(tokens, positions, layout_of(packed, self.device), predictors, targets, temperature)
+        return self.module(tokens, positions, layout_of(packed, self.device), predictors, targets, temperature, *target)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.lasts.append(last)
@@ -129,10 +139,11 @@ def learner_of(
     world_size: int = 1,
     max_steps: int = 4,
     draw: int = 0,
+    teacher: Path | None = None,
 ) -> tuple[Learner, TorchEngine]:
     """A learner of `model` with an engine to look into. `algorithm` as a recipe has it."""
     config: Any = TypeAdapter(AlgorithmConfig).validate_python(dict(algorithm))
-    engine = TorchEngine(model, config, head=head, rank=rank, world_size=world_size, draw=draw)
+    engine = TorchEngine(model, config, head=head, rank=rank, world_size=world_size, draw=draw, teacher=teacher)
     settings = LearnerConfig(num_ranks=world_size, tokens_per_micro_batch=budget)
     model_config = ModelConfig(path=str(model), dtype="float32")
     return Learner(engine, model_config, settings, config, head=head, seed=3, max_steps=max_steps), engine

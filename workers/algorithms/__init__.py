@@ -1,6 +1,7 @@
 """The algorithms: one file and one record each. To add one, write its file and add its line."""
 
 from workers.algorithms.base import Algorithm
+from workers.algorithms.distill import DISTILL
 from workers.algorithms.grpo import GRPO
 from workers.algorithms.kto import KTO
 from workers.algorithms.ppo import PPO
@@ -17,4 +18,5 @@ ALGORITHMS: dict[str, Algorithm] = {
     "kto": KTO,
     "reward_model": REWARD_MODEL,
     "rejection_sampling": REJECTION_SAMPLING,
+    "distill": DISTILL,
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workers.needs import Needs
 from workers.packing import members
-from workers.types import Evidence, Metrics, Totals, TrainBatch
+from workers.types import Evidence, Metrics, TokenVectors, Totals, TrainBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,7 @@ class MicroBatch:
     totals: Totals  # of the whole optimiser update, over all micro-batches and ranks
     old_logprobs: Tensor | None = None  # [T]
     reference_logprobs: Tensor | None = None  # [T]
+    reference_hidden: Tensor | None = None  # [T, h]: what the engine is asked with, no loss looks at it
     advantages: Tensor | None = None  # [T]
     old_values: Tensor | None = None  # [T]
     returns: Tensor | None = None  # [T]
@@ -58,12 +59,20 @@ class MicroBatch:
             totals=totals,
             old_logprobs=some(batch.old_logprobs, tokens),
             reference_logprobs=some(batch.reference_logprobs, tokens),
+            reference_hidden=_vectors(batch.reference_hidden, tokens, device),
             advantages=some(batch.advantages, tokens),
             old_values=some(batch.old_values, tokens),
             returns=some(batch.returns, tokens),
             margins=some(batch.margins, rows),
             labels=some(batch.labels, rows),
         )
+
+
+def _vectors(vectors: TokenVectors | None, tokens: NDArray[np.int64], device: torch.device | str) -> Tensor | None:
+    if vectors is None:
+        return None
+    taken = torch.from_numpy(vectors.take(tokens))
+    return (taken.view(torch.bfloat16) if taken.dtype == torch.uint16 else taken).to(device)
 
 
 def totals_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
@@ -81,7 +90,8 @@ def totals_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
 Stats: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Tensor, MicroBatch, Any], tuple[Tensor, Stats]]
 """(outputs [T], batch, config) -> (loss, stats). Both are already divided by the totals of the update: summed
-over micro-batches and ranks they are the figure of the whole update."""
+over micro-batches and ranks they are the figure of the whole update. Outputs are divergences where the batch has
+`reference_hidden`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

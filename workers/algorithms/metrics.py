@@ -14,19 +14,18 @@ def rollout_metrics(evidence: Evidence) -> Metrics:
 
     A completion is clipped when it did not end by itself. A figure that does not exist is left out: the
     spread within groups when each has one completion, `objective/kl` without a reference, lengths of
-    terminated completions when all are clipped.
+    terminated completions when all are clipped, rewards where nothing scores.
     """
     experience, rewards = evidence.experience, evidence.rewards
-    assert rewards is not None
     assert experience.logprobs is not None
     metrics = {
-        "reward": float(rewards.mean(dtype=np.float64)),
-        "objective/scores": float(rewards.mean(dtype=np.float64)),
         "objective/entropy": -float(completion_sums(experience.logprobs, experience.completions).mean()),
         "num_tokens": float(num_tokens(experience)),
     }
+    if rewards is not None:
+        metrics["reward"] = metrics["objective/scores"] = float(rewards.mean(dtype=np.float64))
     sizes = np.diff(experience.group_offsets)
-    if sizes.max() > 1:
+    if rewards is not None and sizes.max() > 1:
         _, stds = group_mean_std(rewards, experience.group_offsets)
         metrics["reward_std"] = float(stds[sizes > 1].mean())
         metrics["frac_reward_zero_std"] = float((stds[sizes > 1] == 0).mean())

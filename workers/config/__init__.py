@@ -5,16 +5,25 @@ Names are TRL's wherever TRL has one. Every number carries its legal range, so t
 
 from workers.config.algorithms import AlgorithmConfig
 from workers.config.base import Count, ModelOrigin, NonNegative, Positive, Settings, Share
+from workers.config.distillation import DistillConfig
 from workers.config.optimisation import FromDataset, Optimisation, Sampled
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig, KtoConfig
 from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig, RewardConfig
-from workers.config.roles import LearnerConfig, ModelConfig, ReferenceConfig, RewardWorkersConfig, RolloutConfig
+from workers.config.roles import (
+    LearnerConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RewardWorkersConfig,
+    RolloutConfig,
+    TeacherConfig,
+)
 from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 __all__ = [
     "AlgorithmConfig",
     "Count",
+    "DistillConfig",
     "DpoConfig",
     "FromDataset",
     "FunctionRewardConfig",
@@ -39,4 +48,5 @@ __all__ = [
     "Settings",
     "SftConfig",
     "Share",
+    "TeacherConfig",
 ]

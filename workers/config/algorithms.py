@@ -6,11 +6,19 @@ from typing import Annotated
 
 from pydantic import Field
 
+from workers.config.distillation import DistillConfig
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig, KtoConfig
 from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 AlgorithmConfig = Annotated[
-    SftConfig | GrpoConfig | PpoConfig | DpoConfig | KtoConfig | RewardModelConfig | RejectionSamplingConfig,
+    SftConfig
+    | GrpoConfig
+    | PpoConfig
+    | DpoConfig
+    | KtoConfig
+    | RewardModelConfig
+    | RejectionSamplingConfig
+    | DistillConfig,
     Field(discriminator="type"),
 ]

@@ -61,3 +61,12 @@ class RewardWorkersConfig(Settings):
 
     num_workers: Count = 1
     timeout_s: Positive = 300.0
+
+
+class TeacherConfig(Settings):
+    """The model that a distilled policy learns from. It shares the policy's tokenizer and never changes."""
+
+    model: ModelConfig
+    num_ranks: Count = 1
+    zero_stage: Literal[0, 3] = 0  # 0: each rank holds the model and scores its share
+    tokens_per_micro_batch: Count = 16384

@@ -19,9 +19,15 @@ class TrainingEngine(Protocol):
     world_size: int
     device: torch.device
 
-    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, packed: Packed, temperature: float = 1.0, reference_hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """For the T predicted tokens: log-probabilities and their entropy, or values, or scores, and None. With
-        gradient."""
+        gradient.
+
+        With `reference_hidden` [T, h], the last hidden states of another model: divergences from that model's
+        distributions, and entropy. The engine has been given that model's output layer.
+        """
         ...
 
     def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from workers.config import LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_models
 from workers.engines.attention import layout_of
+from workers.engines.divergence import OutputLayer, Target
 from workers.needs import Head
 from workers.packing import Packed
 
@@ -58,8 +59,12 @@ class DeepSpeedEngine:
         head: Head,
         device: torch.device,
         seed: int,
+        reference_layer: OutputLayer | None = None,
+        beta: float = 0.0,
     ) -> None:
+        """`reference_layer`: of the model that `forward` may be asked to measure its divergence D_`beta` from."""
         assert model.path is not None
+        self._reference_layer, self._beta = reference_layer and reference_layer.to(device), beta
         torch.manual_seed(seed)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = device
@@ -81,14 +86,27 @@ class DeepSpeedEngine:
 
     # -------------------------------------------------------------------------------------------- compute
 
-    def forward(self, packed: Packed, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, packed: Packed, temperature: float = 1.0, reference_hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         self._engine.train()
-        return cast("tuple[Tensor, Tensor | None]", self._engine(*self._inputs(packed), temperature))
+        further: tuple[Target, ...] = ()
+        if reference_hidden is not None:
+            assert self._reference_layer is not None
+            further = (Target(hidden=reference_hidden, layer=self._reference_layer, beta=self._beta),)
+        return cast("tuple[Tensor, Tensor | None]", self._engine(*self._inputs(packed), temperature, *further))
 
     def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:
         self._engine.eval()
         with torch.no_grad():
             return cast(Tensor, self._engine(*self._inputs(packed), temperature)[0])
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """The last hidden states from which the T tokens are predicted, without gradient: [T, h]."""
+        self._engine.eval()
+        tokens, positions, layout, predictors, _ = self._inputs(packed)
+        with torch.no_grad():
+            return cast(Tensor, self._engine(tokens, positions, layout, predictors, None, 1.0)[0])
 
     def _inputs(self, packed: Packed) -> tuple[Any, ...]:
         layout = layout_of(packed, self.device)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from workers.engines.attention import Layout
+from workers.engines.divergence import Target, divergences
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -70,6 +71,9 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
 class TokenLogprobs(nn.Module):
     """A causal language model that answers log-probabilities of given tokens: float32 [T], with their entropy [T].
 
+    Given a `target` it answers, instead, how far its distributions are from that model's; without `targets`, the
+    hidden states [T, h] that its distributions are read off.
+
     The model's output layer itself is taught to do so (rather than its weight taken from outside), because ZeRO-3
     gathers a partitioned weight exactly when the module that owns it is called.
     """
@@ -79,7 +83,11 @@ class TokenLogprobs(nn.Module):
         self.model = model
         head = cast(Any, model).get_output_embeddings()
 
-        def forward(self: nn.Linear, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        def forward(
+            self: nn.Linear, hidden: Tensor, targets: Tensor, temperature: float, target: Target | None
+        ) -> tuple[Tensor, Tensor]:
+            if target is not None:
+                return divergences(hidden, self.weight, self.bias, target, temperature, chunk)
             return cast(
                 "tuple[Tensor, Tensor]",
                 _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
@@ -90,11 +98,20 @@ class TokenLogprobs(nn.Module):
         head.forward = MethodType(forward, head)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: Layout,
+        predictors: Tensor,
+        targets: Tensor | None,
+        temperature: float,
+        target: Target | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         model = cast(Any, self.model)
-        hidden = _hidden(model.get_decoder(), tokens, positions, layout)
-        return cast("tuple[Tensor, Tensor]", model.get_output_embeddings()(hidden[predictors], targets, temperature))
+        hidden = _hidden(model.get_decoder(), tokens, positions, layout)[predictors]
+        if targets is None:
+            return hidden, None
+        return cast("tuple[Tensor, Tensor]", model.get_output_embeddings()(hidden, targets, temperature, target))
 
 
 class TokenValues(nn.Module):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -24,13 +25,16 @@ from transformers import (
     get_scheduler,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from workers.config import ModelConfig
 from workers.engines.attention import packed_attention
+from workers.engines.divergence import OutputLayer
 from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
 from workers.needs import Head
 from workers.types import Text
+from workers.vocabulary import first_difference
 
 AttentionInterface.register("packed", packed_attention)
 disable_progress_bar()  # of loading and writing files: the run has its own
@@ -152,6 +156,48 @@ def _sharded_loading(deepspeed: Mapping[str, Any]) -> Any:
     return HfDeepSpeedConfig(dict(deepspeed))
 
 
+def load_output_layer(model: ModelConfig) -> OutputLayer:
+    """What turns the last hidden states of `model` into logits, read from its files and nothing else of it."""
+    assert model.path is not None
+    with torch.device("meta"):
+        empty: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model.path))
+    head = empty.get_output_embeddings()
+    named = dict(empty.named_parameters(remove_duplicate=False))
+    weight = {name for name, p in named.items() if p is head.weight}  # more than one name: tied to the embeddings
+    bias = {name for name, p in named.items() if p is getattr(head, "bias", None)}
+    found = _stored(model.path, weight | bias)
+    if not weight & found.keys():
+        raise ModelError(
+            f"{model.path}: no {' or '.join(sorted(weight))} in its *.safetensors files; save the model with "
+            "save_pretrained, which writes safetensors"
+        )
+    dtype = DTYPES[model.dtype]
+    weights, biases = ([found[name].to(dtype) for name in sorted(names & found.keys())] for names in (weight, bias))
+    return OutputLayer(weight=weights[0], bias=biases[0] if biases else None)
+
+
+def _stored(path: str, names: Collection[str]) -> dict[str, Tensor]:
+    """Those of the tensors `names` that the safetensors files of the model at `path` hold; of a hub model nothing but
+    the files they are in is fetched."""
+    index = _file(path, "model.safetensors.index.json")
+    places: dict[str, str] = {}
+    if index is not None:
+        places = json.loads(index.read_text())["weight_map"]
+    files = {places[name] for name in names if name in places} if places else {"model.safetensors"}
+    found: dict[str, Tensor] = {}
+    for file in filter(None, (_file(path, name) for name in sorted(files))):
+        with cast(Any, safe_open)(file, framework="pt") as opened:
+            stored = set(opened.keys())
+            found |= {name: opened.get_tensor(name) for name in names if name in stored}
+    return found
+
+
+def _file(path: str, name: str) -> Path | None:
+    """A file of the model at `path`, a directory or a hub id; None: it has none of this name."""
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
 def enable_checkpointing(module: Module) -> None:
     """Recompute activations in the backward pass instead of keeping them."""
     cast(Any, module.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -249,6 +295,16 @@ class TextCodec:
         listed = list(sequences)
         # transformers takes an empty list for one empty text.
         return cast("list[str]", self.tokenizer.batch_decode(listed, skip_special_tokens=True)) if listed else []
+
+
+def require_same_tokenizer(model: ModelConfig, teacher: ModelConfig) -> None:
+    """Raises ModelError, naming the first token that differs: distributions are compared token by token."""
+    ours, theirs = (AutoTokenizer.from_pretrained(m.path).get_vocab() for m in (model, teacher))
+    if difference := first_difference(ours, theirs):
+        raise ModelError(
+            f"teacher.model {teacher.path} has another tokenizer than model {model.path}: {difference}; "
+            "give a teacher of the same family"
+        )
 
 
 def stop_token_ids(path: str, tokenizer_eos: int) -> list[int]:

@@ -21,18 +21,21 @@ def own_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def answer(
+    module: nn.Module, device: torch.device, packed: Packed, temperature: float = 1.0, *, hidden: bool = False
+) -> torch.Tensor:
+    """What `module`, which is on `device`, answers for the tokens of a packed batch: [T]. With `hidden` the states that
+    they are predicted from: [T, h]."""
+    tokens, positions, predictors, targets = (
+        torch.from_numpy(a.astype(np.int64)).to(device)
+        for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
+    )
+    with torch.no_grad():
+        layout, wanted = layout_of(packed, device), None if hidden else targets
+        answers: torch.Tensor = module(tokens, positions, layout, predictors, wanted, temperature)[0]
+    return answers
+
+
 def asking(module: nn.Module, device: torch.device, temperature: float = 1.0) -> Ask:
-    """What `module`, which is on `device`, answers for the tokens of a packed batch: [T]."""
-
-    def ask(packed: Packed) -> NDArray[np.float32]:
-        tokens, positions, predictors, targets = (
-            torch.from_numpy(a.astype(np.int64)).to(device)
-            for a in (packed.tokens, packed.positions, packed.predictors, packed.targets)
-        )
-        with torch.no_grad():
-            answers: torch.Tensor = module(
-                tokens, positions, layout_of(packed, device), predictors, targets, temperature
-            )[0]
-        return answers.cpu().numpy()
-
-    return ask
+    """`answer` of this module, as numpy."""
+    return lambda packed: answer(module, device, packed, temperature).cpu().numpy()

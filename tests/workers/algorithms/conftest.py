@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from workers.algorithms.base import MicroBatch, totals_of
-from workers.types import Evidence, Experience, Finish, Prompt, Ragged, TrainBatch
+from workers.types import (
+    Evidence,
+    Experience,
+    Finish,
+    Prompt,
+    Ragged,
+    TokenShare,
+    TokenVectors,
+    TrainBatch,
+    assemble_vectors,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +51,7 @@ def _evidence(
     logprobs: Sequence[float] | None = None,
     reference: Sequence[float] | None = None,
     values: Sequence[float] | None = None,
+    hidden: Sequence[Sequence[float]] | None = None,
     finish: Sequence[Finish] | None = None,
     seed: int = 0,
 ) -> Evidence:
@@ -59,21 +70,30 @@ def _evidence(
         versions=np.zeros(len(flat), np.int32),
         finish=np.asarray([Finish.stop] * len(flat) if finish is None else finish, np.int32),
     )
+    whole = TokenShare(completions=np.arange(len(flat)), values=np.array(hidden, np.float32))
     evidence = Evidence(
-        experience=experience, rewards=floats[0], reference_logprobs=floats[2], values=floats[3], seed=seed
+        experience=experience,
+        rewards=floats[0],
+        reference_logprobs=floats[2],
+        values=floats[3],
+        reference_hidden=None if hidden is None else assemble_vectors([whole], experience.completions),
+        seed=seed,
     )
     _make_read_only(evidence)
     return evidence
 
 
-def _micro_batch(lengths: Sequence[Sequence[int]], **arrays: Sequence[float]) -> MicroBatch:
+def _micro_batch(lengths: Sequence[Sequence[int]], **arrays: Sequence[float] | TokenVectors) -> MicroBatch:
     """A micro-batch that is the whole update: rows of completions of these lengths, fields of TrainBatch."""
     flat = [length for row in lengths for length in row]
     batch = TrainBatch(
         prompts=Ragged.of([[1]] * len(lengths)),
         completions=Ragged.of([[i] * length for i, length in enumerate(flat)]),
         row_offsets=np.cumsum([0, *(len(row) for row in lengths)]),
-        **{name: np.array(values, np.float32) for name, values in arrays.items()},
+        **{
+            name: values if isinstance(values, TokenVectors) else np.array(values, np.float32)
+            for name, values in arrays.items()
+        },
     )
     _make_read_only(batch)
     rows = np.arange(batch.num_rows)

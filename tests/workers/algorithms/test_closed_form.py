@@ -41,6 +41,7 @@ class World:
         self.states = Ragged.of([[0, *completion[:-1]] for completion in completions])
         self.rewards = self.rng.normal(size=(PROMPTS, len(completions))).astype(np.float32)
         self.reference = torch.from_numpy(self.rng.normal(size=(PROMPTS, VOCABULARY, VOCABULARY)))
+        self.teacher = self.reference.flip(-1)
 
     def values(self, table: Tensor, prompts: Index, completions: Index) -> Tensor:
         """Of the state before each token, read off a table [prompt, state]: [T]."""
@@ -98,7 +99,9 @@ class Trainer:
 
     def experience(self, step: int) -> tuple[Evidence, Index, Index]:
         """Sampled from the policy and scored; for DPO, a dataset drawn from a uniform table and labelled."""
-        world, is_dataset = self.world, self.algorithm.needs.dataset
+        world, needs = self.world, self.algorithm.needs
+        is_dataset = needs.dataset and not needs.teacher
+        reference = world.teacher if needs.teacher else world.reference
         sampler = torch.zeros_like(self.policy) if is_dataset else self.policy.detach()
         prompts, completions = world.sample(sampler, self.config.num_generations * self.config.prompts_per_step)
         tokens = world.tokens.take(completions)
@@ -114,7 +117,7 @@ class Trainer:
         evidence = Evidence(
             experience=experience,
             rewards=world.preferences(prompts, completions) if is_dataset else world.rewards[prompts, completions],
-            reference_logprobs=array(world.logprobs(world.reference, prompts, completions)),
+            reference_logprobs=array(world.logprobs(reference, prompts, completions)),
             values=array(world.values(self.critic, prompts, completions)),
             seed=step,
         )
@@ -223,3 +226,44 @@ def test_grpo_with_the_kl_in_the_loss(group_size: int) -> None:
     assert kl(policy, tilted(world)) > 0.02
     if group_size > 100:
         assert_reaches(hyperbolic(world, BETA), policy, world)
+
+
+def test_distillation_by_policy_gradient_reaches_the_teacher() -> None:
+    world = World(TWO_TOKENS, seed=0)
+    settings = {"type": "distill", "objective": "policy_gradient", "beta": 1.0, "num_generations": 64}
+    policy = Trainer(world, steps=200, lr=0.1, prompts_per_step=1, **settings).run()
+    assert_reaches(world.probabilities(world.teacher), policy, world)
+
+
+def test_the_policy_gradient_of_distillation_is_that_of_the_reverse_kl_in_each_state() -> None:
+    """Over all 13 completions: Σ_y π(y) Σ_t ∇(−ρ_t A_t) = Σ_s π(s) ∇KL(π(·|s)‖π_T)."""
+    world = World(TWO_TOKENS, seed=1)
+    trainer = Trainer(world, steps=1, lr=0.1, type="distill", objective="policy_gradient", beta=1.0, num_generations=13)
+    policy, probabilities = trainer.policy, world.probabilities(trainer.policy)
+    prompts, completions = np.repeat(np.arange(PROMPTS), 13), np.tile(np.arange(13), PROMPTS)
+    old, teacher = (array(world.logprobs(table, prompts, completions)) for table in (policy, world.teacher))
+    tokens = world.tokens.take(completions)
+    batch = TrainBatch(
+        prompts=Ragged.of([[p] for p in prompts]),
+        completions=tokens,
+        row_offsets=np.arange(len(prompts) + 1),
+        old_logprobs=old,
+        advantages=teacher - old,
+    )
+    estimated = torch.zeros_like(policy)
+    for row in range(len(prompts)):
+        rows = np.array([row])
+        micro_batch = MicroBatch.of(batch, rows, totals_of(batch, rows))
+        logprobs = world.logprobs(policy, prompts[rows], completions[rows])
+        mean = trainer.algorithm.loss(logprobs, micro_batch, trainer.config)[0]
+        weight = probabilities[prompts[row], completions[row]] * tokens.lengths[row]
+        estimated += weight * torch.autograd.grad(mean, policy)[0]
+
+    ours, theirs = policy.log_softmax(-1), world.teacher.log_softmax(-1)
+    kls = (ours.exp() * (ours - theirs)).sum(-1)  # [prompt, state]
+    occupancy = torch.cat(
+        [torch.ones(PROMPTS, 1), ours.detach().exp()[:, 0, 1:]], 1
+    )  # state s > 0: its token came first
+    exact = torch.autograd.grad((occupancy * kls).sum(), policy)[0]
+    assert exact.abs().max() > 0.1
+    torch.testing.assert_close(estimated, exact, atol=1e-6, rtol=1e-5)

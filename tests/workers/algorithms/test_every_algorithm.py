@@ -42,6 +42,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"type": "dpo", "loss_type": "simpo", "beta": 2.0, "pairs_per_prompt": 2},
     {"type": "reward_model", "center_rewards_coefficient": 0.1, "margin_weight": 0.5},
     {"type": "rejection_sampling", "keep_best": 2, "min_reward": -0.5},
+    {"type": "distill"},
+    {"type": "distill", "objective": "policy_gradient", "beta": 1.0},
 ]
 
 
@@ -64,6 +66,7 @@ class Case:
             reference=-rng.exponential(size=t),
             values=rng.normal(size=t),
             finish=rng.choice([Finish.stop, Finish.stop, Finish.length], n),
+            hidden=rng.normal(size=(t, 3)),
         )
         is_critic = settings.get("critic", False)
         algorithm = ALGORITHMS[settings["type"]]
