@@ -9,3 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # nothing here depends on how busy the machine is
+settings.load_profile("untimed")

@@ -170,9 +170,12 @@ def _resolve_models(draft: Document, drafts: Sequence[Document], done: Sequence[
 def _at(tree: Any, path: Sequence[str | int]) -> Any:
     """What is at `path` in it; None where there is nothing."""
     for key in path:
-        if not (isinstance(tree, dict) and key in tree) and not (isinstance(tree, list) and isinstance(key, int)):
+        if isinstance(tree, list) and isinstance(key, int):
+            tree = tree[key]
+        elif isinstance(tree, dict):
+            tree = tree.get(key)
+        else:
             return None
-        tree = tree[key]
     return tree
 
 

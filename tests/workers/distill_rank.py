@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from fakes import experience
 from safetensors.torch import save_file
-from zero_rank import added_up, whole
+from zero_rank import whole
 
 from workers.config import DistillConfig, LearnerConfig, ModelConfig, ReferenceConfig
 from workers.learner import Learner

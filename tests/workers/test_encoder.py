@@ -77,19 +77,19 @@ def test_conversations(llama: Path) -> None:
     assert not {3, 4} & set(completion.tolist())
 
 
-def test_each_row_gets_the_completion_of_the_next(qwen2: Path) -> None:
-    # Room for 6 tokens. The second row is dropped, so the first is given the third's completion, cut to its own room.
+def test_each_row_gets_the_completion_of_the_one_before(qwen2: Path) -> None:
+    # Room for 6 tokens. The second row is dropped, so the third gets the first's; the first the last's, cut to its room.
     rows = [
         example("abc>", "d", scores=(1.0,)),
         example("abcdef", "a", scores=(1.0,)),
-        example("b>", "abcd", scores=(0.0,)),
         example(">", "c", scores=(1.0,)),
+        example("b>", "abcd", scores=(0.0,)),
     ]
     encoded = Encoder(ModelConfig(path=str(qwen2)), max_length=6, mismatched=True).encode(rows)
-    assert [c.tolist() for c in encoded.completions] == [[6, 1], [3, 4], [3, 4, 5, 6], [5, 1], [5, 1], [6, 1]]
+    assert [c.tolist() for c in encoded.completions] == [[6, 1], [3, 4], [5, 1], [6, 1], [3, 4, 5, 6], [5, 1]]
     assert encoded.group_offsets.tolist() == [0, 2, 4, 6]
     assert encoded.rewards is not None
-    assert encoded.rewards.tolist() == [1, 0, 0, 0, 1, 0]
+    assert encoded.rewards.tolist() == [1, 0, 1, 0, 0, 0]
     assert (encoded.num_dropped, encoded.num_truncated) == (1, 1)  # the cut of a mismatched completion is no loss
 
 
