@@ -61,7 +61,7 @@ def learn(
         )
         learner = Learner(engine, model, config, ALGORITHM, head="logprobs", seed=0, max_steps=STEPS)
         told = [learner.step(i, given(), None, read_shares(out, 2), None) for i in range(STEPS)]
-        divergences = [added_up(stats.sums["divergence"]) for stats in told]
+        divergences = [engine.sum(stats.sums["divergence"]) for stats in told]
         weights = whole(engine)
         if rank == 0:
             save_file(weights, out / f"{name}.safetensors")

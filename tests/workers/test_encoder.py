@@ -78,7 +78,7 @@ def test_conversations(llama: Path) -> None:
 
 
 def test_each_row_gets_the_completion_of_the_one_before(qwen2: Path) -> None:
-    # Room for 6 tokens. The second row is dropped, so the third gets the first's; the first the last's, cut to its room.
+    # Room for 6 tokens. The second row is dropped, so the third gets the first's; the first the last's, cut.
     rows = [
         example("abc>", "d", scores=(1.0,)),
         example("abcdef", "a", scores=(1.0,)),
