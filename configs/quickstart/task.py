@@ -69,13 +69,14 @@ def _demonstration(letters: str, right: str, rng: random.Random) -> dict[str, st
 
 
 def _preference(letters: str, right: str, rng: random.Random) -> dict[str, str]:
-    """The right answer before a wrong one: the careless one half the time, else one with two letters swapped, a letter
-    left out, or one written twice."""
+    """The right answer before a wrong one: the careless one, one with a letter left out, or one with two letters
+    swapped, a letter written twice, or a letter that was not asked for."""
     i, j = sorted(rng.sample(range(len(right)), 2))
+    careless, short = right[:-2] + right[-1] + right[-2], right[:i] + right[i + 1 :]
     swapped = right[:i] + right[j] + right[i + 1 : j] + right[i] + right[j + 1 :]
-    others = (swapped, right[:i] + right[i + 1 :], right[:i] + right[i] + right[i:])
-    careless = right[:-2] + right[-1] + right[-2]
-    return {"prompt": f"{letters}>", "chosen": right, "rejected": rng.choice((careless, rng.choice(others)))}
+    foreign = right[:i] + rng.choice([x for x in LETTERS if x not in right]) + right[i + 1 :]
+    other = rng.choice((swapped, right[:i] + right[i] + right[i:], foreign))
+    return {"prompt": f"{letters}>", "chosen": right, "rejected": rng.choice((careless, short, other))}
 
 
 def main() -> None:
