@@ -70,7 +70,7 @@ def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, s
     if name == "preferences":
         return {"prompt": prompt, "chosen": right, "rejected": careless}
     if name.endswith("pairs"):
-        return {"prompt": prompt, "chosen": right, "rejected": rng.choice((careless, _wrong(right, rng)))}
+        return {"prompt": prompt, "chosen": right, "rejected": _wrong(right, careless, rng)}
     if name in ("demonstrations", "feedback"):
         written = careless if rng.random() < CARELESS[len(letters)] else right
         label = {"label": written == right} if name == "feedback" else {}
@@ -78,11 +78,15 @@ def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, s
     return {"prompt": prompt, "solution": right}
 
 
-def _wrong(right: str, rng: random.Random) -> str:
-    """With two letters swapped, a letter left out, or one written twice."""
+def _wrong(right: str, careless: str, rng: random.Random) -> str:
+    """The careless answer, one with a letter left out, or one with two letters swapped, a letter written twice, or a
+    letter that was not asked for."""
     i, j = sorted(rng.sample(range(len(right)), 2))
+    short = right[:i] + right[i + 1 :]
     swapped = right[:i] + right[j] + right[i + 1 : j] + right[i] + right[j + 1 :]
-    return rng.choice((swapped, right[:i] + right[i + 1 :], right[:i] + right[i] + right[i:]))
+    foreign = right[:i] + rng.choice([x for x in LETTERS if x not in right]) + right[i + 1 :]
+    other = rng.choice((swapped, right[:i] + right[i] + right[i:], foreign))
+    return rng.choice((careless, short, other))
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ With ρ = log π(y|x) − log π_ref(y|x) and z = max(0, mean of ρ over mismatc
     desirable     L(y) = desirable_weight · (1 − σ(β (ρ − z)))
     undesirable   L(y) = undesirable_weight · (1 − σ(β (z − ρ)))
 
-and L is the mean over the update's completions. A mismatched completion is that of the next
-row: in `baseline`, which the learner measures before every update. z passes no gradient. At π = π_ref a
+and L is the mean over the update's completions. A mismatched completion is that of the row
+before: in `baseline`, which the learner measures before every update. z passes no gradient. At π = π_ref a
 completion costs half its weight.
 
 What is optimised. Not a likelihood: the cost is a straight line in σ(β (ρ − z)), so where a completion is
