@@ -25,15 +25,15 @@ from orchestrator.errors import Interrupted, RlhfError
 from orchestrator.evaluation.held_out import HeldOut
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
-from orchestrator.pipeline.anchor import Anchor, NoAnchor, ReferenceAnchor
+from orchestrator.pipeline.anchor import Anchor, BaseAnchor, NoAnchor, ReferenceAnchor
 from orchestrator.pipeline.learning import Learners
-from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
+from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.recorder import Recorder
-from orchestrator.run.roles import gang_plans
+from orchestrator.run.roles import gang_plans, shares_base
 from orchestrator.run.stop import Stop
 from workers.config import DpoConfig, FromDataset, Sampled
 from workers.learner import Learner
@@ -92,6 +92,7 @@ class Attempt:
                 if self._cluster is not None:
                     self._cluster.shutdown()
                 Path(self._segment).unlink(missing_ok=True)
+                shutil.rmtree(directory.adapters, ignore_errors=True)
             ledger.append(Fact.finished, attempt=self._number, step=self._turns)
             directory.write_exit(
                 cause="completed", message="all steps done", exit_code=0, attempt=self._number, step=self._turns
@@ -206,15 +207,18 @@ class Attempt:
         )
 
     def _anchor(self, gangs: Mapping[str, Gang[Any]], version: int) -> Anchor:
-        if "reference" not in gangs:
+        config = self._config
+        if not config.algorithm.needs_reference:
             return NoAnchor()
-        on_policy = NEEDS[self._config.algorithm.type].on_policy
+        temperature = config.rollout.temperature if NEEDS[config.algorithm.type].on_policy else 1.0
+        if shares_base(config):
+            return BaseAnchor(gangs["policy"], temperature=temperature, cache=config.reference.cache)
         return ReferenceAnchor(
             gangs["reference"],
             gangs["policy"],
-            self._config.reference,
-            temperature=self._config.rollout.temperature if on_policy else 1.0,
-            sampling_temperature=self._config.rollout.temperature,
+            config.reference,
+            temperature=temperature,
+            sampling_temperature=config.rollout.temperature,
             directory=self._directory.reference,
             version=version,
         )
@@ -222,6 +226,8 @@ class Attempt:
     def _publisher(self, gangs: Mapping[str, Gang[Any]], *, cuda: bool) -> Publisher:
         if "rollout" not in gangs:
             return NoPublisher()
+        if self._config.model.lora is not None:
+            return AdapterPublisher(gangs["policy"], gangs["rollout"], directory=self._directory.adapters)
         return EnginePublisher(
             gangs["policy"],
             gangs["rollout"],

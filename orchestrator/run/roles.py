@@ -26,7 +26,7 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
     if NEEDS[config.algorithm.type].critic:
         critic = config.critic or config.policy
         plans.append(_learner("critic", critic, config, model, cuda=cuda, max_steps=max_steps))
-    if config.algorithm.needs_reference:
+    if config.algorithm.needs_reference and not shares_base(config):
         plans.append(_reference(config, model, cuda=cuda))
     if config.data.prompts is not None or config.data.eval_prompts is not None:
         plans += [_rollout(config, model, cuda=cuda), _reward(config, model)]
@@ -34,6 +34,11 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         encoder: Mapping[str, Any] = {"model": model, "max_length": config.data.max_length}
         plans.append(_plan("dataset", Encoder, [encoder], config, gpus=0))
     return plans
+
+
+def shares_base(config: RunConfig) -> bool:
+    """Whether the model under the policy's adapters is the reference, for ever: then no second one is loaded."""
+    return config.model.lora is not None and config.reference.refresh == "never"
 
 
 def _learner(
@@ -54,6 +59,7 @@ def _learner(
 
 def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
     settings = config.reference
+    model = model.model_copy(update={"lora": None})  # it holds whole models: the base, then merged ones
     members = [
         {"model": model, "config": settings, "rank": rank, "cuda": cuda, "chunk": config.policy.logprob_chunk_tokens}
         for rank in range(settings.num_ranks)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from zero_gang import run_ranks
 from zero_rank import ALGORITHM, BATCHES, FRESH
 
 pytestmark = pytest.mark.stack
 
-HERE = Path(__file__).parent
 SMALL = {"tokens_per_micro_batch": 6}
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of LearnerConfig
     "one-rank": (1, {}),
@@ -33,51 +29,18 @@ SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of Lear
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run_ranks(world_size: int, models: dict[str, Path], out: Path) -> None:
-    """All settings of this number of ranks, for each model, in one gang."""
-    settings = {
-        f"{family}-{name}": (str(path), fields)
-        for family, path in models.items()
-        for name, (size, fields) in SETTINGS.items()
-        if size == world_size
-    }
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONWARNINGS": "ignore",
-    }
-    arguments = [str(a) for a in (world_size, free_port(), out, json.dumps(settings))]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, HERE / "zero_rank.py", str(rank), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        told = [rank.communicate(timeout=180)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(told)
-
-
 @pytest.fixture(scope="module")
 def out(qwen2: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory with what one rank and two ranks made of both models."""
     directory = tmp_path_factory.mktemp("zero")
     for world_size in (1, 2):
-        run_ranks(world_size, {"qwen2": qwen2, "llama": llama}, directory)
+        settings = {
+            f"{family}-{name}": (str(path), fields)
+            for family, path in {"qwen2": qwen2, "llama": llama}.items()
+            for name, (size, fields) in SETTINGS.items()
+            if size == world_size
+        }
+        run_ranks(world_size, settings, directory)
     return directory
 
 

@@ -6,6 +6,9 @@ SETTINGS is a JSON object: a name, the model's directory, and fields of LearnerC
 are published to OUT/<name>.safetensors after three updates, and to OUT/<name>-fresh.safetensors after one more with a
 fresh optimizer; to OUT/<name>.json their description, statistics, and whether another learner, that loaded what this
 one had saved after two updates, made the third one to the bit.
+
+With `lora` among the fields also the adapters, at the start (OUT/<name>-start) and at the end (OUT/<name>-adapter), and
+the frozen base after all updates (OUT/<name>-base.safetensors).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from fakes import experience
 from safetensors.torch import save_file
 
-from workers.config import LearnerConfig, ModelConfig, SftConfig
+from workers.config import LearnerConfig, LoraConfig, ModelConfig, SftConfig
 from workers.learner import Learner
 from workers.types import Experience
 
@@ -44,6 +47,8 @@ def batch(step: int) -> list[Experience]:
 
 def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.device, out: Path) -> None:
     learner, engine = start(model, config, device)
+    if model.lora is not None:
+        learner.send_adapter(str(out / f"{name}-start"), 0)
     stats = [learner.step(i, batch(i), None, None, None) for i in range(SAVED)]
     learner.save(str(out / f"{name}-checkpoint"), {"turn": SAVED})
     stats += [learner.step(i, batch(i), None, None, None) for i in range(SAVED, FRESH)]
@@ -55,6 +60,11 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
     engine.reset_optimizer()
     stats.append(learner.step(FRESH, batch(FRESH), None, None, None))
     fresh = whole(engine)
+    if model.lora is not None:
+        learner.send_adapter(str(out / f"{name}-adapter"), len(BATCHES))
+        base = base_of(engine)
+        if engine.rank == 0:
+            save_file(base, out / f"{name}-base.safetensors")
     losses = [added_up(s.sums["loss"]) for s in stats]
     if engine.rank == 0:
         save_file(after, out / f"{name}.safetensors")
@@ -87,6 +97,15 @@ def whole(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in engine.weights()}
 
 
+def base_of(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """The weights under the adapters."""
+    from workers.engines import hf_models
+
+    named = hf_models.weight_names(engine._module)
+    with engine._gathered(list(named.values())):
+        return {name: weight.detach().clone() for name, weight in named.items()}
+
+
 def main() -> None:
     from workers.engines.deepspeed_engine import join
 
@@ -94,8 +113,10 @@ def main() -> None:
     out, settings = Path(sys.argv[4]), json.loads(sys.argv[5])
     device = join(rank=rank, world_size=world_size, address="127.0.0.1", port=port, cuda=False)
     for name, (path, changes) in settings.items():
-        model = ModelConfig(path=path, dtype="float32")
-        run(name, model, LearnerConfig(num_ranks=world_size, **changes), device, out)
+        fields = {key: value for key, value in changes.items() if key != "lora"}
+        adapters = LoraConfig(**changes["lora"]) if "lora" in changes else None
+        model = ModelConfig(path=path, dtype="float32", lora=adapters)
+        run(name, model, LearnerConfig(num_ranks=world_size, **fields), device, out)
     torch.distributed.destroy_process_group()
 
 

@@ -9,7 +9,14 @@ from workers.config.optimisation import FromDataset, Optimisation, Sampled
 from workers.config.policy_gradient import GrpoConfig, PpoConfig
 from workers.config.preferences import DpoConfig
 from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, RewardConfig
-from workers.config.roles import LearnerConfig, ModelConfig, ReferenceConfig, RewardWorkersConfig, RolloutConfig
+from workers.config.roles import (
+    LearnerConfig,
+    LoraConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RewardWorkersConfig,
+    RolloutConfig,
+)
 from workers.config.supervised import SftConfig
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "FunctionRewardConfig",
     "GrpoConfig",
     "LearnerConfig",
+    "LoraConfig",
     "MathRewardConfig",
     "ModelConfig",
     "NonNegative",

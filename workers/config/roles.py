@@ -9,6 +9,15 @@ from pydantic import Field, model_validator
 from workers.config.base import Count, Positive, Settings
 
 
+class LoraConfig(Settings):
+    """Low-rank adapters in a frozen model (arXiv 2106.09685); names are peft's."""
+
+    r: Annotated[int, Field(ge=1, le=512)] = 16
+    lora_alpha: Count = 32  # the update is scaled by lora_alpha / r
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+
+
 class ModelConfig(Settings):
     """The model that training starts from: a Hugging Face directory or hub id, or the result of an earlier stage."""
 
@@ -16,6 +25,7 @@ class ModelConfig(Settings):
     from_stage: str | None = None  # name of an earlier stage of the same recipe
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     trust_remote_code: Literal[False] = False
+    lora: LoraConfig | None = None  # None: all weights are trained
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
     @model_validator(mode="after")

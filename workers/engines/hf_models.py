@@ -24,7 +24,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from workers.config import ModelConfig
+from workers.config import LoraConfig, ModelConfig
+from workers.engines import lora as adapters
 from workers.engines.attention import packed_attention
 from workers.engines.heads import TokenLogprobs, TokenValues
 from workers.types import Text
@@ -42,22 +43,26 @@ class ModelError(Exception):
 # ------------------------------------------------------------------------------------------------ models
 
 
-def load_policy(path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, Any] | None = None) -> TokenLogprobs:
+def load_policy(
+    path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, Any] | None = None, lora: LoraConfig | None = None
+) -> TokenLogprobs:
     """The causal language model at `path` as a module that answers log-probabilities.
 
     With `deepspeed` (a ZeRO-3 config) the weights are partitioned while they are loaded, so that no rank ever holds the
     whole model.
     """
-    return TokenLogprobs(_load(path, dtype, deepspeed), chunk)
+    return TokenLogprobs(_load(path, dtype, deepspeed, lora), chunk)
 
 
-def load_critic(path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = None) -> TokenValues:
-    """The decoder of the model at `path` with a value head that starts at zero."""
-    model = _load(path, dtype, deepspeed)
+def load_critic(
+    path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = None, lora: LoraConfig | None = None
+) -> TokenValues:
+    """The decoder of the model at `path` with a value head that starts at zero. The head is trained whole."""
+    model = _load(path, dtype, deepspeed, lora)
     return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
 
 
-def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
+def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None) -> Any:
     sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
     model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="packed")
     del sharding
@@ -66,6 +71,8 @@ def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
             raise ModelError(
                 f"{path}: models with `{unsupported}` are not supported; their log-probabilities would be wrong"
             )
+    if lora is not None:
+        adapters.attach(model, lora)
     return model
 
 
@@ -88,8 +95,8 @@ def layer_classes(module: TokenLogprobs | TokenValues) -> list[str]:
 
 def weight_names(module: TokenLogprobs) -> dict[str, nn.Parameter]:
     """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
-    tied head keeps its old one."""
-    return dict(module.model.named_parameters(remove_duplicate=False))
+    tied head keeps its old one. With adapters: the base's."""
+    return adapters.base_names(module.model.named_parameters(remove_duplicate=False))
 
 
 def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
