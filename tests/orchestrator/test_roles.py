@@ -18,6 +18,7 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 GANGS = {
     "base.yaml": {"policy": 2, "dataset": 1},
     "grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "grpo_lora.yaml": {"policy": 2, "rollout": 1, "reward": 1},
     "iterative_dpo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1},
     "ppo.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
 }
@@ -86,6 +87,18 @@ def test_a_reference_that_weighs_nothing_is_not_loaded() -> None:
 
     assert "reference" in roles("grpo.yaml", "algorithm.beta=0.1")
     assert "reference" not in roles("ppo.yaml", "algorithm.kl_coef=0.0")
+
+
+def test_adapters_need_a_reference_only_when_it_moves() -> None:
+    adapted = "model.lora={r: 8}"
+    for recipe in ("ppo.yaml", "iterative_dpo.yaml"):
+        plans = gang_plans(config(recipe, adapted, "reference={refresh: never}"), cuda=False, max_steps=4)
+        assert "reference" not in {p.role for p in plans}
+    moving = gang_plans(config("iterative_dpo.yaml", adapted), cuda=False, max_steps=4)
+    lora = {p.role: p.arguments[0]["model"].lora for p in moving if p.role in ("policy", "reference", "rollout")}
+    assert lora["policy"] is not None
+    assert lora["policy"] == lora["rollout"]
+    assert lora["reference"] is None, "it is given merged models"
 
 
 def test_no_secret_and_no_accelerator_on_a_cpu() -> None:

@@ -15,7 +15,13 @@ class LoraConfig(Settings):
     r: Annotated[int, Field(ge=1, le=512)] = 16
     lora_alpha: Count = 32  # the update is scaled by lora_alpha / r
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # names as `q_proj`; never the output layer
+
+    @model_validator(mode="after")
+    def some_targets(self) -> Self:
+        if not self.target_modules:
+            raise ValueError("model.lora.target_modules is empty: name a linear layer, or write all-linear")
+        return self
 
 
 class ModelConfig(Settings):

@@ -64,7 +64,7 @@ def attach(model: Any, config: LoraConfig) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         inject_adapter_in_model(_peft_config(config, None, config.target_modules), model, NAME)
-    # The embeddings are frozen too. ZeRO-3 follows the backward pass by what has a gradient on its way into a layer, and
+    # The embeddings are frozen too. ZeRO-3 follows the backward pass by what has a gradient on its way into a layer and
     # would take the first layer's weights away too early.
     model.enable_input_require_grads()
 

@@ -196,7 +196,7 @@ class VllmEngine:
 
 def _padded(rank: int) -> int:
     """The smallest rank vLLM has room for that is no smaller."""
-    return min(size for size in get_args(MaxLoRARanks) if size >= rank)
+    return int(min(size for size in get_args(MaxLoRARanks) if size >= rank))
 
 
 def _version(adapter: LoRARequest | None) -> int:
