@@ -209,7 +209,8 @@ class Learner:
         )
 
     def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShare:
-        """This rank's share of the log-probabilities of the frozen model under the adapters: the reference, for free.
+        """This rank's share of the log-probabilities of the frozen model under the adapters, which is the
+        reference where there is no second model.
 
         It never changes, so with `cache` rows of a dataset are computed once.
         """
