@@ -61,7 +61,8 @@ class EnginePublisher:
 
 
 class AdapterPublisher:
-    """Adapters alone, from the policy gang to the rollout gang, by way of a directory of the run; the base stays."""
+    """Adapters alone, from the policy gang to the rollout gang, by way of a directory of the run, which
+    all nodes see as they see its checkpoints. The base stays where it is."""
 
     def __init__(self, policy: Gang[Learner], rollout: Gang[Rollout], *, directory: Path) -> None:
         self._policy, self._rollout, self._directory = policy, rollout, directory

@@ -117,6 +117,13 @@ def test_norms_losses_and_checkpoint(name: str, out: Path, plain: Plain) -> None
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+def test_a_critic_keeps_its_adapters_and_its_whole_head(name: str, out: Path) -> None:
+    told = json.loads((out / f"{name}.json").read_text())
+    assert told["critic_adapters_learned"]
+    assert told["critic_resumed_to_the_bit"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_checkpoint_holds_no_base(name: str, out: Path) -> None:
     """It is where model.path says; 70 billion frozen weights are not written again at every checkpoint."""
     states = torch.load(_first(out / f"{name}-checkpoint"), weights_only=False)

@@ -18,13 +18,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from fakes import experience
 from safetensors.torch import save_file
 
-from workers.config import LearnerConfig, LoraConfig, ModelConfig, SftConfig
+from workers.config import LearnerConfig, LoraConfig, ModelConfig, PpoConfig, SftConfig
 from workers.learner import Learner
-from workers.types import Experience
+from workers.types import Experience, TokenShare
 
 if TYPE_CHECKING:
     from workers.engines.deepspeed_engine import DeepSpeedEngine
@@ -63,6 +64,7 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
     if model.lora is not None:
         learner.send_adapter(str(out / f"{name}-adapter"), len(BATCHES))
         base = base_of(engine)
+        critic = critic_of(model, config, device, out / f"{name}-critic")
         if engine.rank == 0:
             save_file(base, out / f"{name}-base.safetensors")
     losses = [added_up(s.sums["loss"]) for s in stats]
@@ -77,6 +79,8 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
             "grad_norms": [s.facts["grad_norm"] for s in stats],
             "losses": losses,
         }
+        if model.lora is not None:
+            told |= critic
         (out / f"{name}.json").write_text(json.dumps(told))
 
 
@@ -104,6 +108,30 @@ def base_of(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     named = hf_models.weight_names(engine._module)
     with engine._gathered(list(named.values())):
         return {name: weight.detach().clone() for name, weight in named.items()}
+
+
+def critic_of(model: ModelConfig, config: LearnerConfig, device: torch.device, checkpoint: Path) -> dict[str, bool]:
+    """What of an adapted critic has learned after two steps, and whether another one that loads it answers the same."""
+    from workers.engines.deepspeed_engine import DeepSpeedEngine
+
+    ppo = PpoConfig(type="ppo", critic_learning_rate=1e-2)
+    given = [experience([([3, 4, 5], [[6, 7, 1]]), ([9, 10], [[5, 1]])], logprobs=[-1.0] * 5, rewards=[1.0, 2.0])]
+    critics = []
+    for _ in range(2):
+        engine = DeepSpeedEngine(model, config, ppo, head="values", device=device, seed=0)
+        critics.append((Learner(engine, model, config, ppo, head="values", seed=0, max_steps=4), engine))
+    (learner, engine), (other, _) = critics
+    for step in range(2):  # the head starts at zero: the first step moves it alone
+        zeros = [TokenShare(completions=np.arange(2), values=np.zeros(5, np.float32))]
+        learner.step(step, given, None, zeros, zeros)
+    learner.save(str(checkpoint), {})
+    other.load(str(checkpoint))
+    moved = [bool(tensor.any()) for name, tensor in engine.adapter() if "lora_B" in name]
+    before, after = learner.infer(given).values, other.infer(given).values
+    return {
+        "critic_adapters_learned": all(moved),
+        "critic_resumed_to_the_bit": len(after) > 0 and after.tolist() == before.tolist() and bool(before.all()),
+    }
 
 
 def main() -> None:
