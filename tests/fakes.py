@@ -155,6 +155,10 @@ class FakeLearner:
         self._events.append(f"{self._name}: infer")
         return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
 
+    def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShare:
+        self._events.append(f"{self._name}: base logprobs at {temperature:g}{' cached' if cache else ''}")
+        return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
+
     def open_weights(self, segment: str | None, rendezvous: Rendezvous | None) -> Manifest:
         self._events.append(f"{self._name}: open weights")
         entry = Entry(name="w", dtype="float32", shape=(1,), offset=0)

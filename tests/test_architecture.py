@@ -54,6 +54,7 @@ ONE_ADDRESS = {
     "vllm": "workers/engines/vllm_engine.py",
     "deepspeed": "workers/engines/deepspeed_engine.py",
     "transformers": "workers/engines/hf_models.py",
+    "peft": "workers/engines/lora.py",
     "ray": "orchestrator/cluster/",
 }
 

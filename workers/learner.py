@@ -22,7 +22,7 @@ from workers.engines.base import TrainingEngine
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.needs import Head
 from workers.packing import input_lengths, members, pack, plan, updates
-from workers.scoring import IDLE, score_tokens
+from workers.scoring import IDLE, Memory, score_tokens
 from workers.types import (
     Evidence,
     Experience,
@@ -101,6 +101,7 @@ class Learner:
             self._learning_rate = algorithm.critic_learning_rate
         assert model.path is not None
         self._pad = hf_models.padding_token(model.path) if head == "scores" else None
+        self._memory = Memory()  # of the frozen base's answers
         self._segment: Segment | None = None
         self._sender: Any = None
 
@@ -255,6 +256,22 @@ class Learner:
             rewards = implicit_rewards(share, reference, experience.completions, self._algorithm.beta)
         return pair_margins(experience, share.completions, rewards)
 
+    def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShare:
+        """This rank's share of the log-probabilities of the frozen model under the adapters, which is the
+        reference where there is no second model.
+
+        It never changes, so with `cache` rows of a dataset are computed once.
+        """
+        dataset = parts[0].logprobs is None
+        return score_tokens(
+            parts,
+            lambda packed: self._engine.infer(packed, temperature, adapted=False).cpu().numpy(),
+            rank=self._engine.rank,
+            world_size=self._engine.world_size,
+            budget=self._config.tokens_per_micro_batch,
+            memory=self._memory if dataset and cache else None,
+        )
+
     # -------------------------------------------------------------------------------------------- weights
 
     def open_weights(self, segment: str | None, rendezvous: Rendezvous | None) -> Manifest:
@@ -281,9 +298,28 @@ class Learner:
                 pass
         return time.perf_counter() - started
 
-    def export(self, directory: str) -> None:
-        """Write the model as a Hugging Face directory (rank 0), all ranks gathering."""
+    def send_adapter(self, directory: str, version: int) -> float:
+        """Write the adapters of `version` into `directory` (rank 0), all ranks gathering. Returns seconds."""
+        started = time.perf_counter()
+        self._write_adapter(Path(directory), version)
+        return time.perf_counter() - started
+
+    def _write_adapter(self, directory: Path, version: int | None = None) -> None:
+        from workers.engines import lora
+
+        assert self._model.lora is not None
         assert self._model.path is not None
+        # Each is whole only until the next one comes.
+        tensors = {name: tensor.cpu().clone() for name, tensor in self._engine.adapter() if self._engine.rank == 0}
+        if self._engine.rank == 0:
+            lora.write(directory, self._model.lora, self._model.path, tensors, version)
+
+    def export(self, directory: str) -> None:
+        """Write the model as a Hugging Face directory (rank 0), all ranks gathering. With adapters it is the merged
+        model, and `adapter/` in it what was merged, for peft."""
+        assert self._model.path is not None
+        if self._model.lora is not None:
+            self._write_adapter(Path(directory) / "adapter")
         if self._engine.rank == 0:
             hf_models.export(self._model.path, self._engine.describe_weights(), self._engine.weights(), Path(directory))
         else:

@@ -72,7 +72,10 @@ class Rollout:
                 f"{config.max_completion_length} = {max_model_len} is more than the {limit} positions of {model.path}; "
                 "lower one of them"
             )
-        self._engine = VllmEngine(model.path, model.dtype, max_model_len, config, seed=seed, cuda=cuda)
+        rank = model.lora.r if model.lora is not None else None
+        self._engine = VllmEngine(
+            model.path, model.dtype, max_model_len, config, seed=seed, cuda=cuda, adapter_rank=rank
+        )
         # The first call compiles and allocates: better now, while the other gangs are still starting.
         self.generate([Prompt(id="warm-up", text="a")], Sampling(num_generations=2, max_completion_length=2))
 
@@ -118,4 +121,11 @@ class Rollout:
         """Load a publication; `sent` is the senders' answer and only makes this call wait for it. Returns seconds."""
         started = time.perf_counter()
         self._engine.receive(manifest, version, rank_offset=1 + self._index * self._config.tensor_parallel_size)
+        return time.perf_counter() - started
+
+    def receive_adapter(self, directory: str, version: int, sent: object) -> float:
+        """Load the adapters of `version`; `sent` is the senders' answer and only makes this call wait for it. Returns
+        seconds."""
+        started = time.perf_counter()
+        self._engine.receive_adapter(directory, version)
         return time.perf_counter() - started

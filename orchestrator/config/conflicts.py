@@ -316,6 +316,22 @@ def _pair_loss(config: RunConfig) -> Iterator[Conflict]:
         )
 
 
+def _lora(config: RunConfig) -> Iterator[Conflict]:
+    lora, kind = config.model.lora, config.algorithm.type
+    if lora is not None and NEEDS[kind].head == "scores":
+        yield Conflict(
+            keys=("model.lora", "algorithm.type"),
+            why="a reward model is trained whole: adapters in one are not written yet",
+            fix="remove model.lora",
+        )
+    if lora is not None and lora.lora_dropout > 0 and NEEDS[kind].on_policy:
+        yield Conflict(
+            keys=("model.lora.lora_dropout", "algorithm.type"),
+            why=f"{kind} compares the engine's log-probabilities with the learner's, and only the learner drops out",
+            fix="set model.lora.lora_dropout to 0.0",
+        )
+
+
 def _reporting(config: RunConfig) -> Iterator[Conflict]:
     if "wandb" not in config.report_to and config.wandb != type(config.wandb)():
         yield Conflict(
@@ -326,6 +342,6 @@ def _reporting(config: RunConfig) -> Iterator[Conflict]:
 
 
 RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
-    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _reporting,
+    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _lora, _reporting,
     _pair_loss, _teacher, _distillation,
 )  # fmt: skip

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config.model_source import check_same_tokens, check_scorer, check_stage, check_writer
 from orchestrator.config.recipe import Recipe
@@ -16,7 +17,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput, Problems
-from workers.config import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig
+from workers.config import FunctionRewardConfig, MathRewardConfig, ModelConfig, ModelRewardConfig
 from workers.needs import NEEDS
 from workers.types import Example, Prompt
 from workers.vocabulary import first_difference, read_vocabulary
@@ -24,6 +25,8 @@ from workers.vocabulary import first_difference, read_vocabulary
 READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the run reads all
 ROWS_LOOKED_AT = 5000
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+NOT_LINEAR = re.compile(r"embed|lm_head|wte|wpe")
+HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 DATA = ("prompts", "dataset", "eval_prompts", "eval_dataset")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -57,7 +60,10 @@ def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
         rows = [r for key in DATA if (r := _data(config, key, problems))]
         of_stage = Problems()
         _enough_rows(config, rows, of_stage)
-        _models(config, rows, {str(s.model_directory): s for s in recipe.before(config)}, of_stage)
+        produced = {str(stage.model_directory): stage for stage in recipe.before(config)}
+        _models(config, rows, produced, of_stage)
+        if config.model.path is not None and config.model.path not in produced:
+            _lora_targets(config.model, of_stage)
         if config.teacher is not None and config.teacher.model.path is not None:
             _same_tokenizer(config, recipe, config.teacher.model.path, of_stage)
         _rewards(config, rows, of_stage)
@@ -182,6 +188,43 @@ def _model(path: str, where: str, conversational: bool, problems: Problems) -> N
         why = "the data are conversations, and the tokenizer does not say how to write one as text"
         fix = "put a chat_template.jinja into the model directory, or use prompts that are plain text"
         problems.add("no chat template in it", where=where, why=why, fix=fix)
+
+
+def _lora_targets(model: ModelConfig, problems: Problems) -> None:
+    """Every name in `target_modules` must be that of a linear layer, as far as a local model's files tell."""
+    if model.lora is None or model.lora.target_modules == "all-linear":
+        return
+    assert model.path is not None
+    files = sorted(Path(model.path).expanduser().glob("*.safetensors"))
+    # A weight with two dimensions that looks nothing up and is not the output layer's.
+    layers = [
+        name.removesuffix(".weight")
+        for file in files
+        for name, about in _tensors(file).items()
+        if name.endswith(".weight") and len(about.get("shape", ())) == 2 and not NOT_LINEAR.search(name)
+    ]
+    there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+    for target in model.lora.target_modules if layers else ():
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            problems.add(
+                f"`{target}` is no linear layer of {model.path}",
+                where="model.lora.target_modules",
+                why=f"adapters go into its decoder's linear layers: {there}",
+                fix="name one of these, or set model.lora.target_modules to all-linear",
+            )
+
+
+def _tensors(file: Path) -> dict[str, dict[str, Any]]:
+    """The header of a safetensors file; empty where it has none that can be read."""
+    with open(file, "rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        if not 0 < size <= HEADER_BYTES:
+            return {}
+        try:
+            header = json.loads(opened.read(size))
+        except ValueError:
+            return {}
+    return {name: about for name, about in header.items() if isinstance(about, dict)}
 
 
 def _starts_with(file: Path, start: bytes) -> bool:

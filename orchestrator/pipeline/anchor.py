@@ -80,6 +80,25 @@ class NoAnchor:
         return None
 
 
+class BaseAnchor:
+    """The model under the policy's adapters is the reference: the policy gang answers for it."""
+
+    version = 0
+
+    def __init__(self, policy: Gang[Learner], *, temperature: float, cache: bool) -> None:
+        """`temperature` is that of the loss."""
+        self._policy, self._temperature, self._cache = policy, temperature, cache
+
+    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
+        pass  # the policy gang is busy learning the step before
+
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
+        return self._policy.all(Learner.base_logprobs, experience, self._temperature, self._cache)
+
+    def decision(self) -> Decision:
+        return Decision(action="keep", reason="it is the model under the adapters", version=self.version)
+
+
 class ReferenceAnchor:
     """A reference gang whose weights may be replaced by the current policy's, by way of a directory."""
 

@@ -8,7 +8,9 @@ unblocks   generation
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from orchestrator.cluster.base import Gang, Handle, wait
@@ -52,6 +54,30 @@ class EnginePublisher:
         # Over NCCL both ends must run at once; a segment is read when it has been written.
         after = None if self._cuda else sent
         self._under_way = self._rollout.all(Rollout.receive_weights, self._manifest, version, after)
+        metrics = {"timing/publish": max(wait(sent))}
+        if received:
+            metrics["timing/receive"] = max(received)
+        return metrics
+
+
+class AdapterPublisher:
+    """Adapters alone, from the policy gang to the rollout gang, by way of a directory of the run, which
+    all nodes see as they see its checkpoints. The base stays where it is."""
+
+    def __init__(self, policy: Gang[Learner], rollout: Gang[Rollout], *, directory: Path) -> None:
+        self._policy, self._rollout, self._directory = policy, rollout, directory
+        shutil.rmtree(directory, ignore_errors=True)  # of an earlier attempt
+        self._under_way: Sequence[Handle[float]] = ()
+        self._newest: Path | None = None
+
+    def publish(self, version: int) -> Metrics:
+        received = wait(self._under_way)
+        for old in self._directory.glob("version-*"):
+            if old != self._newest:
+                shutil.rmtree(old)
+        self._newest = self._directory / f"version-{version}"
+        sent = self._policy.all(Learner.send_adapter, str(self._newest), version)
+        self._under_way = self._rollout.all(Rollout.receive_adapter, str(self._newest), version, sent)
         metrics = {"timing/publish": max(wait(sent))}
         if received:
             metrics["timing/receive"] = max(received)

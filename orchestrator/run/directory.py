@@ -107,6 +107,11 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def adapters(self) -> Path:
+        """Adapters on their way to the engines, while the run is alive."""
+        return self.path / "adapters"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 

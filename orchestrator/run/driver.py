@@ -27,15 +27,15 @@ from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
-from orchestrator.pipeline.anchor import Anchor, NoAnchor, ReferenceAnchor, TeacherAnchor
+from orchestrator.pipeline.anchor import Anchor, BaseAnchor, NoAnchor, ReferenceAnchor, TeacherAnchor
 from orchestrator.pipeline.learning import Learners
-from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
+from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.recorder import Recorder
-from orchestrator.run.roles import asks_states, gang_plans, teacher_samples
+from orchestrator.run.roles import asks_states, gang_plans, shares_base, teacher_samples
 from orchestrator.run.stop import Stop
 from workers.config import DistillConfig, DpoConfig, FromDataset, Sampled
 from workers.learner import Learner
@@ -94,6 +94,7 @@ class Attempt:
                 if self._cluster is not None:
                     self._cluster.shutdown()
                 Path(self._segment).unlink(missing_ok=True)
+                shutil.rmtree(directory.adapters, ignore_errors=True)
             ledger.append(Fact.finished, attempt=self._number, step=self._turns)
             directory.write_exit(
                 cause="completed", message="all steps done", exit_code=0, attempt=self._number, step=self._turns
@@ -210,18 +211,21 @@ class Attempt:
         )
 
     def _anchor(self, gangs: Mapping[str, Gang[Any]], version: int) -> Anchor:
-        if isinstance(self._config.algorithm, DistillConfig):
-            temperature, states = self._config.algorithm.temperature, asks_states(self._config)
+        config = self._config
+        if isinstance(config.algorithm, DistillConfig):
+            temperature, states = config.algorithm.temperature, asks_states(config)
             return TeacherAnchor(gangs["teacher"], temperature=temperature, states=states)
-        if "reference" not in gangs:
+        if not config.algorithm.needs_reference:
             return NoAnchor()
-        on_policy = NEEDS[self._config.algorithm.type].on_policy
+        temperature = config.rollout.temperature if NEEDS[config.algorithm.type].on_policy else 1.0
+        if shares_base(config):
+            return BaseAnchor(gangs["policy"], temperature=temperature, cache=config.reference.cache)
         return ReferenceAnchor(
             gangs["reference"],
             gangs["policy"],
-            self._config.reference,
-            temperature=self._config.rollout.temperature if on_policy else 1.0,
-            sampling_temperature=self._config.rollout.temperature,
+            config.reference,
+            temperature=temperature,
+            sampling_temperature=config.rollout.temperature,
             directory=self._directory.reference,
             version=version,
         )
@@ -229,6 +233,8 @@ class Attempt:
     def _publisher(self, gangs: Mapping[str, Gang[Any]], *, cuda: bool) -> Publisher:
         if "rollout" not in gangs or teacher_samples(self._config):
             return NoPublisher()
+        if self._config.model.lora is not None:
+            return AdapterPublisher(gangs["policy"], gangs["rollout"], directory=self._directory.adapters)
         return EnginePublisher(
             gangs["policy"],
             gangs["rollout"],

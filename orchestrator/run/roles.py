@@ -41,7 +41,7 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         origin = absolute(config.critic_model).path if config.critic_model else model.path
         start = model.model_copy(update={"path": origin})
         plans.append(_learner("critic", critic, config, start, cuda=cuda, max_steps=max_steps))
-    if config.algorithm.needs_reference:
+    if config.algorithm.needs_reference and not shares_base(config):
         plans.append(_reference(config, model, cuda=cuda))
     if config.teacher is not None:
         plans.append(_teacher(config, config.teacher, cuda=cuda))
@@ -58,6 +58,11 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         }
         plans.append(_plan("dataset", Encoder, [encoder], config, gpus=0))
     return plans
+
+
+def shares_base(config: RunConfig) -> bool:
+    """Whether the model under the policy's adapters is the reference, for ever: then no second one is loaded."""
+    return config.model.lora is not None and config.reference.refresh == "never"
 
 
 def _learner(
@@ -79,6 +84,7 @@ def _learner(
 
 def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
     settings = config.reference
+    model = model.model_copy(update={"lora": None})  # it holds whole models: the base, then merged ones
     members = [
         {"model": model, "config": settings, "rank": rank, "cuda": cuda, "chunk": config.policy.logprob_chunk_tokens}
         for rank in range(settings.num_ranks)

@@ -10,7 +10,15 @@ import pytest
 from fakes import Events, FakeLearner, FakeReference
 
 from orchestrator.cluster.local import Done, LocalGang
-from orchestrator.pipeline.anchor import Decision, NoAnchor, ReferenceAnchor, TeacherAnchor, decide, metrics_of
+from orchestrator.pipeline.anchor import (
+    BaseAnchor,
+    Decision,
+    NoAnchor,
+    ReferenceAnchor,
+    TeacherAnchor,
+    decide,
+    metrics_of,
+)
 from workers.config import ReferenceConfig
 from workers.types import Drift
 
@@ -154,3 +162,14 @@ def test_a_teacher_is_asked_once_and_as_soon_as_there_is_something() -> None:
     teacher.logprobs(4, [Done(None)])
     assert len(events) == 4
     assert teacher.decision() is None
+
+
+def test_under_adapters_the_policy_answers_for_its_base() -> None:
+    events: Events = []
+    policy: Any = LocalGang("policy", [FakeLearner(events, rank=rank) for rank in range(2)])
+    base = BaseAnchor(policy, temperature=0.7, cache=True)
+    base.begin(3, [])
+    assert events == [], "the gang is learning the step before"
+    assert len(base.logprobs(3, [])) == 2
+    assert events == ["policy 0: base logprobs at 0.7 cached", "policy 1: base logprobs at 0.7 cached"]
+    assert metrics_of(base.decision(), 3) == {"ref/age": 3.0, "ref/refreshed": 0.0}

@@ -234,6 +234,25 @@ def test_b12_models(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFi
     refused("recipe.yaml", "b12-no-directory", golden, capsys)
 
 
+def test_adapters_for_layers_that_the_model_has_not(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = {
+        "model.embed_tokens.weight": [32, 8],
+        "model.layers.0.self_attn.q_proj.weight": [8, 8],
+        "model.layers.0.self_attn.q_proj.bias": [8],
+        "model.layers.0.mlp.up_proj.weight": [16, 8],
+        "model.norm.weight": [8],
+        "lm_head.weight": [32, 8],
+    }
+    header = json.dumps({n: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    (workshop.path / "model" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    workshop.recipe({"model": "{path: ./model, lora: {target_modules: [up_proj, c_attn, lm_head, proj]}}"})
+    refused("recipe.yaml", "lora-unknown-targets", golden, capsys)
+    workshop.recipe({"model": "{path: ./model, lora: {target_modules: [up_proj, self_attn.q_proj]}}"})
+    assert main(["validate", "recipe.yaml"]) == 0
+
+
 def test_b15_conversations_need_a_chat_template(
     workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:

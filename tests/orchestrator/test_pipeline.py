@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from fakes import Events, FakeEncoder, FakeLearner, FakeReward, FakeRollout, Rec
 
 from orchestrator.cluster.local import Done, LocalGang
 from orchestrator.pipeline.learning import Learners
-from orchestrator.pipeline.publishing import EnginePublisher
+from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher
 from orchestrator.pipeline.sources import Arrival, DatasetSource, RolloutSource, sample
 from workers.types import Example, Experience, Prompt, Sampling
 from workers.weights import Entry, Manifest, Rendezvous
@@ -191,3 +192,31 @@ def test_over_nccl_both_ends_run_at_once() -> None:
     # One sender, and four workers in each of three engines.
     assert policy.arguments == [(None, Rendezvous(address="10.0.0.7", port=29500, world_size=13)), ()]
     assert rollout.arguments == [(MANIFEST, 7, None)]
+
+
+def test_an_adapter_is_removed_when_its_successor_was_received(tmp_path: Path) -> None:
+    events: Events = []
+    (tmp_path / "adapters" / "version-9").mkdir(parents=True)  # of an attempt that was killed
+    gangs: tuple[Any, Any] = (
+        RecordingGang("policy", 2, {"send_adapter": 0.5}, events),
+        RecordingGang("rollout", 1, {"receive_adapter": 0.25}, events),
+    )
+    publisher = AdapterPublisher(*gangs, directory=tmp_path / "adapters")
+    kept = []
+    for version in (1, 2, 3):
+        publisher.publish(version)
+        (tmp_path / "adapters" / f"version-{version}").mkdir(parents=True)  # as the learner would
+        kept.append(sorted(p.name for p in (tmp_path / "adapters").iterdir()))
+    assert kept == [["version-1"], ["version-1", "version-2"], ["version-2", "version-3"]]
+    assert events[:7] == [
+        "policy.send_adapter",
+        "rollout.receive_adapter",
+        "wait for policy.send_adapter 0",
+        "wait for policy.send_adapter 1",
+        "wait for rollout.receive_adapter 0",
+        "policy.send_adapter",
+        "rollout.receive_adapter",
+    ]
+    directory, version, after = gangs[1].arguments[0]
+    assert (Path(directory).name, version) == ("version-1", 1)
+    assert len(after) == 2, "it is read when every rank has written"

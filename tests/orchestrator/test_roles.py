@@ -19,6 +19,7 @@ GANGS = {
     "base.yaml": {"policy": 2, "dataset": 1},
     "distill.yaml": {"policy": 2, "teacher": 1, "rollout": 1, "reward": 1},
     "grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "grpo_lora.yaml": {"policy": 2, "rollout": 1, "reward": 1},
     "ipo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "dataset": 1},
     "ppo_reward_model.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
     "rejection_sampling.yaml": {"policy": 2, "rollout": 1, "reward": 1},
@@ -121,6 +122,18 @@ def test_engines_that_sample_for_a_student_hold_its_teacher() -> None:
     inspect.signature(rollout.start).bind(**rollout.arguments[0])
     assert rollout.arguments[0]["model"].path.endswith("runs/quickstart-grpo/model")
     assert rollout.arguments[0]["student"].path.endswith("runs/quickstart-base/model")
+
+
+def test_adapters_need_a_reference_only_when_it_moves() -> None:
+    adapted = "model.lora={r: 8}"
+    for recipe in ("ppo.yaml", "iterative_dpo.yaml"):
+        plans = gang_plans(config(recipe, adapted, "reference={refresh: never}"), cuda=False, max_steps=4)
+        assert "reference" not in {p.role for p in plans}
+    moving = gang_plans(config("iterative_dpo.yaml", adapted), cuda=False, max_steps=4)
+    lora = {p.role: p.arguments[0]["model"].lora for p in moving if p.role in ("policy", "reference", "rollout")}
+    assert lora["policy"] is not None
+    assert lora["policy"] == lora["rollout"]
+    assert lora["reference"] is None, "it is given merged models"
 
 
 def test_no_secret_and_no_accelerator_on_a_cpu() -> None:

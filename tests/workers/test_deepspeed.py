@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch_engine import learner_of
 from transformers import AutoModelForCausalLM
+from zero_gang import run_ranks
 from zero_rank import ALGORITHM, BATCHES, FRESH, PAIRS, REWARD_MODEL
 
 pytestmark = pytest.mark.stack
 
-HERE = Path(__file__).parent
 SMALL = {"tokens_per_micro_batch": 6}
 SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of LearnerConfig
     "one-rank": (1, {}),
@@ -40,56 +36,18 @@ REWARD_MODELS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run_ranks(world_size: int, models: dict[str, Path], out: Path) -> None:
-    """All settings of this number of ranks, for each model, in one gang."""
-    settings = {
-        f"{family}-{name}": (str(path), fields)
-        for family, path in models.items()
-        for name, (size, fields) in (SETTINGS | REWARD_MODELS).items()
-        if size == world_size
-    }
-    start_ranks("zero_rank.py", world_size, [str(out), json.dumps(settings)])
-
-
-def start_ranks(script: str, world_size: int, arguments: list[str]) -> None:
-    """One process per rank, `script RANK WORLD_SIZE PORT arguments...`, to its end."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONWARNINGS": "ignore",
-    }
-    port = free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, HERE / script, str(rank), str(world_size), str(port), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        told = [rank.communicate(timeout=180)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(told)
-
-
 @pytest.fixture(scope="module")
 def out(qwen2: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory with what one rank and two ranks made of both models."""
     directory = tmp_path_factory.mktemp("zero")
     for world_size in (1, 2):
-        run_ranks(world_size, {"qwen2": qwen2, "llama": llama}, directory)
+        settings = {
+            f"{family}-{name}": (str(path), fields)
+            for family, path in {"qwen2": qwen2, "llama": llama}.items()
+            for name, (size, fields) in (SETTINGS | REWARD_MODELS).items()
+            if size == world_size
+        }
+        run_ranks(world_size, settings, directory)
     return directory
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,9 @@ import torch
 from distill_rank import ALGORITHM, GROUPS, STEPS, given, read_shares
 from fakes import experience
 from safetensors.torch import load_file
-from test_deepspeed import free_port
 from torch_engine import learner_of
 from transformers import AutoTokenizer
+from zero_gang import start_ranks
 
 from workers.config import ModelConfig, ReferenceConfig
 from workers.engines.hf_models import create_model
@@ -26,7 +23,6 @@ from workers.types import assemble_vectors
 
 pytestmark = pytest.mark.stack
 
-HERE = Path(__file__).parent
 SETTINGS: dict[int, dict[str, dict[str, Any]]] = {  # by number of ranks: a name, and fields of LearnerConfig
     1: {"one-rank": {}},
     2: {
@@ -38,33 +34,6 @@ SETTINGS: dict[int, dict[str, dict[str, Any]]] = {  # by number of ranks: a name
 }
 
 
-def run_ranks(world_size: int, out: Path, *arguments: str) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONWARNINGS": "ignore",
-        "DS_ACCELERATOR": "cpu",
-    }
-    port = free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, HERE / "distill_rank.py", *map(str, (rank, world_size, port, out)), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        told = [rank.communicate(timeout=180)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(told)
-
-
 @pytest.fixture(scope="module")
 def made(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher that is partitioned over two ranks, and what one and two ranks of a student have learned from it."""
@@ -73,9 +42,9 @@ def made(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"model_type": "llama", "num_key_value_heads": 1, "initializer_range": 0.2, **sizes}
     create_model(out / "teacher", config, AutoTokenizer.from_pretrained(qwen2), seed=7)
     models = (str(qwen2), str(out / "teacher"))
-    run_ranks(2, out, "teacher", *models)
+    start_ranks("distill_rank.py", 2, [str(out), "teacher", *models])
     for world_size, settings in SETTINGS.items():
-        run_ranks(world_size, out, "student", *models, json.dumps(settings))
+        start_ranks("distill_rank.py", world_size, [str(out), "student", *models, json.dumps(settings)])
     return out
 
 

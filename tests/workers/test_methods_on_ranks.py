@@ -13,10 +13,10 @@ import pytest
 import torch
 from method_rank import STEPS, method_name
 from safetensors.torch import load_file
-from test_deepspeed import start_ranks
 from test_learner import ALGORITHMS, evidence, figures
 from torch import Tensor
 from torch_engine import TorchEngine, learner_of
+from zero_gang import start_ranks
 
 from workers.learner import Learner
 from workers.types import Metrics, StepStats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from workers.config import AlgorithmConfig, DistillConfig, LearnerConfig, ModelConfig, Optimisation
-from workers.engines import hf_models
+from workers.config import AlgorithmConfig, DistillConfig, LearnerConfig, LoraConfig, ModelConfig, Optimisation
+from workers.engines import hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import Target
 from workers.learner import Learner
@@ -40,10 +41,12 @@ class TorchEngine:
         world_size: int = 1,
         draw: int = 0,
         teacher: Path | None = None,
+        adapters: LoraConfig | None = None,
     ) -> None:
         self._layer = teacher and hf_models.load_output_layer(ModelConfig(path=str(teacher), dtype="float32"))
         self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
-        self.module: Any = hf_models.load(str(path), "float32", head=head, chunk=64, seed=draw)
+        self.module: Any = hf_models.load(str(path), "float32", head=head, chunk=64, seed=draw, lora=adapters)
+        self.adapters = lora.adapters(self.module.model)
         self.optimizer = self._fresh()
         self.gradients: list[Tensor] = []
         self.learning_rates: list[float] = []
@@ -57,9 +60,10 @@ class TorchEngine:
     def _fresh(self) -> torch.optim.AdamW:
         o = self._optimisation
         betas = (o.adam_beta1, o.adam_beta2)
-        return torch.optim.AdamW(
-            self.module.parameters(), lr=1.0, betas=betas, eps=o.adam_epsilon, weight_decay=o.weight_decay
-        )
+        return torch.optim.AdamW(self._trained(), lr=1.0, betas=betas, eps=o.adam_epsilon, weight_decay=o.weight_decay)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.module.parameters() if p.requires_grad]
 
     def forward(
         self, packed: Packed, temperature: float = 1.0, reference_hidden: Tensor | None = None
@@ -73,9 +77,9 @@ class TorchEngine:
         target = Target(hidden=reference_hidden, layer=self._layer, beta=self._optimisation.beta)
         return self._run(packed, temperature, target)
 
-    def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:
+    def infer(self, packed: Packed, temperature: float = 1.0, *, adapted: bool = True) -> Tensor:
         self.inferred.append(packed)
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if adapted else lora.switched_off(self.module):
             return self._run(packed, temperature)[0]
 
     def _run(self, packed: Packed, temperature: float, *target: Target) -> Any:
@@ -90,7 +94,7 @@ class TorchEngine:
         loss.backward()
 
     def update(self, learning_rate: float) -> float:
-        parameters = list(self.module.parameters())
+        parameters = self._trained()
         self.gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
         self.learning_rates.append(learning_rate)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._optimisation.max_grad_norm)
@@ -112,7 +116,13 @@ class TorchEngine:
         return [(name, p.dtype, tuple(p.shape)) for name, p in self.weights()]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, p.detach()) for name, p in hf_models.weight_names(self.module).items())
+        for name, p in hf_models.weight_names(self.module).items():
+            adapter = self.adapters.get(name.removesuffix(".weight"))
+            yield name, adapter.merged(p.detach()) if adapter else p.detach()
+
+    def adapter(self) -> Iterator[tuple[str, Tensor]]:
+        for module, adapter in self.adapters.items():
+            yield from zip(lora.tensor_names(module), (adapter.down.detach(), adapter.up.detach()), strict=True)
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True)
@@ -140,10 +150,13 @@ def learner_of(
     max_steps: int = 4,
     draw: int = 0,
     teacher: Path | None = None,
+    adapters: LoraConfig | None = None,
 ) -> tuple[Learner, TorchEngine]:
     """A learner of `model` with an engine to look into. `algorithm` as a recipe has it."""
     config: Any = TypeAdapter(AlgorithmConfig).validate_python(dict(algorithm))
-    engine = TorchEngine(model, config, head=head, rank=rank, world_size=world_size, draw=draw, teacher=teacher)
+    engine = TorchEngine(
+        model, config, head=head, rank=rank, world_size=world_size, draw=draw, teacher=teacher, adapters=adapters
+    )
     settings = LearnerConfig(num_ranks=world_size, tokens_per_micro_batch=budget)
-    model_config = ModelConfig(path=str(model), dtype="float32")
+    model_config = ModelConfig(path=str(model), dtype="float32", lora=adapters)
     return Learner(engine, model_config, settings, config, head=head, seed=3, max_steps=max_steps), engine

@@ -6,6 +6,9 @@ SETTINGS is a JSON object: a name, the model's directory, and fields of LearnerC
 are published to OUT/<name>.safetensors after three updates, and to OUT/<name>-fresh.safetensors after one more with a
 fresh optimizer; to OUT/<name>.json their description, statistics, and whether another learner, that loaded what this
 one had saved after two updates, made the third one to the bit.
+
+With `lora` among the fields also the adapters, at the start (OUT/<name>-start) and at the end (OUT/<name>-adapter), and
+the frozen base after all updates (OUT/<name>-base.safetensors).
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from fakes import experience
 from safetensors.torch import save_file
 
-from workers.config import LearnerConfig, ModelConfig, RewardModelConfig, SftConfig
+from workers.config import LearnerConfig, LoraConfig, ModelConfig, PpoConfig, RewardModelConfig, SftConfig
 from workers.learner import Learner
-from workers.types import Experience
+from workers.types import Experience, TokenShare
 
 if TYPE_CHECKING:
     from workers.engines.deepspeed_engine import DeepSpeedEngine
@@ -51,6 +55,8 @@ def batch(step: int) -> list[Experience]:
 
 def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.device, out: Path) -> None:
     learner, engine = start(model, config, device)
+    if model.lora is not None:
+        learner.send_adapter(str(out / f"{name}-start"), 0)
     stats = [learner.step(i, batch(i), None, None, None) for i in range(SAVED)]
     learner.save(str(out / f"{name}-checkpoint"), {"turn": SAVED})
     stats += [learner.step(i, batch(i), None, None, None) for i in range(SAVED, FRESH)]
@@ -62,6 +68,12 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
     engine.reset_optimizer()
     stats.append(learner.step(FRESH, batch(FRESH), None, None, None))
     fresh = whole(engine)
+    if model.lora is not None:
+        learner.send_adapter(str(out / f"{name}-adapter"), len(BATCHES))
+        base = base_of(engine)
+        critic = critic_of(model, config, device, out / f"{name}-critic")
+        if engine.rank == 0:
+            save_file(base, out / f"{name}-base.safetensors")
     losses = [engine.sum(s.sums["loss"]) for s in stats]
     if engine.rank == 0:
         save_file(after, out / f"{name}.safetensors")
@@ -74,6 +86,8 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
             "grad_norms": [s.facts["grad_norm"] for s in stats],
             "losses": losses,
         }
+        if model.lora is not None:
+            told |= critic
         (out / f"{name}.json").write_text(json.dumps(told))
 
 
@@ -112,6 +126,39 @@ def whole(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in engine.weights()}
 
 
+def base_of(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """The weights under the adapters."""
+    from workers.engines import hf_models
+
+    named = hf_models.weight_names(engine._module)
+    with engine._gathered(list(named.values())):
+        return {name: weight.detach().clone() for name, weight in named.items()}
+
+
+def critic_of(model: ModelConfig, config: LearnerConfig, device: torch.device, checkpoint: Path) -> dict[str, bool]:
+    """What of an adapted critic has learned after two steps, and whether another one that loads it answers the same."""
+    from workers.engines.deepspeed_engine import DeepSpeedEngine
+
+    ppo = PpoConfig(type="ppo", critic_learning_rate=1e-2)
+    given = [experience([([3, 4, 5], [[6, 7, 1]]), ([9, 10], [[5, 1]])], logprobs=[-1.0] * 5, rewards=[1.0, 2.0])]
+    critics = []
+    for _ in range(2):
+        engine = DeepSpeedEngine(model, config, ppo, head="values", device=device, seed=0)
+        critics.append((Learner(engine, model, config, ppo, head="values", seed=0, max_steps=4), engine))
+    (learner, engine), (other, _) = critics
+    for step in range(2):  # the head starts at zero: the first step moves it alone
+        zeros = [TokenShare(completions=np.arange(2), values=np.zeros(5, np.float32))]
+        learner.step(step, given, None, zeros, zeros)
+    learner.save(str(checkpoint), {})
+    other.load(str(checkpoint))
+    moved = [bool(tensor.any()) for name, tensor in engine.adapter() if "lora_B" in name]
+    before, after = learner.infer(given).values, other.infer(given).values
+    return {
+        "critic_adapters_learned": all(moved),
+        "critic_resumed_to_the_bit": len(after) > 0 and after.tolist() == before.tolist() and bool(before.all()),
+    }
+
+
 def main() -> None:
     from workers.engines.deepspeed_engine import join
 
@@ -119,9 +166,11 @@ def main() -> None:
     out, settings = Path(sys.argv[4]), json.loads(sys.argv[5])
     device = join(rank=rank, world_size=world_size, address="127.0.0.1", port=port, cuda=False)
     for name, (path, changes) in settings.items():
-        model = ModelConfig(path=path, dtype="float32")
+        fields = {key: value for key, value in changes.items() if key != "lora"}
+        adapters = LoraConfig(**changes["lora"]) if "lora" in changes else None
+        model = ModelConfig(path=path, dtype="float32", lora=adapters)
         live = run_scores if "reward-model" in name else run
-        live(name, model, LearnerConfig(num_ranks=world_size, **changes), device, out)
+        live(name, model, LearnerConfig(num_ranks=world_size, **fields), device, out)
     torch.distributed.destroy_process_group()
 
 

@@ -12,6 +12,7 @@ from workers.config.preferences import DpoConfig, KtoConfig
 from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig, RewardConfig
 from workers.config.roles import (
     LearnerConfig,
+    LoraConfig,
     ModelConfig,
     ReferenceConfig,
     RewardWorkersConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "GrpoConfig",
     "KtoConfig",
     "LearnerConfig",
+    "LoraConfig",
     "MathRewardConfig",
     "ModelConfig",
     "ModelOrigin",

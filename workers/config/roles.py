@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workers.config.base import Count, ModelOrigin, Positive, Settings
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters in a frozen model (arXiv 2106.09685); names are peft's."""
+
+    r: Annotated[int, Field(ge=1, le=512)] = 16
+    lora_alpha: Count = 32  # the update is scaled by lora_alpha / r
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # names as `q_proj`; never the output layer
+
+    @model_validator(mode="after")
+    def some_targets(self) -> Self:
+        if not self.target_modules:
+            raise ValueError("model.lora.target_modules is empty: name a linear layer, or write all-linear")
+        return self
 
 
 class ModelConfig(ModelOrigin):
@@ -14,6 +29,7 @@ class ModelConfig(ModelOrigin):
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     trust_remote_code: Literal[False] = False
+    lora: LoraConfig | None = None  # None: all weights are trained
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 

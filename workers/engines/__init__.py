@@ -1,1 +1,1 @@
-"""Third-party engines, each behind one file: vllm_engine, deepspeed_engine, hf_models."""
+"""Third-party engines, each behind one file: vllm_engine, deepspeed_engine, hf_models, lora (peft)."""

@@ -30,8 +30,8 @@ class TrainingEngine(Protocol):
         """
         ...
 
-    def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:
-        """The same outputs without gradient."""
+    def infer(self, packed: Packed, temperature: float = 1.0, *, adapted: bool = True) -> Tensor:
+        """The same outputs without gradient; not `adapted`: those of the frozen model under the adapters."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -51,7 +51,12 @@ class TrainingEngine(Protocol):
     def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]: ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights one after the other, in the order of `describe_weights`. Every rank must run through it."""
+        """Full weights one after the other, in the order of `describe_weights`. Every rank must run through it.
+        Adapters are merged into what is yielded, never into the model."""
+        ...
+
+    def adapter(self) -> Iterator[tuple[str, Tensor]]:
+        """Full weights of the adapters under peft's names; nothing without adapters. Every rank must run through it."""
         ...
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workers.config import LearnerConfig, ModelConfig, Optimisation
-from workers.engines import hf_models
+from workers.engines import hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import OutputLayer, Target
 from workers.needs import Head
@@ -69,10 +70,16 @@ class DeepSpeedEngine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = device
         settings = _settings(model, config, optimisation)
-        partition = settings if config.zero_stage == 3 else None
         self._module: Any = hf_models.load(
-            model.path, model.dtype, head=head, chunk=config.logprob_chunk_tokens, seed=seed, deepspeed=partition
+            model.path,
+            model.dtype,
+            head=head,
+            chunk=config.logprob_chunk_tokens,
+            seed=seed,
+            deepspeed=settings if config.zero_stage == 3 else None,
+            lora=model.lora,
         )
+        self._adapters = lora.adapters(self._module.model)
         if config.gradient_checkpointing:
             hf_models.enable_checkpointing(self._module)
         if config.zero_stage == 3:
@@ -80,8 +87,9 @@ class DeepSpeedEngine:
             deepspeed.utils.set_z3_leaf_modules(
                 self._module, hf_models.layer_classes(self._module), raise_if_not_found=False
             )
-        trained = {"model_parameters": list(self._module.parameters())} if optimisation else {}
-        self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **trained)[0]
+        trained = [p for p in self._module.parameters() if p.requires_grad]
+        given = {"model_parameters": trained} if optimisation else {}
+        self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
         self._stage = config.zero_stage
 
     # -------------------------------------------------------------------------------------------- compute
@@ -96,9 +104,9 @@ class DeepSpeedEngine:
             further = (Target(hidden=reference_hidden, layer=self._reference_layer, beta=self._beta),)
         return cast("tuple[Tensor, Tensor | None]", self._engine(*self._inputs(packed), temperature, *further))
 
-    def infer(self, packed: Packed, temperature: float = 1.0) -> Tensor:
+    def infer(self, packed: Packed, temperature: float = 1.0, *, adapted: bool = True) -> Tensor:
         self._engine.eval()
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if adapted else lora.switched_off(self._module):
             return cast(Tensor, self._engine(*self._inputs(packed), temperature)[0])
 
     def hidden(self, packed: Packed) -> Tensor:
@@ -155,18 +163,38 @@ class DeepSpeedEngine:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         for group in _by_layer(list(hf_models.weight_names(self._module).items())):
-            parameters = list({id(p): p for _, p in group}.values())
-            with deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3), torch.no_grad():
+            adapters = {n: a for n, _ in group if (a := self._adapters.get(n.removesuffix(".weight")))}
+            with self._gathered([*(p for _, p in group), *(p for a in adapters.values() for p in (a.down, a.up))]):
                 for name, parameter in group:
-                    yield name, parameter.detach()
+                    adapter = adapters.get(name)
+                    yield name, adapter.merged(parameter) if adapter else parameter.detach()
+
+    def adapter(self) -> Iterator[tuple[str, Tensor]]:
+        for module, adapter in self._adapters.items():
+            pair = (adapter.down, adapter.up)
+            with self._gathered(pair):
+                yield from zip(lora.tensor_names(module), (p.detach() for p in pair), strict=True)
+
+    @contextmanager
+    def _gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Under ZeRO-3 they are whole within it; all ranks enter it together."""
+        unique = list({id(p): p for p in parameters}.values())  # tied weights come twice
+        with deepspeed.zero.GatheredParameters(unique, enabled=self._stage == 3), torch.no_grad():
+            yield
 
     # -------------------------------------------------------------------------------------------- state
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None:
-        self._engine.save_checkpoint(str(directory), tag="state", client_state={STATE: dict(state)})
+        # A frozen base is where model.path says.
+        self._engine.save_checkpoint(
+            str(directory),
+            tag="state",
+            client_state={STATE: dict(state)},
+            exclude_frozen_parameters=bool(self._adapters),
+        )
 
     def load(self, directory: Path) -> Mapping[str, Any]:
-        path, state = self._engine.load_checkpoint(str(directory), tag="state")
+        path, state = self._engine.load_checkpoint(str(directory), tag="state", load_module_strict=not self._adapters)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/state")
         return cast("Mapping[str, Any]", state[STATE])

@@ -43,15 +43,17 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         grad_logprobs = grads[0]
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = torch.zeros_like(bias) if bias is not None else None
+        # Under adapters the output layer is frozen: nothing as large as the vocabulary is made for it.
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for part in _chunks(len(hidden), ctx.chunk):
             logits = _logits(hidden[part], weight, bias, ctx.temperature)
             grad_logits = logits.sub_(normaliser[part, None]).exp_().neg_()  # d logprob / d logits = onehot - softmax
             grad_logits[torch.arange(len(grad_logits)), targets[part]] += 1
             grad_logits = (grad_logits * (grad_logprobs[part, None] / ctx.temperature)).to(weight.dtype)
             grad_hidden[part] = grad_logits @ weight
-            grad_weight.addmm_(grad_logits.T, hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.T, hidden[part])
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None, None

@@ -28,7 +28,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from workers.config import ModelConfig
+from workers.config import LoraConfig, ModelConfig
+from workers.engines import lora as adapters
 from workers.engines.attention import packed_attention
 from workers.engines.divergence import OutputLayer
 from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
@@ -52,34 +53,49 @@ class ModelError(Exception):
 
 
 def load(
-    path: str, dtype: str, *, head: Head, chunk: int, seed: int, deepspeed: Mapping[str, Any] | None = None
+    path: str,
+    dtype: str,
+    *,
+    head: Head,
+    chunk: int,
+    seed: int,
+    deepspeed: Mapping[str, Any] | None = None,
+    lora: LoraConfig | None = None,
 ) -> Module:
     """The model at `path` as a module that answers what `head` says."""
     match head:
         case "logprobs":
-            return load_policy(path, dtype, chunk=chunk, deepspeed=deepspeed)
+            return load_policy(path, dtype, chunk=chunk, deepspeed=deepspeed, lora=lora)
         case "values":
-            return load_critic(path, dtype, deepspeed=deepspeed)
+            return load_critic(path, dtype, deepspeed=deepspeed, lora=lora)
         case "scores":
+            assert lora is None, "a reward model is trained whole"
             return load_scorer(path, dtype, seed=seed, deepspeed=deepspeed)
 
 
-def load_policy(path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, Any] | None = None) -> TokenLogprobs:
+def load_policy(
+    path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, Any] | None = None, lora: LoraConfig | None = None
+) -> TokenLogprobs:
     """The causal language model at `path` as a module that answers log-probabilities.
 
     With `deepspeed` (a ZeRO-3 config) the weights are partitioned while they are loaded, so that no rank ever holds the
     whole model.
     """
-    return TokenLogprobs(_load(path, dtype, deepspeed), chunk)
+    return TokenLogprobs(_load(path, dtype, deepspeed, lora), chunk)
 
 
-def load_critic(path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = None) -> TokenValues:
+def load_critic(
+    path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = None, lora: LoraConfig | None = None
+) -> TokenValues:
     """The decoder of the model at `path` with a value head that starts at zero. Of a reward model the score layer is
-    the value head: what it says of a whole text is the first guess of what a part of it is worth."""
+    the value head: what it says of a whole text is the first guess of what a part of it is worth. The head is trained
+    whole, also with adapters."""
     if is_scorer(path):
         scorer = _load_scorer(path, dtype, deepspeed)
+        if lora is not None:
+            adapters.attach(scorer.model, lora)
         return TokenValues(scorer.model, scorer.config.hidden_size, DTYPES[dtype], head=scorer.score)
-    model = _load(path, dtype, deepspeed)
+    model = _load(path, dtype, deepspeed, lora)
     return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
 
 
@@ -137,7 +153,7 @@ def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> 
     return model
 
 
-def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
+def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None = None) -> Any:
     sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
     model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="packed")
     del sharding
@@ -146,6 +162,8 @@ def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
             raise ModelError(
                 f"{path}: models with `{unsupported}` are not supported; their log-probabilities would be wrong"
             )
+    if lora is not None:
+        adapters.attach(model, lora)
     return model
 
 
@@ -210,9 +228,9 @@ def layer_classes(module: Module) -> list[str]:
 
 def weight_names(module: Module) -> dict[str, nn.Parameter]:
     """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
-    tied head keeps its old one."""
+    tied head keeps its old one. With adapters: the base's."""
     owner = module if isinstance(module, TokenScores) else module.model
-    return dict(owner.named_parameters(remove_duplicate=False))
+    return adapters.base_names(owner.named_parameters(remove_duplicate=False))
 
 
 def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:

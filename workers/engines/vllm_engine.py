@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from vllm import LLM, SamplingParams
+from vllm.config.lora import MaxLoRARanks
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
@@ -23,8 +25,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from workers.engines import lora
 from workers.types import Finish
 from workers.weights import Entry, Manifest, Segment
 
@@ -61,8 +65,17 @@ class VllmEngine:
     """One vLLM engine; a process can hold only one, for life."""
 
     def __init__(
-        self, path: str, dtype: str, max_model_len: int, config: RolloutConfig, *, seed: int, cuda: bool
+        self,
+        path: str,
+        dtype: str,
+        max_model_len: int,
+        config: RolloutConfig,
+        *,
+        seed: int,
+        cuda: bool,
+        adapter_rank: int | None = None,
     ) -> None:
+        """`adapter_rank`: of the adapters that will be published; None: whole weights will be."""
         if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION") not in (None, "0"):
             raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: messages would fall back to pickle; unset it")
         machine: dict[str, Any] = (
@@ -76,6 +89,13 @@ class VllmEngine:
                 "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_model_len),
             }
         )
+        weights: dict[str, Any] = (
+            {"weight_transfer_config": {"backend": "nccl" if cuda else SHARED_MEMORY}}
+            | {"worker_extension_cls": "" if cuda else f"{__name__}.Registration"}
+            if adapter_rank is None
+            # One adapter at a time, and none kept beside it: there is no older one that could be used by mistake.
+            else {"enable_lora": True, "max_lora_rank": _padded(adapter_rank), "max_loras": 1, "max_cpu_loras": 1}
+        )
         self._llm = LLM(
             model=path,
             dtype=dtype,
@@ -86,11 +106,13 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",  # of the distribution that is really sampled from
             skip_tokenizer_init=True,
             disable_log_stats=True,
-            weight_transfer_config={"backend": "nccl" if cuda else SHARED_MEMORY},
-            worker_extension_cls="" if cuda else f"{__name__}.Registration",
             **machine,
+            **weights,
         )
         self._connected = False
+        self._adapted = adapter_rank is not None
+        self._adapter: LoRARequest | None = None
+        self._receiving: int | None = None  # a version that has begun to arrive
 
     def generate(
         self,
@@ -119,8 +141,13 @@ class VllmEngine:
             )
             for r in requests
         ]
+        if self._receiving is not None:
+            raise EngineError(f"the adapters of version {self._receiving} did not arrive whole: nothing to sample from")
         prompts = [{"prompt_token_ids": list(r.tokens)} for r in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
+        for output in outputs:
+            if self._adapted and _version(output.lora_request) != self.version:
+                raise EngineError(f"asked version {self.version}, version {_version(output.lora_request)} answered")
         return [_response(output.outputs[0]) for output in outputs]
 
     # -------------------------------------------------------------------------------------------- weights
@@ -138,11 +165,49 @@ class VllmEngine:
         self._llm.finish_weight_update(weight_version=str(version))
         self._llm.reset_prefix_cache()
 
+    def receive_adapter(self, directory: str, version: int) -> None:
+        """Take the adapters of `version` from `directory` and sample from them from now on.
+
+        vLLM knows an adapter by a number: the version is that number, so an old one cannot pass for a new one. When it
+        fails the engine generates no more.
+
+        Raises:
+            EngineError: when the directory holds another version or none, or vLLM did not load it.
+        """
+        self._receiving = version
+        found = lora.written_version(Path(directory))
+        if found != version:
+            raise EngineError(
+                f"{directory} holds {'no adapter' if found is None else f'version {found}'}, not version {version}"
+            )
+        engine = self._llm.llm_engine
+        if version in engine.list_loras():
+            raise EngineError(f"the adapters of version {version} are there already, and vLLM would keep the old ones")
+        request = LoRARequest(f"version-{version}", version, directory)
+        engine.add_lora(request)
+        if engine.list_loras() != {version}:
+            raise EngineError(
+                f"vLLM holds the adapters of {sorted(engine.list_loras())}, not of version {version} alone"
+            )
+        self._llm.reset_prefix_cache()
+        self._adapter, self._receiving = request, None
+
     @property
     def version(self) -> int:
         """Of the last publication that was received completely; 0: the weights it was started with."""
+        if self._adapted:
+            return _version(self._adapter)
         reported = self._llm.get_weight_version()
         return int(reported) if reported and reported.isdigit() else 0
+
+
+def _padded(rank: int) -> int:
+    """The smallest rank vLLM has room for that is no smaller."""
+    return int(min(size for size in get_args(MaxLoRARanks) if size >= rank))
+
+
+def _version(adapter: LoRARequest | None) -> int:
+    return int(adapter.lora_int_id) if adapter is not None else 0
 
 
 def _response(output: Any) -> Response:

@@ -1,0 +1,124 @@
+"""Published adapters: the engine samples from exactly the version it reports, and from nothing after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attempts import recipe
+
+from orchestrator.cluster.base import Gang, wait
+from orchestrator.cluster.ray_cluster import RayCluster
+from orchestrator.data import read_prompts
+from orchestrator.errors import RlhfError
+from orchestrator.pipeline.publishing import AdapterPublisher
+from orchestrator.run.roles import gang_plans
+from workers.learner import Learner
+from workers.rollout import Rollout
+from workers.types import Experience, Prompt, Sampling, Scores, assemble, merge_stats
+
+pytestmark = pytest.mark.stack
+
+TOLERANCE = 1e-4
+LORA = "model.lora={r: 4, lora_alpha: 8}"  # vLLM keeps room for rank 8: what is padded must not count
+
+
+@dataclass
+class House:
+    """The gangs of a run without its loop."""
+
+    policy: Gang[Learner]
+    rollout: Gang[Rollout]
+    publisher: AdapterPublisher
+    prompts: tuple[Prompt, ...]
+    directory: Path  # of the adapters
+    version: int = field(default=0)
+
+    def sample(self) -> Experience:
+        sampling = Sampling(num_generations=4, max_completion_length=12)
+        return self.rollout.one(Rollout.generate, self.prompts, sampling).result()
+
+    def learn(self, experience: Experience, rewards: Any) -> dict[str, float]:
+        reference = self.policy.all(Learner.base_logprobs, [experience], 1.0, False)
+        scores = [Scores(rewards=np.asarray(rewards, np.float32), by_scorer={})]
+        answers = self.policy.all(Learner.step, self.version, [experience], scores, reference, None)
+        return dict(merge_stats(wait(answers)))
+
+    def learn_something(self) -> None:
+        experience = self.sample()
+        rewards = np.random.default_rng(self.version).random(len(experience.completions))
+        assert self.learn(experience, rewards)["num_updates"] > 0
+
+    def gap(self) -> float:
+        """Engine against learner: with equal rewards nothing is learned."""
+        experience = self.sample()
+        assert set(experience.versions) == {self.version}
+        metrics = self.learn(experience, np.zeros(len(experience.completions)))
+        assert metrics["num_updates"] == 0
+        return metrics["sampling/logp_difference_max"]
+
+    def publish(self) -> None:
+        self.version += 1
+        self.publisher.publish(self.version)
+
+
+@pytest.fixture(scope="module")
+def house(qwen2: Path, head: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(qwen2)
+        config = recipe("agreement", LORA).stages[0]
+        cluster = RayCluster(config.cluster)
+        plans = gang_plans(config, cuda=False, max_steps=4)
+        prompts = read_prompts("long.jsonl")
+    assert [p.role for p in plans] == ["policy", "rollout", "reward"], "DPO without a second model"
+    try:
+        gangs = cluster.spawn([p for p in plans if p.role != "reward"])
+        directory = tmp_path_factory.mktemp("run") / "adapters"
+        publisher = AdapterPublisher(gangs["policy"], gangs["rollout"], directory=directory)
+        yield House(gangs["policy"], gangs["rollout"], publisher, prompts, directory)
+        wait(gangs["policy"].all(Learner.close))
+    finally:
+        cluster.shutdown()
+
+
+def test_engine_and_learner_agree_before_and_after_every_publication(house: House, qwen2: Path) -> None:
+    assert house.gap() < TOLERANCE
+    first = house.sample()
+    assert first.logprobs is not None
+    for _ in range(3):
+        house.learn_something()
+        assert house.gap() > 100 * TOLERANCE, "the engine still has the adapters of the version before"
+        house.publish()
+        assert house.gap() < TOLERANCE
+        # The base under the adapters answers what it answered before anything was learned.
+        shares = wait(house.policy.all(Learner.base_logprobs, [first], 1.0, False))
+        np.testing.assert_allclose(assemble(shares, first.completions), first.logprobs, atol=TOLERANCE)
+    assert sorted(p.name for p in house.directory.iterdir()) == ["version-2", "version-3"]
+
+
+def test_a_failed_publication_is_noticed_and_nothing_is_sampled_after_it(house: House, tmp_path: Path) -> None:
+    house.publish()
+    house.sample()
+    house.learn_something()
+    newest, next_version = house.directory / f"version-{house.version}", house.version + 1
+    with pytest.raises(RlhfError, match=f"holds version {house.version}, not version {next_version}"):
+        wait(house.rollout.all(Rollout.receive_adapter, str(newest), next_version, None))  # a stale directory
+    with pytest.raises(RlhfError, match=f"version {next_version} did not arrive whole"):
+        house.sample()
+    with pytest.raises(RlhfError, match="holds no adapter"):
+        wait(house.rollout.all(Rollout.receive_adapter, str(tmp_path / "nowhere"), next_version, None))
+    with pytest.raises(RlhfError, match="are there already"):
+        wait(house.rollout.all(Rollout.receive_adapter, str(newest), house.version, None))
+    torn = tmp_path / "torn"
+    wait(house.policy.all(Learner.send_adapter, str(torn), next_version))
+    (torn / "adapter_config.json").write_text("{")
+    with pytest.raises(RlhfError):
+        wait(house.rollout.all(Rollout.receive_adapter, str(torn), next_version, None))
+    with pytest.raises(RlhfError, match="did not arrive whole"):
+        house.sample()
+    house.publish()  # a whole one brings the engine back
+    assert house.gap() < TOLERANCE
