@@ -22,4 +22,6 @@ NEEDS: Mapping[str, Needs] = {
     "grpo": Needs(prompts=True, dataset=False, on_policy=True),
     "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
     "dpo": Needs(prompts=True, dataset=True, completions=2),
+    "rloo": Needs(prompts=True, dataset=False, on_policy=True),
+    "reinforce++": Needs(prompts=True, dataset=False, on_policy=True),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.config import GrpoConfig, PpoConfig, Sampled
+from workers.config import GrpoConfig, PolicyGradient, PpoConfig, Sampled
 from workers.needs import NEEDS
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def _batches(config: RunConfig) -> Iterator[Conflict]:
             why="a prompt's group is sampled by one engine, so some engines would have nothing to do",
             fix=f"use at most {algorithm.prompts_per_step} engines, or more prompts per step",
         )
-    if not isinstance(algorithm, GrpoConfig | PpoConfig):
+    if not isinstance(algorithm, PolicyGradient):
         return
-    groups = isinstance(algorithm, GrpoConfig)  # a group is never split; PPO's rows are single completions
+    groups = not isinstance(algorithm, PpoConfig)  # a group is never split; PPO's rows are single completions
     rows = algorithm.prompts_per_step * (1 if groups else algorithm.num_generations)
     if rows % algorithm.num_mini_batches:
         factors = (
@@ -144,6 +144,16 @@ def _lengths(config: RunConfig) -> Iterator[Conflict]:
             ),
             why=f"one prompt with its completion may have {longest} tokens and is never split",
             fix=f"give tokens_per_micro_batch at least {longest}, or shorten prompts or completions",
+        )
+
+
+def _overlong(config: RunConfig) -> Iterator[Conflict]:
+    algorithm, longest = config.algorithm, config.rollout.max_completion_length
+    if isinstance(algorithm, GrpoConfig) and algorithm.overlong_length and algorithm.overlong_length > longest:
+        yield Conflict(
+            keys=("algorithm.overlong_length", "rollout.max_completion_length"),
+            why=f"no completion has more than {longest} tokens, so the full penalty would never be reached",
+            fix=f"set overlong_length to {longest}, with an overlong_buffer of at most as many tokens",
         )
 
 
@@ -201,5 +211,5 @@ def _reporting(config: RunConfig) -> Iterator[Conflict]:
 
 
 RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
-    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _reporting,
+    _data_source, _reward, _steps, _batches, _lengths, _overlong, _roles, _sampling, _reporting,
 )  # fmt: skip

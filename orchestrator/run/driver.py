@@ -121,7 +121,7 @@ class Attempt:
         for plan in plans:
             monitor.phase(plan.role, "")
         monitor.phase("driver", "")
-        learners = Learners(gangs["policy"], gangs.get("critic"))
+        learners = Learners(gangs["policy"], gangs.get("critic"), needs_old=config.algorithm.needs_old_logprobs)
         checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep)
         if checkpoint is not None:
             checkpointer.load(checkpoint)

@@ -4,6 +4,8 @@ from workers.algorithms.base import Algorithm
 from workers.algorithms.grpo import GRPO
 from workers.algorithms.ppo import PPO
 from workers.algorithms.preference import DPO
+from workers.algorithms.reinforce import REINFORCE
+from workers.algorithms.rloo import RLOO
 from workers.algorithms.sft import SFT
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -11,4 +13,6 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": GRPO,
     "ppo": PPO,
     "dpo": DPO,
+    "rloo": RLOO,
+    "reinforce++": REINFORCE,
 }

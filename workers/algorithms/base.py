@@ -37,6 +37,7 @@ class MicroBatch:
     old_values: Tensor | None = None  # [T]
     returns: Tensor | None = None  # [T]
     margins: Tensor | None = None  # [R]
+    importance_weights: Tensor | None = None  # [T] of each token's loss; None: 1
 
     @classmethod
     def of(cls, batch: TrainBatch, rows: NDArray[np.int64], totals: Totals, device: torch.device | str = "cpu") -> Self:
@@ -61,6 +62,7 @@ class MicroBatch:
             old_values=some(batch.old_values, tokens),
             returns=some(batch.returns, tokens),
             margins=some(batch.margins, rows),
+            importance_weights=some(batch.importance_weights, tokens),
         )
 
 
@@ -78,6 +80,17 @@ over micro-batches and ranks they are the figure of the whole update."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """A setting that follows what was seen. Every rank of every learner gets the same evidence, so all agree.
+
+    Example: `Control(name="kl_coef", after=next_kl_coef)`.
+    """
+
+    name: str  # the setting, also the metric's and the checkpoint's name
+    after: Callable[[Evidence, Any], float]  # (evidence, config of this step) -> the setting of the next step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Algorithm:
     """One row of the table in `workers.algorithms`."""
 
@@ -85,3 +98,4 @@ class Algorithm:
     prepare: Callable[[Evidence, Any], tuple[TrainBatch, Metrics]]
     loss: Loss  # of the policy: outputs are token log-probabilities
     critic_loss: Loss | None = None  # of the critic: outputs are token values
+    control: Control | None = None  # a coefficient that a step's evidence moves; None: the settings stay as they are

@@ -6,13 +6,21 @@ Names are TRL's wherever TRL has one. Every number carries its legal range, so t
 from workers.config.algorithms import AlgorithmConfig
 from workers.config.base import Count, NonNegative, Positive, Settings, Share
 from workers.config.optimisation import FromDataset, Optimisation, Sampled
-from workers.config.policy_gradient import GrpoConfig, PpoConfig
+from workers.config.policy_gradient import (
+    AdaptiveKl,
+    GrpoConfig,
+    PolicyGradient,
+    PpoConfig,
+    ReinforceConfig,
+    RlooConfig,
+)
 from workers.config.preferences import DpoConfig
 from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, RewardConfig
 from workers.config.roles import LearnerConfig, ModelConfig, ReferenceConfig, RewardWorkersConfig, RolloutConfig
 from workers.config.supervised import SftConfig
 
 __all__ = [
+    "AdaptiveKl",
     "AlgorithmConfig",
     "Count",
     "DpoConfig",
@@ -24,11 +32,14 @@ __all__ = [
     "ModelConfig",
     "NonNegative",
     "Optimisation",
+    "PolicyGradient",
     "Positive",
     "PpoConfig",
     "ReferenceConfig",
+    "ReinforceConfig",
     "RewardConfig",
     "RewardWorkersConfig",
+    "RlooConfig",
     "RolloutConfig",
     "Sampled",
     "Settings",

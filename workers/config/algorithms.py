@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from workers.config.policy_gradient import GrpoConfig, PpoConfig
+from workers.config.policy_gradient import GrpoConfig, PpoConfig, ReinforceConfig, RlooConfig
 from workers.config.preferences import DpoConfig
 from workers.config.supervised import SftConfig
 
 AlgorithmConfig = Annotated[
-    SftConfig | GrpoConfig | PpoConfig | DpoConfig,
+    SftConfig | GrpoConfig | PpoConfig | DpoConfig | RlooConfig | ReinforceConfig,
     Field(discriminator="type"),
 ]
