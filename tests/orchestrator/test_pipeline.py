@@ -134,6 +134,22 @@ def test_policy_and_critic_learn_from_the_same_evidence() -> None:
     assert metrics == {"loss": 1.0, "num_tokens": 8.0, "critic/loss": 0.5, "critic/num_tokens": 8.0}
 
 
+def test_the_policy_is_asked_before_it_learns_where_the_engine_is_corrected() -> None:
+    events: Events = []
+    experience: Done[Experience] = rollouts(events).one(FakeRollout.generate, PROMPTS[:1], SAMPLING)
+    arrival = Arrival(experience=[experience], scores=rewards(events).all(FakeReward.score, [experience]))
+    policy: Any = LocalGang("policy", [FakeLearner(events)])
+    critic: Any = LocalGang("critic", [FakeLearner(events, head="values")])
+    events.clear()
+    Learners(policy, critic, needs_old=True).learn(3, arrival, None, None)
+    assert events == [
+        "critic 0: infer",
+        "policy 0: infer as sampled",
+        "policy 0: learn step 3 from v0 with scores values old",
+        "critic 0: learn step 3 from v0 with scores values old",
+    ]
+
+
 # ------------------------------------------------------------------------------------------------ publishing
 
 MANIFEST = Manifest(entries=(Entry(name="w", dtype="float32", shape=(1,), offset=0),))
