@@ -157,6 +157,16 @@ def _overlong(config: RunConfig) -> Iterator[Conflict]:
         )
 
 
+def _dynamic_sampling(config: RunConfig) -> Iterator[Conflict]:
+    algorithm = config.algorithm
+    if isinstance(algorithm, GrpoConfig) and algorithm.dynamic_sampling and config.max_staleness > 0:
+        yield Conflict(
+            keys=("algorithm.dynamic_sampling", "max_staleness"),
+            why="further prompts are chosen when a step's rewards are there, so generation cannot run ahead",
+            fix="set max_staleness to 0, or dynamic_sampling to false",
+        )
+
+
 def _roles(config: RunConfig) -> Iterator[Conflict]:
     kind = config.algorithm.type
     if config.critic is not None and not NEEDS[kind].critic:
@@ -211,5 +221,5 @@ def _reporting(config: RunConfig) -> Iterator[Conflict]:
 
 
 RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
-    _data_source, _reward, _steps, _batches, _lengths, _overlong, _roles, _sampling, _reporting,
+    _data_source, _reward, _steps, _batches, _lengths, _overlong, _dynamic_sampling, _roles, _sampling, _reporting,
 )  # fmt: skip

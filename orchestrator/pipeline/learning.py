@@ -35,4 +35,6 @@ class Learners:
         if criticised:
             for name, value in merge_stats(wait(criticised)).items():
                 metrics[name if name.startswith(("loss/", "val/")) else f"critic/{name}"] = value
+        if arrival.resamples is not None:
+            metrics["sampling/resamples"] = float(arrival.resamples)
         return metrics

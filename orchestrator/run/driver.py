@@ -201,6 +201,9 @@ class Attempt:
             ),
             prompts_per_step=algorithm.prompts_per_step,
             max_staleness=config.max_staleness,
+            max_resamples=getattr(algorithm, "max_resamples", 0)
+            if getattr(algorithm, "dynamic_sampling", False)
+            else 0,
             max_steps=self._max_steps,
             begun=begun,
         )

@@ -55,6 +55,7 @@ CASES = (
     Case("baseline-of-one", {"algorithm": "{type: reinforce++, num_generations: 1, baseline: group, max_steps: 10}"}),
     Case("estimator-in-the-wrong-place", {"algorithm": "{type: ppo, kl_estimator: k3, max_steps: 10}"}),
     Case("adaptive-kl-from-zero", {"algorithm": "{type: ppo, kl_coef: 0, adaptive_kl: {}, max_steps: 10}"}),
+    Case("dynamic-and-stale", {"algorithm": f"{{{GRPO}, dynamic_sampling: true}}", "max_staleness": "1"}),
     Case("b21-bad-name", {"name": "../x"}),
     Case("b24-nothing-saved", {"checkpoint": "{every: 0}"}),
     Case("b24-saved-too-late", {"checkpoint": "{every: 11}"}),

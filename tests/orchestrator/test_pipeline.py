@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import Events, FakeEncoder, FakeLearner, FakeReward, FakeRollout, RecordedHandle, RecordingGang
 
@@ -12,7 +13,7 @@ from orchestrator.cluster.local import Done, LocalGang
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher
 from orchestrator.pipeline.sources import Arrival, DatasetSource, RolloutSource, sample
-from workers.types import Example, Experience, Prompt, Sampling
+from workers.types import Example, Experience, Prompt, Sampling, Scores, merge
 from workers.weights import Entry, Manifest, Rendezvous
 
 # batch_indices(3, 2, step, seed=0) is [0 1], [2 2], [1 0]: the example of its docstring.
@@ -71,6 +72,16 @@ def test_prompts_are_shared_out_over_the_engines_in_order() -> None:
     assert arrival.scores[0].result().rewards.tolist() == [0, 1] * 5
 
 
+class LevelReward(FakeReward):
+    """Rewards every completion of p0, p1 and p2 alike, and those of other prompts differently."""
+
+    def score(self, parts: Sequence[Experience]) -> Scores:
+        whole = merge(parts)
+        self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
+        rewards = np.array([r for p in whole.prompts for r in (0, p.id in ("p3", "p4"))], np.float32)
+        return Scores(rewards=rewards, by_scorer={}, seconds=0.5)
+
+
 @pytest.mark.parametrize(
     ("max_staleness", "begun_by_step"),
     [(0, [[0], [1], [2]]), (1, [[0, 1], [2], []]), (2, [[0, 1, 2], [], []]), (8, [[0, 1, 2], [], []])],
@@ -111,6 +122,50 @@ def test_an_arrival_is_there_when_its_last_part_is() -> None:
         "wait for scores to be there",
         "wait for experience to be there",
     ]
+
+
+# ------------------------------------------------------------------------------------------------ dynamic sampling
+
+
+def dynamic_source(events: Events, *, max_resamples: int, num_prompts: int = 5) -> RolloutSource:
+    return RolloutSource(
+        rollouts(events),
+        LocalGang("reward", [LevelReward(events)]),  # type: ignore[arg-type]
+        PROMPTS[:num_prompts],
+        SAMPLING,
+        prompts_per_step=2,
+        max_staleness=0,
+        max_steps=8,
+        begun=Told(),
+        max_resamples=max_resamples,
+    )
+
+
+def test_groups_without_signal_are_replaced_by_further_prompts() -> None:
+    """p3 and p4 alone have signal: sampled until two groups have it, each further prompt but once."""
+    rounds = set()
+    for step in range(8):
+        events: Events = []
+        source = dynamic_source(events, max_resamples=4)
+        first = [f"p{row}" for row in source.rows(step)]
+        arrival = source.take(step)
+        taken = [name for part in prompts_of(arrival) for name in part]
+        further = taken[2:]
+        assert taken[:2] == first
+        assert sum(name in ("p3", "p4") for name in taken) == 2
+        assert len(set(further) - set(first)) == len(further)
+        assert arrival.scores is not None
+        assert arrival.resamples == len(arrival.scores) - 1
+        assert prompts_of(dynamic_source([], max_resamples=4).take(step)) == prompts_of(arrival)
+        rounds.add(arrival.resamples)
+    assert {0, 1, 2} <= rounds
+
+
+def test_resampling_ends_at_its_limit_and_with_the_prompts() -> None:
+    assert {dynamic_source([], max_resamples=1).take(step).resamples for step in range(8)} == {0, 1}
+    hopeless = dynamic_source([], max_resamples=3, num_prompts=3).take(0)
+    assert sorted(name for part in prompts_of(hopeless) for name in part) == ["p0", "p1", "p2"]
+    assert hopeless.resamples == 1
 
 
 # ------------------------------------------------------------------------------------------------ learning

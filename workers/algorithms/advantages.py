@@ -61,6 +61,13 @@ def group_advantages(
     return centred.astype(np.float32)
 
 
+def has_signal(rewards: Floats, group_offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a group's rewards differ at all: [N] -> [G]. No group is empty."""
+    starts = group_offsets[:-1]
+    differ: NDArray[np.bool_] = np.maximum.reduceat(rewards, starts) > np.minimum.reduceat(rewards, starts)
+    return differ
+
+
 def leave_one_out(rewards: Floats, group_offsets: NDArray[np.int64]) -> Floats:
     """Reward minus the mean of the group's others: [N] -> [N]. A group of one has nothing to compare with: 0.
 

@@ -17,6 +17,9 @@ in place of ρ_t (GSPO, arXiv 2507.18071, with `loss_type: grpo`). `delta` bound
 2505.07291).
 `overlong_buffer` takes up to 1 off the reward of a long completion (arXiv 2503.14476, eq. 13).
 
+`dynamic_sampling` (arXiv 2503.14476, section 3.2) leaves groups of equal rewards out of the batch, and with them their
+weight in the mean; the step sampled further prompts in their place (orchestrator/pipeline/sources.py).
+
 Kin by argument: Dr. GRPO is `dr_grpo` with `scale_rewards: none`; DAPO's clip-higher is `epsilon_high`; RLOO
 (arXiv 2402.14740) is `dr_grpo`, `scale_rewards: none`, `kl_placement: reward`, up to the factor (G − 1)/G.
 
@@ -44,7 +47,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.algorithms.advantages import group_advantages, overlong_penalty, penalised, spread
+from workers.algorithms.advantages import group_advantages, has_signal, overlong_penalty, penalised, spread
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.correction import importance_weights
 from workers.algorithms.group_rows import group_rows
@@ -62,8 +65,16 @@ def prepare(evidence: Evidence, config: GrpoConfig) -> tuple[TrainBatch, Metrics
     rewards, metrics = _rewards(evidence, config)
     advantages = group_advantages(rewards, experience.group_offsets, scale=config.scale_rewards)
     weights, gap = importance_weights(evidence, config)
-    kept = np.flatnonzero(experience.finish == Finish.stop) if config.mask_truncated_completions else None
-    return group_rows(evidence, spread(advantages, experience.completions), weights, kept), metrics | gap
+    kept = np.ones(len(experience.completions), bool)
+    if config.mask_truncated_completions:
+        kept &= experience.finish == Finish.stop
+    if config.dynamic_sampling:
+        assert evidence.rewards is not None
+        differ = has_signal(evidence.rewards, experience.group_offsets)
+        kept &= differ[experience.group_of]
+        metrics["sampling/kept_groups"] = float(differ.mean())
+    batch = group_rows(evidence, spread(advantages, experience.completions), weights, np.flatnonzero(kept))
+    return batch, metrics | gap
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple[Tensor, Stats]:

@@ -51,6 +51,8 @@ class GrpoConfig(PolicyGradient):
     mask_truncated_completions: bool = False
     overlong_buffer: Count | None = None  # the last tokens before overlong_length cost up to 1 of reward; None: off
     overlong_length: Count | None = None  # tokens; what is this long or longer loses 1
+    dynamic_sampling: bool = False  # groups of equal rewards are replaced by those of further prompts, and left out
+    max_resamples: Count = 4  # rounds of further prompts per step
 
     @model_validator(mode="after")
     def length_of_dr_grpo(self) -> Self:

@@ -177,6 +177,16 @@ def test_overlong_completions_by_hand(evidence: EvidenceOf) -> None:
     assert batch.advantages[[0, 6, 14, 24]].tolist() == [0.625, 0.125, -0.375, -0.375]
 
 
+def test_groups_of_equal_rewards_are_left_out(evidence: EvidenceOf) -> None:
+    given = evidence([[1, 2], [1, 1], [1, 1]], rewards=[0.1, 0.1, 1, 0, 1, 1], logprobs=[0] * 7)
+    batch, metrics = prepare(given, config(dynamic_sampling=True))
+    assert batch.sources is not None
+    assert batch.sources.tolist() == [2, 3]
+    assert metrics["sampling/kept_groups"] == pytest.approx(1 / 3)
+    nothing, _ = prepare(evidence([[1, 1]], rewards=[1, 1], logprobs=[0, 0]), config(dynamic_sampling=True))
+    assert nothing.num_rows == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
