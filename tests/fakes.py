@@ -142,17 +142,25 @@ class FakeLearner:
         self.weights = b"weights"
 
     def step(
-        self, step: int, parts: Sequence[Experience], scores: Any, reference: Any, values: Any, pairs_file: Any = None
+        self,
+        step: int,
+        parts: Sequence[Experience],
+        scores: Any,
+        reference: Any,
+        values: Any,
+        pairs_file: Any = None,
+        old: Any = None,
     ) -> StepStats:
         versions = sorted({int(v) for part in parts for v in part.versions})
-        given = [n for n, v in {"scores": scores, "reference": reference, "values": values}.items() if v is not None]
+        offered = {"scores": scores, "reference": reference, "values": values, "old": old}
+        given = [name for name, value in offered.items() if value is not None]
         self._events.append(
             f"{self._name}: learn step {step} from v{','.join(map(str, versions))} with {' '.join(given) or 'nothing'}"
         )
         return StepStats(sums={"loss": 0.5}, maxima={}, facts={"num_tokens": 8.0})
 
-    def infer(self, parts: Sequence[Experience]) -> TokenShare:
-        self._events.append(f"{self._name}: infer")
+    def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShare:
+        self._events.append(f"{self._name}: infer{' as sampled' if as_sampled else ''}")
         return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
 
     def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShare:

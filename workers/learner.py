@@ -39,6 +39,7 @@ from workers.types import (
 )
 from workers.weights import Manifest, Rendezvous, Segment, describe
 
+CONTROLLED = "controlled_setting"  # where a checkpoint's state keeps it
 PROBE_TOKENS = 256  # of a step's completions, per rank, on which engine and learner are compared
 
 
@@ -92,7 +93,8 @@ class Learner:
         self._engine, self._model, self._config, self._algorithm = engine, model, config, algorithm
         self._head, self._seed, self._max_steps, self._device = head, seed, max_steps, engine.device
         record = ALGORITHMS[algorithm.type]
-        self._prepare, self._needs, self._range_of = record.prepare, record.needs, record.range_of
+        self._prepare, self._needs = record.prepare, record.needs
+        self._range_of, self._control = record.range_of, record.control
         loss = record.critic_loss if head == "values" else record.loss
         assert loss is not None
         self._loss = loss
@@ -115,15 +117,16 @@ class Learner:
         reference: Sequence[TokenShare] | None,
         values: Sequence[TokenShare] | None,
         pairs_file: str | None = None,
+        old: Sequence[TokenShare] | None = None,
     ) -> StepStats:
         """Prepare the batch, run its optimiser updates, report. Every rank gets all the evidence and takes its share.
 
         What the algorithm does without is None. `reference`: its log-probabilities, or hidden states where its whole
         distributions are learned from. `pairs_file`: where rank 0 writes a preference batch for people to read
-        (parquet); None: nowhere.
+        (parquet); None: nowhere. `old`: the policy's own log-probabilities before this step; None: it was not asked.
         """
         started = time.perf_counter()
-        evidence = _evidence(experience, scores, reference, values, seed=_mix(self._seed, step))
+        evidence = _evidence(experience, scores, reference, values, old, seed=_mix(self._seed, step))
         if not evidence.experience.prompts:
             raise hf_models.ModelError(
                 f"all {evidence.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
@@ -139,12 +142,23 @@ class Learner:
         # What the evidence says of itself, the policy reports; the critic speaks of its own learning only.
         facts = prepared | _experience_facts(evidence.experience, step) if self._head != "values" else {}
         learned = self._learn(step, batch, temperature)
-        facts |= learned.facts | {"timing/learn": time.perf_counter() - started}
+        facts |= learned.facts
+        self._adapt(evidence, facts)
+        facts["timing/learn"] = time.perf_counter() - started
         sums, maxima = dict(learned.sums), dict(learned.maxima)
         if gap is not None:
             sums["sampling/logp_difference"] = gap[0]
             maxima["sampling/logp_difference_max"] = gap[1]
         return StepStats(sums=sums, maxima=maxima, facts=facts, minima=learned.minima)
+
+    def _adapt(self, evidence: Evidence, facts: Metrics) -> None:
+        """Report the setting that the algorithm controls, and move it for the next step."""
+        if self._control is None:
+            return
+        name = self._control.name
+        if self._head != "values":
+            facts[name] = float(getattr(self._algorithm, name))
+        self._algorithm = self._algorithm.model_copy(update={name: self._control.after(evidence, self._algorithm)})
 
     def _learn(self, step: int, batch: TrainBatch, temperature: float) -> StepStats:
         """All optimiser updates of a step: the mean of their stats (this rank's share), and how they were made."""
@@ -229,12 +243,14 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------- score
 
-    def infer(self, parts: Sequence[Experience]) -> TokenShare:
+    def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShare:
         """What it answers without learning, for this rank's share: the policy the log-probability of each token (at
-        temperature 1), the critic the value of the state before it, a reward model the score of what ends with it."""
+        temperature 1, or `as_sampled` at that of the samples), the critic the value of the state before it, a reward
+        model the score of what ends with it."""
+        temperature = parts[0].temperature if as_sampled else 1.0
         return score_tokens(
             parts,
-            lambda packed: self._engine.infer(packed).cpu().numpy(),
+            lambda packed: self._engine.infer(packed, temperature).cpu().numpy(),
             rank=self._engine.rank,
             world_size=self._engine.world_size,
             budget=self._config.tokens_per_micro_batch,
@@ -330,11 +346,15 @@ class Learner:
 
     def save(self, directory: str, state: Mapping[str, Any]) -> None:
         """Weights, optimiser and `state` of this rank into `directory`, to go on from exactly here."""
-        self._engine.save(Path(directory), state)
+        controlled = {} if self._control is None else {CONTROLLED: getattr(self._algorithm, self._control.name)}
+        self._engine.save(Path(directory), {**state, **controlled})
 
     def load(self, directory: str) -> Mapping[str, Any]:
         """Go back to what `save` wrote; returns its `state`."""
-        return self._engine.load(Path(directory))
+        state = dict(self._engine.load(Path(directory)))
+        if self._control is not None:
+            self._algorithm = self._algorithm.model_copy(update={self._control.name: state.pop(CONTROLLED)})
+        return state
 
     def close(self) -> None:
         """Leave the process group; without this a rank may abort at exit."""
@@ -351,6 +371,7 @@ def _evidence(
     scores: Sequence[Scores] | None,
     reference: Sequence[TokenShare] | None,
     values: Sequence[TokenShare] | None,
+    old: Sequence[TokenShare] | None,
     *,
     seed: int,
 ) -> Evidence:
@@ -363,6 +384,7 @@ def _evidence(
         reference_hidden=assemble_vectors(reference, experience.completions) if reference and hidden else None,
         values=assemble(values, experience.completions) if values is not None else None,
         seed=seed,
+        learner_logprobs=assemble(old, experience.completions) if old is not None else None,
     )
 
 

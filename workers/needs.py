@@ -34,4 +34,6 @@ NEEDS: Mapping[str, Needs] = {
     "reward_model": Needs(prompts=False, dataset=True, completions=2, head="scores"),
     "rejection_sampling": Needs(prompts=True, dataset=False),
     "distill": Needs(prompts=True, dataset=True, teacher=True),
+    "rloo": Needs(prompts=True, dataset=False, on_policy=True),
+    "reinforce++": Needs(prompts=True, dataset=False, on_policy=True),
 }

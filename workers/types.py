@@ -318,6 +318,14 @@ class Evidence:
     values: Floats | None  # [T], the critic's, likewise
     reference_hidden: TokenVectors | None = None  # [T, h] states the reference predicts each token from
     seed: int = 0  # of (run, step): for choices made at random
+    learner_logprobs: Floats | None = None  # [T] by the policy itself before it learns, at the sampling temperature
+
+    @property
+    def old_logprobs(self) -> Floats:
+        """[T] of the policy that a step starts from: the learner's own where it was asked, else the engine's."""
+        old = self.learner_logprobs if self.learner_logprobs is not None else self.experience.logprobs
+        assert old is not None, "these completions were not sampled here"
+        return old
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,6 +347,7 @@ class TrainBatch:
     old_values: Floats | None = None  # [T]
     returns: Floats | None = None  # [T]
     margins: Floats | None = None  # [R] score of chosen minus score of rejected
+    importance_weights: Floats | None = None  # [T] of each token's loss; None: 1
     sources: NDArray[np.int64] | None = None  # [N] which completion of the experience this is; None: the same order
     labels: Floats | None = None  # [R] 1: desirable, 0: not
     baseline: TrainBatch | None = None  # the same rows with completions to compare with: measured, never learned from
@@ -349,7 +358,7 @@ class TrainBatch:
             raise ValueError(
                 f"{num_rows} rows do not cover {len(self.prompts)} prompts, {len(self.completions)} completions"
             )
-        for name in ("old_logprobs", "reference_logprobs", "advantages", "old_values", "returns"):
+        for name in ("old_logprobs", "reference_logprobs", "advantages", "old_values", "returns", "importance_weights"):
             values = getattr(self, name)
             if values is not None and values.shape != (num_tokens,):
                 raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.config import DistillConfig, DpoConfig, GrpoConfig, PpoConfig, ReferenceConfig, Sampled
+from workers.config import DistillConfig, DpoConfig, GrpoConfig, PolicyGradient, PpoConfig, ReferenceConfig, Sampled
 from workers.config.preferences import LOSS_ARGUMENTS
 from workers.needs import NEEDS
 
@@ -128,7 +128,7 @@ def _batches(config: RunConfig) -> Iterator[Conflict]:
             why="a prompt's group is sampled by one engine, so some engines would have nothing to do",
             fix=f"use at most {algorithm.prompts_per_step} engines, or more prompts per step",
         )
-    if not isinstance(algorithm, GrpoConfig | PpoConfig | DistillConfig):
+    if not isinstance(algorithm, PolicyGradient | DistillConfig):
         return
     groups = not isinstance(algorithm, PpoConfig)  # a group is never split; PPO's rows are single completions
     rows = algorithm.prompts_per_step * (1 if groups else algorithm.num_generations)
@@ -167,6 +167,26 @@ def _lengths(config: RunConfig) -> Iterator[Conflict]:
             ),
             why=f"one prompt with its completion may have {longest} tokens and is never split",
             fix=f"give tokens_per_micro_batch at least {longest}, or shorten prompts or completions",
+        )
+
+
+def _overlong(config: RunConfig) -> Iterator[Conflict]:
+    algorithm, longest = config.algorithm, config.rollout.max_completion_length
+    if isinstance(algorithm, GrpoConfig) and algorithm.overlong_length and algorithm.overlong_length > longest:
+        yield Conflict(
+            keys=("algorithm.overlong_length", "rollout.max_completion_length"),
+            why=f"no completion has more than {longest} tokens, so the full penalty would never be reached",
+            fix=f"set overlong_length to {longest}, with an overlong_buffer of at most as many tokens",
+        )
+
+
+def _dynamic_sampling(config: RunConfig) -> Iterator[Conflict]:
+    algorithm = config.algorithm
+    if isinstance(algorithm, GrpoConfig) and algorithm.dynamic_sampling and config.max_staleness > 0:
+        yield Conflict(
+            keys=("algorithm.dynamic_sampling", "max_staleness"),
+            why="further prompts are chosen when a step's rewards are there, so generation cannot run ahead",
+            fix="set max_staleness to 0, or dynamic_sampling to false",
         )
 
 
@@ -342,6 +362,6 @@ def _reporting(config: RunConfig) -> Iterator[Conflict]:
 
 
 RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
-    _data_source, _reward, _steps, _batches, _lengths, _roles, _sampling, _lora, _reporting,
-    _pair_loss, _teacher, _distillation,
+    _data_source, _reward, _steps, _batches, _lengths, _overlong, _dynamic_sampling, _roles, _sampling, _lora,
+    _reporting, _pair_loss, _teacher, _distillation,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 consumes   prompts or rows, chosen by (seed, step) alone
 produces   handles to Experience, and to its Scores where completions were sampled
-waits for  nothing: what is to be waited for, the learner waits for
+waits for  nothing: what is to be waited for, the learner waits for (with dynamic sampling: a step's own rewards)
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.cluster.base import Gang, Handle
+from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.data import batch_indices
 from workers.encoder import Encoder
 from workers.reward import Reward
 from workers.rollout import Rollout
-from workers.types import Example, Experience, Prompt, Sampling, Scores
+from workers.types import Example, Experience, Prompt, Sampling, Scores, merge_scores
+
+FURTHER = 1  # tells the stream of further prompts from a step's own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +30,7 @@ class Arrival:
 
     experience: Sequence[Handle[Experience]]
     scores: Sequence[Handle[Scores]] | None
+    resamples: int | None = None  # rounds of further prompts; None: the step takes what its first prompts gave
 
     def wait(self) -> None:
         """Return when all of it is there."""
@@ -64,8 +67,11 @@ class RolloutSource:
         max_staleness: int,
         max_steps: int,
         begun: Begun,
+        max_resamples: int = 0,
     ) -> None:
-        self._begun = begun
+        """`max_resamples`: how often a step may sample further prompts for groups without signal; 0: never."""
+        assert not (max_resamples and max_staleness), "to choose further prompts, a step's rewards must be there"
+        self._begun, self._max_resamples = begun, max_resamples
         self._rollout, self._reward, self._prompts, self._sampling = rollout, reward, prompts, sampling
         self._prompts_per_step, self._max_staleness, self._max_steps = prompts_per_step, max_staleness, max_steps
         self._ahead: dict[int, Arrival] = {}
@@ -78,7 +84,39 @@ class RolloutSource:
         return self._ahead.pop(step)
 
     def _begin(self, step: int) -> Arrival:
-        return sample([self._prompts[i] for i in self.rows(step)], self._sampling, self._rollout, self._reward)
+        rows = [int(row) for row in self.rows(step)]
+        arrival = self._sample(rows)
+        return self._with_signal(step, rows, arrival) if self._max_resamples else arrival
+
+    def _with_signal(self, step: int, taken: list[int], arrival: Arrival) -> Arrival:
+        """More prompts for groups whose rewards are all equal (DAPO, arXiv 2503.14476), until `prompts_per_step` groups
+        have signal. The driver reads rewards, never tokens."""
+        experience, scores = list(arrival.experience), list(arrival.scores or ())
+        missing, resamples = self._prompts_per_step - self._num_with_signal(scores), 0
+        while missing > 0 and resamples < self._max_resamples:
+            rows = self.further_rows(step, taken, missing)
+            if not rows:
+                break
+            more = self._sample(rows)
+            taken, resamples = taken + rows, resamples + 1
+            experience += more.experience
+            scores += more.scores or ()
+            missing -= self._num_with_signal(more.scores or ())
+        return Arrival(experience=experience, scores=scores, resamples=resamples)
+
+    def _num_with_signal(self, scores: Sequence[Handle[Scores]]) -> int:
+        rewards = merge_scores(wait(scores)).rewards.reshape(-1, self._sampling.num_generations)
+        return int((rewards.max(1) > rewards.min(1)).sum()) if len(rewards) else 0
+
+    def _sample(self, rows: Sequence[int]) -> Arrival:
+        return sample([self._prompts[i] for i in rows], self._sampling, self._rollout, self._reward)
+
+    def further_rows(self, step: int, taken: Sequence[int], count: int) -> list[int]:
+        """Which prompts a step samples next: the first of an order of its own that it has not `taken`. A function of
+        (seed, step) and the step's rewards so far, so that a resumed run chooses the same."""
+        seed = int(np.random.SeedSequence([self._sampling.seed, FURTHER]).generate_state(1)[0])
+        order = batch_indices(len(self._prompts), len(self._prompts), step, seed)
+        return [int(row) for row in order[~np.isin(order, taken)][:count]]
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Which prompts a step samples."""

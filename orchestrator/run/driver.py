@@ -126,7 +126,7 @@ class Attempt:
         for plan in plans:
             monitor.phase(plan.role, "")
         monitor.phase("driver", "")
-        learners = Learners(gangs["policy"], gangs.get("critic"))
+        learners = Learners(gangs["policy"], gangs.get("critic"), needs_old=config.algorithm.needs_old_logprobs)
         checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep)
         if checkpoint is not None:
             checkpointer.load(checkpoint)
@@ -206,6 +206,9 @@ class Attempt:
             ),
             prompts_per_step=algorithm.prompts_per_step,
             max_staleness=config.max_staleness,
+            max_resamples=getattr(algorithm, "max_resamples", 0)
+            if getattr(algorithm, "dynamic_sampling", False)
+            else 0,
             max_steps=self._max_steps,
             begun=begun,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import Events, FakeEncoder, FakeLearner, FakeReward, FakeRollout, RecordedHandle, RecordingGang
 
@@ -13,7 +14,7 @@ from orchestrator.cluster.local import Done, LocalGang
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher
 from orchestrator.pipeline.sources import Arrival, DatasetSource, RolloutSource, sample
-from workers.types import Example, Experience, Prompt, Sampling
+from workers.types import Example, Experience, Prompt, Sampling, Scores, merge
 from workers.weights import Entry, Manifest, Rendezvous
 
 # batch_indices(3, 2, step, seed=0) is [0 1], [2 2], [1 0]: the example of its docstring.
@@ -80,6 +81,16 @@ def test_samples_that_nobody_scores_are_there_when_they_are_sampled() -> None:
     assert arrival.scores is None
 
 
+class LevelReward(FakeReward):
+    """Rewards every completion of p0, p1 and p2 alike, and those of other prompts differently."""
+
+    def score(self, parts: Sequence[Experience]) -> Scores:
+        whole = merge(parts)
+        self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
+        rewards = np.array([r for p in whole.prompts for r in (0, p.id in ("p3", "p4"))], np.float32)
+        return Scores(rewards=rewards, by_scorer={}, seconds=0.5)
+
+
 @pytest.mark.parametrize(
     ("max_staleness", "begun_by_step"),
     [(0, [[0], [1], [2]]), (1, [[0, 1], [2], []]), (2, [[0, 1, 2], [], []]), (8, [[0, 1, 2], [], []])],
@@ -122,6 +133,50 @@ def test_an_arrival_is_there_when_its_last_part_is() -> None:
     ]
 
 
+# ------------------------------------------------------------------------------------------------ dynamic sampling
+
+
+def dynamic_source(events: Events, *, max_resamples: int, num_prompts: int = 5) -> RolloutSource:
+    return RolloutSource(
+        rollouts(events),
+        LocalGang("reward", [LevelReward(events)]),  # type: ignore[arg-type]
+        PROMPTS[:num_prompts],
+        SAMPLING,
+        prompts_per_step=2,
+        max_staleness=0,
+        max_steps=8,
+        begun=Told(),
+        max_resamples=max_resamples,
+    )
+
+
+def test_groups_without_signal_are_replaced_by_further_prompts() -> None:
+    """p3 and p4 alone have signal: sampled until two groups have it, each further prompt but once."""
+    rounds = set()
+    for step in range(8):
+        events: Events = []
+        source = dynamic_source(events, max_resamples=4)
+        first = [f"p{row}" for row in source.rows(step)]
+        arrival = source.take(step)
+        taken = [name for part in prompts_of(arrival) for name in part]
+        further = taken[2:]
+        assert taken[:2] == first
+        assert sum(name in ("p3", "p4") for name in taken) == 2
+        assert len(set(further) - set(first)) == len(further)
+        assert arrival.scores is not None
+        assert arrival.resamples == len(arrival.scores) - 1
+        assert prompts_of(dynamic_source([], max_resamples=4).take(step)) == prompts_of(arrival)
+        rounds.add(arrival.resamples)
+    assert {0, 1, 2} <= rounds
+
+
+def test_resampling_ends_at_its_limit_and_with_the_prompts() -> None:
+    assert {dynamic_source([], max_resamples=1).take(step).resamples for step in range(8)} == {0, 1}
+    hopeless = dynamic_source([], max_resamples=3, num_prompts=3).take(0)
+    assert sorted(name for part in prompts_of(hopeless) for name in part) == ["p0", "p1", "p2"]
+    assert hopeless.resamples == 1
+
+
 # ------------------------------------------------------------------------------------------------ learning
 
 
@@ -141,6 +196,22 @@ def test_policy_and_critic_learn_from_the_same_evidence() -> None:
     ]
     # Shares of the two ranks add up, and the critic's figures have a name of their own.
     assert metrics == {"loss": 1.0, "num_tokens": 8.0, "critic/loss": 0.5, "critic/num_tokens": 8.0}
+
+
+def test_the_policy_is_asked_before_it_learns_where_the_engine_is_corrected() -> None:
+    events: Events = []
+    experience: Done[Experience] = rollouts(events).one(FakeRollout.generate, PROMPTS[:1], SAMPLING)
+    arrival = Arrival(experience=[experience], scores=rewards(events).all(FakeReward.score, [experience]))
+    policy: Any = LocalGang("policy", [FakeLearner(events)])
+    critic: Any = LocalGang("critic", [FakeLearner(events, head="values")])
+    events.clear()
+    Learners(policy, critic, needs_old=True).learn(3, arrival, None, None)
+    assert events == [
+        "critic 0: infer",
+        "policy 0: infer as sampled",
+        "policy 0: learn step 3 from v0 with scores values old",
+        "critic 0: learn step 3 from v0 with scores values old",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ publishing

@@ -33,6 +33,10 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"type": "dpo", "sft_weight": 0.5, "pairs_per_prompt": 2, **COMMON},
     {"type": "reward_model", "center_rewards_coefficient": 0.1, **COMMON, "head": "scores"},
     {"type": "rejection_sampling", "keep_best": 2, "num_generations": 3, "min_reward": 0.25, **COMMON},
+    {"type": "rloo", **COMMON},
+    {"type": "reinforce++", **COMMON},
+    {"type": "ppo", **COMMON, "num_ppo_epochs": 1, "adaptive_kl": {"target": 0.1, "horizon": 64}},
+    {"type": "ppo", **COMMON, "num_ppo_epochs": 1, "adaptive_kl": {"target": 0.1, "horizon": 64}, "head": "values"},
 ]
 SFT = {"type": "sft", **COMMON}
 GRPO = {"type": "grpo", **COMMON}
@@ -211,3 +215,41 @@ def test_a_step_in_which_nothing_is_kept_says_so(qwen2: Path) -> None:
     stats, engine, _ = step(qwen2, recipe)
     assert (stats.facts["num_updates"], stats.facts["rejection/kept"]) == (0, 0)
     assert torch.equal(weights(engine), before)
+
+
+# ------------------------------------------------------------------------------------------------ the policy's own view
+
+
+def test_a_controlled_coefficient_moves_and_comes_back(qwen2: Path, tmp_path: Path) -> None:
+    # A KL that is over 20 % above its target: every step of 10 completions multiplies by 1 + 0.2 · 10/64.
+    adaptive = {"type": "ppo", **COMMON, "kl_coef": 0.1, "adaptive_kl": {"target": 1e-6, "horizon": 64}}
+    sampled, scores, _, values = evidence(adaptive)
+    reference = [TokenShare(completions=np.arange(10), values=np.full(NUM_TOKENS, -9, np.float32))]
+    learner, _ = learner_of(qwen2, adaptive)
+    factor = 1 + 0.2 * 10 / 64
+    for power in range(2):
+        found = learner.step(power, sampled, scores, reference, values).facts["kl_coef"]
+        assert found == pytest.approx(0.1 * factor**power, rel=1e-12)
+    learner.save(str(tmp_path / "checkpoint"), {"turn": 2})
+    fresh, _ = learner_of(qwen2, adaptive)
+    assert fresh.load(str(tmp_path / "checkpoint")) == {"turn": 2}
+    assert fresh.step(2, sampled, scores, reference, values).facts["kl_coef"] == pytest.approx(0.1 * factor**2)
+
+
+def test_the_learners_own_logprobs_correct_the_engines(qwen2: Path) -> None:
+    corrected = {**GRPO, "vllm_importance_sampling_correction": True}
+    learner, engine = learner_of(qwen2, corrected)
+    sampled, scores, _, _ = evidence(GRPO, temperature=0.7)
+    rows = np.arange(len(GROUPS))
+    packed = pack(sampled[0].prompt_tokens, sampled[0].completions, sampled[0].group_offsets, rows)
+    own = learner.infer(sampled, as_sampled=True)
+    np.testing.assert_array_equal(np.sort(own.values), np.sort(engine.infer(packed, 0.7).numpy()))
+    assert not np.array_equal(np.sort(learner.infer(sampled).values), np.sort(own.values))
+    stats = learner.step(0, sampled, scores, None, None, None, [own])
+    assert sampled[0].logprobs is not None
+    order = sampled[0].completions.positions(own.completions)
+    ratios = np.minimum(np.exp(own.values - sampled[0].logprobs[order]), 2)
+    name = "sampling/importance_sampling_ratio/"
+    assert stats.facts[f"{name}mean"] == pytest.approx(float(ratios.mean()), rel=1e-5)
+    assert stats.facts[f"{name}min"] == pytest.approx(float(ratios.min()), rel=1e-5)
+    assert stats.sums["clip_ratio/region_mean"] == 0  # it learns from the distribution that it starts with

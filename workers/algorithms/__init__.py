@@ -6,8 +6,10 @@ from workers.algorithms.grpo import GRPO
 from workers.algorithms.kto import KTO
 from workers.algorithms.ppo import PPO
 from workers.algorithms.preference import DPO
+from workers.algorithms.reinforce import REINFORCE
 from workers.algorithms.rejection import REJECTION_SAMPLING
 from workers.algorithms.reward_model import REWARD_MODEL
+from workers.algorithms.rloo import RLOO
 from workers.algorithms.sft import SFT
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -19,4 +21,6 @@ ALGORITHMS: dict[str, Algorithm] = {
     "reward_model": REWARD_MODEL,
     "rejection_sampling": REJECTION_SAMPLING,
     "distill": DISTILL,
+    "rloo": RLOO,
+    "reinforce++": REINFORCE,
 }

@@ -61,6 +61,41 @@ def group_advantages(
     return centred.astype(np.float32)
 
 
+def has_signal(rewards: Floats, group_offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a group's rewards differ at all: [N] -> [G]. No group is empty."""
+    starts = group_offsets[:-1]
+    differ: NDArray[np.bool_] = np.maximum.reduceat(rewards, starts) > np.minimum.reduceat(rewards, starts)
+    return differ
+
+
+def leave_one_out(rewards: Floats, group_offsets: NDArray[np.int64]) -> Floats:
+    """Reward minus the mean of the group's others: [N] -> [N]. A group of one has nothing to compare with: 0.
+
+    G/(G − 1) times the distance from the mean of all G.
+    """
+    sizes = np.diff(group_offsets)
+    factors = np.repeat(sizes / np.maximum(sizes - 1, 1), sizes)
+    advantages: Floats = (group_advantages(rewards, group_offsets, scale="none") * factors).astype(np.float32)
+    return advantages
+
+
+def overlong_penalty(lengths: NDArray[np.int64], *, length: int, buffer: int) -> Floats:
+    """DAPO's soft punishment of length (arXiv 2503.14476, eq. 13): [N] -> [N].
+
+    0 up to `length` − `buffer` tokens, from there linearly down to −1 at `length`, and −1 beyond.
+    """
+    penalty: Floats = -np.clip((lengths - (length - buffer)) / buffer, 0, 1).astype(np.float32)
+    return penalty
+
+
+def penalised(rewards: Floats, kl: NDArray[np.float64] | None, beta: float) -> Floats:
+    """Rewards less β times each completion's Σ_t k1: [N], [N] -> [N]. At β = 0 no KL is needed."""
+    if not beta:
+        return rewards
+    assert kl is not None, "a KL penalty needs the reference's log-probabilities"
+    return (rewards - beta * kl).astype(np.float32)
+
+
 def token_rewards(scores: Floats, completions: Ragged, penalty: Floats | None) -> Floats:
     """The score [N] on each completion's last token, minus a penalty on every token [T]: -> [T].
 

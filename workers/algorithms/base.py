@@ -39,6 +39,7 @@ class MicroBatch:
     returns: Tensor | None = None  # [T]
     margins: Tensor | None = None  # [R]
     labels: Tensor | None = None  # [R] 1: desirable, 0: not
+    importance_weights: Tensor | None = None  # [T] of each token's loss; None: 1
 
     @classmethod
     def of(cls, batch: TrainBatch, rows: NDArray[np.int64], totals: Totals, device: torch.device | str = "cpu") -> Self:
@@ -65,6 +66,7 @@ class MicroBatch:
             returns=some(batch.returns, tokens),
             margins=some(batch.margins, rows),
             labels=some(batch.labels, rows),
+            importance_weights=some(batch.importance_weights, tokens),
         )
 
 
@@ -95,6 +97,17 @@ over micro-batches and ranks they are the figure of the whole update. Outputs ar
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """A setting that follows what was seen. Every rank of every learner gets the same evidence, so all agree.
+
+    Example: `Control(name="kl_coef", after=next_kl_coef)`.
+    """
+
+    name: str  # the setting, also the metric's and the checkpoint's name
+    after: Callable[[Evidence, Any], float]  # (evidence, config of this step) -> the setting of the next step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Algorithm:
     """One row of the table in `workers.algorithms`."""
 
@@ -104,3 +117,4 @@ class Algorithm:
     critic_loss: Loss | None = None  # of the critic: outputs are token values
     range_of: tuple[str, Callable[[Tensor, MicroBatch], Tensor]] | None = None
     """(name, numbers): the least and the greatest of a step's numbers are told as min_<name> and max_<name>."""
+    control: Control | None = None  # a coefficient that a step's evidence moves; None: the settings stay as they are

@@ -25,7 +25,7 @@ from torch import Tensor
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import num_tokens, rollout_metrics
 from workers.algorithms.ops import per_token, share
-from workers.algorithms.ppo import clipped, clipped_surrogate
+from workers.algorithms.surrogate import clipped, clipped_surrogate, log_ratio
 from workers.config import DistillConfig
 from workers.needs import NEEDS
 from workers.types import Evidence, Metrics, TrainBatch
@@ -61,8 +61,8 @@ def loss(outputs: Tensor, batch: MicroBatch, config: DistillConfig) -> tuple[Ten
     outputs, tokens = per_token(batch, outputs), batch.totals.tokens
     if config.objective == "divergence":
         return outputs.sum() / tokens, {"loss": share(outputs, tokens), "divergence": share(outputs, tokens)}
-    old, advantages = per_token(batch, batch.old_logprobs), per_token(batch, batch.advantages)
-    losses, ratio = clipped_surrogate(outputs, old, advantages, config.epsilon, config.epsilon)
+    advantages = per_token(batch, batch.advantages)
+    losses, ratio = clipped_surrogate(log_ratio(outputs, batch, "token"), advantages, config.epsilon, config.epsilon)
     low, high = clipped(ratio, advantages, config.epsilon, config.epsilon)
     return losses.sum() / tokens, {
         "loss": share(losses, tokens),

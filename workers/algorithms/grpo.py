@@ -9,6 +9,17 @@ with the weight w_i of a token from `loss_type`, for N completions of T_i tokens
     grpo      1 / (N T_i)          each completion counts alike, its tokens the less the longer it is
     dr_grpo   1 / (N fixed_length) no weight depends on a length (arXiv 2503.20783)
 
+TRL's `bnpo`, the mean over the tokens of a local batch, is `dapo` here: denominators are those of the whole update.
+
+`cispo` (arXiv 2506.13585) weighs as dapo does, but its loss is −min(ρ_t, ε_high) A_i log π with a weight that has no
+gradient: no token is cut off. `importance_sampling_level: sequence` puts the ratio's geometric mean over a completion
+in place of ρ_t (GSPO, arXiv 2507.18071, with `loss_type: grpo`). `delta` bounds ρ_t where A_i < 0, too (arXiv
+2505.07291).
+`overlong_buffer` takes up to 1 off the reward of a long completion (arXiv 2503.14476, eq. 13).
+
+`dynamic_sampling` (arXiv 2503.14476, section 3.2) leaves groups of equal rewards out of the batch, and with them their
+weight in the mean; the step sampled further prompts in their place (orchestrator/pipeline/sources.py).
+
 Kin by argument: Dr. GRPO is `dr_grpo` with `scale_rewards: none`; DAPO's clip-higher is `epsilon_high`; RLOO
 (arXiv 2402.14740) is `dr_grpo`, `scale_rewards: none`, `kl_placement: reward`, up to the factor (G − 1)/G.
 
@@ -33,13 +44,16 @@ tokens is left out.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from workers.algorithms.advantages import group_advantages, spread
+from workers.algorithms.advantages import group_advantages, has_signal, overlong_penalty, penalised, spread
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
-from workers.algorithms.metrics import rollout_metrics, sequence_kl
+from workers.algorithms.correction import importance_weights
+from workers.algorithms.group_rows import group_rows
+from workers.algorithms.metrics import penalty_metrics, rollout_metrics, sequence_kl
 from workers.algorithms.ops import completion_means, kl_k3, per_token, share
-from workers.algorithms.ppo import clipped, clipped_surrogate
+from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio, weighted_likelihood
 from workers.config import GrpoConfig
 from workers.needs import NEEDS
 from workers.types import Evidence, Finish, Floats, Metrics, TrainBatch
@@ -48,38 +62,30 @@ from workers.types import Evidence, Finish, Floats, Metrics, TrainBatch
 def prepare(evidence: Evidence, config: GrpoConfig) -> tuple[TrainBatch, Metrics]:
     """One group per row. Masked, that is truncated, completions count in their group's mean only."""
     experience = evidence.experience
-    assert experience.logprobs is not None
     rewards, metrics = _rewards(evidence, config)
     advantages = group_advantages(rewards, experience.group_offsets, scale=config.scale_rewards)
-    complete = experience.finish == Finish.stop
-    kept = np.flatnonzero(complete) if config.mask_truncated_completions else np.arange(len(complete))
-    sizes = np.bincount(experience.group_of[kept], minlength=len(experience.prompts))
-    rows = np.flatnonzero(sizes)
-    completions, tokens = experience.completions.take(kept), experience.completions.positions(kept)
-    reference = evidence.reference_logprobs
-    batch = TrainBatch(
-        prompts=experience.prompt_tokens.take(rows),
-        completions=completions,
-        row_offsets=np.concatenate([[0], np.cumsum(sizes[rows])]),
-        old_logprobs=experience.logprobs[tokens],
-        reference_logprobs=None if reference is None else reference[tokens],
-        advantages=spread(advantages[kept], completions),
-        sources=kept,
-    )
-    return batch, metrics
+    weights, gap = importance_weights(evidence, config)
+    kept = np.ones(len(experience.completions), bool)
+    if config.mask_truncated_completions:
+        kept &= experience.finish == Finish.stop
+    if config.dynamic_sampling:
+        assert evidence.rewards is not None
+        differ = has_signal(evidence.rewards, experience.group_offsets)
+        kept &= differ[experience.group_of]
+        metrics["sampling/kept_groups"] = float(differ.mean())
+    batch = group_rows(evidence, spread(advantages, experience.completions), weights, np.flatnonzero(kept))
+    return batch, metrics | gap
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple[Tensor, Stats]:
     """The clipped surrogate plus β k3, weighted by `loss_type`. `logprobs`: [T]."""
-    old, advantages = per_token(batch, batch.old_logprobs), per_token(batch, batch.advantages)
-    low, high = config.epsilon, config.epsilon_high or config.epsilon
-    losses, ratio = clipped_surrogate(per_token(batch, logprobs), old, advantages, low, high)
-    is_low, is_high = clipped(ratio, advantages, low, high)
+    losses, low, high = _surrogate(logprobs, batch, config)
+    losses = corrected(losses, batch)
     tokens = batch.totals.tokens
     stats = {
-        "clip_ratio/low_mean": share(is_low, tokens),
-        "clip_ratio/high_mean": share(is_high, tokens),
-        "clip_ratio/region_mean": share(is_low | is_high, tokens),
+        "clip_ratio/low_mean": share(low, tokens),
+        "clip_ratio/high_mean": share(high, tokens),
+        "clip_ratio/region_mean": share(low | high, tokens),
     }
     if batch.reference_logprobs is not None:
         kl = kl_k3(logprobs, per_token(batch, batch.reference_logprobs))
@@ -90,22 +96,37 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple[Tenso
     return weighted, stats | {"loss": weighted.detach()}
 
 
+def _surrogate(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of each token, and which tokens are beyond the lower and the upper bound: [T], [T] bool, [T] bool."""
+    advantages = per_token(batch, batch.advantages)
+    logs = log_ratio(logprobs, batch, config.importance_sampling_level)
+    low, high = config.epsilon, config.epsilon_high or config.epsilon
+    if config.loss_type == "cispo":
+        losses, ratio = weighted_likelihood(logprobs, logs, advantages, largest=high)
+        bounded = (ratio > high) & (advantages > 0)
+        return losses, torch.zeros_like(bounded), bounded
+    losses, ratio = clipped_surrogate(logs, advantages, low, high, config.delta)
+    return losses, *clipped(ratio, advantages, low, high)
+
+
 def _rewards(evidence: Evidence, config: GrpoConfig) -> tuple[Floats, Metrics]:
-    """Rewards [N], less the KL where that is its place; and what is known of the samples."""
+    """Rewards [N], less the KL where that is its place, and the overlong; and what is known of the samples."""
     rewards, metrics = evidence.rewards, rollout_metrics(evidence)
     assert rewards is not None
-    if config.beta and config.kl_placement == "reward":
-        kl = sequence_kl(evidence)
-        assert kl is not None
-        rewards = (rewards - config.beta * kl).astype(np.float32)
-        metrics["objective/non_score_reward"] = -config.beta * float(kl.mean())
-        metrics["objective/rlhf_reward"] = float(rewards.mean(dtype=np.float64))
-    return rewards, metrics
+    if config.overlong_buffer is not None:
+        assert config.overlong_length is not None
+        lengths = evidence.experience.completions.lengths
+        penalty = overlong_penalty(lengths, length=config.overlong_length, buffer=config.overlong_buffer)
+        rewards = rewards + penalty
+        metrics["objective/overlong_penalty"] = float(penalty.mean(dtype=np.float64))
+    beta = config.beta if config.kl_placement == "reward" else 0.0
+    kl = sequence_kl(evidence)
+    return penalised(rewards, kl, beta), metrics | penalty_metrics(rewards, kl, beta)
 
 
 def _weighted_sum(losses: Tensor, batch: MicroBatch, config: GrpoConfig) -> Tensor:
     match config.loss_type:
-        case "dapo":
+        case "dapo" | "cispo":
             return losses.sum() / batch.totals.tokens
         case "grpo":
             return completion_means(losses, batch).sum() / batch.totals.completions

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.algorithms.advantages import completion_sums, group_mean_std
-from workers.types import Evidence, Experience, Finish, Metrics
+from workers.types import Evidence, Experience, Finish, Floats, Metrics
 
 
 def rollout_metrics(evidence: Evidence) -> Metrics:
@@ -39,8 +39,15 @@ def sequence_kl(evidence: Evidence) -> NDArray[np.float64] | None:
     """log π(y) − log π_ref(y) of each completion [N], on average KL(π‖π_ref) in nats. None: no reference."""
     if evidence.reference_logprobs is None:
         return None
-    assert evidence.experience.logprobs is not None
-    return completion_sums(evidence.experience.logprobs - evidence.reference_logprobs, evidence.experience.completions)
+    return completion_sums(evidence.old_logprobs - evidence.reference_logprobs, evidence.experience.completions)
+
+
+def penalty_metrics(rewards: Floats, kl: NDArray[np.float64] | None, beta: float) -> Metrics:
+    """What a KL in the reward costs, and what is left of the rewards [N]. Nothing when there is none."""
+    if kl is None or not beta:
+        return {}
+    cost = -beta * float(kl.mean())
+    return {"objective/non_score_reward": cost, "objective/rlhf_reward": float(rewards.mean(dtype=np.float64)) + cost}
 
 
 def num_tokens(experience: Experience) -> int:

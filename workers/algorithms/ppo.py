@@ -13,6 +13,14 @@ is zero: treating the penalty as a constant reward loses nothing. On the simplex
 log(π/π_ref) is the same for all y, that is at
 
     π*(y|x) ∝ π_ref(y|x) exp(r(x, y)/β).
+
+`kl_placement: loss` adds β k2 or β k3 of each token to the policy's loss instead. There the advantages are whitened and
+the KL is not, so that β counts in units of their standard deviation σ: with k2, on completions of one token, the
+optimum is π* with βσ for β; with k3, whose gradient is ∇KL(π_ref‖π), it is GRPO's β σ π_ref/(λ − r).
+
+`adaptive_kl` moves `kl_coef` after each step (kl_control.py). Critic and policy are two models with an optimiser each,
+so that there is no `vf_coef` to weigh one loss against the other: `critic_learning_rate` is the critic's own. With
+`vllm_importance_sampling_correction` the policy's loss is weighted; the critic learns the returns that were seen.
 """
 
 from __future__ import annotations
@@ -22,9 +30,12 @@ import torch
 from torch import Tensor
 
 from workers.algorithms.advantages import gae, token_rewards, whiten
-from workers.algorithms.base import Algorithm, MicroBatch, Stats
+from workers.algorithms.base import Algorithm, Control, MicroBatch, Stats
+from workers.algorithms.correction import importance_weights
+from workers.algorithms.kl_control import next_coefficient
 from workers.algorithms.metrics import rollout_metrics, sequence_kl
-from workers.algorithms.ops import kl_k2, per_token, share
+from workers.algorithms.ops import kl_k2, kl_k3, per_token, share
+from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio
 from workers.config import PpoConfig
 from workers.needs import NEEDS
 from workers.types import Evidence, Finish, Floats, Metrics, TrainBatch
@@ -33,43 +44,52 @@ from workers.types import Evidence, Finish, Floats, Metrics, TrainBatch
 def prepare(evidence: Evidence, config: PpoConfig) -> tuple[TrainBatch, Metrics]:
     """One completion per row: advantages for the policy, old values and returns for the critic."""
     experience, values = evidence.experience, evidence.values
-    completions, old = experience.completions, experience.logprobs
-    assert old is not None
+    completions, old = experience.completions, evidence.old_logprobs
     assert values is not None
     scores = _scores(evidence, config)
     penalty = None
-    if config.kl_coef:
+    if config.kl_coef and config.kl_placement == "reward":
         assert evidence.reference_logprobs is not None
         penalty = config.kl_coef * (old - evidence.reference_logprobs)
     rewards = token_rewards(scores, completions, penalty)
     if config.whiten_rewards:
         rewards = whiten(rewards, shift_mean=False)
     advantages = gae(rewards, values, completions, gamma=config.gamma, lam=config.lam)
+    weights, gap = importance_weights(evidence, config)
     batch = TrainBatch(
         prompts=experience.prompt_tokens.take(experience.group_of),
         completions=completions,
         row_offsets=np.arange(len(completions) + 1),
         old_logprobs=old,
+        reference_logprobs=evidence.reference_logprobs if config.kl_placement == "loss" else None,
         advantages=whiten(advantages),
         old_values=values,
         returns=advantages + values,
+        importance_weights=weights,
     )
-    return batch, _metrics(evidence, scores, config)
+    return batch, _metrics(evidence, scores, config) | gap
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[Tensor, Stats]:
-    """The clipped surrogate of the policy, averaged over the update's tokens. `logprobs`: [T]."""
+    """The clipped surrogate of the policy, with the KL where that is its place, averaged over the update's tokens.
+    `logprobs`: [T]."""
     old, advantages = per_token(batch, batch.old_logprobs), per_token(batch, batch.advantages)
-    losses, ratio = clipped_surrogate(per_token(batch, logprobs), old, advantages, config.cliprange, config.cliprange)
-    low, high = clipped(ratio, advantages, config.cliprange, config.cliprange)
-    tokens = batch.totals.tokens
-    return losses.sum() / tokens, {
-        "loss": share(losses, tokens),
-        "loss/policy_avg": share(losses, tokens),
+    clip, tokens = config.cliprange, batch.totals.tokens
+    losses, ratio = clipped_surrogate(log_ratio(logprobs, batch, "token"), advantages, clip, clip)
+    low, high = clipped(ratio, advantages, clip, clip)
+    losses = corrected(losses, batch)
+    stats = {
         "policy/approxkl_avg": share(kl_k2(logprobs, old), tokens),
         "policy/clipfrac_avg": share(low | high, tokens),
         "val/ratio": share(ratio, tokens),
     }
+    if batch.reference_logprobs is not None:
+        estimate = kl_k2 if config.kl_estimator == "k2" else kl_k3
+        kl = estimate(logprobs, per_token(batch, batch.reference_logprobs))
+        stats["kl"] = share(kl, tokens)
+        losses = losses + config.kl_coef * kl
+    averaged = share(losses, tokens)
+    return losses.sum() / tokens, stats | {"loss": averaged, "loss/policy_avg": averaged}
 
 
 def critic_loss(values: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[Tensor, Stats]:
@@ -85,17 +105,12 @@ def critic_loss(values: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[T
     }
 
 
-def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, low: float, high: float
-) -> tuple[Tensor, Tensor]:
-    """The loss of each token, −min(ρA, clip(ρ, 1 − low, 1 + high) A), and its ratio ρ: [T], [T]."""
-    ratio = torch.exp(logprobs - old_logprobs)
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high)), ratio
-
-
-def clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Tokens whose gradient the clipping has cut, at the lower and at the upper bound: [T], [T] bool."""
-    return (ratio < 1 - low) & (advantages < 0), (ratio > 1 + high) & (advantages > 0)
+def next_kl_coef(evidence: Evidence, config: PpoConfig) -> float:
+    """The coefficient of the next step: this one's, unless it is adaptive."""
+    kl = sequence_kl(evidence)
+    if config.adaptive_kl is None or kl is None:
+        return config.kl_coef
+    return next_coefficient(config.kl_coef, config.adaptive_kl, kl=float(kl.mean()), num_completions=len(kl))
 
 
 def _scores(evidence: Evidence, config: PpoConfig) -> Floats:
@@ -110,7 +125,7 @@ def _scores(evidence: Evidence, config: PpoConfig) -> Floats:
 def _metrics(evidence: Evidence, scores: Floats, config: PpoConfig) -> Metrics:
     kl = sequence_kl(evidence)
     score = float(scores.mean(dtype=np.float64))
-    non_score = 0.0 if kl is None else -config.kl_coef * float(kl.mean())
+    non_score = -config.kl_coef * float(kl.mean()) if kl is not None and config.kl_placement == "reward" else 0.0
     return rollout_metrics(evidence) | {
         "objective/scores": score,
         "objective/non_score_reward": non_score,
@@ -119,4 +134,10 @@ def _metrics(evidence: Evidence, scores: Floats, config: PpoConfig) -> Metrics:
     }
 
 
-PPO = Algorithm(needs=NEEDS["ppo"], prepare=prepare, loss=loss, critic_loss=critic_loss)
+PPO = Algorithm(
+    needs=NEEDS["ppo"],
+    prepare=prepare,
+    loss=loss,
+    critic_loss=critic_loss,
+    control=Control(name="kl_coef", after=next_kl_coef),
+)

@@ -7,7 +7,14 @@ from workers.config.algorithms import AlgorithmConfig
 from workers.config.base import Count, ModelOrigin, NonNegative, Positive, Settings, Share
 from workers.config.distillation import DistillConfig
 from workers.config.optimisation import FromDataset, Optimisation, Sampled
-from workers.config.policy_gradient import GrpoConfig, PpoConfig
+from workers.config.policy_gradient import (
+    AdaptiveKl,
+    GrpoConfig,
+    PolicyGradient,
+    PpoConfig,
+    ReinforceConfig,
+    RlooConfig,
+)
 from workers.config.preferences import DpoConfig, KtoConfig
 from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig, RewardConfig
 from workers.config.roles import (
@@ -22,6 +29,7 @@ from workers.config.roles import (
 from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 __all__ = [
+    "AdaptiveKl",
     "AlgorithmConfig",
     "Count",
     "DistillConfig",
@@ -38,13 +46,16 @@ __all__ = [
     "ModelRewardConfig",
     "NonNegative",
     "Optimisation",
+    "PolicyGradient",
     "Positive",
     "PpoConfig",
     "ReferenceConfig",
+    "ReinforceConfig",
     "RejectionSamplingConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RewardWorkersConfig",
+    "RlooConfig",
     "RolloutConfig",
     "Sampled",
     "Settings",

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from workers.config.distillation import DistillConfig
-from workers.config.policy_gradient import GrpoConfig, PpoConfig
+from workers.config.policy_gradient import GrpoConfig, PpoConfig, ReinforceConfig, RlooConfig
 from workers.config.preferences import DpoConfig, KtoConfig
 from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
@@ -19,6 +19,8 @@ AlgorithmConfig = Annotated[
     | KtoConfig
     | RewardModelConfig
     | RejectionSamplingConfig
-    | DistillConfig,
+    | DistillConfig
+    | RlooConfig
+    | ReinforceConfig,
     Field(discriminator="type"),
 ]

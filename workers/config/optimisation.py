@@ -36,6 +36,11 @@ class Optimisation(Settings):
         """Whether a reference is loaded: only where its log-probabilities weigh something."""
         return False
 
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether the policy computes the samples' log-probabilities itself before it learns from them."""
+        return False
+
 
 class FromDataset(Optimisation):
     """What algorithms that may learn from a dataset have in common."""

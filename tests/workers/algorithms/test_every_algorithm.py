@@ -24,6 +24,15 @@ SETTINGS: list[dict[str, Any]] = [
     {"type": "grpo", "beta": 0.1},
     {"type": "grpo", "beta": 0.1, "kl_placement": "reward", "scale_rewards": "batch", "loss_type": "grpo"},
     {"type": "grpo", "loss_type": "dr_grpo", "fixed_length": 8, "mask_truncated_completions": True},
+    {"type": "grpo", "importance_sampling_level": "sequence", "loss_type": "grpo", "delta": 4.0},
+    {"type": "grpo", "loss_type": "cispo", "epsilon_high": 1.5, "overlong_buffer": 3, "overlong_length": 6},
+    {"type": "grpo", "vllm_importance_sampling_correction": True},
+    {"type": "rloo", "vllm_importance_sampling_correction": True},
+    {"type": "rloo", "normalize_advantages": True, "epsilon_high": 0.5},
+    {"type": "reinforce++", "gamma": 0.9},
+    {"type": "reinforce++", "baseline": "group", "vllm_importance_sampling_correction": True},
+    {"type": "ppo", "kl_placement": "loss", "kl_estimator": "k2", "vllm_importance_sampling_correction": True},
+    {"type": "ppo", "kl_placement": "loss", "kl_estimator": "k3"},
     {"type": "ppo", "whiten_rewards": True, "missing_eos_penalty": 1.0},
     {"type": "ppo", "critic": True},
     {"type": "dpo", "label_smoothing": 0.1, "sft_weight": 0.5, "pairs_per_prompt": 2},
@@ -68,6 +77,9 @@ class Case:
             finish=rng.choice([Finish.stop, Finish.stop, Finish.length], n),
             hidden=rng.normal(size=(t, 3)),
         )
+        assert given.experience.logprobs is not None
+        own = (given.experience.logprobs + rng.normal(0, 0.7, t)).astype(np.float32)
+        given = replace(given, learner_logprobs=own if settings.get("vllm_importance_sampling_correction") else None)
         is_critic = settings.get("critic", False)
         algorithm = ALGORITHMS[settings["type"]]
         self.config: Any = TypeAdapter(AlgorithmConfig).validate_python(

@@ -128,3 +128,75 @@ def test_kl_in_the_reward_is_not_in_the_loss(micro_batch: MicroBatchOf) -> None:
 def test_fixed_length_goes_with_dr_grpo(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="fixed_length goes with loss_type dr_grpo"):
         config(**settings)
+
+
+# ------------------------------------------------------------------------------------------------ kin by argument
+
+
+def test_the_ratio_of_a_sequence_by_hand(micro_batch: MicroBatchOf) -> None:
+    # √(1.21 · 1) = 1.1 is within 1 ± 0.2, though 1.21 is not; and half of its gradient is each token's.
+    batch = micro_batch([[2]], old_logprobs=[0, 0], advantages=[1, 1])
+    logprobs = torch.tensor([1.21, 1]).log().requires_grad_()
+    value, stats = loss(logprobs, batch, config(loss_type="grpo", importance_sampling_level="sequence"))
+    value.backward()
+    assert value.item() == pytest.approx(-1.1)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-1.1 / 2, -1.1 / 2])
+    assert stats["clip_ratio/region_mean"].item() == 0
+
+
+def test_delta_bounds_what_a_negative_advantage_leaves_free(micro_batch: MicroBatchOf) -> None:
+    batch = micro_batch([[2]], old_logprobs=[0, 0], advantages=[-1, -1])
+    logprobs = torch.tensor([5, 3.0]).log().requires_grad_()
+    value, _ = loss(logprobs, batch, config(delta=4.0))
+    value.backward()
+    assert value.item() == pytest.approx((4 + 3) / 2)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([0, 3 / 2])
+
+
+def test_cispo_cuts_the_weight_and_keeps_the_gradient(micro_batch: MicroBatchOf) -> None:
+    # Ratios 3, cut to 2, and ½: −2 · 1 · log π and −½ · −1 · log π.
+    batch = micro_batch([[2]], old_logprobs=[-2, -2], advantages=[1, -1])
+    logprobs = (torch.tensor([3, 0.5]).log() - 2).requires_grad_()
+    value, stats = loss(logprobs, batch, config(loss_type="cispo", epsilon_high=2.0))
+    value.backward()
+    assert value.item() == pytest.approx((-2 * (math.log(3) - 2) + 0.5 * (math.log(0.5) - 2)) / 2)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-2 / 2, 0.5 / 2])
+    assert stats["clip_ratio/high_mean"].item() == 0.5
+
+
+def test_overlong_completions_by_hand(evidence: EvidenceOf) -> None:
+    # Of 10 tokens the last 4 cost: 6 nothing, 8 a half, 10 and 12 one. Mean of the penalties −2.5/4.
+    given = evidence([[6, 8, 10, 12]], rewards=[1, 1, 1, 1], logprobs=[0] * 36)
+    batch, metrics = prepare(given, config(overlong_buffer=4, overlong_length=10, scale_rewards="none"))
+    assert metrics["objective/overlong_penalty"] == -0.625
+    assert metrics["reward"] == 1
+    assert batch.advantages is not None
+    assert batch.advantages[[0, 6, 14, 24]].tolist() == [0.625, 0.125, -0.375, -0.375]
+
+
+def test_groups_of_equal_rewards_are_left_out(evidence: EvidenceOf) -> None:
+    given = evidence([[1, 2], [1, 1], [1, 1]], rewards=[0.1, 0.1, 1, 0, 1, 1], logprobs=[0] * 7)
+    batch, metrics = prepare(given, config(dynamic_sampling=True))
+    assert batch.sources is not None
+    assert batch.sources.tolist() == [2, 3]
+    assert metrics["sampling/kept_groups"] == pytest.approx(1 / 3)
+    nothing, _ = prepare(evidence([[1, 1]], rewards=[1, 1], logprobs=[0, 0]), config(dynamic_sampling=True))
+    assert nothing.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"loss_type": "cispo"}, "give epsilon_high"),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "delta": 7.0}, "not delta"),
+        ({"delta": 1.2}, "must be above 1 \\+ epsilon_high"),
+        ({"overlong_buffer": 4}, "go together"),
+        ({"overlong_buffer": 4, "overlong_length": 3}, "cannot be longer"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        config(**settings)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.ppo import critic_loss, loss, prepare
@@ -131,3 +132,42 @@ def test_critic_loss_by_hand(micro_batch: MicroBatchOf) -> None:
 def test_a_missing_field_is_named_as_a_fault(micro_batch: MicroBatchOf) -> None:
     with pytest.raises(AssertionError, match="lacks a field"):
         loss(torch.zeros(1), micro_batch([[1]], old_logprobs=[0]), config())
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "slope"),
+    [("k2", math.log(2) ** 2 / 2, math.log(2)), ("k3", math.log(2) - 0.5, 0.5)],
+)
+def test_kl_in_the_loss_by_hand(estimator: str, value: float, slope: float, micro_batch: MicroBatchOf) -> None:
+    # π is twice π_ref at the first token, and as likely at the second.
+    reference = [-1 - math.log(2), -1]
+    batch = micro_batch([[2]], old_logprobs=[-1, -1], advantages=[0, 0], reference_logprobs=reference)
+    logprobs = torch.tensor([-1.0, -1.0], requires_grad=True)
+    found, stats = loss(logprobs, batch, config(kl_coef=3.0, kl_placement="loss", kl_estimator=estimator))
+    found.backward()
+    assert found.item() == pytest.approx(3 * value / 2)
+    assert stats["kl"].item() == pytest.approx(value / 2)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([3 * slope / 2, 0])
+
+
+def test_a_kl_in_the_loss_is_not_in_the_reward(sampled: Evidence) -> None:
+    batch, metrics = prepare(sampled, config(kl_coef=0.5, lam=1.0, kl_placement="loss", kl_estimator="k3"))
+    assert batch.returns is not None
+    assert batch.returns.tolist() == [1, 1, 3]
+    assert metrics["objective/non_score_reward"] == 0
+    assert batch.reference_logprobs is sampled.reference_logprobs
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"kl_estimator": "k3"}, "kl_estimator is k1 with kl_placement reward"),
+        ({"kl_placement": "loss"}, "k2 or k3 with kl_placement loss"),
+        ({"kl_coef": 0.0, "adaptive_kl": {}}, "would stay at 0"),
+        ({"adaptive_kl": {"horizon": 63}}, r"at least those of one step \(64\)"),
+    ],
+)
+def test_kl_settings_that_contradict_each_other(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        config(**settings)

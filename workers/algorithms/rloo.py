@@ -1,0 +1,65 @@
+"""REINFORCE leave-one-out (arXiv 2402.14740): a completion is compared with the mean of its group's others.
+
+    R_i = r_i − β Σ_t (log π_old − log π_ref)
+    A_i = R_i − mean of R_j over the others of the group
+    L   = mean over completions of −min(ρ_i A_i, clip(ρ_i, 1 − ε, 1 + ε_high) A_i),  ρ_i = π(y_i)/π_old(y_i)
+
+What is optimised. A completion is one action and ρ its whole probability ratio, so at π = π_old the gradient is that of
+−mean of A_i log π(y_i). The baseline does not contain the completion itself and costs no bias: in expectation this is
+the gradient of E_π[r] − β KL(π‖π_ref), whose optimum is π* ∝ π_ref exp(r/β) for groups of any size. There all
+completions of a group are worth the same and the noise vanishes. `normalize_advantages` divides by the step's standard
+deviation; the mean that it takes off is 0 already where groups are of one size. ρ_i is a product over the tokens and
+leaves the clip range sooner the longer the completion: more than one update per step soon learns from short ones only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from workers.algorithms.advantages import STD_EPSILON, leave_one_out, penalised, spread
+from workers.algorithms.base import Algorithm, MicroBatch, Stats
+from workers.algorithms.correction import importance_weights
+from workers.algorithms.group_rows import group_rows
+from workers.algorithms.metrics import penalty_metrics, rollout_metrics, sequence_kl
+from workers.algorithms.ops import completion_means, kl_k2, per_token, share
+from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio
+from workers.config import RlooConfig
+from workers.needs import NEEDS
+from workers.types import Evidence, Metrics, TrainBatch
+
+
+def prepare(evidence: Evidence, config: RlooConfig) -> tuple[TrainBatch, Metrics]:
+    """One group per row; each completion's advantage on all its tokens."""
+    experience = evidence.experience
+    assert evidence.rewards is not None
+    kl = sequence_kl(evidence)
+    rewards = penalised(evidence.rewards, kl, config.beta)
+    advantages = leave_one_out(rewards, experience.group_offsets)
+    if config.normalize_advantages:
+        deviation = advantages.std(ddof=1, dtype=np.float64)
+        advantages = ((advantages - advantages.mean(dtype=np.float64)) / (deviation + STD_EPSILON)).astype(np.float32)
+    weights, gap = importance_weights(evidence, config)
+    batch = group_rows(evidence, spread(advantages, experience.completions), weights)
+    return batch, rollout_metrics(evidence) | penalty_metrics(evidence.rewards, kl, config.beta) | gap
+
+
+def loss(logprobs: Tensor, batch: MicroBatch, config: RlooConfig) -> tuple[Tensor, Stats]:
+    """The clipped surrogate of whole completions, averaged over the update's completions. `logprobs`: [T]."""
+    advantages = per_token(batch, batch.advantages)
+    low, high = config.epsilon, config.epsilon_high or config.epsilon
+    losses, ratio = clipped_surrogate(log_ratio(logprobs, batch, "completion"), advantages, low, high)
+    is_low, is_high = clipped(ratio, advantages, low, high)
+    count, tokens = batch.totals.completions, batch.totals.tokens
+    # Every token of a completion carries the completion's figures: their mean is the figure.
+    value = completion_means(corrected(losses, batch), batch).sum() / count
+    return value, {
+        "loss": value.detach(),
+        "clip_ratio/low_mean": share(completion_means(is_low.to(ratio.dtype), batch), count),
+        "clip_ratio/high_mean": share(completion_means(is_high.to(ratio.dtype), batch), count),
+        "clip_ratio/region_mean": share(completion_means((is_low | is_high).to(ratio.dtype), batch), count),
+        "policy/approxkl_avg": share(kl_k2(logprobs, per_token(batch, batch.old_logprobs)), tokens),
+    }
+
+
+RLOO = Algorithm(needs=NEEDS["rloo"], prepare=prepare, loss=loss)

@@ -1,0 +1,68 @@
+"""PPO's clipped objective (arXiv 1707.06347) and what is done to the ratio in it. Pure torch; tokens are flat: [T]."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from workers.algorithms.base import MicroBatch
+from workers.algorithms.ops import completion_means, completion_sums, per_token
+
+Level: TypeAlias = Literal["token", "sequence", "completion"]
+
+
+def log_ratio(logprobs: Tensor, batch: MicroBatch, level: Level) -> Tensor:
+    """log ρ = log π − log π_old of each token: [T].
+
+    token       its own
+    sequence    the mean over its completion, so that ρ is (π(y)/π_old(y))^(1/|y|) (GSPO, arXiv 2507.18071, eq. 7)
+    completion  the sum over its completion, so that ρ is π(y)/π_old(y)
+    """
+    difference = per_token(batch, logprobs) - per_token(batch, batch.old_logprobs)
+    match level:
+        case "token":
+            return difference
+        case "sequence":
+            return completion_means(difference, batch)[batch.completion_of]
+        case "completion":
+            return completion_sums(difference, batch)[batch.completion_of]
+
+
+def clipped_surrogate(
+    log_ratio: Tensor, advantages: Tensor, low: float, high: float, ceiling: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of each token, −min(ρA, clip(ρ, 1 − low, 1 + high) A), and its ratio ρ: [T], [T].
+
+    A negative advantage leaves ρ without an upper bound; `ceiling` is one, min(ρ, ceiling) in the first term (arXiv
+    2505.07291).
+    """
+    assert log_ratio.shape == advantages.shape, (log_ratio.shape, advantages.shape)
+    ratio = torch.exp(log_ratio)
+    free = ratio if ceiling is None else ratio.clamp(max=ceiling)
+    return torch.maximum(-advantages * free, -advantages * ratio.clamp(1 - low, 1 + high)), ratio
+
+
+def weighted_likelihood(
+    logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, largest: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of each token, −min(ρ, largest) A log π with a weight that has no gradient, and its ratio ρ: [T], [T].
+
+    No token loses its gradient, as one that is clipped by PPO does (CISPO, arXiv 2506.13585, eq. 4).
+    """
+    assert log_ratio.shape == advantages.shape, (log_ratio.shape, advantages.shape)
+    ratio = torch.exp(log_ratio.detach())
+    return -ratio.clamp(max=largest) * advantages * logprobs, ratio
+
+
+def clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Tokens whose gradient the clipping has cut, at the lower and at the upper bound: [T], [T] bool."""
+    return (ratio < 1 - low) & (advantages < 0), (ratio > 1 + high) & (advantages > 0)
+
+
+def corrected(losses: Tensor, batch: MicroBatch) -> Tensor:
+    """Each token's loss times its importance weight, where there is one: [T]."""
+    if batch.importance_weights is None:
+        return losses
+    return losses * per_token(batch, batch.importance_weights)
