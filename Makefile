@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check bench table lock clean
+.PHONY: help setup quickstart test check bench table parity lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -32,6 +32,11 @@ bench: setup ## measure side by side with TRL
 
 table: setup ## run the quickstart over three seeds, for the table in the README (20 minutes)
 	@$(IN_VENV) python -m benchmarks.quickstart
+
+parity: setup ## compute TRL's losses and gradients anew in TRL's own environment, and docs/parity.md
+	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -c 'from benchmarks import sides; sides.trl_python(sides.ROOT / ".venv-trl")'
+	@.venv-trl/bin/python tests/workers/parity/trl_values.py
+	@$(IN_VENV) python tests/workers/parity/ours.py
 
 lock: ## resolve requirements/cpu.txt again (needs uv)
 	@uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra math \
