@@ -154,7 +154,8 @@ clipping is at work.
 
 `tests/workers/parity/test_parity.py` asks for a relative difference below {loss:.0e} of the loss (a loss below
 {small} in size is measured against {small}) and below {norm:.0e} of the gradient's norm, and fails when this page is
-out of date. `make parity` makes TRL's values anew and writes this page; `python tests/workers/parity/ours.py` writes it alone.
+out of date. `make parity` makes TRL's values anew and writes this page; `python tests/workers/parity/ours.py` only
+writes it.
 
 | method and settings | loss, ours | loss, TRL | difference | gradient norm, ours | TRL | difference |
 |---|--:|--:|--:|--:|--:|--:|

@@ -25,7 +25,7 @@ def test_same_loss_and_gradient(case: Case, found: dict[str, Compared]) -> None:
 def test_the_values_are_of_these_batches() -> None:
     for kind, batches in golden()["batches"].items():
         assert batches == [draw(kind, seed) for seed in SEEDS], f"{kind}: run make parity"
-    assert list(golden()["values"]) == [case.name for case in compared_cases()], "run python tests/workers/parity/ours.py"
+    assert list(golden()["values"]) == [case.name for case in compared_cases()], "run make parity"
 
 
 def test_every_batch_of_groups_is_clipped_and_truncated() -> None:
