@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check bench table parity lock clean
+.PHONY: help setup quickstart test check bench table parity proof lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -37,6 +37,9 @@ parity: setup ## compute TRL's losses and gradients anew in TRL's own environmen
 	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -c 'from benchmarks import sides; sides.trl_python(sides.ROOT / ".venv-trl")'
 	@.venv-trl/bin/python tests/workers/parity/trl_values.py
 	@$(IN_VENV) python tests/workers/parity/ours.py
+
+proof: setup ## train every method on a world with a known optimum: docs/proof.md (2 minutes)
+	@$(IN_VENV) python tests/workers/algorithms/proof.py
 
 lock: ## resolve requirements/cpu.txt again (needs uv)
 	@uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra math \

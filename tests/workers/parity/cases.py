@@ -74,7 +74,7 @@ CASES: Sequence[Case] = (
         trl={"beta": 0.0, "normalize_advantages": True},
         rows="groups",
     ),
-    _alone("TRL has none", type="reinforce_plus_plus"),
+    _alone("TRL has none", type="reinforce++"),
     _alone("TRL has none since 1.11", type="ppo"),
     _dpo(beta=0.1),
     _dpo(beta=0.5),
