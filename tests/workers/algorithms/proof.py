@@ -141,9 +141,9 @@ def _grpo_loss(group_size: int) -> Row:
     )
 
 
-def _dpo(formula: str, optimum: Optimum, **settings: Any) -> Row:
+def _dpo(formula: str, optimum: Optimum, steps: int = 400, **settings: Any) -> Row:
     shown = {"type": "dpo", "beta": BETA, **settings}
-    return Row(settings=shown, formula=formula, optimum=optimum, steps=400, sampling=PAIRS)
+    return Row(settings=shown, formula=formula, optimum=optimum, steps=steps, sampling=PAIRS)
 
 
 ROWS: Sequence[Row] = (
@@ -169,9 +169,9 @@ ROWS: Sequence[Row] = (
         sampling={"prompts_per_step": 128},
     ),
     _dpo(TILTED, tilted),
-    _dpo("π_ref exp(|y| (r/β + c))", per_token_reward, loss_type="sigmoid_norm"),
+    _dpo("π_ref exp(|y| (r/β + c))", per_token_reward, steps=800, loss_type="sigmoid_norm"),
     _dpo("π_ref exp(|y| (p/β + c)), p = P(y beats a draw from the data)", win_rate, loss_type="ipo"),
-    _dpo("exp(|y| (r/β + c))", without_reference, loss_type="simpo", simpo_gamma=0.0),
+    _dpo("exp(|y| (r/β + c))", without_reference, steps=800, loss_type="simpo", simpo_gamma=0.0),
 )
 
 
