@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check bench table lock clean
+.PHONY: help setup quickstart test check bench table parity proof golden golden-check lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -32,6 +32,20 @@ bench: setup ## measure side by side with TRL
 
 table: setup ## every quickstart recipe over three seeds: docs/learning.md and the table in the README (hours)
 	@$(IN_VENV) python -m benchmarks.learning
+
+parity: setup ## compute TRL's losses and gradients anew in TRL's own environment, and docs/parity.md
+	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -c 'from benchmarks import sides; sides.trl_python(sides.ROOT / ".venv-trl")'
+	@.venv-trl/bin/python tests/workers/parity/trl_values.py
+	@$(IN_VENV) python tests/workers/parity/ours.py
+
+proof: setup ## train every method on a world with a known optimum: docs/proof.md (2 minutes)
+	@$(IN_VENV) python tests/workers/algorithms/proof.py
+
+golden: setup ## run the recipes of tests/stack/traces.py and keep their figures in tests/golden/traces/
+	@$(IN_VENV) python tests/stack/traces.py
+
+golden-check: setup ## run them again and compare
+	@$(IN_VENV) python tests/stack/traces.py --check
 
 lock: ## resolve requirements/cpu.txt again (needs uv)
 	@uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra math \

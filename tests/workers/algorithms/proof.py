@@ -1,0 +1,230 @@
+"""How near each method comes to the optimum of what it really optimises, on the world of `test_closed_form.py`.
+
+    python tests/workers/algorithms/proof.py           writes proof.json and docs/proof.md (`make proof`)
+    python tests/workers/algorithms/proof.py dpo ppo   computes the rows of these methods anew, the others stay
+
+A method with a known optimum adds one line to `ROWS`. Rows that the settings do not know yet are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # as pytest has it
+
+from pydantic import TypeAdapter, ValidationError  # noqa: E402
+from test_closed_form import (  # noqa: E402
+    BETA,
+    ONE_TOKEN,
+    PROMPTS,
+    TWO_TOKENS,
+    Trainer,
+    World,
+    hyperbolic,
+    kl,
+    tilted,
+)
+from torch import Tensor  # noqa: E402
+
+from workers.config import AlgorithmConfig  # noqa: E402
+
+SEEDS = tuple(range(10))
+VALUES, PAGE = HERE / "proof.json", HERE.parents[2] / "docs" / "proof.md"
+
+Optimum: TypeAlias = Callable[[World], Tensor]  # the probabilities of whole completions: [PROMPTS, completions]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Example: `Row(settings={"type": "dpo", "beta": 0.5}, formula="π_ref exp(r/β)", optimum=tilted, steps=400)`."""
+
+    settings: dict[str, Any]  # what the row is about: shown, and given to the method
+    formula: str  # of the optimum, up to normalisation
+    optimum: Optimum
+    steps: int
+    lr: float = 0.1
+    sampling: dict[str, Any] = field(default_factory=dict)  # how much is sampled and learned per step: not shown
+    completions: Sequence[Sequence[int]] = field(default_factory=lambda: TWO_TOKENS)
+
+    @property
+    def name(self) -> str:
+        """Example: `dpo beta=0.5`."""
+        return " ".join([self.settings["type"], *(f"{k}={v}" for k, v in self.settings.items() if k != "type")])
+
+    @property
+    def is_known(self) -> bool:
+        """Whether our settings have the method and its arguments; any other fault of a row is an error."""
+        try:
+            TypeAdapter(AlgorithmConfig).validate_python(self.settings | self.sampling)
+        except ValidationError as error:
+            if {e["type"] for e in error.errors()} <= {"union_tag_invalid", "extra_forbidden", "literal_error"}:
+                return False
+            raise
+        return True
+
+    def measure(self, seed: int) -> dict[str, float]:
+        """KL to the optimum in nats, of the prompt where it is largest: of the reference, and of what was learned."""
+        world = World([list(c) for c in self.completions], seed=seed)
+        optimum = self.optimum(world)
+        trainer = Trainer(world, steps=self.steps, lr=self.lr, **self.settings, **self.sampling)
+        return {"before": kl(world.probabilities(world.reference), optimum), "after": kl(trainer.run(), optimum)}
+
+
+# ------------------------------------------------------------------------------------------------ optima
+
+
+def per_token(world: World, log_weights: Tensor, slopes: Tensor) -> Tensor:
+    """exp(log_weights + |y| (slopes + c)) with c of each prompt such that it sums to 1."""
+    lengths = torch.from_numpy(world.tokens.lengths).double()
+    low, high = torch.full((PROMPTS, 1), -60.0).double(), torch.full((PROMPTS, 1), 60.0).double()
+    for _ in range(100):
+        middle = (low + high) / 2
+        is_high = (log_weights + lengths * (slopes + middle)).exp().sum(1, keepdim=True) > 1
+        low, high = torch.where(is_high, low, middle), torch.where(is_high, middle, high)
+    return (log_weights + lengths * (slopes + (low + high) / 2)).exp()
+
+
+def per_token_reward(world: World) -> Tensor:
+    rewards = torch.from_numpy(world.rewards).double()
+    return per_token(world, world.probabilities(world.reference).log(), rewards / BETA)
+
+
+def without_reference(world: World) -> Tensor:
+    rewards = torch.from_numpy(world.rewards).double()
+    return per_token(world, torch.zeros_like(rewards), rewards / BETA)
+
+
+def win_rate(world: World) -> Tensor:
+    """With p(y), how often y beats a draw from the data, in place of the reward."""
+    rewards = world.rewards.astype(np.float64)
+    beats = 1 / (1 + np.exp(rewards[:, None, :] - rewards[:, :, None]))  # [prompt, y, other]
+    data = world.probabilities(torch.zeros_like(world.reference)).numpy()
+    wins = torch.from_numpy((beats * data[:, None, :]).sum(2))
+    return per_token(world, world.probabilities(world.reference).log(), wins / BETA)
+
+
+TILTED = "π_ref exp(r/β)"
+GROUPS = {"num_generations": 64, "prompts_per_step": 1}
+PAIRS = {"num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
+PPO = {"prompts_per_step": 256, "num_ppo_epochs": 2, "num_mini_batches": 2}
+
+
+def _grpo(placement: str, scale_rewards: str, loss_type: str = "dapo") -> Row:
+    settings = {"type": "grpo", "beta": BETA, "kl_placement": placement, "scale_rewards": scale_rewards}
+    return Row(settings=settings | {"loss_type": loss_type}, formula=TILTED, optimum=tilted, steps=300, sampling=GROUPS)
+
+
+def _grpo_loss(group_size: int) -> Row:
+    return Row(
+        settings={
+            "type": "grpo",
+            "beta": BETA,
+            "kl_placement": "loss",
+            "scale_rewards": "none",
+            "num_generations": group_size,
+        },
+        formula="β′ π_ref/(λ − r), β′ = β G/(G − 1), of one token",
+        optimum=lambda world: hyperbolic(world, BETA * group_size / (group_size - 1)),
+        steps=200,
+        sampling={"prompts_per_step": 256 // group_size},
+        completions=ONE_TOKEN,
+    )
+
+
+def _dpo(formula: str, optimum: Optimum, steps: int = 400, **settings: Any) -> Row:
+    shown = {"type": "dpo", "beta": BETA, **settings}
+    return Row(settings=shown, formula=formula, optimum=optimum, steps=steps, sampling=PAIRS)
+
+
+ROWS: Sequence[Row] = (
+    Row(settings={"type": "ppo", "kl_coef": BETA}, formula=TILTED, optimum=tilted, steps=150, lr=0.05, sampling=PPO),
+    _grpo("reward", "none"),
+    _grpo("reward", "group"),
+    _grpo("reward", "none", "grpo"),
+    _grpo_loss(4),
+    _grpo_loss(128),
+    Row(
+        settings={"type": "rloo", "beta": BETA},
+        formula=TILTED,
+        optimum=tilted,
+        steps=300,
+        sampling={"num_generations": 16, "prompts_per_step": 4},
+    ),
+    Row(
+        settings={"type": "reinforce++", "beta": BETA},
+        formula=TILTED,
+        optimum=tilted,
+        steps=300,
+        lr=0.05,
+        sampling={"prompts_per_step": 128},
+    ),
+    _dpo(TILTED, tilted),
+    _dpo("π_ref exp(|y| (r/β + c))", per_token_reward, steps=800, loss_type="sigmoid_norm"),
+    _dpo("π_ref exp(|y| (p/β + c)), p = P(y beats a draw from the data)", win_rate, loss_type="ipo"),
+    _dpo("exp(|y| (r/β + c))", without_reference, steps=800, loss_type="simpo", simpo_gamma=0.0),
+)
+
+
+# ------------------------------------------------------------------------------------------------ page
+
+HEAD = """# Each method reaches the optimum it is said to have
+
+The world is small enough to list: 3 prompts, completions of at most 2 tokens out of 4, a random reference far from
+uniform, random rewards r, a table of logits as policy. Each method is trained in it through its real `prepare` and
+`loss`, and compared with the optimum π* of what it really optimises, which has a closed form. β = {beta}, {seeds}
+worlds.
+
+KL(π‖π*) in nats, of the prompt where it is largest. *Before*: of the reference, where training starts, mean over
+worlds. What is left afterwards is the noise of sampling.
+
+`make proof` writes this page; `tests/workers/algorithms/test_proof.py` computes some of it anew.
+
+| method and settings | π* (up to normalisation) | before | after, mean | after, max |
+|---|---|--:|--:|--:|
+"""
+
+
+def page(values: dict[str, list[dict[str, float]]]) -> str:
+    return HEAD.format(beta=BETA, seeds=len(SEEDS)) + "".join(
+        _line(row, values[row.name]) for row in ROWS if row.name in values
+    )
+
+
+def _line(row: Row, values: list[dict[str, float]]) -> str:
+    before, after = [v["before"] for v in values], [v["after"] for v in values]
+    return (
+        f"| `{row.name}` | {row.formula} | {statistics.mean(before):.2f} "
+        f"| {statistics.mean(after):.1e} | {max(after):.1e} |\n"
+    )
+
+
+def committed() -> dict[str, list[dict[str, float]]]:
+    found: dict[str, list[dict[str, float]]] = json.loads(VALUES.read_text())
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:]
+    values = committed() if wanted else {}
+    for row in ROWS:
+        if row.is_known and (not wanted or row.settings["type"] in wanted):
+            values[row.name] = [row.measure(seed) for seed in SEEDS]
+            print(_line(row, values[row.name]), end="", flush=True)
+    ordered = {row.name: values[row.name] for row in ROWS if row.name in values}
+    VALUES.write_text(json.dumps(ordered, indent=1) + "\n")
+    PAGE.write_text(page(ordered))
+
+
+if __name__ == "__main__":
+    main()
