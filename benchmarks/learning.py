@@ -52,6 +52,20 @@ ROWS = {
     "iterative_dpo": Row(label="iterative DPO, 3 rounds", word="round"),
     "grpo": Row(label="GRPO, 40 steps"),
     "ppo": Row(label="PPO, 40 steps"),
+    "dapo": Row(label="DAPO, 40 steps"),
+    "dr_grpo": Row(label="Dr. GRPO, 40 steps"),
+    "gspo": Row(label="GSPO, 40 steps"),
+    "grpo_lora": Row(label="GRPO with LoRA, 40 steps"),
+    "rloo": Row(label="RLOO, 40 steps"),
+    "reinforce_pp": Row(label="REINFORCE++, 40 steps"),
+    "rejection_sampling": Row(label="rejection sampling, 20 steps"),
+    "offline_dpo": Row(label="offline DPO, 2,048 pairs"),
+    "ipo": Row(label="IPO, 2,048 pairs"),
+    "simpo": Row(label="SimPO, 2,048 pairs"),
+    "kto": Row(label="KTO, 2,048 labelled answers, twice"),
+    "reward_model": Row(label="reward model, 120 steps (accuracy on pairs)", metric="eval/accuracy"),
+    "ppo_reward_model": Row(label="PPO on that reward model, 40 steps", metric="eval/rewards/exact_sort/mean"),
+    "distill": Row(label="distillation from the GRPO result, 20 steps"),
 }
 
 
@@ -114,6 +128,8 @@ def _changes(stage: RunConfig, seed: int) -> list[str]:
     changes = [f"seed={seed}"]
     if stage.data.eval_prompts is not None:
         changes.append("data.eval_prompts=data/quickstart/test.jsonl")
+    if stage.data.eval_dataset is not None:
+        changes.append("data.eval_dataset=data/quickstart/test_pairs.jsonl")
     return changes
 
 

@@ -18,6 +18,11 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 GANGS = {
     "base.yaml": {"policy": 2, "dataset": 1},
     "distill.yaml": {"policy": 2, "teacher": 1, "rollout": 1, "reward": 1},
+    "dapo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "dr_grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "gspo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
+    "reinforce_pp.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1},
+    "rloo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1},
     "grpo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
     "grpo_lora.yaml": {"policy": 2, "rollout": 1, "reward": 1},
     "ipo.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "dataset": 1},

@@ -38,7 +38,8 @@ that is at
 whose tails are heavier than those of π*. Without scaling, the mean of a group of G shortens the gradient of
 the reward by (G − 1)/G but not that of the KL, so this β is `beta`·G/(G − 1). On longer completions each
 token is pulled towards π_ref given the prefix that was sampled; what the prefix does to the KL of later
-tokens is left out.
+tokens is left out. `use_bias_correction_kl` multiplies k3 by ρ (arXiv 2512.02556): its gradient is then that of each
+token's KL(π‖π_ref), and on completions of one token the optimum is π* of this β.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple[Tenso
         kl = kl_k3(logprobs, per_token(batch, batch.reference_logprobs))
         stats["kl"] = share(kl, tokens)
         if config.kl_placement == "loss":
+            if config.use_bias_correction_kl:
+                kl = kl * torch.exp(log_ratio(logprobs, batch, config.importance_sampling_level))
             losses = losses + config.beta * kl
     weighted = _weighted_sum(losses, batch, config)
     return weighted, stats | {"loss": weighted.detach()}

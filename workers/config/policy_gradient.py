@@ -40,6 +40,7 @@ class GrpoConfig(PolicyGradient):
     num_generations: Annotated[int, Field(ge=2)] = 8
     beta: NonNegative = 0.0  # KL coefficient; 0: no reference is loaded
     kl_placement: Literal["loss", "reward"] = "loss"
+    use_bias_correction_kl: bool = False  # k3 in the loss times the ratio: another gradient, see grpo.py (TRL: true)
     epsilon: Positive = 0.2
     epsilon_high: Positive | None = None  # None: equal to epsilon; cispo: the largest weight itself
     delta: Positive | None = None  # largest ratio also where the advantage is negative; None: none

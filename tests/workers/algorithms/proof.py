@@ -124,17 +124,20 @@ def _grpo(placement: str, scale_rewards: str, loss_type: str = "dapo") -> Row:
     return Row(settings=settings | {"loss_type": loss_type}, formula=TILTED, optimum=tilted, steps=300, sampling=GROUPS)
 
 
-def _grpo_loss(group_size: int) -> Row:
+def _grpo_loss(group_size: int, *, corrected: bool = False) -> Row:
+    beta = BETA * group_size / (group_size - 1)
+    settings = {
+        "type": "grpo",
+        "beta": BETA,
+        "kl_placement": "loss",
+        "scale_rewards": "none",
+        "num_generations": group_size,
+    }
+    formula = "π_ref exp(r/β′)" if corrected else "β′ π_ref/(λ − r)"
     return Row(
-        settings={
-            "type": "grpo",
-            "beta": BETA,
-            "kl_placement": "loss",
-            "scale_rewards": "none",
-            "num_generations": group_size,
-        },
-        formula="β′ π_ref/(λ − r), β′ = β G/(G − 1), of one token",
-        optimum=lambda world: hyperbolic(world, BETA * group_size / (group_size - 1)),
+        settings=settings | ({"use_bias_correction_kl": True} if corrected else {}),
+        formula=f"{formula}, β′ = β G/(G − 1), of one token",
+        optimum=lambda world: tilted(world, beta) if corrected else hyperbolic(world, beta),
         steps=200,
         sampling={"prompts_per_step": 256 // group_size},
         completions=ONE_TOKEN,
@@ -153,6 +156,7 @@ ROWS: Sequence[Row] = (
     _grpo("reward", "none", "grpo"),
     _grpo_loss(4),
     _grpo_loss(128),
+    _grpo_loss(4, corrected=True),
     Row(
         settings={"type": "rloo", "beta": BETA},
         formula=TILTED,

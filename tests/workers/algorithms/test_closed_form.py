@@ -148,9 +148,9 @@ def kl(policy: Tensor, optimum: Tensor) -> float:
     return float((policy * (policy / optimum).log()).sum(1).max())
 
 
-def tilted(world: World) -> Tensor:
+def tilted(world: World, beta: float = BETA) -> Tensor:
     """π* ∝ π_ref exp(r/β): the optimum of E[r] − β KL(π‖π_ref)."""
-    weights = world.probabilities(world.reference) * (torch.from_numpy(world.rewards) / BETA).exp()
+    weights = world.probabilities(world.reference) * (torch.from_numpy(world.rewards) / beta).exp()
     return weights / weights.sum(1, keepdim=True)
 
 
