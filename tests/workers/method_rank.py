@@ -15,19 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from methods import ALGORITHMS, MORE, evidence, name_of
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
-from test_learner import ALGORITHMS, evidence
 from zero_rank import whole
 
 from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig
 from workers.learner import Learner
 
-STEPS = 2
-
-
-def method_name(algorithm: dict[str, Any]) -> str:
-    return "-".join(f"{key}={value}" for key, value in algorithm.items())
+STEPS, SEED = 2, 3
 
 
 def main() -> None:
@@ -37,17 +33,17 @@ def main() -> None:
     out, model = Path(sys.argv[4]), ModelConfig(path=sys.argv[5], dtype="float32")
     settings = LearnerConfig(num_ranks=world_size, **json.loads(sys.argv[6]))
     device = join(rank=rank, world_size=world_size, address="127.0.0.1", port=port, cuda=False)
-    for algorithm in ALGORITHMS:
+    for algorithm in (*ALGORITHMS, *MORE):
         recipe = {key: value for key, value in algorithm.items() if key != "head"}
         config: Any = TypeAdapter(AlgorithmConfig).validate_python(recipe)
         head = algorithm.get("head", "logprobs")
-        engine = DeepSpeedEngine(model, settings, config, head=head, device=device, seed=3)
+        engine = DeepSpeedEngine(model, settings, config, head=head, device=device, seed=SEED)
         learner = Learner(engine, model, settings, config, head=head, seed=3, max_steps=4)
         told = [asdict(learner.step(i, *evidence(algorithm))) for i in range(STEPS)]
         weights = whole(engine)
-        (out / f"{method_name(algorithm)}-{rank}.json").write_text(json.dumps(told))
+        (out / f"{name_of(algorithm)}-{rank}.json").write_text(json.dumps(told))
         if rank == 0:
-            save_file(weights, out / f"{method_name(algorithm)}.safetensors")
+            save_file(weights, out / f"{name_of(algorithm)}.safetensors")
     torch.distributed.destroy_process_group()
 
 

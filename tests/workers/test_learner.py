@@ -9,35 +9,13 @@ import numpy as np
 import pytest
 import torch
 from fakes import experience
+from methods import ALGORITHMS, COMMON, GROUPS, NUM_TOKENS, evidence, figures
 from torch_engine import TorchEngine, learner_of
 
 from workers.learner import Learner
 from workers.packing import pack
-from workers.types import Experience, Metrics, Scores, StepStats, TokenShare, merge_stats
+from workers.types import Experience, Scores, StepStats, TokenShare
 
-GROUPS = [
-    ([3, 4, 5], [[6, 7, 1], [8, 1], [9, 9, 9, 9, 1]]),
-    ([11], [[3, 4, 5, 6, 7, 8, 1], [4, 1]]),
-    ([4, 5, 6, 7, 8], [[5, 1], [6, 6, 1]]),
-    ([9, 10], [[1], [3, 3, 1], [5, 6, 7, 1]]),
-]
-REWARDS = [1.0, 0.0, 0.25, 2.0, 1.0, 0.5, 0.75, 1.0, 0.0, 0.5]
-NUM_TOKENS = 32
-# Adam divides by the size of the gradient: where that is nothing but rounding (a key's bias), epsilon keeps it small.
-COMMON = {"learning_rate": 1e-3, "adam_epsilon": 1e-5}
-ALGORITHMS: list[dict[str, Any]] = [
-    {"type": "sft", **COMMON},
-    {"type": "grpo", "beta": 0.1, **COMMON},
-    {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1},
-    {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1, "head": "values"},
-    {"type": "dpo", "sft_weight": 0.5, "pairs_per_prompt": 2, **COMMON},
-    {"type": "reward_model", "center_rewards_coefficient": 0.1, **COMMON, "head": "scores"},
-    {"type": "rejection_sampling", "keep_best": 2, "num_generations": 3, "min_reward": 0.25, **COMMON},
-    {"type": "rloo", **COMMON},
-    {"type": "reinforce++", **COMMON},
-    {"type": "ppo", **COMMON, "num_ppo_epochs": 1, "adaptive_kl": {"target": 0.1, "horizon": 64}},
-    {"type": "ppo", **COMMON, "num_ppo_epochs": 1, "adaptive_kl": {"target": 0.1, "horizon": 64}, "head": "values"},
-]
 SFT = {"type": "sft", **COMMON}
 GRPO = {"type": "grpo", **COMMON}
 DPO = {"type": "dpo", **COMMON}
@@ -48,28 +26,12 @@ def algorithm(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dict(request.param)
 
 
-def evidence(algorithm: dict[str, Any], **changes: Any) -> tuple[Any, ...]:
-    """The arguments of a step; log-probabilities near those of an untrained model, so that ratios are near 1."""
-    rng = np.random.Generator(np.random.Philox(11))
-    noise = [(rng.normal(0, 0.1, NUM_TOKENS) - 2.5).astype(np.float32) for _ in range(3)]
-    whole = np.arange(len(REWARDS))
-    sampled = experience(GROUPS, logprobs=list(noise[0]), **changes)
-    scores = [Scores(rewards=np.float32(REWARDS), by_scorer={})]
-    reference = [TokenShare(completions=whole, values=noise[1])]
-    values = [TokenShare(completions=whole, values=noise[2] + 3)] if algorithm["type"] == "ppo" else None
-    return [sampled], scores, reference, values
-
-
 def step(
     model: Path, algorithm: dict[str, Any], *, at: int = 0, **settings: Any
 ) -> tuple[StepStats, TorchEngine, Learner]:
     recipe = {key: value for key, value in algorithm.items() if key != "head"}
     learner, engine = learner_of(model, recipe, head=algorithm.get("head", "logprobs"), **settings)
     return learner.step(at, *evidence(algorithm)), engine, learner
-
-
-def figures(*stats: StepStats) -> Metrics:
-    return {name: value for name, value in merge_stats(stats).items() if not name.startswith("timing/")}
 
 
 def weights(engine: TorchEngine) -> torch.Tensor:
