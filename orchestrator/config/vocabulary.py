@@ -95,6 +95,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "vllm_num_engines": ("rollout.num_engines",),
     "vllm_tensor_parallel_size": ("rollout.tensor_parallel_size",),
     "zero_stage": ("policy.zero_stage",),
+    "vllm_importance_sampling_cap": ("algorithm.vllm_importance_sampling_clip_max",),
 }
 
 

@@ -199,7 +199,8 @@ def test_a_controlled_coefficient_moves_and_comes_back(qwen2: Path, tmp_path: Pa
 
 
 def test_the_learners_own_logprobs_correct_the_engines(qwen2: Path) -> None:
-    corrected = {**GRPO, "vllm_importance_sampling_correction": True}
+    truncated = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 2.0}
+    corrected = {**GRPO, "vllm_importance_sampling_correction": True, **truncated}
     learner, engine = learner_of(qwen2, corrected)
     sampled, scores, _, _ = evidence(GRPO, temperature=0.7)
     rows = np.arange(len(GROUPS))

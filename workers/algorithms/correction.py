@@ -31,7 +31,7 @@ def importance_weights(evidence: Evidence, config: PolicyGradient) -> tuple[Floa
     level, _, constraint = config.vllm_importance_sampling_mode.partition("_")
     whole = level == "sequence"
     log_ratios = completion_sums(gap, completions) if whole else gap.astype(np.float64)
-    log_cap = np.log(config.vllm_importance_sampling_cap)
+    log_cap = np.log(config.vllm_importance_sampling_clip_max)
     # Bounded before exp: a long completion's ratio may be beyond any float.
     ratios = np.exp(np.minimum(log_ratios, log_cap))
     if constraint == "mask":

@@ -21,9 +21,9 @@ class PolicyGradient(Sampled):
     num_mini_batches: Count = 1  # optimiser updates per pass
     vllm_importance_sampling_correction: bool = False
     vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
-        "token_truncate"
+        "sequence_mask"
     )
-    vllm_importance_sampling_cap: Positive = 2.0
+    vllm_importance_sampling_clip_max: Positive = 3.0
 
     def num_updates(self, num_rows: int) -> int:
         return min(self.num_mini_batches, num_rows)
@@ -104,7 +104,7 @@ class RlooConfig(PolicyGradient):
     epsilon_high: Positive | None = None  # None: equal to epsilon
     normalize_advantages: bool = False  # mean 0 and deviation 1 over the step
     num_iterations: Count = 1  # passes over each step's batch
-    vllm_importance_sampling_mode: Literal["sequence_truncate", "sequence_mask"] = "sequence_truncate"
+    vllm_importance_sampling_mode: Literal["sequence_truncate", "sequence_mask"] = "sequence_mask"
 
     @property
     def epochs(self) -> int:

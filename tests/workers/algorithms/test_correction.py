@@ -21,6 +21,7 @@ from workers.types import Evidence
 EvidenceOf = Callable[..., Evidence]
 MicroBatchOf = Callable[..., MicroBatch]
 ON = {"type": "grpo", "vllm_importance_sampling_correction": True}
+TRUNCATE = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 2.0}
 
 
 def config(**settings: Any) -> GrpoConfig:
@@ -45,7 +46,7 @@ def sampled(evidence: EvidenceOf) -> Evidence:
     ],
 )
 def test_weights_by_hand(mode: str, cap: float, expected: list[float], sampled: Evidence) -> None:
-    settings = config(vllm_importance_sampling_mode=mode, vllm_importance_sampling_cap=cap)
+    settings = config(vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_max=cap)
     weights, metrics = importance_weights(sampled, settings)
     assert weights is not None
     assert weights.tolist() == pytest.approx(expected)
@@ -63,13 +64,13 @@ def test_equal_models_have_weight_one(sampled: Evidence) -> None:
 
 def test_a_ratio_beyond_any_float_is_capped(sampled: Evidence) -> None:
     far = np.array([998, 0, 0], np.float32)
-    weights, _ = importance_weights(replace(sampled, learner_logprobs=far), config())
+    weights, _ = importance_weights(replace(sampled, learner_logprobs=far), config(**TRUNCATE))
     assert weights is not None
     assert weights.tolist() == pytest.approx([2, 2, 2])
 
 
 def test_the_learners_own_are_the_old_ones(sampled: Evidence) -> None:
-    batch, metrics = grpo.prepare(sampled, config())
+    batch, metrics = grpo.prepare(sampled, config(**TRUNCATE))
     np.testing.assert_array_equal(batch.old_logprobs, sampled.learner_logprobs)
     assert batch.importance_weights is not None
     assert batch.importance_weights.tolist() == pytest.approx([1.5, 2, 0.5])
