@@ -32,6 +32,7 @@ ORDER = [
     {"workers.encoder", "workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
     {"orchestrator.errors"},
     {"orchestrator.terminal"},
+    {"orchestrator.disk"},
     {"orchestrator.data"},
     {"orchestrator.config"},
     {"orchestrator.cluster"},

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from orchestrator import disk
 from orchestrator.config.recipe import from_resolved, resolved
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
 from orchestrator.errors import BadInput, Problem, ResumeError, redact
-from orchestrator.run.ledger import sync_directory
 
 
 class RunDirectory:
@@ -48,10 +48,10 @@ class RunDirectory:
             directory._refuse_another(config)
         else:
             directory.path.mkdir(parents=True)
-            sync_directory(root)
+            disk.sync_directory(root)
         if not directory.resolved.exists():  # last, so that a directory with it is complete
-            write_atomic(directory.recipe, redact(recipe_text))
-            write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
+            disk.write_atomic(directory.recipe, redact(recipe_text))
+            disk.write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
         return directory
 
     @classmethod
@@ -179,7 +179,7 @@ class RunDirectory:
             "resume": resume,
             **details,
         }
-        write_atomic(self.exit, redact(json.dumps(body, indent=2)) + "\n")
+        disk.write_atomic(self.exit, redact(json.dumps(body, indent=2)) + "\n")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -223,14 +223,3 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             yield from _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             yield f"{prefix}{key} was {show(before)} and is {show(after)}"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """The whole text, or what was there before: written aside, fsynced, renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync_directory(path.parent)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator import loop
+from orchestrator import disk, loop
 from orchestrator.cluster.base import Cluster, Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
@@ -69,8 +68,16 @@ def resume_run(path: Path, *, debug: bool = False) -> int:
 class Attempt:
     """One life of a run: from nothing, or from the newest checkpoint of the attempt before."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, stop: Stop, stage: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        stop: Stop,
+        stage: tuple[int, int] = (1, 1),
+        start_cluster: Callable[..., Cluster] = RayCluster,
+    ) -> None:
         self._config, self._directory, self._stop, self._stage = config, directory, stop, stage
+        self._start_cluster = start_cluster
         self._prompts: tuple[Prompt, ...] = ()
         self._examples: tuple[Example, ...] = ()
         self._cluster: Cluster | None = None
@@ -113,7 +120,7 @@ class Attempt:
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
         monitor.start(self._info(state.next_step))
         monitor.phase("driver", "starting Ray")
-        self._cluster = cluster = RayCluster(config.cluster, log_directory=directory.logs(self._number))
+        self._cluster = cluster = self._start_cluster(config.cluster, log_directory=directory.logs(self._number))
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._max_steps)
         for plan in plans:
             monitor.phase(plan.role, "loading")
@@ -153,11 +160,9 @@ class Attempt:
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
     def _export(self, learners: Learners) -> None:
-        aside = self._directory.path / ".model.partial"
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = disk.fresh(self._directory.model)
         wait(learners.policy.all(Learner.export, str(aside)))
-        shutil.rmtree(self._directory.model, ignore_errors=True)
-        aside.rename(self._directory.model)
+        disk.publish(self._directory.model)
 
     # -------------------------------------------------------------------------------------------- its parts
 

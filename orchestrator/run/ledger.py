@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
+from orchestrator import disk
 from orchestrator.errors import Problem, ResumeError
 
 SCHEMA = 1
@@ -85,7 +86,7 @@ class Ledger:
         ledger = cls(path, records, size - good_bytes)
         os.fsync(ledger._file)
         if not existed:
-            sync_directory(path.parent)
+            disk.sync_directory(path.parent)
         return ledger
 
     def __enter__(self) -> Self:
@@ -112,15 +113,7 @@ class Ledger:
             details=details,
             time=round(time.time(), 3),
         )
-        line = record.line()
-        size = os.fstat(self._file).st_size
-        try:
-            if (written := os.write(self._file, line)) != len(line):
-                raise OSError(f"{self.path}: {written} of {len(line)} bytes written")
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, size)
-            raise
+        disk.append(self._file, record.line())
         self._records.append(record)
         return record
 
@@ -178,12 +171,3 @@ def _parse(line: bytes, seq: int | None) -> Record | None:
 def _digest(body: Mapping[str, Any]) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def sync_directory(path: Path) -> None:
-    """Makes names that were created or renamed in `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
