@@ -21,12 +21,32 @@ def partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
+def is_partial(path: Path) -> bool:
+    """Whether it is what an interrupted write left behind."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def clear(directory: Path) -> None:
+    """Remove what interrupted writes left in a directory that nobody else is writing to."""
+    for path in directory.glob(".*.partial"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def fresh(target: Path) -> Path:
     """An empty directory aside of `target`, to be filled and published."""
     aside = partial(target)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    make_directory(target.parent)
+    aside.mkdir()
     return aside
+
+
+def make_directory(path: Path) -> None:
+    """`path` and what it lies in, each there after a power cut."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)
 
 
 def publish(target: Path) -> None:

@@ -66,7 +66,7 @@ class Rollout:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Experience:
         """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped."""
-        from workers.engines.vllm_engine import EngineError, Request
+        from workers.engines.base import EngineError, Request
 
         started = time.perf_counter()
         version = self._engine.version

@@ -28,11 +28,14 @@ class MetricsFile:
         row: dict[str, Any] = {"step": step, "train/global_step": step}
         row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        existed = self.path.exists()
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             disk.append(file, line)
         finally:
             os.close(file)
+        if not existed:
+            disk.sync_directory(self.path.parent)
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole lines; half a line that an interrupted write left at the end is not one."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator import disk
 from orchestrator.cluster.base import wait
@@ -18,6 +20,7 @@ from orchestrator.pipeline.learning import Learners
 from workers.learner import Learner
 
 MANIFEST = "manifest.json"
+SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,10 +94,13 @@ def newest(directory: Path) -> tuple[Path, State]:
 def verify(checkpoint: Path) -> str:
     """What is wrong with a checkpoint; empty when nothing is. Nothing of it is loaded before this was asked."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (ValueError, KeyError, TypeError):
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        digest = manifest.pop("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not what was written"
-    for name, expected in files.items():
+    if digest != _digest(manifest) or manifest["schema"] != SCHEMA:
+        return f"{MANIFEST} is not what was written"
+    for name, expected in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -109,7 +115,12 @@ def _seal(directory: Path) -> None:
         str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in disk.files(directory)
     }
-    disk.write(directory / MANIFEST, json.dumps({"schema": 1, "files": files}, indent=1).encode())
+    body = {"schema": SCHEMA, "files": files}
+    disk.write(directory / MANIFEST, json.dumps({**body, "sha256": _digest(body)}, indent=1).encode())
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -47,8 +47,7 @@ class RunDirectory:
         if directory.path.exists():
             directory._refuse_another(config)
         else:
-            directory.path.mkdir(parents=True)
-            disk.sync_directory(root)
+            disk.make_directory(directory.path)
         if not directory.resolved.exists():  # last, so that a directory with it is complete
             disk.write_atomic(directory.recipe, redact(recipe_text))
             disk.write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
@@ -157,9 +156,12 @@ class RunDirectory:
     # ---------------------------------------------------------------------------------------- what changes it
 
     def start_attempt(self) -> int:
-        """Makes the next log directory, points `logs/latest` at it and takes back the last exit."""
+        """Makes the next log directory, points `logs/latest` at it, takes back the last exit, and clears away what an
+        interrupted write left behind."""
         taken = [int(p.name.removeprefix("attempt-")) for p in (self.path / "logs").glob("attempt-*")]
         attempt = max(taken, default=0) + 1
+        for place in (self.path, self.checkpoints, self.reference(0).parent):
+            disk.clear(place)
         self.logs(attempt).mkdir(parents=True)
         link = self.path / "logs" / f".latest-{os.getpid()}"
         link.symlink_to(f"attempt-{attempt}")
@@ -204,7 +206,8 @@ class RunDirectory:
 
     def _refuse_another(self, config: RunConfig) -> None:
         if not self.resolved.exists():
-            if any(self.path.iterdir()) and not self.recipe.exists():
+            strange = [p for p in self.path.iterdir() if not disk.is_partial(p)]
+            if strange and not self.recipe.exists():
                 why, fix = "it holds files that are not a run's", "choose a new name, or empty the directory"
                 raise BadInput(Problem(what="cannot be used", where=str(self.path), why=why, fix=fix))
             return

@@ -20,7 +20,7 @@ from orchestrator.cluster.base import Cluster, Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.data import read_examples, read_prompts
-from orchestrator.errors import Interrupted, RlhfError
+from orchestrator.errors import Interrupted, Problem, ResumeError, RlhfError
 from orchestrator.evaluation.held_out import HeldOut
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
@@ -30,7 +30,7 @@ from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publi
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.run.ledger import Account, Fact, Ledger, account
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import gang_plans
 from orchestrator.run.stop import Stop
@@ -88,7 +88,6 @@ class Attempt:
         directory, started = self._directory, time.monotonic()
         with directory.held(), Ledger.open(directory.ledger) as ledger:
             self._number = directory.start_attempt()
-            ledger.append(Fact.attempt, attempt=self._number, step=0)
             monitor = open_monitor(self._config, directory)
             try:
                 self._live(ledger, monitor)
@@ -114,6 +113,8 @@ class Attempt:
         checkpoint, state = (
             newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0))
         )
+        ledger.append(Fact.attempt, attempt=self._number, step=state.next_step)
+        self._refuse_gaps(account(ledger.records), state.next_step)
         self._turns = state.next_step
         told = MetricsFile(directory.metrics)
         told.rewind(state.next_step if checkpoint else -1)
@@ -158,6 +159,19 @@ class Attempt:
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
         self._export(learners)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
+
+    def _refuse_gaps(self, told: Account, next_step: int) -> None:
+        """The checkpoint says that `next_step` turns were trained; the ledger must know of each of them, once."""
+        if told.trained == next_step and not told.lost and not told.repeated:
+            return
+        raise ResumeError(
+            Problem(
+                what=f"the ledger knows of {told.trained} trained steps, the checkpoint of {next_step}",
+                where=str(self._directory.ledger),
+                why="records were removed from the file, or checkpoints of another run put beside it",
+                fix="restore the run directory from a copy, or start the recipe anew under another name",
+            )
+        )
 
     def _export(self, learners: Learners) -> None:
         aside = disk.fresh(self._directory.model)

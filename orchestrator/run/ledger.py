@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -152,6 +152,40 @@ def read_ledger(path: Path) -> tuple[list[Record], int, int]:
         records.append(record)
         good_bytes += len(line)
     return records, good_bytes, len(raw)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Which turns the weights of a run have learned from, over all its attempts.
+
+    An attempt goes on from a checkpoint: what was trained after that checkpoint is forgotten with the weights it made,
+    and trained again. Example: turns 1, 2, 3, a kill, and 3, 4 from the checkpoint of 2: `trained=4`, `redone=1`.
+    """
+
+    trained: int  # turns that the final weights have learned from
+    lost: tuple[int, ...]  # turns before the last one that they have not
+    repeated: tuple[int, ...]  # turns that they have learned from more than once
+    redone: int  # turns whose work was thrown away and done again
+
+
+def account(records: Sequence[Record]) -> Account:
+    """Arithmetic on the ledger alone."""
+    history: list[int] = []
+    redone = 0
+    for record in records:
+        if record.fact == Fact.attempt:
+            kept = [turn for turn in history if turn <= record.step]
+            redone += len(history) - len(kept)
+            history = kept
+        elif record.fact == Fact.trained:
+            history.append(record.step)
+    last = max(history, default=0)
+    return Account(
+        trained=len(history),
+        lost=tuple(sorted(set(range(1, last + 1)) - set(history))),
+        repeated=tuple(sorted(turn for turn in set(history) if history.count(turn) > 1)),
+        redone=redone,
+    )
 
 
 def _parse(line: bytes, seq: int | None) -> Record | None:

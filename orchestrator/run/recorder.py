@@ -147,7 +147,7 @@ class Recorder:
 
     def _write_round(self, index: int, metrics: Metrics) -> None:
         directory = self._directory.round(index)
-        directory.mkdir(parents=True, exist_ok=True)
+        disk.make_directory(directory)
         decision = None if self._decision is None else asdict(self._decision)
         kept = ("pairs/", "rewards/", "eval/", "objective/", "reward", "loss", "logps/")
         told = {name: value for name, value in metrics.items() if name.startswith(kept)}
