@@ -90,14 +90,14 @@ def stop_at(world: World, operation: int, *, half: bool = False) -> str:
         disk.kill_at, disk.half = operation, half
         cpu_run.run(world.config(name))
 
-    name = f"killed-{operation}-{half}"
+    name = f"{world.algorithm}-killed-{operation}-{half}"
     assert live(world.root / name, life) == -9, f"operation {operation} was not reached"
     return name
 
 
 def power_cut_at(world: World, operation: int, seed: int) -> int:
     """The same, and what was not fsynced is lost."""
-    name = f"cut-{operation}-{seed}"
+    name = f"{world.algorithm}-cut-{operation}-{seed}"
     survivors = world.root / f"{name}-survivors"
 
     def life(disk: Disk) -> None:
@@ -117,7 +117,7 @@ def full_after(world: World, num_bytes: int) -> int:
         disk.bytes_left = num_bytes
         cpu_run.run(world.config(name))
 
-    name = f"full-{num_bytes}"
+    name = f"{world.algorithm}-full-{num_bytes}"
     assert live(world.root / name, life) == 1, f"the disk was not full after {num_bytes} bytes, or worse happened"
     return go_on(world, name)
 
