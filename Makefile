@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check bench table parity proof golden golden-check lock clean
+.PHONY: help setup quickstart test test-faults check bench table parity proof golden golden-check lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: .venv/project.stamp ## create .venv with the locked CPU stack (2-3 minutes, 3 GB)
 
@@ -21,6 +21,9 @@ quickstart: setup ## train a tiny base model, then three rounds of iterative DPO
 
 test: setup ## run all tests
 	@$(IN_VENV) python -m pytest
+
+test-faults: setup ## every crash point, power cuts, full disks, damage: docs/reliability.md (20 minutes)
+	@$(IN_VENV) python tests/faults/report.py
 
 check: setup ## lint, format and type check
 	@$(IN_VENV) ruff check

@@ -35,6 +35,7 @@ ORDER = [
     {"workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
     {"orchestrator.errors"},
     {"orchestrator.terminal"},
+    {"orchestrator.disk"},
     {"orchestrator.data"},
     {"orchestrator.config"},
     {"orchestrator.cluster"},

@@ -13,6 +13,7 @@ from workers.config import ModelConfig, RolloutConfig
 from workers.types import Experience, Prompt, Ragged, Sampling
 
 if TYPE_CHECKING:
+    from workers.engines.base import Sampler
     from workers.weights import Manifest
 
 
@@ -57,7 +58,6 @@ class Rollout:
         itself is sampled."""
         # Imported here: the environment must be set first, and the driver names this class without wanting vLLM.
         from workers.engines import hf_models
-        from workers.engines.vllm_engine import VllmEngine
 
         assert model.path is not None
         self._codec, self._foreign = hf_models.TextCodec(student or model), student is not None
@@ -72,16 +72,20 @@ class Rollout:
                 f"{config.max_completion_length} = {max_model_len} is more than the {limit} positions of {model.path}; "
                 "lower one of them"
             )
-        rank = model.lora.r if model.lora is not None else None
-        self._engine = VllmEngine(
-            model.path, model.dtype, max_model_len, config, seed=seed, cuda=cuda, adapter_rank=rank
-        )
+        self._engine = self._start(model, max_model_len, seed=seed, cuda=cuda)
         # The first call compiles and allocates: better now, while the other gangs are still starting.
         self.generate([Prompt(id="warm-up", text="a")], Sampling(num_generations=2, max_completion_length=2))
 
+    def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Sampler:
+        from workers.engines.vllm_engine import VllmEngine
+
+        assert model.path is not None
+        rank = model.lora.r if model.lora is not None else None
+        return VllmEngine(model.path, model.dtype, max_model_len, self._config, seed=seed, cuda=cuda, adapter_rank=rank)
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Experience:
         """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped."""
-        from workers.engines.vllm_engine import EngineError, Request
+        from workers.engines.base import EngineError, Request
 
         started = time.perf_counter()
         version = self._engine.version

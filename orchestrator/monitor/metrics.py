@@ -8,11 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from orchestrator import disk
 from workers.types import Metrics
 
 
 class MetricsFile:
-    """Appends a line per step, in one write. NaN and infinity, which JSON does not have, become null.
+    """Appends a line per step, fsynced: a checkpoint never knows of a step whose line is lost.
+
+    NaN and infinity, which JSON does not have, become null.
 
     A line: `{"step": 3, "train/global_step": 3, "loss": 0.35, "reward": 0.5}`.
     """
@@ -25,12 +28,14 @@ class MetricsFile:
         row: dict[str, Any] = {"step": step, "train/global_step": step}
         row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        existed = self.path.exists()
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            if (written := os.write(file, line)) != len(line):
-                raise OSError(f"{self.path}: {written} of {len(line)} bytes written")
+            disk.append(file, line)
         finally:
             os.close(file)
+        if not existed:
+            disk.sync_directory(self.path.parent)
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole lines; half a line that an interrupted write left at the end is not one."""
@@ -43,6 +48,4 @@ class MetricsFile:
         kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step)
         if not self.path.exists() or self.path.read_text("utf-8") == kept:
             return
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        aside.write_text(kept, "utf-8")
-        aside.replace(self.path)
+        disk.write_atomic(self.path, kept)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from orchestrator import disk
 from orchestrator.cluster.base import Gang, Handle, wait
 from workers.config import ReferenceConfig
 from workers.learner import Learner
@@ -150,10 +151,10 @@ class ReferenceAnchor:
         return self._reference.all(Reference.logprobs, experience, temperature)
 
     def _refresh(self, version: int) -> None:
-        directory = str(self._directory(version))
-        exported = self._policy.all(Learner.export, directory)
-        wait(exported)
-        wait(self._reference.all(Reference.load, directory))
+        directory = self._directory(version)
+        wait(self._policy.all(Learner.export, str(disk.fresh(directory))))
+        disk.publish(directory)
+        wait(self._reference.all(Reference.load, str(directory)))
         self.version = version
 
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from orchestrator import disk
 from orchestrator.cluster.base import wait
 from orchestrator.errors import Problem, ResumeError
 from orchestrator.pipeline.learning import Learners
-from orchestrator.run.ledger import sync_directory
 from workers.learner import Learner
 
 MANIFEST = "manifest.json"
+SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,21 +40,24 @@ class Checkpointer:
     def save(self, state: State) -> Path:
         """One checkpoint; the ones before it are dropped only when it is complete."""
         target = self._directory / f"step-{state.next_step}"
-        aside = self._directory / f".step-{state.next_step}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        aside = disk.fresh(target)
         saving = self._learners.policy.all(Learner.save, str(aside / "policy"), {})
         if self._learners.critic:
             saving = [*saving, *self._learners.critic.all(Learner.save, str(aside / "critic"), {})]
         wait(saving)
-        (aside / "state.json").write_text(json.dumps(asdict(state)))
+        disk.write(aside / "state.json", json.dumps(asdict(state)).encode())
         _seal(aside)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-        sync_directory(self._directory)
-        for old in list_checkpoints(self._directory)[: -self._keep]:
-            shutil.rmtree(old)
+        disk.publish(target)
+        self._drop_old(target)
         return target
+
+    def _drop_old(self, new: Path) -> None:
+        """Keeps the newest few; nothing is dropped for a checkpoint that cannot be read back."""
+        if damage := verify(new):
+            raise OSError(f"{new}: {damage} right after it was written; the checkpoints before it are kept")
+        for old in list_checkpoints(self._directory)[: -self._keep]:
+            old.rename(gone := disk.partial(old))  # at once, so that no half of it bears its name
+            shutil.rmtree(gone)
 
     def load(self, checkpoint: Path) -> None:
         """Bring the learners back to where `checkpoint` found them."""
@@ -90,10 +94,13 @@ def newest(directory: Path) -> tuple[Path, State]:
 def verify(checkpoint: Path) -> str:
     """What is wrong with a checkpoint; empty when nothing is. Nothing of it is loaded before this was asked."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (ValueError, KeyError, TypeError):
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        digest = manifest.pop("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not what was written"
-    for name, expected in files.items():
+    if digest != _digest(manifest) or manifest["schema"] != SCHEMA:
+        return f"{MANIFEST} is not what was written"
+    for name, expected in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -103,21 +110,17 @@ def verify(checkpoint: Path) -> str:
 
 
 def _seal(directory: Path) -> None:
-    """Bring every file to disk, then write the manifest that says what they are."""
-    files = {}
-    for path in _files(directory):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    with (directory / MANIFEST).open("w") as file:
-        json.dump({"schema": 1, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(directory)
+    """Write the manifest that says what the files are."""
+    files = {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in disk.files(directory)
+    }
+    body = {"schema": SCHEMA, "files": files}
+    disk.write(directory / MANIFEST, json.dumps({**body, "sha256": _digest(body)}, indent=1).encode())
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    return (p for p in sorted(directory.rglob("*")) if p.is_file())
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

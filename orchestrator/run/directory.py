@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from orchestrator import disk
 from orchestrator.config.recipe import from_resolved, resolved
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
 from orchestrator.errors import BadInput, Problem, ResumeError, redact
-from orchestrator.run.ledger import sync_directory
 
 
 class RunDirectory:
@@ -47,11 +47,10 @@ class RunDirectory:
         if directory.path.exists():
             directory._refuse_another(config)
         else:
-            directory.path.mkdir(parents=True)
-            sync_directory(root)
+            disk.make_directory(directory.path)
         if not directory.resolved.exists():  # last, so that a directory with it is complete
-            write_atomic(directory.recipe, redact(recipe_text))
-            write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
+            disk.write_atomic(directory.recipe, redact(recipe_text))
+            disk.write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
         return directory
 
     @classmethod
@@ -162,9 +161,12 @@ class RunDirectory:
     # ---------------------------------------------------------------------------------------- what changes it
 
     def start_attempt(self) -> int:
-        """Makes the next log directory, points `logs/latest` at it and takes back the last exit."""
+        """Makes the next log directory, points `logs/latest` at it, takes back the last exit, and clears away what an
+        interrupted write left behind."""
         taken = [int(p.name.removeprefix("attempt-")) for p in (self.path / "logs").glob("attempt-*")]
         attempt = max(taken, default=0) + 1
+        for place in (self.path, self.checkpoints, self.reference(0).parent):
+            disk.clear(place)
         self.logs(attempt).mkdir(parents=True)
         link = self.path / "logs" / f".latest-{os.getpid()}"
         link.symlink_to(f"attempt-{attempt}")
@@ -184,7 +186,7 @@ class RunDirectory:
             "resume": resume,
             **details,
         }
-        write_atomic(self.exit, redact(json.dumps(body, indent=2)) + "\n")
+        disk.write_atomic(self.exit, redact(json.dumps(body, indent=2)) + "\n")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -209,7 +211,8 @@ class RunDirectory:
 
     def _refuse_another(self, config: RunConfig) -> None:
         if not self.resolved.exists():
-            if any(self.path.iterdir()) and not self.recipe.exists():
+            strange = [p for p in self.path.iterdir() if not disk.is_partial(p)]
+            if strange and not self.recipe.exists():
                 why, fix = "it holds files that are not a run's", "choose a new name, or empty the directory"
                 raise BadInput(Problem(what="cannot be used", where=str(self.path), why=why, fix=fix))
             return
@@ -228,14 +231,3 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             yield from _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             yield f"{prefix}{key} was {show(before)} and is {show(after)}"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """The whole text, or what was there before: written aside, fsynced, renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync_directory(path.parent)

@@ -11,18 +11,18 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator import loop
+from orchestrator import disk, loop
 from orchestrator.cluster.base import Cluster, Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.remarks import remarks
-from orchestrator.errors import Interrupted, RlhfError
+from orchestrator.errors import Interrupted, Problem, ResumeError, RlhfError
 from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
@@ -33,7 +33,7 @@ from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, 
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.run.ledger import Account, Fact, Ledger, account
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import asks_states, gang_plans, shares_base, teacher_samples
 from orchestrator.run.stop import Stop
@@ -71,8 +71,16 @@ def resume_run(path: Path, *, debug: bool = False) -> int:
 class Attempt:
     """One life of a run: from nothing, or from the newest checkpoint of the attempt before."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, stop: Stop, stage: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        stop: Stop,
+        stage: tuple[int, int] = (1, 1),
+        start_cluster: Callable[..., Cluster] = RayCluster,
+    ) -> None:
         self._config, self._directory, self._stop, self._stage = config, directory, stop, stage
+        self._start_cluster = start_cluster
         self._prompts: tuple[Prompt, ...] = ()
         self._examples: tuple[Example, ...] = ()
         self._cluster: Cluster | None = None
@@ -83,7 +91,6 @@ class Attempt:
         directory, started = self._directory, time.monotonic()
         with directory.held(), Ledger.open(directory.ledger) as ledger:
             self._number = directory.start_attempt()
-            ledger.append(Fact.attempt, attempt=self._number, step=0)
             monitor = open_monitor(self._config, directory)
             try:
                 self._live(ledger, monitor)
@@ -110,6 +117,8 @@ class Attempt:
         checkpoint, state = (
             newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0))
         )
+        ledger.append(Fact.attempt, attempt=self._number, step=state.next_step)
+        self._refuse_gaps(account(ledger.records), state.next_step)
         self._turns = state.next_step
         told = MetricsFile(directory.metrics)
         told.rewind(state.next_step if checkpoint else -1)
@@ -118,7 +127,7 @@ class Attempt:
         for remark in remarks(self._examples, config.algorithm):
             monitor.note(remark)
         monitor.phase("driver", "starting Ray")
-        self._cluster = cluster = RayCluster(config.cluster, log_directory=directory.logs(self._number))
+        self._cluster = cluster = self._start_cluster(config.cluster, log_directory=directory.logs(self._number))
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._max_steps)
         for plan in plans:
             monitor.phase(plan.role, "loading")
@@ -157,12 +166,23 @@ class Attempt:
         self._export(learners)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
+    def _refuse_gaps(self, told: Account, next_step: int) -> None:
+        """The checkpoint says that `next_step` turns were trained; the ledger must know of each of them, once."""
+        if told.trained == next_step and not told.lost and not told.repeated:
+            return
+        raise ResumeError(
+            Problem(
+                what=f"the ledger knows of {told.trained} trained steps, the checkpoint of {next_step}",
+                where=str(self._directory.ledger),
+                why="records were removed from the file, or checkpoints of another run put beside it",
+                fix="restore the run directory from a copy, or start the recipe anew under another name",
+            )
+        )
+
     def _export(self, learners: Learners) -> None:
-        aside = self._directory.path / ".model.partial"
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = disk.fresh(self._directory.model)
         wait(learners.policy.all(Learner.export, str(aside)))
-        shutil.rmtree(self._directory.model, ignore_errors=True)
-        aside.rename(self._directory.model)
+        disk.publish(self._directory.model)
 
     # -------------------------------------------------------------------------------------------- its parts
 

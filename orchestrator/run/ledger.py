@@ -14,12 +14,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
+from orchestrator import disk
 from orchestrator.errors import Problem, ResumeError
 
 SCHEMA = 1
@@ -85,7 +86,7 @@ class Ledger:
         ledger = cls(path, records, size - good_bytes)
         os.fsync(ledger._file)
         if not existed:
-            sync_directory(path.parent)
+            disk.sync_directory(path.parent)
         return ledger
 
     def __enter__(self) -> Self:
@@ -112,15 +113,7 @@ class Ledger:
             details=details,
             time=round(time.time(), 3),
         )
-        line = record.line()
-        size = os.fstat(self._file).st_size
-        try:
-            if (written := os.write(self._file, line)) != len(line):
-                raise OSError(f"{self.path}: {written} of {len(line)} bytes written")
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, size)
-            raise
+        disk.append(self._file, record.line())
         self._records.append(record)
         return record
 
@@ -161,6 +154,40 @@ def read_ledger(path: Path) -> tuple[list[Record], int, int]:
     return records, good_bytes, len(raw)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Which turns the weights of a run have learned from, over all its attempts.
+
+    An attempt goes on from a checkpoint: what was trained after that checkpoint is forgotten with the weights it made,
+    and trained again. Example: turns 1, 2, 3, a kill, and 3, 4 from the checkpoint of 2: `trained=4`, `redone=1`.
+    """
+
+    trained: int  # turns that the final weights have learned from
+    lost: tuple[int, ...]  # turns before the last one that they have not
+    repeated: tuple[int, ...]  # turns that they have learned from more than once
+    redone: int  # turns whose work was thrown away and done again
+
+
+def account(records: Sequence[Record]) -> Account:
+    """Arithmetic on the ledger alone."""
+    history: list[int] = []
+    redone = 0
+    for record in records:
+        if record.fact == Fact.attempt:
+            kept = [turn for turn in history if turn <= record.step]
+            redone += len(history) - len(kept)
+            history = kept
+        elif record.fact == Fact.trained:
+            history.append(record.step)
+    last = max(history, default=0)
+    return Account(
+        trained=len(history),
+        lost=tuple(sorted(set(range(1, last + 1)) - set(history))),
+        repeated=tuple(sorted(turn for turn in set(history) if history.count(turn) > 1)),
+        redone=redone,
+    )
+
+
 def _parse(line: bytes, seq: int | None) -> Record | None:
     """The record on a line; None when it is not whole, not itself, or (given `seq`) not the next one."""
     if not line.endswith(b"\n"):
@@ -178,12 +205,3 @@ def _parse(line: bytes, seq: int | None) -> Record | None:
 def _digest(body: Mapping[str, Any]) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def sync_directory(path: Path) -> None:
-    """Makes names that were created or renamed in `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

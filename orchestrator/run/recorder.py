@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator import disk
 from orchestrator.cluster.base import Handle, wait
 from orchestrator.evaluation.held_out import Evaluator
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.run.checkpoint import Checkpointer, State
-from orchestrator.run.directory import RunDirectory, write_atomic
+from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
 from workers.types import Metrics, Sample, Scores, merge_scores
 
@@ -55,7 +56,7 @@ class Recorder:
         self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
         self._sampled = sampled  # the experience is the policy's own
         self._rounds = rounds  # a step is a round, whose pairs and decision are kept
-        self._saved = -1  # the next_step of the newest checkpoint
+        self._saved = turns or -1  # the next_step of the newest checkpoint; nothing is saved before the first
         self._warned = False  # of a step that learned nothing
         self._decision: Decision | None = None
         self._reference_version = reference_version  # what the run went on with
@@ -146,11 +147,11 @@ class Recorder:
 
     def _write_round(self, index: int, metrics: Metrics) -> None:
         directory = self._directory.round(index)
-        directory.mkdir(parents=True, exist_ok=True)
+        disk.make_directory(directory)
         decision = None if self._decision is None else asdict(self._decision)
         kept = ("pairs/", "rewards/", "eval/", "objective/", "reward", "loss", "logps/")
         told = {name: value for name, value in metrics.items() if name.startswith(kept)}
-        write_atomic(
+        disk.write_atomic(
             directory / "round.json",
             json.dumps({"round": index, "policy_version": index - 1, "reference": decision, "metrics": told}, indent=2),
         )

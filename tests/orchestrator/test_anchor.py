@@ -60,6 +60,11 @@ def test_the_limit_itself_is_no_drift() -> None:
 # ------------------------------------------------------------------------------------------------ what it takes
 
 
+@pytest.fixture(autouse=True)
+def _in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def anchor(events: Events, refresh: Any, *, version: int = 0, drift: Drift | None = None) -> ReferenceAnchor:
     reference: Any = LocalGang("reference", [FakeReference(events, rank=rank, drift=drift) for rank in range(2)])
     policy: Any = LocalGang("policy", [FakeLearner(events, rank=rank) for rank in range(2)])
@@ -75,8 +80,8 @@ def anchor(events: Events, refresh: Any, *, version: int = 0, drift: Drift | Non
 
 SCORED = ["reference 0: logprobs at 0.7", "reference 1: logprobs at 0.7"]
 REFRESHED = [
-    "policy 0: export version-3",
-    "policy 1: export version-3",
+    "policy 0: export .version-3.partial",
+    "policy 1: export .version-3.partial",
     "reference 0: load version-3",
     "reference 1: load version-3",
 ]

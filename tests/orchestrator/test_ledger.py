@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_nothing_behind(path: Path) -> None:
     try:
         with Ledger.open(path) as ledger:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
-            with pytest.raises(OSError, match="bytes written"):
+            with pytest.raises(OSError, match="File too large"):
                 ledger.append(Fact.planned, attempt=1, step=2)
             assert ledger.records == written
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

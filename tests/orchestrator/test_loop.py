@@ -210,7 +210,8 @@ def test_distillation_asks_a_teacher_and_needs_no_reward(objective: dict[str, An
     ]
 
 
-def test_rounds_of_iterative_dpo_move_the_reference() -> None:
+def test_rounds_of_iterative_dpo_move_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     dpo = {"type": "dpo", "prompts_per_step": 2, "num_generations": 2, "max_steps": 2}
     run = Run(config(dpo, reference={"refresh": "every_round"}))
     assert run.go()
@@ -219,7 +220,7 @@ def test_rounds_of_iterative_dpo_move_the_reference() -> None:
         "planned 1",
         "rollout 0: generate p2 p2 from v1",
         "reward: score p2 p2",
-        "policy 0: export version-1",
+        "policy 0: export .version-1.partial",
         "reference 0: load version-1",
         "reference 0: logprobs at 1",
         "arrived 1",

@@ -64,7 +64,9 @@ def test_weights_and_figures_are_those_of_one_process(out: Path, qwen2: Path, me
     expected, told = plainly(qwen2, method)
     made = load_file(out / f"{name}.safetensors")
     assert sorted(made) == sorted(expected)
-    assert max((expected[n] - weight).abs().max() for n, weight in untrained(qwen2, method)) > 1e-6  # there was something to learn
+    assert (
+        max((expected[n] - weight).abs().max() for n, weight in untrained(qwen2, method)) > 1e-6
+    )  # there was something to learn
     for weight in expected:
         torch.testing.assert_close(made[weight], expected[weight], atol=1e-5, rtol=0, msg=weight)
     ranks = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-[0-9].json"))]

@@ -1,8 +1,9 @@
-"""What a learner asks of a training engine. Fakes in the tests implement the same."""
+"""What a learner asks of a training engine and a rollout of a sampler. Fakes in the tests implement the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,12 @@ import torch
 from torch import Tensor
 
 from workers.packing import Packed
+from workers.types import Finish, Floats, Ints
+from workers.weights import Manifest
+
+
+class EngineError(Exception):
+    """The engine refused or broke; the message says what."""
 
 
 class TrainingEngine(Protocol):
@@ -64,3 +71,47 @@ class TrainingEngine(Protocol):
     def load(self, directory: Path) -> Mapping[str, Any]: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to be drawn, with its own seed."""
+
+    tokens: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    tokens: Ints  # [T]
+    logprobs: Floats  # [T]
+    finish: Finish
+
+
+class Sampler(Protocol):
+    """One inference engine with weights of one version."""
+
+    @property
+    def version(self) -> int: ...
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        stop_token_ids: Sequence[int],
+        ignore_eos: bool,
+    ) -> list[Response]:
+        """Answers in the order of the requests."""
+        ...
+
+    def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
+        """Take one publication; must not generate before a complete one has arrived."""
+        ...
+
+    def receive_adapter(self, directory: str, version: int) -> None:
+        """Take the adapters of one version; must not generate before they have arrived whole."""
+        ...

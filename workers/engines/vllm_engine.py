@@ -29,6 +29,7 @@ from vllm.lora.request import LoRARequest
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from workers.engines import lora
+from workers.engines.base import EngineError, Request, Response
 from workers.types import Finish
 from workers.weights import Entry, Manifest, Segment
 
@@ -39,26 +40,7 @@ SHARED_MEMORY = "rlhf_shared_memory"
 CPU_BATCHED_TOKENS = 4096  # of one engine step, at least
 
 
-class EngineError(Exception):
-    """The engine refused or broke; the message says what."""
-
-
 # ------------------------------------------------------------------------------------------------ generation
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One completion to be drawn, with its own seed."""
-
-    tokens: Sequence[int]
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    tokens: np.ndarray[Any, np.dtype[np.int32]]  # [T]
-    logprobs: np.ndarray[Any, np.dtype[np.float32]]  # [T]
-    finish: Finish
 
 
 class VllmEngine:

@@ -1,0 +1,129 @@
+"""The only place that makes bytes last: whole or not at all, and still there after a power cut.
+
+    write_atomic        a file: written aside, fsynced, renamed
+    publish             a directory: written aside by whoever, every file and name fsynced, renamed
+    append              bytes at the end of an open file: all of them, or the file as it was
+
+A rename is the moment something exists; until then it lies under a name that starts with a dot and ends in `.partial`,
+which nobody reads and the next attempt removes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def partial(target: Path) -> Path:
+    """Where `target` is written aside, in the same directory and so on the same disk."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether it is what an interrupted write left behind."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def clear(directory: Path) -> None:
+    """Remove what interrupted writes left in a directory that nobody else is writing to."""
+    for path in directory.glob(".*.partial"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def fresh(target: Path) -> Path:
+    """An empty directory aside of `target`, to be filled and published."""
+    aside = partial(target)
+    shutil.rmtree(aside, ignore_errors=True)
+    make_directory(target.parent)
+    aside.mkdir()
+    return aside
+
+
+def make_directory(path: Path) -> None:
+    """`path` and what it lies in, each there after a power cut."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)
+
+
+def publish(target: Path) -> None:
+    """Give the directory that was filled at `fresh(target)` its name; what bore it before is gone afterwards.
+
+    Raises:
+        OSError: the disk failed; `target` is as it was.
+    """
+    aside, old = partial(target), target.with_name(f".{target.name}.old.partial")
+    sync_tree(aside)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    aside.rename(target)
+    sync_directory(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """The whole text, or what was there before."""
+    aside = partial(path)
+    write(aside, text.encode())
+    aside.replace(path)
+    sync_directory(path.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """A file with these bytes, on disk when this returns; on an error a part of it may be there."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        _write_all(file, data)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def append(file: int, data: bytes) -> None:
+    """Bytes at the end of an open file, on disk when this returns.
+
+    Raises:
+        OSError: they could not be written whole (a full disk); the file is as it was.
+    """
+    size = os.fstat(file).st_size
+    try:
+        _write_all(file, data)
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, size)
+        raise
+
+
+def sync_tree(directory: Path) -> None:
+    """Every file below `directory` and every name in it survive a power cut."""
+    for path in files(directory):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    for inner in sorted({directory, *(p for p in directory.rglob("*") if p.is_dir())}, reverse=True):
+        sync_directory(inner)
+
+
+def sync_directory(path: Path) -> None:
+    """Names that were created, renamed or removed in `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def files(directory: Path) -> Iterator[Path]:
+    return (p for p in sorted(directory.rglob("*")) if p.is_file())
+
+
+def _write_all(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # a nearly full disk takes a part, and refuses the next one
+        rest = rest[os.write(file, rest) :]

@@ -1,0 +1,19 @@
+"""One world per algorithm: what its uninterrupted run comes to. A fork is a machine, so nothing here starts threads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "workers"))
+
+import lives
+
+
+@pytest.fixture(scope="session", params=["grpo", "ppo", "iterative-dpo"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> lives.World:
+    torch.set_num_threads(1)
+    return lives.build(tmp_path_factory.mktemp(request.param), request.param)

@@ -1,0 +1,182 @@
+"""A whole run in one process, deterministic to the bit: the real driver, loop, ledger, checkpoints, learner and losses.
+
+What stands in: torch for DeepSpeed, a sampler of transformers for vLLM, direct calls for Ray. A fork of this process is
+a machine that can be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch_engine import TorchEngine
+from transformers import AutoModelForCausalLM
+
+from orchestrator.cluster.local import LocalCluster
+from orchestrator.config import RunConfig
+from orchestrator.run.directory import RunDirectory
+from orchestrator.run.driver import Attempt
+from orchestrator.run.stop import Stop
+from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig
+from workers.engines import hf_models
+from workers.engines.base import Request, Response
+from workers.learner import Head, Learner
+from workers.rollout import Rollout
+from workers.types import Finish
+from workers.weights import Manifest, Segment
+
+ALPHABET = "abcdefgh>"
+SHAPE = {
+    "model_type": "qwen2",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.2,
+}
+BLOCK = 4096
+SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"type": "grpo", "beta": 0.1, **SAMPLED},
+    "ppo": {"type": "ppo", "num_ppo_epochs": 2, "num_mini_batches": 2, **SAMPLED},
+    "iterative-dpo": {"type": "dpo", "batch_size": 4, "pairs_per_prompt": 2, **SAMPLED},
+}
+
+
+def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+    """A reward any policy can learn: the share of the letter a."""
+    return [c.count("a") / max(1, len(c)) for c in completions]
+
+
+def write_task(directory: Path) -> None:
+    """A model and prompts; what `config` names."""
+    hf_models.create_model(directory / "model", SHAPE, hf_models.character_tokenizer(ALPHABET), seed=0)
+    rows = [{"prompt": f"{a}{b}>"} for a in ALPHABET[:4] for b in ALPHABET[:4]]
+    (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def config(task: Path, output: Path, algorithm: str, **changes: Any) -> RunConfig:
+    whole = {
+        "name": "run",
+        "output_dir": str(output),
+        "model": {"path": str(task / "model"), "dtype": "float32"},
+        "data": {"prompts": str(task / "prompts.jsonl")},
+        "reward": [{"type": "function", "function": f"{__file__}:letters_a"}],
+        "rollout": {"max_prompt_length": 8, "max_completion_length": 6},
+        "algorithm": ALGORITHMS[algorithm],
+        "reference": {"refresh": "every_round"} if algorithm == "iterative-dpo" else {},
+        **changes,
+    }
+    return RunConfig.model_validate_json(json.dumps(whole))
+
+
+def run(settings: RunConfig) -> None:
+    """From wherever the directory says the run stands to its end."""
+    torch.set_num_threads(1)
+    directory = RunDirectory.create(settings, "")
+    if directory.is_complete:
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), Stop() as stop:
+        Attempt(settings, directory, stop, start_cluster=_cluster).run()
+
+
+def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
+    """What a run came to: a hash of its weights, and its metrics without what a clock says."""
+    weights = hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return weights, [{k: v for k, v in row.items() if not ("timing/" in k or "throughput/" in k)} for row in rows]
+
+
+def _cluster(*_: Any, **__: Any) -> LocalCluster:
+    return LocalCluster({"policy": _learner, "critic": _learner, "rollout": TorchRollout})
+
+
+def _learner(
+    *,
+    model: ModelConfig,
+    config: LearnerConfig,
+    algorithm: AlgorithmConfig,
+    head: Head,
+    rank: int,
+    seed: int,
+    max_steps: int,
+    **_: Any,
+) -> Learner:
+    torch.manual_seed(seed)
+    engine = SavedEngine(Path(str(model.path)), algorithm, head=head)
+    return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)
+
+
+class SavedEngine(TorchEngine):
+    """Its state goes to disk block by block, so that a crash can come between any two."""
+
+    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        whole = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "state": dict(state)}
+        torch.save(whole, buffer)
+        directory.mkdir(parents=True)
+        file = os.open(directory / f"rank-{self.rank}.pt", os.O_WRONLY | os.O_CREAT, 0o644)
+        for start in range(0, len(buffer.getbuffer()), BLOCK):
+            os.write(file, buffer.getbuffer()[start : start + BLOCK])
+        os.close(file)
+
+
+class TorchRollout(Rollout):
+    """The rollout role on a sampler that is torch alone."""
+
+    def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Any:
+        return TorchSampler(str(model.path))
+
+
+class TorchSampler:
+    """`VllmEngine`'s part: a seed per request, so that any of them can be drawn again, equal."""
+
+    def __init__(self, path: str) -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self._weights = dict(self._model.named_parameters(remove_duplicate=False))
+        self.version = 0
+
+    @torch.no_grad()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_tokens: int,
+        temperature: float,
+        stop_token_ids: Sequence[int],
+        **_: Any,
+    ) -> list[Response]:
+        answers = []
+        for request in requests:
+            generator = torch.Generator().manual_seed(request.seed)
+            tokens, logprobs = list(request.tokens), []
+            finish = Finish.length
+            for _ in range(max_tokens):
+                scores = self._model(torch.tensor([tokens]), use_cache=False).logits[0, -1] / temperature
+                token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+                tokens.append(token)
+                logprobs.append(float(scores.log_softmax(-1)[token]))
+                if token in stop_token_ids:
+                    finish = Finish.stop
+                    break
+            drawn = np.asarray(tokens[len(request.tokens) :], np.int32)
+            answers.append(Response(drawn, np.asarray(logprobs, np.float32), finish))
+        return answers
+
+    def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
+        assert manifest.segment is not None
+        with torch.no_grad():
+            for name, tensor in Segment(manifest.segment).read(manifest.entries):
+                self._weights[name].copy_(tensor)
+        self.version = version

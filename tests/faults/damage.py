@@ -1,0 +1,44 @@
+"""Bits that flip and ends that are cut off, in a finished run's checkpoint and ledger."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+from orchestrator.errors import ResumeError
+from orchestrator.run.checkpoint import verify
+from orchestrator.run.ledger import read_ledger
+
+
+def harm(path: Path, draw: random.Random) -> None:
+    """One bit of a file, or its end."""
+    raw = bytearray(path.read_bytes())
+    if draw.random() < 0.5:
+        raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+    else:
+        del raw[draw.randrange(len(raw)) :]
+    path.write_bytes(raw)
+
+
+def checkpoint_is_refused(checkpoint: Path, copy: Path, seed: int) -> bool:
+    """Damages one file of a copy; true when the copy is refused."""
+    draw = random.Random(seed)
+    shutil.copytree(checkpoint, copy)
+    harm(draw.choice(sorted(p for p in copy.rglob("*") if p.is_file())), draw)
+    refused = bool(verify(copy))
+    shutil.rmtree(copy)
+    return refused
+
+
+def ledger_is_not_believed(ledger: Path, copy: Path, seed: int) -> bool:
+    """Damages a copy; true when it is refused, or read up to the damage and no further."""
+    whole, _, _ = read_ledger(ledger)
+    shutil.copy(ledger, copy)
+    harm(copy, random.Random(seed))
+    try:
+        found, good_bytes, size = read_ledger(copy)
+    except ResumeError:
+        return True
+    torn_or_cut = good_bytes < size or size < ledger.stat().st_size
+    return torn_or_cut and len(found) < len(whole) and found == whole[: len(found)]

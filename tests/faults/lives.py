@@ -1,0 +1,135 @@
+"""Lives of a run: each in a process of its own that may be killed, until one reaches the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cpu_run
+from injection import Disk, Platter, swap
+
+from orchestrator.config import RunConfig
+from orchestrator.run.ledger import account, read_ledger
+
+MAX_LIVES = 3
+
+
+@dataclass(frozen=True)
+class World:
+    """A task and what its uninterrupted run came to, for one algorithm and checkpoint interval."""
+
+    root: Path
+    algorithm: str
+    every: int
+    expected: tuple[str, list[dict[str, Any]]]
+    log: list[str]  # every operation of it on the disk
+    num_bytes: int  # that it wrote
+
+    def config(self, name: str) -> RunConfig:
+        return cpu_run.config(self.root, self.root / name, self.algorithm, checkpoint={"every": self.every, "keep": 2})
+
+
+def build(root: Path, algorithm: str, every: int = 1) -> World:
+    if not (root / "model").is_dir():
+        cpu_run.write_task(root)
+    draft = World(root, algorithm, every, ("", []), [], 0)
+    name = f"whole-{algorithm}-{every}"
+    report = root / f"{name}.log"
+
+    def life(disk: Disk) -> None:
+        disk.bytes_left = limit = 2**40
+        cpu_run.run(draft.config(name))
+        report.write_text("\n".join([str(limit - disk.bytes_left), *disk.log]))
+
+    assert live(draft.root / name, life) == 0
+    num_bytes, *log = report.read_text().splitlines()
+    directory = root / name / "run"
+    return World(root, algorithm, every, cpu_run.outcome(directory), log, int(num_bytes))
+
+
+def live(root: Path, life: Callable[[Disk], None]) -> int:
+    """One life in a fork; its exit status: 0, 1 for an error it ended by, -9 when it was killed."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            disk = Disk(root)
+            with disk.watched():
+                life(disk)
+            status = 0
+        except OSError:
+            pass
+        except BaseException:
+            traceback.print_exc()
+            status = 2
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def killed_at(world: World, operation: int, *, half: bool = False) -> int:
+    """Killed once at an operation, then run to the end. Returns how many steps were done again.
+
+    Raises:
+        AssertionError: when the end is not that of the uninterrupted run.
+    """
+
+    return go_on(world, stop_at(world, operation, half=half))
+
+
+def stop_at(world: World, operation: int, *, half: bool = False) -> str:
+    """The name of a run that was killed there."""
+
+    def life(disk: Disk) -> None:
+        disk.kill_at, disk.half = operation, half
+        cpu_run.run(world.config(name))
+
+    name = f"{world.algorithm}-killed-{operation}-{half}"
+    assert live(world.root / name, life) == -9, f"operation {operation} was not reached"
+    return name
+
+
+def power_cut_at(world: World, operation: int, seed: int) -> int:
+    """The same, and what was not fsynced is lost."""
+    name = f"{world.algorithm}-cut-{operation}-{seed}"
+    survivors = world.root / f"{name}-survivors"
+
+    def life(disk: Disk) -> None:
+        disk.kill_at = operation
+        Platter(disk, survivors, seed)
+        cpu_run.run(world.config(name))
+
+    assert live(world.root / name, life) == -9, f"operation {operation} was not reached"
+    swap(world.root / name, survivors)
+    return go_on(world, name)
+
+
+def full_after(world: World, num_bytes: int) -> int:
+    """A disk that is full after `num_bytes`: the life ends by itself, and the next one finds room again."""
+
+    def life(disk: Disk) -> None:
+        disk.bytes_left = num_bytes
+        cpu_run.run(world.config(name))
+
+    name = f"{world.algorithm}-full-{num_bytes}"
+    assert live(world.root / name, life) == 1, f"the disk was not full after {num_bytes} bytes, or worse happened"
+    return go_on(world, name)
+
+
+def go_on(world: World, name: str) -> int:
+    """Resumes until the end; how many steps were done again."""
+    directory = world.root / name / "run"
+    for _ in range(MAX_LIVES):
+        if live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0:
+            break
+    assert cpu_run.outcome(directory) == world.expected
+    found = account(read_ledger(directory / "ledger.jsonl")[0])
+    assert found.lost == found.repeated == ()
+    shutil.rmtree(world.root / name)
+    return found.redone
