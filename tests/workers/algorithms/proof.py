@@ -168,8 +168,8 @@ ROWS: Sequence[Row] = (
         settings={"type": "reinforce++", "beta": BETA},
         formula=TILTED,
         optimum=tilted,
-        steps=500,
-        lr=0.03,
+        steps=1000,
+        lr=0.02,
         sampling={"prompts_per_step": 512},  # its baseline leaves noise at the optimum
     ),
     _dpo(TILTED, tilted),
