@@ -64,7 +64,7 @@ ROWS = {
     "simpo": Row(label="SimPO, 2,048 pairs"),
     "kto": Row(label="KTO, 2,048 labelled answers, twice"),
     "reward_model": Row(label="reward model, 120 steps (accuracy on pairs)", metric="eval/accuracy"),
-    "ppo_reward_model": Row(label="PPO on that reward model, 40 steps", metric="eval/rewards/exact_sort/mean"),
+    "ppo_reward_model": Row(label="PPO on that reward model, 30 steps", metric="eval/rewards/exact_sort/mean"),
     "distill": Row(label="distillation from the GRPO result, 20 steps"),
 }
 
