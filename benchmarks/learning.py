@@ -143,8 +143,8 @@ def _call(command: list[str], house: Path) -> float:
 
 
 def _table(found: dict[str, Any], recipes: Sequence[str]) -> str:
-    """A row per recipe that was measured: mean over the seeds, lowest and highest."""
-    lines = ["| recipe | base | on the way | end | minutes |", "|---|---|---|---|---|"]
+    """A row per recipe that was measured: mean over its seeds, lowest and highest."""
+    lines = ["| recipe | seeds | base | on the way | end | minutes |", "|---|--:|---|---|---|---|"]
     for recipe in recipes:
         if recipe in found:
             lines.append(_line(ROWS[recipe], [found[recipe][seed] for seed in sorted(found[recipe])]))
@@ -159,20 +159,21 @@ def _line(row: Row, runs: Sequence[dict[str, Any]]) -> str:
     at = {step: _spread([curve[step] for curve in curves]) for step in (first, *between, last)}
     way = "; ".join(f"{row.word} {step}: {at[step]}" for step in between)
     minutes = _spread([run["seconds"] / 60 for run in runs], digits=1)
-    return f"| {row.label} | {at[first]} | {way} | **{at[last]}** | {minutes} |"
+    return f"| {row.label} | {len(runs)} | {at[first]} | {way} | **{at[last]}** | {minutes} |"
 
 
 def _spread(values: Sequence[float], digits: int = 2) -> str:
-    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} – {max(values):.{digits}f})"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ({min(values):.{digits}f} – {max(values):.{digits}f})" if len(values) > 1 else mean
 
 
 _README_HEAD = f"""Greedy accuracy on 256 unseen prompts, mean of seeds {", ".join(map(str, SEEDS))} (lowest – highest),
 and minutes for the whole command from a finished base:
 """
 
-_PAGE_HEAD = f"""# Does it learn?
+_PAGE_HEAD = """# Does it learn?
 
-Every recipe of `configs/quickstart/` over {len(SEEDS)} seeds: mean (lowest – highest). Each seed has its own untrained
+Every recipe of `configs/quickstart/` over its seeds: mean (lowest – highest). Each seed has its own untrained
 model, data and base. Held-out figures: greedy accuracy on 256 unseen prompts, or accuracy on
 unseen pairs for the reward model. Minutes are those of the whole command from a finished base. Written by `make table`;
 all figures are in [benchmarks/results/learning.json](../benchmarks/results/learning.json).
