@@ -44,7 +44,7 @@ parity: setup ## compute TRL's losses and gradients anew in TRL's own environmen
 proof: setup ## train every method on a world with a known optimum: docs/proof.md (2 minutes)
 	@$(IN_VENV) python tests/workers/algorithms/proof.py
 
-golden: setup ## run the recipes of tests/stack/traces.py and keep their figures in tests/golden/traces/
+golden: setup ## run the first steps of every quickstart recipe and keep their figures in tests/golden/traces/ (20 minutes)
 	@$(IN_VENV) python tests/stack/traces.py
 
 golden-check: setup ## run them again and compare
