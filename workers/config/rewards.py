@@ -6,15 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.config.base import Count, ModelOrigin, Settings
+from workers.config.base import Count, ModelOrigin, Positive, Settings
+
+Memory = Annotated[int, Field(ge=64)]
 
 
 class FunctionRewardConfig(Settings):
-    """A Python function with TRL's signature: `reward(prompts, completions, completion_ids, **columns)`."""
+    """A Python function with TRL's signature: `reward(prompts, completions, completion_ids, **columns)`. It runs in a
+    process of its own, which is ended at a limit."""
 
     type: Literal["function"]
     function: str  # path/to/file.py:name, or package.module:name
     weight: float = 1.0
+    timeout_s: Positive = 300.0  # to load it, and for each batch
+    memory_mib: Memory = 4096  # of the function's processes together
 
 
 class MathRewardConfig(Settings):

@@ -12,7 +12,7 @@ def build(config: RewardConfig) -> Scorer:
     """The scorer that a recipe's `reward:` entry asks for."""
     match config:
         case FunctionRewardConfig():
-            return FunctionScorer(config.function)
+            return FunctionScorer(config)
         case MathRewardConfig():
             return MathScorer(config.solution_column)
         case ModelRewardConfig():
