@@ -41,4 +41,27 @@ class ModelRewardConfig(ModelOrigin):
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
-RewardConfig = Annotated[FunctionRewardConfig | MathRewardConfig | ModelRewardConfig, Field(discriminator="type")]
+class CodeRewardConfig(Settings):
+    """1 when the completion's Python program passes all tests of its row, else 0. Every test runs in a sandbox of its
+    own (bubblewrap); where there is none the run is refused."""
+
+    type: Literal["code"]
+    weight: float = 1.0
+    tests_column: str = "tests"  # assertions, inputs and outputs, or test_cases: docs/rewards.md
+    partial_credit: bool = False  # true: the share of tests that it passes
+    timeout_s: Positive = 10.0  # of processor time, for each test
+    memory_mib: Memory = 512  # of address space
+
+
+class JsonSchemaRewardConfig(Settings):
+    """1 when the completion is JSON that the row's JSON Schema allows, else 0."""
+
+    type: Literal["json_schema"]
+    weight: float = 1.0
+    schema_column: str = "schema"
+
+
+RewardConfig = Annotated[
+    FunctionRewardConfig | MathRewardConfig | ModelRewardConfig | CodeRewardConfig | JsonSchemaRewardConfig,
+    Field(discriminator="type"),
+]

@@ -67,3 +67,8 @@ def rows(prompts: Sequence[Prompt]) -> str:
     ids = list(dict.fromkeys(p.id for p in prompts))
     more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
     return f"prompt{'s' if len(ids) > 1 else ''} {', '.join(ids[:3])}{more}"
+
+
+def last_text(completion: Text) -> str:
+    """What was said: of a conversation the last message."""
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])

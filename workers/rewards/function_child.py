@@ -81,7 +81,6 @@ def check_signature(function: Callable[..., Any], where: str) -> None:
 def answer(function: Callable[..., Any], request: bytes) -> dict[str, Any]:
     """Call the function and say what came of it, in the forms that stand at the top of this file."""
     arguments = json.loads(request)
-    before = {name: _fingerprint(value) for name, value in arguments.items()}
     try:
         returned = function(**arguments)
         if inspect.isawaitable(returned):
@@ -89,7 +88,7 @@ def answer(function: Callable[..., Any], request: bytes) -> dict[str, Any]:
     except BaseException as error:  # SystemExit too: it is the function's word, not ours
         return _raised(error)
     told = _told(returned)
-    changed = [name for name, value in arguments.items() if _fingerprint(value) != before[name]]
+    changed = _changed(arguments, request)
     return {**told, "changed": changed} if changed else told
 
 
@@ -97,12 +96,14 @@ async def _awaited(returned: Any) -> Any:
     return await returned
 
 
-def _fingerprint(value: Any) -> int | None:
-    """None for what JSON cannot say, which no argument is at first."""
+def _changed(arguments: dict[str, Any], request: bytes) -> list[str]:
+    """The arguments that no longer say what the request said; written again, an untouched request is itself."""
     try:
-        return hash(json.dumps(value))
-    except (TypeError, ValueError, RecursionError):
-        return None
+        if json.dumps(arguments).encode() == request:
+            return []
+    except (TypeError, ValueError, RecursionError):  # something was put in that JSON has no word for
+        pass
+    return [name for name, value in json.loads(request).items() if arguments[name] != value]
 
 
 def _told(returned: Any) -> dict[str, Any]:
