@@ -73,7 +73,7 @@ class CodeScorer:
 
     def score(self, completed: Completed) -> Floats:
         """Raises RewardError for a row whose tests cannot be read, before any program is run."""
-        tests = [tests_of(prompt, self._config.tests_column) for prompt in completed.prompts]
+        tests = [read_tests(prompt, self._config.tests_column) for prompt in completed.prompts]
         programs = [program(last_text(completion)) for completion in completed.completions]
         with ThreadPoolExecutor(self._num_parallel) as pool:
             return np.fromiter(pool.map(self._score, programs, tests), np.float32, len(programs))
@@ -133,7 +133,7 @@ def _returned(output: bytes, expected: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ tests
 
 
-def tests_of(prompt: Prompt, column: str) -> Sequence[Test]:
+def read_tests(prompt: Prompt, column: str) -> Sequence[Test]:
     """The tests in a row's column. Raises RewardError, which names the row, for what is in none of the shapes above."""
     if column not in prompt.columns:
         raise RewardError(
