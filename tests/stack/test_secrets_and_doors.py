@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import pickle
 import secrets
+import shutil
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import requests
 from attempts import RECIPES, Run
 from processes import Command
+
+from orchestrator.cli import main
 
 pytestmark = pytest.mark.stack
 
@@ -157,3 +162,38 @@ def test_t19_a_token_of_our_own_is_for_its_owner_alone(monkeypatch: pytest.Monke
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
     assert len(token.read_text()) == 64
+
+
+class Payload:
+    """Pickled, it writes a file when it is unpickled."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.flag,)
+
+
+def test_s9_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_never_loaded(
+    seen: Seen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = tmp_path / "flag"
+    payload = pickle.dumps(Payload(flag))
+    pickle.loads(payload)
+    assert flag.exists(), "a payload that would not run proves nothing"
+    flag.unlink()
+    run = tmp_path / "secretive"
+    shutil.copytree(seen.run.path, run, symlinks=True)
+    *older, newest = sorted((run / "checkpoints").iterdir())
+    for checkpoint in older:
+        shutil.rmtree(checkpoint)
+    slots = files_in(newest)
+    assert any(path.name.endswith("model_states.pt") for path in slots)
+    for slot in slots:
+        kept = slot.read_bytes()
+        slot.write_bytes(payload)
+        assert main(["resume", str(run)]) == 2
+        assert "there is no checkpoint to go on from" in capsys.readouterr().err
+        assert not flag.exists()
+        slot.write_bytes(kept)
+    print(f"{len(slots)} files of a checkpoint, none of them loaded")
