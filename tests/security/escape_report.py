@@ -1,6 +1,6 @@
 """T18 as Markdown, for docs/reliability.md: every escape, whether it was blocked, and how its program ended.
 
-    python tests/security/report.py
+    python tests/security/escape_report.py
 
 T17 and T19 are counted by `pytest tests/stack/test_secrets_and_doors.py -rP`, which has the real run they need.
 """
