@@ -50,9 +50,10 @@ def submit(
     _warn_of_lost_results(loaded)
     from orchestrator.cluster.ray_jobs import JobRequest, submission_id
 
+    accepted = ["cluster.allow_open=true"] if allow_open_cluster else []
     request = JobRequest(
         id=submission_id(loaded.stages[-1].name, _digest(loaded)),
-        entrypoint=shlex.join(["rlhf", "run", str(inside), *(overrides or ())]),
+        entrypoint=shlex.join(["rlhf", "run", str(inside), *(overrides or ()), *accepted]),
         working_dir=working_dir.resolve(),
         metadata={"rlhf_run": loaded.stages[-1].name, "rlhf_recipe": str(inside)},
     )

@@ -14,6 +14,7 @@ Exit code 0 is "done". Every error is one or more `Problem`s: what, where, why, 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,15 @@ SECRET = re.compile(
 """Things that are secret wherever they stand: keys of well-known services, and `user:password` in a URL."""
 
 
+SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|API_?KEY|SECRET|SECRET_KEY|ACCESS_KEY|PASSWORD|PASSWD|CREDENTIALS)$")
+MIN_SECRET_LENGTH = 8  # shorter values are words that stand in any text
+
+
 def redact(text: str) -> str:
+    """Without what looks like a secret, and without the values of variables that are named like one."""
+    for name, value in os.environ.items():
+        if len(value) >= MIN_SECRET_LENGTH and SECRET_VARIABLE.search(name.upper()):
+            text = text.replace(value, "[redacted]")
     return SECRET.sub("[redacted]", text)
 
 

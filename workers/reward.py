@@ -19,10 +19,17 @@ class Reward:
     """One worker of the reward gang: it scores its share of the groups with every scorer of the recipe."""
 
     def __init__(
-        self, model: ModelConfig, configs: Sequence[RewardConfig], *, index: int, num_workers: int, num_samples: int
+        self,
+        model: ModelConfig,
+        configs: Sequence[RewardConfig],
+        *,
+        index: int,
+        num_workers: int,
+        num_samples: int,
+        num_cpus: int = 1,
     ) -> None:
         self._codec = hf_models.TextCodec(model)
-        scorers = [rewards.build(c) for c in configs]
+        scorers = [rewards.build(c, num_cpus=num_cpus) for c in configs]
         self._scorers = dict(zip(_distinct([s.name for s in scorers]), scorers, strict=True))
         self._weights = np.asarray([c.weight for c in configs], np.float32)
         self._index, self._num_workers, self._num_samples = index, num_workers, num_samples

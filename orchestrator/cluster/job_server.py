@@ -48,7 +48,7 @@ class Server:
             if "authorization" not in {name.lower() for name in self.headers}:
                 fix = f"give the cluster's token by {TOKEN_SOURCES}"
                 raise self._failed("token", "the cluster wants one and there is none here", fix)
-        elif anonymous.ok and not self.open_is_allowed and not _is_loopback(self.url):
+        elif anonymous.ok and not self.open_is_allowed and not is_loopback(self.url):
             fix = "start it with RAY_AUTH_MODE=token; or accept the risk: --allow-open-cluster"
             raise self._failed("token", "anyone who reaches this cluster can run code on it", fix)
         answer = self._get("/api/version", self.headers)
@@ -56,6 +56,10 @@ class Server:
             fix = f"it is the cluster's own token that counts; looked in {TOKEN_SOURCES}"
             raise self._failed("token", "the cluster refuses this token", fix)
         return self._version(answer)
+
+    def answers_anyone(self) -> bool:
+        """Whether it lists its jobs without a token. Raises ClusterError when it does not answer at all."""
+        return self._get("/api/jobs/", {}).ok
 
     def _reach(self) -> None:
         parts = urlsplit(self.url)
@@ -159,7 +163,7 @@ def _extra_headers() -> dict[str, str]:
         raise BadInput(Problem(what="RAY_JOB_HEADERS is not a JSON object", where="environment", fix=fix)) from None
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 

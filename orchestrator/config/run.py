@@ -62,6 +62,7 @@ class ClusterConfig(Settings):
     address: Annotated[str, Field(pattern=r"^(auto|ray://[^/\s@]+|[^/\s:@]+:\d{1,5})$")] | None = (
         None  # None: this machine
     )
+    allow_open: bool = False  # true: also a cluster on which anyone who reaches it can run code
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: Positive = 1.0
     object_store_memory_mib: Annotated[int, Field(ge=75)] | None = None  # None: Ray's choice

@@ -133,6 +133,7 @@ def _reward(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
             "index": i,
             "num_workers": count,
             "num_samples": config.samples_per_step,
+            "num_cpus": max(1, int(config.cluster.cpus_per_worker)),
         }
         for i in range(count)
     ]

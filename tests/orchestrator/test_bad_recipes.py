@@ -65,6 +65,7 @@ CASES = (
     Case("b25-seed", {"seed": "-1"}),
     Case("b26-unknown-algorithm", {"algorithm": "{type: gpro}"}),
     Case("b26-no-algorithm-type", {"algorithm": "{beta: 0.1}"}),
+    Case("b54-limits-of-a-function", {"reward": "[{type: function, function: 'a.py:f', timeout_s: 0, memory_mib: 1}]"}),
     Case("b26-unknown-reward", {"reward": "[{type: maths}, {}]"}),
     Case("b28-secret-value", {"name": "hf_abcdefghijklmnopqrstuvwxyz012345"}),
     Case("b28-secret-key", {"wandb": "{api_key: 0123456789abcdef0123}"}, ("cluster.auth_token=tops3cret",)),
@@ -210,6 +211,19 @@ def test_golden(
     assert (code, printed.out) == (2, "")
     assert "Traceback" not in printed.err
     golden(case.name, printed.err)
+
+
+def test_s11_without_a_sandbox_a_code_reward_is_refused(
+    workshop: Workshop,
+    golden: Callable[[str, str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", str(workshop.path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    workshop.recipe({"reward": "[{type: code, tests_column: solution}, {type: code}, {type: json_schema}]"})
+    assert main(["validate", "recipe.yaml"]) == 2
+    golden("s11-no-sandbox", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

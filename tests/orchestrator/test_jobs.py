@@ -278,7 +278,7 @@ def test_s1_an_open_cluster_is_refused_unless_it_is_this_machine(
 ) -> None:
     fake = dashboard((200, 200))
     assert Server.at(fake.address, open_is_allowed=False).check() == "2.60.0"
-    monkeypatch.setattr("orchestrator.cluster.job_server._is_loopback", lambda url: False)
+    monkeypatch.setattr("orchestrator.cluster.job_server.is_loopback", lambda url: False)
     golden("s1-open-cluster", failure(fake.address, open_is_allowed=False) + "\n")
     assert Server.at(fake.address).check() == "2.60.0"
 

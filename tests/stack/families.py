@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.engines import hf_models
-from workers.rewards.function import load
+from workers.rewards.function_child import load
 
 HERE = Path(__file__).parent
 TASK = HERE.parents[1] / "configs" / "quickstart" / "task.py"

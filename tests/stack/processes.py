@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -18,13 +18,13 @@ MARK = "RLHF_TEST_COMMAND"
 class Command:
     """`rlhf …`, running. Ray is its own: neither the session's head nor another's token is in its environment."""
 
-    def __init__(self, *arguments: str, cwd: Path) -> None:
+    def __init__(self, *arguments: str, cwd: Path, variables: Mapping[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.cli", *arguments],
             cwd=cwd,
-            env={**environment, MARK: self._mark},
+            env={**environment, **(variables or {}), MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

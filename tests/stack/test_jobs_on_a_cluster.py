@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import stat
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
+from orchestrator.cli import main
 from orchestrator.cluster.job_server import Server
 from orchestrator.cluster.ray_jobs import Job, JobRequest, Jobs
 from orchestrator.errors import ClusterError
@@ -120,3 +123,45 @@ def test_a_job_from_submission_to_its_log(
     assert finished(jobs, again.job.id).status == "STOPPED"
     assert [job.id for job in jobs.list()] == ["rlhf-fails-1-2", "rlhf-fails-1", "rlhf-hello-1"]
     assert jobs.newest().metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/jobs/"),
+        ("POST", "/api/jobs/"),
+        ("DELETE", "/api/jobs/rlhf-hello-1"),
+        ("POST", "/api/jobs/rlhf-hello-1/stop"),
+        ("GET", "/api/jobs/rlhf-hello-1/logs"),
+        ("GET", "/api/packages/gcs/any.zip"),
+        ("PUT", "/api/packages/gcs/any.zip"),
+        ("GET", "/nodes?view=summary"),
+        ("GET", "/api/v0/actors"),
+        ("GET", "/logical/actors"),
+        ("GET", "/api/component_activities"),
+        ("GET", "/worker/traceback?pid=1&ip=127.0.0.1&native=0"),
+    ],
+)
+def test_t19_nobody_without_the_token_gets_an_answer(cluster: tuple[str, Path], method: str, path: str) -> None:
+    for headers in ({}, {"Authorization": f"Bearer {'b' * 64}"}, {"Authorization": ""}):
+        answer = requests.request(method, f"http://{cluster[0]}{path}", json={}, headers=headers, timeout=10)
+        assert answer.status_code in (401, 403), answer.text
+
+
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
+def test_t17_no_secret_of_the_sender_travels_with_a_job(
+    cluster: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray shows a job's entrypoint, metadata and environment to everyone who may list jobs."""
+    address, token = cluster
+    canaries = {"WANDB_API_KEY": secrets.token_hex(20), "HF_TOKEN": f"hf_{secrets.token_hex(16)}"}
+    for name, value in canaries.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "demonstrations.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: a\nmodel: {path: m}\ndata: {dataset: demonstrations.jsonl}\nalgorithm: {type: sft}\n")
+    arguments = ["--cluster", address, "--token-file", str(token), "--working-dir", str(tmp_path)]
+    assert main(["submit", str(recipe), *arguments]) == 0
+    told = requests.get(f"http://{address}/api/jobs/", headers={"Authorization": f"Bearer {'a' * 64}"}, timeout=10).text
+    assert "rlhf run recipe.yaml" in told
+    assert not [name for name, value in {**canaries, "token": token.read_text()}.items() if value in told]

@@ -26,13 +26,17 @@ def completed(*completions: Text, columns: list[dict[str, Any]] | None = None) -
     )
 
 
+def config(target: str) -> FunctionRewardConfig:
+    return FunctionRewardConfig(type="function", function=target, timeout_s=20.0)
+
+
 @pytest.fixture
 def function(tmp_path: Path) -> Callable[[str], FunctionScorer]:
     """The function `reward` of a file with this text."""
 
     def load(text: str) -> FunctionScorer:
         (tmp_path / "mine.py").write_text(text)
-        return FunctionScorer(f"{tmp_path}/mine.py:reward")
+        return FunctionScorer(config(f"{tmp_path}/mine.py:reward"))
 
     return load
 
@@ -103,11 +107,11 @@ def test_an_answer_that_cannot_be_trusted_names_the_row(function: Function, answ
 )
 def test_a_function_that_is_not_there(target: str, message: str) -> None:
     with pytest.raises(RewardError, match=message):
-        FunctionScorer(target)
+        FunctionScorer(config(target))
 
 
 def test_a_function_of_a_package() -> None:
-    assert FunctionScorer("posixpath:basename").name == "basename"
+    assert FunctionScorer(config("builtins:dict")).name == "dict"
 
 
 # ------------------------------------------------------------------------------------------------ maths

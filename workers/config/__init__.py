@@ -16,7 +16,14 @@ from workers.config.policy_gradient import (
     RlooConfig,
 )
 from workers.config.preferences import DpoConfig, KtoConfig
-from workers.config.rewards import FunctionRewardConfig, MathRewardConfig, ModelRewardConfig, RewardConfig
+from workers.config.rewards import (
+    CodeRewardConfig,
+    FunctionRewardConfig,
+    JsonSchemaRewardConfig,
+    MathRewardConfig,
+    ModelRewardConfig,
+    RewardConfig,
+)
 from workers.config.roles import (
     LearnerConfig,
     LoraConfig,
@@ -31,12 +38,14 @@ from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig
 __all__ = [
     "AdaptiveKl",
     "AlgorithmConfig",
+    "CodeRewardConfig",
     "Count",
     "DistillConfig",
     "DpoConfig",
     "FromDataset",
     "FunctionRewardConfig",
     "GrpoConfig",
+    "JsonSchemaRewardConfig",
     "KtoConfig",
     "LearnerConfig",
     "LoraConfig",

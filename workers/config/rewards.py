@@ -6,15 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.config.base import Count, ModelOrigin, Settings
+from workers.config.base import Count, ModelOrigin, Positive, Settings
+
+Memory = Annotated[int, Field(ge=64)]
 
 
 class FunctionRewardConfig(Settings):
-    """A Python function with TRL's signature: `reward(prompts, completions, completion_ids, **columns)`."""
+    """A Python function with TRL's signature: `reward(prompts, completions, completion_ids, **columns)`. It runs in a
+    process of its own, which is ended at a limit."""
 
     type: Literal["function"]
     function: str  # path/to/file.py:name, or package.module:name
     weight: float = 1.0
+    timeout_s: Positive = 300.0  # to load it, and for each batch
+    memory_mib: Memory = 4096  # of the function's processes together
 
 
 class MathRewardConfig(Settings):
@@ -36,4 +41,27 @@ class ModelRewardConfig(ModelOrigin):
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
-RewardConfig = Annotated[FunctionRewardConfig | MathRewardConfig | ModelRewardConfig, Field(discriminator="type")]
+class CodeRewardConfig(Settings):
+    """1 when the completion's Python program passes all tests of its row, else 0. Every test runs in a sandbox of its
+    own (bubblewrap); where there is none the run is refused."""
+
+    type: Literal["code"]
+    weight: float = 1.0
+    tests_column: str = "tests"  # assertions, inputs and outputs, or test_cases: docs/rewards.md
+    partial_credit: bool = False  # true: the share of tests that it passes
+    timeout_s: Positive = 10.0  # of processor time, for each test
+    memory_mib: Memory = 512  # of address space
+
+
+class JsonSchemaRewardConfig(Settings):
+    """1 when the completion is JSON that the row's JSON Schema allows, else 0."""
+
+    type: Literal["json_schema"]
+    weight: float = 1.0
+    schema_column: str = "schema"
+
+
+RewardConfig = Annotated[
+    FunctionRewardConfig | MathRewardConfig | ModelRewardConfig | CodeRewardConfig | JsonSchemaRewardConfig,
+    Field(discriminator="type"),
+]

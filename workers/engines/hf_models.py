@@ -22,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerFast,
+    dynamic_module_utils,
     get_scheduler,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -37,6 +38,7 @@ from workers.needs import Head
 from workers.types import Text
 from workers.vocabulary import first_difference
 
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along is never run, and nobody is asked to
 AttentionInterface.register("packed", packed_attention)
 disable_progress_bar()  # of loading and writing files: the run has its own
 

@@ -60,6 +60,8 @@ class VllmEngine:
         """`adapter_rank`: of the adapters that will be published; None: whole weights will be."""
         if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION") not in (None, "0"):
             raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: messages would fall back to pickle; unset it")
+        if os.environ.get("VLLM_SERVER_DEV_MODE") not in (None, "0"):
+            raise EngineError("VLLM_SERVER_DEV_MODE is set: it opens calls that run anything they are sent; unset it")
         machine: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_utilization}
             if cuda
@@ -81,6 +83,7 @@ class VllmEngine:
         self._llm = LLM(
             model=path,
             dtype=dtype,
+            trust_remote_code=False,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,

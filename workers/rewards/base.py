@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from workers.types import Floats, Prompt, Text
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class RewardError(Exception):
@@ -35,24 +37,38 @@ class Scorer(Protocol):
         ...
 
 
-def checked(name: str, answer: object, prompts: Sequence[Prompt]) -> Floats:
-    """`answer` as float32, or a RewardError that says what is wrong with it. `None` entries become NaN."""
-    if not isinstance(answer, Sequence | np.ndarray) or isinstance(answer, str):
+def checked(name: str, told: Mapping[str, Any], prompts: Sequence[Prompt]) -> Floats:
+    """What `function_child` tells of an answer as float32, or a RewardError that says what is wrong with it. `None`
+    entries become NaN."""
+    if "row" in told:
+        where = prompts[told["row"]].id if told["row"] < len(prompts) else f"row {told['row']}"
         raise RewardError(
-            f"reward {name} returned {type(answer).__name__}; it must return a list of numbers, one per completion"
+            f"reward {name} returned {told['value']} ({told['kind']}) for prompt {where}; "
+            "return a float, or None to pass"
         )
+    if "rewards" not in told:
+        raise RewardError(
+            f"reward {name} returned {told.get('kind')}; it must return a list of numbers, one per completion"
+        )
+    answer = told["rewards"]
     if len(answer) != len(prompts):
         raise RewardError(f"reward {name} returned {len(answer)} rewards for {len(prompts)} completions")
-    values = np.full(len(prompts), np.nan, np.float32)
-    for i, value in enumerate(answer):
-        if value is None:
-            continue
-        if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-            raise RewardError(
-                f"reward {name} returned {value!r} ({type(value).__name__}) for prompt {prompts[i].id}; "
-                "return a float, or None to pass"
-            )
-        if not math.isfinite(value):
-            raise RewardError(f"reward {name} returned {value} for prompt {prompts[i].id}; rewards must be finite")
-        values[i] = value
-    return values
+    values = np.asarray([math.nan if value is None else value for value in answer], np.float64)
+    wrong = [i for i, value in enumerate(answer) if value is not None and not abs(value) <= LARGEST]
+    if wrong:
+        raise RewardError(
+            f"reward {name} returned {values[wrong[0]]} for {rows([prompts[i] for i in wrong])}; rewards must be finite"
+        )
+    return values.astype(np.float32)
+
+
+def rows(prompts: Sequence[Prompt]) -> str:
+    """Example: "prompts p.jsonl:1, p.jsonl:2 and 3 more"."""
+    ids = list(dict.fromkeys(p.id for p in prompts))
+    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+    return f"prompt{'s' if len(ids) > 1 else ''} {', '.join(ids[:3])}{more}"
+
+
+def last_text(completion: Text) -> str:
+    """What was said: of a conversation the last message."""
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])

@@ -1,27 +1,27 @@
-"""A user's Python function, with TRL's signature."""
+"""A user's Python function, with TRL's signature, in a process of its own."""
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-import importlib.util
-import inspect
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+import signal
+from typing import Any
 
-from workers.rewards.base import Completed, RewardError, checked
+from workers.config import FunctionRewardConfig
+from workers.rewards.base import Completed, RewardError, checked, rows
+from workers.rewards.function_process import Died, FunctionProcess, raised
 from workers.types import Floats
-
-SIGNATURE = "reward(prompts, completions, completion_ids, **columns) -> list[float | None]"
 
 
 class FunctionScorer:
-    """Calls the function once per batch, with the dataset's columns as keyword lists. Async functions are awaited."""
+    """Calls the function once per batch, with the dataset's columns as keyword lists. Async functions are awaited.
 
-    def __init__(self, target: str) -> None:
-        self._function = load(target)
-        self.name = self._function.__name__
+    A function that raises, hangs, leaks or dies ends the run with an error that says so: a reward is never guessed. It
+    is asked a second time only where it cannot be to blame, when its process was killed from outside.
+    """
+
+    def __init__(self, config: FunctionRewardConfig) -> None:
+        self._config = config
+        self._process = self._started()
+        self.name = self._process.name
 
     def score(self, completed: Completed) -> Floats:
         prompts = completed.prompts
@@ -32,40 +32,30 @@ class FunctionScorer:
             "completions": list(completed.completions),
             "completion_ids": list(completed.completion_ids),
         }
+        told = self._ask(arguments)
+        if "raised" in told:
+            limit = f" (its limit is memory_mib = {self._config.memory_mib})" if "MemoryError" in told["raised"] else ""
+            raise raised(
+                f"reward {self.name}", told, f"{limit}, on a batch of {len(prompts)} completions ({rows(prompts)})"
+            )
+        if changed := told.get("changed"):
+            raise RewardError(
+                f"reward {self.name} changed its argument `{changed[0]}`, which the rest of the recipe reads too; "
+                "work on a copy"
+            )
+        return checked(self.name, told, prompts)
+
+    def _ask(self, arguments: dict[str, Any]) -> Any:
+        if not self._process.close.alive:  # an earlier batch ended it, and whoever asks again wants an answer
+            self._process = self._started()
         try:
-            answer = self._function(**arguments)
-            if inspect.isawaitable(answer):
-                answer = asyncio.run(_awaited(answer))
-        except Exception as error:
-            raise RewardError(f"reward {self.name} raised {type(error).__name__}: {error}") from error
-        return checked(self.name, answer, prompts)
+            return self._process.ask(arguments)
+        except Died as death:
+            if death.signal not in (signal.SIGKILL, signal.SIGTERM):
+                raise
+        self._process = self._started()
+        return self._process.ask(arguments)
 
-
-async def _awaited(answer: Any) -> Any:
-    return await answer
-
-
-def load(target: str) -> Callable[..., Any]:
-    """The function at `path/to/file.py:name` or `package.module:name`; raises RewardError when there is none."""
-    place, _, name = target.rpartition(":")
-    if not place:
-        raise RewardError(
-            f"reward function {target!r} names no function; write path/to/file.py:name or package.module:name"
-        )
-    module = _module(place)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise RewardError(f"{place} has no function {name!r}; a reward function looks like {SIGNATURE}")
-    return cast("Callable[..., Any]", function)
-
-
-def _module(place: str) -> Any:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    path = Path(place).resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise RewardError(f"reward function file {path} does not exist")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    def _started(self) -> FunctionProcess:
+        config = self._config
+        return FunctionProcess(config.function, timeout_s=config.timeout_s, memory_mib=config.memory_mib)

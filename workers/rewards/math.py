@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from workers.rewards.base import Completed, RewardError
-from workers.types import Floats, Text
+from workers.rewards.base import Completed, RewardError, last_text
+from workers.types import Floats
 
 
 class MathScorer:
@@ -32,9 +32,5 @@ class MathScorer:
                 )
             gold = parse(str(prompt.columns[self._column]))
             if gold:
-                rewards[i] = float(verify(gold, parse(_last_text(completion))))
+                rewards[i] = float(verify(gold, parse(last_text(completion))))
         return rewards
-
-
-def _last_text(completion: Text) -> str:
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])

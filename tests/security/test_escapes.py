@@ -1,0 +1,119 @@
+"""T18: nothing that a program tries gets out of the sandbox, and nothing that it claims counts as a test passed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from escapes import ESCAPES, FORGERIES, Escape, Surroundings, within, without_sandbox
+
+from workers.rewards.code import Assertions, Call, Input, passes
+from workers.rewards.sandbox import MAX_OUTPUT_BYTES, NoSandboxError, Sandbox
+
+MEMORY_MIB = 256
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
+    try:
+        return Sandbox(timeout_s=1.0, memory_mib=MEMORY_MIB)
+    except NoSandboxError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
+    directory = tmp_path_factory.mktemp("outside")
+    (directory / "secret").write_text("the secret")
+    (directory / "reward.py").write_text("# the reward\n")
+    name = f"rlhf-{secrets.token_hex(8)}"
+    victim = subprocess.Popen(["sleep", "600"])
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind("\0" + name)
+        abstract.listen()
+        yield Surroundings(
+            secret=str(directory / "secret"),
+            reward_file=str(directory / "reward.py"),
+            port=listener.getsockname()[1],
+            socket=name,
+            victim=victim.pid,
+        )
+    victim.kill()
+    victim.wait()
+
+
+@pytest.mark.parametrize("escape", ESCAPES, ids=lambda e: e.name)
+def test_no_escape(sandbox: Sandbox, outside: Surroundings, escape: Escape) -> None:
+    before = Path(outside.reward_file).read_bytes()
+    started = time.monotonic()
+    ran = within(sandbox, escape, outside)
+    assert b"ESCAPED" not in ran.output
+    assert len(ran.output) <= MAX_OUTPUT_BYTES + 2**16
+    assert time.monotonic() - started < 20
+    assert Path(outside.reward_file).read_bytes() == before
+    assert psutil.Process(outside.victim).status() != psutil.STATUS_ZOMBIE
+    assert not left_behind()
+
+
+def left_behind() -> list[int]:
+    """Sandboxes of this process that are still there a moment after their end."""
+    for _ in range(100):
+        found = [p.pid for p in psutil.Process().children(recursive=True) if p.name() == "bwrap"]
+        if not found:
+            return []
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("escape", [e for e in ESCAPES if e.control], ids=lambda e: e.name)
+def test_the_same_succeeds_without_the_sandbox(outside: Surroundings, escape: Escape, tmp_path: Path) -> None:
+    if escape.name in ("make a user namespace", "trace another process", "open a netlink socket") and os.getuid():
+        pytest.skip("takes rights that this user may lack")
+    before = Path(outside.reward_file).read_bytes()
+    try:
+        assert b"ESCAPED" in without_sandbox(escape, outside, tmp_path)
+    finally:
+        Path(outside.reward_file).write_bytes(before)
+
+
+@pytest.mark.parametrize("forgery", FORGERIES, ids=str)
+def test_no_forged_verdict(sandbox: Sandbox, forgery: str) -> None:
+    source = FORGERIES[forgery]
+    assert not passes(sandbox, source, Assertions(source="assert wanted() == 1"))
+    assert not passes(sandbox, source, Call(function="wanted", arguments=[], expected=1))
+    assert not passes(sandbox, source, Input(given="2\n", expected="4\n"))
+
+
+def test_what_is_asked_for_passes(sandbox: Sandbox) -> None:
+    source = "def wanted(): return 1\nif __name__ == '__main__': print(int(input()) ** 2)"
+    assert passes(sandbox, source, Assertions(source="assert wanted() == 1"))
+    assert passes(sandbox, source, Call(function="wanted", arguments=[], expected=1))
+    assert passes(sandbox, source, Input(given="2\n", expected="4\n"))
+
+
+def test_runs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
+    source = "import os\nprint(sorted(os.listdir('/tmp')))\nopen('/tmp/left', 'w').write('x')"
+    assert [sandbox.run(source, {"way": "input"}).output for _ in range(2)] == [b"[]\n"] * 2
+
+
+def test_the_room_is_as_small_as_described(sandbox: Sandbox) -> None:
+    source = (
+        "import os, threading\nprint(sorted(os.listdir('/')), sorted(os.environ), os.getuid(), os.getpid())\n"
+        "thread = threading.Thread(target=print, args=('threads work',)); thread.start(); thread.join()"
+    )
+    ran = sandbox.run(source, {"way": "input"})
+    room, thread = ran.output.decode().splitlines()
+    assert thread == "threads work"
+    assert " ['LC_CTYPE', 'PWD'] 65534 2" in room
+    assert "'proc'" not in room
+    assert "'etc'" not in room

@@ -1,0 +1,199 @@
+"""T17 and T19 on a real run: its secrets stay where they were given, and its doors open to this machine alone."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import shutil
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from attempts import RECIPES, Run
+from processes import Command
+
+from orchestrator.cli import main
+
+pytestmark = pytest.mark.stack
+
+SCORER = """
+import os
+calls = []
+def reward(completions, **_):
+    calls.append(1)
+    if len(calls) == 3:
+        raise RuntimeError("asked with " + os.environ["WANDB_API_KEY"] + " and " + os.environ["HF_TOKEN"])
+    return [float(len(set(c))) for c in completions]
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """A run that failed in its third step, with secrets in its environment and in a token file."""
+
+    run: Run
+    secrets: dict[str, str]
+    output: str
+    command_lines: list[str]
+    session: Path  # Ray's own directory
+    listening: set[tuple[str, int]] = field(default_factory=set)
+    answers: dict[int, int] = field(default_factory=dict)  # HTTP status of an anonymous GET, by port
+
+
+@pytest.fixture(scope="module")
+def seen(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    directory = tmp_path_factory.mktemp("secrets")
+    (directory / "scorer.py").write_text(SCORER)
+    canaries = {"WANDB_API_KEY": secrets.token_hex(20), "HF_TOKEN": f"hf_{secrets.token_hex(16)}"}
+    token = directory / "token"
+    token.touch(0o600)
+    token.write_text(canary := secrets.token_hex(32))
+    reward = f'reward=[{{type: function, function: "{directory}/scorer.py:reward"}}]'
+    overrides = ("name=secretive", reward, "report_to=[wandb]", "wandb={mode: offline}")
+    variables = {**canaries, "RAY_AUTH_TOKEN_PATH": str(token)}
+    with Command("run", str(RECIPES / "grpo.yaml"), *overrides, cwd=qwen2, variables=variables) as command:
+        command.read_until("step 1/3")
+        family = [psutil.Process(pid) for pid in command.left_behind()]
+        command_lines = [" ".join(p.cmdline()) for p in family]
+        listening = {
+            (c.laddr.ip, c.laddr.port) for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN
+        }
+        answers = {port: status for _, port in listening if (status := anonymous_get(port)) is not None}
+        assert command.exit_code() == 4
+        assert command.leaves_nothing_behind()
+    session = next(a.split("=", 1)[1] for line in command_lines for a in line.split() if a.startswith("--session_dir="))
+    return Seen(
+        run=Run(qwen2 / "runs" / "secretive"),
+        secrets={**canaries, "the token of Ray": canary},
+        output=command.output,
+        command_lines=command_lines,
+        session=Path(session),
+        listening=listening,
+        answers=answers,
+    )
+
+
+def anonymous_get(port: int) -> int | None:
+    """None for what speaks no HTTP."""
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/", timeout=2).status_code
+    except requests.RequestException:
+        return None
+
+
+def hits(seen: Seen, *files: Path) -> list[str]:
+    """Which secret stands in which file, as it is or as UTF-16."""
+    return [
+        f"{name} in {path}"
+        for path in files
+        for name, value in seen.secrets.items()
+        if value.encode() in (data := path.read_bytes()) or value.encode("utf-16-le") in data
+    ]
+
+
+def files_in(directory: Path, pattern: str = "**/*") -> list[Path]:
+    found = [p for p in directory.glob(pattern) if p.is_file() and not p.is_symlink()]
+    assert found, f"{directory}/{pattern} holds nothing: the search has lost its object"
+    return found
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "recipe.yaml",
+        "resolved.json",
+        "ledger.jsonl",
+        "metrics.jsonl",
+        "exit.json",
+        "logs/*/*",
+        "checkpoints/**/*",
+        "samples/*",
+        "wandb/**/*",
+    ],
+)
+def test_t17_no_secret_in_the_run_directory(seen: Seen, place: str) -> None:
+    assert hits(seen, *files_in(seen.run.path, place)) == []
+
+
+def test_t17_no_secret_in_the_whole_run_directory(seen: Seen) -> None:
+    assert hits(seen, *files_in(seen.run.path)) == []
+
+
+def test_t17_the_failure_is_told_without_them(seen: Seen) -> None:
+    assert "raised RuntimeError: asked with [redacted] and [redacted]" in seen.run.exit["message"]
+    assert "raised RuntimeError: asked with [redacted] and [redacted]" in seen.output
+    assert not [name for name, value in seen.secrets.items() if value in seen.output]
+
+
+def test_t17_no_secret_in_a_command_line(seen: Seen) -> None:
+    assert len(seen.command_lines) > 6
+    assert not [name for name, value in seen.secrets.items() for line in seen.command_lines if value in line]
+
+
+def test_t17_no_secret_in_rays_logs_and_runtime_environments(seen: Seen) -> None:
+    logs = files_in(seen.session, "logs/**/*")
+    assert any("runtime_env" in path.name for path in logs)
+    assert hits(seen, *files_in(seen.session)) == []
+
+
+def test_t19_every_port_is_bound_to_this_machine(seen: Seen) -> None:
+    assert len(seen.listening) >= 5
+    assert {ip for ip, _ in seen.listening} <= {"127.0.0.1", "::1"}
+
+
+def test_t19_no_port_answers_without_a_token(seen: Seen) -> None:
+    print("ports", len(seen.listening), "speaking HTTP", seen.answers)
+    assert [port for port, status in seen.answers.items() if status < 400] == []
+
+
+def test_t19_a_token_of_our_own_is_for_its_owner_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.cluster.ray_start import _new_token
+
+    old = os.umask(0)
+    try:
+        token = Path(_new_token())
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+    assert len(token.read_text()) == 64
+
+
+class Payload:
+    """Pickled, it writes a file when it is unpickled."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.flag,)
+
+
+def test_s9_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_never_loaded(
+    seen: Seen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = tmp_path / "flag"
+    payload = pickle.dumps(Payload(flag))
+    pickle.loads(payload)
+    assert flag.exists(), "a payload that would not run proves nothing"
+    flag.unlink()
+    run = tmp_path / "secretive"
+    shutil.copytree(seen.run.path, run, symlinks=True)
+    *older, newest = sorted((run / "checkpoints").iterdir())
+    for checkpoint in older:
+        shutil.rmtree(checkpoint)
+    slots = files_in(newest)
+    assert any(path.name.endswith("model_states.pt") for path in slots)
+    for slot in slots:
+        kept = slot.read_bytes()
+        slot.write_bytes(payload)
+        assert main(["resume", str(run)]) == 2
+        assert "there is no checkpoint to go on from" in capsys.readouterr().err
+        assert not flag.exists()
+        slot.write_bytes(kept)
+    print(f"{len(slots)} files of a checkpoint, none of them loaded")
