@@ -22,6 +22,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 10_000  # after aliases are unfolded
 MAX_DEPTH = 30
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 EXPONENT = re.compile(r"[-+]?(\d+)(\.\d*)?[eE]([-+]?\d+)")
 
 
@@ -159,6 +160,8 @@ class _Reader:
         first_node: dict[str, yaml.Node] = {}
         for key_node, value_node in node.value:
             key = key_node.value
+            if isinstance(key_node, yaml.ScalarNode) and not self.is_text(key_node, path):
+                continue
             if not isinstance(key_node, yaml.ScalarNode) or key == "<<":
                 what = f"{dotted(path)}: `<<`" if key == "<<" else f"{dotted(path)}: a key that is not a word"
                 self.problems.add(what, where=self.where(key_node), why="not read here", fix="write the keys out")
@@ -180,7 +183,17 @@ class _Reader:
             data[key] = self.read(value_node, (*path, key))
         return data
 
+    def is_text(self, node: yaml.ScalarNode, path: KeyPath) -> bool:
+        """Half of a surrogate pair is no character: no file, and no other program, can be told of it."""
+        if not LONE_SURROGATE.search(node.value):
+            return True
+        what = f"{dotted(path) or 'a key'} has half of a surrogate pair ({ascii(node.value)[:40]})"
+        self.problems.add(what, where=self.where(node), why="it is no character", fix="write the character itself")
+        return False
+
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        if not self.is_text(node, path):
+            return None
         kind = node.tag.rpartition(":")[2]
         if kind in ("str", "timestamp") or (kind == "int" and ":" in node.value):  # 12:30 is not a number to a person
             return (
