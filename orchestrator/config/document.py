@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -159,9 +160,9 @@ class _Reader:
         data: dict[str, Any] = {}
         first_node: dict[str, yaml.Node] = {}
         for key_node, value_node in node.value:
-            key = key_node.value
             if isinstance(key_node, yaml.ScalarNode) and not self.is_text(key_node, path):
                 continue
+            key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key == "<<":
                 what = f"{dotted(path)}: `<<`" if key == "<<" else f"{dotted(path)}: a key that is not a word"
                 self.problems.add(what, where=self.where(key_node), why="not read here", fix="write the keys out")
@@ -184,8 +185,14 @@ class _Reader:
         return data
 
     def is_text(self, node: yaml.ScalarNode, path: KeyPath) -> bool:
-        """Half of a surrogate pair is no character: no file, and no other program, can be told of it."""
+        """Half of a surrogate pair is no character: no file, and no other program, can be told of it.
+
+        Both halves, as JSON writes what lies beyond 16 bits, are put together in the node.
+        """
         if not LONE_SURROGATE.search(node.value):
+            return True
+        with suppress(UnicodeDecodeError):
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
             return True
         what = f"{dotted(path) or 'a key'} has half of a surrogate pair ({ascii(node.value)[:40]})"
         self.problems.add(what, where=self.where(node), why="it is no character", fix="write the character itself")

@@ -22,8 +22,14 @@ class Override:
 
 
 def parse_overrides(texts: Sequence[str], stage_names: Sequence[str], problems: Problems) -> list[Override]:
-    found = (_parse(text, stage_names, problems) for text in texts)
-    return [override for override in found if override is not None]
+    found = [override for text in texts if (override := _parse(text, stage_names, problems)) is not None]
+    first: dict[tuple[str | None, KeyPath], Override] = {}
+    for override in found:
+        earlier = first.setdefault((override.stage, override.path), override)
+        if earlier is not override:
+            why = f"the same key as in {earlier.text}"
+            problems.add(override.text, where="command line", why=why, fix="keep one of them")
+    return found
 
 
 def _parse(text: str, stage_names: Sequence[str], problems: Problems) -> Override | None:

@@ -39,6 +39,8 @@ class DataConfig(Settings):
     split: str = "train"  # of a hub dataset or `datasets` folder
     eval_split: str = "test"
     max_length: Count = 1024  # tokens of prompt and completion of a dataset row; what is longer loses its end, counted
+    equal_pairs: Literal["fail", "drop"] = "fail"  # rows whose chosen and rejected are equal; dropped ones are counted
+    special_tokens: Literal["keep", "drop", "fail"] = "keep"  # rows whose text holds the tokenizer's own; counted
 
 
 class EvaluationConfig(Settings):

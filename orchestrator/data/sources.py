@@ -14,6 +14,8 @@ from orchestrator.data.jsonl import read_jsonl
 from orchestrator.data.rows import Row, RowProblems
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+BOMB_BYTES = 64 * 2**20  # of a row group: smaller ones do no harm, whatever their ratio
+MAX_RATIO = 1000  # text is packed to a tenth, a column of one repeated text to a hundredth
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -78,14 +80,21 @@ def _from_parquet(path: Path, problems: RowProblems) -> Iterator[Row]:
     import pyarrow.parquet as parquet
 
     try:
-        _refuse_foreign_types(parquet.read_metadata(path).metadata or {}, problems)
+        metadata = parquet.read_metadata(path)
+        _refuse_foreign_types(metadata.metadata or {}, problems)
+        _refuse_bombs(metadata, problems)
         file = parquet.ParquetFile(path)
         number = 0
         for batch in file.iter_batches(batch_size=1024):
             for values in batch.to_pylist():
                 number += 1
                 yield Row(number, values)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # dates beyond Python's; names not UTF-8
         why = str(error).split("\n")[0]
         raise problems.stop("not a readable parquet file", why=why, fix="write the file again") from None
 
@@ -96,6 +105,17 @@ def _refuse_foreign_types(metadata: dict[bytes, bytes], problems: RowProblems) -
     if b"ARROW:extension:name" in schema and b"ray." in schema:
         fix = "write the columns as plain text and lists"
         raise problems.stop("has columns of a Ray extension type", why="their metadata is never read here", fix=fix)
+
+
+def _refuse_bombs(metadata: Any, problems: RowProblems) -> None:
+    """A file that is small and unpacks to more than memory holds."""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        packed = max(1, sum(group.column(j).total_compressed_size for j in range(group.num_columns)))
+        if group.total_byte_size > BOMB_BYTES and group.total_byte_size > MAX_RATIO * packed:
+            ratio, size = group.total_byte_size // packed, group.total_byte_size / 2**20
+            why = f"{packed} bytes unpack to {size:.0f} MiB, {ratio} times as much; the limit is {MAX_RATIO}"
+            raise problems.stop("unpacks to far more than it is", why=why, fix="write it again without compression")
 
 
 def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row]:
