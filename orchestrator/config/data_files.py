@@ -15,6 +15,7 @@ from orchestrator.data import lengths, read_examples, read_prompts
 from orchestrator.data.audit import contradicting, listed, listed_pairs, repeated, row_number, trained_on
 from orchestrator.data.remarks import remarks as remarks_on_labels
 from orchestrator.data.rows import RowProblems
+from orchestrator.data.sources import local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem
 from workers.types import Example, Prompt
@@ -94,7 +95,7 @@ def tokens_of(path: str | None) -> TokenCounter | None:
     """Of a model directory, or of a hub model that was downloaded before; None: not known here."""
     if path is None:
         return None
-    directory = Path(path).expanduser()
+    directory = local(path)
     if not directory.is_dir() and "/" in path:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError

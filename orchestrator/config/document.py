@@ -23,7 +23,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 10_000  # after aliases are unfolded
 MAX_DEPTH = 30
-LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+NO_CHARACTER = re.compile(r"[\0\ud800-\udfff]")  # a NUL, or half of a surrogate pair
 EXPONENT = re.compile(r"[-+]?(\d+)(\.\d*)?[eE]([-+]?\d+)")
 
 
@@ -185,17 +185,17 @@ class _Reader:
         return data
 
     def is_text(self, node: yaml.ScalarNode, path: KeyPath) -> bool:
-        """Half of a surrogate pair is no character: no file, and no other program, can be told of it.
+        """Neither a NUL nor half of a surrogate pair can be told to a file system, or to another program.
 
         Both halves, as JSON writes what lies beyond 16 bits, are put together in the node.
         """
-        if not LONE_SURROGATE.search(node.value):
-            return True
         with suppress(UnicodeDecodeError):
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        if not (found := NO_CHARACTER.search(node.value)):
             return True
-        what = f"{dotted(path) or 'a key'} has half of a surrogate pair ({ascii(node.value)[:40]})"
-        self.problems.add(what, where=self.where(node), why="it is no character", fix="write the character itself")
+        what = f"{dotted(path) or 'a key'} has {found[0]!a} in it: {ascii(node.value)[:40]}"
+        why = "a NUL, or half of a surrogate pair, is no character"
+        self.problems.add(what, where=self.where(node), why=why, fix="write the character itself")
         return False
 
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:

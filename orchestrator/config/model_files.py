@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.sources import local
 from workers.vocabulary import read_vocabulary
 
 HEADER_BYTES = 100 * 2**20  # safetensors' own limit
@@ -24,7 +25,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def config_of(path: str) -> dict[str, Any] | None:
     """config.json of a local directory; of a model that also sees or hears, the part about text."""
-    config = read_json(Path(path).expanduser() / "config.json")
+    config = read_json(local(path) / "config.json")
     inner = None if config is None else config.get("text_config")
     return {**config, **inner} if config is not None and isinstance(inner, dict) else config
 
@@ -38,7 +39,7 @@ def tensors(path: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of a local directory, off the headers of its safetensors files."""
     return {
         name: tuple(about["shape"])
-        for file in sorted(Path(path).expanduser().glob("*.safetensors"))
+        for file in sorted(local(path).glob("*.safetensors"))
         for name, about in _header(file).items()
         if isinstance(about, dict) and isinstance(about.get("shape"), list)
     }
@@ -61,7 +62,7 @@ def highest_token(path: str) -> tuple[int, str] | None:
 
     Special tokens do not count: one that was added for padding is never looked up, and often no row was added for it.
     """
-    directory = Path(path).expanduser()
+    directory = local(path)
     vocabulary = read_vocabulary(directory)
     told = read_json(directory / "tokenizer.json") or {}
     if not vocabulary:
@@ -72,13 +73,13 @@ def highest_token(path: str) -> tuple[int, str] | None:
 
 def tokenizer_digest(path: str) -> str:
     """Twelve digits that differ where tokenizers do."""
-    vocabulary = read_vocabulary(Path(path).expanduser()) or {}
+    vocabulary = read_vocabulary(local(path)) or {}
     return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def has_no_end(path: str) -> bool:
     """Whether the tokenizer certainly has no end-of-sequence token."""
-    directory = Path(path).expanduser()
+    directory = local(path)
     config = read_json(directory / "tokenizer_config.json")
     if config is None or config.get("tokenizer_class") not in NO_END_OF_ITS_OWN:
         return False

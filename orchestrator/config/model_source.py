@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from orchestrator.config.model_files import (
@@ -14,6 +13,7 @@ from orchestrator.config.model_files import (
     whole_number,
 )
 from orchestrator.config.run import RunConfig
+from orchestrator.data.sources import local
 from orchestrator.errors import Problems
 from workers.needs import NEEDS
 from workers.vocabulary import first_difference, read_vocabulary
@@ -58,7 +58,7 @@ def check_same_tokens(path: str, other: str, where: str, problems: Problems) -> 
         why = f"it has a vocabulary of {mine} tokens and the policy one of {its}: the critic reads the policy's tokens"
         problems.add("another vocabulary", where=where, why=why, fix=fix)
         return
-    ours, theirs = (read_vocabulary(Path(p).expanduser()) for p in (other, path))
+    ours, theirs = (read_vocabulary(local(p)) for p in (other, path))
     if ours and theirs and (difference := first_difference(ours, theirs)):
         digests = f"{tokenizer_digest(path)} and the policy's {tokenizer_digest(other)}"
         why = f"{difference} (its tokenizer is {digests}), and the critic reads the policy's tokens"

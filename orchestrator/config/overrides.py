@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config.document import LONE_SURROGATE, Document, KeyPath, Place, dotted, parse
+from orchestrator.config.document import NO_CHARACTER, Document, KeyPath, Place, dotted, parse
 from orchestrator.errors import SECRET, Problems
 
 
@@ -35,8 +35,8 @@ def parse_overrides(texts: Sequence[str], stage_names: Sequence[str], problems: 
 def _parse(text: str, stage_names: Sequence[str], problems: Problems) -> Override | None:
     key, equals, value = text.partition("=")
     key = key.strip()
-    if LONE_SURROGATE.search(text):  # how Python hands over bytes that are not UTF-8
-        problems.add(ascii(text), where="command line", why="not UTF-8", fix="write it in UTF-8")
+    if NO_CHARACTER.search(text):  # how Python hands over bytes that are not UTF-8
+        problems.add(ascii(text), where="command line", why="not text in UTF-8", fix="write it in UTF-8")
         return None
     if not equals or not key or not all(key.split(".")):
         fix = f"did you mean {key.lstrip('-')}=VALUE?" if key and not equals else ""

@@ -21,7 +21,7 @@ from orchestrator.config.model_source import (
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.reward_source import check_reward_function
 from orchestrator.config.run import RunConfig
-from orchestrator.data.sources import is_hub_name
+from orchestrator.data.sources import is_hub_name, local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problems
 from workers.config import FunctionRewardConfig, MathRewardConfig, ModelConfig, ModelRewardConfig
@@ -95,7 +95,7 @@ def _data(config: RunConfig, name: str, tokens: TokenCounter | None, problems: P
     source: str | None = getattr(config.data, name)
     if source is None or is_hub_name(source) or Path(source).is_dir():
         return None  # reading these may take a download
-    path = Path(source).expanduser()
+    path = local(source)
     whole = not path.is_file() or path.stat().st_size <= READ_WHOLLY_BYTES
     try:
         return read_source(config, name, tokens, max_rows=None if whole else ROWS_LOOKED_AT)
@@ -163,7 +163,7 @@ def _same_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: P
 
     def vocabulary(path: str | None) -> dict[str, int] | None:
         path = _own_tokenizer(path, config, recipe)
-        return None if path is None else read_vocabulary(Path(path).expanduser())
+        return None if path is None else read_vocabulary(local(path))
 
     ours, theirs = vocabulary(config.model.path), vocabulary(teacher)
     if ours is None or theirs is None or not (difference := first_difference(ours, theirs)):
@@ -186,7 +186,7 @@ def _own_tokenizer(path: str | None, config: RunConfig, recipe: Recipe) -> str |
 
 def _model(path: str, where: str, conversational: bool, problems: Problems) -> None:
     """A Hugging Face directory with config, weights and tokenizer; a hub id is taken at its word."""
-    folder = Path(path).expanduser()
+    folder = local(path)
     fix = "give a Hugging Face model directory or the id of a hub model"
     if not folder.is_dir():
         looks_local = path.startswith((".", "/", "~")) or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())
@@ -261,7 +261,7 @@ def _rewards(config: RunConfig, found: Sequence[Rows], problems: Problems) -> No
 
 
 def _output(config: RunConfig, problems: Problems) -> None:
-    folder = Path(config.output_dir).expanduser().absolute()
+    folder = local(config.output_dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         why = "is not a directory" if not existing.is_dir() else "cannot be written to"

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def is_hub_name(source: str) -> bool:
     return not local and not in_a_folder and bool(HUB_NAME.fullmatch(source))
 
 
+def local(path: str | Path) -> Path:
+    """Where it is on this machine; `~` stays what it is where nobody of that name is known."""
+    with suppress(ValueError):  # a NUL: no user's name, and no file's
+        path = os.path.expanduser(path)
+    return Path(path)
+
+
 def label(source: str) -> str:
     """The short name that row ids begin with: `prompts.jsonl` of `./data/prompts.jsonl`."""
     return source if is_hub_name(source) else Path(source).name
@@ -40,7 +48,7 @@ def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
     """
     if is_hub_name(source):
         return _from_datasets(source, split, problems)
-    path = Path(source).expanduser()
+    path = local(source)
     mode = _mode(path, problems)
     if stat.S_ISDIR(mode):
         return _from_datasets(str(path), split, problems)

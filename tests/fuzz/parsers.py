@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from orchestrator.config import load, resolved
+from orchestrator.config.preflight import preflight
 from orchestrator.config.recipe import from_resolved
 from orchestrator.config.vocabulary import PEERS, all_keys
 from orchestrator.data import read_examples, read_prompts
@@ -99,6 +100,8 @@ def allowed(call: Callable[[], Any]) -> Any:
 def _recipe(content: bytes, directory: Path) -> None:
     (directory / "recipe.yaml").write_bytes(content)
     loaded = allowed(lambda: load(directory / "recipe.yaml"))
+    if loaded is not None:
+        allowed(lambda: preflight(loaded))
     for config in loaded.stages if loaded else ():  # what is accepted can be written down and read again
         assert from_resolved(json.loads(json.dumps(resolved(config))), "resolved.json") == config
 

@@ -90,6 +90,7 @@ def test_validate_says_what_it_found(workshop: Workshop, capsys: pytest.CaptureF
         "  arith: grpo on ./model, 10 steps, into runs/arith",
         "    data.prompts: ./prompts.jsonl, 8 rows of text",
         "    data.eval_prompts: ./prompts.jsonl, 8 rows of text",
+        "    note: data.eval_prompts: 8 of 8 held-out prompts are trained on, too: rows 1, 2, 3, 4, 5, 6, 7, 8",
     ]
 
 
