@@ -122,7 +122,7 @@ NOTES: Mapping[int, str] = {
 }
 
 
-def tests() -> dict[int, list[str]]:
+def shown_by() -> dict[int, list[str]]:
     """Class → where its tests are: `file::name`, in the order of the files."""
     found: dict[int, list[str]] = defaultdict(list)
     for file in sorted((ROOT / "tests").glob("**/test_*.py")):
@@ -139,7 +139,7 @@ def tests() -> dict[int, list[str]]:
 
 
 def page() -> str:
-    found = tests()
+    found = shown_by()
     lines = [
         _HEAD.format(shown=sum(n in found for g in CATALOGUE.values() for n in g), cases=sum(map(len, found.values())))
     ]
