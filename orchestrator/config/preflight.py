@@ -93,7 +93,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
 
 def _data(config: RunConfig, name: str, tokens: TokenCounter | None, problems: Problems) -> Source | None:
     source: str | None = getattr(config.data, name)
-    if source is None or is_hub_name(source) or Path(source).is_dir():
+    if source is None or is_hub_name(source) or local(source).is_dir():
         return None  # reading these may take a download
     path = local(source)
     whole = not path.is_file() or path.stat().st_size <= READ_WHOLLY_BYTES
