@@ -189,8 +189,9 @@ nothing would get past them.
 {rows}
 
 {hours} hours in all, {dates}, on {machine}: a machine that was busy with other work, at the lowest priority but one,
-and with every line traced; far from the 24 hours that would be worth printing. Minutes and executions are summed over
-all runs, those that found the crashes included; edges and inputs are those of the last run.
+and with every line traced; far from the 24 hours that would be worth printing. Minutes
+and executions are those of all recorded runs; edges and inputs those of the last one. Most crashes were found in a first
+pass of half a minute each, which is not in the table.
 
 ## Found and mended
 
