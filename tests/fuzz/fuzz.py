@@ -192,13 +192,13 @@ nothing would get past them.
 
 The machine was busy with other work, this ran at the lowest priority but one, and every line was traced: five to nine
 minutes for each parser are less than the twenty of `make fuzz`, and far from the 24 hours that would be worth printing.
-Minutes and executions are those of all recorded runs; edges and inputs those of the last one. Most crashes were found in
-a first pass of half a minute each, which is not recorded.
+Minutes and executions are those of all recorded runs; edges and inputs those of the last one. Most crashes were found
+in a first pass of half a minute each, which is not recorded.
 
 ## Found and mended
 
-{num_found} inputs crashed a parser. They lie in `tests/fuzz/corpus/`, and `make test` tries them again, with new ones for
-a second and a half per parser.
+{num_found} inputs crashed a parser. They lie in `tests/fuzz/corpus/`, and `make test` tries them again, with new ones
+for a second and a half per parser.
 
 | parser | what happened |
 |---|---|
