@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults check bench table parity proof golden golden-check lock clean
+.PHONY: help setup quickstart test test-faults fuzz bad-input check bench table parity proof golden golden-check lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -24,6 +24,12 @@ test: setup ## run all tests
 
 test-faults: setup ## every crash point, power cuts, full disks, damage: docs/reliability.md (20 minutes)
 	@$(IN_VENV) python tests/faults/report.py
+
+fuzz: setup ## fuzz every parser for MINUTES=20 each, one after another: docs/fuzzing.md
+	@$(IN_VENV) python tests/fuzz/fuzz.py --minutes $(or $(MINUTES),20)
+
+bad-input: setup ## write docs/bad_input.md from the names of the tests
+	@$(IN_VENV) python tests/orchestrator/bad_input.py
 
 check: setup ## lint, format and type check
 	@$(IN_VENV) ruff check
@@ -58,7 +64,7 @@ lock: ## resolve requirements/cpu.txt again (needs uv)
 	@mv requirements/cpu.txt.new requirements/cpu.txt
 
 clean: ## remove .venv and caches (runs/, data/ and models/ stay)
-	rm -rf .venv .venv-trl build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-trl build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for the lock and one for the project, so that a change costs only what it touches.

@@ -9,7 +9,9 @@ import platform
 import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,12 +20,12 @@ from typer.exceptions import Abort, TyperException
 
 from orchestrator import cli_jobs
 from orchestrator.cli_options import Overrides, RecipePath
-from orchestrator.errors import RlhfError, redact
+from orchestrator.errors import Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
-    from orchestrator.config.preflight import Rows
+    from orchestrator.config.preflight import Seen
 
 app = typer.Typer(
     name="rlhf",
@@ -124,15 +126,15 @@ def _as_yaml(stages: Sequence[RunConfig]) -> str:
     return text
 
 
-def _summary(config: RunConfig, found: Sequence[Rows]) -> str:
+def _summary(config: RunConfig, found: Seen) -> str:
     algorithm = config.algorithm
     length = f"{algorithm.max_steps} steps" if algorithm.max_steps else "by epochs"
     lines = [f"  {config.name}: {algorithm.type} on {config.model.path}, {length}, into {config.directory}"]
-    for rows in found:
+    for rows in found.rows:
         at_least = "" if rows.whole else "at least "
         kind = "conversations" if rows.conversational else "text"
         lines.append(f"    {rows.key}: {rows.source}, {at_least}{rows.count} rows of {kind}")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"    note: {remark}" for remark in found.remarks])
 
 
 _debug = False
@@ -146,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
+        _refuse_twice(given)
         code = app(given, prog_name="rlhf", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except RlhfError as error:
@@ -162,6 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _debug:
             _complain("run it again with --debug for the traceback, and please report it", prefix="")
         return 1
+
+
+def _refuse_twice(given: Sequence[str]) -> None:
+    """No option is a list. Raises BadInput, naming each that is given more than once."""
+    options = [argument.partition("=") for argument in takewhile(lambda argument: argument != "--", given)]
+    names = Counter(name for name, _, _ in options if name.startswith("--"))
+    why, fix = "one of its values would be lost", "keep one of them"
+    Problems(
+        Problem(what=f"{name} is given {count} times", where="command line", why=why, fix=fix)
+        for name, count in names.items()
+        if count > 1
+    ).raise_if_any()
 
 
 def _complain(text: str, prefix: str = "rlhf: ") -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 10_000  # after aliases are unfolded
 MAX_DEPTH = 30
+NO_CHARACTER = re.compile(r"[\0\ud800-\udfff]")  # a NUL, or half of a surrogate pair
 EXPONENT = re.compile(r"[-+]?(\d+)(\.\d*)?[eE]([-+]?\d+)")
 
 
@@ -158,6 +160,8 @@ class _Reader:
         data: dict[str, Any] = {}
         first_node: dict[str, yaml.Node] = {}
         for key_node, value_node in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and not self.is_text(key_node, path):
+                continue
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key == "<<":
                 what = f"{dotted(path)}: `<<`" if key == "<<" else f"{dotted(path)}: a key that is not a word"
@@ -180,7 +184,23 @@ class _Reader:
             data[key] = self.read(value_node, (*path, key))
         return data
 
+    def is_text(self, node: yaml.ScalarNode, path: KeyPath) -> bool:
+        """Neither a NUL nor half of a surrogate pair can be told to a file system, or to another program.
+
+        Both halves, as JSON writes what lies beyond 16 bits, are put together in the node.
+        """
+        with suppress(UnicodeDecodeError):
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        if not (found := NO_CHARACTER.search(node.value)):
+            return True
+        what = f"{dotted(path) or 'a key'} has {found[0]!a} in it: {ascii(node.value)[:40]}"
+        why = "a NUL, or half of a surrogate pair, is no character"
+        self.problems.add(what, where=self.where(node), why=why, fix="write the character itself")
+        return False
+
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        if not self.is_text(node, path):
+            return None
         kind = node.tag.rpartition(":")[2]
         if kind in ("str", "timestamp") or (kind == "int" and ":" in node.value):  # 12:30 is not a number to a person
             return (

@@ -92,7 +92,10 @@ def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Probl
     place, data = document.place(path), document.data
     plain = isinstance(value, bool | int | float) and place.spelt is not None
     what = f"{key} = {place.spelt if plain else show(value)}"
-    if kind == "extra_forbidden":
+    if kind == "json_invalid":
+        why, fix = "it has half of a surrogate pair, which is no character", "restore it from a copy"
+        problems.add("not text", where=place.text, why=why, fix=fix)
+    elif kind == "extra_forbidden":
         problems.add(what, where=place.text, why="there is no such key", fix=suggest(path, data))
     elif kind == "missing":
         problems.add(f"{key} is missing", where=place.text, fix=f"give {allowed(path, data)}")

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
+from orchestrator.config.model_files import (
+    config_of,
+    has_no_end,
+    highest_token,
+    tensors,
+    tokenizer_digest,
+    whole_number,
+)
 from orchestrator.config.run import RunConfig
+from orchestrator.data.sources import local
 from orchestrator.errors import Problems
 from workers.needs import NEEDS
+from workers.vocabulary import first_difference, read_vocabulary
 
 SCORER = "ForSequenceClassification"
+SCORE_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # their names in transformers
 
 
 def check_scorer(path: str, where: str, problems: Problems) -> None:
     """A reward model: a directory of a sequence-classification model with one label."""
-    if (config := _config(path)) is None:
+    if (config := config_of(path)) is None:
         return
     named = [str(name) for name in config.get("architectures") or ()]
     fix = "give a model that `type: reward_model` or TRL's RewardTrainer made, or another with one label"
@@ -25,11 +34,17 @@ def check_scorer(path: str, where: str, problems: Problems) -> None:
     elif (labels := _labels(config)) != 1:
         why = f"it has {labels} labels, and a reward is one number"
         problems.add("not a reward model", where=where, why=why, fix=fix)
+    else:
+        for name, shape in tensors(path).items():
+            if name.endswith(SCORE_HEADS) and shape[:1] != (1,):
+                wanted = (1, *shape[1:])
+                why = f"{name} has the shape {list(shape)}, and one number per text takes {list(wanted)}"
+                problems.add("the weights do not fit config.json", where=where, why=why, fix=fix)
 
 
 def check_writer(path: str, where: str, problems: Problems) -> None:
     """A language model: its output layer would be made up if it were a reward model."""
-    config = _config(path)
+    config = config_of(path)
     if config is not None and any(str(name).endswith(SCORER) for name in config.get("architectures") or ()):
         fix = "give a causal language model; a reward model goes to `reward: [{type: model, path: …}]`"
         problems.add("a reward model writes no text", where=where, why="it has no language-model head", fix=fix)
@@ -37,10 +52,55 @@ def check_writer(path: str, where: str, problems: Problems) -> None:
 
 def check_same_tokens(path: str, other: str, where: str, problems: Problems) -> None:
     """A critic reads the policy's tokens, so both must have the same vocabulary."""
-    mine, its = (((_config(p) or {}).get("vocab_size")) for p in (path, other))
+    fix = "give a model with the policy's tokenizer; a reward model may have another one: it reads text"
+    mine, its = (whole_number(config_of(p), "vocab_size") for p in (path, other))
     if mine is not None and its is not None and mine != its:
         why = f"it has a vocabulary of {mine} tokens and the policy one of {its}: the critic reads the policy's tokens"
-        problems.add("another vocabulary", where=where, why=why, fix="give a model with the policy's tokenizer")
+        problems.add("another vocabulary", where=where, why=why, fix=fix)
+        return
+    ours, theirs = (read_vocabulary(local(p)) for p in (other, path))
+    if ours and theirs and (difference := first_difference(ours, theirs)):
+        digests = f"{tokenizer_digest(path)} and the policy's {tokenizer_digest(other)}"
+        why = f"{difference} (its tokenizer is {digests}), and the critic reads the policy's tokens"
+        problems.add("another tokenizer than the policy's", where=where, why=why, fix=fix)
+
+
+def check_tokenizer(path: str, where: str, problems: Problems, *, writes: bool) -> None:
+    """Every token has a row in the model, and a text has an end."""
+    rows, last = whole_number(config_of(path), "vocab_size"), highest_token(path)
+    if rows is not None and last is not None and last[0] >= rows:
+        problems.add(
+            "the tokenizer is another model's",
+            where=where,
+            why=f"its token {last[1]!r} has the number {last[0]}, and config.json has a vocab_size of {rows} "
+            f"(the tokenizer is {tokenizer_digest(path)})",
+            fix="copy the tokenizer that belongs to these weights, or resize the model's embeddings",
+        )
+    if writes and has_no_end(path):
+        problems.add(
+            "the tokenizer has no end-of-sequence token",
+            where=where,
+            why="no completion would ever stop by itself, and none could be taught to",
+            fix="set eos_token in its tokenizer_config.json",
+        )
+
+
+def check_parallel(path: str, size: int, problems: Problems) -> None:
+    """The heads of a layer are shared out among the GPUs of one engine, each as many."""
+    config = config_of(path)
+    heads, groups = (whole_number(config, key) for key in ("num_attention_heads", "num_key_value_heads"))
+    if heads is None:
+        return
+    groups = groups or heads
+    good = [n for n in range(1, heads + 1) if heads % n == 0 and (groups % n == 0 or n % groups == 0)]
+    if size not in good:
+        of = f"{heads} attention heads" + (f" and {groups} key-value heads" if groups != heads else "")
+        problems.add(
+            f"{of} of {path} cannot be shared out among {size} GPUs",
+            where=f"rollout.tensor_parallel_size = {size}",
+            why="each GPU of an engine takes as many",
+            fix=f"give one of {', '.join(map(str, good))}",
+        )
 
 
 def check_stage(stage: RunConfig, where: str, problems: Problems, *, scores: bool) -> None:
@@ -55,15 +115,6 @@ def check_stage(stage: RunConfig, where: str, problems: Problems, *, scores: boo
         why = f"stage {stage.name} makes a reward model, which writes no text"
         fix = "name a stage that makes a policy; a reward model goes to `reward: [{type: model, from_stage: …}]`"
         problems.add("not a language model", where=where, why=why, fix=fix)
-
-
-def _config(path: str) -> dict[str, Any] | None:
-    """config.json of a local directory; None when there is none to look into."""
-    try:
-        config = json.loads((Path(path).expanduser() / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None
 
 
 def _labels(config: dict[str, Any]) -> int:

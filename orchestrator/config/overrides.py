@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config.document import Document, KeyPath, Place, dotted, parse
+from orchestrator.config.document import NO_CHARACTER, Document, KeyPath, Place, dotted, parse
 from orchestrator.errors import SECRET, Problems
 
 
@@ -22,13 +22,22 @@ class Override:
 
 
 def parse_overrides(texts: Sequence[str], stage_names: Sequence[str], problems: Problems) -> list[Override]:
-    found = (_parse(text, stage_names, problems) for text in texts)
-    return [override for override in found if override is not None]
+    found = [override for text in texts if (override := _parse(text, stage_names, problems)) is not None]
+    first: dict[tuple[str | None, KeyPath], Override] = {}
+    for override in found:
+        earlier = first.setdefault((override.stage, override.path), override)
+        if earlier is not override:
+            why = f"the same key as in {earlier.text}"
+            problems.add(override.text, where="command line", why=why, fix="keep one of them")
+    return found
 
 
 def _parse(text: str, stage_names: Sequence[str], problems: Problems) -> Override | None:
     key, equals, value = text.partition("=")
     key = key.strip()
+    if NO_CHARACTER.search(text):  # how Python hands over bytes that are not UTF-8
+        problems.add(ascii(text), where="command line", why="not text in UTF-8", fix="write it in UTF-8")
+        return None
     if not equals or not key or not all(key.split(".")):
         fix = f"did you mean {key.lstrip('-')}=VALUE?" if key and not equals else ""
         problems.add(

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator.config.model_source import check_same_tokens, check_scorer, check_stage, check_writer
+from orchestrator.config.data_files import KEYS, Source, read_source, remarks, tokens_of
+from orchestrator.config.model_files import read_json, tensors
+from orchestrator.config.model_source import (
+    check_parallel,
+    check_same_tokens,
+    check_scorer,
+    check_stage,
+    check_tokenizer,
+    check_writer,
+)
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.reward_source import check_reward_function, check_sandbox
 from orchestrator.config.run import RunConfig
-from orchestrator.data import read_examples, read_prompts
-from orchestrator.data.sources import is_hub_name
+from orchestrator.data.sources import is_hub_name, local
+from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problems
 from workers.config import CodeRewardConfig, FunctionRewardConfig, ModelConfig, ModelRewardConfig
 from workers.needs import NEEDS
-from workers.types import Example, Prompt
 from workers.vocabulary import first_difference, read_vocabulary
 
 READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the run reads all
 ROWS_LOOKED_AT = 5000
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 NOT_LINEAR = re.compile(r"embed|lm_head|wte|wpe")
-HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
-DATA = ("prompts", "dataset", "eval_prompts", "eval_dataset")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 REWARD_COLUMNS = {
@@ -51,7 +55,15 @@ class Rows:
     columns: tuple[str, ...]  # beside the prompt and its completions
 
 
-def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """What was seen of one stage's data, and what is worth saying of it though it is no error."""
+
+    rows: tuple[Rows, ...]
+    remarks: tuple[str, ...]
+
+
+def preflight(recipe: Recipe) -> dict[str, Seen]:
     """Looks at every file that the recipe names; by stage, what the local data sources hold.
 
     What an earlier stage will make is not demanded. Hub names are not looked up.
@@ -60,9 +72,11 @@ def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
         BadInput: with everything that is missing or cannot be used.
     """
     problems = Problems()
-    found: dict[str, tuple[Rows, ...]] = {}
+    found: dict[str, Seen] = {}
     for config in recipe.stages:
-        rows = [r for key in DATA if (r := _data(config, key, problems))]
+        tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe))
+        sources = {name: s for name in KEYS if (s := _data(config, name, tokens, problems))}
+        rows = [_rows(source) for source in sources.values()]
         of_stage = Problems()
         _enough_rows(config, rows, of_stage)
         produced = {str(stage.model_directory): stage for stage in recipe.before(config)}
@@ -75,35 +89,33 @@ def preflight(recipe: Recipe) -> dict[str, tuple[Rows, ...]]:
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
-        found[config.name] = tuple(rows)
+        found[config.name] = Seen(rows=tuple(rows), remarks=tuple(remarks(config, sources)))
     unique = list(dict.fromkeys(problems))  # stages share files
     if unique:
         raise BadInput(unique)
     return found
 
 
-def _data(config: RunConfig, name: str, problems: Problems) -> Rows | None:
+def _data(config: RunConfig, name: str, tokens: TokenCounter | None, problems: Problems) -> Source | None:
     source: str | None = getattr(config.data, name)
-    if source is None or is_hub_name(source) or Path(source).is_dir():
+    if source is None or is_hub_name(source) or local(source).is_dir():
         return None  # reading these may take a download
-    path = Path(source).expanduser()
+    path = local(source)
     whole = not path.is_file() or path.stat().st_size <= READ_WHOLLY_BYTES
-    max_rows = None if whole else ROWS_LOOKED_AT
-    rows: Sequence[Prompt | Example]
     try:
-        if name in ("dataset", "eval_dataset"):
-            rows = read_examples(source, algorithm=config.algorithm.type, max_rows=max_rows)
-        else:
-            rows = read_prompts(source, max_rows=max_rows)
+        return read_source(config, name, tokens, max_rows=None if whole else ROWS_LOOKED_AT)
     except BadInput as error:
         problems.extend(error.problems)
         return None
-    first = rows[0].prompt if isinstance(rows[0], Example) else rows[0]
+
+
+def _rows(source: Source) -> Rows:
+    first = source.prompts[0]
     return Rows(
-        key=f"data.{name}",
-        source=source,
-        count=len(rows),
-        whole=whole,
+        key=source.key,
+        source=source.source,
+        count=len(source.rows),
+        whole=source.whole,
         conversational=not isinstance(first.text, str),
         columns=tuple(first.columns),
     )
@@ -142,6 +154,9 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
                 check_stage(produced[path], where, problems, scores=scores)
             continue
         _model(path, where, conversational and key not in ("critic_model", "teacher.model"), problems)
+        check_tokenizer(path, where, problems, writes=scores is False)
+        if key == "model" and config.data.prompts is not None:
+            check_parallel(path, config.rollout.tensor_parallel_size, problems)
         if key == "critic_model" and config.model.path is not None:
             check_same_tokens(path, config.model.path, where, problems)
         if scores is not None:
@@ -152,10 +167,8 @@ def _same_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: P
     """Distributions are compared token by token. What cannot be read here is compared again when the gangs start."""
 
     def vocabulary(path: str | None) -> dict[str, int] | None:
-        for stage in reversed(recipe.before(config)):
-            if path == str(stage.model_directory):  # a stage hands on the tokenizer of the model it began with
-                path = stage.model.path
-        return None if path is None else read_vocabulary(Path(path).expanduser())
+        path = _own_tokenizer(path, config, recipe)
+        return None if path is None else read_vocabulary(local(path))
 
     ours, theirs = vocabulary(config.model.path), vocabulary(teacher)
     if ours is None or theirs is None or not (difference := first_difference(ours, theirs)):
@@ -168,9 +181,17 @@ def _same_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: P
     )
 
 
+def _own_tokenizer(path: str | None, config: RunConfig, recipe: Recipe) -> str | None:
+    """Where the tokenizer of a model can be read: a stage hands on that of the model it began with."""
+    for stage in reversed(recipe.before(config)):
+        if path == str(stage.model_directory):
+            path = stage.model.path
+    return path
+
+
 def _model(path: str, where: str, conversational: bool, problems: Problems) -> None:
     """A Hugging Face directory with config, weights and tokenizer; a hub id is taken at its word."""
-    folder = Path(path).expanduser()
+    folder = local(path)
     fix = "give a Hugging Face model directory or the id of a hub model"
     if not folder.is_dir():
         looks_local = path.startswith((".", "/", "~")) or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())
@@ -200,13 +221,11 @@ def _lora_targets(model: ModelConfig, problems: Problems) -> None:
     if model.lora is None or model.lora.target_modules == "all-linear":
         return
     assert model.path is not None
-    files = sorted(Path(model.path).expanduser().glob("*.safetensors"))
     # A weight with two dimensions that looks nothing up and is not the output layer's.
     layers = [
         name.removesuffix(".weight")
-        for file in files
-        for name, about in _tensors(file).items()
-        if name.endswith(".weight") and len(about.get("shape", ())) == 2 and not NOT_LINEAR.search(name)
+        for name, shape in tensors(model.path).items()
+        if name.endswith(".weight") and len(shape) == 2 and not NOT_LINEAR.search(name)
     ]
     there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
     for target in model.lora.target_modules if layers else ():
@@ -219,19 +238,6 @@ def _lora_targets(model: ModelConfig, problems: Problems) -> None:
             )
 
 
-def _tensors(file: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file; empty where it has none that can be read."""
-    with open(file, "rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        if not 0 < size <= HEADER_BYTES:
-            return {}
-        try:
-            header = json.loads(opened.read(size))
-        except ValueError:
-            return {}
-    return {name: about for name, about in header.items() if isinstance(about, dict)}
-
-
 def _starts_with(file: Path, start: bytes) -> bool:
     with open(file, "rb") as opened:
         return opened.read(len(start)) == start
@@ -240,10 +246,7 @@ def _starts_with(file: Path, start: bytes) -> bool:
 def _has_chat_template(folder: Path) -> bool:
     if any((folder / name).exists() for name in CHAT_TEMPLATES):
         return True
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
+    return bool((read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
 
 
 def _rewards(config: RunConfig, found: Sequence[Rows], problems: Problems) -> None:
@@ -267,7 +270,7 @@ def _rewards(config: RunConfig, found: Sequence[Rows], problems: Problems) -> No
 
 
 def _output(config: RunConfig, problems: Problems) -> None:
-    folder = Path(config.output_dir).expanduser().absolute()
+    folder = local(config.output_dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         why = "is not a directory" if not existing.is_dir() else "cannot be written to"

@@ -14,6 +14,7 @@ from workers.config import (
     LearnerConfig,
     ModelConfig,
     ModelOrigin,
+    PathText,
     Positive,
     ReferenceConfig,
     RewardConfig,
@@ -25,7 +26,7 @@ from workers.config import (
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Source = Annotated[str, Field(min_length=1)]
+Source = PathText
 """A local .jsonl or .parquet file, a `datasets` folder, or the name of a hub dataset."""
 
 
@@ -39,6 +40,8 @@ class DataConfig(Settings):
     split: str = "train"  # of a hub dataset or `datasets` folder
     eval_split: str = "test"
     max_length: Count = 1024  # tokens of prompt and completion of a dataset row; what is longer loses its end, counted
+    equal_pairs: Literal["fail", "drop"] = "fail"  # rows whose chosen and rejected are equal; dropped ones are counted
+    special_tokens: Literal["keep", "drop", "fail"] = "keep"  # rows whose text holds the tokenizer's own; counted
 
 
 class EvaluationConfig(Settings):
@@ -84,7 +87,7 @@ class RunConfig(Settings):
     """One run. See `configs/` for recipes, and `rlhf run RECIPE --dry-run` for all values of one."""
 
     name: Name
-    output_dir: Annotated[str, Field(min_length=1)] = "runs"
+    output_dir: PathText = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: ModelConfig
     data: DataConfig

@@ -99,6 +99,14 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+NOT_HERE: Mapping[str, str] = dict.fromkeys(
+    # keys of others that this one does without, for a reason → what there is instead
+    ("reference.path", "reference.model", "ref_model", "ref_model_name_or_path"),
+    "remove it: the reference is the model that the run starts from, or an earlier policy of the same run "
+    "(reference.refresh), so both always have the same architecture and tokenizer",
+)
+
+
 def members(annotation: Any) -> list[Any]:
     """What a value may be: the parts of a union, or the annotation itself, without `Annotated`."""
     if get_origin(annotation) is Annotated:
@@ -192,6 +200,8 @@ def suggest(path: KeyPath, data: Any) -> str:
     """What to do about a key that does not exist."""
     *parent, name = path
     key, prefix = str(name), "".join(f"{part}." for part in parent if not isinstance(part, int))
+    if instead := NOT_HERE.get(prefix + key):
+        return instead
     algorithm = _child(_child(data, "algorithm"), "type")
     known = list(known_keys(algorithm if isinstance(algorithm, str) else None))
     if peers := [ours for ours in PEERS.get(key.lower(), ()) if ours in known]:

@@ -30,13 +30,19 @@ from workers.types import Example, Prompt
 
 
 def read_examples(
-    source: str, *, algorithm: str, split: str = "train", max_rows: int | None = None
+    source: str,
+    *,
+    algorithm: str,
+    split: str = "train",
+    max_rows: int | None = None,
+    equal_pairs: RowProblems | None = None,
 ) -> tuple[Example, ...]:
     """The rows of a dataset that `algorithm` learns from: pairs for dpo (best first), demonstrations for sft.
 
     All rows have the format of the first one. A `margin` column becomes the scores (margin, 0.0); without it
     they are (1.0, 0.0). A `label` becomes the score 1.0 or 0.0, `ratings` are scores, of `ranks` the score is −rank.
-    Demonstrations have no scores. `max_rows`: only look at so many.
+    Demonstrations have no scores. `max_rows`: only look at so many. `equal_pairs`: who is told of rows whose two sides
+    are equal, which are then left out; None: they cannot be used, like others that are wrong.
 
     Raises:
         BadInput: with every row that cannot be used, or when the format is not one for this algorithm.
@@ -51,11 +57,16 @@ def read_examples(
             problems.add(row.number, what, why=f"the rows before it are in {format} format", fix=fix)
             continue
         wrong, example = _READERS[format](row.values, f"{name}:{row.number}")
-        if example is None:
+        if wrong == EQUAL:
+            fix = "remove these rows, or leave them out with data.equal_pairs: drop"
+            (problems if equal_pairs is None else equal_pairs).add(row.number, wrong, fix=fix)
+        elif example is None:
             problems.add(row.number, wrong, fix="mend or remove these rows")
         else:
             examples.append(example)
     problems.raise_if_any()
+    if not examples and equal_pairs is not None and equal_pairs.problems():
+        raise problems.stop("0 rows are left", why=f"in each of them {EQUAL}", fix="give rows with a preference")
     if not examples:
         columns = ", ".join(f"`{column}`" for column in COLUMNS[ACCEPTS[algorithm][0]])
         raise problems.stop("0 rows", why="there is nothing to learn from", fix=f"write rows with {columns}")

@@ -180,14 +180,15 @@ def common_beginning(chosen: Text, rejected: Text) -> int:
     return length
 
 
+def as_read(text: Text) -> list[Any]:
+    """What a reader sees of it: no white space at the ends, accents in one spelling of Unicode."""
+    if isinstance(text, str):
+        return [unicodedata.normalize("NFC", text).strip()]
+    return [
+        (m["role"], unicodedata.normalize("NFC", m.get("content") or "").strip(), m.get("tool_calls")) for m in text
+    ]
+
+
 def equal_to_a_reader(first: Text, second: Text) -> bool:
     """Equal but for white space at the ends and the spelling of accents in Unicode."""
-
-    def plain(text: Text) -> list[Any]:
-        if isinstance(text, str):
-            return [unicodedata.normalize("NFC", text).strip()]
-        return [
-            (m["role"], unicodedata.normalize("NFC", m.get("content") or "").strip(), m.get("tool_calls")) for m in text
-        ]
-
-    return plain(first) == plain(second)
+    return as_read(first) == as_read(second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,15 @@ def read_jsonl(path: Path, problems: RowProblems) -> Iterator[Row]:
     """The rows that can be read; what cannot goes to `problems`. Blank lines are skipped.
 
     Raises:
-        BadInput: when this is not JSON Lines at all.
+        BadInput: when this is not JSON Lines at all, or the disk gives it up on the way.
     """
+    try:
+        yield from _read(path, problems)
+    except OSError as error:
+        raise problems.stop("cannot be read", why=os.strerror(error.errno or 0).lower(), fix="copy it again") from None
+
+
+def _read(path: Path, problems: RowProblems) -> Iterator[Row]:
     with open(path, "rb") as file:
         start = file.read(4)
         for magic, (what, fix) in MAGIC.items():

@@ -59,12 +59,16 @@ class RowProblems:
             for kind, rows in self._rows.items()
         ]
 
-    def _elsewhere(self, kind: _Kind) -> str:
+    def _elsewhere(self, kind: _Kind, *, always: bool = False) -> str:
         rows, count = self._rows[kind], self._counts[kind]
         if count == 1:
-            return ""
+            return f" (row {rows[0]})" if always else ""
         more = f" and {count - len(rows)} more" if count > len(rows) else ""
         return f" ({count} rows: {', '.join(str(row) for row in rows)}{more})"
+
+    def remarks(self) -> list[str]:
+        """The same in one line each, where it is no error."""
+        return [kind.what + self._elsewhere(kind, always=True) for kind in self._rows]
 
     def raise_if_any(self) -> None:
         if self._rows:

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from orchestrator.data.jsonl import read_jsonl
 from orchestrator.data.rows import Row, RowProblems
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+BOMB_BYTES = 64 * 2**20  # smaller ones do no harm, whatever their ratio
+MAX_RATIO = 1000  # text is packed to a tenth, a column of one repeated text to a hundredth
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -23,6 +26,13 @@ def is_hub_name(source: str) -> bool:
     local = path.exists() or path.is_symlink() or path.suffix in SUFFIXES or source.startswith((".", "/", "~"))
     in_a_folder = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
     return not local and not in_a_folder and bool(HUB_NAME.fullmatch(source))
+
+
+def local(path: str | Path) -> Path:
+    """Where it is on this machine; `~` stays what it is where nobody of that name is known."""
+    with suppress(ValueError):  # a NUL: no user's name, and no file's
+        path = os.path.expanduser(path)
+    return Path(path)
 
 
 def label(source: str) -> str:
@@ -38,7 +48,7 @@ def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
     """
     if is_hub_name(source):
         return _from_datasets(source, split, problems)
-    path = Path(source).expanduser()
+    path = local(source)
     mode = _mode(path, problems)
     if stat.S_ISDIR(mode):
         return _from_datasets(str(path), split, problems)
@@ -78,14 +88,21 @@ def _from_parquet(path: Path, problems: RowProblems) -> Iterator[Row]:
     import pyarrow.parquet as parquet
 
     try:
-        _refuse_foreign_types(parquet.read_metadata(path).metadata or {}, problems)
+        metadata = parquet.read_metadata(path)
+        _refuse_foreign_types(metadata.metadata or {}, problems)
+        _refuse_bombs(metadata, path.stat().st_size, problems)
         file = parquet.ParquetFile(path)
         number = 0
         for batch in file.iter_batches(batch_size=1024):
             for values in batch.to_pylist():
                 number += 1
                 yield Row(number, values)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # dates beyond Python's; names not UTF-8
         why = str(error).split("\n")[0]
         raise problems.stop("not a readable parquet file", why=why, fix="write the file again") from None
 
@@ -96,6 +113,17 @@ def _refuse_foreign_types(metadata: dict[bytes, bytes], problems: RowProblems) -
     if b"ARROW:extension:name" in schema and b"ray." in schema:
         fix = "write the columns as plain text and lists"
         raise problems.stop("has columns of a Ray extension type", why="their metadata is never read here", fix=fix)
+
+
+def _refuse_bombs(metadata: Any, packed: int, problems: RowProblems) -> None:
+    """A file of `packed` bytes that unpacks to more than memory holds."""
+    # Not by column: of a damaged one pyarrow (26) ends the process instead of raising.
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if size > BOMB_BYTES and size > MAX_RATIO * packed:
+        why = (
+            f"{packed} bytes unpack to {size / 2**20:.0f} MiB, {size // packed} times as much; the limit is {MAX_RATIO}"
+        )
+        raise problems.stop("unpacks to far more than it is", why=why, fix="write it again without compression")
 
 
 def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row]:

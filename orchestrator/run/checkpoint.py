@@ -69,7 +69,7 @@ class Checkpointer:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [p.parent for p in directory.glob(f"step-*/{MANIFEST}")]
+    found = [p.parent for p in directory.glob(f"step-*/{MANIFEST}") if p.parent.name[5:].isdecimal()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
@@ -78,9 +78,10 @@ def newest(directory: Path) -> tuple[Path, State]:
     refused = []
     for checkpoint in reversed(list_checkpoints(directory)):
         damage = verify(checkpoint)
-        if not damage:
-            return checkpoint, State(**json.loads((checkpoint / "state.json").read_text()))
-        refused.append(f"{checkpoint}: {damage}")
+        state = None if damage else _read_state(checkpoint)
+        if state is not None:
+            return checkpoint, state
+        refused.append(f"{checkpoint}: {damage or 'state.json is not what was written'}")
     raise ResumeError(
         Problem(
             what="there is no checkpoint to go on from",
@@ -96,17 +97,33 @@ def verify(checkpoint: Path) -> str:
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         digest = manifest.pop("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if digest != _digest(manifest) or manifest["schema"] != SCHEMA:
+            return f"{MANIFEST} is not what was written"
+        damages = (_damage(checkpoint, name, told["bytes"], told["sha256"]) for name, told in manifest["files"].items())
+        return next(filter(None, damages), "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is not what was written"
-    if digest != _digest(manifest) or manifest["schema"] != SCHEMA:
-        return f"{MANIFEST} is not what was written"
-    for name, expected in manifest["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-            return f"{name} is not what was written"
+    except OSError as error:
+        return f"cannot be read: {error}"
+
+
+def _damage(checkpoint: Path, name: str, num_bytes: int, sha256: str) -> str:
+    path = checkpoint / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"{name} would lie outside of it"
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != num_bytes or _sha256(path) != sha256:
+        return f"{name} is not what was written"
     return ""
+
+
+def _read_state(checkpoint: Path) -> State | None:
+    try:
+        state = State(**json.loads((checkpoint / "state.json").read_bytes()))
+    except (ValueError, TypeError, RecursionError, OSError):
+        return None
+    return state if all(type(n) is int and n >= 0 for n in (state.next_step, state.reference_version)) else None
 
 
 def _seal(directory: Path) -> None:

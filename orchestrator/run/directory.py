@@ -21,6 +21,7 @@ from orchestrator import disk
 from orchestrator.config.recipe import from_resolved, resolved
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
+from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem, ResumeError, redact
 
 
@@ -37,7 +38,7 @@ class RunDirectory:
         Raises:
             BadInput: when another config owns it, or its name leads out of `output_dir`.
         """
-        root = Path(config.output_dir).expanduser().absolute()
+        root = local(config.output_dir).absolute()
         directory = cls(root / config.name)
         if directory.path.is_symlink() or directory.path.parent != root:
             why = "a link would lead the run out of output_dir"
@@ -60,11 +61,16 @@ class RunDirectory:
         Raises:
             ResumeError: when `path` is none.
         """
-        directory = cls(path.expanduser().absolute())
-        if not directory.resolved.is_file():
-            runs = sorted(p.parent.name for p in directory.path.parent.glob("*/resolved.json"))
+        directory = cls(local(path).absolute())
+        if not os.path.isfile(directory.resolved):  # os.path: a name may be too long, or no name at all
+            beside = directory.path.parent
+            runs = sorted(p.parent.name for p in beside.glob("*/resolved.json")) if os.path.isdir(beside) else []
             fix = f"in {path.parent} there are: {', '.join(runs[:8])}" if runs else "give a directory like runs/NAME"
-            why = f"it has no {directory.resolved.name}" if directory.path.is_dir() else "there is no such directory"
+            why = (
+                f"it has no {directory.resolved.name}"
+                if os.path.isdir(directory.path)
+                else "there is no such directory"
+            )
             raise ResumeError(Problem(what="not a run directory", where=str(path), why=why, fix=fix))
         return directory
 

@@ -20,8 +20,8 @@ from orchestrator import disk, loop
 from orchestrator.cluster.base import Cluster, Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
-from orchestrator.data import read_examples, read_prompts
-from orchestrator.data.remarks import remarks
+from orchestrator.config.data_files import Source as DataSource
+from orchestrator.config.data_files import read_all, remarks, tokens_of
 from orchestrator.errors import Interrupted, Problem, ResumeError, RlhfError
 from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
@@ -81,8 +81,9 @@ class Attempt:
     ) -> None:
         self._config, self._directory, self._stop, self._stage = config, directory, stop, stage
         self._start_cluster = start_cluster
-        self._prompts: tuple[Prompt, ...] = ()
-        self._examples: tuple[Example, ...] = ()
+        self._data: Mapping[str, DataSource] = {}
+        self._prompts: Sequence[Prompt] = ()
+        self._examples: Sequence[Example] = ()
         self._cluster: Cluster | None = None
         self._turns = 0  # committed by this or an earlier attempt
 
@@ -124,7 +125,7 @@ class Attempt:
         told.rewind(state.next_step if checkpoint else -1)
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
         monitor.start(self._info(state.next_step))
-        for remark in remarks(self._examples, config.algorithm):
+        for remark in remarks(config, self._data):
             monitor.note(remark)
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = self._start_cluster(config.cluster, log_directory=directory.logs(self._number))
@@ -187,11 +188,10 @@ class Attempt:
     # -------------------------------------------------------------------------------------------- its parts
 
     def _read_data(self) -> None:
-        data, algorithm = self._config.data, self._config.algorithm
-        if data.prompts is not None:
-            self._prompts = read_prompts(data.prompts, split=data.split)
-        if data.dataset is not None:
-            self._examples = read_examples(data.dataset, algorithm=algorithm.type, split=data.split)
+        algorithm = self._config.algorithm
+        self._data = data = read_all(self._config, tokens_of(self._config.model.path))
+        self._prompts = data["prompts"].rows if "prompts" in data else ()
+        self._examples = data["dataset"].rows if "dataset" in data else ()
         if algorithm.max_steps is not None:
             self._max_steps = algorithm.max_steps
         else:
@@ -294,21 +294,18 @@ class Attempt:
 
     def _evaluators(self, gangs: Mapping[str, Gang[Any]]) -> list[Evaluator]:
         config, found = self._config, list[Evaluator]()
-        if config.data.eval_prompts is not None:
-            prompts = read_prompts(config.data.eval_prompts, split=config.data.eval_split)
+        if "eval_prompts" in self._data:
             found.append(
                 HeldOut(
                     gangs["rollout"],
                     gangs["reward"],
-                    prompts[: config.evaluation.max_prompts],
+                    self._data["eval_prompts"].rows[: config.evaluation.max_prompts],
                     max_completion_length=config.rollout.max_completion_length,
                     seed=config.seed,
                 )
             )
-        if config.data.eval_dataset is not None:
-            kind, split = config.algorithm.type, config.data.eval_split
-            pairs = read_examples(config.data.eval_dataset, algorithm=kind, split=split)
-            pairs = pairs[: config.evaluation.max_prompts]
+        if "eval_dataset" in self._data:
+            pairs = self._data["eval_dataset"].rows[: config.evaluation.max_prompts]
             found.append(HeldOutPairs(gangs["dataset"], gangs["policy"], gangs.get("reference"), pairs))
         return found
 

@@ -197,9 +197,11 @@ def _parse(line: bytes, seq: int | None) -> Record | None:
         digest = body.pop("sha256")
         if digest != _digest(body) or body.pop("v") != SCHEMA or (seq is not None and body["seq"] != seq):
             return None
-        return Record(**{**body, "fact": Fact(body["fact"])})
-    except (ValueError, KeyError, TypeError, AttributeError):
+        record = Record(**{**body, "fact": Fact(body["fact"])})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    numbers = (record.seq, record.attempt, record.step)
+    return record if all(type(n) is int for n in numbers) and isinstance(record.details, dict) else None
 
 
 def _digest(body: Mapping[str, Any]) -> str:

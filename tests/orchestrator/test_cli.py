@@ -90,6 +90,7 @@ def test_validate_says_what_it_found(workshop: Workshop, capsys: pytest.CaptureF
         "  arith: grpo on ./model, 10 steps, into runs/arith",
         "    data.prompts: ./prompts.jsonl, 8 rows of text",
         "    data.eval_prompts: ./prompts.jsonl, 8 rows of text",
+        "    note: data.eval_prompts: 8 of 8 held-out prompts are trained on, too: rows 1, 2, 3, 4, 5, 6, 7, 8",
     ]
 
 
@@ -101,6 +102,9 @@ def test_b58_slips_on_the_command_line(golden: Golden, capsys: pytest.CaptureFix
         ["jobs"],
         ["logs", "--cluster"],
         ["stop", "--cluster", "x"],
+        ["jobs", "--cluster", "a", "--cluster=b", "--token-file", "c", "--token-file", "d"],
+        ["resume", "runs/x", "seed=3"],
+        ["resume", "runs/x", "--new"],
     )
     for slip in slips:
         assert main(slip) == 2
@@ -146,6 +150,23 @@ def test_b62_output_into_a_pipe_that_closes(workshop: Workshop) -> None:
         ["bash", "-c", command], cwd=workshop.path, env=environment, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_b63_without_a_home(workshop: Workshop) -> None:
+    """`~` is then what the user database says, and of people it does not know a name like others."""
+    workshop.recipe({"data": "{prompts: ~nobody-of-that-name/p.jsonl}", "output_dir": "~nobody-of-that-name/runs"})
+    environment = {k: v for k, v in os.environ.items() if k != "HOME"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", "validate", "recipe.yaml"],
+        cwd=workshop.path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("rlhf: ~nobody-of-that-name/p.jsonl: cannot be read\n  why: no such file")
+    assert "Traceback" not in done.stderr
 
 
 def test_b62_a_terminal_that_knows_ascii_only(workshop: Workshop) -> None:

@@ -1,10 +1,15 @@
-"""A directory with a recipe that is good, for tests to spoil."""
+"""A directory with a recipe that is good, for tests to spoil, and what must be said of it then."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import pytest
+import tokenizers
+
+from orchestrator.cli import main
 
 GOOD = {
     "name": "arith",
@@ -43,3 +48,27 @@ class Workshop:
         text = "".join(f"{key}: {value}\n" for key, value in keys.items() if value is not None)
         (self.path / name).write_text(text)
         return name
+
+
+def refused(recipe: str, name: str, golden: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["validate", recipe])
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, "")
+    assert "Traceback" not in printed.err
+    golden(name, printed.err)
+
+
+def tokenizer(directory: str = "model", alphabet: str = "0123456789+= ") -> None:
+    """One token per character, in a model's directory."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}
+    characters = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    characters.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    characters.add_special_tokens(["<pad>", "<eos>", "<unk>"])
+    characters.save(f"{directory}/tokenizer.json")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "pad_token": "<pad>"}
+    Path(directory, "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def safetensors_header(shapes: Mapping[str, list[int]]) -> bytes:
+    header = json.dumps({n: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    return len(header).to_bytes(8, "little") + header

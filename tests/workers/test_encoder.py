@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_what_is_too_long_is_cut_or_dropped_and_counted(qwen2: Path) -> None:
     assert encoded.rewards is not None
     assert encoded.rewards.tolist() == [1, 0, 0.5, 0.25]
     assert (encoded.num_dropped, encoded.num_truncated) == (2, 2)
+
+
+def test_b14_an_end_that_is_also_padding_is_learned(qwen2: Path, tmp_path: Path) -> None:
+    """Nothing is padded here, so nothing can take the end of a sequence for padding and hide it from the loss."""
+    directory = tmp_path / "model"
+    shutil.copytree(qwen2, directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(directory)
+    assert AutoTokenizer.from_pretrained(directory).pad_token_id == 1
+    encoded = encoder(directory, 10).encode([example("ab>", "c", "dd")])
+    assert [c.tolist() for c in encoded.completions] == [[5, 1], [6, 6, 1]]
 
 
 def test_demonstrations_have_no_scores(qwen2: Path) -> None:

@@ -4,7 +4,7 @@ Names are TRL's wherever TRL has one. Every number carries its legal range, so t
 """
 
 from workers.config.algorithms import AlgorithmConfig
-from workers.config.base import Count, ModelOrigin, NonNegative, Positive, Settings, Share
+from workers.config.base import Count, ModelOrigin, NonNegative, PathText, Positive, Settings, Share
 from workers.config.distillation import DistillConfig
 from workers.config.optimisation import FromDataset, Optimisation, Sampled
 from workers.config.policy_gradient import (
@@ -55,6 +55,7 @@ __all__ = [
     "ModelRewardConfig",
     "NonNegative",
     "Optimisation",
+    "PathText",
     "PolicyGradient",
     "Positive",
     "PpoConfig",

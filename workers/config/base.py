@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _can_be_a_path(text: str) -> str:
+    if len(text.encode()) > 4095 or any(len(part.encode()) > 255 for part in text.split("/")):
+        raise ValueError("shorten it: a file name has at most 255 bytes, and a path 4095")
+    return text
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_path)]
 
 
 class Settings(BaseModel):
@@ -21,7 +30,7 @@ class Settings(BaseModel):
 class ModelOrigin(Settings):
     """A model: a Hugging Face directory or hub id, or the result of an earlier stage."""
 
-    path: str | None = None
+    path: PathText | None = None
     from_stage: str | None = None  # name of an earlier stage of the same recipe
 
     @model_validator(mode="after")

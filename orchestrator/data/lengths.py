@@ -1,0 +1,58 @@
+"""Which rows are too long for a run, before it starts: dropped, cut, or cut until nothing tells two answers apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.data.tokens import TokenCounter, num_bytes
+from workers.types import Example, Prompt
+
+MEASURED_BYTES = 4 * 2**20  # of text: a few seconds of one core
+OWN_TOKENS = 8  # what a tokenizer may add to a text of its own accord
+
+
+@dataclass(kw_only=True, slots=True)
+class Lengths:
+    """Rows by index. `measured` of them were looked at, from the first on."""
+
+    measured: int = 0
+    dropped: list[int] = field(default_factory=list)  # the prompt alone is too long
+    cut: list[int] = field(default_factory=list)  # a completion loses its end
+    equal: list[int] = field(default_factory=list)  # of these, all completions are the same once they are cut
+
+
+def of_prompts(prompts: Sequence[Prompt], tokens: TokenCounter, *, max_tokens: int) -> Lengths:
+    found, spent = Lengths(), 0
+    for i, prompt in enumerate(prompts):
+        if spent > MEASURED_BYTES:
+            break
+        found.measured += 1
+        size = num_bytes(prompt.text)
+        if size + OWN_TOKENS > max_tokens:
+            spent += size
+            if len(tokens.prompt(prompt.text)) > max_tokens:
+                found.dropped.append(i)
+    return found
+
+
+def of_examples(examples: Sequence[Example], tokens: TokenCounter, *, max_tokens: int) -> Lengths:
+    """As the dataset role cuts them: a prompt leaves room for at least one token, and completions get the rest."""
+    found, spent = Lengths(), 0
+    for i, example in enumerate(examples):
+        if spent > MEASURED_BYTES:
+            break
+        found.measured += 1
+        size = num_bytes(example.prompt.text) + max(map(num_bytes, example.completions))
+        if size + OWN_TOKENS <= max_tokens:
+            continue
+        spent += size
+        room = max_tokens - len(tokens.prompt(example.prompt.text))
+        completions = [tokens.completion(completion) for completion in example.completions]
+        if room <= 0:
+            found.dropped.append(i)
+        elif any(len(completion) + 1 > room for completion in completions):  # 1: the end of the sequence
+            found.cut.append(i)
+            if len(completions) > 1 and len({tuple(c[:room]) for c in completions}) == 1:
+                found.equal.append(i)
+    return found
