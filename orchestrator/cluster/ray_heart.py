@@ -1,0 +1,81 @@
+"""Which processes are alive, and whether the cluster is: Ray lists a stopped process as alive, and leaves the driver no
+chance to say anything when its head is lost."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from orchestrator.cluster.ray_host import NAMESPACE, Beat
+from orchestrator.errors import ClusterLost
+
+LOST_AFTER_S = 25.0
+"""Without an answer the cluster is lost. Ray itself ends the driver after 60 s, without a word."""
+ASK_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was seen of a process: its newest beat, and for how long that has been its newest."""
+
+    beat: Beat
+    silent_s: float
+    at: float
+
+
+class Heart:
+    """Reads the beats of the hosts, which say nothing of time: a beat is judged by when it was last seen to change, and
+    only while somebody looks. A laptop that slept, or a driver that was stopped, condemns nobody."""
+
+    def __init__(self, *, timeout_s: float, address: str | None) -> None:
+        self.tick_s = min(timeout_s / 4, 2.5)
+        self._address = address
+        self._seen: dict[str, _Look] = {}
+        self._unanswered_since: float | None = None
+
+    def silent_s(self, actor: str) -> float:
+        beat, now = self._beat(actor), time.monotonic()
+        if beat is None:
+            return 0.0
+        last = self._seen.get(actor)
+        silent_s = 0.0
+        if last is not None and last.beat == beat:
+            silent_s = last.silent_s + min(now - last.at, 2 * self.tick_s)
+        self._seen[actor] = _Look(beat, silent_s, now)
+        return silent_s
+
+    def pid(self, actor: str) -> int | None:
+        beat = self._beat(actor)
+        return None if beat is None else beat.pid
+
+    def forget(self, actor: str) -> None:
+        """Nobody will ask for it again."""
+        self._seen.pop(actor, None)
+        with suppress(Exception):  # the cluster may be gone
+            _store().internal_kv_del(actor.encode(), False, NAMESPACE, ASK_S)
+
+    def _beat(self, actor: str) -> Beat | None:
+        """None when there is none yet, or the cluster does not answer now. Raises ClusterLost."""
+        try:
+            found = _store().internal_kv_get(actor.encode(), NAMESPACE, ASK_S)
+        except Exception:
+            self._without_answer()
+            return None
+        self._unanswered_since = None
+        return Beat.read(found) if found else None
+
+    def _without_answer(self) -> None:
+        now = time.monotonic()
+        self._seen.clear()  # no beat could be written either
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        elif now - self._unanswered_since >= LOST_AFTER_S:
+            raise ClusterLost(now - self._unanswered_since, address=self._address)
+
+
+def _store() -> Any:
+    return ray._private.worker.global_worker.gcs_client
