@@ -7,10 +7,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from processes import eventually
+from tellers import Teller
 
 from orchestrator.cluster.base import Gang, GangPlan, Resources, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster
@@ -20,57 +20,8 @@ from orchestrator.errors import FleetExhausted, NoHeartbeat, WorkerFailed
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("head")]
 
 HEARTBEAT_S = 6.0
+IMPORTS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 TOLD = 7  # what every restarted member is told, as an engine is given the newest weights
-
-
-class VersionMismatch(Exception):
-    """Known by its name, as the engines' own."""
-
-
-class Teller:
-    """A worker whose answers depend on the call and on what it was last told."""
-
-    def __init__(self, number: int, directory: str, **meeting: Any) -> None:
-        self._number, self._directory, self._told, self._meeting = number, Path(directory), 0, meeting
-
-    def learn(self, what: int) -> None:
-        self._told = what
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def meeting(self) -> Any:
-        return self._meeting
-
-    def tell(self, question: int, sleeps_once: str = "") -> tuple[int, int, int]:
-        """(number, question, what it was told). The first call ever that bears a name `sleeps_once` never ends."""
-        self._sleep(sleeps_once)
-        return self._number, question, self._told
-
-    def total(self, answers: list[tuple[int, int, int]], sleeps_once: str = "") -> int:
-        self._sleep(sleeps_once)
-        return sum(sum(answer) for answer in answers)
-
-    def tell_if_told(self, what: int) -> int:
-        if self._told != what:
-            raise VersionMismatch(f"told {self._told}, asked for {what}")
-        return self._told
-
-    def raise_something(self) -> None:
-        raise KeyError("something")
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def _sleep(self, name: str) -> None:
-        if not name:
-            return
-        try:
-            with (self._directory / name).open("x") as file:
-                file.write(str(os.getpid()))
-        except FileExistsError:
-            return
-        time.sleep(600)
 
 
 class Stage:
@@ -82,17 +33,21 @@ class Stage:
         settings = ClusterConfig(heartbeat_timeout_s=HEARTBEAT_S)
         self.cluster = RayCluster(settings, told=lambda r: self.told.append((r, time.monotonic())))
         plans = [self._plan("pure", restarts), self._plan("learner", 0), self._plan("met", restarts)]
-        self._gangs = self.cluster.spawn(plans)
-        for role in ("pure", "met"):
-            self.gang(role).when_restarted(tell_them)
-            tell_them(self.gang(role))
+        try:
+            self._gangs = self.cluster.spawn(plans)
+            for role in ("pure", "met"):
+                self.gang(role).when_restarted(tell_them)
+                tell_them(self.gang(role))
+        except BaseException:
+            self.cluster.shutdown()
+            raise
 
     def gang(self, role: str) -> Gang[Teller]:
         return self._gangs[role]
 
     def _plan(self, role: str, restarts: int) -> GangPlan:
         arguments = [{"number": i, "directory": str(self._directory)} for i in range(2)]
-        resources, meet = Resources(cpus=0.1), role == "met"
+        resources, meet = Resources(cpus=0.1, environment=IMPORTS), role == "met"
         return GangPlan(role=role, start=Teller, arguments=arguments, resources=resources, meet=meet, restarts=restarts)
 
     def strike(self, name: str, with_signal: signal.Signals = signal.SIGKILL) -> int:
