@@ -25,14 +25,14 @@ TOLD = 7  # what every restarted member is told, as an engine is given the newes
 
 
 class Stage:
-    """`pure` members are started again, `learner` ones never, `met` ones only together."""
+    """`pure` members are started again, `frail` ones twice, `learner` ones never, `met` ones only together."""
 
-    def __init__(self, directory: Path, *, restarts: int) -> None:
+    def __init__(self, directory: Path) -> None:
         self.told: list[tuple[Restart, float]] = []
         self._directory = directory
         settings = ClusterConfig(heartbeat_timeout_s=HEARTBEAT_S)
         self.cluster = RayCluster(settings, told=lambda r: self.told.append((r, time.monotonic())))
-        plans = [self._plan("pure", restarts), self._plan("learner", 0), self._plan("met", restarts)]
+        plans = [self._plan("pure", 20), self._plan("frail", 2), self._plan("learner", 0), self._plan("met", 20)]
         try:
             self._gangs = self.cluster.spawn(plans)
             for role in ("pure", "met"):
@@ -65,7 +65,7 @@ def tell_them(members: Gang[Teller]) -> None:
 
 @pytest.fixture(scope="module")
 def stage(head: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    made = Stage(tmp_path_factory.mktemp("stage"), restarts=20)
+    made = Stage(tmp_path_factory.mktemp("stage"))
     yield made
     made.cluster.shutdown()
 
@@ -184,13 +184,10 @@ def test_a_learner_is_not_started_again(stage: Stage, told: Told) -> None:
     assert told() == []
 
 
-def test_a_call_that_kills_whoever_is_asked_ends_the_attempt(head: None, tmp_path: Path) -> None:
-    made = Stage(tmp_path, restarts=2)
-    try:
-        with pytest.raises(FleetExhausted) as exhausted:
-            made.gang("pure").one(Teller.die).result()
-    finally:
-        made.cluster.shutdown()
-    assert (exhausted.value.role, exhausted.value.rank, exhausted.value.method) == ("pure", 0, "die")
+def test_a_call_that_kills_whoever_is_asked_ends_the_attempt(stage: Stage) -> None:
+    before = len(stage.told)
+    with pytest.raises(FleetExhausted) as exhausted:
+        stage.gang("frail").one(Teller.die).result()
+    assert (exhausted.value.role, exhausted.value.rank, exhausted.value.method) == ("frail", 0, "die")
     assert "the same call of `die` ended it 3 times" in str(exhausted.value)
-    assert [restart.number for restart, _ in made.told] == [1, 2]
+    assert [(restart.role, restart.number) for restart, _ in stage.told[before:]] == [("frail", 1), ("frail", 2)]
