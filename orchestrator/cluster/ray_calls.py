@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
+from orchestrator.cluster.ray_heart import Heart
 from orchestrator.cluster.ray_host import Failure, Slot
 from orchestrator.errors import (
     DeadlineExceeded,
@@ -59,20 +60,6 @@ class Loss:
     error: WorkerFailed
     method: str
     call: RayHandle[Any] | None = None  # that it died of, or with
-
-
-class Heart(Protocol):
-    """Knows which processes are alive."""
-
-    tick_s: float  # how often it is worth asking
-
-    def silent_s(self, actor: str) -> float:
-        """For how long a process has given no sign of life; 0 when it never has. Raises ClusterLost."""
-        ...
-
-    def pid(self, actor: str) -> int | None: ...
-
-    def forget(self, actor: str) -> None: ...
 
 
 class Caller(Protocol):

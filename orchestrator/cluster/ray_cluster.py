@@ -38,12 +38,13 @@ class RayCluster:
     ) -> None:
         self._config, self._logs, self._told = config, log_directory, told
         self._clock = Clock()
-        self._heart = Heart(timeout_s=config.heartbeat_timeout_s, address=config.address)
         self._group: PlacementGroup | None = None
         self._gangs: dict[str, RayGang[Any]] = {}
         self._members: Members = {}
         self._local = config.address is None and "RAY_ADDRESS" not in os.environ
         start_local(config) if self._local else connect(config)
+        store = ray._private.worker.global_worker.gcs_client
+        self._heart = Heart(store, timeout_s=config.heartbeat_timeout_s, address=config.address)
         gpus = ray.cluster_resources().get("GPU", 0)
         if config.device == "cuda" and not gpus:
             raise ClusterError(
@@ -90,13 +91,14 @@ class RayCluster:
         """End every actor; a cluster that was started for the run ends too."""
         if not ray.is_initialized():
             return
-        for gang in self._gangs.values():
-            for actor in gang.actors:
-                ray.kill(actor)
-                self._heart.forget(actor._actor_id.hex())
-        if self._group is not None:
-            with suppress(Exception):  # the cluster may be gone already
-                remove_placement_group(self._group)
+        if self._heart.cluster_answers:  # else each of these would wait for it
+            for gang in self._gangs.values():
+                for actor in gang.actors:
+                    ray.kill(actor)
+                    self._heart.forget(actor._actor_id.hex())
+            if self._group is not None:
+                with suppress(Exception):  # the cluster may be gone already
+                    remove_placement_group(self._group)
         ray.shutdown()
 
     def _place(self, plans: Sequence[GangPlan], bundles: list[dict[str, float]]) -> PlacementGroup:
