@@ -94,8 +94,10 @@ def strike(run: Run, after: int, worker: str) -> int:
 
 
 def writes(process: Path, log: str) -> bool:
+    """Whether it is the actor whose log that is; what an actor starts writes there too."""
     try:
-        return str((process / "fd" / "1").readlink()) == log
+        is_actor = (process / "cmdline").read_bytes().startswith(b"ray::")
+        return is_actor and str((process / "fd" / "1").readlink()) == log
     except OSError:
         return False
 
