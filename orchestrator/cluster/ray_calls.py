@@ -253,6 +253,10 @@ class RayHandle(Generic[R]):
         except WorkerFailed:
             return replaced  # a new member may do better; the same one would raise again
 
+    def is_done(self) -> bool:
+        """Whether this answer and those of its siblings are known to be there."""
+        return all(h.good for h in (self, *self.siblings()))
+
     def has_ended(self, within_s: float = 0) -> bool:
         return bool(ray.wait([self.receipt], timeout=within_s, fetch_local=False)[0])
 

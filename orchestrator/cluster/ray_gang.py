@@ -97,7 +97,7 @@ class RayGang(Generic[W]):
 
         handle: RayHandle[R] = RayHandle(self, rank, method.__name__, ask, inputs, again=again)
         if again:
-            self._calls = [c for c in self._calls if (h := c()) is not None and not h.good]
+            self._calls = [c for c in self._calls if (h := c()) is not None and not h.is_done()]
             self._calls.append(weakref.ref(handle))
         return handle
 
@@ -178,9 +178,10 @@ class RayGang(Generic[W]):
 
     def _ask_again(self, ranks: Sequence[int]) -> None:
         calls = [h for c in self._calls if (h := c()) is not None and h.rank in ranks]
+        # Who meets works together: where one of them has to answer again, all of them have to.
+        torn = {id(h.fan_out) for h in calls if self._plan.meet and h.is_lost()}
         for handle in calls:
-            together = self._plan.meet and any(h.is_lost() for h in (handle, *handle.siblings()))
-            handle.renew(together=together)
+            handle.renew(together=id(handle.fan_out) in torn)
 
 
 def _alone(ref: Any) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ class Teller:
 
     def __init__(self, number: int, directory: str, **meeting: Any) -> None:
         self._number, self._directory, self._told, self._meeting = number, Path(directory), 0, meeting
+        self._totals = 0
 
     def learn(self, what: int) -> None:
         self._told = what
@@ -34,8 +35,13 @@ class Teller:
         return self._number, question, self._told
 
     def total(self, answers: list[tuple[int, int, int]], sleeps_once: str = "") -> int:
+        self._totals += 1
         self._sleep(sleeps_once)
         return sum(sum(answer) for answer in answers)
+
+    def num_totals(self) -> int:
+        """How often this process was asked for one."""
+        return self._totals
 
     def tell_if_told(self, what: int) -> int:
         if self._told != what:

@@ -139,6 +139,7 @@ def test_a_gang_that_meets_is_started_again_whole(stage: Stage, told: Told) -> N
     stage.strike("met")
     assert wait(totals) == [17, 17]
     assert told() == [("met", "total")]
+    assert wait(met.all(Teller.num_totals)) == [1, 1], "one had answered before, but they work together"
     assert not set(before) & set(wait(met.all(Teller.pid)))
     first, second = wait(met.all(Teller.meeting))
     assert first == second
