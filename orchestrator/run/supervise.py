@@ -26,7 +26,7 @@ from types import FrameType
 from orchestrator.errors import RlhfError
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.incidents import Action, Incident, write_incident
-from orchestrator.run.ledger import Fact, Record, read_ledger
+from orchestrator.run.ledger import Fact, read_ledger
 
 MARK = "RLHF_ATTEMPT_MARK"
 """A name in the environment of an attempt and of all that it starts on this machine: what bears its value is ours."""
@@ -49,13 +49,12 @@ PASSING = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """How an attempt ended. Example: `Ended(cause="worker_failed", exit_code=4, started_at=10, reached=17)`."""
+    """How an attempt ended. Example: `Ended(cause="worker_failed", exit_code=4, reached=17, run="arith-grpo")`."""
 
     cause: str
     exit_code: int
-    started_at: int  # turns that were done when it began
     reached: int  # turns that it had done when it ended
-    run: str = ""  # of a recipe with several stages, the one it was at
+    run: str = ""  # of a recipe with several stages, the one it was at; empty: it came to none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +69,7 @@ def judge(ended: Ended, before: Ended | None, *, attempts_left: int) -> Verdict:
     """The pure rule. `before` is how the attempt before it ended; None: it was the first."""
     if ended.cause not in PASSING:
         return Verdict(go_on=False, reason=f"another attempt would meet the same: {ended.cause}")
-    same_place = before is not None and (before.run, before.reached) == (ended.run, ended.reached)
-    if same_place and ended.reached <= (before.reached if before else 0):
+    if before is not None and (before.run, before.reached) == (ended.run, ended.reached):
         where = f"after step {ended.reached}" if ended.reached else "before the first step was done"
         return Verdict(go_on=False, reason=f"two attempts in a row ended {where}, without any progress")
     if not attempts_left:
@@ -142,23 +140,17 @@ class Supervisor:
 
     def _ended(self, code: int) -> tuple[Ended, RunDirectory | None]:
         """How the child ended, by what it wrote, or else by what can be seen; and the stage it was at."""
-        directory = next((d for d in self._directories if d.last_attempt > self._known[d.path]), None)
-        directory = next((d for d in reversed(self._directories) if d.last_attempt > self._known[d.path]), directory)
+        directory = next((d for d in reversed(self._directories) if d.last_attempt > self._known[d.path]), None)
         if directory is None:  # it never came to a run: the recipe was refused, or it was killed before
             cause = "killed" if code < 0 else "bad_input" if code == 2 else "cluster" if code == 3 else "error"
-            return Ended(cause=cause, exit_code=_shell_code(code), started_at=0, reached=0), None
-        with suppress(RlhfError):
-            records = read_ledger(directory.ledger)[0]
-        started_at, reached = progress(records, directory.last_attempt)
+            return Ended(cause=cause, exit_code=_shell_code(code), reached=0), None
+        reached = turns_reached(directory)
         found = directory.read_exit()
         if found is None or found.get("attempt") != directory.last_attempt:
             self._write_exit(directory, code, reached)
             found = directory.read_exit() or {}
         cause = str(found.get("cause", "error"))
-        ended = Ended(
-            cause=cause, exit_code=_shell_code(code), started_at=started_at, reached=reached, run=directory.name
-        )
-        return ended, directory
+        return Ended(cause=cause, exit_code=_shell_code(code), reached=reached, run=directory.name), directory
 
     def _write_exit(self, directory: RunDirectory, code: int, reached: int) -> None:
         """The driver was killed, or Ray ended it: it could say nothing."""
@@ -199,11 +191,14 @@ class Supervisor:
             )
 
 
-def progress(records: Sequence[Record], attempt: int) -> tuple[int, int]:
-    """Of an attempt, by the ledger: (turns done when it began, turns done when it ended)."""
-    own = [record for record in records if record.attempt == attempt]
-    started_at = next((record.step for record in own if record.fact == Fact.attempt), 0)
-    return started_at, max((record.step for record in own if record.fact == Fact.committed), default=started_at)
+def turns_reached(directory: RunDirectory) -> int:
+    """Turns that were done when its last attempt ended, by the ledger; 0 when that cannot be read."""
+    try:
+        records = read_ledger(directory.ledger)[0]
+    except RlhfError:
+        return 0
+    own = [r.step for r in records if r.attempt == directory.last_attempt and r.fact in (Fact.attempt, Fact.committed)]
+    return max(own, default=0)
 
 
 def child_command(*arguments: str) -> list[str]:

@@ -18,8 +18,8 @@ from orchestrator.run.supervise import Ended, Supervisor, judge
 LIFE = Path(__file__).with_name("a_life.py")
 
 
-def ended(cause: str, reached: int, *, started_at: int = 0, run: str = "grpo") -> Ended:
-    return Ended(cause=cause, exit_code=4, started_at=started_at, reached=reached, run=run)
+def ended(cause: str, reached: int, run: str = "grpo") -> Ended:
+    return Ended(cause=cause, exit_code=4, reached=reached, run=run)
 
 
 @pytest.mark.parametrize(
