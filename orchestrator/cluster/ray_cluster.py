@@ -20,7 +20,7 @@ from orchestrator.cluster.ray_calls import Clock, Members
 from orchestrator.cluster.ray_gang import RayGang
 from orchestrator.cluster.ray_heart import Heart
 from orchestrator.cluster.ray_host import Host
-from orchestrator.cluster.ray_start import connect, start_local
+from orchestrator.cluster.ray_start import connect, start_local, store
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import ClusterError, PlacementError, Problem, Shortfall
 
@@ -43,8 +43,7 @@ class RayCluster:
         self._members: Members = {}
         self._local = config.address is None and "RAY_ADDRESS" not in os.environ
         start_local(config) if self._local else connect(config)
-        store = ray._private.worker.global_worker.gcs_client
-        self._heart = Heart(store, timeout_s=config.heartbeat_timeout_s, address=config.address)
+        self._heart = Heart(store(), timeout_s=config.heartbeat_timeout_s, address=config.address)
         gpus = ray.cluster_resources().get("GPU", 0)
         if config.device == "cuda" and not gpus:
             raise ClusterError(
