@@ -68,14 +68,15 @@ def test_workers_that_are_killed_one_after_the_other_change_nothing(finished: Fi
 
 
 def test_a_learner_that_is_killed_ends_the_attempt_and_the_next_one_the_run(finished: Finished, qwen2: Path) -> None:
-    whole, run = finished("grpo", qwen2), Run(qwen2 / "runs" / "beheaded")
-    with Command("run", str(attempts.RECIPES / "grpo.yaml"), "name=beheaded", "--attempts", "3", cwd=qwen2) as command:
-        pid = strike(run, 1, "policy-0")
+    whole, run = finished("base", qwen2), Run(qwen2 / "runs" / "beheaded")
+    with Command("run", str(attempts.RECIPES / "base.yaml"), "name=beheaded", "--attempts", "3", cwd=qwen2) as command:
+        pid = strike(run, 7, "policy-1")  # one step after a checkpoint
         assert command.exit_code() == 0, command.output
         assert command.leaves_nothing_behind()
-    assert f"policy rank 0 failed: its process (pid {pid}) died" in command.output
+    assert f"policy rank 1 failed: its process (pid {pid}) died" in command.output
     assert "attempt 1 of 3 ended (worker_failed); 2 attempts left: starting attempt 2 of 3" in command.output
     assert (run.exit["cause"], run.exit["attempt"]) == ("completed", 2)
+    assert "ATTEMPT 6" in run.facts
     assert run.metrics_without_clocks == whole.metrics_without_clocks
     assert run.weights_digest == whole.weights_digest
     (incident,) = read_incidents(run.path / "incidents.jsonl")
