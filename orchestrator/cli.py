@@ -19,13 +19,15 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from orchestrator import cli_jobs
-from orchestrator.cli_options import Overrides, RecipePath
+from orchestrator.cli_options import Attempts, Overrides, RecipePath
 from orchestrator.errors import Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
     from orchestrator.config.preflight import Seen
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: runs/NAME.")]
 
 app = typer.Typer(
     name="rlhf",
@@ -67,6 +69,7 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    attempts: Attempts = 1,
 ) -> int:
     """Run a recipe, stage by stage."""
     from orchestrator.config import load
@@ -75,6 +78,9 @@ def run(
     if dry_run:
         say(_as_yaml(loaded.stages).rstrip())
         return 0
+    if attempts > 1:
+        directories = [config.directory for config in loaded.stages]
+        return _supervised("run", str(recipe), *(overrides or ()), directories=directories, attempts=attempts)
     from orchestrator.config.preflight import preflight
 
     preflight(loaded)
@@ -100,19 +106,40 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
 
 @app.command()
 def resume(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: runs/NAME.")],
+    run_directory: RunPath,
+    attempts: Attempts = 1,
 ) -> int:
     """Go on with a run that was stopped, from its newest checkpoint."""
     from orchestrator.run.directory import RunDirectory
 
     directory = RunDirectory.open(run_directory)
     directory.config()
+    if attempts > 1:
+        return _supervised("resume", str(directory.path), directories=[directory.path], attempts=attempts)
     from orchestrator.run.driver import resume_run
 
     return resume_run(directory.path)
 
 
+@app.command()
+def why(run_directory: RunPath) -> int:
+    """Tell how a run ended: what came first, what was done about it, and how to go on."""
+    from orchestrator.run.directory import RunDirectory
+    from orchestrator.run.why import explain
+
+    for line in explain(RunDirectory.open(run_directory)):
+        say(line)
+    return 0
+
+
 cli_jobs.add_to(app)
+
+
+def _supervised(*arguments: str, directories: Sequence[Path], attempts: int) -> int:
+    from orchestrator.run.supervise import Supervisor, child_command
+
+    command = child_command(*(["--debug"] if _debug else []), *arguments)
+    return Supervisor(command, directories, attempts=attempts, say=lambda text: _complain(text)).run()
 
 
 def _as_yaml(stages: Sequence[RunConfig]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli_options import Cluster, JobId, Overrides, RecipePath, TokenFile
+from orchestrator.cli_options import Attempts, Cluster, JobId, Overrides, RecipePath, TokenFile
 from orchestrator.errors import BadInput, Problem
 from orchestrator.terminal import say
 
@@ -41,6 +41,7 @@ def submit(
     allow_open_cluster: Annotated[
         bool, typer.Option("--allow-open-cluster", help="Send jobs to a cluster that asks for no token.")
     ] = False,
+    attempts: Attempts = 1,
 ) -> int:
     """Run a recipe as a job. Submitting the same again finds the same job."""
     from orchestrator.config import load
@@ -53,7 +54,16 @@ def submit(
     accepted = ["cluster.allow_open=true"] if allow_open_cluster else []
     request = JobRequest(
         id=submission_id(loaded.stages[-1].name, _digest(loaded)),
-        entrypoint=shlex.join(["rlhf", "run", str(inside), *(overrides or ()), *accepted]),
+        entrypoint=shlex.join(
+            [
+                "rlhf",
+                "run",
+                *(["--attempts", str(attempts)] if attempts > 1 else []),
+                str(inside),
+                *(overrides or ()),
+                *accepted,
+            ]
+        ),
         working_dir=working_dir.resolve(),
         metadata={"rlhf_run": loaded.stages[-1].name, "rlhf_recipe": str(inside)},
     )

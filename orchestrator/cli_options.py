@@ -18,6 +18,15 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Attempts = Annotated[
+    int,
+    typer.Option(
+        "--attempts",
+        metavar="N",
+        min=1,
+        help="When a worker, the driver or the cluster fails, go on from the newest checkpoint: N attempts in all.",
+    ),
+]
 Cluster = Annotated[
     str,
     typer.Option("--cluster", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The dashboard: http://HEAD:8265."),

@@ -4,9 +4,14 @@
     ├── BadInput              2   recipe, data, reward function, command line: many problems at once
     │   └── ResumeError       2   there is nothing that could be resumed, or not with this config
     ├── ClusterError          3   no cluster, wrong address or token, versions that do not go together
-    │   └── PlacementError    3   the cluster is smaller than what the roles ask for
+    │   ├── PlacementError    3   the cluster is smaller than what the roles ask for
+    │   └── ClusterLost       3   the cluster was there and is gone
     ├── WorkerFailed          4   an actor raised or died; carries its own traceback
-    │   └── DeadlineExceeded  4   an actor did not answer in time
+    │   ├── DeadlineExceeded  4   an actor did not answer in time
+    │   ├── NoHeartbeat       4   an actor's process does not run any more, though it is there
+    │   ├── HostOutOfMemory   4   the machine had no memory left for an actor
+    │   ├── VersionMismatch   4   an actor holds other weights than it was asked for
+    │   └── FleetExhausted    4   the actors of a role died more often than they may be started again
     └── Interrupted         130   Ctrl-C; 143 when it was SIGTERM
 
 Exit code 0 is "done". Every error is one or more `Problem`s: what, where, why, and what to do about it.
@@ -132,14 +137,27 @@ class PlacementError(ClusterError):
         )
 
 
+class ClusterLost(ClusterError):
+    """The cluster was there and does not answer any more."""
+
+    cause = "cluster_lost"
+
+    def __init__(self, seconds: float, *, address: str | None) -> None:
+        what = f"the Ray cluster{f' {address}' if address else ''} has not answered for {seconds:.0f} s"
+        why = "its head process died, its machine is gone, or the network to it is cut"
+        super().__init__(Problem(what=what, why=why, fix="bring the cluster back and resume the run"))
+
+
 class WorkerFailed(RlhfError):
-    """An actor raised or died. The message is the first cause; `traceback` is the worker's own."""
+    """An actor raised or died. The message is the first cause; `traceback` is the worker's own. `pid` is None where it
+    is not known."""
 
     exit_code = 4
     cause = "worker_failed"
+    pid: int | None = None
 
-    def __init__(self, role: str, rank: int, traceback: str, *, fix: str = "") -> None:
-        self.role, self.rank, self.traceback = role, rank, redact(traceback.rstrip())
+    def __init__(self, role: str, rank: int, traceback: str, *, fix: str = "", pid: int | None = None) -> None:
+        self.role, self.rank, self.traceback, self.pid = role, rank, redact(traceback.rstrip()), pid
         last_line = self.traceback.rsplit("\n", 1)[-1].strip() or "died without a word"
         why = "its own traceback stands below" if "\n" in self.traceback else ""
         super().__init__(Problem(what=f"{role} rank {rank} failed: {last_line}", why=why, fix=fix))
@@ -155,8 +173,10 @@ class DeadlineExceeded(WorkerFailed):
 
     cause = "deadline"
 
-    def __init__(self, role: str, method: str, seconds: float, *, rank: int | None = None) -> None:
-        self.role, self.method, self.seconds, self.traceback = role, method, seconds, ""
+    def __init__(
+        self, role: str, method: str, seconds: float, *, rank: int | None = None, pid: int | None = None
+    ) -> None:
+        self.role, self.method, self.seconds, self.traceback, self.pid = role, method, seconds, "", pid
         self.rank = -1 if rank is None else rank  # -1: any of the gang
         who = role if rank is None else f"{role} rank {rank}"
         RlhfError.__init__(
@@ -165,6 +185,62 @@ class DeadlineExceeded(WorkerFailed):
                 what=f"{who} did not answer `{method}` within {seconds:g} s",
                 why="it hangs, or the work is larger than the deadline allows",
                 fix="see logs/latest of the run; if the work is that large, raise cluster.call_timeout_s",
+            ),
+        )
+
+
+class NoHeartbeat(WorkerFailed):
+    """An actor's process is there, but does not run: stopped, frozen, or stuck outside Python."""
+
+    cause = "no_heartbeat"
+
+    def __init__(self, role: str, method: str, seconds: float, *, rank: int, pid: int | None = None) -> None:
+        self.role, self.rank, self.method, self.seconds, self.traceback, self.pid = role, rank, method, seconds, "", pid
+        process = f" (pid {pid})" if pid else ""
+        RlhfError.__init__(
+            self,
+            Problem(
+                what=f"{role} rank {rank}{process} gave no sign of life for {seconds:g} s, during `{method}`",
+                why="its process is stopped or frozen, its machine is gone, or a library holds the interpreter",
+                fix="see logs/latest of the run; if a library does that for so long, raise cluster.heartbeat_timeout_s",
+            ),
+        )
+
+
+class HostOutOfMemory(WorkerFailed):
+    """The machine had no memory left for an actor."""
+
+    cause = "host_oom"
+
+    def __init__(self, role: str, rank: int, traceback: str, *, pid: int | None = None) -> None:
+        fix = "give the machine more memory, or ask for less: shorter completions, a smaller batch, fewer workers on it"
+        super().__init__(role, rank, traceback, fix=fix, pid=pid)
+
+
+class VersionMismatch(WorkerFailed):
+    """An actor holds the weights of another version than the one it was asked for, so that it did not answer."""
+
+    cause = "version_mismatch"
+
+
+class FleetExhausted(WorkerFailed):
+    """The actors of a role died more often than they may be started again in place. `last` is the last death."""
+
+    cause = "fleet_exhausted"
+
+    def __init__(self, last: WorkerFailed, method: str, *, restarts: int, of_this_call: int) -> None:
+        self.role, self.rank, self.traceback, self.pid = last.role, last.rank, last.traceback, last.pid
+        self.method, self.restarts = method, restarts
+        times = "once" if restarts == 1 else f"{restarts} times"
+        why = last.problems[0].what
+        if of_this_call > 1:
+            why += f"; the same call of `{method}` ended it {of_this_call} times: what it was given may be the cause"
+        RlhfError.__init__(
+            self,
+            Problem(
+                what=f"{self.role} was started again {times} and rank {self.rank} died again, during `{method}`",
+                why=why,
+                fix="see logs/latest of the run; cluster.restarts_per_role says how often a role may be started again",
             ),
         )
 

@@ -12,7 +12,7 @@ Nothing here knows which algorithm runs: what an algorithm does without is a par
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.pipeline.anchor import Anchor, metrics_of
@@ -33,6 +33,7 @@ class Parts:
     recorder: Recorder
     waited_s: Callable[[], float]  # how long the driver has waited for workers so far
     stop: Callable[[], bool]  # true when someone asked the run to end
+    restarts: Callable[[], Mapping[str, int]] = dict  # of each role so far, where there were any
 
 
 def run(parts: Parts, *, first_step: int, max_steps: int) -> bool:
@@ -51,6 +52,7 @@ def run(parts: Parts, *, first_step: int, max_steps: int) -> bool:
         parts.recorder.trained(step, parts.anchor.decision())
         metrics |= parts.publisher.publish(step + 1)
         metrics |= metrics_of(parts.anchor.decision(), step)
+        metrics |= {f"restarts/{role}": float(count) for role, count in parts.restarts().items()}
         metrics["timing/wait_for_batch"] = arrived - started  # much of a step: the rollouts are the bottleneck
         metrics["timing/step"] = time.monotonic() - started
         metrics["timing/driver"] = metrics["timing/step"] - (parts.waited_s() - waited)

@@ -83,7 +83,9 @@ class FakeRollout:
     def __init__(self, events: Events, *, index: int = 0, **_: Any) -> None:
         self._events, self._index, self._version = events, index, 0
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Experience:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, versions: tuple[int, int] | None = None
+    ) -> Experience:
         self._events.append(f"rollout {self._index}: generate {' '.join(p.id for p in prompts)} from v{self._version}")
         group = [[token] for token in range(sampling.num_generations)]
         count = len(prompts) * sampling.num_generations
@@ -114,12 +116,14 @@ class FakeReference:
     """Answers nothing but that it was asked; measures the drift that it is told to."""
 
     def __init__(self, events: Events, *, rank: int = 0, drift: Drift | None = None, **_: Any) -> None:
-        self._events, self._rank, self._drift = events, rank, drift
+        self._events, self._rank, self._drift, self._version = events, rank, drift, 0
 
-    def load(self, path: str) -> None:
+    def load(self, path: str, version: int = 0) -> None:
+        self._version = version
         self._events.append(f"reference {self._rank}: load {Path(path).name}")
 
-    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0) -> TokenShare:
+    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0, version: int | None = None) -> TokenShare:
+        assert version is None or version == self._version
         self._events.append(f"reference {self._rank}: logprobs at {temperature:g}")
         return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
 
@@ -281,6 +285,9 @@ class RecordingGang:
 
     def meeting_point(self) -> tuple[str, int]:
         return "10.0.0.7", 29500
+
+    def when_restarted(self, bring: Callable[[Any], None]) -> None:
+        self.bring = bring
 
     def all(self, method: Callable[..., Any], *args: Any) -> list[RecordedHandle]:
         self._events.append(f"{self.role}.{method.__name__}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
 from workers.engines import hf_models
+from workers.engines.base import VersionMismatch
 from workers.engines.inference import answer, asking
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
@@ -39,8 +40,9 @@ class Reference:
         assert model.path is not None
         self.load(model.path)
 
-    def load(self, path: str) -> None:
-        """Replace the reference by the model in the directory `path` (a refresh, or a resume)."""
+    def load(self, path: str, version: int = 0) -> None:
+        """Replace the reference by the model in the directory `path`, `version` of the policy (a refresh, a resume)."""
+        self._version = -1  # none, until it is whole
         self._memory = Memory()  # of this version's answers
         model = self._model.model_copy(update={"path": path})
         if self._config.zero_stage == 3:
@@ -50,12 +52,19 @@ class Reference:
             self._partitioned = DeepSpeedEngine(model, shards, None, head="logprobs", device=self._device, seed=0)
         else:
             self._whole = hf_models.load_policy(path, model.dtype, chunk=self._chunk).to(self._device).eval()
+        self._version = version
 
-    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0) -> TokenShare:
+    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0, version: int | None = None) -> TokenShare:
         """Log-probabilities of this rank's share of the completions, under the distribution at `temperature`.
 
-        Rows of a dataset come again in the next epoch: they are computed once per version of the reference.
+        Rows of a dataset come again in the next epoch: they are computed once per version of the reference. `version`:
+        of the policy, that is to answer; None: the one that is held.
+
+        Raises:
+            VersionMismatch: when another one is held.
         """
+        if version is not None and version != self._version:
+            raise VersionMismatch(f"the reference holds version {self._version}, and was asked for version {version}")
         dataset = parts[0].logprobs is None
         return score_tokens(
             parts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,12 +83,24 @@ class Rollout:
         rank = model.lora.r if model.lora is not None else None
         return VllmEngine(model.path, model.dtype, max_model_len, self._config, seed=seed, cuda=cuda, adapter_rank=rank)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Experience:
-        """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped."""
-        from workers.engines.base import EngineError, Request
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, versions: tuple[int, int] | None = None
+    ) -> Experience:
+        """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped.
+
+        `versions`: the oldest and the newest of the policy that may answer; None: any.
+
+        Raises:
+            VersionMismatch: when the engine holds another one.
+        """
+        from workers.engines.base import EngineError, Request, VersionMismatch
 
         started = time.perf_counter()
         version = self._engine.version
+        if versions is not None and not self._foreign and not versions[0] <= version <= versions[1]:
+            raise VersionMismatch(
+                f"the engine holds version {version} of the policy, and was asked for {_between(*versions)}"
+            )
         encoded = [(p, self._codec.encode_prompt(p.text)) for p in prompts]
         kept = [(p, tokens) for p, tokens in encoded if 0 < len(tokens) <= self._config.max_prompt_length]
         requests = [
@@ -124,12 +136,26 @@ class Rollout:
     def receive_weights(self, manifest: Manifest, version: int, sent: object) -> float:
         """Load a publication; `sent` is the senders' answer and only makes this call wait for it. Returns seconds."""
         started = time.perf_counter()
-        self._engine.receive(manifest, version, rank_offset=1 + self._index * self._config.tensor_parallel_size)
+        rank_offset = 1 + self._index * self._config.tensor_parallel_size
+        self._receive(version, lambda: self._engine.receive(manifest, version, rank_offset=rank_offset))
         return time.perf_counter() - started
 
     def receive_adapter(self, directory: str, version: int, sent: object) -> float:
         """Load the adapters of `version`; `sent` is the senders' answer and only makes this call wait for it. Returns
         seconds."""
         started = time.perf_counter()
-        self._engine.receive_adapter(directory, version)
+        self._receive(version, lambda: self._engine.receive_adapter(directory, version))
         return time.perf_counter() - started
+
+    def _receive(self, version: int, load: Callable[[], None]) -> None:
+        """Whatever went wrong, the engine does not hold what it should."""
+        from workers.engines.base import VersionMismatch
+
+        try:
+            load()
+        except Exception as error:
+            raise VersionMismatch(f"version {version} did not arrive: {error}") from error
+
+
+def _between(oldest: int, newest: int) -> str:
+    return f"version {newest}" if oldest == newest else f"one of versions {oldest} to {newest}"

@@ -45,19 +45,46 @@ class Resources:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GangPlan:
     """A gang to be started: `start(**arguments[i])` makes member i, in its own process. A gang whose members `meet` in
-    a process group also gets `address` and `port`, where member 0 lives."""
+    a process group also gets `address` and `port`, where member 0 lives.
+
+    `restarts`: how often members that died or hang are started again in their place, and the calls they owed are made
+    again. It is for workers whose answers depend on the call and on the weights they hold alone; 0: a death ends the
+    attempt. Members that meet are all started again."""
 
     role: str
     start: Callable[..., Any]
     arguments: Sequence[Mapping[str, Any]]
     resources: Resources
     meet: bool = False
+    restarts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restart:
+    """A member that was lost and is started again in its place.
+
+    Example: `Restart(role="rollout", rank=1, pid=4711, why="rollout rank 1 failed: its process (pid 4711) died",
+    method="generate", number=1, limit=3)`.
+    """
+
+    role: str
+    rank: int
+    pid: int | None  # of the process that was lost; None: not known
+    why: str  # one line
+    method: str  # the call that it owed
+    number: int  # of this role in this attempt, from 1
+    limit: int
 
 
 class Gang(Protocol[W_co]):
     """The workers of one role."""
 
     role: str
+
+    def when_restarted(self, bring: Callable[[Gang[W_co]], None]) -> None:
+        """`bring` is given members that were started again, as a gang of their own, before anything else is asked of
+        them: it brings them to the state of the others."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -86,6 +113,10 @@ class Cluster(Protocol):
 
     def waited_s(self) -> float:
         """Seconds the driver has spent waiting for answers so far."""
+        ...
+
+    def restarts(self) -> Mapping[str, int]:
+        """How often members of each role were started again so far; roles without are left out."""
         ...
 
     def shutdown(self) -> None: ...

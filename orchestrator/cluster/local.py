@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from orchestrator.cluster.base import GangPlan
+from orchestrator.cluster.base import Gang, GangPlan
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -35,6 +35,9 @@ class LocalGang(Generic[W]):
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def when_restarted(self, bring: Callable[[Gang[W]], None]) -> None:
+        pass  # nobody dies here alone
 
     def meeting_point(self) -> tuple[str, int]:
         return "127.0.0.1", 0
@@ -80,6 +83,9 @@ class LocalCluster:
 
     def waited_s(self) -> float:
         return 0.0
+
+    def restarts(self) -> dict[str, int]:
+        return {}
 
     def shutdown(self) -> None:
         pass

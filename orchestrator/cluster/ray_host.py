@@ -1,19 +1,25 @@
-"""What runs in every actor's process: a host that holds one worker and calls its methods."""
+"""What runs in every actor's process: a host that holds one worker and calls its methods, and beats like a heart."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.experimental.internal_kv import _internal_kv_put
 
 from orchestrator.errors import redact
+
+NAMESPACE = b"rlhf-heartbeats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +29,42 @@ class Slot:
     index: int
 
 
-class Host:
-    """The actor process: it holds one worker and calls its methods."""
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Example: `Beat(pid=4711, node="3f…", count=12)`, known from before the worker is started."""
 
-    def __init__(self, role: str, rank: int, log_file: str | None) -> None:
+    pid: int
+    node: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.node} {self.count}"
+
+    @classmethod
+    def read(cls, text: bytes) -> Beat:
+        pid, node, count = text.decode().split()
+        return cls(int(pid), node, int(count))
+
+
+class Host:
+    """The actor process: it holds one worker and calls its methods.
+
+    Methods run on the process's main thread, where libraries may use signals. Ray answers on another thread only where
+    methods leave the main one; so the heart is a thread of our own, which writes into the cluster's key-value store: a
+    process that is stopped or frozen does not, whatever Ray says of it.
+    """
+
+    def __init__(self, role: str, rank: int, log_file: str | None, beat_s: float) -> None:
         self._role, self._rank = role, rank
+        context = ray.get_runtime_context()
+        self._actor = context.get_actor_id()
         if log_file is not None:
             Path(log_file).parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.close(descriptor)
+        threading.Thread(target=_beat, args=(self._actor, context.get_node_id(), beat_s), daemon=True).start()
 
     def meeting_point(self) -> tuple[str, int]:
         with socket.socket() as probe:
@@ -44,26 +75,38 @@ class Host:
     def start(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         self._worker = self._told(factory, (), arguments)
 
-    def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> Any:
+    @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
+    def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> tuple[Any, None]:
+        """The answer, and a receipt: whoever fetches that learns how the call ended, and moves nothing else."""
         filled = [_fill(a, resolved) for a in args]
-        return self._told(getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()})
+        return self._told(getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()}), None
 
     def _told(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         try:
             return function(*args, **kwargs)
-        except Exception:
-            told = redact(traceback.format_exc())
+        except Exception as error:
+            told, kind = redact(traceback.format_exc()), type(error).__name__
             print(told, file=sys.stderr, flush=True)  # the actor's own log
-            raise Failure(self._role, self._rank, told) from None
+            raise Failure(self._role, self._rank, self._actor, kind, told, os.getpid()) from None
 
 
 class Failure(Exception):
     """A worker's exception as text: its class may not exist, or not unpickle, where the driver runs. It says whose it
     is, because it fails every call that waits for its answer too."""
 
-    def __init__(self, role: str, rank: int, traceback: str) -> None:
-        super().__init__(role, rank, traceback)
-        self.role, self.rank, self.traceback = role, rank, traceback
+    def __init__(self, role: str, rank: int, actor: str, kind: str, traceback: str, pid: int) -> None:
+        super().__init__(role, rank, actor, kind, traceback, pid)
+        self.role, self.rank, self.actor, self.kind = role, rank, actor, kind
+        self.traceback, self.pid = traceback, pid
+
+
+def _beat(actor: str, node: str, every_s: float) -> None:
+    count = 0
+    while True:
+        with suppress(Exception):  # a store that does not answer now is no reason to die
+            _internal_kv_put(actor, str(Beat(os.getpid(), node, count)), overwrite=True, namespace=NAMESPACE)
+        count += 1
+        time.sleep(every_s)
 
 
 def _fill(argument: Any, resolved: Sequence[Any]) -> Any:

@@ -20,8 +20,10 @@ from pathlib import Path
 import ray
 from ray._private import ray_constants
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
 from orchestrator.cluster.job_server import MIN_RAY, Server, is_loopback
+from orchestrator.cluster.ray_heart import Store
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import ClusterError, Problem
 
@@ -73,6 +75,25 @@ def _new_token() -> str:
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))
     return str(token)
+
+
+class _StoreOverClient:
+    """The store as Ray's client (ray://) has it, which takes no time limit."""
+
+    def internal_kv_get(self, key: bytes, namespace: bytes, timeout: float) -> bytes | None:
+        found: bytes | None = _internal_kv_get(key, namespace=namespace)
+        return found
+
+    def internal_kv_del(self, key: bytes, by_prefix: bool, namespace: bytes, timeout: float) -> int:
+        return int(_internal_kv_del(key, del_by_prefix=by_prefix, namespace=namespace))
+
+
+def store() -> Store:
+    """The key-value store of the cluster that this process is connected to."""
+    if ray.util.client.ray.is_connected():
+        return _StoreOverClient()
+    client: Store = ray._private.worker.global_worker.gcs_client
+    return client
 
 
 def connect(config: ClusterConfig) -> None:

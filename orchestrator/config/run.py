@@ -71,6 +71,8 @@ class ClusterConfig(Settings):
     object_store_memory_mib: Annotated[int, Field(ge=75)] | None = None  # None: Ray's choice
     start_timeout_s: Positive = 300.0
     call_timeout_s: Positive = 1800.0  # deadline of every remote call
+    heartbeat_timeout_s: Annotated[float, Field(ge=2)] = 180.0  # without a sign of life a process counts as dead
+    restarts_per_role: Annotated[int, Field(ge=0)] = 3  # in place, per attempt; 0: the first death ends the attempt
 
 
 class WandbConfig(Settings):

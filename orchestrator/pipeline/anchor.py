@@ -120,8 +120,8 @@ class ReferenceAnchor:
         self._sampling_temperature = sampling_temperature or temperature
         self._decision: Decision | None = None
         self._begun: dict[int, Sequence[Handle[TokenShare]]] = {}
-        if version:
-            wait(reference.all(Reference.load, str(directory(version))))
+        reference.when_restarted(self._bring)
+        self._bring(reference)
 
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
         if self._config.refresh == "never":  # else the reference may be another one when the step comes
@@ -148,13 +148,18 @@ class ReferenceAnchor:
         return self._decision
 
     def _score(self, experience: Sequence[Handle[Experience]], temperature: float) -> Sequence[Handle[TokenShare]]:
-        return self._reference.all(Reference.logprobs, experience, temperature)
+        return self._reference.all(Reference.logprobs, experience, temperature, self.version)
+
+    def _bring(self, reference: Gang[Reference]) -> None:
+        """To the version that the run holds; it is started with the model that the policy started from."""
+        if self.version:
+            wait(reference.all(Reference.load, str(self._directory(self.version)), self.version))
 
     def _refresh(self, version: int) -> None:
         directory = self._directory(version)
         wait(self._policy.all(Learner.export, str(disk.fresh(directory))))
         disk.publish(directory)
-        wait(self._reference.all(Reference.load, str(directory)))
+        wait(self._reference.all(Reference.load, str(directory), version))
         self.version = version
 
 

@@ -47,6 +47,8 @@ class EnginePublisher:
         opened = policy.all(Learner.open_weights, None if cuda else segment, rendezvous)
         self._manifest = wait(opened)[0]
         self._under_way: Sequence[Handle[float]] = ()
+        self._version = 0  # of the weights in the segment
+        rollout.when_restarted(self._bring)
 
     def publish(self, version: int) -> Metrics:
         received = wait(self._under_way)
@@ -55,9 +57,16 @@ class EnginePublisher:
         after = None if self._cuda else sent
         self._under_way = self._rollout.all(Rollout.receive_weights, self._manifest, version, after)
         metrics = {"timing/publish": max(wait(sent))}
+        self._version = version
         if received:
             metrics["timing/receive"] = max(received)
         return metrics
+
+    def _bring(self, engines: Gang[Rollout]) -> None:
+        """New engines read what the others have read, from where it still is. A group of NCCL takes nobody in later:
+        its engines are not started again alone."""
+        if self._version:
+            wait(engines.all(Rollout.receive_weights, self._manifest, self._version, None))
 
 
 class AdapterPublisher:
@@ -69,16 +78,23 @@ class AdapterPublisher:
         shutil.rmtree(directory, ignore_errors=True)  # of an earlier attempt
         self._under_way: Sequence[Handle[float]] = ()
         self._newest: Path | None = None
+        self._version = 0
+        rollout.when_restarted(self._bring)
 
     def publish(self, version: int) -> Metrics:
         received = wait(self._under_way)
         for old in self._directory.glob("version-*"):
             if old != self._newest:
                 shutil.rmtree(old)
-        self._newest = self._directory / f"version-{version}"
-        sent = self._policy.all(Learner.send_adapter, str(self._newest), version)
-        self._under_way = self._rollout.all(Rollout.receive_adapter, str(self._newest), version, sent)
+        target = self._directory / f"version-{version}"
+        sent = self._policy.all(Learner.send_adapter, str(target), version)
+        self._under_way = self._rollout.all(Rollout.receive_adapter, str(target), version, sent)
         metrics = {"timing/publish": max(wait(sent))}
+        self._newest, self._version = target, version
         if received:
             metrics["timing/receive"] = max(received)
         return metrics
+
+    def _bring(self, engines: Gang[Rollout]) -> None:
+        if self._newest is not None:
+            wait(engines.all(Rollout.receive_adapter, str(self._newest), self._version, None))

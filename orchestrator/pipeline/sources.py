@@ -85,7 +85,7 @@ class RolloutSource:
 
     def _begin(self, step: int) -> Arrival:
         rows = [int(row) for row in self.rows(step)]
-        arrival = self._sample(rows)
+        arrival = self._sample(step, rows)
         return self._with_signal(step, rows, arrival) if self._max_resamples else arrival
 
     def _with_signal(self, step: int, taken: list[int], arrival: Arrival) -> Arrival:
@@ -97,7 +97,7 @@ class RolloutSource:
             rows = self.further_rows(step, taken, missing)
             if not rows:
                 break
-            more = self._sample(rows)
+            more = self._sample(step, rows)
             taken, resamples = taken + rows, resamples + 1
             experience += more.experience
             scores += more.scores or ()
@@ -108,8 +108,9 @@ class RolloutSource:
         rewards = merge_scores(wait(scores)).rewards.reshape(-1, self._sampling.num_generations)
         return int((rewards.max(1) > rewards.min(1)).sum()) if len(rewards) else 0
 
-    def _sample(self, rows: Sequence[int]) -> Arrival:
-        return sample([self._prompts[i] for i in rows], self._sampling, self._rollout, self._reward)
+    def _sample(self, step: int, rows: Sequence[int]) -> Arrival:
+        prompts, versions = [self._prompts[i] for i in rows], (max(0, step - self._max_staleness), step)
+        return sample(prompts, self._sampling, self._rollout, self._reward, versions)
 
     def further_rows(self, step: int, taken: Sequence[int], count: int) -> list[int]:
         """Which prompts a step samples next: the first of an order of its own that it has not `taken`. A function of
@@ -124,12 +125,17 @@ class RolloutSource:
 
 
 def sample(
-    prompts: Sequence[Prompt], sampling: Sampling, rollout: Gang[Rollout], reward: Gang[Reward] | None
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    rollout: Gang[Rollout],
+    reward: Gang[Reward] | None,
+    versions: tuple[int, int] | None = None,
 ) -> Arrival:
-    """Completions for `prompts`, shared out over the engines in order, and their scores."""
+    """Completions for `prompts`, shared out over the engines in order, and their scores. `versions`: the oldest and
+    newest of the policy that may be sampled, whichever engine does it; None: any."""
     size = len(rollout)
     shards = [prompts[len(prompts) * i // size : len(prompts) * (i + 1) // size] for i in range(size)]
-    experience = rollout.each(Rollout.generate, [(shard, sampling) for shard in shards])
+    experience = rollout.each(Rollout.generate, [(shard, sampling, versions) for shard in shards])
     return Arrival(experience=experience, scores=None if reward is None else reward.all(Reward.score, experience))
 
 

@@ -3,6 +3,7 @@
 runs/<name>/
   recipe.yaml     as written            resolved.json   what ran         ledger.jsonl    what is done
   metrics.jsonl   a line per step       exit.json       how it ended     lock            who is at it
+  incidents.jsonl what went wrong
   logs/attempt-N/ (logs/latest)   checkpoints/step-N/   samples/step-N.parquet   rounds/N/   model/
 """
 
@@ -101,6 +102,10 @@ class RunDirectory:
         return self.path / "exit.json"
 
     @property
+    def incidents(self) -> Path:
+        return self.path / "incidents.jsonl"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 
@@ -164,13 +169,32 @@ class RunDirectory:
             return None
         return found if isinstance(found, dict) else None
 
+    @property
+    def last_attempt(self) -> int:
+        """0 when there was none."""
+        taken = [int(p.name.removeprefix("attempt-")) for p in (self.path / "logs").glob("attempt-*")]
+        return max(taken, default=0)
+
+    def holder(self) -> str | None:
+        """Who is at it now, such as `process 4711 on node-3`; None: nobody."""
+        try:
+            handle = os.open(self.path / "lock", os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
+        finally:
+            os.close(handle)
+        return None
+
     # ---------------------------------------------------------------------------------------- what changes it
 
     def start_attempt(self) -> int:
         """Makes the next log directory, points `logs/latest` at it, takes back the last exit, and clears away what an
         interrupted write left behind."""
-        taken = [int(p.name.removeprefix("attempt-")) for p in (self.path / "logs").glob("attempt-*")]
-        attempt = max(taken, default=0) + 1
+        attempt = self.last_attempt + 1
         for place in (self.path, self.checkpoints, self.reference(0).parent):
             disk.clear(place)
         self.logs(attempt).mkdir(parents=True)

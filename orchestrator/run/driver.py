@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import disk, loop
-from orchestrator.cluster.base import Cluster, Gang, wait
+from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.config.data_files import Source as DataSource
@@ -33,6 +33,7 @@ from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, 
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
 from orchestrator.run.directory import RunDirectory
+from orchestrator.run.incidents import first_cause, of_restart, write_incident
 from orchestrator.run.ledger import Account, Fact, Ledger, account
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import asks_states, gang_plans, shares_base, teacher_samples
@@ -86,6 +87,7 @@ class Attempt:
         self._examples: Sequence[Example] = ()
         self._cluster: Cluster | None = None
         self._turns = 0  # committed by this or an earlier attempt
+        self._recording: Recorder | None = None
 
     def run(self) -> None:
         """Ends with the model written, or with exit.json saying why not. Raises RlhfError."""
@@ -128,7 +130,11 @@ class Attempt:
         for remark in remarks(config, self._data):
             monitor.note(remark)
         monitor.phase("driver", "starting Ray")
-        self._cluster = cluster = self._start_cluster(config.cluster, log_directory=directory.logs(self._number))
+        self._cluster = cluster = self._start_cluster(
+            config.cluster,
+            log_directory=directory.logs(self._number),
+            told=lambda restart: self._restarted(restart, monitor),
+        )
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._max_steps)
         for plan in plans:
             monitor.phase(plan.role, "loading")
@@ -140,7 +146,7 @@ class Attempt:
         checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep)
         if checkpoint is not None:
             checkpointer.load(checkpoint)
-        recorder = self._recorder(ledger, monitor, checkpointer, gangs, state)
+        self._recording = recorder = self._recorder(ledger, monitor, checkpointer, gangs, state)
         publisher = self._publisher(gangs, cuda=cluster.cuda)
         if checkpoint is not None:
             publisher.publish(state.next_step)
@@ -154,6 +160,7 @@ class Attempt:
             publisher=publisher,
             recorder=recorder,
             waited_s=cluster.waited_s,
+            restarts=cluster.restarts,
             stop=self._stop.asked,
         )
         try:
@@ -349,6 +356,11 @@ class Attempt:
         ]
         return Outcome(ok=True, message=f"done: {self._turns} {word}s in {_minutes(seconds)}", hints=tuple(hints))
 
+    def _restarted(self, restart: Restart, monitor: Monitor) -> None:
+        monitor.note(f"{restart.why}; started again, {restart.number} of {restart.limit} times in this attempt")
+        turns = self._turns if self._recording is None else self._recording.turns
+        write_incident(self._directory.incidents, of_restart(restart, attempt=self._number, step=turns))
+
     def _failed(self, error: BaseException, monitor: Monitor) -> None:
         """Say how it ended, wherever that can still be said."""
         known = error if isinstance(error, RlhfError) else None
@@ -362,6 +374,7 @@ class Attempt:
                 exit_code=known.exit_code if known else 1,
                 attempt=self._number,
                 step=self._turns,
+                first_cause=first_cause(error, attempt=self._number),
             )
         with suppress(Exception):
             monitor.close(Outcome(ok=False, message=message, hints=hints))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,7 +122,10 @@ def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
         common |= {"model": absolute(config.teacher.model), "student": model}
     members = [{**common, "index": i} for i in range(settings.num_engines)]
     gpus = settings.tensor_parallel_size if cuda else 0
-    return _plan("rollout", Rollout, members, config, gpus=gpus, environment=rollout_environment(cuda=cuda))
+    plan = _plan("rollout", Rollout, members, config, gpus=gpus, environment=rollout_environment(cuda=cuda))
+    # Whole weights travel by NCCL between GPUs, in a group that takes nobody in later.
+    fixed = cuda and model.lora is None and not teacher_samples(config)
+    return replace(plan, restarts=0) if fixed else plan
 
 
 def _reward(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
@@ -157,7 +161,9 @@ def _plan(
         gpus=gpus,
         environment={"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", **(environment or {})},
     )
-    return GangPlan(role=role, start=start, arguments=members, resources=resources, meet=meet)
+    # Learners hold what is nowhere else: theirs is the newest checkpoint, and the next attempt.
+    restarts = 0 if role in ("policy", "critic") else config.cluster.restarts_per_role
+    return GangPlan(role=role, start=start, arguments=members, resources=resources, meet=meet, restarts=restarts)
 
 
 def _torch(cuda: bool) -> Mapping[str, str]:

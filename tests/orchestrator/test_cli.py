@@ -15,7 +15,9 @@ from workshop import Workshop
 
 from orchestrator import cli
 from orchestrator.cli import main
+from orchestrator.config import load
 from orchestrator.errors import Interrupted, WorkerFailed
+from orchestrator.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb")
@@ -183,3 +185,27 @@ def test_b62_a_terminal_that_knows_ascii_only(workshop: Workshop) -> None:
     assert b"5 completions" in done.stderr
     assert b"Traceback" not in done.stderr
     assert done.stderr.isascii()
+
+
+def test_attempts_are_children_that_are_told_no_more_than_the_recipe(workshop: Workshop) -> None:
+    workshop.recipe({"data": "{prompts: ./nowhere.jsonl}"})
+    done = rlhf("run", "--attempts", "3", "recipe.yaml", cwd=workshop.path)
+    assert done.returncode == 2
+    assert "nowhere.jsonl" in done.stderr
+    assert done.stderr.count("attempt 1 of 3 ended (bad_input); another attempt would meet the same") == 1
+    assert "attempt 2" not in done.stderr
+
+
+def test_why_tells_of_a_run(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    workshop.recipe()
+    assert main(["why", "runs/arith"]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    (config,) = load("recipe.yaml").stages
+    directory = RunDirectory.create(config, "")
+    directory.write_exit(cause="worker_failed", message="reward rank 0 failed: boom", exit_code=4, attempt=1, step=0)
+    assert main(["why", "runs/arith"]) == 0
+    assert capsys.readouterr().out == (
+        "runs/arith ended in attempt 1, 0 steps done (exit code 4)\n"
+        "  worker_failed: reward rank 0 failed: boom\n"
+        "nothing was saved: run the recipe again\n"
+    )

@@ -9,14 +9,19 @@ import pytest
 from orchestrator.errors import (
     BadInput,
     ClusterError,
+    ClusterLost,
     DeadlineExceeded,
+    FleetExhausted,
+    HostOutOfMemory,
     Interrupted,
+    NoHeartbeat,
     PlacementError,
     Problem,
     Problems,
     ResumeError,
     RlhfError,
     Shortfall,
+    VersionMismatch,
     WorkerFailed,
     redact,
 )
@@ -29,6 +34,7 @@ TRACEBACK = """Traceback (most recent call last):
     return 1 / 0
 ZeroDivisionError: division by zero
 """
+DEATH = WorkerFailed("rollout", 1, "its process (pid 4711) died: Worker unexpectedly exits", pid=4711)
 ERRORS = {
     "error": RlhfError(PROBLEM),
     "bad-input": BadInput([PROBLEM, Problem(what="no such key: lr")]),
@@ -43,6 +49,11 @@ ERRORS = {
     "worker-failed": WorkerFailed("reward", 1, TRACEBACK),
     "worker-died": WorkerFailed("policy", 0, "its process was killed by SIGKILL", fix="see logs/latest"),
     "deadline": DeadlineExceeded("rollout", "generate", 1800, rank=0),
+    "no-heartbeat": NoHeartbeat("policy", "step", 180, rank=1, pid=4711),
+    "host-oom": HostOutOfMemory("reward", 0, "MemoryError"),
+    "version-mismatch": VersionMismatch("rollout", 1, "the engine holds version 3 of the policy, asked for version 4"),
+    "fleet-exhausted": FleetExhausted(DEATH, "generate", restarts=3, of_this_call=4),
+    "cluster-lost": ClusterLost(26.2, address="head:6379"),
     "interrupted": Interrupted("SIGINT", resume="rlhf resume runs/x"),
     "terminated": Interrupted("SIGTERM", resume="rlhf resume runs/x"),
 }
@@ -63,6 +74,11 @@ def test_exit_codes_and_causes() -> None:
         "worker-failed": (4, "worker_failed"),
         "worker-died": (4, "worker_failed"),
         "deadline": (4, "deadline"),
+        "no-heartbeat": (4, "no_heartbeat"),
+        "host-oom": (4, "host_oom"),
+        "version-mismatch": (4, "version_mismatch"),
+        "fleet-exhausted": (4, "fleet_exhausted"),
+        "cluster-lost": (3, "cluster_lost"),
         "interrupted": (130, "user"),
         "terminated": (143, "preempted"),
     }
@@ -70,8 +86,9 @@ def test_exit_codes_and_causes() -> None:
 
 def test_the_tree_is_as_it_is_drawn() -> None:
     assert ResumeError.__bases__ == (BadInput,)
-    assert PlacementError.__bases__ == (ClusterError,)
-    assert DeadlineExceeded.__bases__ == (WorkerFailed,)
+    assert {cls.__bases__ for cls in (PlacementError, ClusterLost)} == {(ClusterError,)}
+    failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, VersionMismatch, FleetExhausted)
+    assert {cls.__bases__ for cls in failures} == {(WorkerFailed,)}
     assert {cls.__bases__ for cls in (BadInput, ClusterError, WorkerFailed, Interrupted)} == {(RlhfError,)}
 
 

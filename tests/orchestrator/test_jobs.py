@@ -379,6 +379,11 @@ def test_submit_prints_the_id_and_what_to_do_next(
     assert capsys.readouterr().out != first.out
 
 
+def test_a_job_may_have_several_attempts(connected: FakeJobClient, workshop: Workshop) -> None:
+    assert main(["submit", workshop.recipe(), "--cluster", "head", "--attempts", "3", "seed=1"]) == 0
+    assert [job.entrypoint for job in connected.jobs.values()] == ["rlhf run --attempts 3 recipe.yaml seed=1"]
+
+
 def test_submit_refuses_bad_recipes_before_it_connects(
     workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def house(qwen2: Path, head: None, tmp_path_factory: pytest.TempPathFactory) -> 
         prompts = read_prompts("long.jsonl")
     assert [p.role for p in plans] == ["policy", "rollout", "reward"], "DPO without a second model"
     try:
-        gangs = cluster.spawn([p for p in plans if p.role != "reward"])
+        gangs = cluster.spawn([replace(p, restarts=0) for p in plans if p.role != "reward"])
         directory = tmp_path_factory.mktemp("run") / "adapters"
         publisher = AdapterPublisher(gangs["policy"], gangs["rollout"], directory=directory)
         yield House(gangs["policy"], gangs["rollout"], publisher, prompts, directory)

@@ -19,6 +19,10 @@ class EngineError(Exception):
     """The engine refused or broke; the message says what."""
 
 
+class VersionMismatch(EngineError):
+    """Other weights are held than were asked for, or half of them: nothing was answered."""
+
+
 class TrainingEngine(Protocol):
     """One rank of a model that is trained. All ranks make the same calls in the same order."""
 

@@ -29,7 +29,7 @@ from vllm.lora.request import LoRARequest
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from workers.engines import lora
-from workers.engines.base import EngineError, Request, Response
+from workers.engines.base import EngineError, Request, Response, VersionMismatch
 from workers.types import Finish
 from workers.weights import Entry, Manifest, Segment
 
@@ -127,7 +127,7 @@ class VllmEngine:
             for r in requests
         ]
         if self._receiving is not None:
-            raise EngineError(f"the adapters of version {self._receiving} did not arrive whole: nothing to sample from")
+            raise VersionMismatch(f"version {self._receiving} did not arrive whole: nothing to sample from")
         prompts = [{"prompt_token_ids": list(r.tokens)} for r in requests]
         outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
         for output in outputs:
@@ -140,8 +140,9 @@ class VllmEngine:
     def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
         """Take one publication over all four phases; afterwards the prefix cache is empty.
 
-        A failure leaves the engine half loaded: it must not generate before a complete publication has arrived.
+        A failure leaves the engine half loaded: it generates no more before a complete publication has arrived.
         """
+        self._receiving = version
         if not self._connected:
             self._llm.init_weight_transfer_engine({"init_info": _init_info(manifest, rank_offset)})
             self._connected = True
@@ -149,16 +150,19 @@ class VllmEngine:
         self._llm.update_weights({"update_info": _update_info(manifest)})
         self._llm.finish_weight_update(weight_version=str(version))
         self._llm.reset_prefix_cache()
+        self._receiving = None
 
     def receive_adapter(self, directory: str, version: int) -> None:
         """Take the adapters of `version` from `directory` and sample from them from now on.
 
         vLLM knows an adapter by a number: the version is that number, so an old one cannot pass for a new one. When it
-        fails the engine generates no more.
+        fails the engine generates no more. What it holds already is not taken again.
 
         Raises:
             EngineError: when the directory holds another version or none, or vLLM did not load it.
         """
+        if self._receiving is None and version == self.version:
+            return
         self._receiving = version
         found = lora.written_version(Path(directory))
         if found != version:
