@@ -1,0 +1,121 @@
+"""`rlhf plan`: will it fit, how long, what does it cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.errors import BadInput, Problem
+from orchestrator.terminal import say
+
+if TYPE_CHECKING:
+    from orchestrator.plan.constants import Constants
+    from orchestrator.plan.plan import Plan
+
+DEFAULT_GPU = "H100"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(plan)
+
+
+def plan(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE [a.b=c]", help="A recipe, with values to change; several with --compare.", show_default=False
+        ),
+    ] = None,
+    gpus: Annotated[
+        str, typer.Option("--gpus", metavar="64xH100", help="How many and which; H100: as many as it asks for.")
+    ] = DEFAULT_GPU,
+    compare: Annotated[bool, typer.Option("--compare", help="Several recipes side by side.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: bytes and seconds.")] = False,
+    price: Annotated[float | None, typer.Option("--price", metavar="USD", help="Of a GPU-hour.", min=0.0)] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(help="Mean; else half of what is allowed.", min=1)] = None,
+    response_tokens: Annotated[float | None, typer.Option(help="Mean of a completion; likewise.", min=1)] = None,
+    rows: Annotated[int | None, typer.Option(help="Of the dataset, for the time of a whole run.", min=1)] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="RUN", help="Fit the constants to this finished run and use them."),
+    ] = None,
+) -> int:
+    """Say whether a recipe fits, how long a step takes and what it costs, without starting anything."""
+    given = arguments or []
+    paths = [Path(text) for text in given if "=" not in text]
+    overrides = [text for text in given if "=" in text]
+    if not paths and calibrate is None:
+        raise BadInput(Problem(what="no recipe", where="rlhf plan", fix="rlhf plan RECIPE --gpus 64xH100"))
+    if len(paths) > 1 and not compare:
+        raise BadInput(
+            Problem(what=f"{len(paths)} recipes", where="rlhf plan", why="one is planned at a time", fix="add --compare")
+        )
+    constants = _constants(calibrate, quiet=bool(paths), as_json=as_json)
+    if not paths:
+        return 0
+    from orchestrator.config import load
+    from orchestrator.plan.gpus import parse_gpus
+    from orchestrator.plan.plan import make_plan
+    from orchestrator.plan.work import Lengths
+
+    count, gpu = parse_gpus(gpus)
+    lengths = Lengths(prompt=prompt_tokens, response=response_tokens, rows=rows)
+    plans: list[Plan] = []
+    for path in paths:
+        recipe = load(path, overrides)
+        for stage in recipe.stages[-1:] if compare else recipe.stages:
+            plans.append(
+                make_plan(
+                    stage,
+                    gpu,
+                    before=recipe.before(stage),
+                    given=count,
+                    price=price,
+                    lengths=lengths,
+                    constants=constants,
+                )
+            )
+    _print(plans, compare=compare, as_json=as_json)
+    return 0
+
+
+def _print(plans: list[Plan], *, compare: bool, as_json: bool) -> None:
+    if as_json:
+        from orchestrator.plan.as_json import as_json as to_json
+
+        found = [to_json(p) for p in plans]
+        say(json.dumps(found if compare or len(found) > 1 else found[0], indent=2))
+        return
+    from orchestrator.plan.show import show_comparison, show_plan
+
+    if compare:
+        show_comparison(plans)
+        return
+    for i, one in enumerate(plans):
+        if i:
+            say("")
+        show_plan(one)
+
+
+def _constants(run: Path | None, *, quiet: bool, as_json: bool) -> Constants:
+    from orchestrator.plan.constants import DEFAULT
+
+    if run is None:
+        return DEFAULT
+    from orchestrator.plan.calibrate import calibrate, describe
+    from orchestrator.run.directory import RunDirectory
+
+    found = calibrate(RunDirectory.open(run))
+    if as_json:
+        if not quiet:
+            say(json.dumps(asdict(found), indent=2))
+    else:
+        for line in describe(found):
+            say(line)
+        if quiet:
+            say("")
+    return found.constants
