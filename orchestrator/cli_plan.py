@@ -27,12 +27,15 @@ def plan(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RECIPE [a.b=c]", help="A recipe, with values to change; several with --compare.", show_default=False
+            metavar="RECIPE [a.b=c]",
+            help="A recipe, with values to change; several with --compare.",
+            show_default=False,
         ),
     ] = None,
     gpus: Annotated[
-        str, typer.Option("--gpus", metavar="64xH100", help="How many and which; H100: as many as it asks for.")
-    ] = DEFAULT_GPU,
+        str | None,
+        typer.Option("--gpus", metavar="64xH100", help="How many and which; H100 (default): as many as it asks for."),
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Several recipes side by side.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: bytes and seconds.")] = False,
     price: Annotated[float | None, typer.Option("--price", metavar="USD", help="Of a GPU-hour.", min=0.0)] = None,
@@ -52,9 +55,11 @@ def plan(
         raise BadInput(Problem(what="no recipe", where="rlhf plan", fix="rlhf plan RECIPE --gpus 64xH100"))
     if len(paths) > 1 and not compare:
         raise BadInput(
-            Problem(what=f"{len(paths)} recipes", where="rlhf plan", why="one is planned at a time", fix="add --compare")
+            Problem(
+                what=f"{len(paths)} recipes", where="rlhf plan", why="one is planned at a time", fix="add --compare"
+            )
         )
-    constants = _constants(calibrate, quiet=bool(paths), as_json=as_json)
+    constants, device = _calibrated(calibrate, alone=not paths, as_json=as_json)
     if not paths:
         return 0
     from orchestrator.config import load
@@ -62,7 +67,7 @@ def plan(
     from orchestrator.plan.plan import make_plan
     from orchestrator.plan.work import Lengths
 
-    count, gpu = parse_gpus(gpus)
+    count, gpu = parse_gpus(gpus or device)
     lengths = Lengths(prompt=prompt_tokens, response=response_tokens, rows=rows)
     plans: list[Plan] = []
     for path in paths:
@@ -101,21 +106,18 @@ def _print(plans: list[Plan], *, compare: bool, as_json: bool) -> None:
         show_plan(one)
 
 
-def _constants(run: Path | None, *, quiet: bool, as_json: bool) -> Constants:
+def _calibrated(run: Path | None, *, alone: bool, as_json: bool) -> tuple[Constants, str]:
+    """The constants to plan with, and the kind of GPU that they are of."""
     from orchestrator.plan.constants import DEFAULT
 
     if run is None:
-        return DEFAULT
+        return DEFAULT, DEFAULT_GPU
     from orchestrator.plan.calibrate import calibrate, describe
     from orchestrator.run.directory import RunDirectory
 
     found = calibrate(RunDirectory.open(run))
-    if as_json:
-        if not quiet:
-            say(json.dumps(asdict(found), indent=2))
-    else:
-        for line in describe(found):
-            say(line)
-        if quiet:
-            say("")
-    return found.constants
+    if not as_json:
+        say("\n".join(describe(found)) + ("" if alone else "\n"))
+    elif alone:
+        say(json.dumps(asdict(found), indent=2))
+    return found.constants, found.device.name

@@ -44,11 +44,12 @@ ORDER = [
     {"orchestrator.run.ledger"},
     {"orchestrator.run.directory"},
     {"orchestrator.monitor"},
+    {"orchestrator.plan"},
     {"orchestrator.run.checkpoint"},
     {"orchestrator.run.recorder"},
     {"orchestrator.loop"},
     {"orchestrator.run"},
-    {"orchestrator.cli", "orchestrator.cli_jobs", "orchestrator.cli_options"},
+    {"orchestrator.cli", "orchestrator.cli_jobs", "orchestrator.cli_options", "orchestrator.cli_plan"},
 ]
 
 ONE_ADDRESS = {
@@ -65,6 +66,7 @@ LIGHT = (
     "orchestrator.data",
     "orchestrator.errors",
     "orchestrator.monitor",
+    "orchestrator.plan",
     "orchestrator.run.directory",
     "orchestrator.run.ledger",
     "workers.config",

@@ -140,8 +140,8 @@ def _learner(
 ) -> Demand:
     logprobs = role == "policy" and NEEDS[config.algorithm.type].head != "scores"
     shape = shapes[role] if logprobs else headless(shapes[role])
-    # Rows are never cut: one that is longer than the budget is a micro-batch of its own. Under adapters, or as a critic,
-    # it scores too, whole groups at a time, which without gradients takes less than learning from as many tokens.
+    # Rows are never cut: one that is longer than the budget is a micro-batch of its own. A critic, or a policy with
+    # adapters, scores too, whole groups at a time: without gradients that takes less than learning from as many tokens.
     tokens = max(settings.tokens_per_micro_batch, learned)
     sharding = Sharding(
         ranks=settings.num_ranks, zero_stage=settings.zero_stage, weight_bytes=_width(config.model.dtype)

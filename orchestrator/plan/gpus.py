@@ -39,9 +39,7 @@ GPUS: Mapping[str, Gpu] = {
         Gpu(name="H100", flops=989e12, bytes_per_s=3.35e12, memory_bytes=80e9, price=2.5, ray="H100"),
         Gpu(name="H200", flops=989e12, bytes_per_s=4.8e12, memory_bytes=141e9, price=3.5, ray="H200"),
         Gpu(name="B200", flops=2250e12, bytes_per_s=7.7e12, memory_bytes=180e9, price=5.0, ray="B200"),
-        Gpu(
-            name="MI300X", flops=1307e12, bytes_per_s=5.3e12, memory_bytes=192e9, price=2.5, ray="AMD-Instinct-MI300X"
-        ),
+        Gpu(name="MI300X", flops=1307e12, bytes_per_s=5.3e12, memory_bytes=192e9, price=2.5, ray="AMD-Instinct-MI300X"),
         Gpu(name="H20", flops=148e12, bytes_per_s=4.0e12, memory_bytes=96e9, price=1.5, ray="H20"),
     )
 }
@@ -63,6 +61,8 @@ def parse_gpus(text: str) -> tuple[int | None, Gpu]:
         why = "not a number of GPUs and their kind"
         raise BadInput(Problem(what=f"--gpus {text}", why=why, fix=f"write 64xH100; known are: {known}"))
     name = match["name"].upper()
+    if name == CPU_RANK.name:
+        return (int(match["count"]) if match["count"] else None), CPU_RANK
     found = GPUS.get({"A100": "A100-80", "A100-80G": "A100-80", "A100-40G": "A100-40"}.get(name, name))
     if found is None:
         raise BadInput(Problem(what=f"--gpus {text}", why=f"no GPU `{match['name']}` here", fix=f"known are: {known}"))

@@ -70,8 +70,8 @@ def zero_bytes(params: float, sharding: Sharding, *, trained: float, offload: bo
 def layer_activation_bytes(shape: ModelShape) -> float:
     """Kept for the backward pass, per token and layer, in bfloat16: 16h + 6Q + 4K + 8I.
 
-    Two norms keep their input in float32, what they made of it, and the result (8h each); attention its rotated queries,
-    keys, values and output, and that once more for the projection (6Q + 4K); the MLP four arrays of its width.
+    Two norms keep their input in float32, what they made of it, and the result (8h each); attention its rotated
+    queries, keys, values and output, and that once more for the projection (6Q + 4K); the MLP four arrays of its width.
     """
     width = shape.intermediate * (shape.active_experts or 1) + shape.shared_intermediate
     arrays = 8 if shape.gated else 4
@@ -143,9 +143,7 @@ def learner_memory(
     return Memory(parts=tuple((name, size) for name, size in parts if size), host_bytes=host)
 
 
-def scorer_memory(
-    shape: ModelShape, sharding: Sharding, *, tokens: float, chunk: int, logprobs: bool = True
-) -> Memory:
+def scorer_memory(shape: ModelShape, sharding: Sharding, *, tokens: float, chunk: int, logprobs: bool = True) -> Memory:
     """One rank of a frozen model that answers for micro-batches of `tokens`."""
     parts = [
         ("weights", sharding.weight_bytes * shape.num_params / (sharding.ranks if sharding.zero_stage == 3 else 1)),

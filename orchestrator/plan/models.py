@@ -69,7 +69,7 @@ class ModelShape:
 
     @property
     def active_params(self) -> int:
-        """That one token passes through: all of a dense model's (a tied head is passed once, an embedding looked up)."""
+        """That one token passes through: all of a dense model's."""
         idle = (self.experts - self.active_experts) * (3 if self.gated else 2) * self.hidden * self.intermediate
         return self.num_params - (self.layers * idle if self.experts else 0)
 

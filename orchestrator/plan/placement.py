@@ -39,16 +39,19 @@ class Placement:
 def placements(
     config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, constants: Constants, num_gpus: int
 ) -> list[Placement]:
-    """Those that fit into `num_gpus`, fastest step first. Learners save memory only where they do not fit without: first
-    by gradient checkpointing, then with the optimiser in host memory as well."""
+    """Those that fit into `num_gpus`, fastest step first. Learners save memory only where they do not fit without:
+    first by gradient checkpointing, then with the optimiser in host memory as well."""
     saved: dict[str, Any] = {}
     for saver in (None, *MEMORY_SAVERS):
         if saver is not None:
             roles = ["policy"] + (["critic"] if config.critic is not None else [])
             saved |= {f"{role}.{saver[0]}": saver[1] for role in roles if not getattr(getattr(config, role), saver[0])}
         base = changed(config, saved)
-        found = [p for changes in _shares(base, shapes, gpu, lengths, num_gpus) if (p := _placed(
-            base, {**saved, **changes}, changes, shapes, gpu, lengths, constants, num_gpus))]
+        found = [
+            p
+            for changes in _shares(base, shapes, gpu, lengths, num_gpus)
+            if (p := _placed(base, {**saved, **changes}, changes, shapes, gpu, lengths, constants, num_gpus))
+        ]
         if found:
             return sorted(found, key=lambda p: (round(p.time.step_s, 2), p.num_gpus))
     return []

@@ -66,6 +66,12 @@ class Plan:
         return sum(demand.num_gpus for demand in self.demands)
 
     @property
+    def best(self) -> Placement:
+        """The fastest that fits into the GPUs there are; the recipe as it is written where no number was given, or none
+        fits."""
+        return self.placements[0] if self.placements else Placement(changes={}, demands=self.demands, time=self.time)
+
+    @property
     def too_many(self) -> int:
         """GPUs that the recipe asks for and that are not there."""
         return max(0, self.asked - self.given) if self.given is not None else 0
@@ -77,10 +83,11 @@ class Plan:
     def gpu_hours(self, step_s: float, gpus: int, steps: int = 1) -> float:
         return step_s * steps * gpus / 3600
 
-    @property
-    def gpu_hours_per_1000(self) -> float:
-        """For a thousand completions (of a dataset: those in its rows)."""
-        return self.gpu_hours(self.time.step_s, self.asked) * 1000 / self.work.sequences
+    def gpu_hours_per_1000(self, placement: Placement | None = None) -> float:
+        """For a thousand completions (of a dataset: those in its rows), of the recipe as it is written or of one of its
+        placements."""
+        time, gpus = (self.time, self.asked) if placement is None else (placement.time, placement.num_gpus)
+        return self.gpu_hours(time.step_s, gpus) * 1000 / self.work.sequences
 
     @property
     def total_gpu_hours(self) -> float | None:

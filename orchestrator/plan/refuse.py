@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadInput, Problem, Problems
-from orchestrator.plan.gangs import Demand, Shapes, demands
-from orchestrator.plan.gpus import Gpu
+from orchestrator.plan.gangs import Demand, Shapes, demands, sampler_shape
+from orchestrator.plan.gpus import LARGEST, Gpu
 from orchestrator.plan.plan import shapes_of, shortage_of
 from orchestrator.plan.words import gigabytes, of_memory, way_out
 from orchestrator.plan.work import Lengths, work_of
+
+LARGEST_ENGINE = 32  # GPUs
 
 
 def refuse_what_cannot_fit(stages: Sequence[RunConfig], gpu: Gpu) -> None:
@@ -23,13 +25,47 @@ def refuse_what_cannot_fit(stages: Sequence[RunConfig], gpu: Gpu) -> None:
     """
     problems = Problems()
     for i, config in enumerate(stages):
-        try:
-            shapes = shapes_of(config, stages[:i])
-        except BadInput:
-            continue
-        for demand in demands(config, shapes, gpu, work_of(config, Lengths()), typical=True):
-            if not demand.fits:
-                problems.append(_refusal(config, shapes, gpu, demand))
+        problems += _of_stage(config, stages[:i], gpu)
+    problems.raise_if_any()
+
+
+def _of_stage(config: RunConfig, before: Sequence[RunConfig], gpu: Gpu) -> Problems:
+    problems = Problems()
+    try:
+        shapes = shapes_of(config, before)
+    except BadInput:
+        return problems
+    if config.data.prompts is not None or config.data.eval_prompts is not None:
+        _check_heads(config, shapes, problems)
+    for demand in demands(config, shapes, gpu, work_of(config, Lengths()), typical=True):
+        if not demand.fits:
+            problems.append(_refusal(config, shapes, gpu, demand))
+    return problems
+
+
+def _check_heads(config: RunConfig, shapes: Shapes, problems: Problems) -> None:
+    """An engine gives each of its GPUs as many heads as the others."""
+    heads, gpus = sampler_shape(config, shapes).heads, config.rollout.tensor_parallel_size
+    if heads % gpus:
+        possible = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0 and n <= LARGEST_ENGINE)
+        problems.add(
+            f"rollout.tensor_parallel_size = {gpus}",
+            where=config.name,
+            why=f"the model has {heads} attention heads, and {gpus} GPUs cannot have equally many of them",
+            fix=f"give one of {possible}",
+        )
+
+
+def refuse_on_every_gpu(stages: Sequence[RunConfig]) -> None:
+    """The same for the largest GPU of the table, and stages that ask for GPUs: what has no room there has none.
+
+    Raises:
+        BadInput: naming every role that has no room.
+    """
+    problems = Problems()
+    for i, config in enumerate(stages):
+        if config.cluster.device == "cuda":
+            problems += _of_stage(config, stages[:i], LARGEST)
     problems.raise_if_any()
 
 

@@ -1,6 +1,6 @@
-"""A plan as a person reads it: memory, GPUs and a step as pictures, and what to change. Plain where there is no terminal.
+"""A plan as a person reads it: memory, GPUs and a step as pictures, and what to change.
 
-Rows are told apart by characters, colour only adds to them; everything fits into 80 columns.
+Rows are told apart by characters, colour only adds to them, and only on a terminal; pictures fit into 80 columns.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _memory(page: Page, plan: Plan) -> None:
             f" {demand.memory.total / 1e9:>5.1f}  ",
             _verdict(demand),
         )
-    page.line(" " * 22, *(piece for brush, name in LEGEND for piece in (page.draw(brush, 1), f" {name}  ")))
+    page.line(" " * 22, *[piece for brush, name in LEGEND for piece in (page.draw(brush, 1), (f" {name}  ", ""))])
     if hosts := [d for d in plan.demands if d.memory.host_bytes]:
         told = ", ".join(f"{d.role} {gigabytes(d.memory.host_bytes)}" for d in hosts)
         page.line(f"  host memory per GPU: {told}")
@@ -193,7 +193,7 @@ def _step(page: Page, time: StepTime) -> None:
 
 def _cost(page: Page, plan: Plan) -> None:
     page.rule("Cost")
-    hours = plan.gpu_hours_per_1000
+    hours = plan.gpu_hours_per_1000()
     page.line(
         f"  per 1000 completions: {hours:.3g} GPU-hours, {dollars(hours * plan.price)}"
         f"   ({plan.work.sequences} a step, {plan.work.sequences / plan.time.step_s:.3g}/s)"
@@ -232,7 +232,7 @@ def _placements(page: Page, plan: Plan) -> None:
         return
     page.rule("Placements that fit, fastest first")
     for placement in plan.placements[:SHOWN_PLACEMENTS]:
-        hours = plan.gpu_hours(placement.time.step_s, placement.num_gpus) * 1000 / plan.work.sequences
+        hours = plan.gpu_hours_per_1000(placement)
         page.line(
             f"  {seconds(placement.time.step_s):>8} a step on {placement.num_gpus} GPUs, "
             f"{dollars(hours * plan.price)} per 1000"
@@ -254,24 +254,35 @@ def _assumed(page: Page, plan: Plan) -> None:
 
 
 def show_comparison(plans: Sequence[Plan], stream: TextIO | None = None) -> None:
-    """Recipes side by side."""
+    """Recipes side by side, each in its best placement on the GPUs there are."""
     page = Page(stream or sys.stdout)
-    page.line((f"{'recipe':<22}{'GPUs':>5} {'fits':<5}{'gen':>8}{'score':>8}{'learn':>8}{'step':>8}", "bold"), ("  GPU-h", "bold"), ("     $  per 1000", "bold"))
-    longest = max((p.time.step_s for p in plans if p.time.step_s < float("inf")), default=1.0) or 1.0
+    heads = f"{'':<20}{'as written':>11}   {'best':>5}{'gen':>8}{'score':>8}{'learn':>8}{'step':>8}"
+    page.line((heads, "bold"))
+    page.line((f"{'recipe':<20}{'GPUs fits':>11}   {'GPUs':>5}", "bold"))
+    hours = {id(plan): plan.gpu_hours_per_1000(plan.best) for plan in plans}
     for plan in plans:
-        phases = [seconds(plan.time.phase_s(p)) if p in plan.time.busy else "-" for p in ("generate", "score", "learn")]
-        hours = plan.gpu_hours_per_1000
+        time = plan.best.time
+        phases = [seconds(time.phase_s(p)) if p in time.busy else "-" for p in ("generate", "score", "learn")]
         fits = ("yes", "green") if plan.fits else ("NO", "bold red")
+        there = str(plan.best.num_gpus) if plan.placements or plan.fits else "-"
         page.line(
-            f"{plan.name[:21]:<22}{plan.asked:>5} ",
-            (f"{fits[0]:<5}", fits[1]),
-            "".join(f"{p:>8}" for p in (*phases, seconds(plan.time.step_s))),
-            f"{hours:>7.3g}{dollars(hours * plan.price):>7}",
+            f"{plan.name[:19]:<20}{plan.asked:>6} ",
+            (f"{fits[0]:>4}", fits[1]),
+            f"   {there:>5}",
+            "".join(f"{p:>8}" for p in (*phases, seconds(time.step_s))),
+        )
+    page.rule("Per 1000 completions (a pair has two)")
+    most = max((h for h in hours.values() if h < float("inf")), default=1.0)
+    for plan in plans:
+        some = hours[id(plan)]
+        width = max(1, round(min(1.0, some / most) * (BAR - 8)))
+        told = f"  {some:.3g} GPU-hours, {dollars(some * plan.price)}"
+        page.line(
+            f"{plan.name[:19]:<20} ",
+            page.draw(KEPT, width),
+            told,
+            "" if plan.placements or plan.fits else " (does not fit)",
         )
     page.line()
-    for plan in plans:
-        width = round(min(1.0, plan.gpu_hours_per_1000 / max(p.gpu_hours_per_1000 for p in plans)) * BAR)
-        page.line(f"{plan.name[:21]:<22}", page.draw(KEPT, max(1, width)), f"  {plan.gpu_hours_per_1000:.3g} GPU-h per 1000")
-    page.line()
-    page.line("Per 1000 completions; a pair has two. What they learn from them is not compared here.")
+    page.line("What they learn from a completion is not compared here.")
     page.line(NOT_MEASURED)

@@ -1,13 +1,13 @@
 """How long a step takes: what each role is busy with in each phase, and which of them wait for one another.
 
-    generate   the engines                                       ─┐ ahead by max_staleness versions, or not at all
-    score      reward, reference or teacher, critic, policy       │ side by side, each on its own GPUs
-    learn      policy and critic                                  │ side by side
-    publish    one rank to all engines                           ─┘ both sides stand still
+generate   the engines                                       ─┐ ahead by max_staleness versions, or not at all
+score      reward, reference or teacher, critic, policy       │ side by side, each on its own GPUs
+learn      policy and critic                                  │ side by side
+publish    one rank to all engines                           ─┘ both sides stand still
 
-    synchronous      every phase as long as its slowest role, one after the other
-    ahead            all roles at once: as long as the busiest of them, then publish
-    colocated        every role on all GPUs, one after the other, and the switches between them
+synchronous      every phase as long as its slowest role, one after the other
+ahead            all roles at once: as long as the busiest of them, then publish
+colocated        every role on all GPUs, one after the other, and the switches between them
 """
 
 from __future__ import annotations
@@ -132,9 +132,7 @@ def _score(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: C
     """One forward pass of every model that is asked about the step's completions."""
 
     def forward(role: str, gpus: int, tokens: float = work.scored_tokens) -> float:
-        return scoring_s(
-            shapes[role], gpu, tokens=tokens, context=work.context, gpus=gpus, constants=constants
-        )
+        return scoring_s(shapes[role], gpu, tokens=tokens, context=work.context, gpus=gpus, constants=constants)
 
     busy: dict[str, float] = {}
     policy = config.policy.num_ranks
@@ -171,9 +169,7 @@ def _one_learner(
 ) -> float:
     """Computing, or the links between nodes where they take longer: ZeRO-3 fetches the next layer meanwhile."""
     ranks, tokens = settings.num_ranks, work.learned_tokens * work.passes
-    computing = learning_s(
-        shapes[role], gpu, tokens=tokens, context=work.context, gpus=ranks, constants=constants
-    )
+    computing = learning_s(shapes[role], gpu, tokens=tokens, context=work.context, gpus=ranks, constants=constants)
     updates = max(1, work.updates)
     micro = updates * math.ceil(tokens / updates / (max(settings.tokens_per_micro_batch, work.row) * ranks))
     moving = 0.0

@@ -39,9 +39,7 @@ def learning_s(
     return flops / (gpus * gpu.flops * (mfu or constants.train_mfu))
 
 
-def scoring_s(
-    shape: ModelShape, gpu: Gpu, *, tokens: float, context: float, gpus: int, constants: Constants
-) -> float:
+def scoring_s(shape: ModelShape, gpu: Gpu, *, tokens: float, context: float, gpus: int, constants: Constants) -> float:
     """One forward pass over `tokens`."""
     return tokens * forward_flops(shape, context) / (gpus * gpu.flops * constants.score_mfu)
 
@@ -96,7 +94,7 @@ def weights_read(shape: ModelShape, running: float) -> float:
     each (taken to be independent) leave an expert idle with probability (1 - k/E)^B."""
     if not shape.experts:
         return 2.0 * shape.num_params
-    used = 1.0 - (1.0 - shape.active_experts / shape.experts) ** running
+    used = 1.0 - math.pow(1.0 - shape.active_experts / shape.experts, running)
     expert_params = shape.layers * shape.experts * (3 if shape.gated else 2) * shape.hidden * shape.intermediate
     return 2.0 * (shape.num_params - (1.0 - used) * expert_params)
 
@@ -107,7 +105,9 @@ def prefill_s(engine: Engine, prompt: float, constants: Constants) -> float:
     return prompt * forward_flops(engine.shape, prompt) / rate
 
 
-def throughput(engine: Engine, *, prompt: float, response: float, constants: Constants, batch: float = math.inf) -> float:
+def throughput(
+    engine: Engine, *, prompt: float, response: float, constants: Constants, batch: float = math.inf
+) -> float:
     """Response tokens per second of an engine that is always full; 0 where not one sequence fits.
 
     `batch`: at most so many sequences at once."""
@@ -143,9 +143,7 @@ def generation_s(
     return took + constants.generate_overhead_s
 
 
-def _simulate(
-    engine: Engine, lengths: NDArray[np.float64], prompt: float, group: int, constants: Constants
-) -> float:
+def _simulate(engine: Engine, lengths: NDArray[np.float64], prompt: float, group: int, constants: Constants) -> float:
     admission = prefill_s(engine, prompt, constants) / group
     room = engine.kv_tokens
     if prompt + lengths.max() > room:
@@ -176,8 +174,8 @@ def _simulate(
 
 @lru_cache(maxsize=512)
 def response_lengths(count: int, *, mean: float, longest: int, sigma: float) -> NDArray[np.float64]:
-    """[count] lengths: the quantiles (i + ½)/count of a log-normal capped at `longest` whose mean is `mean`, in an order
-    in which neighbours differ. The same every time."""
+    """[count] lengths: the quantiles (i + ½)/count of a log-normal capped at `longest` whose mean is `mean`, in an
+    order in which neighbours differ. The same every time."""
     if mean >= longest:
         return np.full(count, float(longest))
     normal = NormalDist()
@@ -196,7 +194,8 @@ def response_lengths(count: int, *, mean: float, longest: int, sigma: float) -> 
     stride = SHUFFLE
     while math.gcd(stride, count) > 1:
         stride += 1
-    return lengths[np.arange(count) * stride % count]
+    shuffled: NDArray[np.float64] = lengths[np.arange(count) * stride % count]
+    return shuffled
 
 
 # ------------------------------------------------------------------------------------------------ weights

@@ -32,6 +32,7 @@ from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
+from orchestrator.run.devices import admit
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Account, Fact, Ledger, account
 from orchestrator.run.recorder import Recorder
@@ -128,6 +129,7 @@ class Attempt:
             monitor.note(remark)
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = self._start_cluster(config.cluster, log_directory=directory.logs(self._number))
+        admit(config, cluster, directory.logs(self._number))
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._max_steps)
         for plan in plans:
             monitor.phase(plan.role, "loading")
