@@ -18,6 +18,7 @@ Changes: TypeAlias = Mapping[str, Any]
 
 TOGETHER = 3  # settings changed at once, at most
 MAX_RANKS = 1024
+TENSOR_PARALLEL = (1, 2, 4, 8)  # an engine lives in one node
 CHUNK = 512
 
 
@@ -88,12 +89,14 @@ def _options(config: RunConfig, shapes: Shapes, role: str) -> Iterator[dict[str,
             for ranks in _doubled(settings.num_ranks, 64):
                 yield {f"{role}.zero_stage": 3, f"{role}.num_ranks": ranks}
         yield from ({f"{role}.num_ranks": ranks} for ranks in _doubled(2 * settings.num_ranks, 256))
-        yield from _fewer_tokens(config, role, settings.tokens_per_micro_batch)
-        yield from _shorter_rows(config)
+        yield from fewer_tokens(config, role)
+        yield from shorten_rows(config)
     elif role == "rollout":
         now = config.rollout.tensor_parallel_size
         shape = shapes["teacher" if "teacher" in shapes and config.algorithm.type == "distill" else "policy"]
-        yield from ({"rollout.tensor_parallel_size": tp} for tp in _doubled(2 * now, 64) if shape.heads % tp == 0)
+        yield from (
+            {"rollout.tensor_parallel_size": tp} for tp in TENSOR_PARALLEL if tp > now and shape.heads % tp == 0
+        )
         if config.rollout.gpu_memory_utilization < 0.9:
             yield {"rollout.gpu_memory_utilization": 0.9}
     elif role == "reward":
@@ -110,9 +113,9 @@ def _learner_options(config: RunConfig, role: str) -> Iterator[dict[str, Any]]:
         yield {f"{role}.gradient_checkpointing": True}
     if settings.logprob_chunk_tokens > CHUNK:
         yield {f"{role}.logprob_chunk_tokens": CHUNK}
-    yield from _fewer_tokens(config, role, settings.tokens_per_micro_batch)
+    yield from fewer_tokens(config, role)
     yield from ({f"{role}.num_ranks": ranks} for ranks in _more(settings.num_ranks))
-    yield from _shorter_rows(config)
+    yield from shorten_rows(config)
     if not settings.offload_optimizer and settings.zero_stage > 0:
         yield {f"{role}.offload_optimizer": True}
     if config.model.lora is None and role == "policy":
@@ -125,9 +128,9 @@ def _more(ranks: int) -> list[int]:
     return sorted(more - {ranks})
 
 
-def _fewer_tokens(config: RunConfig, role: str, tokens: int) -> Iterator[dict[str, Any]]:
-    """Down to the longest sequence, which is never cut."""
-    rollout = config.rollout
+def fewer_tokens(config: RunConfig, role: str) -> Iterator[dict[str, Any]]:
+    """Smaller micro-batches, down to the longest sequence, which is never cut."""
+    rollout, tokens = config.rollout, getattr(config, role).tokens_per_micro_batch
     sampled = rollout.max_prompt_length + rollout.max_completion_length
     least = sampled if config.data.prompts is not None else config.data.max_length
     while tokens // 2 >= least:
@@ -135,7 +138,7 @@ def _fewer_tokens(config: RunConfig, role: str, tokens: int) -> Iterator[dict[st
         yield {f"{role}.tokens_per_micro_batch": tokens}
 
 
-def _shorter_rows(config: RunConfig) -> Iterator[dict[str, Any]]:
+def shorten_rows(config: RunConfig) -> Iterator[dict[str, Any]]:
     """Half as many completions per prompt, or half as long: a prompt's completions are one row, which is never cut."""
     algorithm = config.algorithm
     if config.data.prompts is None:

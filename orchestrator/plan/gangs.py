@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from orchestrator.config import RunConfig
-from orchestrator.plan.gpus import Gpu
+from orchestrator.plan.gpus import GPUS_PER_NODE, Gpu
 from orchestrator.plan.memory import Memory, Sharding, engine_memory, learner_memory, scorer_memory
 from orchestrator.plan.models import ModelShape
 from orchestrator.plan.time import Engine
@@ -45,8 +45,13 @@ class Demand:
         return max(0.0, self.memory.total - self.limit_bytes)
 
     @property
+    def spans_nodes(self) -> bool:
+        """Whether one actor asks for more GPUs than a node has, which no placement can give it."""
+        return self.gpus > GPUS_PER_NODE
+
+    @property
     def fits(self) -> bool:
-        return self.short_bytes == 0.0
+        return self.short_bytes == 0.0 and not self.spans_nodes
 
 
 def shares_base(config: RunConfig) -> bool:

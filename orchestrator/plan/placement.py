@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import RunConfig
-from orchestrator.plan.advice import Changes, changed
+from orchestrator.plan.advice import TENSOR_PARALLEL, Changes, changed, fewer_tokens, shorten_rows
 from orchestrator.plan.constants import Constants
 from orchestrator.plan.gangs import Demand, Shapes, demands, has_reference, headless, sampler_shape
-from orchestrator.plan.gpus import GPUS_PER_NODE, Gpu
+from orchestrator.plan.gpus import Gpu
 from orchestrator.plan.step import StepTime, step_time
 from orchestrator.plan.work import Lengths, work_of
 from workers.config import ModelRewardConfig
 from workers.needs import NEEDS
 
-TENSOR_PARALLEL = (1, 2, 4, 8, 16, 32)
 MAX_GPUS = 8192
 SIZES_TRIED = 3  # of each role, from the smallest that fits
 ENGINE_COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)
-MEMORY_SAVERS: tuple[tuple[str, Any], ...] = (("gradient_checkpointing", True), ("offload_optimizer", True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,37 +35,61 @@ class Placement:
 
 
 def placements(
-    config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, constants: Constants, num_gpus: int
+    config: RunConfig,
+    shapes: Shapes,
+    gpu: Gpu,
+    lengths: Lengths,
+    constants: Constants,
+    num_gpus: int,
+    *,
+    shorter_rows: bool = True,
 ) -> list[Placement]:
-    """Those that fit into `num_gpus`, fastest step first. Learners save memory only where they do not fit without:
-    first by gradient checkpointing, then with the optimiser in host memory as well."""
-    saved: dict[str, Any] = {}
-    for saver in (None, *MEMORY_SAVERS):
-        if saver is not None:
-            roles = ["policy"] + (["critic"] if config.critic is not None else [])
-            saved |= {f"{role}.{saver[0]}": saver[1] for role in roles if not getattr(getattr(config, role), saver[0])}
+    """Those that fit into `num_gpus`, fastest step first. Learners save memory only where they do not fit without: by
+    gradient checkpointing, by smaller micro-batches, with the optimiser in host memory, and at last (`shorter_rows`) by
+    fewer or shorter completions, which changes what is learned."""
+    for saved in _savings(config, shorter_rows=shorter_rows):
         base = changed(config, saved)
-        found = [
-            p
-            for changes in _shares(base, shapes, gpu, lengths, num_gpus)
-            if (p := _placed(base, {**saved, **changes}, changes, shapes, gpu, lengths, constants, num_gpus))
-        ]
+        found = []
+        for changes in _shares(base, shapes, gpu, lengths, num_gpus):
+            if placement := _placed(base, {**saved, **changes}, shapes, gpu, lengths, constants, num_gpus):
+                found.append(placement)
         if found:
             return sorted(found, key=lambda p: (round(p.time.step_s, 2), p.num_gpus))
     return []
 
 
+def _savings(config: RunConfig, *, shorter_rows: bool) -> Iterator[dict[str, Any]]:
+    """From nothing to the most that is tried."""
+    roles = ["policy"] + (["critic"] if config.critic is not None else [])
+    yield {}
+    saved: dict[str, Any] = {
+        f"{role}.gradient_checkpointing": True for role in roles if not getattr(config, role).gradient_checkpointing
+    }
+    if saved:
+        yield dict(saved)
+    for role in roles:
+        for smaller in fewer_tokens(config, role):
+            saved |= smaller  # the last is the smallest
+    yield dict(saved)
+    offloaded = saved | {f"{role}.offload_optimizer": True for role in roles if getattr(config, role).zero_stage}
+    yield offloaded
+    options = list(shorten_rows(config)) if shorter_rows else []
+    for shorter in options + [{key: value for option in options for key, value in option.items()}] * bool(options):
+        yield saved | shorter
+        yield offloaded | shorter
+
+
 def fewest_gpus(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, constants: Constants) -> int | None:
     """The fewest GPUs on which some placement fits; None: not even thousands are enough."""
     upper = 1
-    while not placements(config, shapes, gpu, lengths, constants, upper):
+    while not placements(config, shapes, gpu, lengths, constants, upper, shorter_rows=False):
         upper *= 2
         if upper > MAX_GPUS:
             return None
     lower = upper // 2  # known not to be enough
     while upper - lower > 1:
         middle = (lower + upper) // 2
-        if placements(config, shapes, gpu, lengths, constants, middle):
+        if placements(config, shapes, gpu, lengths, constants, middle, shorter_rows=False):
             upper = middle
         else:
             lower = middle
@@ -75,8 +97,7 @@ def fewest_gpus(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, c
 
 
 def _placed(
-    base: RunConfig,
-    told: Changes,
+    config: RunConfig,
     changes: Changes,
     shapes: Shapes,
     gpu: Gpu,
@@ -84,13 +105,13 @@ def _placed(
     constants: Constants,
     num_gpus: int,
 ) -> Placement | None:
-    after = changed(base, changes)
+    after = changed(config, changes)
     work = work_of(after, lengths)
     found = demands(after, shapes, gpu, work)
     if not all(d.fits for d in found) or sum(d.num_gpus for d in found) > num_gpus:
         return None
     time = step_time(after, shapes, gpu, work, constants)
-    return Placement(changes=told, demands=tuple(found), time=time)
+    return Placement(changes=changes, demands=tuple(found), time=time)
 
 
 def _shares(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, num_gpus: int) -> Iterator[dict[str, Any]]:
@@ -119,9 +140,7 @@ def _engines(
     sizes = [
         tp for tp in TENSOR_PARALLEL if heads % tp == 0 and _fits(config, {key: tp}, shapes, gpu, lengths, "rollout")
     ]
-    # The time of an engine that spans nodes is not modelled: only where a node is too small.
-    within = [tp for tp in sizes if tp <= GPUS_PER_NODE] or sizes[:1]
-    for tp in within[:SIZES_TRIED]:
+    for tp in sizes[:SIZES_TRIED]:
         for count in ENGINE_COUNTS:
             if count <= most and count * tp < num_gpus:
                 yield {key: tp, "rollout.num_engines": count}, count * tp

@@ -26,7 +26,7 @@ class Shortage:
     """A role that does not fit, and what would make it."""
 
     role: str
-    short_bytes: float  # per GPU
+    short_bytes: float  # per GPU; 0: there is memory, but one actor asks for more GPUs than a node has
     changes: Changes | None  # the nearest; None: none was found
     larger: Gpu | None  # on which it fits unchanged
 
@@ -58,7 +58,7 @@ class Plan:
     together: StepTime  # colocated, which `rlhf run` does not do
     shortages: tuple[Shortage, ...]
     placements: tuple[Placement, ...]  # fastest first; none where the recipe fits and no number of GPUs was given
-    fewest: int | None  # GPUs on which some placement fits, where that was asked; None: no number does, or not asked
+    fewest: int | None  # GPUs on which it fits with what it learns unchanged; None: no number does, or it fits already
 
     @property
     def asked(self) -> int:
@@ -70,6 +70,11 @@ class Plan:
         """The fastest that fits into the GPUs there are; the recipe as it is written where no number was given, or none
         fits."""
         return self.placements[0] if self.placements else Placement(changes={}, demands=self.demands, time=self.time)
+
+    @property
+    def changes_learning(self) -> bool:
+        """Whether what fits has other completions than the recipe asks for."""
+        return bool(self.placements) and _changes_learning(self.placements[0].changes)
 
     @property
     def too_many(self) -> int:
@@ -93,6 +98,10 @@ class Plan:
     def total_gpu_hours(self) -> float | None:
         """Of the run, evaluation and checkpoints left out; None: how many steps it has is not known."""
         return None if self.work.steps is None else self.gpu_hours(self.time.step_s, self.asked, self.work.steps)
+
+
+def _changes_learning(changes: Changes) -> bool:
+    return any(key.startswith(("algorithm.", "data.", "rollout.max_")) for key in changes)
 
 
 def shapes_of(config: RunConfig, before: Sequence[RunConfig] = ()) -> Shapes:
@@ -151,7 +160,8 @@ def make_plan(
     shortages = tuple(shortage_of(config, shapes, gpu, lengths, demand) for demand in found if not demand.fits)
     fitting = bool(not shortages and (given is None or asked <= given))
     options = [] if fitting and given is None else placements(config, shapes, gpu, lengths, constants, given or asked)
-    fewest = None if fitting or options else fewest_gpus(config, shapes, gpu, lengths, constants)
+    as_it_is = fitting or any(not _changes_learning(option.changes) for option in options)
+    fewest = None if as_it_is else fewest_gpus(config, shapes, gpu, lengths, constants)
 
     def timed(staleness: int) -> StepTime:
         return step_time(config.model_copy(update={"max_staleness": staleness}), shapes, gpu, work, constants)

@@ -9,7 +9,7 @@ from orchestrator.errors import BadInput, Problem, Problems
 from orchestrator.plan.gangs import Demand, Shapes, demands, sampler_shape
 from orchestrator.plan.gpus import LARGEST, Gpu
 from orchestrator.plan.plan import shapes_of, shortage_of
-from orchestrator.plan.words import gigabytes, of_memory, way_out
+from orchestrator.plan.words import gigabytes, lack, of_memory, way_out
 from orchestrator.plan.work import Lengths, work_of
 
 LARGEST_ENGINE = 32  # GPUs
@@ -70,10 +70,11 @@ def refuse_on_every_gpu(stages: Sequence[RunConfig]) -> None:
 
 
 def _refusal(config: RunConfig, shapes: Shapes, gpu: Gpu, demand: Demand) -> Problem:
+    shortage = shortage_of(config, shapes, gpu, Lengths(), demand)
     needed, there = gigabytes(demand.memory.total), gigabytes(demand.limit_bytes)
     return Problem(
-        what=f"{demand.role} does not fit: it needs about {needed} per GPU, and an {gpu.name} has {there} for it",
+        what=f"{demand.role} does not fit: {lack(shortage)}",
         where=config.name,
-        why=f"by plan, not measured: {of_memory(demand.memory)}",
-        fix=way_out(shortage_of(config, shapes, gpu, Lengths(), demand)),
+        why=f"by plan, not measured, it needs {needed} ({of_memory(demand.memory)}), an {gpu.name} has {there} for it",
+        fix=way_out(shortage),
     )

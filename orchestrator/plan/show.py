@@ -5,10 +5,11 @@ Rows are told apart by characters, colour only adds to them, and only on a termi
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
@@ -19,7 +20,7 @@ from orchestrator.plan.gpus import GPUS_PER_NODE, PRICES
 from orchestrator.plan.memory import TIGHT
 from orchestrator.plan.plan import NOT_MEASURED, Plan
 from orchestrator.plan.step import PHASES, StepTime
-from orchestrator.plan.words import dollars, gigabytes, seconds, way_out
+from orchestrator.plan.words import dollars, gigabytes, lack, seconds, way_out
 from orchestrator.terminal import Forgiving
 
 BAR = 40  # columns of a bar
@@ -67,6 +68,10 @@ STYLES = {
 }
 
 
+Piece: TypeAlias = str | tuple[str, str]
+"""Text, or text with a style."""
+
+
 class Page:
     """Lines of text with styles, printed at the end."""
 
@@ -78,10 +83,10 @@ class Page:
     def draw(self, brush: Brush, count: int) -> tuple[str, str]:
         return (brush.block if self._blocks else brush.plain) * count, brush.style
 
-    def line(self, *parts: str | tuple[str, str]) -> None:
+    def line(self, *parts: Piece) -> None:
         self._console.print(Text.assemble(*parts))
 
-    def rule(self, *parts: str | tuple[str, str]) -> None:
+    def rule(self, *parts: Piece) -> None:
         self.line()
         self.line(*((part, "bold") if isinstance(part, str) else part for part in parts))
 
@@ -121,7 +126,10 @@ def _memory(page: Page, plan: Plan) -> None:
             f" {demand.memory.total / 1e9:>5.1f}  ",
             _verdict(demand),
         )
-    page.line(" " * 22, *[piece for brush, name in LEGEND for piece in (page.draw(brush, 1), (f" {name}  ", ""))])
+    legend: list[Piece] = [" " * 22]
+    for brush, name in LEGEND:
+        legend += [page.draw(brush, 1), f" {name}  "]
+    page.line(*legend)
     if hosts := [d for d in plan.demands if d.memory.host_bytes]:
         told = ", ".join(f"{d.role} {gigabytes(d.memory.host_bytes)}" for d in hosts)
         page.line(f"  host memory per GPU: {told}")
@@ -129,7 +137,7 @@ def _memory(page: Page, plan: Plan) -> None:
 
 def _verdict(demand: Demand) -> tuple[str, str]:
     if not demand.fits:
-        return f"{gigabytes(demand.short_bytes)} short", "bold red"
+        return (f"{gigabytes(demand.short_bytes)} short" if demand.short_bytes else "over a node"), "bold red"
     filled = "keys and values" in dict(demand.memory.parts)  # an engine takes what it is allowed
     tight = demand.memory.total > TIGHT * demand.limit_bytes and not filled
     return ("tight", "yellow") if tight else ("fits", "green")
@@ -164,7 +172,10 @@ def _map(page: Page, plan: Plan) -> None:
     cells += [page.draw(FREE, 1)] * (there - len(gpus))
     nodes = [cells[i : i + GPUS_PER_NODE] for i in range(0, len(cells), GPUS_PER_NODE)]
     for i in range(0, len(nodes), 8):
-        page.line("  ", *(piece for node in nodes[i : i + 8] for piece in (*node, " ")))
+        line: list[Piece] = ["  "]
+        for node in nodes[i : i + 8]:
+            line += [*node, " "]
+        page.line(*line)
     if plan.too_many:
         page.line((f"  the last {plan.too_many} of them are not there", "bold red"))
 
@@ -172,9 +183,10 @@ def _map(page: Page, plan: Plan) -> None:
 def _step(page: Page, time: StepTime) -> None:
     page.rule(
         f"A step: {seconds(time.step_s)}",
-        (", generating and learning side by side" if time.ahead else ", one phase after the other", ""),
+        (", all roles side by side" if time.ahead else ", one phase after the other", ""),
     )
-    if not time.step_s or time.step_s == float("inf"):
+    if not math.isfinite(time.step_s):
+        page.line("  it would never end: a role has no room")
         return
     start, publish = 0.0, time.phase_s("publish")
     for phase in (p for p in PHASES if p in time.busy):
@@ -192,6 +204,8 @@ def _step(page: Page, time: StepTime) -> None:
 
 
 def _cost(page: Page, plan: Plan) -> None:
+    if not math.isfinite(plan.time.step_s):
+        return
     page.rule("Cost")
     hours = plan.gpu_hours_per_1000()
     page.line(
@@ -217,20 +231,21 @@ def _shortages(page: Page, plan: Plan) -> None:
         return
     page.rule(("Why not, and the nearest change", "bold red"))
     for shortage in plan.shortages:
-        page.line(f"  {shortage.role} lacks {gigabytes(shortage.short_bytes)} per GPU")
+        page.line(f"  {lack(shortage)}")
         page.line("    fix: ", (way_out(shortage), "bold"))
     if plan.too_many:
         asked = ", ".join(f"{d.role} {d.num_gpus}" for d in plan.demands)
         page.line(f"  the roles ask for {plan.asked} GPUs ({asked}), {plan.given} are there")
-    if not plan.placements:
-        few = "no number of GPUs of this kind makes it fit as it is"
-        page.line(f"  {few if plan.fewest is None else f'the fewest on which it fits: {plan.fewest} {plan.gpu.name}'}")
+    if plan.fewest is not None:
+        page.line(f"  the fewest on which it fits without learning something else: {plan.fewest} {plan.gpu.name}")
+    elif not plan.placements or plan.changes_learning:
+        page.line(f"  no number of {plan.gpu.name} makes it fit without learning something else")
 
 
 def _placements(page: Page, plan: Plan) -> None:
     if not plan.placements:
         return
-    page.rule("Placements that fit, fastest first")
+    page.rule(f"Placements that fit into {plan.asked if plan.given is None else plan.given} GPUs, fastest first")
     for placement in plan.placements[:SHOWN_PLACEMENTS]:
         hours = plan.gpu_hours_per_1000(placement)
         page.line(
@@ -272,7 +287,7 @@ def show_comparison(plans: Sequence[Plan], stream: TextIO | None = None) -> None
             "".join(f"{p:>8}" for p in (*phases, seconds(time.step_s))),
         )
     page.rule("Per 1000 completions (a pair has two)")
-    most = max((h for h in hours.values() if h < float("inf")), default=1.0)
+    most = max((h for h in hours.values() if math.isfinite(h)), default=1.0)
     for plan in plans:
         some = hours[id(plan)]
         width = max(1, round(min(1.0, some / most) * (BAR - 8)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from orchestrator.plan.advice import as_overrides
+from orchestrator.plan.gpus import GPUS_PER_NODE
 from orchestrator.plan.memory import Memory
 from orchestrator.plan.plan import Shortage
 
@@ -20,6 +23,8 @@ def of_memory(memory: Memory) -> str:
 
 def seconds(value: float) -> str:
     """ "0.53 s", "76 s", "21 min", "9.3 h"."""
+    if not math.isfinite(value):
+        return "never"
     if value >= 5400:
         return f"{value / 3600:.1f} h"
     if value >= 600:
@@ -29,6 +34,13 @@ def seconds(value: float) -> str:
 
 def dollars(value: float) -> str:
     return f"${value:,.0f}" if value >= 100 else f"${value:.2g}" if value < 1 else f"${value:.1f}"
+
+
+def lack(shortage: Shortage) -> str:
+    """What a role lacks: "policy lacks 56.9 GB per GPU"."""
+    if shortage.short_bytes:
+        return f"{shortage.role} lacks {gigabytes(shortage.short_bytes)} per GPU"
+    return f"{shortage.role} asks for more GPUs per actor than a node has ({GPUS_PER_NODE})"
 
 
 def way_out(shortage: Shortage) -> str:
