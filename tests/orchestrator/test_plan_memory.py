@@ -97,9 +97,7 @@ def test_activations_are_what_autograd_keeps() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(torch.zeros((1, 512), dtype=torch.int64), use_cache=False)
     measured = sum(size for place, size in kept.items() if place not in weights)
-    shape = ModelShape(
-        name="tiny", hidden=256, layers=4, heads=8, kv_heads=2, head_dim=32, intermediate=896, vocab=128
-    )
+    shape = ModelShape(name="tiny", hidden=256, layers=4, heads=8, kv_heads=2, head_dim=32, intermediate=896, vocab=128)
     assert activation_bytes(shape, 512, checkpointing=False) == pytest.approx(measured, rel=0.05)
 
 
@@ -115,9 +113,7 @@ def test_gathered_layers() -> None:
 
 def test_a_learner_by_hand() -> None:
     """8B on 8 ranks, 16384 tokens with checkpointing, logits 2048 rows at a time."""
-    memory = learner_memory(
-        L8, Sharding(ranks=8, zero_stage=3), tokens=16384, checkpointing=True, chunk=2048
-    )
+    memory = learner_memory(L8, Sharding(ranks=8, zero_stage=3), tokens=16384, checkpointing=True, chunk=2048)
     parts = {name: size / GB for name, size in memory.parts}
     assert parts["states"] == pytest.approx(16 * 8.030 / 8, rel=1e-3)
     assert parts["activations"] == pytest.approx(16384 * (32 * 8192 + 208_896) / GB)
