@@ -35,7 +35,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         ],
         "fewest_gpus": plan.fewest,
         "work": asdict(plan.work) | {"sequences": plan.work.sequences},
-        "phases_s": {phase: dict(roles) for phase, roles in plan.time.busy.items()},
+        "phases_s": {
+            phase: {role: _finite(took) for role, took in roles.items()} for phase, roles in plan.time.busy.items()
+        },
         "step_s": _finite(plan.time.step_s),
         "step_s_by_staleness": {"0": _finite(plan.in_step.step_s), "1": _finite(plan.one_ahead.step_s)},
         "step_s_colocated": _finite(plan.together.step_s),

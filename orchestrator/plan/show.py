@@ -126,7 +126,7 @@ def _memory(page: Page, plan: Plan) -> None:
             f" {demand.memory.total / 1e9:>5.1f}  ",
             _verdict(demand),
         )
-    legend: list[Piece] = [" " * 22]
+    legend: list[Piece] = [" " * 12]
     for brush, name in LEGEND:
         legend += [page.draw(brush, 1), f" {name}  "]
     page.line(*legend)
@@ -220,10 +220,8 @@ def _cost(page: Page, plan: Plan) -> None:
     else:
         page.line("  the run: by epochs of a dataset whose rows are not known here; give --rows")
     if plan.work.sampled and plan.in_step.step_s != plan.one_ahead.step_s:
-        page.line(
-            f"  max_staleness 0: {seconds(plan.in_step.step_s)} a step;  1: {seconds(plan.one_ahead.step_s)};  "
-            f"all GPUs in turns (not run here): {seconds(plan.together.step_s)}"
-        )
+        page.line(f"  max_staleness 0: {seconds(plan.in_step.step_s)} a step;  1: {seconds(plan.one_ahead.step_s)}")
+        page.line(f"  taking turns on all GPUs, which is not done here: {seconds(plan.together.step_s)}")
 
 
 def _shortages(page: Page, plan: Plan) -> None:
@@ -235,7 +233,8 @@ def _shortages(page: Page, plan: Plan) -> None:
         page.line("    fix: ", (way_out(shortage), "bold"))
     if plan.too_many:
         asked = ", ".join(f"{d.role} {d.num_gpus}" for d in plan.demands)
-        page.line(f"  the roles ask for {plan.asked} GPUs ({asked}), {plan.given} are there")
+        page.line(f"  the roles ask for {plan.asked} GPUs, {plan.given} are there:")
+        page.line(f"    {asked}")
     if plan.fewest is not None:
         page.line(f"  the fewest on which it fits without learning something else: {plan.fewest} {plan.gpu.name}")
     elif not plan.placements or plan.changes_learning:

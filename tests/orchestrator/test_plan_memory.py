@@ -102,7 +102,7 @@ def test_activations_are_what_autograd_keeps() -> None:
 
 
 def test_gathered_layers() -> None:
-    # 70B: a layer has 855,654,400 parameters, the output layer 1,050,673,152: 2 bytes of both, more than DeepSpeed's 1e9
+    # 70B: a layer has 855,654,400 parameters, the output layer 1,050,673,152: 2 bytes of both are more than of 1e9
     assert L70.layer_params == 855_654_400
     assert gathered_bytes(L70, Sharding(ranks=8, zero_stage=3)) == 2 * (855_654_400 + 1_050_673_152)
     # 8B: two layers, or one and the output layer, are less than the 1e9 that DeepSpeed keeps

@@ -37,7 +37,7 @@ ROUND = ModelShape(name="round", hidden=1, layers=1, heads=1, kv_heads=1, head_d
 
 
 def test_flops_of_a_token() -> None:
-    # 70B at 512 tokens: 2 x 70.554e9 + 2 x 80 x 8192 x 512 = 141.107e9 + 0.671e9; a step of 1024 x 1024 tokens: 148.7 PFLOP
+    # 70B at 512 tokens: 2 x 70.554e9 + 2 x 80 x 8192 x 512 = 141.107e9 + 0.671e9; of 1024 x 1024 tokens: 148.7 PFLOP
     assert forward_flops(L70, 512) == 2 * L70.num_params + 2 * 80 * 8192 * 512
     assert 1024 * 1024 * forward_flops(L70, 512) == pytest.approx(148.7e15, rel=1e-3)
     # of a mixture only what a token passes through
