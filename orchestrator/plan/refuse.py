@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadInput, Problem, Problems
 from orchestrator.plan.gangs import Demand, Shapes, demands, sampler_shape
-from orchestrator.plan.gpus import LARGEST, Gpu
+from orchestrator.plan.gpus import GPUS_PER_NODE, LARGEST, Gpu
 from orchestrator.plan.plan import shapes_of, shortage_of
 from orchestrator.plan.words import gigabytes, lack, of_memory, way_out
 from orchestrator.plan.work import Lengths, work_of
-
-LARGEST_ENGINE = 32  # GPUs
 
 
 def refuse_what_cannot_fit(stages: Sequence[RunConfig], gpu: Gpu) -> None:
@@ -47,7 +45,7 @@ def _check_heads(config: RunConfig, shapes: Shapes, problems: Problems) -> None:
     """An engine gives each of its GPUs as many heads as the others."""
     heads, gpus = sampler_shape(config, shapes).heads, config.rollout.tensor_parallel_size
     if heads % gpus:
-        possible = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0 and n <= LARGEST_ENGINE)
+        possible = ", ".join(str(n) for n in range(1, GPUS_PER_NODE + 1) if heads % n == 0)
         problems.add(
             f"rollout.tensor_parallel_size = {gpus}",
             where=config.name,
