@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +48,11 @@ def plan(
     ] = None,
 ) -> int:
     """Say whether a recipe fits, how long a step takes and what it costs, without starting anything."""
+    from orchestrator.config import load
+    from orchestrator.plan.gpus import parse_gpus
+    from orchestrator.plan.plan import make_plan
+    from orchestrator.plan.work import Lengths
+
     given = arguments or []
     paths = [Path(text) for text in given if "=" not in text]
     overrides = [text for text in given if "=" in text]
@@ -62,28 +67,15 @@ def plan(
     constants, device = _calibrated(calibrate, alone=not paths, as_json=as_json)
     if not paths:
         return 0
-    from orchestrator.config import load
-    from orchestrator.plan.gpus import parse_gpus
-    from orchestrator.plan.plan import make_plan
-    from orchestrator.plan.work import Lengths
-
-    count, gpu = parse_gpus(gpus or device)
     lengths = Lengths(prompt=prompt_tokens, response=response_tokens, rows=rows)
+    count, gpu = parse_gpus(gpus or device)
+    if calibrate is not None and gpu.name != device and not as_json:
+        say(f"these constants are of {device}: on {gpu.name} efficiencies differ\n")
+    options: dict[str, Any] = {"given": count, "price": price, "lengths": lengths, "constants": constants}
     plans: list[Plan] = []
-    for path in paths:
-        recipe = load(path, overrides)
+    for recipe in (load(path, overrides) for path in paths):
         for stage in recipe.stages[-1:] if compare else recipe.stages:
-            plans.append(
-                make_plan(
-                    stage,
-                    gpu,
-                    before=recipe.before(stage),
-                    given=count,
-                    price=price,
-                    lengths=lengths,
-                    constants=constants,
-                )
-            )
+            plans.append(make_plan(stage, gpu, before=recipe.before(stage), **options))
     _print(plans, compare=compare, as_json=as_json)
     return 0
 

@@ -34,8 +34,8 @@ GPUS: Mapping[str, Gpu] = {
     # Data sheets of the SXM or OAM parts. An A100 says to Ray only that it is one: the larger is meant.
     gpu.name: gpu
     for gpu in (
-        Gpu(name="A100-40", flops=312e12, bytes_per_s=1.555e12, memory_bytes=40e9, price=1.2, ray="A100-40G"),
-        Gpu(name="A100-80", flops=312e12, bytes_per_s=2.04e12, memory_bytes=80e9, price=1.5, ray="A100"),
+        Gpu(name="A100-40", flops=312e12, bytes_per_s=1.555e12, memory_bytes=40e9, price=0.9, ray="A100-40G"),
+        Gpu(name="A100-80", flops=312e12, bytes_per_s=2.04e12, memory_bytes=80e9, price=1.1, ray="A100"),
         Gpu(name="H100", flops=989e12, bytes_per_s=3.35e12, memory_bytes=80e9, price=2.5, ray="H100"),
         Gpu(name="H200", flops=989e12, bytes_per_s=4.8e12, memory_bytes=141e9, price=3.5, ray="H200"),
         Gpu(name="B200", flops=2250e12, bytes_per_s=7.7e12, memory_bytes=180e9, price=5.0, ray="B200"),
@@ -43,8 +43,9 @@ GPUS: Mapping[str, Gpu] = {
         Gpu(name="H20", flops=148e12, bytes_per_s=4.0e12, memory_bytes=96e9, price=1.5, ray="H20"),
     )
 }
-CPU_RANK = Gpu(name="CPU", flops=50e9, bytes_per_s=10e9, memory_bytes=4e9, price=0.0)
-"""One thread in float32: about 50 GFLOP/s. Only a yardstick for efficiencies that are fitted to a run on CPUs."""
+CPU_RANK = Gpu(name="CPU", flops=50e9, bytes_per_s=10e9, memory_bytes=1e12, price=0.0)
+"""One thread in float32: about 50 GFLOP/s. Only a yardstick for efficiencies that are fitted to a run on CPUs; its
+memory is not planned."""
 LARGEST = max(GPUS.values(), key=lambda gpu: gpu.memory_bytes)
 ASKED = re.compile(r"(?:(?P<count>[1-9]\d{0,5})\s*[x×*]\s*)?(?P<name>[A-Za-z][\w-]*)")
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.plan.advice import as_overrides
 from orchestrator.plan.gangs import Demand
-from orchestrator.plan.gpus import GPUS_PER_NODE, PRICES
+from orchestrator.plan.gpus import CPU_RANK, GPUS_PER_NODE, PRICES
 from orchestrator.plan.memory import TIGHT
 from orchestrator.plan.plan import NOT_MEASURED, Plan
 from orchestrator.plan.step import PHASES, StepTime
@@ -95,8 +95,9 @@ def show_plan(plan: Plan, stream: TextIO | None = None) -> None:
     """The whole plan."""
     page = Page(stream or sys.stdout)
     _head(page, plan)
-    _memory(page, plan)
-    _map(page, plan)
+    if plan.gpu is not CPU_RANK:
+        _memory(page, plan)
+        _map(page, plan)
     _step(page, plan.time)
     _cost(page, plan)
     _shortages(page, plan)
@@ -106,12 +107,16 @@ def show_plan(plan: Plan, stream: TextIO | None = None) -> None:
 
 def _head(page: Page, plan: Plan) -> None:
     verdict, style = ("FITS", "bold green") if plan.fits else ("DOES NOT FIT", "bold red")
+    if plan.gpu is CPU_RANK:
+        verdict, style = "times alone: memory of a CPU is not planned", ""
     there = plan.asked if plan.given is None else plan.given
     model = plan.shapes["policy"]
     page.line(
         (plan.name, "bold"),
         f"   {plan.config.algorithm.type} on {model.name} ({model.num_params / 1e9:.3g}B)   "
-        f"{there} x {plan.gpu.name} ({gigabytes(plan.gpu.memory_bytes)})   ",
+        f"{there} x {plan.gpu.name}"
+        + (f" ({gigabytes(plan.gpu.memory_bytes)})" if plan.gpu is not CPU_RANK else "")
+        + "   ",
         (verdict, style),
     )
 
@@ -260,7 +265,8 @@ def _assumed(page: Page, plan: Plan) -> None:
     work = plan.work
     page.rule("Taken to be so")
     page.line(f"  mean lengths: prompt {work.prompt:.0f}, response {work.response:.0f} tokens (--prompt-tokens, …)")
-    page.line(f"  ${plan.price:g} per GPU-hour (--price): {PRICES if plan.price == plan.gpu.price else 'as given'}")
+    if plan.price:
+        page.line(f"  ${plan.price:g} per GPU-hour (--price): {PRICES if plan.price == plan.gpu.price else 'as given'}")
     if any(shape.experts for shape in plan.shapes.values()):
         page.line("  mixtures of experts: no published run stands behind their times")
     page.line("  evaluation, checkpoints and failures are not counted")

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from benchmarks import back_test
-from benchmarks.back_test import BOUNDS, EXCEPTIONS, Point, points, worked_example
+from benchmarks.back_test import BOUNDS, EXCEPTIONS, Point, points
+from benchmarks.worked_example import worked_example
 
 POINTS = points()
 
