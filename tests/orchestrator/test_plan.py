@@ -198,6 +198,16 @@ def test_placements_are_recipes_that_fit() -> None:
         assert after.time.step_s == pytest.approx(placement.time.step_s)
 
 
+@pytest.mark.parametrize("path", MEANT_FOR_GPUS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("gpu", ["A100-80", "H200", "MI300X"])
+def test_every_best_placement_is_a_legal_recipe(path: Path, gpu: str) -> None:
+    name = f"{path.parent.name}/{path.name}"
+    plan = planned(name, gpus=80, gpu=gpu)
+    after = planned(name, *as_overrides(plan.best.changes), gpus=80, gpu=gpu)
+    assert after.fits
+    assert after.time.step_s == pytest.approx(plan.best.time.step_s)
+
+
 def test_405b_on_512_gpus() -> None:
     offline = planned("70b/dpo.yaml", LLAMA_405B, gpus=512)
     assert not offline.fits  # 48 ranks hold 135 GB of states each
@@ -296,6 +306,9 @@ def test_validate_refuses_what_fits_nowhere(workshop: Workshop, capsys: pytest.C
     told = capsys.readouterr().err
     assert "policy does not fit" in told
     assert "rollout does not fit" in told
+    # A job is not even sent: nobody listens at this address
+    assert main(["submit", recipe, "--cluster", "http://127.0.0.1:1"]) == 2
+    assert "policy does not fit" in capsys.readouterr().err
     assert main(["validate", workshop.recipe()]) == 0  # on whatever there is
 
 
