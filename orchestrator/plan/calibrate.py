@@ -24,7 +24,7 @@ from orchestrator.plan.gangs import Shapes, adapter_params
 from orchestrator.plan.gpus import CPU_RANK, Gpu, of_ray
 from orchestrator.plan.plan import shapes_of
 from orchestrator.plan.step import step_time
-from orchestrator.plan.time import forward_flops
+from orchestrator.plan.time import forward_flops, learning_passes
 from orchestrator.plan.words import seconds
 from orchestrator.plan.work import Lengths, Work, work_of
 from orchestrator.run.directory import RunDirectory
@@ -260,7 +260,8 @@ def _two_costs(updates: np.ndarray, ideal: np.ndarray, took: np.ndarray) -> tupl
 def _ideal_learning_s(step: Step, config: RunConfig, shapes: Shapes, device: Gpu) -> float:
     """At the device's peak."""
     work = step.work
-    flops = 3 * work.learned_tokens * work.passes * forward_flops(shapes["policy"], work.context)
+    passes = learning_passes(frozen=config.model.lora is not None) * work.passes
+    flops = passes * work.learned_tokens * forward_flops(shapes["policy"], work.context)
     return flops / (config.policy.num_ranks * device.flops)
 
 

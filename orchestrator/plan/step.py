@@ -36,7 +36,7 @@ from orchestrator.plan.time import (
     zero3_traffic_s,
 )
 from orchestrator.plan.work import Work
-from workers.config import DistillConfig, LearnerConfig, ModelRewardConfig
+from workers.config import DistillConfig, ModelRewardConfig
 from workers.needs import NEEDS
 
 PHASES = ("generate", "score", "learn", "publish", "switch")
@@ -158,23 +158,25 @@ def _score(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: C
 
 
 def _learn(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants) -> dict[str, float]:
-    busy = {"policy": _one_learner(config.policy, "policy", shapes, gpu, work, constants)}
+    busy = {"policy": _one_learner(config, "policy", shapes, gpu, work, constants)}
     if NEEDS[config.algorithm.type].critic:
-        busy["critic"] = _one_learner(config.critic or config.policy, "critic", shapes, gpu, work, constants)
+        busy["critic"] = _one_learner(config, "critic", shapes, gpu, work, constants)
     return busy
 
 
-def _one_learner(
-    settings: LearnerConfig, role: str, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants
-) -> float:
+def _one_learner(config: RunConfig, role: str, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants) -> float:
     """Computing, or the links between nodes where they take longer: ZeRO-3 fetches the next layer meanwhile."""
+    settings = config.critic if role == "critic" and config.critic is not None else config.policy
+    frozen = config.model.lora is not None
     ranks, tokens = settings.num_ranks, work.learned_tokens * work.passes
-    computing = learning_s(shapes[role], gpu, tokens=tokens, context=work.context, gpus=ranks, constants=constants)
+    computing = learning_s(
+        shapes[role], gpu, tokens=tokens, context=work.context, gpus=ranks, constants=constants, frozen=frozen
+    )
     updates = max(1, work.updates)
     micro = updates * math.ceil(tokens / updates / (max(settings.tokens_per_micro_batch, work.row) * ranks))
     moving = 0.0
     if settings.zero_stage == 3:
-        moving = zero3_traffic_s(shapes[role], micro_steps=micro, gpus=ranks, constants=constants)
+        moving = zero3_traffic_s(shapes[role], micro_steps=micro, gpus=ranks, constants=constants, frozen=frozen)
     return max(computing, moving) + constants.update_overhead_s * updates
 
 

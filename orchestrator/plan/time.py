@@ -31,12 +31,25 @@ def forward_flops(shape: ModelShape, context: float) -> float:
 
 
 def learning_s(
-    shape: ModelShape, gpu: Gpu, *, tokens: float, context: float, gpus: int, constants: Constants, mfu: float = 0.0
+    shape: ModelShape,
+    gpu: Gpu,
+    *,
+    tokens: float,
+    context: float,
+    gpus: int,
+    constants: Constants,
+    frozen: bool = False,
+    mfu: float = 0.0,
 ) -> float:
-    """A forward and a backward pass, which is twice as much, over `tokens`; recomputation is in the efficiency. `mfu`
-    replaces `constants.train_mfu`."""
-    flops = 3.0 * tokens * forward_flops(shape, context)
+    """A forward and a backward pass over `tokens`: three times a forward pass; twice with `frozen` weights under
+    adapters, which get no gradients. Recomputation is in the efficiency. `mfu` replaces `constants.train_mfu`."""
+    flops = learning_passes(frozen=frozen) * tokens * forward_flops(shape, context)
     return flops / (gpus * gpu.flops * (mfu or constants.train_mfu))
+
+
+def learning_passes(*, frozen: bool) -> float:
+    """What learning costs, in forward passes."""
+    return 2.0 if frozen else 3.0
 
 
 def scoring_s(shape: ModelShape, gpu: Gpu, *, tokens: float, context: float, gpus: int, constants: Constants) -> float:
@@ -44,14 +57,16 @@ def scoring_s(shape: ModelShape, gpu: Gpu, *, tokens: float, context: float, gpu
     return tokens * forward_flops(shape, context) / (gpus * gpu.flops * constants.score_mfu)
 
 
-def zero3_traffic_s(shape: ModelShape, *, micro_steps: int, gpus: int, constants: Constants) -> float:
-    """Between nodes, per pass over the micro-steps: weights are gathered for the forward and for the backward pass, and
-    gradients reduced, each 2N bytes, of which (nodes - 1)/nodes come from other nodes. It grows with the number of
-    micro-steps, not with tokens."""
+def zero3_traffic_s(
+    shape: ModelShape, *, micro_steps: int, gpus: int, constants: Constants, frozen: bool = False
+) -> float:
+    """Between nodes: for each micro-step weights are gathered for the forward and for the backward pass, and gradients
+    reduced unless the weights are `frozen`, each 2N bytes, of which (nodes - 1)/nodes come from other nodes. It grows
+    with the number of micro-steps, not with tokens."""
     nodes = math.ceil(gpus / GPUS_PER_NODE)
     if nodes == 1:
         return 0.0
-    per_step = 3 * 2.0 * shape.num_params * (nodes - 1) / nodes
+    per_step = learning_passes(frozen=frozen) * 2.0 * shape.num_params * (nodes - 1) / nodes
     return micro_steps * per_step / (constants.node_bytes_per_s * constants.node_efficiency)
 
 

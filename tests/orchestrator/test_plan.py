@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from orchestrator.plan.as_json import as_json
 from orchestrator.plan.constants import DEFAULT
 from orchestrator.plan.gangs import demands, shares_base
 from orchestrator.plan.gpus import GPUS, LARGEST
+from orchestrator.plan.models import TABLE
 from orchestrator.plan.plan import Plan, make_plan, shapes_of
 from orchestrator.plan.refuse import refuse_on_every_gpu, refuse_what_cannot_fit
 from orchestrator.plan.show import show_comparison, show_plan
@@ -64,6 +66,22 @@ def test_it_plans_the_gangs_that_a_run_starts(path: Path) -> None:
         found = demands(config, shapes, H100, work_of(config, Lengths()))
         assert {d.role: (d.members, d.gpus) for d in found} == asked
         assert shares_base(config) == roles.shares_base(config)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("quickstart/*.yaml")), ids=lambda path: path.stem)
+def test_it_knows_every_kind_of_gang(path: Path) -> None:
+    """Every method has a quickstart recipe; here each is planned as if it were for GPUs and an 8B model."""
+    from orchestrator.run import roles  # imports torch
+
+    shapes = defaultdict(lambda: TABLE["llama-3-8b"])
+    for config in load(path).stages:
+        gangs = roles.gang_plans(config, cuda=True, max_steps=1)
+        asked = {p.role: (len(p.arguments), p.resources.gpus) for p in gangs if p.resources.gpus}
+        work = work_of(config, Lengths())
+        assert {d.role: (d.members, d.gpus) for d in demands(config, shapes, H100, work)} == asked
+        time = step_time(config, shapes, H100, work, DEFAULT)
+        assert 0 < time.step_s < 3600
+        assert {role for busy in time.busy.values() for role in busy} <= set(asked)
 
 
 @pytest.mark.parametrize("path", MEANT_FOR_GPUS, ids=lambda path: f"{path.parent.name}/{path.stem}")

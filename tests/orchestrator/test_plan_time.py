@@ -54,6 +54,9 @@ def test_learning_and_scoring() -> None:
     assert score == pytest.approx(5.22, rel=1e-2)
     half = learning_s(L70, H100, tokens=tokens, context=512, gpus=64, constants=DEFAULT, mfu=0.7)
     assert half == pytest.approx(learn / 2)
+    # A frozen base passes gradients on and gets none: 2 of 3
+    frozen = learning_s(L70, H100, tokens=tokens, context=512, gpus=64, constants=DEFAULT, frozen=True)
+    assert frozen == pytest.approx(learn * 2 / 3)
 
 
 @pytest.mark.parametrize(("bandwidth", "seconds"), [(400e9, 2.6), (200e9, 5.3), (100e9, 10.6), (50e9, 21.2)])
@@ -62,6 +65,8 @@ def test_zero_3_between_nodes(bandwidth: float, seconds: float) -> None:
     constants = replace(DEFAULT, node_bytes_per_s=bandwidth)
     assert zero3_traffic_s(L70, micro_steps=2, gpus=64, constants=constants) == pytest.approx(seconds, rel=2e-2)
     assert zero3_traffic_s(L70, micro_steps=2, gpus=8, constants=constants) == 0
+    frozen = zero3_traffic_s(L70, micro_steps=2, gpus=64, constants=constants, frozen=True)
+    assert frozen == pytest.approx(seconds * 2 / 3, rel=2e-2)
 
 
 def test_a_decoding_step() -> None:
