@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults fuzz bad-input check bench table parity proof golden golden-check lock clean
+.PHONY: help setup quickstart test test-faults fuzz bad-input check bench back-test table parity proof golden golden-check \
+    lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -38,6 +39,9 @@ check: setup ## lint, format and type check
 
 bench: setup ## measure side by side with TRL
 	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -m benchmarks.run
+
+back-test: setup ## compare the planner with published runs: docs/plan.md
+	@$(IN_VENV) python -m benchmarks.back_test
 
 table: setup ## every quickstart recipe over three seeds: docs/learning.md and the table in the README (hours)
 	@$(IN_VENV) python -m benchmarks.learning

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from orchestrator import cli_jobs
+from orchestrator import cli_jobs, cli_plan
 from orchestrator.cli_options import Attempts, Overrides, RecipePath
 from orchestrator.errors import Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
 if TYPE_CHECKING:
-    from orchestrator.config import RunConfig
+    from orchestrator.config import Recipe, RunConfig
     from orchestrator.config.preflight import Seen
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: runs/NAME.")]
@@ -84,6 +84,7 @@ def run(
     from orchestrator.config.preflight import preflight
 
     preflight(loaded)
+    _refuse_what_fits_nowhere(loaded)
     from orchestrator.run.driver import run_recipe
 
     return run_recipe(loaded, debug=_debug)
@@ -97,6 +98,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
 
     loaded = load(recipe, overrides or ())
     found = preflight(loaded)
+    _refuse_what_fits_nowhere(loaded)
     stages = "1 run" if len(loaded.stages) == 1 else f"{len(loaded.stages)} runs"
     say(f"{recipe} is good: {stages}")
     for config in loaded.stages:
@@ -133,6 +135,16 @@ def why(run_directory: RunPath) -> int:
 
 
 cli_jobs.add_to(app)
+cli_plan.add_to(app)
+
+
+def _refuse_what_fits_nowhere(recipe: Recipe) -> None:
+    """For stages that are to run on GPUs: what has no room on the largest there is. Which GPUs these are, the run will
+    ask the cluster, and look again."""
+    if any(stage.cluster.device == "cuda" for stage in recipe.stages):
+        from orchestrator.plan.refuse import refuse_on_every_gpu
+
+        refuse_on_every_gpu(recipe.stages)
 
 
 def _supervised(*arguments: str, directories: Sequence[Path], attempts: int) -> int:

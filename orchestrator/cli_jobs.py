@@ -47,6 +47,10 @@ def submit(
     from orchestrator.config import load
 
     loaded = load(recipe, overrides or ())
+    if any(stage.cluster.device == "cuda" for stage in loaded.stages):
+        from orchestrator.plan.refuse import refuse_on_every_gpu
+
+        refuse_on_every_gpu(loaded.stages)
     inside = _inside(recipe, working_dir)
     _warn_of_lost_results(loaded)
     from orchestrator.cluster.ray_jobs import JobRequest, submission_id

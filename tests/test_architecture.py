@@ -45,11 +45,12 @@ ORDER = [
     {"orchestrator.run.directory"},
     {"orchestrator.run.incidents", "orchestrator.run.supervise", "orchestrator.run.why"},
     {"orchestrator.monitor"},
+    {"orchestrator.plan"},
     {"orchestrator.run.checkpoint"},
     {"orchestrator.run.recorder"},
     {"orchestrator.loop"},
     {"orchestrator.run"},
-    {"orchestrator.cli", "orchestrator.cli_jobs", "orchestrator.cli_options"},
+    {"orchestrator.cli", "orchestrator.cli_jobs", "orchestrator.cli_options", "orchestrator.cli_plan"},
 ]
 
 ONE_ADDRESS = {
@@ -66,6 +67,7 @@ LIGHT = (
     "orchestrator.data",
     "orchestrator.errors",
     "orchestrator.monitor",
+    "orchestrator.plan",
     "orchestrator.run.directory",
     "orchestrator.run.incidents",
     "orchestrator.run.ledger",

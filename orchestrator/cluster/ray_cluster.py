@@ -80,6 +80,10 @@ class RayCluster:
             told=self._told,
         )
 
+    def accelerators(self) -> list[str]:
+        names = (key.partition(":") for key in ray.cluster_resources())
+        return sorted(name for kind, _, name in names if kind == "accelerator_type")
+
     def waited_s(self) -> float:
         return self._clock.waited_s
 

@@ -32,6 +32,7 @@ from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
+from orchestrator.run.devices import admit
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.incidents import first_cause, of_restart, write_incident
 from orchestrator.run.ledger import Account, Fact, Ledger, account
@@ -135,6 +136,7 @@ class Attempt:
             log_directory=directory.logs(self._number),
             told=lambda restart: self._restarted(restart, monitor),
         )
+        admit(config, cluster, directory.logs(self._number))
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._max_steps)
         for plan in plans:
             monitor.phase(plan.role, "loading")

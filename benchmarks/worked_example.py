@@ -1,0 +1,118 @@
+"""70B on 64 H100: the methods side by side, all roles on all GPUs in turns. A table of docs/plan.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.plan.constants import DEFAULT
+from orchestrator.plan.gpus import GPUS
+from orchestrator.plan.models import TABLE, ModelShape
+from orchestrator.plan.time import Engine, generation_s, learning_s, scoring_s
+
+H100, LLAMA_8B, LLAMA_70B = GPUS["H100"], TABLE["llama-3-8b"], TABLE["llama-3-70b"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A row of the worked example: seconds of each phase."""
+
+    name: str
+    generate: float
+    learn: float
+    score: float
+
+    @property
+    def step(self) -> float:
+        return (
+            self.generate
+            + self.learn
+            + self.score
+            + (DEFAULT.switch_s + DEFAULT.colocated_publish_s if self.generate else 0.0)
+        )
+
+
+def worked_example() -> list[Example]:
+    """1024 completions a step, 512 prompt and 512 mean response tokens, none above 2048, on 64 H100 in turns. S is 512
+    in the FLOP of a token here: half the sequence."""
+    tokens, context = 1024 * 1024.0, 512.0
+
+    def generate(group: int) -> float:
+        return generation_s(
+            Engine(shape=LLAMA_70B, gpu=H100, tensor_parallel=8, utilization=0.85),
+            sequences=128,
+            prompt=512.0,
+            response=512.0,
+            longest=2048,
+            group=group,
+            constants=DEFAULT,
+        )
+
+    def learn(shape: ModelShape, share: float = 1.0) -> float:
+        return learning_s(shape, H100, tokens=share * tokens, context=context, gpus=64, constants=DEFAULT)
+
+    def score(shape: ModelShape, share: float = 1.0) -> float:
+        return scoring_s(shape, H100, tokens=share * tokens, context=context, gpus=64, constants=DEFAULT)
+
+    large, small = LLAMA_70B, LLAMA_8B
+    return [
+        Example(
+            name="PPO, 70B critic and reward model",
+            generate=generate(1),
+            learn=2 * learn(large),
+            score=4 * score(large),  # old, reference, values, rewards
+        ),
+        Example(
+            name="PPO, 8B critic and reward model",
+            generate=generate(1),
+            learn=learn(large) + learn(small),
+            score=2 * score(large) + 2 * score(small),
+        ),
+        Example(
+            name="GRPO of 16, reference and old log-probabilities",
+            generate=generate(16),
+            learn=learn(large),
+            score=2 * score(large),
+        ),
+        Example(
+            name="GRPO of 16, the engine's log-probabilities, no reference",
+            generate=generate(16),
+            learn=learn(large),
+            score=0.0,
+        ),
+        Example(
+            name="Online DPO of 2, 8B reward model",
+            generate=generate(2),
+            learn=learn(large),
+            score=score(large) + score(small),
+        ),
+        Example(
+            name="Offline DPO, reference each step",
+            generate=0.0,
+            learn=learn(large),
+            score=score(large),
+        ),
+        Example(
+            name="Offline DPO, reference kept over 3 epochs",
+            generate=0.0,
+            learn=learn(large),
+            score=score(large) / 3,
+        ),
+        Example(
+            name="the same, prompts computed once per pair",
+            generate=0.0,
+            learn=learn(large, 0.75),
+            score=score(large, 0.75) / 3,
+        ),
+    ]
+
+
+def example_table() -> Iterator[str]:
+    yield "| 70B on 64 H100 in turns, 1024 completions | generate s | learn s | score s | step s | GPU-h per 1000 | $ |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for row in worked_example():
+        hours = row.step * 64 / 3600 * 1000 / 1024
+        yield (
+            f"| {row.name} | {row.generate:.1f} | {row.learn:.1f} | {row.score:.1f} | **{row.step:.1f}** | "
+            f"{hours:.2f} | {hours * H100.price:.1f} |"
+        )

@@ -1,0 +1,79 @@
+"""A plan for programs: plain values, bytes and seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.plan.advice import as_overrides
+from orchestrator.plan.gangs import Demand
+from orchestrator.plan.gpus import PRICES
+from orchestrator.plan.placement import Placement
+from orchestrator.plan.plan import NOT_MEASURED, Plan
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    total = plan.total_gpu_hours
+    return {
+        "name": plan.name,
+        "algorithm": plan.config.algorithm.type,
+        "models": {role: asdict(shape) | {"num_params": shape.num_params} for role, shape in plan.shapes.items()},
+        "gpu": plan.gpu.name,
+        "gpus_given": plan.given,
+        "gpus_asked": plan.asked,
+        "fits": plan.fits,
+        "roles": [_role(demand) for demand in plan.demands],
+        "shortages": [
+            {
+                "role": shortage.role,
+                "short_bytes": shortage.short_bytes,
+                "overrides": as_overrides(shortage.changes) if shortage.changes else None,
+                "larger_gpu": shortage.larger.name if shortage.larger else None,
+            }
+            for shortage in plan.shortages
+        ],
+        "fewest_gpus": plan.fewest,
+        "work": asdict(plan.work) | {"sequences": plan.work.sequences},
+        "phases_s": {
+            phase: {role: _finite(took) for role, took in roles.items()} for phase, roles in plan.time.busy.items()
+        },
+        "step_s": _finite(plan.time.step_s),
+        "step_s_by_staleness": {"0": _finite(plan.in_step.step_s), "1": _finite(plan.one_ahead.step_s)},
+        "step_s_colocated": _finite(plan.together.step_s),
+        "gpu_hours_per_1000": _finite(plan.gpu_hours_per_1000()),
+        "dollars_per_1000": _finite(plan.gpu_hours_per_1000() * plan.price),
+        "gpu_hours": None if total is None else _finite(total),
+        "dollars": None if total is None else _finite(total * plan.price),
+        "dollars_per_gpu_hour": plan.price,
+        "price_source": PRICES if plan.price == plan.gpu.price else "given",
+        "placements": [_placement(placement) for placement in plan.placements[:10]],
+        "note": NOT_MEASURED,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: None for what would never end."""
+    return value if math.isfinite(value) else None
+
+
+def _role(demand: Demand) -> dict[str, Any]:
+    return {
+        "role": demand.role,
+        "members": demand.members,
+        "gpus_per_member": demand.gpus,
+        "bytes_per_gpu": demand.memory.total,
+        "limit_bytes": demand.limit_bytes,
+        "host_bytes_per_gpu": demand.memory.host_bytes,
+        "parts": dict(demand.memory.parts),
+        "fits": demand.fits,
+    }
+
+
+def _placement(placement: Placement) -> dict[str, Any]:
+    return {
+        "overrides": as_overrides(placement.changes),
+        "gpus": placement.num_gpus,
+        "step_s": _finite(placement.time.step_s),
+        "gpus_by_role": {demand.role: demand.num_gpus for demand in placement.demands},
+    }
