@@ -25,7 +25,7 @@ from workers.vocabulary import first_difference, read_vocabulary
 READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the run reads all
 ROWS_LOOKED_AT = 5000
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-NOT_LINEAR = re.compile(r"embed|lm_head|wte|wpe")
+NOT_LINEAR = re.compile(r"embed|lm_head|wte|wpe|^score\b")
 HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 DATA = ("prompts", "dataset", "eval_prompts", "eval_dataset")

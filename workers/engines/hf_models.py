@@ -66,8 +66,7 @@ def load(
         case "values":
             return load_critic(path, dtype, deepspeed=deepspeed, lora=lora)
         case "scores":
-            assert lora is None, "a reward model is trained whole"
-            return load_scorer(path, dtype, seed=seed, deepspeed=deepspeed)
+            return load_scorer(path, dtype, seed=seed, deepspeed=deepspeed, lora=lora)
 
 
 def load_policy(
@@ -88,21 +87,27 @@ def load_critic(
     the value head: what it says of a whole text is the first guess of what a part of it is worth. The head is trained
     whole, also with adapters."""
     if is_scorer(path):
-        scorer = _load_scorer(path, dtype, deepspeed)
-        if lora is not None:
-            adapters.attach(scorer.model, lora)
+        scorer = _load_scorer(path, dtype, deepspeed, lora)
         return TokenValues(scorer.model, scorer.config.hidden_size, DTYPES[dtype], head=scorer.score)
     model = _load(path, dtype, deepspeed, lora)
     return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
 
 
-def load_scorer(path: str, dtype: str, *, seed: int = 0, deepspeed: Mapping[str, Any] | None = None) -> TokenScores:
+def load_scorer(
+    path: str,
+    dtype: str,
+    *,
+    seed: int = 0,
+    deepspeed: Mapping[str, Any] | None = None,
+    lora: LoraConfig | None = None,
+) -> TokenScores:
     """The reward model at `path`; of a causal language model the decoder, with a score layer drawn by `seed` as
-    transformers would draw it: normal, of the model's `initializer_range`."""
+    transformers would draw it: normal, of the model's `initializer_range`. The layer is trained whole, also with
+    adapters."""
     if is_scorer(path):
-        model = _load_scorer(path, dtype, deepspeed)
+        model = _load_scorer(path, dtype, deepspeed, lora)
         return TokenScores(model.model, model.score)
-    model = _load(path, dtype, deepspeed)
+    model = _load(path, dtype, deepspeed, lora)
     score = nn.Linear(model.config.hidden_size, 1, bias=False, dtype=DTYPES[dtype])
     spread = float(getattr(model.config, "initializer_range", 0.02))
     # Drawn in float32 by a generator of its own: the same on all ranks, whatever they have drawn before.
@@ -136,7 +141,7 @@ def padding_token(path: str) -> int:
     return int(chosen)
 
 
-def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
+def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None) -> Any:
     labels = AutoConfig.from_pretrained(path).num_labels
     if labels != 1:
         raise ModelError(f"{path}: a reward model answers one number, this one has {labels} labels; use one with one")
@@ -147,6 +152,8 @@ def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> 
     del sharding
     if not (hasattr(model, "model") and isinstance(getattr(model, "score", None), nn.Linear)):
         raise ModelError(f"{path}: a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama")
+    if lora is not None:
+        adapters.attach(model.model, lora)
     return model
 
 
@@ -225,9 +232,23 @@ def layer_classes(module: Module) -> list[str]:
 
 def weight_names(module: Module) -> dict[str, nn.Parameter]:
     """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
-    tied head keeps its old one. With adapters: the base's."""
-    owner = module if isinstance(module, TokenScores) else module.model
-    return adapters.base_names(owner.named_parameters(remove_duplicate=False))
+    tied head keeps its old one. With adapters: the base's, and of a reward model the score layer that is trained."""
+    return adapters.base_names(_named(module).named_parameters(remove_duplicate=False))
+
+
+def adapters_of(module: Module) -> dict[str, adapters.Adapter]:
+    """Every adapter under the Hugging Face name of the layer it is in."""
+    return adapters.adapters(_named(module))
+
+
+def trained_whole(module: Module) -> dict[str, nn.Parameter]:
+    """What of a model with adapters is published as it is, and is no part of the base: a reward model's score layer."""
+    return {name: p for name, p in weight_names(module).items() if p.requires_grad}
+
+
+def _named(module: Module) -> nn.Module:
+    """What in `module` has the names of a Hugging Face model: a reward model is one itself."""
+    return module if isinstance(module, TokenScores) else module.model
 
 
 def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
