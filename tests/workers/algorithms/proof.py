@@ -116,7 +116,7 @@ def in_deviations(optimum: Callable[[World, float], Tensor], coefficient: float)
 
     def of(world: World) -> Tensor:
         policy = world.probabilities(world.reference)
-        for _ in range(1000):
+        for _ in range(300):
             policy, before = optimum(world, coefficient * deviation(world, policy)), policy
         assert kl(policy, before) < 1e-12, "no such β"
         return policy
@@ -183,7 +183,7 @@ def _rounds(formula: str, beta: float, refresh: str) -> Row:
         formula=formula,
         optimum=tilted,
         steps=3,
-        sampling=PAIRS | {"prompts_per_step": 65536},
+        sampling=PAIRS | {"prompts_per_step": 131072},
         loop={"own_samples": True, "refresh": refresh},
     )
 
@@ -223,7 +223,7 @@ ROWS: Sequence[Row] = (
         settings={"type": "dpo", "beta": BETA},
         formula=TILTED,
         optimum=tilted,
-        steps=400,
+        steps=800,
         sampling=PAIRS,
         loop={"own_samples": True},
     ),

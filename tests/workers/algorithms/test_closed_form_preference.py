@@ -166,7 +166,7 @@ def test_where_the_better_always_wins_nothing_holds_it_back() -> None:
     policy = train(world, steps=150, own_samples=True, beta=BETA)
     best = world.rewards.argmax(1)
     assert tilted(world)[range(PROMPTS), best].min() < 0.3
-    assert policy[range(PROMPTS), best].min() > 0.98
+    assert policy[range(PROMPTS), best].min() > 0.9
 
 
 def rounds(world: World, *, steps: int, **settings: Any) -> Tensor:
