@@ -183,7 +183,7 @@ def _rounds(formula: str, beta: float, refresh: str) -> Row:
         formula=formula,
         optimum=tilted,
         steps=3,
-        sampling=PAIRS | {"prompts_per_step": 131072},
+        sampling=PAIRS | {"prompts_per_step": 65536},
         loop={"own_samples": True, "refresh": refresh},
     )
 
@@ -223,7 +223,7 @@ ROWS: Sequence[Row] = (
         settings={"type": "dpo", "beta": BETA},
         formula=TILTED,
         optimum=tilted,
-        steps=800,
+        steps=400,
         sampling=PAIRS,
         loop={"own_samples": True},
     ),
