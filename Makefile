@@ -51,7 +51,7 @@ parity: setup ## compute TRL's losses and gradients anew in TRL's own environmen
 	@.venv-trl/bin/python tests/workers/parity/trl_values.py
 	@$(IN_VENV) python tests/workers/parity/ours.py
 
-proof: setup ## train every method on a world with a known optimum: docs/proof.md (2 minutes)
+proof: setup ## train every method on a world with a known optimum: docs/proof.md (6 minutes)
 	@$(IN_VENV) python tests/workers/algorithms/proof.py
 
 golden: setup ## run the first steps of every quickstart recipe and keep their figures in tests/golden/traces/ (20 minutes)

@@ -37,7 +37,7 @@ from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Arrival, DatasetSource, RolloutSource, Source
 from orchestrator.run.roles import gang_plans
-from workers.engines.hf_models import TextCodec
+from workers.engines.hf_text import TextCodec
 from workers.learner import Learner
 from workers.packing import input_lengths
 from workers.types import Experience, Finish, Metrics, Prompt, Ragged, Sampling, Scores, assemble, merge, merge_stats

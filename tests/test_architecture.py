@@ -56,7 +56,7 @@ ORDER = [
 ONE_ADDRESS = {
     "vllm": "workers/engines/vllm_engine.py",
     "deepspeed": "workers/engines/deepspeed_engine.py",
-    "transformers": "workers/engines/hf_models.py",
+    "transformers": "workers/engines/hf_",
     "peft": "workers/engines/lora.py",
     "ray": "orchestrator/cluster/",
 }

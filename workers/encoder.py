@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workers.config import ModelConfig
-from workers.engines import hf_models
+from workers.engines import hf_models, hf_text
 from workers.types import Example, Experience, Finish, Ragged
 
 
@@ -22,7 +22,7 @@ class Encoder:
 
     def __init__(self, model: ModelConfig, *, max_length: int, whole: bool = False, mismatched: bool = False) -> None:
         self._whole = whole
-        self._codec = hf_models.TextCodec(model)
+        self._codec = hf_text.TextCodec(model)
         assert model.path is not None
         self._mismatched = mismatched
         self._max_length = min(max_length, hf_models.max_positions(model.path) or max_length)

@@ -17,7 +17,7 @@ from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.baseline import mean_log_ratio
 from workers.config import AlgorithmConfig, DistillConfig, DpoConfig, LearnerConfig, ModelConfig, PpoConfig
-from workers.engines import hf_models
+from workers.engines import hf_models, hf_text
 from workers.engines.base import TrainingEngine
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.needs import Head
@@ -66,7 +66,7 @@ def join(
 
     layer, beta = None, 0.0
     if teacher is not None:
-        hf_models.require_same_tokenizer(model, teacher)
+        hf_text.require_same_tokenizer(model, teacher)
     if teacher is not None and isinstance(algorithm, DistillConfig) and algorithm.objective == "divergence":
         layer, beta = hf_models.load_output_layer(teacher), algorithm.beta
     device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
@@ -362,8 +362,8 @@ class Learner:
             self._segment.remove()
         self._engine.close()
 
-    def _decoder(self) -> hf_models.TextCodec:
-        return hf_models.TextCodec(self._model)
+    def _decoder(self) -> hf_text.TextCodec:
+        return hf_text.TextCodec(self._model)
 
 
 def _evidence(

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.engines.hf_models import TextCodec
+from workers.engines.hf_text import TextCodec
 from workers.types import Evidence, Text, TrainBatch
 
 

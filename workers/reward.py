@@ -10,7 +10,7 @@ import numpy as np
 
 from workers import rewards
 from workers.config import ModelConfig, RewardConfig
-from workers.engines import hf_models
+from workers.engines import hf_text
 from workers.rewards.base import Completed, RewardError
 from workers.types import Experience, Finish, Floats, Prompt, Sample, Scores, Text, merge
 
@@ -28,7 +28,7 @@ class Reward:
         num_samples: int,
         num_cpus: int = 1,
     ) -> None:
-        self._codec = hf_models.TextCodec(model)
+        self._codec = hf_text.TextCodec(model)
         scorers = [rewards.build(c, num_cpus=num_cpus) for c in configs]
         self._scorers = dict(zip(_distinct([s.name for s in scorers]), scorers, strict=True))
         self._weights = np.asarray([c.weight for c in configs], np.float32)

@@ -57,13 +57,13 @@ class Rollout:
         written as the student's, and completions come without log-probabilities, as a dataset's do. None: the policy
         itself is sampled."""
         # Imported here: the environment must be set first, and the driver names this class without wanting vLLM.
-        from workers.engines import hf_models
+        from workers.engines import hf_models, hf_text
 
         assert model.path is not None
-        self._codec, self._foreign = hf_models.TextCodec(student or model), student is not None
+        self._codec, self._foreign = hf_text.TextCodec(student or model), student is not None
         self._config = config
         self._index = index
-        self._stop = hf_models.stop_token_ids(model.path, self._codec.eos_token_id)
+        self._stop = hf_text.stop_token_ids(model.path, self._codec.eos_token_id)
         max_model_len = config.max_prompt_length + config.max_completion_length
         limit = hf_models.max_positions(model.path)
         if limit is not None and max_model_len > limit:

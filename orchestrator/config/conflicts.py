@@ -338,12 +338,6 @@ def _pair_loss(config: RunConfig) -> Iterator[Conflict]:
 
 def _lora(config: RunConfig) -> Iterator[Conflict]:
     lora, kind = config.model.lora, config.algorithm.type
-    if lora is not None and NEEDS[kind].head == "scores":
-        yield Conflict(
-            keys=("model.lora", "algorithm.type"),
-            why="a reward model is trained whole: adapters in one are not written yet",
-            fix="remove model.lora",
-        )
     if lora is not None and lora.lora_dropout > 0 and NEEDS[kind].on_policy:
         yield Conflict(
             keys=("model.lora.lora_dropout", "algorithm.type"),

@@ -31,7 +31,7 @@ from workers.vocabulary import first_difference, read_vocabulary
 READ_WHOLLY_BYTES = 32 * 2**20  # larger files are looked at from the front; the run reads all
 ROWS_LOOKED_AT = 5000
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-NOT_LINEAR = re.compile(r"embed|lm_head|wte|wpe")
+NOT_LINEAR = re.compile(r"embed|lm_head|wte|wpe|^score\b")
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")

@@ -39,9 +39,10 @@ def test_adapters_for_layers_that_the_model_has_not(
         "model.layers.0.mlp.up_proj.weight": [16, 8],
         "model.norm.weight": [8],
         "lm_head.weight": [32, 8],
+        "score.weight": [1, 8],
     }
     (workshop.path / "model" / "model.safetensors").write_bytes(safetensors_header(shapes))
-    workshop.recipe({"model": "{path: ./model, lora: {target_modules: [up_proj, c_attn, lm_head, proj]}}"})
+    workshop.recipe({"model": "{path: ./model, lora: {target_modules: [up_proj, c_attn, lm_head, score, proj]}}"})
     refused("recipe.yaml", "lora-unknown-targets", golden, capsys)
     workshop.recipe({"model": "{path: ./model, lora: {target_modules: [up_proj, self_attn.q_proj]}}"})
     assert main(["validate", "recipe.yaml"]) == 0

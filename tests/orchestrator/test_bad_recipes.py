@@ -130,10 +130,6 @@ CASES = (
     Case("lora-no-targets", {"model": "{path: ./model, lora: {target_modules: []}}"}),
     Case("lora-targets-misspelt", {"model": "{path: ./model, lora: {target_modules: all_linear}}"}),
     Case("lora-dropout-on-policy", {"model": "{path: ./model, lora: {lora_dropout: 0.1}}"}),
-    Case(
-        "lora-in-a-reward-model",
-        {**OFFLINE_DPO, "model": "{path: ./model, lora: {}}", "algorithm": "{type: reward_model}"},
-    ),
     Case("wrong-types", {"reward": "{type: math}", "evaluation": "3", "model": "[./model]", "report_to": "[wandbb]"}),
     Case("two-origins-of-the-model", {"model": "{path: ./model, from_stage: base}"}),
     Case("unknown-stage", {"model": "{from_stage: base}"}),

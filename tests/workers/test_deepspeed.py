@@ -142,5 +142,6 @@ def test_a_reward_model_is_that_of_plain_torch(name: str, out: Path, model: Path
     losses = [learner.step(i, [given], None, None, None).sums["loss"] for i, given in enumerate(rewards)]
     told = json.loads((out / f"{model.name}-{name}.json").read_text())
     assert told["losses"] == pytest.approx(losses, rel=1e-4)
+    assert told["resumed_to_the_bit"]
     assert told["loaded_to_the_bit"]
     assert_same(load_file(out / f"{model.name}-{name}.safetensors"), dict(engine.weights()))

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import experience
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
+from torch_engine import learner_of
 from transformers import AutoModelForCausalLM
 from zero_gang import run_ranks
-from zero_rank import ALGORITHM, BATCHES, FRESH
+from zero_rank import ALGORITHM, BATCHES, FRESH, PAIRS, REWARD_MODEL
+
+from workers.config import LoraConfig
 
 pytestmark = pytest.mark.stack
 
@@ -28,13 +32,24 @@ SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
     "stage-1": (2, {"zero_stage": 1}),
     "stage-2": (2, {"zero_stage": 2, "tokens_per_micro_batch": 6}),
 }
+REWARD_MODELS: dict[str, tuple[int, dict[str, Any]]] = {
+    "reward-model-on-one-rank": (1, {}),
+    "reward-model-partitioned": (2, {"tokens_per_micro_batch": 12, "param_persistence_threshold": 0}),
+    "reward-model-stage-0": (2, {"zero_stage": 0}),
+    "reward-model-stage-1": (2, {"zero_stage": 1}),
+    "reward-model-stage-2": (2, {"zero_stage": 2}),
+}
 
 
 @pytest.fixture(scope="module")
 def out(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("zero-lora")
     for world_size in (1, 2):
-        settings = {n: (str(qwen2), {**f, "lora": LORA}) for n, (size, f) in SETTINGS.items() if size == world_size}
+        settings = {
+            n: (str(qwen2), {**f, "lora": LORA})
+            for n, (size, f) in (SETTINGS | REWARD_MODELS).items()
+            if size == world_size
+        }
         run_ranks(world_size, settings, directory)
     return directory
 
@@ -129,6 +144,32 @@ def test_a_checkpoint_holds_no_base(name: str, out: Path) -> None:
     states = torch.load(_first(out / f"{name}-checkpoint"), weights_only=False)
     # A tied output layer stays: DeepSpeed knows a frozen weight by its first name only.
     assert [n for n in states["module"] if "lora_" not in n and n != "model.lm_head.weight"] == []
+    assert not states.get("frozen_param_fragments")
+
+
+@pytest.mark.parametrize("name", REWARD_MODELS)
+def test_a_reward_model_with_adapters_is_that_of_plain_torch(name: str, out: Path, qwen2: Path) -> None:
+    torch.manual_seed(4)  # as the ranks start: it draws the adapters
+    recipe = REWARD_MODEL.model_dump()
+    learner, engine = learner_of(
+        qwen2, recipe, head="scores", max_steps=len(PAIRS), draw=4, adapters=LoraConfig(**LORA)
+    )
+    rewards = [experience(rows, rewards=[1.0, 0.0] * len(rows)) for rows in PAIRS]
+    losses = [learner.step(i, [given], None, None, None).sums["loss"] for i, given in enumerate(rewards)]
+    told = json.loads((out / f"{name}.json").read_text())
+    assert told["losses"] == pytest.approx(losses, rel=1e-4)
+    assert told["resumed_to_the_bit"]
+    assert told["loaded_to_the_bit"]
+    assert_same(load_file(out / f"{name}.safetensors"), dict(engine.weights()))
+    adapter = dict(engine.adapter())
+    assert_same(load_file(out / f"{name}-model" / "adapter" / "adapter_model.safetensors"), adapter)
+    assert all(tensor.any() for tensor in adapter.values()), "every adapter has learned"
+
+
+@pytest.mark.parametrize("name", REWARD_MODELS)
+def test_its_checkpoint_holds_adapters_and_score_alone(name: str, out: Path) -> None:
+    states = torch.load(_first(out / f"{name}-checkpoint"), weights_only=False)
+    assert [n for n in states["module"] if "lora_" not in n] == ["score.weight"]
     assert not states.get("frozen_param_fragments")
 
 

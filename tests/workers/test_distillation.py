@@ -19,8 +19,8 @@ from workers.engines.hf_models import (
     character_tokenizer,
     create_model,
     load_output_layer,
-    require_same_tokenizer,
 )
+from workers.engines.hf_text import require_same_tokenizer
 from workers.learner import Learner
 from workers.reference import Reference
 from workers.types import Experience, StepStats, TokenShare, assemble_vectors, merge_stats

@@ -46,7 +46,7 @@ class TorchEngine:
         self._layer = teacher and hf_models.load_output_layer(ModelConfig(path=str(teacher), dtype="float32"))
         self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
         self.module: Any = hf_models.load(str(path), "float32", head=head, chunk=64, seed=draw, lora=adapters)
-        self.adapters = lora.adapters(self.module.model)
+        self.adapters = hf_models.adapters_of(self.module)
         self.optimizer = self._fresh()
         self.gradients: list[Tensor] = []
         self.learning_rates: list[float] = []
@@ -123,6 +123,8 @@ class TorchEngine:
     def adapter(self) -> Iterator[tuple[str, Tensor]]:
         for module, adapter in self.adapters.items():
             yield from zip(lora.tensor_names(module), (adapter.down.detach(), adapter.up.detach()), strict=True)
+        for name, parameter in hf_models.trained_whole(self.module).items() if self.adapters else ():
+            yield lora.whole_name(name), parameter.detach()
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True)

@@ -92,27 +92,42 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
 
 
 def run_scores(name: str, model: ModelConfig, config: LearnerConfig, device: torch.device, out: Path) -> None:
-    """A reward model: its losses, extremes and weights, and what is loaded from the directory it was exported to."""
-    from workers.engines.deepspeed_engine import DeepSpeedEngine
-
-    engine = DeepSpeedEngine(model, config, REWARD_MODEL, head="scores", device=device, seed=4)
-    learner = Learner(engine, model, config, REWARD_MODEL, head="scores", seed=0, max_steps=len(PAIRS))
-    stats = [
-        learner.step(i, [experience(rows, rewards=[1.0, 0.0] * len(rows))], None, None, None)
-        for i, rows in enumerate(PAIRS)
-    ]
+    """A reward model: its losses and weights, what another learner makes of what this one had saved after its first
+    update, and what is loaded from the directory it was exported to."""
+    batches = [[experience(rows, rewards=[1.0, 0.0] * len(rows))] for rows in PAIRS]
+    learner, engine = start_scores(model, config, device, seed=4)
+    stats = []
+    for i, given in enumerate(batches):
+        stats.append(learner.step(i, given, None, None, None))
+        if i == 0:
+            learner.save(str(out / f"{name}-checkpoint"), {})
+    resumed, anew = start_scores(model, config, device, seed=5)
+    resumed.load(str(out / f"{name}-checkpoint"))
+    for i in range(1, len(batches)):
+        resumed.step(i, batches[i], None, None, None)
     exported = str(out / f"{name}-model")
     learner.export(exported)
     torch.distributed.barrier()
-    again = DeepSpeedEngine(
-        model.model_copy(update={"path": exported}), config, REWARD_MODEL, head="scores", device=device, seed=5
-    )
-    weights, loaded = whole(engine), whole(again)
+    _, reader = start_scores(model.model_copy(update={"path": exported}), config, device, seed=5)
+    weights, again, loaded = whole(engine), whole(anew), whole(reader)
     losses = [engine.sum(s.sums["loss"]) for s in stats]
     if engine.rank == 0:
         save_file(weights, out / f"{name}.safetensors")
-        same = all(torch.equal(weights[n], loaded[n]) for n in weights)
-        (out / f"{name}.json").write_text(json.dumps({"losses": losses, "loaded_to_the_bit": same}))
+        told = {
+            "losses": losses,
+            "resumed_to_the_bit": all(torch.equal(weights[n], again[n]) for n in weights),
+            "loaded_to_the_bit": all(torch.equal(weights[n], loaded[n]) for n in weights),
+        }
+        (out / f"{name}.json").write_text(json.dumps(told))
+
+
+def start_scores(
+    model: ModelConfig, config: LearnerConfig, device: torch.device, seed: int
+) -> tuple[Learner, DeepSpeedEngine]:
+    from workers.engines.deepspeed_engine import DeepSpeedEngine
+
+    engine = DeepSpeedEngine(model, config, REWARD_MODEL, head="scores", device=device, seed=seed)
+    return Learner(engine, model, config, REWARD_MODEL, head="scores", seed=0, max_steps=len(PAIRS)), engine
 
 
 def start(model: ModelConfig, config: LearnerConfig, device: torch.device) -> tuple[Learner, DeepSpeedEngine]:

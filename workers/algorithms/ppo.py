@@ -14,9 +14,15 @@ log(π/π_ref) is the same for all y, that is at
 
     π*(y|x) ∝ π_ref(y|x) exp(r(x, y)/β).
 
-`kl_placement: loss` adds β k2 or β k3 of each token to the policy's loss instead. There the advantages are whitened and
-the KL is not, so that β counts in units of their standard deviation σ: with k2, on completions of one token, the
-optimum is π* with βσ for β; with k3, whose gradient is ∇KL(π_ref‖π), it is GRPO's β σ π_ref/(λ − r).
+`kl_placement: loss` adds β k2 or β k3 of each token to the policy's loss instead. On samples of π
+
+    k2 = (log π/π_ref)²/2            E_π[∇k2] = E_π[log(π/π_ref) ∇log π]  = ∇KL(π‖π_ref), the reverse KL
+    k3 = π_ref/π − 1 − log(π_ref/π)  E_π[∇k3] = E_π[(1 − π_ref/π) ∇log π] = ∇KL(π_ref‖π), the forward KL
+
+There the advantages are whitened and the KL is not, so that β counts in units of their standard deviation σ, that of
+r − E_π[r] over a step's completions: on completions of one token the optimum is π* with βσ for β under k2, and GRPO's
+β σ π_ref/(λ − r) under k3, σ being that of the optimum itself. Under k2 a small β has none: the surer the policy, the
+smaller σ, and the KL with it.
 
 `adaptive_kl` moves `kl_coef` after each step (kl_control.py). Critic and policy are two models with an optimiser each,
 so that there is no `vf_coef` to weigh one loss against the other: `critic_learning_rate` is the critic's own. With

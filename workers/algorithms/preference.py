@@ -10,6 +10,20 @@ const. In the Bradley–Terry model, P(y_c preferred) = σ(r(y_c) − r(y_r)), t
 negative log-likelihood is L: preferences that follow r lead to the same π* as PPO, from whatever distribution
 the completions were drawn, as long as it covers them. No KL is estimated. At π = π_ref every pair costs log 2.
 
+On its own samples, online or in rounds, the distribution that pairs are drawn from moves along and no gradient goes
+through it. With ρ = β log(π/π_ref) the mean gradient is, up to a factor, Σ_y π(y) g(y) ∇log π(y) with
+
+    g(y) = Σ_y' π(y') [σ(ρ(y) − ρ(y')) − σ(r(y) − r(y'))].
+
+Σ_y c(y) ∇log π(y) vanishes only where c is a multiple of π, so g is constant, and since σ(a) + σ(−a) = 1 its mean
+under π is zero: g(y) = 0 for all y. At the y where ρ − r is greatest no term of g is negative, hence all are zero and
+ρ − r is the same for all y: π* again, and nothing else. `refresh: every_round` puts the last round's π in place of
+π_ref, so that k rounds end at π_ref exp(k r/β).
+
+All this is said of labels that are drawn by the Bradley–Terry model. Where the greater score always wins, as it does
+when the scores themselves make the pairs, the sigmoid loss has no optimum inside: log-ratios grow for as long as it is
+trained, and β, the learning rate and the number of updates say how far. `ipo` has one.
+
     sigmoid       π*; with `label_smoothing` a σ(h) above 1 − s costs again (https://ericmitchell.ai/cdpo.pdf)
     robust        π*, though a share s of the labels is flipped at random (arXiv 2403.00409)
     sigmoid_norm  π = π_ref exp(|y| (r/β + c)), c such that it sums to 1: a reward per token

@@ -67,7 +67,8 @@ class TrainingEngine(Protocol):
         ...
 
     def adapter(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights of the adapters under peft's names; nothing without adapters. Every rank must run through it."""
+        """Full weights of the adapters, and of what is trained whole beside them, under peft's names; nothing without
+        adapters. Every rank must run through it."""
         ...
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None: ...

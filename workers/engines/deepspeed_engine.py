@@ -79,7 +79,7 @@ class DeepSpeedEngine:
             deepspeed=settings if config.zero_stage == 3 else None,
             lora=model.lora,
         )
-        self._adapters = lora.adapters(self._module.model)
+        self._adapters = hf_models.adapters_of(self._module)
         if config.gradient_checkpointing:
             hf_models.enable_checkpointing(self._module)
         if config.zero_stage == 3:
@@ -174,6 +174,9 @@ class DeepSpeedEngine:
             pair = (adapter.down, adapter.up)
             with self._gathered(pair):
                 yield from zip(lora.tensor_names(module), (p.detach() for p in pair), strict=True)
+        for name, parameter in hf_models.trained_whole(self._module).items() if self._adapters else ():
+            with self._gathered([parameter]):
+                yield lora.whole_name(name), parameter.detach()
 
     @contextmanager
     def _gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The only file that imports transformers: models, tokenizers, chat templates, schedules, Hugging Face directories."""
+"""Models, schedules and Hugging Face directories: transformers, but for the text, which is in hf_text.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedTokenizerFast,
     dynamic_module_utils,
     get_scheduler,
@@ -35,8 +34,6 @@ from workers.engines.attention import packed_attention
 from workers.engines.divergence import OutputLayer
 from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
 from workers.needs import Head
-from workers.types import Text
-from workers.vocabulary import first_difference
 
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along is never run, and nobody is asked to
 AttentionInterface.register("packed", packed_attention)
@@ -71,8 +68,7 @@ def load(
         case "values":
             return load_critic(path, dtype, deepspeed=deepspeed, lora=lora)
         case "scores":
-            assert lora is None, "a reward model is trained whole"
-            return load_scorer(path, dtype, seed=seed, deepspeed=deepspeed)
+            return load_scorer(path, dtype, seed=seed, deepspeed=deepspeed, lora=lora)
 
 
 def load_policy(
@@ -93,21 +89,27 @@ def load_critic(
     the value head: what it says of a whole text is the first guess of what a part of it is worth. The head is trained
     whole, also with adapters."""
     if is_scorer(path):
-        scorer = _load_scorer(path, dtype, deepspeed)
-        if lora is not None:
-            adapters.attach(scorer.model, lora)
+        scorer = _load_scorer(path, dtype, deepspeed, lora)
         return TokenValues(scorer.model, scorer.config.hidden_size, DTYPES[dtype], head=scorer.score)
     model = _load(path, dtype, deepspeed, lora)
     return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
 
 
-def load_scorer(path: str, dtype: str, *, seed: int = 0, deepspeed: Mapping[str, Any] | None = None) -> TokenScores:
+def load_scorer(
+    path: str,
+    dtype: str,
+    *,
+    seed: int = 0,
+    deepspeed: Mapping[str, Any] | None = None,
+    lora: LoraConfig | None = None,
+) -> TokenScores:
     """The reward model at `path`; of a causal language model the decoder, with a score layer drawn by `seed` as
-    transformers would draw it: normal, of the model's `initializer_range`."""
+    transformers would draw it: normal, of the model's `initializer_range`. The layer is trained whole, also with
+    adapters."""
     if is_scorer(path):
-        model = _load_scorer(path, dtype, deepspeed)
+        model = _load_scorer(path, dtype, deepspeed, lora)
         return TokenScores(model.model, model.score)
-    model = _load(path, dtype, deepspeed)
+    model = _load(path, dtype, deepspeed, lora)
     score = nn.Linear(model.config.hidden_size, 1, bias=False, dtype=DTYPES[dtype])
     spread = float(getattr(model.config, "initializer_range", 0.02))
     # Drawn in float32 by a generator of its own: the same on all ranks, whatever they have drawn before.
@@ -141,7 +143,7 @@ def padding_token(path: str) -> int:
     return int(chosen)
 
 
-def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> Any:
+def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None) -> Any:
     labels = AutoConfig.from_pretrained(path).num_labels
     if labels != 1:
         raise ModelError(f"{path}: a reward model answers one number, this one has {labels} labels; use one with one")
@@ -152,6 +154,8 @@ def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> 
     del sharding
     if not (hasattr(model, "model") and isinstance(getattr(model, "score", None), nn.Linear)):
         raise ModelError(f"{path}: a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama")
+    if lora is not None:
+        adapters.attach(model.model, lora)
     return model
 
 
@@ -230,9 +234,23 @@ def layer_classes(module: Module) -> list[str]:
 
 def weight_names(module: Module) -> dict[str, nn.Parameter]:
     """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
-    tied head keeps its old one. With adapters: the base's."""
-    owner = module if isinstance(module, TokenScores) else module.model
-    return adapters.base_names(owner.named_parameters(remove_duplicate=False))
+    tied head keeps its old one. With adapters: the base's, and of a reward model the score layer that is trained."""
+    return adapters.base_names(_named(module).named_parameters(remove_duplicate=False))
+
+
+def adapters_of(module: Module) -> dict[str, adapters.Adapter]:
+    """Every adapter under the Hugging Face name of the layer it is in."""
+    return adapters.adapters(_named(module))
+
+
+def trained_whole(module: Module) -> dict[str, nn.Parameter]:
+    """What of a model with adapters is published as it is, and is no part of the base: a reward model's score layer."""
+    return {name: p for name, p in weight_names(module).items() if p.requires_grad}
+
+
+def _named(module: Module) -> nn.Module:
+    """What in `module` has the names of a Hugging Face model: a reward model is one itself."""
+    return module if isinstance(module, TokenScores) else module.model
 
 
 def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
@@ -246,94 +264,6 @@ def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
         kind, optimizer, num_warmup_steps=warmup_updates, num_training_steps=total + shift
     ).lr_lambdas
     return lambda update: float(lambdas[0](update + shift))
-
-
-# ------------------------------------------------------------------------------------------------ text
-
-
-class TextCodec:
-    """Text to tokens and back, for plain strings and conversations alike.
-
-    A string prompt gets the tokenizer's own start token (if it has one); a completion ends with end-of-sequence. A
-    conversation goes through the chat template, which does both.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(config.path)
-        self._template_kwargs: dict[str, Any] = dict(config.chat_template_kwargs)
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError(
-                f"{config.path}: the tokenizer has no end-of-sequence token, so a completion could never stop; "
-                "set eos_token in its tokenizer_config.json"
-            )
-
-    @property
-    def eos_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
-
-    def encode_prompt(self, text: Text) -> list[int]:
-        if isinstance(text, str):
-            return cast("list[int]", self.tokenizer(text)["input_ids"])
-        return self._template(text, add_generation_prompt=True)
-
-    def encode_completion(self, prompt: Text, completion: Text) -> list[int]:
-        """The tokens that follow `encode_prompt(prompt)`."""
-        if isinstance(prompt, str) and isinstance(completion, str):
-            tokens = cast("list[int]", self.tokenizer(completion, add_special_tokens=False)["input_ids"])
-            return [*tokens, self.eos_token_id]
-        if isinstance(prompt, str) or isinstance(completion, str):
-            raise ModelError("prompt and completion must both be strings or both be conversations")
-        head = self._template(prompt, add_generation_prompt=True)
-        whole = self._template([*prompt, *completion], add_generation_prompt=False)
-        if whole[: len(head)] != head:
-            raise ModelError(
-                "the chat template does not render a conversation as a continuation of its prompt, so the completion's "
-                "tokens cannot be told from the prompt's; use a template whose generation prompt is a prefix"
-            )
-        return whole[len(head) :]
-
-    def _template(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> list[int]:
-        if not self.tokenizer.chat_template:
-            raise ModelError(
-                "the data are conversations, but the tokenizer has no chat template; add chat_template.jinja to the "
-                "model directory, or use plain-string prompts"
-            )
-        rendered = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages],
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=True,
-            **self._template_kwargs,
-        )
-        return [int(t) for t in rendered["input_ids"]]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text without special tokens."""
-        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def decode_batch(self, sequences: Iterable[Sequence[int]]) -> list[str]:
-        listed = list(sequences)
-        # transformers takes an empty list for one empty text.
-        return cast("list[str]", self.tokenizer.batch_decode(listed, skip_special_tokens=True)) if listed else []
-
-
-def require_same_tokenizer(model: ModelConfig, teacher: ModelConfig) -> None:
-    """Raises ModelError, naming the first token that differs: distributions are compared token by token."""
-    ours, theirs = (AutoTokenizer.from_pretrained(m.path).get_vocab() for m in (model, teacher))
-    if difference := first_difference(ours, theirs):
-        raise ModelError(
-            f"teacher.model {teacher.path} has another tokenizer than model {model.path}: {difference}; "
-            "give a teacher of the same family"
-        )
-
-
-def stop_token_ids(path: str, tokenizer_eos: int) -> list[int]:
-    """Every token that ends a completion: the generation config's and the tokenizer's end-of-sequence."""
-    ids = {tokenizer_eos}
-    if (Path(path) / "generation_config.json").exists():
-        declared = GenerationConfig.from_pretrained(path).eos_token_id
-        ids.update([declared] if isinstance(declared, int) else declared or [])
-    return sorted(ids)
 
 
 def max_positions(path: str) -> int | None:

@@ -8,7 +8,7 @@ which is why a run with adapters needs no second model as its reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,16 +118,24 @@ def tensor_names(module: str) -> tuple[str, str]:
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
+def whole_name(weight: str) -> str:
+    """The name that peft gives in a file to a weight that is trained whole: its `modules_to_save`."""
+    return f"base_model.model.{weight}"
+
+
 def write(
     directory: Path, config: LoraConfig, base: str, tensors: Mapping[str, Tensor], version: int | None = None
 ) -> None:
     """An adapter directory that peft, transformers and vLLM load. `version` is that of the policy it was taken from,
-    noted in the file itself; None: it is the run's result."""
+    noted in the file itself; None: it is the run's result. With a score layer among the tensors it is a reward model's.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    modules = [name.removesuffix(".weight") for name in tensors]
     # "all-linear" is peft's word alone: vLLM wants the names.
-    names = {name.removesuffix(".weight").rpartition(".")[0].rpartition(".")[2] for name in tensors}
-    targets = tuple(sorted(names)) if config.target_modules == "all-linear" else config.target_modules
-    settings = _peft_config(config, base, targets)
+    adapted = {name.split(".")[-2] for name in modules if name.endswith((".lora_A", ".lora_B"))}
+    targets = tuple(sorted(adapted)) if config.target_modules == "all-linear" else config.target_modules
+    whole = [name.rpartition(".")[2] for name in modules if not name.endswith((".lora_A", ".lora_B"))]
+    settings = _peft_config(config, base, targets, whole)
     settings.inference_mode = True
     settings.save_pretrained(str(directory))
     noted = {"format": "pt"} | ({} if version is None else {"version": str(version)})
@@ -143,12 +151,15 @@ def written_version(directory: Path) -> int | None:
     return int(noted) if noted.isdigit() else None
 
 
-def _peft_config(config: LoraConfig, base: str | None, targets: tuple[str, ...] | str) -> Any:
+def _peft_config(
+    config: LoraConfig, base: str | None, targets: tuple[str, ...] | str, whole: Sequence[str] = ()
+) -> Any:
     return PeftConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if whole else "CAUSAL_LM",
+        modules_to_save=list(whole) or None,
         base_model_name_or_path=base,
     )

@@ -34,6 +34,7 @@ from test_closed_form import (  # noqa: E402
     kl,
     tilted,
 )
+from test_closed_form_policy_gradient import COEFFICIENT, deviation  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from workers.config import AlgorithmConfig  # noqa: E402
@@ -54,12 +55,15 @@ class Row:
     steps: int
     lr: float = 0.1
     sampling: dict[str, Any] = field(default_factory=dict)  # how much is sampled and learned per step: not shown
+    loop: dict[str, Any] = field(default_factory=dict)  # further arguments of the `Trainer`: shown
     completions: Sequence[Sequence[int]] = field(default_factory=lambda: TWO_TOKENS)
 
     @property
     def name(self) -> str:
         """Example: `dpo beta=0.5`."""
-        return " ".join([self.settings["type"], *(f"{k}={v}" for k, v in self.settings.items() if k != "type")])
+        return " ".join(
+            [self.settings["type"], *(f"{k}={v}" for k, v in (self.settings | self.loop).items() if k != "type")]
+        )
 
     @property
     def is_known(self) -> bool:
@@ -76,7 +80,7 @@ class Row:
         """KL to the optimum in nats, of the prompt where it is largest: of the reference, and of what was learned."""
         world = World([list(c) for c in self.completions], seed=seed)
         optimum = self.optimum(world)
-        trainer = Trainer(world, steps=self.steps, lr=self.lr, **self.settings, **self.sampling)
+        trainer = Trainer(world, steps=self.steps, lr=self.lr, **self.settings, **self.sampling, **self.loop)
         return {"before": kl(world.probabilities(world.reference), optimum), "after": kl(trainer.run(), optimum)}
 
 
@@ -102,6 +106,22 @@ def per_token_reward(world: World) -> Tensor:
 def without_reference(world: World) -> Tensor:
     rewards = torch.from_numpy(world.rewards).double()
     return per_token(world, torch.zeros_like(rewards), rewards / BETA)
+
+
+def in_deviations(optimum: Callable[[World, float], Tensor], coefficient: float) -> Optimum:
+    """The optimum whose β is `coefficient` times the deviation σ of the advantages at that optimum.
+
+    It is where β ↦ `coefficient` σ(π_β) stays, found from the reference on, where training starts.
+    """
+
+    def of(world: World) -> Tensor:
+        policy = world.probabilities(world.reference)
+        for _ in range(300):
+            policy, before = optimum(world, coefficient * deviation(world, policy)), policy
+        assert kl(policy, before) < 1e-12, "no such β"
+        return policy
+
+    return of
 
 
 def win_rate(world: World) -> Tensor:
@@ -144,6 +164,30 @@ def _grpo_loss(group_size: int, *, corrected: bool = False) -> Row:
     )
 
 
+def _ppo_loss(estimator: str, formula: str, optimum: Callable[[World, float], Tensor]) -> Row:
+    settings = {"type": "ppo", "kl_coef": COEFFICIENT, "kl_placement": "loss", "kl_estimator": estimator}
+    return Row(
+        settings=settings,
+        formula=f"{formula}, β = `kl_coef` σ, of one token",
+        optimum=in_deviations(optimum, COEFFICIENT),
+        steps=300,
+        lr=0.05,
+        sampling={"prompts_per_step": 512, "num_ppo_epochs": 1},
+        completions=ONE_TOKEN,
+    )
+
+
+def _rounds(formula: str, beta: float, refresh: str) -> Row:
+    return Row(
+        settings={"type": "dpo", "beta": beta, "reset_optimizer": True},
+        formula=formula,
+        optimum=tilted,
+        steps=3,
+        sampling=PAIRS | {"prompts_per_step": 65536},
+        loop={"own_samples": True, "refresh": refresh},
+    )
+
+
 def _dpo(formula: str, optimum: Optimum, steps: int = 400, **settings: Any) -> Row:
     shown = {"type": "dpo", "beta": BETA, **settings}
     return Row(settings=shown, formula=formula, optimum=optimum, steps=steps, sampling=PAIRS)
@@ -151,6 +195,8 @@ def _dpo(formula: str, optimum: Optimum, steps: int = 400, **settings: Any) -> R
 
 ROWS: Sequence[Row] = (
     Row(settings={"type": "ppo", "kl_coef": BETA}, formula=TILTED, optimum=tilted, steps=150, lr=0.05, sampling=PPO),
+    _ppo_loss("k2", TILTED, tilted),
+    _ppo_loss("k3", "β π_ref/(λ − r)", hyperbolic),
     _grpo("reward", "none"),
     _grpo("reward", "group"),
     _grpo("reward", "none", "grpo"),
@@ -173,6 +219,16 @@ ROWS: Sequence[Row] = (
         sampling={"prompts_per_step": 512},  # its baseline leaves noise at the optimum
     ),
     _dpo(TILTED, tilted),
+    Row(
+        settings={"type": "dpo", "beta": BETA},
+        formula=TILTED,
+        optimum=tilted,
+        steps=400,
+        sampling=PAIRS,
+        loop={"own_samples": True},
+    ),
+    _rounds(f"{TILTED}, after 3 rounds", BETA, "never"),
+    _rounds("π_ref exp(3r/β), after 3 rounds", 3 * BETA, "every_round"),
     _dpo("π_ref exp(|y| (r/β + c))", per_token_reward, steps=800, loss_type="sigmoid_norm"),
     _dpo("π_ref exp(|y| (p/β + c)), p = P(y beats a draw from the data)", win_rate, loss_type="ipo"),
     _dpo("exp(|y| (r/β + c))", without_reference, steps=800, loss_type="simpo", simpo_gamma=0.0),
@@ -187,6 +243,10 @@ The world is small enough to list: 3 prompts, completions of at most 2 tokens ou
 uniform, random rewards r, a table of logits as policy. Each method is trained in it through its real `prepare` and
 `loss`, and compared with the optimum π* of what it really optimises, which has a closed form. β = {beta}, {seeds}
 worlds.
+
+DPO learns from pairs that are labelled by the Bradley–Terry model of r: of a dataset, or with `own_samples` of what the
+policy says at the start of a step, where `refresh` is that of the reference. σ is the deviation of the advantages at
+the optimum, λ and c are what makes it sum to 1.
 
 KL(π‖π*) in nats, of the prompt where it is largest. *Before*: of the reference, where training starts, mean over
 worlds. What is left afterwards is the noise of sampling.

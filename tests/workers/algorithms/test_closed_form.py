@@ -8,7 +8,7 @@ reference far from uniform.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -74,34 +74,60 @@ class World:
 
 
 class Trainer:
-    """The loop in small: sample, prepare, learn. The learning rate falls to zero."""
+    """The loop in small: sample, prepare, learn. The learning rate falls to zero, or with `reset_optimizer` does so in
+    every step.
 
-    def __init__(self, world: World, *, steps: int, lr: float, **settings: Any) -> None:
-        self.world, self.steps = world, steps
+    DPO learns from a dataset, drawn from a uniform table, or with `own_samples` from what the policy says at the start
+    of each step; `refresh` is that of its reference.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        steps: int,
+        lr: float,
+        own_samples: bool = False,
+        refresh: Literal["never", "every_round"] = "never",
+        **settings: Any,
+    ) -> None:
+        self.world, self.steps, self.lr = world, steps, lr
+        self.own_samples, self.refresh = own_samples, refresh
         self.algorithm = ALGORITHMS[settings["type"]]
         self.config: Any = TypeAdapter(AlgorithmConfig).validate_python(settings)
         self.policy = world.reference.clone().requires_grad_()
         self.critic = torch.zeros(PROMPTS, VOCABULARY, dtype=torch.float64, requires_grad=True)
-        self.optimizer = torch.optim.Adam([self.policy, self.critic], lr=lr, betas=(0.9, 0.99))
-        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.01, steps)
+        self.reference = world.teacher if self.algorithm.needs.teacher else world.reference
+        self.optimizer = self.fresh_optimizer()
+
+    def fresh_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam([self.policy, self.critic], betas=(0.9, 0.99))
 
     def run(self) -> Tensor:
         for step in range(self.steps):
             evidence, prompts, completions = self.experience(step)
             batch, _ = self.algorithm.prepare(evidence, self.config)
             num_updates = self.config.num_updates(batch.num_rows)
-            for rows in updates(batch, epochs=self.config.epochs, num_updates=num_updates, seed=step):
+            passes = updates(batch, epochs=self.config.epochs, num_updates=num_updates, seed=step)
+            done, total = step * len(passes), self.steps * len(passes)
+            if getattr(self.config, "reset_optimizer", False):
+                self.optimizer, done, total = self.fresh_optimizer(), 0, len(passes)
+            for i, rows in enumerate(passes, start=done):
+                self.optimizer.param_groups[0]["lr"] = self.lr * (1 - 0.99 * i / total)
                 picked = sources_of(batch, rows)
-                update = MicroBatch.of(batch, rows, totals_of(batch, rows))
-                self.learn(update, prompts[picked], completions[picked])
-            self.schedule.step()
+                self.learn(self.update_of(batch, rows, prompts, completions), prompts[picked], completions[picked])
         return self.world.probabilities(self.policy)
 
+    def update_of(self, batch: TrainBatch, rows: Index, prompts: Index, completions: Index) -> MicroBatch:
+        return MicroBatch.of(batch, rows, totals_of(batch, rows))
+
     def experience(self, step: int) -> tuple[Evidence, Index, Index]:
-        """Sampled from the policy and scored; for DPO, a dataset drawn from a uniform table and labelled."""
+        """Sampled from the policy and scored; for DPO labelled, without `own_samples` drawn from a uniform table."""
         world, needs = self.world, self.algorithm.needs
-        is_dataset = needs.dataset and not needs.teacher
-        reference = world.teacher if needs.teacher else world.reference
+        if self.refresh == "every_round":
+            self.reference = self.policy.detach().clone()
+        is_labelled = needs.dataset and not needs.teacher
+        is_dataset = is_labelled and not self.own_samples
         sampler = torch.zeros_like(self.policy) if is_dataset else self.policy.detach()
         prompts, completions = world.sample(sampler, self.config.num_generations * self.config.prompts_per_step)
         tokens = world.tokens.take(completions)
@@ -116,8 +142,8 @@ class Trainer:
         )
         evidence = Evidence(
             experience=experience,
-            rewards=world.preferences(prompts, completions) if is_dataset else world.rewards[prompts, completions],
-            reference_logprobs=array(world.logprobs(reference, prompts, completions)),
+            rewards=world.preferences(prompts, completions) if is_labelled else world.rewards[prompts, completions],
+            reference_logprobs=array(world.logprobs(self.reference, prompts, completions)),
             values=array(world.values(self.critic, prompts, completions)),
             seed=step,
         )

@@ -13,12 +13,6 @@ from torch import Tensor
 COEFFICIENT = 2.0  # small ones have no optimum inside: the deviation vanishes as the policy becomes certain
 
 
-def tilted_by(world: World, beta: float) -> Tensor:
-    """π_ref exp(r/β), normalised."""
-    weights = world.probabilities(world.reference) * (torch.from_numpy(world.rewards) / beta).exp()
-    return weights / weights.sum(1, keepdim=True)
-
-
 def deviation(world: World, policy: Tensor) -> float:
     """Of r − V over the step's completions, V the mean of each prompt: what PPO's whitening divides by."""
     rewards = torch.from_numpy(world.rewards).double()
@@ -48,7 +42,7 @@ def test_reinforce_with_the_groups_mean(group_size: int) -> None:
     world = World(TWO_TOKENS, seed=0)
     groups = {"num_generations": group_size, "prompts_per_step": 512 // group_size}
     policy = Trainer(world, steps=250, lr=0.05, type="reinforce++", beta=BETA, baseline="group", **groups).run()
-    assert_reaches(tilted_by(world, BETA * group_size / (group_size - 1)), policy, world)
+    assert_reaches(tilted(world, BETA * group_size / (group_size - 1)), policy, world)
     assert (kl(policy, tilted(world)) < 0.01) == (group_size > 100)
 
 
@@ -59,7 +53,7 @@ def test_ppo_with_the_kl_in_the_loss(estimator: str) -> None:
     settings: dict[str, Any] = {"kl_placement": "loss", "kl_estimator": estimator, "num_ppo_epochs": 1}
     policy = Trainer(world, steps=300, lr=0.05, type="ppo", kl_coef=COEFFICIENT, prompts_per_step=512, **settings).run()
     beta = COEFFICIENT * deviation(world, policy)
-    optima = {"k2": tilted_by(world, beta), "k3": hyperbolic(world, beta)}
+    optima = {"k2": tilted(world, beta), "k3": hyperbolic(world, beta)}
     assert_reaches(optima.pop(estimator), policy, world)
     assert kl(policy, next(iter(optima.values()))) > 0.02
 

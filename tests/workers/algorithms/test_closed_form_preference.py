@@ -34,7 +34,6 @@ from torch import Tensor
 
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.algorithms.ops import completion_sums
-from workers.packing import updates
 from workers.types import Evidence, Experience, Finish, Prompt, Ragged, TrainBatch
 
 PAIRS: dict[str, Any] = {"type": "dpo", "num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
@@ -155,73 +154,48 @@ def test_hinge_leaves_nothing_to_pay() -> None:
         assert steps.min() > 0.98 / 2
 
 
-class OnOwnSamples(Trainer):
-    """Pairs of completions that the policy samples; in rounds, the policy of each becomes the next one's reference."""
-
-    def __init__(self, world: World, *, steps: int, **settings: Any) -> None:
-        super().__init__(world, steps=steps, **PAIRS, **settings)
-        self.anchor = world.reference
-
-    def round(self) -> Tensor:
-        """A fresh optimiser, and the policy of now as reference."""
-        self.anchor = self.policy.detach().clone()
-        self.optimizer = torch.optim.Adam([self.policy], lr=0.1, betas=(0.9, 0.99))
-        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.01, self.steps)
-        return self.run()
-
-    def experience(self, step: int) -> tuple[Evidence, Index, Index]:
-        world, table = self.world, self.policy.detach()
-        prompts, completions = world.sample(table, 2 * self.config.prompts_per_step)
-        tokens = world.tokens.take(completions)
-        experience = Experience(
-            prompts=(Prompt(id="", text=""),) * (len(prompts) // 2),
-            prompt_tokens=Ragged.of([[p] for p in prompts[::2]]),
-            completions=tokens,
-            group_offsets=np.arange(0, len(prompts) + 1, 2),
-            logprobs=array(world.logprobs(table, prompts, completions)),
-            versions=np.full(len(prompts), step, np.int32),
-            finish=np.full(len(prompts), Finish.stop, np.int32),
-        )
-        reference = array(world.logprobs(self.anchor, prompts, completions))
-        rewards = world.preferences(prompts, completions)
-        return (
-            Evidence(experience=experience, rewards=rewards, reference_logprobs=reference, values=None, seed=step),
-            prompts,
-            completions,
-        )
-
-
 def test_online_dpo_with_a_fixed_reference() -> None:
     """The optimum of plain DPO does not depend on who sampled the pairs, so it is that of the offline run."""
     world = World(TWO_TOKENS, seed=0)
-    assert_reaches(tilted(world), OnOwnSamples(world, steps=400, lr=0.1, beta=BETA).run(), world)
+    assert_reaches(tilted(world), train(world, own_samples=True, beta=BETA), world)
+
+
+def test_where_the_better_always_wins_nothing_holds_it_back() -> None:
+    """Pairs that scores make are of this kind: beyond π* everything goes to the best completion, with β as it was."""
+    world = Certain(TWO_TOKENS, seed=0)
+    policy = train(world, steps=150, own_samples=True, beta=BETA)
+    best = world.rewards.argmax(1)
+    assert tilted(world)[range(PROMPTS), best].min() < 0.3
+    assert policy[range(PROMPTS), best].min() > 0.9
+
+
+def rounds(world: World, *, steps: int, **settings: Any) -> Tensor:
+    """Each samples a whole pool, and makes many updates of it with a fresh optimizer."""
+    pool = {**PAIRS, "prompts_per_step": 65536, "reset_optimizer": True}
+    return Trainer(world, steps=steps, lr=0.1, own_samples=True, **pool, **settings).run()
+
+
+def test_rounds_with_a_fixed_reference_reach_the_same() -> None:
+    world = World(TWO_TOKENS, seed=0)
+    assert_reaches(tilted(world), rounds(world, steps=3, beta=BETA), world)
 
 
 def test_three_rounds_of_iterative_dpo() -> None:
     """Each round tilts its reference by exp(r/β), and the next one starts from there: π_ref exp(3r/β)."""
     world = World(TWO_TOKENS, seed=0)
-    trainer = OnOwnSamples(world, steps=150, lr=0.1, beta=3 * BETA)
-    first, _, last = (trainer.round() for _ in range(3))
-    weights = world.probabilities(world.reference) * (torch.from_numpy(world.rewards) / (3 * BETA)).exp()
-    assert_reaches(weights / weights.sum(1, keepdim=True), first, world)
-    assert_reaches(tilted(world), last, world)
+    first = rounds(world, steps=1, refresh="every_round", beta=3 * BETA)
+    assert_reaches(tilted(world, 3 * BETA), first, world)
+    world = World(TWO_TOKENS, seed=0)
+    assert_reaches(tilted(world), rounds(world, steps=3, refresh="every_round", beta=3 * BETA), world)
 
 
 class Feedback(Trainer):
     """Completions of a uniform table, each with the next row's; desirable with the probability σ(r)."""
 
-    def run(self) -> Tensor:
-        for step in range(self.steps):
-            evidence, prompts, completions = self.experience(step)
-            batch, _ = self.algorithm.prepare(evidence, self.config)
-            for rows in updates(batch, epochs=1, num_updates=1, seed=step):
-                assert batch.baseline is not None
-                baseline = self.mean_log_ratio(batch.baseline, prompts, completions)
-                update = MicroBatch.of(batch, rows, replace(totals_of(batch, rows), baseline=baseline))
-                picked = sources_of(batch, rows)
-                self.learn(update, prompts[picked], completions[picked])
-            self.schedule.step()
-        return self.world.probabilities(self.policy)
+    def update_of(self, batch: TrainBatch, rows: Index, prompts: Index, completions: Index) -> MicroBatch:
+        assert batch.baseline is not None
+        baseline = self.mean_log_ratio(batch.baseline, prompts, completions)
+        return MicroBatch.of(batch, rows, replace(totals_of(batch, rows), baseline=baseline))
 
     def mean_log_ratio(self, batch: TrainBatch, prompts: Index, completions: Index) -> float:
         rows = np.arange(batch.num_rows)
