@@ -15,6 +15,7 @@ import numpy as np
 from orchestrator.cluster.base import Handle
 from orchestrator.monitor import Outcome, RunInfo
 from orchestrator.pipeline.anchor import Decision
+from orchestrator.pipeline.sources import Arrival
 from workers.types import (
     Drift,
     Example,
@@ -83,7 +84,7 @@ class FakeRollout:
     def __init__(self, events: Events, *, index: int = 0, **_: Any) -> None:
         self._events, self._index, self._version = events, index, 0
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Experience:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, keep: str | None = None) -> Experience:
         self._events.append(f"rollout {self._index}: generate {' '.join(p.id for p in prompts)} from v{self._version}")
         group = [[token] for token in range(sampling.num_generations)]
         count = len(prompts) * sampling.num_generations
@@ -103,7 +104,7 @@ class FakeReward:
     def __init__(self, events: Events, **_: Any) -> None:
         self._events = events
 
-    def score(self, parts: Sequence[Experience]) -> Scores:
+    def score(self, parts: Sequence[Experience], keep: str | None = None) -> Scores:
         whole = merge(parts)
         self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
         rewards = np.array([float(tokens[0]) for tokens in whole.completions], np.float32)
@@ -214,7 +215,8 @@ class EventRecorder:
     def planned(self, step: int) -> None:
         self._events.append(f"planned {step}")
 
-    def arrived(self, step: int) -> None:
+    def arrived(self, step: int, arrival: Arrival) -> None:
+        arrival.wait()
         self._events.append(f"arrived {step}")
 
     def pairs_file(self, step: int) -> str | None:

@@ -3,7 +3,7 @@
 runs/<name>/
   recipe.yaml     as written            resolved.json   what ran         ledger.jsonl    what is done
   metrics.jsonl   a line per step       exit.json       how it ended     lock            who is at it
-  logs/attempt-N/ (logs/latest)   checkpoints/step-N/   samples/step-N.parquet   rounds/N/   model/
+  logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def rollouts(self) -> Path:
+        """What was sampled and scored, while a checkpoint may still need it."""
+        return self.path / "rollouts"
 
     @property
     def report(self) -> Path:

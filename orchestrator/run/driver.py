@@ -30,12 +30,14 @@ from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.anchor import Anchor, BaseAnchor, NoAnchor, ReferenceAnchor, TeacherAnchor
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
-from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
-from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
+from orchestrator.pipeline.sources import Begun, DatasetSource, Keeper, RolloutSource, Source
+from orchestrator.run.checkpoint import Checkpointer, newest
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Account, Fact, Ledger, account
+from orchestrator.run.manifest import State, list_checkpoints
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import asks_states, gang_plans, shares_base, teacher_samples
+from orchestrator.run.rollouts import Rollouts
 from orchestrator.run.stop import Stop
 from workers.config import DistillConfig, DpoConfig, FromDataset, Sampled
 from workers.learner import Learner
@@ -139,7 +141,10 @@ class Attempt:
         checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep)
         if checkpoint is not None:
             checkpointer.load(checkpoint)
-        recorder = self._recorder(ledger, monitor, checkpointer, gangs, state)
+        rollouts = None
+        if config.data.prompts is not None:
+            rollouts = Rollouts(directory.rollouts, ledger, attempt=self._number, note=monitor.note)
+        recorder = self._recorder(ledger, monitor, checkpointer, rollouts, gangs, state)
         publisher = self._publisher(gangs, cuda=cluster.cuda)
         if checkpoint is not None:
             publisher.publish(state.next_step)
@@ -147,7 +152,7 @@ class Attempt:
             recorder.baseline()
         anchor = self._anchor(gangs, state.reference_version)
         parts = loop.Parts(
-            source=self._source(gangs, anchor.begin),
+            source=self._source(gangs, anchor.begin, rollouts),
             anchor=anchor,
             learners=learners,
             publisher=publisher,
@@ -198,7 +203,7 @@ class Attempt:
             assert isinstance(algorithm, FromDataset)
             self._max_steps = math.ceil(len(self._examples) * algorithm.num_train_epochs / algorithm.batch_size)
 
-    def _source(self, gangs: Mapping[str, Gang[Any]], begun: Begun) -> Source:
+    def _source(self, gangs: Mapping[str, Gang[Any]], begun: Begun, keeper: Keeper | None) -> Source:
         config, algorithm = self._config, self._config.algorithm
         if config.data.prompts is None:
             assert isinstance(algorithm, FromDataset)
@@ -231,6 +236,7 @@ class Attempt:
             else 0,
             max_steps=self._max_steps,
             begun=begun,
+            keeper=keeper,
         )
 
     def _anchor(self, gangs: Mapping[str, Gang[Any]], version: int) -> Anchor:
@@ -271,6 +277,7 @@ class Attempt:
         ledger: Ledger,
         monitor: Monitor,
         checkpointer: Checkpointer,
+        rollouts: Rollouts | None,
         gangs: Mapping[str, Gang[Any]],
         state: State,
     ) -> Recorder:
@@ -287,7 +294,7 @@ class Attempt:
             max_steps=self._max_steps,
             evaluate_every=config.evaluation.every,
             checkpoint_every=config.checkpoint.every,
-            sampled=config.data.prompts is not None,
+            rollouts=rollouts,
             rounds=_in_rounds(config),
             reference_version=state.reference_version,
         )

@@ -47,8 +47,10 @@ SHAPE = {
 }
 BLOCK = 4096
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
+MAX_STALENESS = {"grpo-ahead": 1}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"type": "grpo", "beta": 0.1, **SAMPLED},
+    "grpo-ahead": {"type": "grpo", "beta": 0.1, **SAMPLED},
     "ppo": {"type": "ppo", "num_ppo_epochs": 2, "num_mini_batches": 2, **SAMPLED},
     "iterative-dpo": {"type": "dpo", "batch_size": 4, "pairs_per_prompt": 2, **SAMPLED},
 }
@@ -76,6 +78,7 @@ def config(task: Path, output: Path, algorithm: str, **changes: Any) -> RunConfi
         "rollout": {"max_prompt_length": 8, "max_completion_length": 6},
         "algorithm": ALGORITHMS[algorithm],
         "reference": {"refresh": "every_round"} if algorithm == "iterative-dpo" else {},
+        "max_staleness": MAX_STALENESS.get(algorithm, 0),
         **changes,
     }
     return RunConfig.model_validate_json(json.dumps(whole))

@@ -16,6 +16,12 @@ def test_killed_at_any_operation_on_the_disk(world: World) -> None:
         assert lives.killed_at(world, operation, half=operation % 2 == 1) <= world.every
 
 
+def test_killed_at_any_record_of_the_ledger(world: World) -> None:
+    """Also where the engines sample a version ahead: what was in flight is that of the uninterrupted run."""
+    for operation in (i for i, line in enumerate(world.log) if line == "write run/ledger.jsonl"):
+        assert lives.killed_at(world, operation, half=operation % 2 == 1) <= world.every
+
+
 def test_a_power_cut_loses_what_was_not_fsynced_and_nothing_else(world: World) -> None:
     for operation in _sample(len(world.log)):
         assert lives.power_cut_at(world, operation, seed=operation) <= world.every

@@ -13,7 +13,8 @@ from fakes import Events, FakeLearner
 from orchestrator.cluster.local import LocalGang
 from orchestrator.errors import ResumeError
 from orchestrator.pipeline.learning import Learners
-from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest, verify
+from orchestrator.run.checkpoint import Checkpointer, newest
+from orchestrator.run.manifest import State, list_checkpoints, verify
 
 
 class Saver:

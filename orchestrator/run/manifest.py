@@ -1,0 +1,87 @@
+"""What a complete checkpoint says of itself: which state it holds, and which files it consists of, each with its hash.
+
+checkpoints/step-12/  manifest.json  state.json  policy/…  critic/…
+
+A directory without a manifest is none. Nothing of a checkpoint is loaded before `verify` was asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import disk
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """Where a run stands. Example: `State(next_step=12, reference_version=8)`: steps 0 to 11 are committed."""
+
+    next_step: int
+    reference_version: int
+
+
+def write_state(directory: Path, state: State) -> None:
+    disk.write(directory / STATE, json.dumps(asdict(state)).encode())
+
+
+def read_state(checkpoint: Path) -> State:
+    """Of a checkpoint that was verified."""
+    return State(**json.loads((checkpoint / STATE).read_text()))
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [p.parent for p in directory.glob(f"step-*/{MANIFEST}")]
+    return sorted(found, key=turn_of)
+
+
+def turn_of(checkpoint: Path) -> int:
+    """How many turns were done when it was made, which its name says."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def seal(directory: Path) -> None:
+    """Write the manifest that says what the files are."""
+    files = {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
+        for path in disk.files(directory)
+    }
+    body = {"schema": SCHEMA, "files": files}
+    disk.write(directory / MANIFEST, json.dumps({**body, "sha256": _digest(body)}, indent=1).encode())
+
+
+def verify(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint; empty when nothing is."""
+    manifest = _read(checkpoint)
+    if manifest is None:
+        return f"{MANIFEST} is not what was written"
+    for name, expected in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"] or disk.sha256(path) != expected["sha256"]:
+            return f"{name} is not what was written"
+    return ""
+
+
+def _read(checkpoint: Path) -> dict[str, Any] | None:
+    """The manifest; None when it is not what was written."""
+    try:
+        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
+        digest = manifest.pop("sha256")
+        return manifest if digest == _digest(manifest) and manifest["schema"] == SCHEMA else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
