@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from orchestrator import cli_jobs
+from orchestrator import cli_jobs, cli_ledger
 from orchestrator.cli_options import Overrides, RecipePath
 from orchestrator.errors import RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
@@ -111,6 +111,7 @@ def resume(
 
 
 cli_jobs.add_to(app)
+cli_ledger.add_to(app)
 
 
 def _as_yaml(stages: Sequence[RunConfig]) -> str:

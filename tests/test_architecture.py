@@ -47,12 +47,13 @@ ORDER = [
     {"orchestrator.run.directory"},
     {"orchestrator.monitor"},
     {"orchestrator.run.manifest"},
+    {"orchestrator.run.audit"},
     {"orchestrator.run.checkpoint"},
     {"orchestrator.run.rollouts"},
     {"orchestrator.run.recorder"},
     {"orchestrator.loop"},
     {"orchestrator.run"},
-    {"orchestrator.cli", "orchestrator.cli_jobs", "orchestrator.cli_options"},
+    {"orchestrator.cli", "orchestrator.cli_jobs", "orchestrator.cli_ledger", "orchestrator.cli_options"},
 ]
 
 ONE_ADDRESS = {
@@ -72,6 +73,7 @@ LIGHT = (
     "orchestrator.run.directory",
     "orchestrator.run.ledger",
     "orchestrator.run.manifest",
+    "orchestrator.run.audit",
     "workers.config",
     "workers.needs",
     "workers.types",

@@ -64,13 +64,17 @@ def verify(checkpoint: Path) -> str:
     manifest = _read(checkpoint)
     if manifest is None:
         return f"{MANIFEST} is not what was written"
-    for name, expected in manifest["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"] or disk.sha256(path) != expected["sha256"]:
-            return f"{name} is not what was written"
-    return ""
+    wrong = (damage(checkpoint, {"path": name, **expected}) for name, expected in manifest["files"].items())
+    return next(filter(None, wrong), "")
+
+
+def damage(directory: Path, file: Mapping[str, Any]) -> str:
+    """What is wrong with a file of which it was recorded: `path` below `directory`, `bytes` and `sha256`."""
+    path = directory / file["path"]
+    if not path.is_file():
+        return f"{file['path']} is missing"
+    as_written = path.stat().st_size == file["bytes"] and disk.sha256(path) == file["sha256"]
+    return "" if as_written else f"{file['path']} is not what was written"
 
 
 def _read(checkpoint: Path) -> dict[str, Any] | None:

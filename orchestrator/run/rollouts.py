@@ -18,6 +18,7 @@ from typing import Any
 from orchestrator import disk
 from orchestrator.pipeline.sources import Arrival, Known
 from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.run.manifest import damage
 from workers.kept import receipt
 
 KNOWN = (Fact.generated, Fact.scored)
@@ -109,11 +110,3 @@ class Rollouts:
 
     def _damage(self, details: Mapping[str, Any]) -> str:
         return next(filter(None, (damage(self._directory.parent, file) for file in details["files"])), "")
-
-
-def damage(run: Path, file: Mapping[str, Any]) -> str:
-    """What is wrong with a file that the ledger of the run directory `run` names; empty when nothing is."""
-    path = run / file["path"]
-    if not path.is_file():
-        return f"{file['path']} is missing"
-    return "" if disk.sha256(path) == file["sha256"] else f"{file['path']} is not what was written"
