@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from orchestrator import cli_jobs, cli_ledger
-from orchestrator.cli_options import Overrides, RecipePath
+from orchestrator.cli_options import Changes, Overrides, RecipePath
 from orchestrator.errors import RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
@@ -99,15 +99,17 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
 @app.command()
 def resume(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: runs/NAME.")],
+    overrides: Changes = None,
 ) -> int:
-    """Go on with a run that was stopped, from its newest checkpoint."""
+    """Go on with a run that was stopped, from its newest checkpoint; perhaps on other hardware."""
+    from orchestrator.run.changes import changed
     from orchestrator.run.directory import RunDirectory
 
     directory = RunDirectory.open(run_directory)
-    directory.config()
+    changed(directory, overrides or ())
     from orchestrator.run.driver import resume_run
 
-    return resume_run(directory.path)
+    return resume_run(directory.path, overrides or ())
 
 
 cli_jobs.add_to(app)

@@ -18,6 +18,12 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="a.b=c", help="Values to change: where the run lives, such as policy.num_ranks=1.", show_default=False
+    ),
+]
 Cluster = Annotated[
     str,
     typer.Option("--cluster", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The dashboard: http://HEAD:8265."),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from orchestrator import disk
 from orchestrator.cluster.base import wait
@@ -17,8 +19,11 @@ from workers.learner import Learner
 class Checkpointer:
     """Saves the learners and the run's state, and keeps the newest few."""
 
-    def __init__(self, learners: Learners, directory: Path, *, keep: int) -> None:
-        self._learners, self._directory, self._keep = learners, directory, keep
+    def __init__(
+        self, learners: Learners, directory: Path, *, keep: int, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """`about`: what every manifest says of the run, its software, its ranks and its data."""
+        self._learners, self._directory, self._keep, self._about = learners, directory, keep, about or {}
 
     def save(self, state: State, *, meanwhile: Callable[[], None] = lambda: None) -> Path:
         """One checkpoint; the ones before it are dropped only when it is complete. `meanwhile` is what else must
@@ -31,7 +36,7 @@ class Checkpointer:
         meanwhile()
         wait(saving)
         write_state(aside, state)
-        seal(aside)
+        seal(aside, {**self._about, **asdict(state)})
         disk.publish(target)
         self._drop_old(target)
         return target
@@ -56,13 +61,17 @@ class Checkpointer:
         wait(loading)
 
 
-def newest(directory: Path) -> tuple[Path, State]:
-    """The newest checkpoint whose files are all as the manifest has them; raises ResumeError when there is none."""
-    refused = []
+def newest(directory: Path) -> tuple[Path, State, Sequence[str]]:
+    """The newest checkpoint whose files are all as the manifest has them, and what is wrong with newer ones.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    refused: list[str] = []
     for checkpoint in reversed(list_checkpoints(directory)):
         damage = verify(checkpoint)
         if not damage:
-            return checkpoint, read_state(checkpoint)
+            return checkpoint, read_state(checkpoint), refused
         refused.append(f"{checkpoint}: {damage}")
     raise ResumeError(
         Problem(

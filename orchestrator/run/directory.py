@@ -221,18 +221,20 @@ class RunDirectory:
                 why, fix = "it holds files that are not a run's", "choose a new name, or empty the directory"
                 raise BadInput(Problem(what="cannot be used", where=str(self.path), why=why, fix=fix))
             return
-        differences = list(_differences(resolved(self.config()), resolved(config)))
-        if differences:
-            shown = "; ".join(differences[:6]) + (f"; and {len(differences) - 6} more" if len(differences) > 6 else "")
+        found = list(differences(resolved(self.config()), resolved(config)))
+        if found:
+            shown = "; ".join(f"{key} was {show(before)} and is {show(after)}" for key, before, after in found[:6])
+            shown += f"; and {len(found) - 6} more" if len(found) > 6 else ""
             fix = f"go on with what is there: {self.resume_command}; or choose a new name: name=NAME"
             problem = Problem(what="belongs to a run with another config", where=str(self.path), why=shown, fix=fix)
             raise BadInput(problem)
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, before, after) of each value that two resolved configs do not share."""
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, f"{prefix}{key}.")
+            yield from differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            yield f"{prefix}{key} was {show(before)} and is {show(after)}"
+            yield f"{prefix}{key}", before, after

@@ -22,7 +22,7 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.remarks import remarks
-from orchestrator.errors import Interrupted, Problem, ResumeError, RlhfError
+from orchestrator.errors import Interrupted, RlhfError
 from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
@@ -31,10 +31,12 @@ from orchestrator.pipeline.anchor import Anchor, BaseAnchor, NoAnchor, Reference
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, Keeper, RolloutSource, Source
+from orchestrator.run.changes import changed, keep
 from orchestrator.run.checkpoint import Checkpointer, newest
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Account, Fact, Ledger, account
-from orchestrator.run.manifest import State, list_checkpoints
+from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.run.manifest import State, list_checkpoints, read_about
+from orchestrator.run.provenance import compare, describe
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import asks_states, gang_plans, shares_base, teacher_samples
 from orchestrator.run.rollouts import Rollouts
@@ -58,15 +60,17 @@ def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
     return 0
 
 
-def resume_run(path: Path, *, debug: bool = False) -> int:
-    """Go on with a run from its newest checkpoint. Raises ResumeError when it has none."""
+def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False) -> int:
+    """Go on with a run from its newest checkpoint, some of its settings changed. Raises ResumeError when it has none,
+    or when it would be another run."""
     directory = RunDirectory.open(path)
     if directory.is_complete:
         print(f"{directory.name}: complete, nothing to resume ({directory.model})")
         return 0
+    config = changed(directory, overrides)
     newest(directory.checkpoints)
     with Stop() as stop:
-        Attempt(directory.config(), directory, stop).run()
+        Attempt(config, directory, stop).run()
     return 0
 
 
@@ -116,17 +120,27 @@ class Attempt:
         config, directory = self._config, self._directory
         self._read_data()
         resumed = list_checkpoints(directory.checkpoints)
-        checkpoint, state = (
-            newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0))
+        checkpoint, state, refused = (
+            newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0), [])
         )
-        ledger.append(Fact.attempt, attempt=self._number, step=state.next_step)
-        self._refuse_gaps(account(ledger.records), state.next_step)
+        about = describe(config, self._prompts, self._examples)
+        differs = compare(read_about(checkpoint), about) if checkpoint else []
+        changes = keep(directory, config)
+        ledger.append(
+            Fact.attempt,
+            attempt=self._number,
+            step=state.next_step,
+            **({"refused": list(refused)} if refused else {}),
+            **({"changed": changes} if changes else {}),
+        )
+        ledger.refuse_gaps(state.next_step)
         self._turns = state.next_step
         told = MetricsFile(directory.metrics)
         told.rewind(state.next_step if checkpoint else -1)
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
         monitor.start(self._info(state.next_step))
-        for remark in remarks(self._examples, config.algorithm):
+        lost = [f"not used: {damage}; going on from the checkpoint before it" for damage in refused]
+        for remark in [*remarks(self._examples, config.algorithm), *lost, *differs]:
             monitor.note(remark)
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = self._start_cluster(config.cluster, log_directory=directory.logs(self._number))
@@ -138,7 +152,7 @@ class Attempt:
             monitor.phase(plan.role, "")
         monitor.phase("driver", "")
         learners = Learners(gangs["policy"], gangs.get("critic"), needs_old=config.algorithm.needs_old_logprobs)
-        checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep)
+        checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep, about=about)
         if checkpoint is not None:
             checkpointer.load(checkpoint)
         rollouts = None
@@ -170,19 +184,6 @@ class Attempt:
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
         self._export(learners)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
-
-    def _refuse_gaps(self, told: Account, next_step: int) -> None:
-        """The checkpoint says that `next_step` turns were trained; the ledger must know of each of them, once."""
-        if told.trained == next_step and not told.lost and not told.repeated:
-            return
-        raise ResumeError(
-            Problem(
-                what=f"the ledger knows of {told.trained} trained steps, the checkpoint of {next_step}",
-                where=str(self._directory.ledger),
-                why="records were removed from the file, or checkpoints of another run put beside it",
-                fix="restore the run directory from a copy, or start the recipe anew under another name",
-            )
-        )
 
     def _export(self, learners: Learners) -> None:
         aside = disk.fresh(self._directory.model)

@@ -18,7 +18,7 @@ from orchestrator import disk
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +49,20 @@ def turn_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def seal(directory: Path) -> None:
-    """Write the manifest that says what the files are."""
+def seal(directory: Path, about: Mapping[str, Any]) -> None:
+    """Write the manifest that says what the files are; `about` is what else it says, as JSON has it."""
     files = {
         str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
         for path in disk.files(directory)
     }
-    body = {"schema": SCHEMA, "files": files}
+    body = {"schema": SCHEMA, "about": dict(about), "files": files}
     disk.write(directory / MANIFEST, json.dumps({**body, "sha256": _digest(body)}, indent=1).encode())
+
+
+def read_about(checkpoint: Path) -> dict[str, Any]:
+    """What else the manifest of a verified checkpoint says."""
+    about: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())["about"]
+    return about
 
 
 def verify(checkpoint: Path) -> str:

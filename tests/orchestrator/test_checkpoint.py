@@ -103,7 +103,8 @@ def test_a_failed_save_takes_nothing_away(saver: Saver, directory: Path) -> None
 
 def test_the_newest_is_found_with_its_state_and_loaded(saver: Saver, directory: Path) -> None:
     saver.save(8, 9)
-    path, state = newest(directory)
+    path, state, refused = newest(directory)
+    assert refused == []
     assert (path.name, state) == ("step-9", State(next_step=9, reference_version=8))
     other = Saver(directory, keep=2)
     other.checkpointer.load(path)
@@ -150,7 +151,8 @@ def test_damage_is_found_and_the_one_before_is_taken(
     path = saver.save(8, 9)
     damage(path / name)
     assert verify(path) == message
-    assert newest(directory)[0].name == "step-8"
+    found, _, refused = newest(directory)
+    assert (found.name, refused) == ("step-8", [f"{path}: {message}"])
 
 
 def test_with_nothing_to_go_on_from_it_says_what_it_found(saver: Saver, directory: Path) -> None:
