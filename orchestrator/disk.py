@@ -11,22 +11,29 @@ which nobody reads and the next attempt removes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.errors import DiskFailed, WorkerFailed
 from workers.durable import partial, replace, sync_directory, write, write_all
 
 __all__ = [
     "append",
     "clear",
+    "explain",
+    "explained",
     "files",
     "fresh",
     "is_partial",
     "make_directory",
     "partial",
+    "probe",
     "publish",
     "sha256",
     "sync_directory",
@@ -34,6 +41,50 @@ __all__ = [
     "write",
     "write_atomic",
 ]
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BROKEN = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+# What a worker's traceback ends with when torch or the system could not write.
+FULL_IN_A_WORKER = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing file")
+
+
+@contextmanager
+def explained(directory: Path, resume: str) -> Iterator[None]:
+    """Errors of the disk that `directory` lies on leave it as DiskFailed, which says how to go on."""
+    try:
+        yield
+    except (OSError, WorkerFailed) as error:
+        told = explain(error, directory, resume)
+        if told is error:
+            raise
+        raise told from error
+
+
+def explain(error: BaseException, directory: Path, resume: str) -> BaseException:
+    """An error of the disk as DiskFailed; any other as it is."""
+    if isinstance(error, OSError) and error.errno in (*FULL, *BROKEN):
+        place, full, why = Path(error.filename or directory), error.errno in FULL, str(error.strerror)
+        if not full and not place.is_relative_to(directory):
+            return error  # not what the run writes
+    elif isinstance(error, WorkerFailed) and (found := FULL_IN_A_WORKER.search(error.traceback)):
+        place, full, why = directory, True, f"{error.role} rank {error.rank}: {found[0]}"
+    else:
+        return error
+    return DiskFailed(why, place=str(place), full=full, free_bytes=_free_bytes(place), resume=resume)
+
+
+def probe(directory: Path) -> None:
+    """Write and remove a block in `directory`. Raises OSError when that cannot be done: better now than in an hour."""
+    make_directory(directory)
+    path = partial(directory / "probe")
+    write(path, bytes(4096))
+    path.unlink()
+
+
+def _free_bytes(place: Path) -> int:
+    there = next((p for p in (place, *place.parents) if p.exists()), Path("/"))
+    return shutil.disk_usage(there).free
 
 
 def is_partial(path: Path) -> bool:

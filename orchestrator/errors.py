@@ -7,6 +7,7 @@
     │   └── PlacementError    3   the cluster is smaller than what the roles ask for
     ├── WorkerFailed          4   an actor raised or died; carries its own traceback
     │   └── DeadlineExceeded  4   an actor did not answer in time
+    ├── DiskFailed            1   the disk is full, read-only or broken
     └── Interrupted         130   Ctrl-C; 143 when it was SIGTERM
 
 Exit code 0 is "done". Every error is one or more `Problem`s: what, where, why, and what to do about it.
@@ -157,6 +158,23 @@ class DeadlineExceeded(WorkerFailed):
                 why="it hangs, or the work is larger than the deadline allows",
                 fix="see logs/latest of the run; if the work is that large, raise cluster.call_timeout_s",
             ),
+        )
+
+
+class DiskFailed(RlhfError):
+    """State could not be written. What was written before is as it was, and a run can go on from it."""
+
+    def __init__(self, why: str, *, place: str, full: bool, free_bytes: int, resume: str = "") -> None:
+        """`why`: what the system said; `place`: the file it said it of, or the directory it was in."""
+        self.cause = "disk_full" if full else "disk_failed"
+        fix = "make room" if full else "make it writable"
+        super().__init__(
+            Problem(
+                what=f"the disk is full: {free_bytes:,} bytes are free" if full else "the disk refuses what is written",
+                where=place,
+                why=f"{why}; nothing that was written before is lost",
+                fix=f"{fix}, then go on with: {resume}" if resume else fix,
+            )
         )
 
 

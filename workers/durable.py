@@ -32,6 +32,8 @@ def write(path: Path, data: bytes) -> None:
     try:
         write_all(file, data)
         os.fsync(file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the system does not say which file
     finally:
         os.close(file)
 

@@ -30,6 +30,16 @@ class Checkpointer:
         be done before it counts; the learners are saving while it is called."""
         target = self._directory / f"step-{state.next_step}"
         aside = disk.fresh(target)
+        try:
+            self._write(aside, state, meanwhile)
+            disk.publish(target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # on a full disk, how the run ended must have room
+            raise
+        self._drop_old(target)
+        return target
+
+    def _write(self, aside: Path, state: State, meanwhile: Callable[[], None]) -> None:
         saving = self._learners.policy.all(Learner.save, str(aside / "policy"), {})
         if self._learners.critic:
             saving = [*saving, *self._learners.critic.all(Learner.save, str(aside / "critic"), {})]
@@ -37,9 +47,6 @@ class Checkpointer:
         wait(saving)
         write_state(aside, state)
         seal(aside, {**self._about, **asdict(state)})
-        disk.publish(target)
-        self._drop_old(target)
-        return target
 
     def _drop_old(self, new: Path) -> None:
         """Keeps the newest few; nothing is dropped for a checkpoint that cannot be read back."""

@@ -36,6 +36,7 @@ class RunDirectory:
 
         Raises:
             BadInput: when another config owns it, or its name leads out of `output_dir`.
+            DiskFailed: it cannot be written.
         """
         root = Path(config.output_dir).expanduser().absolute()
         directory = cls(root / config.name)
@@ -46,11 +47,11 @@ class RunDirectory:
             )
         if directory.path.exists():
             directory._refuse_another(config)
-        else:
+        with disk.explained(directory.path, resume=""):
             disk.make_directory(directory.path)
-        if not directory.resolved.exists():  # last, so that a directory with it is complete
-            disk.write_atomic(directory.recipe, redact(recipe_text))
-            disk.write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
+            if not directory.resolved.exists():  # last, so that a directory with it is complete
+                disk.write_atomic(directory.recipe, redact(recipe_text))
+                disk.write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
         return directory
 
     @classmethod

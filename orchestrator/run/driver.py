@@ -95,13 +95,17 @@ class Attempt:
     def run(self) -> None:
         """Ends with the model written, or with exit.json saying why not. Raises RlhfError."""
         directory, started = self._directory, time.monotonic()
-        with directory.held(), Ledger.open(directory.ledger) as ledger:
+        with (
+            disk.explained(directory.path, directory.resume_command),
+            directory.held(),
+            Ledger.open(directory.ledger) as ledger,
+        ):
             self._number = directory.start_attempt()
             monitor = open_monitor(self._config, directory)
             try:
                 self._live(ledger, monitor)
             except BaseException as error:
-                self._failed(error, monitor)
+                self._failed(disk.explain(error, directory.path, directory.resume_command), monitor)
                 raise
             finally:
                 if self._cluster is not None:
@@ -118,6 +122,7 @@ class Attempt:
 
     def _live(self, ledger: Ledger, monitor: Monitor) -> None:
         config, directory = self._config, self._directory
+        disk.probe(directory.checkpoints)
         self._read_data()
         resumed = list_checkpoints(directory.checkpoints)
         checkpoint, state, refused = (

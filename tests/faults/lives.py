@@ -14,6 +14,7 @@ import cpu_run
 from injection import Disk, Platter, swap
 
 from orchestrator.config import RunConfig
+from orchestrator.errors import DiskFailed
 from orchestrator.run.ledger import account, read_ledger
 
 MAX_LIVES = 3
@@ -29,6 +30,11 @@ class World:
     expected: tuple[str, list[dict[str, Any]]]
     log: list[str]  # every operation of it on the disk
     num_bytes: int  # that it wrote
+
+    @property
+    def directory(self) -> Path:
+        """Of the uninterrupted run."""
+        return self.root / f"whole-{self.algorithm}-{self.every}" / "run"
 
     def config(self, name: str) -> RunConfig:
         return cpu_run.config(self.root, self.root / name, self.algorithm, checkpoint={"every": self.every, "keep": 2})
@@ -62,7 +68,7 @@ def live(root: Path, life: Callable[[Disk], None]) -> int:
             with disk.watched():
                 life(disk)
             status = 0
-        except OSError:
+        except DiskFailed:
             pass
         except BaseException:
             traceback.print_exc()
