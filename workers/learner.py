@@ -163,6 +163,7 @@ class Learner:
     def _learn(self, step: int, batch: TrainBatch, temperature: float) -> StepStats:
         """All optimiser updates of a step: the mean of their stats (this rank's share), and how they were made."""
         config = self._algorithm
+        self._engine.reseed(_mix(self._seed, step))  # so that a checkpoint need not hold where a generator stood
         if getattr(config, "reset_optimizer", False):
             self._engine.reset_optimizer()
         passes = updates(

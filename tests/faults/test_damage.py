@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import cpu_run
 import damage
 import lives
 import pytest
 from lives import World
 
 from orchestrator.cli import main
+from orchestrator.errors import ResumeError
+from orchestrator.run.ledger import read_ledger
 
 SEEDS = range(40)
 
@@ -38,10 +41,50 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
     name = lives.stop_at(world, operation)
     state = world.root / name / "run" / "checkpoints" / "step-3" / "state.json"
     state.write_bytes(state.read_bytes()[:-1])
+    assert lives.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    run = world.root / name / "run"
+    records = read_ledger(run / "ledger.jsonl")[0]
+    attempt = [r for r in records if r.fact == "ATTEMPT"][-1]
+    assert attempt.step == 2
+    assert attempt.details["refused"] == [f"{state.parent}: state.json is not what was written"]
+    # Sampled and scored by the attempt before: neither is done again.
+    assert [r.details["recalled"] for r in records if r.step == 3 and r.fact in ("GENERATED", "SCORED")] == (
+        [False, False, True, True]
+    )
     assert lives.go_on(world, name) == 1
 
 
 # ------------------------------------------------------------------------------------------------ rlhf ledger verify
+
+
+def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
+    """By the version that the engines hold: in a synchronous run the same completions, to the bit."""
+    operation = next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
+    name = lives.stop_at(world, operation)
+    run = world.root / name / "run"
+    shutil.rmtree(run / "checkpoints" / "step-3")
+    for file in (run / "rollouts" / "step-3").glob("*.safetensors"):
+        flip_a_bit(file)
+    assert lives.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    told = [r.details["recalled"] for r in read_ledger(run / "ledger.jsonl")[0] if r.step == 3 and "files" in r.details]
+    assert told == [False] * 4
+    if "ahead" not in world.algorithm:
+        assert cpu_run.outcome(run) == world.expected
+    shutil.rmtree(world.root / name)
+
+
+def test_data_that_changed_are_refused(world: World) -> None:
+    """The prompts of a run that was stopped are those of the whole world, so they are put back."""
+    name = lives.stop_at(world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial"))
+    prompts = world.root / "prompts.jsonl"
+    text = prompts.read_text()
+    prompts.write_text(text.replace("aa>", "ba>"))
+    try:
+        with pytest.raises(ResumeError, match=r"data\.prompts has changed since the checkpoint"):
+            cpu_run.run(world.config(name))
+    finally:
+        prompts.write_text(text)
+    assert lives.go_on(world, name) == 0
 
 
 def flip_a_bit(path: Path) -> None:
@@ -53,8 +96,6 @@ def flip_a_bit(path: Path) -> None:
 def lose_a_record(path: Path, fact: str) -> None:
     """With the sequence and the hashes mended, so that only arithmetic can tell."""
     from dataclasses import replace
-
-    from orchestrator.run.ledger import read_ledger
 
     kept = [r for r in read_ledger(path)[0] if not (r.fact == fact and r.step == 2)]
     path.write_bytes(b"".join(replace(r, seq=i).line() for i, r in enumerate(kept)))

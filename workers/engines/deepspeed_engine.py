@@ -160,6 +160,9 @@ class DeepSpeedEngine:
             for name, value in state.items():
                 state[name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
 
+    def reseed(self, seed: int) -> None:
+        torch.manual_seed(seed + self.rank)
+
     # -------------------------------------------------------------------------------------------- weights
 
     def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
