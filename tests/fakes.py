@@ -16,6 +16,7 @@ from orchestrator.cluster.base import Handle
 from orchestrator.monitor import Outcome, RunInfo
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.pipeline.sources import Arrival
+from workers.spans import Progress
 from workers.types import (
     Drift,
     Example,
@@ -151,6 +152,7 @@ class FakeLearner:
         values: Any,
         pairs_file: Any = None,
         old: Any = None,
+        span: Any = None,
     ) -> StepStats:
         versions = sorted({int(v) for part in parts for v in part.versions})
         offered = {"scores": scores, "reference": reference, "values": values, "old": old}
@@ -221,6 +223,9 @@ class EventRecorder:
 
     def pairs_file(self, step: int) -> str | None:
         return None
+
+    def paused(self, step: int, decision: Decision | None, progress: Progress) -> None:
+        self._events.append(f"paused {step} after {progress.updates}")
 
     def trained(self, step: int, decision: Decision | None) -> None:
         self._events.append(f"trained {step}" + (f" ({decision.action} v{decision.version})" if decision else ""))

@@ -20,6 +20,7 @@ RECIPES = sorted(ROOT.glob("configs/**/*.yaml"))
 # A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
 ORDER = [
     {"workers.types", "workers.vocabulary"},
+    {"workers.spans"},
     {"workers.config"},
     {"workers.needs"},
     {"workers.packing"},

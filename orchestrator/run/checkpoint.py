@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ class Checkpointer:
     def save(self, state: State, *, meanwhile: Callable[[], None] = lambda: None) -> Path:
         """One checkpoint; the ones before it are dropped only when it is complete. `meanwhile` is what else must
         be done before it counts; the learners are saving while it is called."""
-        target = self._directory / f"step-{state.next_step}"
+        target = self._directory / state.name
         aside = disk.fresh(target)
         try:
             self._write(aside, state, meanwhile)
@@ -46,7 +45,7 @@ class Checkpointer:
         meanwhile()
         wait(saving)
         write_state(aside, state)
-        seal(aside, {**self._about, **asdict(state)})
+        seal(aside, {**self._about, "step": state.next_step, "reference_version": state.reference_version})
 
     def _drop_old(self, new: Path) -> None:
         """Keeps the newest few; nothing is dropped for a checkpoint that cannot be read back."""

@@ -27,7 +27,7 @@ from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
-from orchestrator.pipeline.anchor import Anchor, BaseAnchor, NoAnchor, ReferenceAnchor, TeacherAnchor
+from orchestrator.pipeline.anchor import Anchor, BaseAnchor, Decision, NoAnchor, ReferenceAnchor, TeacherAnchor
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, Keeper, RolloutSource, Source
@@ -156,20 +156,28 @@ class Attempt:
         for plan in plans:
             monitor.phase(plan.role, "")
         monitor.phase("driver", "")
-        learners = Learners(gangs["policy"], gangs.get("critic"), needs_old=config.algorithm.needs_old_logprobs)
+        learners = Learners(
+            gangs["policy"],
+            gangs.get("critic"),
+            needs_old=config.algorithm.needs_old_logprobs,
+            every_updates=config.checkpoint.every_updates,
+            progress=state.progress,
+        )
         checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep, about=about)
         if checkpoint is not None:
             checkpointer.load(checkpoint)
         rollouts = None
         if config.data.prompts is not None:
             rollouts = Rollouts(directory.rollouts, ledger, attempt=self._number, note=monitor.note)
+            if state.updates:
+                rollouts.require(state.next_step)
         recorder = self._recorder(ledger, monitor, checkpointer, rollouts, gangs, state)
         publisher = self._publisher(gangs, cuda=cluster.cuda)
         if checkpoint is not None:
             publisher.publish(state.next_step)
         else:
             recorder.baseline()
-        anchor = self._anchor(gangs, state.reference_version)
+        anchor = self._anchor(gangs, state)
         parts = loop.Parts(
             source=self._source(gangs, anchor.begin, rollouts),
             anchor=anchor,
@@ -245,7 +253,7 @@ class Attempt:
             keeper=keeper,
         )
 
-    def _anchor(self, gangs: Mapping[str, Gang[Any]], version: int) -> Anchor:
+    def _anchor(self, gangs: Mapping[str, Gang[Any]], state: State) -> Anchor:
         config = self._config
         if isinstance(config.algorithm, DistillConfig):
             temperature, states = config.algorithm.temperature, asks_states(config)
@@ -262,7 +270,8 @@ class Attempt:
             temperature=temperature,
             sampling_temperature=config.rollout.temperature,
             directory=self._directory.reference,
-            version=version,
+            version=state.reference_version,
+            decided=None if state.decision is None else Decision.of(state.decision),
         )
 
     def _publisher(self, gangs: Mapping[str, Gang[Any]], *, cuda: bool) -> Publisher:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
+from workers.spans import Progress
+from workers.types import StepStats
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -23,10 +25,26 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """Where a run stands. Example: `State(next_step=12, reference_version=8)`: steps 0 to 11 are committed."""
+    """Where a run stands. Example: `State(next_step=12, reference_version=8)`: steps 0 to 11 are committed.
+
+    `State(next_step=12, …, updates=40)` stands in the middle of step 12, after 40 of its optimiser updates.
+    """
 
     next_step: int
     reference_version: int
+    updates: int = 0
+    stats: Mapping[str, Any] | None = None  # what the learners have said of these updates
+    decision: Mapping[str, Any] | None = None  # what became of the reference before them
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far step `next_step` has come; None: it has not begun."""
+        return None if self.stats is None else Progress(updates=self.updates, stats=StepStats(**self.stats))
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint."""
+        return f"step-{self.next_step}" + (f"-update-{self.updates}" if self.updates else "")
 
 
 def write_state(directory: Path, state: State) -> None:
@@ -41,12 +59,17 @@ def read_state(checkpoint: Path) -> State:
 def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [p.parent for p in directory.glob(f"step-*/{MANIFEST}")]
-    return sorted(found, key=turn_of)
+    return sorted(found, key=_age)
 
 
 def turn_of(checkpoint: Path) -> int:
     """How many turns were done when it was made, which its name says."""
-    return int(checkpoint.name.removeprefix("step-"))
+    return _age(checkpoint)[0]
+
+
+def _age(checkpoint: Path) -> tuple[int, int]:
+    turn, _, updates = checkpoint.name.removeprefix("step-").partition("-update-")
+    return int(turn), int(updates or 0)
 
 
 def seal(directory: Path, about: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.manifest import State
 from orchestrator.run.rollouts import Rollouts
+from workers.spans import Progress
 from workers.types import Metrics, Sample, Scores, merge_scores
 
 
@@ -146,14 +147,28 @@ class Recorder:
             return
         self._monitor.phase("policy", "saving a checkpoint")
         reference = self._reference_version if self._decision is None else self._decision.version
-        state = State(next_step=next_step, reference_version=reference)
+        self._save(State(next_step=next_step, reference_version=reference))
+        self._saved = next_step
+
+    def paused(self, step: int, decision: Decision | None, progress: Progress) -> None:
+        """The learners pause in the middle of a step: save the state from which its next update follows."""
+        reference = self._reference_version if decision is None else decision.version
+        told = None if decision is None else asdict(decision)
+        stats = asdict(progress.stats)
+        updates = progress.updates
+        self._save(State(next_step=step, reference_version=reference, updates=updates, stats=stats, decision=told))
+        self._monitor.phase("policy", "learning")
+
+    def _save(self, state: State) -> None:
         if self._rollouts is None:
             self._checkpointer.save(state)
         else:
             self._checkpointer.save(state, meanwhile=self._rollouts.settle)
             self._rollouts.drop(self._checkpointer.oldest())
-        self._ledger.append(Fact.checkpoint, attempt=self._attempt, step=next_step, reference=reference)
-        self._saved = next_step
+        within = {"updates": state.updates} if state.updates else {}
+        self._ledger.append(
+            Fact.checkpoint, attempt=self._attempt, step=state.next_step, reference=state.reference_version, **within
+        )
 
     # -------------------------------------------------------------------------------------------- files
 

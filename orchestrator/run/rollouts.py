@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
+from orchestrator.errors import Problem, ResumeError
 from orchestrator.pipeline.sources import Arrival, Known
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.manifest import damage
@@ -60,6 +61,23 @@ class Rollouts:
             resamples=generated.get("resamples"),
             rows=tuple(generated["rows"]) if "rows" in generated else None,
         )
+
+    def require(self, step: int) -> None:
+        """The learners stand in the middle of `step`, so the engines cannot sample for it what they sampled before.
+
+        Raises:
+            ResumeError: its rollouts are not what was written.
+        """
+        known = self.known(step)
+        if known is None or known.scores is None:
+            raise ResumeError(
+                Problem(
+                    what=f"the rollouts of step {step + 1} are gone, and a part of it is learned",
+                    where=str(self._directory / f"step-{step + 1}"),
+                    why="the other part must be learned from the same completions",
+                    fix=f"restore them, or remove checkpoints/step-{step}-update-* to go on from the one before",
+                )
+            )
 
     def begun(self, step: int, arrival: Arrival) -> None:
         """Something is on its way that the ledger is to know of."""

@@ -37,7 +37,9 @@ class World:
         return self.root / f"whole-{self.algorithm}-{self.every}" / "run"
 
     def config(self, name: str) -> RunConfig:
-        return cpu_run.config(self.root, self.root / name, self.algorithm, checkpoint={"every": self.every, "keep": 2})
+        within = cpu_run.EVERY_UPDATES.get(self.algorithm)
+        checkpoint = {"every": self.every, "every_updates": within, "keep": 2}
+        return cpu_run.config(self.root, self.root / name, self.algorithm, checkpoint=checkpoint)
 
 
 def build(root: Path, algorithm: str, every: int = 1) -> World:
