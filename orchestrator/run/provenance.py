@@ -99,12 +99,10 @@ def refuse_changed_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None
 
 def changed_ranks(then: Mapping[str, int], now: Mapping[str, int]) -> str:
     """One line of the gangs whose number of ranks changed; empty when none has."""
-    changed = [
-        f"{role} from {then[role]} to {now[role]} ranks" for role in now if then.get(role, now[role]) != now[role]
-    ]
+    changed = [f"{role}: {then[role]} ranks → {now[role]}" for role in then if then[role] != now[role]]
     if not changed:
         return ""
-    return f"{', '.join(changed)}: the optimizer is cut anew, and sums over ranks round differently from here on"
+    return f"{', '.join(changed)}; sums over ranks round differently, so from here on equality to the bit is off"
 
 
 def _code() -> str:
