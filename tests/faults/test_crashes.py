@@ -16,8 +16,10 @@ from orchestrator.run.ledger import read_ledger
 from orchestrator.run.manifest import verify
 
 SAMPLE = 6
+every_world = pytest.mark.parametrize("world", cpu_run.ALGORITHMS, indirect=True)
 
 
+@every_world
 def test_killed_at_any_operation_on_the_disk(world: World) -> None:
     for operation in _sample(len(world.log)):
         assert lives.killed_at(world, operation, half=operation % 2 == 1) <= world.every
@@ -30,6 +32,7 @@ def test_killed_at_any_record_of_the_ledger(world: World) -> None:
         assert lives.killed_at(world, operation, half=operation % 2 == 1) <= world.every
 
 
+@every_world
 def test_a_power_cut_loses_what_was_not_fsynced_and_nothing_else(world: World) -> None:
     for operation in _sample(len(world.log)):
         assert lives.power_cut_at(world, operation, seed=operation) <= world.every
