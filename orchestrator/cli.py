@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from orchestrator import cli_jobs, cli_plan
-from orchestrator.cli_options import Attempts, Overrides, RecipePath
+from orchestrator import cli_jobs, cli_ledger, cli_plan
+from orchestrator.cli_options import Attempts, Changes, Overrides, RecipePath
 from orchestrator.errors import Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
@@ -109,18 +109,21 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
 @app.command()
 def resume(
     run_directory: RunPath,
+    overrides: Changes = None,
     attempts: Attempts = 1,
 ) -> int:
-    """Go on with a run that was stopped, from its newest checkpoint."""
+    """Go on with a run that was stopped, from its newest checkpoint; perhaps on other hardware."""
+    from orchestrator.run.changes import changed
     from orchestrator.run.directory import RunDirectory
 
     directory = RunDirectory.open(run_directory)
-    directory.config()
+    changed(directory, overrides or ())
     if attempts > 1:
-        return _supervised("resume", str(directory.path), directories=[directory.path], attempts=attempts)
+        arguments = ["resume", str(directory.path), *(overrides or ())]
+        return _supervised(*arguments, directories=[directory.path], attempts=attempts)
     from orchestrator.run.driver import resume_run
 
-    return resume_run(directory.path)
+    return resume_run(directory.path, overrides or ())
 
 
 @app.command()
@@ -135,6 +138,7 @@ def why(run_directory: RunPath) -> int:
 
 
 cli_jobs.add_to(app)
+cli_ledger.add_to(app)
 cli_plan.add_to(app)
 
 

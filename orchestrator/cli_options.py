@@ -27,6 +27,12 @@ Attempts = Annotated[
         help="When a worker, the driver or the cluster fails, go on from the newest checkpoint: N attempts in all.",
     ),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="a.b=c", help="Values to change: where the run lives, such as policy.num_ranks=1.", show_default=False
+    ),
+]
 Cluster = Annotated[
     str,
     typer.Option("--cluster", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The dashboard: http://HEAD:8265."),

@@ -1,4 +1,5 @@
-"""The only place that makes bytes last: whole or not at all, and still there after a power cut.
+"""The only place where state is made to last: whole or not at all, and still there after a power cut. (What workers
+write by themselves lasts by `workers/durable.py`, which this builds on.)
 
     write_atomic        a file: written aside, fsynced, renamed
     publish             a directory: written aside by whoever, every file and name fsynced, renamed
@@ -10,15 +11,80 @@ which nobody reads and the next attempt removes.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.errors import DiskFailed, WorkerFailed
+from workers.durable import partial, replace, sync_directory, write, write_all
 
-def partial(target: Path) -> Path:
-    """Where `target` is written aside, in the same directory and so on the same disk."""
-    return target.with_name(f".{target.name}.partial")
+__all__ = [
+    "append",
+    "clear",
+    "explain",
+    "explained",
+    "files",
+    "fresh",
+    "is_partial",
+    "make_directory",
+    "partial",
+    "probe",
+    "publish",
+    "sha256",
+    "sync_directory",
+    "sync_tree",
+    "write",
+    "write_atomic",
+]
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BROKEN = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+# What a worker's traceback ends with when torch or the system could not write.
+FULL_IN_A_WORKER = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing file")
+
+
+@contextmanager
+def explained(directory: Path, resume: str) -> Iterator[None]:
+    """Errors of the disk that `directory` lies on leave it as DiskFailed, which says how to go on."""
+    try:
+        yield
+    except (OSError, WorkerFailed) as error:
+        told = explain(error, directory, resume)
+        if told is error:
+            raise
+        raise told from error
+
+
+def explain(error: BaseException, directory: Path, resume: str) -> BaseException:
+    """An error of the disk as DiskFailed; any other as it is."""
+    if isinstance(error, OSError) and error.errno in (*FULL, *BROKEN):
+        place, full, why = Path(error.filename or directory), error.errno in FULL, str(error.strerror)
+        if not full and not place.is_relative_to(directory):
+            return error  # not what the run writes
+    elif isinstance(error, WorkerFailed) and (found := FULL_IN_A_WORKER.search(error.traceback)):
+        place, full, why = directory, True, f"{error.role} rank {error.rank}: {found[0]}"
+    else:
+        return error
+    return DiskFailed(why, place=str(place), full=full, free_bytes=_free_bytes(place), resume=resume)
+
+
+def probe(directory: Path) -> None:
+    """Write and remove a block in `directory`. Raises OSError when that cannot be done: better now than in an hour."""
+    make_directory(directory)
+    path = partial(directory / "probe")
+    write(path, bytes(4096))
+    path.unlink()
+
+
+def _free_bytes(place: Path) -> int:
+    there = next((p for p in (place, *place.parents) if p.exists()), Path("/"))
+    return shutil.disk_usage(there).free
 
 
 def is_partial(path: Path) -> bool:
@@ -67,20 +133,7 @@ def publish(target: Path) -> None:
 
 def write_atomic(path: Path, text: str) -> None:
     """The whole text, or what was there before."""
-    aside = partial(path)
-    write(aside, text.encode())
-    aside.replace(path)
-    sync_directory(path.parent)
-
-
-def write(path: Path, data: bytes) -> None:
-    """A file with these bytes, on disk when this returns; on an error a part of it may be there."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        _write_all(file, data)
-        os.fsync(file)
-    finally:
-        os.close(file)
+    replace(path, text.encode())
 
 
 def append(file: int, data: bytes) -> None:
@@ -91,7 +144,7 @@ def append(file: int, data: bytes) -> None:
     """
     size = os.fstat(file).st_size
     try:
-        _write_all(file, data)
+        write_all(file, data)
         os.fsync(file)
     except OSError:
         os.ftruncate(file, size)
@@ -110,20 +163,11 @@ def sync_tree(directory: Path) -> None:
         sync_directory(inner)
 
 
-def sync_directory(path: Path) -> None:
-    """Names that were created, renamed or removed in `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def files(directory: Path) -> Iterator[Path]:
     return (p for p in sorted(directory.rglob("*")) if p.is_file())
 
 
-def _write_all(file: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:  # a nearly full disk takes a part, and refuses the next one
-        rest = rest[os.write(file, rest) :]
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@
     │   ├── HostOutOfMemory   4   the machine had no memory left for an actor
     │   ├── VersionMismatch   4   an actor holds other weights than it was asked for
     │   └── FleetExhausted    4   the actors of a role died more often than they may be started again
+    ├── DiskFailed            1   the disk is full, read-only or broken
     └── Interrupted         130   Ctrl-C; 143 when it was SIGTERM
 
 Exit code 0 is "done". Every error is one or more `Problem`s: what, where, why, and what to do about it.
@@ -242,6 +243,23 @@ class FleetExhausted(WorkerFailed):
                 why=why,
                 fix="see logs/latest of the run; cluster.restarts_per_role says how often a role may be started again",
             ),
+        )
+
+
+class DiskFailed(RlhfError):
+    """State could not be written. What was written before is as it was, and a run can go on from it."""
+
+    def __init__(self, why: str, *, place: str, full: bool, free_bytes: int, resume: str = "") -> None:
+        """`why`: what the system said; `place`: the file it said it of, or the directory it was in."""
+        self.cause = "disk_full" if full else "disk_failed"
+        fix = "make room" if full else "make it writable"
+        super().__init__(
+            Problem(
+                what=f"the disk is full: {free_bytes:,} bytes are free" if full else "the disk refuses what is written",
+                where=place,
+                why=f"{why}; nothing that was written before is lost",
+                fix=f"{fix}, then go on with: {resume}" if resume else fix,
+            )
         )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from orchestrator.pipeline.anchor import Anchor, metrics_of
 from orchestrator.pipeline.learning import Learners
@@ -45,10 +46,10 @@ def run(parts: Parts, *, first_step: int, max_steps: int) -> bool:
         parts.recorder.planned(step)
         arrival = parts.source.take(step)
         reference = parts.anchor.logprobs(step, arrival.experience)
-        arrival.wait()
-        parts.recorder.arrived(step)
+        parts.recorder.arrived(step, arrival)
         arrived = time.monotonic()
-        metrics = parts.learners.learn(step, arrival, reference, parts.recorder.pairs_file(step))
+        pause = partial(parts.recorder.paused, step, parts.anchor.decision())
+        metrics = parts.learners.learn(step, arrival, reference, parts.recorder.pairs_file(step), pause)
         parts.recorder.trained(step, parts.anchor.decision())
         metrics |= parts.publisher.publish(step + 1)
         metrics |= metrics_of(parts.anchor.decision(), step)

@@ -15,6 +15,8 @@ import numpy as np
 from orchestrator.cluster.base import Handle
 from orchestrator.monitor import Outcome, RunInfo
 from orchestrator.pipeline.anchor import Decision
+from orchestrator.pipeline.sources import Arrival
+from workers.spans import Progress
 from workers.types import (
     Drift,
     Example,
@@ -84,7 +86,11 @@ class FakeRollout:
         self._events, self._index, self._version = events, index, 0
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, versions: tuple[int, int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        versions: tuple[int, int] | None = None,
+        keep: str | None = None,
     ) -> Experience:
         self._events.append(f"rollout {self._index}: generate {' '.join(p.id for p in prompts)} from v{self._version}")
         group = [[token] for token in range(sampling.num_generations)]
@@ -105,7 +111,7 @@ class FakeReward:
     def __init__(self, events: Events, **_: Any) -> None:
         self._events = events
 
-    def score(self, parts: Sequence[Experience]) -> Scores:
+    def score(self, parts: Sequence[Experience], keep: str | None = None) -> Scores:
         whole = merge(parts)
         self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
         rewards = np.array([float(tokens[0]) for tokens in whole.completions], np.float32)
@@ -154,6 +160,7 @@ class FakeLearner:
         values: Any,
         pairs_file: Any = None,
         old: Any = None,
+        span: Any = None,
     ) -> StepStats:
         versions = sorted({int(v) for part in parts for v in part.versions})
         offered = {"scores": scores, "reference": reference, "values": values, "old": old}
@@ -218,11 +225,15 @@ class EventRecorder:
     def planned(self, step: int) -> None:
         self._events.append(f"planned {step}")
 
-    def arrived(self, step: int) -> None:
+    def arrived(self, step: int, arrival: Arrival) -> None:
+        arrival.wait()
         self._events.append(f"arrived {step}")
 
     def pairs_file(self, step: int) -> str | None:
         return None
+
+    def paused(self, step: int, decision: Decision | None, progress: Progress) -> None:
+        self._events.append(f"paused {step} after {progress.updates}")
 
     def trained(self, step: int, decision: Decision | None) -> None:
         self._events.append(f"trained {step}" + (f" ({decision.action} v{decision.version})" if decision else ""))

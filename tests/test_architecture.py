@@ -20,6 +20,7 @@ RECIPES = sorted(ROOT.glob("configs/**/*.yaml"))
 # A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
 ORDER = [
     {"workers.types", "workers.vocabulary"},
+    {"workers.spans"},
     {"workers.config"},
     {"workers.needs"},
     {"workers.packing"},
@@ -29,6 +30,8 @@ ORDER = [
     {"workers.algorithms"},
     {"workers.engines"},
     {"workers.records"},
+    {"workers.durable"},
+    {"workers.kept"},
     {"workers.baseline"},
     {"workers.encoder"},
     {"workers.rewards"},
@@ -46,11 +49,22 @@ ORDER = [
     {"orchestrator.run.incidents", "orchestrator.run.supervise", "orchestrator.run.why"},
     {"orchestrator.monitor"},
     {"orchestrator.plan"},
+    {"orchestrator.run.manifest"},
+    {"orchestrator.run.audit"},
+    {"orchestrator.run.changes"},
+    {"orchestrator.run.provenance"},
     {"orchestrator.run.checkpoint"},
+    {"orchestrator.run.rollouts"},
     {"orchestrator.run.recorder"},
     {"orchestrator.loop"},
     {"orchestrator.run"},
-    {"orchestrator.cli", "orchestrator.cli_jobs", "orchestrator.cli_options", "orchestrator.cli_plan"},
+    {
+        "orchestrator.cli",
+        "orchestrator.cli_jobs",
+        "orchestrator.cli_ledger",
+        "orchestrator.cli_options",
+        "orchestrator.cli_plan",
+    },
 ]
 
 ONE_ADDRESS = {
@@ -73,6 +87,10 @@ LIGHT = (
     "orchestrator.run.ledger",
     "orchestrator.run.supervise",
     "orchestrator.run.why",
+    "orchestrator.run.manifest",
+    "orchestrator.run.audit",
+    "orchestrator.run.changes",
+    "orchestrator.run.provenance",
     "workers.config",
     "workers.needs",
     "workers.types",

@@ -23,6 +23,7 @@ from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_mar
 from workers.needs import Head
 from workers.packing import input_lengths, members, pack, plan, updates
 from workers.scoring import IDLE, Memory, score_tokens
+from workers.spans import Span
 from workers.types import (
     Evidence,
     Experience,
@@ -40,6 +41,7 @@ from workers.types import (
 from workers.weights import Manifest, Rendezvous, Segment, describe
 
 CONTROLLED = "controlled_setting"  # where a checkpoint's state keeps it
+WHOLE = Span()  # all updates of a step
 PROBE_TOKENS = 256  # of a step's completions, per rank, on which engine and learner are compared
 
 
@@ -118,12 +120,14 @@ class Learner:
         values: Sequence[TokenShare] | None,
         pairs_file: str | None = None,
         old: Sequence[TokenShare] | None = None,
+        span: Span = WHOLE,
     ) -> StepStats:
         """Prepare the batch, run its optimiser updates, report. Every rank gets all the evidence and takes its share.
 
         What the algorithm does without is None. `reference`: its log-probabilities, or hidden states where its whole
         distributions are learned from. `pairs_file`: where rank 0 writes a preference batch for people to read
         (parquet); None: nowhere. `old`: the policy's own log-probabilities before this step; None: it was not asked.
+        `span`: which of the updates are made; what is told once of a step is told with its first.
         """
         started = time.perf_counter()
         evidence = _evidence(experience, scores, reference, values, old, seed=_mix(self._seed, step))
@@ -136,20 +140,21 @@ class Learner:
         temperature = evidence.experience.temperature if self._needs.on_policy else 1.0
         if isinstance(self._algorithm, DistillConfig):
             temperature = self._algorithm.temperature
-        gap = self._probe(evidence.experience) if self._head == "logprobs" else None
+        gap = self._probe(evidence.experience) if self._head == "logprobs" and span.first == 0 else None
         if pairs_file is not None and self._engine.rank == 0 and batch.num_rows:
             records.write_pairs(Path(pairs_file), batch, evidence, self._decoder())
         # What the evidence says of itself, the policy reports; the critic speaks of its own learning only.
         facts = prepared | _experience_facts(evidence.experience, step) if self._head != "values" else {}
-        learned = self._learn(step, batch, temperature)
+        learned = self._learn(step, batch, temperature, span)
         facts |= learned.facts
-        self._adapt(evidence, facts)
+        if not learned.left:
+            self._adapt(evidence, facts)
         facts["timing/learn"] = time.perf_counter() - started
         sums, maxima = dict(learned.sums), dict(learned.maxima)
         if gap is not None:
             sums["sampling/logp_difference"] = gap[0]
             maxima["sampling/logp_difference_max"] = gap[1]
-        return StepStats(sums=sums, maxima=maxima, facts=facts, minima=learned.minima)
+        return StepStats(sums=sums, maxima=maxima, facts=facts, minima=learned.minima, left=learned.left)
 
     def _adapt(self, evidence: Evidence, facts: Metrics) -> None:
         """Report the setting that the algorithm controls, and move it for the next step."""
@@ -160,32 +165,38 @@ class Learner:
             facts[name] = float(getattr(self._algorithm, name))
         self._algorithm = self._algorithm.model_copy(update={name: self._control.after(evidence, self._algorithm)})
 
-    def _learn(self, step: int, batch: TrainBatch, temperature: float) -> StepStats:
-        """All optimiser updates of a step: the mean of their stats (this rank's share), and how they were made."""
+    def _learn(self, step: int, batch: TrainBatch, temperature: float, span: Span) -> StepStats:
+        """The optimiser updates of a span: their part of the step's mean stats (this rank's share), and how they were
+        made."""
         config = self._algorithm
-        if getattr(config, "reset_optimizer", False):
+        # So that a checkpoint need not hold where a generator stood.
+        self._engine.reseed(_mix(self._seed, step, *([span.first] if span.first else [])))
+        if getattr(config, "reset_optimizer", False) and span.first == 0:
             self._engine.reset_optimizer()
-        passes = updates(
+        all_passes = updates(
             batch, epochs=config.epochs, num_updates=config.num_updates(batch.num_rows), seed=_mix(self._seed, step)
         )
         sums: Metrics = {}
         seen: list[float] = []
         norms: list[float] = []
-        factors = self._factors(step, len(passes))
+        chosen = slice(span.first, None if span.count is None else span.first + span.count)
+        passes, factors = all_passes[chosen], self._factors(step, len(all_passes))[chosen]
+        left = max(0, len(all_passes) - span.first - len(passes))
         for rows, factor in zip(passes, factors, strict=True):
             stats, some = self._update(batch, rows, temperature)
             seen += some
             norms.append(self._engine.update(self._learning_rate * factor))
             for name, value in stats.items():
-                sums[name] = sums.get(name, 0.0) + value / len(passes)
+                sums[name] = sums.get(name, 0.0) + value / len(all_passes)
         facts = {"num_updates": float(len(passes))}
         if norms:
             facts |= {"grad_norm": float(np.mean(norms)), "learning_rate": self._learning_rate * factors[-1]}
         if self._range_of is None or not norms:
-            return StepStats(sums=sums, maxima={}, facts=facts)
+            return StepStats(sums=sums, maxima={}, facts=facts, left=left)
         name = self._range_of[0]  # a rank without rows has seen nothing: its extremes are infinite
         least, greatest = min(seen, default=math.inf), max(seen, default=-math.inf)
-        return StepStats(sums=sums, maxima={f"max_{name}": greatest}, facts=facts, minima={f"min_{name}": least})
+        extremes = {f"max_{name}": greatest}, {f"min_{name}": least}
+        return StepStats(sums=sums, maxima=extremes[0], facts=facts, minima=extremes[1], left=left)
 
     def _factors(self, step: int, count: int) -> list[float]:
         """Factors of the learning rate for this step's updates: a function of the step alone, so a resume is exact."""
@@ -400,5 +411,5 @@ def _experience_facts(experience: Experience, version: int) -> Metrics:
     return facts
 
 
-def _mix(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

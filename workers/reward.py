@@ -11,6 +11,7 @@ import numpy as np
 from workers import rewards
 from workers.config import ModelConfig, RewardConfig
 from workers.engines import hf_text
+from workers.kept import read_scores, write_scores
 from workers.rewards.base import Completed, RewardError
 from workers.types import Experience, Finish, Floats, Prompt, Sample, Scores, Text, merge
 
@@ -34,8 +35,11 @@ class Reward:
         self._weights = np.asarray([c.weight for c in configs], np.float32)
         self._index, self._num_workers, self._num_samples = index, num_workers, num_samples
 
-    def score(self, parts: Sequence[Experience]) -> Scores:
-        """Rewards of this worker's groups, which follow those of the worker before it. Raises RewardError."""
+    def score(self, parts: Sequence[Experience], keep: str | None = None) -> Scores:
+        """Rewards of this worker's groups, which follow those of the worker before it. Raises RewardError.
+
+        `keep`: they are on disk, in a file whose name begins like this, before this returns; None: they are not kept.
+        """
         started = time.perf_counter()
         experience = merge(parts)
         num_groups = len(experience.prompts)
@@ -68,7 +72,14 @@ class Reward:
             )
             for i in shown
         )
-        return Scores(rewards=total, by_scorer=by_scorer, samples=samples, seconds=time.perf_counter() - started)
+        scores = Scores(rewards=total, by_scorer=by_scorer, samples=samples, seconds=time.perf_counter() - started)
+        if keep is not None:
+            write_scores(f"{keep}reward-{self._index}", scores)
+        return scores
+
+    def recall(self, files: Sequence[tuple[str, str]]) -> Scores:
+        """What all workers scored and kept in files of (path, SHA-256). Raises KeptError."""
+        return read_scores(files)
 
     def _total(self, by_scorer: dict[str, Floats], prompts: Sequence[Prompt]) -> Floats:
         values = np.stack(list(by_scorer.values()))  # [scorers, n]

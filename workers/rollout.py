@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workers.config import ModelConfig, RolloutConfig
+from workers.kept import read_experience, write_experience
 from workers.types import Experience, Prompt, Ragged, Sampling
 
 if TYPE_CHECKING:
@@ -84,11 +85,16 @@ class Rollout:
         return VllmEngine(model.path, model.dtype, max_model_len, self._config, seed=seed, cuda=cuda, adapter_rank=rank)
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, versions: tuple[int, int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        versions: tuple[int, int] | None = None,
+        keep: str | None = None,
     ) -> Experience:
         """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped.
 
-        `versions`: the oldest and the newest of the policy that may answer; None: any.
+        `versions`: the oldest and the newest of the policy that may answer; None: any. `keep`: they are on disk, in a
+        file whose name begins like this, before this returns; None: they are not kept.
 
         Raises:
             VersionMismatch: when the engine holds another one.
@@ -120,7 +126,7 @@ class Rollout:
         if any(len(response.tokens) == 0 for response in responses):
             raise EngineError("the engine gave up on a completion before its first token")
         logprobs = np.concatenate([np.zeros(0, np.float32), *(r.logprobs for r in responses)])
-        return Experience(
+        experience = Experience(
             prompts=tuple(p for p, _ in kept),
             prompt_tokens=Ragged.of([tokens for _, tokens in kept]),
             completions=Ragged.of([r.tokens for r in responses]),
@@ -132,6 +138,13 @@ class Rollout:
             num_dropped=len(prompts) - len(kept),
             seconds=time.perf_counter() - started,
         )
+        if keep is not None:
+            write_experience(f"{keep}rollout-{self._index}", experience)
+        return experience
+
+    def recall(self, files: Sequence[tuple[str, str]], prompts: Sequence[Prompt]) -> Experience:
+        """What all members sampled for `prompts` and kept in files of (path, SHA-256). Raises KeptError."""
+        return read_experience(files, prompts)
 
     def receive_weights(self, manifest: Manifest, version: int, sent: object) -> float:
         """Load a publication; `sent` is the senders' answer and only makes this call wait for it. Returns seconds."""

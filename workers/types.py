@@ -404,15 +404,26 @@ class StepStats:
     maxima: Metrics
     facts: Metrics
     minima: Metrics = field(default_factory=dict)
+    left: int = 0  # optimiser updates of the step that this call did not make
+
+
+def merge_ranks(parts: Sequence[StepStats]) -> StepStats:
+    """What the ranks of a gang say of one span, as one."""
+    first = parts[0]
+    return StepStats(
+        sums={name: sum(p.sums[name] for p in parts) for name in first.sums},
+        maxima={name: max(p.maxima[name] for p in parts) for name in first.maxima},
+        minima={name: min(p.minima[name] for p in parts) for name in first.minima},
+        facts=first.facts,
+        left=first.left,
+    )
+
+
+def flat(stats: StepStats) -> Metrics:
+    """As a row of metrics has it."""
+    return {**stats.facts, **stats.sums, **stats.maxima, **stats.minima}
 
 
 def merge_stats(parts: Sequence[StepStats]) -> Metrics:
     """One set of metrics from the ranks of a gang."""
-    metrics = dict(parts[0].facts)
-    for name in parts[0].sums:
-        metrics[name] = sum(p.sums[name] for p in parts)
-    for name in parts[0].maxima:
-        metrics[name] = max(p.maxima[name] for p in parts)
-    for name in parts[0].minima:
-        metrics[name] = min(p.minima[name] for p in parts)
-    return metrics
+    return flat(merge_ranks(parts))

@@ -346,6 +346,15 @@ def _lora(config: RunConfig) -> Iterator[Conflict]:
         )
 
 
+def _checkpoints(config: RunConfig) -> Iterator[Conflict]:
+    if config.checkpoint.every_updates is not None and (config.algorithm.type != "dpo" or config.data.prompts is None):
+        yield Conflict(
+            keys=("checkpoint.every_updates", "algorithm.type"),
+            why="only a round of iterative DPO is long enough to be saved in its middle",
+            fix="remove it; checkpoint.every counts steps",
+        )
+
+
 def _reporting(config: RunConfig) -> Iterator[Conflict]:
     if "wandb" not in config.report_to and config.wandb != type(config.wandb)():
         yield Conflict(
@@ -357,5 +366,5 @@ def _reporting(config: RunConfig) -> Iterator[Conflict]:
 
 RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
     _data_source, _reward, _steps, _batches, _lengths, _overlong, _dynamic_sampling, _roles, _sampling, _lora,
-    _reporting, _pair_loss, _teacher, _distillation,
+    _checkpoints, _reporting, _pair_loss, _teacher, _distillation,
 )  # fmt: skip

@@ -56,6 +56,7 @@ class CheckpointConfig(Settings):
     """How often the state is saved. Never off: a run that cannot be resumed is a bad surprise."""
 
     every: Count = 1  # steps
+    every_updates: Count | None = None  # within a round of iterative DPO, whose rounds are long; None: between steps
     keep: Count = 2  # newest ones
 
 

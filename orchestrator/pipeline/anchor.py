@@ -8,10 +8,10 @@ unblocks   the learner
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from orchestrator import disk
 from orchestrator.cluster.base import Gang, Handle, wait
@@ -32,6 +32,11 @@ class Decision:
     reason: str
     version: int  # of the policy that the reference holds from now on
     drift: Drift | None = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Self:
+        """From what `asdict` made of one."""
+        return cls(**{**told, "drift": None if told["drift"] is None else Drift(**told["drift"])})
 
 
 def decide(config: ReferenceConfig, *, step: int, version: int, measure: Callable[[], Drift]) -> Decision:
@@ -113,12 +118,14 @@ class ReferenceAnchor:
         sampling_temperature: float | None = None,
         directory: Callable[[int], Path],
         version: int = 0,
+        decided: Decision | None = None,
     ) -> None:
-        """`temperature` is that of the loss; `sampling_temperature` the engine's, None: the same."""
+        """`temperature` is that of the loss; `sampling_temperature` the engine's, None: the same. `decided`: what
+        became of the reference before the first step, where a run goes on in the middle of it."""
         self._reference, self._policy, self._config = reference, policy, config
         self._temperature, self._directory, self.version = temperature, directory, version
         self._sampling_temperature = sampling_temperature or temperature
-        self._decision: Decision | None = None
+        self._decision, self._decided = decided, decided is not None
         self._begun: dict[int, Sequence[Handle[TokenShare]]] = {}
         reference.when_restarted(self._bring)
         self._bring(reference)
@@ -129,6 +136,9 @@ class ReferenceAnchor:
 
     def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
         shares = self._begun.pop(step, None)
+        if self._decided:
+            self._decided = False
+            return shares if shares is not None else self._score(experience, self._temperature)
 
         def measure() -> Drift:
             nonlocal shares

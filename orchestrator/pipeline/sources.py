@@ -8,7 +8,7 @@ waits for  nothing: what is to be waited for, the learner waits for (with dynami
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -31,11 +31,40 @@ class Arrival:
     experience: Sequence[Handle[Experience]]
     scores: Sequence[Handle[Scores]] | None
     resamples: int | None = None  # rounds of further prompts; None: the step takes what its first prompts gave
+    rows: tuple[int, ...] = ()  # the prompts that were asked, where the step chose some of them
+    kept: tuple[str, ...] | None = None  # how the names of its files begin; None: it is not kept, or was before
+    kept_scores: tuple[str, ...] | None = None  # likewise
 
     def wait(self) -> None:
         """Return when all of it is there."""
         for handle in self.scores if self.scores is not None else self.experience:
             handle.wait()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What an earlier attempt has kept of a step. Files are (path, SHA-256)."""
+
+    experience: Sequence[tuple[str, str]]
+    scores: Sequence[tuple[str, str]] | None  # None: it was not scored
+    resamples: int | None
+    rows: tuple[int, ...] | None  # None: the step's own prompts
+
+
+class Keeper(Protocol):
+    """Remembers what was sampled and scored, so that it is done once."""
+
+    def place(self, step: int, part: int) -> str:
+        """How the names of files begin that keep the `part`-th sampling of a step."""
+        ...
+
+    def known(self, step: int) -> Known | None:
+        """What is there already; None: nothing."""
+        ...
+
+    def begun(self, step: int, arrival: Arrival) -> None:
+        """The experience of a step is on its way."""
+        ...
 
 
 Begun: TypeAlias = Callable[[int, Sequence[Handle[Experience]]], None]
@@ -67,11 +96,13 @@ class RolloutSource:
         max_staleness: int,
         max_steps: int,
         begun: Begun,
+        keeper: Keeper | None = None,
         max_resamples: int = 0,
     ) -> None:
-        """`max_resamples`: how often a step may sample further prompts for groups without signal; 0: never."""
+        """`keeper` None: nothing is kept. `max_resamples`: how often a step may sample further prompts for groups
+        without signal; 0: never."""
         assert not (max_resamples and max_staleness), "to choose further prompts, a step's rewards must be there"
-        self._begun, self._max_resamples = begun, max_resamples
+        self._begun, self._keeper, self._max_resamples = begun, keeper, max_resamples
         self._rollout, self._reward, self._prompts, self._sampling = rollout, reward, prompts, sampling
         self._prompts_per_step, self._max_staleness, self._max_steps = prompts_per_step, max_staleness, max_steps
         self._ahead: dict[int, Arrival] = {}
@@ -84,33 +115,64 @@ class RolloutSource:
         return self._ahead.pop(step)
 
     def _begin(self, step: int) -> Arrival:
-        rows = [int(row) for row in self.rows(step)]
-        arrival = self._sample(step, rows)
-        return self._with_signal(step, rows, arrival) if self._max_resamples else arrival
+        known = self._keeper.known(step) if self._keeper else None
+        if known is not None:
+            arrival = self._recall(step, known)
+        else:
+            rows = [int(row) for row in self.rows(step)]
+            arrival = self._sample(step, rows)
+            if self._max_resamples:
+                arrival = self._with_signal(step, rows, arrival)
+        if self._keeper:
+            self._keeper.begun(step, arrival)
+        return arrival
+
+    def _recall(self, step: int, known: Known) -> Arrival:
+        """What was sampled before; it is scored again only when no score of it was recorded."""
+        rows = known.rows if known.rows is not None else [int(row) for row in self.rows(step)]
+        experience = [self._rollout.one(Rollout.recall, known.experience, [self._prompts[i] for i in rows])]
+        if known.scores is not None and self._reward is not None:
+            scored = Arrival(experience=experience, scores=[self._reward.one(Reward.recall, known.scores)])
+        else:
+            scored = score(experience, self._reward, self._place(step, 0))
+        return replace(scored, resamples=known.resamples, rows=known.rows or ())
 
     def _with_signal(self, step: int, taken: list[int], arrival: Arrival) -> Arrival:
         """More prompts for groups whose rewards are all equal (DAPO, arXiv 2503.14476), until `prompts_per_step` groups
         have signal. The driver reads rewards, never tokens."""
         experience, scores = list(arrival.experience), list(arrival.scores or ())
+        kept, kept_scores = list(arrival.kept or ()), list(arrival.kept_scores or ())
         missing, resamples = self._prompts_per_step - self._num_with_signal(scores), 0
         while missing > 0 and resamples < self._max_resamples:
             rows = self.further_rows(step, taken, missing)
             if not rows:
                 break
-            more = self._sample(step, rows)
-            taken, resamples = taken + rows, resamples + 1
+            resamples += 1
+            more, taken = self._sample(step, rows, resamples), taken + rows
             experience += more.experience
             scores += more.scores or ()
+            kept += more.kept or ()
+            kept_scores += more.kept_scores or ()
             missing -= self._num_with_signal(more.scores or ())
-        return Arrival(experience=experience, scores=scores, resamples=resamples)
+        return Arrival(
+            experience=experience,
+            scores=scores,
+            resamples=resamples,
+            rows=tuple(taken),
+            kept=tuple(kept) if self._keeper else None,
+            kept_scores=tuple(kept_scores) if self._keeper else None,
+        )
 
     def _num_with_signal(self, scores: Sequence[Handle[Scores]]) -> int:
         rewards = merge_scores(wait(scores)).rewards.reshape(-1, self._sampling.num_generations)
         return int((rewards.max(1) > rewards.min(1)).sum()) if len(rewards) else 0
 
-    def _sample(self, step: int, rows: Sequence[int]) -> Arrival:
+    def _sample(self, step: int, rows: Sequence[int], part: int = 0) -> Arrival:
         prompts, versions = [self._prompts[i] for i in rows], (max(0, step - self._max_staleness), step)
-        return sample(prompts, self._sampling, self._rollout, self._reward, versions)
+        return sample(prompts, self._sampling, self._rollout, self._reward, versions, self._place(step, part))
+
+    def _place(self, step: int, part: int) -> str | None:
+        return self._keeper.place(step, part) if self._keeper else None
 
     def further_rows(self, step: int, taken: Sequence[int], count: int) -> list[int]:
         """Which prompts a step samples next: the first of an order of its own that it has not `taken`. A function of
@@ -130,13 +192,26 @@ def sample(
     rollout: Gang[Rollout],
     reward: Gang[Reward] | None,
     versions: tuple[int, int] | None = None,
+    keep: str | None = None,
 ) -> Arrival:
-    """Completions for `prompts`, shared out over the engines in order, and their scores. `versions`: the oldest and
-    newest of the policy that may be sampled, whichever engine does it; None: any."""
+    """Completions for `prompts`, shared out over the engines in order, and their scores.
+
+    `versions`: the oldest and newest of the policy that may be sampled, whichever engine does it; None: any. `keep`:
+    each worker writes what it made to a file whose name begins like this; None: nobody does.
+    """
     size = len(rollout)
     shards = [prompts[len(prompts) * i // size : len(prompts) * (i + 1) // size] for i in range(size)]
-    experience = rollout.each(Rollout.generate, [(shard, sampling, versions) for shard in shards])
-    return Arrival(experience=experience, scores=None if reward is None else reward.all(Reward.score, experience))
+    experience = rollout.each(Rollout.generate, [(shard, sampling, versions, keep) for shard in shards])
+    kept = None if keep is None else tuple(f"{keep}rollout-{i}" for i in range(size))
+    return replace(score(experience, reward, keep), kept=kept)
+
+
+def score(experience: Sequence[Handle[Experience]], reward: Gang[Reward] | None, keep: str | None) -> Arrival:
+    """The scores of `experience`, where there is a gang that gives any."""
+    if reward is None:
+        return Arrival(experience=experience, scores=None, kept_scores=None if keep is None else ())
+    kept = None if keep is None else tuple(f"{keep}reward-{i}" for i in range(len(reward)))
+    return Arrival(experience=experience, scores=reward.all(Reward.score, experience, keep), kept_scores=kept)
 
 
 class DatasetSource:

@@ -4,7 +4,7 @@ runs/<name>/
   recipe.yaml     as written            resolved.json   what ran         ledger.jsonl    what is done
   metrics.jsonl   a line per step       exit.json       how it ended     lock            who is at it
   incidents.jsonl what went wrong
-  logs/attempt-N/ (logs/latest)   checkpoints/step-N/   samples/step-N.parquet   rounds/N/   model/
+  logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class RunDirectory:
 
         Raises:
             BadInput: when another config owns it, or its name leads out of `output_dir`.
+            DiskFailed: it cannot be written.
         """
         root = local(config.output_dir).absolute()
         directory = cls(root / config.name)
@@ -48,11 +49,11 @@ class RunDirectory:
             )
         if directory.path.exists():
             directory._refuse_another(config)
-        else:
+        with disk.explained(directory.path, resume=""):
             disk.make_directory(directory.path)
-        if not directory.resolved.exists():  # last, so that a directory with it is complete
-            disk.write_atomic(directory.recipe, redact(recipe_text))
-            disk.write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
+            if not directory.resolved.exists():  # last, so that a directory with it is complete
+                disk.write_atomic(directory.recipe, redact(recipe_text))
+                disk.write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
         return directory
 
     @classmethod
@@ -112,6 +113,11 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def rollouts(self) -> Path:
+        """What was sampled and scored, while a checkpoint may still need it."""
+        return self.path / "rollouts"
 
     @property
     def report(self) -> Path:
@@ -246,18 +252,20 @@ class RunDirectory:
                 why, fix = "it holds files that are not a run's", "choose a new name, or empty the directory"
                 raise BadInput(Problem(what="cannot be used", where=str(self.path), why=why, fix=fix))
             return
-        differences = list(_differences(resolved(self.config()), resolved(config)))
-        if differences:
-            shown = "; ".join(differences[:6]) + (f"; and {len(differences) - 6} more" if len(differences) > 6 else "")
+        found = list(differences(resolved(self.config()), resolved(config)))
+        if found:
+            shown = "; ".join(f"{key} was {show(before)} and is {show(after)}" for key, before, after in found[:6])
+            shown += f"; and {len(found) - 6} more" if len(found) > 6 else ""
             fix = f"go on with what is there: {self.resume_command}; or choose a new name: name=NAME"
             problem = Problem(what="belongs to a run with another config", where=str(self.path), why=shown, fix=fix)
             raise BadInput(problem)
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, before, after) of each value that two resolved configs do not share."""
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, f"{prefix}{key}.")
+            yield from differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            yield f"{prefix}{key} was {show(before)} and is {show(after)}"
+            yield f"{prefix}{key}", before, after

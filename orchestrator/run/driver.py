@@ -22,22 +22,26 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.config.data_files import Source as DataSource
 from orchestrator.config.data_files import read_all, remarks, tokens_of
-from orchestrator.errors import Interrupted, Problem, ResumeError, RlhfError
+from orchestrator.errors import Interrupted, RlhfError
 from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
-from orchestrator.pipeline.anchor import Anchor, BaseAnchor, NoAnchor, ReferenceAnchor, TeacherAnchor
+from orchestrator.pipeline.anchor import Anchor, BaseAnchor, Decision, NoAnchor, ReferenceAnchor, TeacherAnchor
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
-from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
-from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
+from orchestrator.pipeline.sources import Begun, DatasetSource, Keeper, RolloutSource, Source
+from orchestrator.run.changes import changed, keep
+from orchestrator.run.checkpoint import Checkpointer, newest
 from orchestrator.run.devices import admit
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.incidents import first_cause, of_restart, write_incident
-from orchestrator.run.ledger import Account, Fact, Ledger, account
+from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.run.manifest import State, list_checkpoints, read_about
+from orchestrator.run.provenance import compare, describe
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import asks_states, gang_plans, shares_base, teacher_samples
+from orchestrator.run.rollouts import Rollouts
 from orchestrator.run.stop import Stop
 from workers.config import DistillConfig, DpoConfig, FromDataset, Sampled
 from workers.learner import Learner
@@ -58,15 +62,17 @@ def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
     return 0
 
 
-def resume_run(path: Path, *, debug: bool = False) -> int:
-    """Go on with a run from its newest checkpoint. Raises ResumeError when it has none."""
+def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False) -> int:
+    """Go on with a run from its newest checkpoint, some of its settings changed. Raises ResumeError when it has none,
+    or when it would be another run."""
     directory = RunDirectory.open(path)
     if directory.is_complete:
         print(f"{directory.name}: complete, nothing to resume ({directory.model})")
         return 0
+    config = changed(directory, overrides)
     newest(directory.checkpoints)
     with Stop() as stop:
-        Attempt(directory.config(), directory, stop).run()
+        Attempt(config, directory, stop).run()
     return 0
 
 
@@ -93,13 +99,17 @@ class Attempt:
     def run(self) -> None:
         """Ends with the model written, or with exit.json saying why not. Raises RlhfError."""
         directory, started = self._directory, time.monotonic()
-        with directory.held(), Ledger.open(directory.ledger) as ledger:
+        with (
+            disk.explained(directory.path, directory.resume_command),
+            directory.held(),
+            Ledger.open(directory.ledger) as ledger,
+        ):
             self._number = directory.start_attempt()
             monitor = open_monitor(self._config, directory)
             try:
                 self._live(ledger, monitor)
             except BaseException as error:
-                self._failed(error, monitor)
+                self._failed(disk.explain(error, directory.path, directory.resume_command), monitor)
                 raise
             finally:
                 if self._cluster is not None:
@@ -116,19 +126,30 @@ class Attempt:
 
     def _live(self, ledger: Ledger, monitor: Monitor) -> None:
         config, directory = self._config, self._directory
+        disk.probe(directory.checkpoints)
         self._read_data()
         resumed = list_checkpoints(directory.checkpoints)
-        checkpoint, state = (
-            newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0))
+        checkpoint, state, refused = (
+            newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0), [])
         )
-        ledger.append(Fact.attempt, attempt=self._number, step=state.next_step)
-        self._refuse_gaps(account(ledger.records), state.next_step)
+        about = describe(config, self._prompts, self._examples)
+        differs = compare(read_about(checkpoint), about) if checkpoint else []
+        changes = keep(directory, config)
+        ledger.append(
+            Fact.attempt,
+            attempt=self._number,
+            step=state.next_step,
+            **({"refused": list(refused)} if refused else {}),
+            **({"changed": changes} if changes else {}),
+        )
+        ledger.refuse_gaps(state.next_step)
         self._turns = state.next_step
         told = MetricsFile(directory.metrics)
         told.rewind(state.next_step if checkpoint else -1)
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
         monitor.start(self._info(state.next_step))
-        for remark in remarks(config, self._data):
+        lost = [f"not used: {damage}; going on from the checkpoint before it" for damage in refused]
+        for remark in [*remarks(config, self._data), *lost, *differs]:
             monitor.note(remark)
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = self._start_cluster(
@@ -144,19 +165,30 @@ class Attempt:
         for plan in plans:
             monitor.phase(plan.role, "")
         monitor.phase("driver", "")
-        learners = Learners(gangs["policy"], gangs.get("critic"), needs_old=config.algorithm.needs_old_logprobs)
-        checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep)
+        learners = Learners(
+            gangs["policy"],
+            gangs.get("critic"),
+            needs_old=config.algorithm.needs_old_logprobs,
+            every_updates=config.checkpoint.every_updates,
+            progress=state.progress,
+        )
+        checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep, about=about)
         if checkpoint is not None:
             checkpointer.load(checkpoint)
-        self._recording = recorder = self._recorder(ledger, monitor, checkpointer, gangs, state)
+        rollouts = None
+        if config.data.prompts is not None:
+            rollouts = Rollouts(directory.rollouts, ledger, attempt=self._number, note=monitor.note)
+            if state.updates:
+                rollouts.require(state.next_step)
+        self._recording = recorder = self._recorder(ledger, monitor, checkpointer, rollouts, gangs, state)
         publisher = self._publisher(gangs, cuda=cluster.cuda)
         if checkpoint is not None:
             publisher.publish(state.next_step)
         else:
             recorder.baseline()
-        anchor = self._anchor(gangs, state.reference_version)
+        anchor = self._anchor(gangs, state)
         parts = loop.Parts(
-            source=self._source(gangs, anchor.begin),
+            source=self._source(gangs, anchor.begin, rollouts),
             anchor=anchor,
             learners=learners,
             publisher=publisher,
@@ -176,19 +208,6 @@ class Attempt:
         self._export(learners)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
-    def _refuse_gaps(self, told: Account, next_step: int) -> None:
-        """The checkpoint says that `next_step` turns were trained; the ledger must know of each of them, once."""
-        if told.trained == next_step and not told.lost and not told.repeated:
-            return
-        raise ResumeError(
-            Problem(
-                what=f"the ledger knows of {told.trained} trained steps, the checkpoint of {next_step}",
-                where=str(self._directory.ledger),
-                why="records were removed from the file, or checkpoints of another run put beside it",
-                fix="restore the run directory from a copy, or start the recipe anew under another name",
-            )
-        )
-
     def _export(self, learners: Learners) -> None:
         aside = disk.fresh(self._directory.model)
         wait(learners.policy.all(Learner.export, str(aside)))
@@ -207,7 +226,7 @@ class Attempt:
             assert isinstance(algorithm, FromDataset)
             self._max_steps = math.ceil(len(self._examples) * algorithm.num_train_epochs / algorithm.batch_size)
 
-    def _source(self, gangs: Mapping[str, Gang[Any]], begun: Begun) -> Source:
+    def _source(self, gangs: Mapping[str, Gang[Any]], begun: Begun, keeper: Keeper | None) -> Source:
         config, algorithm = self._config, self._config.algorithm
         if config.data.prompts is None:
             assert isinstance(algorithm, FromDataset)
@@ -240,9 +259,10 @@ class Attempt:
             else 0,
             max_steps=self._max_steps,
             begun=begun,
+            keeper=keeper,
         )
 
-    def _anchor(self, gangs: Mapping[str, Gang[Any]], version: int) -> Anchor:
+    def _anchor(self, gangs: Mapping[str, Gang[Any]], state: State) -> Anchor:
         config = self._config
         if isinstance(config.algorithm, DistillConfig):
             temperature, states = config.algorithm.temperature, asks_states(config)
@@ -259,7 +279,8 @@ class Attempt:
             temperature=temperature,
             sampling_temperature=config.rollout.temperature,
             directory=self._directory.reference,
-            version=version,
+            version=state.reference_version,
+            decided=None if state.decision is None else Decision.of(state.decision),
         )
 
     def _publisher(self, gangs: Mapping[str, Gang[Any]], *, cuda: bool) -> Publisher:
@@ -280,6 +301,7 @@ class Attempt:
         ledger: Ledger,
         monitor: Monitor,
         checkpointer: Checkpointer,
+        rollouts: Rollouts | None,
         gangs: Mapping[str, Gang[Any]],
         state: State,
     ) -> Recorder:
@@ -296,7 +318,7 @@ class Attempt:
             max_steps=self._max_steps,
             evaluate_every=config.evaluation.every,
             checkpoint_every=config.checkpoint.every,
-            sampled=config.data.prompts is not None,
+            rollouts=rollouts,
             rounds=_in_rounds(config),
             reference_version=state.reference_version,
         )

@@ -120,6 +120,24 @@ class Ledger:
     def last(self, fact: Fact) -> Record | None:
         return next((r for r in reversed(self._records) if r.fact == fact), None)
 
+    def refuse_gaps(self, next_step: int) -> None:
+        """A checkpoint says that `next_step` turns were trained; the records must know of each of them, once.
+
+        Raises:
+            ResumeError: they do not.
+        """
+        told = account(self._records)
+        if told.trained == next_step and not told.lost and not told.repeated:
+            return
+        raise ResumeError(
+            Problem(
+                what=f"the ledger knows of {told.trained} trained steps, the checkpoint of {next_step}",
+                where=str(self.path),
+                why="records were removed from the file, or checkpoints of another run put beside it",
+                fix="restore the run directory from a copy, or start the recipe anew under another name",
+            )
+        )
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)

@@ -21,9 +21,13 @@ from orchestrator.cluster.base import Handle, wait
 from orchestrator.evaluation.held_out import Evaluator
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.anchor import Decision
-from orchestrator.run.checkpoint import Checkpointer, State
+from orchestrator.pipeline.sources import Arrival
+from orchestrator.run.checkpoint import Checkpointer
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.run.manifest import State
+from orchestrator.run.rollouts import Rollouts
+from workers.spans import Progress
 from workers.types import Metrics, Sample, Scores, merge_scores
 
 
@@ -44,7 +48,7 @@ class Recorder:
         max_steps: int,
         evaluate_every: int | None,
         checkpoint_every: int,
-        sampled: bool,
+        rollouts: Rollouts | None,
         rounds: bool,
         reference_version: int = 0,
     ) -> None:
@@ -54,7 +58,7 @@ class Recorder:
         self.turns = turns  # committed so far
         self._num_tokens = num_tokens  # of all turns so far
         self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
-        self._sampled = sampled  # the experience is the policy's own
+        self._rollouts = rollouts  # None: the experience is a dataset's
         self._rounds = rounds  # a step is a round, whose pairs and decision are kept
         self._saved = turns or -1  # the next_step of the newest checkpoint; nothing is saved before the first
         self._warned = False  # of a step that learned nothing
@@ -70,13 +74,17 @@ class Recorder:
 
     def planned(self, step: int) -> None:
         self._ledger.append(Fact.planned, attempt=self._attempt, step=step + 1)
-        if self._sampled:
+        if self._rollouts is not None:
             self._monitor.phase("rollout", "generating")
 
-    def arrived(self, step: int) -> None:
-        """The batch of this step is complete; what is sampled from now on is for a later one."""
-        self._ledger.append(Fact.scored, attempt=self._attempt, step=step + 1)
-        if self._sampled:
+    def arrived(self, step: int, arrival: Arrival) -> None:
+        """Returns when the batch of this step is complete; what is sampled from now on is for a later one."""
+        if self._rollouts is not None:
+            self._rollouts.record(step)
+        else:
+            arrival.wait()
+            self._ledger.append(Fact.scored, attempt=self._attempt, step=step + 1)
+        if self._rollouts is not None:
             self._monitor.phase("rollout", "")
         self._monitor.phase("policy", "learning")
 
@@ -139,9 +147,28 @@ class Recorder:
             return
         self._monitor.phase("policy", "saving a checkpoint")
         reference = self._reference_version if self._decision is None else self._decision.version
-        self._checkpointer.save(State(next_step=next_step, reference_version=reference))
-        self._ledger.append(Fact.checkpoint, attempt=self._attempt, step=next_step, reference=reference)
+        self._save(State(next_step=next_step, reference_version=reference))
         self._saved = next_step
+
+    def paused(self, step: int, decision: Decision | None, progress: Progress) -> None:
+        """The learners pause in the middle of a step: save the state from which its next update follows."""
+        reference = self._reference_version if decision is None else decision.version
+        told = None if decision is None else asdict(decision)
+        stats = asdict(progress.stats)
+        updates = progress.updates
+        self._save(State(next_step=step, reference_version=reference, updates=updates, stats=stats, decision=told))
+        self._monitor.phase("policy", "learning")
+
+    def _save(self, state: State) -> None:
+        if self._rollouts is None:
+            self._checkpointer.save(state)
+        else:
+            self._checkpointer.save(state, meanwhile=self._rollouts.settle)
+            self._rollouts.drop(self._checkpointer.oldest())
+        within = {"updates": state.updates} if state.updates else {}
+        self._ledger.append(
+            Fact.checkpoint, attempt=self._attempt, step=state.next_step, reference=state.reference_version, **within
+        )
 
     # -------------------------------------------------------------------------------------------- files
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "workers"))
 import lives
 
 
-@pytest.fixture(scope="session", params=["grpo", "ppo", "iterative-dpo"])
+@pytest.fixture(scope="session", params=["grpo", "grpo-ahead", "ppo", "iterative-dpo"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> lives.World:
     torch.set_num_threads(1)
     return lives.build(tmp_path_factory.mktemp(request.param), request.param)

@@ -47,10 +47,14 @@ SHAPE = {
 }
 BLOCK = 4096
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
+MAX_STALENESS = {"grpo-ahead": 1}
+EVERY_UPDATES = {"iterative-dpo-updates": 1}  # saved after each update of a round
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"type": "grpo", "beta": 0.1, **SAMPLED},
+    "grpo-ahead": {"type": "grpo", "beta": 0.1, **SAMPLED},
     "ppo": {"type": "ppo", "num_ppo_epochs": 2, "num_mini_batches": 2, **SAMPLED},
     "iterative-dpo": {"type": "dpo", "batch_size": 4, "pairs_per_prompt": 2, **SAMPLED},
+    "iterative-dpo-updates": {"type": "dpo", "batch_size": 2, "pairs_per_prompt": 2, **SAMPLED},
 }
 
 
@@ -75,7 +79,8 @@ def config(task: Path, output: Path, algorithm: str, **changes: Any) -> RunConfi
         "reward": [{"type": "function", "function": f"{__file__}:letters_a"}],
         "rollout": {"max_prompt_length": 8, "max_completion_length": 6},
         "algorithm": ALGORITHMS[algorithm],
-        "reference": {"refresh": "every_round"} if algorithm == "iterative-dpo" else {},
+        "reference": {"refresh": "every_round"} if algorithm.startswith("iterative-dpo") else {},
+        "max_staleness": MAX_STALENESS.get(algorithm, 0),
         **changes,
     }
     return RunConfig.model_validate_json(json.dumps(whole))

@@ -3,6 +3,7 @@
     kill at operation n          SIGKILL before it; before the second half of it, where it writes
     power cut at operation n     SIGKILL, and what was not fsynced is lost: bytes and names
     full disk after n bytes      ENOSPC, with a part written first
+    broken disk                  EIO
 
 Operations are those by which the product makes state: write, fsync, rename, truncate, remove, create a directory.
 What other libraries write in one go (weights by safetensors, samples by parquet) is seen when it is fsynced or renamed.
@@ -33,6 +34,8 @@ class Disk:
         self.kill_at: int | None = None
         self.half = False  # kill in the middle of a write instead of before it
         self.bytes_left: int | None = None  # None: as many as you like
+        self.full_below = ""  # only in paths with this in them are bytes counted
+        self.broken_below: str | None = None  # no write reaches paths with this in them; None: all do
         self.on_kill: Callable[[], None] = lambda: None
         self.on_fsync: Callable[[int], None] = lambda file: None
         self._real = {name: getattr(os, name) for name in (*BY_PATH, *BY_FILE)}
@@ -79,11 +82,13 @@ class Disk:
         if killed and self.half:
             self._real["write"](file, bytes(data)[: len(data) // 2])
         self._count("write", place)
-        if self.bytes_left is not None:
+        if self.broken_below is not None and self.broken_below in place:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if self.bytes_left is not None and self.full_below in place:
             data = bytes(data)[: self.bytes_left]
             self.bytes_left -= len(data)
             if not data:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # without a name, as the system does
         written: int = self._real["write"](file, data)
         return written
 

@@ -14,6 +14,7 @@ import cpu_run
 from injection import Disk, Platter, swap
 
 from orchestrator.config import RunConfig
+from orchestrator.errors import DiskFailed
 from orchestrator.run.ledger import account, read_ledger
 
 MAX_LIVES = 3
@@ -30,8 +31,15 @@ class World:
     log: list[str]  # every operation of it on the disk
     num_bytes: int  # that it wrote
 
+    @property
+    def directory(self) -> Path:
+        """Of the uninterrupted run."""
+        return self.root / f"whole-{self.algorithm}-{self.every}" / "run"
+
     def config(self, name: str) -> RunConfig:
-        return cpu_run.config(self.root, self.root / name, self.algorithm, checkpoint={"every": self.every, "keep": 2})
+        within = cpu_run.EVERY_UPDATES.get(self.algorithm)
+        checkpoint = {"every": self.every, "every_updates": within, "keep": 2}
+        return cpu_run.config(self.root, self.root / name, self.algorithm, checkpoint=checkpoint)
 
 
 def build(root: Path, algorithm: str, every: int = 1) -> World:
@@ -62,7 +70,7 @@ def live(root: Path, life: Callable[[Disk], None]) -> int:
             with disk.watched():
                 life(disk)
             status = 0
-        except OSError:
+        except DiskFailed:
             pass
         except BaseException:
             traceback.print_exc()

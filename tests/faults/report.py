@@ -136,8 +136,10 @@ def _tell(text: str) -> None:
 
 _ROWS = {
     "T1 grpo": "killed before every write, fsync, rename and removal of a GRPO run, and in the middle of every write",
+    "T1 grpo-ahead": "the same, GRPO whose engines sample a version ahead (`max_staleness: 1`)",
     "T1 ppo": "the same, PPO with its critic",
     "T1 iterative-dpo": "the same, iterative DPO with a reference refresh every round",
+    "T1 iterative-dpo-updates": "the same, saved after every update within its rounds (`checkpoint.every_updates: 1`)",
     "T4": "power cut at a random operation: what was not fsynced is lost, bytes and names",
     "T5": "disk full after every 4 KiB of the whole run",
     "T7 checkpoint": "one bit flipped, or the end cut off, in a file of a checkpoint: refused",

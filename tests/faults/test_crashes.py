@@ -3,19 +3,36 @@ and every step learned from once. Here a sample; `make test-faults` does all of 
 
 from __future__ import annotations
 
+import json
 import random
 
+import cpu_run
 import lives
+import pytest
+from injection import Disk
 from lives import World
 
+from orchestrator.run.ledger import read_ledger
+from orchestrator.run.manifest import verify
+
 SAMPLE = 6
+every_world = pytest.mark.parametrize("world", cpu_run.ALGORITHMS, indirect=True)
 
 
+@every_world
 def test_killed_at_any_operation_on_the_disk(world: World) -> None:
     for operation in _sample(len(world.log)):
         assert lives.killed_at(world, operation, half=operation % 2 == 1) <= world.every
 
 
+@pytest.mark.parametrize("world", ["grpo", "grpo-ahead", "iterative-dpo-updates"], indirect=True)
+def test_killed_at_any_record_of_the_ledger(world: World) -> None:
+    """Also where the engines sample a version ahead: what was in flight is that of the uninterrupted run."""
+    for operation in (i for i, line in enumerate(world.log) if line == "write run/ledger.jsonl"):
+        assert lives.killed_at(world, operation, half=operation % 2 == 1) <= world.every
+
+
+@every_world
 def test_a_power_cut_loses_what_was_not_fsynced_and_nothing_else(world: World) -> None:
     for operation in _sample(len(world.log)):
         assert lives.power_cut_at(world, operation, seed=operation) <= world.every
@@ -24,6 +41,41 @@ def test_a_power_cut_loses_what_was_not_fsynced_and_nothing_else(world: World) -
 def test_a_full_disk_ends_the_run_and_loses_nothing(world: World) -> None:
     for num_bytes in _sample(world.num_bytes)[: SAMPLE // 2]:
         assert lives.full_after(world, num_bytes) <= world.every
+
+
+def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None:
+    """Full in the middle of the second checkpoint, whose bytes are given back; the first one is as it was."""
+    size = sum(p.stat().st_size for p in world.directory.joinpath("checkpoints/step-2").rglob("*"))
+    name = f"{world.algorithm}-named"
+
+    def life(disk: Disk) -> None:
+        disk.bytes_left, disk.full_below = size // 2, ".step-2.partial"
+        cpu_run.run(world.config(name))
+
+    assert lives.live(world.root / name, life) == 1
+    run = world.root / name / "run"
+    told = json.loads((run / "exit.json").read_text())
+    assert (told["cause"], told["step"], told["exit_code"]) == ("disk_full", 2, 1)
+    assert "bytes are free" in told["message"]
+    assert told["resume"] in told["message"]
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-1"]
+    assert verify(run / "checkpoints" / "step-1") == ""
+    assert lives.go_on(world, name) <= 1
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_a_disk_that_cannot_be_written_ends_the_run_before_its_first_step(world: World) -> None:
+    name = "broken"
+
+    def life(disk: Disk) -> None:
+        disk.broken_below = "checkpoints"
+        cpu_run.run(world.config(name))
+
+    assert lives.live(world.root / name, life) == 1
+    run = world.root / name / "run"
+    assert json.loads((run / "exit.json").read_text())["cause"] == "disk_failed"
+    assert [r.fact for r in read_ledger(run / "ledger.jsonl")[0]] == []
+    assert lives.go_on(world, name) == 0
 
 
 def test_the_log_of_operations_is_that_of_a_commit(world: World) -> None:

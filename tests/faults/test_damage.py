@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import cpu_run
 import damage
 import lives
 import pytest
 from lives import World
+
+from orchestrator.cli import main
+from orchestrator.errors import ResumeError
+from orchestrator.run.ledger import read_ledger
 
 SEEDS = range(40)
 
@@ -34,4 +41,99 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
     name = lives.stop_at(world, operation)
     state = world.root / name / "run" / "checkpoints" / "step-3" / "state.json"
     state.write_bytes(state.read_bytes()[:-1])
+    assert lives.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    run = world.root / name / "run"
+    records = read_ledger(run / "ledger.jsonl")[0]
+    attempt = [r for r in records if r.fact == "ATTEMPT"][-1]
+    assert attempt.step == 2
+    assert attempt.details["refused"] == [f"{state.parent}: state.json is not what was written"]
+    # Sampled and scored by the attempt before: neither is done again.
+    assert [r.details["recalled"] for r in records if r.step == 3 and r.fact in ("GENERATED", "SCORED")] == (
+        [False, False, True, True]
+    )
     assert lives.go_on(world, name) == 1
+
+
+# ------------------------------------------------------------------------------------------------ rlhf ledger verify
+
+
+def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
+    """By the version that the engines hold: in a synchronous run the same completions, to the bit."""
+    operation = next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
+    name = lives.stop_at(world, operation)
+    run = world.root / name / "run"
+    shutil.rmtree(run / "checkpoints" / "step-3")
+    for file in (run / "rollouts" / "step-3").glob("*.safetensors"):
+        flip_a_bit(file)
+    assert lives.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    told = [r.details["recalled"] for r in read_ledger(run / "ledger.jsonl")[0] if r.step == 3 and "files" in r.details]
+    assert told == [False] * 4
+    if "ahead" not in world.algorithm:
+        assert cpu_run.outcome(run) == world.expected
+    shutil.rmtree(world.root / name)
+
+
+def test_data_that_changed_are_refused(world: World) -> None:
+    """The prompts of a run that was stopped are those of the whole world, so they are put back."""
+    name = lives.stop_at(world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial"))
+    prompts = world.root / "prompts.jsonl"
+    text = prompts.read_text()
+    prompts.write_text(text.replace("aa>", "ba>"))
+    try:
+        with pytest.raises(ResumeError, match=r"data\.prompts has changed since the checkpoint"):
+            cpu_run.run(world.config(name))
+    finally:
+        prompts.write_text(text)
+    assert lives.go_on(world, name) == 0
+
+
+def flip_a_bit(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def lose_a_record(path: Path, fact: str) -> None:
+    """With the sequence and the hashes mended, so that only arithmetic can tell."""
+    from dataclasses import replace
+
+    kept = [r for r in read_ledger(path)[0] if not (r.fact == fact and r.step == 2)]
+    path.write_bytes(b"".join(replace(r, seq=i).line() for i, r in enumerate(kept)))
+
+
+def test_a_finished_run_is_good(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ledger", "verify", str(finished)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == [
+        "good  ledger",
+        "good  steps",
+        "good  checkpoints/step-2",
+        "good  checkpoints/step-3",
+        "good  rollouts",
+        "good  model",
+    ]
+    assert "3 learned from once, none lost, none repeated" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda run: flip_a_bit(run / "checkpoints/step-2/state.json"), "step-2: state.json is not what was written"),
+        (lambda run: shutil.rmtree(run / "checkpoints/step-3"), "step-3: the ledger calls it complete"),
+        (lambda run: flip_a_bit(run / "ledger.jsonl"), "a record is damaged, and whole ones follow it"),
+        (lambda run: flip_a_bit(run / "rollouts/step-3/rollout-0.safetensors"), "is not what was written; its step"),
+        (lambda run: (run / "rollouts/step-3/reward-0.safetensors").unlink(), "reward-0.safetensors is missing"),
+        (lambda run: lose_a_record(run / "ledger.jsonl", "TRAINED"), "never learned from: 2"),
+        (lambda run: lose_a_record(run / "ledger.jsonl", "PLANNED"), "does not follow what its step has done: nothing"),
+        (lambda run: lose_a_record(run / "ledger.jsonl", "SCORED"), "learned from what was never scored"),
+        (lambda run: shutil.rmtree(run / "model"), "the ledger says that the run is finished, and there is none"),
+    ],
+)
+def test_what_is_not_as_it_was_written_is_told(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], object], told: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy, symlinks=True)
+    harm(copy)
+    assert main(["ledger", "verify", str(copy)]) == 1
+    assert any(told in line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD "))

@@ -5,6 +5,7 @@ The contract of all of them: it returns, or it raises an RlhfError. Anything els
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -26,6 +27,7 @@ from orchestrator.data.formats import ACCEPTS, SPELLINGS
 from orchestrator.errors import BadInput, RlhfError
 from orchestrator.run import checkpoint
 from orchestrator.run import ledger as ledgers
+from orchestrator.run import manifest as manifest_file
 from orchestrator.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -223,7 +225,7 @@ def _manifest(content: bytes, directory: Path) -> None:
     (step := directory / "step-3").mkdir()
     (directory / "outside").write_bytes(b"")
     for raw in (manifest, _signed_manifest(manifest, state)):
-        (step / checkpoint.MANIFEST).write_bytes(raw)
+        (step / manifest_file.MANIFEST).write_bytes(raw)
         (step / "state.json").write_bytes(state)
         if (found := allowed(lambda: checkpoint.newest(directory))) is not None:
             assert found[1].next_step >= 0
@@ -237,16 +239,16 @@ def _signed_manifest(manifest: bytes, state: bytes) -> bytes:
         body = json.loads(manifest)
         body.pop("sha256", None)
         if "state.json" in body["files"]:
-            digest = checkpoint.hashlib.sha256(state).hexdigest()
+            digest = hashlib.sha256(state).hexdigest()
             body["files"]["state.json"] = {"bytes": len(state), "sha256": digest}
-        return json.dumps({**body, "sha256": checkpoint._digest(body)}).encode()
+        return json.dumps({**body, "sha256": manifest_file._digest(body)}).encode()
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return manifest
 
 
 def _manifests() -> Sequence[bytes]:
     state = b'{"next_step": 3, "reference_version": 0}'
-    body = {"schema": checkpoint.SCHEMA, "files": {"state.json": {"bytes": 0, "sha256": ""}}}
+    body = {"schema": manifest_file.SCHEMA, "files": {"state.json": {"bytes": 0, "sha256": ""}}}
     unsigned = json.dumps(body).encode()
     outside = unsigned.replace(b"state.json", b"../outside")
     return [_signed_manifest(unsigned, state) + STATE + state, outside + STATE + state, unsigned]

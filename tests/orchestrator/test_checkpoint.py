@@ -13,7 +13,8 @@ from fakes import Events, FakeLearner
 from orchestrator.cluster.local import LocalGang
 from orchestrator.errors import ResumeError
 from orchestrator.pipeline.learning import Learners
-from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest, verify
+from orchestrator.run.checkpoint import Checkpointer, newest
+from orchestrator.run.manifest import State, list_checkpoints, verify
 
 
 class Saver:
@@ -91,7 +92,7 @@ def test_a_failed_save_takes_nothing_away(saver: Saver, directory: Path) -> None
     broken: Any = LocalGang("policy", [DyingLearner([])])
     with pytest.raises(OSError, match="no space left"):
         Checkpointer(Learners(broken, None), directory, keep=1).save(State(next_step=3, reference_version=0))
-    assert names(directory) == [".step-3.partial", "step-1", "step-2"]
+    assert names(directory) == ["step-1", "step-2"]  # and none of its bytes
     assert newest(directory)[0].name == "step-2"
     saver.save(3)  # and nothing of the failed one is in the next
     assert names(directory) == ["step-2", "step-3"]
@@ -102,7 +103,8 @@ def test_a_failed_save_takes_nothing_away(saver: Saver, directory: Path) -> None
 
 def test_the_newest_is_found_with_its_state_and_loaded(saver: Saver, directory: Path) -> None:
     saver.save(8, 9)
-    path, state = newest(directory)
+    path, state, refused = newest(directory)
+    assert refused == []
     assert (path.name, state) == ("step-9", State(next_step=9, reference_version=8))
     other = Saver(directory, keep=2)
     other.checkpointer.load(path)
@@ -149,7 +151,8 @@ def test_damage_is_found_and_the_one_before_is_taken(
     path = saver.save(8, 9)
     damage(path / name)
     assert verify(path) == message
-    assert newest(directory)[0].name == "step-8"
+    found, _, refused = newest(directory)
+    assert (found.name, refused) == ("step-8", [f"{path}: {message}"])
 
 
 def test_with_nothing_to_go_on_from_it_says_what_it_found(saver: Saver, directory: Path) -> None:

@@ -84,7 +84,7 @@ def test_samples_that_nobody_scores_are_there_when_they_are_sampled() -> None:
 class LevelReward(FakeReward):
     """Rewards every completion of p0, p1 and p2 alike, and those of other prompts differently."""
 
-    def score(self, parts: Sequence[Experience]) -> Scores:
+    def score(self, parts: Sequence[Experience], keep: str | None = None) -> Scores:
         whole = merge(parts)
         self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
         rewards = np.array([r for p in whole.prompts for r in (0, p.id in ("p3", "p4"))], np.float32)

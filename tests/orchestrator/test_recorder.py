@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fakes import Events, EventSink
+from fakes import Events, EventSink, experience
 
 from orchestrator.cluster.local import Done
 from orchestrator.evaluation.held_out import Evaluation
@@ -17,11 +18,14 @@ from orchestrator.monitor import Monitor
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.monitor.sinks import JsonlSink
 from orchestrator.pipeline.anchor import Decision
-from orchestrator.run.checkpoint import State
+from orchestrator.pipeline.sources import Arrival
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.driver import idle_warning
 from orchestrator.run.ledger import Ledger
+from orchestrator.run.manifest import State
 from orchestrator.run.recorder import Recorder
+from orchestrator.run.rollouts import Rollouts
+from workers.kept import write_experience, write_scores
 from workers.types import Drift, Metrics, Sample, Scores
 
 SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4", reward=1.0, version=0, finish="stop", length=2)
@@ -46,9 +50,13 @@ class RememberingCheckpointer:
         self._events = events
         self.states: list[State] = []
 
-    def save(self, state: State) -> None:
+    def save(self, state: State, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        meanwhile()
         self._events.append(f"saved {state.next_step}")
         self.states.append(state)
+
+    def oldest(self) -> int:
+        return self.states[-1].next_step - 1
 
 
 class Desk:
@@ -60,6 +68,7 @@ class Desk:
         self.ledger = Ledger.open(self.directory.ledger)
         self.sink = EventSink(self.events)
         self.checkpointer = RememberingCheckpointer(self.events)
+        self.rollouts = Rollouts(self.directory.rollouts, self.ledger, attempt=2, note=self.sink.note)
         parts: tuple[Any, ...] = (
             self.directory,
             self.ledger,
@@ -74,7 +83,7 @@ class Desk:
             "max_steps": 5,
             "evaluate_every": 2,
             "checkpoint_every": 2,
-            "sampled": True,
+            "rollouts": self.rollouts,
             "rounds": False,
             **settings,
         }
@@ -83,10 +92,25 @@ class Desk:
     def turn(self, step: int, decision: Decision | None = None, **metrics: float) -> None:
         """One turn of the loop; `_` stands for `/` in the names of metrics."""
         self.recorder.planned(step)
-        self.recorder.arrived(step)
+        self.recorder.arrived(step, self.sampled(step))
         self.recorder.trained(step, decision)
         given: Metrics = {"timing/step": 0.5, "num_tokens": 100.0, "num_updates": 1.0}
         self.recorder.committed(step, given | {n.replace("_", "/"): v for n, v in metrics.items()}, None)
+
+    def sampled(self, step: int) -> Arrival:
+        """One completion of one prompt, and its score, as the workers leave them behind."""
+        place, made = self.rollouts.place(step, 0), experience([([7], [[1, 2]])], logprobs=[-1.0, -2.0], version=step)
+        scores = Scores(rewards=np.ones(1, np.float32), by_scorer={"one": np.ones(1, np.float32)})
+        write_experience(f"{place}rollout-0", made)
+        write_scores(f"{place}reward-0", scores)
+        arrival = Arrival(
+            experience=[Done(made)],
+            scores=[Done(scores)],
+            kept=(f"{place}rollout-0",),
+            kept_scores=(f"{place}reward-0",),
+        )
+        self.rollouts.begun(step, arrival)
+        return arrival
 
     def rows(self) -> list[dict[str, Any]]:
         return MetricsFile(self.directory.metrics).rows()
@@ -105,7 +129,8 @@ def desk(tmp_path: Path) -> Desk:
 
 def test_the_facts_of_a_turn_in_order(desk: Desk) -> None:
     desk.turn(0)
-    assert desk.facts() == [("PLANNED", 1), ("SCORED", 1), ("TRAINED", 1), ("PUBLISHED", 1), ("COMMITTED", 1)]
+    facts = ["PLANNED", "GENERATED", "SCORED", "TRAINED", "PUBLISHED", "COMMITTED"]
+    assert desk.facts() == [(fact, 1) for fact in facts]
     assert {r.attempt for r in desk.ledger.records} == {2}
     assert desk.recorder.turns == 1
 
@@ -190,10 +215,10 @@ def test_a_checkpoint_knows_the_reference(tmp_path: Path, decision: Decision | N
 
 @pytest.mark.parametrize("sampled", [True, False])
 def test_who_is_busy(tmp_path: Path, sampled: bool) -> None:
-    desk = Desk(tmp_path, held_out=False, sampled=sampled)
+    desk = Desk(tmp_path, held_out=False, **({} if sampled else {"rollouts": None}))
     desk.recorder.planned(0)
     assert desk.events == (["rollout is generating"] if sampled else [])
-    desk.recorder.arrived(0)
+    desk.recorder.arrived(0, desk.sampled(0))
     assert desk.events == [*(["rollout is generating", "rollout is done"] if sampled else []), "policy is learning"]
     desk.recorder.trained(0, None)
     assert desk.events[-1] == "policy is done"

@@ -172,3 +172,22 @@ def test_a_critic_trains_its_head_beside_its_adapters_and_keeps_both(qwen2: Path
     other, _ = learner_of(qwen2, ppo, head="values", adapters=CONFIG)
     other.load(str(tmp_path / "critic"))
     np.testing.assert_array_equal(other.infer([given]).values, critic.infer([given]).values)
+
+
+def test_dropout_hangs_on_the_step_alone(model: Path) -> None:
+    """A run that goes on in another process draws what the first one would have drawn."""
+    after = []
+    for drawn_before in (0, 7):
+        torch.manual_seed(0)
+        learner, engine = learner_of(model, SFT, adapters=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.5))
+        engine.module.train()
+        torch.rand(drawn_before)
+        stats = [learner.step(step, [experience(GROUPS)], None, None, None).sums["loss"] for step in range(2)]
+        after.append((stats, {name: tensor.clone() for name, tensor in engine.adapter()}))
+    (losses, first), (again, second) = after
+    assert losses == again
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    engine.module.eval()
+    whole, undropped = learner_of(model, SFT, adapters=CONFIG)
+    undropped.module.train()
+    assert losses != [whole.step(step, [experience(GROUPS)], None, None, None).sums["loss"] for step in range(2)]

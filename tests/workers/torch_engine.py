@@ -112,6 +112,9 @@ class TorchEngine:
     def reset_optimizer(self) -> None:
         self.optimizer = self._fresh()
 
+    def reseed(self, seed: int) -> None:
+        torch.manual_seed(seed + self.rank)
+
     def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         return [(name, p.dtype, tuple(p.shape)) for name, p in self.weights()]
 

@@ -59,6 +59,10 @@ class TrainingEngine(Protocol):
 
     def reset_optimizer(self) -> None: ...
 
+    def reseed(self, seed: int) -> None:
+        """What this rank draws at random from here on (dropout) hangs on `seed` and its number alone."""
+        ...
+
     def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]: ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

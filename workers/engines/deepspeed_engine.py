@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +16,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +28,7 @@ from workers.needs import Head
 from workers.packing import Packed
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+TAG = "state"  # the directory of DeepSpeed's checkpoint
 STATE = "rlhf"  # in DeepSpeed's checkpoint, beside what it keeps there itself
 
 
@@ -155,6 +160,9 @@ class DeepSpeedEngine:
             for name, value in state.items():
                 state[name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
 
+    def reseed(self, seed: int) -> None:
+        torch.manual_seed(seed + self.rank)
+
     # -------------------------------------------------------------------------------------------- weights
 
     def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -191,16 +199,53 @@ class DeepSpeedEngine:
         # A frozen base is where model.path says.
         self._engine.save_checkpoint(
             str(directory),
-            tag="state",
+            tag=TAG,
             client_state={STATE: dict(state)},
             exclude_frozen_parameters=bool(self._adapters),
         )
 
     def load(self, directory: Path) -> Mapping[str, Any]:
-        path, state = self._engine.load_checkpoint(str(directory), tag="state", load_module_strict=not self._adapters)
+        saved_ranks = len(list((directory / TAG).glob("*_optim_states.pt")))
+        if saved_ranks in (0, self.world_size):  # 0: stage 0, of which every rank has all
+            return self._load(directory, TAG)
+        with self._resharded(directory) as whole:
+            return self._load(whole.parent, whole.name)
+
+    def _load(self, directory: Path, tag: str) -> Mapping[str, Any]:
+        path, state = self._engine.load_checkpoint(str(directory), tag=tag, load_module_strict=not self._adapters)
         if path is None:
-            raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/state")
+            raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/{tag}")
         return cast("Mapping[str, Any]", state[STATE])
+
+    @contextmanager
+    def _resharded(self, directory: Path) -> Iterator[Path]:
+        """A checkpoint of another number of ranks as DeepSpeed's universal one: each parameter and its moments whole,
+        of which a rank takes its part. Rank 0 makes it, beside the checkpoint; it is gone afterwards."""
+        whole = directory.parent.with_name(f".{directory.parent.name}-{directory.name}.partial")
+        if self.rank == 0:
+            shutil.rmtree(whole, ignore_errors=True)
+            with redirect_stdout(io.StringIO()):
+                ds_to_universal.main(
+                    Namespace(
+                        input_folder=str(directory / TAG),
+                        output_folder=str(whole),
+                        num_extract_workers=1,
+                        num_merge_workers=1,
+                        keep_temp_folder=False,
+                        strict=True,
+                        inject_missing_state=True,
+                    )
+                )
+        dist.barrier()
+        self._engine._config.load_universal_checkpoint = True
+        try:
+            yield whole
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+        dist.barrier()
+        if self.rank == 0:
+            shutil.rmtree(whole)
+            (whole.parent / "latest_universal").unlink(missing_ok=True)
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -1,0 +1,58 @@
+"""A run may go on with other hardware; what it learns is never changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import RunConfig
+from orchestrator.errors import BadInput, ResumeError
+from orchestrator.run.changes import MAY_CHANGE, changed, keep
+from orchestrator.run.directory import RunDirectory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    whole = {
+        "name": "a",
+        "output_dir": str(tmp_path),
+        "model": {"path": "m"},
+        "data": {"prompts": "prompts.jsonl"},
+        "algorithm": {"type": "grpo", "prompts_per_step": 2, "max_steps": 3},
+        "reward": [{"type": "math"}],
+        "policy": {"num_ranks": 2},
+    }
+    return RunDirectory.create(RunConfig.model_validate_json(json.dumps(whole)), "")
+
+
+def test_where_it_runs_may_change_and_is_kept(directory: RunDirectory) -> None:
+    new = changed(directory, ["policy.num_ranks=1", "checkpoint.keep=5"])
+    assert (new.policy.num_ranks, new.checkpoint.keep) == (1, 5)
+    assert directory.config().policy.num_ranks == 2  # nothing is written before the run is held
+    assert keep(directory, new) == {"checkpoint.keep": 5, "policy.num_ranks": 1}
+    assert directory.config() == new
+    assert keep(directory, new) == {}
+
+
+def test_what_it_learns_may_not(directory: RunDirectory) -> None:
+    with pytest.raises(ResumeError) as caught:
+        changed(directory, ["algorithm.learning_rate=0.5", "seed=3", "policy.num_ranks=1"])
+    assert [problem.what for problem in caught.value.problems] == [
+        "algorithm.learning_rate was 1e-06 and would be 0.5",
+        "seed was 0 and would be 3",
+    ]
+    assert "policy.num_ranks" in caught.value.problems[0].fix
+
+
+def test_a_slip_is_named(directory: RunDirectory) -> None:
+    with pytest.raises(BadInput, match="num_rank"):
+        changed(directory, ["policy.num_rank=1"])
+
+
+def test_every_key_that_may_change_is_one() -> None:
+    from orchestrator.config.vocabulary import all_keys
+
+    known = set(all_keys())
+    assert [key for key in MAY_CHANGE if key not in known and not any(k.startswith(f"{key}.") for k in known)] == []

@@ -1,0 +1,54 @@
+"""More ranks or fewer go on from a checkpoint: weights and moments are those of a run without a break."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from zero_gang import start_ranks
+
+pytestmark = pytest.mark.stack
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "stage-0": {"zero_stage": 0},
+    "stage-1": {"zero_stage": 1},
+    "stage-2": {"zero_stage": 2},
+    "stage-3": {},
+    "stage-3-partitioned": {"param_persistence_threshold": 0, "tokens_per_micro_batch": 6},
+    "adapters-stage-3": {"lora": {"r": 2, "lora_alpha": 4}},
+}
+
+
+@pytest.fixture(scope="module")
+def out(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks and one made of it, each going on from what the other had saved."""
+    directory = tmp_path_factory.mktemp("resharding")
+    for ranks in (2, 1):
+        work = {f"{name}-{ranks}": (str(qwen2), fields, None) for name, fields in SETTINGS.items()}
+        start_ranks("reshard_rank.py", ranks, [str(directory), json.dumps(work)])
+    for ranks, saved in ((1, 2), (2, 1)):
+        work = {
+            f"{name}-{saved}-to-{ranks}": (str(qwen2), fields, f"{name}-{saved}") for name, fields in SETTINGS.items()
+        }
+        start_ranks("reshard_rank.py", ranks, [str(directory), json.dumps(work)])
+    return directory
+
+
+@pytest.mark.parametrize(("saved", "ranks"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_gang_of_another_size_goes_on(out: Path, name: str, saved: int, ranks: int) -> None:
+    """The last two of four updates, whose steps hang on the moments of the first two."""
+    whole = load_file(out / f"{name}-{saved}.safetensors")
+    resumed = load_file(out / f"{name}-{saved}-to-{ranks}.safetensors")
+    assert sorted(resumed) == sorted(whole)
+    for weight in whole:
+        torch.testing.assert_close(resumed[weight], whole[weight], atol=1e-5, rtol=0, msg=weight)
+
+
+def test_nothing_is_left_beside_the_checkpoint(out: Path) -> None:
+    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob("latest_universal"))

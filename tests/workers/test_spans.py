@@ -1,0 +1,66 @@
+"""A step cut into spans is the step as it was: the same updates, the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import experience
+from torch_engine import TorchEngine, learner_of
+
+from workers.learner import Learner
+from workers.spans import Span, follow
+from workers.types import Experience, StepStats, TokenShare, merge_ranks
+
+DPO = {"type": "dpo", "batch_size": 1, "num_iterations": 2, "learning_rate": 0.01}
+PAIRS = [([3, 4], [[6, 7, 1], [5, 1]]), ([9], [[5, 1], [7, 7, 1]]), ([11], [[4, 1], [1]])]
+UPDATES = 6  # three pairs, twice
+
+
+def learn(model: Path, *spans: Span) -> tuple[StepStats, TorchEngine]:
+    """One step on PAIRS, of which the reference says what the policy says."""
+    learner, engine = learner_of(model, DPO)
+    parts = [experience(PAIRS, rewards=[1.0, 0.0] * 3)]
+    reference = [learner.infer(parts)]
+    told = [merge_ranks([_step(learner, parts, reference, span)]) for span in spans]
+    whole = told[0]
+    for stats in told[1:]:
+        whole = follow(whole, stats)
+    return whole, engine
+
+
+def _step(learner: Learner, parts: Sequence[Experience], reference: Sequence[TokenShare], span: Span) -> StepStats:
+    return learner.step(0, parts, None, reference, None, span=span)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_two_spans_are_the_step(model: Path, cut: int) -> None:
+    whole, once = learn(model, Span())
+    parts, twice = learn(model, Span(first=0, count=cut), Span(first=cut))
+    assert whole.facts["num_updates"] == parts.facts["num_updates"] == UPDATES
+    assert parts.left == whole.left == 0
+    for name, weight in once.weights():
+        assert torch.equal(weight, dict(twice.weights())[name]), name
+    for kind in ("sums", "maxima", "minima"):
+        assert getattr(parts, kind) == pytest.approx(getattr(whole, kind), rel=1e-6), kind
+    clocks = {"timing/learn"}
+    assert {n: v for n, v in parts.facts.items() if n not in clocks} == pytest.approx(
+        {n: v for n, v in whole.facts.items() if n not in clocks}, rel=1e-6
+    )
+
+
+def test_a_span_says_what_is_left(model: Path) -> None:
+    learned, _ = learn(model, Span(first=0, count=2))
+    assert (learned.left, learned.facts["num_updates"]) == (4, 2)
+
+
+def test_mean_norms_are_of_all_updates() -> None:
+    def stats(norm: float, updates: float) -> StepStats:
+        facts = {"grad_norm": norm, "num_updates": updates, "timing/learn": 1.0}
+        return StepStats(sums={"loss": 0.25}, maxima={"m": norm}, minima={"m": norm}, facts=facts, left=1)
+
+    found = follow(stats(1.0, 3.0), stats(5.0, 1.0))
+    assert found.facts == {"grad_norm": 2.0, "num_updates": 4.0, "timing/learn": 2.0}  # (1 · 3 + 5 · 1) / 4
+    assert (found.sums, found.maxima, found.minima) == ({"loss": 0.5}, {"m": 5.0}, {"m": 1.0})
