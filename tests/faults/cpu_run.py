@@ -48,6 +48,7 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 BLOCK = 4096
+APART = ("timing/", "throughput/", "restarts/")  # what a clock says of a step, and who was started again in it
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"type": "grpo", "beta": 0.1, **SAMPLED},
@@ -68,7 +69,7 @@ def write_task(directory: Path) -> None:
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def config(task: Path, output: Path, algorithm: str, **changes: Any) -> RunConfig:
+def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunConfig:
     whole = {
         "name": "run",
         "output_dir": str(output),
@@ -103,7 +104,7 @@ def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
     """What a run came to: a hash of its weights, and its metrics without what a clock says."""
     weights = hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return weights, [{k: v for k, v in row.items() if not ("timing/" in k or "throughput/" in k)} for row in rows]
+    return weights, [{k: v for k, v in row.items() if not any(part in k for part in APART)} for row in rows]
 
 
 def learner(

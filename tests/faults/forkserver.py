@@ -129,7 +129,7 @@ def _become(arguments: list[str], environment: dict[str, str], directory: str) -
 
 
 def preload() -> None:
-    """Import what actors and drivers import. Not Ray: it reads its environment, with the job's id, when it is imported."""
+    """Import what actors and drivers import. Not Ray: at its import it reads its environment, with the job's id."""
     from pathlib import Path
 
     tests = Path(__file__).parents[1]

@@ -1,6 +1,6 @@
 """A run on real Ray: the real driver and real actors, with the engines of `cpu_run.py` in them.
 
-    python standins.py CONFIG.json        one life of a run, on the Ray cluster at RAY_ADDRESS; ends as `rlhf resume` does
+python standins.py CONFIG.json        one life of a run, on the Ray cluster at RAY_ADDRESS; ends as `rlhf resume` does
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ sys.path[:0] = [str(Path(__file__).parents[i] / part) for i, part in ((0, ""), (
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import cpu_run
+import cpu_run  # noqa: E402 - neighbours, found by the paths above
 
-from orchestrator.cluster.base import GangPlan
-from orchestrator.cluster.ray_cluster import RayCluster
-from orchestrator.config import RunConfig
-from orchestrator.errors import RlhfError
+from orchestrator.cluster.base import GangPlan  # noqa: E402
+from orchestrator.cluster.ray_cluster import RayCluster  # noqa: E402
+from orchestrator.config import RunConfig  # noqa: E402
+from orchestrator.errors import RlhfError  # noqa: E402
 
 
 class StandInCluster(RayCluster):
