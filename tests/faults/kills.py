@@ -4,7 +4,7 @@
     python tests/faults/kills.py --minutes 4                        all three in turn, for that long
 
 The driver, loop, ledger, checkpoints, learner, losses, Ray and its actors are the product's; the engines in the actors
-are those of `cpu_run.py`, deterministic to the bit. A run of six steps is killed up to six times: somewhere in it, a
+are those of `cpu_run.py`, deterministic to the bit. A run of twelve steps is killed up to ten times: somewhere in it, a
 driver, a rank of the policy or critic, one of two rollout engines, the reference or the reward worker. What is not
 healed in place is resumed. In the end its weights and metrics must be those of the run that nobody killed, and its
 ledger must know of every step once.
@@ -38,7 +38,7 @@ from stage import Life, Member, Stage, eventually  # noqa: E402
 from orchestrator.config import RunConfig  # noqa: E402
 from orchestrator.run.ledger import account, read_ledger  # noqa: E402
 
-STEPS, KILLS_PER_RUN = 6, 6
+STEPS, KILLS_PER_RUN = 12, 10
 FACTS_PER_STEP = 6  # PLANNED, SCORED, TRAINED, PUBLISHED, COMMITTED, CHECKPOINT
 AT_THE_START = 0.15  # the share of kills while the actors are still starting
 LIFE_S = 240.0  # nothing here takes that long: a hang
