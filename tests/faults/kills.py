@@ -84,12 +84,15 @@ def configuration(task: Path, output: Path, algorithm: str) -> RunConfig:
     )
 
 
-def play(stage: Stage, config: RunConfig, algorithm: str, draw: random.Random | None, kills: int) -> Played:
-    """Lives of a run, each with a kill in it until there were `kills`, then to its end. `draw` None: undisturbed."""
+def play(stage: Stage, config: RunConfig, algorithm: str, draw: random.Random | None, until: float = 0.0) -> Played:
+    """Lives of a run, with kills in them until there were enough or the time is over, then to its end. `draw` None:
+    undisturbed."""
     played, attempt = Played(), 0
     while True:
         life, attempt = stage.life(config), attempt + 1
-        while draw is not None and len(played.kills) < kills and (kill := _kill(stage, life, algorithm, draw, attempt)):
+        while draw is not None and len(played.kills) < KILLS_PER_RUN and time.monotonic() < until:
+            if (kill := _kill(stage, life, algorithm, draw, attempt)) is None:
+                break
             played.kills.append(kill)
             # In place it goes on to a fact that it had not before; else it ends.
             if eventually(lambda: life.ended() or len(life.records) > kill.facts + 2, LIFE_S):  # noqa: B023
@@ -103,7 +106,7 @@ def play(stage: Stage, config: RunConfig, algorithm: str, draw: random.Random | 
         if life.status == 0:
             return played
         assert played.kills, f"it failed by itself: {(life.directory.parent / 'output.log').read_text()[-2000:]}"
-        assert attempt <= 2 * kills + 2, f"it does not come to its end: {life.directory}"
+        assert attempt <= 2 * KILLS_PER_RUN + 2, f"it does not come to its end: {life.directory}"
 
 
 def _kill(stage: Stage, life: Life, algorithm: str, draw: random.Random, attempt: int) -> Kill | None:
@@ -135,13 +138,13 @@ def redone_by_attempt(directory: Path) -> list[int]:
     return [after - before for before, after in pairwise(totals)]
 
 
-def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any) -> list[dict[str, Any]]:
-    """One run, killed; a line for each kill of it."""
+def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, until: float) -> list[dict[str, Any]]:
+    """One run, killed; a line for each kill of it. No kill comes after `until`."""
     started, output = time.monotonic(), task / f"{algorithm}-{seed}"
     config = configuration(task, output, algorithm)
     directory, played, wrong = output / config.name, Played(), ""
     try:
-        played = play(stage, config, algorithm, random.Random(f"{algorithm} {seed}"), KILLS_PER_RUN)
+        played = play(stage, config, algorithm, random.Random(f"{algorithm} {seed}"), until)
         told = account(read_ledger(directory / "ledger.jsonl")[0])
         assert told.lost == told.repeated == (), f"lost {told.lost}, repeated {told.repeated}"
         assert cpu_run.outcome(directory) == expected, "it ended elsewhere than the run that nobody killed"
@@ -188,10 +191,10 @@ def run(algorithms: list[str], *, kills: int, minutes: float) -> None:
                     return
                 if algorithm not in expected:
                     config = configuration(task, task / f"whole-{algorithm}", algorithm)
-                    play(stage, config, algorithm, None, 0)
+                    play(stage, config, algorithm, None)
                     expected[algorithm] = cpu_run.outcome(task / f"whole-{algorithm}" / config.name)
                 count, seed = _count(algorithm)
-                for line in trial(stage, task, algorithm, seed, expected[algorithm]):
+                for line in trial(stage, task, algorithm, seed, expected[algorithm], until):
                     add(KILLS, line)
                     tell(f"{algorithm} {count}: {line['role']} {line['after']} {line['went_on']} {line['wrong']}")
 
@@ -206,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="of each algorithm, with those that are there already")
     parser.add_argument("--algorithm", choices=list(MEMBERS), help="default: all of them in turn")
-    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="no new run after that long")
+    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="no new kill after that long")
     asked = parser.parse_args()
     run([asked.algorithm] if asked.algorithm else list(MEMBERS), kills=asked.kills, minutes=asked.minutes)
 
