@@ -13,6 +13,7 @@ ledger must know of every step once.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -84,13 +85,20 @@ def configuration(task: Path, output: Path, algorithm: str) -> RunConfig:
     )
 
 
-def play(stage: Stage, config: RunConfig, algorithm: str, draw: random.Random | None, until: float = 0.0) -> Played:
-    """Lives of a run, with kills in them until there were enough or the time is over, then to its end. `draw` None:
-    undisturbed."""
+def play(
+    stage: Stage,
+    config: RunConfig,
+    algorithm: str,
+    draw: random.Random,
+    *,
+    num_kills: int = KILLS_PER_RUN,
+    until: float = math.inf,
+) -> Played:
+    """Lives of a run, with kills in them until there were enough or the time is over, then to its end."""
     played, attempt = Played(), 0
     while True:
         life, attempt = stage.life(config), attempt + 1
-        while draw is not None and len(played.kills) < KILLS_PER_RUN and time.monotonic() < until:
+        while len(played.kills) < num_kills and time.monotonic() < until:
             if (kill := _kill(stage, life, algorithm, draw, attempt)) is None:
                 break
             played.kills.append(kill)
@@ -106,7 +114,7 @@ def play(stage: Stage, config: RunConfig, algorithm: str, draw: random.Random | 
         if life.status == 0:
             return played
         assert played.kills, f"it failed by itself: {(life.directory.parent / 'output.log').read_text()[-2000:]}"
-        assert attempt <= 2 * KILLS_PER_RUN + 2, f"it does not come to its end: {life.directory}"
+        assert attempt <= 2 * num_kills + 2, f"it does not come to its end: {life.directory}"
 
 
 def _kill(stage: Stage, life: Life, algorithm: str, draw: random.Random, attempt: int) -> Kill | None:
@@ -144,7 +152,7 @@ def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, un
     config = configuration(task, output, algorithm)
     directory, played, wrong = output / config.name, Played(), ""
     try:
-        played = play(stage, config, algorithm, random.Random(f"{algorithm} {seed}"), until)
+        played = play(stage, config, algorithm, random.Random(f"{algorithm} {seed}"), until=until)
         told = account(read_ledger(directory / "ledger.jsonl")[0])
         assert told.lost == told.repeated == (), f"lost {told.lost}, repeated {told.repeated}"
         assert cpu_run.outcome(directory) == expected, "it ended elsewhere than the run that nobody killed"
@@ -191,7 +199,7 @@ def run(algorithms: list[str], *, kills: int, minutes: float) -> None:
                     return
                 if algorithm not in expected:
                     config = configuration(task, task / f"whole-{algorithm}", algorithm)
-                    play(stage, config, algorithm, None)
+                    play(stage, config, algorithm, random.Random(), num_kills=0)
                     expected[algorithm] = cpu_run.outcome(task / f"whole-{algorithm}" / config.name)
                 count, seed = _count(algorithm)
                 for line in trial(stage, task, algorithm, seed, expected[algorithm], until):

@@ -35,11 +35,12 @@ class Piece:
     date: str = field(default_factory=lambda: today())
 
     def tried(self, what: str, trial: Callable[[], int | bool]) -> Piece:
-        """With one trial more: it fails by an AssertionError or by answering False, else answers the steps redone."""
+        """With one trial more: it fails by an AssertionError or by answering False. A number: of steps redone."""
         try:
             found = trial()
             assert found is not False, "it was believed"
-            return replace(self, trials=self.trials + 1, redone=(*self.redone, int(found)))
+            redone = self.redone if found is True else (*self.redone, found)
+            return replace(self, trials=self.trials + 1, redone=redone)
         except (AssertionError, OSError) as error:
             why = str(error).splitlines()[0][:120] if str(error) else repr(error)
             return replace(self, trials=self.trials + 1, failures=(*self.failures, f"{what}: {why}"))
