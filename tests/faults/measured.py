@@ -78,4 +78,6 @@ def command() -> str:
 
 
 def tell(text: str) -> None:
-    print(f"\r{text:<100}", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+    """On a terminal, one line that changes."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<100}", end="", file=sys.stderr, flush=True)
