@@ -52,6 +52,9 @@ def hang(stage: Stage, task: Path, algorithm: str, seed: int) -> float:
         assert eventually(lambda: bool(life.cause), TOO_LONG_S), f"{member}: nothing was said of it"
         seconds = time.monotonic() - started
         assert life.cause in CAUSES, f"{member}: it was called {life.cause}"
+        # A deadline may meet a rank that waits for the stopped one; a heartbeat is a process's own.
+        told = (life.directory / "exit.json").read_text()
+        assert life.cause == "deadline" or f"{member[0]} rank {member[1]}" in told, f"{member}: another one was named"
         assert life.ended(kills.LIFE_S), f"{member}: the driver did not end"
         assert stage.clean(life), f"{member}: it was left behind"
     finally:
