@@ -16,6 +16,7 @@ from typing import Any
 import cpu_run
 from injection import Disk, Platter, swap
 
+import orchestrator.run.driver  # noqa: F401 - here, so that no fork has to
 from orchestrator.config import RunConfig
 from orchestrator.run.ledger import account, read_ledger
 
