@@ -23,8 +23,8 @@ quickstart: setup ## train a tiny base model, then three rounds of iterative DPO
 test: setup ## run all tests
 	@$(IN_VENV) python -m pytest
 
-test-faults: setup ## every crash point, power cuts, full disks, damage: docs/reliability.md (20 minutes)
-	@$(IN_VENV) python tests/faults/report.py
+test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/reliability.md (20 minutes)
+	@$(IN_VENV) python tests/faults/report.py --anew
 
 fuzz: setup ## fuzz every parser for MINUTES=20 each, one after another: docs/fuzzing.md
 	@$(IN_VENV) python tests/fuzz/fuzz.py --minutes $(or $(MINUTES),20)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes
+SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,5 +119,14 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def segment_path(run_id: str) -> str:
-    return f"/dev/shm/rlhf-{run_id}-weights"
+def segment_path(run: str) -> str:
+    """Where the driver of a run, which is this process, has its weights published."""
+    return f"{SHARED_MEMORY}/rlhf-{run}-{os.getpid()}-weights"
+
+
+def remove_orphans(run: str) -> None:
+    """Remove the segments of drivers of this run that are dead: a killed one leaves a copy of the model in memory."""
+    for path in Path(SHARED_MEMORY).glob(f"rlhf-{run}-*-weights"):
+        pid = path.name.removeprefix(f"rlhf-{run}-").removesuffix("-weights")
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ from workers.config import DistillConfig, DpoConfig, FromDataset, Sampled
 from workers.learner import Learner
 from workers.needs import NEEDS
 from workers.types import Example, Prompt, Sampling
-from workers.weights import segment_path
+from workers.weights import remove_orphans, segment_path
 
 
 def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
@@ -105,6 +105,7 @@ class Attempt:
             Ledger.open(directory.ledger) as ledger,
         ):
             self._number = directory.start_attempt()
+            remove_orphans(self._config.name)
             monitor = open_monitor(self._config, directory)
             try:
                 self._live(ledger, monitor)
@@ -344,7 +345,7 @@ class Attempt:
 
     @property
     def _segment(self) -> str:
-        return segment_path(f"{self._config.name}-{os.getpid()}")
+        return segment_path(self._config.name)
 
     def _info(self, first_step: int) -> RunInfo:
         config, rounds = self._config, _in_rounds(self._config)

@@ -1,7 +1,7 @@
 """A whole run in one process, deterministic to the bit: the real driver, loop, ledger, checkpoints, learner and losses.
 
 What stands in: torch for DeepSpeed, a sampler of transformers for vLLM, direct calls for Ray. A fork of this process is
-a machine that can be killed at any moment.
+a machine that can be killed at any moment. `standins.py` puts the same engines into real Ray actors.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch_engine import TorchEngine
 from transformers import AutoModelForCausalLM
 
+from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.driver import Attempt
 from orchestrator.run.stop import Stop
 from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig
 from workers.engines import hf_models
@@ -46,6 +48,7 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 BLOCK = 4096
+APART = ("timing/", "throughput/", "restarts/")  # what a clock says of a step, and who was started again in it
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
 MAX_STALENESS = {"grpo-ahead": 1}
 EVERY_UPDATES = {"iterative-dpo-updates": 1}  # saved after each update of a round
@@ -70,7 +73,7 @@ def write_task(directory: Path) -> None:
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def config(task: Path, output: Path, algorithm: str, **changes: Any) -> RunConfig:
+def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunConfig:
     whole = {
         "name": "run",
         "output_dir": str(output),
@@ -86,28 +89,30 @@ def config(task: Path, output: Path, algorithm: str, **changes: Any) -> RunConfi
     return RunConfig.model_validate_json(json.dumps(whole))
 
 
-def run(settings: RunConfig) -> None:
+def local_cluster(*_: Any, **__: Any) -> LocalCluster:
+    return LocalCluster(STARTS)
+
+
+def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_cluster) -> None:
     """From wherever the directory says the run stands to its end."""
+    from orchestrator.run.driver import Attempt  # which imports Ray, and is for actors to import later
+
     torch.set_num_threads(1)
     directory = RunDirectory.create(settings, "")
     if directory.is_complete:
         return
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), Stop() as stop:
-        Attempt(settings, directory, stop, start_cluster=_cluster).run()
+        Attempt(settings, directory, stop, start_cluster=start_cluster).run()
 
 
 def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
     """What a run came to: a hash of its weights, and its metrics without what a clock says."""
     weights = hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return weights, [{k: v for k, v in row.items() if not ("timing/" in k or "throughput/" in k)} for row in rows]
+    return weights, [{k: v for k, v in row.items() if not any(part in k for part in APART)} for row in rows]
 
 
-def _cluster(*_: Any, **__: Any) -> LocalCluster:
-    return LocalCluster({"policy": _learner, "critic": _learner, "rollout": TorchRollout})
-
-
-def _learner(
+def learner(
     *,
     model: ModelConfig,
     config: LearnerConfig,
@@ -116,25 +121,57 @@ def _learner(
     rank: int,
     seed: int,
     max_steps: int,
+    address: str = "",
+    port: int = 0,
     **_: Any,
 ) -> Learner:
+    """In place of `workers.learner.join`."""
     torch.manual_seed(seed)
-    engine = SavedEngine(Path(str(model.path)), algorithm, head=head)
+    if config.num_ranks > 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        meeting = f"tcp://{address}:{port}"
+        dist.init_process_group("gloo", meeting, timedelta(minutes=30), config.num_ranks, rank)
+    engine = SavedEngine(Path(str(model.path)), algorithm, head=head, rank=rank, world_size=config.num_ranks)
     return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)
 
 
 class SavedEngine(TorchEngine):
-    """Its state goes to disk block by block, so that a crash can come between any two."""
+    """Its state goes to disk block by block, so that a crash can come between any two. Several ranks learn together:
+    their losses are shares of one sum, and so are their gradients."""
+
+    def update(self, learning_rate: float) -> float:
+        parameters = [p for p in self._trained() if p.grad is not None]
+        if self.world_size > 1:
+            flat = torch.cat([p.grad.flatten() for p in parameters])
+            dist.all_reduce(flat)
+            for p, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                p.grad.copy_(summed.view_as(p))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._optimisation.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def sum(self, value: float) -> float:
+        total = torch.tensor(value, dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return float(total)
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         whole = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "state": dict(state)}
         torch.save(whole, buffer)
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         file = os.open(directory / f"rank-{self.rank}.pt", os.O_WRONLY | os.O_CREAT, 0o644)
         for start in range(0, len(buffer.getbuffer()), BLOCK):
             os.write(file, buffer.getbuffer()[start : start + BLOCK])
         os.close(file)
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 class TorchRollout(Rollout):
@@ -185,3 +222,7 @@ class TorchSampler:
             for name, tensor in Segment(manifest.segment).read(manifest.entries):
                 self._weights[name].copy_(tensor)
         self.version = version
+
+
+STARTS: dict[str, Callable[..., Any]] = {"policy": learner, "critic": learner, "rollout": TorchRollout}
+"""What a role starts with here, where it is not what it starts with otherwise."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import signal
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +16,12 @@ from typing import Any
 import cpu_run
 from injection import Disk, Platter, swap
 
+import orchestrator.run.driver  # noqa: F401 - here, so that no fork has to
 from orchestrator.config import RunConfig
 from orchestrator.errors import DiskFailed
 from orchestrator.run.ledger import account, read_ledger
 
-MAX_LIVES = 3
+MAX_LIVES, MAX_TRIES = 3, 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class World:
     expected: tuple[str, list[dict[str, Any]]]
     log: list[str]  # every operation of it on the disk
     num_bytes: int  # that it wrote
+    seconds: float  # that it took
 
     @property
     def directory(self) -> Path:
@@ -45,7 +50,7 @@ class World:
 def build(root: Path, algorithm: str, every: int = 1) -> World:
     if not (root / "model").is_dir():
         cpu_run.write_task(root)
-    draft = World(root, algorithm, every, ("", []), [], 0)
+    draft = World(root, algorithm, every, ("", []), [], 0, 0.0)
     name = f"whole-{algorithm}-{every}"
     report = root / f"{name}.log"
 
@@ -54,13 +59,15 @@ def build(root: Path, algorithm: str, every: int = 1) -> World:
         cpu_run.run(draft.config(name))
         report.write_text("\n".join([str(limit - disk.bytes_left), *disk.log]))
 
+    started = time.monotonic()
     assert live(draft.root / name, life) == 0
+    seconds = time.monotonic() - started
     num_bytes, *log = report.read_text().splitlines()
     directory = root / name / "run"
-    return World(root, algorithm, every, cpu_run.outcome(directory), log, int(num_bytes))
+    return World(root, algorithm, every, cpu_run.outcome(directory), log, int(num_bytes), seconds)
 
 
-def live(root: Path, life: Callable[[Disk], None]) -> int:
+def live(root: Path, life: Callable[[Disk], None], *, killed_after_s: float | None = None) -> int:
     """One life in a fork; its exit status: 0, 1 for an error it ended by, -9 when it was killed."""
     pid = os.fork()
     if pid == 0:
@@ -77,6 +84,9 @@ def live(root: Path, life: Callable[[Disk], None]) -> int:
             status = 2
         finally:
             os._exit(status)
+    if killed_after_s is not None:
+        time.sleep(killed_after_s)
+        os.kill(pid, signal.SIGKILL)  # it is a zombie at least: nobody has waited for it
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
 
@@ -101,6 +111,17 @@ def stop_at(world: World, operation: int, *, half: bool = False) -> str:
     name = f"{world.algorithm}-killed-{operation}-{half}"
     assert live(world.root / name, life) == -9, f"operation {operation} was not reached"
     return name
+
+
+def killed_somewhere(world: World, seed: int) -> int:
+    """Killed at a random moment of its time; earlier, when it had ended before: it was timed on a busier machine."""
+    draw, name = random.Random(seed), f"{world.algorithm}-random-{seed}"
+    for tries in range(MAX_TRIES):
+        moment = draw.uniform(0, world.seconds / 2**tries)
+        if live(world.root / name, lambda disk: cpu_run.run(world.config(name)), killed_after_s=moment) == -9:
+            return go_on(world, name)
+        shutil.rmtree(world.root / name)
+    raise AssertionError(f"it ended {MAX_TRIES} times before it could be killed")
 
 
 def power_cut_at(world: World, operation: int, seed: int) -> int:

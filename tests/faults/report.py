@@ -1,180 +1,175 @@
-"""All crash points, 100 power cuts, every 4 KiB of a full disk, 1,000 pieces of damage: docs/reliability.md.
+"""Every figure of docs/reliability.md: measured in pieces, added up, written down.
 
-    make test-faults        (about 20 minutes on 2 cores)
+    make test-faults                                        all of them anew (about 20 minutes on 2 quiet cores)
+    python tests/faults/report.py --minutes 4 --only T1     goes on where the pieces so far have ended
+    python tests/faults/report.py --page                    the page alone, from the pieces that are there
 
-Figures T1, T4-T7 and T9. Every life is a process that is really killed; driver, loop, ledger, checkpoints, learner and
-losses are the product's, Ray, DeepSpeed and vLLM have stand-ins (see cpu_run.py), so that 1,000 lives take minutes.
+In one process, by the stand-ins of `cpu_run.py`: crash points, kills of the driver, power cuts, full disks, damage,
+fences (T1, T2 driver, T4, T5, T7, T8). On real Ray, with the same stand-ins in its actors: `kills.py` (T2, T3) and
+`hangs.py` (T10). With the real vLLM and DeepSpeed: `real_kills.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "workers", HERE.parent, ROOT)]
+sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "workers", ROOT)]
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import cpu_run  # noqa: E402 - these are neighbours, found by the paths above
+import cpu_run  # noqa: E402 - neighbours, found by the paths above
 import damage  # noqa: E402
+import fences  # noqa: E402
 import lives  # noqa: E402
+import page  # noqa: E402
 import torch  # noqa: E402
+from measured import KILLS, PIECES, Piece, add, command, pieces, read, tell  # noqa: E402
 
-from benchmarks.machine import description  # noqa: E402
+POWER_CUTS, DAMAGES, FENCES, BLOCK = 100, 1000, 100, 4096
+DRIVER_KILLS = 100  # of each algorithm
+KILLS_ON_RAY, REAL_KILLS, HANGS = 12, 10, 6  # what 20 minutes have room for; the first is of each algorithm
 
-PAGE = ROOT / "docs" / "reliability.md"
-POWER_CUTS, DAMAGES, BLOCK = 100, 1000, 4096
+
+@dataclass(frozen=True)
+class Series:
+    """Trials that are counted off, so that a later piece can go on where an earlier one has ended."""
+
+    figure: str
+    total: int
+    trial: Callable[[int], tuple[str, Callable[[], int | bool]]]
+
+    def measure(self, until: float) -> None:
+        first = sum(piece.trials for piece in pieces() if piece.figure == self.figure)
+        piece, started = Piece(figure=self.figure, command=command()), time.monotonic()
+        for index in range(first, self.total):
+            if time.monotonic() > until:
+                break
+            tell(f"{self.figure}: {index + 1} of {self.total}")
+            piece = piece.tried(*self.trial(index))
+        if piece.trials:
+            add(PIECES, replace(piece, seconds=round(time.monotonic() - started, 1)))
 
 
-@dataclass
-class Figure:
-    """Trials of one kind: how many, what went wrong, and how many steps were done again after each."""
+@dataclass(frozen=True)
+class Worlds:
+    """One per algorithm, built when they are asked for."""
 
-    trials: int = 0
-    failures: list[str] = field(default_factory=list)
-    redone: list[int] = field(default_factory=list)
+    root: Path
 
-    def add(self, what: str, trial: Callable[[], int | bool]) -> None:
-        self.trials += 1
-        try:
-            found = trial()
-            assert found is not False, "it was believed"
-            self.redone.append(int(found))
-        except (AssertionError, OSError) as error:
-            self.failures.append(f"{what}: {str(error).splitlines()[0][:120] if str(error) else error!r}")
+    @cached_property
+    def all(self) -> list[lives.World]:
+        return [lives.build(self.root, algorithm) for algorithm in cpu_run.ALGORITHMS]
 
-    @property
-    def good(self) -> str:
-        return f"{self.trials - len(self.failures)} of {self.trials}"
+    @cache  # noqa: B019 - they live as long as the process
+    def in_step(self, index: int) -> Any:
+        return fences.undisturbed(self.all[index])
 
-    @property
-    def bound(self) -> str:
-        """What no failure in n trials says of the failure rate, at 95 % (the rule of three)."""
-        return f"< {3 / self.trials:.1%}" if not self.failures else "—"
+
+def series(worlds: Worlds, scratch: Path) -> Iterator[Series]:
+    """What happens in one process. Nothing here may start a thread: a fork is a machine."""
+    for world in worlds.all:
+        yield _crash_points(world)
+        yield Series(
+            f"T2 driver {world.algorithm}",
+            DRIVER_KILLS,
+            lambda i, world=world: (f"seed {i}", lambda: lives.killed_somewhere(world, i)),  # type: ignore[misc]
+        )
+    yield Series("T4", POWER_CUTS, lambda i: _power_cut(worlds.all[i % len(worlds.all)], i))
+    yield _full_disks(worlds.all)
+    whole = worlds.root / f"whole-{worlds.all[0].algorithm}-1" / "run"
+    last, copy = whole / "checkpoints" / "step-3", scratch / "copy"
+    half = DAMAGES // 2
+    yield Series("T7 checkpoint", half, lambda i: (f"seed {i}", lambda: damage.checkpoint_is_refused(last, copy, i)))
+    ledger = whole / "ledger.jsonl"
+    yield Series("T7 ledger", half, lambda i: (f"seed {i}", lambda: damage.ledger_is_not_believed(ledger, copy, i)))
+    yield Series("T8", FENCES, lambda i: _fence(worlds, i % len(worlds.all), i))
+
+
+def _crash_points(world: lives.World) -> Series:
+    points = [
+        (operation, line, half)
+        for operation, line in enumerate(world.log)
+        for half in ((False, True) if line.startswith("write") else (False,))
+    ]
+
+    def trial(index: int) -> tuple[str, Callable[[], int | bool]]:
+        operation, line, half = points[index]
+        where = f"{'in' if half else 'before'} operation {operation} ({line})"
+        return where, lambda: lives.killed_at(world, operation, half=half)
+
+    return Series(f"T1 {world.algorithm}", len(points), trial)
+
+
+def _power_cut(world: lives.World, seed: int) -> tuple[str, Callable[[], int | bool]]:
+    operation = random.Random(seed).randrange(len(world.log))
+    where = f"{world.algorithm}, operation {operation} ({world.log[operation]}), seed {seed}"
+    return where, lambda: lives.power_cut_at(world, operation, seed)
+
+
+def _full_disks(worlds: list[lives.World]) -> Series:
+    ends = [(world, num_bytes) for world in worlds for num_bytes in range(0, world.num_bytes, BLOCK)]
+
+    def trial(index: int) -> tuple[str, Callable[[], int | bool]]:
+        world, num_bytes = ends[index]
+        return f"{world.algorithm}, full after {num_bytes} bytes", lambda: lives.full_after(world, num_bytes)
+
+    return Series("T5", len(ends), trial)
+
+
+def _fence(worlds: Worlds, index: int, seed: int) -> tuple[str, Callable[[], int | bool]]:
+    world = worlds.all[index]
+    return f"{world.algorithm}, seed {seed}", lambda: fences.half_synced(world, worlds.in_step(index), seed)
 
 
 def main() -> None:
-    started = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--anew", action="store_true", help="forget the pieces that are there")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
+    parser.add_argument("--only", nargs="*", default=[], help="figures that begin with one of these")
+    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="no new trial after that long")
+    asked = parser.parse_args()
+    if asked.anew:
+        PIECES.unlink(missing_ok=True)
+        KILLS.unlink(missing_ok=True)
+    if not asked.page:
+        _measure(asked.only, time.monotonic() + 60 * asked.minutes)
+    text, failed = page.write(pieces(), list(read(KILLS)))
+    print(text)
+    sys.exit(failed)
+
+
+def _measure(only: list[str], until: float) -> None:
+    def wanted(figure: str) -> bool:
+        return not only or any(figure.startswith(name) for name in only)
+
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="rlhf-faults-") as directory:
-        (tasks := Path(directory) / "worlds").mkdir()
-        worlds = [lives.build(tasks, algorithm) for algorithm in cpu_run.ALGORITHMS]
-        figures = {f"T1 {w.algorithm}": _crash_points(w) for w in worlds}
-        figures["T4"] = _power_cuts(worlds)
-        figures["T5"] = _full_disks(worlds)
-        figures["T7 checkpoint"], figures["T7 ledger"] = _damages(worlds[0], Path(directory))
-    PAGE.write_text(_page(figures, time.monotonic() - started))
-    print(PAGE.read_text())
-    sys.exit(any(f.failures for f in figures.values()))
-
-
-def _crash_points(world: lives.World) -> Figure:
-    figure = Figure()
-    for operation, line in enumerate(world.log):
-        _tell(f"T1 {world.algorithm}: {operation + 1} of {len(world.log)}")
-        for half in (False, True) if line.startswith("write") else (False,):
-            figure.add(
-                f"{world.algorithm}, {'in' if half else 'before'} operation {operation} ({line})",
-                lambda: lives.killed_at(world, operation, half=half),  # noqa: B023 - called at once
-            )
-    return figure
-
-
-def _power_cuts(worlds: Sequence[lives.World]) -> Figure:
-    figure, draw = Figure(), random.Random(0)
-    for seed in range(POWER_CUTS):
-        _tell(f"T4: {seed + 1} of {POWER_CUTS}")
-        world = worlds[seed % len(worlds)]
-        operation = draw.randrange(len(world.log))
-        figure.add(
-            f"{world.algorithm}, operation {operation} ({world.log[operation]}), seed {seed}",
-            lambda: lives.power_cut_at(world, operation, seed),  # noqa: B023
-        )
-    return figure
-
-
-def _full_disks(worlds: Sequence[lives.World]) -> Figure:
-    figure = Figure()
-    for world in worlds:
-        for num_bytes in range(0, world.num_bytes, BLOCK):
-            _tell(f"T5 {world.algorithm}: {num_bytes} of {world.num_bytes} bytes")
-            figure.add(
-                f"{world.algorithm}, full after {num_bytes} bytes",
-                lambda: lives.full_after(world, num_bytes),  # noqa: B023
-            )
-    return figure
-
-
-def _damages(world: lives.World, directory: Path) -> tuple[Figure, Figure]:
-    run = world.root / f"whole-{world.algorithm}-{world.every}" / "run"
-    checkpoint, ledger = Figure(), Figure()
-    for seed in range(DAMAGES):
-        if seed % 2:
-            trial = damage.checkpoint_is_refused
-            checkpoint.add(f"seed {seed}", lambda: trial(run / "checkpoints" / "step-3", directory / "copy", seed))  # noqa: B023
-        else:
-            trial = damage.ledger_is_not_believed
-            ledger.add(f"seed {seed}", lambda: trial(run / "ledger.jsonl", directory / "copy", seed))  # noqa: B023
-    return checkpoint, ledger
-
-
-def _tell(text: str) -> None:
-    print(f"\r{text:<60}", end="", file=sys.stderr, flush=True)
-
-
-# ------------------------------------------------------------------------------------------------ the page
-
-_ROWS = {
-    "T1 grpo": "killed before every write, fsync, rename and removal of a GRPO run, and in the middle of every write",
-    "T1 grpo-ahead": "the same, GRPO whose engines sample a version ahead (`max_staleness: 1`)",
-    "T1 ppo": "the same, PPO with its critic",
-    "T1 iterative-dpo": "the same, iterative DPO with a reference refresh every round",
-    "T1 iterative-dpo-updates": "the same, saved after every update within its rounds (`checkpoint.every_updates: 1`)",
-    "T4": "power cut at a random operation: what was not fsynced is lost, bytes and names",
-    "T5": "disk full after every 4 KiB of the whole run",
-    "T7 checkpoint": "one bit flipped, or the end cut off, in a file of a checkpoint: refused",
-    "T7 ledger": "the same in the ledger: refused, or read up to the damage and no further",
-}
-
-
-def _page(figures: dict[str, Figure], seconds: float) -> str:
-    machine, date = description(), datetime.now(UTC).date().isoformat()
-    where = f"{machine['cpu']}, {machine['cpu_cores']} cores, {seconds / 60:.0f} minutes"
-    lines = [f"| {name} | {_ROWS[name]} | {f.good} | {f.bound} |" for name, f in figures.items()]
-    redone = [steps for name, f in figures.items() if not name.startswith("T7") for steps in f.redone]
-    failures = [f"- {name}: {what}" for name, f in figures.items() for what in f.failures]
-    told = "\n".join(["Failures:", "", *failures]) if failures else "No failure."
-    return f"""# Reliability, measured
-
-By `make test-faults`, {date}, {where}.
-
-A trial is a run of three steps with a checkpoint after each, in a process that is really killed (SIGKILL) or starved,
-and resumed until it ends. It counts when the final weights are equal to the bit and every row of the metrics is equal
-to those of the uninterrupted run, and arithmetic on the ledger (T6) finds no step lost and none learned from twice.
-
-| | what happens | recovered | failure rate (95 %) |
-|---|---|--:|--:|
-{chr(10).join(lines)}
-
-T9, steps done again after a fault: median {statistics.median(redone):g}, at most {max(redone)}.
-
-{told}
-
-What this is and is not. The driver, loop, ledger, checkpoints, recorder, learner and losses are the product's. Ray,
-DeepSpeed and vLLM have stand-ins that are deterministic to the bit (`tests/faults/cpu_run.py`): torch for DeepSpeed, a
-sampler with a seed per completion for vLLM, direct calls for Ray. The watch is on Python's `os`; what a library writes
-by itself (weights, samples) is seen when it is fsynced or renamed. A power cut is a model of a disk, not a disk.
-"""
+        (root := Path(directory) / "worlds").mkdir()
+        for one in series(Worlds(root), Path(directory)):
+            if wanted(one.figure):
+                one.measure(until)
+    # Ray has threads, and what has threads cannot be forked: a process each.
+    for figure, script, *arguments in (
+        ("T2", "kills.py", "--kills", str(KILLS_ON_RAY)),
+        ("T10", "hangs.py", "--hangs", str(HANGS)),
+        ("T2 real", "real_kills.py", "--kills", str(REAL_KILLS)),
+    ):
+        left = (until - time.monotonic()) / 60
+        if wanted(figure) and left > 0:
+            subprocess.run([sys.executable, str(HERE / script), *arguments, "--minutes", f"{left:.1f}"], check=True)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,11 @@ def test_killed_at_any_record_of_the_ledger(world: World) -> None:
 
 
 @every_world
+def test_killed_at_any_moment(world: World) -> None:
+    for seed in range(SAMPLE):
+        assert lives.killed_somewhere(world, seed) <= world.every
+
+
 def test_a_power_cut_loses_what_was_not_fsynced_and_nothing_else(world: World) -> None:
     for operation in _sample(len(world.log)):
         assert lives.power_cut_at(world, operation, seed=operation) <= world.every

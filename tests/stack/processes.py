@@ -58,6 +58,13 @@ class Command:
         """As a scheduler does it: to the process that it started."""
         self._process.terminate()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def exit_code(self) -> int:
         """When it has ended."""
         rest, _ = self._process.communicate()

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import uuid
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from workers.weights import Entry, Manifest, Rendezvous, Segment, describe
+from workers.weights import Entry, Manifest, Rendezvous, Segment, describe, remove_orphans, segment_path
 
 WEIGHTS: dict[str, Tensor] = {
     "embed": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -90,3 +93,19 @@ def test_a_weight_too_many_or_too_few_is_refused(tmp_path: Path) -> None:
 def test_a_reader_needs_a_segment_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Segment(str(tmp_path / "nothing"))
+
+
+def test_what_a_killed_driver_left_in_memory_goes_with_the_next_attempt() -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    run = uuid.uuid4().hex
+    mine = Path(segment_path(run))
+    orphan, another = (mine.with_name(f"rlhf-{name}-{dead.pid}-weights") for name in (run, f"{run}-2"))
+    try:
+        for path in (mine, orphan, another):
+            path.touch()
+        remove_orphans(run)
+        assert [path.exists() for path in (mine, orphan, another)] == [True, False, True]
+    finally:
+        for path in (mine, orphan, another):
+            path.unlink(missing_ok=True)

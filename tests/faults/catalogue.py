@@ -1,0 +1,133 @@
+"""The sixty faults, and the test that injects each: T11.
+
+A fault is "automated" when a test injects it, "simulated" when a test injects its effect on the product, "missing" when
+there is no test yet, and "needs hardware" when one machine without a GPU and Kubernetes cannot have it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["automated", "simulated", "missing", "needs hardware"]
+COMMIT = "faults/test_crashes.py::test_killed_at_any_operation_on_the_disk"
+KILLS = "faults/test_kills_on_ray.py::test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened"
+FENCE = "faults/test_fences.py::test_a_batch_of_mixed_versions_is_never_learned_from"
+FULL = "faults/test_crashes.py::test_a_full_disk_ends_the_run_and_loses_nothing"
+DAMAGE = "faults/test_damage.py::test_a_damaged_checkpoint_is_refused"
+BAD_REWARD = "workers/test_rewards.py::test_an_answer_that_cannot_be_trusted_names_the_row"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Example: `Fault("F14", "one flipped bit in a shard", "automated", "faults/test_damage.py::test_…")`."""
+
+    number: str
+    what: str
+    state: State
+    test: str = ""  # below tests/
+    why: str = ""  # what is simulated, missing or needed
+
+
+FAULTS = (
+    Fault("F1", "rollout actor killed while it generates", "automated", KILLS),
+    Fault("F2", "rollout actor killed between rounds", "automated", KILLS),
+    Fault("F3", "all rollout actors die", "simulated",
+          "stack/test_restarts.py::test_a_call_that_kills_whoever_is_asked_ends_the_attempt",
+          "one after the other, until none may be started again"),
+    Fault("F4", "engine hangs", "automated", "stack/test_restarts.py::test_a_stopped_process_counts_as_dead"),
+    Fault("F5", "engine's child process left behind", "simulated", KILLS, "the engine is in the actor's own process: "
+          "that no actor is left behind is asserted after every life"),
+    Fault("F6", "learner rank killed in a step", "automated", KILLS),
+    Fault("F7", "learner rank stopped inside a collective", "automated",
+          "faults/test_kills_on_ray.py::test_a_process_that_is_stopped_is_told_of"),
+    Fault("F8", "killed while a checkpoint is written", "automated", COMMIT),
+    Fault("F9", "killed after the data, before the pointer", "automated", COMMIT),
+    Fault("F10", "killed while old checkpoints are removed", "automated", COMMIT),
+    Fault("F11", "disk full during a checkpoint", "automated", FULL),
+    Fault("F12", "disk full while the ledger or metrics are appended to", "automated", FULL),
+    Fault("F13", "truncated checkpoint", "automated", DAMAGE),
+    Fault("F14", "one flipped bit in a shard", "automated", DAMAGE),
+    Fault("F15", "power cut", "simulated",
+          "faults/test_crashes.py::test_a_power_cut_loses_what_was_not_fsynced_and_nothing_else",
+          "a model of a disk that keeps what was fsynced"),
+    Fault("F16", "run directory read-only or EIO", "automated",
+          "faults/test_crashes.py::test_a_disk_that_cannot_be_written_ends_the_run_before_its_first_step"),
+    Fault("F17", "reference worker dies during the refresh", "automated", KILLS),
+    Fault("F18", "log-probabilities of the wrong reference version", "automated", FENCE),
+    Fault("F19", "reward service times out", "simulated",
+          "workers/test_function_process.py::test_b54_a_limit_that_is_hit_is_named",
+          "a function that does not answer; there is no remote reward"),
+    Fault("F20", "reward is NaN or infinite", "automated", BAD_REWARD),
+    Fault("F21", "reward has the wrong length", "automated", BAD_REWARD),
+    Fault("F22", "reward worker killed", "automated", KILLS),
+    Fault("F23", "reward is another one when asked again", "simulated",
+          "faults/test_crashes.py::test_killed_at_any_record_of_the_ledger",
+          "scores that the ledger names are read again, not asked for again"),
+    Fault("F24", "head lost, with fault tolerance", "missing", why="needs Redis"),
+    Fault("F25", "head lost, without fault tolerance", "simulated",
+          "orchestrator/test_supervise.py::test_a_driver_that_ends_without_a_word_is_followed_by_another",
+          "the driver that dies of it; its notice of a lost head is orchestrator/test_heart.py"),
+    Fault("F26", "node lost", "missing", why="can be had with several raylets on one machine"),
+    Fault("F27", "notice of preemption", "automated",
+          "stack/test_resume.py::test_sigterm_ends_a_run_after_its_round_and_resume_ends_where_it_would_have_ended"),
+    Fault("F28", "driver killed between sub-steps", "automated",
+          "faults/test_crashes.py::test_killed_at_any_record_of_the_ledger"),
+    Fault("F29", "driver killed, actors survive", "automated", KILLS, "none is detached, and none is left"),
+    Fault("F30", "two drivers, one of them a zombie", "missing", why="a stopped process holds the lock as well"),
+    Fault("F31", "the same job submitted twice", "automated",
+          "orchestrator/test_jobs.py::test_f31_of_two_at_once_the_slower_finds_the_first"),
+    Fault("F32", "two jobs, one run directory", "automated",
+          "orchestrator/test_run_directory.py::test_f32_two_processes_cannot_hold_one_directory"),
+    Fault("F33", "job cancelled", "automated",
+          "stack/test_resume.py::test_sigterm_ends_a_run_after_its_round_and_resume_ends_where_it_would_have_ended"),
+    Fault("F34", "second Ctrl-C during the save", "automated",
+          "orchestrator/test_stop.py::test_in_the_loop_the_first_signal_asks_and_the_second_ends"),
+    Fault("F35", "tracker down", "automated", "orchestrator/test_monitor.py::test_f35_wandb_that_hangs_delays_nothing"),
+    Fault("F36", "model hub unreachable", "missing"),
+    Fault("F37", "loss is NaN", "missing"),
+    Fault("F38", "gradient explodes", "missing", why="clipped; no alarm yet"),
+    Fault("F39", "weight publication half applied", "automated", FENCE),
+    Fault("F40", "weights corrupted on their way", "missing", why="engine and learner are compared in every step"),
+    Fault("F41", "prefix cache kept after a publication", "automated",
+          "stack/test_logprobs.py::test_engine_learner_and_reference_agree_before_and_after_every_publication"),
+    Fault("F42", "rollouts staler than the bound", "automated",
+          "orchestrator/test_versions.py::test_a_lagging_engine_may_answer_within_the_staleness_and_not_beyond"),
+    Fault("F43", "network partition", "missing", why="can be had with network namespaces on one machine"),
+    Fault("F44", "reply lost", "missing"),
+    Fault("F45", "host out of memory", "missing"),
+    Fault("F46", "GPU out of memory", "needs hardware", why="a GPU"),
+    Fault("F47", "object store or spill disk full", "missing"),
+    Fault("F48", "object lost with its owner", "automated", KILLS, "the owner is the actor that was killed"),
+    Fault("F49", "clock jumps back", "simulated", "orchestrator/test_ledger.py::test_what_is_appended_is_read_back",
+          "records are ordered by their number alone"),
+    Fault("F50", "no file descriptors or processes left", "missing"),
+    Fault("F51", "preference file changed after round 1", "automated",
+          "orchestrator/test_provenance.py::test_data_that_changed_are_refused_with_their_rows"),
+    Fault("F52", "torn end of the ledger", "automated",
+          "orchestrator/test_ledger.py::test_a_tail_torn_at_any_byte_is_cut_off_and_written_over"),
+    Fault("F53", "resume with another number of ranks", "automated",
+          "workers/test_resharding.py::test_a_gang_of_another_size_goes_on"),
+    Fault("F54", "resume with an edited config", "automated",
+          "orchestrator/test_changes.py::test_what_it_learns_may_not"),
+    Fault("F55", "resume with other software", "automated",
+          "orchestrator/test_provenance.py::test_other_software_is_one_line"),
+    Fault("F56", "checkpoint expected, none found", "automated",
+          "orchestrator/test_checkpoint.py::test_with_nothing_to_go_on_from_it_says_what_it_found"),
+    Fault("F57", "state of a random generator missing", "automated", DAMAGE, "no file of a checkpoint may be missing"),
+    Fault("F58", "one prompt kills the engine each time", "automated",
+          "stack/test_restarts.py::test_a_call_that_kills_whoever_is_asked_ends_the_attempt"),
+    Fault("F59", "KubeRay makes a new cluster", "needs hardware", why="Kubernetes"),
+    Fault("F60", "shared storage lags", "missing", why="can be simulated by a directory that shows old content"),
+)  # fmt: skip
+
+
+def table() -> str:
+    """As Markdown, with the count of each state."""
+    counts = Counter(fault.state for fault in FAULTS)
+    told = ", ".join(f"{counts[state]} {state}" for state in ("automated", "simulated", "missing", "needs hardware"))
+    rows = [f"| {f.number} | {f.what} | {f.state} | {f'`{f.test}`' if f.test else ''} | {f.why} |" for f in FAULTS]
+    return "\n".join(
+        [f"T11: of {len(FAULTS)} faults {told}.", "", "| | fault | | test | |", "|---|---|---|---|---|", *rows, ""]
+    )

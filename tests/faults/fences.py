@@ -1,0 +1,146 @@
+"""Publications that half arrive, and references that are not the ones they should be: T8.
+
+One of two engines does not take a version, or only a part of it, or fails at it; or the reference does not take the one
+it is refreshed to. A witness stands before the learner: whatever stops the batch has to stop it before it gets there.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cpu_run
+import lives
+import torch
+
+from orchestrator.cluster.local import LocalCluster
+from orchestrator.config import RunConfig
+from orchestrator.errors import RlhfError
+from workers.engines.base import EngineError
+from workers.learner import Learner
+from workers.reference import Reference
+from workers.types import Experience, TokenShare
+from workers.weights import Manifest, Segment
+
+ENGINE_FAULTS = ("keeps the old one", "takes a half of it", "fails at it")
+REFERENCE_FAULT = "reference keeps the old one"
+NUM_ENGINES = 2
+
+
+def config(world: lives.World, name: str) -> RunConfig:
+    rollout = {"max_prompt_length": 8, "max_completion_length": 6, "num_engines": NUM_ENGINES}
+    return cpu_run.config(world.root, world.root / name, world.algorithm, rollout=rollout)
+
+
+def undisturbed(world: lives.World) -> Any:
+    """What the run comes to when everything arrives."""
+    name = f"{world.algorithm}-in-step"
+    assert lives.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0
+    return cpu_run.outcome(world.root / name / "run")
+
+
+def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
+    """One fault at a random version, then on to the end. Raises AssertionError when a wrong batch was learned from."""
+    draw = random.Random(f"{world.algorithm} {seed}")
+    faults = (*ENGINE_FAULTS, REFERENCE_FAULT) if world.algorithm == "iterative-dpo" else ENGINE_FAULTS
+    fault, engine = draw.choice(faults), draw.randrange(NUM_ENGINES)
+    version = draw.randint(1, 2)  # of three: the last one is not sampled from
+    name = f"{world.algorithm}-half-{seed}"
+    witness, happened = world.root / f"{name}.witness", world.root / f"{name}.happened"
+
+    def disturbed(disk: object) -> None:
+        # What the product says of it, it may say in its own words: here it counts what was learned from.
+        with suppress(RlhfError, EngineError):
+            cpu_run.run(config(world, name), lambda *_, **__: _cluster(fault, engine, version, witness, happened))
+
+    assert lives.live(world.root / name, disturbed) in (0, 2), "it did not end by itself"
+    assert happened.exists(), f"{fault}, version {version}: it never came to that"
+    assert not witness.exists(), f"{fault}, version {version}: learned from {witness.read_text()}"
+    for _ in range(lives.MAX_LIVES):
+        if lives.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0:
+            break
+    assert cpu_run.outcome(world.root / name / "run") == expected, f"{fault}, version {version}: it ended elsewhere"
+    shutil.rmtree(world.root / name)
+    happened.unlink()
+    return True
+
+
+def _cluster(fault: str, engine: int, version: int, witness: Path, happened: Path) -> LocalCluster:
+    def rollout(*, index: int, **arguments: Any) -> cpu_run.TorchRollout:
+        made = cpu_run.TorchRollout(index=index, **arguments)
+        if index == engine and fault in ENGINE_FAULTS:
+            made._engine = Faulty(made._engine, fault, version, happened)
+        return made
+
+    def learner(*, head: Any, **arguments: Any) -> Learner:
+        made = cpu_run.learner(head=head, **arguments)
+        return Witnessed(made, witness) if head == "logprobs" else made
+
+    def reference(**arguments: Any) -> Reference:
+        at = f"version-{version}" if fault == REFERENCE_FAULT else ""
+        return StuckReference(at, witness, happened, **arguments)
+
+    return LocalCluster({**cpu_run.STARTS, "rollout": rollout, "policy": learner, "reference": reference})
+
+
+class Faulty(cpu_run.TorchSampler):
+    """An engine to which one version does not come as it should, once."""
+
+    def __init__(self, sound: Any, fault: str, version: int, happened: Path) -> None:
+        self.__dict__ |= sound.__dict__
+        self._fault, self._at, self._happened = fault, version, happened
+
+    def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
+        if version != self._at or self._happened.exists():
+            return super().receive(manifest, version, rank_offset)
+        self._happened.touch()
+        if self._fault == "keeps the old one":
+            return None
+        if self._fault == "takes a half of it":
+            assert manifest.segment is not None
+            with torch.no_grad():
+                for name, tensor in Segment(manifest.segment).read(manifest.entries[: len(manifest.entries) // 2]):
+                    self._weights[name].copy_(tensor)
+        raise EngineError(f"version {version} was cut off")
+
+
+class Witnessed(Learner):
+    """Writes down what it learned from, where that is not of its own version."""
+
+    def __init__(self, sound: Learner, witness: Path) -> None:
+        self.__dict__ |= sound.__dict__
+        self._witness = witness
+
+    def step(self, step: int, experience: Sequence[Experience], *evidence: Any) -> Any:
+        seen = {int(version) for part in experience for version in part.versions}
+        if seen != {step}:
+            with self._witness.open("a") as file:
+                file.write(f"versions {sorted(seen)} in step {step}; ")
+        return super().step(step, experience, *evidence)
+
+
+class StuckReference(Reference):
+    """A reference that does not take one refresh, and writes down what it says after it."""
+
+    def __init__(self, at: str, witness: Path, happened: Path, **arguments: Any) -> None:
+        self._at, self._witness, self._happened, self._stuck = at, witness, happened, False
+        super().__init__(**arguments)
+
+    def load(self, path: str, *version: int) -> None:
+        if self._at and Path(path).name == self._at and not self._happened.exists():
+            self._happened.touch()
+            self._stuck = True
+            return
+        self._stuck = False
+        super().load(path, *version)
+
+    def logprobs(self, *asked: Any) -> TokenShare:
+        answer = super().logprobs(*asked)
+        if self._stuck:
+            with self._witness.open("a") as file:
+                file.write("log-probabilities of another reference; ")
+        return answer

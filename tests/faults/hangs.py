@@ -1,0 +1,96 @@
+"""A process that is stopped, not dead: how long until the run says so. T10.
+
+    python tests/faults/hangs.py --hangs 20        adds to tests/faults/measured/pieces.jsonl
+
+SIGSTOP of a random member at a random moment of a run on real Ray. Ray goes on to call it alive: it is the missing
+heartbeat that ends the attempt, by a typed error. Restarts in place are switched off, so that there is an error to time
+for every role.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "workers", HERE.parents[1])]
+
+import cpu_run  # noqa: E402 - neighbours, found by the paths above
+import kills  # noqa: E402
+from measured import PIECES, Piece, add, command, pieces, tell  # noqa: E402
+from stage import Stage, eventually  # noqa: E402
+
+from orchestrator.config import ClusterConfig  # noqa: E402
+
+DEADLINE_S = 10.0
+TOO_LONG_S = DEADLINE_S + 60.0
+SETTINGS = {"heartbeat_timeout_s": DEADLINE_S, "restarts_per_role": 0}
+
+
+def hang(stage: Stage, task: Path, algorithm: str, seed: int) -> float:
+    """Seconds from SIGSTOP to the exit.json that names it. Raises AssertionError when none came, or another cause."""
+    draw, output = random.Random(f"hang {algorithm} {seed}"), task / f"hang-{algorithm}-{seed}"
+    cluster = ClusterConfig.model_validate(SETTINGS)
+    config = kills.configuration(task, output, algorithm).model_copy(update={"cluster": cluster})
+    member, facts = draw.choice(kills.MEMBERS[algorithm]), draw.randint(2, 3 * kills.FACTS_PER_STEP)
+    life = stage.life(config)
+    assert eventually(lambda: life.ended() or len(life.records) >= facts, kills.LIFE_S), "it never came to that"
+    assert not life.ended(), f"it ended before: {life.cause}"
+    pid = stage.members(life)[member]
+    started = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert eventually(lambda: bool(life.cause), TOO_LONG_S), f"{member}: nothing was said of it"
+        seconds = time.monotonic() - started
+        assert life.cause == "no_heartbeat", f"{member}: it was called {life.cause}"
+        told = (life.directory / "exit.json").read_text()
+        assert f"{member[0]} rank {member[1]}" in told, f"{member}: another one was named"
+        assert life.ended(kills.LIFE_S), f"{member}: the driver did not end"
+        assert stage.clean(life), f"{member}: it was left behind"
+    finally:
+        stage.clean(life, within_s=0)
+    shutil.rmtree(output)
+    return seconds
+
+
+def run(*, hangs: int, minutes: float) -> None:
+    """Adds trials until there are `hangs`, or the time is over."""
+    begun = time.monotonic()
+    task = Path(tempfile.mkdtemp(prefix="rlhf-hangs-"))
+    there = sum(piece.trials for piece in pieces() if piece.figure == "T10")
+    with Stage.open(task) as stage:
+        cpu_run.write_task(task)
+        for seed in range(there, hangs):
+            if time.monotonic() > begun + 60 * minutes:
+                break
+            algorithm, started, seconds = list(kills.MEMBERS)[seed % len(kills.MEMBERS)], time.monotonic(), 0.0
+
+            def trial() -> bool:
+                nonlocal seconds
+                seconds = hang(stage, task, algorithm, seed)  # noqa: B023 - called at once
+                return True
+
+            piece = Piece(figure="T10", command=command()).tried(f"{algorithm}, seed {seed}", trial)
+            values = () if piece.failures else (round(seconds, 2),)
+            add(PIECES, replace(piece, redone=(), values=values, seconds=time.monotonic() - started))
+            tell(f"T10 {seed + 1} of {hangs}: {seconds:.1f} s {piece.failures}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hangs", type=int, default=20, help="with those that are there already")
+    parser.add_argument("--minutes", type=float, default=24 * 60.0)
+    asked = parser.parse_args()
+    run(hangs=asked.hangs, minutes=asked.minutes)
+
+
+if __name__ == "__main__":
+    main()

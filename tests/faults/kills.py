@@ -1,0 +1,226 @@
+"""SIGKILL at random moments of a run on real Ray, until the run has ended in spite of it: T2, T3, T9.
+
+    python tests/faults/kills.py --kills 100 --algorithm grpo       adds to tests/faults/measured/kills.jsonl
+    python tests/faults/kills.py --minutes 4                        all three in turn, for that long
+
+The driver, loop, ledger, checkpoints, learner, losses, Ray and its actors are the product's; the engines in the actors
+are those of `cpu_run.py`, deterministic to the bit. A run of twelve steps is killed up to ten times: somewhere in it, a
+driver, a rank of the policy or critic, one of two rollout engines, the reference or the reward worker. What is not
+healed in place is resumed. In the end its weights and metrics must be those of the run that nobody killed, and its
+ledger must know of every step once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "workers", HERE.parents[1])]
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import cpu_run  # noqa: E402 - neighbours, found by the paths above
+from measured import KILLS, add, machine, read, tell, today  # noqa: E402
+from stage import Life, Member, Stage, eventually  # noqa: E402
+
+from orchestrator.config import RunConfig  # noqa: E402
+from orchestrator.run.ledger import account, read_ledger  # noqa: E402
+
+STEPS, KILLS_PER_RUN = 12, 10
+FACTS_PER_STEP = 6  # PLANNED, SCORED, TRAINED, PUBLISHED, COMMITTED, CHECKPOINT
+AT_THE_START = 0.15  # the share of kills while the actors are still starting
+LIFE_S = 240.0  # nothing here takes that long: a hang
+MEMBERS: dict[str, list[Member]] = {
+    "grpo": [("policy", 0), ("policy", 1), ("reference", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
+    "ppo": [("policy", 0), ("policy", 1), ("critic", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
+    "iterative-dpo": [("policy", 0), ("policy", 1), ("reference", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
+}
+
+
+@dataclass
+class Kill:
+    """One SIGKILL and what became of it."""
+
+    member: Member
+    facts: int  # records in the ledger when it came
+    after: str  # the last of them
+    delay_ms: int
+    attempt: int
+    went_on: str = ""  # "in place", or by the next "attempt"
+    cause: str = ""  # that the attempt's exit.json gave; empty: killed without a word
+
+
+@dataclass
+class Played:
+    """A run from its beginning to its end."""
+
+    kills: list[Kill] = field(default_factory=list)
+    left_behind: int = 0  # lives that left an actor behind
+
+
+def configuration(task: Path, output: Path, algorithm: str) -> RunConfig:
+    """Two ranks that learn together, two engines, a checkpoint after each step."""
+    return cpu_run.config(
+        task,
+        output,
+        algorithm,
+        algorithm={**cpu_run.ALGORITHMS[algorithm], "max_steps": STEPS},
+        checkpoint={"every": 1, "keep": 2},
+        policy={"num_ranks": 2},
+        critic={"num_ranks": 1} if algorithm == "ppo" else None,
+        rollout={"max_prompt_length": 8, "max_completion_length": 6, "num_engines": 2},
+    )
+
+
+def play(
+    stage: Stage,
+    config: RunConfig,
+    algorithm: str,
+    draw: random.Random,
+    *,
+    num_kills: int = KILLS_PER_RUN,
+    until: float = math.inf,
+) -> Played:
+    """Lives of a run, with kills in them until there were enough or the time is over, then to its end."""
+    played, attempt = Played(), 0
+    while True:
+        life, attempt = stage.life(config), attempt + 1
+        while len(played.kills) < num_kills and time.monotonic() < until:
+            if (kill := _kill(stage, life, algorithm, draw, attempt)) is None:
+                break
+            played.kills.append(kill)
+            # In place it goes on to a fact that it had not before; else it ends.
+            if eventually(lambda: life.ended() or len(life.records) > kill.facts + 2, LIFE_S):  # noqa: B023
+                kill.went_on = "attempt" if life.ended() else "in place"
+        assert life.ended(LIFE_S), f"attempt {attempt} hangs: {life.directory}"
+        played.left_behind += not stage.clean(life)
+        for kill in played.kills:
+            if kill.attempt == attempt:
+                kill.cause = life.cause
+                kill.went_on = kill.went_on if life.status == 0 else "attempt"
+        if life.status == 0:
+            return played
+        assert played.kills, f"it failed by itself: {(life.directory.parent / 'output.log').read_text()[-2000:]}"
+        assert attempt <= 2 * num_kills + 2, f"it does not come to its end: {life.directory}"
+
+
+def _kill(stage: Stage, life: Life, algorithm: str, draw: random.Random, attempt: int) -> Kill | None:
+    """Waits for a random moment and kills a random member there; None when the run was over before."""
+    member = draw.choice([("driver", 0), *MEMBERS[algorithm]])
+    before = len(life.records)
+    early = draw.random() < AT_THE_START
+    wanted = before + (0 if early else draw.randint(1, 2 * FACTS_PER_STEP))
+    delay_s = draw.uniform(0, 2.0 if early else 0.1)
+
+    def reached() -> bool:
+        return life.ended() or (len(life.records) >= wanted and member in stage.members(life))
+
+    if not eventually(reached, LIFE_S) or life.ended(delay_s):
+        return None
+    records, pid = life.records, stage.members(life).get(member)
+    if pid is None:
+        return None
+    os.kill(pid, signal.SIGKILL)
+    after = f"{records[-1]['fact']} {records[-1]['step']}" if records else ""
+    return Kill(member, len(records), after, round(1000 * delay_s), attempt)
+
+
+def redone_by_attempt(directory: Path) -> list[int]:
+    """Steps whose work was thrown away when the second attempt began, the third, and so on."""
+    records = read_ledger(directory / "ledger.jsonl")[0]
+    starts = [i for i, r in enumerate(records) if r.fact == "ATTEMPT"]
+    totals = [account(records[: start + 1]).redone for start in starts]
+    return [after - before for before, after in pairwise(totals)]
+
+
+def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, until: float) -> list[dict[str, Any]]:
+    """One run, killed; a line for each kill of it. No kill comes after `until`."""
+    started, output = time.monotonic(), task / f"{algorithm}-{seed}"
+    config = configuration(task, output, algorithm)
+    directory, played, wrong = output / config.name, Played(), ""
+    try:
+        played = play(stage, config, algorithm, random.Random(f"{algorithm} {seed}"), until=until)
+        told = account(read_ledger(directory / "ledger.jsonl")[0])
+        assert told.lost == told.repeated == (), f"lost {told.lost}, repeated {told.repeated}"
+        assert cpu_run.outcome(directory) == expected, "it ended elsewhere than the run that nobody killed"
+        assert not played.left_behind, f"{played.left_behind} lives left actors behind"
+    except AssertionError as error:
+        wrong = str(error).splitlines()[0]
+    redone = redone_by_attempt(directory)
+    seconds = (time.monotonic() - started) / max(1, len(played.kills))
+    lines = [
+        {
+            "figure": f"T2 {algorithm}",
+            "seed": seed,
+            "role": kill.member[0],
+            "rank": kill.member[1],
+            "attempt": kill.attempt,
+            "after": kill.after,
+            "delay_ms": kill.delay_ms,
+            "went_on": kill.went_on,
+            "cause": kill.cause,
+            "redone": redone[kill.attempt - 1] if kill.went_on == "attempt" and kill.attempt <= len(redone) else 0,
+            "wrong": wrong,
+            "seconds": round(seconds, 1),
+            "machine": machine(),
+            "date": today(),
+        }
+        for kill in played.kills
+    ]
+    if not wrong:
+        shutil.rmtree(output)
+    return lines
+
+
+def run(algorithms: list[str], *, kills: int, minutes: float) -> None:
+    """Adds lines until there are `kills` of each, or the time is over."""
+    until = time.monotonic() + 60 * minutes
+    with ExitStack() as stack:
+        task = Path(tempfile.mkdtemp(prefix="rlhf-kills-"))  # stays when something was wrong
+        stage = stack.enter_context(Stage.open(task))
+        cpu_run.write_task(task)
+        expected = dict[str, Any]()
+        while missing := [a for a in algorithms if _count(a)[0] < kills]:
+            for algorithm in missing:
+                if time.monotonic() > until:
+                    return
+                if algorithm not in expected:
+                    config = configuration(task, task / f"whole-{algorithm}", algorithm)
+                    play(stage, config, algorithm, random.Random(), num_kills=0)
+                    expected[algorithm] = cpu_run.outcome(task / f"whole-{algorithm}" / config.name)
+                count, seed = _count(algorithm)
+                for line in trial(stage, task, algorithm, seed, expected[algorithm], until):
+                    add(KILLS, line)
+                    tell(f"{algorithm} {count}: {line['role']} {line['after']} {line['went_on']} {line['wrong']}")
+
+
+def _count(algorithm: str) -> tuple[int, int]:
+    """Kills so far, and the next seed."""
+    lines = [line for line in read(KILLS) if line["figure"] == f"T2 {algorithm}"]
+    return len(lines), max((line["seed"] + 1 for line in lines), default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="of each algorithm, with those that are there already")
+    parser.add_argument("--algorithm", choices=list(MEMBERS), help="default: all of them in turn")
+    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="no new kill after that long")
+    asked = parser.parse_args()
+    run([asked.algorithm] if asked.algorithm else list(MEMBERS), kills=asked.kills, minutes=asked.minutes)
+
+
+if __name__ == "__main__":
+    main()

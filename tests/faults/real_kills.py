@@ -1,0 +1,115 @@
+"""SIGKILL at random moments of a run with the real vLLM and DeepSpeed, by the commands a user calls.
+
+    python tests/faults/real_kills.py --kills 10        adds to tests/faults/measured/kills.jsonl
+
+`rlhf run` of a recipe of tests/stack on a tiny model, killed, `rlhf resume`, killed again, resumed. On one machine and
+version both engines repeat themselves to the bit, so the weights and metrics have to be those of the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "stack", HERE.parents[1])]
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import families  # noqa: E402 - neighbours, found by the paths above
+import strikes  # noqa: E402
+from attempts import Run  # noqa: E402
+from measured import KILLS, add, machine, read, tell, today  # noqa: E402
+
+from orchestrator.run.ledger import account, read_ledger  # noqa: E402
+
+FIGURE = "T2 real engines"
+PER_RUN = 2
+MOMENT_S = 0.5
+STEPS = 3  # of grpo.yaml
+MEMBERS: list[strikes.Member] = [("driver", 0), ("policy", 0), ("rollout", 0), ("reward", 0)]
+FACTS = ("PLANNED", "SCORED", "TRAINED", "COMMITTED")
+
+
+def planned(seed: int) -> list[tuple[strikes.Member, str, float]]:
+    """Who is killed after which fact: one in the first step and one in the second, so that a later life has both."""
+    draw = random.Random(f"real {seed}")
+    return [
+        (draw.choice(MEMBERS), f"{draw.choice(FACTS)} {step}", round(draw.uniform(0, MOMENT_S), 2))
+        for step in (1, STEPS)[:PER_RUN]
+    ]
+
+
+def trial(family: Path, seed: int, whole: Any) -> list[dict[str, Any]]:
+    """One run, killed; a line for each kill of it."""
+    name, wrong, told, started = f"struck-{seed}", "", list[str](), time.monotonic()
+    run, plan, redone = Run(family / "runs" / name), planned(seed), 0
+    try:
+        told = strikes.struck(family, "grpo", name, plan)
+        learned = account(read_ledger(run.path / "ledger.jsonl")[0])
+        redone = learned.redone
+        assert learned.lost == learned.repeated == (), f"lost {learned.lost}, repeated {learned.repeated}"
+        assert redone <= len(told), f"{redone} steps were done again"
+        assert strikes.outcome(run) == whole, "it ended elsewhere than the run that nobody killed"
+        shutil.rmtree(run.path)
+    except AssertionError as error:
+        wrong = str(error).splitlines()[0]
+    kept = [(strike, how) for strike, how in zip(plan, told or ["?"] * len(plan), strict=False) if how != "missed"]
+    seconds = round((time.monotonic() - started) / max(1, len(kept)), 1)
+    return [
+        {
+            "figure": FIGURE,
+            "seed": seed,
+            "role": member[0],
+            "rank": member[1],
+            "after": after,
+            "delay_ms": round(1000 * delay_s),
+            "went_on": "attempt" if how == "resumed" else how,
+            "redone": redone if i == 0 else 0,  # of the run: which kill it was is not told apart
+            "wrong": wrong,
+            "seconds": seconds,
+            "machine": machine(),
+            "date": today(),
+        }
+        for i, ((member, after, delay_s), how) in enumerate(kept)
+    ]
+
+
+def run(*, kills: int, minutes: float, family: Path | None = None) -> None:
+    """Adds lines until there are `kills`, or the time is over. `family`: where a former slice has left the model."""
+    until = time.monotonic() + 60 * minutes
+    family = family or Path(tempfile.mkdtemp(prefix="rlhf-real-kills-"))
+    if not (family / "model").is_dir():
+        families.write_qwen2(family)
+    if not (family / "runs" / "whole" / "model").is_dir():
+        shutil.rmtree(family / "runs" / "whole", ignore_errors=True)
+        strikes.struck(family, "grpo", "whole", [])
+    whole = strikes.outcome(Run(family / "runs" / "whole"))
+    while time.monotonic() < until:
+        lines = [line for line in read(KILLS) if line["figure"] == FIGURE]
+        if len(lines) >= kills:
+            break
+        for line in trial(family, max((line["seed"] + 1 for line in lines), default=0), whole):
+            add(KILLS, line)
+            tell(f"real {len(lines)}: {line['role']} {line['after']} {line['went_on']} {line['wrong']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10, help="with those that are there already")
+    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="no new run after that long")
+    parser.add_argument("--family", type=Path, help="a directory that keeps the model between slices")
+    asked = parser.parse_args()
+    run(kills=asked.kills, minutes=asked.minutes, family=asked.family)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""One Ray cluster and one fork server, on which life after life of a run is played. Its processes can be found by role.
+
+with Stage.open(directory) as stage:
+    life = stage.life(config)                   a driver, in a process of its own
+    stage.members(life)["rollout", 0]           the process id of an actor
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import forkserver
+
+from orchestrator.config import RunConfig
+
+HERE = Path(__file__).parent
+Member = tuple[str, int]
+"""Role and rank; the driver is `("driver", 0)`."""
+
+
+class Life:
+    """One attempt at a run: a driver that was forked, and the actors it has on the cluster."""
+
+    def __init__(self, config: RunConfig, connection: Any) -> None:
+        self.directory = Path(config.output_dir) / config.name
+        self.started = time.monotonic()
+        self._connection = connection
+        self.pid = int(connection.recv(64))
+        self.status: int | None = None  # None: it is alive
+
+    def ended(self, within_s: float = 0.0) -> bool:
+        """Whether it has, now or within a time."""
+        if self.status is None and select.select([self._connection], [], [], within_s)[0]:
+            self.status = int(self._connection.recv(64) or 1)
+            self._connection.close()
+        return self.status is not None
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The whole lines of the run's ledger."""
+        try:
+            lines = (self.directory / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+    @property
+    def cause(self) -> str:
+        """What exit.json says; empty when there is none."""
+        try:
+            return str(json.loads((self.directory / "exit.json").read_text())["cause"])
+        except (FileNotFoundError, ValueError):
+            return ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every life is played on."""
+
+    server: subprocess.Popen[str]
+    socket: str
+    environment: dict[str, str]
+
+    @classmethod
+    @contextmanager
+    def open(cls, directory: Path) -> Iterator[Stage]:
+        """A Ray head of its own with a token of its own; nothing of it is left behind."""
+        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+        from ray.cluster_utils import Cluster
+
+        token, socket = directory / "token", str(directory / "forks")
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        before = dict(os.environ)
+        os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+        maybe_enable_token_auth_if_token_available()
+        server = subprocess.Popen(
+            [sys.executable, str(HERE / "forkserver.py"), socket],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        head = {"num_cpus": 64, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n", "the fork server did not start"
+            worker = f"{sys.executable} -I -S {HERE / 'forkserver.py'} {socket}"
+            job = {"runtime_env": {"py_executable": worker}}
+            environment = os.environ | {"RAY_ADDRESS": cluster.address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+            yield cls(server, socket, dict(environment))
+        finally:
+            assert server.stdin is not None
+            server.stdin.close()
+            cluster.shutdown()
+            server.wait()
+            os.environ.clear()
+            os.environ.update(before)
+
+    def life(self, config: RunConfig) -> Life:
+        directory = Path(config.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        recipe = directory / "config.json"
+        recipe.write_text(config.model_dump_json())
+        with (directory / "output.log").open("a") as log, open(os.devnull) as nothing:
+            files = (nothing.fileno(), log.fileno(), log.fileno())
+            script = [str(HERE / "standins.py"), str(recipe)]
+            return Life(config, forkserver.ask(self.socket, script, self.environment, files))
+
+    def members(self, life: Life) -> dict[Member, int]:
+        """Process ids of what is alive of it. An actor is known by the file it logs to."""
+        found = {} if life.ended() else {("driver", 0): life.pid}
+        for pid in Path(f"/proc/{self.server.pid}/task/{self.server.pid}/children").read_text().split():
+            with suppress(OSError):
+                log = Path(os.readlink(f"/proc/{pid}/fd/1"))
+                if log.is_relative_to(life.directory / "logs"):
+                    role, _, rank = log.stem.rpartition("-")
+                    found[role, int(rank)] = int(pid)
+        return found
+
+    def clean(self, life: Life, within_s: float = 30.0) -> bool:
+        """Whether a life that has ended leaves no actor behind. What it leaves is killed."""
+        if eventually(lambda: not self.members(life), within_s):
+            return True
+        for pid in self.members(life).values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return False
+
+
+def eventually(condition: Callable[[], bool], within_s: float, every_s: float = 0.005) -> bool:
+    until = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(every_s)
+    return True

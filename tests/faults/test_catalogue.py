@@ -1,0 +1,29 @@
+"""Whoever says that a fault is tested names the test."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import catalogue
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_every_fault_is_told_of_once() -> None:
+    assert [fault.number for fault in catalogue.FAULTS] == [f"F{i}" for i in range(1, 61)]
+
+
+def test_every_test_that_is_named_exists() -> None:
+    for fault in catalogue.FAULTS:
+        tested = fault.state in ("automated", "simulated")
+        assert bool(fault.test) == tested, fault.number
+        if tested:
+            file, _, name = fault.test.partition("::")
+            defined = {n.name for n in ast.parse((TESTS / file).read_text()).body if isinstance(n, ast.FunctionDef)}
+            assert name in defined, f"{fault.number}: {fault.test}"
+
+
+def test_what_is_not_tested_says_why_where_there_is_more_to_say() -> None:
+    for fault in catalogue.FAULTS:
+        assert fault.why or fault.state in ("automated", "missing"), fault.number

@@ -1,0 +1,26 @@
+"""A process of a run is killed, with the real engines: the run ends where it would have ended. `make test-faults` does
+more of it, at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import strikes
+from attempts import Run
+
+from orchestrator.run.ledger import account, read_ledger
+
+pytestmark = pytest.mark.stack
+
+
+def test_a_killed_driver_and_a_killed_learner_change_nothing(finished: Callable[..., Run], qwen2: Path) -> None:
+    whole, run = finished("grpo", qwen2), Run(qwen2 / "runs" / "struck")
+    planned = [(("driver", 0), "SCORED 2", 0.0), (("policy", 0), "SCORED 3", 0.0)]
+    told = strikes.struck(qwen2, "grpo", "struck", planned)
+    assert told == ["resumed", "resumed"]
+    assert strikes.outcome(run) == strikes.outcome(whole)
+    learned = account(read_ledger(run.path / "ledger.jsonl")[0])
+    assert (learned.lost, learned.repeated) == ((), ())
+    assert learned.redone <= len(told)
