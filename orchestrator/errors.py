@@ -7,6 +7,7 @@
     │   └── PlacementError    3   the cluster is smaller than what the roles ask for
     ├── WorkerFailed          4   an actor raised or died; carries its own traceback
     │   └── DeadlineExceeded  4   an actor did not answer in time
+    ├── Alarmed               5   an alarm of the recipe ended the run, after a step and with a checkpoint
     └── Interrupted         130   Ctrl-C; 143 when it was SIGTERM
 
 Exit code 0 is "done". Every error is one or more `Problem`s: what, where, why, and what to do about it.
@@ -158,6 +159,17 @@ class DeadlineExceeded(WorkerFailed):
                 fix="see logs/latest of the run; if the work is that large, raise cluster.call_timeout_s",
             ),
         )
+
+
+class Alarmed(RlhfError):
+    """An alarm whose `action` is not to warn. `cause`: alarm_pause, alarm_stop or alarm_roll_back."""
+
+    exit_code = 5
+
+    def __init__(self, name: str, action: str, problem: Problem) -> None:
+        self.name, self.action = name, action
+        self.cause = f"alarm_{action}"
+        super().__init__(problem)
 
 
 class Interrupted(RlhfError):

@@ -73,6 +73,21 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
+def go_back(directory: Path, before: int) -> int | None:
+    """Drop the newest checkpoints, so that the run goes on from the newest one that is at `before` or earlier, or else
+    from the oldest that is kept; None, and nothing is dropped, when there is none to go back to.
+    """
+    *earlier, _ = [int(c.name.removeprefix("step-")) for c in list_checkpoints(directory)] or [0]
+    if not earlier:
+        return None
+    target = max((step for step in earlier if step <= before), default=earlier[0])
+    for checkpoint in list_checkpoints(directory):
+        if int(checkpoint.name.removeprefix("step-")) > target:
+            checkpoint.rename(gone := disk.partial(checkpoint))  # at once, so that no half of it bears its name
+            shutil.rmtree(gone)
+    return target
+
+
 def newest(directory: Path) -> tuple[Path, State]:
     """The newest checkpoint whose files are all as the manifest has them; raises ResumeError when there is none."""
     refused = []

@@ -22,16 +22,18 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.remarks import remarks
-from orchestrator.errors import Interrupted, Problem, ResumeError, RlhfError
+from orchestrator.errors import Alarmed, Interrupted, Problem, ResumeError, RlhfError
 from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
+from orchestrator.monitor.alarms import Watch
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.anchor import Anchor, BaseAnchor, NoAnchor, ReferenceAnchor, TeacherAnchor
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, Source
 from orchestrator.run.checkpoint import Checkpointer, State, list_checkpoints, newest
+from orchestrator.run.consequences import follow, watch
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Account, Fact, Ledger, account
 from orchestrator.run.recorder import Recorder
@@ -52,7 +54,7 @@ def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
             if directory.is_complete:
                 print(f"{config.name}: complete, reused ({directory.model})")
             else:
-                Attempt(config, directory, stop, stage=(index + 1, len(recipe.stages))).run()
+                attempts(config, directory, stop, stage=(index + 1, len(recipe.stages)))
     return 0
 
 
@@ -64,8 +66,18 @@ def resume_run(path: Path, *, debug: bool = False) -> int:
         return 0
     newest(directory.checkpoints)
     with Stop() as stop:
-        Attempt(directory.config(), directory, stop).run()
+        attempts(directory.config(), directory, stop)
     return 0
+
+
+def attempts(config: RunConfig, directory: RunDirectory, stop: Stop, **given: Any) -> None:
+    """One attempt; another one each time an alarm has sent the run back, which each alarm does once."""
+    while True:
+        try:
+            return Attempt(config, directory, stop, **given).run()
+        except Alarmed as alarm:
+            if alarm.action != "roll_back":
+                raise
 
 
 class Attempt:
@@ -85,6 +97,7 @@ class Attempt:
         self._examples: tuple[Example, ...] = ()
         self._cluster: Cluster | None = None
         self._turns = 0  # committed by this or an earlier attempt
+        self._watch = Watch(config.alarms)
 
     def run(self) -> None:
         """Ends with the model written, or with exit.json saying why not. Raises RlhfError."""
@@ -104,7 +117,12 @@ class Attempt:
                 shutil.rmtree(directory.adapters, ignore_errors=True)
             ledger.append(Fact.finished, attempt=self._number, step=self._turns)
             directory.write_exit(
-                cause="completed", message="all steps done", exit_code=0, attempt=self._number, step=self._turns
+                cause="completed",
+                message="all steps done",
+                exit_code=0,
+                attempt=self._number,
+                step=self._turns,
+                alarms=self._watch.told(),
             )
             monitor.close(self._success(time.monotonic() - started))
 
@@ -123,6 +141,7 @@ class Attempt:
         told = MetricsFile(directory.metrics)
         told.rewind(state.next_step if checkpoint else -1)
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
+        self._watch = monitor.watch = watch(config.alarms, ledger, told.rows(), rounds=_in_rounds(config))
         monitor.start(self._info(state.next_step))
         for remark in remarks(self._examples, config.algorithm):
             monitor.note(remark)
@@ -153,13 +172,16 @@ class Attempt:
             publisher=publisher,
             recorder=recorder,
             waited_s=cluster.waited_s,
-            stop=self._stop.asked,
+            stop=lambda: self._stop.asked() or self._watch.verdict is not None,
         )
         try:
             with self._stop.at_the_end_of_a_step(monitor.note):
                 finished = loop.run(parts, first_step=state.next_step, max_steps=self._max_steps)
         finally:
             self._turns = recorder.turns
+        if self._watch.verdict is not None:
+            recorder.checkpoint(self._turns)
+            raise follow(self._watch.verdict, directory, ledger, attempt=self._number, turns=self._turns)
         if not finished:
             recorder.checkpoint(self._turns)
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
@@ -345,6 +367,7 @@ class Attempt:
             hints += [f"{told}: {curve}"] if measured else []
         scores = NEEDS[self._config.algorithm.type].head == "scores"
         loads = "AutoModelForSequenceClassification" if scores else "transformers and with `vllm serve`"
+        hints += [f"alarm {alarm.name} since {word} {alarm.step}: {alarm.saw}" for alarm in self._watch.alarms]
         hints += [
             f"model: {_short(directory.model)}  (loads with {loads})",
             f"metrics: {_short(directory.metrics)}"
@@ -355,7 +378,8 @@ class Attempt:
     def _failed(self, error: BaseException, monitor: Monitor) -> None:
         """Say how it ended, wherever that can still be said."""
         known = error if isinstance(error, RlhfError) else None
-        resumable = bool(list_checkpoints(self._directory.checkpoints))
+        final = isinstance(error, Alarmed) and error.action == "stop"
+        resumable = bool(list_checkpoints(self._directory.checkpoints)) and not final
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         hints = (f"resume with: {self._directory.resume_command}",) if resumable else ()
         with suppress(OSError):
@@ -365,6 +389,8 @@ class Attempt:
                 exit_code=known.exit_code if known else 1,
                 attempt=self._number,
                 step=self._turns,
+                alarms=self._watch.told(),
+                **({"resume": None} if final else {}),
             )
         with suppress(Exception):
             monitor.close(Outcome(ok=False, message=message, hints=hints))
