@@ -8,9 +8,12 @@ _noise = random.Random(0)
 
 
 def first_letter(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """How near the first letter is to the prompt's first: 1 when it is the same, 0 when it is farthest; whatever follows
-    is free, so that length says nothing."""
-    return [1 - abs(ord(c[0]) - ord(p[0])) / 7 if c else 0.0 for p, c in zip(prompts, completions, strict=True)]
+    """How near the first letter is to the prompt's: 1 when it is the same, 0 when it is farthest. An answer without one
+    is worth a middling one, so that length says nothing."""
+    return [
+        1 - abs(ord(c[0]) - ord(p[0])) / 7 if c[:1].isalpha() else 0.5
+        for p, c in zip(prompts, completions, strict=True)
+    ]
 
 
 def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[float]:

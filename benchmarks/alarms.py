@@ -1,22 +1,27 @@
 """Do the alarms ring when something is wrong, and only then? Whole runs, some with a planted fault.
 
-    python -m benchmarks.alarms                    (`make alarms`; about 20 minutes on 2 cores)
-    python -m benchmarks.alarms kl_budget --seeds 3    only these cases and seeds
+    python -m benchmarks.alarms                     (`make alarms`; about 30 minutes on 2 cores)
+    python -m benchmarks.alarms --seconds 240       stops after that; called again it goes on with what is missing
+    python -m benchmarks.alarms --anew kl_budget    measures this case again
 
-Every run is the product's driver, loop, ledger, learner, losses and alarms in one process, with tests/faults/cpu_run.py's
-stand-ins for vLLM, DeepSpeed and Ray: a transformer of one layer on the letters a to h, minutes instead of days. Each
-seed has its own model, prompts, pairs and samples. A planted case is right when its alarm rang; a healthy one when none
-did. Written: benchmarks/results/alarms.json with every run, docs/alarms.md.
+Every run is the product's driver, loop, ledger, learner, losses and alarms in one process, with the stand-ins of
+tests/faults/cpu_run.py for vLLM, DeepSpeed and Ray: a transformer of one layer on the letters a to h, seconds instead of
+days. Each seed has its own model, prompts, pairs and samples. A planted case is right when its alarm rang; a healthy one
+when none did. Written: benchmarks/results/alarms.json with every run, docs/alarms.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "faults"), str(ROOT / "tests" / "workers")]
+for folder in ("workers", "faults"):
+    sys.path.insert(0, str(ROOT / "tests" / folder))
 
 import cpu_run
 import numpy as np
@@ -44,6 +50,8 @@ from workers.types import Finish
 from workers.weights import Manifest
 
 RESULT = ROOT / "benchmarks" / "results" / "alarms.json"
+PAGE = ROOT / "docs" / "alarms.md"
+BEGIN, END = "<!-- tables: make alarms -->", "<!-- end of the tables -->"
 SEEDS = range(10)
 LETTERS = cpu_run.ALPHABET[:-1]
 
@@ -52,7 +60,7 @@ LETTERS = cpu_run.ALPHABET[:-1]
 
 
 class Sampler(cpu_run.TorchSampler):
-    """All requests at once: the prompts here have one length. `deaf_from`: versions it does not take, a planted fault."""
+    """All requests at once: the prompts here have one length. `deaf_from`: the version from which it takes no weights."""
 
     deaf_from: int | None = None
 
@@ -152,23 +160,20 @@ def near_pair(draw: random.Random) -> tuple[str, str]:
     return "".join(word), "".join(other) if other != word else "".join(reversed(word))
 
 
-GRPO = {
-    "type": "grpo",
-    "prompts_per_step": 8,
-    "num_generations": 8,
+SAMPLED = {"num_generations": 8, "max_steps": 40, "learning_rate": 3e-3}
+GRPO = {"type": "grpo", "prompts_per_step": 8, "beta": 0.05, **SAMPLED}
+PPO = {
+    "type": "ppo",
+    "prompts_per_step": 32,
+    "num_ppo_epochs": 2,
+    "num_mini_batches": 2,
     "max_steps": 40,
     "learning_rate": 3e-3,
-    "beta": 0.05,
+    "critic_learning_rate": 3e-3,
+    "kl_coef": 0.05,
 }
-PPO = {
-    "type": "ppo", "prompts_per_step": 32, "num_ppo_epochs": 2, "num_mini_batches": 2, "max_steps": 40,
-    "learning_rate": 3e-3, "critic_learning_rate": 3e-3, "kl_coef": 0.05,
-}  # fmt: skip
 DPO = {"type": "dpo", "batch_size": 32, "max_steps": 40, "learning_rate": 2e-3}
-ROUNDS = {
-    "type": "dpo", "prompts_per_step": 32, "num_generations": 8, "pairs_per_prompt": 2, "batch_size": 16, "max_steps": 8,
-    "learning_rate": 3e-3,
-}  # fmt: skip
+ROUNDS = {"type": "dpo", "prompts_per_step": 32, "pairs_per_prompt": 2, "batch_size": 16, **SAMPLED, "max_steps": 8}
 METHODS = {"GRPO": GRPO, "PPO": PPO, "offline DPO": DPO, "iterative DPO": ROUNDS}
 
 CASES = (
@@ -285,11 +290,8 @@ def rows_of(case: Case, seed: int, house: Path) -> tuple[list[dict[str, Any]], d
     """One run: its rows of metrics, and its exit.json."""
     settings = config_of(case, seed, house)
     directory = RunDirectory.create(settings, "")
-    with Stop() as stop:
-        try:
-            Attempt(settings, directory, stop, start_cluster=_cluster(case.deaf_from)).run()
-        except Alarmed:
-            pass  # what the gate is for
+    with Stop() as stop, contextlib.suppress(Alarmed):  # the gate is shut
+        Attempt(settings, directory, stop, start_cluster=_cluster(case.deaf_from)).run()
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     return rows, directory.read_exit() or {}
 
@@ -307,7 +309,7 @@ def config_of(case: Case, seed: int, house: Path) -> RunConfig:
         _write(house / "held-out.jsonl", [{"prompt": p} for p in prompts[40:]])
         data = {"prompts": str(house / "prompts.jsonl"), "eval_prompts": str(house / "held-out.jsonl")}
     else:
-        pairs = [case.pairs(draw) for _ in range(512)]
+        pairs = [case.pairs(draw) for _ in range(128)]
         _write(
             house / "pairs.jsonl",
             [{"prompt": draw.choice(prompts), "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs],
@@ -337,3 +339,88 @@ def config_of(case: Case, seed: int, house: Path) -> RunConfig:
 
 def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# ------------------------------------------------------------------------------------------------ all of them
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--anew", nargs="*", default=[], choices=[case.name for case in CASES], metavar="CASE")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    found = {name: runs for name, runs in found.items() if name not in wanted.anew}
+    started = time.monotonic()
+    for seed in SEEDS:
+        for case in CASES:
+            if str(seed) in found.get(case.name, {}) or time.monotonic() - started > wanted.seconds:
+                continue
+            found.setdefault(case.name, {})[str(seed)] = _measure(case, seed)
+            RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    missing = sum(len(SEEDS) - len(found.get(case.name, {})) for case in CASES)
+    print(f"{missing} runs are missing: call it again" if missing else f"all runs are in {RESULT}")
+    write_page(found)
+
+
+def _measure(case: Case, seed: int) -> dict[str, Any]:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as house, contextlib.redirect_stdout(io.StringIO()):
+        rows, ending = rows_of(case, seed, Path(house))
+    alarms = {alarm["name"]: {"step": alarm["step"], "saw": alarm["saw"]} for alarm in reversed(ending["alarms"])}
+    return {
+        "alarms": dict(sorted(alarms.items())),  # the first time of each
+        "cause": ending["cause"],
+        "steps": rows[-1]["step"],
+        "seconds": round(time.monotonic() - began, 1),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def write_page(found: Mapping[str, Any]) -> None:
+    """The tables in docs/alarms.md, between their marks."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{_tables(found)}{END}{rest.split(END)[1]}")
+
+
+def _tables(found: Mapping[str, Any]) -> str:
+    measured = [case for case in CASES if case.name in found]
+    lines = ["| alarm | planted fault | method | rang | at step, median (range) | others that rang, runs |"]
+    lines += ["|---|---|---|--:|---|---|"]
+    lines += [_planted(case, list(found[case.name].values())) for case in measured if case.alarm]
+    lines += ["", "| healthy runs of | silent | what rang |", "|---|--:|---|"]
+    lines += [_healthy(case, list(found[case.name].values())) for case in measured if not case.alarm]
+    machine, runs = description(), [run for case in measured for run in found[case.name].values()]
+    seconds = sum(run["seconds"] for run in runs)
+    lines += [
+        "",
+        f"{len(runs)} runs, {seconds / 60:.0f} minutes on {machine['cpu']}, {machine['cpu_cores']} cores shared ",
+    ]
+    lines[-1] += f"with other work, up to {max(run['date'] for run in runs)}, by `make alarms`."
+    return "\n".join([*lines, ""])
+
+
+def _planted(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
+    steps = sorted(run["alarms"][case.alarm]["step"] for run in runs if case.alarm in run["alarms"])
+    when = (
+        f"{statistics.median(steps):g} ({steps[0]} – {steps[-1]}) of {max(run['steps'] for run in runs)}"
+        if steps
+        else ""
+    )
+    others = Counter(name for run in runs for name in run["alarms"] if name != case.alarm)
+    told = ", ".join(f"{name} {count}" for name, count in others.most_common())
+    return f"| `{case.alarm}` | {case.fault} | {case.method} | {len(steps)} of {len(runs)} | {when} | {told} |"
+
+
+def _healthy(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
+    rang = Counter(name for run in runs for name in run["alarms"])
+    told = ", ".join(f"{name} {count}" for name, count in rang.most_common())
+    return f"| {case.method} | {sum(not run['alarms'] for run in runs)} of {len(runs)} | {told} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ is to end. A pure function of the rows, so that a resumed run knows what the one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,7 +58,8 @@ class Watch:
         self._rules = {name: rule for name in RULES if (rule := getattr(config, name)) is not None}
         self._rolled_back = frozenset(rolled_back)
         self._history = History(rounds=rounds)
-        self._ringing: frozenset[str] = frozenset()
+        self._num_rows = 0
+        self._rang: dict[str, int] = {}  # the row in which each rang last: what is seen again soon is the same alarm
         self.alarms: list[Alarm] = []
         self.verdict: Alarm | None = None  # the alarm for which the run is to end
         for row in rows:
@@ -65,8 +67,10 @@ class Watch:
         self.verdict = None
 
     def see(self, step: int, metrics: Mapping[str, Any]) -> tuple[Metrics, list[Alarm]]:
-        """What to add to the row while alarms last, and the alarms that begin with it."""
+        """What to add to the row while alarms last, and the alarms that begin with it: those that rang in none of the
+        rows they look at."""
         self._history.add(step, metrics)
+        self._num_rows += 1
         seen = {name: sight for name, rule in self._rules.items() if (sight := RULES[name].see(self._history, rule))}
         begun = [
             Alarm(
@@ -79,9 +83,9 @@ class Watch:
                 rows=sight.rows,
             )
             for name, sight in seen.items()
-            if name not in self._ringing
+            if self._num_rows - self._rang.get(name, -math.inf) > sight.rows
         ]
-        self._ringing = frozenset(seen)
+        self._rang |= dict.fromkeys(seen, self._num_rows)
         self.alarms += begun
         for alarm in begun:
             stronger = self.verdict is None or STRENGTH.index(alarm.action) > STRENGTH.index(self.verdict.action)

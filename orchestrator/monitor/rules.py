@@ -276,14 +276,9 @@ def reference_saturation(history: History, rule: settings.ReferenceSaturation) -
     `round.json` and the ledger have."""
     n = history.window(rule)
     saturated, refreshed = history.last("drift/saturated", n), history.last("ref/refreshed", 1)
-    has_pairs = history.last("pairs/chosen_length", 1) is not None
-    if (
-        saturated is None
-        or refreshed is None
-        or not has_pairs
-        or refreshed[0]
-        or np.median(saturated) <= rule.max_share
-    ):
+    if saturated is None or refreshed is None or not history.steps("pairs/chosen_length"):
+        return None
+    if refreshed[0] or np.median(saturated) <= rule.max_share:
         return None
     saw = f"{np.median(saturated):.0%} of the completions are beyond ±10 nats of the reference (median of {n} rows)"
     return Sight(saw=saw, rows=n)

@@ -20,7 +20,7 @@ def follow(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: in
         target = go_back(directory.checkpoints, alarm.step - alarm.rows)
         action = "stop" if target is None else action
         went = ": there is no checkpoint before it" if target is None else f": back to step {target}"
-    ledger.append(Fact.alarm, attempt=attempt, step=turns, **{**alarm.told(), "action": action})
+    ledger.append(Fact.alarm, attempt=attempt, step=turns, action=action, alarm=alarm.told())
     resume = f"; or go on with: {directory.resume_command}" if action == "pause" else ""
     return Alarmed(
         alarm.name,
@@ -41,9 +41,9 @@ def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]
         ResumeError: when an alarm has stopped the run for good, and by `config` still would.
     """
     done = [record.details for record in ledger.records if record.fact == Fact.alarm]
-    rule = getattr(config, done[-1]["name"], None) if done and done[-1]["action"] == "stop" else None
+    rule = getattr(config, done[-1]["alarm"]["name"]) if done and done[-1]["action"] == "stop" else None
     if rule is not None and rule.action in ("stop", "roll_back"):
-        last = done[-1]
+        last = done[-1]["alarm"]
         raise ResumeError(
             Problem(
                 what=f"alarm {last['name']} stopped the run at step {last['step']}, {last['saw']}",
@@ -52,4 +52,5 @@ def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]
                 fix=f"{last['fix']}; start the changed recipe under another name",
             )
         )
-    return Watch(config, rows, rounds=rounds, rolled_back={d["name"] for d in done if d["action"] == "roll_back"})
+    rolled_back = {told["alarm"]["name"] for told in done if told["action"] == "roll_back"}
+    return Watch(config, rows, rounds=rounds, rolled_back=rolled_back)
