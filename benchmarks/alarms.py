@@ -5,9 +5,9 @@
     python -m benchmarks.alarms --anew kl_budget    measures this case again
 
 Every run is the product's driver, loop, ledger, learner, losses and alarms in one process, with the stand-ins of
-tests/faults/cpu_run.py for vLLM, DeepSpeed and Ray: a transformer of one layer on the letters a to h, seconds instead of
-days. Each seed has its own model, prompts, pairs and samples. A planted case is right when its alarm rang; a healthy one
-when none did. Written: benchmarks/results/alarms.json with every run, docs/alarms.md.
+tests/faults/cpu_run.py for vLLM, DeepSpeed and Ray: a transformer of one layer on the letters a to h, seconds instead
+of days. Each seed has its own model, prompts, pairs and samples. A planted case is right when its alarm rang; a healthy
+one when none did. Written: benchmarks/results/alarms.json with every run, docs/alarms.md.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-for folder in ("workers", "faults"):
-    sys.path.insert(0, str(ROOT / "tests" / folder))
+sys.path.insert(0, str(ROOT / "tests" / "workers"))
+sys.path.insert(0, str(ROOT / "tests" / "faults"))
 
 import cpu_run
 import numpy as np
@@ -60,7 +60,7 @@ LETTERS = cpu_run.ALPHABET[:-1]
 
 
 class Sampler(cpu_run.TorchSampler):
-    """All requests at once: the prompts here have one length. `deaf_from`: the version from which it takes no weights."""
+    """All requests at once: the prompts here have one length. `deaf_from`: from this version on it takes no weights."""
 
     deaf_from: int | None = None
 
@@ -395,22 +395,16 @@ def _tables(found: Mapping[str, Any]) -> str:
     lines += ["", "| healthy runs of | silent | what rang |", "|---|--:|---|"]
     lines += [_healthy(case, list(found[case.name].values())) for case in measured if not case.alarm]
     machine, runs = description(), [run for case in measured for run in found[case.name].values()]
-    seconds = sum(run["seconds"] for run in runs)
-    lines += [
-        "",
-        f"{len(runs)} runs, {seconds / 60:.0f} minutes on {machine['cpu']}, {machine['cpu_cores']} cores shared ",
-    ]
-    lines[-1] += f"with other work, up to {max(run['date'] for run in runs)}, by `make alarms`."
+    minutes, until = sum(run["seconds"] for run in runs) / 60, max(run["date"] for run in runs)
+    where = f"{machine['cpu']}, {machine['cpu_cores']} cores shared with other work"
+    lines += ["", f"{len(runs)} runs, {minutes:.0f} minutes on {where}, up to {until}, by `make alarms`."]
     return "\n".join([*lines, ""])
 
 
 def _planted(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
     steps = sorted(run["alarms"][case.alarm]["step"] for run in runs if case.alarm in run["alarms"])
-    when = (
-        f"{statistics.median(steps):g} ({steps[0]} – {steps[-1]}) of {max(run['steps'] for run in runs)}"
-        if steps
-        else ""
-    )
+    last = max(run["steps"] for run in runs)
+    when = f"{statistics.median(steps):g} ({steps[0]} – {steps[-1]}) of {last}" if steps else "never"
     others = Counter(name for run in runs for name in run["alarms"] if name != case.alarm)
     told = ", ".join(f"{name} {count}" for name, count in others.most_common())
     return f"| `{case.alarm}` | {case.fault} | {case.method} | {len(steps)} of {len(runs)} | {when} | {told} |"
