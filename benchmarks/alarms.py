@@ -28,9 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "workers"))
-sys.path.insert(0, str(ROOT / "tests" / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "workers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
 import cpu_run
 import numpy as np
@@ -49,6 +48,7 @@ from workers.engines.base import Request, Response
 from workers.types import Finish
 from workers.weights import Manifest
 
+ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "alarms.json"
 PAGE = ROOT / "docs" / "alarms.md"
 BEGIN, END = "<!-- tables: make alarms -->", "<!-- end of the tables -->"

@@ -77,7 +77,8 @@ class History:
     def improved(self, name: str, count: int) -> bool:
         """Whether the newest rows are certainly above the first ones, and not certainly below the best ones."""
         values = self.values(name)
-        if len(values) < 2 * count:
+        count = min(count, len(values) // 2)
+        if count < 2:
             return False
         best = max((values[i : i + count] for i in range(0, len(values) - count + 1, count)), key=np.mean)
         newest = values[-count:]
