@@ -74,15 +74,16 @@ class Sampler(cpu_run.TorchSampler):
         stop_token_ids: Sequence[int],
         **_: Any,
     ) -> list[Response]:
-        draws = [torch.Generator().manual_seed(request.seed) for request in requests]
+        draws = torch.stack([_uniform(request.seed, max_tokens) for request in requests])  # [N, max_tokens]
         tokens = torch.tensor([list(request.tokens) for request in requests])
         chosen: list[list[int]] = [[] for _ in requests]
         logprobs: list[list[float]] = [[] for _ in requests]
         ended = [False] * len(requests)
-        for _ in range(max_tokens):
+        for place in range(max_tokens):
             logits = self._model(tokens, use_cache=False).logits[:, -1]
             told = (logits / temperature if temperature else logits).log_softmax(-1)
-            picked = told.argmax(-1) if not temperature else _draw(told, draws)
+            below = told.exp().cumsum(-1) < draws[:, place, None]  # the inverse of the distribution function
+            picked = told.argmax(-1) if not temperature else below.sum(-1).clamp(max=told.shape[-1] - 1)
             for i, token in enumerate(picked.tolist()):
                 if not ended[i]:
                     chosen[i].append(token)
@@ -102,9 +103,8 @@ class Sampler(cpu_run.TorchSampler):
         self.version = version
 
 
-def _draw(logprobs: torch.Tensor, draws: Sequence[torch.Generator]) -> torch.Tensor:
-    """One token of each row, by its own generator."""
-    return torch.stack([torch.multinomial(p.exp(), 1, generator=g)[0] for p, g in zip(logprobs, draws, strict=True)])
+def _uniform(seed: int, count: int) -> torch.Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
 def _cluster(deaf_from: int | None) -> Callable[..., LocalCluster]:
@@ -206,11 +206,12 @@ CASES = (
     Case(
         name="length_drift",
         alarm="length_drift",
-        fault="a reward for every token",
+        fault="a reward for every token; from 1.5 times on",
         method="GRPO",
         algorithm={"beta": 0.0},
         rewards={"length": 1.0},
-        max_length=48,
+        max_length=24,
+        changes={"alarms": {"length_drift": {"max_ratio": 1.5}}},
     ),
     Case(
         name="pair_length_gap",
@@ -330,7 +331,8 @@ def config_of(case: Case, seed: int, house: Path) -> RunConfig:
         "reward": rewards,
         "rollout": {"max_prompt_length": 8, "max_completion_length": case.max_length},
         "algorithm": algorithm,
-        "evaluation": {"every": 5} if "eval_prompts" in data else {},
+        "samples_per_step": 0,
+        "evaluation": {"every": 10} if "eval_prompts" in data else {},
         "checkpoint": {"every": algorithm["max_steps"]},
         **case.changes,
     }
