@@ -117,7 +117,7 @@ def _cluster(deaf_from: int | None) -> Callable[..., LocalCluster]:
         def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Any:
             return Engine(str(model.path))
 
-    stand_ins = {"policy": cpu_run.learner, "critic": cpu_run.learner, "rollout": Rollout}
+    stand_ins = {"policy": cpu_run._learner, "critic": cpu_run._learner, "rollout": Rollout}
     return lambda *_, **__: LocalCluster(stand_ins)
 
 

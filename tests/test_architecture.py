@@ -64,6 +64,7 @@ LIGHT = (
     "orchestrator.config",
     "orchestrator.data",
     "orchestrator.errors",
+    "orchestrator.evaluation.statistics",
     "orchestrator.monitor",
     "orchestrator.run.directory",
     "orchestrator.run.ledger",

@@ -99,10 +99,10 @@ def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _cluster(*_: Any, **__: Any) -> LocalCluster:
-    return LocalCluster({"policy": learner, "critic": learner, "rollout": TorchRollout})
+    return LocalCluster({"policy": _learner, "critic": _learner, "rollout": TorchRollout})
 
 
-def learner(
+def _learner(
     *,
     model: ModelConfig,
     config: LearnerConfig,
