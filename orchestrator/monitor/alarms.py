@@ -52,8 +52,10 @@ class Watch:
         *,
         rounds: bool = False,
         rolled_back: Collection[str] = (),
+        paused: Collection[tuple[str, int]] = (),
     ) -> None:
-        """`rows`: of earlier attempts, as the metrics file has them; their alarms are known, their actions done.
+        """`rows`: of earlier attempts, as the metrics file has them; their alarms are known. What one of the last row
+        asks for is still to be done (the run may have been killed before), unless it `paused` the run at that step.
         `rolled_back`: alarms that have sent the run back already, and will end it the next time."""
         self._rules = {name: rule for name in RULES if (rule := getattr(config, name)) is not None}
         self._rolled_back = frozenset(rolled_back)
@@ -64,7 +66,7 @@ class Watch:
         self.verdict: Alarm | None = None  # the alarm for which the run is to end
         for row in rows:
             self.see(int(row["step"]), row)
-        self.verdict = None
+        self.verdict = self._due(rows, paused)
 
     def see(self, step: int, metrics: Mapping[str, Any]) -> tuple[Metrics, list[Alarm]]:
         """What to add to the row while alarms last, and the alarms that begin with it: those that rang in none of the
@@ -92,6 +94,12 @@ class Watch:
             if alarm.action != "warn" and stronger:
                 self.verdict = alarm
         return {f"alarms/{name}": 1.0 for name in seen}, begun
+
+    def _due(self, rows: Sequence[Mapping[str, Any]], paused: Collection[tuple[str, int]]) -> Alarm | None:
+        asked = self.verdict
+        if asked is None or asked.step != rows[-1]["step"] or (asked.name, asked.step) in paused:
+            return None
+        return asked
 
     def told(self) -> list[dict[str, Any]]:
         """All alarms so far, as `exit.json` has them."""

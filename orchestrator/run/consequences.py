@@ -53,4 +53,5 @@ def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]
             )
         )
     rolled_back = {told["alarm"]["name"] for told in done if told["action"] == "roll_back"}
-    return Watch(config, rows, rounds=rounds, rolled_back=rolled_back)
+    paused = {(told["alarm"]["name"], told["alarm"]["step"]) for told in done if told["action"] == "pause"}
+    return Watch(config, rows, rounds=rounds, rolled_back=rolled_back, paused=paused)

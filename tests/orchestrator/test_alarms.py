@@ -301,10 +301,18 @@ def test_a_resumed_watch_knows_what_rang_and_asks_for_nothing_again() -> None:
     for row in KL[:5]:
         first.see(row["step"], row)
     assert first.verdict is not None
-    resumed = Watch(config, KL[:5])
+    resumed = Watch(config, KL[:5], paused={("kl_budget", 5)})
     assert (resumed.verdict, resumed.alarms) == (None, first.alarms)
     added, begun = resumed.see(6, KL[5])
     assert (added, begun, resumed.verdict) == ({"alarms/kl_budget": 1.0}, [], None)
+
+
+def test_a_run_that_was_killed_before_it_obeyed_still_has_to() -> None:
+    config = AlarmsConfig.model_validate({"kl_budget": {"action": "stop"}})
+    killed = Watch(config, KL[:5])
+    assert killed.verdict is not None
+    assert killed.verdict.step == 5
+    assert Watch(config, KL[:6]).verdict is None, "it went on: the recipe did not ask for it then"
 
 
 @pytest.mark.parametrize(
