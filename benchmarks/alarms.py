@@ -210,7 +210,7 @@ CASES = (
         method="GRPO",
         algorithm={"beta": 0.0},
         rewards={"length": 1.0},
-        max_length=24,
+        max_length=32,
         changes={"alarms": {"length_drift": {"max_ratio": 1.5}}},
     ),
     Case(
@@ -270,7 +270,7 @@ CASES = (
         alarm="reference_saturation",
         fault="rounds against a reference that is never refreshed, learning rate × 10, β / 10",
         method="iterative DPO",
-        algorithm={"learning_rate": 2e-2, "beta": 0.01},
+        algorithm={"learning_rate": 3e-2, "beta": 0.01},
     ),
     Case(
         name="safety_gate",
