@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults fuzz bad-input check bench back-test table parity proof golden golden-check \
-    lock clean
+.PHONY: help setup quickstart test test-faults fuzz bad-input check bench back-test table alarms parity proof golden \
+    golden-check lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -45,6 +45,9 @@ back-test: setup ## compare the planner with published runs: docs/plan.md
 
 table: setup ## every quickstart recipe over three seeds: docs/learning.md and the table in the README (hours)
 	@$(IN_VENV) python -m benchmarks.learning
+
+alarms: setup ## plant faults in small runs and see which alarms ring: docs/alarms.md (30 minutes)
+	@$(IN_VENV) python -m benchmarks.alarms
 
 parity: setup ## compute TRL's losses and gradients anew in TRL's own environment, and docs/parity.md
 	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -c 'from benchmarks import sides; sides.trl_python(sides.ROOT / ".venv-trl")'

@@ -13,6 +13,7 @@
     │   ├── VersionMismatch   4   an actor holds other weights than it was asked for
     │   └── FleetExhausted    4   the actors of a role died more often than they may be started again
     ├── DiskFailed            1   the disk is full, read-only or broken
+    ├── Alarmed               5   an alarm of the recipe ended the run, after a step and with a checkpoint
     └── Interrupted         130   Ctrl-C; 143 when it was SIGTERM
 
 Exit code 0 is "done". Every error is one or more `Problem`s: what, where, why, and what to do about it.
@@ -261,6 +262,17 @@ class DiskFailed(RlhfError):
                 fix=f"{fix}, then go on with: {resume}" if resume else fix,
             )
         )
+
+
+class Alarmed(RlhfError):
+    """An alarm whose `action` is not to warn. `cause`: alarm_pause, alarm_stop or alarm_roll_back."""
+
+    exit_code = 5
+
+    def __init__(self, name: str, action: str, problem: Problem) -> None:
+        self.name, self.action = name, action
+        self.cause = f"alarm_{action}"
+        super().__init__(problem)
 
 
 class Interrupted(RlhfError):

@@ -80,6 +80,7 @@ LIGHT = (
     "orchestrator.config",
     "orchestrator.data",
     "orchestrator.errors",
+    "orchestrator.evaluation.statistics",
     "orchestrator.monitor",
     "orchestrator.plan",
     "orchestrator.run.directory",

@@ -16,9 +16,7 @@ from workers.engines.base import VersionMismatch
 from workers.engines.inference import answer, asking
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
-from workers.types import Drift, Experience, TokenShare, assemble, merge
-
-SATURATED = 10.0  # nats
+from workers.types import SATURATED, Drift, Experience, TokenShare, assemble, merge
 
 
 class Reference:

@@ -295,6 +295,10 @@ def assemble_vectors(shares: Sequence[TokenShare], completions: Ragged) -> Token
     return TokenVectors(pieces=tuple(share.values for share in pieces), piece=piece, place=place)
 
 
+SATURATED = 10.0
+"""Nats of log-ratio beyond which a completion's DPO gradient is gone."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
     """How far the policy that sampled a batch is from the reference, over `num_completions` completions.
@@ -304,7 +308,7 @@ class Drift:
 
     kl: float  # mean over completions of the sum of log-ratios (nats)
     spread: float  # standard deviation of that sum
-    saturated: float  # share of completions whose |log-ratio sum| is over 10: a DPO gradient there is gone
+    saturated: float  # share of completions whose |log-ratio sum| is over SATURATED
     num_completions: int
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.alarms import AlarmsConfig
 from orchestrator.config.conflicts import ConflictsError, conflicts
 from workers.config import (
     AlgorithmConfig,
@@ -106,6 +107,7 @@ class RunConfig(Settings):
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0  # versions generation may run ahead; 0: synchronous
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
     cluster: ClusterConfig = ClusterConfig()
     report_to: tuple[Literal["wandb"], ...] = ()
     wandb: WandbConfig = WandbConfig()

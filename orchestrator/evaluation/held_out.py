@@ -73,7 +73,12 @@ class HeldOut:
         arrival = sample(self._prompts, self._sampling, self._rollout, self._reward)
         assert arrival.scores is not None
         scores = merge_scores(wait(arrival.scores))
-        metrics = {"eval/reward": float(np.mean(scores.rewards)), "eval/reward_std": float(np.std(scores.rewards))}
+        metrics = {
+            "eval/prompts": float(len(scores.rewards)),
+            "eval/reward": float(np.mean(scores.rewards)),
+            "eval/reward_std": float(np.std(scores.rewards)),
+        }
         for name, values in scores.by_scorer.items():
             metrics[f"eval/rewards/{name}/mean"] = float(np.nanmean(values))
+            metrics[f"eval/rewards/{name}/std"] = float(np.nanstd(values))
         return Evaluation(metrics=metrics, samples=scores.samples)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.config.run import RunConfig
+from orchestrator.monitor.alarms import Watch
 from orchestrator.run.directory import RunDirectory
 from workers.types import Metrics, Sample
 
@@ -62,10 +63,14 @@ class Sink(Protocol):
 
 
 class Monitor:
-    """Fans out to its sinks, in their order. The metrics file is first: its failure stops the run."""
+    """Fans out to its sinks, in their order. The metrics file is first: its failure stops the run.
+
+    `watch`, when the driver has given one, sees every row first: its alarms are in the row, and noted.
+    """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)
+        self.watch: Watch | None = None
 
     def start(self, run: RunInfo) -> None:
         for sink in self._sinks:
@@ -76,8 +81,11 @@ class Monitor:
             sink.phase(role, text)
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample] = ()) -> None:
+        ringing, begun = self.watch.see(step, metrics) if self.watch is not None else ({}, [])
         for sink in self._sinks:
-            sink.step(step, metrics, samples)
+            sink.step(step, {**metrics, **ringing}, samples)
+        for alarm in begun:
+            self.note(str(alarm))
 
     def note(self, text: str) -> None:
         for sink in self._sinks:

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "cluster",
     "checkpoint",
     "evaluation.every",
+    "alarms",
     "report_to",
     "wandb",
 )

@@ -67,6 +67,21 @@ class Checkpointer:
         wait(loading)
 
 
+def go_back(directory: Path, before: int) -> int | None:
+    """Drop the newest checkpoints, so that the run goes on from the newest one that is at `before` or earlier, or else
+    from the oldest that is kept; None, and nothing is dropped, when there is none to go back to.
+    """
+    *earlier, _ = [turn_of(checkpoint) for checkpoint in list_checkpoints(directory)] or [0]
+    if not earlier:
+        return None
+    target = max((step for step in earlier if step <= before), default=earlier[0])
+    for checkpoint in list_checkpoints(directory):
+        if turn_of(checkpoint) > target:
+            checkpoint.rename(gone := disk.partial(checkpoint))  # at once, so that no half of it bears its name
+            shutil.rmtree(gone)
+    return target
+
+
 def newest(directory: Path) -> tuple[Path, State, Sequence[str]]:
     """The newest checkpoint whose files are all as the manifest has them, and what is wrong with newer ones.
 

@@ -20,7 +20,7 @@ from orchestrator.monitor.sinks import JsonlSink
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.pipeline.sources import Arrival
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.driver import idle_warning
+from orchestrator.run.ending import idle_warning
 from orchestrator.run.ledger import Ledger
 from orchestrator.run.manifest import State
 from orchestrator.run.recorder import Recorder

@@ -78,7 +78,8 @@ def prepare(evidence: Evidence, config: DpoConfig) -> tuple[TrainBatch, Metrics]
     sampled = experience.logprobs is not None
     facts = rollout_metrics(evidence) if sampled else {"num_tokens": float(num_tokens(experience))}
     if experience.temperature != 1:
-        facts.pop("objective/kl", None)  # the reference's log-probabilities are those at temperature 1
+        for name in ("objective/kl", "drift/saturated"):
+            facts.pop(name, None)  # the reference's log-probabilities are those at temperature 1
     return batch, facts | _pair_metrics(pairs, experience)
 
 

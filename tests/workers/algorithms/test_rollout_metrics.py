@@ -3,10 +3,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from workers.algorithms.metrics import rollout_metrics
-from workers.types import Evidence, Finish
+from workers.algorithms.metrics import repeated_tails, rollout_metrics
+from workers.types import Evidence, Finish, Ragged
 
 EvidenceOf = Callable[..., Evidence]
 
@@ -35,6 +36,8 @@ def test_all_figures_by_hand(evidence: EvidenceOf) -> None:
             "completions/min_terminated_length": 1,
             "completions/max_terminated_length": 2,
             "completions/clipped_ratio": 0.5,
+            "completions/repeated_tail": (0 + 1 + 0 + 1) / 4,  # all tokens are equal, and three are needed
+            "drift/saturated": 0.0,
         }
     )
 
@@ -49,3 +52,38 @@ def test_groups_of_one_do_not_count_as_constant(evidence: EvidenceOf) -> None:
     metrics = rollout_metrics(evidence([[1], [1, 1]], rewards=[0, 1, 3], logprobs=[-1, -1, -1]))
     assert metrics["frac_reward_zero_std"] == 0
     assert metrics["reward_std"] == pytest.approx(math.sqrt(2))
+
+
+def test_a_completion_beyond_ten_nats_is_saturated(evidence: EvidenceOf) -> None:
+    # Log-ratios 10.5 and −9.5, a mean of ½.
+    metrics = rollout_metrics(evidence([[1], [1]], rewards=[0, 2], logprobs=[-0.5, -10.5], reference=[-11, -1]))
+    assert (metrics["objective/kl"], metrics["drift/saturated"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "terminated", "share"),
+    [
+        ([1, 2, 3, 2, 3, 2, 3], False, 6 / 7),  # three times 2 3
+        ([1, 2, 3, 2, 3, 2], False, 0.0),  # two and a half times
+        ([3, 2, 3, 2, 3, 2, 3], False, 1.0),  # three and a half times: as far back as it goes
+        ([5, 5, 5], False, 1.0),
+        ([5, 5], False, 0.0),
+        ([1, 5, 5, 5, 9], True, 3 / 4),  # the end of the sequence is no part of it
+        ([1, 5, 5, 5, 9], False, 0.0),
+        ([5, 5, 5, 1], False, 0.0),  # not a tail
+        ([9], True, 0.0),
+        ([1, 2, 3, 4, 5, 6, 7, 8] * 3, False, 1.0),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9] * 3, False, 0.0),  # a block of nine is no repetition here
+    ],
+)
+def test_repeated_tails_by_hand(tokens: list[int], terminated: bool, share: float) -> None:
+    # Its neighbours repeat its ends: no tail reaches into another completion.
+    around = Ragged.of(
+        [np.full(4, tokens[0], np.int32), np.asarray(tokens, np.int32), np.full(4, tokens[-1], np.int32)]
+    )
+    found = repeated_tails(around, np.asarray([False, terminated, False]))
+    assert found.tolist() == pytest.approx([1.0, share, 1.0])
+
+
+def test_no_completion_has_no_tail() -> None:
+    assert repeated_tails(Ragged.of([]), np.zeros(0, bool)).tolist() == []

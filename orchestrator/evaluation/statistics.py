@@ -1,0 +1,270 @@
+"""How sure a comparison is: intervals, win rates, strengths, the difference of two methods at equal cost. Pure numpy.
+
+The unit that is drawn again is the prompt, never the completion: completions of one prompt, and two models' answers to
+it, go together. Every function that draws takes a seed; the same seed gives the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values: TypeAlias = NDArray[np.float64]
+NUM_DRAWS = 2000
+MAX_CELLS = 4_000_000  # of draws × prompts that are held at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """An estimate with its confidence interval. Example: `Interval(value=0.61, low=0.55, high=0.67)`."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference was shown at all."""
+        return self.low > 0 or self.high < 0
+
+
+# ------------------------------------------------------------------------------------------------ bootstrap
+
+
+def bootstrap(
+    statistic: Callable[[Values], Values],
+    num_prompts: int,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    num_draws: int = NUM_DRAWS,
+) -> Interval:
+    """The percentile bootstrap over prompts (Efron 1979): `statistic` of the data, and its quantiles over `num_draws`
+    samples of as many prompts, drawn with replacement.
+
+    `statistic` is given weights [D, num_prompts], how often each prompt is in each of D samples, and answers [D]. Draws
+    for which it is not a number are left out. ValueError for fewer than two prompts.
+    """
+    if num_prompts < 2:
+        raise ValueError(f"an interval over prompts needs at least two of them, there are {num_prompts}")
+    generator = np.random.Generator(np.random.Philox(seed))
+    share = np.full(num_prompts, 1 / num_prompts)
+    size = max(1, MAX_CELLS // num_prompts)
+    drawn = [
+        statistic(generator.multinomial(num_prompts, share, size=min(size, num_draws - begin)).astype(np.float64))
+        for begin in range(0, num_draws, size)
+    ]
+    value = float(statistic(np.ones((1, num_prompts)))[0])
+    low, high = np.nanquantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value=value, low=float(low), high=float(high))
+
+
+def mean(values: Values, *, seed: int, confidence: float = 0.95, num_draws: int = NUM_DRAWS) -> Interval:
+    """Of a figure per prompt [n]: the mean over prompts."""
+    assert values.ndim == 1, values.shape
+    return bootstrap(
+        lambda weights: weights @ values / len(values),
+        len(values),
+        seed=seed,
+        confidence=confidence,
+        num_draws=num_draws,
+    )
+
+
+def paired_difference(
+    ours: Values, theirs: Values, *, seed: int, confidence: float = 0.95, num_draws: int = NUM_DRAWS
+) -> Interval:
+    """Mean of ours − theirs [n], [n] on the same prompts: what the prompts have in common cancels."""
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return mean(ours - theirs, seed=seed, confidence=confidence, num_draws=num_draws)
+
+
+def wilson(successes: float, trials: int, *, confidence: float = 0.95) -> Interval:
+    """A proportion with Wilson's score interval (1927): right also near 0 and 1, where p ± z √(pq/n) is not.
+
+    (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n). ValueError without a trial.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes:g} successes in {trials} trials are no proportion")
+    z, p = NormalDist().inv_cdf((1 + confidence) / 2), successes / trials
+    centre, scale = p + z * z / (2 * trials), 1 + z * z / trials
+    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return Interval(value=p, low=max(0.0, (centre - half) / scale), high=min(1.0, (centre + half) / scale))
+
+
+# ------------------------------------------------------------------------------------------------ win rates
+
+
+def win_rate(outcomes: Values, *, seed: int, confidence: float = 0.95, num_draws: int = NUM_DRAWS) -> Interval:
+    """Of outcomes per prompt [n], 1 for a win, 0 for a loss, ½ for a tie (or the mean over both orders of a judge)."""
+    _require_outcomes(outcomes)
+    return mean(outcomes, seed=seed, confidence=confidence, num_draws=num_draws)
+
+
+def length_controlled_win_rate(
+    outcomes: Values,
+    ours: NDArray[Any],
+    theirs: NDArray[Any],
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    num_draws: int = NUM_DRAWS,
+) -> Interval:
+    """What the win rate would be if both wrote answers of one length (AlpacaEval 2, arXiv 2404.04475).
+
+    The logistic regression P(win) = σ(θ + φ tanh(Δ/sd Δ)), Δ = |ours| − |theirs| of each prompt, in characters or
+    tokens [n]; the answer is σ(θ). The paper's third term, how difficult an instruction is, is fitted over many models
+    and left out, as it must be for two. φ has a ridge of ½φ² on the summed loss, as weak as a few prompts: it keeps the
+    fit finite where length explains everything.
+    """
+    _require_outcomes(outcomes)
+    assert ours.shape == theirs.shape == outcomes.shape, (ours.shape, theirs.shape, outcomes.shape)
+    gaps = ours.astype(np.float64) - theirs.astype(np.float64)
+    spread = float(gaps.std())
+    features = np.tanh(gaps / spread) if spread > 0 else np.zeros(len(gaps))
+    return bootstrap(
+        lambda weights: _sigmoid(_logistic(outcomes, features, weights)[:, 0]),
+        len(outcomes),
+        seed=seed,
+        confidence=confidence,
+        num_draws=num_draws,
+    )
+
+
+def _logistic(outcomes: Values, features: Values, weights: Values, num_steps: int = 30) -> Values:
+    """θ and φ [D, 2] of each weighted sample [D, n], by Newton's method from 0.
+
+    θ has a ridge of 1e-6: a sample of wins only is σ(θ) = 1 to six digits, not a division by zero.
+    """
+    ridge = np.asarray([1e-6, 1.0])
+    theta = np.zeros((len(weights), 2))
+    for _ in range(num_steps):
+        p = _sigmoid(theta[:, :1] + theta[:, 1:] * features)  # [D, n]
+        errors, curvature = weights * (p - outcomes), weights * p * (1 - p)
+        gradient = np.stack([errors.sum(1), errors @ features], 1) + ridge * theta
+        a, b, c = curvature.sum(1) + ridge[0], curvature @ features, curvature @ features**2 + ridge[1]
+        determinant = a * c - b * b
+        step = np.stack([c * gradient[:, 0] - b * gradient[:, 1], a * gradient[:, 1] - b * gradient[:, 0]], 1)
+        theta -= np.clip(step / determinant[:, None], -2, 2)  # far from the optimum a whole step may go too far
+        if np.abs(gradient).max() < 1e-9 * len(outcomes):
+            break
+    return theta
+
+
+def _sigmoid(x: Values) -> Values:
+    probabilities: Values = np.exp(-np.logaddexp(0, -x))
+    return probabilities
+
+
+def _require_outcomes(outcomes: Values) -> None:
+    assert outcomes.ndim == 1, outcomes.shape
+    if len(outcomes) and not (outcomes.min() >= 0 and outcomes.max() <= 1):
+        raise ValueError("an outcome is between 0 (loss) and 1 (win)")
+
+
+def bradley_terry(wins: Values, *, tolerance: float = 1e-10, max_steps: int = 10_000) -> Values:
+    """Strengths s [m], mean 0, of m models with P(i beats j) = σ(s_i − s_j), from wins[i, j] = how often i beat j
+    [m, m]; a tie is half a win for each.
+
+    The maximum of the likelihood by the minorise-maximise steps of Hunter (2004): with w = e^s,
+    w_i ← W_i / Σ_j n_ij / (w_i + w_j), W_i the wins of i and n_ij the games of i and j.
+    ValueError when no finite maximum exists: some group of models never lost to the others, or was never compared.
+    """
+    assert wins.ndim == 2, wins.shape
+    assert wins.shape[0] == wins.shape[1], wins.shape
+    wins = wins * (1 - np.eye(len(wins)))
+    _require_connected(wins)
+    games, won = wins + wins.T, wins.sum(1)
+    power = np.ones(len(wins))
+    for _ in range(max_steps):
+        new = won / (games / (power[:, None] + power)).sum(1)
+        new /= np.exp(np.log(new).mean())
+        moved = float(np.abs(np.log(new / power)).max())
+        power = new
+        if moved < tolerance:
+            break
+    strengths: Values = np.log(power)
+    return strengths
+
+
+def _require_connected(wins: Values) -> None:
+    """From each model to each other one a chain of wins must lead (Ford 1957)."""
+    reaches = (wins > 0) | np.eye(len(wins), dtype=bool)
+    for _ in range(len(wins).bit_length()):
+        reaches = (reaches.astype(np.int64) @ reaches.astype(np.int64)) > 0
+    for i, j in np.argwhere(~reaches):
+        raise ValueError(f"no chain of wins leads from model {i} to model {j}: their strengths have no finite estimate")
+
+
+# ------------------------------------------------------------------------------------------------ at equal cost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """What a method reached at p settings or checkpoints on n prompts: its cost (KL, GPU-seconds) and its figure.
+
+    Example: two checkpoints on three prompts at KL 1 and 4: `Curve(cost=[[1, 1, 1], [4, 4, 4]], figure=[[0, 1, 0], [1,
+    1, 0]])`. A cost that is measured per prompt has its own figure for each, and its uncertainty counts.
+    """
+
+    cost: Values  # [p, n]
+    figure: Values  # [p, n]
+
+    def __post_init__(self) -> None:
+        if self.cost.shape != self.figure.shape or self.cost.ndim != 2 or len(self.cost) < 2:
+            raise ValueError(f"a curve has two points or more, of one shape; {self.cost.shape}, {self.figure.shape}")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        costs = self.cost.mean(1)
+        return float(costs.min()), float(costs.max())
+
+    def at(self, cost: float, weights: Values) -> Values:
+        """The mean figure [D] of each weighted sample of prompts [D, n] at `cost`, linear between the points; not a
+        number outside of them."""
+        total = weights.sum(1)
+        costs, figures = weights @ self.cost.T / total[:, None], weights @ self.figure.T / total[:, None]  # [D, p]
+        order = np.argsort(costs, axis=1, kind="stable")
+        costs, figures = np.take_along_axis(costs, order, 1), np.take_along_axis(figures, order, 1)
+        return np.asarray(
+            [np.interp(cost, c, f, left=np.nan, right=np.nan) for c, f in zip(costs, figures, strict=True)], np.float64
+        )
+
+
+def difference_at(
+    ours: Curve,
+    theirs: Curve,
+    cost: float,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    num_draws: int = NUM_DRAWS,
+) -> Interval | None:
+    """The figure of `ours` − `theirs` at equal `cost`, both interpolated, on the same prompts drawn together.
+
+    None where one of them was not measured on both sides of `cost`, or, as its cost is uncertain, was not in more than
+    5 % of the draws: nothing is extrapolated.
+    """
+    if ours.figure.shape[1] != theirs.figure.shape[1]:
+        raise ValueError(f"{ours.figure.shape[1]} prompts and {theirs.figure.shape[1]} prompts cannot be paired")
+    if any(not curve.range[0] <= cost <= curve.range[1] for curve in (ours, theirs)):
+        return None
+    outside, drawn = 0, 0
+
+    def statistic(weights: Values) -> Values:
+        nonlocal outside, drawn
+        gaps = ours.at(cost, weights) - theirs.at(cost, weights)
+        outside, drawn = outside + int(np.isnan(gaps).sum()), drawn + len(gaps)
+        return gaps
+
+    found = bootstrap(statistic, ours.figure.shape[1], seed=seed, confidence=confidence, num_draws=num_draws)
+    return None if outside > 0.05 * drawn else found

@@ -1,0 +1,57 @@
+"""What an alarm that does more than warn comes to: the run stands where its action wants it, and the ledger says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.config.alarms import AlarmsConfig
+from orchestrator.errors import Alarmed, Problem, ResumeError
+from orchestrator.monitor.alarms import Alarm, Watch
+from orchestrator.run.checkpoint import go_back
+from orchestrator.run.directory import RunDirectory
+from orchestrator.run.ledger import Fact, Ledger
+
+
+def follow(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: int, turns: int) -> Alarmed:
+    """Do what `alarm` asks for and record it. A run that has no checkpoint to go back to is stopped."""
+    action, went = alarm.action, ""
+    if action == "roll_back":
+        target = go_back(directory.checkpoints, alarm.step - alarm.rows)
+        action = "stop" if target is None else action
+        went = ": there is no checkpoint before it" if target is None else f": back to step {target}"
+    ledger.append(Fact.alarm, attempt=attempt, step=turns, action=action, alarm=alarm.told())
+    resume = f"; or go on with: {directory.resume_command}" if action == "pause" else ""
+    return Alarmed(
+        alarm.name,
+        action,
+        Problem(
+            what=f"alarm {alarm.name} at step {alarm.step}, {alarm.saw}",
+            where=f"alarms.{alarm.name}.action = {alarm.action}{went}",
+            why=alarm.why,
+            fix=alarm.fix + resume,
+        ),
+    )
+
+
+def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]], *, rounds: bool) -> Watch:
+    """Of an attempt, with what the ones before it saw and did.
+
+    Raises:
+        ResumeError: when an alarm has stopped the run for good, and by `config` still would.
+    """
+    done = [record.details for record in ledger.records if record.fact == Fact.alarm]
+    rule = getattr(config, done[-1]["alarm"]["name"]) if done and done[-1]["action"] == "stop" else None
+    if rule is not None and rule.action in ("stop", "roll_back"):
+        last = done[-1]["alarm"]
+        raise ResumeError(
+            Problem(
+                what=f"alarm {last['name']} stopped the run at step {last['step']}, {last['saw']}",
+                where=str(ledger.path),
+                why=last["why"],
+                fix=f"{last['fix']}; start the changed recipe under another name",
+            )
+        )
+    rolled_back = {told["alarm"]["name"] for told in done if told["action"] == "roll_back"}
+    paused = {(told["alarm"]["name"], told["alarm"]["step"]) for told in done if told["action"] == "pause"}
+    return Watch(config, rows, rounds=rounds, rolled_back=rolled_back, paused=paused)

@@ -1,0 +1,56 @@
+"""What a finished run tells: how it went, where its model is, and what a person should look at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import RunConfig
+from orchestrator.monitor import Outcome
+from orchestrator.monitor.alarms import Alarm
+from orchestrator.monitor.metrics import MetricsFile
+from orchestrator.run.directory import RunDirectory
+from workers.needs import NEEDS
+
+
+def success(
+    config: RunConfig, directory: RunDirectory, alarms: Sequence[Alarm], *, turns: int, word: str, seconds: float
+) -> Outcome:
+    """Of a run whose model is written. `word`: what a turn of the loop is called, step or round."""
+    rows = MetricsFile(directory.metrics).rows()
+    hints = idle_warning(rows, word)
+    for name, told in (("eval/reward", "held-out reward (greedy)"), ("eval/accuracy", "held-out accuracy")):
+        measured = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {value:.3f}" for step, value in measured)
+        hints += [f"{told}: {curve}"] if measured else []
+    scores = NEEDS[config.algorithm.type].head == "scores"
+    loads = "AutoModelForSequenceClassification" if scores else "transformers and with `vllm serve`"
+    hints += [f"alarm {alarm.name} since {word} {alarm.step}: {alarm.saw}" for alarm in alarms]
+    hints += [
+        f"model: {_short(directory.model)}  (loads with {loads})",
+        f"metrics: {_short(directory.metrics)}"
+        + (f"   samples: {_short(samples)}" if (samples := directory.path / "samples").is_dir() else ""),
+    ]
+    return Outcome(ok=True, message=f"done: {turns} {word}s in {_minutes(seconds)}", hints=tuple(hints))
+
+
+def idle_warning(rows: Sequence[Mapping[str, Any]], word: str) -> list[str]:
+    """One line when there were steps that learned nothing, with their share; `rows` are those of the metrics."""
+    learned = [row["num_updates"] > 0 for row in rows if row.get("num_updates") is not None]
+    if all(learned):
+        return []
+    idle = learned.count(False)
+    return [
+        f"warning: {idle} of {len(learned)} {word}s ({idle / len(learned):.0%}) learned nothing, because no group of "
+        f"completions had rewards that differ: too easy, too hard, or a broken reward? the samples show it"
+    ]
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

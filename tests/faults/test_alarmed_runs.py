@@ -1,0 +1,121 @@
+"""What an alarm does to a whole run: it pauses, stops, goes back, or keeps a model from being written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cpu_run
+import pytest
+import torch
+
+from benchmarks import alarms
+from orchestrator.config import RunConfig
+from orchestrator.errors import Alarmed, ResumeError
+from orchestrator.run.directory import RunDirectory
+from orchestrator.run.driver import attempts
+from orchestrator.run.ledger import Fact, read_ledger
+from orchestrator.run.stop import Stop
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("task")
+    cpu_run.write_task(directory)
+    return directory
+
+
+def recipe(task: Path, output: Path, **rules: Any) -> RunConfig:
+    """GRPO of six steps; its KL is over 1e-4 from the second on, so that the median of three rows is in the third."""
+    whole = cpu_run.config(task, output, "grpo", checkpoint={"keep": 4}, alarms=rules).model_dump(mode="json")
+    whole["algorithm"]["max_steps"] = STEPS
+    return RunConfig.model_validate_json(json.dumps(whole))
+
+
+def kl(action: str) -> dict[str, Any]:
+    return {"kl_budget": {"max_kl": 1e-4, "window": 3, "action": action}}
+
+
+def run(settings: RunConfig) -> RunDirectory:
+    directory = RunDirectory.create(settings, "")
+    with contextlib.redirect_stdout(io.StringIO()), Stop() as stop:
+        attempts(settings, directory, stop, start_cluster=cpu_run.local_cluster)
+    return directory
+
+
+def ending(settings: RunConfig) -> dict[str, Any]:
+    """exit.json of a run that an alarm ends."""
+    with pytest.raises(Alarmed):
+        run(settings)
+    return RunDirectory.create(settings, "").read_exit() or {}
+
+
+def facts(directory: RunDirectory, fact: Fact) -> list[int]:
+    return [record.step for record in read_ledger(directory.ledger)[0] if record.fact == fact]
+
+
+def test_a_warning_changes_nothing_but_what_is_told(task: Path, tmp_path: Path) -> None:
+    warned = run(recipe(task, tmp_path / "warned", **kl("warn")))
+    weights, rows = cpu_run.outcome(warned.path)
+    plain = cpu_run.outcome(run(recipe(task, tmp_path / "plain", kl_budget=None)).path)
+    assert (weights, [{k: v for k, v in row.items() if k != "alarms/kl_budget"} for row in rows]) == plain
+    assert [row["step"] for row in rows if "alarms/kl_budget" in row] == [3, 4, 5, 6]
+    exit = warned.read_exit() or {}
+    assert [(alarm["name"], alarm["step"], alarm["action"]) for alarm in exit["alarms"]] == [("kl_budget", 3, "warn")]
+    assert facts(warned, Fact.alarm) == []
+
+
+def test_a_paused_run_goes_on_as_if_nothing_had_been(task: Path, tmp_path: Path) -> None:
+    settings = recipe(task, tmp_path, **kl("pause"))
+    exit = ending(settings)
+    assert (exit["cause"], exit["exit_code"], exit["step"]) == ("alarm_pause", 5, 3)
+    assert exit["resume"].startswith("rlhf resume ")
+    resumed = run(settings)
+    assert cpu_run.outcome(resumed.path) == cpu_run.outcome(run(recipe(task, tmp_path / "plain", **kl("warn"))).path)
+    assert (facts(resumed, Fact.attempt), facts(resumed, Fact.alarm)) == ([0, 3], [3])
+
+
+def test_a_stopped_run_has_a_checkpoint_no_model_and_no_resume(task: Path, tmp_path: Path) -> None:
+    settings = recipe(task, tmp_path, **kl("stop"))
+    exit = ending(settings)
+    directory = RunDirectory.create(settings, "")
+    assert (exit["cause"], exit["exit_code"], exit["step"], exit["resume"]) == ("alarm_stop", 5, 3, None)
+    assert directory.checkpoint(3).is_dir()
+    assert not directory.model.exists()
+    with pytest.raises(ResumeError, match="alarm kl_budget stopped the run at step 3"):
+        run(settings)
+
+
+def test_a_run_goes_back_once_and_is_stopped_when_it_meets_the_same(task: Path, tmp_path: Path) -> None:
+    settings = recipe(task, tmp_path, **kl("roll_back"))
+    exit = ending(settings)
+    directory = RunDirectory.create(settings, "")
+    # The window of three rows begins before the first step: the oldest checkpoint, of step 1.
+    assert facts(directory, Fact.attempt) == [0, 1]
+    told = [r.details for r in read_ledger(directory.ledger)[0] if r.fact == Fact.alarm]
+    assert [details["action"] for details in told] == ["roll_back", "stop"]
+    assert (exit["cause"], exit["attempt"], exit["step"]) == ("alarm_stop", 2, 3)
+    steps = [json.loads(line)["step"] for line in directory.metrics.read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("metric", "written"), [("eval/rewards/without_a/mean", False), ("eval/reward", True)])
+def test_a_gate_that_is_shut_after_the_last_step_keeps_the_model_from_being_written(
+    tmp_path: Path, metric: str, written: bool
+) -> None:
+    # Rewarded for the letter a, with the next evaluation after the last of ten steps.
+    (proxy,) = (case for case in alarms.CASES if case.name == "safety_gate")
+    gate = {"alarms": {"safety_gate": {"metrics": [metric]}}}
+    case = replace(proxy, algorithm={**proxy.algorithm, "max_steps": 10}, changes=gate)
+    rows, exit = alarms.rows_of(case, 0, tmp_path)
+    fell = rows[-1]["eval/rewards/without_a/mean"] - rows[0]["eval/rewards/without_a/mean"]
+    assert (rows[-1]["step"], fell < -0.02) == (10, True)
+    assert exit["cause"] == ("completed" if written else "alarm_stop")
+    assert (tmp_path / "run" / "model").is_dir() is written
