@@ -168,15 +168,16 @@ def _spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 _README_HEAD = f"""Greedy accuracy on 256 unseen prompts, mean of seeds {", ".join(map(str, SEEDS))} (lowest – highest),
-and minutes for the whole command from a finished base:
+and minutes for the whole command from a finished base (the machine had other work at times):
 """
 
 _PAGE_HEAD = """# Does it learn?
 
 Every recipe of `configs/quickstart/` over its seeds: mean (lowest – highest). Each seed has its own untrained
 model, data and base. Held-out figures: greedy accuracy on 256 unseen prompts, or accuracy on
-unseen pairs for the reward model. Minutes are those of the whole command from a finished base. Written by `make table`;
-all figures are in [benchmarks/results/learning.json](../benchmarks/results/learning.json).
+unseen pairs for the reward model. Minutes are those of the whole command from a finished base, on a machine that had
+other work at times: the lowest are nearest to those of a quiet one. Written by `make table`; all figures are in
+[benchmarks/results/learning.json](../benchmarks/results/learning.json).
 """
 
 

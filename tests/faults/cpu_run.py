@@ -36,6 +36,7 @@ from workers.types import Finish
 from workers.weights import Manifest, Segment
 
 ALPHABET = "abcdefgh>"
+REWARD = Path(__file__).with_name("letters.py")  # a process of its own imports it at every start: it is to be light
 SHAPE = {
     "model_type": "qwen2",
     "hidden_size": 16,
@@ -61,11 +62,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
-def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """A reward any policy can learn: the share of the letter a."""
-    return [c.count("a") / max(1, len(c)) for c in completions]
-
-
 def write_task(directory: Path) -> None:
     """A model and prompts; what `config` names."""
     hf_models.create_model(directory / "model", SHAPE, hf_models.character_tokenizer(ALPHABET), seed=0)
@@ -79,7 +75,7 @@ def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunCo
         "output_dir": str(output),
         "model": {"path": str(task / "model"), "dtype": "float32"},
         "data": {"prompts": str(task / "prompts.jsonl")},
-        "reward": [{"type": "function", "function": f"{__file__}:letters_a"}],
+        "reward": [{"type": "function", "function": f"{REWARD}:letters_a"}],
         "rollout": {"max_prompt_length": 8, "max_completion_length": 6},
         "algorithm": ALGORITHMS[algorithm],
         "reference": {"refresh": "every_round"} if algorithm.startswith("iterative-dpo") else {},

@@ -1,0 +1,6 @@
+"""The reward of the runs here."""
+
+
+def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+    """A reward any policy can learn: the share of the letter a."""
+    return [c.count("a") / max(1, len(c)) for c in completions]
