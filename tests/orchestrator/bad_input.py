@@ -91,9 +91,6 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     },
 }
 NOT_SHOWN: Mapping[int, str] = {
-    20: "waits for `rlhf plan`: what a model takes is not estimated yet, and the engine's own error is shown",
-    54: "a call ends at reward_workers.timeout_s; what else a function does to its process is not limited yet",
-    56: "not noticed yet",
     27: "no reward is asked by URL yet; credentials in any URL are redacted (`tests/orchestrator/test_errors.py`)",
 }
 ELSEWHERE: Mapping[int, tuple[str, ...]] = {

@@ -105,7 +105,6 @@ def test_b58_slips_on_the_command_line(golden: Golden, capsys: pytest.CaptureFix
         ["logs", "--cluster"],
         ["stop", "--cluster", "x"],
         ["jobs", "--cluster", "a", "--cluster=b", "--token-file", "c", "--token-file", "d"],
-        ["resume", "runs/x", "seed=3"],
         ["resume", "runs/x", "--new"],
     )
     for slip in slips:

@@ -74,8 +74,8 @@ def test_conflicts_cannot_be_written_in_python_either(workshop: Workshop) -> Non
 
 def test_every_rule_on_conflicts_has_a_golden_text() -> None:
     """The names of the rules, so that a new one is noticed here and gets its case in test_bad_recipes."""
-    names = "data_source reward steps batches lengths overlong dynamic_sampling roles sampling lora reporting pair_loss"
-    names += " teacher distillation"
+    names = "data_source reward steps batches lengths overlong dynamic_sampling roles sampling lora checkpoints"
+    names += " reporting pair_loss teacher distillation"
     assert [rule.__name__.removeprefix("_") for rule in RULES] == names.split()
 
 

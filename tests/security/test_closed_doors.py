@@ -21,7 +21,7 @@ from orchestrator.cluster.ray_start import FLOORS, check_versions, refuse_open
 from orchestrator.errors import BadInput, ClusterError, redact
 from orchestrator.run.directory import RunDirectory
 from workers.config import ModelConfig
-from workers.engines import hf_models
+from workers.engines import hf_models, hf_text
 
 # ------------------------------------------------------------------------------------------------ S1: open clusters
 
@@ -135,7 +135,7 @@ USES: dict[str, Callable[[str], object]] = {
     "reference": lambda path: hf_models.load_policy(path, "bfloat16", chunk=64),
     "reward model": lambda path: hf_models.load_scorer(path, "float32"),
     "kind": hf_models.is_scorer,
-    "tokenizer": lambda path: hf_models.TextCodec(ModelConfig(path=path)),
+    "tokenizer": lambda path: hf_text.TextCodec(ModelConfig(path=path)),
     "output layer": lambda path: hf_models.load_output_layer(ModelConfig(path=path)),
 }
 
