@@ -48,6 +48,7 @@ def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
     draw = random.Random(f"{world.algorithm} {seed}")
     faults = (*ENGINE_FAULTS, REFERENCE_FAULT) if world.algorithm == "iterative-dpo" else ENGINE_FAULTS
     fault, engine = draw.choice(faults), draw.randrange(NUM_ENGINES)
+    ahead = cpu_run.MAX_STALENESS.get(world.algorithm, 0)
     version = draw.randint(1, 2)  # of three: the last one is not sampled from
     name = f"{world.algorithm}-half-{seed}"
     witness, happened = world.root / f"{name}.witness", world.root / f"{name}.happened"
@@ -55,7 +56,9 @@ def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
     def disturbed(disk: object) -> None:
         # What the product says of it, it may say in its own words: here it counts what was learned from.
         with suppress(RlhfError, EngineError):
-            cpu_run.run(config(world, name), lambda *_, **__: _cluster(fault, engine, version, witness, happened))
+            cpu_run.run(
+                config(world, name), lambda *_, **__: _cluster(fault, engine, version, witness, happened, ahead)
+            )
 
     assert lives.live(world.root / name, disturbed) in (0, 2), "it did not end by itself"
     assert happened.exists(), f"{fault}, version {version}: it never came to that"
@@ -69,7 +72,7 @@ def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
     return True
 
 
-def _cluster(fault: str, engine: int, version: int, witness: Path, happened: Path) -> LocalCluster:
+def _cluster(fault: str, engine: int, version: int, witness: Path, happened: Path, ahead: int) -> LocalCluster:
     def rollout(*, index: int, **arguments: Any) -> cpu_run.TorchRollout:
         made = cpu_run.TorchRollout(index=index, **arguments)
         if index == engine and fault in ENGINE_FAULTS:
@@ -78,7 +81,7 @@ def _cluster(fault: str, engine: int, version: int, witness: Path, happened: Pat
 
     def learner(*, head: Any, **arguments: Any) -> Learner:
         made = cpu_run.learner(head=head, **arguments)
-        return Witnessed(made, witness) if head == "logprobs" else made
+        return Witnessed(made, witness, ahead) if head == "logprobs" else made
 
     def reference(**arguments: Any) -> Reference:
         at = f"version-{version}" if fault == REFERENCE_FAULT else ""
@@ -109,15 +112,15 @@ class Faulty(cpu_run.TorchSampler):
 
 
 class Witnessed(Learner):
-    """Writes down what it learned from, where that is not of its own version."""
+    """Writes down what it learned from, where that is not of one version, or of an older one than may be."""
 
-    def __init__(self, sound: Learner, witness: Path) -> None:
+    def __init__(self, sound: Learner, witness: Path, ahead: int) -> None:
         self.__dict__ |= sound.__dict__
-        self._witness = witness
+        self._witness, self._ahead = witness, ahead
 
     def step(self, step: int, experience: Sequence[Experience], *evidence: Any) -> Any:
         seen = {int(version) for part in experience for version in part.versions}
-        if seen != {step}:
+        if len(seen) != 1 or not step - self._ahead <= min(seen) <= step:
             with self._witness.open("a") as file:
                 file.write(f"versions {sorted(seen)} in step {step}; ")
         return super().step(step, experience, *evidence)

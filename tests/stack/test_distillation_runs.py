@@ -28,7 +28,7 @@ def test_on_its_own_samples(finished: Finished, qwen2: Path) -> None:
     assert min(run.figures("completions/mean_length")) > 0
     assert not run.figures("reward")
     assert not (run.path / "samples").exists()  # a reward worker shows them
-    roles = {path.name.partition("-")[0] for path in (run.path / "logs" / "attempt-1").iterdir()}
+    roles = {path.name.partition("-")[0] for path in (run.path / "logs" / "attempt-1").glob("*.log")}
     assert roles == {"policy", "teacher", "rollout"}
 
 
