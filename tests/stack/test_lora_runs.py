@@ -29,8 +29,9 @@ def test_ppo_with_an_adapted_critic_goes_on_after_a_stop_as_if_there_had_been_no
     fewer = (LORA, "algorithm.max_steps=4")
     whole = finished("ppo", qwen2, "name=ppo-lora", *fewer)
     assert_adapted(whole, base=qwen2 / "runs" / "base" / "model")
-    assert whole.figures("objective/kl")[0] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
-    assert whole.figures("objective/kl")[-1] > 0
+    first, *later = whole.figures("objective/kl")
+    assert first == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
+    assert max(map(abs, later)) > 1e-3, "the mean log-ratio of few samples may be negative, but moves away from zero"
     stopped = Run(qwen2 / "runs" / "ppo-lora-stopped")
     with Command("run", str(RECIPES / "ppo.yaml"), "name=ppo-lora-stopped", *fewer, cwd=qwen2) as command:
         command.read_until("step 1/4")
