@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 # Before torch, transformers and DeepSpeed are imported, which read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# A process keeps the first token that Ray has read: all clusters of a session have the same one.
+os.environ.setdefault("RLHF_TEST_RAY_TOKEN", secrets.token_hex(32))
 
 from hypothesis import settings
 

@@ -82,7 +82,7 @@ class Stage:
 
         token, socket = directory / "token", str(directory / "forks")
         token.touch(0o600)
-        token.write_text(secrets.token_hex(32))
+        token.write_text(os.environ.get("RLHF_TEST_RAY_TOKEN") or secrets.token_hex(32))
         before = dict(os.environ)
         os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}

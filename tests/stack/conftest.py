@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     token = tmp_path_factory.mktemp("ray") / "token"
-    token.write_text(secrets.token_hex(32))
+    token.write_text(os.environ["RLHF_TEST_RAY_TOKEN"])
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import socket
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from workers.config import LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_models, lora
@@ -49,8 +51,23 @@ def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> 
         # DeepSpeed's shared-memory all-reduce for CPUs is compiled at first use and leaves files behind when a rank is
         # killed; gloo is fast enough for models that are trained on a CPU.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    backend = "nccl" if cuda else "gloo"
+    store = _store(rank, world_size, address, port)
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, world_size=world_size, rank=rank, store=store)
+    deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)  # takes the group that is there
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+def _store(rank: int, world_size: int, address: str, port: int) -> TCPStore:
+    """Where the ranks meet. It asks nobody who he is, and left alone it listens on every interface of the machine: here
+    on the one of `address` alone."""
+    listening = None
+    if rank == 0:
+        with socket.create_server((address, port)) as server:
+            listening = server.detach()
+    return TCPStore(
+        address, port, world_size, is_master=rank == 0, timeout=COLLECTIVE_TIMEOUT, master_listen_fd=listening
+    )
 
 
 class DeepSpeedEngine:
