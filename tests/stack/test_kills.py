@@ -16,9 +16,9 @@ pytestmark = pytest.mark.stack
 
 
 def test_a_killed_driver_and_a_killed_learner_change_nothing(finished: Callable[..., Run], qwen2: Path) -> None:
-    whole, run = finished("grpo", qwen2), Run(qwen2 / "runs" / "struck")
+    whole, run = finished("grpo", qwen2), Run(qwen2 / "runs" / "killed-twice")
     planned = [(("driver", 0), "SCORED 2", 0.0), (("policy", 0), "SCORED 3", 0.0)]
-    told = strikes.struck(qwen2, "grpo", "struck", planned)
+    told = strikes.struck(qwen2, "grpo", "killed-twice", planned)
     assert told == ["resumed", "resumed"]
     assert strikes.outcome(run) == strikes.outcome(whole)
     learned = account(read_ledger(run.path / "ledger.jsonl")[0])
