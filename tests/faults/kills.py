@@ -107,10 +107,8 @@ def play(
                 kill.went_on = "attempt" if life.ended() else "in place"
         assert life.ended(LIFE_S), f"attempt {attempt} hangs: {life.directory}"
         played.left_behind += not stage.clean(life)
-        for kill in played.kills:
-            if kill.attempt == attempt:
-                kill.cause = life.cause
-                kill.went_on = kill.went_on if life.status == 0 else "attempt"
+        if life.status != 0 and played.kills and (last := played.kills[-1]).attempt == attempt:
+            last.cause, last.went_on = life.cause, "attempt"  # those before it in this life were healed
         if life.status == 0:
             return played
         assert played.kills, f"it failed by itself: {(life.directory.parent / 'output.log').read_text()[-2000:]}"
