@@ -119,7 +119,11 @@ def assert_whole(run: Run, config: RunConfig, names: set[str]) -> None:
     assert steps is not None
     assert json.loads((run.path / "resolved.json").read_text()) == resolved(config)
     assert (run.path / "recipe.yaml").is_file()
-    expected = ["ATTEMPT 0", *facts_of_steps(steps, every, sampled=config.data.prompts is not None), f"FINISHED {steps}"]
+    expected = [
+        "ATTEMPT 0",
+        *facts_of_steps(steps, every, sampled=config.data.prompts is not None),
+        f"FINISHED {steps}",
+    ]
     ahead = config.max_staleness > 0  # what is sampled ahead is durable before its step is planned
     assert (sorted(run.facts) if ahead else run.facts) == (sorted(expected) if ahead else expected)
     assert run.exit | {"message": "", "alarms": []} == {
