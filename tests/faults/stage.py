@@ -105,9 +105,11 @@ class Stage:
             yield cls(server, socket, dict(environment))
         finally:
             assert server.stdin is not None
+            assert server.stdout is not None
             server.stdin.close()
             cluster.shutdown()
             server.wait()
+            server.stdout.close()
             os.environ.clear()
             os.environ.update(before)
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import secrets
 import shutil
+import signal
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,12 +59,14 @@ def seen(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     variables = {**canaries, "RAY_AUTH_TOKEN_PATH": str(token)}
     with Command("run", str(RECIPES / "grpo.yaml"), *overrides, cwd=qwen2, variables=variables) as command:
         command.read_until("step 1/3")
+        os.kill(command.pid, signal.SIGSTOP)  # or it is over before it has been looked at
         family = [psutil.Process(pid) for pid in command.left_behind()]
         command_lines = [" ".join(p.cmdline()) for p in family]
         listening = {
             (c.laddr.ip, c.laddr.port) for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN
         }
         answers = {port: answer for _, port in listening if (answer := anonymous_get(port)) is not None}
+        os.kill(command.pid, signal.SIGCONT)
         assert command.exit_code() == 4
         assert command.leaves_nothing_behind()
     session = next(a.split("=", 1)[1] for line in command_lines for a in line.split() if a.startswith("--session_dir="))
@@ -81,7 +84,7 @@ def seen(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
 def anonymous_get(port: int) -> tuple[int, str] | None:
     """Status and beginning of the answer; None for what speaks no HTTP."""
     try:
-        answer = requests.get(f"http://127.0.0.1:{port}/", timeout=2)
+        answer = requests.get(f"http://127.0.0.1:{port}/", timeout=10)
         return answer.status_code, answer.text[:7]
     except requests.RequestException:
         return None
