@@ -34,6 +34,11 @@ ROWS = {
     "T2 real engines": "real Ray, vLLM and DeepSpeed, by `rlhf run` and `rlhf resume`: driver, learner, engine or "
     "reward worker of a GRPO run killed at a random moment",
     "T10": "real Ray: a random process stopped (SIGSTOP) at a random moment: a typed error names it",
+    "T17": "canaries as the token of Ray, wandb and the hub, in a real run and a real job: in no file of the run, log, "
+    "checkpoint, command line, runtime environment or metadata (a trial is a place)",
+    "T18": "programs that try to leave the sandbox of the code reward, and verdicts that they forge: blocked",
+    "T19": "requests without a token to every port that a run and a job server open: refused, but for three of Ray's "
+    "exporters for Prometheus on the loopback, which have no switch (`SECURITY.md`)",
 }
 """In the order of the page."""
 
@@ -156,6 +161,8 @@ not promised to.
 The watch of T1, T4 and T5 is on Python's `os`; what a library writes by itself (weights, samples for people) is seen
 when it is fsynced or renamed. A power cut is a model of a disk, not a disk. Nothing here has run on a GPU, on several
 machines or on Kubernetes.
+
+T12, bad input, is [a page of its own](bad_input.md), and so is T13, [fuzzing](fuzzing.md).
 
 ## The catalogue of faults
 

@@ -6,7 +6,8 @@
 
 In one process, by the stand-ins of `cpu_run.py`: crash points, kills of the driver, power cuts, full disks, damage,
 fences (T1, T2 driver, T4, T5, T7, T8). On real Ray, with the same stand-ins in its actors: `kills.py` (T2, T3) and
-`hangs.py` (T10). With the real vLLM and DeepSpeed: `real_kills.py`.
+`hangs.py` (T10). With the real vLLM and DeepSpeed: `real_kills.py`. What the tests count by themselves: `suites.py`
+(T17, T18, T19).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import damage  # noqa: E402
 import fences  # noqa: E402
 import lives  # noqa: E402
 import page  # noqa: E402
+import suites  # noqa: E402
 import torch  # noqa: E402
 from measured import KILLS, PIECES, Piece, add, command, pieces, read, tell  # noqa: E402
 
@@ -170,6 +172,10 @@ def _measure(only: list[str], until: float) -> None:
         left = (until - time.monotonic()) / 60
         if wanted(figure) and left > 0:
             subprocess.run([sys.executable, str(HERE / script), *arguments, "--minutes", f"{left:.1f}"], check=True)
+    there = {piece.figure for piece in pieces()}
+    for figure in suites.SUITES:
+        if wanted(figure) and figure not in there and time.monotonic() < until:
+            add(PIECES, suites.count(figure))
 
 
 if __name__ == "__main__":

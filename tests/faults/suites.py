@@ -1,0 +1,56 @@
+"""Figures that are the tests themselves, counted: T17 secrets, T18 escapes, T19 doors.
+
+    python tests/faults/suites.py [T17 …]       adds to tests/faults/measured/pieces.jsonl
+
+A test that was skipped (no bubblewrap on this machine, say) is not counted as a trial.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+from measured import PIECES, Piece, add  # noqa: E402 - a neighbour, found by the path above
+
+SUITES = {
+    "T17": ["tests/stack/test_secrets_and_doors.py", "tests/stack/test_jobs_on_a_cluster.py", "-k", "t17"],
+    "T18": ["tests/security/test_escapes.py", "-k", "no_escape or no_forged_verdict"],
+    "T19": ["tests/stack/test_secrets_and_doors.py", "tests/stack/test_jobs_on_a_cluster.py", "-k", "t19"],
+}
+
+
+def count(figure: str) -> Piece:
+    """Runs a suite: a trial is a test that ran."""
+    with tempfile.TemporaryDirectory() as directory:
+        told = Path(directory) / "junit.xml"
+        asked = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={told}", *SUITES[figure]]
+        subprocess.run(asked, cwd=ROOT, check=False)
+        suite = next(ElementTree.parse(told).iter("testsuite"))
+    failures = tuple(
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    )
+    return Piece(
+        figure=figure,
+        command="python tests/faults/suites.py",
+        trials=int(suite.attrib["tests"]) - int(suite.attrib["skipped"]),
+        failures=failures,
+        seconds=round(float(suite.attrib["time"]), 1),
+    )
+
+
+def main() -> None:
+    for figure in sys.argv[1:] or SUITES:
+        add(PIECES, count(figure))
+
+
+if __name__ == "__main__":
+    main()
