@@ -126,6 +126,8 @@ class Rollout:
         if any(len(response.tokens) == 0 for response in responses):
             raise EngineError("the engine gave up on a completion before its first token")
         logprobs = np.concatenate([np.zeros(0, np.float32), *(r.logprobs for r in responses)])
+        if not np.isfinite(logprobs).all():  # recorded, it would be learned from in every attempt
+            raise EngineError(f"version {version} gives log-probabilities that are NaN or infinite")
         experience = Experience(
             prompts=tuple(p for p, _ in kept),
             prompt_tokens=Ragged.of([tokens for _, tokens in kept]),

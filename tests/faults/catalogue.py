@@ -86,7 +86,7 @@ FAULTS = (
           "orchestrator/test_stop.py::test_in_the_loop_the_first_signal_asks_and_the_second_ends"),
     Fault("F35", "tracker down", "automated", "orchestrator/test_monitor.py::test_f35_wandb_that_hangs_delays_nothing"),
     Fault("F36", "model hub unreachable", "missing"),
-    Fault("F37", "loss is NaN", "missing"),
+    Fault("F37", "loss is NaN", "automated", "faults/test_numbers.py::test_what_is_not_finite_is_never_kept"),
     Fault("F38", "gradient explodes", "missing", why="clipped; no alarm yet"),
     Fault("F39", "weight publication half applied", "automated", FENCE),
     Fault("F40", "weights corrupted on their way", "missing", why="engine and learner are compared in every step"),
