@@ -32,7 +32,7 @@ ORDER = [
     {"workers.records"},
     {"workers.durable"},
     {"workers.kept"},
-    {"workers.baseline"},
+    {"workers.baseline", "workers.finite"},
     {"workers.encoder"},
     {"workers.rewards"},
     {"workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
