@@ -116,12 +116,14 @@ FAULTS = (
     Fault("F55", "resume with other software", "automated",
           "orchestrator/test_provenance.py::test_other_software_is_one_line"),
     Fault("F56", "checkpoint expected, none found", "automated",
-          "orchestrator/test_checkpoint.py::test_with_nothing_to_go_on_from_it_says_what_it_found"),
+          "faults/test_damage.py::test_checkpoints_that_are_gone_never_mean_step_0"),
     Fault("F57", "state of a random generator missing", "automated", DAMAGE, "no file of a checkpoint may be missing"),
     Fault("F58", "one prompt kills the engine each time", "automated",
           "stack/test_restarts.py::test_a_call_that_kills_whoever_is_asked_ends_the_attempt"),
     Fault("F59", "KubeRay makes a new cluster", "needs hardware", why="Kubernetes"),
-    Fault("F60", "shared storage lags", "missing", why="can be simulated by a directory that shows old content"),
+    Fault("F60", "shared storage lags", "simulated",
+          "faults/test_damage.py::test_a_directory_that_shows_what_it_was_before_is_looked_at_again",
+          "a listing that lacks the newest checkpoint at first; old content of a file is damage to its hash (F14)"),
 )  # fmt: skip
 
 
