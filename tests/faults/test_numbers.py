@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +78,7 @@ def test_what_is_not_finite_is_never_kept(world: World, role: str, forward: Forw
     run = world.root / name / "run"
     assert steps_of(run, Fact.trained) == steps_of(run, Fact.checkpoint) == [AT - 1]
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{AT - 1}"]
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [AT - 1]
+    assert [row["step"] for row in cpu_run.rows(run)] == [AT - 1]
     assert lives.go_on(world, name) == 0
 
 
