@@ -31,7 +31,7 @@ ORDER = [
     {"workers.engines"},
     {"workers.records"},
     {"workers.durable"},
-    {"workers.kept"},
+    {"workers.kept", "workers.quarantine"},
     {"workers.baseline", "workers.finite"},
     {"workers.encoder"},
     {"workers.rewards"},
