@@ -48,7 +48,9 @@ BROKEN = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 # What a worker's traceback ends with when torch or the system could not write.
 FULL_IN_A_WORKER = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing file")
 # Its last line when the disk is broken, and the file where the system names one.
-BROKEN_IN_A_WORKER = re.compile(r"\[Errno (?:5|30)\] (?P<why>[^:\n]+)(?:: '(?P<place>[^'\n]+)')?$")
+BROKEN_IN_A_WORKER = re.compile(
+    r"\[Errno (?:5|30)\] (?P<why>Input/output error|Read-only file system)(?:: '(?P<place>[^'\n]+)')?$"
+)
 
 
 @contextmanager
