@@ -45,7 +45,8 @@ from orchestrator.run.stop import Stop
 from workers.config import ModelConfig
 from workers.engines import hf_models
 from workers.engines.base import Request, Response
-from workers.types import Finish
+from workers.learner import Learner
+from workers.types import Finish, StepStats
 from workers.weights import Manifest
 
 ROOT = Path(__file__).parents[1]
@@ -107,17 +108,42 @@ def _uniform(seed: int, count: int) -> torch.Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _cluster(deaf_from: int | None) -> Callable[..., LocalCluster]:
+def exploding_from(step: int) -> Callable[..., Learner]:
+    """A learner whose gradients are a million times too large in `step` (from 1) and after it."""
+
+    def learner(**arguments: Any) -> Learner:
+        made = cpu_run.learner(**arguments)
+        engine: Any = made._engine
+        sound_step, sound_forward, factor = made.step, engine.forward, 1.0
+
+        def scaled_step(at: int, *evidence: Any, **further: Any) -> StepStats:
+            nonlocal factor
+            factor = 1e6 if at + 1 >= step else 1.0
+            return sound_step(at, *evidence, **further)
+
+        def forward(*asked: Any) -> Any:
+            outputs, entropy = sound_forward(*asked)
+            outputs.register_hook(lambda gradient: gradient * factor)
+            return outputs, entropy
+
+        made.step, engine.forward = scaled_step, forward  # type: ignore[method-assign]
+        return made
+
+    return learner
+
+
+def _cluster(case: Case) -> Callable[..., LocalCluster]:
     class Engine(Sampler):
         pass
 
-    Engine.deaf_from = deaf_from
+    Engine.deaf_from = case.deaf_from
 
     class Rollout(cpu_run.TorchRollout):
         def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Any:
             return Engine(str(model.path))
 
-    stand_ins = {"policy": cpu_run.learner, "critic": cpu_run.learner, "rollout": Rollout}
+    policy = cpu_run.learner if case.exploding_from is None else exploding_from(case.exploding_from)
+    stand_ins = {"policy": policy, "critic": cpu_run.learner, "rollout": Rollout}
     return lambda *_, **__: LocalCluster(stand_ins)
 
 
@@ -137,6 +163,7 @@ class Case:
     pairs: Callable[[random.Random], tuple[str, str]] | None = None
     max_length: int = 8
     deaf_from: int | None = None
+    exploding_from: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -259,6 +286,13 @@ CASES = (
         deaf_from=12,
     ),
     Case(
+        name="gradient_explosion",
+        alarm="gradient_explosion",
+        fault="gradients × 10⁶ after step 12",
+        method="GRPO",
+        exploding_from=13,
+    ),
+    Case(
         name="staleness",
         alarm="staleness",
         fault="max_staleness 6",
@@ -292,7 +326,7 @@ def rows_of(case: Case, seed: int, house: Path) -> tuple[list[dict[str, Any]], d
     settings = config_of(case, seed, house)
     directory = RunDirectory.create(settings, "")
     with Stop() as stop, contextlib.suppress(Alarmed):  # the gate is shut
-        Attempt(settings, directory, stop, start_cluster=_cluster(case.deaf_from)).run()
+        Attempt(settings, directory, stop, start_cluster=_cluster(case)).run()
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     return rows, directory.read_exit() or {}
 

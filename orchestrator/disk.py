@@ -47,6 +47,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 # What a worker's traceback ends with when torch or the system could not write.
 FULL_IN_A_WORKER = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing file")
+# Its last line when the disk is broken, and the file where the system names one.
+BROKEN_IN_A_WORKER = re.compile(
+    r"\[Errno (?:5|30)\] (?P<why>Input/output error|Read-only file system)(?:: '(?P<place>[^'\n]+)')?$"
+)
 
 
 @contextmanager
@@ -69,6 +73,10 @@ def explain(error: BaseException, directory: Path, resume: str) -> BaseException
             return error  # not what the run writes
     elif isinstance(error, WorkerFailed) and (found := FULL_IN_A_WORKER.search(error.traceback)):
         place, full, why = directory, True, f"{error.role} rank {error.rank}: {found[0]}"
+    elif isinstance(error, WorkerFailed) and (found := BROKEN_IN_A_WORKER.search(error.traceback)):
+        place, full, why = Path(found["place"] or directory), False, f"{error.role} rank {error.rank}: {found['why']}"
+        if not place.is_relative_to(directory):
+            return error  # not what the run writes
     else:
         return error
     return DiskFailed(why, place=str(place), full=full, free_bytes=_free_bytes(place), resume=resume)

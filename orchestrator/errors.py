@@ -11,6 +11,7 @@
     │   ├── NoHeartbeat       4   an actor's process does not run any more, though it is there
     │   ├── HostOutOfMemory   4   the machine had no memory left for an actor
     │   ├── VersionMismatch   4   an actor holds other weights than it was asked for
+    │   ├── NotFinite         4   a loss or a gradient is NaN or infinite
     │   └── FleetExhausted    4   the actors of a role died more often than they may be started again
     ├── DiskFailed            1   the disk is full, read-only or broken
     ├── Alarmed               5   an alarm of the recipe ended the run, after a step and with a checkpoint
@@ -223,6 +224,19 @@ class VersionMismatch(WorkerFailed):
     """An actor holds the weights of another version than the one it was asked for, so that it did not answer."""
 
     cause = "version_mismatch"
+
+
+class NotFinite(WorkerFailed):
+    """A loss or a gradient is NaN or infinite. The attempt ends before anything of it is written or published."""
+
+    cause = "not_finite"
+
+    def __init__(self, role: str, rank: int, traceback: str, *, pid: int | None = None) -> None:
+        fix = (
+            "look at the prompts it names, and at grad_norm in metrics.jsonl; every checkpoint is from before it. "
+            "Where it comes again, start under another name with a lower algorithm.learning_rate or max_grad_norm"
+        )
+        super().__init__(role, rank, traceback, fix=fix, pid=pid)
 
 
 class FleetExhausted(WorkerFailed):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers import records
+from workers import finite, records
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.baseline import mean_log_ratio
@@ -145,7 +145,7 @@ class Learner:
             records.write_pairs(Path(pairs_file), batch, evidence, self._decoder())
         # What the evidence says of itself, the policy reports; the critic speaks of its own learning only.
         facts = prepared | _experience_facts(evidence.experience, step) if self._head != "values" else {}
-        learned = self._learn(step, batch, temperature, span)
+        learned = self._learn(step, batch, evidence.experience, temperature, span)
         facts |= learned.facts
         if not learned.left:
             self._adapt(evidence, facts)
@@ -165,9 +165,9 @@ class Learner:
             facts[name] = float(getattr(self._algorithm, name))
         self._algorithm = self._algorithm.model_copy(update={name: self._control.after(evidence, self._algorithm)})
 
-    def _learn(self, step: int, batch: TrainBatch, temperature: float, span: Span) -> StepStats:
+    def _learn(self, step: int, batch: TrainBatch, experience: Experience, temperature: float, span: Span) -> StepStats:
         """The optimiser updates of a span: their part of the step's mean stats (this rank's share), and how they were
-        made."""
+        made. Raises NotFinite."""
         config = self._algorithm
         # So that a checkpoint need not hold where a generator stood.
         self._engine.reseed(_mix(self._seed, step, *([span.first] if span.first else [])))
@@ -182,10 +182,12 @@ class Learner:
         chosen = slice(span.first, None if span.count is None else span.first + span.count)
         passes, factors = all_passes[chosen], self._factors(step, len(all_passes))[chosen]
         left = max(0, len(all_passes) - span.first - len(passes))
-        for rows, factor in zip(passes, factors, strict=True):
-            stats, some = self._update(batch, rows, temperature)
+        for i, (rows, factor) in enumerate(zip(passes, factors, strict=True), start=span.first + 1):
+            stats, some, bad = self._update(batch, rows, temperature)
             seen += some
             norms.append(self._engine.update(self._learning_rate * factor))
+            place = f"step {step + 1}, update {i} of {len(all_passes)}"
+            finite.require(norms[-1], bad, rows, batch, experience, place=place)
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value / len(all_passes)
         facts = {"num_updates": float(len(passes))}
@@ -206,9 +208,11 @@ class Learner:
         factor = hf_models.schedule(config.lr_scheduler_type, warmup=config.warmup_steps, total=max(total, 1))
         return [factor(first + i) for i in range(count)]
 
-    def _update(self, batch: TrainBatch, rows: NDArray[np.int64], temperature: float) -> tuple[Metrics, list[float]]:
-        """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats, and the numbers whose
-        range is to be told."""
+    def _update(
+        self, batch: TrainBatch, rows: NDArray[np.int64], temperature: float
+    ) -> tuple[Metrics, list[float], list[int]]:
+        """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats, the numbers whose
+        range is to be told, and the rows of micro-batches without a finite loss."""
         lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets, self._pad)[rows]
         budget = self._config.tokens_per_micro_batch
         micro_batches = plan(lengths, self._engine.world_size, budget)[self._engine.rank]
@@ -216,6 +220,7 @@ class Learner:
         totals = replace(totals_of(batch, rows), baseline=baseline)
         stats: Metrics = {}
         seen: list[float] = []
+        bad: list[int] = []
         for i, picked in enumerate(micro_batches):
             chosen, weight = (rows[picked], 1.0) if len(picked) else (rows[IDLE], 0.0)
             packed = pack(batch.prompts, batch.completions, batch.row_offsets, chosen, self._pad)
@@ -229,7 +234,9 @@ class Learner:
                 seen += self._range_of[1](outputs.detach(), micro).tolist()
             for name, value in parts.items():
                 stats[name] = stats.get(name, 0.0) + float(value) * weight
-        return stats, seen
+            if not math.isfinite(float(loss.detach())):
+                bad += chosen.tolist()
+        return stats, seen, bad
 
     def _probe(self, experience: Experience) -> tuple[float, float] | None:
         """Engine against learner on a few completions of the step, before anything is learned: (share of the mean, max)

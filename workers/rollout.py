@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workers import quarantine
 from workers.config import ModelConfig, RolloutConfig
 from workers.kept import read_experience, write_experience
 from workers.types import Experience, Prompt, Ragged, Sampling
 
 if TYPE_CHECKING:
-    from workers.engines.base import Sampler
+    from workers.engines.base import Response, Sampler
     from workers.weights import Manifest
 
 
@@ -91,7 +92,8 @@ class Rollout:
         versions: tuple[int, int] | None = None,
         keep: str | None = None,
     ) -> Experience:
-        """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped.
+        """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped, and those
+        that have ended their engine again and again (`quarantine.py`).
 
         `versions`: the oldest and the newest of the policy that may answer; None: any. `keep`: they are on disk, in a
         file whose name begins like this, before this returns; None: they are not kept.
@@ -99,7 +101,7 @@ class Rollout:
         Raises:
             VersionMismatch: when the engine holds another one.
         """
-        from workers.engines.base import EngineError, Request, VersionMismatch
+        from workers.engines.base import EngineError, VersionMismatch
 
         started = time.perf_counter()
         version = self._engine.version
@@ -108,24 +110,18 @@ class Rollout:
                 f"the engine holds version {version} of the policy, and was asked for {_between(*versions)}"
             )
         encoded = [(p, self._codec.encode_prompt(p.text)) for p in prompts]
-        kept = [(p, tokens) for p, tokens in encoded if 0 < len(tokens) <= self._config.max_prompt_length]
-        requests = [
-            Request(tokens, completion_seed(sampling.seed, prompt.id, sample, version))
-            for prompt, tokens in kept
-            for sample in range(sampling.num_generations)
-        ]
-        responses = self._engine.generate(
-            requests,
-            max_tokens=sampling.max_completion_length,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            stop_token_ids=[] if sampling.ignore_eos else self._stop,
-            ignore_eos=sampling.ignore_eos,
-        )
+        with quarantine.trial(keep, self._index) as trial:
+            kept = [
+                (p, tokens)
+                for p, tokens in encoded
+                if 0 < len(tokens) <= self._config.max_prompt_length and p.id not in trial.left_out
+            ]
+            responses = [r for batch in trial.batches(kept) for r in self._sample(batch, sampling, version)]
         if any(len(response.tokens) == 0 for response in responses):
             raise EngineError("the engine gave up on a completion before its first token")
         logprobs = np.concatenate([np.zeros(0, np.float32), *(r.logprobs for r in responses)])
+        if not np.isfinite(logprobs).all():  # recorded, it would be learned from in every attempt
+            raise EngineError(f"version {version} gives log-probabilities that are NaN or infinite")
         experience = Experience(
             prompts=tuple(p for p, _ in kept),
             prompt_tokens=Ragged.of([tokens for _, tokens in kept]),
@@ -141,6 +137,24 @@ class Rollout:
         if keep is not None:
             write_experience(f"{keep}rollout-{self._index}", experience)
         return experience
+
+    def _sample(self, prompts: Sequence[quarantine.Encoded], sampling: Sampling, version: int) -> Sequence[Response]:
+        from workers.engines.base import Request
+
+        requests = [
+            Request(tokens, completion_seed(sampling.seed, prompt.id, sample, version))
+            for prompt, tokens in prompts
+            for sample in range(sampling.num_generations)
+        ]
+        return self._engine.generate(
+            requests,
+            max_tokens=sampling.max_completion_length,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop_token_ids=[] if sampling.ignore_eos else self._stop,
+            ignore_eos=sampling.ignore_eos,
+        )
 
     def recall(self, files: Sequence[tuple[str, str]], prompts: Sequence[Prompt]) -> Experience:
         """What all members sampled for `prompts` and kept in files of (path, SHA-256). Raises KeptError."""

@@ -4,13 +4,15 @@
     policy rank 0 ──────────────────NCCL broadcast──────────────► every engine of the cluster      (GPU)
 
 Control goes through vLLM's own weight-transfer calls (init, start, update, finish with a version) on both. What travels
-is described once by a `Manifest`; the bytes of every version then lie in the same places.
+is described once by a `Manifest`; the bytes of every version then lie in the same places. In a segment each weight is
+followed by a checksum, which whoever reads it computes anew.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes
+CHECKSUM_BYTES = 4
 SHARED_MEMORY = "/dev/shm"
 
 
@@ -59,7 +62,7 @@ class Manifest:
     @property
     def num_bytes(self) -> int:
         last = self.entries[-1]
-        return last.offset + last.num_bytes
+        return last.offset + last.num_bytes + CHECKSUM_BYTES
 
 
 def describe(
@@ -68,12 +71,12 @@ def describe(
     segment: str | None = None,
     rendezvous: Rendezvous | None = None,
 ) -> Manifest:
-    """Lay the weights out one after the other, each on a 64-byte boundary."""
+    """Lay the weights out one after the other with their checksums, each on a 64-byte boundary."""
     entries, offset = [], 0
     for name, dtype, shape in weights:
         entry = Entry(name=name, dtype=_dtype(dtype), shape=shape, offset=offset)
         entries.append(entry)
-        offset += -(-entry.num_bytes // ALIGNMENT) * ALIGNMENT
+        offset += -(-(entry.num_bytes + CHECKSUM_BYTES) // ALIGNMENT) * ALIGNMENT
     return Manifest(entries=tuple(entries), segment=segment, rendezvous=rendezvous)
 
 
@@ -106,13 +109,31 @@ class Segment:
                     f"was given {name} {_dtype(tensor.dtype)} {tuple(tensor.shape)}"
                 )
             self.tensor(entry).copy_(tensor)
+            self._checksum(entry).copy_(_bytes_of(checksum(tensor)))
 
     def read(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Tensor]]:
+        """Views of the weights, in their order; raises ValueError at one that is not what was written."""
         for entry in entries:
-            yield entry.name, self.tensor(entry)
+            tensor = self.tensor(entry)
+            if not torch.equal(self._checksum(entry), _bytes_of(checksum(tensor))):
+                raise ValueError(f"{self.path}: weight {entry.name} is not what was written: its checksum is another")
+            yield entry.name, tensor
+
+    def _checksum(self, entry: Entry) -> Tensor:
+        end = entry.offset + entry.num_bytes
+        return self._bytes[end : end + CHECKSUM_BYTES]
 
     def remove(self) -> None:
         Path(self.path).unlink(missing_ok=True)
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a tensor in host memory."""
+    return zlib.crc32(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _bytes_of(number: int) -> Tensor:
+    return torch.tensor(list(number.to_bytes(CHECKSUM_BYTES, "little")), dtype=torch.uint8)
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -24,11 +24,15 @@ from orchestrator.errors import (
     DeadlineExceeded,
     HostOutOfMemory,
     NoHeartbeat,
+    NotFinite,
     VersionMismatch,
     WorkerFailed,
 )
 
 R = TypeVar("R")
+
+KINDS = {"MemoryError": HostOutOfMemory, "NotFinite": NotFinite}
+"""What a worker raises that has an error of its own here."""
 
 FETCH_S = 60.0  # for an answer that is there, from wherever it is
 
@@ -186,8 +190,7 @@ class RayHandle(Generic[R]):
         """A worker that knows that it holds the wrong weights is replaced; whatever else it raises ends the attempt."""
         role, rank, text, pid = failure.role, failure.rank, failure.traceback, failure.pid
         if failure.kind != "VersionMismatch":
-            kind = HostOutOfMemory if failure.kind == "MemoryError" else WorkerFailed
-            raise kind(role, rank, text, pid=pid)
+            raise KINDS.get(failure.kind, WorkerFailed)(role, rank, text, pid=pid)
         gang, _ = self.gang.members[failure.actor]
         own = self._origin(failure.actor)
         mismatch = VersionMismatch(role, rank, text, pid=pid)

@@ -83,6 +83,13 @@ class EngineGap(LevelRule):
     max_jump: Positive = 100.0  # times its size in the first steps, where that makes more than 0.001 nats
 
 
+class GradientExplosion(LevelRule):
+    """Gradients have become so large that clipping leaves nothing but their direction."""
+
+    max_norm: Positive = 100.0  # before clipping; healthy recipes here stay below 15
+    max_jump: Positive = 10.0  # times what it was in the first steps
+
+
 class Staleness(LevelRule):
     """Completions are learned from long after they were sampled."""
 
@@ -115,6 +122,7 @@ class AlarmsConfig(Settings):
     entropy_collapse: EntropyCollapse | None = EntropyCollapse()
     no_signal: NoSignal | None = NoSignal()
     engine_gap: EngineGap | None = EngineGap()
+    gradient_explosion: GradientExplosion | None = GradientExplosion()
     staleness: Staleness | None = Staleness()
     reference_saturation: ReferenceSaturation | None = ReferenceSaturation()
     safety_gate: SafetyGate | None = None

@@ -27,6 +27,7 @@ LOOKED_AT = frozenset(
         "loss", "logps/chosen", "rewards/chosen", "objective/kl", "completions/mean_length",
         "completions/repeated_tail", "pairs/chosen_length", "pairs/rejected_length", "reward", "entropy",
         "frac_reward_zero_std", "sampling/logp_difference", "staleness/mean", "drift/saturated", "ref/refreshed",
+        "grad_norm",
     }
 )  # fmt: skip
 
@@ -262,6 +263,19 @@ def engine_gap(history: History, rule: settings.EngineGap) -> Sight | None:
     return Sight(saw=f"{saw}, by {number(float(before.mean()))} in the first rows", rows=n)
 
 
+def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Sight | None:
+    """The median of grad_norm, before clipping, is over `max_norm` and over `max_jump` times that of the first rows:
+    a loss may be large from the start on."""
+    n, name = history.window(rule), "grad_norm"
+    now, before = history.last(name, n), history.first(name, n)
+    if now is None or len(history.steps(name)) < 2 * n:
+        return None
+    norm, was = float(np.median(now)), float(np.median(before))
+    if norm <= max(rule.max_norm, rule.max_jump * was):
+        return None
+    return Sight(saw=f"gradient norm {number(norm)} (median of {n} rows), {number(was)} in the first rows", rows=n)
+
+
 def staleness(history: History, rule: settings.Staleness) -> Sight | None:
     """The mean of staleness/mean over the window is over `max_mean`."""
     n = history.window(rule)
@@ -360,6 +374,12 @@ RULES: Mapping[str, Rule] = {
         why="what is sampled is not what is learned: weights that did not arrive, or other arithmetic",
         fix="compare dtypes and versions of both, look for a publication that failed, and see "
         "algorithm.vllm_importance_sampling_correction",
+    ),
+    "gradient_explosion": Rule(
+        see=gradient_explosion,
+        why="every update is as long as clipping lets it be, and leads where a few wild samples point",
+        fix="lower algorithm.learning_rate, lengthen warmup_steps, look at the rewards and advantages of the step in "
+        "which it began, or lower algorithm.max_grad_norm",
     ),
     "staleness": Rule(
         see=staleness,

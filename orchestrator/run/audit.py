@@ -17,8 +17,8 @@ from pathlib import Path
 
 from orchestrator.errors import ResumeError
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, Record, account, read_ledger
-from orchestrator.run.manifest import damage, list_checkpoints, turn_of, verify
+from orchestrator.run.ledger import Fact, Record, account, checkpointed, read_ledger
+from orchestrator.run.manifest import damage, list_checkpoints, standing_of, turn_of, verify
 
 IN_ORDER = (Fact.planned, Fact.trained, Fact.published, Fact.committed)  # of a step, within an attempt
 AHEAD = (Fact.generated, Fact.scored)  # engines may sample for a step before its turn comes, or an attempt before did
@@ -98,10 +98,10 @@ def _checkpoints(directory: RunDirectory, records: Sequence[Record]) -> Iterator
         yield Finding(
             good=not wrong, what=_name(checkpoint, directory), why=wrong or "every file as its manifest has it"
         )
-    complete = [r.step for r in records if r.fact == Fact.checkpoint]
-    if complete and max(complete) not in [turn_of(c) for c in found]:
+    expected = checkpointed(records)
+    if expected is not None and (not found or standing_of(found[-1]) < expected):
         why = "the ledger calls it complete, and it is not there"
-        yield Finding(good=False, what=_name(directory.checkpoint(max(complete)), directory), why=why)
+        yield Finding(good=False, what=_name(directory.checkpoint(expected[0]), directory), why=why)
 
 
 def _rollouts(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,21 @@ from orchestrator import disk
 from orchestrator.cluster.base import wait
 from orchestrator.errors import Problem, ResumeError
 from orchestrator.pipeline.learning import Learners
-from orchestrator.run.manifest import STATE, State, list_checkpoints, read_state, seal, turn_of, verify, write_state
+from orchestrator.run.manifest import (
+    STATE,
+    State,
+    list_checkpoints,
+    read_state,
+    seal,
+    standing_of,
+    turn_of,
+    verify,
+    write_state,
+)
 from workers.learner import Learner
+
+LAG_S = 10.0  # by which a directory on shared storage may show what it was before
+LOOK_S = 0.25
 
 
 class Checkpointer:
@@ -82,14 +96,21 @@ def go_back(directory: Path, before: int) -> int | None:
     return target
 
 
-def newest(directory: Path) -> tuple[Path, State, Sequence[str]]:
+def newest(directory: Path, expected: tuple[int, int] | None = None) -> tuple[Path, State, Sequence[str]]:
     """The newest checkpoint whose files are all as the manifest has them, and what is wrong with newer ones.
+
+    `expected`: what the ledger says is there (`ledger.checkpointed`); while it is not seen it is waited for. None: it
+    says nothing.
 
     Raises:
         ResumeError: there is none.
     """
+    listed = _listed(directory, expected)
     refused: list[str] = []
-    for checkpoint in reversed(list_checkpoints(directory)):
+    if expected is not None and not _reaches(listed, expected):
+        missing = State(next_step=expected[0], updates=expected[1], reference_version=0).name
+        refused.append(f"{directory / missing}: the ledger calls it complete, and it is not there")
+    for checkpoint in reversed(listed):
         damage = verify(checkpoint)
         state = None if damage else read_state(checkpoint)
         if state is not None:
@@ -100,6 +121,18 @@ def newest(directory: Path) -> tuple[Path, State, Sequence[str]]:
             what="there is no checkpoint to go on from",
             where=str(directory),
             why="; ".join(refused) or "none was finished before the run stopped",
-            fix="start the recipe anew under another name",
+            fix="restore it from a copy, or start the recipe anew under another name",
         )
     )
+
+
+def _listed(directory: Path, expected: tuple[int, int] | None) -> list[Path]:
+    """Another machine's view of shared storage may lag behind what this run's last driver wrote."""
+    until = time.monotonic() + LAG_S
+    while not _reaches(listed := list_checkpoints(directory), expected) and time.monotonic() < until:
+        time.sleep(LOOK_S)
+    return listed
+
+
+def _reaches(listed: Sequence[Path], expected: tuple[int, int] | None) -> bool:
+    return expected is None or (bool(listed) and standing_of(listed[-1]) >= expected)

@@ -33,7 +33,7 @@ from orchestrator.run.devices import admit
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ending import success
 from orchestrator.run.incidents import first_cause, of_restart, write_incident
-from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.run.ledger import Fact, Ledger, checkpointed, read_ledger
 from orchestrator.run.manifest import State, list_checkpoints, read_about
 from orchestrator.run.provenance import compare, describe
 from orchestrator.run.recorder import Recorder
@@ -64,7 +64,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False
         print(f"{directory.name}: complete, nothing to resume ({directory.model})")
         return 0
     config = changed(directory, overrides)
-    newest(directory.checkpoints)
+    newest(directory.checkpoints, checkpointed(read_ledger(directory.ledger)[0]))
     with Stop() as stop:
         attempts(config, directory, stop)
     return 0
@@ -198,9 +198,10 @@ class Attempt:
     def _take_up(self, ledger: Ledger, monitor: Monitor) -> Standing:
         """Where the attempt before has left the run: recorded, the metrics wound back to it, and told."""
         config, directory, material = self._config, self._directory, self._material
-        resumed = list_checkpoints(directory.checkpoints)
+        expected = checkpointed(ledger.records)
+        resumed = expected is not None or list_checkpoints(directory.checkpoints)
         checkpoint, state, refused = (
-            newest(directory.checkpoints) if resumed else (None, State(next_step=0, reference_version=0), [])
+            newest(directory.checkpoints, expected) if resumed else (None, State(next_step=0, reference_version=0), [])
         )
         about = describe(config, material.prompts, material.examples)
         differs = compare(read_about(checkpoint), about) if checkpoint else []

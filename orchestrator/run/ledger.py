@@ -208,6 +208,20 @@ def account(records: Sequence[Record]) -> Account:
     )
 
 
+def checkpointed(records: Sequence[Record]) -> tuple[int, int] | None:
+    """(turns, updates of the next one) that a checkpoint stands for of which the records say that it is complete, and
+    from which the run has not gone back since; there may be newer ones. None: there is none to be expected."""
+    known: tuple[int, int] | None = None
+    for record in records:
+        if record.fact == Fact.checkpoint:
+            known = (record.step, record.details.get("updates", 0))
+        elif record.fact == Fact.attempt:
+            known = (record.step, 0) if record.step else None
+        elif record.fact == Fact.alarm and record.details.get("action") == "roll_back":
+            known = None
+    return known
+
+
 def _parse(line: bytes, seq: int | None) -> Record | None:
     """The record on a line; None when it is not whole, not itself, or (given `seq`) not the next one."""
     if not line.endswith(b"\n"):

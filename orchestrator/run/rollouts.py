@@ -21,6 +21,7 @@ from orchestrator.pipeline.sources import Arrival, Known
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.manifest import damage
 from workers.kept import receipt
+from workers.quarantine import LIST, quarantined
 
 KNOWN = (Fact.generated, Fact.scored)
 
@@ -35,6 +36,8 @@ class Rollouts:
         self._known = {
             (r.step - 1, r.fact): r.details for r in ledger.records if r.fact in KNOWN and "files" in r.details
         }
+        self._told = set[str]()  # prompts that are left out
+        self._tell_left_out()
 
     # -------------------------------------------------------------------------------------------- for the source
 
@@ -97,6 +100,7 @@ class Rollouts:
         for scores in arrival.scores or ():
             scores.wait()
         self._append(Fact.scored, step, arrival.kept_scores, {})
+        self._tell_left_out()
 
     def settle(self) -> None:
         """Everything in flight is on disk and in the ledger."""
@@ -108,6 +112,16 @@ class Rollouts:
         for old in self._directory.glob("step-*"):
             if int(old.name.removeprefix("step-")) <= turns:
                 shutil.rmtree(old)
+
+    def _tell_left_out(self) -> None:
+        """Of prompts that ended their engines, once in an attempt."""
+        path = self._directory / LIST
+        for entry in quarantined(path):
+            if entry["prompt"] not in self._told:
+                self._note(
+                    f"prompt {entry['prompt']} is left out: engines died of it, {entry['deaths']} times ({path})"
+                )
+            self._told.add(entry["prompt"])
 
     # -------------------------------------------------------------------------------------------- ledger and files
 

@@ -39,6 +39,7 @@ PASSING = {
     "no_heartbeat",
     "host_oom",
     "version_mismatch",
+    "not_finite",
     "fleet_exhausted",
     "cluster_lost",
     "killed",

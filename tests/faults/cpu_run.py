@@ -104,8 +104,12 @@ def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_clust
 def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
     """What a run came to: a hash of its weights, and its metrics without what a clock says."""
     weights = hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return weights, [{k: v for k, v in row.items() if not any(part in k for part in APART)} for row in rows]
+    return weights, [{k: v for k, v in row.items() if not any(p in k for p in APART)} for row in rows(directory)]
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    """Its metrics, as far as it has come."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def learner(

@@ -27,6 +27,7 @@ from workers.types import Experience, TokenShare
 from workers.weights import Manifest, Segment
 
 ENGINE_FAULTS = ("keeps the old one", "takes a half of it", "fails at it")
+FLIPPED_BIT = "is sent a flipped bit"  # not drawn: T8 counts what arrives as it was sent
 REFERENCE_FAULT = "reference keeps the old one"
 NUM_ENGINES = 2
 
@@ -48,9 +49,13 @@ def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
     draw = random.Random(f"{world.algorithm} {seed}")
     faults = (*ENGINE_FAULTS, REFERENCE_FAULT) if world.algorithm == "iterative-dpo" else ENGINE_FAULTS
     fault, engine = draw.choice(faults), draw.randrange(NUM_ENGINES)
-    ahead = cpu_run.MAX_STALENESS.get(world.algorithm, 0)
     version = draw.randint(1, 2)  # of three: the last one is not sampled from
-    name = f"{world.algorithm}-half-{seed}"
+    return stopped(world, expected, f"{world.algorithm}-half-{seed}", fault, engine, version)
+
+
+def stopped(world: lives.World, expected: Any, name: str, fault: str, engine: int, version: int) -> bool:
+    """The run `name` with this fault at this version, then on to the end. Raises like `half_synced`."""
+    ahead = cpu_run.MAX_STALENESS.get(world.algorithm, 0)
     witness, happened = world.root / f"{name}.witness", world.root / f"{name}.happened"
 
     def disturbed(disk: object) -> None:
@@ -62,6 +67,7 @@ def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
 
     assert lives.live(world.root / name, disturbed) in (0, 2), "it did not end by itself"
     assert happened.exists(), f"{fault}, version {version}: it never came to that"
+    assert not (world.root / name / "run" / "model").exists(), f"{fault}, version {version}: it went on to the end"
     assert not witness.exists(), f"{fault}, version {version}: learned from {witness.read_text()}"
     for _ in range(lives.MAX_LIVES):
         if lives.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0:
@@ -75,7 +81,7 @@ def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
 def _cluster(fault: str, engine: int, version: int, witness: Path, happened: Path, ahead: int) -> LocalCluster:
     def rollout(*, index: int, **arguments: Any) -> cpu_run.TorchRollout:
         made = cpu_run.TorchRollout(index=index, **arguments)
-        if index == engine and fault in ENGINE_FAULTS:
+        if index == engine and fault != REFERENCE_FAULT:
             made._engine = Faulty(made._engine, fault, version, happened)
         return made
 
@@ -103,6 +109,11 @@ class Faulty(cpu_run.TorchSampler):
         self._happened.touch()
         if self._fault == "keeps the old one":
             return None
+        if self._fault == FLIPPED_BIT:
+            assert manifest.segment is not None
+            middle = manifest.entries[len(manifest.entries) // 2]
+            Segment(manifest.segment).tensor(middle).view(-1).view(torch.uint8)[0] ^= 1
+            return super().receive(manifest, version, rank_offset)
         if self._fault == "takes a half of it":
             assert manifest.segment is not None
             with torch.no_grad():

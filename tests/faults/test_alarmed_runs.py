@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from benchmarks import alarms
+from orchestrator.cluster.base import Cluster
+from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.errors import Alarmed, ResumeError
 from orchestrator.run.directory import RunDirectory
@@ -43,10 +46,10 @@ def kl(action: str) -> dict[str, Any]:
     return {"kl_budget": {"max_kl": 1e-4, "window": 3, "action": action}}
 
 
-def run(settings: RunConfig) -> RunDirectory:
+def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = cpu_run.local_cluster) -> RunDirectory:
     directory = RunDirectory.create(settings, "")
     with contextlib.redirect_stdout(io.StringIO()), Stop() as stop:
-        attempts(settings, directory, stop, start_cluster=cpu_run.local_cluster)
+        attempts(settings, directory, stop, start_cluster=start_cluster)
     return directory
 
 
@@ -104,6 +107,20 @@ def test_a_run_goes_back_once_and_is_stopped_when_it_meets_the_same(task: Path, 
     assert (exit["cause"], exit["attempt"], exit["step"]) == ("alarm_stop", 2, 3)
     steps = [json.loads(line)["step"] for line in directory.metrics.read_text().splitlines()]
     assert steps == [1, 2, 3]
+
+
+def test_gradients_that_explode_are_clipped_and_the_run_pauses(task: Path, tmp_path: Path) -> None:
+    settings = recipe(task, tmp_path, gradient_explosion={"window": 3, "action": "pause"}, kl_budget=None)
+    exploding = {**cpu_run.STARTS, "policy": alarms.exploding_from(5)}
+    with pytest.raises(Alarmed, match="alarm gradient_explosion at step 6, gradient norm"):
+        run(settings, lambda *_, **__: LocalCluster(exploding))
+    directory = RunDirectory.create(settings, "")
+    rows = cpu_run.rows(directory.path)
+    assert [row["grad_norm"] > 1e4 for row in rows] == [False] * 4 + [True] * 2
+    # Cut to a norm of 1, two updates are two updates: the policy is about where it would have been.
+    _, sound = cpu_run.outcome(run(recipe(task, tmp_path / "plain", kl_budget=None)).path)
+    assert rows[-1]["objective/kl"] < 2 * sound[-1]["objective/kl"]
+    assert directory.checkpoint(6).is_dir()
 
 
 @pytest.mark.parametrize(("metric", "written"), [("eval/rewards/without_a/mean", False), ("eval/reward", True)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import cpu_run
 import lives
@@ -12,6 +13,8 @@ import pytest
 from injection import Disk
 from lives import World
 
+from orchestrator import disk
+from orchestrator.errors import DiskFailed, WorkerFailed
 from orchestrator.run.ledger import read_ledger
 from orchestrator.run.manifest import verify
 
@@ -67,6 +70,40 @@ def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-1"]
     assert verify(run / "checkpoints" / "step-1") == ""
     assert lives.go_on(world, name) <= 1
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_a_disk_that_breaks_in_a_checkpoint_is_named(world: World) -> None:
+    """EIO, in what a learner writes of the second one."""
+
+    def life(disk: Disk) -> None:
+        disk.broken_below = ".step-2.partial"
+        cpu_run.run(world.config("breaks"))
+
+    assert lives.live(world.root / "breaks", life) == 1
+    run = world.root / "breaks" / "run"
+    told = json.loads((run / "exit.json").read_text())
+    assert (told["cause"], told["step"]) == ("disk_failed", 2)
+    assert "Input/output error; nothing that was written before is lost" in told["message"]
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-1"]
+    assert lives.go_on(world, "breaks") <= 1
+
+
+@pytest.mark.parametrize(
+    ("last", "cause", "place"),
+    [
+        ("OSError: [Errno 5] Input/output error: '/runs/a/rollouts/x'", "disk_failed", "/runs/a/rollouts/x"),
+        ("OSError: [Errno 30] Read-only file system", "disk_failed", "/runs/a"),
+        ("OSError: [Errno 28] No space left on device", "disk_full", "/runs/a"),
+        ("OSError: [Errno 5] Input/output error: '/models/base'", "worker_failed", ""),  # not what the run writes
+        ("RuntimeError: after [Errno 5] Input/output error came more", "worker_failed", ""),
+    ],
+)
+def test_what_a_worker_says_of_the_disk_is_told_as_the_disk_s(last: str, cause: str, place: str) -> None:
+    failed = WorkerFailed("rollout", 1, f"Traceback (most recent call last):\n  …\n{last}\n")
+    told = disk.explain(failed, Path("/runs/a"), "rlhf resume /runs/a")
+    assert isinstance(told, DiskFailed if place else WorkerFailed)
+    assert (told.cause, told.problems[0].where) == (cause, place)
 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cpu_run
 import damage
@@ -57,12 +60,53 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
 # ------------------------------------------------------------------------------------------------ rlhf ledger verify
 
 
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_checkpoints_that_are_gone_never_mean_step_0(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = lives.stop_at(world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial"))
+    run, aside = world.root / name / "run", world.root / name / "aside"
+    ledger, metrics = (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    (run / "checkpoints").rename(aside)
+    monkeypatch.setattr("orchestrator.run.checkpoint.LAG_S", 0.0)
+    with pytest.raises(ResumeError, match="step-3: the ledger calls it complete, and it is not there"):
+        cpu_run.run(world.config(name))
+    assert ((run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()) == (ledger, metrics)
+    (run / "checkpoints").rmdir()
+    aside.rename(run / "checkpoints")
+    assert lives.go_on(world, name) == 0
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: World) -> None:
+    """As on shared storage: another machine sees the newest checkpoint a little later."""
+    name = lives.stop_at(world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial"))
+    run = world.root / name / "run"
+    stale = [3]  # looks that are shown the old content
+
+    def lagging(path: Any = ".") -> Any:
+        if str(path) != str(run / "checkpoints") or not stale[0]:
+            return real(path)
+        stale[0] -= 1
+        with real(path) as found:
+            return contextlib.nullcontext([entry for entry in found if entry.name != "step-3"])
+
+    def life(disk: object) -> None:
+        os.scandir = lagging  # type: ignore[assignment]  # of this fork
+        cpu_run.run(world.config(name))
+        assert stale == [0], "it was never asked"
+
+    real = os.scandir
+    assert lives.live(world.root / name, life) == 0
+    attempts = [r for r in read_ledger(run / "ledger.jsonl")[0] if r.fact == "ATTEMPT"]
+    assert (attempts[-1].step, attempts[-1].details) == (3, {})
+    assert lives.go_on(world, name) == 0
+
+
 def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
     """By the version that the engines hold: in a synchronous run the same completions, to the bit."""
     operation = next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
     name = lives.stop_at(world, operation)
     run = world.root / name / "run"
-    shutil.rmtree(run / "checkpoints" / "step-3")
+    flip_a_bit(run / "checkpoints" / "step-3" / "state.json")
     for file in (run / "rollouts" / "step-3").glob("*.safetensors"):
         flip_a_bit(file)
     assert lives.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fences
+import pytest
 from lives import World
 
 SAMPLE = 4
@@ -12,3 +13,11 @@ def test_a_batch_of_mixed_versions_is_never_learned_from(world: World) -> None:
     expected = fences.undisturbed(world)
     for seed in range(SAMPLE):
         assert fences.half_synced(world, expected, seed)
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+@pytest.mark.parametrize("engine", range(fences.NUM_ENGINES))
+def test_a_publication_in_which_a_bit_flipped_is_never_sampled_from(world: World, engine: int) -> None:
+    """The lowest of one weight in the segment, where no figure would show it: the checksum does."""
+    expected = fences.undisturbed(world)
+    assert fences.stopped(world, expected, "grpo-flipped", fences.FLIPPED_BIT, engine, 1)

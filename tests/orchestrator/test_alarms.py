@@ -134,6 +134,9 @@ RINGING: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("engine_gap", 5, {"sampling__logp_difference": [0.2] * 5}, {}),
     # from 1e-7 to 0.01: far below 0.1, but 100,000 times what it was
     ("engine_gap", 10, {"sampling__logp_difference": [1e-7] * 5 + [0.01] * 5, "staleness__mean": [0.0] * 10}, {}),
+    # three of the last five rows are over 100 when the eighth comes; ten rows are needed
+    ("gradient_explosion", 10, {"grad_norm": [2.0] * 5 + [1e6] * 5}, {}),
+    ("gradient_explosion", 13, {"grad_norm": [2.0] * 10 + [1e6] * 3}, {}),
     ("staleness", 5, {"staleness__mean": [5.0] * 5}, {}),
     (
         "reference_saturation",
@@ -178,6 +181,11 @@ SILENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("no_signal", {"frac_reward_zero_std": [0.1] * 5 + [1.0] * 5, "reward": line(0.1, 0.3, 5) + [1.0] * 5}, {}),
     # one version behind: 0.2 is allowed
     ("engine_gap", {"sampling__logp_difference": [0.15] * 5, "staleness__mean": [1.0] * 5}, {}),
+    # two spikes in five rows: clipping is there for them
+    ("gradient_explosion", {"grad_norm": [2.0] * 8 + [1e6, 2.0, 1e6, 2.0, 2.0]}, {}),
+    # forty times what it was, and small; large, and always was
+    ("gradient_explosion", {"grad_norm": [0.1] * 5 + [4.0] * 5}, {}),
+    ("gradient_explosion", {"grad_norm": [200.0] * 5 + [900.0] * 5}, {}),
     ("staleness", {"staleness__mean": [4.0] * 9}, {}),
     # it was refreshed
     (

@@ -161,3 +161,17 @@ def test_with_nothing_to_go_on_from_it_says_what_it_found(saver: Saver, director
     flip(saver.save(8) / "state.json")
     with pytest.raises(ResumeError, match=r"step-8: state\.json is not what was written"):
         newest(directory)
+
+
+def test_one_that_the_ledger_calls_complete_and_nobody_sees_is_told(
+    saver: Saver, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.run.checkpoint.LAG_S", 0.0)
+    with pytest.raises(ResumeError, match="step-9: the ledger calls it complete, and it is not there"):
+        newest(directory, (9, 0))
+    saver.save(8)
+    path, _, refused = newest(directory, (9, 2))
+    told = f"{directory}/step-9-update-2: the ledger calls it complete, and it is not there"
+    assert (path.name, refused) == ("step-8", [told])
+    saver.save(9, 10)
+    assert [newest(directory, expected)[2] for expected in ((9, 0), (9, 2), (10, 0))] == [[], [], []]

@@ -15,6 +15,7 @@ from orchestrator.errors import (
     HostOutOfMemory,
     Interrupted,
     NoHeartbeat,
+    NotFinite,
     PlacementError,
     Problem,
     Problems,
@@ -52,6 +53,7 @@ ERRORS = {
     "no-heartbeat": NoHeartbeat("policy", "step", 180, rank=1, pid=4711),
     "host-oom": HostOutOfMemory("reward", 0, "MemoryError"),
     "version-mismatch": VersionMismatch("rollout", 1, "the engine holds version 3 of the policy, asked for version 4"),
+    "not-finite": NotFinite("policy", 0, "workers.finite.NotFinite: step 3, update 2 of 4: a gradient of norm inf"),
     "fleet-exhausted": FleetExhausted(DEATH, "generate", restarts=3, of_this_call=4),
     "cluster-lost": ClusterLost(26.2, address="head:6379"),
     "interrupted": Interrupted("SIGINT", resume="rlhf resume runs/x"),
@@ -77,6 +79,7 @@ def test_exit_codes_and_causes() -> None:
         "no-heartbeat": (4, "no_heartbeat"),
         "host-oom": (4, "host_oom"),
         "version-mismatch": (4, "version_mismatch"),
+        "not-finite": (4, "not_finite"),
         "fleet-exhausted": (4, "fleet_exhausted"),
         "cluster-lost": (3, "cluster_lost"),
         "interrupted": (130, "user"),
@@ -87,7 +90,7 @@ def test_exit_codes_and_causes() -> None:
 def test_the_tree_is_as_it_is_drawn() -> None:
     assert ResumeError.__bases__ == (BadInput,)
     assert {cls.__bases__ for cls in (PlacementError, ClusterLost)} == {(ClusterError,)}
-    failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, VersionMismatch, FleetExhausted)
+    failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, VersionMismatch, NotFinite, FleetExhausted)
     assert {cls.__bases__ for cls in failures} == {(WorkerFailed,)}
     assert {cls.__bases__ for cls in (BadInput, ClusterError, WorkerFailed, Interrupted)} == {(RlhfError,)}
 

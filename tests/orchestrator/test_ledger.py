@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import ResumeError
-from orchestrator.run.ledger import Fact, Ledger, Record, read_ledger
+from orchestrator.run.ledger import Fact, Ledger, Record, checkpointed, read_ledger
 
 
 @pytest.fixture
@@ -109,3 +110,26 @@ def test_nothing_that_json_lacks_is_recorded(path: Path) -> None:
         with pytest.raises(ValueError, match="not JSON compliant"):
             ledger.append(Fact.trained, attempt=1, step=1, loss=float("nan"))
         assert os.path.getsize(path) == 0
+
+
+BEGUN, SAVED, WITHIN = (Fact.attempt, 0, {}), (Fact.checkpoint, 3, {}), (Fact.checkpoint, 3, {"updates": 2})
+
+
+@pytest.mark.parametrize(
+    ("facts", "standing"),
+    [
+        ([BEGUN], None),
+        ([BEGUN, SAVED], (3, 0)),
+        ([BEGUN, SAVED, WITHIN], (3, 2)),
+        ([BEGUN, SAVED, (Fact.attempt, 2, {})], (2, 0)),  # it was damaged: the one before it was taken
+        ([BEGUN, SAVED, (Fact.alarm, 4, {"action": "pause"})], (3, 0)),
+        ([BEGUN, SAVED, (Fact.alarm, 4, {"action": "roll_back"})], None),  # it may be gone
+    ],
+)
+def test_which_checkpoint_must_be_there(
+    path: Path, facts: list[tuple[Fact, int, dict[str, Any]]], standing: tuple[int, int] | None
+) -> None:
+    with Ledger.open(path) as ledger:
+        for fact, step, details in facts:
+            ledger.append(fact, attempt=1, step=step, **details)
+        assert checkpointed(ledger.records) == standing

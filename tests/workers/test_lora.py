@@ -153,6 +153,11 @@ def test_an_adapter_says_of_which_version_it_is(qwen2: Path, tmp_path: Path) -> 
     learner, _ = trained(qwen2)
     learner.send_adapter(str(tmp_path / "a"), 7)
     assert lora.written_version(tmp_path / "a") == 7
+    raw = bytearray((tmp_path / "a" / lora.WEIGHTS).read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "a" / lora.WEIGHTS).write_bytes(raw)
+    with pytest.raises(lora.LoraError, match="is not what was written"):
+        lora.written_version(tmp_path / "a")
     (tmp_path / "a" / "adapter_config.json").unlink()
     assert lora.written_version(tmp_path / "a") is None
 

@@ -24,7 +24,7 @@ def manifest_of(weights: dict[str, Tensor]) -> Manifest:
 
 
 def test_weights_lie_one_after_the_other_on_64_byte_boundaries() -> None:
-    # 24, 4, 4 and 160 bytes.
+    # 24, 4, 4 and 160 bytes, and 4 of a checksum after each.
     manifest = manifest_of(WEIGHTS)
     assert manifest.entries == (
         Entry(name="embed", dtype="float32", shape=(2, 3), offset=0),
@@ -32,11 +32,11 @@ def test_weights_lie_one_after_the_other_on_64_byte_boundaries() -> None:
         Entry(name="scale", dtype="float32", shape=(), offset=128),
         Entry(name="head", dtype="float32", shape=(4, 10), offset=192),
     )
-    assert manifest.num_bytes == 192 + 160
+    assert manifest.num_bytes == 192 + 160 + 4
 
 
 def test_a_full_line_is_not_padded() -> None:
-    described = [("a", torch.float32, (16,)), ("b", torch.float32, (17,)), ("c", torch.float32, (1,))]
+    described = [("a", torch.float32, (15,)), ("b", torch.float32, (16,)), ("c", torch.float32, (1,))]
     assert [e.offset for e in describe(described).entries] == [0, 64, 64 + 128]
 
 
@@ -62,6 +62,19 @@ def test_what_is_written_is_read_by_whoever_maps_the_segment(tmp_path: Path) -> 
     writer.remove()
     writer.remove()  # done already: nothing to do
     assert not (tmp_path / "segment").exists()
+
+
+@pytest.mark.parametrize("at", [0, 25, 64 + 3, 128, 192 + 159, 192 + 162])
+def test_a_bit_that_flips_on_the_way_is_found(tmp_path: Path, at: int) -> None:
+    """In a weight, or in its checksum."""
+    path, manifest = tmp_path / "segment", manifest_of(WEIGHTS)
+    Segment(str(path), manifest.num_bytes).write(manifest.entries, WEIGHTS.items())
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1 << (at % 8)
+    path.write_bytes(raw)
+    weight = next(entry.name for entry in reversed(manifest.entries) if entry.offset <= at)
+    with pytest.raises(ValueError, match=f"weight {weight} is not what was written"):
+        list(Segment(str(path)).read(manifest.entries))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ which is why a run with adapters needs no second model as its reference.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workers.config import LoraConfig
+from workers.weights import checksum
 
 NAME = "default"  # peft's name of a model's only adapter
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -138,17 +140,30 @@ def write(
     settings = _peft_config(config, base, targets, whole)
     settings.inference_mode = True
     settings.save_pretrained(str(directory))
-    noted = {"format": "pt"} | ({} if version is None else {"version": str(version)})
-    save_file(dict(tensors), directory / WEIGHTS, metadata=noted)
+    noted = {} if version is None else {"version": str(version), "checksums": json.dumps(_checksums(tensors.items()))}
+    save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"} | noted)
 
 
 def written_version(directory: Path) -> int | None:
-    """The version noted in an adapter directory; None when there is none, or no adapter."""
+    """The version noted in an adapter directory; None when there is none, or no adapter.
+
+    Raises:
+        LoraError: its weights are not what was written.
+    """
     if not (directory / WEIGHTS).is_file() or not (directory / SETTINGS).is_file():
         return None
     with safe_open(directory / WEIGHTS, framework="pt") as file:
-        noted = (file.metadata() or {}).get("version", "")
-    return int(noted) if noted.isdigit() else None
+        noted = file.metadata() or {}
+        if not noted.get("version", "").isdigit():
+            return None
+        found = _checksums((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+    if found != json.loads(noted["checksums"]):
+        raise LoraError(f"{directory / WEIGHTS} is not what was written: its checksums are others")
+    return int(noted["version"])
+
+
+def _checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    return {name: checksum(tensor) for name, tensor in tensors}
 
 
 def _peft_config(

@@ -1,0 +1,62 @@
+"""A clock that jumps: order is by number alone, and every deadline by a clock that cannot be set."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from pathlib import Path
+
+import cpu_run
+import lives
+import pytest
+from injection import Disk
+from lives import World
+
+from orchestrator.cli import main
+from orchestrator.run.ledger import read_ledger
+
+ROOT = Path(__file__).parents[2]
+DAYS_3 = 3 * 86400.0
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_a_clock_that_jumps_back_changes_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """By three days after the first step, and by three more in the attempt after a kill."""
+    run, real = world.root / "clock" / "run", time.time
+
+    def first(disk: Disk) -> None:
+        metrics = run / "metrics.jsonl"
+        time.time = lambda: real() - DAYS_3 * (metrics.exists() and metrics.stat().st_size > 0)  # of this fork
+        disk.kill_at = world.log.index("mkdir run/.model.partial")
+        cpu_run.run(world.config("clock"))
+
+    def second(disk: Disk) -> None:
+        time.time = lambda: real() - 2 * DAYS_3
+        cpu_run.run(world.config("clock"))
+
+    assert lives.live(world.root / "clock", first) == -9
+    assert lives.live(world.root / "clock", second) == 0
+    times = [record.time for record in read_ledger(run / "ledger.jsonl")[0]]
+    assert sum(after < before - DAYS_3 / 2 for before, after in itertools.pairwise(times)) == 2
+    assert main(["ledger", "verify", str(run)]) == 0
+    assert main(["why", str(run)]) == 0
+    assert "complete" in capsys.readouterr().out
+    assert lives.go_on(world, "clock") == 0
+
+
+def test_the_clock_that_can_be_set_is_for_people_alone() -> None:
+    """Whoever asks it writes down or shows a time; what waits, waits by the monotonic one."""
+    asking = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|today|utcnow)\(|\bgmtime\(|st_mtime|\bgetmtime\(")
+    found = {
+        str(path.relative_to(ROOT))
+        for package in ("orchestrator", "workers")
+        for path in (ROOT / package).rglob("*.py")
+        if asking.search(path.read_text())
+    }
+    assert found == {
+        "orchestrator/cli_jobs.py",  # when a job began
+        "orchestrator/run/incidents.py",
+        "orchestrator/run/ledger.py",
+        "orchestrator/run/why.py",  # how long ago
+    }

@@ -1,0 +1,108 @@
+"""Numbers that go bad while a run learns: nothing of them is kept, and the run goes on as if they had not been."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cpu_run
+import lives
+import pytest
+import torch
+from lives import World
+
+from orchestrator import errors
+from orchestrator.cluster.local import LocalCluster
+from orchestrator.cluster.ray_calls import KINDS
+from orchestrator.run.ledger import Fact, read_ledger
+from workers.config import ModelConfig
+from workers.engines.base import EngineError, Response
+from workers.finite import NotFinite
+from workers.learner import Learner
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+AT = 2  # the step in which it happens
+
+
+def steps_of(run: Path, fact: Fact) -> list[int]:
+    return [record.step for record in read_ledger(run / "ledger.jsonl")[0] if record.fact == fact]
+
+
+def poisoned(role: str, forward: Forward) -> Callable[..., LocalCluster]:
+    """A cluster in which every loss of `role` is computed from `forward` of what it should be, in one step."""
+
+    def learner(**arguments: Any) -> Learner:
+        made = cpu_run.learner(**arguments)
+        engine: Any = made._engine
+        sound_step, sound_forward, now = made.step, engine.forward, False
+
+        def step(at: int, *evidence: Any, **further: Any) -> Any:
+            nonlocal now
+            now = at == AT - 1
+            return sound_step(at, *evidence, **further)
+
+        def bad_forward(*asked: Any) -> Any:
+            outputs, entropy = sound_forward(*asked)
+            return (forward(outputs) if now else outputs), entropy
+
+        engine.forward = bad_forward
+        made.step = step  # type: ignore[method-assign]
+        return made
+
+    return lambda *_, **__: LocalCluster({**cpu_run.STARTS, role: learner})
+
+
+def nan_gradient(outputs: torch.Tensor) -> torch.Tensor:
+    """The same outputs, through which no number comes back."""
+    outputs = outputs * 1
+    outputs.register_hook(lambda gradient: gradient * math.nan)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("world", "role", "forward", "saw"),
+    [
+        ("grpo", "policy", lambda outputs: outputs * math.nan, "a loss that is NaN or infinite"),
+        ("grpo", "policy", nan_gradient, "a gradient of norm nan"),
+        ("ppo", "critic", lambda outputs: outputs * math.inf, "a loss that is NaN or infinite"),
+    ],
+    indirect=["world"],
+    ids=["loss", "gradient", "critic"],
+)
+def test_what_is_not_finite_is_never_kept(world: World, role: str, forward: Forward, saw: str) -> None:
+    name = f"nan-{role}"
+    with pytest.raises(NotFinite, match=rf"step {AT}, update 1 of \d: {saw}, on prompts prompts\.jsonl:\d+"):
+        cpu_run.run(world.config(name), poisoned(role, forward))
+    run = world.root / name / "run"
+    assert steps_of(run, Fact.trained) == steps_of(run, Fact.checkpoint) == [AT - 1]
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{AT - 1}"]
+    assert [row["step"] for row in cpu_run.rows(run)] == [AT - 1]
+    assert lives.go_on(world, name) == 0
+
+
+def test_a_worker_that_says_so_is_told_of_in_our_words() -> None:
+    """By the name of its class, which is all that arrives."""
+    assert KINDS[NotFinite.__name__] is errors.NotFinite
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_a_log_probability_that_is_nan_is_not_recorded(world: World) -> None:
+    """A record would be learned from in every attempt."""
+
+    class Broken(cpu_run.TorchSampler):
+        def generate(self, *asked: Any, **settings: Any) -> list[Response]:
+            answers = super().generate(*asked, **settings)
+            if self.version == AT - 1:
+                answers[0].logprobs[0] = math.nan
+            return answers
+
+    class Rollout(cpu_run.TorchRollout):
+        def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Broken:
+            return Broken(str(model.path))
+
+    with pytest.raises(EngineError, match=rf"version {AT - 1} gives log-probabilities that are NaN"):
+        cpu_run.run(world.config("nan-rollout"), lambda *_, **__: LocalCluster({**cpu_run.STARTS, "rollout": Rollout}))
+    assert steps_of(world.root / "nan-rollout" / "run", Fact.generated) == [AT - 1]
+    assert lives.go_on(world, "nan-rollout") == 0

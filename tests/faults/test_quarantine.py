@@ -1,0 +1,127 @@
+"""A prompt that ends its engine each time is found, told of and left out; one that was only near is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cpu_run
+import lives
+import pytest
+from lives import World
+from safetensors import safe_open
+
+from orchestrator.cli import main
+from orchestrator.cluster.local import LocalCluster
+from orchestrator.run.ledger import Ledger
+from orchestrator.run.rollouts import Rollouts
+from workers import quarantine
+from workers.config import ModelConfig
+from workers.engines.base import Request, Response
+from workers.types import Prompt
+
+AT = 3
+DEATHS = quarantine.TOGETHER + quarantine.ALONE
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> None:
+    """The whole machine with it: what the next life knows of it, it has read."""
+    with safe_open(world.directory / f"rollouts/step-{AT}/rollout-0.safetensors", framework="numpy") as kept:
+        first, poison, *_ = json.loads(kept.metadata()["facts"])["prompts"]
+        tokens = kept.get_tensor("prompt_tokens")[3:6].tolist()  # three letters each
+
+    class Mortal(cpu_run.TorchSampler):
+        def generate(self, requests: Sequence[Request], **settings: Any) -> list[Response]:
+            if any(list(request.tokens) == tokens for request in requests):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().generate(requests, **settings)
+
+    class Rollout(cpu_run.TorchRollout):
+        def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Mortal:
+            return Mortal(str(model.path))
+
+    def life(disk: object) -> None:
+        cpu_run.run(world.config("mortal"), lambda *_, **__: LocalCluster({**cpu_run.STARTS, "rollout": Rollout}))
+
+    root, run = world.root / "mortal", world.root / "mortal" / "run"
+    assert [lives.live(root, life) for _ in range(DEATHS + 1)] == [-signal.SIGKILL] * DEATHS + [0]
+    assert quarantine.quarantined(run / "rollouts" / quarantine.LIST) == [{"prompt": poison, "deaths": DEATHS}]
+    rows, expected = cpu_run.rows(run), world.expected[1]
+    assert cpu_run.outcome(run)[1][: AT - 1] == expected[: AT - 1]
+    assert [row["data/dropped"] for row in rows] == [0, 0, 1]
+    assert main(["ledger", "verify", str(run)]) == 0
+    told: list[str] = []
+    with Ledger.open(run / "ledger.jsonl") as ledger:
+        Rollouts(run / "rollouts", ledger, attempt=9, note=told.append)
+    assert [line.partition(" (")[0] for line in told] == [
+        f"prompt {poison} is left out: engines died of it, {DEATHS} times"
+    ]
+    assert first != poison
+
+
+def batches(keep: str, *prompts: str, dies_at: int | None = None) -> list[list[str]]:
+    """What one call samples together, until it dies in one of them, or answers."""
+    made, tried = quarantine.Trial(keep, 0), []
+    given = [(Prompt(id=id, text=id), [1]) for id in prompts if id not in made.left_out]
+    for i, batch in enumerate(made.batches(given)):
+        tried.append([prompt.id for prompt, _ in batch])
+        if i == dies_at:
+            return tried
+    made.note(quarantine.ANSWERED)
+    return tried
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> str:
+    (tmp_path / "step-1").mkdir()
+    return f"{tmp_path}/step-1/"
+
+
+def test_it_is_found_by_elimination(keep: str, tmp_path: Path) -> None:
+    for _ in range(quarantine.TOGETHER):
+        assert batches(keep, "a", "b", "c", dies_at=0) == [["a", "b", "c"]]
+    for _ in range(quarantine.ALONE):
+        assert batches(keep, "a", "b", "c", dies_at=1) == [["a"], ["b"]]
+    assert batches(keep, "a", "b", "c") == [["a"], ["c"]]
+    assert [entry["prompt"] for entry in quarantine.quarantined(tmp_path / quarantine.LIST)] == ["b"]
+    (tmp_path / "step-2").mkdir()
+    assert batches(f"{tmp_path}/step-2/further-1-", "b", "d") == [["d"]]
+
+
+def test_engines_that_die_of_something_else_cost_no_prompt(keep: str, tmp_path: Path) -> None:
+    """Killed wherever they were: together, then at one prompt and at another."""
+    for dies_at in (0, 0, 1, 2, 0):
+        batches(keep, "a", "b", "c", dies_at=dies_at)
+    assert batches(keep, "a", "b", "c") == [["a"], ["b"], ["c"]]
+    assert batches(keep, "a", "b", "c") == [["a", "b", "c"]], "what was answered is forgotten"
+    assert not (tmp_path / quarantine.LIST).exists()
+
+
+def test_what_is_raised_is_an_answer(keep: str) -> None:
+    def asked_wrongly() -> None:
+        with quarantine.trial(keep, 0) as trial:
+            next(trial.batches([]))
+            raise ValueError("asked wrongly")
+
+    for _ in range(quarantine.TOGETHER + 1):
+        with pytest.raises(ValueError, match="asked wrongly"):
+            asked_wrongly()
+    assert batches(keep, "a", "b") == [["a", "b"]]
+
+
+def test_a_note_that_was_torn_is_none(keep: str) -> None:
+    batches(keep, "a", "b", dies_at=0)
+    with Path(f"{keep}rollout-0.tried").open("a") as file:
+        file.write('\n"beg')
+    assert batches(keep, "a", "b", dies_at=0) == [["a", "b"]]
+    assert batches(keep, "a", "b") == [["a"], ["b"]]
+
+
+def test_what_is_not_kept_is_not_noted() -> None:
+    with quarantine.trial(None, 0) as trial:
+        assert (list(trial.batches([])), trial.left_out) == ([[]], set())

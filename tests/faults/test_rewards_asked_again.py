@@ -1,0 +1,66 @@
+"""Rewards that do not come, or are others when asked again: no score is guessed, and none that is recorded replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cpu_run
+import letters_service
+import lives
+import pytest
+from injection import Disk
+from lives import World
+from safetensors.numpy import load_file
+
+from orchestrator.config import RunConfig
+from orchestrator.run.ledger import Fact, Record, read_ledger
+from workers.rewards.base import RewardError
+
+HERE = Path(__file__).parent
+grpo = pytest.mark.parametrize("world", ["grpo"], indirect=True)
+
+
+def config(world: World, name: str, function: str, **limits: Any) -> RunConfig:
+    reward = [{"type": "function", "function": function, **limits}]
+    checkpoint = {"every": world.every, "keep": 2}
+    return cpu_run.config(world.root, world.root / name, world.algorithm, reward=reward, checkpoint=checkpoint)
+
+
+def records(run: Path, fact: Fact) -> list[Record]:
+    return [record for record in read_ledger(run / "ledger.jsonl")[0] if record.fact == fact]
+
+
+@grpo
+def test_a_service_that_does_not_answer_holds_the_step(world: World, tmp_path: Path) -> None:
+    settings = config(world, "mute", f"{HERE}/letters_service.py:letters_a", timeout_s=4.0)
+    run = world.root / "mute" / "run"
+    with letters_service.service(tmp_path / "awake", answers=1):
+        with pytest.raises(RewardError, match="reward letters_a did not answer within timeout_s = 4"):
+            cpu_run.run(settings)
+        assert [record.step for record in records(run, Fact.scored)] == [1]
+        assert [row["step"] for row in cpu_run.rows(run)] == [1]
+        (tmp_path / "awake").touch()
+        cpu_run.run(settings)
+    assert cpu_run.outcome(run) == world.expected
+
+
+@grpo
+def test_the_first_score_that_was_recorded_counts(world: World) -> None:
+    """Killed between SCORED and TRAINED: what the next attempt learns from is what was recorded."""
+    settings, run = config(world, "moody", f"{HERE}/letters.py:moody"), world.root / "moody" / "run"
+    told = read_ledger(world.directory / "ledger.jsonl")[0]
+    scored = next(i for i, record in enumerate(told) if (record.fact, record.step) == (Fact.scored, 2))
+    appends = [i for i, line in enumerate(world.log) if line == "write run/ledger.jsonl"]
+
+    def life(disk: Disk) -> None:
+        disk.kill_at = appends[scored + 1]
+        cpu_run.run(settings)
+
+    assert lives.live(world.root / "moody", life) == -9
+    assert read_ledger(run / "ledger.jsonl")[0][-1].fact == Fact.scored
+    kept = load_file(run / "rollouts" / "step-2" / "reward-0.safetensors")["rewards"]
+    cpu_run.run(settings)
+    first, again = (record.details for record in records(run, Fact.scored) if record.step == 2)
+    assert (first["files"], first["recalled"], again["recalled"]) == (again["files"], False, True)
+    assert cpu_run.outcome(run)[1][1]["reward"] == pytest.approx(float(kept.mean()), rel=1e-5)
