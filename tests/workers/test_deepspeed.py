@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,11 @@ def test_a_fresh_optimizer_has_forgotten_everything(made: Made, plain: Plain) ->
 def test_norms_and_losses_are_those_of_plain_torch(made: Made, plain: Plain) -> None:
     assert made.told["grad_norms"] == pytest.approx(plain.norms, rel=1e-4)
     assert made.told["losses"] == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_a_gradient_that_is_nan_on_one_rank_is_refused_by_all(made: Made) -> None:
+    """DeepSpeed leaves such an update out without a word."""
+    assert re.match(r"step 4, update 1 of 1: a gradient of norm (nan|inf), on prompts ", made.told["refused"])
 
 
 def test_weights_come_under_their_names_as_described(made: Made, plain: Plain) -> None:

@@ -5,7 +5,8 @@
 SETTINGS is a JSON object: a name, the model's directory, and fields of LearnerConfig. Rank 0 writes the weights as they
 are published to OUT/<name>.safetensors after three updates, and to OUT/<name>-fresh.safetensors after one more with a
 fresh optimizer; to OUT/<name>.json their description, statistics, and whether another learner, that loaded what this
-one had saved after two updates, made the third one to the bit.
+one had saved after two updates, made the third one to the bit; and what it says of one more update, in which the
+gradient of the last rank alone is NaN.
 
 With `lora` among the fields also the adapters, at the start (OUT/<name>-start) and at the end (OUT/<name>-adapter), and
 the frozen base after all updates (OUT/<name>-base.safetensors).
@@ -14,9 +15,10 @@ the frozen base after all updates (OUT/<name>-base.safetensors).
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from fakes import experience
 from safetensors.torch import save_file
 
 from workers.config import LearnerConfig, LoraConfig, ModelConfig, PpoConfig, RewardModelConfig, SftConfig
+from workers.finite import NotFinite
 from workers.learner import Learner
 from workers.types import Experience, TokenShare
 
@@ -75,6 +78,7 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
         if engine.rank == 0:
             save_file(base, out / f"{name}-base.safetensors")
     losses = [engine.sum(s.sums["loss"]) for s in stats]
+    refused = refusal(learner, engine)
     if engine.rank == 0:
         save_file(after, out / f"{name}.safetensors")
         save_file(fresh, out / f"{name}-fresh.safetensors")
@@ -85,10 +89,29 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
             "resumed_to_the_bit": all(torch.equal(after[n], again[n]) for n in after),
             "grad_norms": [s.facts["grad_norm"] for s in stats],
             "losses": losses,
+            "refused": refused,
         }
         if model.lora is not None:
             told |= critic
         (out / f"{name}.json").write_text(json.dumps(told))
+
+
+def refusal(learner: Learner, engine: Any) -> str:
+    """On every rank; empty where nobody has noticed."""
+    sound = engine.forward
+
+    def forward(*asked: Any) -> Any:
+        outputs, entropy = sound(*asked)
+        if engine.rank == engine.world_size - 1:
+            outputs.register_hook(lambda gradient: gradient * math.nan)
+        return outputs, entropy
+
+    engine.forward = forward
+    try:
+        learner.step(FRESH, batch(FRESH), None, None, None)
+    except NotFinite as error:
+        return str(error)
+    return ""
 
 
 def run_scores(name: str, model: ModelConfig, config: LearnerConfig, device: torch.device, out: Path) -> None:
