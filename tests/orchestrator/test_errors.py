@@ -14,6 +14,7 @@ from orchestrator.errors import (
     FleetExhausted,
     HostOutOfMemory,
     Interrupted,
+    LimitReached,
     NoHeartbeat,
     PlacementError,
     Problem,
@@ -21,6 +22,8 @@ from orchestrator.errors import (
     ResumeError,
     RlhfError,
     Shortfall,
+    StoreFull,
+    Superseded,
     VersionMismatch,
     WorkerFailed,
     redact,
@@ -51,9 +54,12 @@ ERRORS = {
     "deadline": DeadlineExceeded("rollout", "generate", 1800, rank=0),
     "no-heartbeat": NoHeartbeat("policy", "step", 180, rank=1, pid=4711),
     "host-oom": HostOutOfMemory("reward", 0, "MemoryError"),
+    "store-full": StoreFull("rollout", 1, "generate", "the local object store is full"),
     "version-mismatch": VersionMismatch("rollout", 1, "the engine holds version 3 of the policy, asked for version 4"),
     "fleet-exhausted": FleetExhausted(DEATH, "generate", restarts=3, of_this_call=4),
     "cluster-lost": ClusterLost(26.2, address="head:6379"),
+    "limit-reached": LimitReached("open files", 1024, told="[Errno 24] Too many open files: 'x'", fix="raise it"),
+    "superseded": Superseded("runs/x", "process 4711 on node-3"),
     "interrupted": Interrupted("SIGINT", resume="rlhf resume runs/x"),
     "terminated": Interrupted("SIGTERM", resume="rlhf resume runs/x"),
 }
@@ -76,9 +82,12 @@ def test_exit_codes_and_causes() -> None:
         "deadline": (4, "deadline"),
         "no-heartbeat": (4, "no_heartbeat"),
         "host-oom": (4, "host_oom"),
+        "store-full": (4, "store_full"),
         "version-mismatch": (4, "version_mismatch"),
         "fleet-exhausted": (4, "fleet_exhausted"),
         "cluster-lost": (3, "cluster_lost"),
+        "limit-reached": (1, "limit_reached"),
+        "superseded": (6, "superseded"),
         "interrupted": (130, "user"),
         "terminated": (143, "preempted"),
     }
@@ -87,9 +96,11 @@ def test_exit_codes_and_causes() -> None:
 def test_the_tree_is_as_it_is_drawn() -> None:
     assert ResumeError.__bases__ == (BadInput,)
     assert {cls.__bases__ for cls in (PlacementError, ClusterLost)} == {(ClusterError,)}
-    failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, VersionMismatch, FleetExhausted)
+    failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, StoreFull, VersionMismatch, FleetExhausted)
     assert {cls.__bases__ for cls in failures} == {(WorkerFailed,)}
-    assert {cls.__bases__ for cls in (BadInput, ClusterError, WorkerFailed, Interrupted)} == {(RlhfError,)}
+    assert {c.__bases__ for c in (BadInput, ClusterError, WorkerFailed, LimitReached, Superseded, Interrupted)} == {
+        (RlhfError,)
+    }
 
 
 def test_problems_are_collected_and_raised_together() -> None:

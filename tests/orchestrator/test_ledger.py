@@ -109,3 +109,20 @@ def test_nothing_that_json_lacks_is_recorded(path: Path) -> None:
         with pytest.raises(ValueError, match="not JSON compliant"):
             ledger.append(Fact.trained, attempt=1, step=1, loss=float("nan"))
         assert os.path.getsize(path) == 0
+
+
+def test_what_a_superseded_driver_wrote_at_the_last_moment_does_not_count(path: Path) -> None:
+    """It had looked at the fence, was stopped, and wrote when the next attempt had begun."""
+    with Ledger.open(path) as old:
+        old.append(Fact.attempt, attempt=1, step=0)
+        with Ledger.open(path) as new:
+            new.append(Fact.attempt, attempt=2, step=0)
+            old.append(Fact.planned, attempt=1, step=1)
+            new.append(Fact.planned, attempt=2, step=1)
+    records, good_bytes, size = read_ledger(path)
+    assert [(r.seq, r.attempt, r.fact) for r in records] == [
+        (0, 1, Fact.attempt),
+        (1, 2, Fact.attempt),
+        (2, 2, Fact.planned),
+    ]
+    assert good_bytes == size
