@@ -13,6 +13,7 @@
     │   ├── StoreFull         4   Ray's object store, and the disk it spills to, have no room for an answer
     │   ├── VersionMismatch   4   an actor holds other weights than it was asked for
     │   └── FleetExhausted    4   the actors of a role died more often than they may be started again
+    ├── HubUnreachable        1   the model hub does not answer, and there is no copy of the model here
     ├── DiskFailed            1   the disk is full, read-only or broken
     ├── LimitReached          1   the driver may open no more files, or start no more processes
     ├── Alarmed               5   an alarm of the recipe ended the run, after a step and with a checkpoint
@@ -265,6 +266,22 @@ class FleetExhausted(WorkerFailed):
                 why=why,
                 fix="see logs/latest of the run; cluster.restarts_per_role says how often a role may be started again",
             ),
+        )
+
+
+class HubUnreachable(RlhfError):
+    """The model hub does not answer, and the model is in no cache of this machine."""
+
+    cause = "hub_unreachable"
+
+    def __init__(self, name: str, where: str, told: str) -> None:
+        super().__init__(
+            Problem(
+                what=f"the model hub does not answer, and there is no copy of {name} on this machine",
+                where=where,
+                why=told,
+                fix=f"try again when it does; or bring a copy here (hf download {name}), or give a directory",
+            )
         )
 
 

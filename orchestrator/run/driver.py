@@ -32,6 +32,7 @@ from orchestrator.run.consequences import follow, watch
 from orchestrator.run.devices import admit
 from orchestrator.run.directory import Fence, RunDirectory
 from orchestrator.run.ending import success
+from orchestrator.run.hub import require_models
 from orchestrator.run.incidents import first_cause, of_restart, write_incident
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.manifest import State, list_checkpoints, read_about
@@ -154,6 +155,7 @@ class Attempt:
         config, directory = self._config, self._directory
         disk.probe(directory.checkpoints)
         self._material = material = Material.read(config)
+        require_models(config, monitor.note)
         stand = self._take_up(ledger, monitor)
         cluster, gangs = self._start_gangs(monitor)
         learners = Learners(

@@ -13,6 +13,7 @@ from orchestrator.errors import (
     DeadlineExceeded,
     FleetExhausted,
     HostOutOfMemory,
+    HubUnreachable,
     Interrupted,
     LimitReached,
     NoHeartbeat,
@@ -58,6 +59,7 @@ ERRORS = {
     "version-mismatch": VersionMismatch("rollout", 1, "the engine holds version 3 of the policy, asked for version 4"),
     "fleet-exhausted": FleetExhausted(DEATH, "generate", restarts=3, of_this_call=4),
     "cluster-lost": ClusterLost(26.2, address="head:6379"),
+    "hub-unreachable": HubUnreachable("Qwen/Qwen3-0.6B", "model.path", "ConnectError: Connection refused"),
     "limit-reached": LimitReached("open files", 1024, told="[Errno 24] Too many open files: 'x'", fix="raise it"),
     "superseded": Superseded("runs/x", "process 4711 on node-3"),
     "interrupted": Interrupted("SIGINT", resume="rlhf resume runs/x"),
@@ -86,6 +88,7 @@ def test_exit_codes_and_causes() -> None:
         "version-mismatch": (4, "version_mismatch"),
         "fleet-exhausted": (4, "fleet_exhausted"),
         "cluster-lost": (3, "cluster_lost"),
+        "hub-unreachable": (1, "hub_unreachable"),
         "limit-reached": (1, "limit_reached"),
         "superseded": (6, "superseded"),
         "interrupted": (130, "user"),
@@ -98,9 +101,8 @@ def test_the_tree_is_as_it_is_drawn() -> None:
     assert {cls.__bases__ for cls in (PlacementError, ClusterLost)} == {(ClusterError,)}
     failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, StoreFull, VersionMismatch, FleetExhausted)
     assert {cls.__bases__ for cls in failures} == {(WorkerFailed,)}
-    assert {c.__bases__ for c in (BadInput, ClusterError, WorkerFailed, LimitReached, Superseded, Interrupted)} == {
-        (RlhfError,)
-    }
+    others = (BadInput, ClusterError, WorkerFailed, HubUnreachable, LimitReached, Superseded, Interrupted)
+    assert {cls.__bases__ for cls in others} == {(RlhfError,)}
 
 
 def test_problems_are_collected_and_raised_together() -> None:
