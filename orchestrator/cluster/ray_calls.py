@@ -309,6 +309,10 @@ def _death(role: str, rank: int, report: str) -> WorkerFailed:
     text = " ".join(report.split())
     found = re.search(r"pid: (\d+)", text)
     pid = int(found[1]) if found else None
+    if "its node has died" in text:
+        place, why = re.search(r" ip: (\S+)", text), re.search(r"terminated (?:un)?expectedly: (.*?)\.?$", text)
+        machine = f"its machine{f' ({place[1]})' if place else ''} was lost"
+        return WorkerFailed(role, rank, f"{machine}: {why[1]}" if why else machine, pid=pid)
     detail = re.search(r"Worker exit detail: (.*?)(?: Some common causes| If the process|$)", text)
     cause = detail[1].rstrip(". )") if detail else text
     kind = HostOutOfMemory if re.search(r"low on memory|OutOfMemory|memory pressure", cause) else WorkerFailed
