@@ -313,6 +313,8 @@ def _death(role: str, rank: int, report: str) -> WorkerFailed:
         place, why = re.search(r" ip: (\S+)", text), re.search(r"terminated (?:un)?expectedly: (.*?)\.?$", text)
         machine = f"its machine{f' ({place[1]})' if place else ''} was lost"
         return WorkerFailed(role, rank, f"{machine}: {why[1]}" if why else machine, pid=pid)
+    if unanswered := re.search(r"The actor \w+ is unavailable: (.*?)\.? The task may", text):
+        return WorkerFailed(role, rank, f"its process could not be reached: {unanswered[1]}", pid=pid)
     detail = re.search(r"Worker exit detail: (.*?)(?: Some common causes| If the process|$)", text)
     cause = detail[1].rstrip(". )") if detail else text
     kind = HostOutOfMemory if re.search(r"low on memory|OutOfMemory|memory pressure", cause) else WorkerFailed

@@ -22,14 +22,15 @@ from orchestrator.config import ClusterConfig, RunConfig
 from orchestrator.run.incidents import Incident, read_incidents
 from orchestrator.run.ledger import account, read_ledger
 
-ALGORITHM = "grpo"
+ALGORITHM, STEPS = "grpo", 6
 CPUS_OF_FOUR = 16  # of six members four fit on the head of a stage, the others need 32 CPUs elsewhere
 ELSEWHERE = {"rollout", "reward"}  # the roles of the last two: of engine 1, and of the reward worker
 
 
 def configuration(task: Path, name: str, **cluster: Any) -> RunConfig:
     whole = kills.configuration(task, task / name, ALGORITHM)
-    return whole.model_copy(update={"cluster": ClusterConfig.model_validate(cluster)})
+    algorithm = whole.algorithm.model_copy(update={"max_steps": STEPS})
+    return whole.model_copy(update={"algorithm": algorithm, "cluster": ClusterConfig.model_validate(cluster)})
 
 
 def undisturbed(stage: Stage, task: Path) -> Any:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -116,15 +116,16 @@ class Stage:
 
     @contextmanager
     def elsewhere(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Stage]:
-        """The same on a Ray head of its own, started with these variables."""
+        """The same on a Ray head of its own, which alone has these variables."""
         before = dict(os.environ)
-        os.environ |= variables
-        try:
-            with _head(**arguments) as cluster:
-                yield replace(self, environment=_environment(cluster, self.socket), cluster=cluster)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        with ExitStack() as stack:
+            os.environ |= variables
+            try:
+                cluster = stack.enter_context(_head(**arguments))
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+            yield replace(self, environment=_environment(cluster, self.socket), cluster=cluster)
 
     @contextmanager
     def node(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Any]:
