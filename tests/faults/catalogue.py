@@ -78,7 +78,7 @@ FAULTS = (
           "faults/test_crashes.py::test_killed_at_any_record_of_the_ledger"),
     Fault("F29", "driver killed, actors survive", "automated", KILLS, "none is detached, and none is left"),
     Fault("F30", "two drivers, one of them a zombie", "automated",
-          "faults/test_kills_on_ray.py::test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing",
+          "faults/test_fences.py::test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing",
           "the lock is taken away from the one that is stopped"),
     Fault("F31", "the same job submitted twice", "automated",
           "orchestrator/test_jobs.py::test_f31_of_two_at_once_the_slower_finds_the_first"),

@@ -1,8 +1,11 @@
-"""What half arrived is learned from by nobody. Here a sample; `make test-faults` does a hundred."""
+"""What half arrived is learned from by nobody, and a run is written by one driver. Here a sample; `make test-faults`
+does a hundred of the first."""
 
 from __future__ import annotations
 
 import fences
+import lives
+import pytest
 from lives import World
 
 SAMPLE = 4
@@ -12,3 +15,9 @@ def test_a_batch_of_mixed_versions_is_never_learned_from(world: World) -> None:
     expected = fences.undisturbed(world)
     for seed in range(SAMPLE):
         assert fences.half_synced(world, expected, seed)
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(world: World) -> None:
+    for records in (3, 9):
+        lives.taken_over(world, records)

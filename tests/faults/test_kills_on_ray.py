@@ -115,6 +115,7 @@ def test_f26_a_machine_is_lost_and_no_other_has_room(stage: Stage, task: Path, e
     is_as_if_nothing_had_happened(life, expected)
 
 
+@pytest.mark.long
 def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(
     stage: Stage, task: Path, expected: Any
 ) -> None:
