@@ -69,6 +69,7 @@ def test_a_process_that_is_stopped_is_told_of(stage: Stage, task: Path) -> None:
     assert hangs.hang(stage, task, "grpo", seed=0) < hangs.DEADLINE_S + 10
 
 
+@pytest.mark.long
 def test_f3_all_engines_die_at_once_until_none_may_be_started_again(stage: Stage, task: Path, expected: Any) -> None:
     engines = [("rollout", 0), ("rollout", 1)]
     config = configuration(task, "engines", restarts_per_role=3)
@@ -85,6 +86,7 @@ def test_f3_all_engines_die_at_once_until_none_may_be_started_again(stage: Stage
     is_as_if_nothing_had_happened(life, expected)
 
 
+@pytest.mark.long
 def test_f26_a_machine_is_lost_and_another_takes_its_place(stage: Stage, task: Path, expected: Any) -> None:
     config = configuration(task, "machine", cpus_per_worker=losses.CPUS_OF_FOUR)
     with stage.node(num_cpus=32) as machine:
@@ -139,6 +141,7 @@ def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(
     is_as_if_nothing_had_happened(new, expected)
 
 
+@pytest.mark.long
 def test_f44_a_reply_that_is_lost_has_its_effect_once(stage: Stage, task: Path, expected: Any) -> None:
     """Ray throws away every 25th reply to a call: the call was made, and its caller is told that it failed."""
     config, lost = configuration(task, "replies"), 0
@@ -156,6 +159,7 @@ def test_f44_a_reply_that_is_lost_has_its_effect_once(stage: Stage, task: Path, 
     is_as_if_nothing_had_happened(life, expected)
 
 
+@pytest.mark.long
 def test_f45_a_machine_without_memory_is_named(stage: Stage, task: Path) -> None:
     """Ray's own monitor ends processes of a machine whose memory is used to more than its threshold: here, to any."""
     config = configuration(task, "memory", cpus_per_worker=losses.CPUS_OF_FOUR)
@@ -167,6 +171,7 @@ def test_f45_a_machine_without_memory_is_named(stage: Stage, task: Path) -> None
     assert "give the machine more memory" in exit["message"]
 
 
+@pytest.mark.long
 def test_f47_a_full_store_on_a_full_disk_is_named(stage: Stage, task: Path) -> None:
     """The disk counts as full when Ray's monitor sees it used to more than its threshold: here, to any."""
     variables, output = {"RAY_local_fs_capacity_threshold": "0.0001"}, task / "store.log"
@@ -177,6 +182,7 @@ def test_f47_a_full_store_on_a_full_disk_is_named(stage: Stage, task: Path) -> N
     assert "no room for the answer of filler rank 0 to `answer`" in told["told"]
 
 
+@pytest.mark.long
 def test_f50_a_driver_that_may_open_no_more_files_says_so(stage: Stage, task: Path, expected: Any) -> None:
     config = configuration(task, "files")
     life = stage.life(config)
@@ -191,6 +197,7 @@ def test_f50_a_driver_that_may_open_no_more_files_says_so(stage: Stage, task: Pa
     is_as_if_nothing_had_happened(life, expected)
 
 
+@pytest.mark.long
 def test_f24_a_head_that_does_not_answer_for_a_while_is_waited_for(stage: Stage, task: Path, expected: Any) -> None:
     """What a restart of a head with fault tolerance looks like from outside; with Redis itself, below."""
     life = stage.life(configuration(task, "silent-head"))
