@@ -10,11 +10,15 @@
     │   ├── DeadlineExceeded  4   an actor did not answer in time
     │   ├── NoHeartbeat       4   an actor's process does not run any more, though it is there
     │   ├── HostOutOfMemory   4   the machine had no memory left for an actor
+    │   ├── StoreFull         4   Ray's object store, and the disk it spills to, have no room for an answer
     │   ├── VersionMismatch   4   an actor holds other weights than it was asked for
     │   ├── NotFinite         4   a loss or a gradient is NaN or infinite
     │   └── FleetExhausted    4   the actors of a role died more often than they may be started again
+    ├── HubUnreachable        1   the model hub does not answer, and there is no copy of the model here
     ├── DiskFailed            1   the disk is full, read-only or broken
+    ├── LimitReached          1   the driver may open no more files, or start no more processes
     ├── Alarmed               5   an alarm of the recipe ended the run, after a step and with a checkpoint
+    ├── Superseded            6   another driver has taken the run over: this one writes nothing any more
     └── Interrupted         130   Ctrl-C; 143 when it was SIGTERM
 
 Exit code 0 is "done". Every error is one or more `Problem`s: what, where, why, and what to do about it.
@@ -220,6 +224,24 @@ class HostOutOfMemory(WorkerFailed):
         super().__init__(role, rank, traceback, fix=fix, pid=pid)
 
 
+class StoreFull(WorkerFailed):
+    """Ray's object store is full, and so is the disk that it spills to: an answer could not be kept."""
+
+    cause = "store_full"
+
+    def __init__(self, role: str, rank: int, method: str, told: str) -> None:
+        self.role, self.rank, self.method, self.traceback, self.pid = role, rank, method, told, None
+        RlhfError.__init__(
+            self,
+            Problem(
+                what=f"Ray's object store has no room for the answer of {role} rank {rank} to `{method}`",
+                why="the store of that machine is full, and so is the disk that it spills to",
+                fix="make room in Ray's temporary directory there, or give the store more memory "
+                "(cluster.object_store_memory_mib, ray start --object-store-memory)",
+            ),
+        )
+
+
 class VersionMismatch(WorkerFailed):
     """An actor holds the weights of another version than the one it was asked for, so that it did not answer."""
 
@@ -261,6 +283,22 @@ class FleetExhausted(WorkerFailed):
         )
 
 
+class HubUnreachable(RlhfError):
+    """The model hub does not answer, and the model is in no cache of this machine."""
+
+    cause = "hub_unreachable"
+
+    def __init__(self, name: str, where: str, told: str) -> None:
+        super().__init__(
+            Problem(
+                what=f"the model hub does not answer, and there is no copy of {name} on this machine",
+                where=where,
+                why=told,
+                fix=f"try again when it does; or bring a copy here (hf download {name}), or give a directory",
+            )
+        )
+
+
 class DiskFailed(RlhfError):
     """State could not be written. What was written before is as it was, and a run can go on from it."""
 
@@ -278,6 +316,16 @@ class DiskFailed(RlhfError):
         )
 
 
+class LimitReached(RlhfError):
+    """The system refuses the driver another file or process. `what`: "open files" or "processes"."""
+
+    cause = "limit_reached"
+
+    def __init__(self, what: str, limit: int, *, told: str, fix: str) -> None:
+        reached = f"the driver has reached its limit of {what}"
+        super().__init__(Problem(what=f"{reached}: {limit}" if limit >= 0 else reached, why=told, fix=fix))
+
+
 class Alarmed(RlhfError):
     """An alarm whose `action` is not to warn. `cause`: alarm_pause, alarm_stop or alarm_roll_back."""
 
@@ -287,6 +335,24 @@ class Alarmed(RlhfError):
         self.name, self.action = name, action
         self.cause = f"alarm_{action}"
         super().__init__(problem)
+
+
+class Superseded(RlhfError):
+    """Another driver holds the run directory now. Nothing is written there by the one that raises this, not even how it
+    ended."""
+
+    exit_code = 6
+    cause = "superseded"
+
+    def __init__(self, directory: str, holder: str) -> None:
+        super().__init__(
+            Problem(
+                what="another driver has taken this run over",
+                where=directory,
+                why=f"{holder} is at it: this one was stopped or cut off for a while, and its lock was let go",
+                fix="leave the run to that driver; nothing was written by this one since",
+            )
+        )
 
 
 class Interrupted(RlhfError):

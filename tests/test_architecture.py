@@ -38,7 +38,7 @@ ORDER = [
     {"workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
     {"orchestrator.errors"},
     {"orchestrator.terminal"},
-    {"orchestrator.disk"},
+    {"orchestrator.disk", "orchestrator.limits"},
     {"orchestrator.data"},
     {"orchestrator.config"},
     {"orchestrator.cluster"},

@@ -16,8 +16,18 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
+from orchestrator import limits
 from orchestrator.cluster.ray_heart import Heart
 from orchestrator.cluster.ray_host import Failure, Slot
 from orchestrator.errors import (
@@ -25,6 +35,7 @@ from orchestrator.errors import (
     HostOutOfMemory,
     NoHeartbeat,
     NotFinite,
+    StoreFull,
     VersionMismatch,
     WorkerFailed,
 )
@@ -122,10 +133,10 @@ class RayHandle(Generic[R]):
             self._settle(self.gang.deadline_s if timeout_s is None else timeout_s)
             try:
                 return ray.get(self.ref, timeout=FETCH_S)  # type: ignore[no-any-return]
-            except ObjectLostError as error:
-                raise self._vanished(error) from None
             except GetTimeoutError:
                 raise DeadlineExceeded(self.gang.role, self.method, FETCH_S, rank=self.rank) from None
+            except RayError as error:
+                raise self._unfetched(error) from None
 
     def wait(self) -> None:
         with self.gang.clock.running():
@@ -165,14 +176,14 @@ class RayHandle(Generic[R]):
         """What became of a call that has ended: None when all is well. Raises what the worker raised."""
         try:
             ray.get(self.receipt, timeout=FETCH_S)
-        except (RayTaskError, RayActorError, ObjectLostError) as error:
-            return self._loss(error)
         except GetTimeoutError:
             raise DeadlineExceeded(self.gang.role, self.method, FETCH_S, rank=self.rank) from None
+        except RayError as error:
+            return self._loss(error)
         self.good = True
         return None
 
-    def _loss(self, error: Exception) -> Loss:
+    def _loss(self, error: RayError) -> Loss:
         """Of the actor where it began: a call fails too when one whose answer it waits for has failed."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, Failure):
@@ -182,15 +193,25 @@ class RayHandle(Generic[R]):
             own = self._origin(cause.actor_id)
             method = own.method if own else self.method
             return Loss(gang, rank, cause.actor_id, _death(gang.role, rank, str(cause)), method, own)
-        if isinstance(cause, ObjectLostError):
-            raise self._vanished(cause) from None
-        raise WorkerFailed(self.gang.role, self.rank, str(error)) from None
+        if isinstance(cause, OutOfMemoryError):
+            return self._short_of_memory(cause)
+        raise self._unfetched(cause) from None
+
+    def _short_of_memory(self, error: OutOfMemoryError) -> Loss:
+        """Ray ended a process because its machine ran out of memory; it does not say whose."""
+        for handle in self.inputs:
+            if not handle.good and handle.has_ended() and (loss := handle.loss()):
+                return loss
+        gang, rank, actor = self.gang, self.rank, self.actor._actor_id.hex()
+        return Loss(gang, rank, actor, _death(gang.role, rank, str(error)), self.method, self)
 
     def _refused(self, failure: Failure) -> Loss:
         """A worker that knows that it holds the wrong weights is replaced; whatever else it raises ends the attempt."""
         role, rank, text, pid = failure.role, failure.rank, failure.traceback, failure.pid
         if failure.kind != "VersionMismatch":
-            raise KINDS.get(failure.kind, WorkerFailed)(role, rank, text, pid=pid)
+            if (kind := KINDS.get(failure.kind)) is not None:
+                raise kind(role, rank, text, pid=pid)
+            raise WorkerFailed(role, rank, text, fix=limits.RAISE if limits.REACHED.search(text) else "", pid=pid)
         gang, _ = self.gang.members[failure.actor]
         own = self._origin(failure.actor)
         mismatch = VersionMismatch(role, rank, text, pid=pid)
@@ -202,11 +223,14 @@ class RayHandle(Generic[R]):
             return self
         return next((found for h in self.inputs if (found := h._origin(actor))), None)
 
-    def _vanished(self, error: ObjectLostError) -> WorkerFailed:
-        text = (
-            f"an answer that `{self.method}` needs was lost with the machine it lay on: {' '.join(str(error).split())}"
-        )
-        return WorkerFailed(self.gang.role, self.rank, text)
+    def _unfetched(self, error: BaseException) -> WorkerFailed:
+        """An answer that is not there, or not where it is needed, though nobody died of it."""
+        role, rank, told = self.gang.role, self.rank, " ".join(str(error).split())
+        if isinstance(error, ObjectStoreFullError | OutOfDiskError):
+            return StoreFull(role, rank, self.method, told)
+        if isinstance(error, ObjectLostError):
+            told = f"an answer that `{self.method}` needs was lost with the machine it lay on: {told}"
+        return WorkerFailed(role, rank, told)
 
     def _overdue(self, limit_s: float) -> Loss:
         """Of the first call on the way to this answer that has not ended."""
@@ -289,6 +313,12 @@ def _death(role: str, rank: int, report: str) -> WorkerFailed:
     text = " ".join(report.split())
     found = re.search(r"pid: (\d+)", text)
     pid = int(found[1]) if found else None
+    if "its node has died" in text:
+        place, why = re.search(r" ip: (\S+)", text), re.search(r"terminated (?:un)?expectedly: (.*?)\.?$", text)
+        machine = f"its machine{f' ({place[1]})' if place else ''} was lost"
+        return WorkerFailed(role, rank, f"{machine}: {why[1]}" if why else machine, pid=pid)
+    if unanswered := re.search(r"The actor \w+ is unavailable: (.*?)\.? The task may", text):
+        return WorkerFailed(role, rank, f"its process could not be reached: {unanswered[1]}", pid=pid)
     detail = re.search(r"Worker exit detail: (.*?)(?: Some common causes| If the process|$)", text)
     cause = detail[1].rstrip(". )") if detail else text
     kind = HostOutOfMemory if re.search(r"low on memory|OutOfMemory|memory pressure", cause) else WorkerFailed

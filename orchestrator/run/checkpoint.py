@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator import disk
 from orchestrator.cluster.base import wait
-from orchestrator.errors import Problem, ResumeError
+from orchestrator.errors import Problem, ResumeError, Superseded
 from orchestrator.pipeline.learning import Learners
 from orchestrator.run.manifest import (
     STATE,
@@ -33,19 +33,31 @@ class Checkpointer:
     """Saves the learners and the run's state, and keeps the newest few."""
 
     def __init__(
-        self, learners: Learners, directory: Path, *, keep: int, about: Mapping[str, Any] | None = None
+        self,
+        learners: Learners,
+        directory: Path,
+        *,
+        keep: int,
+        about: Mapping[str, Any] | None = None,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
-        """`about`: what every manifest says of the run, its software, its ranks and its data."""
+        """`about`: what every manifest says of the run, its software, its ranks and its data. `fence` raises when the
+        run is another driver's."""
         self._learners, self._directory, self._keep, self._about = learners, directory, keep, about or {}
+        self._fence = fence
 
     def save(self, state: State, *, meanwhile: Callable[[], None] = lambda: None) -> Path:
         """One checkpoint; the ones before it are dropped only when it is complete. `meanwhile` is what else must
         be done before it counts; the learners are saving while it is called."""
+        self._fence()
         target = self._directory / state.name
         aside = disk.fresh(target)
         try:
             self._write(aside, state, meanwhile)
+            self._fence()
             disk.publish(target)
+        except Superseded:
+            raise  # what lies aside is the other driver's
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)  # on a full disk, how the run ended must have room
             raise

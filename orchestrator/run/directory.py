@@ -13,8 +13,9 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,10 @@ from orchestrator.config.recipe import from_resolved, resolved
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
 from orchestrator.data.sources import local
-from orchestrator.errors import BadInput, Problem, ResumeError, redact
+from orchestrator.errors import BadInput, Problem, ResumeError, Superseded, redact
+
+Fence = Callable[[], None]
+"""Raises Superseded when the run is another driver's."""
 
 
 class RunDirectory:
@@ -190,7 +194,7 @@ class RunDirectory:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
+            return _named(os.read(handle, 400))
         finally:
             os.close(handle)
         return None
@@ -225,23 +229,35 @@ class RunDirectory:
         disk.write_atomic(self.exit, redact(json.dumps(body, indent=2)) + "\n")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """While inside, no other process can hold this directory.
+    def held(self) -> Iterator[Fence]:
+        """While inside, no other process can hold this directory, as long as its file system keeps the lock. Shared
+        storage may let go of it when a machine is cut off, and a driver that was stopped may wake up after that: the
+        fence that is yielded raises Superseded as soon as another process has taken the directory.
 
         Raises:
-            BadInput: when another one does; names it.
+            BadInput: when another one holds it; names it.
         """
         handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
+                holder = _named(os.read(handle, 400))
                 why, fix = f"{holder} is at it", "wait for it or stop it, or give this run another name"
                 raise BadInput(Problem(what="is in use", where=str(self.path), why=why, fix=fix)) from None
+            # The second line is nobody else's: process 1 of two containers on one machine bear the same name.
+            mine = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4().hex}".encode()
             os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-            yield
+            os.write(handle, mine)
+            os.fsync(handle)
+
+            def fence() -> None:
+                with suppress(FileNotFoundError):  # removed, but nobody has taken it
+                    found = (self.path / "lock").read_bytes()
+                    if found != mine:
+                        raise Superseded(str(self.path), _named(found))
+
+            yield fence
         finally:
             os.close(handle)
 
@@ -259,6 +275,11 @@ class RunDirectory:
             fix = f"go on with what is there: {self.resume_command}; or choose a new name: name=NAME"
             problem = Problem(what="belongs to a run with another config", where=str(self.path), why=shown, fix=fix)
             raise BadInput(problem)
+
+
+def _named(lock: bytes) -> str:
+    """Who a lock says holds it."""
+    return lock.decode("utf-8", "replace").partition("\n")[0].strip() or "another process"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import disk, loop
+from orchestrator import disk, limits, loop
 from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.config.data_files import remarks
-from orchestrator.errors import Alarmed, Interrupted, RlhfError
+from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.alarms import Watch
 from orchestrator.monitor.metrics import MetricsFile
@@ -30,8 +30,9 @@ from orchestrator.run.changes import changed, keep
 from orchestrator.run.checkpoint import Checkpointer, newest
 from orchestrator.run.consequences import follow, watch
 from orchestrator.run.devices import admit
-from orchestrator.run.directory import RunDirectory
+from orchestrator.run.directory import Fence, RunDirectory
 from orchestrator.run.ending import success
+from orchestrator.run.hub import require_models
 from orchestrator.run.incidents import first_cause, of_restart, write_incident
 from orchestrator.run.ledger import Fact, Ledger, checkpointed, read_ledger
 from orchestrator.run.manifest import State, list_checkpoints, read_about
@@ -112,8 +113,9 @@ class Attempt:
         directory, started = self._directory, time.monotonic()
         with (
             disk.explained(directory.path, directory.resume_command),
-            directory.held(),
-            Ledger.open(directory.ledger) as ledger,
+            directory.held() as fence,
+            Ledger.open(directory.ledger, fence) as ledger,
+            limits.Spare() as spare,
         ):
             self._number = directory.start_attempt()
             remove_orphans(self._config.name)
@@ -121,13 +123,19 @@ class Attempt:
             try:
                 self._live(ledger, monitor)
             except BaseException as error:
-                self._failed(disk.explain(error, directory.path, directory.resume_command), monitor)
-                raise
+                spare.give_up()
+                told = self._explained(error, fence)
+                self._failed(told, monitor)
+                if told is error:
+                    raise
+                raise told from error
             finally:
                 if self._cluster is not None:
                     self._cluster.shutdown()
                 Path(segment_path(self._config.name)).unlink(missing_ok=True)
-                shutil.rmtree(directory.adapters, ignore_errors=True)
+                with suppress(Superseded, OSError):
+                    fence()
+                    shutil.rmtree(directory.adapters, ignore_errors=True)
             ledger.append(Fact.finished, attempt=self._number, step=self._turns)
             directory.write_exit(
                 cause="completed",
@@ -147,6 +155,7 @@ class Attempt:
         config, directory = self._config, self._directory
         disk.probe(directory.checkpoints)
         self._material = material = Material.read(config)
+        require_models(config, monitor.note)
         stand = self._take_up(ledger, monitor)
         cluster, gangs = self._start_gangs(monitor)
         learners = Learners(
@@ -156,7 +165,9 @@ class Attempt:
             every_updates=config.checkpoint.every_updates,
             progress=stand.state.progress,
         )
-        checkpointer = Checkpointer(learners, directory.checkpoints, keep=config.checkpoint.keep, about=stand.about)
+        checkpointer = Checkpointer(
+            learners, directory.checkpoints, keep=config.checkpoint.keep, about=stand.about, fence=ledger.fence
+        )
         if stand.checkpoint is not None:
             checkpointer.load(stand.checkpoint)
         rollouts = None
@@ -192,6 +203,7 @@ class Attempt:
         if not finished:
             recorder.checkpoint(self._turns)
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
+        ledger.fence()
         self._export(learners)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
@@ -301,8 +313,23 @@ class Attempt:
         turns = self._turns if self._recording is None else self._recording.turns
         write_incident(self._directory.incidents, of_restart(restart, attempt=self._number, step=turns))
 
+    def _explained(self, error: BaseException, fence: Fence) -> BaseException:
+        """What an error comes from, where this process can tell. Whatever befell a driver that has been superseded came
+        of that."""
+        try:
+            fence()
+        except Superseded as superseded:
+            return superseded
+        except OSError:
+            pass
+        return limits.explain(disk.explain(error, self._directory.path, self._directory.resume_command))
+
     def _failed(self, error: BaseException, monitor: Monitor) -> None:
         """Say how it ended, wherever that can still be said."""
+        if isinstance(error, Superseded):
+            with suppress(Exception):
+                monitor.close(Outcome(ok=False, message=str(error).splitlines()[0]))
+            return
         known = error if isinstance(error, RlhfError) else None
         final = isinstance(error, Alarmed) and error.action == "stop"
         resumable = bool(list_checkpoints(self._directory.checkpoints)) and not final

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -67,15 +67,18 @@ class Record:
 
 
 class Ledger:
-    """An open ledger. `records` is all it says; `torn_bytes` is what an interrupted append left behind."""
+    """An open ledger. `records` is all it says; `torn_bytes` is what an interrupted append left behind.
 
-    def __init__(self, path: Path, records: list[Record], torn_bytes: int) -> None:
-        self.path, self.torn_bytes = path, torn_bytes
+    `fence` is called before anything is appended: it raises when the run is another driver's.
+    """
+
+    def __init__(self, path: Path, records: list[Record], torn_bytes: int, fence: Callable[[], None]) -> None:
+        self.path, self.torn_bytes, self.fence = path, torn_bytes, fence
         self._records = records
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, fence: Callable[[], None] = lambda: None) -> Self:
         """Opens it for appending, new or old; half a record at its end is cut off.
 
         Raises:
@@ -85,7 +88,7 @@ class Ledger:
         records, good_bytes, size = read_ledger(path)
         if size > good_bytes:
             os.truncate(path, good_bytes)
-        ledger = cls(path, records, size - good_bytes)
+        ledger = cls(path, records, size - good_bytes, fence)
         os.fsync(ledger._file)
         if not existed:
             disk.sync_directory(path.parent)
@@ -106,7 +109,9 @@ class Ledger:
 
         Raises:
             OSError: it could not be written whole (a full disk); nothing of it counts.
+            Superseded: the run is another driver's.
         """
+        self.fence()
         record = Record(
             seq=len(self._records),
             attempt=attempt,
@@ -147,7 +152,8 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> tuple[list[Record], int, int]:
-    """(records, bytes they take, bytes of the file). Reading stops at half a record at the end.
+    """(records, bytes they take, bytes of the file). Reading stops at half a record at the end. What a driver that had
+    been superseded has appended between its look at the fence and its write is passed over.
 
     Raises:
         ResumeError: when whole records follow a damaged one: that is not an interrupted append.
@@ -158,6 +164,9 @@ def read_ledger(path: Path) -> tuple[list[Record], int, int]:
     lines = raw.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         record = _parse(line, len(records))
+        if record is None and _is_stray(line, records):
+            good_bytes += len(line)
+            continue
         if record is None:
             if any(_parse(later, None) for later in lines[number:]):
                 raise ResumeError(
@@ -220,6 +229,12 @@ def checkpointed(records: Sequence[Record]) -> tuple[int, int] | None:
         elif record.fact == Fact.alarm and record.details.get("action") == "roll_back":
             known = None
     return known
+
+
+def _is_stray(line: bytes, records: Sequence[Record]) -> bool:
+    """Whether it is a whole record of an attempt before the one that writes now."""
+    record = _parse(line, None)
+    return record is not None and bool(records) and record.attempt < records[-1].attempt
 
 
 def _parse(line: bytes, seq: int | None) -> Record | None:

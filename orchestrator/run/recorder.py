@@ -111,6 +111,7 @@ class Recorder:
         metrics["num_tokens"] = self._num_tokens
         if self._due(turn, self._evaluate_every):
             metrics |= self.evaluate(turn)
+        self._ledger.fence()
         if self._rounds:
             metrics["round/index"] = float(turn)
             self._write_round(turn, metrics)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.errors import RlhfError
+from orchestrator.errors import RlhfError, Superseded
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.incidents import Action, Incident, write_incident
 from orchestrator.run.ledger import Fact, read_ledger
@@ -38,6 +38,7 @@ PASSING = {
     "deadline",
     "no_heartbeat",
     "host_oom",
+    "limit_reached",
     "version_mismatch",
     "not_finite",
     "fleet_exhausted",
@@ -146,6 +147,8 @@ class Supervisor:
             cause = "killed" if code < 0 else "bad_input" if code == 2 else "cluster" if code == 3 else "error"
             return Ended(cause=cause, exit_code=_shell_code(code), reached=0), None
         reached = turns_reached(directory)
+        if code == Superseded.exit_code:  # what lies there is another driver's
+            return Ended(cause=Superseded.cause, exit_code=code, reached=reached, run=directory.name), None
         found = directory.read_exit()
         if found is None or found.get("attempt") != directory.last_attempt:
             self._write_exit(directory, code, reached)

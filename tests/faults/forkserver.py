@@ -4,12 +4,14 @@
     python -I -S forkserver.py SOCKET script args…       run a script in a fork; ends as the fork ends
 
 The second form is what a Ray cluster of the tests is told to start its workers by (`py_executable`). A worker is a
-process of its own that Ray starts, watches and buries as any other; only its ten seconds of imports are gone.
+process of its own that Ray starts, watches and buries as any other; only its ten seconds of imports are gone. It is put
+into the network that whoever asked for it is in: a node may be in one of its own.
 """
 
 from __future__ import annotations
 
 import array
+import ctypes
 import json
 import os
 import select
@@ -20,6 +22,7 @@ import traceback
 from contextlib import suppress
 
 MAX_REQUEST = 2**20
+NETWORK = "/proc/thread-self/ns/net"
 
 
 def request(path: str, arguments: list[str]) -> int:
@@ -36,7 +39,9 @@ def ask(path: str, arguments: list[str], environment: dict[str, str], files: tup
     connection.connect(path)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_REQUEST)
     body = json.dumps([arguments, environment, os.getcwd()]).encode()
-    connection.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))])
+    network = os.open(NETWORK, os.O_RDONLY)
+    connection.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (*files, network)))])
+    os.close(network)
     return connection
 
 
@@ -86,7 +91,7 @@ def _bury(waiting: dict[int, socket.socket]) -> None:
 
 def _fork(connection: socket.socket, listener: socket.socket) -> int:
     """The child's process id; 0 when whoever asked is gone already."""
-    body, files, _, _ = socket.recv_fds(connection, MAX_REQUEST, 3)
+    body, files, _, _ = socket.recv_fds(connection, MAX_REQUEST, 4)
     if not body:
         return 0
     pid = os.fork()
@@ -97,8 +102,11 @@ def _fork(connection: socket.socket, listener: socket.socket) -> int:
             signal.set_wakeup_fd(-1)
             listener.close()
             connection.close()
-            for target, file in enumerate(files):
+            *standard, network = files
+            enter(network)
+            for target, file in enumerate(standard):
                 os.dup2(file, target)
+            for file in files:
                 os.close(file)
             status = _become(*json.loads(body))
         except BaseException:
@@ -110,6 +118,12 @@ def _fork(connection: socket.socket, listener: socket.socket) -> int:
     for file in files:
         os.close(file)
     return pid
+
+
+def enter(network: int) -> None:
+    """Put this thread into a network namespace, if it is not in it."""
+    if os.fstat(network).st_ino != os.stat(NETWORK).st_ino and ctypes.CDLL(None, use_errno=True).setns(network, 0):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _become(arguments: list[str], environment: dict[str, str], directory: str) -> int:

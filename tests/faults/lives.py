@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ from injection import Disk, Platter, swap
 
 import orchestrator.run.driver  # noqa: F401 - here, so that no fork has to
 from orchestrator.config import RunConfig
-from orchestrator.errors import DiskFailed
+from orchestrator.errors import DiskFailed, Superseded
 from orchestrator.run.ledger import account, read_ledger
 
 MAX_LIVES, MAX_TRIES = 3, 8
@@ -68,27 +69,70 @@ def build(root: Path, algorithm: str, every: int = 1) -> World:
 
 
 def live(root: Path, life: Callable[[Disk], None], *, killed_after_s: float | None = None) -> int:
-    """One life in a fork; its exit status: 0, 1 for an error it ended by, -9 when it was killed."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            disk = Disk(root)
-            with disk.watched():
-                life(disk)
-            status = 0
-        except DiskFailed:
-            pass
-        except BaseException:
-            traceback.print_exc()
-            status = 2
-        finally:
-            os._exit(status)
+    """One life in a fork; its exit status: 0, 1 when the disk failed it, 6 when it was superseded, 2 for any other
+    error that it ended by, -9 when it was killed."""
+    pid = begin(root, life)
     if killed_after_s is not None:
         time.sleep(killed_after_s)
         os.kill(pid, signal.SIGKILL)  # it is a zombie at least: nobody has waited for it
+    return end(pid)
+
+
+def begin(root: Path, life: Callable[[Disk], None]) -> int:
+    """The process id of a life that has just begun."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 2
+    try:
+        disk = Disk(root)
+        with disk.watched():
+            life(disk)
+        status = 0
+    except (DiskFailed, Superseded) as error:
+        status = error.exit_code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def end(pid: int) -> int:
+    """Waits for a life; its exit status."""
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def taken_over(world: World, records: int) -> None:
+    """A driver is stopped when its ledger has that many records, its lock is let go, another driver begins, and the
+    first wakes up in the middle of that. Raises AssertionError when it is not fenced off, or disturbs the other one."""
+    name = f"{world.algorithm}-zombie-{records}"
+    directory = world.root / name / "run"
+
+    def life(disk: Disk) -> None:
+        cpu_run.run(world.config(name))
+
+    def wait_for(count: int) -> None:
+        until = time.monotonic() + 120
+        ledger = directory / "ledger.jsonl"
+        while not ledger.exists() or ledger.read_bytes().count(b"\n") < count:
+            assert time.monotonic() < until, f"there were never {count} records"
+            time.sleep(0.001)
+
+    old = begin(world.root / name, life)
+    wait_for(records)
+    os.kill(old, signal.SIGSTOP)
+    assert live(world.root / name, life) == 2, "as long as the lock holds, nobody else begins"
+    (directory / "lock").unlink()  # as shared storage lets go of it, when the machine of its holder is cut off
+    before = (directory / "ledger.jsonl").read_bytes().count(b"\n")
+    new = begin(world.root / name, life)
+    wait_for(before + 2)
+    os.kill(old, signal.SIGCONT)
+    assert end(old) == Superseded.exit_code
+    assert end(new) == 0
+    told = json.loads((directory / "exit.json").read_text())
+    assert (told["cause"], told["attempt"]) == ("completed", 2)
+    go_on(world, name)
 
 
 def killed_at(world: World, operation: int, *, half: bool = False) -> int:

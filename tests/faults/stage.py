@@ -3,6 +3,8 @@
 with Stage.open(directory) as stage:
     life = stage.life(config)                   a driver, in a process of its own
     stage.members(life)["rollout", 0]           the process id of an actor
+    with stage.node(num_cpus=32): ...           a machine more
+    with stage.elsewhere() as other: ...        another cluster, for what does not survive
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import forkserver
@@ -26,6 +29,9 @@ import forkserver
 from orchestrator.config import RunConfig
 
 HERE = Path(__file__).parent
+HEAD_CPUS, STORE_BYTES = 64, 100 * 2**20
+WATCHFUL = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+"""A node that is lost is noticed in seconds, one that is slow still has its ten of them for each answer."""
 Member = tuple[str, int]
 """Role and rank; the driver is `("driver", 0)`."""
 
@@ -72,20 +78,20 @@ class Stage:
     server: subprocess.Popen[str]
     socket: str
     environment: dict[str, str]
+    cluster: Any
 
     @classmethod
     @contextmanager
     def open(cls, directory: Path) -> Iterator[Stage]:
         """A Ray head of its own with a token of its own; nothing of it is left behind."""
         from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-        from ray.cluster_utils import Cluster
 
         token, socket = directory / "token", str(directory / "forks")
         token.touch(0o600)
         token.write_text(os.environ.get("RLHF_TEST_RAY_TOKEN") or secrets.token_hex(32))
         before = dict(os.environ)
         os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-        os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+        os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"} | WATCHFUL
         maybe_enable_token_auth_if_token_available()
         server = subprocess.Popen(
             [sys.executable, str(HERE / "forkserver.py"), socket],
@@ -94,26 +100,48 @@ class Stage:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        head = {"num_cpus": 64, "include_dashboard": False, "object_store_memory": 100 * 2**20}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            assert server.stdout is not None
-            assert server.stdout.readline() == "ready\n", "the fork server did not start"
-            worker = f"{sys.executable} -I -S {HERE / 'forkserver.py'} {socket}"
-            job = {"runtime_env": {"py_executable": worker}}
-            environment = os.environ | {"RAY_ADDRESS": cluster.address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
-            yield cls(server, socket, dict(environment))
+            with _head() as cluster:
+                assert server.stdout is not None
+                assert server.stdout.readline() == "ready\n", "the fork server did not start"
+                yield cls(server, socket, _environment(cluster, socket), cluster)
         finally:
             assert server.stdin is not None
             assert server.stdout is not None
             server.stdin.close()
-            cluster.shutdown()
             server.wait()
             server.stdout.close()
             os.environ.clear()
             os.environ.update(before)
 
-    def life(self, config: RunConfig) -> Life:
+    @contextmanager
+    def elsewhere(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Stage]:
+        """The same on a Ray head of its own, which alone has these variables."""
+        before = dict(os.environ)
+        with ExitStack() as stack:
+            os.environ |= variables
+            try:
+                cluster = stack.enter_context(_head(**arguments))
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+            yield replace(self, environment=_environment(cluster, self.socket), cluster=cluster)
+
+    @contextmanager
+    def node(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Any]:
+        """One machine more, by Ray's words: a raylet of its own, which `lose` kills with all that lives on it."""
+        node = self.cluster.add_node(**{"object_store_memory": STORE_BYTES, "env_vars": dict(variables), **arguments})
+        try:
+            yield node
+        finally:
+            if node in self.cluster.worker_nodes:
+                self.lose(node)
+
+    def lose(self, node: Any) -> None:
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def life(self, config: RunConfig, **variables: str) -> Life:
+        """`variables`: of the driver alone."""
         directory = Path(config.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         recipe = directory / "config.json"
@@ -121,7 +149,15 @@ class Stage:
         with (directory / "output.log").open("a") as log, open(os.devnull) as nothing:
             files = (nothing.fileno(), log.fileno(), log.fileno())
             script = [str(HERE / "standins.py"), str(recipe)]
-            return Life(config, forkserver.ask(self.socket, script, self.environment, files))
+            return Life(config, forkserver.ask(self.socket, script, self.environment | variables, files))
+
+    def script(self, path: Path, *arguments: str, output: Path) -> int:
+        """Runs another driver to its end; its exit status."""
+        with output.open("w") as log, open(os.devnull) as nothing:
+            files = (nothing.fileno(), log.fileno(), log.fileno())
+            connection = forkserver.ask(self.socket, [str(path), *arguments], self.environment, files)
+            connection.recv(64)  # its process id
+            return int(connection.recv(64) or 1)
 
     def members(self, life: Life) -> dict[Member, int]:
         """Process ids of what is alive of it. An actor is known by the file it logs to."""
@@ -142,6 +178,25 @@ class Stage:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return False
+
+
+@contextmanager
+def _head(**arguments: Any) -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    settings = {"num_cpus": HEAD_CPUS, "include_dashboard": False, "object_store_memory": STORE_BYTES, **arguments}
+    cluster = Cluster(initialize_head=True, head_node_args=settings)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def _environment(cluster: Any, socket: str) -> dict[str, str]:
+    """Of drivers on this cluster: its workers are forks of the server behind the socket."""
+    worker = f"{sys.executable} -I -S {HERE / 'forkserver.py'} {socket}"
+    job = {"runtime_env": {"py_executable": worker}}
+    return os.environ | {"RAY_ADDRESS": cluster.address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
 
 
 def eventually(condition: Callable[[], bool], within_s: float, every_s: float = 0.005) -> bool:

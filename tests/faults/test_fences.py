@@ -1,8 +1,10 @@
-"""What half arrived is learned from by nobody. Here a sample; `make test-faults` does a hundred."""
+"""What half arrived is learned from by nobody, and a run is written by one driver. Here a sample; `make test-faults`
+does a hundred of the first."""
 
 from __future__ import annotations
 
 import fences
+import lives
 import pytest
 from lives import World
 
@@ -21,3 +23,9 @@ def test_a_publication_in_which_a_bit_flipped_is_never_sampled_from(world: World
     """The lowest of one weight in the segment, where no figure would show it: the checksum does."""
     expected = fences.undisturbed(world)
     assert fences.stopped(world, expected, "grpo-flipped", fences.FLIPPED_BIT, engine, 1)
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(world: World) -> None:
+    for records in (3, 9):
+        lives.taken_over(world, records)

@@ -3,7 +3,8 @@
     python a_life.py DIRECTORY ENDING [ENDING …]      the ending of the first attempt, of the second, …
 
 An ending is `done`, or TURN:HOW: the turns that are committed when it comes, and `kill` (SIGKILL), `orphan` (the same,
-and a process of it stays), `quiet` (exit code 1, without a word), `wait` (for a signal), or the cause of an error.
+and a process of it stays), `quiet` (exit code 1, without a word), `superseded` (exit code 6, the same), `wait` (for a
+signal), or the cause of an error.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def main(path: str, *endings: str) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "quiet":
             os._exit(1)
+        if how == "superseded":
+            os._exit(6)
         if how == "wait":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             print("waiting", flush=True)

@@ -13,7 +13,9 @@ from orchestrator.errors import (
     DeadlineExceeded,
     FleetExhausted,
     HostOutOfMemory,
+    HubUnreachable,
     Interrupted,
+    LimitReached,
     NoHeartbeat,
     NotFinite,
     PlacementError,
@@ -22,6 +24,8 @@ from orchestrator.errors import (
     ResumeError,
     RlhfError,
     Shortfall,
+    StoreFull,
+    Superseded,
     VersionMismatch,
     WorkerFailed,
     redact,
@@ -52,10 +56,14 @@ ERRORS = {
     "deadline": DeadlineExceeded("rollout", "generate", 1800, rank=0),
     "no-heartbeat": NoHeartbeat("policy", "step", 180, rank=1, pid=4711),
     "host-oom": HostOutOfMemory("reward", 0, "MemoryError"),
+    "store-full": StoreFull("rollout", 1, "generate", "the local object store is full"),
     "version-mismatch": VersionMismatch("rollout", 1, "the engine holds version 3 of the policy, asked for version 4"),
     "not-finite": NotFinite("policy", 0, "workers.finite.NotFinite: step 3, update 2 of 4: a gradient of norm inf"),
     "fleet-exhausted": FleetExhausted(DEATH, "generate", restarts=3, of_this_call=4),
     "cluster-lost": ClusterLost(26.2, address="head:6379"),
+    "hub-unreachable": HubUnreachable("Qwen/Qwen3-0.6B", "model.path", "ConnectError: Connection refused"),
+    "limit-reached": LimitReached("open files", 1024, told="[Errno 24] Too many open files: 'x'", fix="raise it"),
+    "superseded": Superseded("runs/x", "process 4711 on node-3"),
     "interrupted": Interrupted("SIGINT", resume="rlhf resume runs/x"),
     "terminated": Interrupted("SIGTERM", resume="rlhf resume runs/x"),
 }
@@ -78,10 +86,14 @@ def test_exit_codes_and_causes() -> None:
         "deadline": (4, "deadline"),
         "no-heartbeat": (4, "no_heartbeat"),
         "host-oom": (4, "host_oom"),
+        "store-full": (4, "store_full"),
         "version-mismatch": (4, "version_mismatch"),
         "not-finite": (4, "not_finite"),
         "fleet-exhausted": (4, "fleet_exhausted"),
         "cluster-lost": (3, "cluster_lost"),
+        "hub-unreachable": (1, "hub_unreachable"),
+        "limit-reached": (1, "limit_reached"),
+        "superseded": (6, "superseded"),
         "interrupted": (130, "user"),
         "terminated": (143, "preempted"),
     }
@@ -90,9 +102,10 @@ def test_exit_codes_and_causes() -> None:
 def test_the_tree_is_as_it_is_drawn() -> None:
     assert ResumeError.__bases__ == (BadInput,)
     assert {cls.__bases__ for cls in (PlacementError, ClusterLost)} == {(ClusterError,)}
-    failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, VersionMismatch, NotFinite, FleetExhausted)
+    failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, StoreFull, VersionMismatch, NotFinite, FleetExhausted)
     assert {cls.__bases__ for cls in failures} == {(WorkerFailed,)}
-    assert {cls.__bases__ for cls in (BadInput, ClusterError, WorkerFailed, Interrupted)} == {(RlhfError,)}
+    others = (BadInput, ClusterError, WorkerFailed, HubUnreachable, LimitReached, Superseded, Interrupted)
+    assert {cls.__bases__ for cls in others} == {(RlhfError,)}
 
 
 def test_problems_are_collected_and_raised_together() -> None:

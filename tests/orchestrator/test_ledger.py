@@ -133,3 +133,20 @@ def test_which_checkpoint_must_be_there(
         for fact, step, details in facts:
             ledger.append(fact, attempt=1, step=step, **details)
         assert checkpointed(ledger.records) == standing
+
+
+def test_what_a_superseded_driver_wrote_at_the_last_moment_does_not_count(path: Path) -> None:
+    """It had looked at the fence, was stopped, and wrote when the next attempt had begun."""
+    with Ledger.open(path) as old:
+        old.append(Fact.attempt, attempt=1, step=0)
+        with Ledger.open(path) as new:
+            new.append(Fact.attempt, attempt=2, step=0)
+            old.append(Fact.planned, attempt=1, step=1)
+            new.append(Fact.planned, attempt=2, step=1)
+    records, good_bytes, size = read_ledger(path)
+    assert [(r.seq, r.attempt, r.fact) for r in records] == [
+        (0, 1, Fact.attempt),
+        (1, 2, Fact.attempt),
+        (2, 2, Fact.planned),
+    ]
+    assert good_bytes == size

@@ -14,8 +14,9 @@ from workshop import Workshop
 
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, load
-from orchestrator.errors import BadInput, ResumeError
+from orchestrator.errors import BadInput, ResumeError, Superseded
 from orchestrator.run.directory import RunDirectory
+from orchestrator.run.ledger import Fact, Ledger
 
 Golden = Callable[[str, str], None]
 
@@ -138,3 +139,20 @@ def test_f32_two_processes_cannot_hold_one_directory(config: RunConfig) -> None:
         with pytest.raises(BadInput, match="is in use"), directory.held():
             pass
     assert subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout == "held\n"
+
+
+def test_f30_a_driver_whose_lock_was_let_go_is_fenced_off(config: RunConfig) -> None:
+    """As shared storage lets go of it when a machine is cut off: the old driver has it open, and it is another's."""
+    directory = RunDirectory.create(config, "")
+    with directory.held() as fence, Ledger.open(directory.ledger, fence) as ledger:
+        ledger.append(Fact.attempt, attempt=1, step=0)
+        (directory.path / "lock").unlink()
+        ledger.append(Fact.planned, attempt=1, step=1)  # nobody has taken it
+        with directory.held() as other:
+            other()
+            before = directory.ledger.read_bytes()
+            with pytest.raises(Superseded, match=rf"process {os.getpid()} on .* is at it"):
+                ledger.append(Fact.committed, attempt=1, step=1)
+            assert directory.ledger.read_bytes() == before
+        with pytest.raises(Superseded):  # it has ended since, but has been at it
+            fence()

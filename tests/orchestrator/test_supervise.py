@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import Superseded
 from orchestrator.run import supervise
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.incidents import read_incidents
@@ -30,6 +31,7 @@ def ended(cause: str, reached: int, run: str = "grpo") -> Ended:
         (ended("worker_failed", 3), None, 0, False, "no attempts are left"),
         (ended("bad_input", 0), None, 2, False, "another attempt would meet the same: bad_input"),
         (ended("disk_full", 3), None, 2, False, "another attempt would meet the same: disk_full"),
+        (ended("superseded", 3), None, 2, False, "another attempt would meet the same: superseded"),
         (ended("user", 3), None, 2, False, "another attempt would meet the same: user"),
         (ended("killed", 3), ended("worker_failed", 3), 2, False, "two attempts in a row ended after step 3, without"),
         (ended("killed", 0), ended("killed", 0), 2, False, "ended before the first step was done, without any"),
@@ -110,6 +112,16 @@ def test_an_exit_of_an_attempt_before_is_not_taken_for_this_one(tmp_path: Path) 
     said: list[str] = []
     assert Supervisor(refuses, [directory], attempts=3, say=said.append).run() == 2
     assert said == ["attempt 1 of 3 ended (bad_input); another attempt would meet the same: bad_input: giving up"]
+
+
+def test_nothing_is_written_down_for_a_driver_that_was_superseded(tmp_path: Path) -> None:
+    told = Told(tmp_path / "run", "2:superseded", "done")
+    assert told.code == Superseded.exit_code
+    assert told.said == [
+        "attempt 1 of 3 ended (superseded); another attempt would meet the same: superseded: giving up"
+    ]
+    assert told.exit == {}
+    assert read_incidents(told.run.incidents) == []
 
 
 def test_no_process_of_an_attempt_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,53 @@
+"""Answers that nobody fetches, until there is no room for another: `python full_store.py CPUS`, on the cluster at
+RAY_ADDRESS, by a worker that takes so many CPUs.
+
+Prints one line of JSON: how many answers there was room for, and what was said then.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[i] / part) for i, part in ((0, ""), (1, "workers"), (2, ""))]
+
+import numpy as np  # noqa: E402
+
+from orchestrator.cluster.base import GangPlan, Resources  # noqa: E402 - found by the paths above
+from orchestrator.cluster.ray_cluster import RayCluster  # noqa: E402
+from orchestrator.config import ClusterConfig  # noqa: E402
+from orchestrator.errors import RlhfError  # noqa: E402
+
+ANSWER_BYTES, ENOUGH = 20 * 2**20, 12  # more than any store here has
+
+
+class Filler:
+    """A worker whose answers are large."""
+
+    def __init__(self) -> None:
+        self.num_answers = 0
+
+    def answer(self) -> np.ndarray:
+        self.num_answers += 1
+        return np.full(ANSWER_BYTES, self.num_answers, np.uint8)
+
+
+def main() -> None:
+    cluster, kept, said = RayCluster(ClusterConfig()), [], {}
+    try:
+        plan = GangPlan(role="filler", start=Filler, arguments=[{}], resources=Resources(cpus=float(sys.argv[1])))
+        gang = cluster.spawn([plan])["filler"]
+        while len(kept) < ENOUGH:
+            handle = gang.one(Filler.answer)
+            handle.wait()
+            kept.append(handle)
+    except RlhfError as error:
+        said = {"cause": error.cause, "told": str(error)}
+    finally:
+        cluster.shutdown()
+    print(json.dumps({"room_for": len(kept), **said}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A network of its own for a node, and a cable that can be pulled. For root: whoever may make network namespaces."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import forkserver
+
+NEAR, FAR = "10.213.7.1", "10.213.7.2"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Two addresses with a cable between them: NEAR is in the network that everything else is in, FAR alone in its."""
+
+    name: str
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """What this thread starts meanwhile is on the far side."""
+        before, there = os.open(forkserver.NETWORK, os.O_RDONLY), os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        try:
+            forkserver.enter(there)
+            yield
+        finally:
+            forkserver.enter(before)
+            os.close(before)
+            os.close(there)
+
+    def cut(self) -> None:
+        """Nothing gets through, and nobody is told."""
+        _ip("link", "set", f"{self.name}a", "down")
+
+    def mend(self) -> None:
+        _ip("link", "set", f"{self.name}a", "up")
+
+
+@contextmanager
+def network() -> Iterator[Network]:
+    name = f"rlhf{os.getpid() % 100_000}"
+    near, far = f"{name}a", f"{name}b"
+    _ip("netns", "add", name)
+    try:
+        _ip("link", "add", near, "type", "veth", "peer", "name", far)
+        _ip("link", "set", far, "netns", name)
+        _ip("addr", "add", f"{NEAR}/24", "dev", near)
+        _ip("link", "set", near, "up")
+        _ip("-n", name, "addr", "add", f"{FAR}/24", "dev", far)
+        for device in (far, "lo"):
+            _ip("-n", name, "link", "set", device, "up")
+        yield Network(name)
+    finally:
+        subprocess.run(["ip", "link", "del", near], capture_output=True, check=False)
+        _ip("netns", "del", name)
+
+
+def is_possible() -> bool:
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        return False
+    probe = f"rlhf{os.getpid() % 100_000}p"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode == 0
+    if made:
+        _ip("netns", "del", probe)
+    return made and Path(forkserver.NETWORK).exists()
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)

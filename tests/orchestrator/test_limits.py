@@ -1,0 +1,59 @@
+"""What the system grants a process: too little is refused before anything starts, and a limit that is hit is named."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator import limits
+from orchestrator.errors import ClusterError, LimitReached
+
+
+@pytest.fixture(autouse=True)
+def as_they_were() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_f50_limits_that_a_cluster_would_reach_are_refused() -> None:
+    with pytest.raises(ClusterError) as refused:
+        limits.refuse_low(lambda number: (256, 512) if number == resource.RLIMIT_NOFILE else (100_000, 100_000))
+    assert str(refused.value).splitlines() == [
+        "this machine: too few open files",
+        "  why: the limit is 512, and a Ray cluster on this machine takes 1024",
+        f"  fix: {limits.RAISE}",
+    ]
+
+
+def test_what_may_be_raised_is_raised() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
+    limits.refuse_low()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, limits.PLENTY)
+
+
+def test_f50_a_process_that_may_open_no_more_files_says_so_and_can_still_write() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with limits.Spare() as spare:
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        with pytest.raises(OSError, match="Too many open files") as hit:
+            os.open(os.devnull, os.O_RDONLY)
+        told = limits.explain(hit.value)
+        assert isinstance(told, LimitReached)
+        assert f"the driver has reached its limit of open files: {lowest}" in str(told)
+        spare.give_up()
+        os.close(os.open(os.devnull, os.O_RDONLY))
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    for error in (OSError(errno.ENOSPC, "full"), RuntimeError("something"), ValueError("Too many open files")):
+        assert limits.explain(error) is error
+    assert isinstance(limits.explain(RuntimeError("can't start new thread")), LimitReached)
+    assert isinstance(limits.explain(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")), LimitReached)
