@@ -155,9 +155,9 @@ class Stage:
         """Runs another driver to its end; its exit status."""
         with output.open("w") as log, open(os.devnull) as nothing:
             files = (nothing.fileno(), log.fileno(), log.fileno())
-            connection = forkserver.ask(self.socket, [str(path), *arguments], self.environment, files)
-            connection.recv(64)  # its process id
-            return int(connection.recv(64) or 1)
+            with forkserver.ask(self.socket, [str(path), *arguments], self.environment, files) as connection:
+                connection.recv(64)  # its process id
+                return int(connection.recv(64) or 1)
 
     def members(self, life: Life) -> dict[Member, int]:
         """Process ids of what is alive of it. An actor is known by the file it logs to."""
