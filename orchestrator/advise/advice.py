@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from orchestrator.advise.facts import Check, Facts, measure
 from orchestrator.advise.methods import LARGE_PARAMS, Method
-from orchestrator.advise.reading import Source, read
+from orchestrator.advise.reading import read
 from orchestrator.advise.room import Cluster, Room
 from orchestrator.advise.rules import ENOUGH_PAIRS, METHODS, SETTINGS, Rule, Setting, written_by_itself
 from orchestrator.errors import BadInput, Problem
@@ -140,7 +140,7 @@ def _require_prompts(facts: Facts) -> None:
 def _nothing_fits(cluster: Cluster, no_room: Sequence[Room]) -> BadInput:
     there = f"{cluster.num_gpus} x {cluster.gpu.name}"
     fewest = [(room.fewest, room.method) for room in no_room if room.fewest is not None]
-    needs = [f"{method} needs {count}" for count, method in fewest]
+    needs = [f"{method} needs {count}" for count, method in fewest]  # with adapters where that is fewer
     why = "; ".join(needs) or f"no number of {cluster.gpu.name} has room for any of them"
     fix = f"--gpus {min(fewest)[0]}x{cluster.gpu.name}, or a smaller --model" if fewest else "give a smaller --model"
     return BadInput(Problem(what=f"no method that these data allow fits into {there}", why=why, fix=fix))

@@ -22,7 +22,7 @@ from orchestrator.data.audit import comparisons, distinct_prompts, repeated
 from orchestrator.data.formats import Format
 from orchestrator.data.tokens import TokenCounter, num_bytes
 from orchestrator.evaluation.statistics import Interval, wilson
-from workers.types import Example, Prompt
+from workers.types import Example
 
 BYTES_PER_TOKEN = 4.0  # of English text; assumed where there is no tokenizer
 COUNTED_ROWS = 2000  # of each file, from the first on, whose tokens are counted
@@ -71,7 +71,7 @@ class Facts:
     check: Check | None = None  # None: nothing to check an answer against
     told_checkable: bool = False
     agreement: Interval | None = None  # of two annotators about one comparison
-    longer_chosen: Interval | None = None  # share of pairs in which the chosen completion is the longer one
+    longer_chosen: Interval | None = None  # share of pairs whose chosen completion is the longer; equal: half a pair
     length_ratio: float | None = None  # of a chosen to a rejected completion's length, the median
     models: Counter[str] = field(default_factory=Counter)  # who wrote the completions, where rows say so
     own: float | None = None  # share of these that the model itself wrote
@@ -125,12 +125,11 @@ def measure(sources: Sequence[Source], model: str | None, *, verifiable: bool) -
 def _of_pairs(paired: Sequence[Example]) -> dict[str, Any]:
     """Length of the better against the worse completion of each row's extremes."""
     sides = [(num_bytes(e.completions[0]), num_bytes(e.completions[-1])) for e in paired if _differ(e)]
-    unequal = [(better, worse) for better, worse in sides if better != worse]
-    if not unequal:
+    if not sides:
         return {}
-    ratios = np.array([better / max(1, worse) for better, worse in sides])
-    longer = sum(better > worse for better, worse in unequal)
-    return {"longer_chosen": wilson(longer, len(unequal)), "length_ratio": float(np.median(ratios))}
+    longer = sum((better > worse) + (better == worse) / 2 for better, worse in sides)
+    ratios = [better / max(1, worse) for better, worse in sides]
+    return {"longer_chosen": wilson(longer, len(sides)), "length_ratio": float(np.median(ratios))}
 
 
 def _differ(example: Example) -> bool:
@@ -145,9 +144,9 @@ def _agreement(paired: Sequence[Example]) -> Interval | None:
     """
     same = total = 0
     named = [e for e in paired if e.prompt.columns.get("annotator") is not None]
-    for votes in comparisons(named, voter="annotator").values():
-        same += sum(math.comb(count, 2) for count in votes)
-        total += math.comb(sum(votes), 2)
+    for one, other in comparisons(named, voter="annotator").values():
+        same += math.comb(one, 2) + math.comb(other, 2)
+        total += math.comb(one + other, 2)
     for example in paired:
         votes = example.prompt.columns.get("votes")
         if isinstance(votes, list) and all(isinstance(vote, bool) for vote in votes):
@@ -170,15 +169,17 @@ def _models(sources: Sequence[Source]) -> Counter[str]:
     found: Counter[str] = Counter()
     for source in sources:
         for example in source.examples:
-            found.update(_writers(example.prompt))
+            found.update(_writers(example))
     return found
 
 
-def _writers(prompt: Prompt) -> Iterator[str]:
+def _writers(example: Example) -> Iterator[str]:
     """Who wrote a row's completions, by its `model`, `models`, or `chosen_model` and `rejected_model` column."""
-    for column in ("model", "models", "chosen_model", "rejected_model"):
-        value = prompt.columns.get(column)
-        yield from (name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str))
+    columns = example.prompt.columns
+    everyone = columns.get("models")
+    names = [columns.get("model")] * len(example.completions) + [columns.get("chosen_model")]
+    names += [columns.get("rejected_model"), *(everyone if isinstance(everyone, list) else ())]
+    return (name for name in names if isinstance(name, str))
 
 
 def _own(models: Counter[str], model: str | None) -> float | None:

@@ -66,9 +66,10 @@ def _format(name: str) -> Format:
     """Of the first row. Raises BadInput when it is none that anything here learns from."""
     problems = RowProblems(name)
     row = next(iter(read_rows(name, "train", problems)), None)
+    wanted = ", ".join(f"`{column}`" for column in COLUMNS[Format.preference])
     if row is None:
         problems.raise_if_any()
-        raise problems.stop("0 rows", why="there is nothing to learn from", fix="give rows: see docs/advise.md")
+        raise problems.stop("0 rows", why="there is nothing to learn from", fix=f"write rows with {wanted}")
     columns = [key for key, value in row.values.items() if value is not None]
     found = detect(columns)
     if found is None:

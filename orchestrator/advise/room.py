@@ -103,7 +103,7 @@ class Cluster:
         if whole.fits:
             return whole
         adapted = self._planned(method, settings, frozenset(plan.name for plan in whole.plans if not _fits(plan)))
-        return adapted if adapted.fits else whole
+        return adapted if adapted.fits else min(whole, adapted, key=lambda room: room.fewest or math.inf)
 
     def _feeds(self, method: Method) -> bool:
         """Whether every stage of its recipe finds data."""

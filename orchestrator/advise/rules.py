@@ -16,7 +16,8 @@ from orchestrator.advise.methods import Method
 ENOUGH_PAIRS = 2000  # for a reward model: below, one is hardly better than chance (arXiv 2210.10760, section 3.5)
 MANY_PAIRS = 50_000  # our choice: about the size of the data on which PPO was compared with DPO (arXiv 2406.09279)
 USUAL_AGREEMENT = 0.726  # of InstructGPT's labellers (arXiv 2203.02155, section 3.4)
-LONGER_CHOSEN = 0.6  # our choice: more is called a bias for length
+LONGER_CHOSEN = 0.6  # our choice: a larger share, and
+LONGER_BY = 1.1  # a larger median ratio, are called a bias for length
 OWN = 0.5  # our choice: from this share on the data are the model's own
 RECIPES_LENGTH = 2048  # data.max_length of the recipes
 
@@ -32,7 +33,8 @@ def noisy(facts: Facts) -> bool:
 
 
 def biased_to_length(facts: Facts) -> bool:
-    return facts.longer_chosen is not None and facts.longer_chosen.low > LONGER_CHOSEN
+    surely = facts.longer_chosen is not None and facts.longer_chosen.low > LONGER_CHOSEN
+    return surely and (facts.length_ratio or 0.0) > LONGER_BY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +60,7 @@ METHODS: tuple[Rule, ...] = (
         name="checked answers in rounds",
         method=Method.iterative_dpo,
         when=lambda f: f.check is not None and f.prompts > 0,
-        why="right against wrong answers are pairs of the model's own; in rounds weights are published a few times only",
+        why="right against wrong answers are pairs of the model's own; rounds publish weights a few times only",
         sources=("arXiv 2404.19733",),
     ),
     Rule(
@@ -208,6 +210,6 @@ SETTINGS: tuple[Setting, ...] = (
         when=long_rows,
         overrides=_lengths,
         why="more than 1 % of the rows would lose their end",
-        sources=("rlhf audit: orchestrator/data/lengths.py",),
+        sources=("orchestrator/data/lengths.py",),
     ),
 )

@@ -85,7 +85,9 @@ def cost(room: Room) -> str:
 
 def _needs(room: Room) -> str:
     gpu = room.plans[-1].gpu.name
-    return f"the fewest on which it fits: {room.fewest} {gpu}" if room.fewest else f"no number of {gpu} is enough"
+    if room.fewest is None:
+        return f"no number of {gpu} is enough"
+    return f"the fewest on which it fits: {room.fewest} {gpu}{' (with adapters)' if room.adapted else ''}"
 
 
 # ------------------------------------------------------------------------------------------------ what it rests on
@@ -119,9 +121,8 @@ def measured(advice: Advice) -> list[str]:
             "in the median"
         )
     if facts.models:
-        named = ", ".join(
-            f"{name} {n / facts.models.total():.0%}" for name, n in facts.models.most_common(SHOWN_MODELS)
-        )
+        most, total = facts.models.most_common(SHOWN_MODELS), facts.models.total()
+        named = ", ".join(f"{name} {count / total:.0%}" for name, count in most)
         own = "" if facts.own is None else f"; {facts.own:.0%} are this model's own"
         lines.append(f"who wrote the completions: {named}{own}")
     if facts.by_tokenizer:
@@ -146,7 +147,8 @@ def assumed(advice: Advice) -> list[str]:
     elif facts.prompts:
         lines.append("answers cannot be checked by a program (else --verifiable)")
     if facts.pairs and facts.own is None:
-        lines.append("the completions are other models' (no row says who wrote them, or --model is missing)")
+        missing = "--model is not given" if facts.models else "no row says who wrote them"
+        lines.append(f"the completions are other models' ({missing})")
     if facts.pairs and facts.agreement is None:
         lines.append(f"annotators agree as usual, in {USUAL_AGREEMENT:.0%} (no comparison has several votes)")
     if not facts.by_tokenizer:
