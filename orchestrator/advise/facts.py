@@ -156,13 +156,18 @@ def _agreement(paired: Sequence[Example]) -> Interval | None:
 
 
 def _check(sources: Sequence[Source]) -> Check | None:
-    """The column that most prompts can be checked by, of the sources that have prompts."""
-    prompts = [p for source in sources for p in source.prompts]
-    for column, (reward, _) in CHECKS.items():
-        have = sum(p.columns.get(column) not in (None, "", [], {}) for p in prompts)
-        if prompts and have >= CHECKABLE * len(prompts):
-            return Check(reward=reward, column=column)
+    """The column by which a source's answers can be checked, of the largest that has one."""
+    for source in sorted(sources, key=lambda source: -len(source.prompts)):
+        for column, (reward, _) in CHECKS.items():
+            if can_be_checked(source, column):
+                return Check(reward=reward, column=column)
     return None
+
+
+def can_be_checked(source: Source, column: str) -> bool:
+    """Whether nearly all of its prompts have something in `column`."""
+    have = sum(prompt.columns.get(column) not in (None, "", [], {}) for prompt in source.prompts)
+    return bool(source.prompts) and have >= CHECKABLE * len(source.prompts)
 
 
 def _models(sources: Sequence[Source]) -> Counter[str]:

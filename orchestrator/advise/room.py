@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.advise.facts import Facts
+from orchestrator.advise.facts import Facts, can_be_checked
 from orchestrator.advise.methods import GIVEN_REWARD_MODEL, REWARD_MODEL, Method, recipe_of
 from orchestrator.advise.reading import Source
 from orchestrator.config import Recipe, RunConfig, load
@@ -106,7 +106,9 @@ class Cluster:
         return adapted if adapted.fits else min(whole, adapted, key=lambda room: room.fewest or math.inf)
 
     def _feeds(self, method: Method) -> bool:
-        """Whether every stage of its recipe finds data."""
+        """Whether every stage of its recipe finds data, and distillation a larger teacher than the model."""
+        if method == Method.distill and self.large:
+            return False
         formats = {source.format for source in self.sources}
         return all(
             bool(formats & set(ACCEPTS[config.algorithm.type]))
@@ -167,7 +169,7 @@ class Cluster:
     def _prompts(self, column: str) -> str:
         """The source with the most prompts, of those with `column` where some have it."""
         having = [source for source in self.sources if source.prompts]
-        checked = [source for source in having if column and source.prompts[0].columns.get(column) is not None]
+        checked = [source for source in having if column and can_be_checked(source, column)]
         return max(checked or having, key=lambda source: len(source.prompts)).name
 
     def _largest(self, formats: Sequence[Format]) -> Source:

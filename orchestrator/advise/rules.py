@@ -20,6 +20,7 @@ LONGER_CHOSEN = 0.6  # our choice: a larger share, and
 LONGER_BY = 1.1  # a larger median ratio, are called a bias for length
 OWN = 0.5  # our choice: from this share on the data are the model's own
 RECIPES_LENGTH = 2048  # data.max_length of the recipes
+LONGEST_ROWS = 8192  # our choice: what is longer than that is cut, as `rlhf validate` will tell
 
 
 def written_by_itself(facts: Facts) -> bool:
@@ -157,10 +158,9 @@ def long_rows(facts: Facts) -> bool:
 
 
 def _lengths(facts: Facts) -> tuple[str, ...]:
-    """Rounded up to whole 1024 tokens, with micro-batches that hold a row."""
+    """Rounded up to whole 1024 tokens."""
     assert facts.longest is not None
-    length = -(-facts.longest // 1024) * 1024
-    return (f"data.max_length={length}",) + ((f"policy.tokens_per_micro_batch={length}",) if length > 16384 else ())
+    return (f"data.max_length={min(LONGEST_ROWS, -(-facts.longest // 1024) * 1024)}",)
 
 
 SETTINGS: tuple[Setting, ...] = (

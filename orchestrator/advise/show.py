@@ -109,7 +109,7 @@ def measured(advice: Advice) -> list[str]:
     if facts.contradictory:
         lines.append(f"of {facts.contradictory:,} comparisons the data say the one and the opposite")
     if facts.check is not None and facts.check.column:
-        lines.append(f"at least {CHECKABLE:.0%} of the prompts have a `{facts.check.column}`")
+        lines.append(f"at least {CHECKABLE:.0%} of a file's prompts have a `{facts.check.column}`")
     if facts.agreement is not None and facts.flipped is not None:
         lines.append(
             f"two annotators agree in {_percent(facts.agreement)}; if all err alike, {facts.flipped:.0%} of the labels "

@@ -128,6 +128,7 @@ def test_what_answers_can_be_checked_by(workshop: Workshop, column: str, value: 
     assert facts.check.setting == reward
     load(ROOT / "configs/8b/grpo.yaml", [f"reward={reward}"])
     assert facts_of(workshop, [*rows, {"prompt": "x"}]).check is None  # 9 of 11
+    assert facts_of(workshop, [PAIR] * 20, rows).check == facts.check  # pairs beside them are another file
     assert facts_of(workshop, [{"prompt": "x"}], verifiable=True).check == Check(reward="function")
 
 
@@ -287,6 +288,7 @@ SETTING_FLIPS: dict[str, tuple[Method, Facts, tuple[str, ...], Facts]] = {
         ("algorithm.desirable_weight=1.5",),
         Facts(good=100, bad=100),
     ),
+    # and never more than 8192, see below
     "long rows": (M.sft, Facts(longest=2049), ("data.max_length=3072",), Facts(longest=2048)),
 }
 
@@ -314,6 +316,11 @@ def test_a_setting_is_made_or_not(name: str) -> None:
 def test_settings_together_are_a_legal_recipe(method: Method, facts: Facts) -> None:
     for large in (False, True):
         load(recipe_of(method, large=large), module._overrides(method, facts))
+
+
+def test_what_is_very_long_is_cut_all_the_same() -> None:
+    setting = next(s for s in SETTINGS if s.name == "long rows")
+    assert setting.overrides(Facts(longest=100_000)) == ("data.max_length=8192",)
 
 
 def test_longer_by_a_letter_is_no_bias() -> None:
@@ -367,8 +374,7 @@ def test_what_is_advised_is_a_recipe_that_fits(workshop: Workshop, kind: str, mo
         "solutions": [{"prompt": f"{i}", "solution": f"{i}"} for i in range(50)],
     }
     found = asked(workshop, rows[kind], "64xH100", model)
-    for choice in (found.first, found.runner_up):
-        assert choice is not None
+    for choice in filter(None, (found.first, found.runner_up)):
         command = shlex.split(choice.room.command)
         assert command[:2] == ["rlhf", "run"]
         recipe = load(command[2], [o.replace(REWARD_MODEL, "llama-3-8b") for o in command[3:]])
@@ -403,6 +409,21 @@ def test_a_cluster_too_small_for_samples(workshop: Workshop) -> None:
     assert any(c.what == f"there were {needed} H100" and c.then == Method.iterative_dpo_rm for c in found.changes)
     roomier = asked(workshop, pairs(ENOUGH_PAIRS), f"{needed}xH100", "llama-3-70b")
     assert roomier.first.method == Method.iterative_dpo_rm
+
+
+def test_prompts_that_can_be_checked_are_the_ones_that_are_sampled_for(workshop: Workshop) -> None:
+    workshop.jsonl("checked.jsonl", [{"prompt": f"{i}", "tests": ["assert f()"] if i else None} for i in range(20)])
+    workshop.jsonl("data.jsonl", list(pairs(100)))
+    found = advise(["data.jsonl", "checked.jsonl"], *parse_gpus("16xH100"), model=None, verifiable=False)
+    config = load(found.first.room.recipe, found.first.room.overrides).stages[-1]
+    assert (config.data.prompts, config.reward[0].type) == ("checked.jsonl", "code")
+
+
+def test_a_70b_model_has_no_larger_teacher(workshop: Workshop) -> None:
+    prompts = [{"prompt": f"{i}"} for i in range(10)]
+    small, large = (asked(workshop, prompts, "64xH100", model).runner_up for model in (None, "llama-3-70b"))
+    assert small is not None
+    assert (small.method, large) == (Method.distill, None)
 
 
 def test_a_model_of_ones_own_takes_the_place_of_the_recipes(workshop: Workshop) -> None:
