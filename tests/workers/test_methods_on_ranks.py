@@ -27,8 +27,7 @@ METHODS = [*ALGORITHMS, *MORE]
 
 GANGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of LearnerConfig
     "one-rank-small-micro-batches": (1, {"tokens_per_micro_batch": 12, "zero_stage": 0}),
-    # Groups have up to 10 positions: at 7 they are cut.
-    "two-ranks-partitioned": (2, {"tokens_per_micro_batch": 7, "param_persistence_threshold": 0}),
+    "two-ranks-partitioned": (2, {"tokens_per_micro_batch": 20, "param_persistence_threshold": 0}),
     "two-ranks-stage-1": (2, {"zero_stage": 1}),
 }
 
