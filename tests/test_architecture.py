@@ -49,6 +49,7 @@ ORDER = [
     {"orchestrator.run.incidents", "orchestrator.run.supervise", "orchestrator.run.why"},
     {"orchestrator.monitor"},
     {"orchestrator.plan"},
+    {"orchestrator.advise"},
     {"orchestrator.run.manifest"},
     {"orchestrator.run.audit"},
     {"orchestrator.run.changes"},
@@ -60,6 +61,7 @@ ORDER = [
     {"orchestrator.run"},
     {
         "orchestrator.cli",
+        "orchestrator.cli_advise",
         "orchestrator.cli_jobs",
         "orchestrator.cli_ledger",
         "orchestrator.cli_options",
@@ -76,6 +78,7 @@ ONE_ADDRESS = {
 }
 
 LIGHT = (
+    "orchestrator.advise",
     "orchestrator.cli",
     "orchestrator.config",
     "orchestrator.data",

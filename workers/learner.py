@@ -21,7 +21,7 @@ from workers.engines import hf_models, hf_text
 from workers.engines.base import TrainingEngine
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.needs import Head
-from workers.packing import input_lengths, members, pack, plan, updates
+from workers.packing import cut, cut_batch, input_lengths, members, pack, plan, updates
 from workers.scoring import IDLE, Memory, score_tokens
 from workers.spans import Span
 from workers.types import (
@@ -213,11 +213,14 @@ class Learner:
     ) -> tuple[Metrics, list[float], list[int]]:
         """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats, the numbers whose
         range is to be told, and the rows of micro-batches without a finite loss."""
-        lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets, self._pad)[rows]
         budget = self._config.tokens_per_micro_batch
-        micro_batches = plan(lengths, self._engine.world_size, budget)[self._engine.rank]
         baseline = mean_log_ratio(self._engine, batch, rows, budget=budget, temperature=temperature)
         totals = replace(totals_of(batch, rows), baseline=baseline)
+        row_of = np.arange(batch.num_rows)  # of what is packed from here on
+        if not self._needs.whole_rows:
+            batch, rows, row_of = cut_batch(batch, rows, budget, self._pad)
+        lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets, self._pad)[rows]
+        micro_batches = plan(lengths, self._engine.world_size, budget)[self._engine.rank]
         stats: Metrics = {}
         seen: list[float] = []
         bad: list[int] = []
@@ -235,7 +238,7 @@ class Learner:
             for name, value in parts.items():
                 stats[name] = stats.get(name, 0.0) + float(value) * weight
             if not math.isfinite(float(loss.detach())):
-                bad += chosen.tolist()
+                bad += row_of[chosen].tolist()
         return stats, seen, bad
 
     def _probe(self, experience: Experience) -> tuple[float, float] | None:
@@ -243,17 +246,16 @@ class Learner:
         of |log-probability difference|. In a synchronous run both hold the same weights."""
         if experience.logprobs is None or not len(experience.prompts):
             return None
-        lengths = input_lengths(experience.prompt_tokens, experience.completions, experience.group_offsets)
+        completions, budget = experience.completions, self._config.tokens_per_micro_batch
+        prompts, offsets, _ = cut(experience.prompt_tokens, completions, experience.group_offsets, budget)
         ranks = self._engine.world_size
-        count = max(1, int(np.searchsorted(np.cumsum(lengths), PROBE_TOKENS * ranks)))
+        tokens = np.cumsum(input_lengths(prompts, completions, offsets))
+        count = max(1, int(np.searchsorted(tokens, PROBE_TOKENS * ranks)))
         mine = np.arange(count)[self._engine.rank :: ranks]
-        packed = pack(
-            experience.prompt_tokens, experience.completions, experience.group_offsets, mine if len(mine) else IDLE
-        )
+        packed = pack(prompts, completions, offsets, mine if len(mine) else IDLE)
         learner = self._engine.infer(packed, experience.temperature).cpu().numpy()
         if not len(mine):
             return 0.0, 0.0
-        completions, offsets = experience.completions, experience.group_offsets
         engine = experience.logprobs[completions.positions(members(offsets, mine))]
         difference = np.abs(learner - engine)
         all_tokens = completions.lengths[members(offsets, np.arange(count))].sum()
@@ -265,7 +267,9 @@ class Learner:
         """What it answers without learning, for this rank's share: the policy the log-probability of each token (at
         temperature 1, or `as_sampled` at that of the samples), the critic the value of the state before it, a reward
         model the score of what ends with it."""
-        temperature = parts[0].temperature if as_sampled else 1.0
+        return self._infer(parts, parts[0].temperature if as_sampled else 1.0)
+
+    def _infer(self, parts: Sequence[Experience], temperature: float, *, whole_rows: bool = False) -> TokenShare:
         return score_tokens(
             parts,
             lambda packed: self._engine.infer(packed, temperature).cpu().numpy(),
@@ -273,6 +277,7 @@ class Learner:
             world_size=self._engine.world_size,
             budget=self._config.tokens_per_micro_batch,
             pad=self._pad,
+            whole_rows=whole_rows,
         )
 
     def margins(self, parts: Sequence[Experience], reference: Sequence[TokenShare] | None = None) -> PairMargins:
@@ -281,7 +286,7 @@ class Learner:
         experience = merge(parts)
         if not experience.prompts:
             return NO_MARGINS
-        share = self.infer(parts)
+        share = self._infer(parts, temperature=1.0, whole_rows=True)
         if self._head == "scores":
             rewards = final_scores(share, experience.completions)
         else:

@@ -32,7 +32,7 @@ def implicit_rewards(
 def pair_margins(experience: Experience, completions: NDArray[np.int64], rewards: NDArray[np.float64]) -> PairMargins:
     """Margins of the pairs whose completions are among `completions`, with their rewards.
 
-    A group is never split over ranks, and a dataset's completions stand best first: the first is set against the last.
+    No pair is split over ranks, and a dataset's completions stand best first: the first is set against the last.
     """
     of_completion = dict(zip(completions.tolist(), rewards.tolist(), strict=True))
     firsts, lasts = experience.group_offsets[:-1].tolist(), (experience.group_offsets[1:] - 1).tolist()

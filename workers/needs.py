@@ -23,15 +23,16 @@ class Needs:
     head: Head = "logprobs"  # of what is trained
     teacher: bool = False  # another model (`teacher.model`), whose distributions it learns from
     on_policy: bool = False  # its loss uses the log-probabilities of the distribution that was sampled
+    whole_rows: bool = False  # its loss compares what is in a row, or has a number for it: no row is cut
 
 
 NEEDS: Mapping[str, Needs] = {
     "sft": Needs(prompts=False, dataset=True),
     "grpo": Needs(prompts=True, dataset=False, on_policy=True),
     "ppo": Needs(prompts=True, dataset=False, critic=True, on_policy=True),
-    "dpo": Needs(prompts=True, dataset=True, completions=2),
-    "kto": Needs(prompts=False, dataset=True, mismatched=True),
-    "reward_model": Needs(prompts=False, dataset=True, completions=2, head="scores"),
+    "dpo": Needs(prompts=True, dataset=True, completions=2, whole_rows=True),
+    "kto": Needs(prompts=False, dataset=True, mismatched=True, whole_rows=True),
+    "reward_model": Needs(prompts=False, dataset=True, completions=2, head="scores", whole_rows=True),
     "rejection_sampling": Needs(prompts=True, dataset=False),
     "distill": Needs(prompts=True, dataset=True, teacher=True),
     "rloo": Needs(prompts=True, dataset=False, on_policy=True),

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.packing import Packed, input_lengths, members, pack, plan
-from workers.types import Experience, TokenShare, merge
+from workers.packing import Packed, cut, input_lengths, members, pack, plan
+from workers.types import Experience, Ragged, TokenShare, merge
 
 IDLE = np.zeros(1, np.int64)
 """The rows of a rank without work: it repeats row 0 and throws the answer away, so that no collective waits for it."""
@@ -44,11 +44,11 @@ class Memory:
         self._values[key] = values
 
 
-def row_keys(experience: Experience) -> list[bytes]:
-    """A hash of each group's tokens: its prompt, and its completions with their lengths."""
+def row_keys(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64]) -> list[bytes]:
+    """A hash of each row's tokens: its prompt, and its completions with their lengths."""
     keys = []
-    for group, tokens in enumerate(experience.prompt_tokens):
-        members_of = experience.completions.take(np.arange(*experience.group_offsets[group : group + 2]))
+    for row, tokens in enumerate(prompts):
+        members_of = completions.take(np.arange(*row_offsets[row : row + 2]))
         digest = hashlib.blake2b(digest_size=16)
         for part in (tokens, members_of.lengths, members_of.values):
             digest.update(part.size.to_bytes(8, "little") + np.ascontiguousarray(part, np.int64).tobytes())
@@ -65,13 +65,17 @@ def score_tokens(
     budget: int,
     memory: Memory | None = None,
     pad: int | None = None,
+    whole_rows: bool = False,
 ) -> TokenShare:
     """This rank's share of the groups in `parts`; every rank runs the same number of forward passes. With a `memory`
-    only rows that are not in it are asked for. `pad` as `pack` has it."""
+    only rows that are not in it are asked for. `pad` as `pack` has it. A group that is longer than the budget is cut
+    into several rows, perhaps of several ranks, unless `whole_rows` are wanted."""
     started = time.perf_counter()
     experience = merge(parts)
     prompts, completions, offsets = experience.prompt_tokens, experience.completions, experience.group_offsets
-    keys = row_keys(experience) if memory is not None else []
+    if not whole_rows:
+        prompts, offsets, _ = cut(prompts, completions, offsets, budget, pad)
+    keys = row_keys(prompts, completions, offsets) if memory is not None else []
     asked = memory.unknown(keys) if memory is not None else np.arange(len(prompts))
     answers = memory.known(keys, rank) if memory is not None else []
     if len(asked):

@@ -336,7 +336,8 @@ class Evidence:
 class TrainBatch:
     """What is learned from in one step: R rows, each a prompt with the completions that share it.
 
-    A row is never split: a GRPO group, a preference pair (chosen first, rejected second) or a single completion.
+    A row is a group, a preference pair (chosen first, rejected second) or a single completion. All of it is learned
+    from in one optimiser update: a group that is longer than a micro-batch in several of them.
     N completions of T tokens in all; the token fields are aligned with `completions.values`. A field that the
     algorithm does not use is None.
     """

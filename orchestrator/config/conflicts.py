@@ -130,7 +130,7 @@ def _batches(config: RunConfig) -> Iterator[Conflict]:
         )
     if not isinstance(algorithm, PolicyGradient | DistillConfig):
         return
-    groups = not isinstance(algorithm, PpoConfig)  # a group is never split; PPO's rows are single completions
+    groups = not isinstance(algorithm, PpoConfig)  # a group is of one update; PPO's rows are single completions
     rows = algorithm.prompts_per_step * (1 if groups else algorithm.num_generations)
     if rows % algorithm.num_mini_batches:
         factors = (

@@ -49,6 +49,23 @@ def contradicting(examples: Sequence[Example]) -> list[tuple[int, int]]:
     return found
 
 
+def comparisons(examples: Sequence[Example], *, voter: str | None = None) -> dict[int, tuple[int, int]]:
+    """Of every two completions that some row sets one above the other: how many rows say the one, and the other.
+
+    A row that only repeats another counts once; with `voter`, a column, each different value of it has one vote.
+    """
+    said: dict[int, tuple[set[object], set[object]]] = {}
+    for example in examples:
+        who = None if voter is None else str(example.prompt.columns.get(voter))
+        for claim, opposite in _claims(example):
+            said.setdefault(min(claim, opposite), (set(), set()))[claim > opposite].add(who)
+    return {key: (len(one), len(other)) for key, (one, other) in said.items()}
+
+
+def distinct_prompts(prompts: Sequence[Prompt]) -> int:
+    return len(np.unique(_keys(_hash(_read(p.text)) for p in prompts)))
+
+
 def _claims(example: Example) -> Iterator[tuple[int, int]]:
     """What a row says of its completions, and the opposite of that."""
     prompt, *completions = _read(example.prompt.text, *example.completions)

@@ -11,7 +11,7 @@ from orchestrator.config.values import show
 from orchestrator.plan.gangs import Demand, Shapes, demands
 from orchestrator.plan.gpus import GPUS, Gpu
 from orchestrator.plan.work import Lengths, work_of
-from workers.config import LoraConfig, ModelRewardConfig, Sampled
+from workers.config import LoraConfig, ModelRewardConfig
 
 Changes: TypeAlias = Mapping[str, Any]
 """Dotted keys with their new values: {"policy.zero_stage": 3}."""
@@ -90,7 +90,7 @@ def _options(config: RunConfig, shapes: Shapes, role: str) -> Iterator[dict[str,
                 yield {f"{role}.zero_stage": 3, f"{role}.num_ranks": ranks}
         yield from ({f"{role}.num_ranks": ranks} for ranks in _doubled(2 * settings.num_ranks, 256))
         yield from fewer_tokens(config, role)
-        yield from shorten_rows(config)
+        yield shorter_sequences(config, role)
     elif role == "rollout":
         now = config.rollout.tensor_parallel_size
         shape = shapes["teacher" if "teacher" in shapes and config.algorithm.type == "distill" else "policy"]
@@ -115,7 +115,7 @@ def _learner_options(config: RunConfig, role: str) -> Iterator[dict[str, Any]]:
         yield {f"{role}.logprob_chunk_tokens": CHUNK}
     yield from fewer_tokens(config, role)
     yield from ({f"{role}.num_ranks": ranks} for ranks in _more(settings.num_ranks))
-    yield from shorten_rows(config)
+    yield shorter_sequences(config, role)
     if not settings.offload_optimizer and settings.zero_stage > 0:
         yield {f"{role}.offload_optimizer": True}
     if config.model.lora is None and role == "policy":
@@ -133,23 +133,21 @@ def fewer_tokens(config: RunConfig, role: str) -> Iterator[dict[str, Any]]:
     rollout, tokens = config.rollout, getattr(config, role).tokens_per_micro_batch
     sampled = rollout.max_prompt_length + rollout.max_completion_length
     least = sampled if config.data.prompts is not None else config.data.max_length
-    while tokens // 2 >= least:
-        tokens //= 2
+    while tokens > least:
+        tokens = max(tokens // 2, least)
         yield {f"{role}.tokens_per_micro_batch": tokens}
 
 
-def shorten_rows(config: RunConfig) -> Iterator[dict[str, Any]]:
-    """Half as many completions per prompt, or half as long: a prompt's completions are one row, which is never cut."""
-    algorithm = config.algorithm
+def shorter_sequences(config: RunConfig, *roles: str) -> dict[str, Any]:
+    """Completions, or a dataset's sequences, of half the length, and micro-batches of `roles` that are no longer."""
+    rollout = config.rollout
     if config.data.prompts is None:
-        yield {"data.max_length": config.data.max_length // 2}
-        return
-    assert isinstance(algorithm, Sampled)
-    fewer = algorithm.num_generations
-    while fewer // 2 >= 2 and fewer % 2 == 0:
-        fewer //= 2
-        yield {"algorithm.num_generations": fewer}
-    yield {"rollout.max_completion_length": config.rollout.max_completion_length // 2}
+        key, half = "data.max_length", config.data.max_length // 2
+        longest = half
+    else:
+        key, half = "rollout.max_completion_length", rollout.max_completion_length // 2
+        longest = rollout.max_prompt_length + half
+    return {key: half} | {f"{role}.tokens_per_micro_batch": longest for role in roles}
 
 
 def _doubled(first: int, last: int) -> list[int]:

@@ -97,13 +97,11 @@ def adapter_params(config: RunConfig, shape: ModelShape) -> int:
 
 def demands(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, *, typical: bool = False) -> list[Demand]:
     """Every role that takes GPUs, policy first. `typical`: for rows of mean lengths, not of the longest."""
-    learned, scored = (
-        (work.row, work.scored_row) if typical else (float(work.longest_row), float(work.longest_scored_row))
-    )
+    learned, scored = (work.row, work.context) if typical else (float(work.longest_row), float(work.longest))
     full = gpu.memory_bytes
-    found = [_learner("policy", config, config.policy, shapes, learned, scored, full)]
+    found = [_learner("policy", config, config.policy, shapes, learned, full)]
     if NEEDS[config.algorithm.type].critic:
-        found.append(_learner("critic", config, config.critic or config.policy, shapes, learned, scored, full))
+        found.append(_learner("critic", config, config.critic or config.policy, shapes, learned, full))
     if has_reference(config):
         reference = config.reference
         sharding = Sharding(
@@ -140,13 +138,12 @@ def _learner(
     settings: LearnerConfig,
     shapes: Shapes,
     learned: float,
-    scored: float,
     full: float,
 ) -> Demand:
     logprobs = role == "policy" and NEEDS[config.algorithm.type].head != "scores"
     shape = shapes[role] if logprobs else headless(shapes[role])
-    # Rows are never cut: one that is longer than the budget is a micro-batch of its own. A critic, or a policy with
-    # adapters, scores too, whole groups at a time: without gradients that takes less than learning from as many tokens.
+    # What is never cut, a pair or a single completion, is a micro-batch of its own where it is longer than the budget.
+    # A critic, or a policy with adapters, scores too: without gradients that takes less than learning from as much.
     tokens = max(settings.tokens_per_micro_batch, learned)
     sharding = Sharding(
         ranks=settings.num_ranks, zero_stage=settings.zero_stage, weight_bytes=_width(config.model.dtype)

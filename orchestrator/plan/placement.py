@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import RunConfig
-from orchestrator.plan.advice import TENSOR_PARALLEL, Changes, changed, fewer_tokens, shorten_rows
+from orchestrator.plan.advice import TENSOR_PARALLEL, Changes, changed, fewer_tokens, shorter_sequences
 from orchestrator.plan.constants import Constants
 from orchestrator.plan.gangs import Demand, Shapes, demands, has_reference, headless, sampler_shape
 from orchestrator.plan.gpus import Gpu
@@ -42,12 +42,12 @@ def placements(
     constants: Constants,
     num_gpus: int,
     *,
-    shorter_rows: bool = True,
+    shorten: bool = True,
 ) -> list[Placement]:
     """Those that fit into `num_gpus`, fastest step first. Learners save memory only where they do not fit without: by
-    gradient checkpointing, by smaller micro-batches, with the optimiser in host memory, and at last (`shorter_rows`) by
-    fewer or shorter completions, which changes what is learned."""
-    for saved in _savings(config, shorter_rows=shorter_rows):
+    gradient checkpointing, by smaller micro-batches, with the optimiser in host memory, and at last (`shorten`) by
+    shorter sequences, which changes what is learned."""
+    for saved in _savings(config, shorten=shorten):
         base = changed(config, saved)
         found = []
         for changes in _shares(base, shapes, gpu, lengths, num_gpus):
@@ -58,7 +58,7 @@ def placements(
     return []
 
 
-def _savings(config: RunConfig, *, shorter_rows: bool) -> Iterator[dict[str, Any]]:
+def _savings(config: RunConfig, *, shorten: bool) -> Iterator[dict[str, Any]]:
     """From nothing to the most that is tried."""
     roles = ["policy"] + (["critic"] if config.critic is not None else [])
     yield {}
@@ -73,8 +73,8 @@ def _savings(config: RunConfig, *, shorter_rows: bool) -> Iterator[dict[str, Any
     yield dict(saved)
     offloaded = saved | {f"{role}.offload_optimizer": True for role in roles if getattr(config, role).zero_stage}
     yield offloaded
-    options = list(shorten_rows(config)) if shorter_rows else []
-    for shorter in options + [{key: value for option in options for key, value in option.items()}] * bool(options):
+    if shorten:
+        shorter = shorter_sequences(config, *roles)
         yield saved | shorter
         yield offloaded | shorter
 
@@ -82,14 +82,14 @@ def _savings(config: RunConfig, *, shorter_rows: bool) -> Iterator[dict[str, Any
 def fewest_gpus(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, constants: Constants) -> int | None:
     """The fewest GPUs on which some placement fits; None: not even thousands are enough."""
     upper = 1
-    while not placements(config, shapes, gpu, lengths, constants, upper, shorter_rows=False):
+    while not placements(config, shapes, gpu, lengths, constants, upper, shorten=False):
         upper *= 2
         if upper > MAX_GPUS:
             return None
     lower = upper // 2  # known not to be enough
     while upper - lower > 1:
         middle = (lower + upper) // 2
-        if placements(config, shapes, gpu, lengths, constants, middle, shorter_rows=False):
+        if placements(config, shapes, gpu, lengths, constants, middle, shorten=False):
             upper = middle
         else:
             lower = middle

@@ -36,7 +36,7 @@ from orchestrator.plan.time import (
     zero3_traffic_s,
 )
 from orchestrator.plan.work import Work
-from workers.config import DistillConfig, ModelRewardConfig
+from workers.config import DistillConfig, LearnerConfig, ModelRewardConfig, ReferenceConfig, TeacherConfig
 from workers.needs import NEEDS
 
 PHASES = ("generate", "score", "learn", "publish", "switch")
@@ -131,21 +131,24 @@ def _generate(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants
 def _score(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants) -> dict[str, float]:
     """One forward pass of every model that is asked about the step's completions."""
 
-    def forward(role: str, gpus: int, tokens: float = work.scored_tokens) -> float:
+    def forward(role: str, gpus: int, tokens: float) -> float:
         return scoring_s(shapes[role], gpu, tokens=tokens, context=work.context, gpus=gpus, constants=constants)
 
+    def asked(settings: LearnerConfig | ReferenceConfig | TeacherConfig) -> tuple[int, float]:
+        """Its GPUs, and the tokens of a pass."""
+        return settings.num_ranks, work.scored_tokens(settings.tokens_per_micro_batch)
+
     busy: dict[str, float] = {}
-    policy = config.policy.num_ranks
     cached = config.reference.cache and not work.sampled
     if config.algorithm.needs_reference:
-        role, gpus = ("policy", policy) if shares_base(config) else ("reference", config.reference.num_ranks)
-        busy[role] = forward("policy", gpus) / (work.epochs if cached else 1)
+        role, settings = ("policy", config.policy) if shares_base(config) else ("reference", config.reference)
+        busy[role] = forward("policy", *asked(settings)) / (work.epochs if cached else 1)
     if config.algorithm.needs_old_logprobs:
-        busy["policy"] = busy.get("policy", 0.0) + forward("policy", policy)
+        busy["policy"] = busy.get("policy", 0.0) + forward("policy", *asked(config.policy))
     if config.teacher is not None:
-        busy["teacher"] = forward("teacher", config.teacher.num_ranks)
+        busy["teacher"] = forward("teacher", *asked(config.teacher))
     if NEEDS[config.algorithm.type].critic:
-        busy["critic"] = forward("critic", (config.critic or config.policy).num_ranks)
+        busy["critic"] = forward("critic", *asked(config.critic or config.policy))
     if work.sampled:
         alone = work.sequences * work.context  # a reward model reads every completion with its prompt
         rewards = [i for i, reward in enumerate(config.reward) if isinstance(reward, ModelRewardConfig)]

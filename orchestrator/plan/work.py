@@ -16,6 +16,7 @@ from workers.config import (
     Sampled,
 )
 from workers.config.optimisation import FromDataset
+from workers.needs import NEEDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,14 +43,12 @@ class Work:
     group: int  # completions of each
     prompt: float  # mean tokens
     response: float
-    longest_prompt: int
     longest_response: int
-    learned_tokens: float  # of one pass over the step's batch, a shared prompt counted once
-    scored_tokens: float  # of a forward pass over all of the step's completions
-    row: float  # tokens of a training row of mean lengths; a row is never cut
-    longest_row: int
-    scored_row: float  # likewise of a row that reference and teacher score
-    longest_scored_row: int
+    scored_group: int  # completions that are scored with one prompt
+    learned_tokens: float  # of one pass over the step's batch, a shared prompt counted once per row
+    row: float  # tokens of the shortest row that is never cut, at mean lengths: a pair, or a prompt with one completion
+    longest_row: int  # likewise, with the longest that are allowed
+    longest: int  # tokens of a prompt with one completion
     passes: int  # over the step's batch
     updates: int  # of the optimiser per step
     steps: int | None  # of the run; None: it ends with the dataset, whose rows are not known
@@ -63,6 +62,20 @@ class Work:
     def context(self) -> float:
         """Mean tokens of a sequence."""
         return self.prompt + self.response
+
+    def scored_tokens(self, budget: int) -> float:
+        """Of a forward pass over all of the step's completions, in micro-batches of `budget`."""
+        return self.groups * row_tokens(self.scored_group, self.prompt, self.response, budget)
+
+
+def row_tokens(completions: int, prompt: float, response: float, budget: int) -> float:
+    """Of one prompt with its completions: the prompt once, or once per part where all do not fit into `budget`.
+
+    >>> row_tokens(16, 500.0, 1000.0, 8192)  # 7 at a time, so in three parts
+    17500.0
+    """
+    together = max(1, min(completions, int((budget - prompt) // response)))
+    return math.ceil(completions / together) * prompt + completions * response
 
 
 def work_of(config: RunConfig, lengths: Lengths) -> Work:
@@ -85,20 +98,21 @@ def _sampling(config: RunConfig, lengths: Lengths) -> Work:
         rows, of_row = groups * algorithm.keep_best, 1
     elif isinstance(algorithm, PpoConfig):
         rows, of_row = groups * group, 1
+    uncut = of_row if NEEDS[algorithm.type].whole_rows else 1
+    budget = config.policy.tokens_per_micro_batch
+    learned = prompt + of_row * response if uncut > 1 else row_tokens(of_row, prompt, response, budget)
     return Work(
         sampled=True,
         groups=groups,
         group=group,
         prompt=prompt,
         response=response,
-        longest_prompt=rollout.max_prompt_length,
         longest_response=rollout.max_completion_length,
-        learned_tokens=rows * (prompt + of_row * response),
-        scored_tokens=groups * (prompt + group * response),
-        row=prompt + of_row * response,
-        longest_row=rollout.max_prompt_length + of_row * rollout.max_completion_length,
-        scored_row=prompt + group * response,
-        longest_scored_row=rollout.max_prompt_length + group * rollout.max_completion_length,
+        scored_group=group,
+        learned_tokens=rows * learned,
+        row=prompt + uncut * response,
+        longest_row=rollout.max_prompt_length + uncut * rollout.max_completion_length,
+        longest=rollout.max_prompt_length + rollout.max_completion_length,
         passes=algorithm.epochs,
         updates=algorithm.epochs * algorithm.num_updates(rows),
         steps=algorithm.max_steps,
@@ -113,7 +127,6 @@ def _dataset(config: RunConfig, lengths: Lengths) -> Work:
     prompt = min(lengths.prompt or longest / 4, longest)
     response = min(lengths.response or longest / 4, longest)
     of_row = 2 if pairs else 1
-    extra = response if isinstance(algorithm, KtoConfig) else 0.0  # the mismatched completion, forward only
     rows = algorithm.batch_size
     # For a dataset one step is one update; DPO's num_iterations passes over it again.
     passes = algorithm.epochs if isinstance(algorithm, DpoConfig | DistillConfig) else 1
@@ -130,14 +143,12 @@ def _dataset(config: RunConfig, lengths: Lengths) -> Work:
         group=of_row,
         prompt=prompt,
         response=response,
-        longest_prompt=longest,
         longest_response=longest,
+        scored_group=of_row + isinstance(algorithm, KtoConfig),  # the mismatched completion, forward only
         learned_tokens=rows * row,
-        scored_tokens=rows * (row + extra),
         row=row,
         longest_row=longest_row,
-        scored_row=row + extra,
-        longest_scored_row=longest_row + (longest if extra else 0),
+        longest=longest,
         passes=passes,
         updates=passes * algorithm.num_updates(rows),
         steps=steps,

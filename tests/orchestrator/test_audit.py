@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.data import lengths
-from orchestrator.data.audit import contradicting, listed, repeated, trained_on
+from orchestrator.data.audit import comparisons, contradicting, distinct_prompts, listed, repeated, trained_on
 from orchestrator.data.tokens import TokenCounter
 from workers.types import Example, Prompt
 
@@ -50,6 +50,25 @@ def test_contradicting_rows_name_the_first_that_says_the_opposite(examples: list
     opposites = [(p, rejected, chosen) for p, chosen, rejected in said]
     expected = [(i, said.index(o)) for i, o in enumerate(opposites) if o in said[:i]]
     assert contradicting(examples) == expected
+
+
+@given(PAIRS)
+def test_each_comparison_counts_once_with_what_was_said_of_it(examples: list[Example]) -> None:
+    said = {seen(example) for example in examples}
+    both = {claim for claim in said if (claim[0], claim[2], claim[1]) in said}
+    votes = comparisons(examples)
+    assert len(votes) == len(said) - len(both) / 2
+    assert sorted(map(sum, votes.values())) == [1] * (len(said) - len(both)) + [2] * (len(both) // 2)
+    assert distinct_prompts([e.prompt for e in examples]) == len({claim[0] for claim in said})
+
+
+def test_each_voter_has_one_vote() -> None:
+    def by(voter: object, first: str, second: str) -> Example:
+        owner = Prompt(id="x.jsonl:1", text="p", columns={"who": voter})
+        return Example(prompt=owner, completions=(first, second), scores=(1.0, 0.0))
+
+    rows = [by(1, "a", "b"), by(1, "a", "b"), by(2, "a", "b "), by(3, "b", "a")]
+    assert [sorted(votes) for votes in comparisons(rows, voter="who").values()] == [[1, 2]]
 
 
 def test_of_several_completions_each_two_are_compared() -> None:

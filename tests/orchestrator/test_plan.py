@@ -20,7 +20,7 @@ from workshop import Workshop
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, load
 from orchestrator.errors import BadInput
-from orchestrator.plan.advice import as_overrides
+from orchestrator.plan.advice import as_overrides, changed
 from orchestrator.plan.as_json import as_json
 from orchestrator.plan.constants import DEFAULT
 from orchestrator.plan.gangs import demands, shares_base
@@ -103,20 +103,25 @@ def test_what_a_step_has_to_do() -> None:
     config = load(CONFIGS / "8b/grpo.yaml").stages[-1]
     groups, group = config.algorithm.prompts_per_step, config.algorithm.num_generations  # type: ignore[union-attr]
     assert grpo.sequences == groups * group
-    assert grpo.learned_tokens == grpo.scored_tokens == groups * (200 + group * 800)  # a prompt once per group
-    assert grpo.longest_row == config.rollout.max_prompt_length + group * config.rollout.max_completion_length
+    # 16 x 800 tokens and their prompt fit into a micro-batch of 16384, at 8192 nine at a time do: the prompt goes twice
+    assert grpo.learned_tokens == grpo.scored_tokens(16384) == groups * (200 + group * 800)
+    assert grpo.scored_tokens(8192) == groups * (2 * 200 + group * 800)
+    smaller = work_of(changed(config, {"policy.tokens_per_micro_batch": 8192}), Lengths(prompt=200, response=800))
+    assert smaller.learned_tokens == groups * (2 * 200 + group * 800)
+    assert grpo.longest_row == config.rollout.max_prompt_length + config.rollout.max_completion_length
     ppo = work_of(load(CONFIGS / "70b/ppo.yaml").stages[-1], Lengths(prompt=200, response=800))
     assert (ppo.learned_tokens, ppo.updates) == (320 * 1000, 2)  # a completion per row, two mini-batches
     # 8192 prompts with 8 completions each, of which 2 pairs are learned: a prompt and two completions each
     iterative = work_of(load(CONFIGS / "70b/iterative_dpo.yaml").stages[-1], Lengths(prompt=100, response=500))
     assert iterative.learned_tokens == 16384 * (100 + 2 * 500)
-    assert iterative.scored_tokens == 8192 * (100 + 8 * 500)
+    assert iterative.scored_tokens(16384) == 8192 * (100 + 8 * 500)
+    assert iterative.longest_row == 1024 + 2 * 3072  # a pair is learned from whole
     assert (iterative.updates, iterative.steps) == (128, 3)
     # 128 pairs a step; 1000 rows are 8 steps and a little
     dpo = work_of(load(CONFIGS / "70b/dpo.yaml").stages[-1], Lengths(prompt=100, response=500, rows=1000))
     assert (dpo.learned_tokens, dpo.steps, dpo.epochs) == (128 * 1100, 8, 2)
     kto = work_of(load(CONFIGS / "8b/kto.yaml").stages[-1], Lengths(prompt=100, response=500))
-    assert kto.scored_tokens / kto.learned_tokens == 1100 / 600  # another row's completion is scored with each
+    assert kto.scored_tokens(16384) / kto.learned_tokens == 1100 / 600  # another row's completion is scored with each
 
 
 # ------------------------------------------------------------------------------------------------ time
@@ -180,7 +185,8 @@ def test_cost() -> None:
         ("70b/dpo.yaml", ("policy.zero_stage=2",), "policy"),
         ("70b/dpo.yaml", ("reference.zero_stage=0",), "reference"),
         ("70b/grpo.yaml", ("rollout.tensor_parallel_size=1",), "rollout"),
-        ("70b/grpo.yaml", ("algorithm.num_generations=16",), "policy"),
+        ("70b/grpo.yaml", ("policy.tokens_per_micro_batch=65536",), "policy"),
+        ("70b/grpo.yaml", ("rollout.max_completion_length=60000", "policy.tokens_per_micro_batch=65536"), "policy"),
         ("8b/sft.yaml", ("policy.num_ranks=1",), "policy"),
     ],
 )
@@ -192,6 +198,18 @@ def test_the_nearest_change_is_a_recipe_that_fits(recipe: str, overrides: tuple[
     others = [o for o in overrides if o.partition("=")[0] not in shortage.changes]
     after = planned(recipe, *others, *as_overrides(shortage.changes))  # as a person would write it
     assert role not in {s.role for s in after.shortages}
+
+
+def test_larger_groups_need_no_more_room() -> None:
+    """A group that is longer than a micro-batch is cut, so memory hangs on the budget; time does on the prompts that
+    are computed once for each part."""
+    few, many = (planned("70b/grpo.yaml", f"algorithm.num_generations={count}") for count in (16, 64))
+    assert [d.memory for d in few.demands] == [d.memory for d in many.demands]
+    assert few.fits
+    assert many.fits
+    in_two = planned("70b/grpo.yaml", "policy.tokens_per_micro_batch=4096")
+    assert in_two.demands[0].memory.total < few.demands[0].memory.total
+    assert in_two.work.learned_tokens > few.work.learned_tokens
 
 
 def test_the_first_stage_that_fits() -> None:
@@ -299,14 +317,15 @@ def test_heads_that_cannot_be_shared_out(golden: Golden) -> None:
 
 
 def test_typical_lengths_decide_what_is_refused() -> None:
-    """16 completions of 1536 tokens on average fit into an H200, 16 of 3072 do not: planned as no, not refused."""
-    overrides = ("algorithm.num_generations=16", "rollout.max_completion_length=3072")
-    assert not planned("70b/grpo.yaml", *overrides, gpu="H100").fits
-    config = load(CONFIGS / "70b/grpo.yaml", overrides).stages[-1]
+    """Pairs of twice 8192 tokens on average fit into an H100, twice 16384 do not: planned as no, not refused."""
+    overrides = ("rollout.max_completion_length=16384", "rollout.max_prompt_length=4096")
+    overrides = (*overrides, "policy.tokens_per_micro_batch=20480")
+    assert not planned("70b/iterative_dpo.yaml", *overrides, gpu="H100").fits
+    config = load(CONFIGS / "70b/iterative_dpo.yaml", overrides).stages[-1]
     shapes, work = shapes_of(config), work_of(config, Lengths())
     rows = [demands(config, shapes, H100, work, typical=t)[0].memory.part("activations") for t in (False, True)]
-    # 1024 + 16 x 3072 and 512 + 16 x 1536 tokens
-    assert rows[0] / rows[1] == pytest.approx((1024 + 16 * 3072) / (512 + 16 * 1536))
+    # 4096 + 2 x 16384 tokens; 2048 + 2 x 8192 on average, where the budget of 20480 is more
+    assert rows[0] / rows[1] == pytest.approx((4096 + 2 * 16384) / 20480)
 
 
 def test_only_runs_on_gpus_are_asked() -> None:
@@ -371,7 +390,7 @@ def test_for_programs() -> None:
     plan = planned("70b/grpo.yaml", gpus=64)
     told = json.loads(json.dumps(as_json(plan), allow_nan=False))
     assert (told["fits"], told["gpus_asked"], told["step_s"]) == (True, 64, plan.time.step_s)
-    assert {r["role"]: r["members"] * r["gpus_per_member"] for r in told["roles"]} == {"policy": 40, "rollout": 24}
+    assert {r["role"]: r["members"] * r["gpus_per_member"] for r in told["roles"]} == {"policy": 32, "rollout": 32}
     assert sum(told["roles"][0]["parts"].values()) == pytest.approx(told["roles"][0]["bytes_per_gpu"])
     never = as_json(planned("70b/ppo.yaml", LLAMA_405B))
     assert never["step_s"] is None  # and not an infinity, which JSON does not know
@@ -418,7 +437,6 @@ def test_a_later_stage_has_the_shape_of_what_it_starts_from() -> None:
 
 
 def test_changes_reach_into_lists() -> None:
-    from orchestrator.plan.advice import changed
 
     config: RunConfig = load(CONFIGS / "8b/ppo_reward_model.yaml").stages[-1]
     after = changed(config, {"reward.0.tokens_per_micro_batch": 4096, "policy.num_ranks": 3})

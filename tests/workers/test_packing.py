@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.packing import input_lengths, members, pack, plan, updates
+from workers.packing import cut, cut_batch, input_lengths, members, pack, plan, updates
 from workers.types import Ragged, TrainBatch
 
 
@@ -87,6 +87,67 @@ def test_balance_is_within_a_third_of_the_best_there_is(seed: int) -> None:
     )
     ours = max(int(lengths[rank[0]].sum()) for rank in plan(lengths, num_ranks=3, budget=1000))
     assert ours <= best * 4 / 3
+
+
+# ------------------------------------------------------------------------------------------------ rows too long
+
+
+def test_a_long_row_is_cut_between_completions() -> None:
+    # 3 + 4 x 5 = 23 positions, and a row of 3 + 5; at a budget of 15 two completions go with each prompt.
+    prompts, completions = Ragged.of([[1, 2, 3], [4, 5, 6]]), Ragged.of([[7] * 6] * 5)
+    cut_prompts, offsets, parts = cut(prompts, completions, np.array([0, 4, 5]), budget=15)
+    assert [p.tolist() for p in cut_prompts] == [[1, 2, 3], [1, 2, 3], [4, 5, 6]]
+    assert offsets.tolist() == [0, 2, 4, 5]
+    assert parts.tolist() == [0, 2, 3]
+    assert input_lengths(cut_prompts, completions, offsets).tolist() == [13, 13, 8]
+    # Read at the token, a completion takes a position more: 3 + 6 + 6 is just the budget, 3 + 6 + 6 of 14 is not.
+    assert len(cut(prompts, completions, np.array([0, 4, 5]), budget=15, pad=0)[1]) == 4
+    assert len(cut(prompts, completions, np.array([0, 4, 5]), budget=14, pad=0)[1]) == 6
+
+
+def test_what_is_short_enough_is_left_as_it_is() -> None:
+    prompts, completions, offsets = Ragged.of([[1, 2, 3]]), Ragged.of([[7] * 6] * 4), np.array([0, 4])
+    same, same_offsets, parts = cut(prompts, completions, offsets, budget=23)
+    assert same is prompts
+    assert same_offsets is offsets
+    assert parts.tolist() == [0, 1]
+
+
+rows_strategy = st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 12), max_size=6)), max_size=6)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(rows_strategy, st.integers(1, 60), st.sampled_from([None, 0]))
+def test_every_cut(rows: list[tuple[int, list[int]]], budget: int, pad: int | None) -> None:
+    prompts = Ragged.of([[i] * length for i, (length, _) in enumerate(rows)])
+    completions = Ragged.of([[7] * length for _, lengths in rows for length in lengths])
+    offsets = np.cumsum([0, *(len(lengths) for _, lengths in rows)])
+    cut_prompts, cut_offsets, parts = cut(prompts, completions, offsets, budget, pad)
+    lengths, sizes = input_lengths(cut_prompts, completions, cut_offsets, pad), np.diff(cut_offsets)
+    assert all(length <= budget or size <= 1 for length, size in zip(lengths, sizes, strict=True))
+    assert cut_offsets[parts].tolist() == offsets.tolist()  # no completion has moved to another row
+    for row in range(len(rows)):
+        of_row = range(parts[row], parts[row + 1])
+        assert all(cut_prompts[part].tolist() == prompts[row].tolist() for part in of_row)
+        if input_lengths(prompts, completions, offsets, pad)[row] <= budget:
+            assert len(of_row) == 1
+        for part in of_row[:-1]:  # no two neighbours have room in one
+            first = completions.lengths[cut_offsets[part + 1]] - (pad is None)
+            assert lengths[part] + first > budget
+
+
+def test_the_rows_of_an_update_are_cut_for_it() -> None:
+    prompts, completions = Ragged.of([[1], [2], [3]]), Ragged.of([[7] * 4] * 7)
+    batch = TrainBatch(prompts=prompts, completions=completions, row_offsets=np.array([0, 3, 4, 7]))
+    parts, rows, row_of = cut_batch(batch, np.array([2, 1]), budget=7)
+    assert parts.row_offsets.tolist() == [0, 2, 3, 4, 6, 7]
+    assert rows.tolist() == [3, 4, 2]
+    assert row_of.tolist() == [0, 0, 1, 2, 2]
+    paired = TrainBatch(
+        prompts=prompts, completions=completions, row_offsets=batch.row_offsets, margins=np.zeros(3, np.float32)
+    )
+    with pytest.raises(AssertionError, match="margin"):
+        cut_batch(paired, np.array([2, 1]), budget=7)
 
 
 # ------------------------------------------------------------------------------------------------ updates

@@ -103,4 +103,25 @@ def test_equal_rows_of_one_batch_are_remembered_once() -> None:
 
 def test_a_key_tells_prompt_from_completion_and_one_completion_from_two() -> None:
     groups = [([3], [[4, 5]]), ([3, 4], [[5]]), ([3], [[4], [5]]), ([3], [[4, 5, 0]])]
-    assert len(set(row_keys(experience(groups)))) == 4
+    given = experience(groups)
+    assert len(set(row_keys(given.prompt_tokens, given.completions, given.group_offsets))) == 4
+
+
+# ------------------------------------------------------------------------------------------------ long groups
+
+
+def test_a_group_longer_than_the_budget_is_asked_for_in_parts() -> None:
+    long = ([3, 4], [[10, 11, 12], [13, 14], [15], [16, 17, 18, 19]])  # 2 + 2 + 1 + 0 + 3 input positions
+    shares, echoes = score([experience([long, GROUPS[0]])], world_size=1, budget=5)
+    assert sorted(map(sorted, echoes[0].asked)) == [[10, 11, 12], [10, 11, 12, 13, 14, 15], [16, 17, 18, 19]]
+    assert sorted(shares[0].completions.tolist()) == [0, 1, 2, 3, 4, 5]
+    whole = Echo()
+    score_tokens([experience([long])], whole, rank=0, world_size=1, budget=5, whole_rows=True)
+    assert {tuple(asked) for asked in whole.asked} == {tuple(range(10, 20))}
+
+
+def test_parts_are_remembered_by_themselves() -> None:
+    pair = ([3, 4], [[10, 11, 12], [13, 14, 15]])
+    other = ([3, 4], [[10, 11, 12], [16, 17, 18]])
+    _, (_, asked) = epochs([[pair], [other]], world_size=1)  # at a budget of 4 each completion is a row of its own
+    assert asked == [1]

@@ -1,0 +1,220 @@
+"""What is known of the data before a method is chosen: counted where it can be, None where it cannot.
+
+    dataset files ──read──► examples and prompts ──measure──► Facts
+
+Nothing is guessed here. What a rule has to take for granted where a fact is None stands in `assumed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.advise.reading import Source
+from orchestrator.data.audit import comparisons, distinct_prompts, repeated
+from orchestrator.data.formats import Format
+from orchestrator.data.tokens import TokenCounter, num_bytes
+from orchestrator.evaluation.statistics import Interval, wilson
+from workers.types import Example
+
+BYTES_PER_TOKEN = 4.0  # of English text; assumed where there is no tokenizer
+COUNTED_ROWS = 2000  # of each file, from the first on, whose tokens are counted
+CHECKABLE = 0.9  # of the prompts must have something to check an answer against
+CHECKS: Mapping[str, tuple[str, str]] = {
+    # column → (type of reward, its setting that names the column)
+    "solution": ("math", "solution_column"),
+    "tests": ("code", "tests_column"),
+    "test_list": ("code", "tests_column"),
+    "schema": ("json_schema", "schema_column"),
+}
+LENGTH_PERCENTILE = 99.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """How answers are checked: the reward's type and the column that it reads. Told by hand: `function`, no column."""
+
+    reward: str
+    column: str = ""
+
+    @property
+    def setting(self) -> str:
+        """As a recipe has it."""
+        if not self.column:
+            return "[{type: function, function: 'rewards.py:reward'}]"
+        default = next(name for name, (kind, _) in CHECKS.items() if kind == self.reward)
+        named = "" if self.column == default else f", {CHECKS[self.column][1]}: {self.column}"
+        return f"[{{type: {self.reward}{named}}}]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """Of all files together. None, or an empty Counter: the data do not say.
+
+    Example: `Facts(pairs=61_000, prompts=61_000, longer_chosen=wilson(39_000, 61_000))`.
+    """
+
+    pairs: int = 0  # distinct comparisons; of rated or ranked completions every two that differ
+    good: int = 0  # labelled completions
+    bad: int = 0
+    demonstrations: int = 0
+    prompts: int = 0  # distinct ones that completions can be sampled for
+    repeated: int = 0  # rows that say what an earlier one does
+    contradictory: int = 0  # comparisons of which the data say both
+    check: Check | None = None  # None: nothing to check an answer against
+    told_checkable: bool = False
+    agreement: Interval | None = None  # of two annotators about one comparison
+    longer_chosen: Interval | None = None  # share of pairs whose chosen completion is the longer; equal: half a pair
+    length_ratio: float | None = None  # of a chosen to a rejected completion's length, the median
+    models: Counter[str] = field(default_factory=Counter)  # who wrote the completions, where rows say so
+    own: float | None = None  # share of these that the model itself wrote
+    prompt_tokens: float | None = None  # mean
+    response_tokens: float | None = None
+    longest: int | None = None  # tokens of prompt with completion that 99 % of the rows do not exceed
+    by_tokenizer: bool = False  # False: bytes / 4
+
+    @property
+    def labels(self) -> int:
+        return self.good + self.bad
+
+    @property
+    def flipped(self) -> float | None:
+        """Share of labels that are wrong, if annotators err independently and equally often: of two, both are right or
+        both are wrong, agreement = (1 − s)² + s²."""
+        if self.agreement is None:
+            return None
+        return (1 - math.sqrt(max(0.0, 2 * self.agreement.value - 1))) / 2
+
+
+def measure(sources: Sequence[Source], model: str | None, *, verifiable: bool) -> Facts:
+    """The facts of all `sources`. `model`: to be trained, by its name or directory; None: not told. `verifiable`: the
+    user says that answers can be checked."""
+    examples = [example for source in sources for example in source.examples]
+    paired = [e for e in examples if e.scores is not None and len(e.completions) > 1]
+    labelled = [e for e in examples if e.scores is not None and len(e.completions) == 1]
+    judged = comparisons(paired)
+    models = _models(sources)
+    tokens = TokenCounter.of(Path(model)) if model is not None and Path(model).is_dir() else None
+    check = _check(sources)
+    return Facts(
+        pairs=len(judged),
+        good=sum(e.scores == (1.0,) for e in labelled),
+        bad=sum(e.scores == (0.0,) for e in labelled),
+        demonstrations=sum(e.scores is None for e in examples),
+        prompts=distinct_prompts([p for source in sources for p in source.prompts]),
+        repeated=sum(len(repeated(source.examples)) for source in sources),
+        contradictory=sum(bool(votes[0] and votes[1]) for votes in judged.values()),
+        check=check or (Check(reward="function") if verifiable else None),
+        told_checkable=verifiable,
+        agreement=_agreement(paired),
+        models=models,
+        own=_own(models, model),
+        by_tokenizer=tokens is not None,
+        **_of_pairs(paired),
+        **_lengths(sources, tokens),
+    )
+
+
+def _of_pairs(paired: Sequence[Example]) -> dict[str, Any]:
+    """Length of the better against the worse completion of each row's extremes."""
+    sides = [(num_bytes(e.completions[0]), num_bytes(e.completions[-1])) for e in paired if _differ(e)]
+    if not sides:
+        return {}
+    longer = sum((better > worse) + (better == worse) / 2 for better, worse in sides)
+    ratios = [better / max(1, worse) for better, worse in sides]
+    return {"longer_chosen": wilson(longer, len(sides)), "length_ratio": float(np.median(ratios))}
+
+
+def _differ(example: Example) -> bool:
+    return example.scores is not None and example.scores[0] > example.scores[-1]
+
+
+def _agreement(paired: Sequence[Example]) -> Interval | None:
+    """How often two annotators say the same of one comparison: of rows that name different `annotator`s, and of rows
+    with `votes`, a list of true (for the chosen completion) and false. None: nothing was judged twice.
+
+    Rows that repeat each other without naming an annotator may be copies, and say nothing.
+    """
+    same = total = 0
+    named = [e for e in paired if e.prompt.columns.get("annotator") is not None]
+    for one, other in comparisons(named, voter="annotator").values():
+        same += math.comb(one, 2) + math.comb(other, 2)
+        total += math.comb(one + other, 2)
+    for example in paired:
+        votes = example.prompt.columns.get("votes")
+        if isinstance(votes, list) and all(isinstance(vote, bool) for vote in votes):
+            same += sum(a == b for a, b in combinations(votes, 2))
+            total += math.comb(len(votes), 2)
+    return wilson(same, total) if total else None
+
+
+def _check(sources: Sequence[Source]) -> Check | None:
+    """The column by which a source's answers can be checked, of the largest that has one."""
+    for source in sorted(sources, key=lambda source: -len(source.prompts)):
+        for column, (reward, _) in CHECKS.items():
+            if can_be_checked(source, column):
+                return Check(reward=reward, column=column)
+    return None
+
+
+def can_be_checked(source: Source, column: str) -> bool:
+    """Whether nearly all of its prompts have something in `column`."""
+    have = sum(prompt.columns.get(column) not in (None, "", [], {}) for prompt in source.prompts)
+    return bool(source.prompts) and have >= CHECKABLE * len(source.prompts)
+
+
+def _models(sources: Sequence[Source]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for source in sources:
+        for example in source.examples:
+            found.update(_writers(example))
+    return found
+
+
+def _writers(example: Example) -> Iterator[str]:
+    """Who wrote a row's completions, by its `model`, `models`, or `chosen_model` and `rejected_model` column."""
+    columns = example.prompt.columns
+    everyone = columns.get("models")
+    names = [columns.get("model")] * len(example.completions) + [columns.get("chosen_model")]
+    names += [columns.get("rejected_model"), *(everyone if isinstance(everyone, list) else ())]
+    return (name for name in names if isinstance(name, str))
+
+
+def _own(models: Counter[str], model: str | None) -> float | None:
+    if model is None or not models:
+        return None
+    return sum(count for name, count in models.items() if _plain(name) == _plain(model)) / models.total()
+
+
+def _plain(name: str) -> str:
+    """`meta-llama/Llama-3.1-8B-Instruct` is `llama-3.1-8b-instruct`; an instruct model is not its base."""
+    return name.rstrip("/").rpartition("/")[2].lower().removeprefix("meta-")
+
+
+def _lengths(sources: Sequence[Source], tokens: TokenCounter | None) -> dict[str, Any]:
+    """Mean tokens of prompts and completions, over the first rows of each file."""
+    prompts: list[float] = []
+    responses: list[float] = []
+    rows: list[float] = []
+    for source in sources:
+        for prompt in source.prompts[:COUNTED_ROWS] if not source.examples else ():
+            prompts.append(len(tokens.prompt(prompt.text)) if tokens else num_bytes(prompt.text) / BYTES_PER_TOKEN)
+        for e in source.examples[:COUNTED_ROWS]:
+            before = len(tokens.prompt(e.prompt.text)) if tokens else num_bytes(e.prompt.text) / BYTES_PER_TOKEN
+            after = [len(tokens.completion(c)) if tokens else num_bytes(c) / BYTES_PER_TOKEN for c in e.completions]
+            if source.format != Format.text:  # all of it is learned, none of it asked
+                prompts.append(before)
+            responses += after
+            rows.append(before + max(after))
+    return {
+        "prompt_tokens": float(np.mean(prompts)) if prompts else None,
+        "response_tokens": float(np.mean(responses)) if responses else None,
+        "longest": math.ceil(np.percentile(rows, LENGTH_PERCENTILE)) if rows else None,
+    }
