@@ -58,14 +58,16 @@ def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
 
 
 def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False) -> int:
-    """Go on with a run from its newest checkpoint, some of its settings changed. Raises ResumeError when it has none,
-    or when it would be another run."""
+    """Go on with a run from its newest checkpoint, some of its settings changed; from its beginning when it stopped before
+    the first. Raises ResumeError when every checkpoint is gone or damaged, or when it would be another run."""
     directory = RunDirectory.open(path)
     if directory.is_complete:
         print(f"{directory.name}: complete, nothing to resume ({directory.model})")
         return 0
     config = changed(directory, overrides)
-    newest(directory.checkpoints, checkpointed(read_ledger(directory.ledger)[0]))
+    expected = checkpointed(read_ledger(directory.ledger)[0])
+    if expected is not None or list_checkpoints(directory.checkpoints):
+        newest(directory.checkpoints, expected)  # what is wrong with it is said before anything is started
     with Stop() as stop:
         attempts(config, directory, stop)
     return 0

@@ -26,8 +26,8 @@ def explain(directory: RunDirectory) -> list[str]:
     lines = list(_state(directory, records, holder, exit))
     lines += _incidents(read_incidents(directory.incidents))
     if holder is None and (exit is None or exit.get("cause") != "completed"):
-        saved = any(record.fact == Fact.checkpoint for record in records)
-        lines.append(f"go on with: {directory.resume_command}" if saved else "nothing was saved: run the recipe again")
+        again = "nothing was begun: run the recipe again"
+        lines.append(f"go on with: {directory.resume_command}" if records else again)
     return lines
 
 

@@ -89,12 +89,12 @@ def test_of_a_run_that_is_complete(run: RunDirectory) -> None:
 def test_of_a_run_without_a_checkpoint(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "early")
     directory.path.mkdir()
-    assert explain(directory)[-1] == "nothing was saved: run the recipe again"
+    assert explain(directory)[-1] == "nothing was begun: run the recipe again"
     with Ledger.open(directory.ledger) as ledger:
         ledger.append(Fact.attempt, attempt=1, step=0)
     told = explain(directory)
     assert told[0].startswith(f"{directory.path} was killed without a word in attempt 1, 0 steps done")
-    assert told[-1] == "nothing was saved: run the recipe again"
+    assert told[-1] == f"go on with: {directory.resume_command}", "from its beginning"
 
 
 def test_an_incident_that_was_cut_off_does_not_hide_the_others(run: RunDirectory) -> None:

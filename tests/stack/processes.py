@@ -77,7 +77,7 @@ class Command:
 
     def leaves_nothing_behind(self) -> bool:
         """Ray's workers notice a moment later that their cluster is gone."""
-        return eventually(lambda: not self.left_behind())
+        return eventually(lambda: not self.left_behind(), within_s=30.0)
 
     def _carries(self, process: Path) -> bool:
         try:
