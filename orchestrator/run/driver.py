@@ -58,8 +58,8 @@ def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
 
 
 def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False) -> int:
-    """Go on with a run from its newest checkpoint, some of its settings changed; from its beginning when it stopped before
-    the first. Raises ResumeError when every checkpoint is gone or damaged, or when it would be another run."""
+    """Go on with a run from its newest checkpoint, some of its settings changed; from its beginning when it stopped
+    before the first. Raises ResumeError when every checkpoint is gone or damaged, or when it would be another run."""
     directory = RunDirectory.open(path)
     if directory.is_complete:
         print(f"{directory.name}: complete, nothing to resume ({directory.model})")

@@ -206,5 +206,5 @@ def test_why_tells_of_a_run(workshop: Workshop, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == (
         "runs/arith ended in attempt 1, 0 steps done (exit code 4)\n"
         "  worker_failed: reward rank 0 failed: boom\n"
-        "nothing was saved: run the recipe again\n"
+        "nothing was begun: run the recipe again\n"
     )

@@ -15,7 +15,9 @@ from orchestrator.run.ledger import account, read_ledger
 pytestmark = pytest.mark.stack
 
 
-def test_a_driver_killed_before_its_first_checkpoint_and_a_killed_learner_change_nothing(finished: Callable[..., Run], qwen2: Path) -> None:
+def test_a_driver_killed_before_its_first_checkpoint_and_a_killed_learner_change_nothing(
+    finished: Callable[..., Run], qwen2: Path
+) -> None:
     whole, run = finished("grpo", qwen2), Run(qwen2 / "runs" / "killed-twice")
     planned = [(("driver", 0), "SCORED 1", 0.0), (("policy", 0), "SCORED 3", 0.0)]
     told = strikes.struck(qwen2, "grpo", "killed-twice", planned)
