@@ -23,6 +23,7 @@ ORDER = [
     {"workers.spans"},
     {"workers.config"},
     {"workers.needs"},
+    {"workers.repetition"},
     {"workers.packing"},
     {"workers.scoring"},
     {"workers.margins"},
@@ -83,6 +84,8 @@ LIGHT = (
     "orchestrator.config",
     "orchestrator.data",
     "orchestrator.errors",
+    "orchestrator.evaluation.figures",
+    "orchestrator.evaluation.rows",
     "orchestrator.evaluation.statistics",
     "orchestrator.monitor",
     "orchestrator.plan",
@@ -97,6 +100,7 @@ LIGHT = (
     "orchestrator.run.provenance",
     "workers.config",
     "workers.needs",
+    "workers.repetition",
     "workers.types",
 )
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft")

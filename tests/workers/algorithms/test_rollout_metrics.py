@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from workers.algorithms.metrics import repeated_tails, rollout_metrics
+from workers.algorithms.metrics import rollout_metrics
+from workers.repetition import repeated_tails
 from workers.types import Evidence, Finish, Ragged
 
 EvidenceOf = Callable[..., Evidence]

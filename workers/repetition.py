@@ -1,0 +1,33 @@
+"""Completions that end in repetition, told by their tokens alone. Numpy only: figures of finished runs use it, too."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.types import Ragged
+
+MAX_PERIOD, MIN_REPEATS = 8, 3
+
+
+def repeated_tails(completions: Ragged, terminated: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of each completion [N] the share of its tokens in a tail of equal blocks of up to 8 tokens, at least three times.
+
+    `a b c b c b c` ends in three times `b c`: 6 of 7. A tail of period p goes back as far as each token equals the one
+    p before it. The end-of-sequence token of a `terminated` completion is no part of either. Padding has period 1.
+    """
+    lengths = completions.lengths - terminated
+    ends = completions.offsets[:-1] + lengths  # of each completion, without its end-of-sequence token
+    tokens, places = completions.values, np.arange(len(completions.values))
+    begins = np.repeat(completions.offsets[:-1], completions.lengths)
+    longest = np.zeros(len(lengths), np.int64)
+    for period in range(1, MAX_PERIOD + 1):
+        equal = np.zeros(len(tokens), bool)
+        equal[period:] = tokens[period:] == tokens[:-period]
+        equal &= places - begins >= period
+        broken = np.maximum.accumulate(np.where(equal, -1, places))  # the newest place where the tail is broken
+        last = np.maximum(ends - 1, 0)
+        run = np.where(lengths > 0, last - broken[last] if len(tokens) else 0, 0)
+        longest = np.maximum(longest, np.where(run >= (MIN_REPEATS - 1) * period, run + period, 0))
+    shares: NDArray[np.float64] = longest / np.maximum(lengths, 1)
+    return shares
