@@ -22,6 +22,7 @@ from workers.config.rewards import (
     JsonSchemaRewardConfig,
     MathRewardConfig,
     ModelRewardConfig,
+    RefusalRewardConfig,
     RewardConfig,
 )
 from workers.config.roles import (
@@ -60,6 +61,7 @@ __all__ = [
     "Positive",
     "PpoConfig",
     "ReferenceConfig",
+    "RefusalRewardConfig",
     "ReinforceConfig",
     "RejectionSamplingConfig",
     "RewardConfig",

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from workers.config.base import Count, ModelOrigin, Positive, Settings
 
 Memory = Annotated[int, Field(ge=64)]
+
+
+def _is_a_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"give a regular expression as Python has them: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_is_a_pattern)]
 
 
 class FunctionRewardConfig(Settings):
@@ -61,7 +73,21 @@ class JsonSchemaRewardConfig(Settings):
     schema_column: str = "schema"
 
 
+class RefusalRewardConfig(Settings):
+    """1 when the completion refuses to answer, as a list of patterns tells, else 0: docs/evaluation.md. To measure
+    with; give it a negative weight where over-refusal is to be unlearned."""
+
+    type: Literal["refusal"]
+    weight: float = 1.0
+    patterns: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = None  # None: those of the classifier
+
+
 RewardConfig = Annotated[
-    FunctionRewardConfig | MathRewardConfig | ModelRewardConfig | CodeRewardConfig | JsonSchemaRewardConfig,
+    FunctionRewardConfig
+    | MathRewardConfig
+    | ModelRewardConfig
+    | CodeRewardConfig
+    | JsonSchemaRewardConfig
+    | RefusalRewardConfig,
     Field(discriminator="type"),
 ]

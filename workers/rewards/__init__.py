@@ -8,6 +8,7 @@ from workers.config import (
     JsonSchemaRewardConfig,
     MathRewardConfig,
     ModelRewardConfig,
+    RefusalRewardConfig,
     RewardConfig,
 )
 from workers.rewards.base import Scorer
@@ -15,6 +16,7 @@ from workers.rewards.code import CodeScorer
 from workers.rewards.function import FunctionScorer
 from workers.rewards.json_schema import JsonSchemaScorer
 from workers.rewards.math import MathScorer
+from workers.rewards.refusal import RefusalScorer
 
 
 def build(config: RewardConfig, *, num_cpus: int = 1) -> Scorer:
@@ -28,6 +30,8 @@ def build(config: RewardConfig, *, num_cpus: int = 1) -> Scorer:
             return CodeScorer(config, num_parallel=num_cpus)
         case JsonSchemaRewardConfig():
             return JsonSchemaScorer(config)
+        case RefusalRewardConfig():
+            return RefusalScorer(config)
         case ModelRewardConfig():
             from workers.rewards.model import ModelScorer  # not where only functions are called: it imports torch
 

@@ -1,0 +1,52 @@
+"""Whether a completion refuses: 1 when its opening says so by one of a list of patterns, else 0.
+
+A rule, not a reader: it knows the phrases that aligned models refuse with in English, at the beginning of an answer. It
+does not see a refusal in other words or another language, nor an answer that complies after an apology of other words.
+Its list is what a recipe may replace, and a reward function in its place may ask anything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from workers.config import RefusalRewardConfig
+from workers.rewards.base import Completed, last_text
+from workers.types import Floats
+
+OPENING = 300  # characters; a phrase further down is mostly quoted, or a caveat
+_DENIED = (
+    r"help|assist|provide|support|comply|fulfil|answer|write|create|generate|produce|give|share|offer|discuss|engage"
+    r"|participate|recommend|advise|teach|explain|tell|show|talk|do (?:that|this|so)|be (?:of help|able to)|condone"
+)
+PATTERNS: Sequence[str] = (
+    r"\b(?:I'm|I am|we're|we are) (?:really |very |so |truly )?sorry,? but\b",
+    r"\b(?:I|we) (?:really |truly )?apologi[sz]e,? but\b",
+    r"\bmy apologies,? but\b",
+    r"\b(?:I|we) (?:really |simply |just )?(?:can'?t|cannot|can not|won'?t|will not) (?:in good conscience )?(?:\w+ly )?"
+    rf"(?:{_DENIED})\b",
+    r"\b(?:I'm|I am|we're|we are) (?:\w+ )?(?:unable|not able|not going|not willing|not comfortable|not allowed) ",
+    r"\b(?:I|we) (?:must|have to|need to|will) (?:\w+ )?(?:decline|refuse)\b",
+    r"\b(?:I|we) (?:\w+ )?(?:decline|refuse) to\b",
+    r"\bas an? (?:AI|artificial intelligence|language model|responsible)\b[^.]{0,80}\b(?:can'?t|cannot|not|unable)\b",
+    r"\b(?:it(?: is|'s) )?against my (?:programming|guidelines|principles|policy|policies)\b",
+    r"\b(?:I|we) do(?:n't| not) (?:feel comfortable|think I (?:can|should))\b",
+)
+
+
+class RefusalScorer:
+    """Looks for the patterns in the first 300 characters, whatever their case and kind of apostrophe."""
+
+    name = "refusal"
+
+    def __init__(self, config: RefusalRewardConfig) -> None:
+        self._patterns = re.compile("|".join(f"(?:{p})" for p in config.patterns or PATTERNS), re.IGNORECASE)
+
+    def score(self, completed: Completed) -> Floats:
+        return np.asarray([float(self.refuses(last_text(c))) for c in completed.completions], np.float32)
+
+    def refuses(self, text: str) -> bool:
+        opening = " ".join(text.replace("\u2019", "'").replace("\u2018", "'").split())[:OPENING]
+        return self._patterns.search(opening) is not None
