@@ -17,6 +17,7 @@
     ├── HubUnreachable        1   the model hub does not answer, and there is no copy of the model here
     ├── DiskFailed            1   the disk is full, read-only or broken
     ├── LimitReached          1   the driver may open no more files, or start no more processes
+    ├── JudgeFailed           1   the endpoint of a judge refuses, or gives no verdicts
     ├── Alarmed               5   an alarm of the recipe ended the run, after a step and with a checkpoint
     ├── Superseded            6   another driver has taken the run over: this one writes nothing any more
     └── Interrupted         130   Ctrl-C; 143 when it was SIGTERM
@@ -324,6 +325,12 @@ class LimitReached(RlhfError):
     def __init__(self, what: str, limit: int, *, told: str, fix: str) -> None:
         reached = f"the driver has reached its limit of {what}"
         super().__init__(Problem(what=f"{reached}: {limit}" if limit >= 0 else reached, why=told, fix=fix))
+
+
+class JudgeFailed(RlhfError):
+    """The endpoint that compares completions cannot be used, or too many pairs got no verdict."""
+
+    cause = "judge"
 
 
 class Alarmed(RlhfError):

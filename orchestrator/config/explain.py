@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from orchestrator.config.conflicts import ConflictsError
 from orchestrator.config.document import EXPONENT, Document, KeyPath, dotted
+from orchestrator.config.run import RunConfig
 from orchestrator.config.values import allowed, kind_of, options, show
 from orchestrator.config.vocabulary import suggest, types_at
 from orchestrator.errors import Problems
@@ -34,8 +35,8 @@ REASONS: Mapping[str, str] = {
 }
 
 
-def explain(error: ValidationError, document: Document, problems: Problems) -> None:
-    """Adds one problem for each thing that is wrong."""
+def explain(error: ValidationError, document: Document, problems: Problems, root: type[BaseModel] = RunConfig) -> None:
+    """Adds one problem for each thing that is wrong in what `root` describes."""
     seen: set[KeyPath] = set()
     for detail in error.errors(include_url=False):
         found = detail.get("ctx", {}).get("error")
@@ -44,7 +45,7 @@ def explain(error: ValidationError, document: Document, problems: Problems) -> N
             _explain_conflicts(found, document, problems)
         elif path not in seen:
             seen.add(path)
-            _explain_one(detail, path, document, problems)
+            _explain_one(detail, path, document, problems, root)
 
 
 def _key_path(loc: tuple[str | int, ...], data: Any) -> KeyPath:
@@ -87,7 +88,7 @@ def _explain_conflicts(conflicts: ConflictsError, document: Document, problems: 
         )
 
 
-def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Problems) -> None:
+def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Problems, root: type[BaseModel]) -> None:
     kind, key, value = detail["type"], dotted(path), _value(path, document.data)
     place, data = document.place(path), document.data
     plain = isinstance(value, bool | int | float) and place.spelt is not None
@@ -96,23 +97,23 @@ def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Probl
         why, fix = "it has half of a surrogate pair, which is no character", "restore it from a copy"
         problems.add("not text", where=place.text, why=why, fix=fix)
     elif kind == "extra_forbidden":
-        problems.add(what, where=place.text, why="there is no such key", fix=suggest(path, data))
+        problems.add(what, where=place.text, why="there is no such key", fix=suggest(path, data, root))
     elif kind == "missing":
-        problems.add(f"{key} is missing", where=place.text, fix=f"give {allowed(path, data)}")
+        problems.add(f"{key} is missing", where=place.text, fix=f"give {allowed(path, data, root)}")
     elif kind == "union_tag_not_found":
-        problems.add(f"{key}.type is missing", where=place.text, why=what, fix=_choose("", types_at(path, data)))
+        problems.add(f"{key}.type is missing", where=place.text, why=what, fix=_choose("", types_at(path, data, root)))
     elif kind == "union_tag_invalid":
         where, tag = document.place((*path, "type")).text, detail["ctx"]["tag"]
         problems.add(
             f"{key}.type = {show(tag)}",
             where=where,
             why="there is no such type",
-            fix=_choose(tag, types_at(path, data)),
+            fix=_choose(tag, types_at(path, data, root)),
         )
     elif kind == "value_error":
         problems.add(what, where=place.text, fix=str(detail["ctx"]["error"]))
     else:
-        why, fix = _wrong_value(kind, path, value, place.spelt, data)
+        why, fix = _wrong_value(kind, path, value, place.spelt, data, root)
         problems.add(what, where=place.text, why=why, fix=fix)
 
 
@@ -125,12 +126,14 @@ def _did_you_mean(given: str, choices: list[str]) -> str:
     return f"did you mean {close[0]}? " if close else ""
 
 
-def _wrong_value(kind: str, path: KeyPath, value: Any, spelt: str | None, data: Any) -> tuple[str, str]:
+def _wrong_value(
+    kind: str, path: KeyPath, value: Any, spelt: str | None, data: Any, root: type[BaseModel]
+) -> tuple[str, str]:
     """Why, and what to do."""
-    may_be = allowed(path, data)
+    may_be = allowed(path, data, root)
     fix = f"give {may_be}" if may_be else ""
     if isinstance(value, bool) and spelt is not None and spelt.lower() not in ("true", "false"):
-        quoted = kind == "string_type" or spelt in options(path, data)
+        quoted = kind == "string_type" or spelt in options(path, data, root)
         return f"YAML reads {spelt} as {show(value)}", f"quote it: '{spelt}'" if quoted else fix
     if isinstance(value, str) and kind in ("float_type", "int_type"):
         if number := EXPONENT.fullmatch(value):
@@ -142,11 +145,12 @@ def _wrong_value(kind: str, path: KeyPath, value: Any, spelt: str | None, data: 
         if re.fullmatch(r"[-+]?\d+(\.\d*)?", value):
             return "in quotes it is text", f"write {value} without quotes"
     if kind == "literal_error":
-        return "not one of the choices", _did_you_mean(str(value), options(path, data)) + fix
+        return "not one of the choices", _did_you_mean(str(value), options(path, data, root)) + fix
     if kind.endswith("_type"):
         return f"it is {kind_of(value)}", fix
     if kind == "finite_number":
         return "it is not a finite number", fix
     of_type = f"{_value((*path[:-1], 'type'), data)}.{path[-1]}"
-    reasons = (REASONS[name] for name in (of_type, dotted(path), str(path[-1])) if name in REASONS)
+    names = (of_type, dotted(path), str(path[-1])) if root is RunConfig else ()
+    reasons = (REASONS[name] for name in names if name in REASONS)
     return next(reasons, "outside of what is allowed"), fix

@@ -71,7 +71,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if config := _validated(draft, problems):
             _refuse_same_name(config, stages, draft, problems)
             stages.append(config)
-    problems.sort(key=_reading_order)
+    problems.sort(key=reading_order)
     problems.raise_if_any()
     return Recipe(source=source, text=source.read_text("utf-8"), overrides=tuple(overrides), stages=tuple(stages))
 
@@ -239,6 +239,7 @@ def _refuse_same_name(config: RunConfig, stages: Sequence[RunConfig], draft: Doc
         )
 
 
-def _reading_order(problem: Problem) -> tuple[bool, str, int]:
+def reading_order(problem: Problem) -> tuple[bool, str, int]:
+    """As a person meets them in the file; what has no line comes last."""
     file, _, line = problem.where.rpartition(":")
     return not line.isdigit(), file, int(line) if line.isdigit() else 0

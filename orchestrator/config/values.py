@@ -6,10 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
+from pydantic import BaseModel
+
 from orchestrator.config.document import KeyPath, dotted
+from orchestrator.config.run import RunConfig
 from orchestrator.config.vocabulary import annotation_at, members
 
 PATTERNS: Mapping[str, str] = {
+    "judge.api_key_env": "the name of an environment variable",
+    "judge.name": "lower-case letters, digits and `_`, starting with a letter",
+    "judge.url": "http://HOST[:PORT]/v1 or https://…, without credentials",
     "name": "1 to 64 letters, digits, `.`, `_` and `-`, starting with a letter or digit",
     "cluster.address": "auto, HOST:PORT or ray://HOST:PORT",
 }
@@ -53,9 +59,9 @@ def kind_of(value: Any) -> str:
     return "nothing (null)" if value is None else "a mapping"
 
 
-def allowed(path: KeyPath, data: Any) -> str:
+def allowed(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> str:
     """What may be written at `path`: "a number > 0 and <= 1, or null". Empty: nothing may."""
-    annotation, metadata = annotation_at(path, data)
+    annotation, metadata = annotation_at(path, data, root)
     if annotation is None:
         return ""
     if text := PATTERNS.get(dotted(path)) or SHAPES.get(dotted(path)):
@@ -65,9 +71,9 @@ def allowed(path: KeyPath, data: Any) -> str:
     return ", or ".join([f"{words[0]} {bounds}".strip(), *words[1:]])
 
 
-def options(path: KeyPath, data: Any) -> list[str]:
+def options(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> list[str]:
     """The choices at `path`, where only certain words may stand."""
-    annotation, _ = annotation_at(path, data)
+    annotation, _ = annotation_at(path, data, root)
     return [str(o) for m in members(annotation) if get_origin(m) is Literal for o in get_args(m)]
 
 

@@ -1,7 +1,7 @@
 """The keys there are, and what a key that is not there was meant to be.
 
-The keys are read off the settings classes. A peer's spelling is understood here, to be suggested, and never
-accepted as an alias: one thing has one name.
+The keys are read off the settings classes, from `root` down: a run's, or those of what else is written like a recipe. A
+peer's spelling is understood here, to be suggested, and never accepted as an alias: one thing has one name.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ def type_of(settings: type[BaseModel]) -> str | None:
     return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else None
 
 
-def settings_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
+def settings_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> type[BaseModel] | None:
     """The class that describes the mapping at `path` of a recipe, as its `type:` says (or None)."""
-    settings: type[BaseModel] = RunConfig
+    settings = root
     for depth, key in enumerate(path):
         data = _child(data, key)
         if isinstance(key, int):
@@ -155,25 +155,25 @@ def _child(data: Any, key: str | int) -> Any:
         return None
 
 
-def annotation_at(path: KeyPath, data: Any) -> tuple[Any, list[Any]]:
+def annotation_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> tuple[Any, list[Any]]:
     """What may stand at `path`: the annotation (None: nothing may) and its constraints."""
     *parent, key = path
     if isinstance(key, int):
-        annotation, _ = annotation_at(tuple(parent), data)
+        annotation, _ = annotation_at(tuple(parent), data, root)
         return (get_args(annotation)[0], []) if get_origin(annotation) is tuple else (None, [])
-    settings = settings_at(tuple(parent), data)
+    settings = settings_at(tuple(parent), data, root)
     field = settings.model_fields.get(key) if settings else None
     return (field.annotation, field.metadata) if field else (None, [])
 
 
-def types_at(path: KeyPath, data: Any) -> list[str]:
+def types_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> list[str]:
     """The choices for `type:` of the mapping at `path`."""
-    annotation, _ = annotation_at(path, data)
+    annotation, _ = annotation_at(path, data, root)
     return [kind for settings in settings_in(annotation) if (kind := type_of(settings))]
 
 
 @cache
-def all_keys() -> Mapping[str, frozenset[str]]:
+def all_keys(root: type[BaseModel] = RunConfig) -> Mapping[str, frozenset[str]]:
     """Every dotted key, with the `type`s that have it (empty: not a matter of type)."""
     found: dict[str, set[str]] = {}
 
@@ -185,25 +185,25 @@ def all_keys() -> Mapping[str, frozenset[str]]:
                 kind = type_of(inner)
                 walk(inner, f"{prefix}{key}.", {kind} if kind else kinds)
 
-    walk(RunConfig, "", set())
+    walk(root, "", set())
     return {key: frozenset(kinds) for key, kinds in found.items()}
 
 
-def known_keys(algorithm: str | None) -> Iterator[str]:
+def known_keys(algorithm: str | None, root: type[BaseModel] = RunConfig) -> Iterator[str]:
     """The dotted keys that a recipe with this algorithm may use."""
-    for key, kinds in all_keys().items():
+    for key, kinds in all_keys(root).items():
         if not key.startswith("algorithm.") or not kinds or algorithm is None or algorithm in kinds:
             yield key
 
 
-def suggest(path: KeyPath, data: Any) -> str:
+def suggest(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> str:
     """What to do about a key that does not exist."""
     *parent, name = path
     key, prefix = str(name), "".join(f"{part}." for part in parent if not isinstance(part, int))
     if instead := NOT_HERE.get(prefix + key):
         return instead
     algorithm = _child(_child(data, "algorithm"), "type")
-    known = list(known_keys(algorithm if isinstance(algorithm, str) else None))
+    known = list(known_keys(algorithm if isinstance(algorithm, str) else None, root))
     if peers := [ours for ours in PEERS.get(key.lower(), ()) if ours in known]:
         return f"did you mean `{peers[0]}`?"
     if elsewhere := [k for k in known if k.rpartition(".")[2] == key]:
@@ -211,7 +211,7 @@ def suggest(path: KeyPath, data: Any) -> str:
     siblings = {k[len(prefix) :]: k for k in known if k.startswith(prefix) and "." not in k[len(prefix) :]}
     if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.65):
         return f"did you mean `{siblings[close[0]]}`?"
-    if kinds := all_keys().get(prefix + key):
+    if kinds := all_keys(root).get(prefix + key):
         return f"remove it: it is a setting of {' and '.join(sorted(kinds))}, not of {algorithm}"
     leaves = {k.rpartition(".")[2]: k for k in known}
     if close := difflib.get_close_matches(key, leaves, n=1, cutoff=0.75):

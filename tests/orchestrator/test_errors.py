@@ -16,6 +16,7 @@ from orchestrator.errors import (
     HubUnreachable,
     Interrupted,
     LimitReached,
+    JudgeFailed,
     NoHeartbeat,
     NotFinite,
     PlacementError,
@@ -64,6 +65,7 @@ ERRORS = {
     "hub-unreachable": HubUnreachable("Qwen/Qwen3-0.6B", "model.path", "ConnectError: Connection refused"),
     "limit-reached": LimitReached("open files", 1024, told="[Errno 24] Too many open files: 'x'", fix="raise it"),
     "superseded": Superseded("runs/x", "process 4711 on node-3"),
+    "judge": JudgeFailed(Problem(what="the endpoint refuses", where="judge.url = http://localhost:8000/v1")),
     "interrupted": Interrupted("SIGINT", resume="rlhf resume runs/x"),
     "terminated": Interrupted("SIGTERM", resume="rlhf resume runs/x"),
 }
@@ -94,6 +96,7 @@ def test_exit_codes_and_causes() -> None:
         "hub-unreachable": (1, "hub_unreachable"),
         "limit-reached": (1, "limit_reached"),
         "superseded": (6, "superseded"),
+        "judge": (1, "judge"),
         "interrupted": (130, "user"),
         "terminated": (143, "preempted"),
     }

@@ -25,8 +25,8 @@ PATTERNS: Sequence[str] = (
     r"\b(?:I'm|I am|we're|we are) (?:really |very |so |truly )?sorry,? but\b",
     r"\b(?:I|we) (?:really |truly )?apologi[sz]e,? but\b",
     r"\bmy apologies,? but\b",
-    r"\b(?:I|we) (?:really |simply |just )?(?:can'?t|cannot|can not|won'?t|will not) (?:in good conscience )?(?:\w+ly )?"
-    rf"(?:{_DENIED})\b",
+    r"\b(?:I|we) (?:really |simply |just )?(?:can'?t|cannot|can not|won'?t|will not) "
+    rf"(?:in good conscience )?(?:\w+ly )?(?:{_DENIED})\b",
     r"\b(?:I'm|I am|we're|we are) (?:\w+ )?(?:unable|not able|not going|not willing|not comfortable|not allowed) ",
     r"\b(?:I|we) (?:must|have to|need to|will) (?:\w+ )?(?:decline|refuse)\b",
     r"\b(?:I|we) (?:\w+ )?(?:decline|refuse) to\b",
