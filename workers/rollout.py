@@ -138,6 +138,10 @@ class Rollout:
             write_experience(f"{keep}rollout-{self._index}", experience)
         return experience
 
+    def texts(self, experience: Experience) -> list[str]:
+        """What each completion says, without special tokens: [N]."""
+        return self._codec.decode_batch([tokens.tolist() for tokens in experience.completions])
+
     def _sample(self, prompts: Sequence[quarantine.Encoded], sampling: Sampling, version: int) -> Sequence[Response]:
         from workers.engines.base import Request
 

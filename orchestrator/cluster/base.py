@@ -111,6 +111,10 @@ class Cluster(Protocol):
         """Place all gangs and start their members; raises PlacementError with the shortfall per role."""
         ...
 
+    def release(self) -> None:
+        """End all gangs and give back what they held; the next `spawn` has the whole cluster again."""
+        ...
+
     def accelerators(self) -> list[str]:
         """The kinds of GPU it has, in Ray's words, in order; empty where it has none, or does not know."""
         ...

@@ -81,6 +81,9 @@ class LocalCluster:
         meeting = {"address": "127.0.0.1", "port": 0} if plan.meet else {}
         return self._stand_ins.get(plan.role, plan.start)(**arguments, **meeting)
 
+    def release(self) -> None:
+        pass
+
     def accelerators(self) -> list[str]:
         return []
 

@@ -95,18 +95,22 @@ class RayCluster:
     def restarts(self) -> dict[str, int]:
         return {role: gang.num_restarts for role, gang in self._gangs.items() if gang.num_restarts}
 
+    def release(self) -> None:
+        for gang in self._gangs.values():
+            for actor in gang.actors:
+                ray.kill(actor)
+                self._heart.forget(actor._actor_id.hex())
+        if self._group is not None:
+            with suppress(Exception):  # the cluster may be gone already
+                remove_placement_group(self._group)
+        self._gangs, self._group = {}, None
+
     def shutdown(self) -> None:
         """End every actor; a cluster that was started for the run ends too."""
         if not ray.is_initialized():
             return
-        if self._heart.cluster_answers:  # else each of these would wait for it
-            for gang in self._gangs.values():
-                for actor in gang.actors:
-                    ray.kill(actor)
-                    self._heart.forget(actor._actor_id.hex())
-            if self._group is not None:
-                with suppress(Exception):  # the cluster may be gone already
-                    remove_placement_group(self._group)
+        if self._heart.cluster_answers:  # else each call of it would wait
+            self.release()
         ray.shutdown()
 
     def _place(self, plans: Sequence[GangPlan], bundles: list[dict[str, float]]) -> PlacementGroup:

@@ -20,11 +20,11 @@ from orchestrator.config.model_source import (
 )
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.reward_source import check_reward_function, check_sandbox
-from orchestrator.config.run import RunConfig
+from orchestrator.config.run import ClusterConfig, RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problems
-from workers.config import CodeRewardConfig, FunctionRewardConfig, ModelConfig, ModelRewardConfig
+from workers.config import CodeRewardConfig, FunctionRewardConfig, ModelConfig, ModelRewardConfig, RewardConfig
 from workers.needs import NEEDS
 from workers.vocabulary import first_difference, read_vocabulary
 
@@ -85,7 +85,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
             _lora_targets(config.model, of_stage)
         if config.teacher is not None and config.teacher.model.path is not None:
             _same_tokenizer(config, recipe, config.teacher.model.path, of_stage)
-        _rewards(config, rows, of_stage)
+        check_rewards(config.reward, config.cluster, rows, of_stage)
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
@@ -153,7 +153,7 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
             if scores is not None:
                 check_stage(produced[path], where, problems, scores=scores)
             continue
-        _model(path, where, conversational and key not in ("critic_model", "teacher.model"), problems)
+        check_model(path, where, conversational and key not in ("critic_model", "teacher.model"), problems)
         check_tokenizer(path, where, problems, writes=scores is False)
         if key == "model" and config.data.prompts is not None:
             check_parallel(path, config.rollout.tensor_parallel_size, problems)
@@ -189,7 +189,7 @@ def _own_tokenizer(path: str | None, config: RunConfig, recipe: Recipe) -> str |
     return path
 
 
-def _model(path: str, where: str, conversational: bool, problems: Problems) -> None:
+def check_model(path: str, where: str, conversational: bool, problems: Problems) -> None:
     """A Hugging Face directory with config, weights and tokenizer; a hub id is taken at its word."""
     folder = local(path)
     fix = "give a Hugging Face model directory or the id of a hub model"
@@ -249,8 +249,11 @@ def _has_chat_template(folder: Path) -> bool:
     return bool((read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
 
 
-def _rewards(config: RunConfig, found: Sequence[Rows], problems: Problems) -> None:
-    for i, reward in enumerate(config.reward):
+def check_rewards(
+    rewards: Sequence[RewardConfig], cluster: ClusterConfig, found: Sequence[Rows], problems: Problems
+) -> None:
+    """What the scorers of prompts need: their functions, their columns, a sandbox."""
+    for i, reward in enumerate(rewards):
         if isinstance(reward, FunctionRewardConfig):
             check_reward_function(reward.function, f"reward.{i}.function = {reward.function}", problems)
         for key, why in REWARD_COLUMNS.get(reward.type, {}).items():
@@ -265,7 +268,7 @@ def _rewards(config: RunConfig, found: Sequence[Rows], problems: Problems) -> No
                         fix=f"add the column, or name another one as reward.{i}.{key}",
                     )
         # Of another cluster's machines nothing is known here: its reward workers ask when they start.
-        if isinstance(reward, CodeRewardConfig) and config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        if isinstance(reward, CodeRewardConfig) and cluster.address is None and "RAY_ADDRESS" not in os.environ:
             check_sandbox(reward, f"reward.{i}.type = code", problems)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import os
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from orchestrator.config.conflicts import Conflict, ConflictsError
-from orchestrator.config.document import Document, read_document
+from orchestrator.config.document import Document, Place, read_document
 from orchestrator.config.explain import explain
 from orchestrator.config.overrides import apply, parse_overrides
 from orchestrator.config.recipe import reading_order
@@ -128,6 +128,16 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         document = None
     if document is None:
         raise BadInput(problems)
+    return Suite(source=source, config=_made(document, overrides, problems))
+
+
+def suite_of(values: Mapping[str, Any], overrides: Sequence[str]) -> SuiteConfig:
+    """Of what stands on the command line alone. Raises BadInput."""
+    document = Document(data=dict(values), places={(): Place(text="command line")})
+    return _made(document, overrides, Problems())
+
+
+def _made(document: Document, overrides: Sequence[str], problems: Problems) -> SuiteConfig:
     for override in parse_overrides(overrides, (), problems):
         apply(override, document, problems)
     find_secrets(document, problems)
@@ -135,7 +145,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
     problems.sort(key=reading_order)
     problems.raise_if_any()
     assert config is not None
-    return Suite(source=source, config=config)
+    return config
 
 
 def _validated(document: Document, problems: Problems) -> SuiteConfig | None:

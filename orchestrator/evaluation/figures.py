@@ -93,13 +93,14 @@ def differences(rows: Sequence[Row], ours: str, theirs: str, drawing: Drawing) -
 def win_rates(rows: Sequence[Row], ours: str, theirs: str, drawing: Drawing) -> dict[str, Figure]:
     """How often one model's completion is better than the other's, by every scorer and judge: MODE/win_rate/NAME.
 
-    MODE/length_controlled_win_rate/NAME is what it would be at equal lengths (AlpacaEval 2); MODE/ties/NAME the share
-    of ties; MODE/order_consistency/JUDGE how often a judge said the same whichever completion came first.
+    MODE/length_controlled_win_rate/NAME is what it would be at equal lengths, in characters (AlpacaEval 2);
+    MODE/ties/NAME the share of ties; MODE/order_consistency/JUDGE how often a judge said the same whichever completion
+    came first.
     """
     found: dict[str, Figure] = {}
     for mode in MODES:
         own, other = of(rows, model=ours, mode=mode), of(rows, model=theirs, mode=mode)
-        lengths = _lengths(own), _lengths(other)
+        lengths = _characters(own), _characters(other)
         for name, outcomes in _outcomes(own, other).items():
             won = by_prompt((row.prompt_id, outcome) for row, outcome in outcomes)
             found[f"{mode}/win_rate/{name}"] = mean(list(won.values()), drawing)
@@ -165,6 +166,11 @@ def _of_mode(rows: Sequence[Row]) -> dict[str, PerPrompt]:
 
 def _lengths(rows: Sequence[Row]) -> PerPrompt:
     return by_prompt((row.prompt_id, float(len(row.tokens))) for row in rows)
+
+
+def _characters(rows: Sequence[Row]) -> PerPrompt:
+    """Two models may have different tokens; characters are the same to both."""
+    return by_prompt((row.prompt_id, float(len(row.completion))) for row in rows)
 
 
 def _diversity(rows: Sequence[Row]) -> dict[str, PerPrompt]:

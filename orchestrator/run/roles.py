@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.cluster.base import GangPlan, Resources
-from orchestrator.config import RunConfig
+from orchestrator.config import ClusterConfig, RunConfig
 from workers import learner
 from workers.config import (
     DistillConfig,
@@ -20,6 +20,7 @@ from workers.config import (
     ModelRewardConfig,
     ReferenceConfig,
     RewardConfig,
+    RolloutConfig,
     SftConfig,
     TeacherConfig,
 )
@@ -48,7 +49,7 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         plans.append(_teacher(config, config.teacher, cuda=cuda))
     if config.data.prompts is not None or config.data.eval_prompts is not None:
         plans.append(_rollout(config, model, cuda=cuda))
-        plans += [_reward(config, model, cuda=cuda)] if config.reward else []
+        plans += [_reward("reward", config.reward, config, model, cuda=cuda)] if config.reward else []
     if config.data.dataset is not None:
         whole = isinstance(config.algorithm, SftConfig) and not config.algorithm.completion_only_loss
         encoder: Mapping[str, Any] = {
@@ -57,7 +58,7 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
             "whole": whole,
             "mismatched": NEEDS[config.algorithm.type].mismatched,
         }
-        plans.append(_plan("dataset", Encoder, [encoder], config, gpus=0))
+        plans.append(plan_of("dataset", Encoder, [encoder], config.cluster, gpus=0))
     return plans
 
 
@@ -80,7 +81,9 @@ def _learner(
         "teacher": None if config.teacher is None else absolute(config.teacher.model),
     }
     members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
-    return _plan(role, learner.join, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
+    return plan_of(
+        role, learner.join, members, config.cluster, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda)
+    )
 
 
 def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
@@ -90,7 +93,7 @@ def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan
         {"model": model, "config": settings, "rank": rank, "cuda": cuda, "chunk": config.policy.logprob_chunk_tokens}
         for rank in range(settings.num_ranks)
     ]
-    return _plan("reference", Reference, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
+    return scoring_plan("reference", members, config.cluster, cuda=cuda)
 
 
 def _teacher(config: RunConfig, settings: TeacherConfig, *, cuda: bool) -> GangPlan:
@@ -102,7 +105,13 @@ def _teacher(config: RunConfig, settings: TeacherConfig, *, cuda: bool) -> GangP
     )
     common = {"model": absolute(settings.model), "config": reference, "chunk": config.policy.logprob_chunk_tokens}
     members = [{**common, "rank": rank, "cuda": cuda} for rank in range(settings.num_ranks)]
-    return _plan("teacher", Reference, members, config, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda))
+    return scoring_plan("teacher", members, config.cluster, cuda=cuda)
+
+
+def scoring_plan(role: str, members: list[dict[str, Any]], cluster: ClusterConfig, *, cuda: bool) -> GangPlan:
+    """Ranks that compute log-probabilities; `members` is what each `Reference` is started with."""
+    gpus = 1 if cuda else 0
+    return plan_of(role, Reference, members, cluster, gpus=gpus, meet=True, environment=_torch(cuda))
 
 
 def asks_states(config: RunConfig) -> bool:
@@ -116,53 +125,76 @@ def teacher_samples(config: RunConfig) -> bool:
 
 
 def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
-    settings = config.rollout
-    common: dict[str, Any] = {"model": model, "config": settings, "seed": config.seed, "cuda": cuda}
+    common: dict[str, Any] = {"model": model}
     if config.teacher is not None and teacher_samples(config):
-        common |= {"model": absolute(config.teacher.model), "student": model}
-    members = [{**common, "index": i} for i in range(settings.num_engines)]
-    gpus = settings.tensor_parallel_size if cuda else 0
-    plan = _plan("rollout", Rollout, members, config, gpus=gpus, environment=rollout_environment(cuda=cuda))
+        common = {"model": absolute(config.teacher.model), "student": model}
+    plan = rollout_plan(common, config.rollout, config.cluster, seed=config.seed, cuda=cuda)
     # Whole weights travel by NCCL between GPUs, in a group that takes nobody in later.
     fixed = cuda and model.lora is None and not teacher_samples(config)
     return replace(plan, restarts=0) if fixed else plan
 
 
-def _reward(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
-    count = config.reward_workers.num_workers
+def rollout_plan(
+    models: Mapping[str, Any], settings: RolloutConfig, cluster: ClusterConfig, *, seed: int, cuda: bool
+) -> GangPlan:
+    """Engines that sample. `models`: which, as `Rollout` is told."""
+    common = {**models, "config": settings, "seed": seed, "cuda": cuda}
+    members = [{**common, "index": i} for i in range(settings.num_engines)]
+    gpus = settings.tensor_parallel_size if cuda else 0
+    return plan_of("rollout", Rollout, members, cluster, gpus=gpus, environment=rollout_environment(cuda=cuda))
+
+
+def _reward(
+    role: str, rewards: Sequence[RewardConfig], config: RunConfig, model: ModelConfig, *, cuda: bool
+) -> GangPlan:
+    workers, shown = config.reward_workers.num_workers, config.samples_per_step
+    return reward_plan(role, rewards, model, config.cluster, num_workers=workers, num_samples=shown, cuda=cuda)
+
+
+def reward_plan(
+    role: str,
+    rewards: Sequence[RewardConfig],
+    model: ModelConfig,
+    cluster: ClusterConfig,
+    *,
+    num_workers: int,
+    num_samples: int,
+    cuda: bool,
+) -> GangPlan:
+    """Workers that score with `rewards`; `model` is the one whose tokens they read."""
     members = [
         {
             "model": model,
-            "configs": [_absolute_reward(r) for r in config.reward],
+            "configs": [_absolute_reward(r) for r in rewards],
             "index": i,
-            "num_workers": count,
-            "num_samples": config.samples_per_step,
-            "num_cpus": max(1, int(config.cluster.cpus_per_worker)),
+            "num_workers": num_workers,
+            "num_samples": num_samples,
+            "num_cpus": max(1, int(cluster.cpus_per_worker)),
         }
-        for i in range(count)
+        for i in range(num_workers)
     ]
-    computes = any(isinstance(r, ModelRewardConfig) for r in config.reward)
+    computes = any(isinstance(r, ModelRewardConfig) for r in rewards)
     environment = _torch(cuda) if computes else {}
-    return _plan("reward", Reward, members, config, gpus=1 if cuda and computes else 0, environment=environment)
+    return plan_of(role, Reward, members, cluster, gpus=1 if cuda and computes else 0, environment=environment)
 
 
-def _plan(
+def plan_of(
     role: str,
     start: Any,
     members: list[Mapping[str, Any]] | list[dict[str, Any]],
-    config: RunConfig,
+    cluster: ClusterConfig,
     *,
     gpus: int,
     meet: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> GangPlan:
     resources = Resources(
-        cpus=config.cluster.cpus_per_worker,
+        cpus=cluster.cpus_per_worker,
         gpus=gpus,
         environment={"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", **(environment or {})},
     )
     # Learners hold what is nowhere else: theirs is the newest checkpoint, and the next attempt.
-    restarts = 0 if role in ("policy", "critic") else config.cluster.restarts_per_role
+    restarts = 0 if role in ("policy", "critic") else cluster.restarts_per_role
     return GangPlan(role=role, start=start, arguments=members, resources=resources, meet=meet, restarts=restarts)
 
 

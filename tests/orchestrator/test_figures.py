@@ -204,8 +204,9 @@ def test_equal_lengths_leave_the_win_rate_and_length_alone_explains_it_away() ->
 
     def models(length: int) -> list[Row]:
         return [
-            row(f"p{i}", (*[5] * (length if won else 0), 6, 1), scores={"gold": won}) for i, won in enumerate(wins)
-        ] + [row(f"p{i}", (6, 1), scores={"gold": 0.5}, model="against") for i in range(40)]
+            row(f"p{i}", completion="a" * (1 + (length if won else 0)), scores={"gold": won})
+            for i, won in enumerate(wins)
+        ] + [row(f"p{i}", completion="b", scores={"gold": 0.5}, model="against") for i in range(40)]
 
     equal = win_rates(models(0), "model", "against", FEW)
     assert equal["greedy/length_controlled_win_rate/gold"].value == pytest.approx(0.75, abs=1e-3)

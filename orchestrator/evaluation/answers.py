@@ -1,0 +1,228 @@
+"""What a model answers, scored: the rollout, reward and scoring workers of a run, asked for the sake of looking.
+
+    prompts ──► rollout (greedy, sampled) ──► reward, refusal ──► Answered        one model at a time
+    Answered (sampled) ──► scoring ranks holding π, then each other model ──► log π(y) − log π_other(y)
+
+consumes   a suite and its prompts
+produces   rows of samples.jsonl
+waits for  all of a model's answers before its engines are given back, for the next one needs their place
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.cluster.base import Cluster, Gang, wait
+from orchestrator.config.suite import SuiteConfig
+from orchestrator.errors import BadInput, Problem
+from orchestrator.evaluation.rows import Mode, PromptSet, Row, number_or_none
+from orchestrator.pipeline.sources import sample
+from orchestrator.run.roles import absolute, reward_plan, rollout_plan, scoring_plan
+from workers.config import ModelConfig, ReferenceConfig
+from workers.reference import Reference
+from workers.reward import Reward
+from workers.rollout import Rollout
+from workers.types import Experience, Finish, Prompt, Sampling, Scores, assemble, merge, merge_scores
+
+PROMPT_SETS: tuple[PromptSet, ...] = get_args(PromptSet)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """Completions of one model to one set of prompts, in one mode."""
+
+    prompt_set: PromptSet
+    mode: Mode
+    experience: Experience
+    texts: tuple[str, ...]  # [N]
+    scores: Scores | None  # None: nothing scores this set
+    seconds: float  # that engines were busy with it, over all of them
+
+
+def answer(cluster: Cluster, suite: SuiteConfig, path: str, prompts: Mapping[str, Sequence[Prompt]]) -> list[Answered]:
+    """All answers of the model at `path`; its gangs are gone afterwards.
+
+    Raises:
+        BadInput: when every prompt of a set is too long.
+    """
+    model = model_config(suite, path)
+    plans = [rollout_plan({"model": model}, suite.rollout, suite.cluster, seed=suite.seed, cuda=cluster.cuda)]
+    scorers = {"reward": suite.reward if "prompts" in prompts else ()}
+    scorers["refusal"] = (suite.refusal,) if prompts.keys() - {"prompts"} else ()
+    plans += [
+        reward_plan(
+            role,
+            rewards,
+            model,
+            suite.cluster,
+            num_workers=suite.reward_workers.num_workers,
+            num_samples=0,
+            cuda=cluster.cuda,
+        )
+        for role, rewards in scorers.items()
+        if rewards
+    ]
+    try:
+        gangs = cluster.spawn(plans)
+        return [
+            _answered(gangs, prompt_set, mode, prompts[prompt_set], sampling)
+            for prompt_set in PROMPT_SETS
+            if prompt_set in prompts
+            for mode, sampling in _samplings(suite, prompt_set).items()
+        ]
+    finally:
+        cluster.release()
+
+
+def _samplings(suite: SuiteConfig, prompt_set: PromptSet) -> dict[Mode, Sampling]:
+    """Refusals are looked for in greedy answers alone."""
+    rollout = suite.rollout
+    greedy = Sampling(
+        num_generations=1,
+        max_completion_length=rollout.max_completion_length,
+        temperature=0.0,
+        ignore_eos=rollout.ignore_eos,
+        seed=suite.seed,
+    )
+    found: dict[Mode, Sampling] = {"greedy": greedy} if suite.greedy or prompt_set != "prompts" else {}
+    if prompt_set == "prompts" and suite.num_generations:
+        found["sampled"] = replace(
+            greedy,
+            num_generations=suite.num_generations,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+        )
+    return found
+
+
+def _answered(
+    gangs: Mapping[str, Gang[Any]],
+    prompt_set: PromptSet,
+    mode: Mode,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+) -> Answered:
+    rollout: Gang[Rollout] = gangs["rollout"]
+    reward: Gang[Reward] | None = gangs.get("reward" if prompt_set == "prompts" else "refusal")
+    arrival = sample(prompts, sampling, rollout, reward)
+    texts = rollout.each(Rollout.texts, [(part,) for part in arrival.experience])
+    parts = wait(arrival.experience)
+    experience = merge(parts)
+    if not experience.prompts:
+        why = "all of them are longer than rollout.max_prompt_length"
+        problem = Problem(what=f"no prompt of {prompt_set} can be answered", where=prompt_set, why=why, fix="raise it")
+        raise BadInput(problem)
+    return Answered(
+        prompt_set=prompt_set,
+        mode=mode,
+        experience=experience,
+        texts=tuple(text for part in wait(texts) for text in part),
+        scores=None if arrival.scores is None else merge_scores(wait(arrival.scores)),
+        seconds=sum(part.seconds for part in parts),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ log-ratios
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogProbs:
+    """log p(y) of completions under each model that was asked: [N] nats, by its path, and what it took."""
+
+    sums: Mapping[str, Mapping[str, NDArray[np.float64]]]  # by model, then by whose completions they are
+    num_tokens: int  # that were read, prompts included
+    seconds: float  # that ranks were busy, over all of them
+
+
+def log_probs(
+    cluster: Cluster,
+    suite: SuiteConfig,
+    wanted: Mapping[str, Sequence[str]],
+    completions: Mapping[str, Experience],
+) -> LogProbs:
+    """One gang of scoring ranks holds one model after the other. `wanted`: model paths, each with the keys of the
+    `completions` it is to score; exact, by the learner's forward pass, at the temperature they were sampled at.
+    """
+    settings, first = suite.scoring, model_config(suite, next(iter(wanted)))
+    reference = ReferenceConfig(
+        num_ranks=settings.num_ranks,
+        zero_stage=settings.zero_stage,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+    )
+    common = {"model": first, "config": reference, "chunk": settings.logprob_chunk_tokens, "cuda": cluster.cuda}
+    members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
+    try:
+        gangs = cluster.spawn([scoring_plan("reference", members, suite.cluster, cuda=cluster.cuda)])
+        return _ask(gangs["reference"], suite, wanted, completions)
+    finally:
+        cluster.release()
+
+
+def _ask(
+    gang: Gang[Reference],
+    suite: SuiteConfig,
+    wanted: Mapping[str, Sequence[str]],
+    completions: Mapping[str, Experience],
+) -> LogProbs:
+    found: dict[str, dict[str, NDArray[np.float64]]] = {}
+    num_tokens, seconds = 0, 0.0
+    for version, (path, keys) in enumerate(wanted.items()):
+        if version:  # they were started with the first model
+            bring = partial(_load, path=str(model_config(suite, path).path), version=version)
+            gang.when_restarted(bring)
+            bring(gang)
+        for key in keys:
+            experience = completions[key]
+            shares = wait(gang.all(Reference.logprobs, [experience], experience.temperature, version))
+            flat = assemble(shares, experience.completions).astype(np.float64)
+            found.setdefault(path, {})[key] = np.add.reduceat(flat, experience.completions.offsets[:-1])
+            num_tokens += int(experience.prompt_tokens.lengths.sum() + experience.completions.lengths.sum())
+            seconds += sum(share.seconds for share in shares)
+    return LogProbs(sums=found, num_tokens=num_tokens, seconds=seconds)
+
+
+def _load(gang: Gang[Reference], *, path: str, version: int) -> None:
+    wait(gang.all(Reference.load, path, version))
+
+
+def model_config(suite: SuiteConfig, path: str) -> ModelConfig:
+    """As workers are told of it, wherever they run."""
+    settings = suite.model
+    return absolute(ModelConfig(path=path, dtype=settings.dtype, chat_template_kwargs=settings.chat_template_kwargs))
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def rows_of(name: str, answered: Answered, log_ratios: Mapping[str, NDArray[np.float64]]) -> list[Row]:
+    """A row for each completion. `log_ratios` [N] by the name of the other model."""
+    experience, scores = answered.experience, answered.scores
+    groups, offsets = experience.group_of, experience.group_offsets
+    found = []
+    for i, tokens in enumerate(experience.completions):
+        prompt = experience.prompts[groups[i]]
+        by_scorer = {} if scores is None else {k: number_or_none(v[i]) for k, v in scores.by_scorer.items()}
+        found.append(
+            Row(
+                model=name,
+                prompt_set=answered.prompt_set,
+                mode=answered.mode,
+                prompt_id=prompt.id,
+                prompt=prompt.text,
+                index=int(i - offsets[groups[i]]),
+                completion=answered.texts[i],
+                tokens=tuple(tokens.tolist()),
+                finish=Finish(int(experience.finish[i])).name,
+                reward=None if scores is None else float(scores.rewards[i]),
+                scores=by_scorer,
+                log_ratios={other: float(ratios[i]) for other, ratios in log_ratios.items()},
+            )
+        )
+    return found

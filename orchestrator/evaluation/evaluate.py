@@ -1,0 +1,300 @@
+"""One evaluation, from a suite and a model to figures.
+
+suite, models ──► files looked at ──► answers of each model ──► log-ratios ──► (cluster gone) judge ──► figures
+                                                                                     │
+                          DIR/samples.jsonl is written before the judge is asked ────┘   DIR/evaluation.json at the end
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator import disk
+from orchestrator.cluster.base import Cluster
+from orchestrator.cluster.ray_cluster import RayCluster
+from orchestrator.config.suite import JudgeConfig, Suite, SuiteConfig
+from orchestrator.config.suite_files import (
+    check_comparable,
+    check_models,
+    check_suite,
+    difference_of,
+    suite_prompts,
+)
+from orchestrator.data.sources import local
+from orchestrator.errors import BadInput, JudgeFailed, Problem, Problems
+from orchestrator.evaluation import figures
+from orchestrator.evaluation.answers import Answered, LogProbs, answer, log_probs, rows_of
+from orchestrator.evaluation.judge import Judge, Judgements, Pair
+from orchestrator.evaluation.models import Subject, subject, weights
+from orchestrator.evaluation.result import EVALUATION, SAMPLES, Result, write_result
+from orchestrator.evaluation.rows import Row, of, write_rows
+from orchestrator.run.provenance import fingerprint, software
+from orchestrator.run.stop import Stop
+from workers.types import Experience, Prompt
+
+MODEL, AGAINST = "model", "against"
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contest:
+    """The models of an evaluation: the one it is about, and those it is compared with. None: there is none."""
+
+    model: Subject
+    against: Subject | None = None
+    base: str | None = None  # for the KL to what the run began with
+    reference: str | None = None  # for the KL to what it was held to in the end
+
+    @property
+    def subjects(self) -> dict[str, Subject]:
+        return {MODEL: self.model, **({AGAINST: self.against} if self.against else {})}
+
+    @property
+    def anchors(self) -> dict[str, str]:
+        """What the KL is measured to, by the name it has in figures."""
+        named = {"base": self.base, "reference": self.reference}
+        return {name: path for name, path in named.items() if path is not None}
+
+
+def contest(
+    model: str, *, against: str | None = None, base: str | None = None, reference: str | None = None
+) -> Contest:
+    """From what stands on the command line; `against` may be `base`.
+
+    Raises:
+        BadInput: when a run has no model, or a base is asked for that nobody knows.
+    """
+    ours = subject(model)
+    base = base or ours.base
+    if against == "base":
+        if base is None:
+            why, fix = f"{model} is not the model of a run, which would know", "give --base PATH, or --against PATH"
+            raise BadInput(Problem(what="no base is known", where="--against base", why=why, fix=fix))
+        theirs: Subject | None = Subject(path=base)
+    else:
+        theirs = subject(against) if against is not None else None
+    return Contest(model=ours, against=theirs, base=base, reference=reference or ours.reference)
+
+
+def evaluate(
+    suite: Suite,
+    models: Contest,
+    output: Path,
+    tell: Tell,
+    start_cluster: Callable[..., Cluster] = RayCluster,
+) -> Result:
+    """Evaluates, and writes `output`. A judge that fails is told in the remarks, and raised when all else is written.
+
+    Raises:
+        BadInput: before anything is started, with everything that is wrong.
+        JudgeFailed, WorkerFailed, ClusterError: see there.
+    """
+    started, config = time.monotonic(), suite.config
+    models, remarks = _known(config, models)
+    prompts, key = look(config, models, output)
+    models = _hashed(models)
+    answered, ratios = _measure(config, models, prompts, tell, start_cluster)
+    rows = [row for name, parts in answered.items() for part in parts for row in _rows(name, part, models, ratios)]
+    disk.make_directory(output)
+    write_rows(output / SAMPLES, rows)
+    judgements, failed = None, None
+    if config.judge is not None and AGAINST in answered:
+        try:
+            rows, judgements = judged(config.judge, key, rows, config.seed, tell)
+            write_rows(output / SAMPLES, rows)
+        except JudgeFailed as error:
+            failed = error
+            remarks.append(f"the judge failed, so there is no win rate of it: {error.problems[0].what}")
+    drawing = figures.Drawing(seed=config.seed, confidence=config.confidence, num_draws=config.num_draws)
+    result = Result(
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        suite={"source": str(suite.source), "sha256": _digest(config), "config": config.model_dump(mode="json")},
+        models=_told(models),
+        prompts=_prompts_told(config, prompts, answered[MODEL]),
+        figures={name: figures.figures(rows, name, drawing) for name in answered},
+        differences=figures.differences(rows, MODEL, AGAINST, drawing),
+        win_rates=figures.win_rates(rows, MODEL, AGAINST, drawing),
+        cost=_cost(answered, ratios, judgements) | {"seconds": round(time.monotonic() - started, 3)},
+        software=software(),
+        remarks=(*remarks, *_dropped(answered[MODEL])),
+    )
+    write_result(output, result)
+    if failed is not None:
+        raise failed
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ before
+
+
+def look(suite: SuiteConfig, models: Contest, output: Path) -> tuple[dict[str, Sequence[Prompt]], str | None]:
+    """The prompts, and the judge's key. Raises BadInput with everything that is wrong with any file."""
+    problems = Problems()
+    prompts = suite_prompts(suite, problems)
+    key = check_suite(suite, prompts, problems)
+    named = {"MODEL": models.model.path, **{f"--{name}": path for name, path in models.anchors.items()}}
+    named |= {"--against": models.against.path} if models.against else {}
+    check_models(named, prompts, suite.rollout.tensor_parallel_size, problems)
+    for name, path in models.anchors.items():
+        check_comparable(models.model.path, path, f"--{name}", problems)
+    refuse_another(output, EVALUATION, problems)
+    if problems:
+        raise BadInput(list(dict.fromkeys(problems)))
+    return prompts, key
+
+
+def refuse_another(output: Path, name: str, problems: Problems) -> None:
+    """Nothing is written over."""
+    if (output / name).exists() or (output.exists() and not output.is_dir()):
+        fix = "give another directory as --output, or remove this one"
+        problems.add("there is a result already" if output.is_dir() else "is a file", where=str(output), fix=fix)
+
+
+def _known(suite: SuiteConfig, models: Contest) -> tuple[Contest, list[str]]:
+    """What is measured of what was asked for, and what to say of the rest."""
+    remarks = []
+    anchors = {**models.anchors} if suite.kl and suite.prompts is not None else {}
+    for name, given in ((n, getattr(models.model, n)) for n in list(anchors)):
+        # What the run names may have been removed since; what stands on the command line is refused if it is not there.
+        if given == anchors[name] and given.startswith((".", "/")) and not local(given).is_dir():
+            remarks.append(f"kl/{name} is not measured: the run's {name} is not there any more: {given}")
+            del anchors[name]
+    if suite.kl and suite.prompts is not None and not models.anchors:
+        remarks.append("no KL is measured: what the model was trained from is not known; give --base PATH")
+    if suite.judge is not None and models.against is None:
+        remarks.append("the judge is not asked: there is nothing to compare with; give --against")
+    return replace(models, base=anchors.get("base"), reference=anchors.get("reference")), remarks
+
+
+def _hashed(models: Contest) -> Contest:
+    ours, against = models.model, models.against
+    return replace(
+        models,
+        model=replace(ours, weights=weights(ours.path)),
+        against=replace(against, weights=weights(against.path)) if against else None,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ meanwhile
+
+
+def _measure(
+    suite: SuiteConfig,
+    models: Contest,
+    prompts: Mapping[str, Sequence[Prompt]],
+    tell: Tell,
+    start_cluster: Callable[..., Cluster],
+) -> tuple[dict[str, list[Answered]], LogProbs | None]:
+    with Stop():
+        tell("starting Ray")
+        cluster = start_cluster(suite.cluster)
+        try:
+            answered = {}
+            for name, one in models.subjects.items():
+                tell(f"{one.name} answers {', '.join(f'{len(some)} {key}' for key, some in prompts.items())}")
+                answered[name] = answer(cluster, suite, one.path, prompts)
+            completions = _comparable(models, answered)
+            if not completions:
+                return answered, None
+            tell(f"log-probabilities of the samples under their own model and under {' and '.join(models.anchors)}")
+            return answered, log_probs(cluster, suite, _wanted(models, completions), completions)
+        finally:
+            cluster.shutdown()
+
+
+def _comparable(models: Contest, answered: Mapping[str, Sequence[Answered]]) -> dict[str, Experience]:
+    """What a KL is measured on, by model: samples in the tokens of what it is measured to."""
+    return {
+        name: part.experience
+        for name, parts in answered.items()
+        for part in parts
+        if part.mode == "sampled" and models.anchors
+        if not any(difference_of(models.subjects[name].path, path) for path in models.anchors.values())
+    }
+
+
+def _wanted(models: Contest, completions: Iterable[str]) -> dict[str, list[str]]:
+    """Each model's samples under itself and under what it is compared with; once where paths are the same."""
+    found: dict[str, list[str]] = {}
+    for name in completions:
+        for path in dict.fromkeys([models.subjects[name].path, *models.anchors.values()]):
+            found.setdefault(path, []).append(name)
+    return found
+
+
+def _rows(name: str, part: Answered, models: Contest, ratios: LogProbs | None) -> list[Row]:
+    told: dict[str, NDArray[np.float64]] = {}
+    own = ratios.sums.get(models.subjects[name].path, {}).get(name) if ratios is not None else None
+    if ratios is not None and own is not None and part.mode == "sampled":
+        told = {anchor: own - ratios.sums[path][name] for anchor, path in models.anchors.items()}
+    return rows_of(name, part, told)
+
+
+def judged(
+    config: JudgeConfig, key: str | None, rows: Sequence[Row], seed: int, tell: Tell
+) -> tuple[list[Row], Judgements]:
+    """The rows, ours with the judge's outcomes. Raises JudgeFailed."""
+    theirs = {(row.prompt_id, row.index): row for row in of(rows, model=AGAINST, mode=config.mode)}
+    own = [row for row in of(rows, model=MODEL, mode=config.mode) if (row.prompt_id, row.index) in theirs]
+    pairs = [
+        Pair(prompt=row.prompt, ours=row.completion, theirs=theirs[row.prompt_id, row.index].completion) for row in own
+    ]
+    tell(f"{config.name} compares {len(pairs)} pairs, {'in both orders' if config.both_orders else 'in one order'}")
+    found = Judge(config, key, seed=seed).judge(pairs)
+    told = {id(row): outcome for row, outcome in zip(own, found.outcomes, strict=True) if outcome}
+    return [replace(row, outcomes={config.name: told[id(row)]}) if id(row) in told else row for row in rows], found
+
+
+# ------------------------------------------------------------------------------------------------ what is told
+
+
+def _told(models: Contest) -> dict[str, dict[str, Any]]:
+    anchors = {name: Subject(path=path, weights=weights(path)) for name, path in models.anchors.items()}
+    return {name: one.told() for name, one in {**models.subjects, **anchors}.items()}
+
+
+def _prompts_told(
+    suite: SuiteConfig, prompts: Mapping[str, Sequence[Prompt]], answered: Sequence[Answered]
+) -> dict[str, dict[str, Any]]:
+    dropped = {part.prompt_set: part.experience.num_dropped for part in answered}
+    return {
+        key: {**fingerprint(getattr(suite, key), rows), "dropped": dropped.get(key, 0)}  # type: ignore[call-overload]
+        for key, rows in prompts.items()
+    }
+
+
+def _dropped(answered: Sequence[Answered]) -> list[str]:
+    """A line for each set that lost prompts."""
+    dropped = {part.prompt_set: part.experience.num_dropped for part in answered if part.experience.num_dropped}
+    why = "longer than rollout.max_prompt_length, and left out"
+    return [f"{count} of {key} are {why}" for key, count in dropped.items()]
+
+
+def _cost(
+    answered: Mapping[str, Sequence[Answered]], ratios: LogProbs | None, judgements: Judgements | None
+) -> dict[str, float]:
+    parts = [part for found in answered.values() for part in found]
+    told = {
+        "generated_tokens": float(sum(len(part.experience.completions.values) for part in parts)),
+        "engine_seconds": sum(part.seconds for part in parts),
+    }
+    if ratios is not None:
+        told |= {"scored_tokens": float(ratios.num_tokens), "scoring_seconds": ratios.seconds}
+    if judgements is not None:
+        counts = asdict(judgements)
+        told |= {f"judge_{name}": float(counts[name]) for name in ("num_requests", "num_failed", "tokens")}
+    return told
+
+
+def _digest(config: SuiteConfig) -> str:
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
