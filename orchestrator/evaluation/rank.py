@@ -215,7 +215,7 @@ def as_json(found: Ranking) -> str:
 
 
 def show(found: Ranking, stream: TextIO | None = None) -> None:
-    console = Console(file=cast(TextIO, Forgiving(stream or sys.stdout)), highlight=False, soft_wrap=True)
+    console = Console(file=cast(TextIO, Forgiving(stream or sys.stdout)), highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, side in (("prompt", "left"), ("best of n", "left"), ("reward", "right"), ("mean", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
@@ -223,22 +223,20 @@ def show(found: Ranking, stream: TextIO | None = None) -> None:
         prompt = one.prompt if isinstance(one.prompt, str) else str(one.prompt[-1]["content"])
         rewards = [completion["implicit_reward"] for completion in one.completions]
         texts = (shorten(one_line(text), 40) for text in (prompt, one.completions[0]["completion"]))
-        table.add_row(*texts, number(rewards[0]), number(float(np.mean(rewards))), end_section=False)
-    console.print(table, markup=False)
+        table.add_row(*texts, number(rewards[0]), number(float(np.mean(rewards))))
+    console.print(table)
     if len(found.ranked) > SHOWN:
-        console.print(f"… and {len(found.ranked) - SHOWN} more prompts", markup=False)
+        console.print(f"… and {len(found.ranked) - SHOWN} more prompts")
     best, mean = found.figures["best"], found.figures["mean"]
     longer = found.figures["best_length"].value / found.figures["mean_length"].value
     console.print(
         f"implicit reward (beta {found.beta:g}): {number(best.value)} of the best, {number(mean.value)} on average; "
-        f"the best are {longer:.2f} times as long as the average",
-        markup=False,
+        f"the best are {longer:.2f} times as long as the average"
     )
     told = found.cost
     console.print(
         f"cost: {number(told['generated_tokens'])} tokens sampled, {number(told['scored_tokens'])} read, "
-        f"{number(told['engine_seconds'])} s of engines and {number(told['scoring_seconds'])} s of scoring ranks",
-        markup=False,
+        f"{number(told['engine_seconds'])} s of engines and {number(told['scoring_seconds'])} s of scoring ranks"
     )
     if found.dropped:
         console.print(f"note: {found.dropped} prompts are longer than rollout.max_prompt_length, and left out")

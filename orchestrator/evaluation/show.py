@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TextIO, cast
 
 from rich.console import Console
@@ -20,9 +20,9 @@ SHARES = ("truncated", "repeated_tail", "distinct_", "unique", "refusal", "over_
 def show(result: Result, stream: TextIO | None = None) -> None:
     """To standard output, or to `stream`."""
     out = cast(TextIO, Forgiving(stream or sys.stdout))
-    console = Console(file=out, highlight=False, soft_wrap=True)
+    console = Console(file=out, highlight=False, markup=False, soft_wrap=True)
     ours, theirs = result.figures["model"], result.figures.get("against")
-    console.print(f"[bold]{_title(result.models['model'])}[/]" + _against(result))
+    console.print(_title(result))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("figure", "model", *(("against", "difference") if theirs is not None else ())):
         table.add_column(name, justify="left" if name == "figure" else "right", no_wrap=True)
@@ -34,7 +34,7 @@ def show(result: Result, stream: TextIO | None = None) -> None:
         table.add_row(*cells)
     console.print(table)
     for line in (*win_lines(result.win_rates), *(f"note: {remark}" for remark in result.remarks)):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def shown(name: str, figure: Figure) -> str:
@@ -80,11 +80,8 @@ def _is_share(name: str) -> bool:
     return any(part.startswith(SHARES) or part.endswith("win_rate") for part in name.split("/"))
 
 
-def _title(told: Mapping[str, object]) -> str:
-    return str(told["path"])
-
-
-def _against(result: Result) -> str:
-    against: Sequence[str] = [_title(result.models["against"])] if "against" in result.models else []
-    star = "   (* the difference is certain at this confidence)" if against else ""
-    return "".join(f"  against  [bold]{name}[/]" for name in against) + star
+def _title(result: Result) -> str:
+    title = str(result.models["model"]["path"])
+    if "against" in result.models:
+        title += f"  against  {result.models['against']['path']}   (* a difference that is certain at this confidence)"
+    return title

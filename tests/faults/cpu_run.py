@@ -205,8 +205,9 @@ class TorchSampler:
             tokens, logprobs = list(request.tokens), []
             finish = Finish.length
             for _ in range(max_tokens):
-                scores = self._model(torch.tensor([tokens]), use_cache=False).logits[0, -1] / temperature
-                token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+                scores = self._model(torch.tensor([tokens]), use_cache=False).logits[0, -1] / (temperature or 1.0)
+                drawn_one = torch.multinomial(scores.softmax(-1), 1, generator=generator)
+                token = int(drawn_one if temperature else scores.argmax())
                 tokens.append(token)
                 logprobs.append(float(scores.log_softmax(-1)[token]))
                 if token in stop_token_ids:

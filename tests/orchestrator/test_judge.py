@@ -2,93 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from judge_endpoint import Answer, Endpoint, endpoint, longer, shown, verdict
 
 from orchestrator.config.suite import JudgeConfig
 from orchestrator.errors import JudgeFailed
 from orchestrator.evaluation.judge import Judge, Judgements, Pair
 
 KEY = "correct-horse-battery"
-Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
-
-
-class Endpoint:
-    """Answers each request as `answer(body, number)` says: (status, content of the message) or a whole body."""
-
-    def __init__(self, answer: Callable[[dict[str, Any], int], Answer]) -> None:
-        self.answer = answer
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
-        self.url = ""
-
-
-@contextmanager
-def endpoint(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Endpoint]:
-    told = Endpoint(answer)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with told.lock:
-                told.requests.append(body)
-                told.headers.append(dict(self.headers))
-                told.paths.append(self.path)
-                number = len(told.requests)
-                told.at_once += 1
-                told.most_at_once = max(told.most_at_once, told.at_once)
-            status, content, *headers = told.answer(body, number)
-            with told.lock:
-                told.at_once -= 1
-            raw = content if isinstance(content, bytes) else json.dumps(message(content)).encode()
-            self.send_response(status)
-            for name, value in (headers[0] if headers else {}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            with suppress(OSError):  # it hung up: that is what a test is about
-                self.wfile.write(raw)
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield told
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def message(text: Any) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {"total_tokens": 7}}
-
-
-def verdict(word: str) -> str:
-    return json.dumps({"reason": "because", "verdict": word})
-
-
-def shown(body: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(body["messages"][-1]["content"])
-    return found
-
-
-def longer(body: dict[str, Any], _: int) -> Answer:
-    """An honest judge, who prefers the longer answer."""
-    a, b = len(shown(body)["answer_a"]), len(shown(body)["answer_b"])
-    return 200, verdict("tie" if a == b else "A" if a > b else "B")
 
 
 def pair(ours: str = "long", theirs: str = "no") -> Pair:
