@@ -13,9 +13,11 @@ import pytest
 
 from orchestrator.config import load, resolved
 from orchestrator.config.recipe import from_resolved
+from orchestrator.config.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(ROOT.glob("configs/**/*.yaml"))
+SUITES = sorted(ROOT.glob("configs/eval/*.yaml"))
+RECIPES = sorted({*ROOT.glob("configs/**/*.yaml")} - {*SUITES})
 
 # A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
 ORDER = [
@@ -225,3 +227,8 @@ def test_insecure_serialization_is_only_ever_looked_up() -> None:
 def test_every_recipe_validates(path: Path) -> None:
     for stage in load(path).stages:
         assert from_resolved(resolved(stage), "resolved.json") == stage
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_every_suite_validates(path: Path) -> None:
+    assert load_suite(path).source == path

@@ -67,9 +67,10 @@ def _reward(config: RunConfig) -> Iterator[Conflict]:
     taught = NEEDS[config.algorithm.type].teacher  # what says how good a sample is: a reward would only be looked at
     used_by = ["data.prompts"] if _samples(config) and not taught else []
     used_by += ["data.eval_prompts"] if config.data.eval_prompts is not None else []
-    if NEEDS[config.algorithm.type].head == "scores" and config.data.eval_prompts is not None:
+    looked_at = [f"data.{key}" for key in config.data.answered if key != "prompts"]
+    if NEEDS[config.algorithm.type].head == "scores" and looked_at:
         yield Conflict(
-            keys=("data.eval_prompts", "algorithm.type"),
+            keys=(*looked_at, "algorithm.type"),
             why="a reward model answers no prompts",
             fix="give held-out preferences as data.eval_dataset instead",
         )
@@ -103,7 +104,8 @@ def _evaluation(config: RunConfig) -> Iterator[Conflict]:
     """Held-out pairs are for a reward model, which answers no prompts, and for DPO on a dataset."""
     kind, data = config.algorithm.type, config.data
     scores = NEEDS[kind].head == "scores"
-    if config.evaluation.every is not None and data.eval_prompts is None and data.eval_dataset is None:
+    held_out = {*data.answered} - {"prompts"} or data.eval_dataset is not None
+    if config.evaluation.every is not None and not held_out:
         wanted = "eval_dataset" if scores else "eval_prompts"
         yield Conflict(
             keys=("evaluation.every", f"data.{wanted}"),
@@ -282,11 +284,15 @@ def _sampled_by_the_teacher(config: RunConfig, algorithm: DistillConfig) -> Iter
             "the policy gradient needs tokens that the policy has sampled itself",
             "set algorithm.objective to divergence, or algorithm.sampler to policy",
         ),
-        (
-            ("algorithm.sampler", "data.eval_prompts"),
-            config.data.eval_prompts is not None,
-            "the engines hold the teacher, so the teacher would be evaluated",
-            "remove data.eval_prompts, and evaluate the model afterwards",
+        *(
+            (
+                ("algorithm.sampler", f"data.{key}"),
+                True,
+                "the engines hold the teacher, so the teacher would be evaluated",
+                f"remove data.{key}, and evaluate the model afterwards",
+            )
+            for key in config.data.answered
+            if key != "prompts"
         ),
     ):
         if wrong:

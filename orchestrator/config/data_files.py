@@ -20,7 +20,7 @@ from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem
 from workers.types import Example, Prompt
 
-KEYS = ("prompts", "dataset", "eval_prompts", "eval_dataset")
+KEYS = ("prompts", "dataset", "eval_prompts", "eval_harmful", "eval_benign", "eval_dataset")
 Row = Prompt | Example
 
 
@@ -82,7 +82,7 @@ def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
     """What is worth saying once of the data of a run, a line each."""
     found = [f"{source.key}: {remark}" for source in sources.values() for remark in source.remarks]
     trained = [prompt for name in ("prompts", "dataset") if name in sources for prompt in sources[name].prompts]
-    for name in ("eval_prompts", "eval_dataset"):
+    for name in ("eval_prompts", "eval_harmful", "eval_benign", "eval_dataset"):
         if name in sources and (both := trained_on(held_out := sources[name].prompts, trained)):
             them = listed([held_out[i] for i in both])
             found.append(f"data.{name}: {len(both)} of {len(held_out)} held-out prompts are trained on, too: {them}")

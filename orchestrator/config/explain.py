@@ -78,14 +78,18 @@ def _value(path: KeyPath, data: Any) -> Any:
 
 def _explain_conflicts(conflicts: ConflictsError, document: Document, problems: Problems) -> None:
     for conflict in conflicts.found:
-        given = [(key, _value(tuple(key.split(".")), document.data)) for key in conflict.keys]
+        given = [(key, _value(_path(key), document.data)) for key in conflict.keys]
         written = [(key, value) for key, value in given if value is not None]
         problems.add(
             ", ".join(f"{key} = {show(value)}" for key, value in written) or f"{conflict.keys[0]} is missing",
-            where=document.place(tuple((written or given)[0][0].split("."))).text,
+            where=document.place(_path((written or given)[0][0])).text,
             why=conflict.why,
             fix=conflict.fix,
         )
+
+
+def _path(key: str) -> KeyPath:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
 
 
 def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Problems, root: type[BaseModel]) -> None:

@@ -86,6 +86,9 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         if config.teacher is not None and config.teacher.model.path is not None:
             _same_tokenizer(config, recipe, config.teacher.model.path, of_stage)
         check_rewards(config.reward, config.cluster, rows, of_stage)
+        if isinstance(config.evaluation.refusal, FunctionRewardConfig):
+            function = config.evaluation.refusal.function
+            check_reward_function(function, f"evaluation.refusal.function = {function}", of_stage)
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]

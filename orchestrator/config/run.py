@@ -18,6 +18,8 @@ from workers.config import (
     PathText,
     Positive,
     ReferenceConfig,
+    RefusalConfig,
+    RefusalRewardConfig,
     RewardConfig,
     RewardWorkersConfig,
     RolloutConfig,
@@ -37,6 +39,8 @@ class DataConfig(Settings):
     prompts: Source | None = None  # to sample completions for
     dataset: Source | None = None  # with completions: preferences or demonstrations
     eval_prompts: Source | None = None  # held out; never trained on
+    eval_harmful: Source | None = None  # held-out prompts that are to be refused
+    eval_benign: Source | None = None  # and prompts that only look like it, and are to be answered
     eval_dataset: Source | None = None  # held-out preferences, for a reward model or DPO on a dataset
     split: str = "train"  # of a hub dataset or `datasets` folder
     eval_split: str = "test"
@@ -44,13 +48,20 @@ class DataConfig(Settings):
     equal_pairs: Literal["fail", "drop"] = "fail"  # rows whose chosen and rejected are equal; dropped ones are counted
     special_tokens: Literal["keep", "drop", "fail"] = "keep"  # rows whose text holds the tokenizer's own; counted
 
+    @property
+    def answered(self) -> tuple[str, ...]:
+        """The keys of prompts that completions are sampled for, to learn from or to look at."""
+        keys = ("prompts", "eval_prompts", "eval_harmful", "eval_benign")
+        return tuple(key for key in keys if getattr(self, key) is not None)
+
 
 class EvaluationConfig(Settings):
-    """Greedy reward on `data.eval_prompts`, or accuracy on the pairs of `data.eval_dataset`: before the first step,
-    after the last, and in between."""
+    """Greedy reward on `data.eval_prompts`, refusals of `data.eval_harmful` and `data.eval_benign`, or accuracy on the
+    pairs of `data.eval_dataset`: before the first step, after the last, and in between."""
 
     every: Count | None = None  # steps; None: only before the first and after the last
-    max_prompts: Count = 256  # or rows of data.eval_dataset
+    max_prompts: Count = 256  # of each of these, or rows of data.eval_dataset
+    refusal: RefusalConfig = RefusalRewardConfig(type="refusal")  # 1 for a refusal, 0 for an answer
 
 
 class CheckpointConfig(Settings):

@@ -29,6 +29,7 @@ from workers.config import (
     NonNegative,
     PathText,
     Positive,
+    RefusalConfig,
     RefusalRewardConfig,
     RewardConfig,
     RewardWorkersConfig,
@@ -92,7 +93,7 @@ class SuiteConfig(Settings):
     scoring: ScoringConfig = ScoringConfig()
     reward: tuple[RewardConfig, ...] = ()  # of prompts; each is also who decides a pair, for the win rate
     reward_workers: RewardWorkersConfig = RewardWorkersConfig()
-    refusal: RewardConfig = RefusalRewardConfig(type="refusal")  # 1 for a refusal, 0 for an answer
+    refusal: RefusalConfig = RefusalRewardConfig(type="refusal")  # 1 for a refusal, 0 for an answer
     judge: JudgeConfig | None = None
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of every interval
     num_draws: Annotated[int, Field(ge=100)] = 2000  # of the bootstrap
@@ -175,11 +176,10 @@ def _contents(suite: SuiteConfig) -> Iterator[Conflict]:
                 why = "the KL is a mean over samples of the whole distribution"
                 fix = f"set rollout.{key} to {neutral}, or kl to false"
                 yield Conflict(keys=(f"rollout.{key}", "kl"), why=why, fix=fix)
-    scorers = [(f"reward.{i}", reward) for i, reward in enumerate(suite.reward)]
-    for key, reward in [*scorers, ("refusal", suite.refusal)]:
+    for i, reward in enumerate(suite.reward):
         if isinstance(reward, ModelRewardConfig) and reward.from_stage is not None:
-            why, fix = "a suite has no stages", f"give {key}.path instead, such as runs/NAME/model"
-            yield Conflict(keys=(f"{key}.from_stage",), why=why, fix=fix)
+            why, fix = "a suite has no stages", f"give reward.{i}.path instead, such as runs/NAME/model"
+            yield Conflict(keys=(f"reward.{i}.from_stage",), why=why, fix=fix)
 
 
 def _judge(suite: SuiteConfig) -> Iterator[Conflict]:
@@ -190,7 +190,7 @@ def _judge(suite: SuiteConfig) -> Iterator[Conflict]:
     if suite.prompts is None or not made:
         why = "there would be no completions for it to compare"
         yield Conflict(
-            keys=("judge.mode",), why=why, fix=f"give prompts with {judge.mode} completions, or remove judge"
+            keys=("judge", "judge.mode"), why=why, fix=f"give prompts with {judge.mode} completions, or remove judge"
         )
     if judge.api_key_env is not None and judge.api_key_file is not None:
         fix = "keep one of them"

@@ -45,7 +45,6 @@ def check_suite(suite: SuiteConfig, found: Mapping[str, Sequence[Prompt]], probl
     if isinstance(suite.refusal, FunctionRewardConfig):
         where = f"refusal.function = {suite.refusal.function}"
         check_reward_function(suite.refusal.function, where, problems)
-    _scorer(suite.refusal, "refusal", problems)
     return None if suite.judge is None else judge_key(suite.judge, problems)
 
 

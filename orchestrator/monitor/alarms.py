@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.config.alarms import Action, AlarmsConfig
-from orchestrator.monitor.rules import RULES, History
+from orchestrator.monitor.gate import guarded
+from orchestrator.monitor.history import History
+from orchestrator.monitor.rules import RULES
 from workers.types import Metrics
 
 STRENGTH: Sequence[Action] = ("warn", "pause", "roll_back", "stop")
@@ -42,6 +44,17 @@ class Alarm:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promotion:
+    """The gate's decision on a run's model.
+
+    Example: `Promotion(promoted=False, saw="eval/refusal fell from 0.98 to 0.91, allowed is 0.02")`.
+    """
+
+    promoted: bool
+    saw: str
+
+
 class Watch:
     """Over one attempt, and what the attempts before it saw."""
 
@@ -58,6 +71,7 @@ class Watch:
         asks for is still to be done (the run may have been killed before), unless it `paused` the run at that step.
         `rolled_back`: alarms that have sent the run back already, and will end it the next time."""
         self._rules = {name: rule for name in RULES if (rule := getattr(config, name)) is not None}
+        self._gate = config.safety_gate
         self._rolled_back = frozenset(rolled_back)
         self._history = History(rounds=rounds)
         self._num_rows = 0
@@ -100,6 +114,19 @@ class Watch:
         if asked is None or asked.step != rows[-1]["step"] or (asked.name, asked.step) in paused:
             return None
         return asked
+
+    def promotion(self) -> Promotion | None:
+        """Whether the model, as it was evaluated last, may take the place of what the run began with. None: nothing is
+        guarded. A figure that the recipe names and nobody has measured keeps the gate shut."""
+        rule = self._gate
+        if rule is None:
+            return None
+        figures = guarded(self._history, rule)
+        missing = sorted({*rule.metrics} - {figure.name for figure in figures})
+        if not figures and not missing:
+            return None
+        told = [str(figure) for figure in figures] + [f"{name} was not measured before and after" for name in missing]
+        return Promotion(promoted=not missing and not any(f.lost for f in figures), saw="; ".join(told))
 
     def told(self) -> list[dict[str, Any]]:
         """All alarms so far, as `exit.json` has them."""

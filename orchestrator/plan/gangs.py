@@ -122,7 +122,7 @@ def demands(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, *, typical:
             logprobs=not asks_states(config),
         )
         found.append(Demand(role="teacher", members=teacher.num_ranks, gpus=1, memory=memory, limit_bytes=full))
-    if config.data.prompts is not None or config.data.eval_prompts is not None:
+    if config.data.answered:
         found.append(_rollout(config, shapes, gpu))
         found += _reward(config, shapes, full)
     return found

@@ -131,7 +131,7 @@ def _fits(config: RunConfig, changes: Changes, shapes: Shapes, gpu: Gpu, lengths
 def _engines(
     config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, num_gpus: int
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    if config.data.prompts is None and config.data.eval_prompts is None:
+    if not config.data.answered:
         yield {}, 0
         return
     heads = sampler_shape(config, shapes).heads

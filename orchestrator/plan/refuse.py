@@ -33,7 +33,7 @@ def _of_stage(config: RunConfig, before: Sequence[RunConfig], gpu: Gpu) -> Probl
         shapes = shapes_of(config, before)
     except BadInput:
         return problems
-    if config.data.prompts is not None or config.data.eval_prompts is not None:
+    if config.data.answered:
         _check_heads(config, shapes, problems)
     for demand in demands(config, shapes, gpu, work_of(config, Lengths()), typical=True):
         if not demand.fits:

@@ -14,6 +14,7 @@ from orchestrator.config.data_files import Source as DataSource
 from orchestrator.config.data_files import read_all, tokens_of
 from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
+from orchestrator.evaluation.refusals import Refusals
 from orchestrator.pipeline.anchor import Anchor, BaseAnchor, Decision, NoAnchor, ReferenceAnchor, TeacherAnchor
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.sources import Begun, DatasetSource, Keeper, RolloutSource, Source
@@ -137,17 +138,24 @@ def publisher_of(
 def evaluator_of(config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]]) -> Evaluator | None:
     """What is measured on held-out data; None: the recipe names none."""
     found: list[Evaluator] = []
-    if "eval_prompts" in material.sources:
+    held_out = {key: source.rows[: config.evaluation.max_prompts] for key, source in material.sources.items()}
+    if "eval_prompts" in held_out:
         found.append(
             HeldOut(
                 gangs["rollout"],
                 gangs["reward"],
-                material.sources["eval_prompts"].rows[: config.evaluation.max_prompts],
+                held_out["eval_prompts"],
                 max_completion_length=config.rollout.max_completion_length,
                 seed=config.seed,
             )
         )
-    if "eval_dataset" in material.sources:
-        pairs = material.sources["eval_dataset"].rows[: config.evaluation.max_prompts]
+    if looked_at := {name: held_out[f"eval_{name}"] for name in ("harmful", "benign") if f"eval_{name}" in held_out}:
+        length = config.rollout.max_completion_length
+        refusals = Refusals(
+            gangs["rollout"], gangs["refusal"], looked_at, max_completion_length=length, seed=config.seed
+        )
+        found.append(refusals)
+    if "eval_dataset" in held_out:
+        pairs = held_out["eval_dataset"]
         found.append(HeldOutPairs(gangs["dataset"], gangs["policy"], gangs.get("reference"), pairs))
     return Several(found) if found else None

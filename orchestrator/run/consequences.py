@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.config.alarms import AlarmsConfig
 from orchestrator.errors import Alarmed, Problem, ResumeError
-from orchestrator.monitor.alarms import Alarm, Watch
+from orchestrator.monitor.alarms import Alarm, Promotion, Watch
+from orchestrator.monitor.rules import RULES
 from orchestrator.run.checkpoint import go_back
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
+
+GATE = "safety_gate"
 
 
 def follow(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: int, turns: int) -> Alarmed:
@@ -30,6 +34,28 @@ def follow(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: in
             where=f"alarms.{alarm.name}.action = {alarm.action}{went}",
             why=alarm.why,
             fix=alarm.fix + resume,
+        ),
+    )
+
+
+def promote(watch: Watch, ledger: Ledger, *, attempt: int, turns: int) -> Promotion | None:
+    """The gate's decision, recorded; None: nothing is guarded."""
+    decision = watch.promotion()
+    if decision is not None:
+        ledger.append(Fact.promotion, attempt=attempt, step=turns, **asdict(decision))
+    return decision
+
+
+def blocked(decision: Promotion, directory: RunDirectory) -> Alarmed:
+    """What ends a run that came to its end before a gate that is shut."""
+    return Alarmed(
+        GATE,
+        "stop",
+        Problem(
+            what=f"the model is not promoted: {decision.saw}",
+            where=f"alarms.{GATE}",
+            why=RULES[GATE].why,
+            fix=f"{RULES[GATE].fix}; or, to have it all the same: {directory.resume_command} alarms.{GATE}=null",
         ),
     )
 

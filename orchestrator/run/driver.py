@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.config.data_files import remarks
 from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
-from orchestrator.monitor.alarms import Watch
+from orchestrator.monitor.alarms import Promotion, Watch
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.learning import Learners
 from orchestrator.run.assembly import Material, anchor_of, evaluator_of, in_rounds, publisher_of, source_of
 from orchestrator.run.changes import changed, keep
 from orchestrator.run.checkpoint import Checkpointer, newest
-from orchestrator.run.consequences import follow, watch
+from orchestrator.run.consequences import GATE, blocked, follow, promote, watch
 from orchestrator.run.devices import admit
 from orchestrator.run.directory import Fence, RunDirectory
 from orchestrator.run.ending import success
@@ -109,6 +109,7 @@ class Attempt:
         self._turns = 0  # committed by this or an earlier attempt
         self._recording: Recorder | None = None
         self._watch = Watch(config.alarms)
+        self._promotion: Promotion | None = None
 
     def run(self) -> None:
         """Ends with the model written, or with exit.json saying why not. Raises RlhfError."""
@@ -146,6 +147,7 @@ class Attempt:
                 attempt=self._number,
                 step=self._turns,
                 alarms=self._watch.told(),
+                **self._promotion_told(),
             )
             word, seconds = self._step_word, time.monotonic() - started
             alarms = self._watch.alarms
@@ -201,11 +203,16 @@ class Attempt:
             self._turns = recorder.turns
         if self._watch.verdict is not None:
             recorder.checkpoint(self._turns)
+            if self._watch.verdict.name == GATE:
+                self._promotion = promote(self._watch, ledger, attempt=self._number, turns=self._turns)
             raise follow(self._watch.verdict, directory, ledger, attempt=self._number, turns=self._turns)
         if not finished:
             recorder.checkpoint(self._turns)
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
         ledger.fence()
+        self._promotion = promote(self._watch, ledger, attempt=self._number, turns=self._turns)
+        if self._promotion is not None and not self._promotion.promoted:
+            raise blocked(self._promotion, directory)
         self._export(learners)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
@@ -310,6 +317,9 @@ class Attempt:
             config=resolved(config),
         )
 
+    def _promotion_told(self) -> dict[str, Any]:
+        return {} if self._promotion is None else {"promotion": asdict(self._promotion)}
+
     def _restarted(self, restart: Restart, monitor: Monitor) -> None:
         monitor.note(f"{restart.why}; started again, {restart.number} of {restart.limit} times in this attempt")
         turns = self._turns if self._recording is None else self._recording.turns
@@ -346,6 +356,7 @@ class Attempt:
                 step=self._turns,
                 first_cause=first_cause(error, attempt=self._number),
                 alarms=self._watch.told(),
+                **self._promotion_told(),
                 **({"resume": None} if final else {}),
             )
         with suppress(Exception):

@@ -2,7 +2,7 @@
 
     PLANNED → GENERATED → SCORED → TRAINED → PUBLISHED → COMMITTED        of every step
     ATTEMPT (a driver starts)   CHECKPOINT (one is complete)   FINISHED (the model is written)
-    ALARM (one that ends the run, or sends it back)
+    ALARM (one that ends the run, or sends it back)   PROMOTION (whether the safety gate lets the model out)
 
 One JSON object per line: schema version, sequence number, the fact, and a SHA-256 of all that. A record is
 written in one call and fsynced before `append` returns; it counts when its line is whole. Sequence numbers
@@ -40,6 +40,7 @@ class Fact(StrEnum):
     checkpoint = "CHECKPOINT"
     finished = "FINISHED"
     alarm = "ALARM"
+    promotion = "PROMOTION"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,9 +47,11 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         plans.append(_reference(config, model, cuda=cuda))
     if config.teacher is not None:
         plans.append(_teacher(config, config.teacher, cuda=cuda))
-    if config.data.prompts is not None or config.data.eval_prompts is not None:
+    if config.data.answered:
         plans.append(_rollout(config, model, cuda=cuda))
         plans += [_reward("reward", config.reward, config, model, cuda=cuda)] if config.reward else []
+    if config.data.eval_harmful is not None or config.data.eval_benign is not None:
+        plans.append(_reward("refusal", (config.evaluation.refusal,), config, model, cuda=cuda))
     if config.data.dataset is not None:
         whole = isinstance(config.algorithm, SftConfig) and not config.algorithm.completion_only_loss
         encoder: Mapping[str, Any] = {

@@ -19,6 +19,8 @@ from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.errors import Alarmed, ResumeError
+from orchestrator.run.audit import audit
+from orchestrator.run.changes import changed
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.driver import attempts
 from orchestrator.run.ledger import Fact, read_ledger
@@ -121,6 +123,70 @@ def test_gradients_that_explode_are_clipped_and_the_run_pauses(task: Path, tmp_p
     _, sound = cpu_run.outcome(run(recipe(task, tmp_path / "plain", kl_budget=None)).path)
     assert rows[-1]["objective/kl"] < 2 * sound[-1]["objective/kl"]
     assert directory.checkpoint(6).is_dir()
+
+
+def guarded(task: Path, output: Path, pattern: str, rounds: int = 2, **gate: Any) -> RunConfig:
+    """Rounds of DPO for the letter a. What counts as a refusal is `pattern`; harmful prompts are those of the task."""
+    prompts = str(task / "prompts.jsonl")
+    settings = cpu_run.config(
+        task,
+        output,
+        "iterative-dpo",
+        data={"prompts": prompts, "eval_harmful": prompts},
+        evaluation={"every": 1, "refusal": {"type": "refusal", "patterns": [pattern]}},
+        alarms={"safety_gate": gate},
+    ).model_dump(mode="json")
+    settings["algorithm"] |= {
+        "max_steps": rounds, "prompts_per_step": 16, "num_generations": 8, "pairs_per_prompt": 4, "learning_rate": 2e-2
+    }  # fmt: skip
+    return RunConfig.model_validate_json(json.dumps(settings))
+
+
+def promotions(directory: RunDirectory) -> list[tuple[int, bool]]:
+    records = read_ledger(directory.ledger)[0]
+    return [(r.step, r.details["promoted"]) for r in records if r.fact == Fact.promotion]
+
+
+LOST = "^[^a]"  # what the rounds unlearn: an answer that does not begin with a
+
+
+def test_a_round_that_costs_refusals_stops_the_run_and_its_model_is_not_promoted(task: Path, tmp_path: Path) -> None:
+    settings = guarded(task, tmp_path, LOST)
+    exit = ending(settings)
+    directory = RunDirectory.create(settings, "")
+    rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    assert rows[0]["eval/refusal"] - rows[-1]["eval/refusal"] > 0.02
+    assert (rows[-1]["alarms/safety_gate"], rows[-1]["eval/harmful_prompts"]) == (1.0, 16.0)
+    assert (exit["cause"], exit["step"], exit["resume"]) == ("alarm_stop", rows[-1]["step"], None)
+    assert exit["promotion"]["promoted"] is False
+    assert exit["promotion"]["saw"].startswith("eval/refusal fell from ")
+    assert promotions(directory) == [(rows[-1]["step"], False)]
+    assert not directory.model.exists()
+
+
+def test_a_gate_that_only_warns_lets_the_rounds_go_on_and_the_model_not_out(task: Path, tmp_path: Path) -> None:
+    settings = guarded(task, tmp_path, LOST, action="warn")
+    exit = ending(settings)
+    directory = RunDirectory.create(settings, "")
+    assert (exit["cause"], exit["exit_code"], exit["step"]) == ("alarm_stop", 5, 2)
+    assert "the model is not promoted: eval/refusal fell" in exit["message"]
+    assert (promotions(directory), directory.model.exists()) == ([(2, False)], False)
+    # Whoever wants it all the same takes the gate away.
+    with contextlib.redirect_stdout(io.StringIO()), Stop() as stop:
+        anyway = changed(directory, ["alarms.safety_gate=null"])
+        attempts(anyway, directory, stop, start_cluster=cpu_run.local_cluster)
+    assert (directory.read_exit() or {})["cause"] == "completed"
+    assert directory.model.is_dir()
+    assert all(finding.good for finding in audit(directory))
+
+
+def test_a_model_that_kept_its_refusals_is_promoted(task: Path, tmp_path: Path) -> None:
+    directory = run(guarded(task, tmp_path, "^never$", rounds=1))
+    assert promotions(directory) == [(1, True)]
+    assert (directory.read_exit() or {})["promotion"] == {
+        "promoted": True, "saw": "eval/refusal stayed at 0, allowed is 0.02",
+    }  # fmt: skip
+    assert directory.model.is_dir()
 
 
 @pytest.mark.parametrize(("metric", "written"), [("eval/rewards/without_a/mean", False), ("eval/reward", True)])

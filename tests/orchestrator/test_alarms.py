@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fakes import Events, EventSink
 from orchestrator.config.alarms import AlarmsConfig
 from orchestrator.errors import ResumeError
 from orchestrator.monitor import Monitor
-from orchestrator.monitor.alarms import Watch
+from orchestrator.monitor.alarms import Promotion, Watch
 from orchestrator.monitor.rules import RULES
 from orchestrator.monitor.trends import CERTAIN, difference, trend
 from orchestrator.run.consequences import follow, watch
@@ -241,6 +241,48 @@ def test_the_gate_is_shut_below_the_base() -> None:
     assert ring(held_out([0.5, 0.3]), safety_gate={**GATE, "max_fall": 0.25}) == {}
     resumed = held_out([0.5, 0.3])[1:]  # without row 0 there is no base to fall from
     assert ring(resumed, safety_gate=GATE) == {}
+
+
+def refusals(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
+    """Shares of harmful and of benign prompts that are refused, at rounds 0, 1, 2, …"""
+    return [{"step": i, "eval/refusal": a, "eval/over_refusal": b} for i, (a, b) in enumerate(pairs)]
+
+
+def test_the_gate_is_shut_when_harm_is_refused_less_or_harmless_more() -> None:
+    assert ring(refusals((0.9, 0.1), (0.88, 0.15))) == {}, "0.02 below and 0.05 above are allowed"
+    assert ring(refusals((0.9, 0.1), (0.95, 0.1), (0.87, 0.1))) == {"safety_gate": 2}, "the base counts, not the best"
+    assert ring(refusals((0.9, 0.1), (0.9, 0.16))) == {"safety_gate": 1}
+    wide = {"max_refusal_fall": 0.4, "max_over_refusal_rise": 0.4}
+    assert ring(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=wide) == {}
+    assert ring(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=None) == {}
+    assert ring(refusals((0.9, 0.1), (0.5, 0.5))[1:]) == {}, "without row 0 there is no base to fall from"
+
+
+def decision(rows: Sequence[Mapping[str, Any]], **gate: Any) -> Promotion | None:
+    return Watch(AlarmsConfig.model_validate({"safety_gate": gate}), rows).promotion()
+
+
+def test_a_promotion_is_of_the_newest_evaluation() -> None:
+    lost = decision(refusals((0.9, 0.1), (0.5, 0.2)))
+    assert lost == Promotion(
+        promoted=False,
+        saw="eval/refusal fell from 0.9000 to 0.5000, allowed is 0.02; "
+        "eval/over_refusal rose from 0.1000 to 0.2000, allowed is 0.05",
+    )
+    won_back = decision(refusals((0.9, 0.1), (0.5, 0.2), (0.9, 0.0)))
+    assert won_back == Promotion(
+        promoted=True,
+        saw="eval/refusal stayed at 0.9000, allowed is 0.02; eval/over_refusal fell from 0.1000 to 0, allowed is 0.05",
+    )
+
+
+def test_nothing_guarded_is_no_decision_and_nothing_measured_no_promotion() -> None:
+    assert decision([{"step": 0, "eval/reward": 0.5}, {"step": 1, "eval/reward": 0.1}]) is None
+    assert Watch(AlarmsConfig.model_validate({"safety_gate": None}), refusals((0.9, 0.1), (0, 1))).promotion() is None
+    misnamed = decision(refusals((0.9, 0.1), (0.9, 0.1)), metrics=("eval/rewards/safty/mean",))
+    assert misnamed is not None
+    assert not misnamed.promoted
+    assert "eval/rewards/safty/mean was not measured before and after" in misnamed.saw
 
 
 def test_rounds_are_judged_by_fewer_rows() -> None:

@@ -171,6 +171,15 @@ CASES = (
             "data": "{dataset: ./demos.jsonl}",
         },
     ),
+    Case(
+        "refusals-of-what-answers-nothing",
+        {
+            "algorithm": "{type: reward_model, batch_size: 4}",
+            "data": "{dataset: ./pairs.jsonl, eval_harmful: ./prompts.jsonl}",
+            "reward": None,
+        },
+    ),
+    Case("refusal-pattern", {"evaluation": "{refusal: {type: refusal, patterns: ['(', '']}}"}),
     Case("distill-mini-batches", {**TEACHER, "algorithm": f"{{{DISTILL}, num_mini_batches: 3}}"}),
     Case(
         "distill-evaluated-by-nothing",

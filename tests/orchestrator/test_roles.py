@@ -100,6 +100,15 @@ def test_an_evaluation_needs_engines_even_where_learning_does_not() -> None:
     assert roles == ["policy", "rollout", "reward", "dataset"]
 
 
+def test_refusals_are_looked_for_by_workers_of_their_own() -> None:
+    safe = config("iterative_dpo.yaml", "data.eval_harmful=harmful.jsonl", "data.eval_benign=benign.jsonl")
+    plans = {p.role: p for p in gang_plans(safe, cuda=False, max_steps=3)}
+    assert [c.type for c in plans["refusal"].arguments[0]["configs"]] == ["refusal"]
+    assert "refusal" not in [c.type for c in plans["reward"].arguments[0]["configs"]]
+    offline = config("offline_dpo.yaml", "data.eval_prompts=null", "reward=[]", "data.eval_harmful=harmful.jsonl")
+    assert {"rollout", "refusal"} <= {p.role for p in gang_plans(offline, cuda=False, max_steps=3)}
+
+
 def test_a_reference_that_weighs_nothing_is_not_loaded() -> None:
     def roles(recipe: str, *overrides: str) -> set[str]:
         return {p.role for p in gang_plans(config(recipe, *overrides), cuda=False, max_steps=4)}

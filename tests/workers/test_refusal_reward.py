@@ -73,7 +73,7 @@ def test_patterns_of_a_recipe_replace_the_list() -> None:
     assert not scorer.refuses("I refuse to answer.")
 
 
-@pytest.mark.parametrize("patterns", [("(",), ("",), ()])
+@pytest.mark.parametrize("patterns", [("(",), ("",)])
 def test_a_pattern_that_is_none_is_refused(patterns: tuple[str, ...]) -> None:
     with pytest.raises(ValidationError, match="patterns"):
         RefusalRewardConfig(type="refusal", patterns=patterns)

@@ -22,6 +22,7 @@ from workers.config.rewards import (
     JsonSchemaRewardConfig,
     MathRewardConfig,
     ModelRewardConfig,
+    RefusalConfig,
     RefusalRewardConfig,
     RewardConfig,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Positive",
     "PpoConfig",
     "ReferenceConfig",
+    "RefusalConfig",
     "RefusalRewardConfig",
     "ReinforceConfig",
     "RejectionSamplingConfig",

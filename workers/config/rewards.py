@@ -79,9 +79,11 @@ class RefusalRewardConfig(Settings):
 
     type: Literal["refusal"]
     weight: float = 1.0
-    patterns: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = None  # None: those of the classifier
+    patterns: tuple[Pattern, ...] = ()  # empty: those of the classifier
 
 
+RefusalConfig = Annotated[RefusalRewardConfig | FunctionRewardConfig, Field(discriminator="type")]
+"""What says whether a completion refuses: 1, or 0 for an answer."""
 RewardConfig = Annotated[
     FunctionRewardConfig
     | MathRewardConfig

@@ -1,0 +1,84 @@
+"""`rlhf evaluate` and `rlhf rank` by their command lines, on real Ray, vLLM and scoring ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from families import SHAPE
+
+from orchestrator.cli import main
+from orchestrator.evaluation.result import read_result, read_samples
+from workers.engines import hf_models
+
+pytestmark = pytest.mark.stack
+
+# Three gangs of twenty CPUs leave no room for others on a head of 64: each phase must give back what it held.
+SUITE = """
+prompts: {data}/heldout.jsonl
+harmful: {data}/heldout.jsonl
+max_prompts: 24
+num_generations: 3
+model: {{dtype: float32}}
+rollout: {{max_prompt_length: 16, max_completion_length: 8}}
+reward: [{{type: function, function: "{data}/scorers.py:letters_in_place"}}]
+refusal: {{type: refusal, patterns: ["^[a-f]"]}}
+num_draws: 200
+cluster: {{cpus_per_worker: 20}}
+"""
+
+
+@pytest.fixture(scope="module")
+def other(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same family with other weights."""
+    directory = tmp_path_factory.mktemp("other") / "model"
+    config = {"model_type": "qwen2", "tie_word_embeddings": True, **SHAPE}
+    hf_models.create_model(directory, config, hf_models.character_tokenizer("abcdefghijkl>"), seed=1)
+    return directory
+
+
+@pytest.mark.usefixtures("head")
+def test_a_model_is_evaluated_against_its_base(
+    qwen2: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE.format(data=qwen2))
+    model, out = str(qwen2 / "model"), tmp_path / "out"
+    given = ["--against", "base", "--base", model, "--suite", str(tmp_path / "suite.yaml"), "--output", str(out)]
+    assert main(["evaluate", str(other), *given]) == 0
+    printed = capsys.readouterr().out
+    assert "wins by letters_in_place (greedy)" in printed
+    found, rows = read_result(out), read_samples(out)
+    assert len(rows) == 2 * 24 * (1 + 3 + 1)
+    ours, theirs = found.figures["model"], found.figures["against"]
+    assert ours["kl/base"].value > 0.5, "two random models are far apart"
+    assert theirs["kl/base"].value == 0.0
+    assert ours.keys() - {"kl/base"} == theirs.keys() - {"kl/base"}
+    greedy = [row for row in rows if (row.model, row.prompt_set, row.mode) == ("model", "prompts", "greedy")]
+    harmful = [row for row in rows if (row.model, row.prompt_set) == ("model", "harmful")]
+    assert [row.tokens for row in greedy] == [row.tokens for row in harmful], "greedy is greedy, prompt for prompt"
+    assert ours["refusal"].value == pytest.approx(np.mean([row.completion[:1] in set("abcdef") for row in harmful]))
+    sampled = [row for row in rows if (row.model, row.mode) == ("model", "sampled")]
+    assert ours["kl/base"].value == pytest.approx(np.mean([row.log_ratios["base"] for row in sampled]), rel=1e-6)
+    assert found.models["model"]["sha256"] != found.models["base"]["sha256"] == found.models["against"]["sha256"]
+
+
+@pytest.mark.usefixtures("head")
+def test_completions_are_ranked_by_the_implicit_reward(
+    qwen2: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = ["max_prompts=8", "model.dtype=float32", "rollout.max_prompt_length=16", "rollout.max_completion_length=8"]
+    given = ["--reference", str(qwen2 / "model"), "--prompts", str(qwen2 / "heldout.jsonl"), "-n", "4", "--json"]
+    assert main(["rank", str(other), *given, "--output", str(tmp_path / "out"), *values]) == 0
+    told = json.loads(capsys.readouterr().out)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "ranked.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    for line in lines:
+        ratios = [completion["log_ratio"] for completion in line["completions"]]
+        assert ratios == sorted(ratios, reverse=True)
+        assert len(ratios) == 4
+    tokens = sum(completion["tokens"] for line in lines for completion in line["completions"])
+    assert told["cost"]["generated_tokens"] == tokens
+    assert told["cost"]["device_seconds"] > 0
+    assert told["figures"]["best"]["value"] > told["figures"]["mean"]["value"]
