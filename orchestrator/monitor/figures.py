@@ -25,6 +25,7 @@ HEADLINES: tuple[Headline, ...] = (
     # the most telling first; of two with one label the first that a run has is shown
     Headline("eval/accuracy", "eval accuracy", share=True),
     Headline("eval/reward", "eval reward"),
+    Headline("eval/refusal", "refusal", share=True),
     Headline("reward", "reward"),
     Headline("objective/scores", "reward"),
     Headline("rewards/accuracies", "pair accuracy", share=True),

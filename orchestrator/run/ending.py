@@ -14,6 +14,13 @@ from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.run.directory import RunDirectory
 from workers.needs import NEEDS
 
+CURVES = {
+    "eval/reward": "held-out reward (greedy)",
+    "eval/accuracy": "held-out accuracy",
+    "eval/refusal": "harmful prompts refused",
+    "eval/over_refusal": "benign prompts refused",
+}
+
 
 def success(
     config: RunConfig, directory: RunDirectory, alarms: Sequence[Alarm], *, turns: int, word: str, seconds: float
@@ -21,7 +28,7 @@ def success(
     """Of a run whose model is written. `word`: what a turn of the loop is called, step or round."""
     rows = MetricsFile(directory.metrics).rows()
     hints = idle_warning(rows, word)
-    for name, told in (("eval/reward", "held-out reward (greedy)"), ("eval/accuracy", "held-out accuracy")):
+    for name, told in CURVES.items():
         measured = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {value:.3f}" for step, value in measured)
         hints += [f"{told}: {curve}"] if measured else []
