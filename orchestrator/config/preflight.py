@@ -192,13 +192,19 @@ def _own_tokenizer(path: str | None, config: RunConfig, recipe: Recipe) -> str |
     return path
 
 
+def may_be_of_the_hub(path: str) -> bool:
+    """Whether a model that is no directory here may be one of the hub, by its name."""
+    folder = local(path)
+    looks_local = path.startswith((".", "/", "~")) or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())
+    return not folder.exists() and not looks_local and HUB_ID.fullmatch(path) is not None
+
+
 def check_model(path: str, where: str, conversational: bool, problems: Problems) -> None:
     """A Hugging Face directory with config, weights and tokenizer; a hub id is taken at its word."""
     folder = local(path)
     fix = "give a Hugging Face model directory or the id of a hub model"
     if not folder.is_dir():
-        looks_local = path.startswith((".", "/", "~")) or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())
-        if folder.exists() or looks_local or not HUB_ID.fullmatch(path):
+        if not may_be_of_the_hub(path):
             problems.add("no such directory", where=where, why=f"looked for {folder.absolute()}", fix=fix)
         return
     if not (folder / "config.json").is_file():

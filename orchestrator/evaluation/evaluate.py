@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from orchestrator import disk
 from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.ray_cluster import RayCluster
+from orchestrator.config.preflight import may_be_of_the_hub
 from orchestrator.config.suite import JudgeConfig, Suite, SuiteConfig
 from orchestrator.config.suite_files import (
     check_comparable,
@@ -164,10 +165,11 @@ def _known(suite: SuiteConfig, models: Contest) -> tuple[Contest, list[str]]:
     """What is measured of what was asked for, and what to say of the rest."""
     remarks = []
     anchors = {**models.anchors} if suite.kl and suite.prompts is not None else {}
-    for name, given in ((n, getattr(models.model, n)) for n in list(anchors)):
+    for name, path in models.anchors.items():
         # What the run names may have been removed since; what stands on the command line is refused if it is not there.
-        if given == anchors[name] and given.startswith((".", "/")) and not local(given).is_dir():
-            remarks.append(f"kl/{name} is not measured: the run's {name} is not there any more: {given}")
+        told_by_run = path == getattr(models.model, name)
+        if name in anchors and told_by_run and not local(path).is_dir() and not may_be_of_the_hub(path):
+            remarks.append(f"kl/{name} is not measured: the run's {name} is not there any more: {path}")
             del anchors[name]
     if suite.kl and suite.prompts is not None and not models.anchors:
         remarks.append("no KL is measured: what the model was trained from is not known; give --base PATH")

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,11 @@ def test_a_run_knows_its_base_and_its_reference(task: Path, tmp_path: Path) -> N
     # Three rounds with a new reference for each: the last one learned against the policy of the second.
     assert models.reference == str(run_directory / "reference" / "version-2")
     assert contest(str(run_directory / "model")).base == models.base
+    shutil.rmtree(run_directory / "reference")
+    assert contest(str(run_directory)).reference is None
+    found, _ = run(suite(task), replace(models, against=None), tmp_path / "out")
+    assert any("kl/reference is not measured" in remark for remark in found.remarks)
+    assert "kl/base" in found.figures["model"]
     shutil.rmtree(run_directory / "model")
     with pytest.raises(BadInput, match="the run has no model"):
         contest(str(run_directory))
