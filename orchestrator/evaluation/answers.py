@@ -10,26 +10,31 @@ waits for  all of a model's answers before its engines are given back, for the n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.cluster.base import Cluster, Gang, wait
+from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.config.suite import SuiteConfig
 from orchestrator.errors import BadInput, Problem
 from orchestrator.evaluation.rows import Mode, PromptSet, Row, number_or_none
 from orchestrator.pipeline.sources import sample
 from orchestrator.run.roles import absolute, reward_plan, rollout_plan, scoring_plan
+from orchestrator.run.stop import Stop
 from workers.config import ModelConfig, ReferenceConfig
 from workers.reference import Reference
 from workers.reward import Reward
 from workers.rollout import Rollout
 from workers.types import Experience, Finish, Prompt, Sampling, Scores, assemble, merge, merge_scores
 
+Tell: TypeAlias = Callable[[str], None]
+"""Where progress goes, a line at a time."""
 PROMPT_SETS: tuple[PromptSet, ...] = get_args(PromptSet)
 
 
@@ -43,6 +48,25 @@ class Answered:
     texts: tuple[str, ...]  # [N]
     scores: Scores | None  # None: nothing scores this set
     seconds: float  # that engines were busy with it, over all of them
+
+
+@contextmanager
+def cluster_for(
+    suite: SuiteConfig, output: Path, tell: Tell, start_cluster: Callable[..., Cluster]
+) -> Iterator[Cluster]:
+    """While inside; workers log to `output`/logs, and a signal ends it at once. Raises ClusterError."""
+    with Stop():
+        tell("starting Ray")
+        logs = output.absolute() / "logs"
+        cluster = start_cluster(suite.cluster, log_directory=logs, told=lambda restart: _told(restart, tell))
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def _told(restart: Restart, tell: Tell) -> None:
+    tell(f"{restart.why}; started again, {restart.number} of {restart.limit} times")
 
 
 def answer(cluster: Cluster, suite: SuiteConfig, path: str, prompts: Mapping[str, Sequence[Prompt]]) -> list[Answered]:

@@ -34,17 +34,15 @@ from orchestrator.config.suite_files import (
 from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, JudgeFailed, Problem, Problems
 from orchestrator.evaluation import figures
-from orchestrator.evaluation.answers import Answered, LogProbs, answer, log_probs, rows_of
+from orchestrator.evaluation.answers import Answered, LogProbs, Tell, answer, cluster_for, log_probs, rows_of
 from orchestrator.evaluation.judge import Judge, Judgements, Pair
 from orchestrator.evaluation.models import Subject, subject, weights
 from orchestrator.evaluation.result import EVALUATION, SAMPLES, Result, write_result
 from orchestrator.evaluation.rows import Row, of, write_rows
 from orchestrator.run.provenance import fingerprint, software
-from orchestrator.run.stop import Stop
 from workers.types import Experience, Prompt
 
 MODEL, AGAINST = "model", "against"
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +102,7 @@ def evaluate(
     models, remarks = _known(config, models)
     prompts, key = look(config, models, output)
     models = _hashed(models)
-    answered, ratios = _measure(config, models, prompts, tell, start_cluster)
+    answered, ratios = _measure(config, models, prompts, output, tell, start_cluster)
     rows = [row for name, parts in answered.items() for part in parts for row in _rows(name, part, models, ratios)]
     disk.make_directory(output)
     write_rows(output / SAMPLES, rows)
@@ -194,24 +192,20 @@ def _measure(
     suite: SuiteConfig,
     models: Contest,
     prompts: Mapping[str, Sequence[Prompt]],
+    output: Path,
     tell: Tell,
     start_cluster: Callable[..., Cluster],
 ) -> tuple[dict[str, list[Answered]], LogProbs | None]:
-    with Stop():
-        tell("starting Ray")
-        cluster = start_cluster(suite.cluster)
-        try:
-            answered = {}
-            for name, one in models.subjects.items():
-                tell(f"{one.name} answers {', '.join(f'{len(some)} {key}' for key, some in prompts.items())}")
-                answered[name] = answer(cluster, suite, one.path, prompts)
-            completions = _comparable(models, answered)
-            if not completions:
-                return answered, None
-            tell(f"log-probabilities of the samples under their own model and under {' and '.join(models.anchors)}")
-            return answered, log_probs(cluster, suite, _wanted(models, completions), completions)
-        finally:
-            cluster.shutdown()
+    with cluster_for(suite, output, tell, start_cluster) as cluster:
+        answered = {}
+        for name, one in models.subjects.items():
+            tell(f"{one.name} answers {', '.join(f'{len(some)} {key}' for key, some in prompts.items())}")
+            answered[name] = answer(cluster, suite, one.path, prompts)
+        completions = _comparable(models, answered)
+        if not completions:
+            return answered, None
+        tell(f"log-probabilities of the samples under their own model and under {' and '.join(models.anchors)}")
+        return answered, log_probs(cluster, suite, _wanted(models, completions), completions)
 
 
 def _comparable(models: Contest, answered: Mapping[str, Sequence[Answered]]) -> dict[str, Experience]:

@@ -26,13 +26,12 @@ from orchestrator.config.suite import SuiteConfig, suite_of
 from orchestrator.config.suite_files import check_comparable, check_models, suite_prompts
 from orchestrator.errors import BadInput, Problem, Problems, redact
 from orchestrator.evaluation import figures
-from orchestrator.evaluation.answers import Answered, LogProbs, answer, log_probs
-from orchestrator.evaluation.evaluate import Tell, refuse_another
+from orchestrator.evaluation.answers import Answered, LogProbs, Tell, answer, cluster_for, log_probs
+from orchestrator.evaluation.evaluate import refuse_another
 from orchestrator.evaluation.figures import Figure
 from orchestrator.evaluation.models import Subject, subject, weights
 from orchestrator.monitor.figures import number, one_line, shorten
 from orchestrator.run.provenance import software
-from orchestrator.run.stop import Stop
 from orchestrator.terminal import Forgiving
 from workers.types import Finish, Prompt
 
@@ -112,17 +111,12 @@ def rank(
     """
     prompts = _look(suite, given, output)
     path, reference = given.model.path, given.reference
-    with Stop():
-        tell("starting Ray")
-        cluster = start_cluster(suite.cluster)
-        try:
-            tell(f"{given.model.name} answers {len(prompts)} prompts, {suite.num_generations} times each")
-            (answered,) = answer(cluster, suite, path, {"prompts": prompts})
-            tell("log-probabilities under the model and under its reference")
-            wanted = {path: ["model"], reference: ["model"]}
-            told = log_probs(cluster, suite, wanted, {"model": answered.experience})
-        finally:
-            cluster.shutdown()
+    with cluster_for(suite, output, tell, start_cluster) as cluster:
+        tell(f"{given.model.name} answers {len(prompts)} prompts, {suite.num_generations} times each")
+        (answered,) = answer(cluster, suite, path, {"prompts": prompts})
+        tell("log-probabilities under the model and under its reference")
+        wanted = {path: ["model"], reference: ["model"]}
+        told = log_probs(cluster, suite, wanted, {"model": answered.experience})
     log_ratios = told.sums[path]["model"] - told.sums[reference]["model"]
     ranked = tuple(by_reward(answered, log_ratios, beta))
     found = Ranking(
