@@ -156,8 +156,8 @@ cluster whose actors hold the same stand-ins, two ranks of a learner in a gloo g
 starts its workers by forking a process that has its imports done (`tests/faults/forkserver.py`), and watches and
 buries them as any other. A run there is killed up to ten times, and a kill is good when the whole run is. "T2 real
 engines" has no stand-in at all: on one machine and version its engines repeat themselves to the bit; on a GPU they are
-not promised to. Its first series found that `rlhf resume` refused a run killed before its first checkpoint (mended), and
-that after a driver's death two agents of Ray itself may try for a minute to tell their dead head: a run that leaves
+not promised to. Its first series found that `rlhf resume` refused a run killed before its first checkpoint (mended),
+and that after a driver's death two agents of Ray itself may try for a minute to tell their dead head: a run that leaves
 nothing behind leaves nothing after 90 s (other lives: 30 s).
 
 The machine had other work all the time, at a load of about ten on two cores: wall times say little.
