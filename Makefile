@@ -23,7 +23,7 @@ quickstart: setup ## train a tiny base model, then three rounds of iterative DPO
 test: setup ## run all tests
 	@$(IN_VENV) python -m pytest
 
-test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/reliability.md (20 minutes)
+test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/reliability.md (hours)
 	@$(IN_VENV) python -m pytest -m long tests/faults
 	@$(IN_VENV) python tests/faults/report.py --anew
 

@@ -1,6 +1,7 @@
 """The command `rlhf`. It answers at once: what is heavy is imported inside the command that needs it.
 
-Exit codes: 0 done, 1 unexpected, 2 bad input, 3 no cluster or too small, 4 a worker failed, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 unexpected, 2 bad input, 3 no cluster or too small, 4 a worker failed,
+5 an alarm ended the run, 6 another driver has taken it over, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 unexpected, 2 bad input, 3 no cluster or too small, 4 a worker failed, "
-    "130 Ctrl-C, 143 SIGTERM.",
+    "5 an alarm ended the run, 6 another driver has taken it over, 130 Ctrl-C, 143 SIGTERM.",
 )
 
 

@@ -59,6 +59,7 @@ class Checkpointer:
         except Superseded:
             raise  # what lies aside is the other driver's
         except BaseException:
+            self._fence()  # it may have failed for the other driver's having swept it away
             shutil.rmtree(aside, ignore_errors=True)  # on a full disk, how the run ended must have room
             raise
         self._drop_old(target)

@@ -15,9 +15,11 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +27,8 @@ from orchestrator import disk
 from orchestrator.errors import Problem, ResumeError
 
 SCHEMA = 1
+MOST_LOST = 1000
+"""So many lost turns are named at most: a record may speak of any turn."""
 
 
 class Fact(StrEnum):
@@ -193,7 +197,7 @@ class Account:
     """
 
     trained: int  # turns that the final weights have learned from
-    lost: tuple[int, ...]  # turns before the last one that they have not
+    lost: tuple[int, ...]  # turns before the last one that they have not, the first MOST_LOST of them
     repeated: tuple[int, ...]  # turns that they have learned from more than once
     redone: int  # turns whose work was thrown away and done again
 
@@ -209,11 +213,11 @@ def account(records: Sequence[Record]) -> Account:
             history = kept
         elif record.fact == Fact.trained:
             history.append(record.step)
-    last = max(history, default=0)
+    last, times = max(history, default=0), Counter(history)
     return Account(
         trained=len(history),
-        lost=tuple(sorted(set(range(1, last + 1)) - set(history))),
-        repeated=tuple(sorted(turn for turn in set(history) if history.count(turn) > 1)),
+        lost=tuple(islice((turn for turn in range(1, last + 1) if turn not in times), MOST_LOST)),
+        repeated=tuple(sorted(turn for turn, count in times.items() if count > 1)),
         redone=redone,
     )
 

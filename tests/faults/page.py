@@ -156,7 +156,14 @@ cluster whose actors hold the same stand-ins, two ranks of a learner in a gloo g
 starts its workers by forking a process that has its imports done (`tests/faults/forkserver.py`), and watches and
 buries them as any other. A run there is killed up to ten times, and a kill is good when the whole run is. "T2 real
 engines" has no stand-in at all: on one machine and version its engines repeat themselves to the bit; on a GPU they are
-not promised to.
+not promised to. Its first series found that `rlhf resume` refused a run killed before its first checkpoint (mended),
+and that after a driver's death two agents of Ray itself may try for a minute to tell their dead head: a run that leaves
+nothing behind leaves nothing after 90 s (other lives: 30 s).
+
+The machine had other work nearly all the time, at a load of about ten on two cores: wall times say little. T7, T18 and
+"T2 real engines" were measured on this code, T17 and T19 just before its last fixes; T1, T2, T4, T8 and T10 before
+drivers were fenced off from each other, weights had checksums and engines left out what kills them. `make test` does a
+sample of each on every change.
 
 The watch of T1, T4 and T5 is on Python's `os`; what a library writes by itself (weights, samples for people) is seen
 when it is fsynced or renamed. A power cut is a model of a disk, not a disk. Nothing here has run on a GPU, on several

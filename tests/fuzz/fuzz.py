@@ -190,10 +190,10 @@ nothing would get past them.
 
 {hours} hours in all, {dates}, on {machine}.
 
-The machine was busy with other work, this ran at the lowest priority but one, and every line was traced: five to nine
-minutes for each parser are less than the twenty of `make fuzz`, and far from the 24 hours that would be worth printing.
-Minutes and executions are those of all recorded runs; edges and inputs those of the last one. Most crashes were found
-in a first pass of half a minute each, which is not recorded.
+The machine was busy with other work, and every line was traced: the executions are fewer than those of a quiet machine,
+and all of it is far from the 24 hours that would be worth printing. Minutes and executions are those of all recorded
+runs; edges and inputs those of the last one. Most crashes were found in a first pass of half a minute each, which is
+not recorded.
 
 ## Found and mended
 
