@@ -50,7 +50,9 @@ ORDER = [
     {"orchestrator.run.ledger"},
     {"orchestrator.run.directory"},
     {"orchestrator.run.incidents", "orchestrator.run.supervise", "orchestrator.run.why"},
+    {"orchestrator.run.cost"},
     {"orchestrator.monitor"},
+    {"orchestrator.report"},
     {"orchestrator.plan"},
     {"orchestrator.advise"},
     {"orchestrator.run.manifest"},
@@ -74,6 +76,7 @@ ORDER = [
         "orchestrator.cli_ledger",
         "orchestrator.cli_options",
         "orchestrator.cli_plan",
+        "orchestrator.cli_report",
     },
 ]
 
@@ -100,6 +103,8 @@ LIGHT = (
     "orchestrator.evaluation.statistics",
     "orchestrator.monitor",
     "orchestrator.plan",
+    "orchestrator.report",
+    "orchestrator.run.cost",
     "orchestrator.run.directory",
     "orchestrator.run.incidents",
     "orchestrator.run.ledger",
@@ -114,7 +119,7 @@ LIGHT = (
     "workers.repetition",
     "workers.types",
 )
-HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft")
+HEAVY = ("torch", "matplotlib", "jinja2", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft")
 
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 

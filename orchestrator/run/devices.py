@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import disk
-from orchestrator.cluster.base import Cluster
+from orchestrator.cluster.base import Cluster, GangPlan
 from orchestrator.config import RunConfig
 from orchestrator.plan.gpus import of_ray
 from orchestrator.plan.refuse import refuse_what_cannot_fit
@@ -26,3 +27,8 @@ def admit(config: RunConfig, cluster: Cluster, logs: Path) -> None:
     known = [gpu for gpu in gpus if gpu is not None]
     if cluster.cuda and known and len(known) == len(gpus):
         refuse_what_cannot_fit([config], max(known, key=lambda gpu: gpu.memory_bytes))
+
+
+def devices_of(plans: Sequence[GangPlan], cuda: bool) -> dict[str, float]:
+    """What each role reserves: GPUs where there are any, else its workers."""
+    return {p.role: float(len(p.arguments) * (p.resources.gpus if cuda else 1)) for p in plans}

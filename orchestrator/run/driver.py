@@ -29,9 +29,9 @@ from orchestrator.run.assembly import Material, anchor_of, evaluator_of, in_roun
 from orchestrator.run.changes import changed, keep
 from orchestrator.run.checkpoint import Checkpointer, newest
 from orchestrator.run.consequences import GATE, blocked, follow, promote, watch
-from orchestrator.run.devices import admit
+from orchestrator.run.devices import admit, devices_of
 from orchestrator.run.directory import Fence, RunDirectory
-from orchestrator.run.ending import success
+from orchestrator.run.ending import success, write_report
 from orchestrator.run.hub import require_models
 from orchestrator.run.incidents import first_cause, of_restart, write_incident
 from orchestrator.run.ledger import Fact, Ledger, checkpointed, read_ledger
@@ -74,13 +74,17 @@ def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False
 
 
 def attempts(config: RunConfig, directory: RunDirectory, stop: Stop, **given: Any) -> None:
-    """One attempt; another one each time an alarm has sent the run back, which each alarm does once."""
-    while True:
-        try:
-            return Attempt(config, directory, stop, **given).run()
-        except Alarmed as alarm:
-            if alarm.action != "roll_back":
-                raise
+    """One attempt; another one each time an alarm has sent the run back, which each alarm does once. However they end,
+    there is a report."""
+    try:
+        while True:
+            try:
+                return Attempt(config, directory, stop, **given).run()
+            except Alarmed as alarm:
+                if alarm.action != "roll_back":
+                    raise
+    finally:
+        write_report(directory)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +165,7 @@ class Attempt:
         self._material = material = Material.read(config)
         require_models(config, monitor.note)
         stand = self._take_up(ledger, monitor)
-        cluster, gangs = self._start_gangs(monitor)
+        cluster, gangs = self._start_gangs(ledger, monitor)
         learners = Learners(
             gangs["policy"],
             gangs.get("critic"),
@@ -246,7 +250,7 @@ class Attempt:
             monitor.note(remark)
         return Standing(checkpoint=checkpoint, state=state, about=about)
 
-    def _start_gangs(self, monitor: Monitor) -> tuple[Cluster, Mapping[str, Gang[Any]]]:
+    def _start_gangs(self, ledger: Ledger, monitor: Monitor) -> tuple[Cluster, Mapping[str, Gang[Any]]]:
         config, logs = self._config, self._directory.logs(self._number)
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = self._start_cluster(
@@ -254,6 +258,7 @@ class Attempt:
         )
         admit(config, cluster, logs)
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._material.max_steps)
+        ledger.append(Fact.placed, attempt=self._number, step=self._turns, devices=devices_of(plans, cluster.cuda))
         for plan in plans:
             monitor.phase(plan.role, "loading")
         gangs = cluster.spawn(plans)

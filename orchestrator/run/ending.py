@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import RunConfig
+from orchestrator.errors import redact
 from orchestrator.monitor import Outcome
 from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.run.directory import RunDirectory
+from orchestrator.terminal import say
 from workers.needs import NEEDS
 
 CURVES = {
@@ -41,6 +43,20 @@ def success(
         + (f"   samples: {_short(samples)}" if (samples := directory.path / "samples").is_dir() else ""),
     ]
     return Outcome(ok=True, message=f"done: {turns} {word}s in {_minutes(seconds)}", hints=tuple(hints))
+
+
+def write_report(directory: RunDirectory) -> None:
+    """`report.html`, of a run that has ended, well or not. It is for people: whatever goes wrong with it, the run
+    ended as it did."""
+    if directory.read_exit() is None:  # it was refused before it began, or another process is at it
+        return
+    try:
+        from orchestrator.report.page import report, write
+
+        write(directory.report, report([directory]).html)
+        say(f"report: {_short(directory.report)}")
+    except Exception as error:
+        say(f"no report: {type(error).__name__}: {redact(str(error))}; try again with: rlhf report {directory.path}")
 
 
 def idle_warning(rows: Sequence[Mapping[str, Any]], word: str) -> list[str]:

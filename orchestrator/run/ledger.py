@@ -1,8 +1,9 @@
 """The ledger: one append-only file per run that says what is done. The only truth; actors are caches.
 
     PLANNED → GENERATED → SCORED → TRAINED → PUBLISHED → COMMITTED        of every step
-    ATTEMPT (a driver starts)   CHECKPOINT (one is complete)   FINISHED (the model is written)
-    ALARM (one that ends the run, or sends it back)   PROMOTION (whether the safety gate lets the model out)
+    ATTEMPT (a driver starts)   PLACED (its workers are reserved)   CHECKPOINT (one is complete)
+    FINISHED (the model is written)   ALARM (one that ends the run, or sends it back)
+    PROMOTION (whether the safety gate lets the model out)
 
 One JSON object per line: schema version, sequence number, the fact, and a SHA-256 of all that. A record is
 written in one call and fsynced before `append` returns; it counts when its line is whole. Sequence numbers
@@ -35,6 +36,7 @@ class Fact(StrEnum):
     """What a record says happened."""
 
     attempt = "ATTEMPT"
+    placed = "PLACED"
     planned = "PLANNED"
     generated = "GENERATED"
     scored = "SCORED"

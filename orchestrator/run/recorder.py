@@ -109,8 +109,10 @@ class Recorder:
         metrics["throughput/tokens_per_s"] = metrics.get("num_tokens", 0.0) / metrics["timing/step"]
         self._num_tokens += metrics.get("num_tokens", 0.0)
         metrics["num_tokens"] = self._num_tokens
+        evaluated: dict[str, float] = {}
         if self._due(turn, self._evaluate_every):
             metrics |= self.evaluate(turn)
+            evaluated = {"evaluating_s": round(metrics.get("timing/evaluate", 0.0), 3)}
         self._ledger.fence()
         if self._rounds:
             metrics["round/index"] = float(turn)
@@ -120,7 +122,7 @@ class Recorder:
         if metrics.get("num_updates") == 0 and not self._warned:  # once; the end of the run tells the share
             self._monitor.note(f"step {turn} learned nothing: no group of completions had rewards that differ enough")
             self._warned = True
-        self._ledger.append(Fact.committed, attempt=self._attempt, step=turn)
+        self._ledger.append(Fact.committed, attempt=self._attempt, step=turn, **evaluated)
         self.turns = turn
         if self._due(turn, self._checkpoint_every):
             self.checkpoint(turn)

@@ -1,0 +1,108 @@
+"""The pictures of a run's report: curves over steps, and where time and devices went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from orchestrator.evaluation.statistics import Values
+from orchestrator.monitor.figures import number
+from orchestrator.report.cost import Phases, RoleUse
+from orchestrator.report.panels import Panel, Series
+from orchestrator.report.svg import INK, MARKERS, MUTED, PAPER, WARN, colour, figure, inline
+
+WIDTH, HEIGHT = 3.7, 2.0  # inches, of a panel
+NOISY = 24  # points from which a line is drawn smooth over its own noise
+
+
+def curves(panel: Panel, series: Sequence[Series], alarms: Sequence[tuple[int, str]] = (), *, word: str) -> Markup:
+    """`alarms`: (step, name), drawn as marks at the foot."""
+    with figure(WIDTH, HEIGHT) as (made, (axes,)):
+        for line in series:
+            _line(axes, line, points=panel.points)
+        for step, _ in alarms:
+            axes.axvline(step, color=WARN, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        axes.set_xlabel(word, labelpad=1)
+        axes.margins(x=0.03, y=0.1)
+        axes.locator_params(axis="x", integer=True, nbins=6)
+        axes.locator_params(axis="y", nbins=5)
+        return inline(made, title=panel.title, about=_told(panel, series, alarms, word))
+
+
+def _line(axes, line: Series, *, points: bool) -> None:  # type: ignore[no-untyped-def]
+    steps, values = np.asarray(line.steps), np.asarray(line.values)
+    style = (0, (2, 1.2)) if line.dashed else "-"
+    common = {"color": colour(line.run), "linestyle": style}
+    if points or len(steps) <= NOISY:
+        axes.plot(steps, values, marker=MARKERS[line.run % len(MARKERS)], markeredgecolor=PAPER, **common)
+        return
+    axes.plot(steps, values, linewidth=0.7, alpha=0.35, **common)
+    axes.plot(steps, smooth(values, max(3, len(values) // 16)), **common)
+
+
+def smooth(values: Values, window: int) -> Values:
+    """The mean over `window` values around each [n] -> [n]; fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    half = window // 2
+    low = np.maximum(0, np.arange(len(values)) - half)
+    high = np.minimum(len(values), np.arange(len(values)) + half + 1)
+    means: Values = (sums[high] - sums[low]) / (high - low)
+    return means
+
+
+def _told(panel: Panel, series: Sequence[Series], alarms: Sequence[tuple[int, str]], word: str) -> str:
+    """The picture in words, for those who do not see it."""
+    lines = [
+        f"{line.label}: {number(line.values[0])} at {word} {line.steps[0]:g}, {number(line.values[-1])} at {word} "
+        f"{line.steps[-1]:g}, between {number(min(line.values))} and {number(max(line.values))}"
+        for line in series
+    ]
+    rang = [f"alarm {name} at {word} {step}" for step, name in alarms]
+    return f"{panel.about}. " + "; ".join([*lines, *rang])
+
+
+# -------------------------------------------------------------------------------------------- cost
+
+
+def phases(rows: Sequence[tuple[str, Phases]]) -> Markup:
+    """Where the time on the clock went: a bar per run."""
+    names = [name for name in Phases.NAMES if any(p.seconds.get(name, 0) > 0 for _, p in rows)]
+    with figure(4.6, 0.75 + 0.42 * len(rows)) as (made, (axes,)):
+        _bars(axes, [label for label, _ in rows])
+        left = np.zeros(len(rows))
+        for name in names:
+            sizes = np.asarray([p.seconds.get(name, 0.0) for _, p in rows])
+            axes.barh(range(len(rows)), sizes, left=left, color=colour(Phases.NAMES.index(name)), height=0.62,
+                      edgecolor=PAPER, linewidth=0.8, label=name)  # fmt: skip
+            left += sizes
+        axes.set_xlabel("seconds on the clock", labelpad=1)
+        told = "; ".join(f"{label}: {phases.told()}" for label, phases in rows)
+        return inline(made, title="Where the time went", about=told)
+
+
+def roles(uses: Sequence[RoleUse], unit: str) -> Markup:
+    """Of each role, what it reserved and how much of that it was busy: of one run."""
+    with figure(4.6, 0.75 + 0.3 * len(uses)) as (made, (axes,)):
+        _bars(axes, [use.role for use in uses])
+        for i, use in enumerate(uses):
+            axes.barh(i, use.reserved, color="none", edgecolor=MUTED, linewidth=0.8, height=0.62)
+            if use.busy is not None:
+                axes.barh(i, min(use.busy, use.reserved), color=colour(0), height=0.62)
+            else:
+                axes.text(use.reserved / 2, i, "not timed", ha="center", va="center", color=MUTED, fontsize=7)
+        axes.set_xlabel(f"{unit}-seconds: filled busy, empty waiting", labelpad=1)
+        told = "; ".join(use.told(unit) for use in uses)
+        return inline(made, title="What each role reserved", about=told)
+
+
+def _bars(axes, labels: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
+    axes.set_yticks(range(len(labels)), [_short(label) for label in labels], color=INK)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+
+
+def _short(label: str, longest: int = 22) -> str:
+    return label if len(label) <= longest else label[: longest - 1] + "…"

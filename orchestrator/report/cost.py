@@ -1,0 +1,88 @@
+"""Where a run's time and devices went, by what it wrote down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from orchestrator.monitor.figures import duration
+from orchestrator.report.story import Story
+
+BUSY = {  # metrics of what a role did, by role
+    "policy": "timing/learn",
+    "critic": "critic/timing/learn",
+    "rollout": "timing/generate",
+    "reward": "timing/score",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phases:
+    """Seconds on the clock by phase, over all attempts; the steps of attempts that were lost are in `other`."""
+
+    NAMES: ClassVar = ("loading", "waiting for a batch", "learning", "publishing", "evaluating", "other")
+    seconds: Mapping[str, float]
+
+    @classmethod
+    def of(cls, story: Story) -> Self:
+        attempts = story.meter.attempts
+        waiting, publishing = story.total("timing/wait_for_batch"), story.total("timing/publish")
+        steps = story.total("timing/step")
+        evaluating = sum(a.evaluating_s for a in attempts) or story.total("timing/evaluate")
+        loading = sum(a.loading_s for a in attempts)
+        known = loading + steps + evaluating
+        return cls(
+            seconds={
+                "loading": loading,
+                "waiting for a batch": waiting,
+                "learning": max(0.0, steps - waiting - publishing),
+                "publishing": publishing,
+                "evaluating": evaluating,
+                "other": max(0.0, story.seconds - known),
+            }
+        )
+
+    def told(self) -> str:
+        return ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items() if value > 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoleUse:
+    """Device-seconds of one role while the run worked. `busy` is None: its work is not timed."""
+
+    role: str
+    devices: float
+    reserved: float
+    busy: float | None
+
+    def told(self, unit: str) -> str:
+        share = f", busy {self.busy / self.reserved:.0%}" if self.busy is not None and self.reserved else ""
+        return f"{self.role}: {self.reserved:.0f} {unit}-seconds on {self.devices:g} {unit}s{share}"
+
+
+def role_uses(story: Story) -> list[RoleUse]:
+    """Of the roles that reserve devices, largest first; empty when the run did not tell what it reserved."""
+    attempts = story.meter.attempts
+    newest = next((a.devices for a in reversed(attempts) if a.devices), {})
+    found = []
+    for role, devices in newest.items():
+        reserved = sum(a.devices.get(role, 0.0) * (a.working_s + a.evaluating_s) for a in attempts)
+        busy = story.total(BUSY[role]) * devices if role in BUSY and story.curve(BUSY[role]) else None
+        if reserved > 0:
+            found.append(RoleUse(role=role, devices=devices, reserved=reserved, busy=busy))
+    return sorted(found, key=lambda use: -use.reserved)
+
+
+def unit_of(story: Story) -> str:
+    """What a device of this run is: "GPU" or "worker"."""
+    return "GPU" if _cuda(story) else "worker"
+
+
+def _cuda(story: Story) -> bool:
+    newest = story.directory.logs(max(1, story.directory.last_attempt)) / "devices.json"
+    try:
+        return bool(json.loads(newest.read_text("utf-8")).get("cuda"))
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,105 @@
+"""A run directory as a run leaves it, written with the program's own writers: for what reads finished runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.config.recipe import load
+from orchestrator.monitor.metrics import MetricsFile
+from orchestrator.run.directory import RunDirectory
+from orchestrator.run.ledger import Fact, Ledger
+from workers.types import Sample
+
+RECIPE = """\
+name: {name}
+model: {{path: ./model}}
+data: {{prompts: ./prompts.jsonl, eval_prompts: ./heldout.jsonl}}
+algorithm: {{type: {kind}, max_steps: 40}}
+reward: [{{type: math}}]
+"""
+DEVICES = {"policy": 2.0, "rollout": 1.0, "reward": 1.0}
+
+
+def run_on_disk(
+    root: Path,
+    name: str = "grpo-a",
+    *,
+    kind: str = "grpo",
+    steps: int = 40,
+    prompt: str = "2+2=",
+    answer: str = "4",
+    exit: Mapping[str, Any] | None = None,
+    rows: Sequence[Mapping[str, float]] | None = None,
+) -> RunDirectory:
+    """Of `steps` steps, evaluated every 10: its reward rises, its KL grows. `exit`: what exit.json says besides."""
+    recipe = root / f"{name}.yaml"
+    recipe.write_text(RECIPE.format(name=name, kind=kind))
+    config = load(recipe, [f"output_dir={root / 'runs'}"]).stages[-1]
+    directory = RunDirectory.create(config, recipe.read_text())
+    attempt = directory.start_attempt()
+    metrics = MetricsFile(directory.metrics)
+    with Ledger.open(directory.ledger) as ledger:
+        ledger.append(Fact.attempt, attempt=attempt, step=0)
+        ledger.append(Fact.placed, attempt=attempt, step=0, devices=DEVICES)
+        for step in range(steps + 1):
+            if step:
+                for fact in (Fact.planned, Fact.scored, Fact.trained, Fact.published, Fact.committed):
+                    ledger.append(fact, attempt=attempt, step=step)
+            metrics.append(step, rows[step] if rows is not None else row(step, steps))
+            if step % 10 == 0:
+                write_samples(directory, f"eval-step-{step}", prompt, answer, step)
+        if exit is None:
+            ledger.append(Fact.finished, attempt=attempt, step=steps)
+    ending = {"cause": "completed", "message": "all steps done", "exit_code": 0, "alarms": []} | dict(exit or {})
+    directory.write_exit(**{"attempt": attempt, "step": steps, **ending})
+    return directory
+
+
+def row(step: int, steps: int) -> dict[str, float]:
+    learned = {
+        "reward": 0.4 + 0.5 * step / steps + 0.03 * math.sin(7 * step),
+        "objective/kl": 3.0 * step / steps,
+        "loss": 0.7 - 0.3 * step / steps,
+        "entropy": 0.5 - 0.2 * step / steps,
+        "completions/mean_length": 12.0,
+        "timing/step": 1.0,
+        "timing/wait_for_batch": 0.4,
+        "timing/learn": 0.5,
+        "timing/publish": 0.05,
+        "timing/generate": 0.3,
+    }
+    evaluated = {"eval/reward": 0.4 + 0.5 * step / steps, "timing/evaluate": 0.2}
+    return (learned if step else {}) | (evaluated if step % 10 == 0 else {})
+
+
+def write_samples(directory: RunDirectory, stem: str, prompt: str, answer: str, step: int) -> None:
+    samples = [
+        Sample(
+            prompt_id=f"heldout.jsonl:{i}",
+            prompt=f"{prompt}{i}",
+            completion=f"{answer} at {step}",
+            reward=float(i % 2),
+            version=step,
+            finish="stop",
+            length=4,
+        )
+        for i in range(4)
+    ]
+    path = directory.path / "samples" / f"{stem}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([asdict(s) for s in samples]), path)
+
+
+def told_alarm(name: str = "kl_budget", step: int = 31, saw: str = "KL 31 nats, over 25") -> dict[str, Any]:
+    """As exit.json has it."""
+    text = {"name": name, "step": step, "saw": saw, "why": "far from its reference", "fix": "raise the coefficient"}
+    found: dict[str, Any] = json.loads(json.dumps({**text, "action": "warn", "rows": 5}))
+    return found

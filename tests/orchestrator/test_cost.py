@@ -1,0 +1,70 @@
+"""What a run has cost, from ledgers written out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.run.cost import Meter, by_turn
+from orchestrator.run.ledger import Fact, Record
+
+DEVICES = {"policy": 2.0, "rollout": 1.0}
+
+
+def ledger(*facts: tuple[float, int, Fact, int, dict[str, Any]]) -> list[Record]:
+    """(time, attempt, fact, step, details) of each record."""
+    return [
+        Record(seq=i, attempt=attempt, step=step, fact=fact, details=details, time=at)
+        for i, (at, attempt, fact, step, details) in enumerate(facts)
+    ]
+
+
+ONE_STEP = (
+    (100.0, 1, Fact.attempt, 0, {}),
+    (105.0, 1, Fact.placed, 0, {"devices": DEVICES}),
+    (125.0, 1, Fact.planned, 1, {}),
+    (131.0, 1, Fact.trained, 1, {}),
+    (137.0, 1, Fact.committed, 1, {"evaluating_s": 2.0}),
+)
+KILLED = (*ONE_STEP, (137.0, 1, Fact.planned, 2, {}), (141.0, 1, Fact.trained, 2, {}))
+GONE_ON = (
+    *KILLED,
+    (900.0, 2, Fact.attempt, 1, {}),  # next morning
+    (901.0, 2, Fact.placed, 1, {"devices": {"policy": 1.0, "rollout": 1.0}}),
+    (911.0, 2, Fact.planned, 2, {}),
+    (921.0, 2, Fact.committed, 2, {}),
+)
+
+
+def test_a_step_costs_its_seconds_on_every_device_without_the_evaluation() -> None:
+    meter = Meter(ledger(*ONE_STEP))
+    (spent,) = meter.attempts
+    assert (spent.loading_s, spent.working_s, spent.evaluating_s) == (20.0, 10.0, 2.0)  # 137 - 125 - 2
+    assert (meter.device_seconds, meter.seconds) == (30.0, 10.0)
+    assert by_turn(ledger(*ONE_STEP)) == {1: (30.0, 10.0)}
+
+
+def test_what_a_failure_cost_counts() -> None:
+    """14 s on three devices, of which 4 s were lost; then 10 s of loading again and 10 s of work on two; the night
+    between them is nobody's."""
+    records = ledger(*GONE_ON)
+    assert Meter(records).device_seconds == 3 * 14 + 2 * 10 + 2 * 10
+    assert Meter(records).seconds == 14 + 10 + 10
+    assert by_turn(records) == {1: (30.0, 10.0), 2: (82.0, 34.0)}
+
+
+def test_a_meter_reads_on_where_it_was() -> None:
+    records = ledger(*GONE_ON)
+    meter = Meter(records[:6])
+    meter.read(records)
+    assert meter.device_seconds == Meter(records).device_seconds
+
+
+def test_a_run_that_never_worked_has_loaded() -> None:
+    meter = Meter(ledger(*ONE_STEP[:2], (112.0, 1, Fact.alarm, 0, {})))
+    assert (meter.attempts[0].loading_s, meter.device_seconds) == (7.0, 0.0)
+
+
+def test_a_ledger_of_before_tells_seconds_but_no_devices() -> None:
+    meter = Meter(ledger(*(fact for fact in ONE_STEP if fact[2] != Fact.placed)))
+    assert (meter.device_seconds, meter.seconds) == (0.0, 10.0)
+    assert Meter([]).device_seconds == 0.0
