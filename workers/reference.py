@@ -16,7 +16,7 @@ from workers.engines.base import VersionMismatch
 from workers.engines.inference import answer, asking
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
-from workers.types import SATURATED, Drift, Experience, TokenShare, assemble, merge
+from workers.types import SATURATED, Drift, Experience, TokenShare, log_ratios, merge
 
 
 class Reference:
@@ -101,11 +101,7 @@ class Reference:
 
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
         """Distance of the sampling policy from the reference that `shares` come from (k1 estimate of the KL)."""
-        experience = merge(parts)
-        if experience.logprobs is None:
-            raise ValueError("drift is measured on sampled completions; this experience comes from a dataset")
-        ratios = experience.logprobs - assemble(shares, experience.completions)
-        sums = np.add.reduceat(ratios, experience.completions.offsets[:-1]) if len(ratios) else np.zeros(0, np.float32)
+        sums = log_ratios(merge(parts), shares)
         return Drift(
             kl=float(sums.mean()) if len(sums) else 0.0,
             spread=float(sums.std()) if len(sums) else 0.0,

@@ -13,7 +13,19 @@ from workers.config import ModelConfig, RewardConfig
 from workers.engines import hf_text
 from workers.kept import read_scores, write_scores
 from workers.rewards.base import Completed, RewardError
-from workers.types import Experience, Finish, Floats, Prompt, Sample, Scores, Text, merge
+from workers.types import (
+    Experience,
+    Finish,
+    Floats,
+    Measures,
+    Prompt,
+    Sample,
+    Scores,
+    Text,
+    TokenShare,
+    log_ratios,
+    merge,
+)
 
 
 class Reward:
@@ -76,6 +88,16 @@ class Reward:
         if keep is not None:
             write_scores(f"{keep}reward-{self._index}", scores)
         return scores
+
+    def measure(self, parts: Sequence[Experience], shares: Sequence[TokenShare] | None) -> Measures:
+        """What the driver may know of all completions. `shares`: log-probabilities of the model to compare with."""
+        experience = merge(parts)
+        return Measures(
+            prompt_ids=tuple(experience.prompts[g].id for g in experience.group_of),
+            lengths=experience.completions.lengths,
+            finish=experience.finish,
+            log_ratios=None if shares is None else log_ratios(experience, shares),
+        )
 
     def recall(self, files: Sequence[tuple[str, str]]) -> Scores:
         """What all workers scored and kept in files of (path, SHA-256). Raises KeptError."""

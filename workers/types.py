@@ -231,6 +231,29 @@ def assemble(shares: Sequence[TokenShare], completions: Ragged) -> Floats:
     return whole
 
 
+def log_ratios(experience: Experience, shares: Sequence[TokenShare]) -> Floats:
+    """Of each sampled completion [N], in nats: Σ_t log π(y_t) − log π_ref(y_t), of the policy it was sampled from and
+    the model that `shares` come from. Its mean is the k1 estimate of KL(π‖π_ref)."""
+    if experience.logprobs is None:
+        raise ValueError("a distance is measured on sampled completions; this experience comes from a dataset")
+    ratios = experience.logprobs - assemble(shares, experience.completions)
+    return np.add.reduceat(ratios, experience.completions.offsets[:-1]) if len(ratios) else np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measures:
+    """Numbers of each of N completions, without its tokens.
+
+    Example: `Measures(prompt_ids=("test.jsonl:0", "test.jsonl:0"), lengths=[6, 7], finish=[0, 0],
+    log_ratios=[0.8, -0.1])`.
+    """
+
+    prompt_ids: tuple[str, ...]  # [N]
+    lengths: NDArray[np.int64]  # [N] tokens, with the one that ends it
+    finish: Ints  # [N] Finish
+    log_ratios: Floats | None  # [N] nats; None: there was nothing to compare with
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairMargins:
     """By how much a reward model prefers the chosen to the rejected completion, of some held-out pairs.

@@ -105,6 +105,12 @@ def _evaluation(config: RunConfig) -> Iterator[Conflict]:
     kind, data = config.algorithm.type, config.data
     scores = NEEDS[kind].head == "scores"
     held_out = {*data.answered} - {"prompts"} or data.eval_dataset is not None
+    if config.evaluation.num_samples and data.eval_prompts is None:
+        yield Conflict(
+            keys=("evaluation.num_samples", "data.eval_prompts"),
+            why="there are no prompts to answer",
+            fix="give data.eval_prompts, or remove evaluation.num_samples",
+        )
     if config.evaluation.every is not None and not held_out:
         wanted = "eval_dataset" if scores else "eval_prompts"
         yield Conflict(

@@ -62,6 +62,9 @@ class EvaluationConfig(Settings):
     every: Count | None = None  # steps; None: only before the first and after the last
     max_prompts: Count = 256  # of each of these, or rows of data.eval_dataset
     refusal: RefusalConfig = RefusalRewardConfig(type="refusal")  # 1 for a refusal, 0 for an answer
+    num_samples: Annotated[int, Field(ge=0, le=64)] = 0
+    """Answers to each held-out prompt that are sampled besides, at temperature 1: their rewards, and their KL to the
+    model that the run began with."""
 
 
 class CheckpointConfig(Settings):
@@ -115,6 +118,7 @@ class RunConfig(Settings):
     critic_model: ModelOrigin | None = None  # what the critic starts from; None: the policy's model
     teacher: TeacherConfig | None = None  # for distill alone: whose distributions are learned
     reward_workers: RewardWorkersConfig = RewardWorkersConfig()
+    max_device_seconds: Positive | None = None  # of work, over all roles and attempts; None: until the last step
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0  # versions generation may run ahead; 0: synchronous
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -1,26 +1,48 @@
-"""Greedy reward on held-out prompts, by the run's own engines and scorers."""
+"""Reward on held-out prompts, greedy and sampled, by the run's own engines and scorers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from orchestrator.cluster.base import Gang, wait
-from orchestrator.pipeline.sources import sample
+from orchestrator.cluster.base import Gang, Handle, wait
+from orchestrator.pipeline.sources import Arrival, sample
 from workers.reward import Reward
 from workers.rollout import Rollout
-from workers.types import Metrics, Prompt, Sample, Sampling, merge_scores
+from workers.types import Experience, Measures, Metrics, Prompt, Sample, Sampling, Scores, TokenShare, merge_scores
+
+Mode: TypeAlias = Literal["greedy", "sampled"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What was found out about one answer to a held-out prompt.
+
+    Example: `Answer(mode="sampled", prompt_id="test.jsonl:3", index=0, reward=1.0, scores={"exact_sort": 1.0},
+    length=6, log_ratio=0.8)`.
+    """
+
+    mode: Mode
+    prompt_id: str
+    index: int  # among the prompt's answers of this mode
+    reward: float
+    scores: Mapping[str, float | None]  # by scorer; None: it passed
+    length: int  # tokens, with the one that ends it
+    log_ratio: float | None  # log π(y) − log π_0(y) in nats, π_0 what the run began with; None: not measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What one evaluation found: metrics under `eval/`, and a few completions to read."""
+    """What one evaluation found: metrics under `eval/`, a few completions to read, and the figures of all of them."""
 
     metrics: Metrics
     samples: tuple[Sample, ...]
+    answers: tuple[Answer, ...] = ()
 
 
 class Evaluator(Protocol):
@@ -46,11 +68,16 @@ class Several:
         return Evaluation(
             metrics={name: value for part in found for name, value in part.metrics.items()},
             samples=tuple(sample for part in found for sample in part.samples),
+            answers=tuple(answer for part in found for answer in part.answers),
         )
 
 
+Base: TypeAlias = Callable[[Sequence[Handle[Experience]]], Sequence[Handle[TokenShare]]]
+"""Log-probabilities of sampled completions by the model that the run began with, at temperature 1."""
+
+
 class HeldOut:
-    """The same prompts every time."""
+    """The same prompts every time: a greedy answer, and as many sampled ones as the recipe asks for."""
 
     role = "rollout"
 
@@ -62,17 +89,22 @@ class HeldOut:
         *,
         max_completion_length: int,
         seed: int,
+        num_samples: int = 0,
+        base: Base | None = None,
     ) -> None:
-        self._rollout, self._reward, self._prompts = rollout, reward, prompts
-        self._sampling = Sampling(
+        """`num_samples`: per prompt, besides the greedy one; `base`: how far these have come is measured from it."""
+        self._rollout, self._reward, self._prompts, self._base = rollout, reward, prompts, base
+        self._greedy = Sampling(
             num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
         )
+        self._sampled = replace(self._greedy, num_generations=num_samples, temperature=1.0) if num_samples else None
 
     def evaluate(self) -> Evaluation:
         """Evaluate the version that the engines hold after everything asked of them before."""
-        arrival = sample(self._prompts, self._sampling, self._rollout, self._reward)
-        assert arrival.scores is not None
-        scores = merge_scores(wait(arrival.scores))
+        greedy = sample(self._prompts, self._greedy, self._rollout, self._reward)
+        # Asked for at once, so that the engines go on while the first answers are scored.
+        sampled = None if self._sampled is None else sample(self._prompts, self._sampled, self._rollout, self._reward)
+        scores, answers = self._graded("greedy", greedy)
         metrics = {
             "eval/prompts": float(len(scores.rewards)),
             "eval/reward": float(np.mean(scores.rewards)),
@@ -81,4 +113,41 @@ class HeldOut:
         for name, values in scores.by_scorer.items():
             metrics[f"eval/rewards/{name}/mean"] = float(np.nanmean(values))
             metrics[f"eval/rewards/{name}/std"] = float(np.nanstd(values))
-        return Evaluation(metrics=metrics, samples=scores.samples)
+        if sampled is None:
+            return Evaluation(metrics=metrics, samples=scores.samples, answers=answers)
+        drawn, drawn_answers = self._graded("sampled", sampled)
+        metrics["eval/sampled_reward"] = float(np.mean(drawn.rewards))
+        if ratios := [a.log_ratio for a in drawn_answers if a.log_ratio is not None]:
+            metrics["eval/kl"] = float(np.mean(ratios))
+        return Evaluation(metrics=metrics, samples=scores.samples, answers=(*answers, *drawn_answers))
+
+    def _graded(self, mode: Mode, arrival: Arrival) -> tuple[Scores, tuple[Answer, ...]]:
+        assert arrival.scores is not None
+        shares = self._base(arrival.experience) if self._base is not None and mode == "sampled" else None
+        measures = self._reward.one(Reward.measure, arrival.experience, shares).result()
+        scores = merge_scores(wait(arrival.scores))
+        return scores, answers_of(mode, scores, measures)
+
+
+def answers_of(mode: Mode, scores: Scores, measures: Measures) -> tuple[Answer, ...]:
+    """One for each completion; of a prompt's completions the first has index 0."""
+    counts: Counter[str] = Counter()
+    found = []
+    for i, prompt in enumerate(measures.prompt_ids):
+        found.append(
+            Answer(
+                mode=mode,
+                prompt_id=prompt,
+                index=counts[prompt],
+                reward=float(scores.rewards[i]),
+                scores={name: _or_none(values[i]) for name, values in scores.by_scorer.items()},
+                length=int(measures.lengths[i]),
+                log_ratio=None if measures.log_ratios is None else float(measures.log_ratios[i]),
+            )
+        )
+        counts[prompt] += 1
+    return tuple(found)
+
+
+def _or_none(score: float) -> float | None:
+    return float(score) if math.isfinite(score) else None

@@ -64,6 +64,12 @@ def has_reference(config: RunConfig) -> bool:
     return config.algorithm.needs_reference and not shares_base(config)
 
 
+def has_base(config: RunConfig) -> bool:
+    """Whether a further one holds the model that the run began with, to measure the distance from it."""
+    stays = config.algorithm.needs_reference and config.reference.refresh == "never"
+    return config.evaluation.num_samples > 0 and not stays and not shares_base(config)
+
+
 def asks_states(config: RunConfig) -> bool:
     return isinstance(config.algorithm, DistillConfig) and config.algorithm.objective == "divergence"
 
@@ -102,14 +108,14 @@ def demands(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, *, typical:
     found = [_learner("policy", config, config.policy, shapes, learned, full)]
     if NEEDS[config.algorithm.type].critic:
         found.append(_learner("critic", config, config.critic or config.policy, shapes, learned, full))
-    if has_reference(config):
+    for role in [*(["reference"] if has_reference(config) else []), *(["base"] if has_base(config) else [])]:
         reference = config.reference
         sharding = Sharding(
             ranks=reference.num_ranks, zero_stage=reference.zero_stage, weight_bytes=_width(config.model.dtype)
         )
         tokens, chunk = max(reference.tokens_per_micro_batch, scored), config.policy.logprob_chunk_tokens
         memory = scorer_memory(shapes["policy"], sharding, tokens=tokens, chunk=chunk)
-        found.append(Demand(role="reference", members=reference.num_ranks, gpus=1, memory=memory, limit_bytes=full))
+        found.append(Demand(role=role, members=reference.num_ranks, gpus=1, memory=memory, limit_bytes=full))
     if (teacher := config.teacher) is not None:
         sharding = Sharding(
             ranks=teacher.num_ranks, zero_stage=teacher.zero_stage, weight_bytes=_width(teacher.model.dtype)

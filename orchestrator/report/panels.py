@@ -44,9 +44,9 @@ PANELS = (
     ),
     Panel(title="Held-out accuracy", about="of telling pairs apart", metrics=("eval/accuracy",), points=True),
     Panel(
-        title="Win rate against the base",
-        about="sampled answers to held-out prompts",
-        metrics=("eval/win_rate",),
+        title="Held-out reward, sampled",
+        about="answers at temperature 1",
+        metrics=("eval/sampled_reward",),
         points=True,
     ),
     Panel(

@@ -29,7 +29,6 @@ def findings(story: Story) -> Iterator[str]:
     for metric, name in (
         ("eval/accuracy", "held-out accuracy"),
         ("eval/reward", "held-out reward"),
-        ("eval/win_rate", "win rate against the base"),
     ):
         curve = story.curve(metric)
         if len(curve) > 1:

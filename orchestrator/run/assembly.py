@@ -12,7 +12,7 @@ from orchestrator.cluster.base import Gang
 from orchestrator.config import RunConfig
 from orchestrator.config.data_files import Source as DataSource
 from orchestrator.config.data_files import read_all, tokens_of
-from orchestrator.evaluation.held_out import Evaluator, HeldOut, Several
+from orchestrator.evaluation.held_out import Base, Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.evaluation.refusals import Refusals
 from orchestrator.pipeline.anchor import Anchor, BaseAnchor, Decision, NoAnchor, ReferenceAnchor, TeacherAnchor
@@ -20,9 +20,11 @@ from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, 
 from orchestrator.pipeline.sources import Begun, DatasetSource, Keeper, RolloutSource, Source
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.manifest import State
-from orchestrator.run.roles import asks_states, shares_base, teacher_samples
+from orchestrator.run.roles import asks_states, needs_base, shares_base, teacher_samples
 from workers.config import DistillConfig, DpoConfig, FromDataset, Sampled
+from workers.learner import Learner
 from workers.needs import NEEDS
+from workers.reference import Reference
 from workers.types import Example, Prompt, Sampling
 from workers.weights import segment_path
 
@@ -147,6 +149,8 @@ def evaluator_of(config: RunConfig, material: Material, gangs: Mapping[str, Gang
                 held_out["eval_prompts"],
                 max_completion_length=config.rollout.max_completion_length,
                 seed=config.seed,
+                num_samples=config.evaluation.num_samples,
+                base=base_of(config, gangs),
             )
         )
     if looked_at := {name: held_out[f"eval_{name}"] for name in ("harmful", "benign") if f"eval_{name}" in held_out}:
@@ -159,3 +163,13 @@ def evaluator_of(config: RunConfig, material: Material, gangs: Mapping[str, Gang
         pairs = held_out["eval_dataset"]
         found.append(HeldOutPairs(gangs["dataset"], gangs["policy"], gangs.get("reference"), pairs))
     return Several(found) if found else None
+
+
+def base_of(config: RunConfig, gangs: Mapping[str, Gang[Any]]) -> Base | None:
+    """Who knows the log-probabilities of the model that the run began with; None: nobody is asked for them."""
+    if not config.evaluation.num_samples:
+        return None
+    if shares_base(config):
+        return lambda experience: gangs["policy"].all(Learner.base_logprobs, experience, 1.0, False)
+    gang = gangs["base" if needs_base(config) else "reference"]
+    return lambda experience: gang.all(Reference.logprobs, experience, 1.0, 0)

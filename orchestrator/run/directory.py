@@ -5,6 +5,7 @@ runs/<name>/
   metrics.jsonl   a line per step       exit.json       how it ended     lock            who is at it
   incidents.jsonl what went wrong
   logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
+  evaluations/step-N.parquet      report.html
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from orchestrator.errors import BadInput, Problem, ResumeError, Superseded, reda
 
 Fence = Callable[[], None]
 """Raises Superseded when the run is another driver's."""
+
+COMPLETE = ("completed", "budget")
+"""Causes of an end after which there is a model and nothing to go on with."""
 
 
 class RunDirectory:
@@ -138,6 +142,10 @@ class RunDirectory:
     def samples(self, step: int) -> Path:
         return self.path / "samples" / f"step-{step}.parquet"
 
+    def answers(self, step: int) -> Path:
+        """Figures of each answer to the held-out prompts."""
+        return self.path / "evaluations" / f"step-{step}.parquet"
+
     def round(self, index: int) -> Path:
         return self.path / "rounds" / str(index)
 
@@ -170,7 +178,7 @@ class RunDirectory:
     def is_complete(self) -> bool:
         """Whether the run came to its end and its model is there."""
         exit = self.read_exit()
-        return exit is not None and exit.get("cause") == "completed" and self.model.is_dir()
+        return exit is not None and exit.get("cause") in COMPLETE and self.model.is_dir()
 
     def read_exit(self) -> dict[str, Any] | None:
         try:
@@ -215,8 +223,8 @@ class RunDirectory:
         return attempt
 
     def write_exit(self, *, cause: str, message: str, exit_code: int, attempt: int, step: int, **details: Any) -> None:
-        """How the attempt ended, and how to go on. `cause`: "completed", or the `cause` of an RlhfError."""
-        resume = None if cause == "completed" else self.resume_command
+        """How the attempt ended, and how to go on. `cause`: "completed", "budget", or the `cause` of an RlhfError."""
+        resume = None if cause in COMPLETE else self.resume_command
         body = {
             "cause": cause,
             "message": message,

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ class Attempt:
         self._recording: Recorder | None = None
         self._watch = Watch(config.alarms)
         self._promotion: Promotion | None = None
+        self._spent = False  # whether the budget ended it before the last step
 
     def run(self) -> None:
         """Ends with the model written, or with exit.json saying why not. Raises RlhfError."""
@@ -144,9 +145,10 @@ class Attempt:
                     fence()
                     shutil.rmtree(directory.adapters, ignore_errors=True)
             ledger.append(Fact.finished, attempt=self._number, step=self._turns)
+            cause, message = self._good_end()
             directory.write_exit(
-                cause="completed",
-                message="all steps done",
+                cause=cause,
+                message=message,
                 exit_code=0,
                 attempt=self._number,
                 step=self._turns,
@@ -155,7 +157,8 @@ class Attempt:
             )
             word, seconds = self._step_word, time.monotonic() - started
             alarms = self._watch.alarms
-            monitor.close(success(self._config, directory, alarms, turns=self._turns, word=word, seconds=seconds))
+            outcome = success(self._config, directory, alarms, turns=self._turns, word=word, seconds=seconds)
+            monitor.close(replace(outcome, hints=(message, *outcome.hints)) if self._spent else outcome)
 
     # -------------------------------------------------------------------------------------------- a life
 
@@ -198,7 +201,7 @@ class Attempt:
             recorder=recorder,
             waited_s=cluster.waited_s,
             restarts=cluster.restarts,
-            stop=lambda: self._stop.asked() or self._watch.verdict is not None,
+            stop=lambda: self._stop.asked() or self._watch.verdict is not None or recorder.is_spent,
         )
         try:
             with self._stop.at_the_end_of_a_step(monitor.note):
@@ -210,7 +213,8 @@ class Attempt:
             if self._watch.verdict.name == GATE:
                 self._promotion = promote(self._watch, ledger, attempt=self._number, turns=self._turns)
             raise follow(self._watch.verdict, directory, ledger, attempt=self._number, turns=self._turns)
-        if not finished:
+        self._spent = recorder.is_spent and not finished
+        if not finished and not self._spent:
             recorder.checkpoint(self._turns)
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
         ledger.fence()
@@ -297,9 +301,18 @@ class Attempt:
             rollouts=rollouts,
             rounds=in_rounds(config),
             reference_version=state.reference_version,
+            max_device_seconds=config.max_device_seconds,
         )
 
     # -------------------------------------------------------------------------------------------- its end
+
+    def _good_end(self) -> tuple[str, str]:
+        """Cause and message of an attempt after which there is a model."""
+        if not self._spent:
+            return "completed", "all steps done"
+        budget, word = self._config.max_device_seconds, self._step_word
+        of = f"{self._turns} of {self._material.max_steps} {word}s"
+        return "budget", f"the budget of {budget:g} device-seconds was spent after {of} (max_device_seconds)"
 
     @property
     def _step_word(self) -> str:

@@ -18,11 +18,12 @@ import numpy as np
 
 from orchestrator import disk
 from orchestrator.cluster.base import Handle, wait
-from orchestrator.evaluation.held_out import Evaluator
+from orchestrator.evaluation.held_out import Answer, Evaluator
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.pipeline.sources import Arrival
 from orchestrator.run.checkpoint import Checkpointer
+from orchestrator.run.cost import Meter
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.manifest import State
@@ -51,6 +52,7 @@ class Recorder:
         rollouts: Rollouts | None,
         rounds: bool,
         reference_version: int = 0,
+        max_device_seconds: float | None = None,
     ) -> None:
         self._directory, self._ledger, self._monitor = directory, ledger, monitor
         self._checkpointer, self._held_out = checkpointer, held_out
@@ -62,8 +64,14 @@ class Recorder:
         self._rounds = rounds  # a step is a round, whose pairs and decision are kept
         self._saved = turns or -1  # the next_step of the newest checkpoint; nothing is saved before the first
         self._warned = False  # of a step that learned nothing
+        self._meter, self._budget = Meter(ledger.records), max_device_seconds
+        self.is_spent = self._over_budget()  # asked once a step: what comes last is then known when it is committed
         self._decision: Decision | None = None
         self._reference_version = reference_version  # what the run went on with
+
+    def _over_budget(self) -> bool:
+        self._meter.read(self._ledger.records)
+        return self._budget is not None and self._meter.device_seconds >= self._budget
 
     # -------------------------------------------------------------------------------------------- of a step
 
@@ -109,6 +117,7 @@ class Recorder:
         metrics["throughput/tokens_per_s"] = metrics.get("num_tokens", 0.0) / metrics["timing/step"]
         self._num_tokens += metrics.get("num_tokens", 0.0)
         metrics["num_tokens"] = self._num_tokens
+        self.is_spent = self._over_budget()
         evaluated: dict[str, float] = {}
         if self._due(turn, self._evaluate_every):
             metrics |= self.evaluate(turn)
@@ -117,7 +126,7 @@ class Recorder:
         if self._rounds:
             metrics["round/index"] = float(turn)
             self._write_round(turn, metrics)
-        self._write_samples(self._directory.samples(turn), samples)
+        self._write_rows(self._directory.samples(turn), samples)
         self._monitor.step(turn, metrics, samples)
         if metrics.get("num_updates") == 0 and not self._warned:  # once; the end of the run tells the share
             self._monitor.note(f"step {turn} learned nothing: no group of completions had rewards that differ enough")
@@ -128,7 +137,7 @@ class Recorder:
             self.checkpoint(turn)
 
     def _due(self, turn: int, every: int | None) -> bool:
-        return turn == self._max_steps or (every is not None and turn % every == 0)
+        return turn == self._max_steps or self.is_spent or (every is not None and turn % every == 0)
 
     # -------------------------------------------------------------------------------------------- now and then
 
@@ -141,7 +150,8 @@ class Recorder:
         found = self._held_out.evaluate()
         self._monitor.phase(self._held_out.role, "")
         path = self._directory.samples(version)
-        self._write_samples(path.with_name(f"eval-{path.name}"), found.samples)
+        self._write_rows(path.with_name(f"eval-{path.name}"), found.samples)
+        self._write_rows(self._directory.answers(version), found.answers)
         return found.metrics | {"timing/evaluate": time.monotonic() - started}
 
     def checkpoint(self, next_step: int) -> None:
@@ -186,14 +196,14 @@ class Recorder:
             json.dumps({"round": index, "policy_version": index - 1, "reference": decision, "metrics": told}, indent=2),
         )
 
-    def _write_samples(self, path: Path, samples: Sequence[Sample]) -> None:
-        if not samples:
+    def _write_rows(self, path: Path, rows: Sequence[Sample] | Sequence[Answer]) -> None:
+        if not rows:
             return
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist([asdict(s) for s in samples]), path)
+        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), path)
 
 
 def _scorer_metrics(scores: Scores) -> Metrics:

@@ -45,6 +45,8 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         plans.append(_learner("critic", critic, config, start, cuda=cuda, max_steps=max_steps))
     if config.algorithm.needs_reference and not shares_base(config):
         plans.append(_reference(config, model, cuda=cuda))
+    if needs_base(config):
+        plans.append(replace(_reference(config, model, cuda=cuda), role="base"))
     if config.teacher is not None:
         plans.append(_teacher(config, config.teacher, cuda=cuda))
     if config.data.answered:
@@ -67,6 +69,13 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
 def shares_base(config: RunConfig) -> bool:
     """Whether the model under the policy's adapters is the reference, for ever: then no second one is loaded."""
     return config.model.lora is not None and config.reference.refresh == "never"
+
+
+def needs_base(config: RunConfig) -> bool:
+    """Whether a gang of its own holds the model that the run began with, to measure the distance from it: where no
+    reference does so from beginning to end."""
+    stays = config.algorithm.needs_reference and config.reference.refresh == "never"
+    return config.evaluation.num_samples > 0 and not stays and not shares_base(config)
 
 
 def _learner(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.run.directory import RunDirectory
+from orchestrator.run.directory import COMPLETE, RunDirectory
 from orchestrator.run.incidents import Incident, read_incidents
 from orchestrator.run.ledger import Fact, Record, read_ledger
 
@@ -25,7 +25,7 @@ def explain(directory: RunDirectory) -> list[str]:
     holder, exit = directory.holder(), directory.read_exit()
     lines = list(_state(directory, records, holder, exit))
     lines += _incidents(read_incidents(directory.incidents))
-    if holder is None and (exit is None or exit.get("cause") != "completed"):
+    if holder is None and (exit is None or exit.get("cause") not in COMPLETE):
         again = "nothing was begun: run the recipe again"
         lines.append(f"go on with: {directory.resume_command}" if records else again)
     return lines
@@ -45,8 +45,10 @@ def _state(
         yield f"{place} was killed without a word in attempt {attempt}, {done} done, {_ago(records[-1].time)}"
         yield "  its driver wrote no exit.json: SIGKILL, no memory left, a power cut, or Ray, when its cluster was lost"
         yield f"  logs: {_short(directory.logs(attempt))}"
-    elif exit.get("cause") == "completed":
+    elif exit.get("cause") in COMPLETE:
         yield f"{place} is complete: {done}, in {attempt} {'attempt' if attempt == 1 else 'attempts'}"
+        if exit.get("cause") == "budget":
+            yield f"  {exit.get('message')}"
         yield f"  model: {_short(directory.model)}"
     else:
         yield f"{place} ended in attempt {exit.get('attempt')}, {done} done (exit code {exit.get('exit_code')})"

@@ -116,6 +116,8 @@ CASES = (
     Case("too-stale", {"max_staleness": "9"}),
     Case("refresh-without-rounds", {"reference": "{refresh: every_round}"}),
     Case("evaluation-of-nothing", {"evaluation": "{every: 5}"}),
+    Case("samples-of-nothing", {"evaluation": "{num_samples: 4}"}),
+    Case("budget-of-nothing", {"max_device_seconds": "0"}),
     Case("wandb-not-reported-to", {"wandb": "{project: x}"}),
     Case("offload-without-zero", {"policy": "{zero_stage: 0, offload_optimizer: true}"}),
     Case("smoothing-without-place", {**OFFLINE_DPO, "algorithm": "{type: dpo, loss_type: ipo, label_smoothing: 0.1}"}),

@@ -21,7 +21,7 @@ from orchestrator.pipeline.anchor import Decision
 from orchestrator.pipeline.sources import Arrival
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ending import idle_warning
-from orchestrator.run.ledger import Ledger
+from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.manifest import State
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.rollouts import Rollouts
@@ -320,3 +320,37 @@ def test_where_a_step_is_no_round_no_round_is_written(desk: Desk) -> None:
     assert desk.recorder.pairs_file(0) is None
     assert not (desk.directory.path / "rounds").exists()
     assert "round/index" not in desk.rows()[0]
+
+
+# ------------------------------------------------------------------------------------------------ a budget
+
+
+def placed(desk: Desk) -> None:
+    """On so many devices that a millisecond of work is more than any budget here."""
+    desk.ledger.append(Fact.placed, attempt=2, step=0, devices={"policy": 1e9})
+
+
+def test_when_the_budget_is_spent_the_step_is_treated_as_the_last(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, max_steps=50, evaluate_every=None, checkpoint_every=50, max_device_seconds=1.0)
+    placed(desk)
+    assert not desk.recorder.is_spent
+    desk.turn(0)
+    assert desk.recorder.is_spent
+    assert desk.rows()[-1]["eval/reward"] == 0.625
+    assert desk.facts()[-2:] == [("COMMITTED", 1), ("CHECKPOINT", 1)]
+
+
+def test_without_a_budget_no_step_is_the_last_but_the_last(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, max_steps=50, evaluate_every=None, checkpoint_every=50)
+    placed(desk)
+    desk.turn(0)
+    assert not desk.recorder.is_spent
+    assert "eval/reward" not in desk.rows()[-1]
+
+
+def test_what_earlier_attempts_spent_counts(tmp_path: Path) -> None:
+    first = Desk(tmp_path)
+    placed(first)
+    first.turn(0)
+    first.ledger.close()
+    assert Desk(tmp_path, max_device_seconds=1.0).recorder.is_spent

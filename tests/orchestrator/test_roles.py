@@ -170,3 +170,16 @@ def test_paths_are_absolute_where_actors_run(tmp_path: Path, monkeypatch: pytest
     (reward,) = [p for p in gang_plans(config("grpo.yaml"), cuda=False, max_steps=4) if p.role == "reward"]
     (told,) = reward.arguments[0]["configs"]
     assert told.function == f"{tmp_path}/configs/quickstart/task.py:exact_sort"
+
+
+def test_a_base_is_held_for_the_evaluation_where_no_reference_stays() -> None:
+    def roles(recipe: str, *overrides: str) -> set[str]:
+        given = config(recipe, "evaluation={num_samples: 4}", *overrides)
+        return {p.role for p in gang_plans(given, cuda=False, max_steps=4)}
+
+    assert "base" in roles("grpo.yaml")  # without a KL it has no reference
+    assert "base" not in roles("grpo.yaml", "algorithm.beta=0.1")
+    assert "base" in roles("iterative_dpo.yaml")  # its reference moves
+    assert "base" not in roles("iterative_dpo.yaml", "reference.refresh=never")
+    assert "base" not in roles("grpo_lora.yaml")  # it is under the adapters
+    assert "base" not in {p.role for p in gang_plans(config("grpo.yaml"), cuda=False, max_steps=4)}

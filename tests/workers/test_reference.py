@@ -97,5 +97,5 @@ def test_the_policy_is_no_way_off_itself(qwen2: Path) -> None:
 
 
 def test_a_dataset_has_no_drift(qwen2: Path) -> None:
-    with pytest.raises(ValueError, match="drift is measured on sampled completions"):
+    with pytest.raises(ValueError, match="a distance is measured on sampled completions"):
         reference(qwen2).drift([experience(GROUPS)], [])
