@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from orchestrator import cli_advise, cli_evaluate, cli_jobs, cli_ledger, cli_plan, cli_report
+from orchestrator import cli_advise, cli_compare, cli_evaluate, cli_jobs, cli_ledger, cli_plan, cli_report
 from orchestrator.cli_options import Attempts, Changes, Overrides, RecipePath
 from orchestrator.errors import Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
@@ -144,6 +144,7 @@ cli_plan.add_to(app)
 cli_advise.add_to(app)
 cli_evaluate.add_to(app)
 cli_report.add_to(app)
+cli_compare.add_to(app)
 
 
 def _refuse_what_fits_nowhere(recipe: Recipe) -> None:

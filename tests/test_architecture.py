@@ -17,7 +17,8 @@ from orchestrator.config.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(ROOT.glob("configs/eval/*.yaml"))
-RECIPES = sorted({*ROOT.glob("configs/**/*.yaml")} - {*SUITES})
+COMPARISONS = sorted(ROOT.glob("configs/**/compare*.yaml"))
+RECIPES = sorted({*ROOT.glob("configs/**/*.yaml")} - {*SUITES, *COMPARISONS})
 
 # A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
 ORDER = [
@@ -53,6 +54,7 @@ ORDER = [
     {"orchestrator.run.cost"},
     {"orchestrator.monitor"},
     {"orchestrator.report"},
+    {"orchestrator.compare"},
     {"orchestrator.plan"},
     {"orchestrator.advise"},
     {"orchestrator.run.manifest"},
@@ -71,6 +73,7 @@ ORDER = [
     {
         "orchestrator.cli",
         "orchestrator.cli_advise",
+        "orchestrator.cli_compare",
         "orchestrator.cli_evaluate",
         "orchestrator.cli_jobs",
         "orchestrator.cli_ledger",
@@ -103,6 +106,7 @@ LIGHT = (
     "orchestrator.evaluation.statistics",
     "orchestrator.monitor",
     "orchestrator.plan",
+    "orchestrator.compare",
     "orchestrator.report",
     "orchestrator.run.cost",
     "orchestrator.run.directory",

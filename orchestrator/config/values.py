@@ -81,8 +81,8 @@ def _word(member: Any) -> str:
     if get_origin(member) is Literal:
         choices = [show(value) for value in get_args(member)]
         return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
-    if get_origin(member) is tuple:
-        return "a list"
+    if get_origin(member) in (tuple, dict):
+        return "a list" if get_origin(member) is tuple else "a mapping"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return names.get(member) or f"a mapping of {', '.join(member.model_fields)}"
 

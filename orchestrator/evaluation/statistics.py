@@ -7,7 +7,7 @@ it, go together. Every function that draws takes a seed; the same seed gives the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypeAlias
@@ -64,6 +64,41 @@ def bootstrap(
         for begin in range(0, num_draws, size)
     ]
     value = float(statistic(np.ones((1, num_prompts)))[0])
+    low, high = np.nanquantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value=value, low=float(low), high=float(high))
+
+
+Crossed: TypeAlias = Callable[[Values, Sequence[Values]], Values]
+"""A statistic [D] of weights of prompts [D, n] and, for each group of seeds, of its seeds [D, S]."""
+
+
+def crossed_bootstrap(
+    statistic: Crossed,
+    num_prompts: int,
+    num_seeds: Sequence[int],
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    num_draws: int = NUM_DRAWS,
+) -> Interval:
+    """The bootstrap over prompts and seeds at once (Owen 2007, the pigeonhole bootstrap): every draw takes prompts, and
+    of each group of runs that differ in their seeds alone takes seeds, independently of each other.
+
+    Of S seeds S − 1 are drawn, with replacement (Rao and Wu 1988): drawing S would understate the variance of their
+    mean by 1 − 1/S, by half for two. A single seed is always itself, and the interval then says nothing of others.
+    ValueError for fewer than two prompts.
+    """
+    if num_prompts < 2:
+        raise ValueError(f"an interval over prompts needs at least two of them, there are {num_prompts}")
+    generator = np.random.Generator(np.random.Philox(seed))
+    size = max(1, MAX_CELLS // (num_prompts * max(1, *num_seeds)))
+    drawn = []
+    for begin in range(0, num_draws, size):
+        rows = min(size, num_draws - begin)
+        prompts = generator.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=rows)
+        seeds = [generator.multinomial(max(1, s - 1), np.full(s, 1 / s), size=rows) for s in num_seeds]
+        drawn.append(statistic(prompts.astype(np.float64), [part.astype(np.float64) for part in seeds]))
+    value = float(statistic(np.ones((1, num_prompts)), [np.ones((1, s)) for s in num_seeds])[0])
     low, high = np.nanquantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value=value, low=float(low), high=float(high))
 

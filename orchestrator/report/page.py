@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from orchestrator.errors import redact
+from orchestrator.evaluation.statistics import Interval
 from orchestrator.monitor.figures import duration, number, one_line, shorten, sparkline
 from orchestrator.report import charts
 from orchestrator.report.cost import Phases, role_uses, unit_of
@@ -48,6 +49,7 @@ class Card:
     about: str
     picture: Markup
     lines: tuple[Series, ...] = ()
+    legend: tuple[str, ...] = ()  # what its colours stand for, where the page does not say it
 
 
 def report(directories: Sequence[RunDirectory]) -> Report:
@@ -143,9 +145,16 @@ def _environment() -> Environment:
         "clip_long": lambda text: shorten(_visible(text), 20 * LONGEST),
         "spark": lambda line: sparkline(line.values, 24),
         "code": markdown_code,
+        "percent": percent,
+        "name_of": lambda name, names: names[name],
         "cell": lambda text: one_line(str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;"),
     }
     return made
+
+
+def percent(interval: Interval) -> str:
+    """`Interval(value=0.61, low=0.55, high=0.67)` is "61 % [55, 67]"."""
+    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
 def _visible(text: str) -> str:

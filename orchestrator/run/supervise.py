@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from orchestrator.errors import RlhfError, Superseded
 from orchestrator.run.directory import RunDirectory
@@ -83,9 +84,16 @@ class Supervisor:
     """Runs `command` until it succeeds or another attempt cannot help. `directories`: of the command's stages."""
 
     def __init__(
-        self, command: Sequence[str], directories: Sequence[Path], *, attempts: int, say: Callable[[str], None]
+        self,
+        command: Sequence[str],
+        directories: Sequence[Path],
+        *,
+        attempts: int,
+        say: Callable[[str], None],
+        output: IO[bytes] | None = None,
     ) -> None:
-        self._command, self._attempts, self._say = list(command), attempts, say
+        """`output`: where all that the attempts print goes; None: to where this process prints."""
+        self._command, self._attempts, self._say, self._output = list(command), attempts, say, output
         self._directories = [RunDirectory(path.expanduser().absolute()) for path in directories]
         self._child: subprocess.Popen[bytes] | None = None
         self._asked: int | None = None  # the signal by which someone asked for the end
@@ -106,12 +114,20 @@ class Supervisor:
                 before = ended
         raise AssertionError("the last attempt has none left after it")
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The signal by which someone asked for the end, and which the child got, too."""
+        return None if self._asked is None else signal.Signals(self._asked).name
+
     # ---------------------------------------------------------------------------------------- a child
 
     def _attempt(self) -> int:
         mark = uuid.uuid4().hex
         self._known = {d.path: d.last_attempt for d in self._directories}
-        self._child = child = subprocess.Popen(self._command, env={**os.environ, MARK: mark}, process_group=0)
+        environment, out = {**os.environ, MARK: mark}, self._output
+        self._child = child = subprocess.Popen(
+            self._command, env=environment, process_group=0, stdout=out, stderr=subprocess.STDOUT if out else None
+        )
         if self._asked is not None:  # it came just before there was somebody to hand it on to
             child.send_signal(self._asked)
         try:

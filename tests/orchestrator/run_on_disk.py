@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.config.recipe import load
+from orchestrator.evaluation.held_out import Answer
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
@@ -38,11 +39,13 @@ def run_on_disk(
     answer: str = "4",
     exit: Mapping[str, Any] | None = None,
     rows: Sequence[Mapping[str, float]] | None = None,
+    answers: Callable[[int], Sequence[Answer]] | None = None,
+    overrides: Sequence[str] = (),
 ) -> RunDirectory:
     """Of `steps` steps, evaluated every 10: its reward rises, its KL grows. `exit`: what exit.json says besides."""
     recipe = root / f"{name}.yaml"
     recipe.write_text(RECIPE.format(name=name, kind=kind))
-    config = load(recipe, [f"output_dir={root / 'runs'}"]).stages[-1]
+    config = load(recipe, [f"output_dir={root / 'runs'}", *overrides]).stages[-1]
     directory = RunDirectory.create(config, recipe.read_text())
     attempt = directory.start_attempt()
     metrics = MetricsFile(directory.metrics)
@@ -56,6 +59,10 @@ def run_on_disk(
             metrics.append(step, rows[step] if rows is not None else row(step, steps))
             if step % 10 == 0:
                 write_samples(directory, f"eval-step-{step}", prompt, answer, step)
+                if answers is not None:
+                    path = directory.answers(step)
+                    path.parent.mkdir(exist_ok=True)
+                    pq.write_table(pa.Table.from_pylist([asdict(a) for a in answers(step)]), path)
         if exit is None:
             ledger.append(Fact.finished, attempt=attempt, step=steps)
     ending = {"cause": "completed", "message": "all steps done", "exit_code": 0, "alarms": []} | dict(exit or {})

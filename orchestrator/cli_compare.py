@@ -1,0 +1,93 @@
+"""`rlhf compare`: which method is ahead at equal compute, and at which distance from the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.errors import BadInput, Problem
+from orchestrator.terminal import say
+
+if TYPE_CHECKING:
+    from orchestrator.compare.runs import Outcome
+
+RUN_LOST = 4
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(compare)
+
+
+def compare(
+    what: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="COMPARE.yaml | RUN RUN...",
+            help="A comparison such as configs/quickstart/compare.yaml, or finished runs.",
+        ),
+    ],
+    gold: Annotated[
+        str | None,
+        typer.Option("--gold", metavar="SCORER", help="Of finished runs: who says which answer is better."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Of finished runs: by default runs/comparison.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs of COMPARE.yaml and stop.")] = False,
+) -> int:
+    """Compare methods at equal compute: run what is not done yet, or take finished runs as they are.
+
+    Writes report.html, report.md and comparison.json. Exit code 4 when runs were lost, and 0 otherwise."""
+    if len(what) == 1 and not what[0].is_dir():
+        _refuse(gold=gold, output=output)
+        return _of_recipes(what[0], dry_run=dry_run)
+    from orchestrator.compare.runs import compare_runs
+    from orchestrator.run.directory import RunDirectory
+
+    if len(what) == 1 or dry_run:
+        why, fix = "runs are compared with each other", "give two runs or more, or a comparison: COMPARE.yaml"
+        raise BadInput(Problem(what=f"one run: {what[0]}", where="rlhf compare", why=why, fix=fix))
+    directories = [RunDirectory.open(path) for path in dict.fromkeys(what)]
+    return _tell(compare_runs(directories, gold=gold, output=output or Path("runs/comparison")))
+
+
+def _of_recipes(path: Path, *, dry_run: bool) -> int:
+    from orchestrator.config.compare import load_comparison
+
+    comparison = load_comparison(path)
+    if dry_run:
+        for run in comparison.runs:
+            say(f"{run.task}: {run.method} {run.setting}, seed {run.seed}: {run.config.directory}")
+        return 0
+    from orchestrator.config.preflight import preflight
+
+    for run in comparison.runs:
+        preflight(run.recipe)
+    from orchestrator.compare.runs import run_comparison
+
+    return _tell(run_comparison(comparison, say=say))
+
+
+def _tell(outcome: Outcome) -> int:
+    for answer in outcome.answers:
+        say("")
+        say(f"{answer.task}: {answer.headline}")
+        from orchestrator.compare.answer import sentences
+
+        for line in sentences(answer):
+            say(f"  {line}")
+    say("")
+    for path in outcome.files:
+        say(str(path))
+    for line in outcome.lost:
+        say(f"missing: {line}")
+    return RUN_LOST if outcome.lost else 0
+
+
+def _refuse(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            why, fix = "a comparison file says it itself", f"remove --{name}"
+            raise BadInput(Problem(what=f"--{name} {value}", where="command line", why=why, fix=fix))

@@ -1,0 +1,1 @@
+"""Methods side by side, on one base, one evaluation and one budget."""

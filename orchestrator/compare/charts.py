@@ -1,0 +1,96 @@
+"""The pictures of a comparison: the frontier, and what was reached for what was spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from orchestrator.compare.answer import Answer
+from orchestrator.compare.frontier import Point
+from orchestrator.compare.lives import Axis
+from orchestrator.monitor.figures import number
+from orchestrator.report.page import percent
+from orchestrator.report.svg import GRID, INK, MARKERS, MUTED, PAPER, colour, figure, inline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABELS: dict[Axis, str] = {
+    "device_seconds": "{unit}-seconds of work",
+    "seconds": "seconds on the clock",
+    "tokens": "tokens learned from",
+}
+
+
+def frontier(answer: Answer) -> Markup:
+    """KL against win rate: each method's front with its intervals, and behind it all that was measured."""
+    with figure(4.6, 3.3) as (made, (axes,)):
+        axes.axhline(50, color=GRID, linewidth=1)
+        for i, method in enumerate(answer.field.methods):
+            _front(axes, i, [p for p in answer.points[method] if p.kl is not None])
+        axes.set_xlabel("KL to the base, nats per completion", labelpad=1)
+        axes.set_ylabel("win rate against the base, %")
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        told = "; ".join(_told(method, answer.points[method]) for method in answer.field.methods)
+        return inline(made, title="Win rate against KL", about=told)
+
+
+def _front(axes: Axes, i: int, points: Sequence[Point]) -> None:
+    behind = [p for p in points if not p.on_front]
+    front = sorted((p for p in points if p.on_front), key=lambda p: p.kl.value if p.kl else 0.0)
+    style: dict[str, Any] = {"color": colour(i), "marker": MARKERS[i % len(MARKERS)], "markeredgecolor": PAPER}
+    axes.plot([_kl(p) for p in behind], [100 * p.win.value for p in behind], linestyle="", alpha=0.4, ms=3, **style)
+    x, y = [_kl(p) for p in front], [100 * p.win.value for p in front]
+    axes.errorbar(
+        x,
+        y,
+        xerr=[[a - p.kl.low for a, p in zip(x, front, strict=True) if p.kl],
+              [p.kl.high - a for a, p in zip(x, front, strict=True) if p.kl]],
+        yerr=[[100 * (p.win.value - p.win.low) for p in front], [100 * (p.win.high - p.win.value) for p in front]],
+        linestyle="",
+        ecolor=colour(i),
+        elinewidth=0.8,
+        alpha=0.7,
+    )  # fmt: skip
+    axes.plot([0.0, *x], [50.0, *y], color=colour(i), linewidth=1.6)
+    axes.plot(x, y, linestyle="", ms=5, **style)
+    for p in front:
+        if p.is_end and p.setting:
+            place = (_kl(p), 100 * p.win.value)
+            axes.annotate(p.setting, place, xytext=(4, -8), textcoords="offset points", fontsize=6.5, color=MUTED)
+
+
+def _kl(point: Point) -> float:
+    assert point.kl is not None
+    return point.kl.value
+
+
+def _told(method: str, points: Sequence[Point]) -> str:
+    front = sorted((p for p in points if p.on_front and p.kl), key=_kl)
+    return f"{method}: " + ", ".join(f"{percent(p.win)} at KL {number(_kl(p))}" for p in front)
+
+
+def spending(answer: Answer, axis: Axis) -> Markup:
+    """What was spent against win rate, a line per setting; the intervals are those of the ends."""
+    with figure(3.7, 2.5) as (made, (axes,)):
+        axes.axhline(50, color=GRID, linewidth=1)
+        told = []
+        for i, method in enumerate(answer.field.methods):
+            settings = dict.fromkeys(p.setting for p in answer.points[method])
+            for j, setting in enumerate(settings):
+                points = sorted((p for p in answer.points[method] if p.setting == setting), key=lambda p: p.spent[axis])
+                x, y = [0.0, *(p.spent[axis] for p in points)], [50.0, *(100 * p.win.value for p in points)]
+                dashes = "-" if j == 0 else (0, (4 / j, 1.5))
+                axes.plot(x, y, color=colour(i), linestyle=dashes, marker=MARKERS[i % len(MARKERS)], ms=3,
+                          markeredgecolor=PAPER)  # fmt: skip
+                end = points[-1].win
+                axes.plot([x[-1], x[-1]], [100 * end.low, 100 * end.high], color=colour(i), linewidth=0.8, alpha=0.7)
+                told.append(f"{method} {setting}: {percent(end)} for {number(x[-1])}")
+        if axis in answer.cost:
+            axes.axvline(answer.cost[axis], color=INK, linewidth=0.7, linestyle=(0, (2, 2)))
+        axes.set_xlabel(LABELS[axis].format(unit=answer.unit), labelpad=1)
+        axes.set_ylabel("win rate, %")
+        axes.locator_params(axis="x", nbins=6)
+        return inline(made, title=f"Win rate against {LABELS[axis].format(unit=answer.unit)}", about="; ".join(told))

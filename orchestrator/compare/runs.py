@@ -1,0 +1,143 @@
+"""From a comparison, or from finished runs, to its report.
+
+    compare.yaml ──► runs, one after another, each a process of its own ──► directories ─┐
+    runs/A runs/B … ──► methods and settings by what differs in their configs ───────────┴─► answer ──► report
+
+A run that is complete is not run again; one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import disk
+from orchestrator.compare.answer import Answer, answer
+from orchestrator.compare.lives import Entry, field_of
+from orchestrator.compare.page import Section, write_all
+from orchestrator.config.compare import Comparison, PlannedRun, TaskConfig, disagreements
+from orchestrator.config.values import show
+from orchestrator.errors import BadInput, Interrupted, Problem, Problems
+from orchestrator.monitor.figures import duration, number
+from orchestrator.report.cost import unit_of
+from orchestrator.report.page import Card
+from orchestrator.report.story import Story
+from orchestrator.report.words import config_differences
+from orchestrator.run.directory import RunDirectory
+from orchestrator.run.supervise import Supervisor, child_command
+
+Say = Callable[[str], None]
+NOT_THE_METHOD = ("seed", "max_device_seconds", "cluster", "checkpoint", "alarms", "policy", "critic", "rollout")
+"""Settings in which runs of one method and one setting may differ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a comparison came to. `lost`: runs that did not end well."""
+
+    answers: tuple[Answer, ...]
+    files: tuple[Path, ...]
+    lost: tuple[str, ...]
+
+
+def run_comparison(comparison: Comparison, *, say: Say, extra: Sequence[Card] = ()) -> Outcome:
+    """Does what is not done yet, and writes the report of what there is.
+
+    Raises:
+        BadInput: a run of this name has another config, or there is nothing that could be compared.
+        Interrupted: someone asked for the end.
+    """
+    directories = [RunDirectory.create(run.config, run.recipe.text) for run in comparison.runs]
+    for i, (run, directory) in enumerate(zip(comparison.runs, directories, strict=True)):
+        head = f"{i + 1} of {len(directories)}: {run.task}, {_named(run)}"
+        if directory.is_complete:
+            say(f"{head}: complete, reused")
+        else:
+            started = time.monotonic()
+            _run(comparison, run, directory, say=say)
+            say(f"{head}: {_told(Story.read(directory))}, {duration(time.monotonic() - started)}")
+    sections, lost = [], []
+    for task in comparison.config.tasks:
+        own = [(r, d) for r, d in zip(comparison.runs, directories, strict=True) if r.task == task.name]
+        missing = [f"{_named(r)}: {Story.read(d).ended}" for r, d in own if not d.is_complete]
+        lost += [f"{task.name}, {line}" for line in missing]
+        entries = [Entry(story=Story.read(d), method=r.method, setting=r.setting) for r, d in own if d.is_complete]
+        if entries:
+            sections.append(_section(task, entries, missing))
+    if not sections:
+        fix = f"see the logs in {comparison.config.directory}"
+        raise BadInput(Problem(what="no run of the comparison ended well", where=str(comparison.source), fix=fix))
+    files = write_all(comparison.config.directory, comparison.config.name, sections, extra)
+    return Outcome(answers=tuple(s.answer for s in sections), files=tuple(files), lost=tuple(lost))
+
+
+def _run(comparison: Comparison, run: PlannedRun, directory: RunDirectory, *, say: Say) -> None:
+    command = child_command("run", str(run.recipe.source), *run.overrides)
+    log = directory.path / "run.log"
+    with log.open("ab") as output:
+        supervisor = Supervisor(
+            command,
+            [stage.directory for stage in run.recipe.stages],
+            attempts=comparison.config.attempts,
+            say=say,
+            output=output,
+        )
+        code = supervisor.run()
+    if supervisor.stopped_by is not None:
+        raise Interrupted(supervisor.stopped_by, resume=f"rlhf compare {comparison.source}")
+    if code != 0:
+        say(f"  it ended with exit code {code}: {log}")
+
+
+def _named(run: PlannedRun) -> str:
+    return f"{' '.join(filter(None, (run.method, run.setting)))}, seed {run.seed}"
+
+
+def _told(story: Story) -> str:
+    curve = story.curve("eval/reward")
+    rewards = f"held-out {number(curve[0][1])} → {number(curve[-1][1])}, " if curve else ""
+    return f"{rewards}{story.meter.device_seconds:,.0f} device-seconds, {story.ended}"
+
+
+def _section(task: TaskConfig, entries: Sequence[Entry], missing: Sequence[str]) -> Section:
+    made = answer(field_of(entries, task.gold), task=task.name, about=task.about, unit=unit_of(entries[0].story))
+    return Section(answer=made, stories=[entry.story for entry in entries], lost=missing)
+
+
+# ------------------------------------------------------------------------------------------------ finished runs
+
+
+def compare_runs(directories: Sequence[RunDirectory], *, gold: str | None, output: Path) -> Outcome:
+    """Of runs that are there already; nothing is started.
+
+    Raises:
+        BadInput: they do not begin with the same model, or were not evaluated on the same prompts.
+    """
+    problems = Problems(disagreements([(d.name, d.config()) for d in directories], "rlhf compare"))
+    problems.raise_if_any()
+    entries = by_what_differs([Story.read(directory) for directory in directories])
+    disk.make_directory(output)
+    task = TaskConfig.model_construct(name=output.name, about="", gold=gold, overrides={}, methods=())
+    section = _section(task, entries, ())
+    files = write_all(output, output.name, [section])
+    return Outcome(answers=(section.answer,), files=tuple(files), lost=())
+
+
+def by_what_differs(stories: Sequence[Story]) -> list[Entry]:
+    """Methods are what the field calls them; settings, what differs within a method; what is left are seeds."""
+    found = []
+    for story in stories:
+        own = [other for other in stories if other.method == story.method]
+        varied = config_differences(own) if len(own) > 1 else []
+        keys = [d.key for d in varied if d.key.partition(".")[0] not in NOT_THE_METHOD]
+        setting = ", ".join(f"{key.rpartition('.')[2]} {_shown(story.setting(key))}" for key in keys)
+        found.append(Entry(story=story, method=story.method, setting=setting))
+    return found
+
+
+def _shown(value: Any) -> str:
+    return show(json.loads(json.dumps(value, default=str)))
