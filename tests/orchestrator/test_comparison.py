@@ -160,8 +160,8 @@ def test_methods_that_are_equal_are_said_to_be() -> None:
 
 
 def test_choosing_among_settings_does_not_make_a_winner() -> None:
-    """PPO has eight settings, all of them equal to DPO's one: were the best chosen by the prompts that judge it, its win
-    rate would be above ½."""
+    """PPO has eight settings, all equal to DPO's one: were the best chosen by the prompts that judge it, its win rate
+    would be above ½."""
     wins = []
     for draw in range(30):
         lives = [life("PPO", f"b{i}", 0, gain=1.0, draw=draw) for i in range(8)]
