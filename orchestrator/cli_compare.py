@@ -54,9 +54,12 @@ def compare(
 
 
 def _of_recipes(path: Path, *, dry_run: bool) -> int:
+    from orchestrator.compare.known import known_card, read_known
     from orchestrator.config.compare import load_comparison
 
     comparison = load_comparison(path)
+    known = comparison.config.known
+    extra = [known_card(read_known(path.parent / known))] if known is not None else []
     if dry_run:
         for run in comparison.runs:
             say(f"{run.task}: {run.method} {run.setting}, seed {run.seed}: {run.config.directory}")
@@ -67,7 +70,7 @@ def _of_recipes(path: Path, *, dry_run: bool) -> int:
         preflight(run.recipe)
     from orchestrator.compare.runs import run_comparison
 
-    return _tell(run_comparison(comparison, say=say))
+    return _tell(run_comparison(comparison, say=say, extra=extra))
 
 
 def _tell(outcome: Outcome) -> int:

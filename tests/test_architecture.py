@@ -97,6 +97,7 @@ LIGHT = (
     "orchestrator.config",
     "orchestrator.data",
     "orchestrator.errors",
+    "orchestrator.evaluation.answer",
     "orchestrator.evaluation.figures",
     "orchestrator.evaluation.judge",
     "orchestrator.evaluation.models",

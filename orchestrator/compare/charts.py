@@ -43,17 +43,9 @@ def _front(axes: Axes, i: int, points: Sequence[Point]) -> None:
     style: dict[str, Any] = {"color": colour(i), "marker": MARKERS[i % len(MARKERS)], "markeredgecolor": PAPER}
     axes.plot([_kl(p) for p in behind], [100 * p.win.value for p in behind], linestyle="", alpha=0.4, ms=3, **style)
     x, y = [_kl(p) for p in front], [100 * p.win.value for p in front]
-    axes.errorbar(
-        x,
-        y,
-        xerr=[[a - p.kl.low for a, p in zip(x, front, strict=True) if p.kl],
-              [p.kl.high - a for a, p in zip(x, front, strict=True) if p.kl]],
-        yerr=[[100 * (p.win.value - p.win.low) for p in front], [100 * (p.win.high - p.win.value) for p in front]],
-        linestyle="",
-        ecolor=colour(i),
-        elinewidth=0.8,
-        alpha=0.7,
-    )  # fmt: skip
+    bars: dict[str, Any] = {"color": colour(i), "linewidth": 0.8, "alpha": 0.7}
+    axes.vlines(x, [100 * p.win.low for p in front], [100 * p.win.high for p in front], **bars)
+    axes.hlines(y, [p.kl.low for p in front if p.kl], [p.kl.high for p in front if p.kl], **bars)
     axes.plot([0.0, *x], [50.0, *y], color=colour(i), linewidth=1.6)
     axes.plot(x, y, linestyle="", ms=5, **style)
     for p in front:

@@ -74,6 +74,7 @@ class CompareConfig(Settings):
     max_device_seconds: Positive | None = None  # of each run; None: as long as its recipe says
     num_samples: Count = 8  # sampled answers to each held-out prompt
     attempts: Count = 2  # of each run
+    known: PathText | None = None  # beside this file: points in a world whose best is known (benchmarks/frontier.py)
     tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from orchestrator.cluster.base import Gang, Handle, wait
+from orchestrator.evaluation.answer import Answer, Mode
 from orchestrator.pipeline.sources import Arrival, sample
 from workers.reward import Reward
 from workers.rollout import Rollout
 from workers.types import Experience, Measures, Metrics, Prompt, Sample, Sampling, Scores, TokenShare, merge_scores
-
-Mode: TypeAlias = Literal["greedy", "sampled"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What was found out about one answer to a held-out prompt.
-
-    Example: `Answer(mode="sampled", prompt_id="test.jsonl:3", index=0, reward=1.0, scores={"exact_sort": 1.0},
-    length=6, log_ratio=0.8)`.
-    """
-
-    mode: Mode
-    prompt_id: str
-    index: int  # among the prompt's answers of this mode
-    reward: float
-    scores: Mapping[str, float | None]  # by scorer; None: it passed
-    length: int  # tokens, with the one that ends it
-    log_ratio: float | None  # log π(y) − log π_0(y) in nats, π_0 what the run began with; None: not measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

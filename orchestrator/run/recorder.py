@@ -18,7 +18,8 @@ import numpy as np
 
 from orchestrator import disk
 from orchestrator.cluster.base import Handle, wait
-from orchestrator.evaluation.held_out import Answer, Evaluator
+from orchestrator.evaluation.answer import Answer
+from orchestrator.evaluation.held_out import Evaluator
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.pipeline.sources import Arrival

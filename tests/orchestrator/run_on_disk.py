@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.config.recipe import load
-from orchestrator.evaluation.held_out import Answer
+from orchestrator.evaluation.answer import Answer
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger

@@ -17,7 +17,7 @@ from orchestrator.compare.answer import answer, at_equal_kl
 from orchestrator.compare.frontier import Gap, beats, duel, front_of, mixture_at, points_of
 from orchestrator.compare.lives import Field, Life, Moment
 from orchestrator.compare.page import Section, as_json, page
-from orchestrator.evaluation.held_out import Answer
+from orchestrator.evaluation.answer import Answer
 from orchestrator.evaluation.statistics import Interval, crossed_bootstrap
 from orchestrator.run.directory import RunDirectory
 

@@ -1,4 +1,4 @@
-"""How near each method comes to the optimum of what it really optimises, on the world of `test_closed_form.py`.
+"""How near each method comes to the optimum of what it really optimises, on the world of `benchmarks/world.py`.
 
     python tests/workers/algorithms/proof.py           writes proof.json and docs/proof.md (`make proof`)
     python tests/workers/algorithms/proof.py dpo ppo   computes the rows of these methods anew, the others stay
@@ -20,10 +20,13 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # as pytest has it
+sys.path[:0] = [str(HERE), str(HERE.parents[2])]  # as pytest has it
 
 from pydantic import TypeAdapter, ValidationError  # noqa: E402
-from test_closed_form import (  # noqa: E402
+from test_closed_form_policy_gradient import COEFFICIENT, deviation  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks.world import (  # noqa: E402
     BETA,
     ONE_TOKEN,
     PROMPTS,
@@ -34,9 +37,6 @@ from test_closed_form import (  # noqa: E402
     kl,
     tilted,
 )
-from test_closed_form_policy_gradient import COEFFICIENT, deviation  # noqa: E402
-from torch import Tensor  # noqa: E402
-
 from workers.config import AlgorithmConfig  # noqa: E402
 
 SEEDS = tuple(range(10))

@@ -1,4 +1,4 @@
-"""The optima of the critic-free methods, and of PPO with the KL in its loss, in the world of test_closed_form.py."""
+"""The optima of the critic-free methods, and of PPO with the KL in its loss, in the world of benchmarks/world.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_closed_form import BETA, ONE_TOKEN, TWO_TOKENS, Trainer, World, assert_reaches, hyperbolic, kl, tilted
 from torch import Tensor
+
+from benchmarks.world import BETA, ONE_TOKEN, TWO_TOKENS, Trainer, World, assert_reaches, hyperbolic, kl, tilted
 
 COEFFICIENT = 2.0  # small ones have no optimum inside: the deviation vanishes as the policy becomes certain
 

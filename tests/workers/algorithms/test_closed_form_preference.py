@@ -1,6 +1,6 @@
 """The DPO family, trained through its real `prepare` and `loss`, reaches the optimum each is said to have.
 
-The world is that of `test_closed_form.py`. Completions of data are drawn uniformly and labelled by the Bradley–Terry
+The world is that of `benchmarks/world.py`. Completions of data are drawn uniformly and labelled by the Bradley–Terry
 model of the rewards r. Where no optimum is finite (hinge, KTO), what is known of the limit is tested.
 
 Not tested here: label smoothing, `margin_weight`, `dpop_lambda`, `sft_weight` and a `simpo_gamma` above 0. What they
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_closed_form import (
+from torch import Tensor
+
+from benchmarks.world import (
     BETA,
     PROMPTS,
     TWO_TOKENS,
@@ -30,8 +32,6 @@ from test_closed_form import (
     sources_of,
     tilted,
 )
-from torch import Tensor
-
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.algorithms.ops import completion_sums
 from workers.types import Evidence, Experience, Finish, Prompt, Ragged, TrainBatch

@@ -1,0 +1,26 @@
+"""What a run keeps of each answer to a held-out prompt: figures alone, for whoever compares runs afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Mode: TypeAlias = Literal["greedy", "sampled"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What was found out about one answer to a held-out prompt.
+
+    Example: `Answer(mode="sampled", prompt_id="test.jsonl:3", index=0, reward=1.0, scores={"exact_sort": 1.0},
+    length=6, log_ratio=0.8)`.
+    """
+
+    mode: Mode
+    prompt_id: str
+    index: int  # among the prompt's answers of this mode
+    reward: float
+    scores: Mapping[str, float | None]  # by scorer; None: it passed
+    length: int  # tokens, with the one that ends it
+    log_ratio: float | None  # log π(y) − log π_0(y) in nats, π_0 what the run began with; None: not measured
