@@ -11,7 +11,6 @@ import numpy as np
 from orchestrator.compare.frontier import Duel, Gap, Point, common_cost, duel, gaps, points_of
 from orchestrator.compare.lives import AXES, Axis, Field
 from orchestrator.evaluation.statistics import Interval
-from orchestrator.monitor.figures import number
 from orchestrator.report.page import percent
 
 
@@ -126,7 +125,7 @@ def at_equal_kl(ours: str, theirs: str, found: Sequence[Gap]) -> str:
     if not known:
         return ""
     signs = [int(g.difference.low > 0) - int(g.difference.high < 0) for g in known if g.difference]
-    reach = f"KL up to {number(known[-1].kl)}"
+    reach = f"KL up to {_kl(known[-1].kl)}"
     if not any(signs):
         return f"At equal KL no difference was shown between {ours} and {theirs} ({reach})."
     parts = []
@@ -136,7 +135,7 @@ def at_equal_kl(ours: str, theirs: str, found: Sequence[Gap]) -> str:
             at = where[len(where) // 2]
             assert at.difference is not None
             gap = at.difference if sign == 1 else _negative(at.difference)
-            parts.append(f"{name} ahead {_range(where, known)} ({points_of_percent(gap)} at KL {number(at.kl)})")
+            parts.append(f"{name} ahead {_range(where, known)} ({points_of_percent(gap)} at KL {_kl(at.kl)})")
     none = [gap for gap, s in zip(known, signs, strict=True) if s == 0]
     parts += [f"no difference shown {_range(none, known)}"] if none else []
     return f"{ours} and {theirs} at equal KL: {'; '.join(parts)}."
@@ -149,13 +148,17 @@ def _negative(interval: Interval) -> Interval:
 def _range(where: Sequence[Gap], known: Sequence[Gap]) -> str:
     """Example: "at KL < 5"; the KLs that were looked at lie close to each other."""
     if len(where) == len(known):
-        return f"at every KL up to {number(known[-1].kl)}"
+        return f"at every KL up to {_kl(known[-1].kl)}"
     low, high = where[0].kl, where[-1].kl
     indices = [known.index(gap) for gap in where]
     if indices == list(range(len(where))):
-        return f"at KL < {number(known[len(where)].kl)}"
+        return f"at KL < {_kl(known[len(where)].kl)}"
     if indices == list(range(len(known) - len(where), len(known))):
-        return f"at KL ≥ {number(low)}"
+        return f"at KL ≥ {_kl(low)}"
     if np.ptp(indices) == len(indices) - 1:
-        return f"at KL {number(low)} to {number(high)}"
-    return f"at some KL between {number(low)} and {number(high)}"
+        return f"at KL {_kl(low)} to {_kl(high)}"
+    return f"at some KL between {_kl(low)} and {_kl(high)}"
+
+
+def _kl(value: float) -> str:
+    return f"{value:.2g}"

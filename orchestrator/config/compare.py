@@ -62,7 +62,7 @@ class TaskConfig(Settings):
     about: str = ""
     gold: str | None = None  # the scorer that says who is better; None: the run's whole reward
     overrides: dict[str, Any] = Field(default_factory=dict)  # of every method's last stage
-    methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
+    methods: tuple[MethodConfig, ...]
 
 
 class CompareConfig(Settings):
@@ -75,7 +75,7 @@ class CompareConfig(Settings):
     num_samples: Count = 8  # sampled answers to each held-out prompt
     attempts: Count = 2  # of each run
     known: PathText | None = None  # beside this file: points in a world whose best is known (benchmarks/frontier.py)
-    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    tasks: tuple[TaskConfig, ...]
 
     @model_validator(mode="after")
     def no_conflicts(self) -> Self:
@@ -187,6 +187,8 @@ def _conflicts(config: CompareConfig) -> Iterator[Conflict]:
         *((f"tasks.{i}.methods", [m.name for m in task.methods]) for i, task in enumerate(config.tasks)),
     ]
     for key, names in lists:
+        if not names:
+            yield Conflict(keys=(key,), why="there is nothing to compare", fix="see configs/quickstart/compare.yaml")
         if len(set(names)) < len(names):
             why, fix = "one of them is given twice", "give each once, and each method its own name"
             yield Conflict(keys=(key,), why=why, fix=fix)
@@ -237,7 +239,9 @@ def _run(
     except BadInput as error:
         for problem in error.problems:
             where = f"{source}, {task.name}, {method.name}: {problem.where}"
-            problems.add(problem.what, where=where, why=problem.why, fix=problem.fix)
+            told = Problem(what=problem.what, where=where, why=problem.why, fix=problem.fix)
+            if told not in problems:  # another setting of the same method may have said it
+                problems.append(told)
         return None
     return PlannedRun(
         task=task.name, method=method.name, setting=setting, seed=seed, recipe=recipe, overrides=overrides

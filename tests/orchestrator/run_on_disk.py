@@ -47,6 +47,21 @@ def run_on_disk(
     recipe.write_text(RECIPE.format(name=name, kind=kind))
     config = load(recipe, [f"output_dir={root / 'runs'}", *overrides]).stages[-1]
     directory = RunDirectory.create(config, recipe.read_text())
+    live(directory, steps=steps, prompt=prompt, answer=answer, exit=exit, rows=rows, answers=answers)
+    return directory
+
+
+def live(
+    directory: RunDirectory,
+    *,
+    steps: int = 40,
+    prompt: str = "2+2=",
+    answer: str = "4",
+    exit: Mapping[str, Any] | None = None,
+    rows: Sequence[Mapping[str, float]] | None = None,
+    answers: Callable[[int], Sequence[Answer]] | None = None,
+) -> None:
+    """What an attempt writes into a directory that is there."""
     attempt = directory.start_attempt()
     metrics = MetricsFile(directory.metrics)
     with Ledger.open(directory.ledger) as ledger:
@@ -65,9 +80,9 @@ def run_on_disk(
                     pq.write_table(pa.Table.from_pylist([asdict(a) for a in answers(step)]), path)
         if exit is None:
             ledger.append(Fact.finished, attempt=attempt, step=steps)
+            directory.model.mkdir()
     ending = {"cause": "completed", "message": "all steps done", "exit_code": 0, "alarms": []} | dict(exit or {})
     directory.write_exit(**{"attempt": attempt, "step": steps, **ending})
-    return directory
 
 
 def row(step: int, steps: int) -> dict[str, float]:
