@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults fuzz bad-input check bench back-test table alarms parity proof golden \
-    golden-check lock clean
+.PHONY: help setup quickstart test test-faults fuzz bad-input check bench back-test table alarms parity proof frontier \
+    golden golden-check lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -57,6 +57,9 @@ parity: setup ## compute TRL's losses and gradients anew in TRL's own environmen
 
 proof: setup ## train every method on a world with a known optimum: docs/proof.md (6 minutes)
 	@$(IN_VENV) python tests/workers/algorithms/proof.py
+
+frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)
+	@$(IN_VENV) python -m benchmarks.frontier
 
 golden: setup ## run the first steps of every quickstart recipe and keep their figures in tests/golden/traces/ (20 minutes)
 	@$(IN_VENV) python tests/stack/traces.py
