@@ -99,7 +99,7 @@ class RayCluster:
         """End every actor; a cluster that was started for the run ends too."""
         if not ray.is_initialized():
             return
-        if self._heart.cluster_answers:  # else each of these would wait for it
+        if self._heart.ask():  # else each of these would wait for it, until Ray ends this process
             for gang in self._gangs.values():
                 for actor in gang.actors:
                     ray.kill(actor)
