@@ -71,12 +71,7 @@ def test_the_handlers_before_it_come_back() -> None:
 
 
 def test_a_signal_that_ray_made_an_error_of_is_still_the_signal() -> None:
-    with pytest.raises(SystemError) as caught:
-        try:
-            raise Interrupted("SIGTERM")
-        except Interrupted:
-            raise SystemError("returned a result with an exception set")  # noqa: B904 - as C code does it, unasked
-    found = interruption(caught.value)
-    assert found is not None
-    assert found.signal == "SIGTERM"
-    assert interruption(SystemError("of its own")) is None
+    error = SystemError("returned a result with an exception set")
+    assert interruption(error) is None
+    error.__cause__ = stopped = Interrupted("SIGTERM")
+    assert interruption(error) is stopped
