@@ -109,7 +109,7 @@ class RayCluster:
         """End every actor; a cluster that was started for the run ends too."""
         if not ray.is_initialized():
             return
-        if self._heart.cluster_answers:  # else each call of it would wait
+        if self._heart.ask():  # else each call of it would wait for it, until Ray ends this process
             self.release()
         ray.shutdown()
 

@@ -62,9 +62,10 @@ class Heart:
         self._seen[actor] = _Look(beat, silent_s, now)
         return silent_s
 
-    @property
-    def cluster_answers(self) -> bool:
-        """Whether it did when it was last asked."""
+    def ask(self) -> bool:
+        """Whether the cluster answers now."""
+        with suppress(ClusterLost):
+            self._beat("")
         return self._unanswered_since is None
 
     def pid(self, actor: str) -> int | None:

@@ -60,11 +60,14 @@ def start_local(config: ClusterConfig) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """`ray.init` takes SIGTERM over and would end the process at once: the driver's own handler, if any, stays."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Ray takes SIGTERM over and would end the process at once, first from Python, then from C++: the driver's own
+    handler, if any, stays."""
+    handler, install = signal.getsignal(signal.SIGTERM), ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
+        ray._private.utils.set_sigterm_handler = install
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 

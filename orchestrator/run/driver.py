@@ -40,7 +40,7 @@ from orchestrator.run.provenance import compare, describe
 from orchestrator.run.recorder import Recorder
 from orchestrator.run.roles import gang_plans
 from orchestrator.run.rollouts import Rollouts
-from orchestrator.run.stop import Stop
+from orchestrator.run.stop import Stop, interruption
 from workers.learner import Learner
 from workers.weights import remove_orphans, segment_path
 
@@ -260,6 +260,8 @@ class Attempt:
         self._cluster = cluster = self._start_cluster(
             config.cluster, log_directory=logs, told=lambda restart: self._restarted(restart, monitor)
         )
+        if self._stop.asked():  # while Ray was starting, and Ray has made nothing of it
+            raise Interrupted(self._stop.signal)
         admit(config, cluster, logs)
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._material.max_steps)
         ledger.append(Fact.placed, attempt=self._number, step=self._turns, devices=devices_of(plans, cluster.cuda))
@@ -352,6 +354,8 @@ class Attempt:
             return superseded
         except OSError:
             pass
+        if (stopped := interruption(error)) is not None:
+            return Interrupted(stopped.signal, resume=self._directory.resume_command)
         return limits.explain(disk.explain(error, self._directory.path, self._directory.resume_command))
 
     def _failed(self, error: BaseException, monitor: Monitor) -> None:
@@ -362,9 +366,8 @@ class Attempt:
             return
         known = error if isinstance(error, RlhfError) else None
         final = isinstance(error, Alarmed) and error.action == "stop"
-        resumable = bool(list_checkpoints(self._directory.checkpoints)) and not final
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hints = (f"resume with: {self._directory.resume_command}",) if resumable else ()
+        hints = () if final else (f"resume with: {self._directory.resume_command}",)
         with suppress(OSError):
             self._directory.write_exit(
                 cause=known.cause if known else "error",

@@ -46,3 +46,11 @@ class Stop:
             self._gentle("stopping after this step, with a checkpoint; once more to stop at once")
             return
         raise Interrupted(self.signal)
+
+
+def interruption(error: BaseException | None) -> Interrupted | None:
+    """What an error came of, when that was a signal: compiled code of Ray turns what a handler raises inside it into an
+    error of its own."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return error

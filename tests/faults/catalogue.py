@@ -66,10 +66,9 @@ FAULTS = (
     Fault("F24", "head lost, with fault tolerance", "automated",
           "faults/test_kills_on_ray.py::test_f24_a_head_that_is_killed_and_comes_back_from_redis",
           "where there is a redis-server; everywhere: a head that does not answer for a while (the test before it)"),
-    Fault("F25", "head lost, without fault tolerance", "simulated",
-          "orchestrator/test_supervise.py::test_a_driver_that_ends_without_a_word_is_followed_by_another",
-          "the driver that dies of it; a real head is killed in test_kills_on_ray.py (f25), where Ray at times ends "
-          "the driver before it has said why"),
+    Fault("F25", "head lost, without fault tolerance", "automated",
+          "faults/test_kills_on_ray.py::test_f25_a_head_that_is_lost_ends_the_attempt_and_the_next_cluster_goes_on",
+          "gcs_server is killed; marked long"),
     Fault("F26", "node lost", "automated",
           "faults/test_kills_on_ray.py::test_f26_a_machine_is_lost_and_another_takes_its_place",
           "a raylet with all that lives on it; several of them are on one machine"),

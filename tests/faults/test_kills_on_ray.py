@@ -23,7 +23,17 @@ import losses
 import partition
 import pytest
 from kills import LIFE_S
-from losses import ELSEWHERE, configuration, ended, goes_on, incidents, is_as_if_nothing_had_happened, reach, strike
+from losses import (
+    ELSEWHERE,
+    STEPS,
+    configuration,
+    ended,
+    goes_on,
+    incidents,
+    is_as_if_nothing_had_happened,
+    reach,
+    strike,
+)
 from stage import Stage, eventually
 
 from orchestrator.errors import Superseded
@@ -235,10 +245,26 @@ def test_f25_a_head_that_is_lost_ends_the_attempt_and_the_next_cluster_goes_on(
     with stage.elsewhere() as other:
         life = other.life(config)
         reach(life, 10)
+        engine = other.members(life)["rollout", 0]
+        os.kill(engine, signal.SIGSTOP)  # or the run reaches its end without a head: its calls need none
         other.cluster.head_node.kill_gcs_server()
+        assert life.ended(LIFE_S), "it hangs"
+        os.kill(engine, signal.SIGKILL)  # what is stopped cannot see that its cluster is gone
         exit = ended(other, life)
     assert (exit["cause"], exit["exit_code"], exit["first_cause"]["role"]) == ("cluster_lost", 3, "cluster")
     goes_on(stage, config)
+    is_as_if_nothing_had_happened(life, expected)
+
+
+@pytest.mark.long
+def test_f25_a_head_that_is_lost_when_nobody_needs_it_any_more(stage: Stage, task: Path, expected: Any) -> None:
+    with stage.elsewhere() as other:
+        life = other.life(configuration(task, "almost"))
+        reach(life, 6 * STEPS - 8)
+        other.cluster.head_node.kill_gcs_server()
+        assert life.ended(LIFE_S), "it hangs"
+        assert (life.status, life.cause) == (0, "completed"), losses.told(life)
+        assert other.clean(life, within_s=90), "Ray ends what has had no head for a minute"
     is_as_if_nothing_had_happened(life, expected)
 
 

@@ -58,10 +58,10 @@ def test_a_cluster_that_does_not_answer_for_a_while_condemns_nobody() -> None:
     assert ward.look(2.0, beats=False) == 2.0
     ward.answers = False
     assert [ward.look(5.0, beats=False) for _ in range(4)] == [0, 0, 0, 0]
-    assert not ward.heart.cluster_answers
+    assert not ward.heart.ask()
     ward.answers = True
     assert [ward.look(2.0, beats=False) for _ in range(3)] == [0, 2, 4]  # as if it were seen for the first time
-    assert ward.heart.cluster_answers
+    assert ward.heart.ask()
 
 
 def test_a_cluster_that_does_not_answer_for_long_is_lost() -> None:

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from orchestrator.errors import Interrupted
-from orchestrator.run.stop import Stop
+from orchestrator.run.stop import Stop, interruption
 
 NOTE = "stopping after this step, with a checkpoint; once more to stop at once"
 
@@ -68,3 +68,10 @@ def test_the_handlers_before_it_come_back() -> None:
     with Stop():
         assert [signal.getsignal(number) for number in Stop.SIGNALS] != before
     assert [signal.getsignal(number) for number in Stop.SIGNALS] == before
+
+
+def test_a_signal_that_ray_made_an_error_of_is_still_the_signal() -> None:
+    error = SystemError("returned a result with an exception set")
+    assert interruption(error) is None
+    error.__cause__ = stopped = Interrupted("SIGTERM")
+    assert interruption(error) is stopped

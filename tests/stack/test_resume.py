@@ -45,6 +45,17 @@ def test_sigterm_ends_a_run_after_its_round_and_resume_ends_where_it_would_have_
     assert_equal(stopped, whole)
 
 
+def test_sigterm_while_ray_starts_is_told_as_what_it_is(qwen2: Path) -> None:
+    stopped = Run(qwen2 / "runs" / "early")
+    with Command("run", str(RECIPES / "base.yaml"), "name=early", cwd=qwen2) as command:
+        command.read_until("starting Ray")
+        command.terminate()
+        assert command.exit_code() == 143
+        assert command.leaves_nothing_behind()
+    assert (stopped.exit["cause"], stopped.exit["step"]) == ("preempted", 0)
+    assert "go on with: rlhf resume runs/early" in command.output
+
+
 def assert_stopped(run: Run, output: str, *, cause: str, exit_code: int, steps: int = 6) -> None:
     assert (run.exit["cause"], run.exit["exit_code"]) == (cause, exit_code)
     steps_done = run.exit["step"]
