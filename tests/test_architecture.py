@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shipped import RECIPES, SUITES
 
 from orchestrator.config import load, resolved
 from orchestrator.config.recipe import from_resolved
 from orchestrator.config.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
-SUITES = sorted(ROOT.glob("configs/eval/*.yaml"))
-COMPARISONS = sorted(ROOT.glob("configs/**/compare*.yaml"))
-RECIPES = sorted({*ROOT.glob("configs/**/*.yaml")} - {*SUITES, *COMPARISONS})
 
 # A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
 ORDER = [

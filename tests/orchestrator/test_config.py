@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import ValidationError
+from shipped import RECIPES
 from workshop import Workshop
 
 from orchestrator.cli import main
@@ -18,7 +19,6 @@ from orchestrator.config.vocabulary import PEERS, all_keys, known_keys, suggest
 from orchestrator.errors import BadInput
 from workers.needs import NEEDS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = """
 name: base
 model: {path: ./model}
@@ -54,7 +54,7 @@ def test_a_small_recipe_is_filled_with_the_defaults(workshop: Workshop) -> None:
     assert config.model_directory == Path("runs/arith/model")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_that_is_shipped_loads(path: Path) -> None:
     assert load(path).stages
 

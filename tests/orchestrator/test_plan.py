@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shipped import CONFIGS, QUICKSTART
 from workshop import Workshop
 
 from orchestrator.cli import main
@@ -32,7 +33,6 @@ from orchestrator.plan.show import show_comparison, show_plan
 from orchestrator.plan.step import step_time
 from orchestrator.plan.work import Lengths, work_of
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 MEANT_FOR_GPUS = sorted([*CONFIGS.glob("8b/*.yaml"), *CONFIGS.glob("70b/*.yaml")])
 H100 = GPUS["H100"]
 Golden = Callable[[str, str], None]
@@ -68,7 +68,7 @@ def test_it_plans_the_gangs_that_a_run_starts(path: Path) -> None:
         assert shares_base(config) == roles.shares_base(config)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("quickstart/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", QUICKSTART, ids=lambda path: path.stem)
 def test_it_knows_every_kind_of_gang(path: Path) -> None:
     """Every method has a quickstart recipe; here each is planned as if it were for GPUs and an 8B model."""
     from orchestrator.run import roles  # imports torch

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shipped import CONFIGS, QUICKSTART
 
 from orchestrator.config import RunConfig, load
 from orchestrator.run.roles import absolute, gang_plans
 from workers.config import ModelConfig
-
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 
 GANGS = {
     "base.yaml": {"policy": 2, "dataset": 1},
@@ -38,11 +37,11 @@ GANGS = {
 
 
 def config(recipe: str, *overrides: str) -> RunConfig:
-    return load(QUICKSTART / recipe, overrides).stages[-1]
+    return load(CONFIGS / "quickstart" / recipe, overrides).stages[-1]
 
 
 def test_every_quickstart_recipe_is_told_of_here() -> None:
-    assert {p.name for p in QUICKSTART.glob("*.yaml")} == set(GANGS)
+    assert {path.name for path in QUICKSTART} == set(GANGS)
 
 
 @pytest.mark.parametrize("recipe", GANGS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import traces
+from shipped import QUICKSTART
 
 
 @pytest.fixture
@@ -50,5 +51,5 @@ def test_a_shorter_run_is_told(golden: Callable[[dict[str, str]], None]) -> None
 
 
 def test_every_quickstart_recipe_has_its_trace() -> None:
-    recipes = {path.stem for path in traces.QUICKSTART.glob("*.yaml")} - {"base"}
+    recipes = {path.stem for path in QUICKSTART} - {"base"}
     assert {path.stem for path in traces.GOLDEN.glob("*.json")} == recipes, "run make golden"
