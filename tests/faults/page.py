@@ -18,10 +18,12 @@ ROWS = {
     "T1 grpo-ahead": "the same, GRPO whose engines sample a version ahead (`max_staleness: 1`)",
     "T1 ppo": "the same, PPO with its critic",
     "T1 iterative-dpo": "the same, iterative DPO with a reference refresh every round",
+    "T1 iterative-dpo-updates": "the same, iterative DPO with checkpoints within its rounds",
     "T2 driver grpo": "the one process of a GRPO run killed at a random moment",
     "T2 driver grpo-ahead": "the same, GRPO a version ahead",
     "T2 driver ppo": "the same, PPO",
     "T2 driver iterative-dpo": "the same, iterative DPO",
+    "T2 driver iterative-dpo-updates": "the same, iterative DPO with checkpoints within its rounds",
     "T4": "power cut at a random operation: what was not fsynced is lost, bytes and names",
     "T5": "disk full after every 4 KiB of the whole run",
     "T7 checkpoint": "one bit flipped, or the end cut off, in a file of a checkpoint: refused",
@@ -160,10 +162,10 @@ not promised to. Its first series found that `rlhf resume` refused a run killed 
 and that after a driver's death two agents of Ray itself may try for a minute to tell their dead head: a run that leaves
 nothing behind leaves nothing after 90 s (other lives: 30 s).
 
-The machine had other work nearly all the time, at a load of about ten on two cores: wall times say little. T7, T18 and
-"T2 real engines" were measured on this code, T17 and T19 just before its last fixes; T1, T2, T4, T8 and T10 before
-drivers were fenced off from each other, weights had checksums and engines left out what kills them. `make test` does a
-sample of each on every change.
+The machine had other work nearly all the time, at a load of about ten on two cores: wall times say little. T5, T7, T18,
+"T2 real engines" and "T2 driver" (but for GRPO) were measured on this code, T17 and T19 just before its last fixes; T1
+(but for checkpoints within rounds), T2 on real Ray, T4, T8 and T10 before drivers were fenced off from each other,
+weights had checksums and engines left out what kills them. `make test` does a sample of each on every change.
 
 The watch of T1, T4 and T5 is on Python's `os`; what a library writes by itself (weights, samples for people) is seen
 when it is fsynced or renamed. A power cut is a model of a disk, not a disk. Nothing here has run on a GPU, on several

@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def doors(command: Command) -> tuple[set[tuple[str, int]], dict[int, tuple[int, 
     for _ in range(12):
         connections = [c for p in family(command) for c in p.net_connections()]
         listening = {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
-        answers = {port: answer for _, port in listening if (answer := anonymous_get(port)) is not None}
+        with ThreadPoolExecutor(len(listening)) as threads:  # what speaks no HTTP may take its time to say nothing
+            told = zip(listening, threads.map(lambda door: anonymous_get(door[1]), listening), strict=True)
+            answers = {port: answer for (_, port), answer in told if answer is not None}
         if any(status >= 400 for status, _ in answers.values()):
             break
         time.sleep(5)
