@@ -91,7 +91,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     },
 }
 NOT_SHOWN: Mapping[int, str] = {
-    27: "no reward is asked by URL yet; credentials in any URL are redacted (`tests/orchestrator/test_errors.py`)",
+    27: "judges are what is asked by URL; credentials in any URL are redacted (`tests/orchestrator/test_errors.py`)",
 }
 ELSEWHERE: Mapping[int, tuple[str, ...]] = {
     # tests whose names say something else

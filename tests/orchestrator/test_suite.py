@@ -26,8 +26,9 @@ BAD = {
     "judge: {url: 'http://judge.example/v1', model: gold, api_key_env: A, api_key_file: b}\n",
     "judge-with-a-key-in-the-suite": "prompts: a.jsonl\n"
     "judge: {url: 'https://judge.example/v1', model: gold, api_key: abc}\n",
-    "judge-with-credentials-in-its-url": "prompts: a.jsonl\n"
+    "b27-a-judge-whose-url-holds-credentials": "prompts: a.jsonl\n"
     "judge: {url: 'https://user:word@judge.example/v1', model: gold}\n",
+    "b27-a-judge-whose-url-is-none": "prompts: a.jsonl\njudge: {url: judge.example, model: gold}\n",
     "stages": "prompts: a.jsonl\nreward: [{type: model, from_stage: rm}]\n",
     "a-list": "- prompts: a.jsonl\n",
 }
