@@ -1,6 +1,6 @@
 """A command in a session of its own, and whoever it starts: of its session, or with a mark in its environment.
 
-Neither is enough: a sandbox is a session of its own, and Ray's agents write their names over parts of their environment.
+Neither is enough: a sandbox is a session of its own, and Ray's agents write their names over parts of their environ.
 """
 
 from __future__ import annotations
