@@ -24,7 +24,7 @@ test: setup ## run all tests
 	@$(IN_VENV) python -m pytest
 
 test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/reliability.md (hours)
-	@$(IN_VENV) python -m pytest -m long tests/faults
+	@$(IN_VENV) python -m pytest -m long
 	@$(IN_VENV) python tests/faults/report.py --anew
 
 fuzz: setup ## fuzz every parser for MINUTES=20 each, one after another: docs/fuzzing.md

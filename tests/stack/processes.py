@@ -1,4 +1,7 @@
-"""A command in a process group of its own, and whoever it starts: all of them carry a mark in their environment."""
+"""A command in a session of its own, and whoever it starts: of its session, or with a mark in its environment.
+
+Neither is enough: a sandbox is a session of its own, and Ray's agents write their names over parts of their environ.
+"""
 
 from __future__ import annotations
 
@@ -72,16 +75,17 @@ class Command:
         return self._process.returncode
 
     def left_behind(self) -> list[int]:
-        """Processes that carry the mark."""
-        return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and self._carries(p)]
+        return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and self._started(p)]
 
     def leaves_nothing_behind(self) -> bool:
         """Ray's workers notice a moment later that their cluster is gone. Its two agents at times want to tell the head
         of it first, which is gone, too, and give up after a minute."""
         return eventually(lambda: not self.left_behind(), within_s=90.0)
 
-    def _carries(self, process: Path) -> bool:
+    def _started(self, process: Path) -> bool:
         try:
+            if os.getsid(int(process.name)) == self._process.pid:
+                return bool((process / "cmdline").read_bytes())  # else it has ended, and nobody has asked how
             return f"{MARK}={self._mark}".encode() in (process / "environ").read_bytes()
         except OSError:  # it ended, or is not ours
             return False

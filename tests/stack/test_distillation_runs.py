@@ -32,6 +32,7 @@ def test_on_its_own_samples(finished: Finished, qwen2: Path) -> None:
     assert roles == {"policy", "teacher", "rollout"}
 
 
+@pytest.mark.long
 def test_by_policy_gradient(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2, *GRADIENT, *LESS_NOISE)
     assert_learned(run, steps=12)

@@ -67,6 +67,7 @@ def test_workers_that_are_killed_one_after_the_other_change_nothing(finished: Fi
     assert [i.pid for i in incidents] == struck
 
 
+@pytest.mark.long
 def test_a_learner_that_is_killed_ends_the_attempt_and_the_next_one_the_run(finished: Finished, qwen2: Path) -> None:
     whole, run = finished("base", qwen2), Run(qwen2 / "runs" / "beheaded")
     with Command("run", str(attempts.RECIPES / "base.yaml"), "name=beheaded", "--attempts", "3", cwd=qwen2) as command:

@@ -22,6 +22,7 @@ Finished = Callable[..., Run]
 LORA = "model.lora={r: 4, lora_alpha: 8}"
 
 
+@pytest.mark.long
 def test_ppo_with_an_adapted_critic_goes_on_after_a_stop_as_if_there_had_been_none(
     finished: Finished, qwen2: Path
 ) -> None:
