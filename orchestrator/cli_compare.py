@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,9 +69,13 @@ def _of_recipes(path: Path, *, dry_run: bool) -> int:
 
     for run in comparison.runs:
         preflight(run.recipe)
+    from orchestrator.cluster.ray_start import one_for_all
     from orchestrator.compare.runs import run_comparison
+    from orchestrator.run.directory import RunDirectory
 
-    return _tell(run_comparison(comparison, say=say, extra=extra))
+    left = [run.config for run in comparison.runs if not RunDirectory(run.config.directory).is_complete]
+    with one_for_all(left[0].cluster) if left else nullcontext():
+        return _tell(run_comparison(comparison, say=say, extra=extra))
 
 
 def _tell(outcome: Outcome) -> int:

@@ -59,6 +59,24 @@ def start_local(config: ClusterConfig) -> None:
 
 
 @contextmanager
+def one_for_all(config: ClusterConfig) -> Iterator[None]:
+    """A cluster on this machine for several runs, one after another: RAY_ADDRESS leads them to it, in their processes.
+
+    Nothing is started where the recipe or the environment has a cluster already.
+    """
+    if config.address is not None or "RAY_ADDRESS" in os.environ:
+        yield
+        return
+    start_local(config)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        ray.shutdown()
+
+
+@contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Ray takes SIGTERM over and would end the process at once, first from Python, then from C++: the driver's own
     handler, if any, stays."""

@@ -1,4 +1,8 @@
-"""Models, schedules and Hugging Face directories: transformers, but for the text, which is in hf_text.py."""
+"""Models, schedules and Hugging Face directories: transformers, but for the text, which is in hf_text.py.
+
+What of transformers is slow to import (models, tokenizers) is asked for by attribute, where it is used: a driver wants
+the names of the workers' methods alone, and starts two seconds earlier.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,13 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
+import transformers
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-    dynamic_module_utils,
-    get_scheduler,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -36,7 +31,6 @@ from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
 from workers.needs import Head
 
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along is never run, and nobody is asked to
-AttentionInterface.register("packed", packed_attention)
 disable_progress_bar()  # of loading and writing files: the run has its own
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -120,7 +114,7 @@ def load_scorer(
 
 def is_scorer(path: str) -> bool:
     """Whether the model at `path` is one for sequence classification, which reward models are."""
-    named = getattr(AutoConfig.from_pretrained(path), "architectures", None) or ()
+    named = getattr(transformers.AutoConfig.from_pretrained(path), "architectures", None) or ()
     return any(name.endswith("ForSequenceClassification") for name in named)
 
 
@@ -131,11 +125,11 @@ def padding_token(path: str) -> int:
     token, or where it has none (that the model knows) the end of sequence, as TRL has it: a text is then scored at the
     token before its end.
     """
-    config = AutoConfig.from_pretrained(path).get_text_config()
+    config = transformers.AutoConfig.from_pretrained(path).get_text_config()
     if is_scorer(path):
         given = getattr(config, "pad_token_id", None)
         return -1 if given is None else int(given)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
     known = range(config.vocab_size)
     chosen = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t in known), None)
     if chosen is None:
@@ -143,13 +137,19 @@ def padding_token(path: str) -> int:
     return int(chosen)
 
 
+def _attention() -> str:
+    """The name by which transformers knows our attention over packed rows, from now on."""
+    transformers.AttentionInterface.register("packed", packed_attention)
+    return "packed"
+
+
 def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None) -> Any:
-    labels = AutoConfig.from_pretrained(path).num_labels
+    labels = transformers.AutoConfig.from_pretrained(path).num_labels
     if labels != 1:
         raise ModelError(f"{path}: a reward model answers one number, this one has {labels} labels; use one with one")
     sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=DTYPES[dtype], attn_implementation="packed"
+    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=DTYPES[dtype], attn_implementation=_attention()
     )
     del sharding
     if not (hasattr(model, "model") and isinstance(getattr(model, "score", None), nn.Linear)):
@@ -161,7 +161,9 @@ def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lor
 
 def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None = None) -> Any:
     sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="packed")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=DTYPES[dtype], attn_implementation=_attention()
+    )
     del sharding
     for unsupported in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config, unsupported, None) not in (None, 1, 1.0):
@@ -184,7 +186,7 @@ def load_output_layer(model: ModelConfig) -> OutputLayer:
     """What turns the last hidden states of `model` into logits, read from its files and nothing else of it."""
     assert model.path is not None
     with torch.device("meta"):
-        empty: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model.path))
+        empty: Any = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(model.path))
     head = empty.get_output_embeddings()
     named = dict(empty.named_parameters(remove_duplicate=False))
     weight = {name for name, p in named.items() if p is head.weight}  # more than one name: tied to the embeddings
@@ -260,7 +262,7 @@ def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     # transformers' warm-up starts at exactly 0, which would waste the first update: ours is one later throughout.
     shift = 1 if warmup_updates else 0
-    lambdas = get_scheduler(
+    lambdas = transformers.get_scheduler(
         kind, optimizer, num_warmup_steps=warmup_updates, num_training_steps=total + shift
     ).lr_lambdas
     return lambda update: float(lambdas[0](update + shift))
@@ -268,7 +270,7 @@ def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
 
 def max_positions(path: str) -> int | None:
     """The longest sequence the model was built for; None when its config does not say."""
-    limit = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)
+    limit = getattr(transformers.AutoConfig.from_pretrained(path), "max_position_embeddings", None)
     return int(limit) if limit else None
 
 
@@ -286,7 +288,7 @@ def export(
     """Write a Hugging Face directory: `weights` in shards of up to `shard_bytes`, each written as soon as it is
     complete, and all else (config, tokenizer, chat template, generation config) from the directory `source`."""
     target.mkdir(parents=True, exist_ok=True)
-    config = AutoConfig.from_pretrained(source)
+    config = transformers.AutoConfig.from_pretrained(source)
     tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()  # stored once
     split = split_torch_state_dict_into_shards(
         {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in described if name not in tied},
@@ -306,7 +308,7 @@ def export(
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     config.dtype = described[0][1]
-    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
     scores = any(name == SCORE for name, _, _ in described)
     if scores:
         _as_scorer(config, tokenizer, padding_token(source))
@@ -319,7 +321,7 @@ def export(
 def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:
     """Make this the config of a reward model: AutoModelForSequenceClassification finds its class, its one label, and
     the padding token that it needs for more than one text at a time, if there is one."""
-    config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
+    config.architectures = [transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
     config.num_labels = 1
     if pad >= 0:  # else it was a reward model without one, and stays so
         config.pad_token_id = pad
@@ -332,14 +334,14 @@ def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrain
     `config` is a config.json without vocabulary and special tokens, as `{"model_type": "qwen2", "hidden_size": 192}`.
     """
     torch.manual_seed(seed)
-    full = AutoConfig.for_model(
+    full = transformers.AutoConfig.for_model(
         **config,
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model: Any = AutoModelForCausalLM
+    model: Any = transformers.AutoModelForCausalLM
     model.from_config(full, dtype=torch.float32).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

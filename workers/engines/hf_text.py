@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoTokenizer, GenerationConfig
+import transformers
 
 from workers.config import ModelConfig
 from workers.engines.hf_models import ModelError
@@ -22,7 +22,7 @@ class TextCodec:
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(config.path)
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(config.path)
         self._template_kwargs: dict[str, Any] = dict(config.chat_template_kwargs)
         if self.tokenizer.eos_token_id is None:
             raise ModelError(
@@ -82,7 +82,7 @@ class TextCodec:
 
 def require_same_tokenizer(model: ModelConfig, teacher: ModelConfig) -> None:
     """Raises ModelError, naming the first token that differs: distributions are compared token by token."""
-    ours, theirs = (AutoTokenizer.from_pretrained(m.path).get_vocab() for m in (model, teacher))
+    ours, theirs = (transformers.AutoTokenizer.from_pretrained(m.path).get_vocab() for m in (model, teacher))
     if difference := first_difference(ours, theirs):
         raise ModelError(
             f"teacher.model {teacher.path} has another tokenizer than model {model.path}: {difference}; "
@@ -94,6 +94,6 @@ def stop_token_ids(path: str, tokenizer_eos: int) -> list[int]:
     """Every token that ends a completion: the generation config's and the tokenizer's end-of-sequence."""
     ids = {tokenizer_eos}
     if (Path(path) / "generation_config.json").exists():
-        declared = GenerationConfig.from_pretrained(path).eos_token_id
+        declared = transformers.GenerationConfig.from_pretrained(path).eos_token_id
         ids.update([declared] if isinstance(declared, int) else declared or [])
     return sorted(ids)

@@ -1,4 +1,4 @@
-"""The only file that imports peft: low-rank adapters in a frozen model (LoRA, arXiv 2106.09685).
+"""The only file that imports peft, where it is used: low-rank adapters in a frozen model (LoRA, arXiv 2106.09685).
 
     W' = W + (lora_alpha / r) · B A        W [out, in] frozen, A [r, in], B [out, r]
 
@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -59,6 +56,8 @@ def attach(model: Any, config: LoraConfig) -> None:
     Raises:
         LoraError: when a name in `target_modules` is that of no linear layer.
     """
+    from peft import inject_adapter_in_model
+
     head = model.get_output_embeddings()
     linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     if config.target_modules != "all-linear":
@@ -85,9 +84,15 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     """Every adapter under the Hugging Face name of the module it is in, in the model's order."""
     return {
         name: Adapter(module.lora_A[NAME].weight, module.lora_B[NAME].weight, module.scaling[NAME])
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
+        for name, module in _layers(model)
     }
+
+
+def _layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """Every layer that has adapters, by its name."""
+    from peft.tuners.lora import LoraLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
 def base_names(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
@@ -102,7 +107,7 @@ def switched_off(model: nn.Module) -> Iterator[None]:
     peft's own switch also turns `requires_grad` off and on, and DeepSpeed has hung its gradient hooks on these
     parameters: only the flag that the forward pass looks at is turned here.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers = [layer for _, layer in _layers(model)]
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -169,6 +174,8 @@ def _checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
 def _peft_config(
     config: LoraConfig, base: str | None, targets: tuple[str, ...] | str, whole: Sequence[str] = ()
 ) -> Any:
+    from peft import LoraConfig as PeftConfig
+
     return PeftConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,
