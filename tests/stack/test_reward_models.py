@@ -41,7 +41,7 @@ def texts_scored(directory: Path, pairs: list[tuple[str, str]]) -> list[float]:
 
 def test_a_reward_model_is_trained(family: Path) -> None:
     run = Run(family / "runs" / "judge")
-    assert run.facts == ["ATTEMPT 0", *facts_of_steps(8, 4, sampled=False), "FINISHED 8"]
+    assert run.facts == ["ATTEMPT 0", "PLACED 0", *facts_of_steps(8, 4, sampled=False), "FINISHED 8"]
     names = {"loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "pairs/count", "num_tokens"}
     base, *learned = run.metrics
     for row in learned:

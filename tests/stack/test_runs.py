@@ -121,6 +121,7 @@ def assert_whole(run: Run, config: RunConfig, names: set[str]) -> None:
     assert (run.path / "recipe.yaml").is_file()
     expected = [
         "ATTEMPT 0",
+        "PLACED 0",
         *facts_of_steps(steps, every, sampled=config.data.prompts is not None),
         f"FINISHED {steps}",
     ]
