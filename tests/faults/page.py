@@ -164,8 +164,8 @@ nothing behind leaves nothing after 90 s (other lives: 30 s).
 
 The machine had other work nearly all the time, at a load of about ten on two cores: wall times say little. T5, T7, T18,
 "T2 real engines" and "T2 driver" (but for GRPO) were measured on this code, T17 and T19 just before its last fixes; T1,
-T2 on real Ray, T4, T8 and T10 before drivers were fenced off from each other, weights had checksums and engines left out
-what kills them. `make test` does a sample of each on every change.
+T2 on real Ray, T4, T8 and T10 before drivers were fenced off from each other, weights had checksums and engines left
+out what kills them. `make test` does a sample of each on every change.
 
 The watch of T1, T4 and T5 is on Python's `os`; what a library writes by itself (weights, samples for people) is seen
 when it is fsynced or renamed. A power cut is a model of a disk, not a disk. Nothing here has run on a GPU, on several
