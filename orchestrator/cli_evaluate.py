@@ -85,7 +85,7 @@ def rank(
 
     candidates = ranking.candidates(model, reference)
     directory = output or Path("ranked") / f"{candidates.model.name}--{Path(prompts).stem}"
-    suite = ranking.settings(prompts, n, beta, overrides or ())
+    suite = ranking.settings(candidates.model, prompts, n, beta, overrides or ())
     found = ranking.rank(suite, candidates, beta, directory, _tell)
     if as_json:
         say(ranking.as_json(found))

@@ -115,17 +115,16 @@ def sentences(answer: Answer) -> Iterator[str]:
             told = "; ".join(f"{d.ours} beats {d.theirs} {percent(d.win)}" for d in ahead) or "no difference was shown"
             yield f"At {spent(answer, axis)}: {told}."
     for (ours, theirs), found in answer.gaps.items():
-        if told := at_equal_kl(ours, theirs, found):
-            yield told
+        yield at_equal_kl(ours, theirs, found)
 
 
 def at_equal_kl(ours: str, theirs: str, found: Sequence[Gap]) -> str:
-    """Where along the KL one front is shown to be above the other. Empty: they share no range."""
+    """Where along the KL one front is shown to be above the other."""
     known = [gap for gap in found if gap.difference is not None]
     if not known:
-        return ""
+        return f"At equal KL nothing can be said of {ours} and {theirs}: they were measured at different ones."
     signs = [int(g.difference.low > 0) - int(g.difference.high < 0) for g in known if g.difference]
-    reach = f"KL up to {_kl(known[-1].kl)}"
+    reach = f"KL {_kl(known[0].kl)} to {_kl(known[-1].kl)}"
     if not any(signs):
         return f"At equal KL no difference was shown between {ours} and {theirs} ({reach})."
     parts = []
@@ -148,7 +147,7 @@ def _negative(interval: Interval) -> Interval:
 def _range(where: Sequence[Gap], known: Sequence[Gap]) -> str:
     """Example: "at KL < 5"; the KLs that were looked at lie close to each other."""
     if len(where) == len(known):
-        return f"at every KL up to {_kl(known[-1].kl)}"
+        return f"at every KL from {_kl(known[0].kl)} to {_kl(known[-1].kl)}"
     low, high = where[0].kl, where[-1].kl
     indices = [known.index(gap) for gap in where]
     if indices == list(range(len(where))):

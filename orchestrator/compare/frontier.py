@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.compare.lives import Axis, Field, Life, Moment
-from orchestrator.evaluation.statistics import Curve, Interval, Values, crossed_bootstrap
+from orchestrator.evaluation.statistics import Curve, Interval, Values, crossed_bootstrap, difference_at
 
 SLACK = 1.02  # a run that ends this near below a cost has spent it
 NUM_KLS = 9  # at which two fronts are compared
@@ -217,40 +217,32 @@ def _best(field: Field, standing: Standing, of: Values) -> str:
 
 
 def gaps(field: Field, ours: str, theirs: str, points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> list[Gap]:
-    """Front minus front at `NUM_KLS` values of the KL that both reach."""
+    """Front minus front at `NUM_KLS` values of the KL between those that both were measured at; empty: there is none.
+
+    The base, from which all begin, is no point of a front: on the way from it to its first point a method may be
+    anywhere above the straight line.
+    """
     curves = [_front_curve(field, points[method]) for method in (ours, theirs)]
     if any(curve is None for curve in curves):
         return []
     (mine, my_seeds), (others, their_seeds) = curves  # type: ignore[misc]
-    reach = min(mine.range[1], others.range[1])
-    found = []
-    for kl in np.linspace(0, reach, NUM_KLS + 1)[1:]:
-        difference = crossed_bootstrap(
-            lambda prompts, seeds, kl=kl: (  # type: ignore[misc]
-                mine.at(kl, _product(prompts, seeds[0])) - others.at(kl, _product(prompts, seeds[1]))
-            ),
-            len(field.prompts),
-            [my_seeds, their_seeds],
-            seed=seed,
-            num_draws=500,
-        )
-        found.append(Gap(kl=float(kl), difference=None if np.isnan(difference.value) else difference))
-    return found
-
-
-def _product(prompts: Values, seeds: Values) -> Values:
-    """[D, n] and [D, S] -> [D, S n]: how often each prompt of each seed is drawn."""
-    whole: Values = (seeds[:, :, None] * prompts[:, None, :]).reshape(len(prompts), -1)
-    return whole
+    low, high = (pick(ends) for pick, ends in zip((max, min), zip(mine.range, others.range, strict=True), strict=True))
+    if low >= high:
+        return []
+    counts = (my_seeds, their_seeds)
+    return [
+        Gap(kl=float(kl), difference=difference_at(mine, others, kl, num_seeds=counts, seed=seed, num_draws=500))
+        for kl in np.linspace(low, high, NUM_KLS + 2)[1:-1]
+    ]
 
 
 def _front_curve(field: Field, points: Sequence[Point]) -> tuple[Curve, int] | None:
-    """The front with the base, at KL 0 and even, as its first point; each prompt of each seed is a unit."""
+    """None for a front of less than two points. Each prompt of each seed is a unit."""
     front = sorted((p for p in points if p.on_front and p.kl is not None), key=lambda p: p.kl.value if p.kl else 0.0)
     if not front:
         return None
-    n, num_seeds = len(field.prompts), front[0].num_seeds
-    costs, figures = [np.zeros(n * num_seeds)], [np.full(n * num_seeds, 0.5)]
+    num_seeds = front[0].num_seeds
+    costs, figures = [], []
     for point in front:
         lives = field.of(point.method)[point.setting]
         moments = [

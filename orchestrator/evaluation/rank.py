@@ -31,6 +31,7 @@ from orchestrator.evaluation.evaluate import refuse_another
 from orchestrator.evaluation.figures import Figure
 from orchestrator.evaluation.models import Subject, subject, weights
 from orchestrator.monitor.figures import number, one_line, shorten
+from orchestrator.run.directory import RunDirectory
 from orchestrator.run.provenance import software
 from orchestrator.terminal import Forgiving
 from workers.types import Finish, Prompt
@@ -86,13 +87,16 @@ def candidates(model: str, reference: str | None) -> Candidates:
     return Candidates(model=ours, reference=subject(path).path)
 
 
-def settings(prompts: str, n: int, beta: float, overrides: Sequence[str]) -> SuiteConfig:
-    """A suite of samples alone. Raises BadInput."""
+def settings(model: Subject, prompts: str, n: int, beta: float, overrides: Sequence[str]) -> SuiteConfig:
+    """A suite of samples alone, as long as those of the run that made the model, where one did. Raises BadInput."""
     if not 0 < beta < float("inf"):
         why = "it scales the reward; at 0 all completions are equal"
         raise BadInput(Problem(what=f"--beta {beta:g}", where="command line", why=why, fix="give a number > 0"))
-    every = {"max_prompts": 2**31 - 1}
-    return suite_of({"prompts": prompts, "greedy": False, "num_generations": n, **every}, overrides)
+    given: dict[str, Any] = {"prompts": prompts, "greedy": False, "num_generations": n, "max_prompts": 2**31 - 1}
+    if model.run is not None:
+        rollout = RunDirectory(Path(model.path).parent).config().rollout
+        given["rollout"] = rollout.model_dump(include={"max_prompt_length", "max_completion_length"})
+    return suite_of(given, overrides)
 
 
 def rank(

@@ -281,25 +281,34 @@ def difference_at(
     cost: float,
     *,
     seed: int,
+    num_seeds: tuple[int, int] = (1, 1),
     confidence: float = 0.95,
     num_draws: int = NUM_DRAWS,
 ) -> Interval | None:
     """The figure of `ours` − `theirs` at equal `cost`, both interpolated, on the same prompts drawn together.
 
-    None where one of them was not measured on both sides of `cost`, or, as its cost is uncertain, was not in more than
-    5 % of the draws: nothing is extrapolated.
+    `num_seeds`: of runs that a curve is made of; it then has the n prompts of the first, of the second, … on its last
+    axis. None where one of them was not measured on both sides of `cost`, or, as its cost is uncertain, was not in more
+    than 5 % of the draws: nothing is extrapolated.
     """
-    if ours.figure.shape[1] != theirs.figure.shape[1]:
-        raise ValueError(f"{ours.figure.shape[1]} prompts and {theirs.figure.shape[1]} prompts cannot be paired")
+    sizes = [curve.figure.shape[1] // count for curve, count in zip((ours, theirs), num_seeds, strict=True)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{sizes[0]} prompts and {sizes[1]} prompts cannot be paired")
     if any(not curve.range[0] <= cost <= curve.range[1] for curve in (ours, theirs)):
         return None
     outside, drawn = 0, 0
 
-    def statistic(weights: Values) -> Values:
+    def statistic(prompts: Values, seeds: Sequence[Values]) -> Values:
         nonlocal outside, drawn
-        gaps = ours.at(cost, weights) - theirs.at(cost, weights)
+        gaps = ours.at(cost, _of_runs(prompts, seeds[0])) - theirs.at(cost, _of_runs(prompts, seeds[1]))
         outside, drawn = outside + int(np.isnan(gaps).sum()), drawn + len(gaps)
         return gaps
 
-    found = bootstrap(statistic, ours.figure.shape[1], seed=seed, confidence=confidence, num_draws=num_draws)
+    found = crossed_bootstrap(statistic, sizes[0], num_seeds, seed=seed, confidence=confidence, num_draws=num_draws)
     return None if outside > 0.05 * drawn else found
+
+
+def _of_runs(prompts: Values, seeds: Values) -> Values:
+    """[D, n] and [D, S] -> [D, S n]: how often each prompt of each run is drawn."""
+    whole: Values = (seeds[:, :, None] * prompts[:, None, :]).reshape(len(prompts), -1)
+    return whole

@@ -184,7 +184,7 @@ def test_at_equal_cost_who_is_dearer_is_compared_where_it_was_then() -> None:
 
 def test_at_equal_kl_the_fronts_decide() -> None:
     """The same gain at half the KL: at equal KL it is ahead, though at equal compute it is not."""
-    lives = [life(m, "", s, gain=1.5, kl=k) for m, k in (("near", 2.0), ("far", 8.0)) for s in range(3)]
+    lives = [life(m, "", s, gain=1.5, kl=k) for m, k in (("near", 4.0), ("far", 8.0)) for s in range(3)]
     found = told(field(*lives))
     (only,) = found.duels["device_seconds"]
     assert only.verdict == 0
@@ -202,7 +202,7 @@ def gap(kl: float, low: float, high: float) -> Gap:
     [
         (
             [gap(5, -0.1, 0.1), gap(10, -0.02, 0.1)],
-            "At equal KL no difference was shown between DPO and PPO (KL up to 10).",
+            "At equal KL no difference was shown between DPO and PPO (KL 5 to 10).",
         ),
         (
             [gap(1, -0.1, 0.1), gap(5, 0.04, 0.1), gap(9, 0.06, 0.14)],
@@ -214,7 +214,10 @@ def gap(kl: float, low: float, high: float) -> Gap:
             "DPO and PPO at equal KL: DPO ahead at KL < 2 (+3 points [+2, +4] at KL 1); "
             "PPO ahead at KL ≥ 2 (+8 points [+6, +10] at KL 2).",
         ),
-        ([Gap(kl=1, difference=None)], ""),
+        (
+            [Gap(kl=1, difference=None)],
+            "At equal KL nothing can be said of DPO and PPO: they were measured at different ones.",
+        ),
     ],
 )
 def test_what_holds_at_equal_kl_in_words(found: list[Gap], sentence: str) -> None:

@@ -26,6 +26,7 @@ from orchestrator.config.suite import Suite, SuiteConfig
 from orchestrator.errors import BadInput, JudgeFailed
 from orchestrator.evaluation import rank as ranking
 from orchestrator.evaluation.evaluate import Contest, contest, evaluate
+from orchestrator.evaluation.models import subject
 from orchestrator.evaluation.result import Result, read_result, read_samples
 from orchestrator.evaluation.rows import Row
 from orchestrator.evaluation.show import show
@@ -290,6 +291,9 @@ def test_a_run_knows_its_base_and_its_reference(task: Path, tmp_path: Path) -> N
     # Three rounds with a new reference for each: the last one learned against the policy of the second.
     assert models.reference == str(run_directory / "reference" / "version-2")
     assert contest(str(run_directory / "model")).base == models.base
+    ranked = ranking.settings(models.model, str(task / "prompts.jsonl"), 4, 0.1, ["rollout.max_prompt_length=5"])
+    lengths = (ranked.rollout.max_prompt_length, ranked.rollout.max_completion_length)
+    assert lengths == (5, settings.rollout.max_completion_length), "as in the run, but for what is asked"
     shutil.rmtree(run_directory / "reference")
     assert contest(str(run_directory)).reference is None
     found, _ = run(suite(task), replace(models, against=None), tmp_path / "out")
@@ -320,8 +324,8 @@ def test_a_ranking_sorts_by_the_implicit_reward(task: Path, tmp_path: Path) -> N
         "rollout.max_prompt_length=8",
         "rollout.max_completion_length=6",
     ]
-    given = ranking.settings(str(task / "prompts.jsonl"), 4, 0.5, changes)
     whose = ranking.candidates(str(task / "other"), str(task / "model"))
+    given = ranking.settings(whose.model, str(task / "prompts.jsonl"), 4, 0.5, changes)
     found = ranking.rank(given, whose, 0.5, tmp_path / "out", lambda _: None, start_cluster=cpu_run.local_cluster)
 
     lines = [json.loads(line) for line in (tmp_path / "out" / "ranked.jsonl").read_text().splitlines()]
@@ -348,6 +352,6 @@ def test_a_ranking_needs_a_reference(task: Path) -> None:
     with pytest.raises(BadInput, match="no reference"):
         ranking.candidates(str(task / "model"), None)
     with pytest.raises(BadInput, match="--beta 0"):
-        ranking.settings(str(task / "prompts.jsonl"), 4, 0.0, [])
+        ranking.settings(subject(str(task / "model")), str(task / "prompts.jsonl"), 4, 0.0, [])
     with pytest.raises(BadInput, match=r"rollout\.temperature"):
-        ranking.settings(str(task / "prompts.jsonl"), 4, 0.1, ["rollout.temperature=0"])
+        ranking.settings(subject(str(task / "model")), str(task / "prompts.jsonl"), 4, 0.1, ["rollout.temperature=0"])
