@@ -124,7 +124,7 @@ def at_equal_kl(ours: str, theirs: str, found: Sequence[Gap]) -> str:
     if not known:
         return f"At equal KL nothing can be said of {ours} and {theirs}: they were measured at different ones."
     signs = [int(g.difference.low > 0) - int(g.difference.high < 0) for g in known if g.difference]
-    reach = f"KL {_kl(known[0].kl)} to {_kl(known[-1].kl)}"
+    reach = f"KL {_between(known)}"
     if not any(signs):
         return f"At equal KL no difference was shown between {ours} and {theirs} ({reach})."
     parts = []
@@ -147,7 +147,7 @@ def _negative(interval: Interval) -> Interval:
 def _range(where: Sequence[Gap], known: Sequence[Gap]) -> str:
     """Example: "at KL < 5"; the KLs that were looked at lie close to each other."""
     if len(where) == len(known):
-        return f"at every KL from {_kl(known[0].kl)} to {_kl(known[-1].kl)}"
+        return f"at every KL that both have, {_between(known)}" if len(known) > 1 else f"at KL {_between(known)}"
     low, high = where[0].kl, where[-1].kl
     indices = [known.index(gap) for gap in where]
     if indices == list(range(len(where))):
@@ -157,6 +157,11 @@ def _range(where: Sequence[Gap], known: Sequence[Gap]) -> str:
     if np.ptp(indices) == len(indices) - 1:
         return f"at KL {_kl(low)} to {_kl(high)}"
     return f"at some KL between {_kl(low)} and {_kl(high)}"
+
+
+def _between(known: Sequence[Gap]) -> str:
+    ends = dict.fromkeys(_kl(gap.kl) for gap in (known[0], known[-1]))
+    return " to ".join(ends)
 
 
 def _kl(value: float) -> str:

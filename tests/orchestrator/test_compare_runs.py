@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from workshop import OFFLINE_DPO, Workshop
 
 from orchestrator.cli import main
 from orchestrator.compare.known import Known, known_card, read_known, shortfall
+from orchestrator.compare.runs import run_comparison
 from orchestrator.config import load
 from orchestrator.config.compare import load_comparison
 from orchestrator.run.directory import RunDirectory
@@ -111,15 +113,16 @@ def test_what_is_done_is_not_done_again(comparison: Path, capsys: pytest.Capture
     assert (written / "report.md").read_text().startswith("# two\n")
 
 
-def test_a_run_that_is_lost_is_missing_and_said_to_be(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The last one cannot be run here: its weights are no model."""
-    *done, last = load_comparison(comparison).runs
-    for i, run in enumerate(done):
+def test_a_run_that_is_lost_is_missing_and_said_to_be(comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_comparison(comparison)
+    for i, run in enumerate(found.runs[:-1]):
         live(RunDirectory.create(run.config, run.recipe.text), answers=answers(1.0, i))
-    broken = RunDirectory.create(last.config, last.recipe.text)
-    (broken.path / "resolved.json").write_text("{")  # so that it is refused at once, without a cluster
-    assert main(["compare", str(comparison)]) != 0
-    assert capsys.readouterr().err
+    monkeypatch.setattr("orchestrator.compare.runs.child_command", lambda *_: [sys.executable, "-c", "exit(3)"])
+    said: list[str] = []
+    outcome = run_comparison(found, say=said.append)
+    assert [line.partition(":")[0] for line in outcome.lost] == ["adding, offline DPO, seed 1"]
+    assert any("exit code 3" in line for line in said)
+    assert "offline DPO, seed 1" in (found.config.directory / "report.md").read_text()
 
 
 # ------------------------------------------------------------------------------------------------ a known world
