@@ -33,7 +33,7 @@ def without_a(prompts: list[str], completions: list[str], **_: object) -> list[f
 
 def length(prompts: list[str], completions: list[str], **_: object) -> list[float]:
     """A reward for every token."""
-    return [len(c) / 32 for c in completions]
+    return [len(c) / 96 for c in completions]
 
 
 def constant(prompts: list[str], completions: list[str], **_: object) -> list[float]:

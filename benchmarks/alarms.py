@@ -233,12 +233,11 @@ CASES = (
     Case(
         name="length_drift",
         alarm="length_drift",
-        fault="a reward for every token; from 1.5 times on",
+        fault="a reward for every token, learning rate / 3",
         method="GRPO",
-        algorithm={"beta": 0.0},
+        algorithm={"beta": 0.0, "learning_rate": 1e-3},
         rewards={"length": 1.0},
-        max_length=32,
-        changes={"alarms": {"length_drift": {"max_ratio": 1.5}}},
+        max_length=96,
     ),
     Case(
         name="pair_length_gap",
@@ -335,7 +334,7 @@ def config_of(case: Case, seed: int, house: Path) -> RunConfig:
     """The model and data of `seed`, written to `house`, and the recipe that names them."""
     draw = random.Random(seed)
     tokenizer = hf_models.character_tokenizer(cpu_run.ALPHABET)
-    hf_models.create_model(house / "model", {**cpu_run.SHAPE, "max_position_embeddings": 64}, tokenizer, seed=seed)
+    hf_models.create_model(house / "model", {**cpu_run.SHAPE, "max_position_embeddings": 128}, tokenizer, seed=seed)
     prompts = [f"{a}{b}>" for a in LETTERS for b in LETTERS]
     draw.shuffle(prompts)
     data: dict[str, str] = {}
