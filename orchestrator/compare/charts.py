@@ -46,8 +46,9 @@ def _front(axes: Axes, i: int, points: Sequence[Point]) -> None:
     bars: dict[str, Any] = {"color": colour(i), "linewidth": 0.8, "alpha": 0.7}
     axes.vlines(x, [100 * p.win.low for p in front], [100 * p.win.high for p in front], **bars)
     axes.hlines(y, [p.kl.low for p in front if p.kl], [p.kl.high for p in front if p.kl], **bars)
-    axes.plot([0.0, *x], [50.0, *y], color=colour(i), linewidth=1.6)
-    axes.plot(x, y, linestyle="", ms=5, **style)
+    # Between the base and the first point nothing was measured, and the front is above the straight line.
+    axes.plot([0.0, *x[:1]], [50.0, *y[:1]], color=colour(i), linewidth=0.8, linestyle=(0, (1, 2.5)))
+    axes.plot(x, y, linewidth=1.6, ms=5, **style)
     for p in front:
         if p.is_end and p.setting:
             place = (_kl(p), 100 * p.win.value)

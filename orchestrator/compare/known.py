@@ -57,6 +57,7 @@ def known_card(known: Known) -> Card:
         about=f"{known.about}; of what is reachable at the same KL is missing: {', '.join(shortfalls)}",
         picture=_picture(known),
         legend=tuple(method.name for method in known.methods),
+        file="frontier-known.svg",
     )
 
 
@@ -81,13 +82,14 @@ def _picture(known: Known) -> Markup:
         told = [f"the best possible reaches {number(best[-1, 1])} at {number(best[-1, 0])}"]
         for i, method in enumerate(known.methods):
             runs = np.asarray([run for point in method.points for run in point.runs])
-            axes.plot(runs[:, 0], runs[:, 1], linestyle="", marker=MARKERS[i % len(MARKERS)], color=colour(i), ms=4.5,
-                      alpha=0.85, markeredgecolor=PAPER)  # fmt: skip
+            # Where all reach the best they lie on one another: each is smaller than those below it.
+            axes.plot(runs[:, 0], runs[:, 1], linestyle="", marker=MARKERS[i % len(MARKERS)], color=colour(i),
+                      ms=8 - 1.5 * min(i, 3), markeredgecolor=PAPER)  # fmt: skip
             told.append(f"{method.name} misses {_percent(shortfall(known, method))} of it")
-        axes.annotate("best possible", best[len(best) // 2], xytext=(6, 8), textcoords="offset points",
-                      color=MUTED, fontsize=7, ha="right")  # fmt: skip
         axes.set_xlabel(known.x, labelpad=1)
         axes.set_ylabel(known.y)
         most = max(x for m in known.methods for p in m.points for x, _ in p.runs)
+        place = (1.12 * most, float(np.interp(1.12 * most, best[:, 0], best[:, 1])))
+        axes.annotate("best possible", place, xytext=(0, 5), textcoords="offset points", color=MUTED, ha="right")
         axes.set_xlim(0, 1.15 * most)
         return inline(made, title="The best possible, and the methods", about="; ".join(told))

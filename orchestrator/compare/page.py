@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from orchestrator.compare.answer import Answer, at_equal_kl, sentences
 from orchestrator.compare.frontier import Duel, Point
 from orchestrator.compare.lives import AXES
 from orchestrator.evaluation.statistics import Interval
-from orchestrator.report.page import Card, Report, percent, render, write
+from orchestrator.report.page import Card, percent, render, write
 from orchestrator.report.story import Story
+from orchestrator.report.svg import standalone
 from orchestrator.report.words import config_differences, samples_of
 
 SCHEMA = 1
@@ -31,18 +33,28 @@ class Section:
 
 
 def write_all(directory: Path, name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> list[Path]:
-    """report.html, report.md and comparison.json in `directory`; returns their paths."""
-    made = page(name, sections, extra)
-    body = json.dumps({"v": SCHEMA, "name": name, "tasks": [as_json(s.answer) for s in sections]}, indent=1)
-    files = {"report.html": made.html, "report.md": made.markdown, "comparison.json": body + "\n"}
+    """report.html, report.md with its pictures, and comparison.json in `directory`; returns their paths."""
+    files = page(name, sections, extra)
     for file, text in files.items():
         write(directory / file, text)
     return [directory / file for file in files]
 
 
-def page(name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> Report:
-    """`extra`: further pictures, such as a world whose frontier is known."""
-    return render("compare", {"title": name, "sections": [_told(section) for section in sections], "extra": extra})
+def page(name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> dict[str, str]:
+    """By name, the texts of the files that tell the comparison: HTML, Markdown with its pictures, JSON.
+
+    `extra`: further pictures, such as a world whose frontier is known.
+    """
+    told = [_told(section) for section in sections]
+    made = render("compare", {"title": name, "sections": told, "extra": extra})
+    body = json.dumps({"v": SCHEMA, "name": name, "tasks": [as_json(s.answer) for s in sections]}, indent=1)
+    cards = (*(one["frontier"] for one in told if one["frontier"]), *extra)
+    return {
+        "report.html": made.html,
+        "report.md": made.markdown,
+        "comparison.json": body + "\n",
+        **{card.file: standalone(card.picture, card.legend) for card in cards},
+    }
 
 
 def _told(section: Section) -> dict[str, Any]:
@@ -78,7 +90,13 @@ def frontier_card(answer: Answer) -> Card | None:
     if not answer.field.kl_of:
         return None
     about = "each method's best points; bars: 95 % over prompts and seeds; faint: all that was measured"
-    return Card(title="Win rate against KL", about=about, picture=charts.frontier(answer))
+    return Card(
+        title="Win rate against KL",
+        about=about,
+        picture=charts.frontier(answer),
+        legend=tuple(answer.field.methods),
+        file=f"frontier-{re.sub('[^A-Za-z0-9]+', '-', answer.task).strip('-').lower()}.svg",
+    )
 
 
 def _shown(answer: Answer) -> Iterator[Any]:

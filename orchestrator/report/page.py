@@ -23,6 +23,7 @@ from orchestrator.report import charts
 from orchestrator.report.cost import Phases, role_uses, unit_of
 from orchestrator.report.panels import PANELS, Series, scorer_panels, series_of
 from orchestrator.report.story import Story, read_all
+from orchestrator.report.svg import LIGHT
 from orchestrator.report.words import config_differences, findings, not_measured, samples_of
 from orchestrator.run.directory import RunDirectory
 
@@ -50,6 +51,7 @@ class Card:
     picture: Markup
     lines: tuple[Series, ...] = ()
     legend: tuple[str, ...] = ()  # what its colours stand for, where the page does not say it
+    file: str = ""  # its name beside a page in Markdown, where it is written out
 
 
 def report(directories: Sequence[RunDirectory]) -> Report:
@@ -138,6 +140,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals["light"] = LIGHT
     made.filters |= {
         "number": number,
         "duration": duration,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -233,7 +235,9 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
 
         name = one.name.strip("<>").replace("<", "").replace(">", "")
         stories.append(Story.read(run_on_disk(tmp_path, name), one.name))
-    html = page("test", [Section(answer=made, stories=stories, lost=["PPO b3, seed 1: a worker failed"])]).html
+    section = Section(answer=made, stories=stories, lost=["PPO b3, seed 1: a worker failed"])
+    files = page("test", [section])
+    html = files["report.html"]
     body = as_json(made)
     assert body["answer"].replace("<DPO>", "&lt;DPO&gt;") in html
     assert "<DPO>" not in html
@@ -242,6 +246,12 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
     assert body["compared_at"] == {"device_seconds": 400.0, "seconds": 100.0, "tokens": 4000.0}
     assert len(body["points"]) == 4
     assert len(body["equal_kl"][0]["at"]) == 9
+    shown = re.findall(r"!\[.*\]\((.*)\)", files["report.md"])
+    assert shown == ["frontier-sorting.svg"]
+    picture = ElementTree.fromstring(files["frontier-sorting.svg"])
+    told_names = [text.strip() for text in picture.itertext() if text.strip() in ("PPO", "<DPO>")]
+    assert sorted(told_names) == ["<DPO>", "PPO"]
+    assert "var(" not in files["frontier-sorting.svg"]
 
 
 # ------------------------------------------------------------------------------------------------ finished runs
@@ -289,7 +299,8 @@ def test_finished_runs_are_compared_without_a_cluster(
     assert main(["compare", *runs, "--output", "told"]) == 0
     printed = capsys.readouterr().out
     assert "GRPO ahead at equal" in printed
-    assert sorted(p.name for p in Path("told").iterdir()) == ["comparison.json", "report.html", "report.md"]
+    written = ["comparison.json", "frontier-told.svg", "report.html", "report.md"]
+    assert sorted(p.name for p in Path("told").iterdir()) == written
     assert main(["compare", *runs, "--output", "told", "--gold", "gold"]) == 0
     assert "PPO ahead at equal" in capsys.readouterr().out  # that scorer sees it the other way round
 

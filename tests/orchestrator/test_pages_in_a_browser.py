@@ -80,7 +80,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "run": report([alarmed]).html,
         "runs": report([alarmed, failed]).html,
         "comparison": page("a comparison", [Section(answer=told(field(*lives)), stories=stories, lost=[])],
-                           [known_card(known)]).html,
+                           [known_card(known)])["report.html"],
     }  # fmt: skip
     keep = os.environ.get("RLHF_KEEP_PAGES")
     target = Path(keep) if keep else root
