@@ -47,7 +47,7 @@ back-test: setup ## compare the planner with published runs: docs/plan.md
 table: setup ## every quickstart recipe over three seeds: docs/learning.md and the table in the README (hours)
 	@$(IN_VENV) python -m benchmarks.learning
 
-alarms: setup ## plant faults in small runs and see which alarms ring: docs/alarms.md (30 minutes)
+alarms: setup ## plant faults in small runs and see which alarms ring: docs/alarms.md (10 minutes)
 	@$(IN_VENV) python -m benchmarks.alarms
 
 parity: setup ## compute TRL's losses and gradients anew in TRL's own environment, and docs/parity.md

@@ -1,6 +1,6 @@
 """Do the alarms ring when something is wrong, and only then? Whole runs, some with a planted fault.
 
-    python -m benchmarks.alarms                     (`make alarms`; about 30 minutes on 2 cores)
+    python -m benchmarks.alarms                     (`make alarms`; about 10 minutes on 2 cores)
     python -m benchmarks.alarms --seconds 240       stops after that; called again it goes on with what is missing
     python -m benchmarks.alarms --anew kl_budget    measures this case again
 
