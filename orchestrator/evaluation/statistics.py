@@ -115,14 +115,6 @@ def mean(values: Values, *, seed: int, confidence: float = 0.95, num_draws: int 
     )
 
 
-def paired_difference(
-    ours: Values, theirs: Values, *, seed: int, confidence: float = 0.95, num_draws: int = NUM_DRAWS
-) -> Interval:
-    """Mean of ours − theirs [n], [n] on the same prompts: what the prompts have in common cancels."""
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    return mean(ours - theirs, seed=seed, confidence=confidence, num_draws=num_draws)
-
-
 def wilson(successes: float, trials: int, *, confidence: float = 0.95) -> Interval:
     """A proportion with Wilson's score interval (1927): right also near 0 and 1, where p ± z √(pq/n) is not.
 
@@ -137,12 +129,6 @@ def wilson(successes: float, trials: int, *, confidence: float = 0.95) -> Interv
 
 
 # ------------------------------------------------------------------------------------------------ win rates
-
-
-def win_rate(outcomes: Values, *, seed: int, confidence: float = 0.95, num_draws: int = NUM_DRAWS) -> Interval:
-    """Of outcomes per prompt [n], 1 for a win, 0 for a loss, ½ for a tie (or the mean over both orders of a judge)."""
-    _require_outcomes(outcomes)
-    return mean(outcomes, seed=seed, confidence=confidence, num_draws=num_draws)
 
 
 def length_controlled_win_rate(
@@ -161,7 +147,9 @@ def length_controlled_win_rate(
     and left out, as it must be for two. φ has a ridge of ½φ² on the summed loss, as weak as a few prompts: it keeps the
     fit finite where length explains everything.
     """
-    _require_outcomes(outcomes)
+    assert outcomes.ndim == 1, outcomes.shape
+    if len(outcomes) and not (outcomes.min() >= 0 and outcomes.max() <= 1):
+        raise ValueError("an outcome is between 0 (loss) and 1 (win)")
     assert ours.shape == theirs.shape == outcomes.shape, (ours.shape, theirs.shape, outcomes.shape)
     gaps = ours.astype(np.float64) - theirs.astype(np.float64)
     spread = float(gaps.std())
@@ -198,46 +186,6 @@ def _logistic(outcomes: Values, features: Values, weights: Values, num_steps: in
 def _sigmoid(x: Values) -> Values:
     probabilities: Values = np.exp(-np.logaddexp(0, -x))
     return probabilities
-
-
-def _require_outcomes(outcomes: Values) -> None:
-    assert outcomes.ndim == 1, outcomes.shape
-    if len(outcomes) and not (outcomes.min() >= 0 and outcomes.max() <= 1):
-        raise ValueError("an outcome is between 0 (loss) and 1 (win)")
-
-
-def bradley_terry(wins: Values, *, tolerance: float = 1e-10, max_steps: int = 10_000) -> Values:
-    """Strengths s [m], mean 0, of m models with P(i beats j) = σ(s_i − s_j), from wins[i, j] = how often i beat j
-    [m, m]; a tie is half a win for each.
-
-    The maximum of the likelihood by the minorise-maximise steps of Hunter (2004): with w = e^s,
-    w_i ← W_i / Σ_j n_ij / (w_i + w_j), W_i the wins of i and n_ij the games of i and j.
-    ValueError when no finite maximum exists: some group of models never lost to the others, or was never compared.
-    """
-    assert wins.ndim == 2, wins.shape
-    assert wins.shape[0] == wins.shape[1], wins.shape
-    wins = wins * (1 - np.eye(len(wins)))
-    _require_connected(wins)
-    games, won = wins + wins.T, wins.sum(1)
-    power = np.ones(len(wins))
-    for _ in range(max_steps):
-        new = won / (games / (power[:, None] + power)).sum(1)
-        new /= np.exp(np.log(new).mean())
-        moved = float(np.abs(np.log(new / power)).max())
-        power = new
-        if moved < tolerance:
-            break
-    strengths: Values = np.log(power)
-    return strengths
-
-
-def _require_connected(wins: Values) -> None:
-    """From each model to each other one a chain of wins must lead (Ford 1957)."""
-    reaches = (wins > 0) | np.eye(len(wins), dtype=bool)
-    for _ in range(len(wins).bit_length()):
-        reaches = (reaches.astype(np.int64) @ reaches.astype(np.int64)) > 0
-    for i, j in np.argwhere(~reaches):
-        raise ValueError(f"no chain of wins leads from model {i} to model {j}: their strengths have no finite estimate")
 
 
 # ------------------------------------------------------------------------------------------------ at equal cost

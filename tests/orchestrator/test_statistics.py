@@ -12,13 +12,10 @@ from orchestrator.evaluation.statistics import (
     Curve,
     Interval,
     bootstrap,
-    bradley_terry,
     difference_at,
     length_controlled_win_rate,
     mean,
-    paired_difference,
     wilson,
-    win_rate,
 )
 
 
@@ -49,13 +46,6 @@ def test_pieces_of_the_draws_make_no_difference(monkeypatch: pytest.MonkeyPatch)
     assert mean(values, seed=3) == whole
 
 
-def test_what_prompts_have_in_common_cancels() -> None:
-    difficulty = np.random.default_rng(0).normal(size=40) * 10
-    found = paired_difference(difficulty + 0.25, difficulty, seed=0)
-    assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
-    assert found.excludes_zero
-
-
 def test_wilson_by_hand() -> None:
     # 5 of 10 at z = 1.96: centre ½, half 1.96 √(0.025 + 3.8415/400) / 1.38415 = 0.2634.
     found = wilson(5, 10)
@@ -65,18 +55,13 @@ def test_wilson_by_hand() -> None:
     assert (none.low, none.high) == pytest.approx((0.0, 3.8415 / 13.8415), abs=1e-4)
 
 
-def test_a_tie_is_half_a_win() -> None:
-    assert win_rate(array(1, 0.5, 0.5, 0), seed=0).value == 0.5
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: wilson(3, 0), "no proportion"),
         (lambda: wilson(3, 2), "no proportion"),
         (lambda: mean(array(1), seed=0), "at least two"),
-        (lambda: win_rate(array(1, 2), seed=0), "between 0"),
-        (lambda: bradley_terry(np.asarray([[0.0, 2.0], [0.0, 0.0]])), "no finite estimate"),
+        (lambda: length_controlled_win_rate(array(1, 2), array(3, 4), array(4, 3), seed=0), "between 0"),
         (lambda: Curve(cost=np.ones((1, 3)), figure=np.ones((1, 3))), "two points"),
     ],
 )
@@ -102,7 +87,7 @@ def test_a_win_rate_that_length_explains_is_a_half() -> None:
     theirs = np.full(400, 10.0)
     sd = 10 * math.sqrt(0.75)  # Δ is 10 with ¾, −10 with ¼
     f = math.tanh(10 / sd)
-    assert win_rate(outcomes, seed=0).value == pytest.approx(0.7)
+    assert mean(outcomes, seed=0).value == pytest.approx(0.7)
     phi, theta = math.log(9) / f, 0.0
     found = length_controlled_win_rate(outcomes, ours, theirs, seed=0)
     assert found.value == pytest.approx(1 / (1 + math.exp(-theta)), abs=0.02), phi  # the ridge takes a little
@@ -117,27 +102,6 @@ def test_length_that_explains_everything_has_a_finite_answer() -> None:
 def test_wins_only_are_a_rate_of_one() -> None:
     lengths = array(3, 5, 4)
     assert length_controlled_win_rate(np.ones(3), lengths, lengths, seed=0).value == pytest.approx(1.0, abs=1e-4)
-
-
-# ------------------------------------------------------------------------------------------------ Bradley–Terry
-
-
-def test_two_models_by_hand() -> None:
-    # 3 wins of 4: σ(s₀ − s₁) = ¾, so s₀ − s₁ = log 3, and their mean is 0.
-    assert bradley_terry(np.asarray([[0.0, 3.0], [1.0, 0.0]])) == pytest.approx([math.log(3) / 2, -math.log(3) / 2])
-
-
-def test_the_strengths_of_expected_wins_are_found_again() -> None:
-    strengths = array(0.7, -0.2, 0.1, -0.6)
-    expected = 1 / (1 + np.exp(strengths[None] - strengths[:, None]))
-    assert bradley_terry(100 * expected) == pytest.approx(strengths, abs=1e-6)
-
-
-def test_models_that_were_never_compared_are_named() -> None:
-    wins = np.zeros((4, 4))
-    wins[0, 1] = wins[1, 0] = wins[2, 3] = wins[3, 2] = 5
-    with pytest.raises(ValueError, match="from model 0 to model 2"):
-        bradley_terry(wins)
 
 
 # ------------------------------------------------------------------------------------------------ at equal cost
@@ -180,15 +144,9 @@ def a_skewed_mean(generator: np.random.Generator) -> tuple[Interval, float]:
     return mean(generator.exponential(2.0, 80), seed=int(generator.integers(1 << 30)), num_draws=400), 2.0
 
 
-def a_paired_difference(generator: np.random.Generator) -> tuple[Interval, float]:
-    difficulty = generator.normal(size=80) * 3
-    ours, theirs = difficulty + generator.normal(0.3, 1, 80), difficulty + generator.normal(0, 1, 80)
-    return paired_difference(ours, theirs, seed=int(generator.integers(1 << 30)), num_draws=400), 0.3
-
-
 def a_win_rate(generator: np.random.Generator) -> tuple[Interval, float]:
     outcomes = generator.choice([0.0, 0.5, 1.0], size=100, p=[0.3, 0.2, 0.5])
-    return win_rate(outcomes, seed=int(generator.integers(1 << 30)), num_draws=400), 0.6
+    return mean(outcomes, seed=int(generator.integers(1 << 30)), num_draws=400), 0.6
 
 
 def a_rare_proportion(generator: np.random.Generator) -> tuple[Interval, float]:
@@ -219,7 +177,6 @@ def a_difference_at_equal_cost(generator: np.random.Generator) -> tuple[Interval
     "draw",
     [
         a_skewed_mean,
-        a_paired_difference,
         a_win_rate,
         a_rare_proportion,
         a_length_controlled_rate,
