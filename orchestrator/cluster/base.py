@@ -49,7 +49,9 @@ class GangPlan:
 
     `restarts`: how often members that died or hang are started again in their place, and the calls they owed are made
     again. It is for workers whose answers depend on the call and on the weights they hold alone; 0: a death ends the
-    attempt. Members that meet are all started again."""
+    attempt. Members that meet are all started again.
+
+    `slow`: whether starting takes longest, so that it should begin first where not all can start at once."""
 
     role: str
     start: Callable[..., Any]
@@ -57,6 +59,7 @@ class GangPlan:
     resources: Resources
     meet: bool = False
     restarts: int = 0
+    slow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -284,8 +284,25 @@ class RayHandle(Generic[R]):
         """Whether this answer and those of its siblings are known to be there."""
         return all(h.good for h in (self, *self.siblings()))
 
+    def is_silent(self) -> bool:
+        """Whether whoever owes the answer gives no sign of life."""
+        return self._silent(set()) is not None
+
     def has_ended(self, within_s: float = 0) -> bool:
         return bool(ray.wait([self.receipt], timeout=within_s, fetch_local=False)[0])
+
+
+def first(handles: Sequence[RayHandle[R]], limit_s: float) -> RayHandle[R]:
+    """Whichever has its answer first. Raises what ended a call, and DeadlineExceeded when none has ended by then."""
+    until, tick_s = time.monotonic() + limit_s, handles[0].gang.heart.tick_s
+    while True:
+        left_s = max(0.0, until - time.monotonic())
+        ended = next((h for h in handles if h.has_ended() or h.is_silent()), None)
+        if ended is not None or not left_s:
+            handle = ended or handles[0]
+            handle.result(left_s)
+            return handle
+        ray.wait([h.receipt for h in handles], timeout=min(tick_s, left_s), fetch_local=False)
 
 
 def with_slots(argument: Any, refs: list[Any]) -> Any:

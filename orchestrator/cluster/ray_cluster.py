@@ -5,6 +5,7 @@ A driver that ends takes its actors with it: all of them are owned, none is deta
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.base import GangPlan, Restart
-from orchestrator.cluster.ray_calls import Clock, Members
+from orchestrator.cluster.ray_calls import Clock, Members, RayHandle, first
 from orchestrator.cluster.ray_gang import RayGang
 from orchestrator.cluster.ray_heart import Heart
 from orchestrator.cluster.ray_host import Host
@@ -25,6 +26,15 @@ from orchestrator.config import ClusterConfig
 from orchestrator.errors import ClusterError, PlacementError, Problem, Shortfall
 
 MACHINE_LOST = "a machine of the cluster was lost, and the others have no room: bring it back, or ask for less"
+
+
+def _lanes() -> float:
+    """How many members may start at once: as many as this machine has cores where it is the whole cluster, else all."""
+    if ray.util.client.ray.is_connected():
+        return math.inf
+    here = ray.get_runtime_context().get_node_id()
+    is_alone = all(node["NodeID"] == here for node in ray.nodes() if node["Alive"])
+    return len(os.sched_getaffinity(0)) if is_alone else math.inf
 
 
 def _nobody(restart: Restart) -> None:
@@ -68,10 +78,19 @@ class RayCluster:
         for plan in plans:
             self._gangs[plan.role] = self._gang(plan, self._group, first)
             first += len(plan.arguments)
-        handles = [h for gang in self._gangs.values() for h in gang.start()]
-        for handle in handles:
-            handle.result(self._config.start_timeout_s)
+        self._start(plans)
         return self._gangs
+
+    def _start(self, plans: Sequence[GangPlan]) -> None:
+        """Start the workers: as many at a time as there are cores for, the slowest first. What starts is busy with
+        imports for seconds; more at once would take turns, and the slowest would be alone on its core in the end."""
+        lanes, starting = _lanes(), list[RayHandle[None]]()
+        for plan in sorted(plans, key=lambda plan: not plan.slow):
+            while starting and len(starting) + len(plan.arguments) > lanes:
+                starting.remove(first(starting, self._config.start_timeout_s))
+            starting += self._gangs[plan.role].start()
+        for handle in starting:
+            handle.result(self._config.start_timeout_s)
 
     def _gang(self, plan: GangPlan, group: PlacementGroup, first: int) -> RayGang[Any]:
         return RayGang(

@@ -152,7 +152,8 @@ def rollout_plan(
     common = {**models, "config": settings, "seed": seed, "cuda": cuda}
     members = [{**common, "index": i} for i in range(settings.num_engines)]
     gpus = settings.tensor_parallel_size if cuda else 0
-    return plan_of("rollout", Rollout, members, cluster, gpus=gpus, environment=rollout_environment(cuda=cuda))
+    plan = plan_of("rollout", Rollout, members, cluster, gpus=gpus, environment=rollout_environment(cuda=cuda))
+    return replace(plan, slow=True)  # vLLM
 
 
 def _reward(

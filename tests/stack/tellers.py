@@ -63,3 +63,14 @@ class Teller:
         except FileExistsError:
             return
         time.sleep(600)
+
+
+class Sluggard:
+    """A worker whose start takes `seconds`, or ends its process; `directory`/`name` says when it began and ended."""
+
+    def __init__(self, name: str, seconds: float, directory: str, dies: bool = False) -> None:
+        began = time.time()
+        time.sleep(seconds)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        (Path(directory) / name).write_text(f"{began} {time.time()}")
