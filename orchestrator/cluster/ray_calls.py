@@ -298,10 +298,11 @@ def first(handles: Sequence[RayHandle[R]], limit_s: float) -> RayHandle[R]:
     while True:
         left_s = max(0.0, until - time.monotonic())
         ended = next((h for h in handles if h.has_ended() or h.is_silent()), None)
-        if ended is not None or not left_s:
-            handle = ended or handles[0]
-            handle.result(left_s)
-            return handle
+        if ended is not None:
+            ended.result(limit_s)
+            return ended
+        if not left_s:
+            raise handles[0]._overdue(limit_s).error
         ray.wait([h.receipt for h in handles], timeout=min(tick_s, left_s), fetch_local=False)
 
 

@@ -14,6 +14,7 @@ from orchestrator.compare import charts
 from orchestrator.compare.answer import Answer, at_equal_kl, sentences
 from orchestrator.compare.frontier import Duel, Point
 from orchestrator.compare.lives import AXES
+from orchestrator.errors import redact
 from orchestrator.evaluation.statistics import Interval
 from orchestrator.report.page import Card, percent, render, write
 from orchestrator.report.story import Story
@@ -53,7 +54,7 @@ def page(name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> 
         "report.html": made.html,
         "report.md": made.markdown,
         "comparison.json": body + "\n",
-        **{card.file: standalone(card.picture, card.legend) for card in cards},
+        **{card.file: redact(standalone(card.picture, card.legend)) for card in cards},
     }
 
 
