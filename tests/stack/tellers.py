@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+IMPORTS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+"""In the environment of an actor, so that it finds this file."""
+
 
 class VersionMismatch(Exception):
     """Known by its name, as the engines' own."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from processes import eventually
-from tellers import Teller
+from tellers import IMPORTS, Teller
 
 from orchestrator.cluster.base import Gang, GangPlan, Resources, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster
@@ -20,7 +20,6 @@ from orchestrator.errors import FleetExhausted, NoHeartbeat, WorkerFailed
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("head")]
 
 HEARTBEAT_S = 6.0
-IMPORTS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 TOLD = 7  # what every restarted member is told, as an engine is given the newest weights
 
 

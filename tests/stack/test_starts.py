@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tellers import Sluggard
+from tellers import IMPORTS, Sluggard
 
 from orchestrator.cluster import ray_cluster
 from orchestrator.cluster.base import GangPlan, Resources
@@ -18,7 +18,6 @@ from orchestrator.errors import WorkerFailed
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("head")]
 
-IMPORTS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 Start = Callable[[list[GangPlan]], None]
 
 
