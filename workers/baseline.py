@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.engines.base import TrainingEngine
-from workers.packing import input_lengths, members, pack, plan
+from workers.packing import members, pack, shares
 from workers.scoring import IDLE
 from workers.types import TrainBatch
 
@@ -23,9 +23,11 @@ def mean_log_ratio(
         return None
     assert baseline.reference_logprobs is not None
     prompts, completions, offsets = baseline.prompts, baseline.completions, baseline.row_offsets
-    lengths = input_lengths(prompts, completions, offsets)[rows]
+    planned = shares(
+        prompts, completions, offsets, rows, num_ranks=engine.world_size, budget=budget, apart=engine.apart
+    )
     total = 0.0
-    for picked in plan(lengths, engine.world_size, budget)[engine.rank]:
+    for picked in planned[engine.rank]:
         chosen = rows[picked] if len(picked) else rows[IDLE]  # a rank without work computes along, for the collectives
         logprobs = engine.infer(pack(prompts, completions, offsets, chosen), temperature).cpu().numpy()
         if len(picked):

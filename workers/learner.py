@@ -21,7 +21,7 @@ from workers.engines import hf_models, hf_text
 from workers.engines.base import TrainingEngine
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.needs import Head
-from workers.packing import cut, cut_batch, input_lengths, members, pack, plan, updates
+from workers.packing import cut, cut_batch, input_lengths, members, pack, shares, updates
 from workers.scoring import IDLE, Memory, score_tokens
 from workers.spans import Span
 from workers.types import (
@@ -218,9 +218,17 @@ class Learner:
         totals = replace(totals_of(batch, rows), baseline=baseline)
         row_of = np.arange(batch.num_rows)  # of what is packed from here on
         if not self._needs.whole_rows:
-            batch, rows, row_of = cut_batch(batch, rows, budget, self._pad)
-        lengths = input_lengths(batch.prompts, batch.completions, batch.row_offsets, self._pad)[rows]
-        micro_batches = plan(lengths, self._engine.world_size, budget)[self._engine.rank]
+            batch, rows, row_of = cut_batch(batch, rows, 1 if self._engine.apart else budget, self._pad)
+        micro_batches = shares(
+            batch.prompts,
+            batch.completions,
+            batch.row_offsets,
+            rows,
+            num_ranks=self._engine.world_size,
+            budget=budget,
+            pad=self._pad,
+            apart=self._engine.apart,
+        )[self._engine.rank]
         stats: Metrics = {}
         seen: list[float] = []
         bad: list[int] = []
@@ -278,6 +286,7 @@ class Learner:
             budget=self._config.tokens_per_micro_batch,
             pad=self._pad,
             whole_rows=whole_rows,
+            apart=self._engine.apart,
         )
 
     def margins(self, parts: Sequence[Experience], reference: Sequence[TokenShare] | None = None) -> PairMargins:
@@ -309,6 +318,7 @@ class Learner:
             world_size=self._engine.world_size,
             budget=self._config.tokens_per_micro_batch,
             memory=self._memory if dataset and cache else None,
+            apart=self._engine.apart,
         )
 
     # -------------------------------------------------------------------------------------------- weights

@@ -187,6 +187,48 @@ def plan(lengths: Sequence[int] | NDArray[np.int64], num_ranks: int, budget: int
     return [[bins[i * num_ranks + rank] for i in range(num_micro)] for rank in range(num_ranks)]
 
 
+def shares(
+    prompts: Ragged,
+    completions: Ragged,
+    row_offsets: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    *,
+    num_ranks: int,
+    budget: int,
+    pad: int | None = None,
+    apart: bool = False,
+) -> list[list[NDArray[np.int64]]]:
+    """Share the rows `rows` out, as `plan` does: result[rank][i] are places in `rows`. With `apart` for a model that
+    reads each completion in a row of its own, all as long as the longest."""
+    if not apart:
+        return plan(input_lengths(prompts, completions, row_offsets, pad)[rows], num_ranks, budget)
+    sizes = np.diff(row_offsets)[rows]
+    longest = np.asarray([completions.lengths[first:end].max() for first, end in _bounds(row_offsets, rows)], np.int64)
+    return plan_apart(prompts.lengths[rows] + longest - (pad is None), sizes, num_ranks, budget)
+
+
+def _bounds(row_offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(zip(row_offsets[rows].tolist(), row_offsets[rows + 1].tolist(), strict=True))
+
+
+def plan_apart(
+    widths: NDArray[np.int64], sizes: NDArray[np.int64], num_ranks: int, budget: int
+) -> list[list[NDArray[np.int64]]]:
+    """`plan` where every completion of a micro-batch takes as many positions as the longest of all: rows of similar
+    width go together. `widths` [R]: of a row's longest completion with its prompt; `sizes` [R]: its completions."""
+    bins: list[list[int]] = []
+    count = 0
+    for row in np.argsort(-widths, kind="stable").tolist():
+        if not bins or (count + sizes[row]) * widths[bins[-1][0]] > budget:
+            bins.append([])
+            count = 0
+        bins[-1].append(row)
+        count += sizes[row]
+    num_micro = max(1, -(-len(bins) // num_ranks))
+    filled = [np.asarray(b, np.int64) for b in bins] + [np.zeros(0, np.int64)] * (num_micro * num_ranks - len(bins))
+    return [[filled[i * num_ranks + rank] for i in range(num_micro)] for rank in range(num_ranks)]
+
+
 def _balance(lengths: NDArray[np.int64], num_bins: int) -> list[NDArray[np.int64]]:
     heap = [(0, b) for b in range(num_bins)]
     members: list[list[int]] = [[] for _ in range(num_bins)]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
 from workers.engines import hf_models
 from workers.engines.base import VersionMismatch
+from workers.engines.hf_check import check_rows
 from workers.engines.inference import answer, asking
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
@@ -48,8 +49,11 @@ class Reference:
 
             shards = LearnerConfig(num_ranks=self._config.num_ranks, logprob_chunk_tokens=self._chunk)
             self._partitioned = DeepSpeedEngine(model, shards, None, head="logprobs", device=self._device, seed=0)
+            self._apart = self._partitioned.apart
         else:
-            self._whole = hf_models.load_policy(path, model.dtype, chunk=self._chunk).to(self._device).eval()
+            whole = hf_models.load_policy(path, model.dtype, chunk=self._chunk).to(self._device).eval()
+            check_rows(whole, self._device, path=path, longest=self._config.tokens_per_micro_batch)
+            self._whole, self._apart = whole, whole.packing.apart
         self._version = version
 
     def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0, version: int | None = None) -> TokenShare:
@@ -71,6 +75,7 @@ class Reference:
             world_size=self._config.num_ranks,
             budget=self._config.tokens_per_micro_batch,
             memory=self._memory if dataset and self._config.cache else None,
+            apart=self._apart,
         )
 
     def hidden(self, parts: Sequence[Experience]) -> TokenShare:
@@ -85,6 +90,7 @@ class Reference:
             rank=self._rank,
             world_size=self._config.num_ranks,
             budget=self._config.tokens_per_micro_batch,
+            apart=self._apart,
         )
 
     def _infer(self, packed: Packed, temperature: float) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.packing import Packed, cut, input_lengths, members, pack, plan
+from workers.packing import Packed, cut, members, pack, shares
 from workers.types import Experience, Ragged, TokenShare, merge
 
 IDLE = np.zeros(1, np.int64)
@@ -66,27 +66,31 @@ def score_tokens(
     memory: Memory | None = None,
     pad: int | None = None,
     whole_rows: bool = False,
+    apart: bool = False,
 ) -> TokenShare:
     """This rank's share of the groups in `parts`; every rank runs the same number of forward passes. With a `memory`
     only rows that are not in it are asked for. `pad` as `pack` has it. A group that is longer than the budget is cut
-    into several rows, perhaps of several ranks, unless `whole_rows` are wanted."""
+    into several rows, perhaps of several ranks, unless `whole_rows` are wanted. `apart`: the model reads each
+    completion in a row of its own."""
     started = time.perf_counter()
     experience = merge(parts)
     prompts, completions, offsets = experience.prompt_tokens, experience.completions, experience.group_offsets
     if not whole_rows:
-        prompts, offsets, _ = cut(prompts, completions, offsets, budget, pad)
+        prompts, offsets, _ = cut(prompts, completions, offsets, 1 if apart else budget, pad)
     keys = row_keys(prompts, completions, offsets) if memory is not None else []
     asked = memory.unknown(keys) if memory is not None else np.arange(len(prompts))
     answers = memory.known(keys, rank) if memory is not None else []
     if len(asked):
-        shares = plan(input_lengths(prompts, completions, offsets, pad)[asked], world_size, budget)
-        for rows in shares[rank]:
+        planned = shares(
+            prompts, completions, offsets, asked, num_ranks=world_size, budget=budget, pad=pad, apart=apart
+        )
+        for rows in planned[rank]:
             output = infer(pack(prompts, completions, offsets, asked[rows] if len(rows) else IDLE, pad))
             if len(rows):
                 sizes = [int(completions.lengths[members(offsets, asked[[row]])].sum()) for row in rows]
                 answers += zip(asked[rows].tolist(), np.split(output, np.cumsum(sizes)[:-1]), strict=True)
         if memory is not None:
-            _remember(memory, keys, asked, shares, answers)
+            _remember(memory, keys, asked, planned, answers)
     picked = [members(offsets, np.asarray([row], np.int64)) for row, _ in answers]
     return TokenShare(
         completions=np.concatenate([np.zeros(0, np.int64), *picked]),
@@ -99,10 +103,10 @@ def _remember(
     memory: Memory,
     keys: Sequence[bytes],
     asked: NDArray[np.int64],
-    shares: Sequence[Sequence[NDArray[np.int64]]],
+    planned: Sequence[Sequence[NDArray[np.int64]]],
     answers: Sequence[tuple[int, NDArray[np.float32]]],
 ) -> None:
-    for owner, share in enumerate(shares):
+    for owner, share in enumerate(planned):
         for row in np.concatenate(share):
             memory.owned(keys[asked[row]], owner)
     for row, values in answers:

@@ -46,6 +46,7 @@ class TorchEngine:
         self._layer = teacher and hf_models.load_output_layer(ModelConfig(path=str(teacher), dtype="float32"))
         self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
         self.module: Any = hf_models.load(str(path), "float32", head=head, chunk=64, seed=draw, lora=adapters)
+        self.apart = self.module.packing.apart
         self.adapters = hf_models.adapters_of(self.module)
         self.optimizer = self._fresh()
         self.gradients: list[Tensor] = []
@@ -70,6 +71,7 @@ class TorchEngine:
     ) -> tuple[Tensor, Tensor | None]:
         self.forwards.append(packed)
         self.temperatures.append(temperature)
+        hf_models.learning(self.module)
         if reference_hidden is None:
             return self._run(packed, temperature)
         assert self._layer is not None
@@ -79,6 +81,7 @@ class TorchEngine:
 
     def infer(self, packed: Packed, temperature: float = 1.0, *, adapted: bool = True) -> Tensor:
         self.inferred.append(packed)
+        self.module.eval()
         with torch.no_grad(), nullcontext() if adapted else lora.switched_off(self.module):
             return self._run(packed, temperature)[0]
 

@@ -1,144 +1,161 @@
 """Attention over packed rows: no padding, no token sees another row, completions share their prompt.
 
+What a model asks of its attention (a window, chunks, a soft-cap, sinks) is kept: packing is one more condition on who
+may see whom, and the model's own condition is asked about positions within a row, not about places in the flat array.
+
 On CPU the rows are cut into pieces, and pieces of nearly equal length make a rectangle, one call of scaled-dot-product
 attention each; on a GPU one `flex_attention` call with a block mask does the same (not run on a GPU yet).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.packing import Packed
+from workers.engines.layout import Layout, Rectangle
+from workers.engines.layout import layout_of as layout_of
 
-WASTE = 0.25  # share of a rectangle that may be padding before a new one is begun
-SMALL = 64  # keys; pieces below share a rectangle whatever they waste: another call costs more
+Visible: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(batch, head, query position, key position) -> bool: what a model's own mask shows a token, in transformers' form."""
 
-
-@dataclass(frozen=True, slots=True)
-class Rectangle:
-    """n pieces of nearly equal length: Lq queries each, Lk keys each. Padding points at real positions, and is masked
-    or never read."""
-
-    queries: Tensor  # [n * Lq] int64 into the flat positions
-    keys: Tensor  # [n * Lk] int64 into the flat positions
-    real: Tensor  # [positions of these pieces] int64: where in the queries each one stands
-    flat: Tensor  # [positions of these pieces] int64: where in the flat array each one stands
-    num_pieces: int
-    mask: Tensor | None  # [n, 1, Lq, Lk] bool; None: queries are keys, plain causal
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Who may see whom, worked out once per micro-batch and used by every layer."""
-
-    rows: Tensor  # [S] which row each position belongs to
-    segments: Tensor  # [S]
-    rectangles: list[Rectangle] = field(default_factory=list)  # CPU
-    block_mask: Any = None  # GPU: flex_attention's BlockMask
+IGNORED = frozenset(
+    {
+        "cache_position",
+        "is_causal",
+        "logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "sliding_window",  # in the mask already
+        "use_cache",
+    }
+)
+"""Arguments of an attention call that change nothing of its result."""
 
 
-def layout_of(packed: Packed, device: torch.device) -> Layout:
-    rows = np.repeat(np.arange(len(packed.row_lengths)), packed.row_lengths)
-    row_ids, segments = torch.from_numpy(rows).to(device), torch.from_numpy(packed.segments).to(device)
-    if device.type == "cpu":
-        return Layout(row_ids, segments, rectangles=_rectangles(packed))
-    return Layout(row_ids, segments, block_mask=_block_mask(row_ids, segments))
+class AttentionError(Exception):
+    """A model asks for attention that cannot be computed over packed rows; the message says what it asked for."""
 
 
-def _rectangles(packed: Packed) -> list[Rectangle]:
-    """A row with one completion is one causal piece. A row with several is a causal prompt, and one piece for each
-    completion whose keys are the prompt and itself: completions are never computed against each other."""
-    row_of = np.repeat(np.arange(len(packed.row_lengths)), packed.row_lengths)
-    shared = packed.row_sizes > 1
-    segments = np.where(shared[row_of], packed.segments, 0)
-    begins = np.flatnonzero(np.diff(row_of, prepend=-1) | np.diff(segments, prepend=-1))
-    lengths = np.diff(begins, append=len(row_of))
-    first = np.searchsorted(row_of, np.arange(len(packed.row_lengths)))  # where each row begins
-    prompts = np.bincount(row_of[begins], weights=np.where(segments[begins] == 0, lengths, 0)).astype(np.int64)
-    prefixes = np.where(segments[begins] == 0, 0, prompts[row_of[begins]])
-    result = []
-    for alone in (True, False):
-        pieces = np.flatnonzero((prefixes == 0) == alone)
-        for cut in _alike(lengths, prefixes, pieces):
-            result.append(_rectangle(begins[cut], lengths[cut], first[row_of[begins[cut]]], prefixes[cut]))
-    return result
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedMask:
+    """Who may see whom in layers of one type: what packed attention is given in the place of a mask tensor."""
+
+    layout: Layout
+    masks: tuple[Tensor | None, ...] = ()  # CPU, one per rectangle: [n, 1, Lq, Lk] bool; None: plain causal
+    blocks: Any = None  # GPU: flex_attention's BlockMask
 
 
-def _alike(lengths: Any, prefixes: Any, pieces: Any) -> list[Any]:
-    """The pieces in groups of similar size, longest prefixes first."""
-    order = pieces[np.lexsort((-lengths[pieces], -prefixes[pieces]))]
-    cuts: list[Any] = []
-    start = 0
-    for i in range(1, len(order) + 1):
-        if i < len(order) and _fits(lengths, prefixes, order[start], order[i]):
-            continue
-        cuts.append(order[start:i])
-        start = i
-    return cuts if len(order) else []
+class Reading:
+    """The layout of the forward pass that runs, for what has no argument to be told it by: masks and rotary positions.
+
+    It stays after the pass, because checkpointed layers run once more in the backward pass.
+    """
+
+    layout: Layout | None = None  # None: a model's own forward pass, of rows that are not packed
 
 
-def _fits(lengths: Any, prefixes: Any, head: int, piece: int) -> bool:
-    """Whether `piece` may share the rectangle that `head` began, and has the longest prefix of."""
-    if lengths[head] + prefixes[head] <= SMALL and lengths[piece] + prefixes[piece] <= SMALL:
-        return True
-    least = 1 - WASTE
-    return bool(least * lengths[head] <= lengths[piece] <= lengths[head] and prefixes[piece] >= least * prefixes[head])
+READING = Reading()
 
 
-def _rectangle(begins: Any, lengths: Any, prefix_begins: Any, prefixes: Any) -> Rectangle:
-    width, prefix_width = int(lengths.max()), int(prefixes.max())
-    place = np.arange(width)[None]  # [1, Lq]
-    inside = place < lengths[:, None]  # [n, Lq]
-    own = begins[:, None] + np.where(inside, place, 0)  # [n, Lq]
-    keys, mask = own, None
-    if prefix_width:
-        prefix_place = np.arange(prefix_width)[None]
-        known = prefix_place < prefixes[:, None]  # [n, P]
-        keys = np.concatenate([prefix_begins[:, None] + np.where(known, prefix_place, 0), own], axis=1)
-        causal = np.broadcast_to(place[:, :, None] >= place[:, None, :], (len(begins), width, width))
-        seen = np.broadcast_to(known[:, None, :], (len(begins), width, prefix_width))
-        mask = torch.from_numpy(np.concatenate([seen, causal], axis=2))[:, None]
-    return Rectangle(
-        queries=torch.from_numpy(own.reshape(-1)),
-        keys=torch.from_numpy(keys.reshape(-1)),
-        real=torch.from_numpy(np.flatnonzero(inside)),
-        flat=torch.from_numpy(own[inside]),
-        num_pieces=len(begins),
-        mask=mask,
-    )
+# ------------------------------------------------------------------------------------------------ masks
+
+
+def packed_mask(layout: Layout, visible: Visible | None = None) -> PackedMask:
+    """Return the mask of a layout's rows under a model's own condition; `visible` None: plain causal attention.
+
+    Raises:
+        AttentionError: a token would see later ones.
+    """
+    device = layout.rows.device
+    if visible is not None:
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        if bool(visible(zero, zero, zero, zero + 1)):
+            raise AttentionError("its tokens see later ones: it is no causal language model as it is configured")
+    if device.type != "cpu":
+        return PackedMask(layout, blocks=_blocks(layout, visible))
+    return PackedMask(layout, tuple(_rectangle_mask(layout, part, visible) for part in layout.rectangles))
+
+
+def _rectangle_mask(layout: Layout, part: Rectangle, visible: Visible | None) -> Tensor | None:
+    if visible is None:
+        return part.mask
+    positions = layout.positions
+    assert positions is not None
+    queries, keys = (positions[index].view(part.num_pieces, -1) for index in (part.queries, part.keys))
+    zero = torch.zeros((), dtype=torch.int64)
+    seen = visible(zero, zero, queries[:, None, :, None], keys[:, None, None, :])  # [n, 1, Lq, Lk]
+    padding = torch.ones(len(part.queries), dtype=torch.bool)
+    padding[part.real] = False  # what padding sees is never read, but it has to see something
+    base = part.mask if part.mask is not None else torch.ones(seen.shape[-2:], dtype=torch.bool).tril()[None, None]
+    allowed = base & (seen | padding.view(part.num_pieces, 1, -1, 1))
+    return part.mask if bool((allowed == base).all()) else allowed
+
+
+def _blocks(layout: Layout, visible: Visible | None) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, segments, positions = layout.rows, layout.segments, layout.positions
+    assert positions is not None
+
+    def together(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        shared = (segments[key] == 0) | (segments[key] == segments[query])
+        packed = (rows[query] == rows[key]) & (key <= query) & shared
+        return packed if visible is None else packed & visible(batch, head, positions[query], positions[key])
+
+    return create_block_mask(together, None, None, len(rows), len(rows), device=str(rows.device))
+
+
+# ------------------------------------------------------------------------------------------------ attention
 
 
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,  # [1, Hq, S, D]
     key: Tensor,  # [1, Hkv, S, D]
-    value: Tensor,  # [1, Hkv, S, D]
-    attention_mask: Tensor | None,
+    value: Tensor,  # [1, Hkv, S, Dv]
+    attention_mask: Any,
     *,
-    layout: Layout,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **further: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function as transformers' `AttentionInterface` wants it; returns [1, S, Hq, D]."""
+    """Attend over packed rows, as transformers' `AttentionInterface` wants it: [1, S, Hq, Dv].
+
+    `softcap`: scores become softcap · tanh(score / softcap). `s_aux` [Hq]: a sink per head, a score that takes its part
+    of the softmax and adds nothing.
+
+    Raises:
+        AttentionError: something else is asked for that would change the result.
+    """
+    asked = sorted(
+        name for name, given in further.items() if name not in IGNORED and given is not None and given is not False
+    )
+    if dropout:
+        asked.append("dropout")
+    if asked or not isinstance(attention_mask, PackedMask):
+        what = f"it asks for {', '.join(asked)}" if asked else "it makes its attention masks itself"
+        raise AttentionError(f"{type(module).__name__} cannot attend over packed rows: {what}")
     if query.device.type != "cpu":
-        out = _flex()(query, key, value, block_mask=layout.block_mask, scale=scaling, enable_gqa=True)
-        return out.transpose(1, 2).contiguous(), None
+        return _flex_attention(query, key, value, attention_mask.blocks, scaling, softcap, s_aux), None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [S, H, D]
-    out = torch.empty_like(query)
-    for part in layout.rectangles:
+    out = query.new_empty(*query.shape[:2], value.shape[-1])
+    for part, mask in zip(attention_mask.layout.rectangles, attention_mask.masks, strict=True):
         q = _cut(query, part.queries, part.num_pieces)
         k, v = (_cut(x, part.keys, part.num_pieces) for x in (key, value))
-        o = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=part.mask, is_causal=part.mask is None, scale=scaling, enable_gqa=True
-        )
+        o = _attend(q, k, v, mask, scaling, softcap, s_aux)
         out = out.index_copy(0, part.flat, o.transpose(1, 2).flatten(0, 1)[part.real])
     return out[None], None
 
@@ -148,14 +165,64 @@ def _cut(flat: Tensor, index: Tensor, pieces: int) -> Tensor:
     return flat[index].view(pieces, -1, *flat.shape[1:]).transpose(1, 2)
 
 
-def _block_mask(rows: Tensor, segments: Tensor) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+def _attend(
+    query: Tensor,  # [n, Hq, Lq, D]
+    key: Tensor,  # [n, Hkv, Lk, D]
+    value: Tensor,  # [n, Hkv, Lk, Dv]
+    mask: Tensor | None,  # [n, 1, Lq, Lk] bool; None: causal
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,  # [Hq]
+) -> Tensor:  # [n, Hq, Lq, Dv]
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (query @ key.transpose(-2, -1)) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    scores = scores.float().masked_fill(~mask, -torch.inf)
+    if sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        sink = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
+    return weights.to(value.dtype) @ value
 
-    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        shared = (segments[key] == 0) | (segments[key] == segments[query])
-        return (rows[query] == rows[key]) & (key <= query) & shared
 
-    return create_block_mask(visible, None, None, len(rows), len(rows), device=str(rows.device))
+def _flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Any,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:  # [1, S, Hq, Dv]
+    further: dict[str, Any] = {"block_mask": blocks, "scale": scaling, "enable_gqa": True}
+    if softcap is not None:
+        further["score_mod"] = _capped(softcap)
+    if sinks is None:
+        out: Tensor = _flex()(query, key, value, **further)
+        return out.transpose(1, 2).contiguous()
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    out, aux = _flex()(query, key, value, return_aux=AuxRequest(lse=True), **further)
+    # The softmax over scores and sink is that over the scores, times e^lse / (e^lse + e^sink).
+    share = torch.sigmoid(aux.lse - sinks.float().view(1, -1, 1))
+    return (out * share[..., None].to(out.dtype)).transpose(1, 2).contiguous()
+
+
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    def cap(score: Tensor, *_: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return cap
 
 
 @cache

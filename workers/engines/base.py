@@ -29,6 +29,7 @@ class TrainingEngine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    apart: bool  # the model reads each completion in a row of its own
 
     def forward(
         self, packed: Packed, temperature: float = 1.0, reference_hidden: Tensor | None = None

@@ -26,6 +26,7 @@ from workers.config import LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import OutputLayer, Target
+from workers.engines.hf_check import check_rows
 from workers.needs import Head
 from workers.packing import Packed
 
@@ -113,13 +114,15 @@ class DeepSpeedEngine:
         given = {"model_parameters": trained} if optimisation else {}
         self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
         self._stage = config.zero_stage
+        self.apart = self._module.packing.apart
+        check_rows(self._module, device, path=model.path, longest=config.tokens_per_micro_batch)
 
     # -------------------------------------------------------------------------------------------- compute
 
     def forward(
         self, packed: Packed, temperature: float = 1.0, reference_hidden: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        self._engine.train()
+        hf_models.learning(self._module)
         further: tuple[Target, ...] = ()
         if reference_hidden is not None:
             assert self._reference_layer is not None

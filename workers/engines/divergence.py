@@ -16,23 +16,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from workers.engines.logits import PLAIN, LogitTransform
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputLayer:
-    """What turns a model's last hidden states into logits: h Wᵀ + b."""
+    """What turns a model's last hidden states into logits: f(h Wᵀ + b)."""
 
     weight: Tensor  # [V, h]
     bias: Tensor | None = None  # [V]
+    transform: LogitTransform = PLAIN
 
     def to(self, device: torch.device) -> OutputLayer:
         bias = None if self.bias is None else self.bias.to(device)
-        return OutputLayer(weight=self.weight.to(device), bias=bias)
+        return replace(self, weight=self.weight.to(device), bias=bias)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,17 +48,24 @@ class Target:
 
 
 def divergences(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Target, temperature: float, chunk: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Target,
+    temperature: float,
+    chunk: int,
+    transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """D_β of each position and the student's entropy there, float32 [T] both; gradient for the first alone.
 
-    `hidden` [T, h], `weight` [V, h] and `bias` [V] are the student's. Where one output layer has more rows than the
-    other (embeddings padded to a round number) both end with the shorter: no token of a shared tokenizer is cut off.
+    `hidden` [T, h], `weight` [V, h], `bias` [V] and `transform` are the student's. Where one output layer has more rows
+    than the other (embeddings padded to a round number) both end with the shorter: no token of a shared tokenizer is
+    cut off.
     """
     assert len(hidden) == len(target.hidden), (hidden.shape, target.hidden.shape)
     return cast(
         "tuple[Tensor, Tensor]",
-        _ChunkedDivergence.apply(hidden, weight, bias, target, temperature, chunk),  # type: ignore[no-untyped-call]
+        _ChunkedDivergence.apply(hidden, weight, bias, target, temperature, chunk, transform),  # type: ignore[no-untyped-call]
     )
 
 
@@ -64,15 +74,23 @@ class _ChunkedDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Target, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Target,
+        temperature: float,
+        chunk: int,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:
+        student = OutputLayer(weight=weight, bias=bias, transform=transform)
         values = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         entropy = torch.empty_like(values)
-        for part, ours, theirs in _distributions(hidden, weight, bias, target, temperature, chunk):
+        for part, ours, theirs, _ in _distributions(hidden, student, target, temperature, chunk):
             values[part] = _value(ours, theirs, target.beta)
             entropy[part] = -(ours.exp() * ours).sum(-1)
         ctx.save_for_backward(hidden, weight, bias)
-        ctx.target, ctx.temperature, ctx.chunk = target, temperature, chunk
+        ctx.target, ctx.temperature, ctx.chunk, ctx.transform = target, temperature, chunk, transform
         ctx.mark_non_differentiable(entropy)
         return values, entropy
 
@@ -80,39 +98,41 @@ class _ChunkedDivergence(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         target, temperature = ctx.target, ctx.temperature
+        student = OutputLayer(weight=weight, bias=bias, transform=ctx.transform)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
         grad_bias = torch.zeros_like(bias) if bias is not None else None
-        for part, ours, theirs in _distributions(hidden, weight, bias, target, temperature, ctx.chunk):
-            grad = _gradient(ours, theirs, target.beta).mul_(grads[0][part, None] / temperature).to(weight.dtype)
+        for part, ours, theirs, slope in _distributions(hidden, student, target, temperature, ctx.chunk):
+            grad = _gradient(ours, theirs, target.beta).mul_(grads[0][part, None] / temperature)
+            grad = (grad if slope is None else grad * slope).to(weight.dtype)
             size = grad.shape[1]
             grad_hidden[part] = grad @ weight[:size]
             grad_weight[:size].addmm_(grad.T, hidden[part])
             if grad_bias is not None:
                 grad_bias[:size] += grad.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _distributions(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Target, temperature: float, chunk: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Log-probabilities of student and teacher, a chunk of positions at a time: [c, V], [c, V]."""
-    layer = target.layer
-    size = min(len(weight), len(layer.weight))
+    hidden: Tensor, student: OutputLayer, target: Target, temperature: float, chunk: int
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | float | None]]:
+    """Log-probabilities of student and teacher, a chunk of positions at a time, [c, V] and [c, V], with the slope of
+    the student's logit transform there; None: it has none."""
+    size = min(len(student.weight), len(target.layer.weight))
     for start in range(0, len(hidden), chunk):
         part = slice(start, min(start + chunk, len(hidden)))
-        yield (
-            part,
-            _log_softmax(hidden[part], weight, bias, size, temperature),
-            _log_softmax(target.hidden[part], layer.weight, layer.bias, size, temperature),
+        ours, theirs = (
+            _logits(states[part], layer, size) for states, layer in ((hidden, student), (target.hidden, target.layer))
         )
+        slope = None if student.transform == PLAIN else student.transform.slope(ours)
+        yield part, (ours / temperature).log_softmax(-1), (theirs / temperature).log_softmax(-1), slope
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, size: int, temperature: float) -> Tensor:
-    logits = (hidden @ weight[:size].T).to(_wide(hidden))
-    if bias is not None:
-        logits += bias[:size]
-    return (logits / temperature).log_softmax(-1)
+def _logits(hidden: Tensor, layer: OutputLayer, size: int) -> Tensor:
+    logits = (hidden @ layer.weight[:size].T).to(_wide(hidden))
+    if layer.bias is not None:
+        logits += layer.bias[:size]
+    return layer.transform(logits)
 
 
 def _wide(hidden: Tensor) -> torch.dtype:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from workers.engines.attention import Layout
+from workers.engines.attention import READING
 from workers.engines.divergence import Target, divergences
+from workers.engines.layout import PACKED, Layout, Packing
+from workers.engines.logits import PLAIN, LogitTransform
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """log softmax(h Wᵀ + b)[target] and its entropy, `chunk` rows of logits at a time.
+    """log softmax(f(h Wᵀ + b))[target] and its entropy, `chunk` rows of logits at a time; f is `transform`.
 
     The logits are formed anew in the backward pass instead of kept: 4 products instead of 3, and [chunk, V] instead of
     [T, V] memory (the idea of cut cross-entropy, arXiv 2411.09009).
@@ -22,19 +24,26 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         entropy = torch.empty_like(logprobs)
         normaliser = torch.empty_like(logprobs)
         for part in _chunks(len(hidden), chunk):
-            logits = _logits(hidden[part], weight, bias, temperature)  # [c, V] float32
+            logits = _tempered(transform(_logits(hidden[part], weight, bias)), temperature)  # [c, V] float32
             normaliser[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normaliser[part]
             logits -= normaliser[part, None]
             entropy[part] = -(logits.exp() * logits).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.transform = temperature, chunk, transform
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -47,26 +56,41 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for part in _chunks(len(hidden), ctx.chunk):
-            logits = _logits(hidden[part], weight, bias, ctx.temperature)
+            transformed = ctx.transform(_logits(hidden[part], weight, bias))
+            slope = ctx.transform.slope(transformed)
+            logits = _tempered(transformed, ctx.temperature)
             grad_logits = logits.sub_(normaliser[part, None]).exp_().neg_()  # d logprob / d logits = onehot - softmax
             grad_logits[torch.arange(len(grad_logits)), targets[part]] += 1
-            grad_logits = (grad_logits * (grad_logprobs[part, None] / ctx.temperature)).to(weight.dtype)
+            grad_logits = grad_logits * (grad_logprobs[part, None] / ctx.temperature)
+            if ctx.transform != PLAIN:
+                grad_logits = grad_logits * slope
+            grad_logits = grad_logits.to(weight.dtype)
             grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, hidden[part])
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def decoder_of(model: Any) -> Any:
+    """Return what turns tokens into the hidden states that the output layer of a language model reads."""
+    found = model.get_decoder()
+    return getattr(model, "model", model) if found is model else found
 
 
 def _chunks(length: int, chunk: int) -> list[slice]:
     return [slice(i, min(i + chunk, length)) for i in range(0, length, chunk)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     logits = (hidden @ weight.T).float()
     if bias is not None:
         logits += bias
+    return logits
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits.div_(temperature) if temperature != 1.0 else logits
 
 
@@ -80,20 +104,31 @@ class TokenLogprobs(nn.Module):
     gathers a partitioned weight exactly when the module that owns it is called.
     """
 
-    def __init__(self, model: nn.Module, chunk: int) -> None:
+    def __init__(
+        self, model: nn.Module, chunk: int, transform: LogitTransform = PLAIN, packing: Packing = PACKED
+    ) -> None:
+        """`transform`: what the model does to its logits. `packing`: how it may be given rows."""
         super().__init__()
         self.model = model
+        self.packing = packing
+        self._transform = transform
         head = cast(Any, model).get_output_embeddings()
 
         def forward(
-            self: nn.Linear, hidden: Tensor, targets: Tensor, temperature: float, target: Target | None
-        ) -> tuple[Tensor, Tensor]:
+            self: nn.Linear,
+            hidden: Tensor,
+            targets: Tensor | None = None,
+            temperature: float = 1.0,
+            target: Target | None = None,
+        ) -> Tensor | tuple[Tensor, Tensor]:
+            if targets is None:  # the model's own forward pass
+                return linear(hidden, self.weight, self.bias)
             if target is not None:
-                return divergences(hidden, self.weight, self.bias, target, temperature, chunk)
+                return divergences(hidden, self.weight, self.bias, target, temperature, chunk, transform)
             return cast(
                 "tuple[Tensor, Tensor]",
                 _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
-                    hidden, self.weight, self.bias, targets, temperature, chunk
+                    hidden, self.weight, self.bias, targets, temperature, chunk, transform
                 ),
             )
 
@@ -110,10 +145,17 @@ class TokenLogprobs(nn.Module):
         target: Target | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         model = cast(Any, self.model)
-        hidden = _hidden(model.get_decoder(), tokens, positions, layout)[predictors]
+        states = _hidden(decoder_of(model), tokens, positions, layout, self.packing)[predictors]
+        hidden = self._transform.hidden(states)
         if targets is None:
             return hidden, None
         return cast("tuple[Tensor, Tensor]", model.get_output_embeddings()(hidden, targets, temperature, target))
+
+    def alone(self, tokens: Tensor, last: int) -> Tensor:
+        """Return the log-probabilities of the last tokens of one text [L], by the model's own forward pass: [last]."""
+        logits = cast(Any, self.model)(input_ids=tokens[None], use_cache=False).logits[0, -last - 1 : -1]
+        found: Tensor = logits.float().log_softmax(-1).gather(1, tokens[-last:, None])[:, 0]
+        return found
 
 
 class TokenValues(nn.Module):
@@ -122,9 +164,17 @@ class TokenValues(nn.Module):
     The head starts at zero, so that the first advantages are the rewards, unless it is given.
     """
 
-    def __init__(self, decoder: nn.Module, hidden_size: int, dtype: torch.dtype, head: nn.Linear | None = None) -> None:
+    def __init__(
+        self,
+        decoder: nn.Module,
+        hidden_size: int,
+        dtype: torch.dtype,
+        head: nn.Linear | None = None,
+        packing: Packing = PACKED,
+    ) -> None:
         super().__init__()
         self.model = decoder
+        self.packing = packing
         if head is not None:
             self.value_head = head
             return
@@ -135,8 +185,13 @@ class TokenValues(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, None]:
-        hidden = _hidden(self.model, tokens, positions, layout)
+        hidden = _hidden(self.model, tokens, positions, layout, self.packing)
         return self.value_head(hidden[predictors])[:, 0].float(), None
+
+    def alone(self, tokens: Tensor, last: int) -> Tensor:
+        """Return the values before the last tokens of one text [L], by the decoder's own forward pass: [last]."""
+        found: Tensor = self.value_head(_alone(self.model, tokens)[-last - 1 : -1])[:, 0].float()
+        return found
 
 
 class TokenScores(nn.Module):
@@ -146,9 +201,10 @@ class TokenScores(nn.Module):
     The product is formed in float32: in bfloat16 scores near 4 would be 1/32 apart, and a group's would often be equal.
     """
 
-    def __init__(self, decoder: nn.Module, score: nn.Linear) -> None:
+    def __init__(self, decoder: nn.Module, score: nn.Linear, packing: Packing = PACKED) -> None:
         super().__init__()
         self.model = decoder
+        self.packing = packing
         self.score = score
 
         def forward(self: nn.Linear, hidden: Tensor) -> Tensor:
@@ -159,11 +215,30 @@ class TokenScores(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, None]:
-        hidden = _hidden(self.model, tokens, positions, layout)
+        hidden = _hidden(self.model, tokens, positions, layout, self.packing)
         return self.score(hidden[predictors])[:, 0], None
 
+    def alone(self, tokens: Tensor, last: int) -> Tensor:
+        """Return the scores at the tokens before the last ones of a text [L], by its own forward pass: [last]."""
+        found: Tensor = self.score(_alone(self.model, tokens)[-last - 1 : -1])[:, 0]
+        return found
 
-def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """Hidden states of the packed positions: [S, h]."""
-    output = decoder(input_ids=tokens[None], position_ids=positions[None], layout=layout, use_cache=False)
-    return cast(Tensor, output.last_hidden_state[0])
+
+def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout, packing: Packing = PACKED) -> Tensor:
+    """Return the hidden states of the packed positions: [S, h]."""
+    layout = READING.layout = layout.arranged(packing)
+    if layout.apart:
+        states = decoder(input_ids=tokens[layout.taken], use_cache=False).last_hidden_state
+    else:
+        taken = slice(None) if layout.taken is None else layout.taken[0]
+        rows = tokens[taken][None], positions[taken][None]
+        # A mask of ones: transformers is not to find the ends of packed rows by their positions, which completions of
+        # one prompt share.
+        states = decoder(
+            input_ids=rows[0], position_ids=rows[1], attention_mask=torch.ones_like(rows[0]), use_cache=False
+        ).last_hidden_state
+    return cast(Tensor, states[0] if layout.place is None else states.flatten(0, 1)[layout.place])
+
+
+def _alone(decoder: nn.Module, tokens: Tensor) -> Tensor:
+    return cast(Tensor, decoder(input_ids=tokens[None], use_cache=False).last_hidden_state[0])

@@ -20,14 +20,18 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, dynamic_module_utils
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from workers.config import LoraConfig, ModelConfig
+from workers.engines import hf_logits, hf_packing
 from workers.engines import lora as adapters
-from workers.engines.attention import packed_attention
+from workers.engines.attention import AttentionError
 from workers.engines.divergence import OutputLayer
-from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
+from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues, decoder_of
+from workers.engines.layout import Packing
+from workers.engines.logits import LogitTransform
 from workers.needs import Head
 
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along is never run, and nobody is asked to
@@ -73,7 +77,8 @@ def load_policy(
     With `deepspeed` (a ZeRO-3 config) the weights are partitioned while they are loaded, so that no rank ever holds the
     whole model.
     """
-    return TokenLogprobs(_load(path, dtype, deepspeed, lora), chunk)
+    model, packing = _load(path, dtype, deepspeed, lora)
+    return TokenLogprobs(model, chunk, _logit_transform(path, model), packing)
 
 
 def load_critic(
@@ -83,10 +88,10 @@ def load_critic(
     the value head: what it says of a whole text is the first guess of what a part of it is worth. The head is trained
     whole, also with adapters."""
     if is_scorer(path):
-        scorer = _load_scorer(path, dtype, deepspeed, lora)
-        return TokenValues(scorer.model, scorer.config.hidden_size, DTYPES[dtype], head=scorer.score)
-    model = _load(path, dtype, deepspeed, lora)
-    return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
+        scorer, packing = _load_scorer(path, dtype, deepspeed, lora)
+        return TokenValues(scorer.model, scorer.score.in_features, DTYPES[dtype], head=scorer.score, packing=packing)
+    model, packing = _load(path, dtype, deepspeed, lora)
+    return TokenValues(decoder_of(model), _hidden_size(model), DTYPES[dtype], packing=packing)
 
 
 def load_scorer(
@@ -101,15 +106,15 @@ def load_scorer(
     transformers would draw it: normal, of the model's `initializer_range`. The layer is trained whole, also with
     adapters."""
     if is_scorer(path):
-        model = _load_scorer(path, dtype, deepspeed, lora)
-        return TokenScores(model.model, model.score)
-    model = _load(path, dtype, deepspeed, lora)
-    score = nn.Linear(model.config.hidden_size, 1, bias=False, dtype=DTYPES[dtype])
+        model, packing = _load_scorer(path, dtype, deepspeed, lora)
+        return TokenScores(model.model, model.score, packing)
+    model, packing = _load(path, dtype, deepspeed, lora)
+    score = nn.Linear(_hidden_size(model), 1, bias=False, dtype=DTYPES[dtype])
     spread = float(getattr(model.config, "initializer_range", 0.02))
     # Drawn in float32 by a generator of its own: the same on all ranks, whatever they have drawn before.
     drawn = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed)) * spread
     score.weight.data.copy_(drawn)
-    return TokenScores(model.get_decoder(), score)
+    return TokenScores(decoder_of(model), score, packing)
 
 
 def is_scorer(path: str) -> bool:
@@ -137,42 +142,100 @@ def padding_token(path: str) -> int:
     return int(chosen)
 
 
-def _attention() -> str:
-    """The name by which transformers knows our attention over packed rows, from now on."""
-    transformers.AttentionInterface.register("packed", packed_attention)
-    return "packed"
-
-
-def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None) -> Any:
+def _load_scorer(
+    path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None
+) -> tuple[Any, Packing]:
     labels = transformers.AutoConfig.from_pretrained(path).num_labels
     if labels != 1:
         raise ModelError(f"{path}: a reward model answers one number, this one has {labels} labels; use one with one")
-    sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
-    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=DTYPES[dtype], attn_implementation=_attention()
-    )
-    del sharding
+    model, packing = _from_pretrained(transformers.AutoModelForSequenceClassification, path, dtype, deepspeed)
     if not (hasattr(model, "model") and isinstance(getattr(model, "score", None), nn.Linear)):
         raise ModelError(f"{path}: a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama")
     if lora is not None:
         adapters.attach(model.model, lora)
-    return model
+    return model, packing
 
 
-def _load(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None = None) -> Any:
-    sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=DTYPES[dtype], attn_implementation=_attention()
-    )
-    del sharding
-    for unsupported in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(model.config, unsupported, None) not in (None, 1, 1.0):
-            raise ModelError(
-                f"{path}: models with `{unsupported}` are not supported; their log-probabilities would be wrong"
-            )
+def _load(
+    path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None = None
+) -> tuple[Any, Packing]:
+    model, packing = _from_pretrained(_auto_class(path), path, dtype, deepspeed)
+    _freeze_all_but_text(model)
     if lora is not None:
         adapters.attach(model, lora)
-    return model
+    return model, packing
+
+
+def _auto_class(path: str) -> Any:
+    """What loads the model at `path`: a vision-language model is used for its text."""
+    config = transformers.AutoConfig.from_pretrained(path)
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    raise ModelError(
+        f"{path}: transformers has no causal language model of type {config.model_type}; give a decoder-only one"
+    )
+
+
+def _from_pretrained(auto: Any, path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> tuple[Any, Packing]:
+    """The model at `path` and how it may be given rows."""
+    config = transformers.AutoConfig.from_pretrained(path)
+    _without_dropout(config)
+    model_class = auto._model_mapping[type(config)]
+    try:
+        reason = hf_packing.reads_apart(model_class, config)
+    except AttentionError as error:
+        raise ModelError(f"{path}: models of type {config.model_type} are not supported: {error}") from error
+    given = {} if reason else {"attn_implementation": hf_packing.NAME}
+    hf_packing.register()
+    sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
+    model: Any = auto.from_pretrained(path, config=config, dtype=DTYPES[dtype], **given)
+    del sharding
+    limit = hf_packing.encode_by_own_length(model)
+    return model, Packing(apart=reason is not None, max_shared_length=limit)
+
+
+def _without_dropout(config: Any) -> None:
+    """Switch off dropout and layer drop in a model's config, in place: checkpointed layers are in training mode. The
+    config that is exported is read anew."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, transformers.PreTrainedConfig):
+            _without_dropout(value)
+        elif isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0.0)
+
+
+def learning(module: Module) -> None:
+    """Put a model in the mode in which its loss is computed: nothing of it is random, so that a ratio compares the same
+    function before and after. What a user asked for remains: adapters' own dropout, and checkpointed layers, which
+    transformers checkpoints in training mode alone."""
+    module.eval()
+    for part in module.modules():
+        if isinstance(part, GradientCheckpointingLayer):
+            part.training = bool(part.gradient_checkpointing)
+        elif (dropout := getattr(part, "lora_dropout", None)) is not None:
+            dropout.train()
+
+
+def _freeze_all_but_text(model: Any) -> None:
+    """Of a vision-language model train what text passes through; the rest stays, and is exported, as it was."""
+    text = [decoder_of(model), model.get_output_embeddings(), model.get_input_embeddings()]
+    trained = {id(p) for module in text for p in module.parameters()}
+    for p in model.parameters():
+        if id(p) not in trained:
+            p.requires_grad_(False)
+
+
+def _logit_transform(path: str, model: Any) -> LogitTransform:
+    try:
+        return hf_logits.logit_transform(model)
+    except hf_logits.Unrecognised as error:
+        raise ModelError(f"{path}: models of type {model.config.model_type} are not supported: {error}") from error
+
+
+def _hidden_size(model: Any) -> int:
+    return int(model.config.get_text_config(decoder=True).hidden_size)
 
 
 def _sharded_loading(deepspeed: Mapping[str, Any]) -> Any:
@@ -186,8 +249,9 @@ def load_output_layer(model: ModelConfig) -> OutputLayer:
     """What turns the last hidden states of `model` into logits, read from its files and nothing else of it."""
     assert model.path is not None
     with torch.device("meta"):
-        empty: Any = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(model.path))
+        empty: Any = _auto_class(model.path).from_config(transformers.AutoConfig.from_pretrained(model.path))
     head = empty.get_output_embeddings()
+    transform = _logit_transform(model.path, empty)
     named = dict(empty.named_parameters(remove_duplicate=False))
     weight = {name for name, p in named.items() if p is head.weight}  # more than one name: tied to the embeddings
     bias = {name for name, p in named.items() if p is getattr(head, "bias", None)}
@@ -199,7 +263,7 @@ def load_output_layer(model: ModelConfig) -> OutputLayer:
         )
     dtype = DTYPES[model.dtype]
     weights, biases = ([found[name].to(dtype) for name in sorted(names & found.keys())] for names in (weight, bias))
-    return OutputLayer(weight=weights[0], bias=biases[0] if biases else None)
+    return OutputLayer(weight=weights[0], bias=biases[0] if biases else None, transform=transform)
 
 
 def _stored(path: str, names: Collection[str]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 from workers.config import ModelConfig, ModelRewardConfig
 from workers.encoder import Encoder
 from workers.engines import hf_models
+from workers.engines.hf_check import check_rows
 from workers.engines.inference import asking, own_device
 from workers.margins import final_scores
 from workers.rewards.base import Completed, RewardError
@@ -35,7 +36,9 @@ class ModelScorer:
         self._encoder = Encoder(model, max_length=config.max_length)
         self._budget, self._pad = config.tokens_per_micro_batch, hf_models.padding_token(config.path)
         device = own_device()
-        self._ask = asking(hf_models.load_scorer(config.path, config.dtype).to(device).eval(), device)
+        module = hf_models.load_scorer(config.path, config.dtype).to(device).eval()
+        check_rows(module, device, path=config.path, longest=min(config.max_length, self._budget))
+        self._ask, self._apart = asking(module, device), module.packing.apart
 
     def score(self, completed: Completed) -> Floats:
         """One number per completion, NaN where its prompt is too long."""
@@ -43,7 +46,9 @@ class ModelScorer:
         encoded = self._encoder.encode(examples)
         if not encoded.prompts:
             return np.full(len(completed.prompts), np.nan, np.float32)
-        share = score_tokens([encoded], self._ask, rank=0, world_size=1, budget=self._budget, pad=self._pad)
+        share = score_tokens(
+            [encoded], self._ask, rank=0, world_size=1, budget=self._budget, pad=self._pad, apart=self._apart
+        )
         final = np.empty(len(encoded.completions), np.float32)
         final[share.completions] = final_scores(share, encoded.completions)
         if not np.isfinite(final).all():
