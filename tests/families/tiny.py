@@ -107,37 +107,28 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def shrunk(family: type[PreTrainedConfig]) -> PreTrainedConfig:
     """Return a config of `family` with small values, its parts with it."""
     own = OWN.get(family.model_type, {})
-    parts = {
-        name: shrunk(part)
-        for name, part in family.sub_configs.items()
-        if name not in own and part is not transformers.AutoConfig
-    }
-    whole = {} if "text_config" in parts else small_values(family)
-    # A part that only the family knows the class of is named by its model type.
-    named = {k: shrunk(CONFIG_MAPPING[v["model_type"]]) if _is_part(v) else v for k, v in own.items()}
-    given = {**whole, **parts, **named}
-    return family(
-        **{k: v for k, v in given.items() if v is not None}, **{k: v for k, v in TOKENS.items() if k not in given}
-    )
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"model_type"}
+    parts = {}
+    if family.sub_configs:
+        default = family()
+        known = {name: getattr(default, name, None) for name in family.sub_configs if name not in own}
+        parts = {name: shrunk(type(part)) for name, part in known.items() if isinstance(part, PreTrainedConfig)}
+    given = {**small_values(family), **parts, **own}
+    return family(**{k: v for k, v in given.items() if v is not None})
 
 
 def small_values(family: type[PreTrainedConfig]) -> dict[str, Any]:
     """Return the small values of what the family's default config has."""
-    default = family(**{k: v for k, v in OWN.get(family.model_type, {}).items() if k in ("text_encoder", "decoder")})
-    fields = default.to_dict()
+    fields = family().to_dict()
     known = {k: fields[k] for k in SMALL if k in fields and not isinstance(fields[k], list | tuple | dict)}
     chosen = {k: SMALL[k] for k, v in known.items() if v is not None or k in FORCED}
+    if "vocab_size" in fields:
+        chosen.update(TOKENS)
     layers = chosen.get("num_hidden_layers", 4)
-    for name in ("layer_types", "mlp_layer_types", "layers_block_type"):
-        kinds = list(dict.fromkeys(fields.get(name) or ()))
-        if len(kinds) > 1:  # each kind in turn; the last kind is often bound to the last layer
-            chosen[name] = [
-                kinds[i * len(kinds) // layers if name == "mlp_layer_types" else i % len(kinds)] for i in range(layers)
-            ]
+    for name in ("layer_types", "layers_block_type", "indexer_types"):
+        if len(kinds := list(dict.fromkeys(fields.get(name) or ()))) > 1:
+            chosen[name] = [kinds[i % len(kinds)] for i in range(layers)]
+    if len(kinds := list(dict.fromkeys(fields.get("mlp_layer_types") or ()))) > 1:  # the dense ones come first
+        chosen["mlp_layer_types"] = [kinds[i * len(kinds) // layers] for i in range(layers)]
     return chosen
 
 
