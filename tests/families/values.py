@@ -157,6 +157,7 @@ FORCED |= {"attn_logit_softcapping", "n_group", "topk_group", "num_experts_per_t
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 MIXED = [SLIDING, FULL, SLIDING, FULL]
 THREE_AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+WHOLE_AXES = {**THREE_AXES, "partial_rotary_factor": 1.0}
 EQUAL_AXES = {**THREE_AXES, "mrope_section": [1, 1, 2]}
 WINDOWED = {"use_sliding_window": True, "layer_types": MIXED}
 
@@ -291,7 +292,7 @@ TWO_WAY = {
 SOUND = "it speaks in several books of sound codes at once"
 DRAFT = "it drafts for another model and takes that model's hidden states and keys"
 UNBUILDABLE: dict[str, str] = {
-    "gemma3n": "its picture tower is of the library timm, which the project does not have; gemma3n_text is its text part",
+    "gemma3n": "its picture tower is of the library timm, which is not installed; gemma3n_text is its text part",
     "gemma4_assistant": DRAFT,
     "gemma4_unified_assistant": DRAFT,
     "musicgen": SOUND,
