@@ -3,7 +3,7 @@
 runs/<name>/
   recipe.yaml     as written            resolved.json   what ran         ledger.jsonl    what is done
   metrics.jsonl   a line per step       exit.json       how it ended     lock            who is at it
-  incidents.jsonl what went wrong
+  incidents.jsonl what went wrong       inputs.json     digests of data, reward code and models, of the last attempt
   logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
   evaluations/step-N.parquet      report.html
 """
@@ -17,6 +17,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -111,6 +112,10 @@ class RunDirectory:
         return self.path / "exit.json"
 
     @property
+    def inputs(self) -> Path:
+        return self.path / "inputs.json"
+
+    @property
     def incidents(self) -> Path:
         return self.path / "incidents.jsonl"
 
@@ -187,6 +192,14 @@ class RunDirectory:
             return None
         return found if isinstance(found, dict) else None
 
+    def read_inputs(self) -> dict[str, str] | None:
+        """What `inputs_of` said when the last attempt began; None: it was not written down."""
+        try:
+            found = json.loads(self.inputs.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     @property
     def last_attempt(self) -> int:
         """0 when there was none."""
@@ -208,6 +221,19 @@ class RunDirectory:
         return None
 
     # ---------------------------------------------------------------------------------------- what changes it
+
+    def set_aside(self) -> Path:
+        """Move the whole run to `NAME.old-1`, or the first such name that is free; nothing of it is lost.
+
+        Raises:
+            BadInput: when a driver is at it.
+        """
+        with self.held():
+            taken = {p.name for p in self.path.parent.iterdir()}
+            target = self.path.with_name(next(n for i in count(1) if (n := f"{self.name}.old-{i}") not in taken))
+            self.path.rename(target)
+            disk.sync_directory(target.parent)
+        return target
 
     def start_attempt(self) -> int:
         """Makes the next log directory, points `logs/latest` at it, takes back the last exit, and clears away what an
