@@ -12,6 +12,7 @@ from orchestrator.config.data_files import KEYS, Source, read_source, remarks, t
 from orchestrator.config.model_files import read_json, tensors
 from orchestrator.config.model_source import (
     check_parallel,
+    check_positions,
     check_same_tokens,
     check_scorer,
     check_stage,
@@ -152,6 +153,7 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
     for key, path, scores in named:  # None: of either kind
         assert path is not None
         where = f"{key}.path = {path}"
+        check_positions(config, key, _beginning(path, produced), where, problems)
         if path in produced:
             if scores is not None:
                 check_stage(produced[path], where, problems, scores=scores)
@@ -164,6 +166,13 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
             check_same_tokens(path, config.model.path, where, problems)
         if scores is not None:
             (check_scorer if scores else check_writer)(path, where, problems)
+
+
+def _beginning(path: str, produced: Mapping[str, RunConfig]) -> str:
+    """The model that a stage, and the stages before it, began with."""
+    while path in produced and (before := produced[path].model.path) is not None:
+        path = before
+    return path
 
 
 def _same_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: Problems) -> None:
