@@ -91,7 +91,8 @@ def _steps(config: RunConfig) -> Iterator[Conflict]:
             why="prompts can be sampled for ever, so the run would have no end",
             fix="give the number of steps (iterative DPO: of rounds), for example `max_steps: 100`",
         )
-    if max_steps is not None and config.checkpoint.every > max_steps:
+    every = config.checkpoint.every
+    if max_steps is not None and every is not None and every > max_steps:
         yield Conflict(
             keys=("checkpoint.every", "algorithm.max_steps"),
             why="nothing would be saved before the end",
@@ -364,6 +365,13 @@ def _checkpoints(config: RunConfig) -> Iterator[Conflict]:
             keys=("checkpoint.every_updates", "algorithm.type"),
             why="only a round of iterative DPO is long enough to be saved in its middle",
             fix="remove it; checkpoint.every counts steps",
+        )
+    going_back = [name for name, rule in config.alarms if getattr(rule, "action", None) == "roll_back"]
+    if going_back and config.checkpoint.every is None:
+        yield Conflict(
+            keys=(f"alarms.{going_back[0]}.action", "checkpoint.every"),
+            why="to roll back takes a checkpoint from before the alarm, and by the clock there may be none",
+            fix="give checkpoint.every a number of steps, and checkpoint.keep room for those an alarm looks back",
         )
 
 

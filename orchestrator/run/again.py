@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator import disk
-from orchestrator.config.recipe import Recipe, resolved
+from orchestrator.config.recipe import Recipe
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
 from orchestrator.data.sources import local
 from orchestrator.errors import Problem, Problems, ResumeError, RlhfError
-from orchestrator.run.directory import RunDirectory, differences
+from orchestrator.run.directory import RunDirectory
 from orchestrator.run.inputs import MAY_BE_MENDED, changes, inputs_of, named
 from orchestrator.run.ledger import Fact, read_ledger
 
@@ -116,7 +116,7 @@ def write_inputs(directory: RunDirectory, config: RunConfig) -> list[str]:
 
 def _differs(config: RunConfig, directory: RunDirectory, anew: set[str]) -> Iterator[Differs]:
     """Settings, then inputs, then models that an earlier stage is about to make anew."""
-    for key, before, after in differences(resolved(directory.config()), resolved(config)):
+    for key, before, after in directory.differs_from(config):
         yield Differs(key=key, words=f"{key} was {show(before)} and is {show(after)}", is_setting=True)
     made = {key: path for key, path in named(config).items() if path in anew}
     then = directory.read_inputs()

@@ -31,6 +31,9 @@ from orchestrator.errors import BadInput, Problem, ResumeError, Superseded, reda
 Fence = Callable[[], None]
 """Raises Superseded when the run is another driver's."""
 
+HOW_IT_RAN = ("checkpoint", "cluster", "report_to", "wandb")
+"""Settings that a complete run does not depend on any more."""
+
 COMPLETE = ("completed", "budget")
 """Causes of an end after which there is a model and nothing to go on with."""
 
@@ -295,6 +298,13 @@ class RunDirectory:
         finally:
             os.close(handle)
 
+    def differs_from(self, config: RunConfig) -> list[tuple[str, Any, Any]]:
+        """(key, before, after) of each setting that is not what ran here; of a complete run, those that its model comes
+        of."""
+        found = differences(resolved(self.config()), resolved(config))
+        left = HOW_IT_RAN if self.is_complete else ()
+        return [each for each in found if each[0].partition(".")[0] not in left]
+
     def _refuse_another(self, config: RunConfig) -> None:
         if not self.resolved.exists():
             strange = [p for p in self.path.iterdir() if not disk.is_partial(p)]
@@ -302,8 +312,7 @@ class RunDirectory:
                 why, fix = "it holds files that are not a run's", "choose a new name, or empty the directory"
                 raise BadInput(Problem(what="cannot be used", where=str(self.path), why=why, fix=fix))
             return
-        found = list(differences(resolved(self.config()), resolved(config)))
-        if found:
+        if found := self.differs_from(config):
             shown = "; ".join(f"{key} was {show(before)} and is {show(after)}" for key, before, after in found[:6])
             shown += f"; and {len(found) - 6} more" if len(found) > 6 else ""
             fix = f"go on with what is there: {self.resume_command}; or choose a new name: name=NAME"

@@ -28,7 +28,7 @@ from orchestrator.pipeline.learning import Learners
 from orchestrator.run.again import refuse_other_inputs, settle, write_inputs
 from orchestrator.run.assembly import Material, anchor_of, evaluator_of, in_rounds, publisher_of, source_of
 from orchestrator.run.changes import changed, keep
-from orchestrator.run.checkpoint import Checkpointer, newest
+from orchestrator.run.checkpoint import Checkpointer, Pace, newest
 from orchestrator.run.consequences import GATE, blocked, follow, promote, watch
 from orchestrator.run.devices import admit, devices_of
 from orchestrator.run.directory import Fence, RunDirectory
@@ -306,7 +306,7 @@ class Attempt:
             num_tokens=self._num_tokens,
             max_steps=self._material.max_steps,
             evaluate_every=config.evaluation.every,
-            checkpoint_every=config.checkpoint.every,
+            pace=Pace(config.checkpoint.every),
             rollouts=rollouts,
             rounds=in_rounds(config),
             reference_version=state.reference_version,

@@ -63,6 +63,7 @@ CASES = (
     Case("b21-bad-name", {"name": "../x"}),
     Case("b24-nothing-saved", {"checkpoint": "{every: 0}"}),
     Case("b24-saved-too-late", {"checkpoint": "{every: 11}"}),
+    Case("b24-nothing-to-go-back-to", {"alarms": "{kl_budget: {action: roll_back}}"}),
     Case("updates-of-no-round", {"checkpoint": "{every_updates: 2}"}),
     Case("b25-seed", {"seed": "-1"}),
     Case("b26-unknown-algorithm", {"algorithm": "{type: gpro}"}),
