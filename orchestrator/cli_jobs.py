@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli_options import Attempts, Cluster, Fresh, JobId, Overrides, RecipePath, TokenFile
-from orchestrator.errors import BadInput, Problem
+from orchestrator.errors import BadInput, Problem, Problems
 from orchestrator.terminal import say
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def submit(
 ) -> int:
     """Run a recipe as a job. Submitting the same again, with the same data and code, finds the same job."""
     from orchestrator.config import load
+    from orchestrator.config.shadows import refuse_shadows
 
     loaded = load(recipe, overrides or ())
     if any(stage.cluster.device == "cuda" for stage in loaded.stages):
@@ -53,6 +54,8 @@ def submit(
 
         refuse_on_every_gpu(loaded.stages)
     inside = _inside(recipe, working_dir)
+    refuse_shadows(working_dir.resolve(), problems := Problems())
+    problems.raise_if_any()
     _warn_of_lost_results(loaded)
     from orchestrator.cluster.ray_jobs import JobRequest, submission_id
 

@@ -22,6 +22,7 @@ from orchestrator.config.model_source import (
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.reward_source import check_reward_function, check_sandbox
 from orchestrator.config.run import ClusterConfig, RunConfig
+from orchestrator.config.shadows import refuse_shadows
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problems
@@ -73,6 +74,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         BadInput: with everything that is missing or cannot be used.
     """
     problems = Problems()
+    refuse_shadows(Path.cwd(), problems)
     found: dict[str, Seen] = {}
     for config in recipe.stages:
         tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe))
