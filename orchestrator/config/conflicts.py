@@ -113,11 +113,13 @@ def _evaluation(config: RunConfig) -> Iterator[Conflict]:
             fix="give data.eval_prompts, or remove evaluation.num_samples",
         )
     if config.evaluation.every is not None and not held_out:
-        wanted = "eval_dataset" if scores else "eval_prompts"
+        pairs, rows = kind == "dpo" and data.dataset is not None, "data.eval_dataset"
+        wanted = rows if scores else "data.eval_prompts"
+        either = f"{rows} (pairs), data.eval_prompts with a reward" if pairs else wanted
         yield Conflict(
-            keys=("evaluation.every", f"data.{wanted}"),
+            keys=("evaluation.every", rows if pairs else wanted),
             why="there is nothing to evaluate on",
-            fix=f"give data.{wanted}, or remove evaluation.every",
+            fix=f"give {either}, or remove evaluation.every",
         )
     if data.eval_dataset is not None and not (scores or (kind == "dpo" and data.dataset is not None)):
         yield Conflict(
