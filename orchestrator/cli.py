@@ -20,7 +20,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from orchestrator import cli_advise, cli_compare, cli_evaluate, cli_jobs, cli_ledger, cli_plan, cli_report
-from orchestrator.cli_options import Attempts, Changes, Overrides, RecipePath
+from orchestrator.cli_options import Attempts, Changes, Fresh, Overrides, RecipePath
 from orchestrator.errors import Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
@@ -71,8 +71,9 @@ def run(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     attempts: Attempts = 1,
+    fresh: Fresh = False,
 ) -> int:
-    """Run a recipe, stage by stage."""
+    """Run a recipe, stage by stage. What is complete and unchanged is reused."""
     from orchestrator.config import load
 
     loaded = load(recipe, overrides or ())
@@ -80,6 +81,12 @@ def run(
         say(_as_yaml(loaded.stages).rstrip())
         return 0
     if attempts > 1:
+        if fresh:  # here, so that the second attempt does not begin anew as well
+            from orchestrator.config.preflight import preflight
+            from orchestrator.run.again import settle
+
+            preflight(loaded)
+            settle(loaded, fresh=True, say=say)
         directories = [config.directory for config in loaded.stages]
         return _supervised("run", str(recipe), *(overrides or ()), directories=directories, attempts=attempts)
     from orchestrator.config.preflight import preflight
@@ -88,7 +95,7 @@ def run(
     _refuse_what_fits_nowhere(loaded)
     from orchestrator.run.driver import run_recipe
 
-    return run_recipe(loaded, debug=_debug)
+    return run_recipe(loaded, fresh=fresh, debug=_debug)
 
 
 @app.command()
@@ -96,10 +103,12 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
     """Check a recipe and every file it names, without starting anything."""
     from orchestrator.config import load
     from orchestrator.config.preflight import preflight
+    from orchestrator.run.again import look
 
     loaded = load(recipe, overrides or ())
     found = preflight(loaded)
     _refuse_what_fits_nowhere(loaded)
+    look(loaded)
     stages = "1 run" if len(loaded.stages) == 1 else f"{len(loaded.stages)} runs"
     say(f"{recipe} is good: {stages}")
     for config in loaded.stages:

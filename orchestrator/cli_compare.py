@@ -37,13 +37,16 @@ def compare(
         Path | None, typer.Option("--output", metavar="DIR", help="Of finished runs: by default runs/comparison.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs of COMPARE.yaml and stop.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew those of which data or code changed; NAME.old-N is kept.")
+    ] = False,
 ) -> int:
     """Compare methods at equal compute: run what is not done yet, or take finished runs as they are.
 
     Writes report.html, report.md and comparison.json. Exit code 4 when runs were lost, and 0 otherwise."""
     if len(what) == 1 and not what[0].is_dir():
         _refuse(gold=gold, output=output)
-        return _of_recipes(what[0], dry_run=dry_run)
+        return _of_recipes(what[0], dry_run=dry_run, fresh=fresh)
     from orchestrator.compare.runs import compare_runs
     from orchestrator.run.directory import RunDirectory
 
@@ -54,7 +57,7 @@ def compare(
     return _tell(compare_runs(directories, gold=gold, output=output or Path("runs/comparison")))
 
 
-def _of_recipes(path: Path, *, dry_run: bool) -> int:
+def _of_recipes(path: Path, *, dry_run: bool, fresh: bool) -> int:
     from orchestrator.compare.known import known_card, read_known
     from orchestrator.config.compare import load_comparison
 
@@ -71,8 +74,11 @@ def _of_recipes(path: Path, *, dry_run: bool) -> int:
         preflight(run.recipe)
     from orchestrator.cluster.ray_start import one_for_all
     from orchestrator.compare.runs import run_comparison
+    from orchestrator.run.again import settle
     from orchestrator.run.directory import RunDirectory
 
+    for run in comparison.runs:
+        settle(run.recipe, fresh=fresh, last_too=False, say=say)
     left = [run.config for run in comparison.runs if not RunDirectory(run.config.directory).is_complete]
     with one_for_all(left[0].cluster) if left else nullcontext():
         return _tell(run_comparison(comparison, say=say, extra=extra))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli_options import Attempts, Cluster, JobId, Overrides, RecipePath, TokenFile
-from orchestrator.errors import BadInput, Problem
+from orchestrator.cli_options import Attempts, Cluster, Fresh, JobId, Overrides, RecipePath, TokenFile
+from orchestrator.errors import BadInput, Problem, Problems
 from orchestrator.terminal import say
 
 if TYPE_CHECKING:
@@ -42,9 +42,11 @@ def submit(
         bool, typer.Option("--allow-open-cluster", help="Send jobs to a cluster that asks for no token.")
     ] = False,
     attempts: Attempts = 1,
+    fresh: Fresh = False,
 ) -> int:
-    """Run a recipe as a job. Submitting the same again finds the same job."""
+    """Run a recipe as a job. Submitting the same again, with the same data and code, finds the same job."""
     from orchestrator.config import load
+    from orchestrator.config.shadows import refuse_shadows
 
     loaded = load(recipe, overrides or ())
     if any(stage.cluster.device == "cuda" for stage in loaded.stages):
@@ -52,17 +54,20 @@ def submit(
 
         refuse_on_every_gpu(loaded.stages)
     inside = _inside(recipe, working_dir)
+    refuse_shadows(working_dir.resolve(), problems := Problems())
+    problems.raise_if_any()
     _warn_of_lost_results(loaded)
     from orchestrator.cluster.ray_jobs import JobRequest, submission_id
 
     accepted = ["cluster.allow_open=true"] if allow_open_cluster else []
     request = JobRequest(
-        id=submission_id(loaded.stages[-1].name, _digest(loaded)),
+        id=submission_id(loaded.stages[-1].name, _digest(loaded, working_dir, fresh=fresh)),
         entrypoint=shlex.join(
             [
                 "rlhf",
                 "run",
                 *(["--attempts", str(attempts)] if attempts > 1 else []),
+                *(["--fresh"] if fresh else []),
                 str(inside),
                 *(overrides or ()),
                 *accepted,
@@ -156,10 +161,13 @@ def _inside(recipe: Path, working_dir: Path) -> Path:
         raise BadInput(Problem(what="the recipe would not be uploaded", where=str(recipe), why=why, fix=fix)) from None
 
 
-def _digest(recipe: Recipe) -> str:
+def _digest(recipe: Recipe, working_dir: Path, *, fresh: bool) -> str:
+    """Of what is run, and of the contents of what it names: changed data or code are another job."""
     from orchestrator.config import resolved
+    from orchestrator.run.inputs import inputs_of
 
-    content = json.dumps([resolved(config) for config in recipe.stages], sort_keys=True)
+    told = [[resolved(config), inputs_of(config, working_dir.resolve())] for config in recipe.stages]
+    content = json.dumps([told, fresh], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

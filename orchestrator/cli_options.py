@@ -18,6 +18,13 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Begin anew, with earlier stages of which recipe, data or code changed; NAME.old-N keeps what was there.",
+    ),
+]
 Attempts = Annotated[
     int,
     typer.Option(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
 
 DEFAULT_GPU = "H100"
+DOES_NOT_FIT = 3  # as a run says that its cluster is too small
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,7 +48,9 @@ def plan(
         typer.Option("--calibrate", metavar="RUN", help="Fit the constants to this finished run and use them."),
     ] = None,
 ) -> int:
-    """Say whether a recipe fits, how long a step takes and what it costs, without starting anything."""
+    """Say whether a recipe fits, how long a step takes and what it costs, without starting anything.
+
+    Exit code 3 when it does not fit as it is written (with --compare: in no placement), and 0 otherwise."""
     from orchestrator.config import load
     from orchestrator.plan.gpus import parse_gpus
     from orchestrator.plan.plan import make_plan
@@ -77,7 +80,8 @@ def plan(
         for stage in recipe.stages[-1:] if compare else recipe.stages:
             plans.append(make_plan(stage, gpu, before=recipe.before(stage), **options))
     _print(plans, compare=compare, as_json=as_json)
-    return 0
+    fitting = [plan.fits or bool(compare and plan.placements) for plan in plans]
+    return 0 if all(fitting) else DOES_NOT_FIT
 
 
 def _print(plans: list[Plan], *, compare: bool, as_json: bool) -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
 ORDER = [
-    {"workers.types", "workers.vocabulary"},
+    {"workers.types", "workers.vocabulary", "workers.positions"},
     {"workers.spans"},
     {"workers.config"},
     {"workers.needs"},
@@ -47,7 +47,9 @@ ORDER = [
     {"orchestrator.pipeline"},
     {"orchestrator.evaluation"},
     {"orchestrator.run.ledger"},
+    {"orchestrator.run.inputs"},
     {"orchestrator.run.directory"},
+    {"orchestrator.run.again"},
     {"orchestrator.run.incidents", "orchestrator.run.supervise", "orchestrator.run.why"},
     {"orchestrator.run.cost"},
     {"orchestrator.monitor"},

@@ -91,7 +91,8 @@ def _steps(config: RunConfig) -> Iterator[Conflict]:
             why="prompts can be sampled for ever, so the run would have no end",
             fix="give the number of steps (iterative DPO: of rounds), for example `max_steps: 100`",
         )
-    if max_steps is not None and config.checkpoint.every > max_steps:
+    every = config.checkpoint.every
+    if max_steps is not None and every is not None and every > max_steps:
         yield Conflict(
             keys=("checkpoint.every", "algorithm.max_steps"),
             why="nothing would be saved before the end",
@@ -112,11 +113,13 @@ def _evaluation(config: RunConfig) -> Iterator[Conflict]:
             fix="give data.eval_prompts, or remove evaluation.num_samples",
         )
     if config.evaluation.every is not None and not held_out:
-        wanted = "eval_dataset" if scores else "eval_prompts"
+        pairs, rows = kind == "dpo" and data.dataset is not None, "data.eval_dataset"
+        wanted = rows if scores else "data.eval_prompts"
+        either = f"{rows} (pairs), data.eval_prompts with a reward" if pairs else wanted
         yield Conflict(
-            keys=("evaluation.every", f"data.{wanted}"),
+            keys=("evaluation.every", rows if pairs else wanted),
             why="there is nothing to evaluate on",
-            fix=f"give data.{wanted}, or remove evaluation.every",
+            fix=f"give {either}, or remove evaluation.every",
         )
     if data.eval_dataset is not None and not (scores or (kind == "dpo" and data.dataset is not None)):
         yield Conflict(
@@ -364,6 +367,13 @@ def _checkpoints(config: RunConfig) -> Iterator[Conflict]:
             keys=("checkpoint.every_updates", "algorithm.type"),
             why="only a round of iterative DPO is long enough to be saved in its middle",
             fix="remove it; checkpoint.every counts steps",
+        )
+    going_back = [name for name, rule in config.alarms if getattr(rule, "action", None) == "roll_back"]
+    if going_back and config.checkpoint.every is None:
+        yield Conflict(
+            keys=(f"alarms.{going_back[0]}.action", "checkpoint.every"),
+            why="to roll back takes a checkpoint from before the alarm, and by the clock there may be none",
+            fix="give checkpoint.every a number of steps, and checkpoint.keep room for those an alarm looks back",
         )
 
 

@@ -35,6 +35,27 @@ REASONS: Mapping[str, str] = {
 }
 
 
+METHODS: Mapping[str, str] = {
+    # as papers and other trainers call a method → what is written for it here
+    "online_dpo": "write type: dpo with data.prompts and a reward, and few prompts_per_step",
+    "iterative_dpo": "write type: dpo with data.prompts and a reward, and reference: {refresh: every_round}",
+    "offline_dpo": "write type: dpo with data.dataset",
+    "ipo": "write type: dpo with data.dataset and loss_type: ipo",
+    "simpo": "write type: dpo with data.dataset and loss_type: simpo",
+    "cispo": "write type: grpo with loss_type: cispo and epsilon_high",
+    "dapo": "write type: grpo, as configs/quickstart/dapo.yaml does",
+    "dr_grpo": "write type: grpo, as configs/quickstart/dr_grpo.yaml does",
+    "gspo": "write type: grpo, as configs/quickstart/gspo.yaml does",
+    "gkd": "write type: distill with a teacher",
+    "raft": "write type: rejection_sampling",
+    "best_of_n": "write type: rejection_sampling",
+    "reinforce_pp": "write type: reinforce++",
+    "reinforce_plus_plus": "write type: reinforce++",
+    "rm": "write type: reward_model",
+    "reward": "write type: reward_model",
+}
+
+
 def explain(error: ValidationError, document: Document, problems: Problems, root: type[BaseModel] = RunConfig) -> None:
     """Adds one problem for each thing that is wrong in what `root` describes."""
     seen: set[KeyPath] = set()
@@ -46,6 +67,11 @@ def explain(error: ValidationError, document: Document, problems: Problems, root
         elif path not in seen:
             seen.add(path)
             _explain_one(detail, path, document, problems, root)
+
+
+def _elsewhere(path: KeyPath, tag: object) -> str:
+    """What is written here for a method that has another name elsewhere; empty: it has none that is known."""
+    return METHODS.get(str(tag).lower().replace("-", "_"), "") if path == ("algorithm",) else ""
 
 
 def _key_path(loc: tuple[str | int, ...], data: Any) -> KeyPath:
@@ -112,7 +138,7 @@ def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Probl
             f"{key}.type = {show(tag)}",
             where=where,
             why="there is no such type",
-            fix=_choose(tag, types_at(path, data, root)),
+            fix=_elsewhere(path, tag) or _choose(tag, types_at(path, data, root)),
         )
     elif kind == "value_error":
         problems.add(what, where=place.text, fix=str(detail["ctx"]["error"]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.config.model_files import (
     config_of,
     has_no_end,
     highest_token,
+    read_json,
     tensors,
     tokenizer_digest,
     whole_number,
@@ -15,7 +17,9 @@ from orchestrator.config.model_files import (
 from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import local
 from orchestrator.errors import Problems
+from workers.config import ModelRewardConfig
 from workers.needs import NEEDS
+from workers.positions import positions_of
 from workers.vocabulary import first_difference, read_vocabulary
 
 SCORER = "ForSequenceClassification"
@@ -101,6 +105,47 @@ def check_parallel(path: str, size: int, problems: Problems) -> None:
             why="each GPU of an engine takes as many",
             fix=f"give one of {', '.join(map(str, good))}",
         )
+
+
+def check_positions(config: RunConfig, key: str, path: str, where: str, problems: Problems) -> None:
+    """No sequence is longer than the model of `key` was built for. `path`: where its config.json is; a stage hands on
+    the positions of the model it began with."""
+    if (limit := _positions(path)) is None:
+        return
+    for tokens, told, before in _longest(config, key):
+        if tokens > limit:
+            name = told.split(" ")[-2]
+            fix = f"set {name} to {limit - before}" if limit > before else "lower both"
+            problems.add(
+                f"{told}: {tokens} tokens are more than the {limit} positions of {path}",
+                where=where,
+                why="the engine refuses longer sequences, and beyond its last position a model only guesses",
+                fix=f"{fix}, or give a model with more positions",
+            )
+
+
+def _longest(config: RunConfig, key: str) -> Iterator[tuple[int, str, int]]:
+    """Tokens that a sequence of this model may have, the settings that say so, and what all but the last of them take.
+    A row of a dataset is cut where the policy's positions end, so only a length that was asked for is held against
+    them."""
+    rollout, data = config.rollout, config.data
+    if key.startswith("reward."):
+        reward = config.reward[int(key.removeprefix("reward."))]
+        if isinstance(reward, ModelRewardConfig) and "max_length" in reward.model_fields_set:
+            yield reward.max_length, f"{key}.max_length {reward.max_length}", 0
+        return
+    if data.prompts is not None or (key == "model" and data.answered):
+        prompt, completion = rollout.max_prompt_length, rollout.max_completion_length
+        told = f"rollout.max_prompt_length {prompt} + rollout.max_completion_length {completion}"
+        yield prompt + completion, told, prompt
+    if data.dataset is not None and (key != "model" or "max_length" in data.model_fields_set):
+        cut = data.max_length if key == "model" else _positions(config.model.path or "") or data.max_length
+        yield min(data.max_length, cut), f"data.max_length {data.max_length}", 0
+
+
+def _positions(path: str) -> int | None:
+    config = read_json(local(path) / "config.json")
+    return None if config is None else positions_of(config)
 
 
 def check_stage(stage: RunConfig, where: str, problems: Problems, *, scores: bool) -> None:

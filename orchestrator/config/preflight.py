@@ -12,6 +12,7 @@ from orchestrator.config.data_files import KEYS, Source, read_source, remarks, t
 from orchestrator.config.model_files import read_json, tensors
 from orchestrator.config.model_source import (
     check_parallel,
+    check_positions,
     check_same_tokens,
     check_scorer,
     check_stage,
@@ -21,6 +22,7 @@ from orchestrator.config.model_source import (
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.reward_source import check_reward_function, check_sandbox
 from orchestrator.config.run import ClusterConfig, RunConfig
+from orchestrator.config.shadows import refuse_shadows
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problems
@@ -72,6 +74,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         BadInput: with everything that is missing or cannot be used.
     """
     problems = Problems()
+    refuse_shadows(Path.cwd(), problems)
     found: dict[str, Seen] = {}
     for config in recipe.stages:
         tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe))
@@ -152,6 +155,7 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
     for key, path, scores in named:  # None: of either kind
         assert path is not None
         where = f"{key}.path = {path}"
+        check_positions(config, key, _beginning(path, produced), where, problems)
         if path in produced:
             if scores is not None:
                 check_stage(produced[path], where, problems, scores=scores)
@@ -164,6 +168,13 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
             check_same_tokens(path, config.model.path, where, problems)
         if scores is not None:
             (check_scorer if scores else check_writer)(path, where, problems)
+
+
+def _beginning(path: str, produced: Mapping[str, RunConfig]) -> str:
+    """The model that a stage, and the stages before it, began with."""
+    while path in produced and (before := produced[path].model.path) is not None:
+        path = before
+    return path
 
 
 def _same_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: Problems) -> None:

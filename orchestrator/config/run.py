@@ -67,10 +67,17 @@ class EvaluationConfig(Settings):
     model that the run began with."""
 
 
-class CheckpointConfig(Settings):
-    """How often the state is saved. Never off: a run that cannot be resumed is a bad surprise."""
+CHECKPOINT_S = 600.0
+CHECKPOINT_SHARE = 0.05
+"""By default a checkpoint is due so many seconds after the last one, or later: when a next one as long as the last
+would still take at most this share of the time."""
 
-    every: Count = 1  # steps
+
+class CheckpointConfig(Settings):
+    """How often the state is saved. Never off: a run that cannot be resumed is a bad surprise. Always at the end, at a
+    stop and before an alarm ends the run."""
+
+    every: Count | None = None  # steps; None: by the clock, every 10 minutes or as rarely as costs 5 % of the time
     every_updates: Count | None = None  # within a round of iterative DPO, whose rounds are long; None: between steps
     keep: Count = 2  # newest ones
 

@@ -58,6 +58,11 @@ class History:
         found = self._values.get(name, ())
         return np.asarray(found[: max(2, min(count, len(found) // 2))], np.float64)
 
+    @property
+    def turns(self) -> str:
+        """What rows are to a reader: "steps"."""
+        return "rounds" if self.rounds else "steps"
+
     def window(self, rule: AlarmRule) -> int:
         if rule.window is not None:
             return rule.window

@@ -24,7 +24,7 @@ from orchestrator.monitor.trends import CERTAIN, difference, trend
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sight:
-    """What a rule saw. Example: `Sight(saw="kl 31 nats (median of 5 rows), budget 25", rows=5)`."""
+    """What a rule saw. Example: `Sight(saw="kl 31 nats (median of 5 steps), budget 25", rows=5)`."""
 
     saw: str
     rows: int  # how far back it looked: trouble is older than the newest row by up to this many
@@ -46,8 +46,8 @@ def chosen_falling(history: History, rule: settings.ChosenFalling) -> Sight | No
     if reward is not None and reward.mean() >= 0:
         return None
     return Sight(
-        saw=f"logps/chosen fell by {number(-fall.change)} to {number(float(chosen[-third:].mean()))} over {n} rows "
-        f"(z {fall.z:.1f}) while the loss fell by {number(-of_loss.change)}",
+        saw=f"logps/chosen fell by {number(-fall.change)} to {number(float(chosen[-third:].mean()))} over {n} "
+        f"{history.turns} (z {fall.z:.1f}) while the loss fell by {number(-of_loss.change)}",
         rows=n,
     )
 
@@ -58,7 +58,9 @@ def kl_budget(history: History, rule: settings.KlBudget) -> Sight | None:
     kl = history.last("objective/kl", n)
     if kl is None or np.median(kl) <= rule.max_kl:
         return None
-    return Sight(saw=f"KL {number(float(np.median(kl)))} nats (median of {n} rows), budget {rule.max_kl:g}", rows=n)
+    return Sight(
+        saw=f"KL {number(float(np.median(kl)))} nats (median of {n} {history.turns}), budget {rule.max_kl:g}", rows=n
+    )
 
 
 def length_drift(history: History, rule: settings.LengthDrift) -> Sight | None:
@@ -72,7 +74,7 @@ def length_drift(history: History, rule: settings.LengthDrift) -> Sight | None:
     if 1 / rule.max_ratio <= ratio <= rule.max_ratio or abs(difference(before, now)) < CERTAIN:
         return None
     saw = f"mean length {number(float(np.median(now)))} tokens, {ratio:.2g} times the {number(float(before.mean()))}"
-    return Sight(saw=f"{saw} of the first {len(before)} rows", rows=n)
+    return Sight(saw=f"{saw} of the first {len(before)} {history.turns}", rows=n)
 
 
 def pair_length_gap(history: History, rule: settings.PairLengthGap) -> Sight | None:
@@ -86,9 +88,18 @@ def pair_length_gap(history: History, rule: settings.PairLengthGap) -> Sight | N
     mean, error = float(gaps.mean()), float(gaps.std(ddof=1)) / math.sqrt(n)
     if abs(mean) <= rule.max_gap or abs(mean) < CERTAIN * error:
         return None
-    which = "longer" if mean > 0 else "shorter"
-    saw = f"chosen completions are {abs(mean):.0%} {which} than rejected ones"
-    return Sight(saw=f"{saw} ({chosen.mean():.1f} against {rejected.mean():.1f} tokens, {n} rows)", rows=n)
+    lengths = float(chosen.mean()), float(rejected.mean())
+    return Sight(saw=f"{_longer(*lengths, gap=mean)} tokens, mean of {n} {history.turns})", rows=n)
+
+
+def _longer(chosen: float, rejected: float, *, gap: float) -> str:
+    """The two mean lengths, and by what share of the rejected one they differ; where their order is not that of most
+    rows, the gap itself."""
+    told = f"({chosen:.1f} against {rejected:.1f}"
+    if (chosen - rejected) * gap <= 0 or rejected <= 0:
+        return f"lengths of chosen and rejected completions differ by {gap:+.0%} of their mean, step by step {told}"
+    which = "longer" if gap > 0 else "shorter"
+    return f"chosen completions are {abs(chosen / rejected - 1):.0%} {which} than rejected ones {told}"
 
 
 def reward_hacking(history: History, rule: settings.RewardHacking) -> Sight | None:
@@ -111,7 +122,7 @@ def reward_hacking(history: History, rule: settings.RewardHacking) -> Sight | No
             fall = trend(values)
             if fall.falls and -fall.change >= rule.min_fall * float(deviations.mean()):
                 saw = f"reward rose by {number(rise.change)} while {name} fell by {number(-fall.change)}"
-                return Sight(saw=f"{saw} over {n} rows (z {rise.z:.1f} and {fall.z:.1f})", rows=n)
+                return Sight(saw=f"{saw} over {n} {history.turns} (z {rise.z:.1f} and {fall.z:.1f})", rows=n)
     return _held_out_fall(history, n)
 
 
@@ -153,8 +164,8 @@ def repetition(history: History, rule: settings.Repetition) -> Sight | None:
         return None
     if np.median(now) <= rule.max_share or difference(before, now) < CERTAIN:
         return None
-    saw = f"{np.median(now):.0%} of the tokens are a tail that repeats itself, {before.mean():.0%} in the first rows"
-    return Sight(saw=saw, rows=n)
+    saw = f"{np.median(now):.0%} of the tokens are a tail that repeats itself"
+    return Sight(saw=f"{saw}, {before.mean():.0%} in the first {history.turns}", rows=n)
 
 
 def entropy_collapse(history: History, rule: settings.EntropyCollapse) -> Sight | None:
@@ -168,7 +179,7 @@ def entropy_collapse(history: History, rule: settings.EntropyCollapse) -> Sight 
     share = float(np.median(now) / max(before.mean(), 1e-12))
     if share >= rule.min_share or history.improved("reward", n):
         return None
-    saw = f"entropy {number(float(np.median(now)))} nats per token, {share:.0%} of the first rows"
+    saw = f"entropy {number(float(np.median(now)))} nats per token, {share:.0%} of the first {history.turns}"
     return Sight(saw=f"{saw}; reward {_from_to(history, 'reward', n)}", rows=n)
 
 
@@ -179,7 +190,7 @@ def no_signal(history: History, rule: settings.NoSignal) -> Sight | None:
     now = history.last(name, n)
     if now is None or np.median(now) <= rule.max_share or history.improved("reward", n):
         return None
-    saw = f"{np.median(now):.0%} of the groups have equal rewards (median of {n} rows)"
+    saw = f"{np.median(now):.0%} of the groups have equal rewards (median of {n} {history.turns})"
     return Sight(saw=f"{saw}; reward {_from_to(history, 'reward', n)}", rows=n)
 
 
@@ -195,8 +206,8 @@ def engine_gap(history: History, rule: settings.EngineGap) -> Sight | None:
     jumped = stale == 0 and len(history.steps(name)) >= 2 * n and gap > max(1e-3, rule.max_jump * float(before.mean()))
     if gap <= rule.max_difference * (1 + stale) and not jumped:
         return None
-    saw = f"log-probabilities differ by {number(gap)} nats per token (median of {n} rows)"
-    return Sight(saw=f"{saw}, by {number(float(before.mean()))} in the first rows", rows=n)
+    saw = f"log-probabilities differ by {number(gap)} nats per token (median of {n} {history.turns})"
+    return Sight(saw=f"{saw}, by {number(float(before.mean()))} in the first {history.turns}", rows=n)
 
 
 def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Sight | None:
@@ -209,7 +220,10 @@ def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Si
     norm, was = float(np.median(now)), float(np.median(before))
     if norm <= max(rule.max_norm, rule.max_jump * was):
         return None
-    return Sight(saw=f"gradient norm {number(norm)} (median of {n} rows), {number(was)} in the first rows", rows=n)
+    return Sight(
+        saw=f"gradient norm {number(norm)} (median of {n} {history.turns}), {number(was)} in the first {history.turns}",
+        rows=n,
+    )
 
 
 def staleness(history: History, rule: settings.Staleness) -> Sight | None:
@@ -218,7 +232,7 @@ def staleness(history: History, rule: settings.Staleness) -> Sight | None:
     versions = history.last("staleness/mean", n)
     if versions is None or versions.mean() <= rule.max_mean:
         return None
-    return Sight(saw=f"completions are {versions.mean():.1f} versions old (mean of {n} rows)", rows=n)
+    return Sight(saw=f"completions are {versions.mean():.1f} versions old (mean of {n} {history.turns})", rows=n)
 
 
 def reference_saturation(history: History, rule: settings.ReferenceSaturation) -> Sight | None:
@@ -231,8 +245,8 @@ def reference_saturation(history: History, rule: settings.ReferenceSaturation) -
         return None
     if refreshed[0] or np.median(saturated) <= rule.max_share:
         return None
-    saw = f"{np.median(saturated):.0%} of the completions are beyond ±10 nats of the reference (median of {n} rows)"
-    return Sight(saw=saw, rows=n)
+    saw = f"{np.median(saturated):.0%} of the completions are beyond ±10 nats of the reference"
+    return Sight(saw=f"{saw} (median of {n} {history.turns})", rows=n)
 
 
 def safety_gate(history: History, rule: settings.SafetyGate) -> Sight | None:

@@ -7,13 +7,25 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.plan.advice import as_overrides
+from orchestrator.plan.checkpoints import checkpoint_bytes, disk_bytes
 from orchestrator.plan.gangs import Demand
 from orchestrator.plan.gpus import PRICES
 from orchestrator.plan.placement import Placement
 from orchestrator.plan.plan import NOT_MEASURED, Plan
 
+OF_A_CLUSTER_THAT_FITS = (
+    "phases_s", "step_s", "step_s_by_staleness", "step_s_colocated",
+    "gpu_hours_per_1000", "dollars_per_1000", "gpu_hours", "dollars",
+)  # fmt: skip
+
 
 def as_json(plan: Plan) -> dict[str, Any]:
+    if not plan.fits:  # times and costs would be of another cluster; `placements` has those that fit
+        return _told(plan) | dict.fromkeys(OF_A_CLUSTER_THAT_FITS)
+    return _told(plan)
+
+
+def _told(plan: Plan) -> dict[str, Any]:
     total = plan.total_gpu_hours
     return {
         "name": plan.name,
@@ -47,6 +59,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "dollars": None if total is None else _finite(total * plan.price),
         "dollars_per_gpu_hour": plan.price,
         "price_source": PRICES if plan.price == plan.gpu.price else "given",
+        "checkpoint_bytes": checkpoint_bytes(plan.config, plan.shapes),
+        "checkpoints_disk_bytes": disk_bytes(plan.config, plan.shapes),
+        "checkpoint_every": plan.config.checkpoint.every,
         "placements": [_placement(placement) for placement in plan.placements[:10]],
         "note": NOT_MEASURED,
     }

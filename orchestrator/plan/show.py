@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.plan.advice import as_overrides
+from orchestrator.plan.checkpoints import checkpoint_bytes, disk_bytes, how_often
 from orchestrator.plan.gangs import Demand
 from orchestrator.plan.gpus import CPU_RANK, GPUS_PER_NODE, PRICES
 from orchestrator.plan.memory import TIGHT
@@ -26,6 +27,7 @@ from orchestrator.terminal import Forgiving
 BAR = 40  # columns of a bar
 SHOWN_GPUS = 256  # more are counted, not drawn
 SHOWN_PLACEMENTS = 3
+PHASES_COMPARED = ("generate", "score", "learn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,10 @@ def show_plan(plan: Plan, stream: TextIO | None = None) -> None:
     if plan.gpu is not CPU_RANK:
         _memory(page, plan)
         _map(page, plan)
-    _step(page, plan.time)
-    _cost(page, plan)
+    if plan.fits:  # else they would be of another cluster than the one that was asked about
+        _step(page, plan.time)
+        _cost(page, plan)
+        _disk(page, plan)
     _shortages(page, plan)
     _placements(page, plan)
     _assumed(page, plan)
@@ -229,6 +233,13 @@ def _cost(page: Page, plan: Plan) -> None:
         page.line(f"  taking turns on all GPUs, which is not done here: {seconds(plan.together.step_s)}")
 
 
+def _disk(page: Page, plan: Plan) -> None:
+    one, room = checkpoint_bytes(plan.config, plan.shapes), disk_bytes(plan.config, plan.shapes)
+    page.rule("Disk")
+    page.line(f"  a checkpoint: {gigabytes(one)}, {how_often(plan.config, plan.time.step_s)}")
+    page.line(f"  checkpoint.keep {plan.config.checkpoint.keep}, and the next beside them: {gigabytes(room)}")
+
+
 def _shortages(page: Page, plan: Plan) -> None:
     if plan.fits:
         return
@@ -269,7 +280,7 @@ def _assumed(page: Page, plan: Plan) -> None:
         page.line(f"  ${plan.price:g} per GPU-hour (--price): {PRICES if plan.price == plan.gpu.price else 'as given'}")
     if any(shape.experts for shape in plan.shapes.values()):
         page.line("  mixtures of experts: no published run stands behind their times")
-    page.line("  evaluation, checkpoints and failures are not counted")
+    page.line("  the time of evaluation, checkpoints and failures is not counted")
     page.line(f"  {NOT_MEASURED}")
 
 
@@ -279,21 +290,25 @@ def show_comparison(plans: Sequence[Plan], stream: TextIO | None = None) -> None
     heads = f"{'':<20}{'as written':>11}   {'best':>5}{'gen':>8}{'score':>8}{'learn':>8}{'step':>8}"
     page.line((heads, "bold"))
     page.line((f"{'recipe':<20}{'GPUs fits':>11}   {'GPUs':>5}", "bold"))
-    hours = {id(plan): plan.gpu_hours_per_1000(plan.best) for plan in plans}
+    hours = {id(plan): plan.gpu_hours_per_1000(plan.best) for plan in plans if plan.placements or plan.fits}
     for plan in plans:
         time = plan.best.time
-        phases = [seconds(time.phase_s(p)) if p in time.busy else "-" for p in ("generate", "score", "learn")]
+        shown = plan.placements or plan.fits  # else it is no step on these GPUs
+        phases = [seconds(time.phase_s(p)) if p in time.busy and shown else "-" for p in PHASES_COMPARED]
         fits = ("yes", "green") if plan.fits else ("NO", "bold red")
-        there = str(plan.best.num_gpus) if plan.placements or plan.fits else "-"
+        there = str(plan.best.num_gpus) if shown else "-"
         page.line(
             f"{plan.name[:19]:<20}{plan.asked:>6} ",
             (f"{fits[0]:>4}", fits[1]),
             f"   {there:>5}",
-            "".join(f"{p:>8}" for p in (*phases, seconds(time.step_s))),
+            "".join(f"{p:>8}" for p in (*phases, seconds(time.step_s) if shown else "-")),
         )
     page.rule("Per 1000 completions (a pair has two)")
     most = max((h for h in hours.values() if math.isfinite(h)), default=1.0)
     for plan in plans:
+        if not (plan.placements or plan.fits):
+            page.line(f"{plan.name[:19]:<20} does not fit")
+            continue
         some = hours[id(plan)]
         width = max(1, round(min(1.0, some / most) * (BAR - 8)))
         told = f"  {some:.3g} GPU-hours, {dollars(some * plan.price)}"
@@ -301,7 +316,6 @@ def show_comparison(plans: Sequence[Plan], stream: TextIO | None = None) -> None
             f"{plan.name[:19]:<20} ",
             page.draw(KEPT, width),
             told,
-            "" if plan.placements or plan.fits else " (does not fit)",
         )
     page.line()
     page.line("What they learn from a completion is not compared here.")

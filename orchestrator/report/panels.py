@@ -22,6 +22,7 @@ class Panel:
     together: bool = False
     points: bool = False  # measured now and then: each point is drawn
     unless_constant: bool = False  # not worth a picture then
+    of_a_reference: bool = False  # not of runs whose reference is the policy that samples: there it is 0, and noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +61,12 @@ PANELS = (
         about="of what is learned from; it rises by luck and by cheating, too",
         metrics=("reward", "objective/scores"),
     ),
-    Panel(title="KL to the reference", about="nats per completion", metrics=("objective/kl", "kl")),
+    Panel(
+        title="KL to the reference",
+        about="nats per completion; of a reference that moves, to the current one",
+        metrics=("objective/kl", "kl"),
+        of_a_reference=True,
+    ),
     Panel(title="Drift", about="KL of new samples, when the reference was asked about", metrics=("drift/kl",)),
     Panel(
         title="Saturated completions",
@@ -123,6 +129,8 @@ def series_of(panel: Panel, stories: Sequence[Story]) -> list[Series]:
 
 def _series(panel: Panel, stories: Sequence[Story]) -> Iterator[Series]:
     for i, story in enumerate(stories):
+        if panel.of_a_reference and story.setting("reference.refresh") == "every_round":
+            continue
         curves = [(metric, curve) for metric in panel.metrics if (curve := story.curve(metric))]
         for j, (metric, curve) in enumerate(curves if panel.together else curves[:1]):
             last = metric.rpartition("/")[2]

@@ -48,25 +48,57 @@ def findings(story: Story) -> Iterator[str]:
 
 def not_measured(story: Story) -> Iterator[str]:
     """What a reader might take for granted and this run does not show."""
-    held_out = story.setting("data.eval_prompts") or story.setting("data.eval_dataset")
-    if not held_out:
+    keys = ("eval_prompts", "eval_dataset", "eval_harmful", "eval_benign")
+    if not any(story.setting(f"data.{key}") for key in keys):
         yield "Nothing is held out (`data.eval_prompts`): every figure is of what was learned from."
-    elif not story.curve("eval/reward") and not story.curve("eval/accuracy"):
+    elif not any(key.startswith("eval/") for row in story.rows for key in row):
         yield "Held-out data are named, and no evaluation was written down."
     elif story.setting("data.eval_prompts") and not story.curve("eval/kl"):
         yield "Held-out answers are greedy ones; sampled ones were not measured (`evaluation.num_samples`)."
-    if not any(story.curve(name) for name in ("objective/kl", "kl", "drift/kl", "eval/kl", "divergence")):
-        yield "How far the policy went from where it began: there is no reference, and no KL was measured."
-    elif story.setting("reference.refresh", "never") != "never" and not story.curve("eval/kl"):
-        yield "The KL is that to the current reference, which moves; to the first model it was not measured."
-    if not story.curve("sampling/logp_difference"):
+    yield from _distance(story)
+    if story.setting("data.prompts") is None:
         yield "Whether engine and learner agree on log-probabilities: nothing that was learned from was sampled."
+    elif not story.curve("sampling/logp_difference"):
+        yield "Whether engine and learner agree on log-probabilities was not measured."
     if not any(a.devices for a in story.meter.attempts):
         yield "Devices: the run did not write down what it reserved."
     yield "One seed: what another one would have given is not known."
     if story.setting("reward"):
         yield "Nobody but the scorers of the recipe has judged an answer."
     yield from (f"Could not be read: {what}." for what in story.unreadable)
+
+
+def _distance(story: Story) -> Iterator[str]:
+    """What is not known of how far the policy went from where it began."""
+    if story.curve("eval/kl"):
+        return
+    refresh = story.setting("reference.refresh", "never")
+    if _follows_the_policy(story):
+        yield (
+            "The reference is the policy of the round before, from which the samples come: their KL to it is 0. To the "
+            "first model it was not measured (`evaluation.num_samples`)."
+        )
+    elif not any(story.curve(name) for name in ("objective/kl", "kl", "drift/kl", "divergence")):
+        why = "there is no reference, and no KL was measured"
+        if _has_reference(story):
+            why = "there is a reference, and no KL to it was measured: a dataset's completions are not the policy's own"
+            why = why if story.setting("data.prompts") is None else "there is a reference, and no KL to it was measured"
+        yield f"How far the policy went from where it began: {why}."
+    elif refresh != "never":
+        yield "The KL is that to the current reference, which moves; to the first model it was not measured."
+
+
+def _follows_the_policy(story: Story) -> bool:
+    """Whether its reference is, at the beginning of each round, the policy itself."""
+    return bool(story.setting("reference.refresh") == "every_round")
+
+
+def _has_reference(story: Story) -> bool:
+    """Whether the run compared its policy with another model's log-probabilities."""
+    try:
+        return story.directory.config().algorithm.needs_reference
+    except (RlhfError, OSError):
+        return bool(story.curve("rewards/chosen"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,15 +1,18 @@
-"""Checkpoints: written aside, described by a manifest, renamed into place, and the one to go on from."""
+"""Checkpoints: when one is due, written aside, described by a manifest, renamed into place, and the one to go on
+from."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
 from orchestrator.cluster.base import wait
+from orchestrator.config.run import CHECKPOINT_S, CHECKPOINT_SHARE
 from orchestrator.errors import Problem, ResumeError, Superseded
 from orchestrator.pipeline.learning import Learners
 from orchestrator.run.manifest import (
@@ -27,6 +30,29 @@ from workers.learner import Learner
 
 LAG_S = 10.0  # by which a directory on shared storage may show what it was before
 LOOK_S = 0.25
+
+
+class Pace:
+    """When the next checkpoint is due: by steps where the recipe counts them, else by the clock and by what the last
+    one took."""
+
+    def __init__(self, every: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._clock = every, clock
+        self._since, self._took_s = clock(), 0.0
+
+    def is_due(self, turn: int) -> bool:
+        if self._every is not None:
+            return turn % self._every == 0
+        # A checkpoint of t seconds after w seconds of work takes t / (t + w) of the time.
+        cheap_s = self._took_s * (1 / CHECKPOINT_SHARE - 1)
+        return self._clock() - self._since >= max(CHECKPOINT_S, cheap_s)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        begun = self._clock()
+        yield
+        self._since = self._clock()
+        self._took_s = self._since - begun
 
 
 class Checkpointer:

@@ -3,7 +3,7 @@
 runs/<name>/
   recipe.yaml     as written            resolved.json   what ran         ledger.jsonl    what is done
   metrics.jsonl   a line per step       exit.json       how it ended     lock            who is at it
-  incidents.jsonl what went wrong
+  incidents.jsonl what went wrong       inputs.json     digests of data, reward code and models, of the last attempt
   logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
   evaluations/step-N.parquet      report.html
 """
@@ -17,6 +17,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,9 @@ from orchestrator.errors import BadInput, Problem, ResumeError, Superseded, reda
 
 Fence = Callable[[], None]
 """Raises Superseded when the run is another driver's."""
+
+HOW_IT_RAN = ("checkpoint", "cluster", "report_to", "wandb")
+"""Settings that a complete run does not depend on any more."""
 
 COMPLETE = ("completed", "budget")
 """Causes of an end after which there is a model and nothing to go on with."""
@@ -111,6 +115,10 @@ class RunDirectory:
         return self.path / "exit.json"
 
     @property
+    def inputs(self) -> Path:
+        return self.path / "inputs.json"
+
+    @property
     def incidents(self) -> Path:
         return self.path / "incidents.jsonl"
 
@@ -187,6 +195,14 @@ class RunDirectory:
             return None
         return found if isinstance(found, dict) else None
 
+    def read_inputs(self) -> dict[str, str] | None:
+        """What `inputs_of` said when the last attempt began; None: it was not written down."""
+        try:
+            found = json.loads(self.inputs.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     @property
     def last_attempt(self) -> int:
         """0 when there was none."""
@@ -208,6 +224,19 @@ class RunDirectory:
         return None
 
     # ---------------------------------------------------------------------------------------- what changes it
+
+    def set_aside(self) -> Path:
+        """Move the whole run to `NAME.old-1`, or the first such name that is free; nothing of it is lost.
+
+        Raises:
+            BadInput: when a driver is at it.
+        """
+        with self.held():
+            taken = {p.name for p in self.path.parent.iterdir()}
+            target = self.path.with_name(next(n for i in count(1) if (n := f"{self.name}.old-{i}") not in taken))
+            self.path.rename(target)
+            disk.sync_directory(target.parent)
+        return target
 
     def start_attempt(self) -> int:
         """Makes the next log directory, points `logs/latest` at it, takes back the last exit, and clears away what an
@@ -269,6 +298,13 @@ class RunDirectory:
         finally:
             os.close(handle)
 
+    def differs_from(self, config: RunConfig) -> list[tuple[str, Any, Any]]:
+        """(key, before, after) of each setting that is not what ran here; of a complete run, those that its model comes
+        of."""
+        found = differences(resolved(self.config()), resolved(config))
+        left = HOW_IT_RAN if self.is_complete else ()
+        return [each for each in found if each[0].partition(".")[0] not in left]
+
     def _refuse_another(self, config: RunConfig) -> None:
         if not self.resolved.exists():
             strange = [p for p in self.path.iterdir() if not disk.is_partial(p)]
@@ -276,8 +312,7 @@ class RunDirectory:
                 why, fix = "it holds files that are not a run's", "choose a new name, or empty the directory"
                 raise BadInput(Problem(what="cannot be used", where=str(self.path), why=why, fix=fix))
             return
-        found = list(differences(resolved(self.config()), resolved(config)))
-        if found:
+        if found := self.differs_from(config):
             shown = "; ".join(f"{key} was {show(before)} and is {show(after)}" for key, before, after in found[:6])
             shown += f"; and {len(found) - 6} more" if len(found) > 6 else ""
             fix = f"go on with what is there: {self.resume_command}; or choose a new name: name=NAME"

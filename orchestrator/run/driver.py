@@ -2,7 +2,7 @@
 
 recipe ──► stage ──► directory (locked) ──► cluster ──► gangs ──► parts ──► loop ──► model, exit.json
              │                                                      ▲
-             └── complete with the same config: reused              └── a checkpoint, when the run goes on
+             └── complete with the same config and inputs: reused   └── a checkpoint, when the run goes on
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.alarms import Promotion, Watch
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.learning import Learners
+from orchestrator.run.again import refuse_other_inputs, settle, write_inputs
 from orchestrator.run.assembly import Material, anchor_of, evaluator_of, in_rounds, publisher_of, source_of
 from orchestrator.run.changes import changed, keep
-from orchestrator.run.checkpoint import Checkpointer, newest
+from orchestrator.run.checkpoint import Checkpointer, Pace, newest
 from orchestrator.run.consequences import GATE, blocked, follow, promote, watch
 from orchestrator.run.devices import admit, devices_of
 from orchestrator.run.directory import Fence, RunDirectory
@@ -45,13 +46,18 @@ from workers.learner import Learner
 from workers.weights import remove_orphans, segment_path
 
 
-def run_recipe(recipe: Recipe, *, debug: bool = False) -> int:
-    """Run every stage that is not complete yet; returns 0. Raises RlhfError when everything has been put in order."""
+def run_recipe(recipe: Recipe, *, fresh: bool = False, debug: bool = False) -> int:
+    """Run every stage that is not complete yet; returns 0. `fresh`: begin the last one anew, and each earlier one of
+    which something differs. Raises RlhfError when everything has been put in order."""
+    settle(recipe, fresh=fresh, say=print)
     with Stop() as stop:
         for index, config in enumerate(recipe.stages):
             directory = RunDirectory.create(config, recipe.text)
             if directory.is_complete:
-                print(f"{config.name}: complete, reused ({directory.model})")
+                unsure = (
+                    "" if directory.read_inputs() is not None else "; what it was trained from was not written down"
+                )
+                print(f"{config.name}: complete, reused ({directory.model}){unsure}")
             else:
                 attempts(config, directory, stop, stage=(index + 1, len(recipe.stages)))
     return 0
@@ -65,6 +71,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False
         print(f"{directory.name}: complete, nothing to resume ({directory.model})")
         return 0
     config = changed(directory, overrides)
+    refuse_other_inputs(directory, config)
     expected = checkpointed(read_ledger(directory.ledger)[0])
     if expected is not None or list_checkpoints(directory.checkpoints):
         newest(directory.checkpoints, expected)  # what is wrong with it is said before anything is started
@@ -234,7 +241,7 @@ class Attempt:
         )
         about = describe(config, material.prompts, material.examples)
         differs = compare(read_about(checkpoint), about) if checkpoint else []
-        changes = keep(directory, config)
+        changes, mended = keep(directory, config), write_inputs(directory, config)
         ledger.append(
             Fact.attempt,
             attempt=self._number,
@@ -250,7 +257,7 @@ class Attempt:
         self._watch = monitor.watch = watch(config.alarms, ledger, told.rows(), rounds=in_rounds(config))
         monitor.start(self._info(state.next_step))
         lost = [f"not used: {damage}; going on from the checkpoint before it" for damage in refused]
-        for remark in [*remarks(config, material.sources), *lost, *differs]:
+        for remark in [*remarks(config, material.sources), *lost, *differs, *mended]:
             monitor.note(remark)
         return Standing(checkpoint=checkpoint, state=state, about=about)
 
@@ -299,7 +306,7 @@ class Attempt:
             num_tokens=self._num_tokens,
             max_steps=self._material.max_steps,
             evaluate_every=config.evaluation.every,
-            checkpoint_every=config.checkpoint.every,
+            pace=Pace(config.checkpoint.every),
             rollouts=rollouts,
             rounds=in_rounds(config),
             reference_version=state.reference_version,

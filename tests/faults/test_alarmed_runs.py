@@ -39,7 +39,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(task: Path, output: Path, **rules: Any) -> RunConfig:
     """GRPO of six steps; its KL is over 1e-4 from the second on, so that the median of three rows is in the third."""
-    whole = cpu_run.config(task, output, "grpo", checkpoint={"keep": 4}, alarms=rules).model_dump(mode="json")
+    whole = cpu_run.config(task, output, "grpo", checkpoint={"every": 1, "keep": 4}, alarms=rules).model_dump(
+        mode="json"
+    )
     whole["algorithm"]["max_steps"] = STEPS
     return RunConfig.model_validate_json(json.dumps(whole))
 

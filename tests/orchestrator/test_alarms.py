@@ -15,6 +15,7 @@ from orchestrator.config.alarms import AlarmsConfig
 from orchestrator.errors import ResumeError
 from orchestrator.monitor import Monitor
 from orchestrator.monitor.alarms import Promotion, Watch
+from orchestrator.monitor.history import History
 from orchestrator.monitor.rules import RULES
 from orchestrator.monitor.trends import CERTAIN, difference, trend
 from orchestrator.run.consequences import follow, watch
@@ -334,7 +335,7 @@ def test_an_alarm_is_told_when_it_begins_and_stands_in_its_rows() -> None:
         monitor.step(row["step"], {"objective/kl": row["objective/kl"]})
     (note,) = [event for event in events if event.startswith("alarm")]
     assert note.splitlines() == [
-        "alarm kl_budget at step 5: KL 30 nats (median of 5 rows), budget 25",
+        "alarm kl_budget at step 5: KL 30 nats (median of 5 steps), budget 25",
         f"  why: {RULES['kl_budget'].why}",
         f"  fix: {RULES['kl_budget'].fix}",
     ]
@@ -420,7 +421,7 @@ def test_rolling_back_is_to_the_checkpoint_before_the_window(
     assert (left, error.action, error.cause, error.exit_code) == (kept, action, f"alarm_{action}", 5)
     (record,) = ledger.records
     assert (record.fact, record.details["action"]) == (Fact.alarm, action)
-    assert record.details["alarm"]["saw"] == "KL 30 nats (median of 5 rows), budget 25"
+    assert record.details["alarm"]["saw"] == "KL 30 nats (median of 5 steps), budget 25"
 
 
 def test_a_run_goes_back_once(run: Callable[..., tuple[RunDirectory, Ledger]]) -> None:
@@ -447,3 +448,35 @@ def test_a_stopped_run_is_not_resumed_while_its_alarm_would_stop_it(
 
 def test_what_is_certain() -> None:
     assert CERTAIN == 3.0, "the docstrings and docs/alarms.md speak of three standard errors"
+
+
+# ------------------------------------------------------------------------------------------------ its words
+
+
+def seen(name: str, *, rounds: bool = False, **columns: Sequence[float]) -> str:
+    history = History(rounds=rounds)
+    for step, values in enumerate(zip(*columns.values(), strict=True), start=1):
+        history.add(step, {key.replace("__", "/"): v for key, v in zip(columns, values, strict=True)})
+    found = RULES[name].see(history, getattr(AlarmsConfig(), name))
+    assert found is not None
+    return found.saw
+
+
+def test_shares_of_lengths_are_of_the_rejected_one() -> None:
+    """7.0 / 14.8 = 0.473: 53 % shorter; 14.0 / 10.0: 40 % longer."""
+    assert seen("pair_length_gap", pairs__chosen_length=[7.0] * 20, pairs__rejected_length=[14.8] * 20) == (
+        "chosen completions are 53% shorter than rejected ones (7.0 against 14.8 tokens, mean of 20 steps)"
+    )
+    rounds = {"pairs__chosen_length": [14.0] * 4, "pairs__rejected_length": [10.0] * 4}
+    assert seen("pair_length_gap", rounds=True, **rounds) == (
+        "chosen completions are 40% longer than rejected ones (14.0 against 10.0 tokens, mean of 4 rounds)"
+    )
+
+
+def test_lengths_whose_means_say_the_opposite_of_most_steps() -> None:
+    """19 steps of 10 against 5, a gap of 2/3; one of 10 against 200, of -1.81: their mean is 0.543. The means of the
+    lengths are 10 and (19 * 5 + 200) / 20 = 14.75."""
+    assert seen("pair_length_gap", pairs__chosen_length=[10.0] * 20, pairs__rejected_length=[5.0] * 19 + [200.0]) == (
+        "lengths of chosen and rejected completions differ by +54% of their mean, step by step "
+        "(10.0 against 14.8 tokens, mean of 20 steps)"
+    )

@@ -142,3 +142,64 @@ def test_b19_heads_are_shared_out_among_gpus(
     capsys.readouterr()
     workshop.recipe({"rollout": "{tensor_parallel_size: 8}"})
     refused("recipe.yaml", "b19-heads", golden, capsys)
+
+
+def _with_positions(directory: str, number: int) -> None:
+    if directory != "model":
+        shutil.copytree("model", directory)
+    Path(directory, "config.json").write_text(json.dumps({"max_position_embeddings": number}))
+
+
+def test_b37_more_tokens_than_positions(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    """512 + 1024 = 1536 tokens; 512 - 512 leaves no room for a completion, 1535 - 512 leaves 1023."""
+    _with_positions("model", 512)
+    lengths = "{max_prompt_length: 512, max_completion_length: 1024}"
+    workshop.recipe({"rollout": lengths})
+    refused("recipe.yaml", "b37-positions-none-left", golden, capsys)
+    _with_positions("model", 1535)
+    refused("recipe.yaml", "b37-positions", golden, capsys)
+    _with_positions("model", 1536)
+    assert main(["validate", "recipe.yaml"]) == 0
+    Path("model/config.json").write_text(
+        json.dumps({"text_config": {"max_position_embeddings": 768, "rope_scaling": {"type": "linear", "factor": 2}}})
+    )
+    assert main(["validate", "recipe.yaml"]) == 0
+
+
+def test_b37_positions_of_critic_teacher_reward_model_and_rows(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, number in (("model", 2048), ("critic", 1000), ("teacher", 1000), ("scorer", 1000)):
+        _with_positions(name, number)
+    config = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "max_position_embeddings": 1000}
+    Path("scorer/config.json").write_text(json.dumps(config))
+    workshop.recipe(
+        {
+            "algorithm": "{type: ppo, max_steps: 3, prompts_per_step: 4}",
+            "critic_model": "{path: ./critic}",
+            "reward": "[{type: model, path: ./scorer, max_length: 1001}]",
+        }
+    )
+    refused("recipe.yaml", "b37-positions-of-critic-and-reward", golden, capsys)
+    rows = {"data": "{dataset: ./demos.jsonl, max_length: 2049}", "reward": None}
+    distill = {"algorithm": "{type: distill, batch_size: 4}", "teacher": "{model: {path: ./teacher}}"}
+    workshop.recipe({**rows, **distill})
+    refused("recipe.yaml", "b37-positions-of-rows", golden, capsys)
+    workshop.recipe({"data": "{dataset: ./demos.jsonl}", "algorithm": "{type: sft, batch_size: 4}", "reward": None})
+    _with_positions("model", 512)  # rows are cut there, which is told where one is
+    assert main(["validate", "recipe.yaml"]) == 0
+
+
+def test_a_stage_has_the_positions_it_began_with(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _with_positions("model", 600)
+    workshop.recipe(
+        {"data": "{dataset: ./demos.jsonl}", "algorithm": "{type: sft, batch_size: 4}", "reward": None}, "base.yaml"
+    )
+    Path("both.yaml").write_text(
+        "stages:\n- {recipe: base.yaml}\n- name: second\n  model: {from_stage: arith}\n"
+        "  data: {prompts: ./prompts.jsonl}\n  reward: [{type: math}]\n"
+        "  algorithm: {type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10}\n"
+    )
+    refused("both.yaml", "b37-positions-of-a-stage", golden, capsys)

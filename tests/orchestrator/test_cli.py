@@ -16,7 +16,8 @@ from workshop import Workshop
 from orchestrator import cli
 from orchestrator.cli import main
 from orchestrator.config import load
-from orchestrator.errors import Interrupted, WorkerFailed
+from orchestrator.config.shadows import refuse_shadows
+from orchestrator.errors import Interrupted, Problems, WorkerFailed
 from orchestrator.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -208,3 +209,36 @@ def test_why_tells_of_a_run(workshop: Workshop, capsys: pytest.CaptureFixture[st
         "  worker_failed: reward rank 0 failed: boom\n"
         "nothing was begun: run the recipe again\n"
     )
+
+
+@pytest.mark.parametrize("name", ["orchestrator.py", "workers.py", "workers/__init__.py", "orchestrator/__init__.py"])
+def test_a_users_file_that_would_hide_ours_is_named(
+    name: str, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the installed command runs: the current directory is not on its own path, and is on the actors'."""
+    recipe = workshop.recipe()
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("raise SystemExit('the wrong one')\n")
+    command = [sys.executable, "-P", "-m", "orchestrator.cli", "run", recipe]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=workshop.path, env=environment, capture_output=True, text=True, check=False)
+    package = name.partition("/")[0].removesuffix(".py")
+    assert done.returncode == 2
+    assert f"would be imported instead of this program's own package `{package}`" in done.stderr
+    assert str(workshop.path / name.partition("/")[0]) in done.stderr
+    assert not Path("runs").exists()
+    # What a job uploads is in front of its actors' path; nobody listens at this address.
+    assert main(["submit", recipe, "--cluster", "http://127.0.0.1:1"]) == 2
+    assert f"own package `{package}`" in capsys.readouterr().err
+
+
+def test_a_folder_of_that_name_that_is_no_package_hides_nothing(workshop: Workshop) -> None:
+    Path("workers").mkdir()
+    Path("workers/notes.txt").write_text("a list of colleagues")
+    assert main(["validate", workshop.recipe()]) == 0
+
+
+def test_a_checkout_of_this_program_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    refuse_shadows(ROOT, problems := Problems())
+    assert problems == []

@@ -379,6 +379,28 @@ def test_submit_prints_the_id_and_what_to_do_next(
     assert capsys.readouterr().out != first.out
 
 
+def test_changed_data_or_code_are_another_job(
+    connected: FakeJobClient, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = {"reward": "[{type: function, function: 'mine.py:reward'}]"}
+    Path("mine.py").write_text("def reward(completions): return [0.0] * len(completions)\n")
+    command = ["submit", workshop.recipe(reward), "--cluster", "head", "output_dir=/shared/runs"]
+
+    def submitted(*more: str) -> str:
+        assert main([*command, *more]) == 0
+        return capsys.readouterr().out.strip()
+
+    first = submitted()
+    Path("prompts.jsonl").touch()
+    assert submitted() == first
+    Path("prompts.jsonl").write_text('{"prompt": "7-1=", "solution": "6"}\n' * 4)
+    second = submitted()
+    Path("mine.py").write_text("def reward(completions): return [1.0] * len(completions)\n")
+    third, fourth = submitted(), submitted("--fresh")
+    assert len({first, second, third, fourth}) == 4
+    assert connected.jobs[fourth].entrypoint == "rlhf run --fresh recipe.yaml output_dir=/shared/runs"
+
+
 def test_a_job_may_have_several_attempts(connected: FakeJobClient, workshop: Workshop) -> None:
     assert main(["submit", workshop.recipe(), "--cluster", "head", "--attempts", "3", "seed=1"]) == 0
     assert [job.entrypoint for job in connected.jobs.values()] == ["rlhf run --attempts 3 recipe.yaml seed=1"]

@@ -23,8 +23,9 @@ from orchestrator.config import RunConfig, load
 from orchestrator.errors import BadInput
 from orchestrator.plan.advice import as_overrides, changed
 from orchestrator.plan.as_json import as_json
+from orchestrator.plan.checkpoints import bytes_per_parameter, checkpoint_bytes, disk_bytes
 from orchestrator.plan.constants import DEFAULT
-from orchestrator.plan.gangs import demands, shares_base
+from orchestrator.plan.gangs import demands, headless, shares_base
 from orchestrator.plan.gpus import GPUS, LARGEST
 from orchestrator.plan.models import TABLE
 from orchestrator.plan.plan import Plan, make_plan, shapes_of
@@ -354,8 +355,11 @@ def test_validate_refuses_what_fits_nowhere(workshop: Workshop, capsys: pytest.C
 
 
 def test_it_is_told_within_80_columns_and_without_a_terminal() -> None:
+    whole = shown(planned("70b/ppo.yaml", gpus=128))
     text = shown(planned("70b/ppo.yaml", gpus=64))
     assert "\x1b" not in text
+    assert max(len(line) for line in whole.split("Taken to be so")[0].splitlines()) <= 80
+    assert "A step:" in whole
     pictures = text.split("Taken to be so")[0]
     assert max(len(line) for line in pictures.splitlines()) <= 80, [x for x in pictures.splitlines() if len(x) > 80]
     assert "DOES NOT FIT" in text
@@ -408,8 +412,58 @@ def test_the_command_answers_in_a_second_and_imports_nothing_heavy() -> None:
         [sys.executable, "-c", script], cwd=CONFIGS.parent, capture_output=True, text=True, check=True
     )
     code, heavy, spent = done.stderr.split(" ", 2)[0], done.stderr.split("[")[1].split("]")[0], done.stderr.split()[-1]
-    assert (code, heavy) == ("0", "")
+    assert (code, heavy) == ("3", "")  # 128 are asked for
     assert float(spent) < 1.0
+
+
+def test_times_and_costs_are_of_the_cluster_that_was_asked_about(capsys: pytest.CaptureFixture[str]) -> None:
+    """64 H100 for a recipe of 128: one verdict, no step of the 128; the placements are on 64 or fewer."""
+    recipe = str(CONFIGS / "70b/ppo.yaml")
+    assert main(["plan", recipe, "--gpus", "64xH100"]) == 3
+    text = capsys.readouterr().out
+    assert text.count("DOES NOT FIT") == 1
+    assert "A step:" not in text
+    assert "the run:" not in text
+    assert "Placements that fit into 64 GPUs" in text
+    assert main(["plan", recipe, "--gpus", "64xH100", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fits"], told["step_s"], told["dollars"], told["phases_s"]) == (False, None, None, None)
+    assert told["placements"][0]["gpus"] <= 64
+    assert main(["plan", recipe, "--gpus", "128xH100"]) == 0
+    assert "A step:" in capsys.readouterr().out
+    assert main(["plan", recipe, "--gpus", "64xH100", "--compare"]) == 0  # in another placement
+    capsys.readouterr()
+    assert main(["plan", recipe, "--gpus", "2xH100", "--compare"]) == 3
+    assert "$" not in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "weight_bytes", "expected"),
+    [(3, 2, 12), (3, 4, 12), (2, 2, 14), (1, 4, 16), (0, 2, 14), (0, 4, 12)],  # weights + 4 master + 4 + 4 moments
+)
+def test_bytes_of_a_parameter_in_a_checkpoint(zero_stage: int, weight_bytes: int, expected: int) -> None:
+    assert bytes_per_parameter(zero_stage=zero_stage, weight_bytes=weight_bytes) == expected
+
+
+def test_what_checkpoints_take_on_disk() -> None:
+    """Llama 3 8B has 8,030,261,248 parameters, 12 bytes each are 96.4 GB; three lie there while one is written."""
+    plan = planned("8b/dpo.yaml", "checkpoint.every=null")
+    assert checkpoint_bytes(plan.config, plan.shapes) == 12 * 8_030_261_248
+    assert disk_bytes(plan.config, plan.shapes) == 3 * 12 * 8_030_261_248
+    text = shown(plan)
+    assert "a checkpoint: 96.4 GB, every 10 min, or as rarely as costs 5% of the time" in text
+    assert "checkpoint.keep 2, and the next beside them: 289 GB" in text
+    lora = planned("70b/dpo_lora.yaml")
+    assert checkpoint_bytes(lora.config, lora.shapes) < 0.02 * 12 * lora.shapes["policy"].num_params  # adapters alone
+
+
+def test_a_critic_is_in_the_checkpoint_too() -> None:
+    plan = planned("8b/ppo.yaml")
+    policy, critic = plan.shapes["policy"].num_params, headless(plan.shapes["critic"]).num_params
+    assert checkpoint_bytes(plan.config, plan.shapes) == 12 * (policy + critic)
 
 
 @pytest.mark.parametrize(

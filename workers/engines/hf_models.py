@@ -33,6 +33,7 @@ from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues, decod
 from workers.engines.layout import Packing
 from workers.engines.logits import LogitTransform
 from workers.needs import Head
+from workers.positions import positions_of
 
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along is never run, and nobody is asked to
 disable_progress_bar()  # of loading and writing files: the run has its own
@@ -334,8 +335,7 @@ def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
 
 def max_positions(path: str) -> int | None:
     """The longest sequence the model was built for; None when its config does not say."""
-    limit = getattr(transformers.AutoConfig.from_pretrained(path), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    return positions_of(transformers.AutoConfig.from_pretrained(path).to_dict())
 
 
 # ------------------------------------------------------------------------------------------------ directories

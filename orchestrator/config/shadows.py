@@ -1,0 +1,31 @@
+"""Files of the user's that would stand for this program's own packages.
+
+Ray puts the directory that a run is started in, or a job's upload, in front of the actors' path: an `orchestrator.py`
+there is imported where ours is meant.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from orchestrator.errors import Problems
+
+PACKAGES = ("orchestrator", "workers")
+
+
+def refuse_shadows(directory: Path, problems: Problems) -> None:
+    """Names every file in `directory` that hides one of `PACKAGES`. A folder without `__init__.py` hides nothing, and
+    neither does a checkout of this program that is the one which runs."""
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        ours = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        for file in (directory / package / "__init__.py", directory / f"{package}.py"):
+            if file.is_file() and file.resolve() != ours:
+                mine = file.parent if file.name == "__init__.py" else file
+                problems.add(
+                    f"`{mine.name}` would be imported instead of this program's own package `{package}`",
+                    where=str(mine),
+                    why="actors look for modules in the directory that a run is started in before they look elsewhere",
+                    fix=f"rename {mine.name}, or start the run in another directory (--working-dir of a job)",
+                )

@@ -1,0 +1,51 @@
+"""How long a sequence a model was built for, by its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+KEYS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",
+    "max_sequence_length", "max_seq_length", "seq_len",
+)  # fmt: skip
+"""As vLLM looks for them; the smallest counts."""
+IN_THE_LIMIT = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "mrope")
+"""Scalings of rotary embeddings that `max_position_embeddings` already counts."""
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest sequence, as vLLM derives its `max_model_len`; None: the config names no limit.
+
+    >>> positions_of({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+    8192
+    """
+    inner = config.get("text_config")
+    text = {**config, **inner} if isinstance(inner, Mapping) else config
+    if _whole(text.get("model_max_length")):  # Command-R: other keys are smaller there
+        limit = int(text["model_max_length"])
+    elif not (found := [int(text[key]) for key in KEYS if _whole(text.get(key))]):
+        return None
+    else:
+        limit = min(found)
+    if "gemma3" in str(config.get("model_type")) or "gemma3" in str(text.get("model_type")):
+        return limit  # its limit counts any scaling
+    return int(limit * max([_factor(rope) for rope in _ropes(text)], default=1.0))
+
+
+def _ropes(text: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of rotary embeddings: one, or one for each type of layer."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    if not isinstance(rope, Mapping):
+        return []
+    inner = [value for value in rope.values() if isinstance(value, Mapping)]
+    return inner or [rope]
+
+
+def _factor(rope: Mapping[str, Any]) -> float:
+    kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor")
+    return 1.0 if kind in IN_THE_LIMIT or not isinstance(factor, int | float) else float(factor)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
