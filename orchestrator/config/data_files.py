@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.reward_rows import alike, check_reward_rows
 from orchestrator.config.run import RunConfig
 from orchestrator.data import lengths, read_examples, read_prompts
 from orchestrator.data.audit import contradicting, listed, listed_pairs, repeated, row_number, trained_on
@@ -57,7 +58,7 @@ def read_source(
         told = dropped if config.data.equal_pairs == "drop" else None
         rows = read_examples(source, algorithm=config.algorithm.type, split=split, max_rows=max_rows, equal_pairs=told)
     else:
-        rows = read_prompts(source, split=split, max_rows=max_rows)
+        rows = alike(read_prompts(source, split=split, max_rows=max_rows))
     found = [f"left out, as data.equal_pairs has it: {remark}" for remark in dropped.remarks()]
     rows, remarks = _special_tokens(config, source, rows, tokens)
     found += remarks
@@ -75,7 +76,16 @@ def read_all(config: RunConfig, tokens: TokenCounter | None) -> dict[str, Source
         BadInput: with the rows of the first source that cannot be used.
     """
     found = {name: read_source(config, name, tokens) for name in KEYS}
-    return {name: source for name, source in found.items() if source is not None}
+    sources = {name: source for name, source in found.items() if source is not None}
+    if problems := scored_rows(config, sources):
+        raise BadInput(problems)
+    return sources
+
+
+def scored_rows(config: RunConfig, sources: Mapping[str, Source]) -> list[Problem]:
+    """What keeps the rewards from reading the rows that they score."""
+    scored = [sources[name] for name in ("prompts", "eval_prompts") if name in sources]
+    return [p for source in scored for p in check_reward_rows(config.reward, source.source, source.rows)]
 
 
 def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.config.data_files import KEYS, Source, read_source, remarks, tokens_of
+from orchestrator.config.data_files import KEYS, Source, read_source, remarks, scored_rows, tokens_of
 from orchestrator.config.model_files import read_json, tensors
 from orchestrator.config.model_source import (
     check_parallel,
@@ -77,6 +77,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe))
         sources = {name: s for name in KEYS if (s := _data(config, name, tokens, problems))}
         rows = [_rows(source) for source in sources.values()]
+        problems += scored_rows(config, sources)
         of_stage = Problems()
         _enough_rows(config, rows, of_stage)
         produced = {str(stage.model_directory): stage for stage in recipe.before(config)}
@@ -88,7 +89,8 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         check_rewards(config.reward, config.cluster, rows, of_stage)
         if isinstance(config.evaluation.refusal, FunctionRewardConfig):
             function = config.evaluation.refusal.function
-            check_reward_function(function, f"evaluation.refusal.function = {function}", of_stage)
+            judged = {r.source: r.columns for r in rows if r.key.endswith(("harmful", "benign"))}
+            check_reward_function(function, f"evaluation.refusal.function = {function}", of_stage, judged)
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
@@ -264,7 +266,8 @@ def check_rewards(
     """What the scorers of prompts need: their functions, their columns, a sandbox."""
     for i, reward in enumerate(rewards):
         if isinstance(reward, FunctionRewardConfig):
-            check_reward_function(reward.function, f"reward.{i}.function = {reward.function}", problems)
+            columns = {rows.source: rows.columns for rows in found if rows.key.endswith("prompts")}
+            check_reward_function(reward.function, f"reward.{i}.function = {reward.function}", problems, columns)
         for key, why in REWARD_COLUMNS.get(reward.type, {}).items():
             column = getattr(reward, key)
             for rows in found:

@@ -18,6 +18,7 @@ from orchestrator.config.explain import explain
 from orchestrator.config.overrides import apply, parse_overrides
 from orchestrator.config.run import RunConfig
 from orchestrator.config.secrets import find_secrets
+from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem, Problems
 
 MAX_STAGES = 32
@@ -139,7 +140,7 @@ def _stage(
         fix = "change values of an included stage on the command line: stages.NAME.key=value"
         problems.add(f"stages.{index}", where=where, why=why, fix=fix)
         raise _UnreadableError
-    included = path.parent / entry["recipe"]
+    included = path.parent / local(entry["recipe"])
     chain = (*including, path.resolve())
     if included.resolve() in chain:
         problems.add(f"recipe = {entry['recipe']}", where=where, why="it includes itself", fix="remove the circle")

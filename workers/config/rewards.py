@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from workers.config.base import Count, ModelOrigin, Positive, Settings
+from workers.config.base import Count, ModelOrigin, Positive, Settings, at_home
 
 LARGEST = 3.4e38  # of float32, which rewards are
 Weight = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -30,7 +30,7 @@ class FunctionRewardConfig(Settings):
     process of its own, which is ended at a limit."""
 
     type: Literal["function"]
-    function: str  # path/to/file.py:name, or package.module:name
+    function: Annotated[str, AfterValidator(at_home)]  # path/to/file.py:name, or package.module:name
     weight: Weight = 1.0
     timeout_s: Positive = 300.0  # to load it, and for each batch
     memory_mib: Memory = 4096  # of the function's processes together
