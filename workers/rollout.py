@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -145,10 +146,11 @@ class Rollout:
     def _sample(self, prompts: Sequence[quarantine.Encoded], sampling: Sampling, version: int) -> Sequence[Response]:
         from workers.engines.base import Request
 
+        count = sampling.num_generations
         requests = [
             Request(tokens, completion_seed(sampling.seed, prompt.id, sample, version))
-            for prompt, tokens in prompts
-            for sample in range(sampling.num_generations)
+            for (prompt, tokens), earlier in zip(prompts, _earlier([p.id for p, _ in prompts]), strict=True)
+            for sample in range(earlier * count, (earlier + 1) * count)
         ]
         return self._engine.generate(
             requests,
@@ -186,6 +188,20 @@ class Rollout:
             load()
         except Exception as error:
             raise VersionMismatch(f"version {version} did not arrive: {error}") from error
+
+
+def _earlier(ids: Sequence[str]) -> list[int]:
+    """How often each was there before it, so that a prompt that comes again gets other completions.
+
+    >>> _earlier(["a", "b", "a"])
+    [0, 0, 1]
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for id in ids:
+        found.append(seen[id])
+        seen[id] += 1
+    return found
 
 
 def _between(oldest: int, newest: int) -> str:

@@ -24,6 +24,7 @@ from orchestrator.config.run import ClusterConfig, RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problems
+from orchestrator.limits import long_sockets, ray_directory
 from workers.config import CodeRewardConfig, FunctionRewardConfig, ModelConfig, ModelRewardConfig, RewardConfig
 from workers.needs import NEEDS
 from workers.vocabulary import first_difference, read_vocabulary
@@ -119,7 +120,7 @@ def _rows(source: Source) -> Rows:
     return Rows(
         key=source.key,
         source=source.source,
-        count=len(source.rows),
+        count=len(source.rows) + source.left_out,
         whole=source.whole,
         conversational=not isinstance(first.text, str),
         columns=tuple(first.columns),
@@ -285,6 +286,8 @@ def check_rewards(
 
 
 def _output(config: RunConfig, problems: Problems) -> None:
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        problems += long_sockets(ray_directory())
     folder = local(config.output_dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

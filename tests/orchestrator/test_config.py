@@ -186,7 +186,8 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_is_given(
     }
     (config,) = load(workshop.recipe(keys)).stages
     function, scorer = config.reward
-    assert isinstance(function, FunctionRewardConfig) and isinstance(scorer, ModelRewardConfig)
+    assert isinstance(function, FunctionRewardConfig)
+    assert isinstance(scorer, ModelRewardConfig)
     given = (config.model.path, config.data.prompts, config.data.eval_prompts, scorer.path)
     assert given == tuple(f"{workshop.path}/{name}" for name in ("model", "prompts.jsonl", "prompts.jsonl", "model"))
     assert function.function == f"{workshop.path}/mine.py:reward"
