@@ -43,6 +43,17 @@ def completion_seed(run_seed: int, prompt_id: str, sample: int, version: int) ->
     return int.from_bytes(digest, "big") >> 1  # 63 bits
 
 
+def seeds(run_seed: int, prompt_ids: Sequence[str], *, num_generations: int, version: int) -> list[list[int]]:
+    """Of each prompt's completions. A prompt that comes again goes on counting, so that its groups differ."""
+    begun: Counter[str] = Counter()
+    found = []
+    for id in prompt_ids:
+        first = begun[id]
+        begun[id] += num_generations
+        found.append([completion_seed(run_seed, id, first + i, version) for i in range(num_generations)])
+    return found
+
+
 class Rollout:
     """One vLLM engine with its tokenizer."""
 
@@ -146,12 +157,10 @@ class Rollout:
     def _sample(self, prompts: Sequence[quarantine.Encoded], sampling: Sampling, version: int) -> Sequence[Response]:
         from workers.engines.base import Request
 
-        count = sampling.num_generations
-        requests = [
-            Request(tokens, completion_seed(sampling.seed, prompt.id, sample, version))
-            for (prompt, tokens), earlier in zip(prompts, _earlier([p.id for p, _ in prompts]), strict=True)
-            for sample in range(earlier * count, (earlier + 1) * count)
-        ]
+        own = seeds(
+            sampling.seed, [p.id for p, _ in prompts], num_generations=sampling.num_generations, version=version
+        )
+        requests = [Request(tokens, seed) for (_, tokens), group in zip(prompts, own, strict=True) for seed in group]
         return self._engine.generate(
             requests,
             max_tokens=sampling.max_completion_length,
@@ -188,20 +197,6 @@ class Rollout:
             load()
         except Exception as error:
             raise VersionMismatch(f"version {version} did not arrive: {error}") from error
-
-
-def _earlier(ids: Sequence[str]) -> list[int]:
-    """How often each was there before it, so that a prompt that comes again gets other completions.
-
-    >>> _earlier(["a", "b", "a"])
-    [0, 0, 1]
-    """
-    seen: Counter[str] = Counter()
-    found = []
-    for id in ids:
-        found.append(seen[id])
-        seen[id] += 1
-    return found
 
 
 def _between(oldest: int, newest: int) -> str:

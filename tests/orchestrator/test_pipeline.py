@@ -117,6 +117,8 @@ def test_a_dataset_is_encoded_one_step_ahead() -> None:
     assert events == ["encoder: encode p0 p1", "encoder: encode p2 p1"]
     assert prompts_of(source.take(1)) == [["p2", "p1"]]
     assert prompts_of(source.take(2)) == [["p2", "p0"]]
+    assert events[2:] == ["encoder: encode p2 p0"]
+    assert told.steps == [(0, 1), (1, 1), (2, 1)]
 
 
 def test_a_step_takes_no_row_twice_where_fewer_are_left_than_it_asks_for() -> None:
@@ -124,8 +126,6 @@ def test_a_step_takes_no_row_twice_where_fewer_are_left_than_it_asks_for() -> No
     rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS[:3]]
     source = DatasetSource(encoder, rows, batch_size=5, seed=0, max_steps=3, begun=Told())
     assert [sorted(source.rows(step)) for step in range(3)] == [[0, 1, 2]] * 3
-    assert events[2:] == ["encoder: encode p2 p0"]
-    assert told.steps == [(0, 1), (1, 1), (2, 1)]
 
 
 def test_an_arrival_is_there_when_its_last_part_is() -> None:
