@@ -22,6 +22,7 @@ from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem, Problems
 
 MAX_STAGES = 32
+GONE = (("reward_workers", "timeout_s"),)  # settings without effect that runs of earlier versions have written down
 NOT_THE_RUN = ("name", "output_dir", "cluster", "report_to", "wandb")  # where it runs and who is told
 
 
@@ -89,6 +90,9 @@ def from_resolved(data: Any, where: str) -> RunConfig:
         BadInput: when the file has been edited into something that cannot be run.
     """
     problems = Problems()
+    for section, key in GONE if isinstance(data, dict) else ():
+        if isinstance(held := data.get(section), dict):
+            data = {**data, section: {name: value for name, value in held.items() if name != key}}
     config = _validated(Document(data=data, places={(): Place(text=where)}), problems)
     problems.raise_if_any()
     assert config is not None
