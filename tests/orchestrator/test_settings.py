@@ -106,6 +106,7 @@ def test_a_setting_that_nobody_reads_is_found(tmp_path: Path) -> None:
     class Calls(BaseModel):
         timeout_s: float = 1.0
 
+    Calls.__module__ = "elsewhere"
     (tmp_path / "mine.py").write_text(
         "def run(calls: Calls, workers):\n    return calls.timeout_s * workers.num_workers"
     )
