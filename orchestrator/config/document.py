@@ -25,6 +25,12 @@ MAX_VALUES = 10_000  # after aliases are unfolded
 MAX_DEPTH = 30
 NO_CHARACTER = re.compile(r"[\0\ud800-\udfff]")  # a NUL, or half of a surrogate pair
 EXPONENT = re.compile(r"[-+]?(\d+)(\.\d*)?[eE]([-+]?\d+)")
+# Numbers that YAML 1.1 and a person read as the same one: not 010 (8), 0x10 (16), 1_00 (100) or 1:30 (90).
+PLAIN_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:_\d{3})+)")
+PLAIN_FLOAT = re.compile(
+    r"[-+]?(?:(?:\d+|[1-9]\d{0,2}(?:_\d{3})+)\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|nan)", re.I
+)
+INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +134,20 @@ def _read_text(path: Path, problems: Problems) -> str | None:
         return None
 
 
+def _shown(path: KeyPath, node: yaml.ScalarNode) -> str:
+    return f"{dotted(path)} = {node.value[:40]}" if path else str(node.value[:40])
+
+
+def _may_be_another(node: yaml.ScalarNode, kind: str) -> str:
+    """Why a value without quotes may be meant otherwise, where values of every kind may stand; empty: it may not."""
+    if node.style is None and kind == "bool" and node.value.lower() not in ("true", "false"):
+        return f"YAML reads {node.value} as true or false"
+    number = EXPONENT.fullmatch(node.value) or re.fullmatch(r"[-+]?0\w*\d|[\d,:_]*\d", node.value)
+    if node.style is None and (kind == "str" or ":" in node.value) and number:
+        return f"YAML reads {node.value} as text"
+    return ""
+
+
 class _TooLargeError(Exception):
     """More values or levels than any recipe has: an alias bomb, or a file that is not a recipe."""
 
@@ -202,17 +222,38 @@ class _Reader:
         if not self.is_text(node, path):
             return None
         kind = node.tag.rpartition(":")[2]
+        if "chat_template_kwargs" in path[:-1] and (why := _may_be_another(node, kind)):
+            fix = f"write true, false or a number as 1.0e-6; a text goes in quotes: '{node.value}'"
+            self.problems.add(_shown(path, node), where=self.where(node), why=why, fix=fix)
+            return node.value
         if kind in ("str", "timestamp") or (kind == "int" and ":" in node.value):  # 12:30 is not a number to a person
             return (
                 float(node.value)
                 if not self.strict and not node.style and EXPONENT.fullmatch(node.value)
                 else node.value
             )
+        if kind == "float" and ":" in node.value:
+            return node.value
         if kind in ("null", "bool", "int", "float"):
             try:
-                return self.scalars.construct_object(node)
+                value = self.scalars.construct_object(node)
             except ValueError:
                 return node.value
+            return self.number(node, value, path) if kind in ("int", "float") else value
         what = f"{dotted(path)}: the tag {node.tag.replace('tag:yaml.org,2002:', '!!')}"
         self.problems.add(what, where=self.where(node), why="not read here", fix="write a plain value")
         return None
+
+    def number(self, node: yaml.ScalarNode, value: float, path: KeyPath) -> float:
+        """A number that people write otherwise than YAML 1.1 reads it is refused, whichever of the two was meant."""
+        whole = isinstance(value, int)
+        if whole and value not in INT64:
+            why, fix = "it is a number of more than 64 bits", "give a smaller one; a text goes in quotes"
+        elif (PLAIN_NUMBER if whole else PLAIN_FLOAT).fullmatch(node.value):
+            return value
+        else:
+            digits = node.value.replace("_", "").lstrip("+-")
+            meant = f" or {int(digits)}" if whole and digits.isdigit() and int(digits) != abs(value) else ""
+            why, fix = f"YAML reads {node.value} as {value}", f"write {value}{meant}; a text goes in quotes"
+        self.problems.add(_shown(path, node), where=self.where(node), why=why, fix=fix)
+        return value

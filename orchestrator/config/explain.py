@@ -172,8 +172,14 @@ def _wrong_value(
                 f"YAML reads {value} as text",
                 f"write {whole}{fraction if fraction != '.' else '.0'}e{exponent:+d}",
             )
+        if re.fullmatch(r"[-+]?0\d+", value):  # 08 and 09, which are no octal numbers
+            return f"YAML reads {value} as text", f"write {int(value)}"
         if re.fullmatch(r"[-+]?\d+(\.\d*)?", value):
             return "in quotes it is text", f"write {value} without quotes"
+        if value.lower() in ("none", "nil"):
+            return f"YAML reads {value} as text", fix
+    if kind == "string_type" and isinstance(value, int | float) and spelt is not None:
+        return f"YAML reads {spelt} as a number", f"quote it: '{spelt}'"
     if kind == "literal_error":
         return "not one of the choices", _did_you_mean(str(value), options(path, data, root)) + fix
     if kind.endswith("_type"):

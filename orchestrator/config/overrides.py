@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from orchestrator.config.document import NO_CHARACTER, Document, KeyPath, Place, dotted, parse
@@ -23,13 +24,26 @@ class Override:
 
 def parse_overrides(texts: Sequence[str], stage_names: Sequence[str], problems: Problems) -> list[Override]:
     found = [override for text in texts if (override := _parse(text, stage_names, problems)) is not None]
-    first: dict[tuple[str | None, KeyPath], Override] = {}
-    for override in found:
-        earlier = first.setdefault((override.stage, override.path), override)
-        if earlier is not override:
+    for i, override in enumerate(found):
+        if earlier := next((other for other in found[:i] if _both_set(other, override)), None):
             why = f"the same key as in {earlier.text}"
             problems.add(override.text, where="command line", why=why, fix="keep one of them")
     return found
+
+
+def _both_set(one: Override, other: Override) -> bool:
+    """Whether both give a value to the same key: `algorithm.beta=1` and `algorithm={beta: 2}` do."""
+    if one.stage != other.stage:
+        return False
+    pairs = product(_leaves(one.path, one.value.data), _leaves(other.path, other.value.data))
+    return any(a[: len(b)] == b[: len(a)] for a, b in pairs)
+
+
+def _leaves(path: KeyPath, value: Any) -> list[KeyPath]:
+    """The keys that a value is written at; mappings merge, all else replaces."""
+    if not isinstance(value, dict):
+        return [path]
+    return [leaf for key, inner in value.items() for leaf in _leaves((*path, key), inner)]
 
 
 def _parse(text: str, stage_names: Sequence[str], problems: Problems) -> Override | None:

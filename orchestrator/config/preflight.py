@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.config.data_files import KEYS, Source, read_source, remarks, tokens_of
+from orchestrator.config.data_files import KEYS, Source, read_source, remarks, scored_rows, tokens_of
 from orchestrator.config.model_files import read_json, tensors
 from orchestrator.config.model_source import (
     check_parallel,
@@ -26,6 +26,7 @@ from orchestrator.config.shadows import refuse_shadows
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problems
+from orchestrator.limits import long_sockets, ray_directory
 from workers.config import CodeRewardConfig, FunctionRewardConfig, ModelConfig, ModelRewardConfig, RewardConfig
 from workers.needs import NEEDS
 from workers.vocabulary import first_difference, read_vocabulary
@@ -80,6 +81,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe))
         sources = {name: s for name in KEYS if (s := _data(config, name, tokens, problems))}
         rows = [_rows(source) for source in sources.values()]
+        problems += scored_rows(config, sources)
         of_stage = Problems()
         _enough_rows(config, rows, of_stage)
         produced = {str(stage.model_directory): stage for stage in recipe.before(config)}
@@ -91,7 +93,8 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         check_rewards(config.reward, config.cluster, rows, of_stage)
         if isinstance(config.evaluation.refusal, FunctionRewardConfig):
             function = config.evaluation.refusal.function
-            check_reward_function(function, f"evaluation.refusal.function = {function}", of_stage)
+            judged = {r.source: r.columns for r in rows if r.key.endswith(("harmful", "benign"))}
+            check_reward_function(function, f"evaluation.refusal.function = {function}", of_stage, judged)
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
@@ -120,7 +123,7 @@ def _rows(source: Source) -> Rows:
     return Rows(
         key=source.key,
         source=source.source,
-        count=len(source.rows),
+        count=len(source.rows) + source.left_out,
         whole=source.whole,
         conversational=not isinstance(first.text, str),
         columns=tuple(first.columns),
@@ -275,7 +278,8 @@ def check_rewards(
     """What the scorers of prompts need: their functions, their columns, a sandbox."""
     for i, reward in enumerate(rewards):
         if isinstance(reward, FunctionRewardConfig):
-            check_reward_function(reward.function, f"reward.{i}.function = {reward.function}", problems)
+            columns = {rows.source: rows.columns for rows in found if rows.key.endswith("prompts")}
+            check_reward_function(reward.function, f"reward.{i}.function = {reward.function}", problems, columns)
         for key, why in REWARD_COLUMNS.get(reward.type, {}).items():
             column = getattr(reward, key)
             for rows in found:
@@ -293,6 +297,8 @@ def check_rewards(
 
 
 def _output(config: RunConfig, problems: Problems) -> None:
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        problems += long_sockets(ray_directory())
     folder = local(config.output_dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -18,9 +18,11 @@ from orchestrator.config.explain import explain
 from orchestrator.config.overrides import apply, parse_overrides
 from orchestrator.config.run import RunConfig
 from orchestrator.config.secrets import find_secrets
+from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem, Problems
 
 MAX_STAGES = 32
+GONE = (("reward_workers", "timeout_s"),)  # settings without effect that runs of earlier versions have written down
 NOT_THE_RUN = ("name", "output_dir", "cluster", "report_to", "wandb")  # where it runs and who is told
 
 
@@ -88,6 +90,9 @@ def from_resolved(data: Any, where: str) -> RunConfig:
         BadInput: when the file has been edited into something that cannot be run.
     """
     problems = Problems()
+    for section, key in GONE if isinstance(data, dict) else ():
+        if isinstance(held := data.get(section), dict):
+            data = {**data, section: {name: value for name, value in held.items() if name != key}}
     config = _validated(Document(data=data, places={(): Place(text=where)}), problems)
     problems.raise_if_any()
     assert config is not None
@@ -139,7 +144,7 @@ def _stage(
         fix = "change values of an included stage on the command line: stages.NAME.key=value"
         problems.add(f"stages.{index}", where=where, why=why, fix=fix)
         raise _UnreadableError
-    included = path.parent / entry["recipe"]
+    included = path.parent / local(entry["recipe"])
     chain = (*including, path.resolve())
     if included.resolve() in chain:
         problems.add(f"recipe = {entry['recipe']}", where=where, why="it includes itself", fix="remove the circle")

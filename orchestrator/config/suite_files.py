@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.config.model_source import check_parallel, check_scorer, check_tokenizer, check_writer
 from orchestrator.config.preflight import Rows, check_model, check_rewards
+from orchestrator.config.reward_rows import alike, check_reward_rows
 from orchestrator.config.reward_source import check_reward_function
 from orchestrator.config.suite import SuiteConfig, judge_key
 from orchestrator.data import read_prompts
@@ -26,7 +27,9 @@ def suite_prompts(suite: SuiteConfig, problems: Problems) -> dict[str, Sequence[
         if source is None:
             continue
         try:
-            found[key] = read_prompts(source, split=suite.split, max_rows=suite.max_prompts)
+            found[key] = alike(read_prompts(source, split=suite.split, max_rows=suite.max_prompts))
+            if key == "prompts":
+                problems.extend(check_reward_rows(suite.reward, source, found[key]))
         except BadInput as error:
             problems.extend(error.problems)
     return found
@@ -44,7 +47,8 @@ def check_suite(suite: SuiteConfig, found: Mapping[str, Sequence[Prompt]], probl
         _scorer(reward, f"reward.{i}", problems)
     if isinstance(suite.refusal, FunctionRewardConfig):
         where = f"refusal.function = {suite.refusal.function}"
-        check_reward_function(suite.refusal.function, where, problems)
+        columns = {getattr(suite, key): prompts[0].columns for key, prompts in found.items() if key != "prompts"}
+        check_reward_function(suite.refusal.function, where, problems, columns)
     return None if suite.judge is None else judge_key(suite.judge, problems)
 
 

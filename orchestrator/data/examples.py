@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -23,7 +22,7 @@ from orchestrator.data.formats import (
     wrong_prompt,
     wrong_text,
 )
-from orchestrator.data.ratings import Scale, best_first, without_preference, wrong_scored
+from orchestrator.data.ratings import Scale, best_first, without_preference, wrong_margin, wrong_scored
 from orchestrator.data.rows import Row, RowProblems, kind_of
 from orchestrator.data.sources import label, read_rows
 from workers.types import Example, Prompt
@@ -146,7 +145,7 @@ def _pair(
     if not wrong and equal_to_a_reader(chosen, rejected):
         wrong = EQUAL
     if not wrong and margin is not None:
-        wrong = _wrong_margin(margin)
+        wrong = wrong_margin(margin)
     if wrong:
         return wrong, None
     example = Example(
@@ -155,14 +154,6 @@ def _pair(
         scores=(1.0 if margin is None else float(margin), 0.0),
     )
     return "", example
-
-
-def _wrong_margin(margin: object) -> str:
-    if isinstance(margin, bool) or not isinstance(margin, int | float):
-        return f"`margin` is {kind_of(margin)}, not a number"
-    if not math.isfinite(margin) or margin < 0:
-        return "`margin` is below 0 or not finite: the chosen completion must be the better one"
-    return ""
 
 
 def _prompt_completion(values: Mapping[str, Any], id: str) -> Read:

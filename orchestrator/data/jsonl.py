@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 from orchestrator.data.rows import Row, RowProblems, kind_of
 
 MAX_LINE_BYTES = 8 * 2**20
-MAX_INTEGER_DIGITS = 19  # 64 bits
+INT64 = range(-(2**63), 2**63)
 MAGIC = {
     b"\xef\xbb\xbf": ("starts with a byte order mark (byte 0)", "save it as UTF-8 without BOM"),
     b"\xff\xfe": ("is UTF-16 (byte 0)", "save it as UTF-8"),
@@ -136,13 +137,22 @@ def _constant(name: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_INTEGER_DIGITS:
+    if len(digits) > len(str(INT64.start)) or int(digits) not in INT64:
         raise _BadRowError("a number of more than 64 bits", "", "write it as text")
     return int(digits)
+
+
+def _float(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise _BadRowError(
+            f"the number {digits[:40]}", "it is beyond float64, and would be read as infinite", "scale it"
+        )
+    return number
 
 
 _HOOKS: dict[str, Any] = {
     "object_pairs_hook": _no_duplicates,
     "parse_constant": _constant,
     "parse_int": _integer,
+    "parse_float": _float,
 }

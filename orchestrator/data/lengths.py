@@ -22,10 +22,13 @@ class Lengths:
     equal: list[int] = field(default_factory=list)  # of these, all completions are the same once they are cut
 
 
-def of_prompts(prompts: Sequence[Prompt], tokens: TokenCounter, *, max_tokens: int) -> Lengths:
+def of_prompts(
+    prompts: Sequence[Prompt], tokens: TokenCounter, *, max_tokens: int, max_bytes: float = MEASURED_BYTES
+) -> Lengths:
+    """`max_bytes`: of text, after which no more rows are looked at."""
     found, spent = Lengths(), 0
     for i, prompt in enumerate(prompts):
-        if spent > MEASURED_BYTES:
+        if spent > max_bytes:
             break
         found.measured += 1
         size = num_bytes(prompt.text)
@@ -36,11 +39,13 @@ def of_prompts(prompts: Sequence[Prompt], tokens: TokenCounter, *, max_tokens: i
     return found
 
 
-def of_examples(examples: Sequence[Example], tokens: TokenCounter, *, max_tokens: int) -> Lengths:
+def of_examples(
+    examples: Sequence[Example], tokens: TokenCounter, *, max_tokens: int, max_bytes: float = MEASURED_BYTES
+) -> Lengths:
     """As the dataset role cuts them: a prompt leaves room for at least one token, and completions get the rest."""
     found, spent = Lengths(), 0
     for i, example in enumerate(examples):
-        if spent > MEASURED_BYTES:
+        if spent > max_bytes:
             break
         found.measured += 1
         size = num_bytes(example.prompt.text) + max(map(num_bytes, example.completions))

@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
+import numpy as np
+
 from orchestrator.data.formats import clean, equal_to_a_reader, is_conversation, wrong_completion, wrong_prompt
 from orchestrator.data.rows import kind_of
 from workers.types import Text
 
 Scale = Literal["ratings", "ranks"]
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def wrong_scored(values: Mapping[str, Any], scale: Scale) -> str:
@@ -37,6 +40,8 @@ def wrong_scored(values: Mapping[str, Any], scale: Scale) -> str:
     for i, number in enumerate(numbers):
         if wrong := _wrong_number(number, f"{scale}[{i}]", scale):
             return wrong
+    if wrong := _lost_in_float32(numbers, scale):
+        return wrong
     for i, j in combinations(range(len(completions)), 2):
         if numbers[i] != numbers[j] and equal_to_a_reader(completions[i], completions[j]):
             return f"`completions[{i}]` and `completions[{j}]` are equal, and their `{scale}` differ"
@@ -55,11 +60,36 @@ def without_preference(scores: Sequence[tuple[float, ...] | None]) -> bool:
     return all(row is None or row[0] == row[-1] for row in scores)
 
 
+def wrong_margin(margin: object) -> str:
+    """What is wrong with the `margin` of a pair; empty when nothing is."""
+    if isinstance(margin, bool) or not isinstance(margin, int | float):
+        return f"`margin` is {kind_of(margin)}, not a number"
+    if not math.isfinite(margin) or margin < 0:
+        return "`margin` is below 0 or not finite: the chosen completion must be the better one"
+    return _beyond_float32(margin, "margin")
+
+
+def _beyond_float32(number: float, name: str) -> str:
+    return f"`{name}` is {number:g}, beyond the largest number of float32 ({LARGEST:.2g})" * (abs(number) > LARGEST)
+
+
+def _lost_in_float32(numbers: Sequence[float], scale: Scale) -> str:
+    """Scores and their differences are float32: whether it can tell all of them apart."""
+    if max(numbers) - min(numbers) > LARGEST:
+        return f"`{scale}` differ by {max(numbers) - min(numbers):g}, beyond float32: scale them down"
+    for i, j in combinations(range(len(numbers)), 2):
+        if numbers[i] != numbers[j] and np.float32(numbers[i]) == np.float32(numbers[j]):
+            return f"`{scale}[{i}]` and `{scale}[{j}]` differ by less than float32 can tell: scale them"
+    return ""
+
+
 def _wrong_number(number: object, name: str, scale: Scale) -> str:
     if isinstance(number, bool) or not isinstance(number, int | float):
         return f"`{name}` is {kind_of(number)}, not a number"
     if not math.isfinite(number):
         return f"`{name}` is not finite"
+    if wrong := _beyond_float32(number, name):
+        return wrong
     if scale == "ranks" and (number < 1 or number != int(number)):
         return f"`{name}` is {number}; ranks are whole numbers from 1, the best"
     return ""

@@ -183,7 +183,8 @@ class RolloutSource:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Which prompts a step samples."""
-        return batch_indices(len(self._prompts), self._prompts_per_step, step, self._sampling.seed)
+        size = min(self._prompts_per_step, len(self._prompts))  # none twice, where too few are left
+        return batch_indices(len(self._prompts), size, step, self._sampling.seed)
 
 
 def sample(
@@ -242,4 +243,5 @@ class DatasetSource:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Which examples a step learns from."""
-        return batch_indices(len(self._examples), self._batch_size, step, self._seed)
+        size = min(self._batch_size, len(self._examples))
+        return batch_indices(len(self._examples), size, step, self._seed)

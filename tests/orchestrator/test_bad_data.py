@@ -15,6 +15,10 @@ import pytest
 from workshop import OFFLINE_DPO, Workshop, refused
 
 from orchestrator.cli import main
+from orchestrator.config import load
+from orchestrator.config.data_files import read_all
+from orchestrator.config.preflight import preflight
+from orchestrator.errors import BadInput
 
 GRPO: Mapping[str, str | None] = {}
 SFT: Mapping[str, str | None] = {
@@ -154,6 +158,19 @@ CASES = (
             {**RATED, "completions": ["2", "3", "2\n"]},
         ),
     ),
+    Case(
+        "b45-beyond-float32",
+        "dpo",
+        lines(
+            {**RATED, "ratings": [1e39, 3, 1]},
+            {**RATED, "ratings": [3e38, 0, -3e38]},
+            {**RATED, "ratings": [16777217, 16777216, 1]},  # 2^24, where float32 stops counting by one
+        ),
+    ),
+    Case("b45-margin-beyond-float32", "dpo", lines({**PAIR, "margin": 1e39}, {**PAIR, "margin": True})),
+    Case(
+        "b45-beyond-float64", "grpo", lines('{"prompt": "a", "score": 1e999}', f'{{"prompt": "a", "score": {2**63}}}')
+    ),
     Case("equal-ratings", "dpo", lines(*[{**RATED, "ratings": [n, n, n]} for n in (1, 2, 3)])),
     Case(
         "ranks",
@@ -166,6 +183,14 @@ CASES = (
     Case("no-common-beginning", "dpo", lines({"chosen": "a", "rejected": "b"})),
     Case("margins", "dpo", lines({**PAIR, "margin": -1}, {**PAIR, "margin": "2"})),
     Case("messages-without-an-answer", "sft", lines({"messages": [user("a")]}, {"messages": [user("a"), user("b")]})),
+    Case(
+        "solutions-that-say-nothing",
+        "grpo",
+        lines(
+            *[{"prompt": "1+1=", "solution": value} for value in ("2", None, " ", "\\boxed{}", ["2"], {"value": 2}, 2)],
+            {"prompt": "1+1="},
+        ),
+    ),
     Case("no-solution-column", "grpo", lines(*[{"prompt": "1+1=", "answer": "2"}] * 8)),
 )
 
@@ -220,6 +245,10 @@ def test_b49_what_is_not_a_file(workshop: Workshop, golden: Golden, capsys: pyte
         ("b55-not-python", "rewards.py:reward", "def reward(:\n"),
         ("b55-no-function", "rewards.py:reward", "def score(completions, **columns): ...\n"),
         ("b55-wrong-signature", "rewards.py:reward", "def reward(text): ...\n"),
+        ("b55-no-columns", "rewards.py:reward", "async def reward(completions): ...\n"),
+        ("b55-other-columns", "rewards.py:reward", "def reward(completions, answer, *, level, n=1, **_): ...\n"),
+        ("b55-by-position", "rewards.py:reward", "def reward(prompts, completions, /, **columns): ...\n"),
+        ("b55-module", "rewards:reward", "if True:\n    def reward(completions, answer, **columns): ...\n"),
         ("b55-no-name", "rewards.py", "def reward(completions, **columns): ...\n"),
         ("b55-no-package", "nowhere.to.be.found:reward", None),
     ],
@@ -231,6 +260,67 @@ def test_b55_reward_functions(
         Path("rewards.py").write_text(source)
     workshop.recipe({"reward": f"[{{type: function, function: '{function}'}}]"})
     refused("recipe.yaml", name, golden, capsys)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def reward(completions, solution, **_): ...\n",
+        "def reward(prompts, completions, completion_ids, solution): ...\n",
+        "def reward(completions, level=1, **_): ...\n",
+        "@anything\ndef reward(text): ...\n",
+        "try:\n    from fast import reward\nexcept ImportError:\n    def reward(text): ...\n",
+        "reward: object = print\n",
+        "from elsewhere import *\n",
+    ],
+)
+def test_b55_functions_that_can_be_called(source: str, workshop: Workshop) -> None:
+    Path("rewards.py").write_text(source)
+    for function in ("rewards.py:reward", "rewards:reward"):
+        workshop.recipe({"reward": f"[{{type: function, function: '{function}'}}]"})
+        preflight(load("recipe.yaml"))
+
+
+def test_b55_rows_that_leave_out_a_column_have_null_in_it(workshop: Workshop) -> None:
+    Path("rewards.py").write_text("def reward(completions, level, **_): ...\n")
+    workshop.jsonl("prompts.jsonl", [{"prompt": "1+1="}] * 4 + [{"prompt": "1+1=", "level": 3}] * 4)
+    workshop.recipe({"reward": "[{type: function, function: 'rewards.py:reward'}]"})
+    config = load("recipe.yaml").stages[0]
+    preflight(load("recipe.yaml"))
+    rows = read_all(config, None)["prompts"].prompts
+    assert [row.columns["level"] for row in rows] == [None] * 4 + [3] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "reward", "rows"),
+    [
+        (
+            "schemas",
+            "{type: json_schema}",
+            [{"schema": value} for value in ({}, "{}", None, "[", {"type": "objekt"}, {"$ref": "#/no"}, "{}", {})],
+        ),
+        (
+            "tests",
+            "{type: code}",
+            [{"tests": value} for value in ("assert 1", [3], {"inputs": ["1"], "outputs": []}, None, [], 7, "", " ")],
+        ),
+    ],
+)
+def test_rows_that_a_reward_cannot_read(
+    name: str, reward: str, rows: list[dict[str, object]], workshop: Workshop, golden: Golden
+) -> None:
+    workshop.jsonl("prompts.jsonl", [{"prompt": "a", **row} for row in rows])
+    workshop.recipe({"reward": f"[{reward}]"})
+    with pytest.raises(BadInput) as error:
+        read_all(load("recipe.yaml").stages[0], None)
+    golden(f"{name}-that-cannot-be-read", f"{error.value}\n")
+
+
+def test_a_row_that_one_reward_passes_on_may_be_scored_by_another(workshop: Workshop) -> None:
+    rows = [{"prompt": "a", "solution": "2", "tests": None}, {"prompt": "a", "solution": None, "tests": "assert 1"}]
+    workshop.jsonl("prompts.jsonl", [*rows] * 4)
+    workshop.recipe({"reward": "[{type: math}, {type: code}]"})
+    assert len(read_all(load("recipe.yaml").stages[0], None)["prompts"].rows) == 8
 
 
 def test_b63_output_that_cannot_be_written(

@@ -17,6 +17,7 @@ from orchestrator.config.conflicts import RULES, conflicts
 from orchestrator.config.recipe import from_resolved
 from orchestrator.config.vocabulary import PEERS, all_keys, known_keys, suggest
 from orchestrator.errors import BadInput
+from workers.config import FunctionRewardConfig, ModelRewardConfig
 from workers.needs import NEEDS
 
 BASE = """
@@ -171,3 +172,32 @@ def test_all_problems_of_all_stages_come_at_once(two_stages: Path) -> None:
     with pytest.raises(BadInput) as caught:
         load(two_stages, ["sed=3", "stages.base.algorithm.beta=1", "model.from_stage=bas"])
     assert [p.what for p in caught.value.problems] == ["algorithm.beta = 1", "model.from_stage = bas", "sed = 3"]
+
+
+def test_a_tilde_is_the_home_directory_wherever_a_path_is_given(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(workshop.path))
+    keys = {
+        "model": "{path: ~/model}",
+        "data": "{prompts: ~/prompts.jsonl, eval_prompts: ~/prompts.jsonl}",
+        "reward": "[{type: function, function: '~/mine.py:reward'}, {type: model, path: ~/model}]",
+        "output_dir": "~/runs",
+    }
+    (config,) = load(workshop.recipe(keys)).stages
+    function, scorer = config.reward
+    assert isinstance(function, FunctionRewardConfig)
+    assert isinstance(scorer, ModelRewardConfig)
+    given = (config.model.path, config.data.prompts, config.data.eval_prompts, scorer.path)
+    assert given == tuple(f"{workshop.path}/{name}" for name in ("model", "prompts.jsonl", "prompts.jsonl", "model"))
+    assert function.function == f"{workshop.path}/mine.py:reward"
+    assert config.directory == workshop.path / "runs" / "arith"
+    Path("stages.yaml").write_text("stages: [{recipe: ~/recipe.yaml}]")
+    assert load("stages.yaml").stages == (config,)
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "1.0e+39", "true"])
+def test_a_weight_is_a_number_of_float32(workshop: Workshop, number: str) -> None:
+    with pytest.raises(BadInput, match="weight"):
+        load(workshop.recipe({"reward": f"[{{type: math, weight: {number}}}]"}))
+    assert load(workshop.recipe({"reward": "[{type: math, weight: -1_000}]"})).stages[0].reward[0].weight == -1000

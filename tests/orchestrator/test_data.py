@@ -245,6 +245,19 @@ def test_each_row_comes_once_per_epoch(num_rows: int, batch_size: int, seed: int
         assert sorted(stream[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
 
 
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3))
+def test_no_batch_has_a_row_twice(num_rows: int, batch_size: int, seed: int) -> None:
+    for step in range(-(-3 * num_rows // batch_size) if batch_size <= num_rows else 0):
+        batch = batch_indices(num_rows, batch_size, step, seed).tolist()
+        assert len({*batch}) == batch_size, f"step {step} takes {batch}"
+
+
+def test_the_order_changes_only_where_a_row_would_come_twice() -> None:
+    """Seed 0 shuffles 3 rows as 0 1 2, 2 1 0, …: the batch 2 2 became 2 1, and the 2 that it lost comes after it."""
+    assert batch_indices(3, 3, 1, seed=0).tolist() == [2, 1, 0]
+    assert [batch_indices(3, 2, step, seed=0).tolist() for step in range(3)] == [[0, 1], [2, 1], [2, 0]]
+
+
 def test_a_batch_depends_on_nothing_but_its_arguments() -> None:
     late = batch_indices(10, 4, 7, seed=1)
     for step in range(20):

@@ -9,6 +9,9 @@ import pytest
 from workshop import OFFLINE_DPO, Workshop, refused, tokenizer
 
 from orchestrator.cli import main
+from orchestrator.config import load
+from orchestrator.config.data_files import read_all, tokens_of
+from orchestrator.run.assembly import Material
 
 Golden = Callable[[str, str], None]
 
@@ -46,8 +49,21 @@ def test_b37_prompts_that_are_too_long(workshop: Workshop, golden: Golden, capsy
         "data.prompts: 2 of 5 rows have a prompt that is too long for 19 tokens (rollout.max_prompt_length) and will "
         "be dropped: rows 2, 4"
     ]
+    kept = read_all(load("recipe.yaml").stages[0], tokens_of("./model"))["prompts"].rows
+    assert [row.id for row in kept] == ["prompts.jsonl:1", "prompts.jsonl:3", "prompts.jsonl:5"]
     workshop.recipe({"rollout": "{max_prompt_length: 3}"})
     refused("recipe.yaml", "b37-all-too-long", golden, capsys)
+
+
+def test_b37_a_run_measures_all_rows_and_its_steps_are_of_those_that_fit(workshop: Workshop) -> None:
+    tokenizer()
+    rows = [{**PAIR, "prompt": f"{i}+1="} for i in range(3)] + [{**PAIR, "prompt": "1+" * 20}] * 3
+    workshop.jsonl("pairs.jsonl", rows)
+    algorithm = "{type: dpo, batch_size: 2, num_train_epochs: 2}"
+    workshop.recipe({**OFFLINE_DPO, "data": "{dataset: ./pairs.jsonl, max_length: 20}", "algorithm": algorithm})
+    material = Material.read(load("recipe.yaml").stages[0])
+    assert [example.prompt.id for example in material.examples] == ["pairs.jsonl:1", "pairs.jsonl:2", "pairs.jsonl:3"]
+    assert material.max_steps == 3  # two epochs of three rows, two a step
 
 
 def test_b38_pairs_that_are_equal_once_they_are_cut(

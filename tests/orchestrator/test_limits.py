@@ -8,8 +8,10 @@ import resource
 from collections.abc import Iterator
 
 import pytest
+from workshop import Workshop
 
 from orchestrator import limits
+from orchestrator.cli import main
 from orchestrator.errors import ClusterError, LimitReached
 
 
@@ -57,3 +59,22 @@ def test_other_errors_are_left_as_they_are() -> None:
         assert limits.explain(error) is error
     assert isinstance(limits.explain(RuntimeError("can't start new thread")), LimitReached)
     assert isinstance(limits.explain(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")), LimitReached)
+
+
+def test_a_temporary_directory_that_is_too_long_for_sockets_is_refused() -> None:
+    tail = "/ray/session_2000-01-01_00-00-00_000000_4321/sockets/plasma_store"
+    room = 107 - len(tail)
+    assert limits.long_sockets("/" + "t" * (room - 1), pid=4321) == []
+    (problem,) = limits.long_sockets("/" + "t" * room, pid=4321)
+    assert problem.what == "the path of the temporary directory is 1 bytes too long"
+    assert problem.fix.startswith("set a shorter TMPDIR")
+    assert limits.long_sockets("/" + "ü" * (room // 2), pid=4321)  # two bytes each
+
+
+def test_validate_says_so(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "t" * 100)
+    assert main(["validate", workshop.recipe()]) == 2
+    assert "fix: set a shorter TMPDIR, for example TMPDIR=/tmp" in capsys.readouterr().err

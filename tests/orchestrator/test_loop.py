@@ -21,7 +21,7 @@ from orchestrator.pipeline.sources import DatasetSource, RolloutSource
 from orchestrator.run.roles import asks_states, gang_plans
 from workers.types import Example, Prompt, Sampling
 
-# batch_indices(3, 2, step, seed=0) is [0 1], [2 2], [1 0]: the example of its docstring.
+# batch_indices(3, 2, step, seed=0) is [0 1], [2 1], [2 0]: the example of its docstring.
 PROMPTS = [Prompt(id=f"p{i}", text="") for i in range(3)]
 GRPO = {"type": "grpo", "beta": 0.1, "prompts_per_step": 2, "num_generations": 2, "max_steps": 3}
 SFT = {"type": "sft", "batch_size": 2, "max_steps": 3}
@@ -122,8 +122,8 @@ def test_a_synchronous_run() -> None:
         "rollout 0: receive v1",
         "committed 0",
         "planned 1",
-        "rollout 0: generate p2 p2 from v1",
-        "reward: score p2 p2",
+        "rollout 0: generate p2 p1 from v1",
+        "reward: score p2 p1",
         "reference 0: logprobs at 1",
         "arrived 1",
         "policy 0: learn step 1 from v1 with scores reference",
@@ -143,8 +143,8 @@ def test_a_run_that_samples_one_version_ahead() -> None:
         "planned 0",
         "rollout 0: generate p0 p1 from v0",
         "reward: score p0 p1",
-        "rollout 0: generate p2 p2 from v0",
-        "reward: score p2 p2",
+        "rollout 0: generate p2 p1 from v0",
+        "reward: score p2 p1",
         "arrived 0",
         "policy 0: learn step 0 from v0 with scores",
         "trained 0",
@@ -152,8 +152,8 @@ def test_a_run_that_samples_one_version_ahead() -> None:
         "rollout 0: receive v1",
         "committed 0",
         "planned 1",
-        "rollout 0: generate p1 p0 from v1",
-        "reward: score p1 p0",
+        "rollout 0: generate p2 p0 from v1",
+        "reward: score p2 p0",
         "arrived 1",
         "policy 0: learn step 1 from v0 with scores",
         "trained 1",
@@ -218,8 +218,8 @@ def test_rounds_of_iterative_dpo_move_the_reference(tmp_path: Path, monkeypatch:
     second = run.events[run.events.index("planned 1") :]
     assert second[:9] == [
         "planned 1",
-        "rollout 0: generate p2 p2 from v1",
-        "reward: score p2 p2",
+        "rollout 0: generate p2 p1 from v1",
+        "reward: score p2 p1",
         "policy 0: export .version-1.partial",
         "reference 0: load version-1",
         "reference 0: logprobs at 1",
@@ -236,13 +236,13 @@ def test_a_dataset_has_nobody_to_publish_to() -> None:
     assert run.events == [
         "planned 0",
         "encoder: encode p0 p1",
-        "encoder: encode p2 p2",
+        "encoder: encode p2 p1",
         "arrived 0",
         "policy 0: learn step 0 from v0 with nothing",
         "trained 0",
         "committed 0",
         "planned 1",
-        "encoder: encode p1 p0",
+        "encoder: encode p2 p0",
         "arrived 1",
         "policy 0: learn step 1 from v0 with nothing",
         "trained 1",
@@ -269,7 +269,7 @@ def test_a_stop_is_heard_between_steps() -> None:
 def test_a_resumed_run_takes_the_batches_of_its_own_steps() -> None:
     run = Run(config(GRPO))
     assert run.go(first_step=2)
-    assert run.events[:2] == ["planned 2", "rollout 0: generate p1 p0 from v0"]
+    assert run.events[:2] == ["planned 2", "rollout 0: generate p2 p0 from v0"]
     assert [e for e in run.events if e.startswith("committed")] == ["committed 2"]
 
 

@@ -17,7 +17,7 @@ from orchestrator.pipeline.sources import Arrival, DatasetSource, RolloutSource,
 from workers.types import Example, Experience, Prompt, Sampling, Scores, merge
 from workers.weights import Entry, Manifest, Rendezvous
 
-# batch_indices(3, 2, step, seed=0) is [0 1], [2 2], [1 0]: the example of its docstring.
+# batch_indices(3, 2, step, seed=0) is [0 1], [2 1], [2 0]: the example of its docstring.
 PROMPTS = [Prompt(id=f"p{i}", text="") for i in range(5)]
 SAMPLING = Sampling(num_generations=2, max_completion_length=4)
 
@@ -104,7 +104,7 @@ def test_generation_runs_ahead_by_the_staleness_and_never_past_the_end(
         told.steps.clear()
         arrival = source.take(step)
         assert told.steps == [(future, 1) for future in begun]
-        assert prompts_of(arrival) == [[["p0", "p1"], ["p2", "p2"], ["p1", "p0"]][step]]
+        assert prompts_of(arrival) == [[["p0", "p1"], ["p2", "p1"], ["p2", "p0"]][step]]
     assert len([e for e in events if e.startswith("rollout")]) == 3
 
 
@@ -114,11 +114,18 @@ def test_a_dataset_is_encoded_one_step_ahead() -> None:
     rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS[:3]]
     source = DatasetSource(encoder, rows, batch_size=2, seed=0, max_steps=3, begun=told)
     assert prompts_of(source.take(0)) == [["p0", "p1"]]
-    assert events == ["encoder: encode p0 p1", "encoder: encode p2 p2"]
-    assert prompts_of(source.take(1)) == [["p2", "p2"]]
-    assert prompts_of(source.take(2)) == [["p1", "p0"]]
-    assert events[2:] == ["encoder: encode p1 p0"]
+    assert events == ["encoder: encode p0 p1", "encoder: encode p2 p1"]
+    assert prompts_of(source.take(1)) == [["p2", "p1"]]
+    assert prompts_of(source.take(2)) == [["p2", "p0"]]
+    assert events[2:] == ["encoder: encode p2 p0"]
     assert told.steps == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_step_takes_no_row_twice_where_fewer_are_left_than_it_asks_for() -> None:
+    encoder: Any = LocalGang("dataset", [FakeEncoder(Events())])
+    rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS[:3]]
+    source = DatasetSource(encoder, rows, batch_size=5, seed=0, max_steps=3, begun=Told())
+    assert [sorted(source.rows(step)) for step in range(3)] == [[0, 1, 2]] * 3
 
 
 def test_an_arrival_is_there_when_its_last_part_is() -> None:

@@ -30,6 +30,33 @@ def test_the_last_fenced_block_counts() -> None:
     assert scores('Here:\n```json\n{"age": -1}\n```\nno:\n```\n{"age": 1}\n```\n') == [1]
 
 
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ('{"age": NaN}', 0),  # Python reads these three, and JSON has no such numbers
+        ('{"age": Infinity}', 0),
+        ('{"age": -Infinity}', 0),
+        ('{"age": 3, "age": 4}', 0),
+        ('{"age": 3} and more', 0),
+        ('\ufeff{"age": 3}', 0),
+        ("{'age': 3}", 0),
+        ('{"age": 3,}', 0),
+        ('{"age": 3}\r\n', 1),
+        ('Here:\r\n```json\r\n{"age": 3}\r\n```\r\n', 1),
+        ('```json\r\n{"age": NaN}\r\n```\r\n', 0),
+        ('~~~json\n{"age": 3}\n~~~', 1),
+        ('````json\n{"age": 3}\n````', 1),
+        ('````markdown\n```json\n{"age": -1}\n```\n````\nso\n```json\n{"age": 3}\n```', 1),
+        ('```python\nprint(1)\n```\nSo it is\n```json\n{"age": 3}\n```', 1),
+        ('```json\n{"age": 3}\n```\nor\n```python\nprint(1)\n```', 1),
+        ('```python\n{"age": 3}\n```', 0),
+        ('```json\n{"age": 3}', 0),  # cut off
+    ],
+)
+def test_what_is_json(completion: str, reward: float) -> None:
+    assert scores(completion, schema={**SCHEMA, "properties": {"age": {"type": "number", "minimum": 0}}}) == [reward]
+
+
 def test_a_schema_may_be_text_and_a_completion_a_conversation() -> None:
     assert scores([{"role": "assistant", "content": '{"age": 3}'}], schema=json.dumps(SCHEMA)) == [1]
 
@@ -40,6 +67,9 @@ def test_a_schema_may_be_text_and_a_completion_a_conversation() -> None:
         (None, r"prompt p.jsonl:0 has no JSON Schema in column 'schema'; its columns are \['schema'\]"),
         ("{", "has no JSON Schema"),
         ({"type": "objekt"}, "the schema of prompt p.jsonl:0 is not one: 'objekt' is not valid"),
+        ('{"minimum": NaN}', "has no JSON Schema"),
+        ({"pattern": "("}, r"is not one: '\(' is not a 'regex'"),
+        ({"properties": {"a": {"$ref": "#/$defs/no"}}}, "refers to another one, '#/\\$defs/no'"),
         ({"$ref": "http://127.0.0.1:9/x.json"}, "refers to another one, 'http://127.0.0.1:9/x.json': write it out"),
     ],
 )

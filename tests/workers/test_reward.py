@@ -68,6 +68,11 @@ def test_weights_and_passes(qwen2: Path, functions: Path) -> None:
     assert rewards.rewards.dtype == np.float32
 
 
+def test_a_sum_beyond_float32_names_the_row(qwen2: Path, functions: Path) -> None:
+    with pytest.raises(RewardError, match=r"of the rewards of prompt p0 is beyond float32 \(length 2\)"):
+        worker(qwen2, functions, ("mine.py:length", 3e38)).score([sampled()])  # 2 times 3e38 is above 3.4e38
+
+
 def test_two_functions_of_one_name_both_count(qwen2: Path, functions: Path) -> None:
     rewards = worker(qwen2, functions, ("mine.py:length", 1.0), ("other.py:length", 1.0)).score([sampled()])
     assert list(rewards.by_scorer) == ["length", "length_2"]

@@ -88,6 +88,8 @@ def test_async_functions_are_awaited(function: Function) -> None:
         ("[True, 1.0]", r"reward reward returned True \(bool\) for prompt p.jsonl:0"),
         ("[1.0, float('nan')]", "reward reward returned nan for prompt p.jsonl:1; rewards must be finite"),
         ("[float('-inf'), 1.0]", "reward reward returned -inf for prompt p.jsonl:0; rewards must be finite"),
+        ("[1.0, 1e39]", r"reward reward returned 1e\+39 for prompt p.jsonl:1; rewards must be finite"),
+        ("[1.0, 10**400]", r"reward reward returned 10+\.*0+ \(int, too large\) for prompt p.jsonl:1"),
         ("1 / 0", "reward reward raised ZeroDivisionError: division by zero"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -12,7 +13,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def at_home(text: str) -> str:
+    """With the home directory for a `~` at its beginning; where nobody of that name is known it stays."""
+    return os.path.expanduser(text) if "\0" not in text else text
+
+
 def _can_be_a_path(text: str) -> str:
+    text = at_home(text)
     if len(text.encode()) > 4095 or any(len(part.encode()) > 255 for part in text.split("/")):
         raise ValueError("shorten it: a file name has at most 255 bytes, and a path 4095")
     return text

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from workers.config.base import Count, ModelOrigin, Positive, Settings
+from workers.config.base import Count, ModelOrigin, Positive, Settings, at_home
 
+LARGEST = 3.4e38  # of float32, which rewards are
+Weight = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Memory = Annotated[int, Field(ge=64)]
 
 
@@ -28,8 +30,8 @@ class FunctionRewardConfig(Settings):
     process of its own, which is ended at a limit."""
 
     type: Literal["function"]
-    function: str  # path/to/file.py:name, or package.module:name
-    weight: float = 1.0
+    function: Annotated[str, AfterValidator(at_home)]  # path/to/file.py:name, or package.module:name
+    weight: Weight = 1.0
     timeout_s: Positive = 300.0  # to load it, and for each batch
     memory_mib: Memory = 4096  # of the function's processes together
 
@@ -38,7 +40,7 @@ class MathRewardConfig(Settings):
     """1 when the completion's final answer equals the `solution` column as mathematics, else 0 (math-verify)."""
 
     type: Literal["math"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     solution_column: str = "solution"
 
 
@@ -46,7 +48,7 @@ class ModelRewardConfig(ModelOrigin):
     """A reward model's score: a Hugging Face directory of a sequence-classification model with one label."""
 
     type: Literal["model"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_length: Count = 1024  # tokens of prompt and completion, by the reward model's own tokenizer
     tokens_per_micro_batch: Count = 16384
@@ -58,7 +60,7 @@ class CodeRewardConfig(Settings):
     own (bubblewrap); where there is none the run is refused."""
 
     type: Literal["code"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     tests_column: str = "tests"  # assertions, inputs and outputs, or test_cases: docs/rewards.md
     partial_credit: bool = False  # true: the share of tests that it passes
     timeout_s: Positive = 10.0  # of processor time, for each test
@@ -69,7 +71,7 @@ class JsonSchemaRewardConfig(Settings):
     """1 when the completion is JSON that the row's JSON Schema allows, else 0."""
 
     type: Literal["json_schema"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     schema_column: str = "schema"
 
 
@@ -78,7 +80,7 @@ class RefusalRewardConfig(Settings):
     with; give it a negative weight where over-refusal is to be unlearned."""
 
     type: Literal["refusal"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     patterns: tuple[Pattern, ...] = ()  # empty: those of the classifier
 
 

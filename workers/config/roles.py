@@ -76,7 +76,6 @@ class RewardWorkersConfig(Settings):
     """How many processes score completions."""
 
     num_workers: Count = 1
-    timeout_s: Positive = 300.0
 
 
 class TeacherConfig(Settings):

@@ -115,14 +115,17 @@ def _told(returned: Any) -> dict[str, Any]:
     for row, value in enumerate(returned):
         if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
             return {"row": row, "kind": type(value).__name__, "value": _shown(value)}
-        rewards.append(None if value is None else float(value))
+        try:
+            rewards.append(None if value is None else float(value))
+        except OverflowError:  # a whole number beyond every float
+            return {"row": row, "kind": f"{type(value).__name__}, too large", "value": _shown(value)}
     return {"rewards": rewards}
 
 
 def _shown(value: Any) -> str:
     try:
         return reprlib.repr(value)
-    except Exception:  # a __repr__ of the user's
+    except Exception:  # a __repr__ of the user's; a number of too many digits
         return "?"
 
 

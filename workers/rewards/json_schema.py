@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -12,7 +14,11 @@ from workers.config import JsonSchemaRewardConfig
 from workers.rewards.base import Completed, RewardError, last_text
 from workers.types import Floats, Prompt
 
-FENCE = re.compile(r"^[ \t]*```[ \t]*(?:json)?[ \t]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL | re.IGNORECASE)
+# Of whatever language: behind a block of Python its closing fence would look like one that opens. A longer fence holds
+# shorter ones.
+FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)\n(.*?)^[ \t]*\1", re.MULTILINE | re.DOTALL)
+JSON = ("", "json")
+METASCHEMAS = ("http://json-schema.org/", "https://json-schema.org/")
 
 
 class JsonSchemaScorer:
@@ -35,34 +41,97 @@ class JsonSchemaScorer:
 
 
 def _validator(prompt: Prompt, column: str) -> Any:
-    from jsonschema import SchemaError, validators
+    from jsonschema import validators
     from referencing import Registry
 
-    schema = prompt.columns.get(column)
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except ValueError:
-            schema = None
-    if not isinstance(schema, dict):
+    schema = _schema(prompt.columns.get(column))
+    if schema is None:
         raise RewardError(
             f"prompt {prompt.id} has no JSON Schema in column {column!r}; its columns are {sorted(prompt.columns)}. "
             "Set schema_column to the one that holds it"
         )
+    if wrong := wrong_schema(schema):
+        raise RewardError(f"the schema of prompt {prompt.id} {wrong}")
     kind = validators.validator_for(schema, default=validators.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except SchemaError as error:
-        raise RewardError(f"the schema of prompt {prompt.id} is not one: {error.message}") from None
     return kind(schema, registry=Registry())  # an empty registry: a schema never fetches another one
+
+
+def wrong_schema(value: object) -> str:
+    """What keeps a row's schema from being asked; empty when nothing does."""
+    from jsonschema import SchemaError, validators
+
+    if (schema := _schema(value)) is None:
+        return "is no JSON Schema: give an object, or its text as JSON"
+    try:
+        validators.validator_for(schema, default=validators.Draft202012Validator).check_schema(schema)
+    except SchemaError as error:
+        return f"is not one: {error.message}"
+    identities = {str(part["$id"]) for part in _objects(schema) if "$id" in part}
+    for part in _objects(schema):
+        reference = part.get("$ref")
+        if isinstance(reference, str) and _is_elsewhere(reference, schema, identities):
+            return f"refers to another one, {reference!r}: write it out"
+    return ""
+
+
+def _schema(value: object) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = _loaded(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object within it."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(part)
+
+
+def _is_elsewhere(reference: str, schema: Mapping[str, Any], identities: set[str]) -> bool:
+    """Whether a reference leads to no place within the schema. Of one with identities of its own only asking tells."""
+    if identities or reference.startswith(METASCHEMAS):
+        return False
+    if not reference.startswith("#/"):
+        return not reference.startswith("#")
+    place: Any = schema
+    for step in reference[2:].split("/"):
+        key = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(place, dict) and key in place:
+            place = place[key]
+        elif isinstance(place, list) and key.isdigit() and int(key) < len(place):
+            place = place[int(key)]
+        else:
+            return True
+    return False
+
+
+def _loaded(text: str) -> Any:
+    """What JSON has no word for (NaN, Infinity) and keys that are given twice are no JSON. Raises ValueError."""
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
 
 def _is_valid(prompt: Prompt, validator: Any, text: str) -> bool:
     from referencing.exceptions import Unresolvable
 
-    fenced = FENCE.findall(text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    fenced = [code for _, language, code in FENCE.findall(text) if language.strip().lower() in JSON]
     try:
-        value = json.loads(fenced[-1] if fenced else text)
+        value = _loaded(fenced[-1] if fenced else text)
         return bool(validator.is_valid(value))
     except (ValueError, RecursionError):  # not JSON, or nested too deeply to be anybody's answer
         return False

@@ -14,7 +14,7 @@ from workers.engines import hf_models
 from workers.engines.hf_check import check_rows
 from workers.engines.inference import asking, own_device
 from workers.margins import final_scores
-from workers.rewards.base import Completed, RewardError
+from workers.rewards.base import Completed, RewardError, rows
 from workers.scoring import score_tokens
 from workers.types import Example, Experience, Floats, Prompt
 
@@ -52,7 +52,11 @@ class ModelScorer:
         final = np.empty(len(encoded.completions), np.float32)
         final[share.completions] = final_scores(share, encoded.completions)
         if not np.isfinite(final).all():
-            raise RewardError(f"reward model {self.name} answered with numbers that are not finite")
+            wrong = [encoded.prompts[encoded.group_of[i]] for i in np.flatnonzero(~np.isfinite(final))]
+            raise RewardError(
+                f"reward model {self.name} answered with numbers that are not finite for {rows(wrong)}; "
+                "look at its weights, or load it with dtype: float32"
+            )
         return np.concatenate(list(_aligned(examples, encoded, final)))
 
 
