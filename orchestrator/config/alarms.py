@@ -83,6 +83,13 @@ class EngineGap(LevelRule):
     max_jump: Positive = 100.0  # times its size in the first steps, where that makes more than 0.001 nats
 
 
+class EngineMismatch(Settings):
+    """The engine samples from another distribution than the learner computes: a broken run, which one row shows."""
+
+    max_difference: Positive | None = None  # nats per token; None: 0.02 in float32, 0.3 in bfloat16
+    action: Action = "stop"
+
+
 class GradientExplosion(LevelRule):
     """Gradients have become so large that clipping leaves nothing but their direction."""
 
@@ -125,6 +132,7 @@ class AlarmsConfig(Settings):
     entropy_collapse: EntropyCollapse | None = EntropyCollapse()
     no_signal: NoSignal | None = NoSignal()
     engine_gap: EngineGap | None = EngineGap()
+    engine_mismatch: EngineMismatch | None = EngineMismatch()
     gradient_explosion: GradientExplosion | None = GradientExplosion()
     staleness: Staleness | None = Staleness()
     reference_saturation: ReferenceSaturation | None = ReferenceSaturation()

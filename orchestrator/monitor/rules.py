@@ -21,6 +21,8 @@ from orchestrator.monitor.gate import guarded
 from orchestrator.monitor.history import History
 from orchestrator.monitor.trends import CERTAIN, difference, trend
 
+STALE_DIFFERENCE = 0.3  # nats per token and version that an engine is behind
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sight:
@@ -210,6 +212,20 @@ def engine_gap(history: History, rule: settings.EngineGap) -> Sight | None:
     return Sight(saw=f"{saw}, by {number(float(before.mean()))} in the first {history.turns}", rows=n)
 
 
+def engine_mismatch(history: History, rule: settings.EngineMismatch) -> Sight | None:
+    """The newest sampling/logp_difference is over `max_difference`, or where the engine is behind over (1 + mean
+    staleness) times 0.3, if that is more. Nothing but rounding may differ when both hold the same weights."""
+    now, behind = history.last("sampling/logp_difference", 1), history.last("staleness/mean", 1)
+    if now is None or rule.max_difference is None:
+        return None
+    stale = 0.0 if behind is None else float(behind[0])
+    limit = max(rule.max_difference, STALE_DIFFERENCE * (1 + stale)) if stale else rule.max_difference
+    if now[0] <= limit:
+        return None
+    saw = f"engine and learner differ by {number(float(now[0]))} nats per token on the same tokens"
+    return Sight(saw=f"{saw}, {limit:g} at most is rounding", rows=1)
+
+
 def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Sight | None:
     """The median of grad_norm, before clipping, is over `max_norm` and over `max_jump` times that of the first rows:
     a loss may be large from the start on."""
@@ -321,6 +337,12 @@ RULES: Mapping[str, Rule] = {
         why="what is sampled is not what is learned: weights that did not arrive, or other arithmetic",
         fix="compare dtypes and versions of both, look for a publication that failed, and see "
         "algorithm.vllm_importance_sampling_correction",
+    ),
+    "engine_mismatch": Rule(
+        see=engine_mismatch,
+        why="the completions are not from the distribution whose probabilities are learned from: every ratio is wrong",
+        fix="do not use this model: look for another dtype, context length or RoPE in the engine, and report the "
+        "model's family; alarms: {engine_mismatch: {action: warn}} goes on all the same",
     ),
     "gradient_explosion": Rule(
         see=gradient_explosion,

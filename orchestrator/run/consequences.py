@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from orchestrator.config import RunConfig
 from orchestrator.config.alarms import AlarmsConfig
 from orchestrator.errors import Alarmed, Problem, ResumeError
 from orchestrator.monitor.alarms import Alarm, Promotion, Watch
@@ -58,6 +59,22 @@ def blocked(decision: Promotion, directory: RunDirectory) -> Alarmed:
             fix=f"{RULES[GATE].fix}; or, to have it all the same: {directory.resume_command} alarms.{GATE}=null",
         ),
     )
+
+
+MISMATCH = {"float32": 0.02, "bfloat16": 0.3}
+"""Nats per token by which engine and learner may differ in one row. In float32 they differ by 1e-6, in bfloat16 by up
+to 0.05; an attention window that one of them does not have makes 0.8."""
+
+
+def alarms_of(config: RunConfig) -> AlarmsConfig:
+    """Return the alarms of a run, with what hangs on its other settings."""
+    rule = config.alarms.engine_mismatch
+    if rule is None or rule.max_difference is not None:
+        return config.alarms
+    cut = config.rollout.top_p < 1 or config.rollout.top_k > 0  # the engine's probabilities are of the tokens left
+    limit = None if cut else MISMATCH[config.model.dtype]
+    resolved = rule.model_copy(update={"max_difference": limit})
+    return config.alarms.model_copy(update={"engine_mismatch": resolved})
 
 
 def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]], *, rounds: bool) -> Watch:

@@ -29,7 +29,7 @@ from orchestrator.run.again import refuse_other_inputs, settle, write_inputs
 from orchestrator.run.assembly import Material, anchor_of, evaluator_of, in_rounds, publisher_of, source_of
 from orchestrator.run.changes import changed, keep
 from orchestrator.run.checkpoint import Checkpointer, Pace, newest
-from orchestrator.run.consequences import GATE, blocked, follow, promote, watch
+from orchestrator.run.consequences import GATE, alarms_of, blocked, follow, promote, watch
 from orchestrator.run.devices import admit, devices_of
 from orchestrator.run.directory import Fence, RunDirectory
 from orchestrator.run.ending import success, write_report
@@ -254,7 +254,7 @@ class Attempt:
         told = MetricsFile(directory.metrics)
         told.rewind(state.next_step if checkpoint else -1)
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
-        self._watch = monitor.watch = watch(config.alarms, ledger, told.rows(), rounds=in_rounds(config))
+        self._watch = monitor.watch = watch(alarms_of(config), ledger, told.rows(), rounds=in_rounds(config))
         monitor.start(self._info(state.next_step))
         lost = [f"not used: {damage}; going on from the checkpoint before it" for damage in refused]
         for remark in [*remarks(config, material.sources), *lost, *differs, *mended]:

@@ -135,6 +135,16 @@ RINGING: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("engine_gap", 5, {"sampling__logp_difference": [0.2] * 5}, {}),
     # from 1e-7 to 0.01: far below 0.1, but 100,000 times what it was
     ("engine_gap", 10, {"sampling__logp_difference": [1e-7] * 5 + [0.01] * 5, "staleness__mean": [0.0] * 10}, {}),
+    # one row, of an engine that has the learner's weights
+    ("engine_mismatch", 1, {"sampling__logp_difference": [0.03]}, {"max_difference": 0.02}),
+    ("engine_mismatch", 3, {"sampling__logp_difference": [1e-6, 0.02, 0.81]}, {"max_difference": 0.3}),
+    # two versions behind: 0.3 × 3 is allowed
+    (
+        "engine_mismatch",
+        2,
+        {"sampling__logp_difference": [0.89, 0.91], "staleness__mean": [2.0, 2.0]},
+        {"max_difference": 0.02},
+    ),
     # three of the last five rows are over 100 when the eighth comes; ten rows are needed
     ("gradient_explosion", 10, {"grad_norm": [2.0] * 5 + [1e6] * 5}, {}),
     ("gradient_explosion", 13, {"grad_norm": [2.0] * 10 + [1e6] * 3}, {}),
@@ -182,6 +192,10 @@ SILENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("no_signal", {"frac_reward_zero_std": [0.1] * 5 + [1.0] * 5, "reward": line(0.1, 0.3, 5) + [1.0] * 5}, {}),
     # one version behind: 0.2 is allowed
     ("engine_gap", {"sampling__logp_difference": [0.15] * 5, "staleness__mean": [1.0] * 5}, {}),
+    ("engine_mismatch", {"sampling__logp_difference": [0.02] * 9}, {"max_difference": 0.02}),
+    # nobody knows what is rounding: tokens were cut off before sampling
+    ("engine_mismatch", {"sampling__logp_difference": [5.0] * 4}, {}),
+    ("engine_mismatch", {"sampling__logp_difference": [0.2], "staleness__mean": [0.5]}, {"max_difference": 0.02}),
     # two spikes in five rows: clipping is there for them
     ("gradient_explosion", {"grad_norm": [2.0] * 8 + [1e6, 2.0, 1e6, 2.0, 2.0]}, {}),
     # forty times what it was, and small; large, and always was

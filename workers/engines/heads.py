@@ -145,8 +145,9 @@ class TokenLogprobs(nn.Module):
         target: Target | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         model = cast(Any, self.model)
-        states = _hidden(decoder_of(model), tokens, positions, layout, self.packing)[predictors]
-        hidden = self._transform.hidden(states)
+        states = _read(decoder_of(model), tokens, positions, layout, predictors, self.packing)
+        # Some decoders answer in float32 whatever their weights are.
+        hidden = self._transform.hidden(states).to(model.get_output_embeddings().weight.dtype)
         if targets is None:
             return hidden, None
         return cast("tuple[Tensor, Tensor]", model.get_output_embeddings()(hidden, targets, temperature, target))
@@ -185,12 +186,13 @@ class TokenValues(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, None]:
-        hidden = _hidden(self.model, tokens, positions, layout, self.packing)
-        return self.value_head(hidden[predictors])[:, 0].float(), None
+        hidden = _read(self.model, tokens, positions, layout, predictors, self.packing)
+        return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float(), None
 
     def alone(self, tokens: Tensor, last: int) -> Tensor:
         """Return the values before the last tokens of one text [L], by the decoder's own forward pass: [last]."""
-        found: Tensor = self.value_head(_alone(self.model, tokens)[-last - 1 : -1])[:, 0].float()
+        hidden = _alone(self.model, tokens)[-last - 1 : -1].to(self.value_head.weight.dtype)
+        found: Tensor = self.value_head(hidden)[:, 0].float()
         return found
 
 
@@ -215,8 +217,8 @@ class TokenScores(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, None]:
-        hidden = _hidden(self.model, tokens, positions, layout, self.packing)
-        return self.score(hidden[predictors])[:, 0], None
+        hidden = _read(self.model, tokens, positions, layout, predictors, self.packing)
+        return self.score(hidden)[:, 0], None
 
     def alone(self, tokens: Tensor, last: int) -> Tensor:
         """Return the scores at the tokens before the last ones of a text [L], by its own forward pass: [last]."""
@@ -224,20 +226,35 @@ class TokenScores(nn.Module):
         return found
 
 
-def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout, packing: Packing = PACKED) -> Tensor:
-    """Return the hidden states of the packed positions: [S, h]."""
-    layout = READING.layout = layout.arranged(packing)
+def _read(
+    decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, packing: Packing
+) -> Tensor:
+    """Return the hidden states from which the tokens are predicted, however the rows are given to the model: [T, h]."""
+    layout = layout.arranged(packing)
+    if layout.taken is None:
+        return _hidden(decoder, tokens, positions, layout)[predictors]
+    READING.layout = layout
+    given = tokens[layout.taken]
     if layout.apart:
-        states = decoder(input_ids=tokens[layout.taken], use_cache=False).last_hidden_state
+        states = decoder(input_ids=given, use_cache=False).last_hidden_state
     else:
-        taken = slice(None) if layout.taken is None else layout.taken[0]
-        rows = tokens[taken][None], positions[taken][None]
-        # A mask of ones: transformers is not to find the ends of packed rows by their positions, which completions of
-        # one prompt share.
         states = decoder(
-            input_ids=rows[0], position_ids=rows[1], attention_mask=torch.ones_like(rows[0]), use_cache=False
+            input_ids=given,
+            position_ids=positions[layout.taken],
+            attention_mask=torch.ones_like(given),
+            use_cache=False,
         ).last_hidden_state
-    return cast(Tensor, states[0] if layout.place is None else states.flatten(0, 1)[layout.place])
+    return cast(Tensor, states.flatten(0, 1)[layout.read])
+
+
+def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """Return the hidden states of the packed positions: [S, h]."""
+    READING.layout = layout
+    # A mask of ones: transformers is not to find the ends of packed rows by their positions, which completions of one
+    # prompt share.
+    mask = torch.ones_like(tokens[None])
+    output = decoder(input_ids=tokens[None], position_ids=positions[None], attention_mask=mask, use_cache=False)
+    return cast(Tensor, output.last_hidden_state[0])
 
 
 def _alone(decoder: nn.Module, tokens: Tensor) -> Tensor:

@@ -56,6 +56,8 @@ def reads_apart(model_class: type[Any], config: Any) -> str | None:
         )
     if not model_class._supports_attention_backend or text.model_type in OWN_MASKS:
         return "its attention is its own"
+    if getattr(text, "attn_temperature_tuning", False):  # Llama 4
+        return "its queries are scaled by where they stand in a row"
     if model_class._is_stateful:
         return "its layers carry a state from token to token"
     foreign = sorted(layers - PACKABLE_LAYERS)

@@ -56,7 +56,7 @@ class Layout:
     packed: Packed | None = None  # None: nothing of the rows is asked for
     apart: bool = False
     taken: Tensor | None = None  # [n, L] which flat position stands at each place of the input; None: all, in one row
-    place: Tensor | None = None  # [flat positions] where in n * L each one stands
+    read: Tensor | None = None  # [T] where in n * L each predicted token is read: at its predictor in its own text
     lengths: tuple[int, ...] | None = None  # input positions of each row, where rows are read by their own length
 
     @cached_property
@@ -122,11 +122,18 @@ def sequences(packed: Packed) -> list[NDArray[np.int64]]:
     return found
 
 
+def _read(packed: Packed, texts: list[NDArray[np.int64]], begins: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each predicted token is read, if text i begins at `begins[i]`: [T]. The end of a prompt has as many copies
+    as there are completions, and they differ where positions are encoded by a text's length."""
+    predictors = np.split(packed.predictors, np.cumsum(packed.completion_lengths)[:-1])
+    read = [begin + np.searchsorted(flat, own) for begin, flat, own in zip(begins, texts, predictors, strict=True)]
+    return np.concatenate(read)
+
+
 def _unshared(packed: Packed, device: torch.device) -> Layout:
     texts = sequences(packed)
     lengths, taken = [len(flat) for flat in texts], np.concatenate(texts)
-    place = np.empty(len(packed.tokens), np.int64)
-    place[taken] = np.arange(len(taken))
+    begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     return _layout(
         packed,
         np.repeat(np.arange(len(texts)), lengths),
@@ -134,7 +141,7 @@ def _unshared(packed: Packed, device: torch.device) -> Layout:
         packed.positions[taken],
         device,
         taken=torch.from_numpy(taken)[None].to(device),
-        place=torch.from_numpy(place).to(device),
+        read=torch.from_numpy(_read(packed, texts, begins)).to(device),
         lengths=tuple(lengths),
     )
 
@@ -144,9 +151,7 @@ def _apart(packed: Packed, device: torch.device) -> Layout:
     lengths = [len(flat) for flat in texts]
     width = max(lengths)
     taken = np.stack([np.concatenate([flat, np.repeat(flat[:1], width - len(flat))]) for flat in texts])
-    place = np.empty(len(packed.tokens), np.int64)
-    for i, flat in enumerate(texts):
-        place[flat] = i * width + np.arange(len(flat))
+    begins = np.arange(len(texts)) * width
     none = np.zeros(0, np.int64)
     return _layout(
         packed,
@@ -156,7 +161,7 @@ def _apart(packed: Packed, device: torch.device) -> Layout:
         device,
         apart=True,
         taken=torch.from_numpy(taken).to(device),
-        place=torch.from_numpy(place).to(device),
+        read=torch.from_numpy(_read(packed, texts, begins)).to(device),
         lengths=tuple(lengths),
     )
 

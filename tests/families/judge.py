@@ -1,0 +1,96 @@
+"""Whether the product's log-probabilities and gradients of a family are those of plain transformers.
+
+model directory ──► load, as a learner does ──► packed rows ──► log-probabilities, entropy, gradient ──┐
+                └─► AutoModel (eager)       ──► each text alone ───────────────────────────────────────┴─► equal?
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tests.families.rows import alone, asked, packed, rows_of
+from workers.engines import hf_models
+from workers.engines.hf_check import check_rows
+
+CPU = torch.device("cpu")
+TEMPERATURE = 0.8
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Nats for log-probabilities and entropy; the share of the gradient's length by which it is off. In bfloat16 both sides
+# round differently, and a token that is sent to another expert by it differs alone: the median counts there.
+LIMITS = {"float32": (2e-4, 2e-3, 2e-3), "bfloat16": (0.06, 0.1, 0.35)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a family is read and how far its numbers are off; `refused` says why it is not read at all."""
+
+    rows: Literal["packed", "apart", "refused"]
+    refused: str = ""
+    logprobs: float = 0.0  # nats, the most (float32) or the median (bfloat16)
+    entropy: float = 0.0
+    gradient: float = 0.0  # ‖ours − theirs‖ / ‖theirs‖
+    dtype: str = "float32"
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a number is off by more than rounding: a learner would be wrong without a word."""
+        found = (self.logprobs, self.entropy, self.gradient)
+        return self.rows != "refused" and not all(a <= b for a, b in zip(found, LIMITS[self.dtype], strict=True))
+
+
+def judge(directory: Path, dtype: str = "float32") -> Verdict:
+    """Return how the model in a directory is read in `dtype`, in one process without DeepSpeed."""
+    try:
+        policy = hf_models.load_policy(str(directory), dtype, chunk=7).eval()
+        check_rows(policy, CPU, path=str(directory), longest=100)
+    except hf_models.ModelError as error:
+        return refused(directory, error)
+    hf_models.learning(policy)
+    rows = rows_of()
+    logprobs, entropy = asked(policy, packed(rows), TEMPERATURE)
+    (logprobs * weights(logprobs)).sum().backward()
+    gradients = {n: p.grad for n, p in policy.model.named_parameters(remove_duplicate=False) if p.grad is not None}
+    return compared(directory, dtype, policy.packing.apart, logprobs.detach(), entropy, gradients)
+
+
+def refused(directory: Path, error: Exception) -> Verdict:
+    return Verdict(rows="refused", refused=str(error).removeprefix(f"{directory}: "))
+
+
+def compared(
+    directory: Path, dtype: str, apart: bool, logprobs: Tensor, entropy: Tensor, gradients: dict[str, Tensor]
+) -> Verdict:
+    """Return the verdict on numbers that the product computed of the rows."""
+    plain = plain_model(directory, dtype)
+    theirs, their_entropy = alone(plain, rows_of(), TEMPERATURE)
+    (theirs * weights(theirs)).sum().backward()
+    off = length = 0.0
+    for name, parameter in plain.named_parameters(remove_duplicate=False):
+        wanted = parameter.grad
+        if wanted is None or name not in gradients:
+            continue
+        off += float((gradients[name].float() - wanted.float()).square().sum())
+        length += float(wanted.float().square().sum())
+    gap, gap_of_entropy = (logprobs - theirs.detach()).abs(), (entropy - their_entropy.detach()).abs()
+    return Verdict(
+        rows="apart" if apart else "packed",
+        logprobs=float(gap.max() if dtype == "float32" else gap.median()),
+        entropy=float(gap_of_entropy.max() if dtype == "float32" else gap_of_entropy.median()),
+        gradient=(off / length) ** 0.5,
+        dtype=dtype,
+    )
+
+
+def plain_model(directory: Path, dtype: str) -> Any:
+    auto = hf_models._auto_class(str(directory))
+    return auto.from_pretrained(directory, dtype=DTYPES[dtype], attn_implementation="eager").eval()
+
+
+def weights(logprobs: Tensor) -> Tensor:
+    """Weights of the tokens in a sum whose gradient is compared."""
+    return torch.linspace(-1.0, 1.0, len(logprobs))

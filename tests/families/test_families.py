@@ -1,0 +1,52 @@
+"""The product's log-probabilities, entropies and gradients of a family are those of plain transformers, or it refuses.
+
+`make families` asks all families, also partitioned over ranks, and writes docs/families.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.families.judge import judge
+from tests.families.tiny import write_tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+SAMPLE = {
+    "llama": "packed",
+    "mistral": "packed",  # a window in every layer
+    "gemma2": "packed",  # windows in turns, a soft-cap on scores and one on logits
+    "gemma3": "packed",  # a vision-language model, of which the text is read
+    "gpt_oss": "packed",  # sinks, experts
+    "llama4_text": "apart",  # chunks, queries scaled by their place
+    "cohere2": "packed",  # scaled logits
+    "deepseek_v3": "packed",  # values of another width than keys
+    "gpt2": "packed",  # dropout, learned positions
+    "bloom": "apart",  # ALiBi
+    "mamba2": "apart",  # a state
+    "qwen3_next": "apart",  # linear attention beside attention
+}
+REFUSED = {
+    "bert": "further layers between its decoder and its output layer",
+    "deepseek_v32": "indexed_attention",
+    "xlnet": "no causal language model",
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_a_family_is_right(model_type: str, dtype: str, tmp_path: Path) -> None:
+    write_tiny(tmp_path, model_type)
+    found = judge(tmp_path, dtype)
+    assert found.rows == SAMPLE[model_type], found.refused
+    assert not found.wrong, found
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_family_is_refused_by_name(model_type: str, tmp_path: Path) -> None:
+    write_tiny(tmp_path, model_type)
+    found = judge(tmp_path)
+    assert found.rows == "refused"
+    assert REFUSED[model_type] in found.refused
