@@ -71,9 +71,7 @@ class Codec:
             return tokens if self._starts(tokens) else [*self._start, *tokens]
         return self._tokenizer.encode(self._write(text, columns, add_generation_prompt=True))
 
-    def encode_completion(
-        self, prompt: Text, completion: Text, columns: Mapping[str, Any] = NO_COLUMNS
-    ) -> list[int]:
+    def encode_completion(self, prompt: Text, completion: Text, columns: Mapping[str, Any] = NO_COLUMNS) -> list[int]:
         """The tokens that follow the prompt's. Raises TextError."""
         return self.row(prompt, [completion], columns).completions[0]
 

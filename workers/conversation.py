@@ -50,7 +50,7 @@ def _read(value: Any, name: str, kind: type) -> Any:
     return value
 
 
-_WORDS = {dict: "an object", list: "a list"}
+_WORDS: dict[Any, str] = {dict: "an object", list: "a list"}
 
 
 def write(render: Render, messages: Messages, arguments: Mapping[str, Any], *, add_generation_prompt: bool) -> str:

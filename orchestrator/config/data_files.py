@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config import texts
 from orchestrator.config.run import RunConfig
 from orchestrator.data import lengths, read_examples, read_prompts
 from orchestrator.data.audit import contradicting, listed, listed_pairs, repeated, row_number, trained_on
@@ -18,6 +19,7 @@ from orchestrator.data.rows import RowProblems
 from orchestrator.data.sources import local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem
+from workers.codec import NO_COLUMNS
 from workers.types import Example, Prompt
 
 KEYS = ("prompts", "dataset", "eval_prompts", "eval_harmful", "eval_benign", "eval_dataset")
@@ -61,6 +63,7 @@ def read_source(
     found = [f"left out, as data.equal_pairs has it: {remark}" for remark in dropped.remarks()]
     rows, remarks = _special_tokens(config, source, rows, tokens)
     found += remarks
+    found += texts.look(config, name, source, rows, tokens)
     if tokens is not None:
         found += _lengths(config, name, source, rows, tokens, whole=max_rows is None)
     if name.endswith("dataset"):
@@ -91,8 +94,9 @@ def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
     return found
 
 
-def tokens_of(path: str | None) -> TokenCounter | None:
-    """Of a model directory, or of a hub model that was downloaded before; None: not known here."""
+def tokens_of(path: str | None, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:
+    """Of a model directory, or of a hub model that was downloaded before; None: not known here. `arguments`: the chat
+    template's, as the recipe gives them."""
     if path is None:
         return None
     directory = local(path)
@@ -105,7 +109,7 @@ def tokens_of(path: str | None) -> TokenCounter | None:
         except HFValidationError:
             return None
         directory = Path(cached).parent if isinstance(cached, str) else directory
-    return TokenCounter.of(directory)
+    return TokenCounter.of(directory, arguments)
 
 
 # ------------------------------------------------------------------------------------------------ one source

@@ -74,7 +74,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
     problems = Problems()
     found: dict[str, Seen] = {}
     for config in recipe.stages:
-        tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe))
+        tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe), config.model.chat_template_kwargs)
         sources = {name: s for name in KEYS if (s := _data(config, name, tokens, problems))}
         rows = [_rows(source) for source in sources.values()]
         of_stage = Problems()

@@ -9,7 +9,7 @@ from orchestrator.data.tokens import TokenCounter, num_bytes
 from workers.types import Example, Prompt
 
 MEASURED_BYTES = 4 * 2**20  # of text: a few seconds of one core
-OWN_TOKENS = 8  # what a tokenizer may add to a text of its own accord
+OWN_TOKENS = 8  # what a tokenizer may add to a text of its own accord, or a template to an answer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,10 +28,11 @@ def of_prompts(prompts: Sequence[Prompt], tokens: TokenCounter, *, max_tokens: i
         if spent > MEASURED_BYTES:
             break
         found.measured += 1
-        size = num_bytes(prompt.text)
+        size = tokens.size(prompt.text, prompt.columns)
+        spent += _rendered(prompt, size)
         if size + OWN_TOKENS > max_tokens:
             spent += size
-            if len(tokens.prompt(prompt.text)) > max_tokens:
+            if len(tokens.prompt(prompt.text, prompt.columns)) > max_tokens:
                 found.dropped.append(i)
     return found
 
@@ -43,16 +44,23 @@ def of_examples(examples: Sequence[Example], tokens: TokenCounter, *, max_tokens
         if spent > MEASURED_BYTES:
             break
         found.measured += 1
-        size = num_bytes(example.prompt.text) + max(map(num_bytes, example.completions))
+        prompt = example.prompt
+        size = tokens.size(prompt.text, prompt.columns) + max(map(num_bytes, example.completions))
+        spent += _rendered(prompt, size)
         if size + OWN_TOKENS <= max_tokens:
             continue
         spent += size
-        room = max_tokens - len(tokens.prompt(example.prompt.text))
-        completions = [tokens.completion(completion) for completion in example.completions]
+        before, completions = tokens.row(prompt.text, example.completions, prompt.columns)
+        room = max_tokens - len(before)
         if room <= 0:
             found.dropped.append(i)
-        elif any(len(completion) + 1 > room for completion in completions):  # 1: the end of the sequence
+        elif any(len(completion) > room for completion in completions):
             found.cut.append(i)
             if len(completions) > 1 and len({tuple(c[:room]) for c in completions}) == 1:
                 found.equal.append(i)
     return found
+
+
+def _rendered(prompt: Prompt, size: int) -> int:
+    """What a rendered conversation costs: a small part of what its tokens do."""
+    return 0 if isinstance(prompt.text, str) else size // 4

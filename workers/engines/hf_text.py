@@ -91,15 +91,11 @@ class TextCodec:
         except TextError as error:
             raise ModelError(str(error)) from error
 
-    def encode_completion(
-        self, prompt: Text, completion: Text, columns: Mapping[str, Any] = NO_COLUMNS
-    ) -> list[int]:
+    def encode_completion(self, prompt: Text, completion: Text, columns: Mapping[str, Any] = NO_COLUMNS) -> list[int]:
         """The tokens that follow the prompt's in a row of the two. Raises ModelError."""
         return self.encode_row(prompt, [completion], columns).completions[0]
 
-    def encode_row(
-        self, prompt: Text, completions: Sequence[Text], columns: Mapping[str, Any] = NO_COLUMNS
-    ) -> Encoded:
+    def encode_row(self, prompt: Text, completions: Sequence[Text], columns: Mapping[str, Any] = NO_COLUMNS) -> Encoded:
         """A prompt with each of its completions. Raises ModelError."""
         try:
             return self._codec.row(prompt, completions, columns)
