@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.config.run import RunConfig
@@ -31,7 +30,7 @@ MOVED = (
 )
 LEFT_OUT = "have an answer that the chat template does not write in full; what it leaves out is not learned"
 ANSWER = [{"role": "assistant", "content": "a"}]
-THOUGHT = re.compile(r"think|reason|answer|thought|solution|tool", re.IGNORECASE)
+THOUGHT = re.compile(r"think|thought|reason|answer|solution", re.IGNORECASE)
 
 Dated = TypeVar("Dated", ModelConfig, ModelRewardConfig)
 
@@ -130,7 +129,13 @@ def _of_policy(
     of = f"{len(rows)} rows" if len(picked) == len(rows) else f"{len(picked)} rows looked at"
     told = [f"{len(at)} of {of} {what}: {listed(at)}" for at, what in ((moved, MOVED), (short, LEFT_OUT)) if at]
     if conversational:
-        told += _of_template(config, name, tokens, [_prompt(rows[i]) for i in picked])
+        told += _of_template(config, tokens, [_prompt(rows[i]) for i in picked])
+    hidden = [token for token in tokens.special if THOUGHT.search(token)]
+    if name == "prompts" and config.reward and config.reward_workers.skip_special_tokens and hidden:
+        told.append(
+            f"rewards do not see {', '.join(hidden[:6])}: they are special tokens; "
+            "set reward_workers.skip_special_tokens to false to show them"
+        )
     return told
 
 
@@ -152,7 +157,7 @@ def _template_alone(config: RunConfig) -> TokenCounter | None:
     return None if path is None else TokenCounter.of_template(local(path), config.model.chat_template_kwargs)
 
 
-def _of_template(config: RunConfig, name: str, tokens: TokenCounter, prompts: Sequence[Prompt]) -> list[str]:
+def _of_template(config: RunConfig, tokens: TokenCounter, prompts: Sequence[Prompt]) -> list[str]:
     told = []
     with_tools = [prompt for prompt in prompts if prompt.columns.get("tools")]
     if with_tools and _ignores_tools(tokens, with_tools[0]):
@@ -170,12 +175,6 @@ def _of_template(config: RunConfig, name: str, tokens: TokenCounter, prompts: Se
         told.append(
             f"the chat template ends the assistant's turn with {word}, which neither tokenizer_config.json nor "
             f"generation_config.json calls an end of sequence; answers that are sampled here stop at it, too"
-        )
-    hidden = [token for token in tokens.special if THOUGHT.search(token)]
-    if name == "prompts" and config.reward and config.reward_workers.skip_special_tokens and hidden:
-        told.append(
-            f"rewards do not see {', '.join(hidden[:6])}: they are special tokens; "
-            "set reward_workers.skip_special_tokens to false to show them"
         )
     return told
 
@@ -208,7 +207,7 @@ def _of_reward(reward: ModelRewardConfig, where: str, source: str, rows: Iterabl
                 Problem(
                     what=f"the reward model cannot read it: {error.what}",
                     where=f"{source}:{row_number(prompt)}",
-                    why=f"{where}.path = {Path(reward.path)} has a chat template of its own",
+                    why=f"{where}.path = {reward.path} has a chat template of its own",
                     fix=error.fix,
                 )
             ) from None

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from workers.config import ModelConfig
 from workers.engines.hf_models import ModelError, bpe_tokenizer
-from workers.engines.hf_text import TextCodec, stop_token_ids
+from workers.engines.hf_text import TextCodec
 
 ROOT = Path(__file__).parent.parent.parent
 
