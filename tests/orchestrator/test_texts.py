@@ -19,6 +19,7 @@ from orchestrator.config.texts import CHEAP_BYTES, dated, pick
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput
 from orchestrator.run.assembly import Material
+from orchestrator.run.roles import gang_plans
 from workers.types import Example, Prompt
 
 Golden = Callable[[str, str], None]
@@ -275,3 +276,17 @@ def test_templates_are_told_the_day_the_run_began(workshop: Workshop) -> None:
     assert [getattr(reward, "template_date", "none") for reward in began.reward] == ["none", "2024-02-29T23:59:59"]
     (config,) = load(Path(workshop.recipe({"model": "{path: ./model, template_date: '2026-01-01'}"}))).stages
     assert dated(config, 1709251199.0).model.template_date == "2026-01-01"
+
+
+def test_every_worker_is_told_the_same_day(workshop: Workshop) -> None:
+    """Whatever reads text: the driver starts its gangs with this config, in a resume as in the beginning."""
+    rewards = {"reward": "[{type: model, path: ./scorer}]", "evaluation": "{refusal: {type: refusal}}"}
+    data = {"data": "{prompts: ./prompts.jsonl, eval_harmful: ./prompts.jsonl, eval_benign: ./prompts.jsonl}"}
+    (config,) = load(Path(workshop.recipe({**rewards, **data}))).stages
+    plans = {plan.role: plan for plan in gang_plans(dated(config, 0.0), cuda=False, max_steps=1)}
+    assert {"rollout", "reward", "refusal", "policy"} <= set(plans)
+    for plan in plans.values():
+        for member in plan.arguments:
+            assert member["model"].template_date == "1970-01-01T00:00:00"
+    (scorer,) = plans["reward"].arguments[0]["configs"]
+    assert scorer.template_date == "1970-01-01T00:00:00"
