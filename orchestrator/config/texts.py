@@ -62,8 +62,9 @@ def pick(rows: Sequence[Any]) -> list[int]:
 
 
 def _size(row: Any) -> int:
-    text = num_bytes(_prompt(row).text) + sum(map(num_bytes, _answers(row)))
-    return text + OVERHEAD_BYTES * (1 + len(_answers(row)))
+    """Bytes that are encoded: the prompt by itself, and with each answer."""
+    times = 1 + len(_answers(row))
+    return times * (num_bytes(_prompt(row).text) + OVERHEAD_BYTES) + sum(map(num_bytes, _answers(row)))
 
 
 def _kind(row: Any) -> object:

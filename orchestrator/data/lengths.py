@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.data.tokens import TokenCounter, num_bytes
 from workers.types import Example, Prompt
 
-MEASURED_BYTES = 4 * 2**20  # of text: a few seconds of one core
+MEASURED_BYTES = 2 * 2**20  # of text: a second or two of one core
 OWN_TOKENS = 8  # what a tokenizer may add to a text of its own accord, or a template to an answer
 
 
@@ -50,11 +50,11 @@ def of_examples(examples: Sequence[Example], tokens: TokenCounter, *, max_tokens
         if size + OWN_TOKENS <= max_tokens:
             continue
         spent += size
-        before, completions = tokens.row(prompt.text, example.completions, prompt.columns)
-        room = max_tokens - len(before)
+        room = max_tokens - len(tokens.prompt(prompt.text, prompt.columns))
+        completions = [tokens.completion(completion) for completion in example.completions]
         if room <= 0:
             found.dropped.append(i)
-        elif any(len(completion) > room for completion in completions):
+        elif any(len(completion) + 1 > room for completion in completions):  # 1: the end of the turn, or sequence
             found.cut.append(i)
             if len(completions) > 1 and len({tuple(c[:room]) for c in completions}) == 1:
                 found.equal.append(i)

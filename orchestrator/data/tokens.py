@@ -114,18 +114,6 @@ class TokenCounter:
                 pass
         return self._plain(text)
 
-    def row(
-        self, prompt: Text, completions: Sequence[Text], columns: Mapping[str, Any] = NO_COLUMNS
-    ) -> tuple[list[int], list[list[int]]]:
-        """A prompt and its completions, likewise."""
-        if isinstance(prompt, str) or self.tokenizer.template is not None:
-            try:
-                encoded = self.codec.row(prompt, completions, columns)
-                return encoded.prompt, encoded.completions
-            except TextError:
-                pass
-        return self._plain(prompt), [[*self._plain(completion), NO_END] for completion in completions]
-
     def completion(self, text: Text) -> list[int]:
         """The tokens of a completion by itself, without those of a chat template."""
         return self._plain(text)
