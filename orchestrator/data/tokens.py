@@ -140,9 +140,10 @@ def _parts(text: Text) -> Iterator[str]:
     if isinstance(text, str):
         yield text
     else:
-        yield from (said(message) for message in text)
+        yield from (message["content"] for message in text if isinstance(message.get("content"), str))
 
 
 def num_bytes(text: Text) -> int:
     """A text has hardly ever more tokens than bytes, so short ones need no counting."""
-    return sum(len(part.encode("utf-8", "surrogatepass")) for part in _parts(text))
+    parts = (text,) if isinstance(text, str) else map(said, text)
+    return sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)
