@@ -43,6 +43,10 @@ def look(config: RunConfig, name: str, source: str, rows: Sequence[Any], tokens:
     """
     picked = pick(rows)
     told = _of_policy(config, name, source, rows, picked, tokens)
+    plain = [p for p in map(_prompt, rows) if isinstance(p.text, str) and p.columns.get("tools")]
+    if plain:
+        what = "are plain text and have `tools`, which a chat template alone shows to the model"
+        told.append(f"{len(plain)} of {len(rows)} rows {what}: {listed(plain)}")
     if name in ("prompts", "eval_prompts"):
         for i, reward in enumerate(config.reward):
             if isinstance(reward, ModelRewardConfig):

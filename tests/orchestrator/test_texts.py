@@ -198,6 +198,11 @@ def test_tools_that_a_template_makes_nothing_of(workshop: Workshop, capsys: pyte
     ]
     chat_model(LLAMA_3, end="<|eot_id|>")
     assert notes(capsys) == []
+    workshop.jsonl("prompts.jsonl", [{"prompt": "1+1=", "solution": "2", "tools": tools}] * 4)
+    assert notes(capsys) == [
+        "data.prompts: 4 of 4 rows are plain text and have `tools`, which a chat template alone shows to the model: "
+        "rows 1, 2, 3, 4"
+    ]
 
 
 def test_special_tokens_that_rewards_do_not_see(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
