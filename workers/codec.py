@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
     added: frozenset[int]  # tokens that stand for themselves: special ones, and further ones that were added
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Tokens; with `special` those, too, that the tokenizer adds to a text of its own accord."""
+        """Tokens; with `special` those, too, that the tokenizer adds to a text of its own accord. Raises TextError."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -98,7 +98,10 @@ class Codec:
     def _inside(self, completion: str) -> list[int]:
         """The tokens of a text as they are inside another one, by a tokenizer that puts a space before every text."""
         for anchor in ANCHORS:
-            before, whole = self._tokenizer.encode(anchor), self._tokenizer.encode(anchor + completion)
+            try:
+                before, whole = self._tokenizer.encode(anchor), self._tokenizer.encode(anchor + completion)
+            except TextError:  # it knows no such letter
+                continue
             if whole[: len(before)] == before and self._tokenizer.decode(whole) == anchor + completion:
                 return whole[len(before) :]
         return self._tokenizer.encode(completion)
@@ -167,7 +170,10 @@ class Codec:
 
 def _start(tokenizer: Tokenizer) -> list[int]:
     """What a tokenizer puts before a text of its own accord. What it appends is left out: a prompt goes on."""
-    plain, whole = tokenizer.encode("a"), tokenizer.encode("a", special=True)
+    try:
+        plain, whole = tokenizer.encode("a"), tokenizer.encode("a", special=True)
+    except TextError:
+        plain, whole = [], tokenizer.encode("", special=True)
     if not plain:  # it knows no such letter
         return list(takewhile(lambda token: token not in tokenizer.stops, whole))
     at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
@@ -176,7 +182,10 @@ def _start(tokenizer: Tokenizer) -> list[int]:
 
 def _adds_a_space(tokenizer: Tokenizer) -> bool:
     """Whether it puts a space before every text, as SentencePiece does: "a" and "b", one after the other, are "a b"."""
-    tokens = [tokenizer.encode(letter) for letter in ("a", "b")]
+    try:
+        tokens = [tokenizer.encode(letter) for letter in ("a", "b")]
+    except TextError:  # it knows no such letters
+        return False
     return all(tokens) and tokenizer.decode(tokens[0] + tokens[1]).strip() == "a b"
 
 

@@ -25,6 +25,18 @@ class TextError(ValueError):
         self.what, self.fix = what, fix
 
 
+def unencodable(error: Exception) -> TextError:
+    """What a tokenizer said against a text."""
+    why = str(error).strip() or type(error).__name__
+    return TextError(f"the tokenizer cannot encode it: {why}", "mend or remove the row, or use another tokenizer")
+
+
+def refused(error: Exception) -> TextError:
+    """What a chat template said against a conversation."""
+    why = str(error).strip() or type(error).__name__
+    return TextError(f"the chat template refuses it: {why}", "mend or remove the row, or use another chat template")
+
+
 def arguments_of(columns: Mapping[str, Any]) -> dict[str, Any]:
     """What a row's `tools` and `chat_template_kwargs` give the template, as in TRL's datasets. An empty list of tools
     is none, and a null is not given: columnar files fill them in."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from workers.conversation import TextError
+from workers.conversation import refused
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT = "default"  # of several templates
@@ -37,9 +37,7 @@ class ChatTemplate:
                 messages=[dict(m) for m in messages], tools=tools, add_generation_prompt=add_generation_prompt, **given
             )
         except Exception as error:  # whatever a template raises, or what it calls
-            why = str(error).strip() or type(error).__name__
-            fix = "mend or remove the row, or use another chat template"
-            raise TextError(f"the chat template refuses it: {why}", fix) from error
+            raise refused(error) from error
         return str(rendered)
 
     def _template(self, name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.data.template import ChatTemplate, named_tokens, read_object
 from workers.codec import NO_COLUMNS, Codec, end_tokens
-from workers.conversation import TextError, arguments_of, said
+from workers.conversation import TextError, arguments_of, said, unencodable
 from workers.types import Text
 
 NO_END = -1  # the number of an end of sequence that the files do not name
@@ -33,7 +33,10 @@ class FileTokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         if self.library is None:
             return [ord(character) for character in text]
-        return list(self.library.encode(text, add_special_tokens=special).ids)
+        try:
+            return list(self.library.encode(text, add_special_tokens=special).ids)
+        except Exception as error:  # the library raises nothing more particular
+            raise unencodable(error) from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         numbers = [token for token in tokens if token >= 0]

@@ -124,6 +124,19 @@ def test_a_reward_model_reads_by_a_template_of_its_own(
     refused("recipe.yaml", "text-reward-model", golden, capsys)
 
 
+def test_letters_that_a_tokenizer_has_no_token_for(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<eos>": 0, "1": 1, "+": 2, "=": 3}, unk_token="<unk>"))
+    digits.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    digits.save("model/tokenizer.json")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
+    Path("model/tokenizer_config.json").write_text(json.dumps(settings))
+    workshop.jsonl("prompts.jsonl", [{"prompt": prompt, "solution": "2"} for prompt in ("1+1=", "1+a=", "1=", "b")])
+    workshop.recipe()
+    refused("recipe.yaml", "text-no-token", golden, capsys)
+
+
 def test_the_driver_looks_again(workshop: Workshop) -> None:
     """A resume does not validate its recipe."""
     chat_model(GEMMA)

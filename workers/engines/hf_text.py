@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from workers.codec import NO_COLUMNS, Codec, Encoded, end_tokens
 from workers.config import ModelConfig
-from workers.conversation import TextError
+from workers.conversation import TextError, refused, unencodable
 from workers.engines.hf_models import ModelError
 from workers.types import Text
 from workers.vocabulary import first_difference
@@ -36,7 +36,10 @@ class HfTokenizer:
         self.added = frozenset({*self.known.all_special_ids, *self.known.added_tokens_decoder})
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        return cast("list[int]", self.known(text, add_special_tokens=special)["input_ids"])
+        try:
+            return cast("list[int]", self.known(text, add_special_tokens=special)["input_ids"])
+        except Exception as error:  # the library raises nothing more particular
+            raise unencodable(error) from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         told = self.known.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -57,12 +60,6 @@ class HfTokenizer:
         except Exception as error:  # whatever a template raises, or what it calls
             raise refused(error) from error
         return cast(str, rendered)
-
-
-def refused(error: Exception) -> TextError:
-    """What a template said against a conversation."""
-    why = str(error).strip() or type(error).__name__
-    return TextError(f"the chat template refuses it: {why}", "mend or remove the row, or use another chat template")
 
 
 class TextCodec:
