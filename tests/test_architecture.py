@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 # A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
 ORDER = [
     {"workers.types", "workers.vocabulary", "workers.positions"},
+    {"workers.conversation"},
+    {"workers.codec"},
     {"workers.spans"},
     {"workers.config"},
     {"workers.needs"},
@@ -119,7 +121,9 @@ LIGHT = (
     "orchestrator.run.audit",
     "orchestrator.run.changes",
     "orchestrator.run.provenance",
+    "workers.codec",
     "workers.config",
+    "workers.conversation",
     "workers.needs",
     "workers.repetition",
     "workers.types",

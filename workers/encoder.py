@@ -61,10 +61,13 @@ class Encoder:
         )
 
     def _tokens(self, example: Example) -> tuple[list[int], list[list[int]]]:
-        """The prompt, and each completion."""
-        text = example.prompt.text
-        prompt = self._codec.encode_prompt(text)
-        completions = [self._codec.encode_completion(text, completion) for completion in example.completions]
+        """The prompt, and each completion. Raises ModelError with the row."""
+        given = example.prompt
+        try:
+            encoded = self._codec.encode_row(given.text, example.completions, given.columns)
+        except hf_models.ModelError as error:
+            raise hf_models.ModelError(f"{given.id}: {error}") from error
+        prompt, completions = encoded.prompt, encoded.completions
         if len(completions) == 1 and (self._whole or not prompt):  # a `text` row has no prompt of its own
             tokens = prompt + completions[0]
             return (tokens[:1], [tokens[1:]]) if len(tokens) > 1 else ([], [[]])  # one token alone teaches nothing

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workers.conversation import as_text
 from workers.engines.hf_text import TextCodec
-from workers.types import Evidence, Text, TrainBatch
+from workers.types import Evidence, TrainBatch
 
 
 def write_pairs(path: Path, batch: TrainBatch, evidence: Evidence, codec: TextCodec) -> None:
@@ -20,7 +21,7 @@ def write_pairs(path: Path, batch: TrainBatch, evidence: Evidence, codec: TextCo
     groups = experience.group_of
     prompts = [experience.prompts[groups[i]] for i in chosen]
     rewards = evidence.rewards if evidence.rewards is not None else np.full(len(experience.completions), np.nan)
-    columns = {"prompt_id": [p.id for p in prompts], "prompt": [_plain(p.text) for p in prompts]}
+    columns = {"prompt_id": [p.id for p in prompts], "prompt": [as_text(p.text) for p in prompts]}
     for side, picked in (("chosen", chosen), ("rejected", rejected)):
         columns |= {
             side: codec.decode_batch(experience.completions[i].tolist() for i in picked),
@@ -31,7 +32,3 @@ def write_pairs(path: Path, batch: TrainBatch, evidence: Evidence, codec: TextCo
     columns["margin"] = (rewards[chosen] - rewards[rejected]).tolist()
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
-
-
-def _plain(text: Text) -> str:
-    return text if isinstance(text, str) else "\n".join(f"{m['role']}: {m['content']}" for m in text)

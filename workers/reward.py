@@ -10,6 +10,7 @@ import numpy as np
 
 from workers import rewards
 from workers.config import ModelConfig, RewardConfig
+from workers.conversation import as_text
 from workers.engines import hf_text
 from workers.kept import read_scores, write_scores
 from workers.rewards.base import Completed, RewardError
@@ -40,8 +41,9 @@ class Reward:
         num_workers: int,
         num_samples: int,
         num_cpus: int = 1,
+        skip_special_tokens: bool = True,
     ) -> None:
-        self._codec = hf_text.TextCodec(model)
+        self._codec, self._skip = hf_text.TextCodec(model), skip_special_tokens
         scorers = [rewards.build(c, num_cpus=num_cpus) for c in configs]
         self._scorers = dict(zip(_distinct([s.name for s in scorers]), scorers, strict=True))
         self._weights = np.asarray([c.weight for c in configs], np.float32)
@@ -58,7 +60,7 @@ class Reward:
         first, last = (num_groups * i // self._num_workers for i in (self._index, self._index + 1))
         begin, end = int(experience.group_offsets[first]), int(experience.group_offsets[last])
         tokens = [experience.completions[i].tolist() for i in range(begin, end)]
-        texts = self._codec.decode_batch(tokens)
+        texts = self._codec.decode_batch(tokens, skip_special_tokens=self._skip)
         prompts = [experience.prompts[g] for g in experience.group_of[begin:end]]
         completed = Completed(
             prompts=prompts,
@@ -75,7 +77,7 @@ class Reward:
         samples = tuple(
             Sample(
                 prompt_id=prompts[i].id,
-                prompt=_as_text(prompts[i].text),
+                prompt=as_text(prompts[i].text),
                 completion=texts[i],
                 reward=float(total[i]),
                 version=int(experience.versions[begin + i]),
@@ -132,7 +134,3 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _as_answer(prompt: Prompt, text: str) -> Text:
     return text if isinstance(prompt.text, str) else [{"role": "assistant", "content": text}]
-
-
-def _as_text(text: Text) -> str:
-    return text if isinstance(text, str) else "\n".join(f"{m['role']}: {m['content']}" for m in text)

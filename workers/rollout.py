@@ -77,7 +77,8 @@ class Rollout:
         self._codec, self._foreign = hf_text.TextCodec(student or model), student is not None
         self._config = config
         self._index = index
-        self._stop = hf_text.stop_token_ids(model.path, self._codec.eos_token_id)
+        own = hf_text.stop_token_ids(model.path, self._codec.eos_token_id)
+        self._stop = {kind: sorted({*own, *self._codec.stop_tokens(conversational=kind)}) for kind in (False, True)}
         max_model_len = config.max_prompt_length + config.max_completion_length
         limit = hf_models.max_positions(model.path)
         if limit is not None and max_model_len > limit:
@@ -121,7 +122,7 @@ class Rollout:
             raise VersionMismatch(
                 f"the engine holds version {version} of the policy, and was asked for {_between(*versions)}"
             )
-        encoded = [(p, self._codec.encode_prompt(p.text)) for p in prompts]
+        encoded = [(p, self._encoded(p)) for p in prompts]
         with quarantine.trial(keep, self._index) as trial:
             kept = [
                 (p, tokens)
@@ -154,9 +155,19 @@ class Rollout:
         """What each completion says, without special tokens: [N]."""
         return self._codec.decode_batch([tokens.tolist() for tokens in experience.completions])
 
+    def _encoded(self, prompt: Prompt) -> list[int]:
+        """Raises ModelError with the row."""
+        from workers.engines import hf_models
+
+        try:
+            return self._codec.encode_prompt(prompt.text, prompt.columns)
+        except hf_models.ModelError as error:
+            raise hf_models.ModelError(f"{prompt.id}: {error}") from error
+
     def _sample(self, prompts: Sequence[quarantine.Encoded], sampling: Sampling, version: int) -> Sequence[Response]:
         from workers.engines.base import Request
 
+        conversational = any(not isinstance(prompt.text, str) for prompt, _ in prompts)
         own = seeds(
             sampling.seed, [p.id for p, _ in prompts], num_generations=sampling.num_generations, version=version
         )
@@ -167,7 +178,7 @@ class Rollout:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            stop_token_ids=[] if sampling.ignore_eos else self._stop,
+            stop_token_ids=[] if sampling.ignore_eos else self._stop[conversational],
             ignore_eos=sampling.ignore_eos,
         )
 

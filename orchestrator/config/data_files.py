@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config import texts
 from orchestrator.config.reward_rows import alike, check_reward_rows
 from orchestrator.config.run import RunConfig
 from orchestrator.data import lengths, read_examples, read_prompts
@@ -20,6 +21,7 @@ from orchestrator.data.rows import RowProblems
 from orchestrator.data.sources import local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem
+from workers.codec import NO_COLUMNS
 from workers.types import Example, Prompt
 
 KEYS = ("prompts", "dataset", "eval_prompts", "eval_harmful", "eval_benign", "eval_dataset")
@@ -72,6 +74,7 @@ def read_source(
     rows, remarks = _special_tokens(config, source, rows, tokens)
     found += remarks
     left_out = 0
+    found += texts.look(config, name, source, rows, tokens)
     if tokens is not None:
         too_long, remarks = _lengths(config, name, source, rows, tokens, whole=max_rows is None, max_bytes=max_bytes)
         found += remarks
@@ -116,8 +119,9 @@ def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
     return found
 
 
-def tokens_of(path: str | None) -> TokenCounter | None:
-    """Of a model directory, or of a hub model that was downloaded before; None: not known here."""
+def tokens_of(path: str | None, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:
+    """Of a model directory, or of a hub model that was downloaded before; None: not known here. `arguments`: the chat
+    template's, as the recipe gives them."""
     if path is None:
         return None
     directory = local(path)
@@ -130,7 +134,7 @@ def tokens_of(path: str | None) -> TokenCounter | None:
         except HFValidationError:
             return None
         directory = Path(cached).parent if isinstance(cached, str) else directory
-    return TokenCounter.of(directory)
+    return TokenCounter.of(directory, arguments)
 
 
 # ------------------------------------------------------------------------------------------------ one source

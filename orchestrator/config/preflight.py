@@ -78,7 +78,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
     refuse_shadows(Path.cwd(), problems)
     found: dict[str, Seen] = {}
     for config in recipe.stages:
-        tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe))
+        tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe), config.model.chat_template_kwargs)
         sources = {name: s for name in KEYS if (s := _data(config, name, tokens, problems))}
         rows = [_rows(source) for source in sources.values()]
         problems += scored_rows(config, sources)

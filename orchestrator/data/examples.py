@@ -14,7 +14,9 @@ from orchestrator.data.formats import (
     common_beginning,
     detect,
     equal_to_a_reader,
+    has_other_turns,
     is_conversation,
+    joined,
     missing,
     nearest,
     starts_before_the_answer,
@@ -47,6 +49,7 @@ def read_examples(
         BadInput: with every row that cannot be used, or when the format is not one for this algorithm.
     """
     problems, examples, name = RowProblems(source), [], label(source)
+    whole_rows = algorithm == "reward_model"  # it learns a number for a text, and no token of it
     format: Format | None = None
     for row in islice(read_rows(source, split, problems), max_rows):
         given = [key for key, value in row.values.items() if value is not None]
@@ -56,7 +59,11 @@ def read_examples(
             problems.add(row.number, what, why=f"the rows before it are in {format} format", fix=fix)
             continue
         wrong, example = _READERS[format](row.values, f"{name}:{row.number}")
-        if wrong == EQUAL:
+        if example is not None and not whole_rows and any(map(has_other_turns, example.completions)):
+            wrong, example = OTHER_TURNS, None
+            fix = "give a row for each answer, with the turns before it in `prompt`"
+            problems.add(row.number, wrong, why=OTHER_TURNS_WHY, fix=fix)
+        elif wrong == EQUAL:
             fix = "remove these rows, or leave them out with data.equal_pairs: drop"
             (problems if equal_pairs is None else equal_pairs).add(row.number, wrong, fix=fix)
         elif example is None:
@@ -110,14 +117,24 @@ def _listed(formats: tuple[Format, ...]) -> str:
 
 Read = tuple[str, Example | None]
 """What is wrong with a row (empty: nothing), and the example it makes."""
+OTHER_TURNS = "an answer has turns of users or tools in it"
+OTHER_TURNS_WHY = "every token of an answer is learned, and these would be, too"
 EQUAL = "`chosen` and `rejected` are equal, so there is no preference"
 
 
 def _preference(values: Mapping[str, Any], id: str) -> Read:
     chosen, rejected = values["chosen"], values["rejected"]
-    if starts_before_the_answer(chosen) and starts_before_the_answer(rejected):
-        return _implicit(values, id)  # as in many hub datasets, where `prompt` only repeats the start
-    return _pair(values, id, values["prompt"], chosen, rejected)
+    if not (starts_before_the_answer(chosen) and starts_before_the_answer(rejected)):
+        return _pair(values, id, values["prompt"], chosen, rejected)
+    # As in many hub datasets, where `prompt` repeats the start, or has the part of it that the others lack.
+    wrong = wrong_text(values["prompt"], "prompt") or wrong_text(chosen, "chosen") or wrong_text(rejected, "rejected")
+    if wrong:
+        return wrong, None
+    both = joined(values["prompt"], chosen), joined(values["prompt"], rejected)
+    if both[0] is None or both[1] is None:
+        side = "chosen" if both[0] is None else "rejected"
+        return f"`{side}` begins with another turn than `prompt` has, so the two contradict each other", None
+    return _implicit({**values, "chosen": both[0], "rejected": both[1]}, id)
 
 
 def _implicit(values: Mapping[str, Any], id: str) -> Read:
@@ -129,6 +146,13 @@ def _implicit(values: Mapping[str, Any], id: str) -> Read:
     if equal_to_a_reader(chosen, rejected):
         return EQUAL, None
     length = common_beginning(chosen, rejected)
+    while (
+        length == min(len(chosen), len(rejected))
+        and is_conversation(chosen)
+        and length
+        and (chosen[length - 1].get("role") == "assistant")
+    ):
+        length -= 1  # one is the beginning of the other: its last turn is its answer
     if not length:
         return "no `prompt`, and `chosen` and `rejected` have no common beginning to take it from", None
     prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
@@ -140,8 +164,9 @@ def _pair(
 ) -> Read:
     conversational, margin = is_conversation(prompt), values.get("margin")
     wrong = wrong_prompt(prompt, prompt_is)
-    wrong = wrong or wrong_completion(chosen, "chosen", conversational=conversational)
-    wrong = wrong or wrong_completion(rejected, "rejected", conversational=conversational)
+    for side, text in (("chosen", chosen), ("rejected", rejected)):
+        if text != "" or prompt_is == "prompt":  # of two texts without a prompt one may end where the other goes on
+            wrong = wrong or wrong_completion(text, side, conversational=conversational)
     if not wrong and equal_to_a_reader(chosen, rejected):
         wrong = EQUAL
     if not wrong and margin is not None:

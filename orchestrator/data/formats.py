@@ -164,6 +164,11 @@ def wrong_completion(value: Any, column: str, *, conversational: bool) -> str:
     return ""
 
 
+def has_other_turns(completion: Text) -> bool:
+    """Whether not only the assistant speaks in it: learned as a whole, it would teach what users and tools say."""
+    return not isinstance(completion, str) and any(message["role"] != "assistant" for message in completion)
+
+
 def clean(value: Any) -> Text:
     """A text as it is; messages without the empty keys that columnar files fill in."""
     if isinstance(value, str):
@@ -178,6 +183,22 @@ def common_beginning(chosen: Text, rejected: Text) -> int:
     if isinstance(chosen, str) and length and chosen[length - 1] == " ":
         length -= 1
     return length
+
+
+def joined(prompt: Any, answered: Sequence[Mapping[str, Any]]) -> list[Any] | None:
+    """The conversation of a prompt and of `answered`, which begins with a turn that is not the assistant's: it goes on
+    where the prompt ends, or repeats some or all of it. None: the two contradict each other."""
+    if isinstance(prompt, str):
+        said = ["".join((message.get("content") or "").split()) for message in answered]
+        asked = "".join(prompt.split())
+        return list(answered) if any(part and (asked in part or part in asked) for part in said[:-1]) else None
+    told, turns = as_read(prompt), as_read(answered)
+    if any(turns[at : at + len(told)] == told for at in range(len(turns) - len(told))):
+        return list(answered)
+    shared = next((n for n in range(min(len(told), len(turns)), 0, -1) if told[-n:] == turns[:n]), 0)
+    if not shared and (answered[0]["role"] != "user" or prompt[-1]["role"] == "user"):
+        return None
+    return [*prompt, *answered[shared:]]
 
 
 def as_read(text: Text) -> list[Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from orchestrator.data.tokens import TokenCounter, num_bytes
 from workers.types import Example, Prompt
 
-MEASURED_BYTES = 4 * 2**20  # of text: a few seconds of one core
-OWN_TOKENS = 8  # what a tokenizer may add to a text of its own accord
+MEASURED_BYTES = 2 * 2**20  # of text: a second or two of one core
+OWN_TOKENS = 8  # what a tokenizer may add to a text of its own accord, or a template to an answer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,10 +31,11 @@ def of_prompts(
         if spent > max_bytes:
             break
         found.measured += 1
-        size = num_bytes(prompt.text)
+        size = tokens.size(prompt.text, prompt.columns)
+        spent += _rendered(prompt, size)
         if size + OWN_TOKENS > max_tokens:
             spent += size
-            if len(tokens.prompt(prompt.text)) > max_tokens:
+            if len(tokens.prompt(prompt.text, prompt.columns)) > max_tokens:
                 found.dropped.append(i)
     return found
 
@@ -48,16 +49,23 @@ def of_examples(
         if spent > max_bytes:
             break
         found.measured += 1
-        size = num_bytes(example.prompt.text) + max(map(num_bytes, example.completions))
+        prompt = example.prompt
+        size = tokens.size(prompt.text, prompt.columns) + max(map(num_bytes, example.completions))
+        spent += _rendered(prompt, size)
         if size + OWN_TOKENS <= max_tokens:
             continue
         spent += size
-        room = max_tokens - len(tokens.prompt(example.prompt.text))
+        room = max_tokens - len(tokens.prompt(prompt.text, prompt.columns))
         completions = [tokens.completion(completion) for completion in example.completions]
         if room <= 0:
             found.dropped.append(i)
-        elif any(len(completion) + 1 > room for completion in completions):  # 1: the end of the sequence
+        elif any(len(completion) + 1 > room for completion in completions):  # 1: the end of the turn, or sequence
             found.cut.append(i)
             if len(completions) > 1 and len({tuple(c[:room]) for c in completions}) == 1:
                 found.equal.append(i)
     return found
+
+
+def _rendered(prompt: Prompt, size: int) -> int:
+    """What a rendered conversation costs: a small part of what its tokens do."""
+    return 0 if isinstance(prompt.text, str) else size // 4

@@ -16,6 +16,9 @@ from orchestrator.data.rows import Row, RowProblems
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 BOMB_BYTES = 64 * 2**20  # smaller ones do no harm, whatever their ratio
+OF_THE_TEMPLATE = frozenset(
+    ("prompt", "chosen", "rejected", "completion", "completions", "messages", "tools", "chat_template_kwargs")
+)
 MAX_RATIO = 1000  # text is packed to a tenth, a column of one repeated text to a hundredth
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -96,7 +99,7 @@ def _from_parquet(path: Path, problems: RowProblems) -> Iterator[Row]:
         for batch in file.iter_batches(batch_size=1024):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(number, values)
+                yield Row(number, without_nulls(values))
     except (
         pyarrow.ArrowException,
         OSError,
@@ -142,4 +145,18 @@ def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row
             raise problems.stop(f"there is no split {split}", fix=f"the splits are: {', '.join(table)}")
         table = table[split]
     for number, values in enumerate(table, start=1):
-        yield Row(number, values)
+        yield Row(number, without_nulls(values))
+
+
+def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """A row without the nulls that columnar files fill into messages, tools and template arguments, where every object
+    of a column has the keys of all. Other columns stay as they are."""
+
+    def pruned(value: Any) -> Any:
+        if isinstance(value, list):
+            return [pruned(item) for item in value]
+        if isinstance(value, dict):
+            return {key: pruned(item) for key, item in value.items() if item is not None}
+        return value
+
+    return {name: pruned(value) if name in OF_THE_TEMPLATE else value for name, value in values.items()}

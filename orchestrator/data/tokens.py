@@ -1,47 +1,125 @@
-"""A model's tokenizer without torch or transformers: enough to count tokens and to know the special ones."""
+"""A model's tokenizer without torch or transformers: enough to encode rows, and to know the special tokens in them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.template import ChatTemplate, named_tokens, read_object
+from workers.codec import NO_COLUMNS, Codec, end_tokens
+from workers.conversation import TextError, arguments_of, said, unencodable
 from workers.types import Text
+
+NO_END = -1  # the number of an end of sequence that the files do not name
+
+
+class FileTokenizer:
+    """`tokenizer.json` and the chat template of a model directory, as `codec.Tokenizer` has them. `library`: what reads
+    the first; None: nothing does, and each character stands for a token."""
+
+    def __init__(self, directory: Path, library: Any) -> None:
+        self.library = library
+        self.template = ChatTemplate.of(directory)
+        eos = named_tokens(directory).get("eos_token")
+        number = library.token_to_id(eos) if library is not None and eos is not None else None
+        self.eos = NO_END if number is None else int(number)
+        listed = end_tokens(read_object(directory / "generation_config.json")) if library is not None else ()
+        self.stops = frozenset({self.eos, *listed})
+        self.added = frozenset(library.get_added_tokens_decoder()) if library is not None else frozenset()
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        if self.library is None:
+            return [ord(character) for character in text]
+        try:
+            return list(self.library.encode(text, add_special_tokens=special).ids)
+        except Exception as error:  # the library raises nothing more particular
+            raise unencodable(error) from error
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        numbers = [token for token in tokens if token >= 0]
+        if self.library is None:
+            return "".join(map(chr, numbers))
+        return str(self.library.decode(numbers, skip_special_tokens=False))
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **arguments: Any) -> str:
+        if self.template is None:
+            raise TextError("there is no chat template", "put a chat_template.jinja into the model directory")
+        return self.template.render(messages, add_generation_prompt=add_generation_prompt, **arguments)
 
 
 class TokenCounter:
-    """The `tokenizer.json` of a model directory. `max_positions`: tokens that the model takes, as far as it says."""
+    """The tokenizer of a model directory. `max_positions`: tokens that the model takes, as far as it says.
 
-    def __init__(self, tokenizer: Any, special: tuple[str, ...], max_positions: int | None = None) -> None:
-        self._tokenizer, self.max_positions = tokenizer, max_positions
+    `codec` encodes rows as the actors do, by `chat_template_kwargs`; where `is_exact` is False there is no
+    `tokenizer.json` that can be read, and characters stand for tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: FileTokenizer,
+        special: tuple[str, ...],
+        max_positions: int | None = None,
+        arguments: Mapping[str, Any] = NO_COLUMNS,
+    ) -> None:
+        self.tokenizer, self.max_positions = tokenizer, max_positions
+        self.codec, self.arguments = Codec(tokenizer, arguments), arguments
         self.special = special  # "<|im_start|>", "</s>", …
         longest_first = sorted(special, key=lambda token: (-len(token), token))
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if special else None
 
     @classmethod
-    def of(cls, directory: Path) -> TokenCounter | None:
+    def of(cls, directory: Path, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:
         """None where there is no `tokenizer.json` that can be read."""
         from tokenizers import Tokenizer
 
         try:
             raw = (directory / "tokenizer.json").read_text("utf-8")
-            tokenizer = Tokenizer.from_str(raw)
+            library = Tokenizer.from_str(raw)
             added = json.loads(raw).get("added_tokens") or ()
         except Exception:  # the library raises nothing more particular
             return None
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        library.no_truncation()
+        library.no_padding()
         special = tuple(token["content"] for token in added if token.get("special") and token["content"])
-        return cls(tokenizer, special, _max_positions(directory))
+        return cls(FileTokenizer(directory, library), special, _max_positions(directory), arguments)
 
-    def prompt(self, text: Text) -> list[int]:
-        """The tokens of a prompt; of a conversation those of its messages, without the chat template's own."""
-        return self._encode(text, add_special_tokens=isinstance(text, str))
+    @classmethod
+    def of_template(cls, directory: Path, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:
+        """The chat template alone, where tokens cannot be counted; None: there is none, either."""
+        tokenizer = FileTokenizer(directory, None)
+        return None if tokenizer.template is None else cls(tokenizer, (), None, arguments)
+
+    @property
+    def is_exact(self) -> bool:
+        return self.tokenizer.library is not None
+
+    def size(self, text: Text, columns: Mapping[str, Any] = NO_COLUMNS) -> int:
+        """Bytes of a prompt as it is encoded: a text has hardly ever more tokens than that."""
+        if isinstance(text, str) or self.tokenizer.template is None:
+            return num_bytes(text)
+        try:
+            rendered = self.tokenizer.render(
+                text, add_generation_prompt=True, **{**self.arguments, **arguments_of(columns)}
+            )
+        except TextError:
+            return num_bytes(text)
+        return num_bytes(rendered)
+
+    def prompt(self, text: Text, columns: Mapping[str, Any] = NO_COLUMNS) -> list[int]:
+        """The tokens of a prompt; of a conversation that its template cannot write those of its messages."""
+        if isinstance(text, str) or self.tokenizer.template is not None:
+            try:
+                return self.codec.encode_prompt(text, columns)
+            except TextError:
+                pass
+        return self._plain(text)
 
     def completion(self, text: Text) -> list[int]:
-        return self._encode(text, add_special_tokens=False)
+        """The tokens of a completion by itself, without those of a chat template."""
+        return self._plain(text)
 
     def special_in(self, text: Text) -> set[str]:
         """The special tokens that stand in a text: the tokenizer takes them for its own."""
@@ -49,12 +127,8 @@ class TokenCounter:
             return set()
         return {token for part in _parts(text) for token in self._pattern.findall(part)}
 
-    def _encode(self, text: Text, *, add_special_tokens: bool) -> list[int]:
-        return [
-            token
-            for part in _parts(text)
-            for token in self._tokenizer.encode(part, add_special_tokens=add_special_tokens).ids
-        ]
+    def _plain(self, text: Text) -> list[int]:
+        return [token for part in _parts(text) for token in self.tokenizer.encode(part)]
 
 
 def _max_positions(directory: Path) -> int | None:
@@ -74,4 +148,5 @@ def _parts(text: Text) -> Iterator[str]:
 
 def num_bytes(text: Text) -> int:
     """A text has hardly ever more tokens than bytes, so short ones need no counting."""
-    return sum(len(part.encode("utf-8", "surrogatepass")) for part in _parts(text))
+    parts = (text,) if isinstance(text, str) else map(said, text)
+    return sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)

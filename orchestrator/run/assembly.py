@@ -39,7 +39,8 @@ class Material:
     @classmethod
     def read(cls, config: RunConfig) -> Self:
         """Raises BadInput for data that cannot be learned from."""
-        sources, algorithm = read_all(config, tokens_of(config.model.path)), config.algorithm
+        tokens = tokens_of(config.model.path, config.model.chat_template_kwargs)
+        sources, algorithm = read_all(config, tokens), config.algorithm
         if algorithm.max_steps is not None:
             return cls(sources=sources, max_steps=algorithm.max_steps)
         assert isinstance(algorithm, FromDataset)

@@ -20,6 +20,7 @@ from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.config.data_files import remarks
+from orchestrator.config.texts import dated
 from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.alarms import Promotion, Watch
@@ -262,7 +263,7 @@ class Attempt:
         return Standing(checkpoint=checkpoint, state=state, about=about)
 
     def _start_gangs(self, ledger: Ledger, monitor: Monitor) -> tuple[Cluster, Mapping[str, Gang[Any]]]:
-        config, logs = self._config, self._directory.logs(self._number)
+        config, logs = dated(self._config, ledger.records[0].time), self._directory.logs(self._number)
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = self._start_cluster(
             config.cluster, log_directory=logs, told=lambda restart: self._restarted(restart, monitor)

@@ -160,7 +160,16 @@ def _reward(
     role: str, rewards: Sequence[RewardConfig], config: RunConfig, model: ModelConfig, *, cuda: bool
 ) -> GangPlan:
     workers, shown = config.reward_workers.num_workers, config.samples_per_step
-    return reward_plan(role, rewards, model, config.cluster, num_workers=workers, num_samples=shown, cuda=cuda)
+    return reward_plan(
+        role,
+        rewards,
+        model,
+        config.cluster,
+        num_workers=workers,
+        num_samples=shown,
+        cuda=cuda,
+        skip_special_tokens=config.reward_workers.skip_special_tokens,
+    )
 
 
 def reward_plan(
@@ -172,6 +181,7 @@ def reward_plan(
     num_workers: int,
     num_samples: int,
     cuda: bool,
+    skip_special_tokens: bool = True,
 ) -> GangPlan:
     """Workers that score with `rewards`; `model` is the one whose tokens they read."""
     members = [
@@ -182,6 +192,7 @@ def reward_plan(
             "num_workers": num_workers,
             "num_samples": num_samples,
             "num_cpus": max(1, int(cluster.cpus_per_worker)),
+            "skip_special_tokens": skip_special_tokens,
         }
         for i in range(num_workers)
     ]

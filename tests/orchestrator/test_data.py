@@ -130,6 +130,91 @@ def test_whole_conversations_beside_a_prompt_that_repeats_their_start(read: Any)
     assert (example.prompt.text, example.completions) == ([user("a")], ([assistant("b")], [assistant("c")]))
 
 
+SYSTEM = {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "beginning", "expected"),
+    [
+        ([SYSTEM], [user("a")], [SYSTEM, user("a")]),
+        ([SYSTEM, user("a")], [user("a")], [SYSTEM, user("a")]),
+        ([user("a")], [SYSTEM, user("a")], [SYSTEM, user("a")]),
+        ([SYSTEM, user("a")], [SYSTEM, user("a")], [SYSTEM, user("a")]),
+        ([SYSTEM, user("a"), assistant("b")], [user("c")], [SYSTEM, user("a"), assistant("b"), user("c")]),
+        ([user("c")], [user("a"), assistant("b"), user("c")], [user("a"), assistant("b"), user("c")]),
+        (" a\n", [SYSTEM, user("a")], [SYSTEM, user("a")]),
+        ("Human: a\n\nAssistant:", [user("a")], [user("a")]),
+    ],
+)
+def test_a_prompt_and_the_beginning_of_its_answers_are_one_conversation(
+    prompt: Any, beginning: Any, expected: Any, read: Any
+) -> None:
+    row = {"prompt": prompt, "chosen": [*beginning, assistant("x")], "rejected": [*beginning, assistant("y")]}
+    for algorithm in ("dpo", "reward_model"):
+        (example,) = read(algorithm, row)
+        assert (example.prompt.text, example.completions) == (expected, ([assistant("x")], [assistant("y")]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "beginning"),
+    [
+        ([user("other")], [user("a")]),
+        ([{**SYSTEM, "content": "t"}, user("a")], [SYSTEM, user("a")]),
+        ([SYSTEM, user("b")], [user("a")]),
+        ("other", [user("a")]),
+        ([user("a"), user("b")], [user("a")]),
+    ],
+)
+def test_a_prompt_that_contradicts_its_answers_is_refused(prompt: Any, beginning: Any, read: Any) -> None:
+    row = {"prompt": prompt, "chosen": [*beginning, assistant("x")], "rejected": [*beginning, assistant("y")]}
+    with pytest.raises(BadInput, match=r"data\.jsonl:1: `chosen` begins with another turn than `prompt` has"):
+        read("dpo", row)
+
+
+def test_one_answer_may_be_the_beginning_of_the_other(read: Any) -> None:
+    short, long = "It is blue", "It is blue today"
+    assert read("dpo", {"prompt": "1", "chosen": short, "rejected": long})[0].completions == (short, long)
+    for chosen, rejected in ((short, long), (long, short)):
+        (example,) = read("dpo", {"chosen": chosen, "rejected": rejected})
+        assert example.prompt.text == short
+        assert example.completions == (chosen[len(short) :], rejected[len(short) :])
+    (example,) = read("reward_model", {"chosen": [user("a"), assistant("b")], "rejected": LONGER})
+    assert (example.prompt.text, example.completions) == ([user("a")], ([assistant("b")], LONGER[1:]))
+    with pytest.raises(BadInput, match="`chosen` is an empty list"):
+        read("dpo", {"chosen": [user("a")], "rejected": [user("a"), assistant("b")]})
+    with pytest.raises(BadInput, match="`chosen` is empty"):
+        read("dpo", {"prompt": "1", "chosen": "", "rejected": "2"})
+
+
+LONGER = [user("a"), assistant("b"), user("c"), assistant("d")]
+TOOL_TURNS = [
+    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+    {"role": "tool", "content": "2"},
+    assistant("2"),
+]
+
+
+@pytest.mark.parametrize("answer", [LONGER[1:], TOOL_TURNS], ids=["a user's", "a tool's"])
+def test_only_the_assistant_speaks_in_what_is_learned(answer: Any, read: Any) -> None:
+    plain = {"prompt": [user("a")], "rejected": [assistant("no")], "completion": [assistant("x")], "label": False}
+    row = {"prompt": [user("a")], "chosen": answer, "rejected": [assistant("no")], "completion": answer, "label": True}
+    for algorithm, columns in (
+        ("sft", ("prompt", "completion")),
+        ("distill", ("prompt", "completion")),
+        ("kto", ("prompt", "completion", "label")),
+        ("dpo", ("prompt", "chosen", "rejected")),
+    ):
+        rows = [{**plain, "chosen": [assistant("yes")]}, row]
+        with pytest.raises(BadInput, match=r"data\.jsonl:2: an answer has turns of users or tools in it"):
+            read(algorithm, *({name: each[name] for name in columns} for each in rows))
+    rated = {"prompt": [user("a")], "completions": [[assistant("no")], answer], "ratings": [1, 2]}
+    with pytest.raises(BadInput, match="an answer has turns of users or tools in it"):
+        read("dpo", rated)
+    assert read("reward_model", row)[0].completions == (answer, [assistant("no")])  # it learns a number, and no token
+    several = [assistant("one"), assistant("two")]
+    assert read("sft", {"prompt": [user("a")], "completion": several})[0].completions == (several,)
+
+
 @pytest.mark.parametrize(
     ("row", "prompt", "completion"),
     [
@@ -172,6 +257,27 @@ def test_empty_keys_that_columnar_files_add_are_left_out(workshop: Workshop) -> 
     message = {"role": "user", "content": "a", "tool_calls": None, "name": None}
     workshop.jsonl("p.jsonl", [{"prompt": [message]}])
     assert read_prompts("p.jsonl")[0].text == [user("a")]
+
+
+def test_columnar_files_fill_nulls_into_objects(workshop: Workshop) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    def row(tool: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        call = {"function": {"name": "f", "arguments": tool}}
+        messages = [user("a"), {"role": "assistant", "content": None, "tool_calls": [call]}]
+        return {"prompt": messages, "tools": [tool], "chat_template_kwargs": kwargs, "info": tool, "label": None}
+
+    rows = [row({"x": 1}, {"thinking": True}), row({"y": [None]}, {"depth": 2})]
+    for each in rows:
+        each["prompt"].append({"role": "tool", "content": "2"})
+    parquet.write_table(pa.Table.from_pylist(rows), "p.parquet")
+    first, second = read_prompts("p.parquet")
+    assert isinstance(first.text, list)
+    assert first.text[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
+    assert (first.columns["tools"], first.columns["chat_template_kwargs"]) == ([{"x": 1}], {"thinking": True})
+    assert (second.columns["tools"], second.columns["chat_template_kwargs"]) == ([{"y": [None]}], {"depth": 2})
+    assert (first.columns["info"], first.columns["label"]) == ({"x": 1, "y": None}, None)  # a reward may want them
 
 
 def test_detection_takes_the_most_particular_format() -> None:

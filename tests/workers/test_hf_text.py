@@ -60,9 +60,34 @@ def test_template_arguments_reach_the_template(tmp_path: Path) -> None:
     assert codec.encode_prompt(CONVERSATION) == [3]
 
 
-def test_a_template_that_does_not_continue_its_prompt_is_refused(tmp_path: Path) -> None:
+def test_an_answer_begins_where_it_differs_from_the_generation_prompt(tmp_path: Path) -> None:
+    # Asked: ab>d:  Answered: ab>b>  They share ab>, and the rest is the answer, as TRL has it.
     template = "{% for m in messages %}{{ m.content }}>{% endfor %}{% if add_generation_prompt %}d:{% endif %}"
+    codec = save_tokenizer(tmp_path, template)
+    encoded = codec.encode_row(CONVERSATION, [ANSWER])
+    assert (encoded.prompt, encoded.completions, encoded.moved) == ([3, 4, 11], [[4, 11]], True)
+    assert codec.encode_prompt(CONVERSATION) == [3, 4, 11, 6, 12]  # what is sampled for is the whole of it
+    # Of two answers the prompt is what all three share.
+    both = codec.encode_row(CONVERSATION, [ANSWER, [{"role": "assistant", "content": "d:a"}]])
+    assert (both.prompt, both.completions) == ([3, 4, 11], [[4, 11], [6, 12, 3, 11]])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'abc'[messages|length - 1] }}{% for m in messages %}{{ m.content }}>{% endfor %}",
+        "{% for m in messages[-1:] %}{{ m.content }}>{% endfor %}",
+        "{% for m in messages %}{{ m.content if loop.last else 'd' }}>{% endfor %}",
+    ],
+)
+def test_a_template_that_does_not_continue_its_prompt_is_refused(template: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not render a conversation as a continuation of its prompt"):
+        save_tokenizer(tmp_path, template).encode_completion(CONVERSATION, ANSWER)
+
+
+def test_a_template_that_writes_no_answer_is_refused(tmp_path: Path) -> None:
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}>{% endfor %}"
+    with pytest.raises(ModelError, match="writes nothing of an answer"):
         save_tokenizer(tmp_path, template).encode_completion(CONVERSATION, ANSWER)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -25,6 +26,15 @@ def _can_be_a_path(text: str) -> str:
     return text
 
 
+def _is_a_moment(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError('give a day or a moment, as "2026-11-28" or "2026-11-28T09:30:00"') from None
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_is_a_moment)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_path)]
 
 

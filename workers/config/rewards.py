@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from workers.config.base import Count, ModelOrigin, Positive, Settings, at_home
+from workers.config.base import Count, ModelOrigin, Moment, Positive, Settings, at_home
 
 LARGEST = 3.4e38  # of float32, which rewards are
 Weight = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -53,6 +53,7 @@ class ModelRewardConfig(ModelOrigin):
     max_length: Count = 1024  # tokens of prompt and completion, by the reward model's own tokenizer
     tokens_per_micro_batch: Count = 16384
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    template_date: Moment | None = None  # as model.template_date
 
 
 class CodeRewardConfig(Settings):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.config.base import Count, ModelOrigin, Positive, Settings
+from workers.config.base import Count, ModelOrigin, Moment, Positive, Settings
 
 
 class LoraConfig(Settings):
@@ -31,6 +31,7 @@ class ModelConfig(ModelOrigin):
     trust_remote_code: Literal[False] = False
     lora: LoraConfig | None = None  # None: all weights are trained
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    template_date: Moment | None = None  # what templates that ask are told; None: when the run began, also in a resume
 
 
 class RolloutConfig(Settings):
@@ -76,6 +77,7 @@ class RewardWorkersConfig(Settings):
     """How many processes score completions."""
 
     num_workers: Count = 1
+    skip_special_tokens: bool = True  # false: rewards see them (as a `<think>` that is one), but for a completion's end
 
 
 class TeacherConfig(Settings):

@@ -71,4 +71,4 @@ def rows(prompts: Sequence[Prompt]) -> str:
 
 def last_text(completion: Text) -> str:
     """What was said: of a conversation the last message."""
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+    return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")

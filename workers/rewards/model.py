@@ -31,7 +31,12 @@ class ModelScorer:
         assert config.path is not None
         if not hf_models.is_scorer(config.path):
             raise RewardError(f"{config.path} is no reward model: it is not one for sequence classification")
-        model = ModelConfig(path=config.path, dtype=config.dtype, chat_template_kwargs=config.chat_template_kwargs)
+        model = ModelConfig(
+            path=config.path,
+            dtype=config.dtype,
+            chat_template_kwargs=config.chat_template_kwargs,
+            template_date=config.template_date,
+        )
         self.name = _name(config.path)
         self._encoder = Encoder(model, max_length=config.max_length)
         self._budget, self._pad = config.tokens_per_micro_batch, hf_models.padding_token(config.path)
