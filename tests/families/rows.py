@@ -50,8 +50,17 @@ def alone(model: Any, rows: Sequence[tuple[Any, list[Any]]], temperature: float 
     for prompt, completions in rows:
         for completion in completions:
             text = torch.from_numpy(np.concatenate([prompt, completion]))[None]
+            as_new(model)
             logits = model(input_ids=text, use_cache=False).logits[0].float() / temperature
             every = logits.log_softmax(-1)[len(prompt) - 1 : -1]
             logprobs.append(every.gather(1, torch.from_numpy(completion)[:, None])[:, 0])
             entropies.append(-(every.exp() * every).sum(-1))
     return torch.cat(logprobs), torch.cat(entropies)
+
+
+def as_new(model: Any) -> None:
+    """Undo what dynamic RoPE keeps of the longest text so far, as if the model had just been loaded."""
+    for module in model.modules():
+        if hasattr(module, "original_inv_freq") and hasattr(module, "max_seq_len_cached"):
+            module.max_seq_len_cached = module.original_max_seq_len
+            module.inv_freq = module.original_inv_freq

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
@@ -95,11 +96,34 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(config=configs(), lengths=ROWS, seed=st.integers(0, 100), temperature=st.sampled_from([1.0, 0.6]))
-def test_packed_is_plain(
-    config: dict[str, Any], lengths: list[tuple[int, list[int]]], seed: int, temperature: float
-) -> None:
+def asking(examples: int) -> Any:
+    """Hypothesis, the same examples each time; a model is drawn for each."""
+    return settings(max_examples=examples, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+CASES: dict[str, Any] = {
+    "config": configs(),
+    "lengths": ROWS,
+    "seed": st.integers(0, 100),
+    "temperature": st.sampled_from([1.0, 0.6]),
+}
+
+
+@asking(12)
+@given(**CASES)
+def test_packed_is_plain(**case: Any) -> None:
+    compare(**case)
+
+
+@pytest.mark.long
+@asking(300)
+@given(**CASES)
+def test_packed_is_plain_in_many_more_cases(**case: Any) -> None:
+    compare(**case)
+
+
+def compare(config: dict[str, Any], lengths: list[tuple[int, list[int]]], seed: int, temperature: float) -> None:
+    """Assert that numbers and gradients of packed rows are those of each text alone."""
     torch.manual_seed(seed)
     full = transformers.AutoConfig.for_model(**config, bos_token_id=1, eos_token_id=2)
     with tempfile.TemporaryDirectory() as directory:
