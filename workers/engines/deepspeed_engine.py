@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from workers.config import LearnerConfig, ModelConfig, Optimisation
-from workers.engines import hf_models, lora
+from workers.engines import hf_buffers, hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import OutputLayer, Target
 from workers.needs import Head
@@ -111,7 +111,9 @@ class DeepSpeedEngine:
             )
         trained = [p for p in self._module.parameters() if p.requires_grad]
         given = {"model_parameters": trained} if optimisation else {}
-        self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
+        with redirect_stdout(io.StringIO()):  # it tells of its memory, step by step
+            self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
+        hf_buffers.recompute(self._module)
         self._stage = config.zero_stage
 
     # -------------------------------------------------------------------------------------------- compute
@@ -175,7 +177,10 @@ class DeepSpeedEngine:
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         for state in inner.state.values():
             for name, value in state.items():
-                state[name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
+                if isinstance(value, Tensor):
+                    value.zero_()  # in place: DeepSpeed has views of it, by which it saves and loads
+                else:
+                    state[name] = 0
 
     def reseed(self, seed: int) -> None:
         torch.manual_seed(seed + self.rank)
@@ -282,16 +287,22 @@ def _by_layer(named: Sequence[tuple[str, nn.Parameter]]) -> list[list[tuple[str,
 
 def _settings(model: ModelConfig, config: LearnerConfig, optimisation: Optimisation | None) -> dict[str, Any]:
     """DeepSpeed's own configuration."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    mixed = model.dtype == "bfloat16"
+    # Stage 0 of DeepSpeed adds up bfloat16 gradients in bfloat16, and starts AdamW with a dummy update. Stage 1 computes
+    # the same update in shares of it.
+    zero: dict[str, Any] = {"stage": max(1, config.zero_stage) if mixed else config.zero_stage}
     if config.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = config.param_persistence_threshold
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # boundaries are set by hand: micro-batches differ in number
         "zero_optimization": zero,
-        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "bf16": {"enabled": mixed},
         "steps_per_print": 2**31,
     }
+    if mixed:  # gradients of bfloat16 weights are added up in float32, over micro-batches as over ranks
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"
     if optimisation is None:
         return settings
     if config.offload_optimizer:
