@@ -18,12 +18,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.zero import parameter_offload
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from workers.config import LearnerConfig, ModelConfig, Optimisation
-from workers.engines import hf_buffers, hf_models, lora
+from workers.engines import hf_buffers, hf_decay, hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import OutputLayer, Target
 from workers.needs import Head
@@ -109,8 +110,7 @@ class DeepSpeedEngine:
             deepspeed.utils.set_z3_leaf_modules(
                 self._module, hf_models.layer_classes(self._module), raise_if_not_found=False
             )
-        trained = [p for p in self._module.parameters() if p.requires_grad]
-        given = {"model_parameters": trained} if optimisation else {}
+        given = {"model_parameters": _groups(self._module, optimisation)} if optimisation else {}
         with redirect_stdout(io.StringIO()):  # it tells of its memory, step by step
             self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
         hf_buffers.recompute(self._module)
@@ -269,6 +269,13 @@ class DeepSpeedEngine:
             shutil.rmtree(whole)
             (whole.parent / "latest_universal").unlink(missing_ok=True)
 
+    def free(self) -> None:
+        """Give back the memory it holds; the process group stays, for the next engine. All ranks do so together."""
+        self._engine.destroy()  # its hooks, which hold the modules
+        modules = parameter_offload.FWD_MODULE_STACK  # and those that ZeRO-3 has begun with stay in here
+        modules[:] = [module for module in modules if module is not self._module]
+        del self._engine, self._module, self._adapters
+
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -285,11 +292,24 @@ def _by_layer(named: Sequence[tuple[str, nn.Parameter]]) -> list[list[tuple[str,
     return list(groups.values())
 
 
+def _groups(module: nn.Module, optimisation: Optimisation) -> list[dict[str, Any]]:
+    """The trained parameters, those that weight decay is for and those that it is not. Without it: all in one."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not optimisation.weight_decay:
+        return [{"params": list(trained.values())}]
+    decayed = hf_decay.decayed(module)
+    groups = (
+        {"params": [p for n, p in trained.items() if n in decayed], "weight_decay": optimisation.weight_decay},
+        {"params": [p for n, p in trained.items() if n not in decayed], "weight_decay": 0.0},
+    )
+    return [group for group in groups if group["params"]]
+
+
 def _settings(model: ModelConfig, config: LearnerConfig, optimisation: Optimisation | None) -> dict[str, Any]:
     """DeepSpeed's own configuration."""
     mixed = model.dtype == "bfloat16"
-    # Stage 0 of DeepSpeed adds up bfloat16 gradients in bfloat16, and starts AdamW with a dummy update. Stage 1 computes
-    # the same update in shares of it.
+    # DeepSpeed's stage 0 adds up bfloat16 gradients in bfloat16, and starts AdamW with a dummy update that decays.
+    # Its stage 1 computes the right update, each rank a share of it.
     zero: dict[str, Any] = {"stage": max(1, config.zero_stage) if mixed else config.zero_stage}
     if config.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = config.param_persistence_threshold
