@@ -217,9 +217,9 @@ def test_the_first_stage_that_fits() -> None:
     for stage in (0, 1, 2):
         plan = planned("70b/dpo.yaml", f"policy.zero_stage={stage}")
         assert plan.shortages[0].changes == {"policy.zero_stage": 3}
-    # 8B on 8 ranks of 80 GB: stage 0 takes 128 GB, stage 1 4 x 8.03 + 12 = 44 GB and more, which fits
+    # 8B on 8 ranks of 80 GB: stages 0 and 1 take 8 x 8.03 + 12 = 76 GB, stage 2 16 + 16 = 32 GB and more, which fits
     plan = planned("8b/sft.yaml", "policy.zero_stage=0")
-    assert plan.shortages[0].changes == {"policy.zero_stage": 1}
+    assert plan.shortages[0].changes == {"policy.zero_stage": 2}
 
 
 def test_placements_are_recipes_that_fit() -> None:
@@ -261,10 +261,10 @@ def test_405b_on_512_gpus() -> None:
 
 def test_8b_on_one_gpu() -> None:
     full = planned("8b/sft.yaml", gpus=1)
-    # 16 x 8.03 = 128 GB of states: the optimiser's 96 GB go to the host
+    # 18 x 8.03 = 145 GB of states: all but the weights goes to the host, gradients twice
     assert full.best.changes["policy.offload_optimizer"] is True
     assert full.best.num_gpus == 1
-    assert full.best.demands[0].memory.host_bytes == pytest.approx(12 * 8.030e9, rel=1e-3)
+    assert full.best.demands[0].memory.host_bytes == pytest.approx(20 * 8.030e9, rel=1e-3)
     lora = planned("8b/sft.yaml", "model.lora={r: 16}", "policy.num_ranks=1", gpus=1)
     assert lora.fits
     grpo = planned("8b/grpo_lora.yaml", gpus=1)  # engine and learner have a GPU each
