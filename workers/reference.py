@@ -48,7 +48,7 @@ class Reference:
         """Replace the reference by the model in the directory `path`, `version` of the policy (a refresh, a resume)."""
         self._version = -1  # none, until it is whole
         self._memory = Memory()  # of this version's answers
-        self._release()
+        self.free()
         model = self._model.model_copy(update={"path": path})
         if self._config.zero_stage == 3:
             from workers.engines.deepspeed_engine import DeepSpeedEngine
@@ -59,7 +59,7 @@ class Reference:
             self._whole = hf_models.load_policy(path, model.dtype, chunk=self._chunk).to(self._device).eval()
         self._version = version
 
-    def _release(self) -> None:
+    def free(self) -> None:
         """Free the model that is held, so that there is never room taken for two."""
         if self._partitioned is not None:
             self._partitioned.free()

@@ -75,7 +75,7 @@ class Plain:
 
     def __init__(self, path: str, dtype: str) -> None:
         self.module = hf_models.load_policy(path, dtype, chunk=64)
-        self.masters = {n: nn.Parameter(p.detach().float()) for n, p in self.module.named_parameters()}
+        self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in self.module.named_parameters()}
         self.optimizer = self.fresh()
 
     def fresh(self) -> torch.optim.AdamW:
@@ -125,9 +125,8 @@ def updates(path: str, dtype: str, config: LearnerConfig, device: torch.device, 
             found[name].append(largest)
         if step == SAVED and resumed is not None:
             learn(resumed, step, count)
-            pairs = zip(engine.weights(), resumed.weights(), strict=True)
-            same = [torch.equal(a, b) for (_, a), (_, b) in pairs]  # every rank to the end: it gathers
-            found["resumed_to_the_bit"] = all(same)
+            ours, theirs = ({n: w.clone() for n, w in e.weights()} for e in (engine, resumed))
+            found["resumed_to_the_bit"] = all(torch.equal(w, theirs[n]) for n, w in ours.items())
             found["buffers_resumed"] = all(
                 torch.equal(a, b) for a, b in zip(engine._module.buffers(), resumed._module.buffers(), strict=True)
             )
