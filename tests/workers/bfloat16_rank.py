@@ -170,6 +170,11 @@ def moment_of(engine: DeepSpeedEngine, parameter: nn.Parameter, name: str) -> Te
     if isinstance(optimizer, torch.optim.Optimizer):  # stage 0 in float32
         held: Tensor = optimizer.state[parameter][name]
         return held
+    if getattr(optimizer, "_hp_optimizer_states_linked", False) and not hasattr(optimizer, "linked_by_test"):
+        # Stages 1 and 2 link moments when the first group of parameters has some: again, now that the second one has.
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+        optimizer.linked_by_test = True
     whole: Tensor = safe_get_full_optimizer_state(parameter, name)
     return whole
 

@@ -2,8 +2,8 @@
 
     python reshard_rank.py RANK WORLD_SIZE PORT OUT WORK
 
-WORK is a JSON object of a name for each: the model's directory, fields of LearnerConfig (and `dtype`), and the name of what to load
-(null: it starts anew, and saves). Rank 0 writes the weights after all updates to OUT/<name>.safetensors.
+WORK is a JSON object of a name for each: the model's directory, fields of LearnerConfig (and `dtype`), and the name of
+what to load (null: it starts anew, and saves). Rank 0 writes the weights after all updates to OUT/<name>.safetensors.
 """
 
 from __future__ import annotations
