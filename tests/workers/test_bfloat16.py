@@ -69,7 +69,9 @@ def out(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in LOADED
     }
     updated = {name: ("updates", str(qwen2), name.partition("-")[0], STAGES[f"stage{name[-2:]}"]) for name in UPDATED}
-    start_ranks("bfloat16_rank.py", 2, [str(directory), json.dumps(loaded | updated)])
+    halves = ({n: w for n, w in updated.items() if n.startswith(dtype)} for dtype in ("bfloat16", "float32"))
+    for work in (loaded, *halves):
+        start_ranks("bfloat16_rank.py", 2, [str(directory), json.dumps(work)])
     return directory
 
 
