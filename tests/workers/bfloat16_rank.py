@@ -156,7 +156,8 @@ def differences(engine: DeepSpeedEngine, plain: Plain) -> dict[str, float]:
     weights = {f"model.{name}": weight.clone() for name, weight in engine.weights()}
     for name, parameter in engine._module.named_parameters():
         master = plain.masters[name]
-        masters.append(float((safe_get_full_fp32_param(parameter) - master).abs().max()))
+        held = safe_get_full_fp32_param(parameter)  # None where the weights are their own masters
+        masters.append(float(((parameter if held is None else held) - master).detach().abs().max()))
         published.append(float((weights[name] - plain.module.get_parameter(name)).abs().max()))
         for moment in ("exp_avg", "exp_avg_sq"):
             ours = moment_of(engine, parameter, moment)
