@@ -89,7 +89,7 @@ def test_buffers_are_those_of_plain_transformers_to_the_bit(out: Path, name: str
 
 @pytest.mark.parametrize("name", [name for name in LOADED if "glm4" not in name])
 def test_late_tokens_have_the_log_probabilities_of_plain_transformers(out: Path, name: str) -> None:
-    """A model as small as this one is off by 3e-3 nats in the mean where its rotary frequencies are rounded to bfloat16,
+    """A model as small as this one is off by 3e-3 nats in the mean where rotary frequencies are rounded to bfloat16,
     real ones by 0.2; and by 1e-7 where they are not."""
     assert found(out, name)["gap"] < 1e-4
 
