@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -113,6 +113,7 @@ class DeepSpeedEngine:
         given = {"model_parameters": _groups(self._module, optimisation)} if optimisation else {}
         with redirect_stdout(io.StringIO()):  # it tells of its memory, step by step
             self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
+        self._decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups] if optimisation else []
         hf_buffers.recompute(self._module)
         self._stage = config.zero_stage
 
@@ -174,8 +175,7 @@ class DeepSpeedEngine:
         return float(total)
 
     def reset_optimizer(self) -> None:
-        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
-        for state in inner.state.values():
+        for state in self._states():
             for name, value in state.items():
                 if isinstance(value, Tensor):
                     value.zero_()  # in place: DeepSpeed has views of it, by which it saves and loads
@@ -237,7 +237,23 @@ class DeepSpeedEngine:
         path, state = self._engine.load_checkpoint(str(directory), tag=tag, load_module_strict=not self._adapters)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/{tag}")
+        if self._decays:
+            self._disentangle()
         return cast("Mapping[str, Any]", state[STATE])
+
+    def _disentangle(self) -> None:
+        """Of a universal checkpoint DeepSpeed gives every group of parameters at stage 3 the settings of the first one,
+        and all of them one step counter, which each would advance."""
+        for group, decay in zip(self._engine.optimizer.param_groups, self._decays, strict=True):
+            group["weight_decay"] = decay
+        for state in self._states():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
+
+    def _states(self) -> Iterable[dict[str, Any]]:
+        """Of torch's optimiser, which DeepSpeed's own is wrapped around."""
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        return cast("Iterable[dict[str, Any]]", inner.state.values())
 
     @contextmanager
     def _resharded(self, directory: Path) -> Iterator[Path]:
