@@ -4,20 +4,24 @@ is a reference with a model of its own."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
-from workers.engines import hf_models
+from workers.engines import hf_models, memory
 from workers.engines.base import VersionMismatch
 from workers.engines.hf_check import check_rows
 from workers.engines.inference import answer, asking
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
 from workers.types import SATURATED, Drift, Experience, TokenShare, log_ratios, merge
+
+if TYPE_CHECKING:
+    from workers.engines.deepspeed_engine import DeepSpeedEngine
 
 
 class Reference:
@@ -36,6 +40,8 @@ class Reference:
         else:
             torch.set_num_threads(torch.get_num_threads() if cuda else 1)
             self._device = torch.device("cuda" if cuda else "cpu")
+        self._partitioned: DeepSpeedEngine | None = None
+        self._whole: nn.Module | None = None
         assert model.path is not None
         self.load(model.path)
 
@@ -43,6 +49,7 @@ class Reference:
         """Replace the reference by the model in the directory `path`, `version` of the policy (a refresh, a resume)."""
         self._version = -1  # none, until it is whole
         self._memory = Memory()  # of this version's answers
+        self.free()
         model = self._model.model_copy(update={"path": path})
         if self._config.zero_stage == 3:
             from workers.engines.deepspeed_engine import DeepSpeedEngine
@@ -55,6 +62,15 @@ class Reference:
             check_rows(whole, self._device, path=path, longest=self._config.tokens_per_micro_batch)
             self._whole, self._apart = whole, whole.packing.apart
         self._version = version
+
+    def free(self) -> None:
+        """Free the model that is held, so that there is never room taken for two."""
+        if self._partitioned is not None:
+            self._partitioned.free()
+        held = self._partitioned is not None or self._whole is not None
+        self._partitioned = self._whole = None
+        if held:
+            memory.give_back()
 
     def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0, version: int | None = None) -> TokenShare:
         """Log-probabilities of this rank's share of the completions, under the distribution at `temperature`.
@@ -94,14 +110,16 @@ class Reference:
         )
 
     def _infer(self, packed: Packed, temperature: float) -> NDArray[np.float32]:
-        if self._config.zero_stage == 3:
+        if self._partitioned is not None:
             return self._partitioned.infer(packed, temperature).cpu().numpy()
+        assert self._whole is not None
         return asking(self._whole, self._device, temperature)(packed)
 
     def _hidden(self, packed: Packed) -> NDArray[Any]:
-        if self._config.zero_stage == 3:
+        if self._partitioned is not None:
             states = self._partitioned.hidden(packed).cpu()
         else:
+            assert self._whole is not None
             states = answer(self._whole, self._device, packed, hidden=True).cpu()
         return (states.view(torch.uint16) if states.dtype == torch.bfloat16 else states).numpy()
 

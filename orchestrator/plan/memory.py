@@ -58,12 +58,17 @@ def zero_bytes(params: float, sharding: Sharding, *, trained: float, offload: bo
     `trained`. Stage 1 shares out the optimiser, stage 2 gradients as well, stage 3 weights as well; with `offload` the
     master weights and moments, 12 bytes, are in host memory. In float32 the weights are their own master, but stages 1
     and 2 keep a second copy to update.
+
+    Gradients of bfloat16 weights are added up in float32. Until stage 2 those of a micro-batch stand beside their sum,
+    and stage 0 is run as stage 1. With `offload` stage 3 has gradients in host memory: their sum, and a copy to update.
     """
     n, stage, width = sharding.ranks, sharding.zero_stage, sharding.weight_bytes
     master = 4 if width == 2 or stage in (1, 2) else 0
     weights = width * params / (n if stage == 3 else 1)
-    gradients = width * trained / (n if stage >= 2 else 1)
-    optimiser = (master + 8) * trained / (n if stage >= 1 else 1)
+    gradients = (4 * trained / n) if stage >= 2 else (width + (4 if width == 2 else 0)) * trained
+    optimiser = (master + 8) * trained / (n if stage >= 1 or width == 2 else 1)
+    if offload and stage == 3:
+        return (weights, optimiser + 2 * gradients)
     return (weights + gradients, optimiser) if offload else (weights + gradients + optimiser, 0.0)
 
 
@@ -122,7 +127,7 @@ def learner_memory(
     trained = adapters or float(shape.num_params)
     states, host = zero_bytes(shape.num_params + adapters, sharding, trained=trained, offload=offload)
     width = sharding.weight_bytes
-    gradients = width * min(BUCKET_PARAMS, trained) if sharding.ranks > 1 else 0.0
+    gradients = 4.0 * min(BUCKET_PARAMS, trained) if sharding.ranks > 1 else 0.0  # reduced in float32
     gradients += width * shape.head_params if logprobs and not adapters else 0.0
     rows = min(chunk, tokens)
     logits = logits_bytes(rows, shape.vocab) if logprobs else 0.0
@@ -135,9 +140,9 @@ def learner_memory(
         ("activations", activation_bytes(shape, tokens, checkpointing=checkpointing) * width / 2),
         ("logits", logits),
     ]
-    # When the optimiser steps, what passed through is gone, and gradients stand there in float32.
-    share = trained / (sharding.ranks if sharding.zero_stage else 1)
-    stepping = 4.0 * min(SUB_GROUP_PARAMS, share) if width == 2 and not offload else 0.0
+    # When the optimiser steps, what passed through is gone, and stage 3 copies gradients.
+    share = trained / sharding.ranks
+    stepping = 4.0 * min(SUB_GROUP_PARAMS, share) if width == 2 and sharding.zero_stage == 3 and not offload else 0.0
     more = max(0.0, stepping - sum(size for _, size in passing))
     parts = [("states", states), *passing, ("stepping", more), ("teacher's head", beside), ("runtime", RUNTIME_BYTES)]
     return Memory(parts=tuple((name, size) for name, size in parts if size), host_bytes=host)

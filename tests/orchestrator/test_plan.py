@@ -218,9 +218,9 @@ def test_the_first_stage_that_fits() -> None:
     for stage in (0, 1, 2):
         plan = planned("70b/dpo.yaml", f"policy.zero_stage={stage}")
         assert plan.shortages[0].changes == {"policy.zero_stage": 3}
-    # 8B on 8 ranks of 80 GB: stage 0 takes 128 GB, stage 1 4 x 8.03 + 12 = 44 GB and more, which fits
+    # 8B on 8 ranks of 80 GB: stages 0 and 1 take 8 x 8.03 + 12 = 76 GB, stage 2 16 + 16 = 32 GB and more, which fits
     plan = planned("8b/sft.yaml", "policy.zero_stage=0")
-    assert plan.shortages[0].changes == {"policy.zero_stage": 1}
+    assert plan.shortages[0].changes == {"policy.zero_stage": 2}
 
 
 def test_placements_are_recipes_that_fit() -> None:
@@ -262,10 +262,10 @@ def test_405b_on_512_gpus() -> None:
 
 def test_8b_on_one_gpu() -> None:
     full = planned("8b/sft.yaml", gpus=1)
-    # 16 x 8.03 = 128 GB of states: the optimiser's 96 GB go to the host
+    # 18 x 8.03 = 145 GB of states: all but the weights goes to the host, gradients twice
     assert full.best.changes["policy.offload_optimizer"] is True
     assert full.best.num_gpus == 1
-    assert full.best.demands[0].memory.host_bytes == pytest.approx(12 * 8.030e9, rel=1e-3)
+    assert full.best.demands[0].memory.host_bytes == pytest.approx(20 * 8.030e9, rel=1e-3)
     lora = planned("8b/sft.yaml", "model.lora={r: 16}", "policy.num_ranks=1", gpus=1)
     assert lora.fits
     grpo = planned("8b/grpo_lora.yaml", gpus=1)  # engine and learner have a GPU each
@@ -302,9 +302,9 @@ def test_what_has_no_room_is_refused_in_the_planners_words(golden: Golden) -> No
     with pytest.raises(BadInput) as refused:
         refuse_what_cannot_fit(config, H100)
     text = str(refused.value)
-    # 2N + 14N/48 = 161.7 GB of states, and 80 GB
+    # 2N + 16N/48 = 164.6 GB of states, and 80 GB
     assert "dpo-70b: policy does not fit: policy lacks" in text
-    assert "162 GB states" in text
+    assert "165 GB states" in text
     assert "fix: policy.zero_stage=3" in text
     golden("b20-no-room", text)
     refuse_what_cannot_fit(load(CONFIGS / "70b/dpo.yaml").stages, H100)

@@ -29,9 +29,9 @@ GB = 1e9
 SHAPES = st.sampled_from(sorted(TABLE.values(), key=lambda s: s.name))
 
 
-@pytest.mark.parametrize(("ranks", "gigabytes"), [(16, 70.6), (32, 35.3), (64, 17.65), (128, 8.8)])
+@pytest.mark.parametrize(("ranks", "gigabytes"), [(16, 79.4), (32, 39.7), (64, 19.85), (128, 9.92)])
 def test_states_of_70b_under_zero_3(ranks: int, gigabytes: float) -> None:
-    """16 bytes per parameter over all ranks: 2 weights, 2 gradients, 4 master, 8 moments."""
+    """18 bytes per parameter over all ranks: 2 weights, 4 gradients, 4 master, 8 moments."""
     on_gpu, host = zero_bytes(
         L70.num_params, Sharding(ranks=ranks, zero_stage=3), trained=L70.num_params, offload=False
     )
@@ -42,11 +42,12 @@ def test_states_of_70b_under_zero_3(ranks: int, gigabytes: float) -> None:
     ("stage", "width", "offload", "gpu", "host"),
     [
         # 1000 parameters on 4 ranks
-        (0, 2, False, 16_000, 0),
-        (1, 2, False, 2000 + 2000 + 12_000 / 4, 0),
-        (2, 2, False, 2000 + 14_000 / 4, 0),
-        (3, 2, False, 16_000 / 4, 0),
-        (3, 2, True, 4000 / 4, 12_000 / 4),  # master weights and moments are the host's
+        (0, 2, False, 2000 + 6000 + 12_000 / 4, 0),  # run as stage 1
+        (1, 2, False, 2000 + 6000 + 12_000 / 4, 0),  # gradients of a micro-batch, 2 bytes, and their sum, 4
+        (2, 2, False, 2000 + 16_000 / 4, 0),
+        (3, 2, False, 18_000 / 4, 0),
+        (2, 2, True, 2000 + 4000 / 4, 12_000 / 4),  # master weights and moments are the host's
+        (3, 2, True, 2000 / 4, 20_000 / 4),  # and at stage 3 gradients, and a copy of them
         (0, 4, False, 4000 + 4000 + 8000, 0),  # float32 weights are their own master
         (2, 4, False, 4000 + (4000 + 4000 + 8000) / 4, 0),  # but stage 2 updates a copy
         (3, 4, False, 16_000 / 4, 0),
@@ -58,9 +59,9 @@ def test_who_holds_what(stage: int, width: int, offload: bool, gpu: float, host:
 
 
 def test_adapters_leave_the_base_without_gradients() -> None:
-    # 2 bytes of 1000 frozen weights and of 10 adapters' over 2 ranks, and 14 more of the adapters'
+    # 2 bytes of 1000 frozen weights and of 10 adapters' over 2 ranks, and 16 more of the adapters'
     sharding = Sharding(ranks=2, zero_stage=3)
-    assert zero_bytes(1010, sharding, trained=10, offload=False) == ((2 * 1010 + 14 * 10) / 2, 0)
+    assert zero_bytes(1010, sharding, trained=10, offload=False) == ((2 * 1010 + 16 * 10) / 2, 0)
 
 
 def test_activations_and_logits() -> None:
@@ -115,11 +116,11 @@ def test_a_learner_by_hand() -> None:
     """8B on 8 ranks, 16384 tokens with checkpointing, logits 2048 rows at a time."""
     memory = learner_memory(L8, Sharding(ranks=8, zero_stage=3), tokens=16384, checkpointing=True, chunk=2048)
     parts = {name: size / GB for name, size in memory.parts}
-    assert parts["states"] == pytest.approx(16 * 8.030 / 8, rel=1e-3)
+    assert parts["states"] == pytest.approx(18 * 8.030 / 8, rel=1e-3)
     assert parts["activations"] == pytest.approx(16384 * (32 * 8192 + 208_896) / GB)
     assert parts["logits"] == pytest.approx(12 * 2048 * 128256 / GB)
-    # 2 GB of layers, a bucket of 5e8 gradients in bfloat16, the output layer's gradient 525,336,576 x 2
-    assert parts["gathered"] == pytest.approx(2 + 1 + 1.050673)
+    # 2 GB of layers, a bucket of 5e8 gradients in float32, the output layer's gradient 525,336,576 x 2
+    assert parts["gathered"] == pytest.approx(2 + 2 + 1.050673)
     assert parts["runtime"] == 5
     assert memory.total / GB == pytest.approx(sum(parts.values()))
     assert "stepping" not in parts  # 4 bytes of 1.0e9 gradients are less than what passed through before

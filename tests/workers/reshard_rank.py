@@ -2,8 +2,8 @@
 
     python reshard_rank.py RANK WORLD_SIZE PORT OUT WORK
 
-WORK is a JSON object of a name for each: the model's directory, fields of LearnerConfig, and the name of what to load
-(null: it starts anew, and saves). Rank 0 writes the weights after all updates to OUT/<name>.safetensors.
+WORK is a JSON object of a name for each: the model's directory, fields of LearnerConfig (and `dtype`), and the name of
+what to load (null: it starts anew, and saves). Rank 0 writes the weights after all updates to OUT/<name>.safetensors.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def main() -> None:
     out = Path(sys.argv[4])
     device = join(rank=rank, world_size=world_size, address="127.0.0.1", port=port, cuda=False)
     for name, (path, changes, loaded) in json.loads(sys.argv[5]).items():
-        fields = {key: value for key, value in changes.items() if key != "lora"}
+        fields = {key: value for key, value in changes.items() if key not in ("lora", "dtype")}
         adapters = LoraConfig(**changes["lora"]) if "lora" in changes else None
-        model = ModelConfig(path=path, dtype="float32", lora=adapters)
+        model = ModelConfig(path=path, dtype=changes.get("dtype", "float32"), lora=adapters)
         learner, engine = start(model, LearnerConfig(num_ranks=world_size, **fields), device)
         if loaded is not None:
             assert learner.load(str(out / loaded / "policy")) == {"turn": SAVED}

@@ -69,9 +69,10 @@ def plain(request: pytest.FixtureRequest) -> Plain:
     made = Plain(request.param, [], [], [])
     for step, rows in enumerate(BATCHES):
         if step in (0, FRESH):
-            optimizer = torch.optim.AdamW(
-                model.parameters(), eps=ALGORITHM.adam_epsilon, weight_decay=ALGORITHM.weight_decay
-            )
+            exempt = [p for n, p in model.named_parameters() if "norm" in n or n.endswith("bias")]
+            decayed = [p for p in model.parameters() if all(p is not other for other in exempt)]
+            groups = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
+            optimizer = torch.optim.AdamW(groups, eps=ALGORITHM.adam_epsilon, weight_decay=ALGORITHM.weight_decay)
         logprobs = [
             model(torch.tensor([prompt + completion]))
             .logits[0, len(prompt) - 1 : -1]
@@ -83,7 +84,8 @@ def plain(request: pytest.FixtureRequest) -> Plain:
         loss.backward()
         made.losses.append(loss.item())
         made.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), ALGORITHM.max_grad_norm)))
-        optimizer.param_groups[0]["lr"] = ALGORITHM.learning_rate * (1 - step / len(BATCHES))
+        for group in optimizer.param_groups:
+            group["lr"] = ALGORITHM.learning_rate * (1 - step / len(BATCHES))
         optimizer.step()
         made.weights.append({n: p.detach().clone() for n, p in model.named_parameters(remove_duplicate=False)})
     assert min(made.norms) > ALGORITHM.max_grad_norm  # so that clipping is a part of what is compared

@@ -19,6 +19,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stage-2": {"zero_stage": 2},
     "stage-3": {},
     "stage-3-partitioned": {"param_persistence_threshold": 0, "tokens_per_micro_batch": 6},
+    "bfloat16-stage-1": {"zero_stage": 1, "dtype": "bfloat16"},
+    "bfloat16-stage-2": {"zero_stage": 2, "dtype": "bfloat16"},
+    "bfloat16-stage-3": {"dtype": "bfloat16"},
     "adapters-stage-3": {"lora": {"r": 2, "lora_alpha": 4}},
 }
 
@@ -46,7 +49,9 @@ def test_a_gang_of_another_size_goes_on(out: Path, name: str, saved: int, ranks:
     resumed = load_file(out / f"{name}-{saved}-to-{ranks}.safetensors")
     assert sorted(resumed) == sorted(whole)
     for weight in whole:
-        torch.testing.assert_close(resumed[weight], whole[weight], atol=1e-5, rtol=0, msg=weight)
+        # Sums of other halves round in other places: in bfloat16 one step of a weight (1/256) on the way.
+        rtol = 1 / 128 if name.startswith("bfloat16") else 0
+        torch.testing.assert_close(resumed[weight], whole[weight], atol=1e-5, rtol=rtol, msg=weight)
 
 
 def test_nothing_is_left_beside_the_checkpoint(out: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from workers.config import AlgorithmConfig, DistillConfig, LearnerConfig, LoraConfig, ModelConfig, Optimisation
-from workers.engines import hf_models, lora
+from workers.engines import hf_decay, hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import Target
 from workers.learner import Learner
@@ -61,7 +61,12 @@ class TorchEngine:
     def _fresh(self) -> torch.optim.AdamW:
         o = self._optimisation
         betas = (o.adam_beta1, o.adam_beta2)
-        return torch.optim.AdamW(self._trained(), lr=1.0, betas=betas, eps=o.adam_epsilon, weight_decay=o.weight_decay)
+        decayed = hf_decay.decayed(self.module)
+        groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                groups[name not in decayed]["params"].append(parameter)
+        return torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=o.adam_epsilon, weight_decay=o.weight_decay)
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [p for p in self.module.parameters() if p.requires_grad]

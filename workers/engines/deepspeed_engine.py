@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.zero import parameter_offload
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from workers.config import LearnerConfig, ModelConfig, Optimisation
-from workers.engines import hf_models, lora
+from workers.engines import hf_buffers, hf_decay, hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import OutputLayer, Target
 from workers.engines.hf_check import check_rows
@@ -110,9 +111,11 @@ class DeepSpeedEngine:
             deepspeed.utils.set_z3_leaf_modules(
                 self._module, hf_models.layer_classes(self._module), raise_if_not_found=False
             )
-        trained = [p for p in self._module.parameters() if p.requires_grad]
-        given = {"model_parameters": trained} if optimisation else {}
-        self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
+        given = {"model_parameters": _groups(self._module, optimisation)} if optimisation else {}
+        with redirect_stdout(io.StringIO()):  # it tells of its memory, step by step
+            self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
+        self._decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups] if optimisation else []
+        hf_buffers.recompute(self._module)
         self._stage = config.zero_stage
         self.apart = self._module.packing.apart
         check_rows(self._module, device, path=model.path, longest=config.tokens_per_micro_batch)
@@ -175,10 +178,12 @@ class DeepSpeedEngine:
         return float(total)
 
     def reset_optimizer(self) -> None:
-        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
-        for state in inner.state.values():
+        for state in self._states():
             for name, value in state.items():
-                state[name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
+                if isinstance(value, Tensor):
+                    value.zero_()  # in place: DeepSpeed has views of it, by which it saves and loads
+                else:
+                    state[name] = 0
 
     def reseed(self, seed: int) -> None:
         torch.manual_seed(seed + self.rank)
@@ -235,7 +240,23 @@ class DeepSpeedEngine:
         path, state = self._engine.load_checkpoint(str(directory), tag=tag, load_module_strict=not self._adapters)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/{tag}")
+        if self._decays:
+            self._disentangle()
         return cast("Mapping[str, Any]", state[STATE])
+
+    def _disentangle(self) -> None:
+        """Of a universal checkpoint DeepSpeed gives every group of parameters at stage 3 the settings of the first one,
+        and all of them one step counter, which each would advance."""
+        for group, decay in zip(self._engine.optimizer.param_groups, self._decays, strict=True):
+            group["weight_decay"] = decay
+        for state in self._states():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
+
+    def _states(self) -> Iterable[dict[str, Any]]:
+        """Of torch's optimiser, which DeepSpeed's own is wrapped around."""
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        return cast("Iterable[dict[str, Any]]", inner.state.values())
 
     @contextmanager
     def _resharded(self, directory: Path) -> Iterator[Path]:
@@ -267,6 +288,13 @@ class DeepSpeedEngine:
             shutil.rmtree(whole)
             (whole.parent / "latest_universal").unlink(missing_ok=True)
 
+    def free(self) -> None:
+        """Give back the memory it holds; the process group stays, for the next engine. All ranks do so together."""
+        self._engine.destroy()  # its hooks, which hold the modules
+        modules = parameter_offload.FWD_MODULE_STACK  # and those that ZeRO-3 has begun with stay in here
+        modules[:] = [module for module in modules if module is not self._module]
+        del self._engine, self._module, self._adapters
+
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -283,18 +311,37 @@ def _by_layer(named: Sequence[tuple[str, nn.Parameter]]) -> list[list[tuple[str,
     return list(groups.values())
 
 
+def _groups(module: nn.Module, optimisation: Optimisation) -> list[dict[str, Any]]:
+    """The trained parameters, those that weight decay is for and those that it is not. Without it: all in one."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not optimisation.weight_decay:
+        return [{"params": list(trained.values())}]
+    decayed = hf_decay.decayed(module)
+    groups = (
+        {"params": [p for n, p in trained.items() if n in decayed], "weight_decay": optimisation.weight_decay},
+        {"params": [p for n, p in trained.items() if n not in decayed], "weight_decay": 0.0},
+    )
+    return [group for group in groups if group["params"]]
+
+
 def _settings(model: ModelConfig, config: LearnerConfig, optimisation: Optimisation | None) -> dict[str, Any]:
     """DeepSpeed's own configuration."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    mixed = model.dtype == "bfloat16"
+    # DeepSpeed's stage 0 adds up bfloat16 gradients in bfloat16, and starts AdamW with a dummy update that decays.
+    # Its stage 1 computes the right update, each rank a share of it.
+    zero: dict[str, Any] = {"stage": max(1, config.zero_stage) if mixed else config.zero_stage}
     if config.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = config.param_persistence_threshold
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # boundaries are set by hand: micro-batches differ in number
         "zero_optimization": zero,
-        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "bf16": {"enabled": mixed},
         "steps_per_print": 2**31,
     }
+    if mixed:  # gradients of bfloat16 weights are added up in float32, over micro-batches as over ranks
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"
     if optimisation is None:
         return settings
     if config.offload_optimizer:
