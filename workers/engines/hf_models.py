@@ -1,4 +1,4 @@
-"""Models, schedules and Hugging Face directories: transformers, but for the text, which is in hf_text.py.
+"""Models and schedules: transformers, but for the text (hf_text.py) and for names and directories (hf_files.py).
 
 What of transformers is slow to import (models, tokenizers) is asked for by attribute, where it is used: a driver wants
 the names of the workers' methods alone, and starts two seconds earlier.
@@ -6,27 +6,20 @@ the names of the workers' methods alone, and starts two seconds earlier.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 import transformers
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast, dynamic_module_utils
-from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from workers.config import LoraConfig, ModelConfig
+from workers.config import LoraConfig
 from workers.engines import lora as adapters
 from workers.engines.attention import packed_attention
-from workers.engines.divergence import OutputLayer
 from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
 from workers.needs import Head
 
@@ -34,7 +27,6 @@ dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along 
 disable_progress_bar()  # of loading and writing files: the run has its own
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SCORE = "score.weight"  # of a reward model, beside its decoder
 Module: TypeAlias = TokenLogprobs | TokenValues | TokenScores
 
 
@@ -182,48 +174,6 @@ def _sharded_loading(deepspeed: Mapping[str, Any]) -> Any:
     return HfDeepSpeedConfig(dict(deepspeed))
 
 
-def load_output_layer(model: ModelConfig) -> OutputLayer:
-    """What turns the last hidden states of `model` into logits, read from its files and nothing else of it."""
-    assert model.path is not None
-    with torch.device("meta"):
-        empty: Any = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(model.path))
-    head = empty.get_output_embeddings()
-    named = dict(empty.named_parameters(remove_duplicate=False))
-    weight = {name for name, p in named.items() if p is head.weight}  # more than one name: tied to the embeddings
-    bias = {name for name, p in named.items() if p is getattr(head, "bias", None)}
-    found = _stored(model.path, weight | bias)
-    if not weight & found.keys():
-        raise ModelError(
-            f"{model.path}: no {' or '.join(sorted(weight))} in its *.safetensors files; save the model with "
-            "save_pretrained, which writes safetensors"
-        )
-    dtype = DTYPES[model.dtype]
-    weights, biases = ([found[name].to(dtype) for name in sorted(names & found.keys())] for names in (weight, bias))
-    return OutputLayer(weight=weights[0], bias=biases[0] if biases else None)
-
-
-def _stored(path: str, names: Collection[str]) -> dict[str, Tensor]:
-    """Those of the tensors `names` that the safetensors files of the model at `path` hold; of a hub model nothing but
-    the files they are in is fetched."""
-    index = _file(path, "model.safetensors.index.json")
-    places: dict[str, str] = {}
-    if index is not None:
-        places = json.loads(index.read_text())["weight_map"]
-    files = {places[name] for name in names if name in places} if places else {"model.safetensors"}
-    found: dict[str, Tensor] = {}
-    for file in filter(None, (_file(path, name) for name in sorted(files))):
-        with cast(Any, safe_open)(file, framework="pt") as opened:
-            stored = set(opened.keys())
-            found |= {name: opened.get_tensor(name) for name in names if name in stored}
-    return found
-
-
-def _file(path: str, name: str) -> Path | None:
-    """A file of the model at `path`, a directory or a hub id; None: it has none of this name."""
-    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
 def enable_checkpointing(module: Module) -> None:
     """Recompute activations in the backward pass instead of keeping them."""
     cast(Any, module.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -232,27 +182,6 @@ def enable_checkpointing(module: Module) -> None:
 def layer_classes(module: Module) -> list[str]:
     """Names of the classes that a model's decoder layers are of."""
     return sorted(cast(Any, module.model)._no_split_modules or ())
-
-
-def weight_names(module: Module) -> dict[str, nn.Parameter]:
-    """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
-    tied head keeps its old one. With adapters: the base's, and of a reward model the score layer that is trained."""
-    return adapters.base_names(_named(module).named_parameters(remove_duplicate=False))
-
-
-def adapters_of(module: Module) -> dict[str, adapters.Adapter]:
-    """Every adapter under the Hugging Face name of the layer it is in."""
-    return adapters.adapters(_named(module))
-
-
-def trained_whole(module: Module) -> dict[str, nn.Parameter]:
-    """What of a model with adapters is published as it is, and is no part of the base: a reward model's score layer."""
-    return {name: p for name, p in weight_names(module).items() if p.requires_grad}
-
-
-def _named(module: Module) -> nn.Module:
-    """What in `module` has the names of a Hugging Face model: a reward model is one itself."""
-    return module if isinstance(module, TokenScores) else module.model
 
 
 def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
@@ -272,60 +201,6 @@ def max_positions(path: str) -> int | None:
     """The longest sequence the model was built for; None when its config does not say."""
     limit = getattr(transformers.AutoConfig.from_pretrained(path), "max_position_embeddings", None)
     return int(limit) if limit else None
-
-
-# ------------------------------------------------------------------------------------------------ directories
-
-
-def export(
-    source: str,
-    described: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
-    weights: Iterable[tuple[str, Tensor]],
-    target: Path,
-    *,
-    shard_bytes: int = 5 * 10**9,
-) -> None:
-    """Write a Hugging Face directory: `weights` in shards of up to `shard_bytes`, each written as soon as it is
-    complete, and all else (config, tokenizer, chat template, generation config) from the directory `source`."""
-    target.mkdir(parents=True, exist_ok=True)
-    config = transformers.AutoConfig.from_pretrained(source)
-    tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()  # stored once
-    split = split_torch_state_dict_into_shards(
-        {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in described if name not in tied},
-        max_shard_size=shard_bytes,
-    )
-    shards: dict[str, dict[str, Tensor]] = {filename: {} for filename in split.filename_to_tensors}
-    for name, tensor in weights:
-        if name in tied:
-            continue
-        filename = split.tensor_to_filename[name]
-        shard = shards[filename]
-        shard[name] = tensor.detach().cpu().contiguous().clone()
-        if len(shard) == len(split.filename_to_tensors[filename]):
-            save_file(shard, target / filename, metadata={"format": "pt"})
-            shard.clear()
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    config.dtype = described[0][1]
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
-    scores = any(name == SCORE for name, _, _ in described)
-    if scores:
-        _as_scorer(config, tokenizer, padding_token(source))
-    config.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    if not scores and (Path(source) / "generation_config.json").exists():
-        shutil.copy(Path(source) / "generation_config.json", target)
-
-
-def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:
-    """Make this the config of a reward model: AutoModelForSequenceClassification finds its class, its one label, and
-    the padding token that it needs for more than one text at a time, if there is one."""
-    config.architectures = [transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
-    config.num_labels = 1
-    if pad >= 0:  # else it was a reward model without one, and stays so
-        config.pad_token_id = pad
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
