@@ -15,9 +15,9 @@ SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,  # the smallest that vLLM's attention for CPUs has
     "max_position_embeddings": 128,
     "initializer_range": 0.2,  # large, so that a wrong weight is seen in the log-probabilities
     "tie_word_embeddings": False,
@@ -26,17 +26,17 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1}
 LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
 MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 8}
-GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128, "initializer_range": 0.2}
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": SHAPE | {"tie_word_embeddings": True},
     "qwen3": SHAPE,
     "llama": SHAPE,
     "mistral": SHAPE,
     "phi3": SHAPE,
-    "gemma2": SHAPE | {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},
-    "gemma3_text": SHAPE | {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},
+    "gemma2": SHAPE | {"tie_word_embeddings": True, "query_pre_attn_scalar": 32},
+    "gemma3_text": SHAPE | {"tie_word_embeddings": True, "query_pre_attn_scalar": 32},
     "gemma4_text": SHAPE
-    | {"tie_word_embeddings": True, "global_head_dim": 16, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+    | {"tie_word_embeddings": True, "global_head_dim": 32, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
     "granite": SHAPE | {"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "olmo2": SHAPE,
     "olmo3": SHAPE,
@@ -59,11 +59,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v2": SHAPE
     | ROUTED
     | LATENT
-    | {"n_shared_experts": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+    | {"n_shared_experts": 1, "first_k_dense_replace": 1, "num_key_value_heads": 2, "head_dim": 16},
     "deepseek_v3": SHAPE
     | ROUTED
     | LATENT
-    | {"n_shared_experts": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+    | {"n_shared_experts": 1, "first_k_dense_replace": 1, "num_key_value_heads": 2, "head_dim": 16},
     "gpt_oss": SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "granitemoe": SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 2.0},
     "phimoe": SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2},

@@ -235,6 +235,8 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         self._segment = Segment(init_info.path)
 
     def start_weight_update(self) -> None:
+        if not os.environ.get("NOFIX"):
+            _forget_experts_kernels(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
@@ -244,7 +246,11 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         entries = [Entry(name=n, dtype=d, shape=tuple(s), offset=o) for n, d, s, o in columns]
         # Cloned: layer-wise reload may keep what it is given until the layer is complete, and the segment is rewritten.
         model: Any = self.model
-        model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
+        expected = {name for name, _ in model.named_parameters()}
+        taken = model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
+        import sys
+
+        print("MISSING", type(taken), None if taken is None else sorted(expected - taken), file=sys.stderr, flush=True)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -254,6 +260,16 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
 
     def shutdown(self) -> None:
         self._segment = None
+
+
+def _forget_experts_kernels(model: Any) -> None:
+    """Have a mixture's experts packed anew when their weights arrive. vLLM packs them for the CPU's kernel when it sets
+    the kernel up, and takes a kernel that is there for a sign that only storage has to be filled: it would be filled
+    with weights as they are in a file, which the kernel would read as packed ones."""
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 class Registration:
