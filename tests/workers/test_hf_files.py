@@ -178,6 +178,9 @@ def test_a_reward_model_scores_alike_after_reload(family: Path, tmp_path: Path) 
         want = score(model.get_decoder().eval()(TEXT).last_hidden_state[:, -1])
     out = exported(family, TokenScores(model.get_decoder(), score), tmp_path / "out")
     assert torch.allclose(logits(reloaded(out, AutoModelForSequenceClassification)), want, atol=1e-6)
+    if hasattr(model, "_supports_attention_backend") and model._supports_attention_backend:
+        again = hf_models.load_scorer(str(out), "float32")  # as the reward of another run reads it
+        assert keys(exported(out, again, tmp_path / "again")) == keys(out)
 
 
 def test_a_family_without_reward_models_is_refused(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def load_critic(
     whole, also with adapters."""
     if is_scorer(path):
         scorer = _load_scorer(path, dtype, deepspeed, lora)
-        return TokenValues(scorer.model, scorer.config.hidden_size, DTYPES[dtype], head=scorer.score)
+        return TokenValues(scorer.get_decoder(), scorer.config.hidden_size, DTYPES[dtype], head=scorer.score)
     model = _load(path, dtype, deepspeed, lora)
     return TokenValues(model.get_decoder(), model.config.hidden_size, DTYPES[dtype])
 
@@ -94,7 +94,7 @@ def load_scorer(
     adapters."""
     if is_scorer(path):
         model = _load_scorer(path, dtype, deepspeed, lora)
-        return TokenScores(model.model, model.score)
+        return TokenScores(model.get_decoder(), model.score)
     model = _load(path, dtype, deepspeed, lora)
     score = nn.Linear(model.config.hidden_size, 1, bias=False, dtype=DTYPES[dtype])
     spread = float(getattr(model.config, "initializer_range", 0.02))
@@ -144,10 +144,10 @@ def _load_scorer(path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lor
         path, dtype=DTYPES[dtype], attn_implementation=_attention()
     )
     del sharding
-    if not (hasattr(model, "model") and isinstance(getattr(model, "score", None), nn.Linear)):
+    if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(f"{path}: a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama")
     if lora is not None:
-        adapters.attach(model.model, lora)
+        adapters.attach(model.get_decoder(), lora)
     return model
 
 
