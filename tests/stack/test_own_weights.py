@@ -17,7 +17,7 @@ pytestmark = pytest.mark.stack
 
 def run(directory: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own: there is one engine in a process, for life."""
-    paths = os.pathsep.join(map(str, (HERE.parents[1], HERE.parent / "workers", HERE.parent)))
+    paths = os.pathsep.join(map(str, (HERE.parents[1], HERE.parent)))
     command = [sys.executable, str(HERE / "own_weights.py"), str(directory)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False)
 
