@@ -17,7 +17,7 @@ from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.baseline import mean_log_ratio
 from workers.config import AlgorithmConfig, DistillConfig, DpoConfig, LearnerConfig, ModelConfig, PpoConfig
-from workers.engines import hf_models, hf_text
+from workers.engines import hf_files, hf_models, hf_text
 from workers.engines.base import TrainingEngine
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.needs import Head
@@ -70,7 +70,7 @@ def join(
     if teacher is not None:
         hf_text.require_same_tokenizer(model, teacher)
     if teacher is not None and isinstance(algorithm, DistillConfig) and algorithm.objective == "divergence":
-        layer, beta = hf_models.load_output_layer(teacher), algorithm.beta
+        layer, beta = hf_files.load_output_layer(teacher), algorithm.beta
     device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
     engine = deepspeed_engine.DeepSpeedEngine(
         model, config, algorithm, head=head, device=device, seed=seed, reference_layer=layer, beta=beta
@@ -370,7 +370,7 @@ class Learner:
         if self._model.lora is not None:
             self._write_adapter(Path(directory) / "adapter")
         if self._engine.rank == 0:
-            hf_models.export(self._model.path, self._engine.describe_weights(), self._engine.weights(), Path(directory))
+            hf_files.export(self._model.path, self._engine.describe_weights(), self._engine.weights(), Path(directory))
         else:
             for _ in self._engine.weights():
                 pass

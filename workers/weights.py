@@ -13,11 +13,12 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes
@@ -134,6 +135,15 @@ def checksum(tensor: Tensor) -> int:
 
 def _bytes_of(number: int) -> Tensor:
     return torch.tensor(list(number.to_bytes(CHECKSUM_BYTES, "little")), dtype=torch.uint8)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, noted: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that whoever may read the files beside it may read too: the library's own are the
+    owner's alone."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file, metadata={"format": "pt", **(noted or {})})
+    file.chmod(mode)
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
 
 from tests.families.rows import alone, asked, packed, rows_of
@@ -87,7 +88,7 @@ def compared(
 
 
 def plain_model(directory: Path, dtype: str) -> Any:
-    auto = hf_models._auto_class(str(directory))
+    auto = hf_models.auto_class(transformers.AutoConfig.from_pretrained(directory))
     return auto.from_pretrained(directory, dtype=DTYPES[dtype], attn_implementation="eager").eval()
 
 

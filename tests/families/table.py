@@ -68,7 +68,10 @@ def page(found: dict[str, dict[str, Any]], minutes: float) -> str:
             date=datetime.now(UTC).date(), minutes=minutes, total=len(found), **{**counts, "unbuilt": counts["-"]}
         )
     ]
-    lines += ["| model type | rows | float32 | bfloat16 | ZeRO 0-3 | LoRA, merged | export |", "|---|---|--:|--:|--:|--:|--:|"]
+    lines += [
+        "| model type | rows | float32 | bfloat16 | ZeRO 0-3 | LoRA, merged | export |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
     for name, row in sorted(found.items()):
         if row["rows"] in ("packed", "apart"):
             figures = [row.get(column, "") for column in COLUMNS]

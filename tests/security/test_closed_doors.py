@@ -21,7 +21,7 @@ from orchestrator.cluster.ray_start import FLOORS, check_versions, refuse_open
 from orchestrator.errors import BadInput, ClusterError, redact
 from orchestrator.run.directory import RunDirectory
 from workers.config import ModelConfig
-from workers.engines import hf_models, hf_text
+from workers.engines import hf_files, hf_models, hf_text
 
 # ------------------------------------------------------------------------------------------------ S1: open clusters
 
@@ -136,7 +136,7 @@ USES: dict[str, Callable[[str], object]] = {
     "reward model": lambda path: hf_models.load_scorer(path, "float32"),
     "kind": hf_models.is_scorer,
     "tokenizer": lambda path: hf_text.TextCodec(ModelConfig(path=path)),
-    "output layer": lambda path: hf_models.load_output_layer(ModelConfig(path=path)),
+    "output layer": lambda path: hf_files.load_output_layer(ModelConfig(path=path)),
 }
 
 

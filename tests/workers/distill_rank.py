@@ -49,10 +49,10 @@ def teach(teacher: str, rank: int, world_size: int, port: int, out: Path) -> Non
 def learn(
     student: str, teacher: str, rank: int, world_size: int, port: int, out: Path, settings: dict[str, dict[str, int]]
 ) -> None:
-    from workers.engines import deepspeed_engine, hf_models
+    from workers.engines import deepspeed_engine, hf_files
 
     device = deepspeed_engine.join(rank=rank, world_size=world_size, address="127.0.0.1", port=port, cuda=False)
-    layer = hf_models.load_output_layer(ModelConfig(path=teacher, dtype="float32"))
+    layer = hf_files.load_output_layer(ModelConfig(path=teacher, dtype="float32"))
     model = ModelConfig(path=student, dtype="float32")
     for name, changes in settings.items():
         config = LearnerConfig(num_ranks=world_size, logprob_chunk_tokens=4, **changes)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from workers.engines.attention import layout_of
-from workers.engines.hf_models import enable_checkpointing, load_policy, weight_names
+from workers.engines.hf_files import weight_names
+from workers.engines.hf_models import enable_checkpointing, load_policy
 from workers.packing import Packed, pack
 from workers.types import Ragged
 

@@ -14,12 +14,8 @@ from torch_engine import TorchEngine, learner_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workers.config import ModelConfig, ReferenceConfig
-from workers.engines.hf_models import (
-    ModelError,
-    character_tokenizer,
-    create_model,
-    load_output_layer,
-)
+from workers.engines.hf_files import load_output_layer
+from workers.engines.hf_models import ModelError, character_tokenizer, create_model
 from workers.engines.hf_text import require_same_tokenizer
 from workers.learner import Learner
 from workers.reference import Reference

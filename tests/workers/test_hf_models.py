@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workers.engines.hf_models import (
-    ModelError,
-    character_tokenizer,
-    create_model,
-    export,
-    load_policy,
-    schedule,
-    weight_names,
-)
+from workers.engines.hf_files import export, weight_names
+from workers.engines.hf_models import ModelError, character_tokenizer, create_model, load_policy, schedule
 
 # ------------------------------------------------------------------------------------------------ schedule
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from workers.config import AlgorithmConfig, DistillConfig, LearnerConfig, LoraConfig, ModelConfig, Optimisation
-from workers.engines import hf_decay, hf_models, lora
+from workers.engines import hf_decay, hf_files, hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import Target
 from workers.learner import Learner
@@ -43,11 +43,11 @@ class TorchEngine:
         teacher: Path | None = None,
         adapters: LoraConfig | None = None,
     ) -> None:
-        self._layer = teacher and hf_models.load_output_layer(ModelConfig(path=str(teacher), dtype="float32"))
+        self._layer = teacher and hf_files.load_output_layer(ModelConfig(path=str(teacher), dtype="float32"))
         self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
         self.module: Any = hf_models.load(str(path), "float32", head=head, chunk=64, seed=draw, lora=adapters)
         self.apart = self.module.packing.apart
-        self.adapters = hf_models.adapters_of(self.module)
+        self.adapters = hf_files.adapters_of(self.module)
         self.optimizer = self._fresh()
         self.gradients: list[Tensor] = []
         self.learning_rates: list[float] = []
@@ -124,17 +124,17 @@ class TorchEngine:
         torch.manual_seed(seed + self.rank)
 
     def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        return [(name, p.dtype, tuple(p.shape)) for name, p in self.weights()]
+        return hf_files.describe(self.module)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, p in hf_models.weight_names(self.module).items():
-            adapter = self.adapters.get(name.removesuffix(".weight"))
-            yield name, adapter.merged(p.detach()) if adapter else p.detach()
+        for layer in hf_files.by_layer(hf_files.weight_names(self.module)):
+            adapters = {n: a for n in layer if (a := self.adapters.get(n.removesuffix(".weight")))}
+            yield from hf_files.as_stored(self.module, lora.merged(layer, adapters)).items()
 
     def adapter(self) -> Iterator[tuple[str, Tensor]]:
         for module, adapter in self.adapters.items():
             yield from zip(lora.tensor_names(module), (adapter.down.detach(), adapter.up.detach()), strict=True)
-        for name, parameter in hf_models.trained_whole(self.module).items() if self.adapters else ():
+        for name, parameter in hf_files.trained_whole(self.module).items() if self.adapters else ():
             yield lora.whole_name(name), parameter.detach()
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None:

@@ -166,9 +166,9 @@ def whole(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 
 def base_of(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     """The weights under the adapters."""
-    from workers.engines import hf_models
+    from workers.engines import hf_files
 
-    named = hf_models.weight_names(engine._module)
+    named = hf_files.weight_names(engine._module)
     with engine._gathered(list(named.values())):
         return {name: weight.detach().clone() for name, weight in named.items()}
 

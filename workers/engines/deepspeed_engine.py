@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from workers.config import LearnerConfig, ModelConfig, Optimisation
-from workers.engines import hf_buffers, hf_decay, hf_models, lora
+from workers.engines import hf_buffers, hf_decay, hf_files, hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import OutputLayer, Target
 from workers.engines.hf_check import check_rows
@@ -103,7 +103,7 @@ class DeepSpeedEngine:
             deepspeed=settings if config.zero_stage == 3 else None,
             lora=model.lora,
         )
-        self._adapters = hf_models.adapters_of(self._module)
+        self._adapters = hf_files.adapters_of(self._module)
         if config.gradient_checkpointing:
             hf_models.enable_checkpointing(self._module)
         if config.zero_stage == 3:
@@ -191,30 +191,28 @@ class DeepSpeedEngine:
     # -------------------------------------------------------------------------------------------- weights
 
     def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        named = hf_models.weight_names(self._module)
-        return [(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in named.items()]
+        return hf_files.describe(self._module)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        for group in _by_layer(list(hf_models.weight_names(self._module).items())):
-            adapters = {n: a for n, _ in group if (a := self._adapters.get(n.removesuffix(".weight")))}
-            with self._gathered([*(p for _, p in group), *(p for a in adapters.values() for p in (a.down, a.up))]):
-                for name, parameter in group:
-                    adapter = adapters.get(name)
-                    yield name, adapter.merged(parameter) if adapter else parameter.detach()
+        for layer in hf_files.by_layer(hf_files.weight_names(self._module)):
+            adapters = {n: a for n in layer if (a := self._adapters.get(n.removesuffix(".weight")))}
+            with self._gathered([*layer.values(), *(p for a in adapters.values() for p in (a.down, a.up))]):
+                yield from hf_files.as_stored(self._module, lora.merged(layer, adapters)).items()
 
     def adapter(self) -> Iterator[tuple[str, Tensor]]:
         for module, adapter in self._adapters.items():
             pair = (adapter.down, adapter.up)
             with self._gathered(pair):
                 yield from zip(lora.tensor_names(module), (p.detach() for p in pair), strict=True)
-        for name, parameter in hf_models.trained_whole(self._module).items() if self._adapters else ():
+        for name, parameter in hf_files.trained_whole(self._module).items() if self._adapters else ():
             with self._gathered([parameter]):
                 yield lora.whole_name(name), parameter.detach()
 
     @contextmanager
-    def _gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    def _gathered(self, weights: Sequence[Tensor]) -> Iterator[None]:
         """Under ZeRO-3 they are whole within it; all ranks enter it together."""
-        unique = list({id(p): p for p in parameters}.values())  # tied weights come twice
+        # Tied weights come twice, and buffers are whole on every rank.
+        unique = list({id(p): p for p in weights if isinstance(p, nn.Parameter)}.values())
         with deepspeed.zero.GatheredParameters(unique, enabled=self._stage == 3), torch.no_grad():
             yield
 
@@ -298,17 +296,6 @@ class DeepSpeedEngine:
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _by_layer(named: Sequence[tuple[str, nn.Parameter]]) -> list[list[tuple[str, nn.Parameter]]]:
-    """Neighbouring weights of one decoder layer together, so that one layer at a time is whole in memory."""
-    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in named:
-        parts = name.split(".")
-        layer = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        key = name if layer is None else ".".join(parts[: layer + 1])
-        groups.setdefault(key, []).append((name, parameter))
-    return list(groups.values())
 
 
 def _groups(module: nn.Module, optimisation: Optimisation) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Models, schedules and Hugging Face directories: transformers, but for the text, which is in hf_text.py.
+"""Models and schedules: transformers, but for the text (hf_text.py) and for names and directories (hf_files.py).
 
 What of transformers is slow to import (models, tokenizers) is asked for by attribute, where it is used: a driver wants
 the names of the workers' methods alone, and starts two seconds earlier.
@@ -6,29 +6,22 @@ the names of the workers' methods alone, and starts two seconds earlier.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 import transformers
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from workers.config import LoraConfig, ModelConfig
+from workers.config import LoraConfig
 from workers.engines import hf_logits, hf_packing
 from workers.engines import lora as adapters
 from workers.engines.attention import AttentionError
-from workers.engines.divergence import OutputLayer
 from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues, decoder_of
 from workers.engines.layout import Packing
 from workers.engines.logits import LogitTransform
@@ -39,7 +32,6 @@ dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along 
 disable_progress_bar()  # of loading and writing files: the run has its own
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SCORE = "score.weight"  # of a reward model, beside its decoder
 Module: TypeAlias = TokenLogprobs | TokenValues | TokenScores
 
 
@@ -79,7 +71,7 @@ def load_policy(
     whole model.
     """
     model, packing = _load(path, dtype, deepspeed, lora)
-    return TokenLogprobs(model, chunk, _logit_transform(path, model), packing)
+    return TokenLogprobs(model, chunk, logit_transform(path, model), packing)
 
 
 def load_critic(
@@ -90,7 +82,9 @@ def load_critic(
     whole, also with adapters."""
     if is_scorer(path):
         scorer, packing = _load_scorer(path, dtype, deepspeed, lora)
-        return TokenValues(scorer.model, scorer.score.in_features, DTYPES[dtype], head=scorer.score, packing=packing)
+        return TokenValues(
+            decoder_of(scorer), scorer.score.in_features, DTYPES[dtype], head=scorer.score, packing=packing
+        )
     model, packing = _load(path, dtype, deepspeed, lora)
     return TokenValues(decoder_of(model), _hidden_size(model), DTYPES[dtype], packing=packing)
 
@@ -108,7 +102,7 @@ def load_scorer(
     adapters."""
     if is_scorer(path):
         model, packing = _load_scorer(path, dtype, deepspeed, lora)
-        return TokenScores(model.model, model.score, packing)
+        return TokenScores(decoder_of(model), model.score, packing)
     model, packing = _load(path, dtype, deepspeed, lora)
     score = nn.Linear(_hidden_size(model), 1, bias=False, dtype=DTYPES[dtype])
     spread = float(getattr(model.config, "initializer_range", 0.02))
@@ -150,33 +144,34 @@ def _load_scorer(
     if labels != 1:
         raise ModelError(f"{path}: a reward model answers one number, this one has {labels} labels; use one with one")
     model, packing = _from_pretrained(transformers.AutoModelForSequenceClassification, path, dtype, deepspeed)
-    if not (hasattr(model, "model") and isinstance(getattr(model, "score", None), nn.Linear)):
+    if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(f"{path}: a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama")
     if lora is not None:
-        adapters.attach(model.model, lora)
+        adapters.attach(decoder_of(model), lora)
     return model, packing
 
 
 def _load(
     path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None = None
 ) -> tuple[Any, Packing]:
-    model, packing = _from_pretrained(_auto_class(path), path, dtype, deepspeed)
+    model, packing = _from_pretrained(auto_class(transformers.AutoConfig.from_pretrained(path)), path, dtype, deepspeed)
     _freeze_all_but_text(model)
     if lora is not None:
         adapters.attach(model, lora)
     return model, packing
 
 
-def _auto_class(path: str) -> Any:
-    """What loads the model at `path`: a vision-language model is used for its text."""
-    config = transformers.AutoConfig.from_pretrained(path)
+def auto_class(config: Any) -> Any:
+    """What loads a language model of this config: a vision-language model is used for its text.
+
+    Raises:
+        ModelError: there is no causal language model of its type.
+    """
     if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM
     if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return transformers.AutoModelForImageTextToText
-    raise ModelError(
-        f"{path}: transformers has no causal language model of type {config.model_type}; give a decoder-only one"
-    )
+    raise ModelError(f"transformers has no causal language model of type {config.model_type}; give a decoder-only one")
 
 
 def _from_pretrained(auto: Any, path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> tuple[Any, Packing]:
@@ -228,7 +223,8 @@ def _freeze_all_but_text(model: Any) -> None:
             p.requires_grad_(False)
 
 
-def _logit_transform(path: str, model: Any) -> LogitTransform:
+def logit_transform(path: str, model: Any) -> LogitTransform:
+    """What the model at `path` does to its logits. Raises ModelError where that is of no known form."""
     try:
         return hf_logits.logit_transform(model)
     except hf_logits.Unrecognised as error:
@@ -246,49 +242,6 @@ def _sharded_loading(deepspeed: Mapping[str, Any]) -> Any:
     return HfDeepSpeedConfig(dict(deepspeed))
 
 
-def load_output_layer(model: ModelConfig) -> OutputLayer:
-    """What turns the last hidden states of `model` into logits, read from its files and nothing else of it."""
-    assert model.path is not None
-    with torch.device("meta"):
-        empty: Any = _auto_class(model.path).from_config(transformers.AutoConfig.from_pretrained(model.path))
-    head = empty.get_output_embeddings()
-    transform = _logit_transform(model.path, empty)
-    named = dict(empty.named_parameters(remove_duplicate=False))
-    weight = {name for name, p in named.items() if p is head.weight}  # more than one name: tied to the embeddings
-    bias = {name for name, p in named.items() if p is getattr(head, "bias", None)}
-    found = _stored(model.path, weight | bias)
-    if not weight & found.keys():
-        raise ModelError(
-            f"{model.path}: no {' or '.join(sorted(weight))} in its *.safetensors files; save the model with "
-            "save_pretrained, which writes safetensors"
-        )
-    dtype = DTYPES[model.dtype]
-    weights, biases = ([found[name].to(dtype) for name in sorted(names & found.keys())] for names in (weight, bias))
-    return OutputLayer(weight=weights[0], bias=biases[0] if biases else None, transform=transform)
-
-
-def _stored(path: str, names: Collection[str]) -> dict[str, Tensor]:
-    """Those of the tensors `names` that the safetensors files of the model at `path` hold; of a hub model nothing but
-    the files they are in is fetched."""
-    index = _file(path, "model.safetensors.index.json")
-    places: dict[str, str] = {}
-    if index is not None:
-        places = json.loads(index.read_text())["weight_map"]
-    files = {places[name] for name in names if name in places} if places else {"model.safetensors"}
-    found: dict[str, Tensor] = {}
-    for file in filter(None, (_file(path, name) for name in sorted(files))):
-        with cast(Any, safe_open)(file, framework="pt") as opened:
-            stored = set(opened.keys())
-            found |= {name: opened.get_tensor(name) for name in names if name in stored}
-    return found
-
-
-def _file(path: str, name: str) -> Path | None:
-    """A file of the model at `path`, a directory or a hub id; None: it has none of this name."""
-    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
 def enable_checkpointing(module: Module) -> None:
     """Recompute activations in the backward pass instead of keeping them."""
     cast(Any, module.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -297,27 +250,6 @@ def enable_checkpointing(module: Module) -> None:
 def layer_classes(module: Module) -> list[str]:
     """Names of the classes that a model's decoder layers are of."""
     return sorted(cast(Any, module.model)._no_split_modules or ())
-
-
-def weight_names(module: Module) -> dict[str, nn.Parameter]:
-    """Every weight under its Hugging Face name, tied ones (`lm_head.weight`) included: an engine that is not sent the
-    tied head keeps its old one. With adapters: the base's, and of a reward model the score layer that is trained."""
-    return adapters.base_names(_named(module).named_parameters(remove_duplicate=False))
-
-
-def adapters_of(module: Module) -> dict[str, adapters.Adapter]:
-    """Every adapter under the Hugging Face name of the layer it is in."""
-    return adapters.adapters(_named(module))
-
-
-def trained_whole(module: Module) -> dict[str, nn.Parameter]:
-    """What of a model with adapters is published as it is, and is no part of the base: a reward model's score layer."""
-    return {name: p for name, p in weight_names(module).items() if p.requires_grad}
-
-
-def _named(module: Module) -> nn.Module:
-    """What in `module` has the names of a Hugging Face model: a reward model is one itself."""
-    return module if isinstance(module, TokenScores) else module.model
 
 
 def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
@@ -336,60 +268,6 @@ def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
 def max_positions(path: str) -> int | None:
     """The longest sequence the model was built for; None when its config does not say."""
     return positions_of(transformers.AutoConfig.from_pretrained(path).to_dict())
-
-
-# ------------------------------------------------------------------------------------------------ directories
-
-
-def export(
-    source: str,
-    described: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
-    weights: Iterable[tuple[str, Tensor]],
-    target: Path,
-    *,
-    shard_bytes: int = 5 * 10**9,
-) -> None:
-    """Write a Hugging Face directory: `weights` in shards of up to `shard_bytes`, each written as soon as it is
-    complete, and all else (config, tokenizer, chat template, generation config) from the directory `source`."""
-    target.mkdir(parents=True, exist_ok=True)
-    config = transformers.AutoConfig.from_pretrained(source)
-    tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()  # stored once
-    split = split_torch_state_dict_into_shards(
-        {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in described if name not in tied},
-        max_shard_size=shard_bytes,
-    )
-    shards: dict[str, dict[str, Tensor]] = {filename: {} for filename in split.filename_to_tensors}
-    for name, tensor in weights:
-        if name in tied:
-            continue
-        filename = split.tensor_to_filename[name]
-        shard = shards[filename]
-        shard[name] = tensor.detach().cpu().contiguous().clone()
-        if len(shard) == len(split.filename_to_tensors[filename]):
-            save_file(shard, target / filename, metadata={"format": "pt"})
-            shard.clear()
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    config.dtype = described[0][1]
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
-    scores = any(name == SCORE for name, _, _ in described)
-    if scores:
-        _as_scorer(config, tokenizer, padding_token(source))
-    config.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    if not scores and (Path(source) / "generation_config.json").exists():
-        shutil.copy(Path(source) / "generation_config.json", target)
-
-
-def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:
-    """Make this the config of a reward model: AutoModelForSequenceClassification finds its class, its one label, and
-    the padding token that it needs for more than one text at a time, if there is one."""
-    config.architectures = [transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
-    config.num_labels = 1
-    if pad >= 0:  # else it was a reward model without one, and stays so
-        config.pad_token_id = pad
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:

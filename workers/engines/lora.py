@@ -13,16 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workers.config import LoraConfig
-from workers.weights import checksum
+from workers.weights import checksum, save_tensors
 
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 NAME = "default"  # peft's name of a model's only adapter
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 
@@ -33,16 +33,18 @@ class LoraError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What one linear layer learns: `down` is A [r, in], `up` is B [out, r]."""
+    """What one linear layer learns: `down` is A [r, in], `up` is B [out, r]. `transposed`: the layer's weight is
+    [in, out], as GPT-2's are."""
 
     down: nn.Parameter
     up: nn.Parameter
     scaling: float
+    transposed: bool = False
 
     def merged(self, weight: Tensor) -> Tensor:
         """W + scaling · B A, computed in float32 and rounded once; `weight` itself stays as it is."""
         delta = self.up.detach().float() @ self.down.detach().float()
-        return (weight.float() + self.scaling * delta).to(weight.dtype)
+        return (weight.float() + self.scaling * (delta.T if self.transposed else delta)).to(weight.dtype)
 
 
 # ------------------------------------------------------------------------------------------------ in the model
@@ -51,40 +53,100 @@ class Adapter:
 def attach(model: Any, config: LoraConfig) -> None:
     """Freeze the model and give its linear layers (never the output layer) adapters, in place.
 
-    A is drawn from the process's seed, whatever loading has drawn before: every rank and every ZeRO stage starts alike.
+    A mixture's experts are no linear layers but parameters of three dimensions: they are frozen, and so are layers that
+    peft could not tell from them in a file. A is drawn from the process's seed, whatever loading has drawn before:
+    every rank and every ZeRO stage starts alike.
 
     Raises:
-        LoraError: when a name in `target_modules` is that of no linear layer.
+        LoraError: when a name in `target_modules` is that of no such layer.
     """
     from peft import inject_adapter_in_model
 
-    head = model.get_output_embeddings()
-    linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    linear = _linear(model)
+    wanted = linear
     if config.target_modules != "all-linear":
         _check_names(config.target_modules, linear)
+        wanted = [name for name in linear if any(_means(target, name) for target in config.target_modules)]
+    if not wanted:
+        raise LoraError(f"model.lora: {type(model).__name__} has no linear layers that could have adapters; remove it")
+    settings = _peft_config(config, None, tuple(wanted))
+    settings.fan_in_fan_out = all(_transposed(model.get_submodule(name)) for name in wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
-        inject_adapter_in_model(_peft_config(config, None, config.target_modules), model, NAME)
+        inject_adapter_in_model(settings, model, NAME)
+    # What has adapters that `adapters` does not know would be trained, and neither merged nor published.
+    found = [name for name, _ in _layers(model)]
+    if found != wanted:
+        odd = ", ".join(sorted(set(found) ^ set(wanted))[:3])
+        raise LoraError(f"model.lora: peft put adapters elsewhere than in the layers that were named ({odd} …)")
     # The embeddings are frozen too. ZeRO-3 follows the backward pass by what has a gradient on its way into a layer and
     # would take the first layer's weights away too early.
     model.enable_input_require_grads()
 
 
+def _linear(model: Any) -> list[str]:
+    """Every layer that can have adapters, by its name, in the model's order."""
+    head = model.get_output_embeddings()
+    modules = dict(model.named_modules())
+    linear = [n for n, m in modules.items() if (_plain(m) or _transposed(m)) and m is not head]
+    # A Mamba mixer's kernel takes this layer's weight and would pass its adapter by.
+    linear = [n for n in linear if not (n.endswith(".out_proj") and f"{n.rpartition('.')[0]}.conv1d" in modules)]
+    kept = _apart_from_experts(model, {name.rpartition(".")[2] for name in linear})
+    return [name for name in linear if name.rpartition(".")[2] in kept]
+
+
+def _plain(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward  # a router's answers a tuple
+
+
+def _transposed(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # transformers', of the GPT-2 family: a linear layer of weight [in, out]
+
+
+def _apart_from_experts(model: Any, names: set[str]) -> set[str]:
+    """Those of the names of linear layers by which peft does not mean a mixture's experts or routers."""
+    from peft.utils.transformers_weight_conversion import (
+        convert_peft_config_for_transformers,
+        get_model_conversion_mapping,
+    )
+
+    asked = _peft_config(LoraConfig(), None, tuple(sorted(names)))
+    try:
+        convert_peft_config_for_transformers(asked, model, get_model_conversion_mapping(model))
+    except ValueError as error:  # some of the layers that are fused in an expert are not there otherwise
+        raise LoraError(f"model.lora: {error}") from error
+    return set(asked.target_modules or ())
+
+
 def _check_names(wanted: Iterable[str], linear: Iterable[str]) -> None:
     names = list(linear)
     for target in wanted:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(_means(target, name) for name in names):
             there = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
             raise LoraError(
-                f"model.lora.target_modules: `{target}` is no linear layer of the model's decoder; there are: {there}"
+                f"model.lora.target_modules: `{target}` is no linear layer of the model's decoder (a mixture's experts "
+                f"have none); there are: {there}"
             )
 
 
+def _means(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
 def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """Every adapter under the Hugging Face name of the module it is in, in the model's order."""
+    """Every adapter under the name of the module it is in, in the model's order."""
     return {
-        name: Adapter(module.lora_A[NAME].weight, module.lora_B[NAME].weight, module.scaling[NAME])
+        name: Adapter(
+            module.lora_A[NAME].weight, module.lora_B[NAME].weight, module.scaling[NAME], module.fan_in_fan_out
+        )
         for name, module in _layers(model)
+    }
+
+
+def merged(weights: Mapping[str, Tensor], learned: Mapping[str, Adapter]) -> dict[str, Tensor]:
+    """Weights by name, each with what the adapter of that name has learned; the others as they are."""
+    return {
+        name: learned[name].merged(weight) if name in learned else weight.detach() for name, weight in weights.items()
     }
 
 
@@ -95,8 +157,8 @@ def _layers(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
-def base_names(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
-    """The base's parameters under the names they have in a model without adapters."""
+def base_names(named: Iterable[tuple[str, AnyTensor]]) -> dict[str, AnyTensor]:
+    """The base's weights under the names they have in a model without adapters."""
     return {name.replace(".base_layer.", "."): p for name, p in named if ".lora_" not in name}
 
 
@@ -146,7 +208,7 @@ def write(
     settings.inference_mode = True
     settings.save_pretrained(str(directory))
     noted = {} if version is None else {"version": str(version), "checksums": json.dumps(_checksums(tensors.items()))}
-    save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"} | noted)
+    save_tensors(tensors, directory / WEIGHTS, noted)
 
 
 def written_version(directory: Path) -> int | None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm import LLM, SamplingParams
+from vllm.config import ModelConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
@@ -26,7 +27,14 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.lora.request import LoRARequest
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.interfaces import supports_lora
 
 from workers.engines import lora
 from workers.engines.base import EngineError, Request, Response, VersionMismatch
@@ -38,6 +46,9 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = "rlhf_shared_memory"
 CPU_BATCHED_TOKENS = 4096  # of one engine step, at least
+# Measured with vLLM 0.32 on a CPU, float32, tiny models.
+WRONG = {"GPTNeoXForCausalLM": "answers with log-probabilities that are nats off the model's"}
+NOT_TAKING = {"GptOssForCausalLM": "keeps its old experts when new weights arrive"}
 
 
 # ------------------------------------------------------------------------------------------------ generation
@@ -62,6 +73,7 @@ class VllmEngine:
             raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: messages would fall back to pickle; unset it")
         if os.environ.get("VLLM_SERVER_DEV_MODE") not in (None, "0"):
             raise EngineError("VLLM_SERVER_DEV_MODE is set: it opens calls that run anything they are sent; unset it")
+        self.check(path, dtype, adapters=adapter_rank is not None)
         machine: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_utilization}
             if cuda
@@ -98,6 +110,30 @@ class VllmEngine:
         self._adapted = adapter_rank is not None
         self._adapter: LoRARequest | None = None
         self._receiving: int | None = None  # a version that has begun to arrive
+
+    @staticmethod
+    def check(path: str, dtype: str, *, adapters: bool) -> None:
+        """Ask vLLM whether it can serve the model at `path`, before anything of it is loaded.
+
+        Raises:
+            EngineError: it has no implementation of the model, or none that takes adapters.
+        """
+        named = ModelConfig(model=path, dtype=dtype, trust_remote_code=False, skip_tokenizer_init=True)
+        try:
+            served, _ = ModelRegistry.resolve_model_cls(named.architectures, model_config=named)
+        except ValueError as error:
+            raise EngineError(
+                f"{path}: vLLM cannot sample from {' or '.join(named.architectures)}; use a method without samples "
+                f"(offline dpo, kto, sft, reward_model) or another model ({error})"
+            ) from error
+        known = WRONG if adapters else WRONG | NOT_TAKING
+        if fault := next((f"{name} {known[name]}" for name in named.architectures if name in known), None):
+            raise EngineError(f"{path}: vLLM's {fault}; use a method without samples, or another model")
+        if adapters and not supports_lora(served):
+            raise EngineError(
+                f"model.lora: vLLM's {served.__name__} takes no adapters; remove it (whole weights are then published) "
+                "or use a method without samples"
+            )
 
     def generate(
         self,
@@ -235,6 +271,8 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         self._segment = Segment(init_info.path)
 
     def start_weight_update(self) -> None:
+        if not os.environ.get("NOFIX"):
+            _forget_experts_kernels(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
@@ -242,18 +280,44 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
             raise EngineError("weights arrived before the segment was opened")
         columns = zip(update_info.names, update_info.dtype_names, update_info.shapes, update_info.offsets, strict=True)
         entries = [Entry(name=n, dtype=d, shape=tuple(s), offset=o) for n, d, s, o in columns]
-        # Cloned: layer-wise reload may keep what it is given until the layer is complete, and the segment is rewritten.
         model: Any = self.model
-        model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
+        if not hasattr(model, "lm_head"):  # as of Gemma 2: the embeddings are its head, and the name is unknown to it
+            entries = [entry for entry in entries if entry.name != "lm_head.weight"]
+        expected = {name for name, _ in model.named_parameters()}
+        # Cloned: layer-wise reload may keep what it is given until the layer is complete, and the segment is rewritten.
+        taken = model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
+        if taken is not None and (kept := sorted(expected - taken)):
+            raise EngineError(f"weights that were sent did not reach {', '.join(kept[:5])} ({len(kept)}) of the engine")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
 
     def finish_weight_update(self) -> None:
+        if untouched := _untouched(self.model):
+            raise EngineError(
+                f"the engine did not take the new weights of {', '.join(untouched[:5])} ({len(untouched)}), and would "
+                "keep the old ones; use a method without samples for this model"
+            )
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         self._segment = None
+
+
+def _forget_experts_kernels(model: Any) -> None:
+    """Have a mixture's experts packed anew when their weights arrive. vLLM packs them for the CPU's kernel when it sets
+    the kernel up, and takes a kernel that is there for a sign that only storage has to be filled: it would be filled
+    with weights as they are in a file, which the kernel would read as packed ones."""
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
+
+
+def _untouched(model: Any) -> list[str]:
+    """Layers with weights that nothing has arrived for: vLLM gives them their old ones back and logs a line."""
+    waiting = {n: (m, get_layerwise_info(m)) for n, m in model.named_modules() if not is_deferred_attention_layer(m)}
+    return [n for n, (m, i) in waiting.items() if m._parameters and i.can_load() and i.load_numel <= 0]
 
 
 class Registration:
