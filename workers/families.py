@@ -18,11 +18,15 @@ TABLE = Path(__file__).with_name("families.json")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """How models of one type are read. Example: `Family(name="mamba", rows="apart", why="its layers carry a state")`."""
+    """How models of one type are read.
+
+    Example: `Family(name="mamba", rows="apart", why="its layers carry a state from token to token")`.
+    """
 
     name: str
     rows: Literal["packed", "apart", "refused"]
     why: str = ""  # not packed
+    lora: str = ""  # why there can be no adapters; empty: there can
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:

@@ -5,18 +5,18 @@
 
     python -m tests.families.table [--jobs N] [FAMILY ...]
 
-Each family is a process of its own. With names nothing is written. Fails when any family is wrong without a word.
+Each family has a process of its own. With names nothing is written. Fails when any family is wrong without a word.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,17 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("names", nargs="*")
     given = parser.parse_args()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Imported before processes are forked: nothing of it is done twice.
+    import transformers
+
+    import workers.engines.deepspeed_engine  # noqa: F401
     from tests.families.tiny import families
 
+    transformers.logging.set_verbosity_error()
     names, started = given.names or families(), time.monotonic()
-    with ThreadPoolExecutor(given.jobs) as pool:
-        found = dict(zip(names, pool.map(one, names), strict=True))
+    with multiprocessing.get_context("fork").Pool(given.jobs, maxtasksperchild=1) as pool:
+        found = gathered(pool, names)
     wrong = sorted(name for name, row in found.items() if row["wrong"])
     if not given.names:
         TABLE.write_text(json.dumps({n: known(row) for n, row in found.items() if row["rows"] != "-"}, indent=1) + "\n")
@@ -46,19 +52,34 @@ def main() -> int:
 
 
 def one(name: str) -> dict[str, Any]:
-    """What a process of its own found of a family, told as it comes."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.families.of_one", name]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
-        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, json.JSONDecodeError, IndexError) as error:
-        row = {"rows": "-", "why": f"no answer: {error}", "wrong": ["no answer"]}
-    print(f"{name}: {row['rows']} {row['why']} {'; '.join(row['wrong'])}", flush=True)
-    return row
+    """Return what is found of a family, in a process of its own that has all imported already."""
+    import torch
+
+    from tests.families.of_one import row_of
+
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        return row_of(name)
+
+
+def gathered(pool: Any, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the rows of all families, each told as it comes."""
+    asked = {name: pool.apply_async(one, (name,)) for name in names}
+    found: dict[str, dict[str, Any]] = {}
+    for name, answer in asked.items():
+        try:
+            row = answer.get(SECONDS)
+        except Exception as error:
+            row = {"rows": "-", "why": f"no answer: {error!r}", "wrong": ["no answer"]}
+        print(f"{name}: {row['rows']} {row['why']} {'; '.join(row['wrong'])}", flush=True)
+        found[name] = row
+    return found
 
 
 def known(row: dict[str, Any]) -> dict[str, str]:
-    return {"rows": row["rows"]} | ({"why": row["why"]} if row["why"] else {})
+    adapters = row.get("lora", "")
+    told = {"why": row["why"], "lora": adapters.removeprefix("refused: ") if adapters.startswith("refused") else ""}
+    return {"rows": row["rows"]} | {key: text for key, text in told.items() if text}
 
 
 def page(found: dict[str, dict[str, Any]], minutes: float) -> str:
@@ -74,10 +95,12 @@ def page(found: dict[str, dict[str, Any]], minutes: float) -> str:
     ]
     for name, row in sorted(found.items()):
         if row["rows"] in ("packed", "apart"):
-            figures = [row.get(column, "") for column in COLUMNS]
+            figures = [row.get(column, "").partition(":")[0] for column in COLUMNS]
             lines.append(f"| `{name}` | {row['rows']} | {' | '.join(figures)} |")
     lines += ["", "## Read apart, and why", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "apart"]
+    lines += ["", "## Without adapters (`model.lora`), and why", ""]
+    lines += [f"- `{n}`: {why}" for n, row in sorted(found.items()) if (why := known(row).get("lora"))]
     lines += ["", "## Refused, and why", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "refused"]
     lines += ["", "## Not judged: no small model of them runs on tokens alone", ""]
@@ -87,24 +110,24 @@ def page(found: dict[str, dict[str, Any]], minutes: float) -> str:
 
 HEAD = """# Families of models
 
-Written by `make families` ({date}, {minutes:.0f} minutes on 2 cores): of {total} families of the installed transformers {packed} are
-packed, {apart} are read apart, {refused} are refused, and of {unbuilt} no small model can be built here. Each is a random model of
-two to four layers with what is special in the family switched on (windows of 6 tokens, chunks of 8, sinks, soft-caps, experts,
-states), and 14 completions of 6 prompts of 1 to 81 tokens.
+Written by `make families` ({date}, {minutes:.0f} minutes on 2 cores). Of {total} families of the installed
+transformers {packed} are packed, {apart} are read apart and {refused} are refused; of {unbuilt} no small model can be
+built here. Each is a random model of two to four layers with what is special in the family switched on (windows of 6
+tokens, chunks of 8, sinks, soft-caps, experts, states), and 14 completions of 6 prompts, texts of 3 to 81 tokens.
 
-- **packed**: rows share a forward pass, completions their prompt. **apart**: each completion is a row of its own, filled up to
-  the longest, so a prompt is computed once per completion; right, and slower. **refused**: `rlhf validate` says why.
-- **float32**, **bfloat16**: log-probabilities at temperature 0.8 against plain transformers, one text at a time with `eager`
-  attention: the largest difference in float32, the median in bfloat16 (nats), and how far the gradient is off, as a share of
-  its length. In bfloat16 a token that rounding sends to another expert differs alone, and so do gradients of small experts.
-- **ZeRO 0-3**: the same through DeepSpeed at stages 0, 1, 2 and 3, in both dtypes, log-probabilities and gradients: the worst
-  in float32. One rank; gangs of two are in `tests/workers/test_deepspeed.py`.
-- **LoRA, merged**: the merged export against the adapted module. **export**: the exported directory, loaded by transformers,
-  against the module. The largest difference of log-probabilities.
+- **packed**: rows share a forward pass, completions their prompt. **apart**: each completion is a row of its own,
+  filled up to the longest, so a prompt is computed once per completion; right, and slower. **refused**: `rlhf validate`
+  says why.
+- **float32**, **bfloat16**: log-probabilities at temperature 0.8 against plain transformers, one text at a time with
+  `eager` attention: the largest difference in float32, the median in bfloat16 (nats); then how far the gradient is off,
+  as a share of its length. In bfloat16 a token that rounding sends to another expert differs alone.
+- **ZeRO 0-3**: the same through DeepSpeed at stages 0, 1, 2 and 3, in both dtypes; the figures are the worst of
+  float32. One rank; gangs of two are in `tests/workers/test_deepspeed.py`.
+- **LoRA, merged**: the merged export against the adapted module. **export**: the exported directory, loaded by
+  transformers, against the module. The largest difference of log-probabilities.
 
-Every rank checks its own model at load in the same way ([numerics.md](numerics.md)), so a family that is not here, or a config
-that is, is refused then. Engines: a recipe that samples also needs vLLM to have the family
-([operations.md](operations.md)). Not run on a GPU.
+Every rank checks its own model at load in the same way, so a family that is not here, or a config that is, is refused
+then. A recipe that samples also needs an engine that has the family. Not run on a GPU.
 """
 
 if __name__ == "__main__":

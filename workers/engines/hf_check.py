@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.engines import hf_models, hf_packing
+from workers.engines import hf_models, hf_packing, lora
 from workers.engines.attention import AttentionError
 from workers.engines.hf_models import ModelError, Module
 from workers.engines.layout import layout_of
@@ -59,10 +59,12 @@ def check_rows(module: Module, device: torch.device, *, path: str, longest: int)
     (first, second), long = (texts[0], texts[1]), texts[2]
     rows = [(first[:PROMPT], [first[PROMPT:], second[PROMPT:]]), (long[:-COMPARED], [long[-COMPARED:]])]
     try:
-        together = _answers(module, device, _packed(rows))
+        with lora.called(module) as called:
+            together = _answers(module, device, _packed(rows))
     except (AttentionError, AttributeError, KeyError, TypeError) as error:
         why = error if isinstance(error, AttentionError) else f"packed rows break its forward pass ({error!r})"
         raise ModelError(f"{path}: models of this kind are not supported: {why}") from error
+    _require_used(module, called, path)
     hf_models.learning(module)
     learning = _answers(module, device, _packed(rows))
     module.eval()
@@ -86,6 +88,18 @@ def check_rows(module: Module, device: torch.device, *, path: str, longest: int)
     found = Checked(difference=max(gaps), tokens=len(long), seconds=time.perf_counter() - started)
     print(f"{path}: {found}", flush=True)  # in the log of the role
     return found
+
+
+def _require_used(module: Module, called: set[str], path: str) -> None:
+    """Some layers' weights are read without calling the layer: an adapter there would learn nothing, and be merged.
+    Experts that no token was sent to are not called either, and are right."""
+    idle = sorted(name for name in lora.adapters(module) if name not in called and "expert" not in name)
+    if idle:
+        names = sorted({name.rpartition(".")[2] for name in idle})
+        raise ModelError(
+            f"{path}: adapters in {', '.join(names)} would have no effect, as the model reads the weights of "
+            f"{len(idle)} such layers itself ({idle[0]}); leave them out of model.lora.target_modules"
+        )
 
 
 def _texts(module: Module, longest: int) -> list[Any]:

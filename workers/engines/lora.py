@@ -163,6 +163,21 @@ def base_names(named: Iterable[tuple[str, AnyTensor]]) -> dict[str, AnyTensor]:
 
 
 @contextmanager
+def called(model: nn.Module) -> Iterator[set[str]]:
+    """Within it, gather the names of the layers with adapters whose forward pass is called."""
+    found: set[str] = set()
+    hooks = [
+        layer.register_forward_pre_hook(lambda _layer, _given, name=name: found.add(name))
+        for name, layer in _layers(model)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
     """Within it the model is its base.
 
