@@ -15,7 +15,7 @@ class LoraConfig(Settings):
     r: Annotated[int, Field(ge=1, le=512)] = 16
     lora_alpha: Count = 32  # the update is scaled by lora_alpha / r
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # names as `q_proj`; never the output layer
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # as `q_proj`; no output layer, no experts
 
     @model_validator(mode="after")
     def some_targets(self) -> Self:
