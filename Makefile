@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults fuzz bad-input check bench back-test table alarms parity proof frontier \
-    golden golden-check lock clean
+.PHONY: help setup quickstart test test-faults fuzz bad-input check bench back-test table alarms families parity \
+    proof frontier golden golden-check lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -49,6 +49,10 @@ table: setup ## every quickstart recipe over three seeds: docs/learning.md and t
 
 alarms: setup ## plant faults in small runs and see which alarms ring: docs/alarms.md (10 minutes)
 	@$(IN_VENV) python -m benchmarks.alarms
+
+families: setup ## judge every family of transformers against its own forward pass: docs/families.md (half an hour)
+	@$(IN_VENV) python -W ignore -m tests.families.table
+	@$(IN_VENV) python -m pytest -m long tests/families
 
 parity: setup ## compute TRL's losses and gradients anew in TRL's own environment, and docs/parity.md
 	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -c 'from benchmarks import sides; sides.trl_python(sides.ROOT / ".venv-trl")'

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
 ORDER = [
-    {"workers.types", "workers.vocabulary", "workers.positions"},
+    {"workers.types", "workers.vocabulary", "workers.positions", "workers.families"},
     {"workers.conversation"},
     {"workers.codec"},
     {"workers.spans"},
@@ -123,6 +123,7 @@ LIGHT = (
     "orchestrator.run.provenance",
     "workers.codec",
     "workers.config",
+    "workers.families",
     "workers.conversation",
     "workers.needs",
     "workers.repetition",

@@ -353,10 +353,18 @@ def _pair_loss(config: RunConfig) -> Iterator[Conflict]:
 
 def _lora(config: RunConfig) -> Iterator[Conflict]:
     lora, kind = config.model.lora, config.algorithm.type
-    if lora is not None and lora.lora_dropout > 0 and NEEDS[kind].on_policy:
+    if lora is None or not lora.lora_dropout:
+        return
+    if NEEDS[kind].on_policy:
         yield Conflict(
             keys=("model.lora.lora_dropout", "algorithm.type"),
             why=f"{kind} compares the engine's log-probabilities with the learner's, and only the learner drops out",
+            fix="set model.lora.lora_dropout to 0.0",
+        )
+    elif kind in ("dpo", "kto"):
+        yield Conflict(
+            keys=("model.lora.lora_dropout", "algorithm.type"),
+            why=f"{kind} compares the policy's log-probabilities with a reference's, and only the policy drops out",
             fix="set model.lora.lora_dropout to 0.0",
         )
 

@@ -18,6 +18,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import local
 from orchestrator.errors import Problems
 from workers.config import ModelRewardConfig
+from workers.families import family_of
 from workers.needs import NEEDS
 from workers.positions import positions_of
 from workers.vocabulary import first_difference, read_vocabulary
@@ -146,6 +147,33 @@ def _longest(config: RunConfig, key: str) -> Iterator[tuple[int, str, int]]:
 def _positions(path: str) -> int | None:
     config = read_json(local(path) / "config.json")
     return None if config is None else positions_of(config)
+
+
+def check_family(path: str, where: str, problems: Problems, *, lora: bool = False) -> None:
+    """A model whose family is known to be right neither packed nor apart, or not with adapters, is refused by name."""
+    family = family_of(config_of(path) or {})
+    if family is None:
+        return
+    known = "docs/families.md has the families that are right"
+    if family.rows == "refused":
+        fix = f"give a model of another family; {known}"
+        problems.add(f"models of type {family.name} are not supported", where=where, why=family.why, fix=fix)
+    elif lora and family.lora:
+        fix = "train all weights (no model.lora), or name other target_modules where the reason names some"
+        problems.add(
+            f"no adapters for models of type {family.name}", where="model.lora", why=family.lora, fix=f"{fix}; {known}"
+        )
+
+
+def apart_remark(config: RunConfig) -> str | None:
+    """What the reading of rows apart costs a run, in one line; None: its policy's rows are packed."""
+    family = family_of(config_of(config.model.path) or {}) if config.model.path is not None else None
+    if family is None or family.rows != "apart":
+        return None
+    answers = getattr(config.algorithm, "num_generations", None) if config.data.prompts is not None else None
+    count = answers or NEEDS[config.algorithm.type].completions
+    dearer = f"a prompt is computed {count} times, once per completion" if count > 1 else "micro-batches are padded"
+    return f"model.path = {config.model.path}: models of type {family.name} read rows apart ({family.why}): {dearer}"
 
 
 def check_stage(stage: RunConfig, where: str, problems: Problems, *, scores: bool) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from orchestrator.config.data_files import KEYS, Source, read_source, remarks, scored_rows, tokens_of
 from orchestrator.config.model_files import read_json, tensors
 from orchestrator.config.model_source import (
+    apart_remark,
+    check_family,
     check_parallel,
     check_positions,
     check_same_tokens,
@@ -98,7 +100,7 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
-        found[config.name] = Seen(rows=tuple(rows), remarks=tuple(remarks(config, sources)))
+        found[config.name] = Seen(rows=tuple(rows), remarks=(*remarks(config, sources), *filter(None, [apart_remark(config)])))
     unique = list(dict.fromkeys(problems))  # stages share files
     if unique:
         raise BadInput(unique)
@@ -165,6 +167,7 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
             continue
         check_model(path, where, conversational and key not in ("critic_model", "teacher.model"), problems)
         check_tokenizer(path, where, problems, writes=scores is False)
+        check_family(path, where, problems, lora=key == "model" and config.model.lora is not None)
         if key == "model" and config.data.prompts is not None:
             check_parallel(path, config.rollout.tensor_parallel_size, problems)
         if key == "critic_model" and config.model.path is not None:

@@ -20,6 +20,7 @@ from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.config.data_files import remarks
+from orchestrator.config.model_source import apart_remark
 from orchestrator.config.texts import dated
 from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
@@ -258,7 +259,8 @@ class Attempt:
         self._watch = monitor.watch = watch(alarms_of(config), ledger, told.rows(), rounds=in_rounds(config))
         monitor.start(self._info(state.next_step))
         lost = [f"not used: {damage}; going on from the checkpoint before it" for damage in refused]
-        for remark in [*remarks(config, material.sources), *lost, *differs, *mended]:
+        apart = filter(None, [apart_remark(config)])
+        for remark in [*remarks(config, material.sources), *apart, *lost, *differs, *mended]:
             monitor.note(remark)
         return Standing(checkpoint=checkpoint, state=state, about=about)
 

@@ -34,7 +34,7 @@ SFT = SftConfig(type="sft", learning_rate=1e-3)
 CLOSE = 2e-4  # nats, float32
 
 
-def row_of(name: str) -> dict[str, Any]:
+def row_of(name: str, stages: tuple[int, ...] = (3,)) -> dict[str, Any]:
     """Return how rows are given to a family ("-": no small model of it runs), why, the figures, and what is wrong."""
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made, "model")
@@ -55,7 +55,7 @@ def row_of(name: str) -> dict[str, Any]:
             return row
         if first.rows == "apart":
             row["why"] = _why_apart(directory)
-        row["zero"], wrong = partitioned(directory)
+        row["zero"], wrong = partitioned(directory, stages)
         row["wrong"] += wrong
         for column, adapted in (("export", False), ("lora", True)):
             row[column] = exported(directory, Path(made, column), adapted=adapted)
@@ -87,8 +87,8 @@ def _why_apart(directory: Path) -> str:
 # ------------------------------------------------------------------------------------------------ DeepSpeed
 
 
-def partitioned(directory: Path) -> tuple[str, list[str]]:
-    """Return the largest difference and the worst gradient at stages 0 to 3 in float32, and what is wrong in either
+def partitioned(directory: Path, stages: tuple[int, ...]) -> tuple[str, list[str]]:
+    """Return the largest difference and the worst gradient at ZeRO stages in float32, and what is wrong in either
     dtype."""
     from workers.engines import deepspeed_engine
 
@@ -97,7 +97,7 @@ def partitioned(directory: Path) -> tuple[str, list[str]]:
     deepspeed_engine.join(rank=0, world_size=1, address="127.0.0.1", port=port, cuda=False)
     worst, wrong = Verdict(rows="packed"), []
     for dtype in ("float32", "bfloat16"):
-        for stage in (0, 1, 2, 3):
+        for stage in stages:
             verdict = _answer(lambda dtype=dtype, stage=stage: _at_stage(directory, dtype, stage))
             if verdict.wrong or verdict.rows == "refused":
                 wrong.append(f"ZeRO {stage}, {dtype}: {verdict}")

@@ -121,9 +121,8 @@ def test_what_is_no_tokenizer_is_not_known(content: str | None, tmp_path: Path) 
     assert TokenCounter.of(tmp_path) is None
 
 
-def test_only_a_few_seconds_of_text_are_measured(tokens: TokenCounter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lengths, "MEASURED_BYTES", 100)
-    found = lengths.of_prompts([prompt("a" * 60)] * 5, tokens, max_tokens=50)
+def test_only_a_few_seconds_of_text_are_measured(tokens: TokenCounter) -> None:
+    found = lengths.of_prompts([prompt("a" * 60)] * 5, tokens, max_tokens=50, max_bytes=100)
     assert (found.measured, found.dropped) == (2, [0, 1])
     assert lengths.of_prompts([prompt("a" * 20)] * 5, tokens, max_tokens=50).measured == 5  # too short to be counted
 

@@ -17,7 +17,6 @@ from orchestrator.config.recipe import from_resolved
 from orchestrator.config.suite import SuiteConfig
 
 WHOLE = [
-    "EvaluatedModelConfig.chat_template_kwargs",  # read as `settings` of a suite: evaluation/answers.py
     "ModelConfig.trust_remote_code",  # never true: the type refuses it
     "ScoringConfig.logprob_chunk_tokens",  # these four likewise
     "ScoringConfig.num_ranks",
