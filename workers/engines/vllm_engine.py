@@ -129,12 +129,11 @@ class VllmEngine:
         known = WRONG if adapters else WRONG | NOT_TAKING
         if fault := next((f"{name} {known[name]}" for name in named.architectures if name in known), None):
             raise EngineError(f"{path}: vLLM's {fault}; use a method without samples, or another model")
-        if (
-            adapters and not cuda and named.get_num_experts()
-        ):  # its layers of experts are Triton's as soon as LoRA is on
+        # With adapters vLLM runs experts by Triton.
+        if adapters and not cuda and named.get_num_experts():
             raise EngineError(
-                f"model.lora: vLLM on a CPU takes no adapters for a mixture of experts, as {served.__name__}; remove it "
-                "(whole weights are then published), or use a method without samples"
+                "model.lora: vLLM on a CPU takes no adapters for a mixture of experts; remove it (whole weights are then "
+                "published), or use a method without samples"
             )
         if adapters and not supports_lora(served):
             raise EngineError(
