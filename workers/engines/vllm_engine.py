@@ -132,8 +132,8 @@ class VllmEngine:
         # With adapters vLLM runs experts by Triton.
         if adapters and not cuda and named.get_num_experts():
             raise EngineError(
-                "model.lora: vLLM on a CPU takes no adapters for a mixture of experts; remove it (whole weights are then "
-                "published), or use a method without samples"
+                "model.lora: vLLM on a CPU takes no adapters for a mixture of experts; remove it (whole weights are "
+                "then published), or use a method without samples"
             )
         if adapters and not supports_lora(served):
             raise EngineError(
