@@ -73,7 +73,7 @@ class VllmEngine:
             raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: messages would fall back to pickle; unset it")
         if os.environ.get("VLLM_SERVER_DEV_MODE") not in (None, "0"):
             raise EngineError("VLLM_SERVER_DEV_MODE is set: it opens calls that run anything they are sent; unset it")
-        self.check(path, dtype, adapters=adapter_rank is not None)
+        self.check(path, dtype, adapters=adapter_rank is not None, cuda=cuda)
         machine: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_utilization}
             if cuda
@@ -112,7 +112,7 @@ class VllmEngine:
         self._receiving: int | None = None  # a version that has begun to arrive
 
     @staticmethod
-    def check(path: str, dtype: str, *, adapters: bool) -> None:
+    def check(path: str, dtype: str, *, adapters: bool, cuda: bool) -> None:
         """Ask vLLM whether it can serve the model at `path`, before anything of it is loaded.
 
         Raises:
@@ -129,6 +129,12 @@ class VllmEngine:
         known = WRONG if adapters else WRONG | NOT_TAKING
         if fault := next((f"{name} {known[name]}" for name in named.architectures if name in known), None):
             raise EngineError(f"{path}: vLLM's {fault}; use a method without samples, or another model")
+        # With adapters vLLM runs experts by Triton.
+        if adapters and not cuda and named.get_num_experts():
+            raise EngineError(
+                "model.lora: vLLM on a CPU takes no adapters for a mixture of experts; remove it (whole weights are "
+                "then published), or use a method without samples"
+            )
         if adapters and not supports_lora(served):
             raise EngineError(
                 f"model.lora: vLLM's {served.__name__} takes no adapters; remove it (whole weights are then published) "
