@@ -152,7 +152,7 @@ CASES = (
     Case("lora-ranges", {"model": "{path: ./model, lora: {r: 0, lora_alpha: -1, lora_dropout: 1.0, rank: 4}}"}),
     Case("lora-no-targets", {"model": "{path: ./model, lora: {target_modules: []}}"}),
     Case("lora-targets-misspelt", {"model": "{path: ./model, lora: {target_modules: all_linear}}"}),
-    Case("lora-dropout-dpo", {"model": "{path: ./model, lora: {lora_dropout: 0.1}}"}, "dpo"),
+    Case("lora-dropout-dpo", {**OFFLINE_DPO, "model": "{path: ./model, lora: {lora_dropout: 0.1}}"}),
     Case("lora-dropout-on-policy", {"model": "{path: ./model, lora: {lora_dropout: 0.1}}"}),
     Case("wrong-types", {"reward": "{type: math}", "evaluation": "3", "model": "[./model]", "report_to": "[wandbb]"}),
     Case("two-origins-of-the-model", {"model": "{path: ./model, from_stage: base}"}),

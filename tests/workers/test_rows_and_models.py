@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from fakes import experience
 from torch.nn.attention import flex_attention as flex
+from torch_engine import learner_of
 from transformers.masking_utils import AttentionMaskInterface, sliding_window_causal_mask_function
 
-from tests.families.rows import alone, asked, packed, rows_of
+from orchestrator.config.alarms import AlarmsConfig, EngineMismatch
+from orchestrator.monitor.alarms import Alarm, Watch
+from orchestrator.run.consequences import MISMATCH
+from tests.families.rows import LENGTHS, alone, asked, packed, rows_of
 from tests.families.tiny import tokenizer, write_tiny
 from workers.engines import attention, hf_packing
 from workers.engines.attention import AttentionError, PackedMask, packed_attention, packed_mask
@@ -23,7 +28,7 @@ from workers.engines.hf_models import ModelError, create_model, learning, load_p
 from workers.engines.layout import PACKED, Packing, layout_of
 from workers.engines.logits import LogitTransform, fitted
 from workers.packing import plan_apart, shares
-from workers.types import Ragged
+from workers.types import Ragged, Scores, merge_stats
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -268,3 +273,32 @@ def test_a_wrong_logit_transform_is_found_at_load(tmp_path: Path) -> None:
     policy._transform = LogitTransform(input_scale=1.5)
     with pytest.raises(ModelError, match="suspected: layers that mix what stands in one row, or what follows"):
         check_rows(policy, CPU, path=path, longest=96)
+
+
+# ------------------------------------------------------------------------------------------------ beside the engine
+
+
+@pytest.mark.usefixtures("afterwards")
+def test_a_run_whose_learner_forgets_the_window_stops_in_its_first_step(tmp_path: Path) -> None:
+    """An engine samples as the model says; a learner without its windows once went on to the end, exit code 0."""
+    path = Path(write(tmp_path, model_type="mistral", sliding_window=6))
+    rows = rows_of(LENGTHS)
+    with torch.no_grad():
+        sampled, _ = alone(transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), rows)
+    groups = [(prompt.tolist(), [c.tolist() for c in completions]) for prompt, completions in rows]
+    given = experience(groups, logprobs=sampled.tolist())
+    rewards = Scores(rewards=np.arange(len(given.completions), dtype=np.float32), by_scorer={})
+
+    def verdict(*, forgets: bool) -> Alarm | None:
+        learner, _ = learner_of(path, {"type": "grpo"})
+        if forgets:
+            AttentionMaskInterface.register(hf_packing.NAME, windowless)
+        metrics = merge_stats([learner.step(0, [given], [rewards], None, None)])
+        watch = Watch(AlarmsConfig(engine_mismatch=EngineMismatch(max_difference=MISMATCH["float32"])))
+        watch.see(1, metrics)
+        return watch.verdict
+
+    assert verdict(forgets=False) is None
+    stopped = verdict(forgets=True)
+    assert stopped is not None
+    assert (stopped.name, stopped.action, stopped.step) == ("engine_mismatch", "stop", 1)
