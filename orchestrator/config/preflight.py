@@ -100,7 +100,9 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         _output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
-        found[config.name] = Seen(rows=tuple(rows), remarks=(*remarks(config, sources), *filter(None, [apart_remark(config)])))
+        found[config.name] = Seen(
+            rows=tuple(rows), remarks=(*remarks(config, sources), *filter(None, [apart_remark(config)]))
+        )
     unique = list(dict.fromkeys(problems))  # stages share files
     if unique:
         raise BadInput(unique)

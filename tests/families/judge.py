@@ -60,7 +60,8 @@ def judge(directory: Path, dtype: str = "float32") -> Verdict:
 
 
 def refused(directory: Path, error: Exception) -> Verdict:
-    return Verdict(rows="refused", refused=str(error).removeprefix(f"{directory}: "))
+    why = str(error).removeprefix(f"{directory}: ").rpartition("are not supported: ")[2]
+    return Verdict(rows="refused", refused=why)
 
 
 def compared(

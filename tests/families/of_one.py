@@ -99,7 +99,9 @@ def partitioned(directory: Path, stages: tuple[int, ...]) -> tuple[str, list[str
     for dtype in ("float32", "bfloat16"):
         for stage in stages:
             verdict = _answer(lambda dtype=dtype, stage=stage: _at_stage(directory, dtype, stage))
-            if verdict.wrong or verdict.rows == "refused":
+            if verdict.rows == "refused":
+                return f"refused: {verdict.refused}", wrong
+            if verdict.wrong:
                 wrong.append(f"ZeRO {stage}, {dtype}: {verdict}")
             if dtype == "float32" and not verdict.gradient < worst.gradient:
                 worst = verdict

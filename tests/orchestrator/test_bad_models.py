@@ -29,6 +29,30 @@ def test_b12_models(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFi
     refused("recipe.yaml", "b12-no-directory", golden, capsys)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("bert", "family-refused"), ("deepseek_v32", "family-of-sparse-attention")]
+)
+def test_models_of_families_that_are_not_right(
+    model_type: str, name: str, workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = workshop.path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": model_type}))
+    workshop.recipe()
+    refused("recipe.yaml", name, golden, capsys)
+
+
+def test_a_model_that_reads_rows_apart_says_what_it_costs(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = workshop.path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "mamba"}))
+    workshop.recipe()
+    assert main(["validate", "recipe.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "models of type mamba read rows apart" in told
+    assert "a prompt is computed 2 times, once per completion" in told
+
+
 def test_adapters_for_layers_that_the_model_has_not(
     workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
