@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ALPHABET, SIZES
 from zero_gang import start_ranks
 
 from workers.engines.hf_models import character_tokenizer, create_model
 
 pytestmark = pytest.mark.stack
 
-LONG = SIZES | {"max_position_embeddings": 2048, "initializer_range": 0.1}
+ALPHABET = "abcdefgh>:"  # ids from 3, as bfloat16_rank.py draws them
+LONG = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.1,
+}
 STRETCHED = {"rope_theta": 10000.0, "original_max_position_embeddings": 512}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
