@@ -23,6 +23,7 @@ from tests.families.rows import LENGTHS, alone, asked, packed, rows_of
 from tests.families.tiny import tokenizer, write_tiny
 from workers.engines import attention, hf_packing
 from workers.engines.attention import AttentionError, PackedMask, packed_attention, packed_mask
+from workers.engines.divergence import OutputLayer, Target, divergences
 from workers.engines.hf_check import check_rows
 from workers.engines.hf_models import ModelError, create_model, learning, load_policy
 from workers.engines.layout import PACKED, Packing, layout_of
@@ -142,6 +143,34 @@ def test_what_is_neither_a_factor_nor_a_soft_cap_is_not_fitted() -> None:
     assert capped.cap == pytest.approx(30)
     assert fitted(given, given + 1, 1.0) is None
     assert fitted(given, given.abs(), 1.0) is None
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_a_divergence_is_of_the_transformed_logits(beta: float) -> None:
+    """Against autograd over whole distributions: a student with a factor and a teacher with a soft-cap."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, theirs, their_weight = (
+        torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((5, 4), (7, 4), (5, 3), (7, 3))
+    )
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    layer = OutputLayer(weight=their_weight, transform=LogitTransform(cap=1.5))
+    student = LogitTransform(scale=0.5, cap=2.0)
+    found, _ = divergences(hidden, weight, None, Target(hidden=theirs, layer=layer, beta=beta), 0.7, 2, student)
+    found.sum().backward()
+    ours = (hidden.grad, weight.grad)
+    hidden.grad = weight.grad = None
+    p = (2.0 * torch.tanh(0.5 * (hidden @ weight.T) / 2.0) / 0.7).log_softmax(-1)
+    q = (1.5 * torch.tanh(theirs @ their_weight.T / 1.5) / 0.7).log_softmax(-1)
+    m = (beta * q.exp() + (1 - beta) * p.exp()).log()
+    of_teacher, of_student = (
+        (q.exp() * (q - (m if beta else p))).sum(-1),
+        (p.exp() * (p - (m if beta < 1 else q))).sum(-1),
+    )
+    wanted = {0.0: of_teacher, 1.0: of_student}.get(beta, beta * of_teacher + (1 - beta) * of_student)
+    torch.testing.assert_close(found, wanted)
+    wanted.sum().backward()
+    torch.testing.assert_close(ours, (hidden.grad, weight.grad))
 
 
 # ------------------------------------------------------------------------------------------------ apart
