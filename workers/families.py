@@ -27,6 +27,8 @@ class Family:
     rows: Literal["packed", "apart", "refused"]
     why: str = ""  # not packed
     lora: str = ""  # why there can be no adapters; empty: there can
+    zero3: str = ""  # why it cannot be partitioned
+    bfloat16: str = ""  # why it is refused in bfloat16
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:

@@ -149,20 +149,26 @@ def _positions(path: str) -> int | None:
     return None if config is None else positions_of(config)
 
 
-def check_family(path: str, where: str, problems: Problems, *, lora: bool = False) -> None:
-    """A model whose family is known to be right neither packed nor apart, or not with adapters, is refused by name."""
+def check_family(config: RunConfig, key: str, path: str, where: str, problems: Problems) -> None:
+    """A model whose family is known to be right neither packed nor apart, or not as the recipe wants it, is refused by
+    name. `key`: where the recipe names it."""
     family = family_of(config_of(path) or {})
     if family is None:
         return
-    known = "docs/families.md has the families that are right"
+    what, known = f"models of type {family.name}", "docs/families.md has the families that are right"
     if family.rows == "refused":
         fix = f"give a model of another family; {known}"
-        problems.add(f"models of type {family.name} are not supported", where=where, why=family.why, fix=fix)
-    elif lora and family.lora:
-        fix = "train all weights (no model.lora), or name other target_modules where the reason names some"
-        problems.add(
-            f"no adapters for models of type {family.name}", where="model.lora", why=family.lora, fix=f"{fix}; {known}"
-        )
+        problems.add(f"{what} are not supported", where=where, why=family.why, fix=fix)
+        return
+    if key == "model" and config.model.lora is not None and family.lora:
+        fix = f"train all weights (no model.lora), or name other target_modules; {known}"
+        problems.add(f"{what} cannot have all adapters", where="model.lora", why=family.lora, fix=fix)
+    if key == "model" and config.model.dtype == "bfloat16" and family.bfloat16:
+        fix = f"set model.dtype to float32; {known}"
+        problems.add(f"{what} are not supported in bfloat16", where="model.dtype", why=family.bfloat16, fix=fix)
+    if key == "model" and config.policy.zero_stage == 3 and family.zero3:
+        fix = f"set it to 2; {known}"
+        problems.add(f"{what} cannot be partitioned", where="policy.zero_stage = 3", why=family.zero3, fix=fix)
 
 
 def apart_remark(config: RunConfig) -> str | None:

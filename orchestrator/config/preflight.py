@@ -169,7 +169,7 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
             continue
         check_model(path, where, conversational and key not in ("critic_model", "teacher.model"), problems)
         check_tokenizer(path, where, problems, writes=scores is False)
-        check_family(path, where, problems, lora=key == "model" and config.model.lora is not None)
+        check_family(config, key, path, where, problems)
         if key == "model" and config.data.prompts is not None:
             check_parallel(path, config.rollout.tensor_parallel_size, problems)
         if key == "critic_model" and config.model.path is not None:

@@ -46,7 +46,9 @@ def row_of(name: str, stages: tuple[int, ...] = (3,)) -> dict[str, Any]:
         first = found["float32"]
         row: dict[str, Any] = {"rows": first.rows, "why": first.refused, "wrong": []}
         for dtype, verdict in found.items():
-            if verdict.rows != first.rows:
+            if verdict.rows == "refused" != first.rows:
+                row["refused_bfloat16"] = verdict.refused
+            elif verdict.rows != first.rows:
                 row["wrong"].append(f"{dtype}: {verdict.rows} {verdict.refused}")
             elif verdict.wrong:
                 row["wrong"].append(f"{dtype}: {verdict}")
@@ -55,7 +57,7 @@ def row_of(name: str, stages: tuple[int, ...] = (3,)) -> dict[str, Any]:
             return row
         if first.rows == "apart":
             row["why"] = _why_apart(directory)
-        row["zero"], wrong = partitioned(directory, stages)
+        row["zero"], wrong = partitioned(directory, stages, dtypes=[d for d in found if found[d].rows != "refused"])
         row["wrong"] += wrong
         for column, adapted in (("export", False), ("lora", True)):
             row[column] = exported(directory, Path(made, column), adapted=adapted)
@@ -87,7 +89,7 @@ def _why_apart(directory: Path) -> str:
 # ------------------------------------------------------------------------------------------------ DeepSpeed
 
 
-def partitioned(directory: Path, stages: tuple[int, ...]) -> tuple[str, list[str]]:
+def partitioned(directory: Path, stages: tuple[int, ...], dtypes: list[str]) -> tuple[str, list[str]]:
     """Return the largest difference and the worst gradient at ZeRO stages in float32, and what is wrong in either
     dtype."""
     from workers.engines import deepspeed_engine
@@ -96,10 +98,10 @@ def partitioned(directory: Path, stages: tuple[int, ...]) -> tuple[str, list[str
         port = int(probe.getsockname()[1])
     deepspeed_engine.join(rank=0, world_size=1, address="127.0.0.1", port=port, cuda=False)
     worst, wrong = Verdict(rows="packed"), []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         for stage in stages:
             verdict = _answer(lambda dtype=dtype, stage=stage: _at_stage(directory, dtype, stage))
-            if verdict.rows == "refused":
+            if verdict.refused:  # by the product; or it breaks, and is refused because the table says so
                 return f"refused: {verdict.refused}", wrong
             if verdict.wrong:
                 wrong.append(f"ZeRO {stage}, {dtype}: {verdict}")

@@ -3,9 +3,12 @@
     docs/families.md           the table, with the figures
     workers/families.json      which are refused, and which are read apart: what `rlhf validate` knows
 
+    tests/families/found.json  both are made of this
+
     python -m tests.families.table [--jobs N] [--all-stages] [FAMILY ...]
 
-Each family has a process of its own. With names nothing is written. Fails when any family is wrong without a word.
+Each family has a process of its own. With names only their rows are made anew. Fails when any family is wrong without
+a word.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import json
 import multiprocessing
 import os
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,12 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PAGE, TABLE = ROOT / "docs" / "families.md", ROOT / "workers" / "families.json"
 SECONDS = 900  # for one family
+FOUND = Path(__file__).with_name("found.json")
+PARTLY = {
+    "lora": "Without adapters (`model.lora`)",
+    "bfloat16": "In float32 alone",
+    "zero3": "Not at ZeRO stage 3",
+}
 STAGES = (0, 1, 2, 3)
 COLUMNS = ("float32", "bfloat16", "zero", "lora", "export")
 
@@ -42,13 +50,14 @@ def main() -> int:
     from tests.families.tiny import families
 
     transformers.logging.set_verbosity_error()
-    names, started = given.names or families(), time.monotonic()
+    names = given.names or families()
     with multiprocessing.get_context("fork").Pool(given.jobs, maxtasksperchild=1) as pool:
         found = gathered(pool, names, every=given.all_stages)
     wrong = sorted(name for name, row in found.items() if row["wrong"])
-    if not given.names:
-        TABLE.write_text(json.dumps({n: known(row) for n, row in found.items() if row["rows"] != "-"}, indent=1) + "\n")
-        PAGE.write_text(page(found, minutes=(time.monotonic() - started) / 60))
+    every = dict(sorted({**(json.loads(FOUND.read_text()) if given.names else {}), **found}.items()))
+    FOUND.write_text(json.dumps(every, indent=1) + "\n")
+    TABLE.write_text(json.dumps({n: known(row) for n, row in every.items() if row["rows"] != "-"}, indent=1) + "\n")
+    PAGE.write_text(page(every))
     print(f"{len(found)} families, {len(wrong)} wrong without a word: {', '.join(wrong) or 'none'}")
     return 1 if wrong else 0
 
@@ -80,18 +89,18 @@ def gathered(pool: Any, names: list[str], *, every: bool) -> dict[str, dict[str,
 
 
 def known(row: dict[str, Any]) -> dict[str, str]:
-    adapters = row.get("lora", "")
-    told = {"why": row["why"], "lora": adapters.removeprefix("refused: ") if adapters.startswith("refused") else ""}
+    def refusal(column: str) -> str:
+        kind, _, why = row.get(column, "").partition(": ")
+        return why if kind == "refused" else ""
+
+    told = {"why": row["why"], "lora": refusal("lora"), "zero3": refusal("zero")}
+    told["bfloat16"] = row.get("refused_bfloat16", "")
     return {"rows": row["rows"]} | {key: text for key, text in told.items() if text}
 
 
-def page(found: dict[str, dict[str, Any]], minutes: float) -> str:
+def page(found: dict[str, dict[str, Any]]) -> str:
     counts = {kind: sum(row["rows"] == kind for row in found.values()) for kind in ("packed", "apart", "refused", "-")}
-    lines = [
-        HEAD.format(
-            date=datetime.now(UTC).date(), minutes=minutes, total=len(found), **{**counts, "unbuilt": counts["-"]}
-        )
-    ]
+    lines = [HEAD.format(date=datetime.now(UTC).date(), total=len(found), **{**counts, "unbuilt": counts["-"]})]
     lines += [
         "| model type | rows | float32 | bfloat16 | ZeRO | LoRA, merged | export |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -102,8 +111,9 @@ def page(found: dict[str, dict[str, Any]], minutes: float) -> str:
             lines.append(f"| `{name}` | {row['rows']} | {' | '.join(figures)} |")
     lines += ["", "## Read apart, and why", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "apart"]
-    lines += ["", "## Without adapters (`model.lora`), and why", ""]
-    lines += [f"- `{n}`: {why}" for n, row in sorted(found.items()) if (why := known(row).get("lora"))]
+    for key, title in PARTLY.items():
+        lines += ["", f"## {title}, and why", ""]
+        lines += [f"- `{n}`: {why}" for n, row in sorted(found.items()) if (why := known(row).get(key))]
     lines += ["", "## Refused, and why", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "refused"]
     lines += ["", "## Not judged: no small model of them runs on tokens alone", ""]
@@ -113,7 +123,7 @@ def page(found: dict[str, dict[str, Any]], minutes: float) -> str:
 
 HEAD = """# Families of models
 
-Written by `make families` ({date}, {minutes:.0f} minutes on 2 cores). Of {total} families of the installed
+Written by `make families` ({date}; 20 minutes on 2 cores). Of {total} families of the installed
 transformers {packed} are packed, {apart} are read apart and {refused} are refused; of {unbuilt} no small model can be
 built here. Each is a random model of two to four layers with what is special in the family switched on (windows of 6
 tokens, chunks of 8, sinks, soft-caps, experts, states), and 14 completions of 6 prompts, texts of 3 to 81 tokens.

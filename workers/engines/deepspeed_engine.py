@@ -118,6 +118,8 @@ class DeepSpeedEngine:
         hf_buffers.recompute(self._module)
         self._stage = config.zero_stage
         self.apart = self._module.packing.apart
+        if optimisation is not None and head != "values":
+            self.describe_weights()  # what could not be exported at the end is refused now
         check_rows(self._module, device, path=model.path, longest=config.tokens_per_micro_batch)
 
     # -------------------------------------------------------------------------------------------- compute

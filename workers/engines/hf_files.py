@@ -158,7 +158,9 @@ def _stored(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         conversions = [c for c in conversions if c.was_used()]
     if not conversions:
         return dict(weights)
-    asked: Any = SimpleNamespace(_weight_conversions=conversions, config=model.config)
+    asked: Any = SimpleNamespace(
+        _weight_conversions=conversions, config=model.config, get_parameter=model.get_parameter
+    )
     return cast("dict[str, Tensor]", revert_weight_conversion(asked, dict(weights)))
 
 

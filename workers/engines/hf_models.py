@@ -32,6 +32,8 @@ dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along 
 disable_progress_bar()  # of loading and writing files: the run has its own
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PARTITIONED_AT_WORK = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What constructors raise that compute with weights which ZeRO-3 has taken apart already."""
 Module: TypeAlias = TokenLogprobs | TokenValues | TokenScores
 
 
@@ -186,7 +188,15 @@ def _from_pretrained(auto: Any, path: str, dtype: str, deepspeed: Mapping[str, A
     given = {} if reason else {"attn_implementation": hf_packing.NAME}
     hf_packing.register()
     sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
-    model: Any = auto.from_pretrained(path, config=config, dtype=DTYPES[dtype], **given)
+    try:
+        model: Any = auto.from_pretrained(path, config=config, dtype=DTYPES[dtype], **given)
+    except PARTITIONED_AT_WORK as error:
+        if sharding is None:
+            raise
+        raise ModelError(
+            f"{path}: models of type {config.model_type} cannot be loaded in parts ({type(error).__name__}: {error}); "
+            "set zero_stage to 2"
+        ) from error
     del sharding
     limit = hf_packing.encode_by_own_length(model)
     return model, Packing(apart=reason is not None, max_shared_length=limit)

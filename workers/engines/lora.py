@@ -79,6 +79,7 @@ def attach(model: Any, config: LoraConfig) -> None:
     if found != wanted:
         odd = ", ".join(sorted(set(found) ^ set(wanted))[:3])
         raise LoraError(f"model.lora: peft put adapters elsewhere than in the layers that were named ({odd} …)")
+    _refuse_shared(model)
     # The embeddings are frozen too. ZeRO-3 follows the backward pass by what has a gradient on its way into a layer and
     # would take the first layer's weights away too early.
     model.enable_input_require_grads()
@@ -116,6 +117,19 @@ def _apart_from_experts(model: Any, names: set[str]) -> set[str]:
     except ValueError as error:  # some of the layers that are fused in an expert are not there otherwise
         raise LoraError(f"model.lora: {error}") from error
     return set(asked.target_modules or ())
+
+
+def _refuse_shared(model: nn.Module) -> None:
+    """A weight that several layers share has one adapter in memory, and would be merged under one of its names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    shared = [found for found in names.values() if len(found) > 1 and ".base_layer." in found[0]]
+    if shared:
+        raise LoraError(
+            f"model.lora: {shared[0][0].replace('.base_layer', '')} is shared by {len(shared[0])} layers, and cannot "
+            "have adapters here; train all weights, or name other target_modules"
+        )
 
 
 def _check_names(wanted: Iterable[str], linear: Iterable[str]) -> None:
