@@ -60,7 +60,7 @@ def judge(directory: Path, dtype: str = "float32") -> Verdict:
 
 
 def refused(directory: Path, error: Exception) -> Verdict:
-    why = str(error).removeprefix(f"{directory}: ").rpartition("are not supported: ")[2]
+    why = str(error).removeprefix(f"{directory}: ").rpartition("are not supported: ")[2].partition("\n")[0]
     return Verdict(rows="refused", refused=why)
 
 

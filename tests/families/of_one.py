@@ -75,7 +75,7 @@ def _answer(ask: Callable[[], Verdict]) -> Verdict:
     try:
         return ask()
     except Exception as error:
-        return Verdict(rows="packed", logprobs=float("nan"), refused=f"{type(error).__name__}: {error}")
+        return Verdict(rows="packed", logprobs=float("nan"), refused=f"it breaks ({error!r})")
 
 
 def _why_apart(directory: Path) -> str:

@@ -20,10 +20,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from workers.config import LoraConfig
+from workers.engines.heads import decoder_of
 from workers.weights import checksum, save_tensors
 
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 NAME = "default"  # peft's name of a model's only adapter
+MIXED = (".out_proj", ".dt_proj")  # beside a Mamba mixer's `conv1d`
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -86,12 +88,15 @@ def attach(model: Any, config: LoraConfig) -> None:
 
 
 def _linear(model: Any) -> list[str]:
-    """Every layer that can have adapters, by its name, in the model's order."""
+    """Every layer that can have adapters, by its name, in the model's order: of a vision-language model those that text
+    passes through, of a decoder that was part of an encoder-decoder none of its cross-attention."""
     head = model.get_output_embeddings()
     modules = dict(model.named_modules())
-    linear = [n for n, m in modules.items() if (_plain(m) or _transposed(m)) and m is not head]
-    # A Mamba mixer's kernel takes this layer's weight and would pass its adapter by.
-    linear = [n for n in linear if not (n.endswith(".out_proj") and f"{n.rpartition('.')[0]}.conv1d" in modules)]
+    text = {id(m) for m in decoder_of(model).modules()}
+    linear = [n for n, m in modules.items() if id(m) in text and (_plain(m) or _transposed(m)) and m is not head]
+    linear = [n for n in linear if ".encoder_attn." not in n]
+    # A Mamba mixer's kernel takes these layers' weights and would pass their adapters by.
+    linear = [n for n in linear if not (n.endswith(MIXED) and f"{n.rpartition('.')[0]}.conv1d" in modules)]
     kept = _apart_from_experts(model, {name.rpartition(".")[2] for name in linear})
     return [name for name in linear if name.rpartition(".")[2] in kept]
 
