@@ -7,13 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.families.rows import alone, asked, packed
 from workers.engines.hf_files import export, weight_names
-from workers.engines.hf_models import ModelError, character_tokenizer, create_model, load_policy, schedule
+from workers.engines.hf_models import character_tokenizer, create_model, load_policy, schedule
 
 # ------------------------------------------------------------------------------------------------ schedule
 
@@ -89,9 +91,12 @@ def test_a_tied_head_is_stored_once_and_comes_back(qwen2: Path, llama: Path, tmp
         assert ("lm_head.weight" in index["weight_map"]) == stored
 
 
-def test_models_whose_logits_are_scaled_are_refused(tmp_path: Path) -> None:
+def test_models_whose_logits_are_scaled_are_right(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = {"model_type": "granite", "num_key_value_heads": 1, "logits_scaling": 2.0, **sizes}
     create_model(tmp_path, config, character_tokenizer("ab"), seed=0)
-    with pytest.raises(ModelError, match="models with `logits_scaling` are not supported"):
-        load_policy(str(tmp_path), "float32", chunk=8)
+    policy = load_policy(str(tmp_path), "float32", chunk=8)
+    rows = [(np.asarray([3]), [np.asarray([4, 3, 3])])]
+    found, _ = asked(policy, packed(rows))
+    wanted, _ = alone(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), rows)
+    torch.testing.assert_close(found, wanted)
