@@ -95,6 +95,16 @@ def test_a_cluster_too_small_for_samples(workshop: Workshop) -> None:
     assert roomier.first.method == Method.iterative_dpo_rm
 
 
+@pytest.mark.parametrize("gpus", ["4xH100", "6xH100"])
+def test_a_cluster_too_small_for_all_weights(workshop: Workshop, gpus: str) -> None:
+    """70B where not even weights in parts fit: DPO by adapters, at ten times the learning rate."""
+    found = asked(workshop, pairs(ENOUGH_PAIRS), gpus, "llama-3-70b")
+    assert found.first.method == Method.dpo
+    assert found.first.room.adapted == {"dpo-70b"}
+    learning_rate = load(found.first.room.recipe, found.first.room.overrides).stages[-1].algorithm.learning_rate
+    assert learning_rate == pytest.approx(10 * load(found.first.room.recipe).stages[-1].algorithm.learning_rate)
+
+
 def test_prompts_that_can_be_checked_are_the_ones_that_are_sampled_for(workshop: Workshop) -> None:
     workshop.jsonl("checked.jsonl", [{"prompt": f"{i}", "tests": ["assert f()"] if i else None} for i in range(20)])
     workshop.jsonl("data.jsonl", list(pairs(100)))
