@@ -56,6 +56,7 @@ def test_the_clock_that_can_be_set_is_for_people_alone() -> None:
     }
     assert found == {
         "orchestrator/cli_jobs.py",  # when a job began
+        "orchestrator/data/template.py",  # the date that a chat template asks for
         "orchestrator/evaluation/evaluate.py",  # when it was
         "orchestrator/run/incidents.py",
         "orchestrator/run/ledger.py",

