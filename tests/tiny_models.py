@@ -77,7 +77,7 @@ def write(directory: Path, family: str, **changes: Any) -> Path:
     a loader would give it by itself."""
     tokenizer = character_tokenizer(ALPHABET)
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **FAMILIES[family] | changes | special)
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **FAMILIES.get(family, SHAPE) | changes | special)
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     disturb(model)

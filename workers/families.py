@@ -1,7 +1,8 @@
 """Which families of models are right here, as `make families` measured it: known without importing torch.
 
-families.json holds, by model type, how rows are given to a model of it ("packed", "apart" or "refused") and why not
-packed. docs/families.md has the figures.
+families.json holds, by model type, how rows are given to a model of it ("packed", "apart" or "refused"), why not
+packed, and what the engine cannot do with it; then the types of models that write no text. docs/families.md has the
+figures.
 """
 
 from __future__ import annotations
@@ -29,19 +30,28 @@ class Family:
     lora: str = ""  # why there can be no adapters; empty: there can
     zero3: str = ""  # why it cannot be partitioned
     bfloat16: str = ""  # why it is refused in bfloat16
+    engine: str = ""  # why vLLM cannot sample from it
+    engine_lora: str = ""  # why vLLM takes no adapters of it
+    engine_lora_cpu: str = ""  # and why not on a CPU alone
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
     """Return the family of a model by its config.json; None: one that was not measured."""
-    found = _table().get(str(config.get("model_type")))
+    name = str(config.get("model_type"))
+    table, others = _measured()
+    if name in others:
+        why = "transformers has no causal language model of this type"
+        return Family(name=name, rows="refused", why=why)
+    found = table.get(name)
     if found is None or found.rows != "packed":
         return found
     text = config.get("text_config")  # a composite whose text part is read apart
-    part = _table().get(str(text.get("model_type"))) if isinstance(text, Mapping) else None
+    part = table.get(str(text.get("model_type"))) if isinstance(text, Mapping) else None
     return part if part is not None and part.rows != "packed" else found
 
 
 @cache
-def _table() -> Mapping[str, Family]:
-    rows = json.loads(TABLE.read_text("utf-8"))
-    return {name: Family(name=name, **row) for name, row in rows.items()}
+def _measured() -> tuple[Mapping[str, Family], frozenset[str]]:
+    """The families by name, and the types of models that write no text."""
+    told = json.loads(TABLE.read_text("utf-8"))
+    return {name: Family(name=name, **row) for name, row in told["families"].items()}, frozenset(told["others"])

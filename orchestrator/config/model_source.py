@@ -17,8 +17,8 @@ from orchestrator.config.model_files import (
 from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import local
 from orchestrator.errors import Problems
-from workers.config import ModelRewardConfig
-from workers.families import family_of
+from workers.config import DistillConfig, ModelRewardConfig
+from workers.families import Family, family_of
 from workers.needs import NEEDS
 from workers.positions import positions_of
 from workers.vocabulary import first_difference, read_vocabulary
@@ -149,31 +149,77 @@ def _positions(path: str) -> int | None:
     return None if config is None else positions_of(config)
 
 
-def check_family(config: RunConfig, key: str, path: str, where: str, problems: Problems) -> None:
-    """A model whose family is known to be right neither packed nor apart, or not as the recipe wants it, is refused by
-    name. `key`: where the recipe names it."""
-    family = family_of(config_of(path) or {})
-    if family is None:
+def _family(path: str) -> Family | None:
+    return family_of(read_json(local(path) / "config.json") or {})
+
+
+KNOWN = "docs/families.md has the families that are right"
+
+
+def check_family(path: str, where: str, problems: Problems) -> None:
+    """A model whose family is known to be right neither packed nor apart is refused by name."""
+    family = _family(path)
+    if family is not None and family.rows == "refused":
+        fix = f"give a model of another family; {KNOWN}"
+        problems.add(f"models of type {family.name} are not supported", where=where, why=family.why, fix=fix)
+
+
+def check_use(config: RunConfig, key: str, path: str, where: str, problems: Problems) -> None:
+    """A model whose family is known not to be right as the recipe wants it is refused by name. `key`: where the recipe
+    names it; `path`: where its config.json is."""
+    family = _family(path)
+    if family is None or family.rows == "refused":
         return
-    what, known = f"models of type {family.name}", "docs/families.md has the families that are right"
-    if family.rows == "refused":
-        fix = f"give a model of another family; {known}"
-        problems.add(f"{what} are not supported", where=where, why=family.why, fix=fix)
-        return
-    if key == "model" and config.model.lora is not None and family.lora:
-        fix = f"train all weights (no model.lora), or name other target_modules; {known}"
+    what, adapted = f"models of type {family.name}", key == "model" and config.model.lora is not None
+    if _sampled_from(config, key):
+        _check_engine(config, family, adapted, where, problems)
+    if adapted and family.lora:
+        fix = f"train all weights (no model.lora), or name other target_modules; {KNOWN}"
         problems.add(f"{what} cannot have all adapters", where="model.lora", why=family.lora, fix=fix)
-    if key == "model" and config.model.dtype == "bfloat16" and family.bfloat16:
-        fix = f"set model.dtype to float32; {known}"
+    if key != "model":
+        return
+    if config.model.dtype == "bfloat16" and family.bfloat16:
+        fix = f"set model.dtype to float32; {KNOWN}"
         problems.add(f"{what} are not supported in bfloat16", where="model.dtype", why=family.bfloat16, fix=fix)
-    if key == "model" and config.policy.zero_stage == 3 and family.zero3:
-        fix = f"set it to 2; {known}"
+    if config.policy.zero_stage == 3 and family.zero3:
+        fix = f"set it to 2; {KNOWN}"
         problems.add(f"{what} cannot be partitioned", where="policy.zero_stage = 3", why=family.zero3, fix=fix)
+
+
+def _check_engine(config: RunConfig, family: Family, adapted: bool, where: str, problems: Problems) -> None:
+    """`adapted`: adapters are published to the engine, and not whole weights."""
+    no_adapters = family.engine_lora or (family.engine_lora_cpu if config.cluster.device == "cpu" else "")
+    if family.engine and (no_adapters or not adapted):
+        fix = "use a method without samples (offline dpo, kto, sft, reward_model), or a model of another family"
+        what = f"vLLM cannot be used with models of type {family.name}"
+        problems.add(what, where=where, why=family.engine, fix=fix)
+    elif adapted and no_adapters:
+        fix = "remove it (whole weights are then published), or use a method without samples"
+        what = f"vLLM takes no adapters of models of type {family.name}"
+        problems.add(what, where="model.lora", why=no_adapters, fix=fix)
+
+
+def _sampled_from(config: RunConfig, key: str) -> bool:
+    """Whether an engine holds the model of `key`: the policy, or the teacher whose completions are learned from."""
+    taught = isinstance(config.algorithm, DistillConfig) and config.algorithm.sampler == "teacher"
+    return bool(config.data.answered) and key == ("teacher.model" if taught else "model")
+
+
+def unmeasured_remark(config: RunConfig) -> str | None:
+    """What is known of a model whose family was not measured; None: it was."""
+    path = config.model.path
+    told = read_json(local(path) / "config.json") if path is not None else None
+    if not told or "model_type" not in told or family_of(told) is not None:
+        return None
+    return (
+        f"model.path = {path}: models of type {told['model_type']} were not measured (docs/families.md); every rank "
+        "compares packed rows with its own forward pass at start, and stops if they differ"
+    )
 
 
 def apart_remark(config: RunConfig) -> str | None:
     """What the reading of rows apart costs a run, in one line; None: its policy's rows are packed."""
-    family = family_of(config_of(config.model.path) or {}) if config.model.path is not None else None
+    family = _family(config.model.path) if config.model.path is not None else None
     if family is None or family.rows != "apart":
         return None
     answers = getattr(config.algorithm, "num_generations", None) if config.data.prompts is not None else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.config.data_files import KEYS, Source, read_source, remarks, scored_rows, tokens_of
-from orchestrator.config.model_files import read_json, tensors
+from orchestrator.config.model_files import config_of, read_json, tensors
 from orchestrator.config.model_source import (
     apart_remark,
     check_family,
@@ -19,7 +19,9 @@ from orchestrator.config.model_source import (
     check_scorer,
     check_stage,
     check_tokenizer,
+    check_use,
     check_writer,
+    unmeasured_remark,
 )
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.reward_source import check_reward_function, check_sandbox
@@ -101,7 +103,8 @@ def preflight(recipe: Recipe) -> dict[str, Seen]:
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
         found[config.name] = Seen(
-            rows=tuple(rows), remarks=(*remarks(config, sources), *filter(None, [apart_remark(config)]))
+            rows=tuple(rows),
+            remarks=(*remarks(config, sources), *filter(None, [apart_remark(config), unmeasured_remark(config)])),
         )
     unique = list(dict.fromkeys(problems))  # stages share files
     if unique:
@@ -163,13 +166,14 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
         assert path is not None
         where = f"{key}.path = {path}"
         check_positions(config, key, _beginning(path, produced), where, problems)
+        check_use(config, key, _beginning(path, produced), where, problems)
         if path in produced:
             if scores is not None:
                 check_stage(produced[path], where, problems, scores=scores)
             continue
         check_model(path, where, conversational and key not in ("critic_model", "teacher.model"), problems)
         check_tokenizer(path, where, problems, writes=scores is False)
-        check_family(config, key, path, where, problems)
+        check_family(path, where, problems)
         if key == "model" and config.data.prompts is not None:
             check_parallel(path, config.rollout.tensor_parallel_size, problems)
         if key == "critic_model" and config.model.path is not None:
@@ -229,6 +233,10 @@ def check_model(path: str, where: str, conversational: bool, problems: Problems)
     if not (folder / "config.json").is_file():
         problems.add("no config.json in it", where=where, why="it is not a Hugging Face model", fix=fix)
         return
+    config = config_of(path)
+    if config is not None and "model_type" not in config:
+        why, fix = "transformers knows by it what to build", "copy the config.json that belongs to these weights"
+        problems.add("its config.json has no model_type", where=where, why=why, fix=fix)
     weights = [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
     pointers = [file.name for file in weights if _starts_with(file, LFS_POINTER)]
     if not weights:

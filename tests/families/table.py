@@ -33,6 +33,7 @@ PARTLY = {
     "zero3": "Not at ZeRO stage 3",
 }
 STAGES = (0, 1, 2, 3)
+ENGINE = ("engine", "engine_lora", "engine_lora_cpu", "published")  # tests/families/engine.py has found these
 COLUMNS = ("float32", "bfloat16", "zero", "lora", "export")
 
 
@@ -54,10 +55,9 @@ def main() -> int:
     with multiprocessing.get_context("fork").Pool(given.jobs, maxtasksperchild=1) as pool:
         found = gathered(pool, names, every=given.all_stages)
     wrong = sorted(name for name, row in found.items() if row["wrong"])
-    every = dict(sorted({**(json.loads(FOUND.read_text()) if given.names else {}), **found}.items()))
-    FOUND.write_text(json.dumps(every, indent=1) + "\n")
-    TABLE.write_text(json.dumps({n: known(row) for n, row in every.items() if row["rows"] != "-"}, indent=1) + "\n")
-    PAGE.write_text(page(every))
+    before = json.loads(FOUND.read_text())
+    engines = {name: {k: row[k] for k in ENGINE if k in row} for name, row in before.items()}
+    write({**(before if given.names else {}), **{name: row | engines.get(name, {}) for name, row in found.items()}})
     print(f"{len(found)} families, {len(wrong)} wrong without a word: {', '.join(wrong) or 'none'}")
     return 1 if wrong else 0
 
@@ -88,13 +88,27 @@ def gathered(pool: Any, names: list[str], *, every: bool) -> dict[str, dict[str,
     return found
 
 
+def write(found: dict[str, dict[str, Any]]) -> None:
+    """Write what was found, and the page and the table of it."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
+
+    FOUND.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    families = {name: known(row) for name, row in sorted(found.items()) if row["rows"] != "-"}
+    others = sorted({*CONFIG_MAPPING_NAMES} - {*CAUSAL} - {*IMAGE_TEXT} - {*found})
+    TABLE.write_text(json.dumps({"families": families, "others": others}, indent=1) + "\n")
+    PAGE.write_text(page(found))
+
+
 def known(row: dict[str, Any]) -> dict[str, str]:
     def refusal(column: str) -> str:
         kind, _, why = row.get(column, "").partition(": ")
-        return why if kind == "refused" else ""
+        return why.removeprefix("model.lora: ").partition("; ")[0] if kind == "refused" else ""  # the fix is our own
 
     told = {"why": row["why"], "lora": refusal("lora"), "zero3": refusal("zero")}
     told["bfloat16"] = row.get("refused_bfloat16", "")
+    told |= {key: row.get(key, "") for key in ENGINE[:3]}
     return {"rows": row["rows"]} | {key: text for key, text in told.items() if text}
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workshop import Workshop, refused, safetensors_header, tokenizer
+from workshop import OFFLINE_DPO, Workshop, refused, safetensors_header, tokenizer
 
 from orchestrator.cli import main
 
 Golden = Callable[[str, str], None]
+HELD_OUT = {"data": "{dataset: ./pairs.jsonl, eval_prompts: ./prompts.jsonl}", "reward": "[{type: math}]"}
 
 
 def test_b12_models(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,23 +30,113 @@ def test_b12_models(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFi
     refused("recipe.yaml", "b12-no-directory", golden, capsys)
 
 
+def test_b12_a_config_without_a_type(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    (workshop.path / "model" / "config.json").write_text('{"vocab_size": 10}')
+    workshop.recipe()
+    refused("recipe.yaml", "b12-no-model-type", golden, capsys)
+
+
+STAGE_2 = {**OFFLINE_DPO, "policy": "{zero_stage: 2}"}
+LORA = {"model": "{path: ./model, lora: {}}"}
+
+
 @pytest.mark.parametrize(
-    ("model_type", "name"), [("bert", "family-refused"), ("deepseek_v32", "family-of-sparse-attention")]
+    ("model_type", "name", "changes"),
+    [
+        ("bert", "family-refused", {}),
+        ("deepseek_v32", "family-of-sparse-attention", {}),
+        ("t5", "family-writes-no-text", {}),
+        ("xlstm", "family-not-in-bfloat16", {**STAGE_2, "model": "{path: ./model, dtype: bfloat16}"}),
+        ("rwkv", "family-not-partitioned", {**OFFLINE_DPO, "policy": "{zero_stage: 3}"}),
+        ("zamba", "family-without-adapters", {**OFFLINE_DPO, **LORA}),
+        ("gpt_neox", "family-not-sampled", {}),
+        ("gpt_neox", "family-not-sampled-when-held-out", {**OFFLINE_DPO, **HELD_OUT}),
+        ("gpt_oss", "family-not-published", {}),
+        ("gpt_oss", "family-whose-adapters-no-cpu-takes", {**LORA, "cluster": "{device: cpu}"}),
+        ("bloom", "family-whose-adapters-no-engine-takes", LORA),
+    ],
 )
 def test_models_of_families_that_are_not_right(
-    model_type: str, name: str, workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+    model_type: str,
+    name: str,
+    changes: dict[str, str | None],
+    workshop: Workshop,
+    golden: Golden,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = workshop.path / "model" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": model_type}))
-    workshop.recipe()
+    _of_type(workshop, model_type)
+    workshop.recipe(changes)
     refused("recipe.yaml", name, golden, capsys)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("xlstm", {**STAGE_2, "model": "{path: ./model, dtype: float32}"}),
+        ("rwkv", STAGE_2),
+        ("gpt_neox", OFFLINE_DPO),  # no engine
+        ("gpt_oss", {**LORA, "cluster": "{device: cuda, allow_open: true}"}),
+        ("bloom", {}),  # whole weights are published
+    ],
+)
+def test_what_is_wrong_with_a_family_is_no_matter_where_it_is_not_asked_for(
+    model_type: str, changes: dict[str, str | None], workshop: Workshop
+) -> None:
+    _of_type(workshop, model_type)
+    workshop.recipe(changes)
+    assert main(["validate", "recipe.yaml"]) == 0
+
+
+def test_a_composite_has_the_faults_of_its_own_type_and_those_of_its_text(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"model_type": "llava", "text_config": {"model_type": "mamba"}}
+    (workshop.path / "model" / "config.json").write_text(json.dumps(config))
+    workshop.recipe(OFFLINE_DPO)
+    assert main(["validate", "recipe.yaml"]) == 0
+    assert "models of type mamba read rows apart" in capsys.readouterr().out
+    config = {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text"}}
+    (workshop.path / "model" / "config.json").write_text(json.dumps(config))
+    workshop.recipe({**OFFLINE_DPO, "policy": "{zero_stage: 3}"})
+    assert main(["validate", "recipe.yaml"]) == 2
+    assert "models of type gemma4 cannot be partitioned" in capsys.readouterr().err
+
+
+def test_a_later_stage_has_the_faults_of_the_model_that_the_first_began_with(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _of_type(workshop, "gpt_neox")
+    _two_stages(workshop)
+    refused("both.yaml", "family-not-sampled-in-a-later-stage", golden, capsys)
+
+
+def test_a_family_that_was_not_measured_is_named(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    _of_type(workshop, "of_tomorrow")
+    workshop.recipe()
+    assert main(["validate", "recipe.yaml"]) == 0
+    assert "models of type of_tomorrow were not measured" in capsys.readouterr().out
+
+
+def _two_stages(workshop: Workshop) -> None:
+    """both.yaml: sft, and grpo on what it makes."""
+    workshop.recipe(
+        {"data": "{dataset: ./demos.jsonl}", "algorithm": "{type: sft, batch_size: 4}", "reward": None}, "base.yaml"
+    )
+    Path("both.yaml").write_text(
+        "stages:\n- {recipe: base.yaml}\n- name: second\n  model: {from_stage: arith}\n"
+        "  data: {prompts: ./prompts.jsonl}\n  reward: [{type: math}]\n"
+        "  algorithm: {type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10}\n"
+    )
+
+
+def _of_type(workshop: Workshop, model_type: str) -> None:
+    (workshop.path / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
 
 
 def test_a_model_that_reads_rows_apart_says_what_it_costs(
     workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = workshop.path / "model" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "mamba"}))
+    _of_type(workshop, "mamba")
     workshop.recipe()
     assert main(["validate", "recipe.yaml"]) == 0
     told = capsys.readouterr().out
@@ -123,13 +214,13 @@ def test_a_stage_hands_its_tokenizer_on_to_the_teacher_it_makes(
 def test_b13_b14_tokenizers(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer()
     config = Path("model/config.json")
-    config.write_text('{"vocab_size": 16}')  # 13 characters and <pad>, <eos>, <unk>
+    config.write_text('{"model_type": "llama", "vocab_size": 16}')  # 13 characters and <pad>, <eos>, <unk>
     workshop.recipe()
     assert main(["validate", "recipe.yaml"]) == 0
     capsys.readouterr()
-    config.write_text('{"vocab_size": 15}')
+    config.write_text('{"model_type": "llama", "vocab_size": 15}')
     refused("recipe.yaml", "b13-tokenizer-of-a-larger-model", golden, capsys)
-    config.write_text('{"vocab_size": 16}')
+    config.write_text('{"model_type": "llama", "vocab_size": 16}')
     shutil.copytree("model", "critic")
     ppo = {"algorithm": "{type: ppo, prompts_per_step: 4, max_steps: 10}", "critic_model": "{path: ./critic}"}
     workshop.recipe(ppo)
@@ -144,7 +235,9 @@ def test_b13_b14_tokenizers(workshop: Workshop, golden: Golden, capsys: pytest.C
 
 def test_b16_a_head_of_the_wrong_size(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree("model", "judge")
-    Path("judge/config.json").write_text('{"architectures": ["XForSequenceClassification"], "id2label": {"0": "x"}}')
+    Path("judge/config.json").write_text(
+        '{"model_type": "llama", "architectures": ["XForSequenceClassification"], "id2label": {"0": "x"}}'
+    )
     workshop.recipe({"reward": "[{type: model, path: ./judge}]"})
     for rows, code in ((1, 0), (2, 2)):
         shapes = {"model.embed_tokens.weight": [32, 8], "score.weight": [rows, 8]}
@@ -159,7 +252,7 @@ def test_b16_a_head_of_the_wrong_size(workshop: Workshop, golden: Golden, capsys
 def test_b19_heads_are_shared_out_among_gpus(
     workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("model/config.json").write_text('{"num_attention_heads": 28, "num_key_value_heads": 4}')
+    Path("model/config.json").write_text('{"model_type": "llama", "num_attention_heads": 28, "num_key_value_heads": 4}')
     for size in (1, 2, 4, 28):
         workshop.recipe({"rollout": f"{{tensor_parallel_size: {size}}}"})
         assert main(["validate", "recipe.yaml"]) == 0
@@ -171,7 +264,7 @@ def test_b19_heads_are_shared_out_among_gpus(
 def _with_positions(directory: str, number: int) -> None:
     if directory != "model":
         shutil.copytree("model", directory)
-    Path(directory, "config.json").write_text(json.dumps({"max_position_embeddings": number}))
+    Path(directory, "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": number}))
 
 
 def test_b37_more_tokens_than_positions(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,8 +277,9 @@ def test_b37_more_tokens_than_positions(workshop: Workshop, golden: Golden, caps
     refused("recipe.yaml", "b37-positions", golden, capsys)
     _with_positions("model", 1536)
     assert main(["validate", "recipe.yaml"]) == 0
+    stretched = {"rope_scaling": {"type": "linear", "factor": 2}}
     Path("model/config.json").write_text(
-        json.dumps({"text_config": {"max_position_embeddings": 768, "rope_scaling": {"type": "linear", "factor": 2}}})
+        json.dumps({"model_type": "llava", "text_config": {"max_position_embeddings": 768, **stretched}})
     )
     assert main(["validate", "recipe.yaml"]) == 0
 
@@ -195,7 +289,8 @@ def test_b37_positions_of_critic_teacher_reward_model_and_rows(
 ) -> None:
     for name, number in (("model", 2048), ("critic", 1000), ("teacher", 1000), ("scorer", 1000)):
         _with_positions(name, number)
-    config = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "max_position_embeddings": 1000}
+    kind = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+    config = {**kind, "max_position_embeddings": 1000}
     Path("scorer/config.json").write_text(json.dumps(config))
     workshop.recipe(
         {
@@ -218,12 +313,5 @@ def test_a_stage_has_the_positions_it_began_with(
     workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _with_positions("model", 600)
-    workshop.recipe(
-        {"data": "{dataset: ./demos.jsonl}", "algorithm": "{type: sft, batch_size: 4}", "reward": None}, "base.yaml"
-    )
-    Path("both.yaml").write_text(
-        "stages:\n- {recipe: base.yaml}\n- name: second\n  model: {from_stage: arith}\n"
-        "  data: {prompts: ./prompts.jsonl}\n  reward: [{type: math}]\n"
-        "  algorithm: {type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10}\n"
-    )
+    _two_stages(workshop)
     refused("both.yaml", "b37-positions-of-a-stage", golden, capsys)

@@ -47,7 +47,8 @@ def scorer(workshop: Workshop, **changes: object) -> None:
     judge.mkdir(exist_ok=True)
     for file in (workshop.path / "model").iterdir():
         (judge / file.name).write_bytes(file.read_bytes())
-    config = {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}, "vocab_size": 10}
+    kind = {"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}
+    config = {**kind, "id2label": {"0": "LABEL_0"}, "vocab_size": 10}
     (judge / "config.json").write_text(json.dumps(config | changes))
 
 
@@ -78,7 +79,7 @@ def test_the_gangs_are_told_of_them(stages: Path) -> None:
 
 def test_a_directory_of_a_reward_model_will_do(workshop: Workshop) -> None:
     scorer(workshop)
-    (workshop.path / "model" / "config.json").write_text('{"vocab_size": 10}')
+    (workshop.path / "model" / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}')
     changes = {
         "algorithm": "{type: ppo, prompts_per_step: 4, max_steps: 10}",
         "reward": "[{type: model, path: ./judge}]",
@@ -116,7 +117,7 @@ def test_directories_of_the_wrong_kind(workshop: Workshop, golden: Golden, capsy
     scorer(workshop)
     workshop.recipe({"model": "{path: ./judge}"})
     refused("recipe.yaml", "a-reward-model-that-should-write", golden, capsys)
-    (workshop.path / "model" / "config.json").write_text('{"vocab_size": 12}')
+    (workshop.path / "model" / "config.json").write_text('{"model_type": "llama", "vocab_size": 12}')
     workshop.recipe({"algorithm": "{type: ppo, prompts_per_step: 4, max_steps: 10}", "critic_model": "{path: ./judge}"})
     refused("recipe.yaml", "critic-of-another-vocabulary", golden, capsys)
 

@@ -338,7 +338,7 @@ def test_only_runs_on_gpus_are_asked() -> None:
 
 def test_validate_refuses_what_fits_nowhere(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"hidden_size": 16384, "num_hidden_layers": 126, "num_attention_heads": 128, "num_key_value_heads": 8}
-    body = {**config, "intermediate_size": 53248, "vocab_size": 128256}
+    body = {"model_type": "llama", **config, "intermediate_size": 53248, "vocab_size": 128256}
     (workshop.path / "model" / "config.json").write_text(json.dumps(body))
     recipe = workshop.recipe({"cluster": "{device: cuda}"})
     assert main(["validate", recipe]) == 2

@@ -115,7 +115,7 @@ def test_a_reward_model_reads_by_a_template_of_its_own(
 ) -> None:
     chat_model(CHATML, end="<|im_end|>")
     Path("scorer").mkdir()
-    kind = {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1}
+    kind = {"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1}
     Path("scorer/config.json").write_text(json.dumps(kind))
     Path("scorer/model.safetensors").write_bytes(b"\0" * 16)
     chat_model(GEMMA, "scorer")

@@ -32,8 +32,8 @@ class Workshop:
         self.path = path
         model = path / "model"
         model.mkdir()
-        for name in ("config.json", "tokenizer.json"):
-            (model / name).write_text("{}")
+        (model / "config.json").write_text('{"model_type": "llama"}')
+        (model / "tokenizer.json").write_text("{}")
         (model / "model.safetensors").write_bytes(b"\0" * 16)
         self.jsonl("prompts.jsonl", [{"prompt": f"{i}+1=", "solution": f"{i + 1}"} for i in range(8)])
         self.jsonl("pairs.jsonl", [{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": "0"} for i in range(8)])

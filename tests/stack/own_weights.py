@@ -1,5 +1,6 @@
 """Publish weights to a vLLM engine of this process, and say how far its log-probabilities are from the model's: those
-it was started with, the same ones published, others, and the first ones again. One JSON list on the last line."""
+it was started with, the same ones published, others, and the first ones again. A line of JSON, a list that grows, after
+each."""
 
 from __future__ import annotations
 
@@ -60,10 +61,11 @@ def main(directory: Path) -> None:
     config = RolloutConfig(max_prompt_length=40, max_completion_length=40, cpu_kv_cache_mib=16, max_num_seqs=4)
     engine = VllmEngine(str(directory), "float32", 80, config, seed=0, cuda=False)
     gaps = [gap(engine, first)]
+    print(json.dumps(gaps), flush=True)
     for version, model in enumerate((first, other, first), 1):
         publish(engine, model, version, str(directory / "segment"))
         gaps.append(gap(engine, model))
-    print(json.dumps(gaps), flush=True)
+        print(json.dumps(gaps), flush=True)
     os._exit(0)  # the engine's threads would be waited for
 
 

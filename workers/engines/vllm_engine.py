@@ -118,7 +118,10 @@ class VllmEngine:
         Raises:
             EngineError: it has no implementation of the model, or none that takes adapters.
         """
-        named = ModelConfig(model=path, dtype=dtype, trust_remote_code=False, skip_tokenizer_init=True)
+        try:
+            named = ModelConfig(model=path, dtype=dtype, trust_remote_code=False, skip_tokenizer_init=True)
+        except ValueError as error:  # pydantic's, of many lines
+            raise EngineError(f"{path}: vLLM cannot read this model: {_first_fault(error)}") from error
         try:
             served, _ = ModelRegistry.resolve_model_cls(named.architectures, model_config=named)
         except ValueError as error:
@@ -230,6 +233,12 @@ class VllmEngine:
             return _version(self._adapter)
         reported = self._llm.get_weight_version()
         return int(reported) if reported and reported.isdigit() else 0
+
+
+def _first_fault(error: ValueError) -> str:
+    """What pydantic found, without the name of the class and the link to its pages."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line.startswith("Value error")), lines[0]).partition(" [type=")[0]
 
 
 def _padded(rank: int) -> int:
