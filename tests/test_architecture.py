@@ -86,7 +86,7 @@ ORDER = [
 ]
 
 ONE_ADDRESS = {
-    "vllm": "workers/engines/vllm_engine.py",
+    "vllm": "workers/engines/vllm_",
     "deepspeed": "workers/engines/deepspeed_engine.py",
     "transformers": "workers/engines/hf_",
     "peft": "workers/engines/lora.py",

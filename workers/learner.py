@@ -336,7 +336,7 @@ class Learner:
         started = time.perf_counter()
         if self._manifest.rendezvous is not None:
             if self._sender is None:
-                from workers.engines.vllm_engine import NcclSender
+                from workers.engines.vllm_sender import NcclSender
 
                 self._sender = NcclSender(self._manifest, self._engine.rank, self._engine.weights)
             self._sender.send()

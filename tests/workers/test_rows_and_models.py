@@ -111,6 +111,24 @@ def test_the_way_of_gpus_is_the_way_of_cpus(window: int | None, softcap: float |
     torch.testing.assert_close(ours, theirs.transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 270])
+def test_a_block_mask_is_that_of_torch_without_its_memory(window: int | None) -> None:
+    """Rows longer and shorter than a block, prompts that are shared across blocks, and an end in the midst of one."""
+    layout = layout_of(packed(rows_of([(300, (90, 5)), (2, (3,)), (100, (60, 60, 60)), (7, (140,))])), CPU)
+    visible = None if window is None else sliding_window_causal_mask_function(window)
+    ours = attention._blocks(layout, visible)
+    theirs = flex.create_block_mask(ours.mask_mod, None, None, len(layout.rows), len(layout.rows), device="cpu")
+    assert ours.seq_lengths == theirs.seq_lengths
+    assert int(theirs.full_kv_num_blocks.sum()) > 0
+    for name in ("kv_num_blocks", "full_kv_num_blocks"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    for kind in ("kv", "full_kv"):
+        count = getattr(theirs, f"{kind}_num_blocks")[0, 0]
+        for mine, its, n in zip(*(getattr(m, f"{kind}_indices")[0, 0] for m in (ours, theirs)), count, strict=True):
+            assert torch.equal(mine[:n], its[:n])
+
+
 def test_a_sink_takes_its_part_of_the_softmax() -> None:
     # One token sees itself alone: weight e^s / (e^s + e^sink) with s = 0 and sink = log 3 is a quarter of its value.
     layout = layout_of(packed([(np.asarray([3]), [np.asarray([4])])]), CPU)

@@ -1,2 +1,1 @@
-"""Third-party engines, each behind one file: vllm_engine, deepspeed_engine, lora (peft); transformers behind two,
-hf_models and hf_text."""
+"""Third-party engines, each behind its files: vllm_* (vLLM), deepspeed_engine, lora (peft), hf_* (transformers)."""

@@ -24,6 +24,7 @@ from workers.engines.layout import layout_of as layout_of
 Visible: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query position, key position) -> bool: what a model's own mask shows a token, in transformers' form."""
 
+BLOCK = 128  # queries, and keys, of a block of flex_attention
 IGNORED = frozenset(
     {
         "cache_position",
@@ -103,7 +104,9 @@ def _rectangle_mask(layout: Layout, part: Rectangle, visible: Visible | None) ->
 
 
 def _blocks(layout: Layout, visible: Visible | None) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+    """Build flex_attention's BlockMask, a band of queries at a time: S · B places of memory, not the S² of
+    `create_block_mask`."""
+    from torch.nn.attention.flex_attention import BlockMask
 
     rows, segments, positions = layout.rows, layout.segments, layout.positions
     assert positions is not None
@@ -113,7 +116,25 @@ def _blocks(layout: Layout, visible: Visible | None) -> Any:
         packed = (rows[query] == rows[key]) & (key <= query) & shared
         return packed if visible is None else packed & visible(batch, head, positions[query], positions[key])
 
-    return create_block_mask(together, None, None, len(rows), len(rows), device=str(rows.device))
+    count = len(rows)
+    bands = -(-count // BLOCK)
+    shown = torch.zeros(bands, bands, dtype=torch.int64, device=rows.device)  # places of each block that are seen
+    places, zero = torch.arange(count, device=rows.device), torch.zeros((), dtype=torch.int64, device=rows.device)
+    for band in range(bands):
+        queries, keys = places[band * BLOCK : (band + 1) * BLOCK], places[: (band + 1) * BLOCK]  # none sees later keys
+        seen = together(zero, zero, queries[:, None], keys[None])
+        seen = F.pad(seen, (0, -len(keys) % BLOCK, 0, BLOCK - len(queries)))
+        shown[band, : band + 1] = seen.view(BLOCK, band + 1, BLOCK).sum((0, 2))
+    partly = (shown > 0) & (shown < BLOCK**2)
+    return BlockMask.from_kv_blocks(
+        *_listed(partly), *_listed(shown == BLOCK**2), BLOCK_SIZE=BLOCK, mask_mod=together, seq_lengths=(count, count)
+    )
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each band of queries: how many blocks of keys are chosen, and all blocks with the chosen ones first."""
+    first = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32)[None, None], first.to(torch.int32)[None, None]
 
 
 # ------------------------------------------------------------------------------------------------ attention

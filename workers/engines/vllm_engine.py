@@ -1,4 +1,4 @@
-"""The only file that imports vllm: generation, and the receiving (GPU: also the sending) end of weight publication.
+"""Generation by vLLM, and the receiving end of weight publication. The sending end of NCCL is vllm_sender.py.
 
 The engine lives in the actor's own process: no orphan children, deterministic scheduling, tensors without pickling.
 Set `environment()` before this module is imported.
@@ -7,21 +7,17 @@ Set `environment()` before this module is imported.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.config import ModelConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
@@ -99,6 +95,8 @@ class VllmEngine:
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
+            # In an actor vLLM would choose Ray, and ask the actor's own placement group for more GPUs than it has.
+            distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,
             seed=seed,
             logprobs_mode="processed_logprobs",  # of the distribution that is really sampled from
             skip_tokenizer_init=True,
@@ -365,54 +363,3 @@ def _update_info(manifest: Manifest) -> dict[str, Any]:
     if manifest.segment is not None:
         info["offsets"] = [e.offset for e in manifest.entries]
     return info
-
-
-# ------------------------------------------------------------------------------------------------ NCCL, sending end
-
-
-class NcclSender:
-    """The learner's end of an NCCL publication; every policy rank builds and calls it. Not run on a GPU yet.
-
-    The engines' end is driven by the orchestrator (`VllmEngine.receive`), so the client of vLLM's trainer is mute.
-    """
-
-    def __init__(self, manifest: Manifest, rank: int, weights: Any) -> None:
-        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-        if manifest.rendezvous is None:
-            raise EngineError("an NCCL publication needs a rendezvous")
-        meet = manifest.rendezvous
-        self._trainer = WeightTransferTrainerFactory.trainer_init(
-            NCCLTrainerInitInfo(
-                master_address=meet.address, master_port=meet.port, world_size=meet.world_size, packed=True, rank=rank
-            ),
-            client=_MuteClient(),
-            source=_Source(manifest, weights),
-        )
-
-    def send(self) -> None:
-        self._trainer.send_weights()
-
-
-class _MuteClient:
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
-
-    def start_weight_update(self) -> None: ...
-
-    def update_weights(self, update_info: Any) -> None: ...
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
-
-
-class _Source(WeightSource):  # type: ignore[misc]
-    """A learner's gathered weights as vLLM's trainer wants them; `weights()` starts a fresh pass on every rank."""
-
-    def __init__(self, manifest: Manifest, weights: Any) -> None:
-        self._manifest, self._weights = manifest, weights
-
-    def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(e.name, getattr(torch, e.dtype), e.shape) for e in self._manifest.entries]
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self._weights())
