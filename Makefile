@@ -50,8 +50,9 @@ table: setup ## every quickstart recipe over three seeds: docs/learning.md and t
 alarms: setup ## plant faults in small runs and see which alarms ring: docs/alarms.md (10 minutes)
 	@$(IN_VENV) python -m benchmarks.alarms
 
-families: setup ## judge every family of transformers against its own forward pass: docs/families.md (half an hour)
+families: setup ## judge every family of transformers against its own forward pass: docs/families.md (an hour)
 	@$(IN_VENV) python -W ignore -m tests.families.table
+	@$(IN_VENV) python -W ignore -m tests.families.engine
 	@$(IN_VENV) python -m pytest -m long tests/families
 
 parity: setup ## compute TRL's losses and gradients anew in TRL's own environment, and docs/parity.md

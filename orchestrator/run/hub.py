@@ -1,4 +1,5 @@
-"""Models that a recipe names by their id on the model hub: there before anything is started, or an error says so."""
+"""Models that a recipe names by their id on the model hub: there, and of a family that is right, before anything is
+started, or an error says so."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.config import RunConfig
+from orchestrator.config.model_source import check_family, check_positions, check_use
 from orchestrator.config.preflight import TOKENIZERS, WEIGHTS
 from orchestrator.data.sources import local
-from orchestrator.errors import BadInput, HubUnreachable, Problem
+from orchestrator.errors import BadInput, HubUnreachable, Problem, Problems
 from workers.config import ModelRewardConfig
 
 ASK_S = 10.0
@@ -17,16 +19,19 @@ NOT_GIVEN = (401, 403, 404)
 
 
 def require_models(config: RunConfig, note: Callable[[str], None], *, timeout_s: float = ASK_S) -> None:
-    """Asks the hub for each model that is not a directory here. When it does not answer, what a machine has downloaded
-    before will do: nobody asks it again in this attempt.
+    """Ask the hub for each model that is not a directory here, and look at its config.json as `rlhf validate` does at
+    a directory's. When it does not answer, what a machine has downloaded before will do: nobody asks it again in this
+    attempt.
 
     Raises:
-        BadInput: the hub does not give out a model of that name.
+        BadInput: the hub does not give out a model of that name, or it cannot be used as the recipe wants it.
         HubUnreachable: it does not answer, and the model is not in the cache of this machine, where the run would be.
     """
     silent = ""  # what was said by a hub that does not answer
+    problems = Problems()
     for where, name in _hub_models(config):
         silent = silent or _ask(name, where, timeout_s)
+        _look_at(config, where, name, problems, ask=not silent)
         if not silent:
             continue
         if (copy := cached(name)) is not None:
@@ -39,6 +44,25 @@ def require_models(config: RunConfig, note: Callable[[str], None], *, timeout_s:
             )
     if silent:
         os.environ["HF_HUB_OFFLINE"] = "1"  # for workers of this machine, which would each wait for it
+    if problems:
+        raise BadInput(list(problems))
+
+
+def _look_at(config: RunConfig, where: str, name: str, problems: Problems, *, ask: bool) -> None:
+    """What the family and the positions of a model on the hub, or of its copy here, say of a recipe."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    key, where = where.removesuffix(".path"), f"{where} = {name}"
+    try:
+        file = (hf_hub_download if ask else try_to_load_from_cache)(name, "config.json")
+    except Exception:  # whatever its library and the network raise; whoever loads the model says more
+        return
+    if not isinstance(file, str):
+        return
+    folder = str(Path(file).parent)
+    check_family(folder, where, problems)
+    check_use(config, key, folder, where, problems)
+    check_positions(config, key, folder, where, problems)
 
 
 def cached(name: str) -> Path | None:

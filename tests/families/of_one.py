@@ -34,7 +34,10 @@ SFT = SftConfig(type="sft", learning_rate=1e-3)
 CLOSE = 2e-4  # nats, float32
 
 
-def row_of(name: str, stages: tuple[int, ...] = (3,)) -> dict[str, Any]:
+STAGES = (0, 1, 2, 3)  # of ZeRO
+
+
+def row_of(name: str, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
     """Return how rows are given to a family ("-": no small model of it runs), why, the figures, and what is wrong."""
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made, "model")

@@ -5,7 +5,7 @@
 
     tests/families/found.json  both are made of this
 
-    python -m tests.families.table [--jobs N] [--all-stages] [FAMILY ...]
+    python -m tests.families.table [--jobs N] [FAMILY ...]
 
 Each family has a process of its own. With names only their rows are made anew. Fails when any family is wrong without
 a word.
@@ -31,8 +31,10 @@ PARTLY = {
     "lora": "Without adapters (`model.lora`)",
     "bfloat16": "In float32 alone",
     "zero3": "Not at ZeRO stage 3",
+    "engine": "Not with vLLM",
+    "engine_lora": "Without adapters in vLLM: whole weights are published",
+    "engine_lora_cpu": "Without adapters in vLLM's build for CPUs",
 }
-STAGES = (0, 1, 2, 3)
 ENGINE = ("engine", "engine_lora", "engine_lora_cpu", "published")  # tests/families/engine.py has found these
 COLUMNS = ("float32", "bfloat16", "zero", "lora", "export")
 
@@ -40,7 +42,6 @@ COLUMNS = ("float32", "bfloat16", "zero", "lora", "export")
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--all-stages", action="store_true", help="ZeRO 0-3 of every family, not of the sample alone")
     parser.add_argument("names", nargs="*")
     given = parser.parse_args()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -53,7 +54,7 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     names = given.names or families()
     with multiprocessing.get_context("fork").Pool(given.jobs, maxtasksperchild=1) as pool:
-        found = gathered(pool, names, every=given.all_stages)
+        found = gathered(pool, names)
     wrong = sorted(name for name, row in found.items() if row["wrong"])
     before = json.loads(FOUND.read_text())
     engines = {name: {k: row[k] for k in ENGINE if k in row} for name, row in before.items()}
@@ -62,21 +63,20 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def one(name: str, every: bool) -> dict[str, Any]:
+def one(name: str) -> dict[str, Any]:
     """Return what is found of a family, in a process of its own that has all imported already."""
     import torch
 
     from tests.families.of_one import row_of
-    from tests.families.test_families import SAMPLE
 
     torch.set_num_threads(1)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        return row_of(name, STAGES if every or name in SAMPLE else (3,))
+        return row_of(name)
 
 
-def gathered(pool: Any, names: list[str], *, every: bool) -> dict[str, dict[str, Any]]:
+def gathered(pool: Any, names: list[str]) -> dict[str, dict[str, Any]]:
     """Return the rows of all families, each told as it comes."""
-    asked = {name: pool.apply_async(one, (name, every)) for name in names}
+    asked = {name: pool.apply_async(one, (name,)) for name in names}
     found: dict[str, dict[str, Any]] = {}
     for name, answer in asked.items():
         try:
@@ -116,12 +116,13 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     counts = {kind: sum(row["rows"] == kind for row in found.values()) for kind in ("packed", "apart", "refused", "-")}
     lines = [HEAD.format(date=datetime.now(UTC).date(), total=len(found), **{**counts, "unbuilt": counts["-"]})]
     lines += [
-        "| model type | rows | float32 | bfloat16 | ZeRO | LoRA, merged | export |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| model type | rows | float32 | bfloat16 | ZeRO | LoRA, merged | export | vLLM | published |",
+        "|---|---|--:|--:|--:|--:|--:|---|--:|",
     ]
     for name, row in sorted(found.items()):
         if row["rows"] in ("packed", "apart"):
             figures = [row.get(column, "").partition(":")[0] for column in COLUMNS]
+            figures += [served(row), row.get("published", "-").partition(":")[0]]
             lines.append(f"| `{name}` | {row['rows']} | {' | '.join(figures)} |")
     lines += ["", "## Read apart, and why", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "apart"]
@@ -135,9 +136,18 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def served(row: dict[str, Any]) -> str:
+    """Whether vLLM samples from a family, in a word; "-": it was not asked."""
+    if "engine" in row:
+        return "with adapters" if "engine_lora" not in row and "engine_lora_cpu" not in row else "no"
+    if "published" not in row:
+        return "-"
+    return "no adapters" if "engine_lora" in row else "yes"
+
+
 HEAD = """# Families of models
 
-Written by `make families` ({date}; 20 minutes on 2 cores). Of {total} families of the installed
+Written by `make families` ({date}; an hour on 2 cores). Of {total} families of the installed
 transformers {packed} are packed, {apart} are read apart and {refused} are refused; of {unbuilt} no small model can be
 built here. Each is a random model of two to four layers with what is special in the family switched on (windows of 6
 tokens, chunks of 8, sinks, soft-caps, experts, states), and 14 completions of 6 prompts, texts of 3 to 81 tokens.
@@ -148,14 +158,17 @@ tokens, chunks of 8, sinks, soft-caps, experts, states), and 14 completions of 6
 - **float32**, **bfloat16**: log-probabilities at temperature 0.8 against plain transformers, one text at a time with
   `eager` attention: the largest difference in float32, the median in bfloat16 (nats); then how far the gradient is off,
   as a share of its length. In bfloat16 a token that rounding sends to another expert differs alone.
-- **ZeRO**: the same through DeepSpeed in both dtypes, at stage 3, which takes weights apart, and for the families of
-  `tests/families/test_families.py` at stages 0, 1 and 2 (`--all-stages`: for all); the figures are the worst of
-  float32. One rank; gangs of two are in `tests/workers/test_deepspeed.py`.
+- **ZeRO**: the same through DeepSpeed in both dtypes, at stages 0, 1, 2 and 3; the figures are the worst of float32.
+  One rank; gangs of two are in `tests/workers/test_deepspeed.py`.
 - **LoRA, merged**: the merged export against the adapted module. **export**: the exported directory, loaded by
   transformers, against the module. The largest difference of log-probabilities.
+- **vLLM**: whether it samples from the family ("no adapters": from whole weights alone); "-": it was not asked, as it
+  needs torchvision for what also reads pictures. **published**: log-probabilities of an engine on a CPU against the
+  model: as the engine was started, after the same weights were published, others, and the first ones again; the
+  largest difference of the four. "-": no engine on a CPU has kernels for the small model.
 
 Every rank checks its own model at load in the same way, so a family that is not here, or a config that is, is refused
-then. A recipe that samples also needs an engine that has the family. Not run on a GPU.
+then. Not run on a GPU.
 """
 
 if __name__ == "__main__":

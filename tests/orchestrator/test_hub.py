@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from workshop import Workshop
 from orchestrator.cli import main
 
 NAME = "somebody/a-model"
+COMMIT = "0" * 40
 SCRIPT = """
 import os, sys
 from orchestrator.config import load
@@ -53,7 +55,38 @@ def knows_nothing() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), NotFound)
+    yield from _serving(NotFound)
+
+
+@pytest.fixture
+def has_a_bert() -> Iterator[str]:
+    """Gives out one model, of a family that is refused."""
+    files = {
+        f"/api/models/{NAME}": {"id": NAME, "sha": COMMIT},
+        f"/{NAME}/resolve/main/config.json": {"model_type": "bert", "max_position_embeddings": 512},
+    }
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(files.get(self.path, {})).encode()
+            self.send_response(200 if self.path in files else 404)
+            told = {"Content-Length": str(len(body)), "ETag": f'"{len(body)}"', "X-Repo-Commit": COMMIT}
+            for name, value in told.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    yield from _serving(Hub)
+
+
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -116,6 +149,19 @@ def test_a_model_that_the_hub_does_not_know(workshop: Workshop, knows_nothing: s
     lines = told(workshop, knows_nothing)
     assert lines[0] == f"bad_input: model.path: the hub does not give out {NAME}"
     assert lines[-1] == "offline: None False"
+
+
+def test_a_model_of_the_hub_is_looked_at_before_anything_is_started(workshop: Workshop, has_a_bert: str) -> None:
+    lines = told(workshop, has_a_bert)
+    assert lines[0] == f"bad_input: model.path = {NAME}: models of type bert are not supported"
+    assert lines[-1] == "offline: None False"
+
+
+def test_a_copy_of_a_model_of_the_hub_is_looked_at_when_the_hub_is_silent(workshop: Workshop, refuses: str) -> None:
+    snapshot = download(workshop.path / "home")
+    (snapshot / "config.json").write_text('{"model_type": "bert"}')
+    lines = told(workshop, refuses)
+    assert any(f"model.path = {NAME}: models of type bert are not supported" in line for line in lines)
 
 
 def test_a_directory_is_nothing_to_ask_the_hub_for(workshop: Workshop, refuses: str) -> None:
