@@ -129,6 +129,9 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     for key, title in PARTLY.items():
         lines += ["", f"## {title}, and why", ""]
         lines += [f"- `{n}`: {why}" for n, row in sorted(found.items()) if (why := known(row).get(key))]
+    lines += ["", "## Not published here: no engine on a CPU starts with the small model", ""]
+    cells = {name: row.get("published", "").partition(": ") for name, row in sorted(found.items())}
+    lines += [f"- `{name}`: {why}" for name, (kind, _, why) in cells.items() if kind == "-"]
     lines += ["", "## Refused, and why", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "refused"]
     lines += ["", "## Not judged: no small model of them runs on tokens alone", ""]

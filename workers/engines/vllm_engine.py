@@ -43,8 +43,13 @@ if TYPE_CHECKING:
 SHARED_MEMORY = "rlhf_shared_memory"
 CPU_BATCHED_TOKENS = 4096  # of one engine step, at least
 # Measured with vLLM 0.32 on a CPU, float32, tiny models.
-WRONG = {"GPTNeoXForCausalLM": "answers with log-probabilities that are nats off the model's"}
-NOT_TAKING = {"GptOssForCausalLM": "keeps its old experts when new weights arrive"}
+WRONG = dict.fromkeys(
+    ("Cohere2MoeForCausalLM", "Ernie4_5_MoeForCausalLM", "GPTNeoXForCausalLM"),
+    "answers with log-probabilities that are far off the model's",
+)
+NOT_TAKING = dict.fromkeys(
+    ("ExaoneMoEForCausalLM", "GptOssForCausalLM"), "keeps its old experts when new weights arrive"
+)
 
 
 # ------------------------------------------------------------------------------------------------ generation
@@ -328,9 +333,10 @@ def _forget_experts_kernels(model: Any) -> None:
 
 
 def _untouched(model: Any) -> list[str]:
-    """Layers with weights that nothing has arrived for: vLLM gives them their old ones back and logs a line."""
+    """Layers with weights that nothing has arrived for: vLLM gives them their old ones back and logs a line. Where
+    a GPU's share of a vocabulary is padding alone, weights without elements arrive."""
     waiting = {n: (m, get_layerwise_info(m)) for n, m in model.named_modules() if not is_deferred_attention_layer(m)}
-    return [n for n, (m, i) in waiting.items() if m._parameters and i.can_load() and i.load_numel <= 0]
+    return [n for n, (m, i) in waiting.items() if m._parameters and i.can_load() and not i.loaded_weights]
 
 
 class Registration:
