@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.engines.heads import decoder_of
+from workers.engines.heads import decoder_of, output_layer_of
 from workers.engines.logits import LogitTransform, fitted
 
 TRIED = (-3.0, 5.0)  # logits of 10^-3, where a soft-cap does nothing, to 10^5, where it does all
@@ -27,7 +27,7 @@ def logit_transform(model: Any) -> LogitTransform:
     Raises:
         Unrecognised: it is of no known form.
     """
-    head, decoder = model.get_output_embeddings(), decoder_of(model)
+    head, decoder = output_layer_of(model), decoder_of(model)
     base = model.base_model if model.base_model is not model else decoder  # whichever of the two it calls
     if not isinstance(head, nn.Linear):
         raise Unrecognised(f"its output layer is of type {type(head).__name__}, not a linear one")
