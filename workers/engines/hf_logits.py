@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ class Unrecognised(Exception):
 
 def logit_transform(model: Any) -> LogitTransform:
     """Return what a causal language model does between its decoder's hidden states and its logits, beside its output
-    layer. Its own forward pass is run with a decoder and an output layer that answer known numbers, so its weights may
-    be anywhere.
+    layer. Its own forward pass is run with embeddings, a decoder and an output layer that answer known numbers, so its
+    weights may be anywhere.
 
     Raises:
         Unrecognised: it is of no known form.
@@ -43,7 +43,16 @@ def logit_transform(model: Any) -> LogitTransform:
     def read(*_: Any, **__: Any) -> Any:
         return _Output(hidden.clone())
 
-    with torch.no_grad(), _standing_in(base, read), _standing_in(decoder, read), _standing_in(head, answer):
+    def embed(tokens: Tensor, *_: Any, **__: Any) -> Tensor:  # some composites embed before they call their decoder
+        return hidden.new_zeros((*tokens.shape, embedding.embedding_dim))
+
+    embedding = model.get_input_embeddings()
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for module, forward in ((base, read), (decoder, read), (head, answer)):
+            stack.enter_context(_standing_in(module, forward))
+        if isinstance(embedding, nn.Embedding):
+            stack.enter_context(_standing_in(embedding, embed))
         try:
             logits = model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=False).logits
         except Exception as error:

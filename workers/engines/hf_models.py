@@ -32,7 +32,10 @@ dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along 
 disable_progress_bar()  # of loading and writing files: the run has its own
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PARTITIONED_AT_WORK = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+PARTITIONED_AT_WORK = (
+    *(AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError),
+    ZeroDivisionError,
+)
 """What constructors raise that compute with weights which ZeRO-3 has taken apart already."""
 Module: TypeAlias = TokenLogprobs | TokenValues | TokenScores
 
@@ -188,11 +191,7 @@ def _from_pretrained(
     """The model at `path`, how it may be given rows, and the names of the weights that its files lack."""
     config = transformers.AutoConfig.from_pretrained(path)
     _without_dropout(config)
-    model_class = auto._model_mapping[type(config)]
-    try:
-        reason = hf_packing.reads_apart(model_class, config)
-    except AttentionError as error:
-        raise ModelError(f"{path}: models of type {config.model_type} are not supported: {error}") from error
+    reason = reads_apart(path, config, auto)
     given = {} if reason else {"attn_implementation": hf_packing.NAME}
     hf_packing.register()
     sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
@@ -208,6 +207,15 @@ def _from_pretrained(
     del sharding
     limit = hf_packing.encode_by_own_length(model)
     return model, Packing(apart=reason is not None, max_shared_length=limit), set(told["missing_keys"])
+
+
+def reads_apart(path: str, config: Any, auto: Any) -> str | None:
+    """Why the model at `path` must be given its rows apart; None: they may be packed. Raises ModelError where it is
+    right neither way."""
+    try:
+        return hf_packing.reads_apart(auto._model_mapping[type(config)], config)
+    except AttentionError as error:
+        raise ModelError(f"{path}: models of type {config.model_type} are not supported: {error}") from error
 
 
 def _without_dropout(config: Any) -> None:
