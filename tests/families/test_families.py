@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.families.judge import judge
-from tests.families.tiny import write_tiny
+from tests.families.tiny import tiny, write_tiny
+from tests.families.values import READING_MORE
+from workers.engines.attention import AttentionError
+from workers.engines.hf_models import auto_class
+from workers.engines.hf_packing import reads_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -31,6 +35,8 @@ SAMPLE = {
 REFUSED = {
     "bert": "further layers between its decoder and its output layer",
     "deepseek_v32": "indexed_attention",
+    "shieldgemma2": "its files lack weights of Gemma3ForConditionalGeneration",
+    "t5gemma2": "it is an encoder-decoder",
     "xlnet": "no causal language model",
 }
 
@@ -50,3 +56,10 @@ def test_a_family_is_refused_by_name(model_type: str, tmp_path: Path) -> None:
     found = judge(tmp_path)
     assert found.rows == "refused"
     assert REFUSED[model_type] in found.refused
+
+
+@pytest.mark.parametrize("model_type", READING_MORE)
+def test_what_reads_more_than_tokens_is_refused_before_it_is_loaded(model_type: str) -> None:
+    config = tiny(model_type).config
+    with pytest.raises(AttentionError, match=r"encoder-decoder|beside tokens|picture|diffusion"):
+        reads_apart(auto_class(config)._model_mapping[type(config)], config)

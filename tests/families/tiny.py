@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.families.values import FORCED, IMAGE_TEXT, OWN, SMALL, UNBUILDABLE
+from tests.families.values import FORCED, IMAGE_TEXT, OWN, PARTS, SMALL, UNBUILDABLE
 
 LARGEST = 3_000_000  # parameters
 SPREAD = 0.15  # of a matrix: below, a tiny model attends to all of its tokens alike
@@ -107,11 +107,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def shrunk(family: type[PreTrainedConfig]) -> PreTrainedConfig:
     """Return a config of `family` with small values, its parts with it."""
     own = OWN.get(family.model_type, {})
-    parts = {}
+    parts = {name: shrunk(CONFIG_MAPPING[part]) for name, part in PARTS.get(family.model_type, {}).items()}
+    if family.has_no_defaults_at_init:
+        return family(**own, **{name: part.to_dict() for name, part in parts.items()})
     if family.sub_configs:
         default = family()
-        known = {name: getattr(default, name, None) for name in family.sub_configs if name not in own}
-        parts = {name: shrunk(type(part)) for name, part in known.items() if isinstance(part, PreTrainedConfig)}
+        known = {name: getattr(default, name, None) for name in family.sub_configs if name not in {*own, *parts}}
+        parts |= {name: shrunk(type(part)) for name, part in known.items() if isinstance(part, PreTrainedConfig)}
     given = {**small_values(family), **parts, **own}
     return family(**{k: v for k, v in given.items() if v is not None})
 

@@ -166,8 +166,26 @@ SHARED_KEYS = {  # by the last two layers, which take them from the first two
     **{"global_head_dim": 16, "num_global_key_value_heads": 1, "num_kv_shared_layers": 2},
 }
 
+# Of an autoencoder of pictures, and of what stands between a tower and its projector.
+SMALL_CODES = {"base_channels": 32, "channel_multiplier": [1, 1], "latent_channels": 32, "num_embeddings": 16}
+SMALL_NECK = {"output_channels": 8, "mlp_dim": 48, "global_attn_indexes": [1, 3]}
+SMALL_NECK_OF_FORMULAS = {
+    **SMALL_NECK,
+    **{"post_conv_in_channels": 8, "post_conv_mid_channels": 16, "post_conv_out_channels": 32},
+    "decoder_hidden_size": 32,
+}
+
+# The model types of a composite's parts, where those that it takes by default are not the family's or cannot be built.
+PARTS: dict[str, dict[str, str]] = {
+    "diffusion_gemma": {"vision_config": "gemma4_vision"},
+    "fast_vlm": {"vision_config": "siglip_vision_model"},  # its own is of the library timm, which is not installed
+    "granite4_vision": {"text_config": "granite4_vision_text"},
+    "vision-encoder-decoder": {"encoder": "vit", "decoder": "trocr"},
+}
+
 # By the model type of a config or of a part of it; None leaves an attribute to the family.
 OWN: dict[str, dict[str, Any]] = {
+    "": SMALL_NECK_OF_FORMULAS,  # the tower of pp_formulanet has no model type
     **{
         family: {"num_key_value_heads": 4}  # latent attention has a key and a value for each of its heads
         for family in (
@@ -178,25 +196,41 @@ OWN: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 96},
     "blt_local_encoder": {"hidden_size_global": 32, "num_key_value_heads": None},
     "blt_local_decoder": {"hidden_size_global": 32, "num_key_value_heads": None},
+    "chameleon": {"vocabulary_map": {"<image>": 95, "IMGIMGAZ": 93, "IMGIMGBZ": 94}},
+    "chameleon_vqgan": SMALL_CODES,
     "cohere": {"use_qk_norm": True},
+    "cohere2_vision": {"alignment_intermediate_size": 48},
     "cohere_compass_text": {
         "layer_types": MIXED,
         "rope_parameters": {SLIDING: EQUAL_AXES, FULL: None},  # no positions where it attends to all
     },
+    "cosmos3_edge": {"projector_hidden_size": 48},
+    "cosmos3_edge_text": {"rope_parameters": THREE_AXES},
+    "cosmos3_edge_vision": {"num_patches": 16},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.0, "rope_theta": 10000.0},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "deepseek_ocr2_sam_vision_model": {**SMALL_NECK, "downsample_channels": [8, 32]},
+    "deepseek_ocr2_text": {"num_key_value_heads": 4, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "deepseek_v4": {
         "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention", SLIDING, SLIDING],
         "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
         "index_topk": 2,
+    },
+    "diffusion_gemma_text": {
+        **{"layer_types": MIXED, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
+        **{"global_head_dim": 16, "num_global_key_value_heads": 1},
     },
     "doge": {"keep_window_size": WINDOW},
     "dots1": {"layer_types": MIXED, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "ernie4_5_vl_moe_text": {"rope_parameters": EQUAL_AXES},
     "falcon": {"head_dim": None, "bias": True},
     "falcon_h1": {"ssm_multipliers": [0.7, 1.3, 0.8, 1.2, 0.9], "mlp_multipliers": [0.8, 1.2]},
+    "florence_vision": {
+        **{"embed_dim": [16, 32], "depths": [1, 1], "num_heads": [2, 4], "num_groups": [2, 4]},
+        **{"patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [1, 1], "patch_prenorm": [False, True]},
+    },
     "gemma3n_text": {
         "num_kv_shared_layers": 2,
         "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.0],
@@ -214,11 +248,16 @@ OWN: dict[str, dict[str, Any]] = {
         for key in ("glm4v_text", "glm4v_moe_text")
     },
     "glm4_moe": {"use_qk_norm": True},
+    "glm5_next_text": {"index_kpool": 4, "num_key_value_heads": 4, "qk_rope_head_dim": 0, "qk_head_dim": 8},
+    "glm5_next_vision": {"projection_intermediate_size": 48},
     "glm_moe_dsa": {"num_key_value_heads": 4, "indexer_types": ["full", "shared", "full", "shared"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granite4_vision": {"downsample_rate": "1/2", "spatial_target_layers": [1], "deepstack_layer_map": [[0, 1]]},
     "granitemoehybrid": {"layer_types": [LINEAR, FULL, LINEAR, FULL], "position_embedding_type": "rope"},
+    "hunyuan_vl_text": {"rope_parameters": {**THREE_AXES, "mrope_section": [1, 1, 1, 1]}},
     "hy_v4": {"num_key_value_heads": 4},
     "inkling_text": {"log_scaling_n_floor": 4, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+    "janus_vqgan": {**SMALL_CODES, "image_token_embed_dim": 32, "num_patches": 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "laguna": {"layer_types": MIXED},
     "lfm2": {"layer_types": ["conv", FULL, "conv", FULL], "block_multiple_of": 16},
@@ -239,24 +278,43 @@ OWN: dict[str, dict[str, Any]] = {
         "index_topk_blocks": 2,
     },
     "ministral": {"layer_types": MIXED},
+    "mistral4": {
+        **{"num_key_value_heads": 4, "head_dim": 16},
+        "rope_parameters": {
+            **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16},
+            **{"llama_4_scaling_beta": 0.5, "partial_rotary_factor": 0.5, "max_position_embeddings": 160},
+            **{"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    },
     "mpt": {"attn_config": {"alibi": True, "clip_qkv": 1.0}},
+    "muse_glimmer": {"projector_hidden_size": 48},
+    "muse_glimmer_text": {"layer_rope_theta": [10000.0, 0, 10000.0, 0], "layer_types": MIXED},
+    "muse_glimmer_vision": {"pos_emb_height": 4, "pos_emb_width": 4},
+    "nemotron_h_omni": {"projector_hidden_size": 48},
     "olmo": {"clip_qkv": 1.0},
     "olmoe": {"clip_qkv": 1.0},
     "phi": {"qk_layernorm": True},
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     "phi4_multimodal_audio": {"nemo_conv_channels": 32},
+    **{key: {"rope_parameters": THREE_AXES} for key in ("glm_ocr_text", "paddleocr_vl_text", "qwen3_omni_moe_text")},
     "prophetnet": {"num_hidden_layers": None},
     **dict.fromkeys(("qwen2", "qwen3", "smollm3"), WINDOWED),
     "qwen2_moe": {**WINDOWED, "mlp_only_layers": [0]},
-    **{key: {**WINDOWED, "rope_parameters": THREE_AXES} for key in ("qwen2_vl_text", "qwen2_5_vl_text")},
+    **{
+        key: {**WINDOWED, "rope_parameters": THREE_AXES}
+        for key in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text")
+    },
     "qwen3_vl_text": {"rope_parameters": THREE_AXES},
     "qwen3_vl_vision": {"deepstack_visual_indexes": [0, 1]},
+    "qwen3_omni_moe_audio_encoder": {"downsample_hidden_size": 8},
+    "qwen3_omni_moe_vision_encoder": {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16},
     "qwen3_moe": {"use_sliding_window": True, "mlp_only_layers": [0]},
     "qwen4_exp_text": {
         **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8},
         **{"indexer_budget": 8, "indexer_compress_ratio": 2, "hc_lowrank": 8, "ple_layer_ids": [1]},
         **{"ngram_vocab_size_base": 64, "heads_per_ngram": 2, "split_ngram_parts": 1},
     },
+    "radio": {"video_temporal_patch_size": 2},
     "reformer": {
         **{"num_buckets": 4, "hash_seed": 0, "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4},
         **{"axial_pos_shape": [8, 20], "axial_pos_embds_dim": [16, 16]},
@@ -264,6 +322,13 @@ OWN: dict[str, dict[str, Any]] = {
     "roc_bert": {
         **{"pronunciation_embed_dim": 16, "pronunciation_vocab_size": 96},
         **{"shape_embed_dim": 16, "shape_vocab_size": 96},
+    },
+    "sam_vision_model": SMALL_NECK,
+    "step3p5": {
+        **{"layer_types": [SLIDING, FULL] * 2, "num_sliding_attention_heads": 8, "share_expert_dim": 24},
+        **{"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "moe_router_scaling_factor": 1.5},
+        **{"partial_rotary_factors": [1.0, 0.5] * 2, "swiglu_limits": [0.0, 0.0, 1.0, 0.5]},
+        "swiglu_limits_shared": [0.0, 0.0, 0.5, 1.0],
     },
     "stablelm": {"qk_layernorm": True},
     "xlm": {"causal": True},
@@ -274,11 +339,25 @@ OWN: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid_sliding", "hybrid"] * 2, "router_hidden_size": 16},
 }
 
+# Composites that cannot be asked for the next token of a text alone: encoder-decoders, and what needs a picture.
+READING_MORE = (
+    *("blip", "blip-2", "diffusion_gemma", "florence2", "idefics", "instructblip", "instructblipvideo", "kosmos-2"),
+    *("pi0", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder"),
+)
+
 # Composites that no automatic class of language models builds.
 IMAGE_TEXT = (
     *("internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"),
     *("aya_vision", "ernie4_5_vl_moe", "glm4v", "glm4v_moe", "idefics3", "lfm2_vl", "llava_next"),
     *("llava_onevision", "paligemma", "qwen3_vl_moe", "smolvlm"),
+    *("aria", "chameleon", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni", "deepseek_ocr2"),
+    *("deepseek_vl", "deepseek_vl_hybrid", "evolla", "exaone4_5", "fast_vlm", "glm46v", "glm5_next", "glm_ocr"),
+    *("glmga", "granite4_vision", "hunyuan_vl", "hyperclovax_vision_v2", "idefics2", "inkling_mm_model", "janus"),
+    *("kimi_k25", "kosmos-2.5", "lighton_ocr", "llava_next_video", "minicpmv4_6", "minicpmv4_7", "minimax_m3_vl"),
+    *("mistral4", "muse_glimmer", "nemotron_h_omni", "ovis2", "paddleocr_vl", "perception_lm", "pp_chart2table"),
+    *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "shieldgemma2", "step3p7", "video_llama_3"),
+    *("video_llava", "vipllava"),
+    *READING_MORE,
 )
 
 # Families that look ahead when they are given tokens alone: what they say of a token depends on later ones.
@@ -289,12 +368,15 @@ TWO_WAY = {
     "xlnet": "it attends both ways unless it is given a mask of permutations",
 }
 
+TIMM = "its picture tower is of the library timm, which is not installed"
 SOUND = "it speaks in several books of sound codes at once"
 DRAFT = "it drafts for another model and takes that model's hidden states and keys"
 UNBUILDABLE: dict[str, str] = {
-    "gemma3n": "its picture tower is of the library timm, which is not installed; gemma3n_text is its text part",
+    "evolla": "no automatic class of transformers builds it: they know its config by two names",
+    "gemma3n": f"{TIMM}; gemma3n_text is its text part",
     "gemma4_assistant": DRAFT,
     "gemma4_unified_assistant": DRAFT,
     "musicgen": SOUND,
     "musicgen_melody": SOUND,
+    "perception_lm": f"{TIMM}; llama is its text part",
 }

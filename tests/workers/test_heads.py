@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.engines.attention import Layout
-from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues
+from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues, decoder_of, output_layer_of
 
 NO_LAYOUT = Layout(torch.zeros(0), torch.zeros(0))
 LN2 = math.log(2)
@@ -36,6 +36,20 @@ class Table(nn.Module):
 
     def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=self.table[input_ids])
+
+
+class Composite(nn.Module):
+    """A model that holds a language model whole, and has no output layer of its own."""
+
+    def __init__(self, held: nn.Module) -> None:
+        super().__init__()
+        self.held = held
+
+    def get_decoder(self) -> nn.Module:
+        return self.held
+
+    def get_output_embeddings(self) -> None:
+        return None
 
 
 def ask(
@@ -134,3 +148,12 @@ def test_scores_are_finer_than_bfloat16() -> None:
     scores[0].backward()
     assert score.weight.grad is not None
     assert score.weight.grad.tolist() == [[4, 1]]
+
+
+def test_the_output_layer_of_a_language_model_inside_a_composite() -> None:
+    table = Table(table=[[1.0, 0.0]], head=[[LN2, 0.0], [0.0, 0.0]])
+    composite = Composite(table)
+    assert output_layer_of(composite) is table.head
+    assert decoder_of(composite) is table
+    logprobs, _ = ask(TokenLogprobs(composite, chunk=8), tokens=[0], predictors=[0], targets=[0])
+    assert logprobs.tolist() == pytest.approx([math.log(2 / 3)])

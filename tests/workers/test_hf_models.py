@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.families.rows import alone, asked, packed
 from workers.engines.hf_files import export, weight_names
-from workers.engines.hf_models import character_tokenizer, create_model, load_policy, schedule
+from workers.engines.hf_models import ModelError, character_tokenizer, create_model, load_policy, schedule
 
 # ------------------------------------------------------------------------------------------------ schedule
 
@@ -100,3 +102,12 @@ def test_models_whose_logits_are_scaled_are_right(tmp_path: Path) -> None:
     found, _ = asked(policy, packed(rows))
     wanted, _ = alone(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), rows)
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_model_whose_files_lack_a_weight_is_refused(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack weights of LlamaForCausalLM \(1, as model\.layers\.0\.mlp\.up_proj"):
+        load_policy(str(tmp_path), "float32", chunk=8)

@@ -75,8 +75,22 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 def decoder_of(model: Any) -> Any:
     """Return what turns tokens into the hidden states that the output layer of a language model reads."""
+    model = _language_model(model)
     found = model.get_decoder()
     return getattr(model, "model", model) if found is model else found
+
+
+def output_layer_of(model: Any) -> Any:
+    """Return what turns hidden states into logits; None: there is no such layer."""
+    return _language_model(model).get_output_embeddings()
+
+
+def _language_model(model: Any) -> Any:
+    """Return the innermost model with an output layer: some composites hold a language model whole."""
+    inner = model.get_decoder()
+    if inner is model or getattr(inner, "get_output_embeddings", lambda: None)() is None:
+        return model
+    return _language_model(inner)
 
 
 def _chunks(length: int, chunk: int) -> list[slice]:
@@ -112,7 +126,7 @@ class TokenLogprobs(nn.Module):
         self.model = model
         self.packing = packing
         self._transform = transform
-        head = cast(Any, model).get_output_embeddings()
+        head = output_layer_of(model)
 
         def forward(
             self: nn.Linear,
@@ -147,10 +161,10 @@ class TokenLogprobs(nn.Module):
         model = cast(Any, self.model)
         states = _read(decoder_of(model), tokens, positions, layout, predictors, self.packing)
         # Some decoders answer in float32 whatever their weights are.
-        hidden = self._transform.hidden(states).to(model.get_output_embeddings().weight.dtype)
+        hidden = self._transform.hidden(states).to(output_layer_of(model).weight.dtype)
         if targets is None:
             return hidden, None
-        return cast("tuple[Tensor, Tensor]", model.get_output_embeddings()(hidden, targets, temperature, target))
+        return cast("tuple[Tensor, Tensor]", output_layer_of(model)(hidden, targets, temperature, target))
 
     def alone(self, tokens: Tensor, last: int) -> Tensor:
         """Return the log-probabilities of the last tokens of one text [L], by the model's own forward pass: [last]."""

@@ -28,8 +28,16 @@ from transformers.utils import cached_file
 from workers.config import ModelConfig
 from workers.engines import lora as adapters
 from workers.engines.divergence import OutputLayer
-from workers.engines.heads import TokenScores
-from workers.engines.hf_models import DTYPES, ModelError, Module, auto_class, logit_transform, padding_token
+from workers.engines.heads import TokenScores, output_layer_of
+from workers.engines.hf_models import (
+    DTYPES,
+    ModelError,
+    Module,
+    auto_class,
+    logit_transform,
+    padding_token,
+    reads_apart,
+)
 from workers.weights import save_tensors
 
 SCORE = "score.weight"  # of a reward model, beside its decoder
@@ -230,8 +238,10 @@ def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:
 def load_output_layer(model: ModelConfig) -> OutputLayer:
     """What turns the last hidden states of `model` into logits, read from its files and nothing else of it."""
     assert model.path is not None
-    empty = _empty(transformers.AutoConfig.from_pretrained(model.path), scores=False)
-    head = empty.get_output_embeddings()
+    config = transformers.AutoConfig.from_pretrained(model.path)
+    reads_apart(model.path, config, auto_class(config))  # refused here, too
+    empty = _empty(config, scores=False)
+    head = output_layer_of(empty)
     named = dict(empty.named_parameters(remove_duplicate=False))
     weight = {name for name, p in named.items() if p is head.weight}  # more than one name: tied to the embeddings
     bias = {name for name, p in named.items() if p is getattr(head, "bias", None)}

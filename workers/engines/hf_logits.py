@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from workers.engines.heads import decoder_of
+from workers.engines.heads import decoder_of, output_layer_of
 from workers.engines.logits import LogitTransform, fitted
 
 TRIED = (-3.0, 5.0)  # logits of 10^-3, where a soft-cap does nothing, to 10^5, where it does all
@@ -21,13 +21,13 @@ class Unrecognised(Exception):
 
 def logit_transform(model: Any) -> LogitTransform:
     """Return what a causal language model does between its decoder's hidden states and its logits, beside its output
-    layer. Its own forward pass is run with a decoder and an output layer that answer known numbers, so its weights may
-    be anywhere.
+    layer. Its own forward pass is run with embeddings, a decoder and an output layer that answer known numbers, so its
+    weights may be anywhere.
 
     Raises:
         Unrecognised: it is of no known form.
     """
-    head, decoder = model.get_output_embeddings(), decoder_of(model)
+    head, decoder = output_layer_of(model), decoder_of(model)
     base = model.base_model if model.base_model is not model else decoder  # whichever of the two it calls
     if not isinstance(head, nn.Linear):
         raise Unrecognised(f"its output layer is of type {type(head).__name__}, not a linear one")
@@ -43,7 +43,16 @@ def logit_transform(model: Any) -> LogitTransform:
     def read(*_: Any, **__: Any) -> Any:
         return _Output(hidden.clone())
 
-    with torch.no_grad(), _standing_in(base, read), _standing_in(decoder, read), _standing_in(head, answer):
+    def embed(tokens: Tensor, *_: Any, **__: Any) -> Tensor:  # some composites embed before they call their decoder
+        return hidden.new_zeros((*tokens.shape, embedding.embedding_dim))
+
+    embedding = model.get_input_embeddings()
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for module, forward in ((base, read), (decoder, read), (head, answer)):
+            stack.enter_context(_standing_in(module, forward))
+        if isinstance(embedding, nn.Embedding):
+            stack.enter_context(_standing_in(embedding, embed))
         try:
             logits = model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=False).logits
         except Exception as error:

@@ -22,7 +22,7 @@ from workers.config import LoraConfig
 from workers.engines import hf_logits, hf_packing
 from workers.engines import lora as adapters
 from workers.engines.attention import AttentionError
-from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues, decoder_of
+from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues, decoder_of, output_layer_of
 from workers.engines.layout import Packing
 from workers.engines.logits import LogitTransform
 from workers.needs import Head
@@ -32,7 +32,10 @@ dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along 
 disable_progress_bar()  # of loading and writing files: the run has its own
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PARTITIONED_AT_WORK = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+PARTITIONED_AT_WORK = (
+    *(AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError),
+    ZeroDivisionError,
+)
 """What constructors raise that compute with weights which ZeRO-3 has taken apart already."""
 Module: TypeAlias = TokenLogprobs | TokenValues | TokenScores
 
@@ -145,9 +148,10 @@ def _load_scorer(
     labels = transformers.AutoConfig.from_pretrained(path).num_labels
     if labels != 1:
         raise ModelError(f"{path}: a reward model answers one number, this one has {labels} labels; use one with one")
-    model, packing = _from_pretrained(transformers.AutoModelForSequenceClassification, path, dtype, deepspeed)
+    model, packing, missing = _from_pretrained(transformers.AutoModelForSequenceClassification, path, dtype, deepspeed)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(f"{path}: a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama")
+    _require_weights(path, model, missing, [decoder_of(model), model.score])
     if lora is not None:
         adapters.attach(decoder_of(model), lora)
     return model, packing
@@ -156,7 +160,12 @@ def _load_scorer(
 def _load(
     path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None = None
 ) -> tuple[Any, Packing]:
-    model, packing = _from_pretrained(auto_class(transformers.AutoConfig.from_pretrained(path)), path, dtype, deepspeed)
+    auto = auto_class(transformers.AutoConfig.from_pretrained(path))
+    model, packing, missing = _from_pretrained(auto, path, dtype, deepspeed)
+    if output_layer_of(model) is None:
+        kind = f"models of type {model.config.model_type}"
+        raise ModelError(f"{path}: {kind} are not supported: they have no layer that answers logits of tokens")
+    _require_weights(path, model, missing, _text(model))
     _freeze_all_but_text(model)
     if lora is not None:
         adapters.attach(model, lora)
@@ -176,20 +185,18 @@ def auto_class(config: Any) -> Any:
     raise ModelError(f"transformers has no causal language model of type {config.model_type}; give a decoder-only one")
 
 
-def _from_pretrained(auto: Any, path: str, dtype: str, deepspeed: Mapping[str, Any] | None) -> tuple[Any, Packing]:
-    """The model at `path` and how it may be given rows."""
+def _from_pretrained(
+    auto: Any, path: str, dtype: str, deepspeed: Mapping[str, Any] | None
+) -> tuple[Any, Packing, set[str]]:
+    """The model at `path`, how it may be given rows, and the names of the weights that its files lack."""
     config = transformers.AutoConfig.from_pretrained(path)
     _without_dropout(config)
-    model_class = auto._model_mapping[type(config)]
-    try:
-        reason = hf_packing.reads_apart(model_class, config)
-    except AttentionError as error:
-        raise ModelError(f"{path}: models of type {config.model_type} are not supported: {error}") from error
+    reason = reads_apart(path, config, auto)
     given = {} if reason else {"attn_implementation": hf_packing.NAME}
     hf_packing.register()
     sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
     try:
-        model: Any = auto.from_pretrained(path, config=config, dtype=DTYPES[dtype], **given)
+        model, told = auto.from_pretrained(path, config=config, dtype=DTYPES[dtype], output_loading_info=True, **given)
     except PARTITIONED_AT_WORK as error:
         if sharding is None:
             raise
@@ -199,7 +206,16 @@ def _from_pretrained(auto: Any, path: str, dtype: str, deepspeed: Mapping[str, A
         ) from error
     del sharding
     limit = hf_packing.encode_by_own_length(model)
-    return model, Packing(apart=reason is not None, max_shared_length=limit)
+    return model, Packing(apart=reason is not None, max_shared_length=limit), set(told["missing_keys"])
+
+
+def reads_apart(path: str, config: Any, auto: Any) -> str | None:
+    """Why the model at `path` must be given its rows apart; None: they may be packed. Raises ModelError where it is
+    right neither way."""
+    try:
+        return hf_packing.reads_apart(auto._model_mapping[type(config)], config)
+    except AttentionError as error:
+        raise ModelError(f"{path}: models of type {config.model_type} are not supported: {error}") from error
 
 
 def _without_dropout(config: Any) -> None:
@@ -226,11 +242,30 @@ def learning(module: Module) -> None:
 
 def _freeze_all_but_text(model: Any) -> None:
     """Of a vision-language model train what text passes through; the rest stays, and is exported, as it was."""
-    text = [decoder_of(model), model.get_output_embeddings(), model.get_input_embeddings()]
-    trained = {id(p) for module in text for p in module.parameters()}
+    trained = {id(p) for module in _text(model) for p in module.parameters()}
     for p in model.parameters():
         if id(p) not in trained:
             p.requires_grad_(False)
+
+
+def _text(model: Any) -> list[Any]:
+    """What text passes through on its way to logits."""
+    return [decoder_of(model), output_layer_of(model), model.get_input_embeddings()]
+
+
+def _require_weights(path: str, model: Any, missing: set[str], layers: list[Any]) -> None:
+    """Refuse a model whose files lack weights of `layers`, which transformers has drawn at random.
+
+    Raises:
+        ModelError: the message names the first of them.
+    """
+    used = {id(t) for layer in layers for t in (*layer.parameters(), *layer.buffers())}
+    named = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+    if lost := sorted(name for name in missing if id(named.get(name)) in used):
+        raise ModelError(
+            f"{path}: its files lack weights of {type(model).__name__} ({len(lost)}, as {lost[0]}), which is what "
+            f"transformers loads of type {model.config.model_type}; they would be random"
+        )
 
 
 def logit_transform(path: str, model: Any) -> LogitTransform:

@@ -9,6 +9,8 @@ that makes its masks itself reads each completion apart, by its own forward pass
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -25,6 +27,14 @@ NAME = "packed"  # by which transformers knows our attention
 PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 SPARSE_LAYERS = {"indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention"}
 OWN_MASKS = {"doge"}  # change the mask in every layer
+OWN_POSITIONS = {"kosmos_2_5_text_model"}  # start at another number than 0, unless they are given
+OWN_TABLES = "_ATTENTION_CLASSES"  # by name, in which ours is not
+LOOKING = "its layers look at a picture beside the text, and none is given"
+NEEDING_MORE = {
+    "diffusion_gemma": "it writes a block of text at once, by diffusion, and not a token after another",
+    "idefics": LOOKING,
+    "kosmos-2": LOOKING,
+}
 BY_LENGTH = ("dynamic", "longrope")  # kinds of RoPE whose frequencies depend on how long the text is
 
 
@@ -48,6 +58,8 @@ def reads_apart(model_class: type[Any], config: Any) -> str | None:
     Raises:
         AttentionError: they are right neither way.
     """
+    if reason := _needs_more(model_class, config):
+        raise AttentionError(reason)
     text = config.get_text_config(decoder=True)
     layers = set(getattr(text, "layer_types", None) or ())
     if sparse := sorted(layers & SPARSE_LAYERS):
@@ -56,12 +68,29 @@ def reads_apart(model_class: type[Any], config: Any) -> str | None:
         )
     if not model_class._supports_attention_backend or text.model_type in OWN_MASKS:
         return "its attention is its own"
+    if any(name.endswith(OWN_TABLES) for name in vars(sys.modules[model_class.__module__])):
+        return "a part of it takes its attention from a table of its own"
+    if text.model_type in OWN_POSITIONS:
+        return "it counts its own positions"
     if getattr(text, "attn_temperature_tuning", False):  # Llama 4
         return "its queries are scaled by where they stand in a row"
     if model_class._is_stateful:
         return "its layers carry a state from token to token"
     foreign = sorted(layers - PACKABLE_LAYERS)
     return f"it has layers of type {', '.join(foreign)}" if foreign else None
+
+
+def _needs_more(model_class: type[Any], config: Any) -> str | None:
+    """Why the tokens of a text are not all that a model of this class reads; None: they are."""
+    given = inspect.signature(model_class.forward).parameters
+    positional = [name for name, p in given.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if further := [name for name in positional if name not in ("self", "input_ids")]:
+        return f"its forward pass requires {', '.join(further)} beside tokens"
+    if config.model_type in NEEDING_MORE:
+        return NEEDING_MORE[config.model_type]
+    if "decoder_input_ids" in given:
+        return "it is an encoder-decoder, which answers another text or a picture; give a decoder-only model"
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ RoPE by length

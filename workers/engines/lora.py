@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from workers.config import LoraConfig
-from workers.engines.heads import decoder_of
+from workers.engines.heads import decoder_of, output_layer_of
 from workers.weights import checksum, save_tensors
 
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
@@ -90,7 +90,7 @@ def attach(model: Any, config: LoraConfig) -> None:
 def _linear(model: Any) -> list[str]:
     """Every layer that can have adapters, by its name, in the model's order: of a vision-language model those that text
     passes through, of a decoder that was part of an encoder-decoder none of its cross-attention."""
-    head = model.get_output_embeddings()
+    head = output_layer_of(model)
     modules = dict(model.named_modules())
     text = {id(m) for m in decoder_of(model).modules()}
     linear = [n for n, m in modules.items() if id(m) in text and (_plain(m) or _transposed(m)) and m is not head]
