@@ -54,11 +54,12 @@ def publish(engine: VllmEngine, model: Any, version: int, path: str) -> None:
     engine.receive(manifest, version)
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, tensor_parallel_size: int = 1) -> None:
     first = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     other = copy.deepcopy(first)
     tiny_models.disturb(other)
     config = RolloutConfig(max_prompt_length=40, max_completion_length=40, cpu_kv_cache_mib=16, max_num_seqs=4)
+    config = config.model_copy(update={"tensor_parallel_size": tensor_parallel_size})
     engine = VllmEngine(str(directory), "float32", 80, config, seed=0, cuda=False)
     gaps = [gap(engine, first)]
     print(json.dumps(gaps), flush=True)
@@ -69,4 +70,5 @@ def main(directory: Path) -> None:
     os._exit(0)  # the engine's threads would be waited for
 
 
-main(Path(sys.argv[1]))
+if __name__ == "__main__":  # the workers of an engine in parts import this file, too
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

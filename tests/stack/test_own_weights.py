@@ -15,16 +15,25 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.stack
 
 
-def run(directory: Path) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, *further: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: there is one engine in a process, for life."""
     paths = os.pathsep.join(map(str, (HERE.parents[1], HERE.parent)))
-    command = [sys.executable, str(HERE / "own_weights.py"), str(directory)]
+    command = [sys.executable, str(HERE / "own_weights.py"), str(directory), *further]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gemma2"])  # experts that are packed; a head that has no name
 def test_the_engine_answers_as_the_model_before_and_after_every_publication(family: str, tmp_path: Path) -> None:
     done = run(tiny_models.write(tmp_path, family))
+    assert done.returncode == 0, done.stderr[-2000:]
+    gaps = json.loads(done.stdout.splitlines()[-1])
+    assert len(gaps) == 4
+    assert max(gaps) < 1e-4, gaps
+
+
+def test_an_engine_in_two_parts_answers_as_the_model(tmp_path: Path) -> None:
+    """Tensor-parallel workers are processes of the engine's own, each with its half of every layer."""
+    done = run(tiny_models.write(tmp_path, "qwen3", num_key_value_heads=2), "2")
     assert done.returncode == 0, done.stderr[-2000:]
     gaps = json.loads(done.stdout.splitlines()[-1])
     assert len(gaps) == 4

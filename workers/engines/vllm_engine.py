@@ -48,7 +48,7 @@ WRONG = dict.fromkeys(
     "answers with log-probabilities that are far off the model's",
 )
 NOT_TAKING = dict.fromkeys(
-    ("ExaoneMoEForCausalLM", "GptOssForCausalLM"), "keeps its old experts when new weights arrive"
+    ("ExaoneMoeForCausalLM", "GptOssForCausalLM"), "keeps its old experts when new weights arrive"
 )
 
 
