@@ -164,6 +164,15 @@ def check_family(path: str, where: str, problems: Problems) -> None:
         problems.add(f"models of type {family.name} are not supported", where=where, why=family.why, fix=fix)
 
 
+def check_evaluated(path: str, where: str, problems: Problems) -> None:
+    """A model that is only sampled from is refused by name where its family is not supported, or not by vLLM."""
+    check_family(path, where, problems)
+    family = _family(path)
+    if family is not None and family.engine:
+        what, fix = f"vLLM cannot be used with models of type {family.name}", "evaluate a model of another family"
+        problems.add(what, where=where, why=family.engine, fix=fix)
+
+
 def check_use(config: RunConfig, key: str, path: str, where: str, problems: Problems) -> None:
     """A model whose family is known not to be right as the recipe wants it is refused by name. `key`: where the recipe
     names it; `path`: where its config.json is."""

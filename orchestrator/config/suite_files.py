@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.config.model_source import check_parallel, check_scorer, check_tokenizer, check_writer
+from orchestrator.config.model_source import (
+    check_evaluated,
+    check_family,
+    check_parallel,
+    check_scorer,
+    check_tokenizer,
+    check_writer,
+)
 from orchestrator.config.preflight import Rows, check_model, check_rewards
 from orchestrator.config.reward_rows import alike, check_reward_rows
 from orchestrator.config.reward_source import check_reward_function
@@ -61,6 +68,7 @@ def check_models(
         check_model(path, where, any(map(_talks, found.values())), problems)
         check_tokenizer(path, where, problems, writes=True)
         check_writer(path, where, problems)
+        check_evaluated(path, where, problems)
         check_parallel(path, tensor_parallel_size, problems)
 
 
@@ -82,6 +90,7 @@ def _scorer(reward: RewardConfig, key: str, problems: Problems) -> None:
         where = f"{key}.path = {reward.path}"
         check_model(reward.path, where, False, problems)
         check_tokenizer(reward.path, where, problems, writes=False)
+        check_family(reward.path, where, problems)
         check_scorer(reward.path, where, problems)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from workshop import Workshop
 
 from orchestrator.cli import main
 from orchestrator.config.suite import JudgeConfig, judge_key, load_suite
+from orchestrator.config.suite_files import check_models
 from orchestrator.errors import BadInput, Problems
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +90,14 @@ def test_a_key_comes_from_a_variable_or_a_file(tmp_path: Path, monkeypatch: pyte
     found, problems = key(api_key_file=str(tmp_path / "two"))
     assert found is None
     assert "two" not in problems[0].partition("why:")[2], "what is in the file is said nowhere"
+
+
+@pytest.mark.parametrize(("model_type", "told"), [("gpt_neox", "vLLM cannot be used"), ("bert", "are not supported")])
+def test_models_that_cannot_be_evaluated(model_type: str, told: str, workshop: Workshop) -> None:
+    (workshop.path / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    problems = Problems()
+    check_models({"MODEL": "model"}, {}, 1, problems)
+    assert [(told in problem.what, problem.where) for problem in problems] == [(True, "MODEL = model")]
 
 
 def test_a_rank_without_a_reference_is_refused(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
