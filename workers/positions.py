@@ -33,6 +33,28 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     return int(limit * max([_factor(rope) for rope in _ropes(text)], default=1.0))
 
 
+def unstretched_positions_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest text whose rotary positions are those of a short one; None: no length changes them.
+
+    Beyond them a model with longrope or dynamic scaling reads a text by the text's own length, and vLLM by the longest
+    that any text may have.
+
+    >>> longrope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    >>> unstretched_positions_of({"max_position_embeddings": 131072, "rope_scaling": longrope})
+    4096
+    """
+    inner = config.get("text_config")
+    text = {**config, **inner} if isinstance(inner, Mapping) else config
+    limits: list[int] = []
+    for rope in _ropes(text):
+        kind = rope.get("rope_type", rope.get("type"))
+        own = (rope.get("original_max_position_embeddings"), text.get("original_max_position_embeddings"))
+        built = text.get("max_position_embeddings") if kind == "dynamic" else None
+        if kind in ("longrope", "su", "dynamic"):
+            limits += [int(limit) for limit in (*own, built) if limit is not None and _whole(limit)][:1]
+    return min(limits, default=None)
+
+
 def _ropes(text: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The settings of rotary embeddings: one, or one for each type of layer."""
     rope = text.get("rope_parameters") or text.get("rope_scaling")

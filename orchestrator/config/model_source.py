@@ -20,7 +20,7 @@ from orchestrator.errors import Problems
 from workers.config import DistillConfig, ModelRewardConfig
 from workers.families import Family, family_of
 from workers.needs import NEEDS
-from workers.positions import positions_of
+from workers.positions import positions_of, unstretched_positions_of
 from workers.vocabulary import first_difference, read_vocabulary
 
 SCORER = "ForSequenceClassification"
@@ -176,6 +176,8 @@ def check_evaluated(path: str, where: str, problems: Problems) -> None:
 def check_use(config: RunConfig, key: str, path: str, where: str, problems: Problems) -> None:
     """A model whose family is known not to be right as the recipe wants it is refused by name. `key`: where the recipe
     names it; `path`: where its config.json is."""
+    if _sampled_from(config, key):
+        _check_stretched(config, path, where, problems)
     family = _family(path)
     if family is None or family.rows == "refused":
         return
@@ -193,6 +195,20 @@ def check_use(config: RunConfig, key: str, path: str, where: str, problems: Prob
     if config.policy.zero_stage == 3 and family.zero3:
         fix = f"set it to 2; {KNOWN}"
         problems.add(f"{what} cannot be partitioned", where="policy.zero_stage = 3", why=family.zero3, fix=fix)
+
+
+def _check_stretched(config: RunConfig, path: str, where: str, problems: Problems) -> None:
+    """Texts that the engine and the learner would read by different rotary positions."""
+    told = read_json(local(path) / "config.json")
+    limit = None if told is None else unstretched_positions_of(told)
+    tokens = config.rollout.max_prompt_length + config.rollout.max_completion_length
+    if limit is not None and tokens > limit:
+        problems.add(
+            f"texts of up to {tokens} tokens: the rotary positions of {path} depend on the length beyond {limit}",
+            where=where,
+            why="beyond them the model reads each text by its own length, and vLLM all texts by the longest",
+            fix=f"set rollout.max_prompt_length + rollout.max_completion_length to at most {limit}",
+        )
 
 
 def _check_engine(config: RunConfig, family: Family, adapted: bool, where: str, problems: Problems) -> None:

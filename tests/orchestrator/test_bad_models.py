@@ -110,6 +110,21 @@ def test_a_later_stage_has_the_faults_of_the_model_that_the_first_began_with(
     refused("both.yaml", "family-not-sampled-in-a-later-stage", golden, capsys)
 
 
+def test_texts_that_engine_and_learner_would_read_by_other_positions(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rope = {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 4096}
+    config = {"model_type": "phi3", "max_position_embeddings": 131072, **rope}
+    (workshop.path / "model" / "config.json").write_text(json.dumps(config))
+    workshop.recipe({"rollout": "{max_prompt_length: 3072, max_completion_length: 1024}"})
+    assert main(["validate", "recipe.yaml"]) == 0
+    capsys.readouterr()
+    workshop.recipe({"rollout": "{max_prompt_length: 3072, max_completion_length: 1025}"})
+    refused("recipe.yaml", "positions-by-length", golden, capsys)
+    workshop.recipe({**OFFLINE_DPO, "data": "{dataset: ./pairs.jsonl, max_length: 8192}"})
+    assert main(["validate", "recipe.yaml"]) == 0, "no engine"
+
+
 def test_a_family_that_was_not_measured_is_named(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     _of_type(workshop, "of_tomorrow")
     workshop.recipe()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workers.positions import positions_of
+from workers.positions import positions_of, unstretched_positions_of
 
 CASES: tuple[tuple[str, dict[str, Any], int | None], ...] = (
     ("llama", {"max_position_embeddings": 8192}, 8192),
@@ -73,3 +73,15 @@ CASES: tuple[tuple[str, dict[str, Any], int | None], ...] = (
 @pytest.mark.parametrize(("config", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_positions(config: dict[str, Any], expected: int | None) -> None:
     assert positions_of(config) == expected
+
+
+def test_positions_that_do_not_depend_on_a_texts_length() -> None:
+    dynamic, longrope = {"rope_type": "dynamic", "factor": 4.0}, {"type": "longrope"}
+    assert unstretched_positions_of({"max_position_embeddings": 2048, "rope_scaling": dynamic}) == 2048
+    phi3 = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_scaling": longrope}
+    assert unstretched_positions_of(phi3) == 4096
+    new = {"rope_parameters": {**longrope, "original_max_position_embeddings": 512}}
+    assert unstretched_positions_of({"text_config": {"max_position_embeddings": 4096, **new}}) == 512
+    assert unstretched_positions_of({"max_position_embeddings": 2048}) is None
+    yarn = {"rope_type": "yarn", "original_max_position_embeddings": 512}
+    assert unstretched_positions_of({"max_position_embeddings": 2048, "rope_scaling": yarn}) is None
