@@ -1,8 +1,8 @@
 """Which families of models are right here, as `make families` measured it: known without importing torch.
 
 families.json holds, by model type, how rows are given to a model of it ("packed", "apart" or "refused"), why not
-packed, and what the engine cannot do with it; then the types of models that write no text. docs/families.md has the
-figures.
+packed, and what the engine cannot do with it; then the types of models that write no text, and those of which no small
+model could be built. They are all types that the installed transformers knows. docs/families.md has the figures.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 TABLE = Path(__file__).with_name("families.json")
+OF_NO_TEXT = "transformers has no causal language model of this type"
+UNKNOWN = "transformers has no models of this type, and code that a model brings along is never run"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,22 +38,22 @@ class Family:
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
-    """Return the family of a model by its config.json; None: one that was not measured."""
-    name = str(config.get("model_type"))
-    table, others = _measured()
-    if name in others:
-        why = "transformers has no causal language model of this type"
-        return Family(name=name, rows="refused", why=why)
-    found = table.get(name)
-    if found is None or found.rows != "packed":
-        return found
+    """Return the family of a model by its config.json; None: the config names none, or one that was not measured."""
+    name = config.get("model_type")
+    table, others, unmeasured = _measured()
+    if name is None or name in unmeasured:
+        return None
+    found = table.get(str(name))
+    if found is None:
+        return Family(name=str(name), rows="refused", why=OF_NO_TEXT if name in others else UNKNOWN)
     text = config.get("text_config")  # a composite whose text part is read apart
     part = table.get(str(text.get("model_type"))) if isinstance(text, Mapping) else None
-    return part if part is not None and part.rows != "packed" else found
+    return part if part is not None and found.rows == "packed" != part.rows else found
 
 
 @cache
-def _measured() -> tuple[Mapping[str, Family], frozenset[str]]:
-    """The families by name, and the types of models that write no text."""
+def _measured() -> tuple[Mapping[str, Family], frozenset[str], frozenset[str]]:
+    """The families by name, types of models that write no text, and types of which no small model could be built."""
     told = json.loads(TABLE.read_text("utf-8"))
-    return {name: Family(name=name, **row) for name, row in told["families"].items()}, frozenset(told["others"])
+    families = {name: Family(name=name, **row) for name, row in told["families"].items()}
+    return families, frozenset(told["others"]), frozenset(told["unmeasured"])

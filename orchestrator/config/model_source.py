@@ -164,6 +164,19 @@ def check_family(path: str, where: str, problems: Problems) -> None:
         problems.add(f"models of type {family.name} are not supported", where=where, why=family.why, fix=fix)
 
 
+def check_precision(path: str, where: str, problems: Problems) -> None:
+    """Weights that are quantised have no gradients, and no engine takes new ones of them."""
+    quantised = (read_json(local(path) / "config.json") or {}).get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        problems.add(
+            f"its weights are quantised{f' ({method})' if method else ''}",
+            where=where,
+            why="config.json has a quantization_config, and what is trained or compared here are whole weights",
+            fix="give the model in float32 or bfloat16: the one that it was quantised from, or a dequantised copy",
+        )
+
+
 def check_evaluated(path: str, where: str, problems: Problems) -> None:
     """A model that is only sampled from is refused by name where its family is not supported, or not by vLLM."""
     check_family(path, where, problems)
@@ -231,10 +244,10 @@ def _sampled_from(config: RunConfig, key: str) -> bool:
 
 
 def unmeasured_remark(config: RunConfig) -> str | None:
-    """What is known of a model whose family was not measured; None: it was."""
+    """What is said of a model whose family was not measured; None: it was."""
     path = config.model.path
     told = read_json(local(path) / "config.json") if path is not None else None
-    if not told or "model_type" not in told or family_of(told) is not None:
+    if told is None or "model_type" not in told or family_of(told) is not None:
         return None
     return (
         f"model.path = {path}: models of type {told['model_type']} were not measured (docs/families.md); every rank "

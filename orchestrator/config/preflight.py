@@ -15,6 +15,7 @@ from orchestrator.config.model_source import (
     check_family,
     check_parallel,
     check_positions,
+    check_precision,
     check_same_tokens,
     check_scorer,
     check_stage,
@@ -174,6 +175,7 @@ def _models(config: RunConfig, rows: Sequence[Rows], produced: Mapping[str, RunC
         check_model(path, where, conversational and key not in ("critic_model", "teacher.model"), problems)
         check_tokenizer(path, where, problems, writes=scores is False)
         check_family(path, where, problems)
+        check_precision(path, where, problems)
         if key == "model" and config.data.prompts is not None:
             check_parallel(path, config.rollout.tensor_parallel_size, problems)
         if key == "critic_model" and config.model.path is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.config import RunConfig
-from orchestrator.config.model_source import check_family, check_positions, check_use
+from orchestrator.config.model_source import check_family, check_positions, check_precision, check_use
 from orchestrator.config.preflight import TOKENIZERS, WEIGHTS
 from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, HubUnreachable, Problem, Problems
@@ -61,6 +61,7 @@ def _look_at(config: RunConfig, where: str, name: str, problems: Problems, *, as
         return
     folder = str(Path(file).parent)
     check_family(folder, where, problems)
+    check_precision(folder, where, problems)
     check_use(config, key, folder, where, problems)
     check_positions(config, key, folder, where, problems)
 

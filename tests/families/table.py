@@ -97,7 +97,9 @@ def write(found: dict[str, dict[str, Any]]) -> None:
     FOUND.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
     families = {name: known(row) for name, row in sorted(found.items()) if row["rows"] != "-"}
     others = sorted({*CONFIG_MAPPING_NAMES} - {*CAUSAL} - {*IMAGE_TEXT} - {*found})
-    TABLE.write_text(json.dumps({"families": families, "others": others}, indent=1) + "\n")
+    unmeasured = sorted({*found} - {*families})
+    told = {"families": families, "others": others, "unmeasured": unmeasured}
+    TABLE.write_text(json.dumps(told, indent=1) + "\n")
     PAGE.write_text(page(found))
 
 

@@ -46,6 +46,7 @@ LORA = {"model": "{path: ./model, lora: {}}"}
         ("bert", "family-refused", {}),
         ("deepseek_v32", "family-of-sparse-attention", {}),
         ("t5", "family-writes-no-text", {}),
+        ("of_tomorrow", "family-unknown", {}),
         ("xlstm", "family-not-in-bfloat16", {**STAGE_2, "model": "{path: ./model, dtype: bfloat16}"}),
         ("rwkv", "family-not-partitioned", {**OFFLINE_DPO, "policy": "{zero_stage: 3}"}),
         ("zamba", "family-without-adapters", {**OFFLINE_DPO, **LORA}),
@@ -126,10 +127,17 @@ def test_texts_that_engine_and_learner_would_read_by_other_positions(
 
 
 def test_a_family_that_was_not_measured_is_named(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
-    _of_type(workshop, "of_tomorrow")
+    _of_type(workshop, "gemma3n")
     workshop.recipe()
     assert main(["validate", "recipe.yaml"]) == 0
-    assert "models of type of_tomorrow were not measured" in capsys.readouterr().out
+    assert "models of type gemma3n were not measured" in capsys.readouterr().out
+
+
+def test_weights_that_are_quantised(workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}
+    (workshop.path / "model" / "config.json").write_text(json.dumps(config))
+    workshop.recipe()
+    refused("recipe.yaml", "quantised", golden, capsys)
 
 
 def _two_stages(workshop: Workshop) -> None:

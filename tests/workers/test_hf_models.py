@@ -104,6 +104,14 @@ def test_models_whose_logits_are_scaled_are_right(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+def test_weights_that_are_quantised_are_refused(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ModelError, match="its weights are quantised"):
+        load_policy(str(tmp_path), "float32", chunk=8)
+
+
 def test_a_model_whose_files_lack_a_weight_is_refused(llama: Path, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")

@@ -190,6 +190,8 @@ def _from_pretrained(
 ) -> tuple[Any, Packing, set[str]]:
     """The model at `path`, how it may be given rows, and the names of the weights that its files lack."""
     config = transformers.AutoConfig.from_pretrained(path)
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{path}: its weights are quantised; give the model in float32 or bfloat16")
     _without_dropout(config)
     reason = reads_apart(path, config, auto)
     given = {} if reason else {"attn_implementation": hf_packing.NAME}
