@@ -200,14 +200,38 @@ def check_use(config: RunConfig, key: str, path: str, where: str, problems: Prob
     if adapted and family.lora:
         fix = f"train all weights (no model.lora), or name other target_modules; {KNOWN}"
         problems.add(f"{what} cannot have all adapters", where="model.lora", why=family.lora, fix=fix)
-    if key != "model":
-        return
-    if config.model.dtype == "bfloat16" and family.bfloat16:
-        fix = f"set model.dtype to float32; {KNOWN}"
-        problems.add(f"{what} are not supported in bfloat16", where="model.dtype", why=family.bfloat16, fix=fix)
-    if config.policy.zero_stage == 3 and family.zero3:
-        fix = f"set it to 2; {KNOWN}"
-        problems.add(f"{what} cannot be partitioned", where="policy.zero_stage = 3", why=family.zero3, fix=fix)
+    if family.bfloat16 and (dtype := _in_bfloat16(config, key)):
+        fix = f"set {dtype} to float32; {KNOWN}"
+        problems.add(f"{what} are not supported in bfloat16", where=dtype, why=family.bfloat16, fix=fix)
+    for setting in _partitioned(config, key) if family.zero3 else ():
+        lower = 2 if setting.startswith(("policy", "critic")) else 0
+        fix = f"set it to {lower}; {KNOWN}"
+        problems.add(f"{what} cannot be partitioned", where=f"{setting} = 3", why=family.zero3, fix=fix)
+
+
+def _in_bfloat16(config: RunConfig, key: str) -> str | None:
+    """The setting that loads the model of `key` in bfloat16; None: it is not, or elsewhere."""
+    if key == "teacher.model" and config.teacher is not None:
+        return "teacher.model.dtype" if config.teacher.model.dtype == "bfloat16" else None
+    if key.startswith("reward."):
+        reward = config.reward[int(key.removeprefix("reward."))]
+        return f"{key}.dtype" if isinstance(reward, ModelRewardConfig) and reward.dtype == "bfloat16" else None
+    return "model.dtype" if config.model.dtype == "bfloat16" else None
+
+
+def _partitioned(config: RunConfig, key: str) -> list[str]:
+    """The settings by which a role takes the model of `key` apart, at ZeRO stage 3."""
+    held: list[tuple[str, int]] = []
+    if key == "model":
+        held.append(("policy.zero_stage", config.policy.zero_stage))
+        if config.algorithm.needs_reference:
+            held.append(("reference.zero_stage", config.reference.zero_stage))
+    if NEEDS[config.algorithm.type].critic and key == ("critic_model" if config.critic_model else "model"):
+        owner, settings = ("critic", config.critic) if config.critic else ("policy", config.policy)
+        held.append((f"{owner}.zero_stage", settings.zero_stage))
+    if key == "teacher.model" and config.teacher is not None:
+        held.append(("teacher.zero_stage", config.teacher.zero_stage))
+    return list(dict.fromkeys(setting for setting, stage in held if stage == 3))
 
 
 def _check_stretched(config: RunConfig, path: str, where: str, problems: Problems) -> None:

@@ -49,6 +49,7 @@ LORA = {"model": "{path: ./model, lora: {}}"}
         ("of_tomorrow", "family-unknown", {}),
         ("xlstm", "family-not-in-bfloat16", {**STAGE_2, "model": "{path: ./model, dtype: bfloat16}"}),
         ("rwkv", "family-not-partitioned", {**OFFLINE_DPO, "policy": "{zero_stage: 3}"}),
+        ("rwkv", "family-not-partitioned-as-reference", {**STAGE_2, "reference": "{zero_stage: 3}"}),
         ("zamba", "family-without-adapters", {**OFFLINE_DPO, **LORA}),
         ("gpt_neox", "family-not-sampled", {}),
         ("gpt_neox", "family-not-sampled-when-held-out", {**OFFLINE_DPO, **HELD_OUT}),
@@ -101,6 +102,20 @@ def test_a_composite_has_the_faults_of_its_own_type_and_those_of_its_text(
     workshop.recipe({**OFFLINE_DPO, "policy": "{zero_stage: 3}"})
     assert main(["validate", "recipe.yaml"]) == 2
     assert "models of type gemma4 cannot be partitioned" in capsys.readouterr().err
+
+
+def test_teachers_and_critics_have_the_faults_of_their_families(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(workshop.path / "model", workshop.path / "other")
+    (workshop.path / "other" / "config.json").write_text('{"model_type": "xlstm"}')
+    distill = "{type: distill, prompts_per_step: 4, num_generations: 2, objective: divergence, max_steps: 2}"
+    teacher = "{model: {path: ./other, dtype: bfloat16}, zero_stage: 3}"
+    workshop.recipe({"algorithm": distill, "teacher": teacher, "reward": None})
+    refused("recipe.yaml", "family-of-a-teacher", golden, capsys)
+    ppo = "{type: ppo, prompts_per_step: 4, num_generations: 2, max_steps: 2}"
+    workshop.recipe({"algorithm": ppo, "critic_model": "{path: ./other}", "critic": "{zero_stage: 3}"})
+    refused("recipe.yaml", "family-of-a-critic", golden, capsys)
 
 
 def test_a_later_stage_has_the_faults_of_the_model_that_the_first_began_with(
