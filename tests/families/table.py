@@ -35,7 +35,7 @@ PARTLY = {
     "engine_lora": "Without adapters in vLLM: whole weights are published",
     "engine_lora_cpu": "Without adapters in vLLM's build for CPUs",
 }
-ENGINE = ("engine", "engine_lora", "engine_lora_cpu", "published")  # tests/families/engine.py has found these
+ENGINE = ("engine", "engine_lora", "engine_lora_cpu", "asked", "published")  # tests/families/engine.py has found these
 COLUMNS = ("float32", "bfloat16", "zero", "lora", "export")
 
 
@@ -143,10 +143,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 def served(row: dict[str, Any]) -> str:
     """Whether vLLM samples from a family, in a word; "-": it was not asked."""
-    if "engine" in row:
-        return "with adapters" if "engine_lora" not in row and "engine_lora_cpu" not in row else "no"
-    if "published" not in row:
+    if "asked" not in row:
         return "-"
+    if "engine" in row:
+        return "adapters alone" if "engine_lora" not in row else "no"
     return "no adapters" if "engine_lora" in row else "yes"
 
 
@@ -167,8 +167,9 @@ tokens, chunks of 8, sinks, soft-caps, experts, states), and 14 completions of 6
   One rank; gangs of two are in `tests/workers/test_deepspeed.py`.
 - **LoRA, merged**: the merged export against the adapted module. **export**: the exported directory, loaded by
   transformers, against the module. The largest difference of log-probabilities.
-- **vLLM**: whether it samples from the family ("no adapters": from whole weights alone); "-": it was not asked, as it
-  needs torchvision for what also reads pictures. **published**: log-probabilities of an engine on a CPU against the
+- **vLLM**: whether it samples from the family, by its registry and what was measured ("no adapters": with whole weights
+  alone; "adapters alone": on a GPU); "-": it was not asked, as it needs torchvision for what also reads pictures.
+  **published**: log-probabilities of an engine on a CPU against the
   model: as the engine was started, after the same weights were published, others, and the first ones again; the
   largest difference of the four. "-": no engine on a CPU has kernels for the small model.
 
