@@ -153,6 +153,7 @@ def _family(path: str) -> Family | None:
     return family_of(read_json(local(path) / "config.json") or {})
 
 
+EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")  # as vLLM looks for them
 KNOWN = "docs/families.md has the families that are right"
 
 
@@ -196,7 +197,7 @@ def check_use(config: RunConfig, key: str, path: str, where: str, problems: Prob
         return
     what, adapted = f"models of type {family.name}", key == "model" and config.model.lora is not None
     if _sampled_from(config, key):
-        _check_engine(config, family, adapted, where, problems)
+        _check_engine(config, family, adapted, path, where, problems)
     if adapted and family.lora:
         fix = f"train all weights (no model.lora), or name other target_modules; {KNOWN}"
         problems.add(f"{what} cannot have all adapters", where="model.lora", why=family.lora, fix=fix)
@@ -248,9 +249,10 @@ def _check_stretched(config: RunConfig, path: str, where: str, problems: Problem
         )
 
 
-def _check_engine(config: RunConfig, family: Family, adapted: bool, where: str, problems: Problems) -> None:
+def _check_engine(config: RunConfig, family: Family, adapted: bool, path: str, where: str, problems: Problems) -> None:
     """`adapted`: adapters are published to the engine, and not whole weights."""
-    no_adapters = family.engine_lora or (family.engine_lora_cpu if config.cluster.device == "cpu" else "")
+    on_cpu = config.cluster.device == "cpu" and any(whole_number(config_of(path), key) for key in EXPERTS)
+    no_adapters = family.engine_lora or (family.engine_lora_cpu if on_cpu else "")
     if family.engine and (no_adapters or not adapted):
         fix = "use a method without samples (offline dpo, kto, sft, reward_model), or a model of another family"
         what = f"vLLM cannot be used with models of type {family.name}"

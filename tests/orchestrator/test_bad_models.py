@@ -54,7 +54,6 @@ LORA = {"model": "{path: ./model, lora: {}}"}
         ("gpt_neox", "family-not-sampled", {}),
         ("gpt_neox", "family-not-sampled-when-held-out", {**OFFLINE_DPO, **HELD_OUT}),
         ("gpt_oss", "family-not-published", {}),
-        ("gpt_oss", "family-whose-adapters-no-cpu-takes", {**LORA, "cluster": "{device: cpu}"}),
         ("bloom", "family-whose-adapters-no-engine-takes", LORA),
     ],
 )
@@ -102,6 +101,19 @@ def test_a_composite_has_the_faults_of_its_own_type_and_those_of_its_text(
     workshop.recipe({**OFFLINE_DPO, "policy": "{zero_stage: 3}"})
     assert main(["validate", "recipe.yaml"]) == 2
     assert "models of type gemma4 cannot be partitioned" in capsys.readouterr().err
+
+
+def test_adapters_of_a_mixture_are_no_matter_to_an_engine_on_a_cpu_where_there_is_none(
+    workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop.recipe({**LORA, "cluster": "{device: cpu}"})
+    _of_type(workshop, "gemma4_text", num_experts=8)
+    refused("recipe.yaml", "family-whose-adapters-no-cpu-takes", golden, capsys)
+    _of_type(workshop, "gemma4_text")
+    assert main(["validate", "recipe.yaml"]) == 0
+    workshop.recipe({**LORA, "cluster": "{device: cuda, allow_open: true}"})
+    _of_type(workshop, "gemma4_text", num_experts=8)
+    assert main(["validate", "recipe.yaml"]) == 0
 
 
 def test_teachers_and_critics_have_the_faults_of_their_families(
@@ -167,8 +179,8 @@ def _two_stages(workshop: Workshop) -> None:
     )
 
 
-def _of_type(workshop: Workshop, model_type: str) -> None:
-    (workshop.path / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
+def _of_type(workshop: Workshop, model_type: str, **further: int) -> None:
+    (workshop.path / "model" / "config.json").write_text(json.dumps({"model_type": model_type, **further}))
 
 
 def test_a_model_that_reads_rows_apart_says_what_it_costs(
