@@ -103,7 +103,7 @@ def test_a_composite_has_the_faults_of_its_own_type_and_those_of_its_text(
     assert "models of type gemma4 cannot be partitioned" in capsys.readouterr().err
 
 
-def test_adapters_of_a_mixture_are_no_matter_to_an_engine_on_a_cpu_where_there_is_none(
+def test_adapters_of_mixtures_are_refused_for_an_engine_on_a_cpu(
     workshop: Workshop, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workshop.recipe({**LORA, "cluster": "{device: cpu}"})
