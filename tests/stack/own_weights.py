@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +24,59 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM
 
-from workers.config import RolloutConfig
-from workers.engines import hf_files
-from workers.engines.base import Request
-from workers.engines.heads import TokenLogprobs
-from workers.engines.vllm_engine import VllmEngine
-from workers.weights import Segment, describe
-
 PROMPTS = [np.arange(3, 23, dtype=np.int32), np.arange(60, 27, -1, dtype=np.int32)]
 
 
-def gap(engine: VllmEngine, model: Any) -> float:
+def models(directory: Path) -> tuple[Any, Any]:
+    """The model that is there, and one with other weights."""
+    first = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    other = copy.deepcopy(first)
+    tiny_models.disturb(other)
+    return first, other
+
+
+def answer(asked: Connection, directory: Path) -> None:
+    """Log-probabilities by plain transformers. In a process of its own: vLLM changes classes of transformers."""
+    both = models(directory)
+    while (told := asked.recv()) is not None:
+        which, prompt, completion = told
+        tokens = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))
+        with torch.no_grad():
+            logprobs = both[which](tokens[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        asked.send(logprobs.gather(1, tokens[len(prompt) :, None])[:, 0].numpy())
+
+
+@contextmanager
+def plain(directory: Path) -> Iterator[Connection]:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=answer, args=(theirs, directory), daemon=True)
+    process.start()
+    try:
+        yield ours
+    finally:
+        ours.send(None)
+        process.join()
+
+
+def gap(engine: Any, asked: Connection, which: int) -> float:
+    from workers.engines.base import Request
+
     requests = [Request(prompt, seed) for seed, prompt in enumerate(PROMPTS, 1)]
     answers = engine.generate(
         requests, max_tokens=30, temperature=1.0, top_p=1.0, top_k=0, stop_token_ids=[], ignore_eos=True
     )
     gaps = []
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
-        tokens = torch.from_numpy(np.concatenate([prompt, answer.tokens]).astype(np.int64))
-        with torch.no_grad():
-            logprobs = model(tokens[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        theirs = logprobs.gather(1, tokens[len(prompt) :, None])[:, 0].numpy()
-        gaps.append(float(np.abs(theirs - answer.logprobs).max()))
+    for prompt, sampled in zip(PROMPTS, answers, strict=True):
+        asked.send((which, prompt, sampled.tokens))
+        gaps.append(float(np.abs(asked.recv() - sampled.logprobs).max()))
     return max(gaps)
 
 
-def publish(engine: VllmEngine, model: Any, version: int, path: str) -> None:
+def publish(engine: Any, model: Any, version: int, path: str) -> None:
+    from workers.engines import hf_files
+    from workers.engines.heads import TokenLogprobs
+    from workers.weights import Segment, describe
+
     module = TokenLogprobs(copy.deepcopy(model), 64)
     manifest = describe(hf_files.describe(module), segment=path)
     layers = [{n: w.detach() for n, w in layer.items()} for layer in hf_files.by_layer(hf_files.weight_names(module))]
@@ -55,20 +86,22 @@ def publish(engine: VllmEngine, model: Any, version: int, path: str) -> None:
 
 
 def main(directory: Path, tensor_parallel_size: int = 1) -> None:
-    first = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
-    other = copy.deepcopy(first)
-    tiny_models.disturb(other)
+    from workers.config import RolloutConfig
+    from workers.engines.vllm_engine import VllmEngine
+
+    both = models(directory)
     config = RolloutConfig(max_prompt_length=40, max_completion_length=40, cpu_kv_cache_mib=16, max_num_seqs=4)
     config = config.model_copy(update={"tensor_parallel_size": tensor_parallel_size})
-    engine = VllmEngine(str(directory), "float32", 80, config, seed=0, cuda=False)
-    gaps = [gap(engine, first)]
-    print(json.dumps(gaps), flush=True)
-    for version, model in enumerate((first, other, first), 1):
-        publish(engine, model, version, str(directory / "segment"))
-        gaps.append(gap(engine, model))
+    with plain(directory) as asked:
+        engine = VllmEngine(str(directory), "float32", 80, config, seed=0, cuda=False)
+        gaps = [gap(engine, asked, 0)]
         print(json.dumps(gaps), flush=True)
+        for version, which in enumerate((0, 1, 0), 1):
+            publish(engine, both[which], version, str(directory / "segment"))
+            gaps.append(gap(engine, asked, which))
+            print(json.dumps(gaps), flush=True)
     os._exit(0)  # the engine's threads would be waited for
 
 
-if __name__ == "__main__":  # the workers of an engine in parts import this file, too
+if __name__ == "__main__":  # processes that are spawned import this file, too
     main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
