@@ -171,7 +171,7 @@ tokens, chunks of 8, sinks, soft-caps, experts, states), and 14 completions of 6
   alone; "adapters alone": on a GPU); "-": it was not asked, as it needs torchvision for what also reads pictures.
   **published**: log-probabilities of an engine on a CPU against the
   model: as the engine was started, after the same weights were published, others, and the first ones again; the
-  largest difference of the four. "-": no engine on a CPU has kernels for the small model.
+  largest difference of the four. "-": not measured, or no engine on a CPU starts with the small model (listed below).
 
 Every rank checks its own model at load in the same way, so a family that is not here, or a config that is, is refused
 then. Not run on a GPU.
