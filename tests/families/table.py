@@ -32,8 +32,8 @@ PARTLY = {
     "bfloat16": "In float32 alone",
     "zero3": "Not at ZeRO stage 3",
     "engine": "Not with vLLM",
-    "engine_lora": "Without adapters in vLLM: whole weights are published",
-    "engine_lora_cpu": "Without adapters in vLLM's build for CPUs",
+    "engine_lora": "Not with vLLM and adapters",
+    "engine_lora_cpu": "Not with vLLM's build for CPUs and adapters",
 }
 ENGINE = ("engine", "engine_lora", "engine_lora_cpu", "asked", "published")  # tests/families/engine.py has found these
 COLUMNS = ("float32", "bfloat16", "zero", "lora", "export")
@@ -111,6 +111,8 @@ def known(row: dict[str, Any]) -> dict[str, str]:
     told = {"why": row["why"], "lora": refusal("lora"), "zero3": refusal("zero")}
     told["bfloat16"] = row.get("refused_bfloat16", "")
     told |= {key: row.get(key, "") for key in ENGINE[:3]}
+    if told["engine_lora"]:
+        told["engine_lora_cpu"] = ""  # the same holds there
     return {"rows": row["rows"]} | {key: text for key, text in told.items() if text}
 
 
@@ -130,15 +132,23 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "apart"]
     for key, title in PARTLY.items():
         lines += ["", f"## {title}, and why", ""]
-        lines += [f"- `{n}`: {why}" for n, row in sorted(found.items()) if (why := known(row).get(key))]
+        lines += by_reason({n: why for n, row in sorted(found.items()) if (why := known(row).get(key))})
     lines += ["", "## Not published here: no engine on a CPU starts with the small model", ""]
     cells = {name: row.get("published", "").partition(": ") for name, row in sorted(found.items())}
-    lines += [f"- `{name}`: {why}" for name, (kind, _, why) in cells.items() if kind == "-"]
+    lines += by_reason({name: why for name, (kind, _, why) in cells.items() if kind == "-"})
     lines += ["", "## Refused, and why", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "refused"]
     lines += ["", "## Not judged: no small model of them runs on tokens alone", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "-"]
     return "\n".join(lines) + "\n"
+
+
+def by_reason(why: dict[str, str]) -> list[str]:
+    """Return a line for each reason, with the families that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in why.items():
+        names.setdefault(reason, []).append(f"`{name}`")
+    return [f"- {', '.join(these)}: {reason}" for reason, these in names.items()]
 
 
 def served(row: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ SHARED_MEMORY = "rlhf_shared_memory"
 CPU_BATCHED_TOKENS = 4096  # of one engine step, at least
 # Measured with vLLM 0.32 on a CPU, float32, tiny models.
 WRONG = dict.fromkeys(
-    ("Cohere2MoeForCausalLM", "Ernie4_5_MoeForCausalLM", "GPTNeoXForCausalLM"),
+    ("Cohere2MoeForCausalLM", "CTRLLMHeadModel", "DogeForCausalLM", "Ernie4_5_MoeForCausalLM", "GPTNeoXForCausalLM"),
     "answers with log-probabilities that are far off the model's",
 )
 NOT_TAKING = dict.fromkeys(
@@ -239,9 +239,10 @@ class VllmEngine:
 
 
 def _first_fault(error: ValueError) -> str:
-    """What pydantic found, without the name of the class and the link to its pages."""
+    """What pydantic found, without the name of the class, the link to its pages and the list of all architectures."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line.startswith("Value error")), lines[0]).partition(" [type=")[0]
+    fault = next((line for line in lines if line.startswith("Value error")), lines[0]).removeprefix("Value error, ")
+    return fault.partition(" [type=")[0].partition(". Supported architectures")[0]
 
 
 def _padded(rank: int) -> int:
