@@ -38,10 +38,10 @@ import torch
 from benchmarks.machine import description
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
+from orchestrator.driver.driver import Attempt
 from orchestrator.errors import Alarmed
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.driver import Attempt
-from orchestrator.run.stop import Stop
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.signals import Stop
 from workers.config import ModelConfig
 from workers.engines import hf_models
 from workers.engines.base import Request, Response

@@ -1,4 +1,4 @@
-"""Our side of the benchmarks: real Ray actors, vLLM and ZeRO-3, turned by `orchestrator.loop`, as a long-lived worker.
+"""Our side of the benchmarks, a long-lived worker: real Ray actors, vLLM and ZeRO-3, driven by `orchestrator.driver`.
 
 Gangs are started once per workload, and every request goes back to a checkpoint of the untouched model: a repeat
 costs no start-up on either side. Rows and prompts come in file order, as on TRL's side.
@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 from benchmarks.machine import cpu_seconds
 from benchmarks.protocol import serve
 from benchmarks.workloads import REWARDS, TOKEN_RANGE, load_settings, read_rows
-from orchestrator import loop
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import RunConfig
 from orchestrator.data import read_examples, read_prompts
-from orchestrator.pipeline.anchor import Anchor, Decision, NoAnchor, ReferenceAnchor
+from orchestrator.driver import loop
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
+from orchestrator.pipeline.reference import Anchor, Decision, NoAnchor, ReferenceAnchor
+from orchestrator.pipeline.roles import gang_plans
 from orchestrator.pipeline.sources import Arrival, DatasetSource, RolloutSource, Source
-from orchestrator.run.roles import gang_plans
 from workers.engines.hf_text import TextCodec
 from workers.learner import Learner
 from workers.packing import input_lengths

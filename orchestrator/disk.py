@@ -1,5 +1,5 @@
 """The only place where state is made to last: whole or not at all, and still there after a power cut. (What workers
-write by themselves lasts by `workers/durable.py`, which this builds on.)
+write by themselves lasts by `workers/files/durable.py`, which this builds on.)
 
     write_atomic        a file: written aside, fsynced, renamed
     publish             a directory: written aside by whoever, every file and name fsynced, renamed
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import DiskFailed, WorkerFailed
-from workers.durable import partial, replace, sync_directory, write, write_all
+from workers.files.durable import partial, replace, sync_directory, write, write_all
 
 __all__ = [
     "append",

@@ -14,7 +14,7 @@ import numpy as np
 
 from orchestrator.cluster.base import Handle
 from orchestrator.monitor import Outcome, RunInfo
-from orchestrator.pipeline.anchor import Decision
+from orchestrator.pipeline.reference import Decision
 from orchestrator.pipeline.sources import Arrival
 from workers.spans import Progress
 from workers.types import (

@@ -14,11 +14,11 @@ from shipped import RECIPES, SUITES
 
 from orchestrator.config import load, resolved
 from orchestrator.config.recipe import from_resolved
-from orchestrator.config.suite import load_suite
+from orchestrator.evaluation.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
 
-# A module imports only what stands on an earlier line, or on its own; the longest prefix of its name says where it is.
+# A package imports only what stands on an earlier line, or on its own; the longest prefix of a name says where it is.
 ORDER = [
     {"workers.types", "workers.vocabulary", "workers.positions", "workers.families"},
     {"workers.conversation"},
@@ -33,56 +33,27 @@ ORDER = [
     {"workers.weights"},
     {"workers.algorithms"},
     {"workers.engines"},
-    {"workers.records"},
-    {"workers.durable"},
-    {"workers.kept", "workers.quarantine"},
+    {"workers.files"},
     {"workers.baseline", "workers.finite"},
     {"workers.encoder"},
     {"workers.rewards"},
     {"workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
     {"orchestrator.errors"},
-    {"orchestrator.terminal"},
-    {"orchestrator.disk", "orchestrator.limits"},
+    {"orchestrator.terminal", "orchestrator.disk", "orchestrator.limits", "orchestrator.signals"},
     {"orchestrator.data"},
     {"orchestrator.config"},
+    {"orchestrator.preflight"},
     {"orchestrator.cluster"},
+    {"orchestrator.rundir"},
     {"orchestrator.pipeline"},
-    {"orchestrator.evaluation"},
-    {"orchestrator.run.ledger"},
-    {"orchestrator.run.inputs"},
-    {"orchestrator.run.directory"},
-    {"orchestrator.run.again"},
-    {"orchestrator.run.incidents", "orchestrator.run.supervise", "orchestrator.run.why"},
-    {"orchestrator.run.cost"},
     {"orchestrator.monitor"},
+    {"orchestrator.evaluation"},
     {"orchestrator.report"},
-    {"orchestrator.compare"},
     {"orchestrator.plan"},
     {"orchestrator.advise"},
-    {"orchestrator.run.manifest"},
-    {"orchestrator.run.audit"},
-    {"orchestrator.run.changes"},
-    {"orchestrator.run.provenance"},
-    {"orchestrator.run.checkpoint"},
-    {"orchestrator.run.rollouts"},
-    {"orchestrator.run.recorder"},
-    {"orchestrator.loop"},
-    {"orchestrator.run"},
-    {"orchestrator.evaluation.result", "orchestrator.evaluation.models"},
-    {"orchestrator.evaluation.answers"},
-    {"orchestrator.evaluation.evaluate", "orchestrator.evaluation.show"},
-    {"orchestrator.evaluation.rank"},
-    {
-        "orchestrator.cli",
-        "orchestrator.cli_advise",
-        "orchestrator.cli_compare",
-        "orchestrator.cli_evaluate",
-        "orchestrator.cli_jobs",
-        "orchestrator.cli_ledger",
-        "orchestrator.cli_options",
-        "orchestrator.cli_plan",
-        "orchestrator.cli_report",
-    },
+    {"orchestrator.driver"},
+    {"orchestrator.compare"},
+    {"orchestrator.cli"},
 ]
 
 ONE_ADDRESS = {
@@ -96,8 +67,11 @@ ONE_ADDRESS = {
 LIGHT = (
     "orchestrator.advise",
     "orchestrator.cli",
+    "orchestrator.compare",
     "orchestrator.config",
     "orchestrator.data",
+    "orchestrator.driver.resume_overrides",
+    "orchestrator.driver.supervise",
     "orchestrator.errors",
     "orchestrator.evaluation.answer",
     "orchestrator.evaluation.figures",
@@ -107,24 +81,16 @@ LIGHT = (
     "orchestrator.evaluation.rows",
     "orchestrator.evaluation.show",
     "orchestrator.evaluation.statistics",
+    "orchestrator.evaluation.suite",
     "orchestrator.monitor",
     "orchestrator.plan",
-    "orchestrator.compare",
+    "orchestrator.preflight",
     "orchestrator.report",
-    "orchestrator.run.cost",
-    "orchestrator.run.directory",
-    "orchestrator.run.incidents",
-    "orchestrator.run.ledger",
-    "orchestrator.run.supervise",
-    "orchestrator.run.why",
-    "orchestrator.run.manifest",
-    "orchestrator.run.audit",
-    "orchestrator.run.changes",
-    "orchestrator.run.provenance",
+    "orchestrator.rundir",
     "workers.codec",
     "workers.config",
-    "workers.families",
     "workers.conversation",
+    "workers.families",
     "workers.needs",
     "workers.repetition",
     "workers.types",
@@ -164,7 +130,7 @@ def is_in(name: str, package: str) -> bool:
 def line_of(name: str) -> int:
     """Where in ORDER a module stands; packages themselves (`workers`) stand before everything."""
     found = [(len(entry), i) for i, line in enumerate(ORDER) for entry in line if is_in(name, entry)]
-    if not found and name in ("workers", "orchestrator", "orchestrator.run"):
+    if not found and name in ("workers", "orchestrator"):
         return -1
     assert found, f"{name} has no place in ORDER yet"
     return max(found)[1]

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers import finite, records
+from workers import finite
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.baseline import mean_log_ratio
 from workers.config import AlgorithmConfig, DistillConfig, DpoConfig, LearnerConfig, ModelConfig, PpoConfig
 from workers.engines import hf_files, hf_models, hf_text
 from workers.engines.base import TrainingEngine
+from workers.files import records
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.needs import Head
 from workers.packing import cut, cut_batch, input_lengths, members, pack, shares, updates

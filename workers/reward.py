@@ -12,7 +12,7 @@ from workers import rewards
 from workers.config import ModelConfig, RewardConfig
 from workers.conversation import as_text
 from workers.engines import hf_text
-from workers.kept import read_scores, write_scores
+from workers.files.rollout_files import read_scores, write_scores
 from workers.rewards.base import Completed, RewardError
 from workers.types import (
     Experience,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workers import quarantine
 from workers.config import ModelConfig, RolloutConfig
-from workers.kept import read_experience, write_experience
+from workers.files import quarantine
+from workers.files.rollout_files import read_experience, write_experience
 from workers.types import Experience, Prompt, Ragged, Sampling
 
 if TYPE_CHECKING:

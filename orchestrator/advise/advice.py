@@ -8,9 +8,9 @@ from functools import cache
 from typing import TypeAlias
 
 from orchestrator.advise.facts import Check, Facts, measure
+from orchestrator.advise.feasibility import Cluster, Room
 from orchestrator.advise.methods import LARGE_PARAMS, Method
 from orchestrator.advise.reading import read
-from orchestrator.advise.room import Cluster, Room
 from orchestrator.advise.rules import ENOUGH_PAIRS, METHODS, SETTINGS, Rule, Setting, written_by_itself
 from orchestrator.errors import BadInput, Problem
 from orchestrator.plan.gpus import CPU_RANK, Gpu

@@ -8,12 +8,12 @@ from typing import Any
 
 from orchestrator.advise.advice import Advice, Choice
 from orchestrator.advise.facts import BYTES_PER_TOKEN, CHECKABLE, Facts
+from orchestrator.advise.feasibility import Room
 from orchestrator.advise.methods import REWARD_MODEL, Method
-from orchestrator.advise.room import Room
 from orchestrator.advise.rules import USUAL_AGREEMENT
 from orchestrator.evaluation.statistics import Interval
+from orchestrator.plan.format import dollars, seconds
 from orchestrator.plan.plan import NOT_MEASURED
-from orchestrator.plan.words import dollars, seconds
 from orchestrator.terminal import say
 
 WIDTH = 80  # of a terminal, or of a page to paste it into

@@ -28,7 +28,7 @@ from ray.exceptions import (
 )
 
 from orchestrator import limits
-from orchestrator.cluster.ray_heart import Heart
+from orchestrator.cluster.heartbeat import Heart
 from orchestrator.cluster.ray_host import Failure, Slot
 from orchestrator.errors import (
     DeadlineExceeded,

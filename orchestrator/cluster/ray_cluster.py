@@ -17,9 +17,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.base import GangPlan, Restart
+from orchestrator.cluster.heartbeat import Heart
 from orchestrator.cluster.ray_calls import Clock, Members, RayHandle, first
 from orchestrator.cluster.ray_gang import RayGang
-from orchestrator.cluster.ray_heart import Heart
 from orchestrator.cluster.ray_host import Host
 from orchestrator.cluster.ray_start import connect, start_local, store
 from orchestrator.config import ClusterConfig

@@ -10,8 +10,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import ray
 
 from orchestrator.cluster.base import Gang, GangPlan, Restart
+from orchestrator.cluster.heartbeat import Heart
 from orchestrator.cluster.ray_calls import Clock, Loss, Members, RayHandle, handles_in, with_slots
-from orchestrator.cluster.ray_heart import Heart
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import FleetExhausted, WorkerFailed
 

@@ -23,8 +23,8 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
 from orchestrator import limits
+from orchestrator.cluster.heartbeat import Store
 from orchestrator.cluster.job_server import MIN_RAY, Server, is_loopback
-from orchestrator.cluster.ray_heart import Store
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import BadInput, ClusterError, Problem
 

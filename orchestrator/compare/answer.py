@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from orchestrator.compare.frontier import Duel, Gap, Point, common_cost, duel, gaps, points_of
-from orchestrator.compare.lives import AXES, Axis, Field
+from orchestrator.compare.run_curves import AXES, Axis, Field
 from orchestrator.evaluation.statistics import Interval
 from orchestrator.report.page import percent
 

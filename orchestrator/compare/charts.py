@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from orchestrator.compare.answer import Answer
 from orchestrator.compare.frontier import Point
-from orchestrator.compare.lives import Axis
+from orchestrator.compare.run_curves import Axis
 from orchestrator.monitor.figures import number
 from orchestrator.report.page import percent
 from orchestrator.report.svg import GRID, INK, MARKERS, MUTED, PAPER, colour, figure, inline

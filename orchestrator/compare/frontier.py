@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.compare.lives import Axis, Field, Life, Moment
+from orchestrator.compare.run_curves import Axis, Field, Life, Moment
 from orchestrator.evaluation.statistics import Curve, Interval, Values, crossed_bootstrap, difference_at
 
 SLACK = 1.02  # a run that ends this near below a cost has spent it

@@ -13,13 +13,13 @@ from typing import Any
 from orchestrator.compare import charts
 from orchestrator.compare.answer import Answer, at_equal_kl, sentences
 from orchestrator.compare.frontier import Duel, Point
-from orchestrator.compare.lives import AXES
+from orchestrator.compare.run_curves import AXES
 from orchestrator.errors import redact
 from orchestrator.evaluation.statistics import Interval
+from orchestrator.report.findings import config_differences, samples_of
 from orchestrator.report.page import Card, percent, render, write
-from orchestrator.report.story import Story
+from orchestrator.report.run_record import Story
 from orchestrator.report.svg import standalone
-from orchestrator.report.words import config_differences, samples_of
 
 SCHEMA = 1
 

@@ -17,18 +17,18 @@ from typing import Any
 
 from orchestrator import disk
 from orchestrator.compare.answer import Answer, answer
-from orchestrator.compare.lives import Entry, field_of
 from orchestrator.compare.page import Section, write_all
-from orchestrator.config.compare import Comparison, PlannedRun, TaskConfig, disagreements
+from orchestrator.compare.recipe import Comparison, PlannedRun, TaskConfig, disagreements
+from orchestrator.compare.run_curves import Entry, field_of
 from orchestrator.config.values import show
+from orchestrator.driver.supervise import Supervisor, child_command
 from orchestrator.errors import BadInput, Interrupted, Problem, Problems
 from orchestrator.monitor.figures import duration, number
 from orchestrator.report.cost import unit_of
+from orchestrator.report.findings import config_differences
 from orchestrator.report.page import Card
-from orchestrator.report.story import Story
-from orchestrator.report.words import config_differences
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.supervise import Supervisor, child_command
+from orchestrator.report.run_record import Story
+from orchestrator.rundir.directory import RunDirectory
 
 Say = Callable[[str], None]
 NOT_THE_METHOD = ("seed", "max_device_seconds", "cluster", "checkpoint", "alarms", "policy", "critic", "rollout")

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.config.conflicts import ConflictsError
 from orchestrator.config.document import EXPONENT, Document, KeyPath, dotted
+from orchestrator.config.key_index import suggest, types_at
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import allowed, kind_of, options, show
-from orchestrator.config.vocabulary import suggest, types_at
 from orchestrator.errors import Problems
 
 REASONS: Mapping[str, str] = {

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from orchestrator.config.document import KeyPath, dotted
+from orchestrator.config.key_index import annotation_at, members
 from orchestrator.config.run import RunConfig
-from orchestrator.config.vocabulary import annotation_at, members
 
 PATTERNS: Mapping[str, str] = {
     "judge.api_key_env": "the name of an environment variable",

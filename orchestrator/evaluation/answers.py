@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.cluster.base import Cluster, Gang, Restart, wait
-from orchestrator.config.suite import SuiteConfig
 from orchestrator.errors import BadInput, Problem
 from orchestrator.evaluation.rows import Mode, PromptSet, Row, number_or_none
+from orchestrator.evaluation.suite import SuiteConfig
+from orchestrator.pipeline.roles import absolute, reward_plan, rollout_plan, scoring_plan
 from orchestrator.pipeline.sources import sample
-from orchestrator.run.roles import absolute, reward_plan, rollout_plan, scoring_plan
-from orchestrator.run.stop import Stop
+from orchestrator.signals import Stop
 from workers.config import ModelConfig, ReferenceConfig
 from workers.reference import Reference
 from workers.reward import Reward

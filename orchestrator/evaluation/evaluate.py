@@ -22,15 +22,6 @@ from numpy.typing import NDArray
 from orchestrator import disk
 from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.ray_cluster import RayCluster
-from orchestrator.config.preflight import may_be_of_the_hub
-from orchestrator.config.suite import JudgeConfig, Suite, SuiteConfig
-from orchestrator.config.suite_files import (
-    check_comparable,
-    check_models,
-    check_suite,
-    difference_of,
-    suite_prompts,
-)
 from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, JudgeFailed, Problem, Problems
 from orchestrator.evaluation import figures
@@ -39,7 +30,16 @@ from orchestrator.evaluation.judge import Judge, Judgements, Pair
 from orchestrator.evaluation.models import Subject, subject, weights
 from orchestrator.evaluation.result import EVALUATION, SAMPLES, Result, write_result
 from orchestrator.evaluation.rows import Row, of, write_rows
-from orchestrator.run.provenance import fingerprint, software
+from orchestrator.evaluation.suite import JudgeConfig, Suite, SuiteConfig
+from orchestrator.evaluation.suite_files import (
+    check_comparable,
+    check_models,
+    check_suite,
+    difference_of,
+    suite_prompts,
+)
+from orchestrator.preflight.preflight import may_be_of_the_hub
+from orchestrator.rundir.provenance import fingerprint, software
 from workers.types import Experience, Prompt
 
 MODEL, AGAINST = "model", "against"

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Literal, TypeAlias
 
-from orchestrator.config.suite import LOOPBACK, JudgeConfig
 from orchestrator.errors import JudgeFailed, Problem, redact
+from orchestrator.evaluation.suite import LOOPBACK, JudgeConfig
 from workers.types import Text
 
 Verdict: TypeAlias = Literal["A", "B", "tie"]

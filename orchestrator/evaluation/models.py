@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
-from orchestrator.config.preflight import WEIGHTS
 from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, read_ledger
+from orchestrator.preflight.preflight import WEIGHTS
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, read_ledger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,17 +22,17 @@ from rich.table import Table
 from orchestrator import disk
 from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.ray_cluster import RayCluster
-from orchestrator.config.suite import SuiteConfig, suite_of
-from orchestrator.config.suite_files import check_comparable, check_models, suite_prompts
 from orchestrator.errors import BadInput, Problem, Problems, redact
 from orchestrator.evaluation import figures
 from orchestrator.evaluation.answers import Answered, LogProbs, Tell, answer, cluster_for, log_probs
 from orchestrator.evaluation.evaluate import refuse_another
 from orchestrator.evaluation.figures import Figure
 from orchestrator.evaluation.models import Subject, subject, weights
+from orchestrator.evaluation.suite import SuiteConfig, suite_of
+from orchestrator.evaluation.suite_files import check_comparable, check_models, suite_prompts
 from orchestrator.monitor.figures import number, one_line, shorten
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.provenance import software
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.provenance import software
 from orchestrator.terminal import Forgiving
 from workers.types import Finish, Prompt
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator.config.run import RunConfig
 from orchestrator.monitor.alarms import Watch
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 from workers.types import Metrics, Sample
 
 

@@ -20,14 +20,14 @@ import numpy as np
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadInput, Problem
 from orchestrator.plan.constants import DEFAULT, Constants
+from orchestrator.plan.format import seconds
 from orchestrator.plan.gangs import Shapes, adapter_params
 from orchestrator.plan.gpus import CPU_RANK, Gpu, of_ray
 from orchestrator.plan.plan import shapes_of
 from orchestrator.plan.step import step_time
 from orchestrator.plan.time import forward_flops, learning_passes
-from orchestrator.plan.words import seconds
 from orchestrator.plan.work import Lengths, Work, work_of
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 from workers.config import ModelRewardConfig
 
 LEAST_STEPS = 3  # after the first, which is warming up

@@ -10,8 +10,8 @@ import math
 
 from orchestrator.config import RunConfig
 from orchestrator.config.run import CHECKPOINT_S, CHECKPOINT_SHARE
+from orchestrator.plan.format import seconds
 from orchestrator.plan.gangs import Shapes, adapter_params, headless
-from orchestrator.plan.words import seconds
 from workers.config import LearnerConfig
 from workers.needs import NEEDS
 

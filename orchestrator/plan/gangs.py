@@ -1,6 +1,6 @@
 """Which roles a recipe asks GPUs for, what each of them holds, and whether it has room.
 
-This is the light twin of orchestrator/run/roles.py, which imports the workers themselves; a test keeps them in step.
+The light twin of orchestrator/pipeline/roles.py, which imports the workers themselves; a test keeps them in step.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadInput, Problem, Problems
+from orchestrator.plan.format import gigabytes, lack, of_memory, way_out
 from orchestrator.plan.gangs import Demand, Shapes, demands, sampler_shape
 from orchestrator.plan.gpus import GPUS_PER_NODE, LARGEST, Gpu
 from orchestrator.plan.plan import shapes_of, shortage_of
-from orchestrator.plan.words import gigabytes, lack, of_memory, way_out
 from orchestrator.plan.work import Lengths, work_of
 
 

@@ -16,12 +16,12 @@ from rich.text import Text
 
 from orchestrator.plan.advice import as_overrides
 from orchestrator.plan.checkpoints import checkpoint_bytes, disk_bytes, how_often
+from orchestrator.plan.format import dollars, gigabytes, lack, seconds, way_out
 from orchestrator.plan.gangs import Demand
 from orchestrator.plan.gpus import CPU_RANK, GPUS_PER_NODE, PRICES
 from orchestrator.plan.memory import TIGHT
 from orchestrator.plan.plan import NOT_MEASURED, Plan
 from orchestrator.plan.step import PHASES, StepTime
-from orchestrator.plan.words import dollars, gigabytes, lack, seconds, way_out
 from orchestrator.terminal import Forgiving
 
 BAR = 40  # columns of a bar

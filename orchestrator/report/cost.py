@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from orchestrator.monitor.figures import duration
-from orchestrator.report.story import Story
+from orchestrator.report.run_record import Story
 
 BUSY = {  # metrics of what a role did, by role
     "policy": "timing/learn",

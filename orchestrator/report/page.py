@@ -21,11 +21,11 @@ from orchestrator.evaluation.statistics import Interval
 from orchestrator.monitor.figures import duration, number, one_line, shorten, sparkline
 from orchestrator.report import charts
 from orchestrator.report.cost import Phases, role_uses, unit_of
+from orchestrator.report.findings import config_differences, findings, not_measured, samples_of
 from orchestrator.report.panels import PANELS, Series, scorer_panels, series_of
-from orchestrator.report.story import Story, read_all
+from orchestrator.report.run_record import Story, read_all
 from orchestrator.report.svg import LIGHT
-from orchestrator.report.words import config_differences, findings, not_measured, samples_of
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.story import Story
+from orchestrator.report.run_record import Story
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

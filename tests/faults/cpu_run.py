@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM
 from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.stop import Stop
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.signals import Stop
 from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig
 from workers.engines import hf_models
 from workers.engines.base import Request, Response
@@ -92,7 +92,7 @@ def local_cluster(*_: Any, **__: Any) -> LocalCluster:
 
 def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_cluster) -> None:
     """From wherever the directory says the run stands to its end."""
-    from orchestrator.run.driver import Attempt  # which imports Ray, and is for actors to import later
+    from orchestrator.driver.driver import Attempt  # which imports Ray, and is for actors to import later
 
     torch.set_num_threads(1)
     directory = RunDirectory.create(settings, "")

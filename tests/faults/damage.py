@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from orchestrator.errors import ResumeError
-from orchestrator.run.ledger import read_ledger
-from orchestrator.run.manifest import verify
+from orchestrator.rundir.ledger import read_ledger
+from orchestrator.rundir.manifest import verify
 
 
 def harm(path: Path, draw: random.Random) -> None:

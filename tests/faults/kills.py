@@ -37,7 +37,7 @@ from measured import KILLS, add, machine, read, tell, today  # noqa: E402
 from stage import Life, Member, Stage, eventually  # noqa: E402
 
 from orchestrator.config import RunConfig  # noqa: E402
-from orchestrator.run.ledger import account, read_ledger  # noqa: E402
+from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
 
 STEPS, KILLS_PER_RUN = 12, 10
 FACTS_PER_STEP = 6  # PLANNED, SCORED, TRAINED, PUBLISHED, COMMITTED, CHECKPOINT

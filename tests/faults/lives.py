@@ -17,10 +17,10 @@ from typing import Any
 import cpu_run
 from injection import Disk, Platter, swap
 
-import orchestrator.run.driver  # noqa: F401 - here, so that no fork has to
+import orchestrator.driver.driver  # noqa: F401 - here, so that no fork has to
 from orchestrator.config import RunConfig
 from orchestrator.errors import DiskFailed, Superseded
-from orchestrator.run.ledger import account, read_ledger
+from orchestrator.rundir.ledger import account, read_ledger
 
 MAX_LIVES, MAX_TRIES = 3, 8
 

@@ -19,8 +19,8 @@ from kills import LIFE_S
 from stage import Life, Member, Stage, eventually
 
 from orchestrator.config import ClusterConfig, RunConfig
-from orchestrator.run.incidents import Incident, read_incidents
-from orchestrator.run.ledger import account, read_ledger
+from orchestrator.rundir.incidents import Incident, read_incidents
+from orchestrator.rundir.ledger import account, read_ledger
 
 ALGORITHM, STEPS = "grpo", 6
 CPUS_OF_FOUR = 16  # of six members four fit on the head of a stage, the others need 32 CPUs elsewhere

@@ -29,7 +29,7 @@ import strikes  # noqa: E402
 from attempts import Run  # noqa: E402
 from measured import KILLS, add, machine, read, tell, today  # noqa: E402
 
-from orchestrator.run.ledger import account, read_ledger  # noqa: E402
+from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
 
 FIGURE = "T2 real engines"
 PER_RUN = 2

@@ -18,13 +18,13 @@ from benchmarks import alarms
 from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
+from orchestrator.driver.driver import attempts
+from orchestrator.driver.resume_overrides import changed
 from orchestrator.errors import Alarmed, ResumeError
-from orchestrator.run.audit import audit
-from orchestrator.run.changes import changed
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.driver import attempts
-from orchestrator.run.ledger import Fact, read_ledger
-from orchestrator.run.stop import Stop
+from orchestrator.rundir.audit import audit
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, read_ledger
+from orchestrator.signals import Stop
 
 STEPS = 6
 

@@ -13,8 +13,8 @@ import pytest
 from injection import Disk
 from lives import World
 
-from orchestrator.cli import main
-from orchestrator.run.ledger import read_ledger
+from orchestrator.cli.main import main
+from orchestrator.rundir.ledger import read_ledger
 
 ROOT = Path(__file__).parents[2]
 DAYS_3 = 3 * 86400.0
@@ -55,10 +55,10 @@ def test_the_clock_that_can_be_set_is_for_people_alone() -> None:
         if asking.search(path.read_text())
     }
     assert found == {
-        "orchestrator/cli_jobs.py",  # when a job began
+        "orchestrator/cli/jobs.py",  # when a job began
         "orchestrator/data/template.py",  # the date that a chat template asks for
         "orchestrator/evaluation/evaluate.py",  # when it was
-        "orchestrator/run/incidents.py",
-        "orchestrator/run/ledger.py",
-        "orchestrator/run/why.py",  # how long ago
+        "orchestrator/rundir/incidents.py",
+        "orchestrator/rundir/ledger.py",
+        "orchestrator/rundir/why.py",  # how long ago
     }

@@ -15,8 +15,8 @@ from lives import World
 
 from orchestrator import disk
 from orchestrator.errors import DiskFailed, WorkerFailed
-from orchestrator.run.ledger import read_ledger
-from orchestrator.run.manifest import verify
+from orchestrator.rundir.ledger import read_ledger
+from orchestrator.rundir.manifest import verify
 
 SAMPLE = 6
 every_world = pytest.mark.parametrize("world", cpu_run.ALGORITHMS, indirect=True)

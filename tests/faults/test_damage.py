@@ -15,9 +15,9 @@ import lives
 import pytest
 from lives import World
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.errors import ResumeError
-from orchestrator.run.ledger import read_ledger
+from orchestrator.rundir.ledger import read_ledger
 
 SEEDS = range(40)
 
@@ -66,7 +66,7 @@ def test_checkpoints_that_are_gone_never_mean_step_0(world: World, monkeypatch: 
     run, aside = world.root / name / "run", world.root / name / "aside"
     ledger, metrics = (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
     (run / "checkpoints").rename(aside)
-    monkeypatch.setattr("orchestrator.run.checkpoint.LAG_S", 0.0)
+    monkeypatch.setattr("orchestrator.driver.checkpoint.LAG_S", 0.0)
     with pytest.raises(ResumeError, match="step-3: the ledger calls it complete, and it is not there"):
         cpu_run.run(world.config(name))
     assert ((run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()) == (ledger, metrics)

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from orchestrator.cluster.base import GangPlan
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, Record
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Record
 
 # The letter a for the first of a month, and b for every other day.
 TEMPLATE = (

@@ -37,7 +37,7 @@ from losses import (
 from stage import Stage, eventually
 
 from orchestrator.errors import Superseded
-from orchestrator.run.ledger import account, read_ledger
+from orchestrator.rundir.ledger import account, read_ledger
 
 pytestmark = pytest.mark.stack
 

@@ -16,7 +16,7 @@ from lives import World
 from orchestrator import errors
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.cluster.ray_calls import KINDS
-from orchestrator.run.ledger import Fact, read_ledger
+from orchestrator.rundir.ledger import Fact, read_ledger
 from workers.config import ModelConfig
 from workers.engines.base import EngineError, Response
 from workers.finite import NotFinite

@@ -15,13 +15,13 @@ import pytest
 from lives import World
 from safetensors import safe_open
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.cluster.local import LocalCluster
-from orchestrator.run.ledger import Ledger
-from orchestrator.run.rollouts import Rollouts
-from workers import quarantine
+from orchestrator.driver.rollouts import Rollouts
+from orchestrator.rundir.ledger import Ledger
 from workers.config import ModelConfig
 from workers.engines.base import Request, Response
+from workers.files import quarantine
 from workers.types import Prompt
 
 AT = 3

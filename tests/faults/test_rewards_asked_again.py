@@ -14,7 +14,7 @@ from lives import World
 from safetensors.numpy import load_file
 
 from orchestrator.config import RunConfig
-from orchestrator.run.ledger import Fact, Record, read_ledger
+from orchestrator.rundir.ledger import Fact, Record, read_ledger
 from workers.rewards.base import RewardError
 
 HERE = Path(__file__).parent

@@ -231,7 +231,7 @@ def _limited() -> Iterator[None]:
 
 
 def _kind(error: BaseException) -> str:
-    """`KeyError at orchestrator/run/checkpoint.py:110`: the last line of ours that it went through."""
+    """`KeyError at orchestrator/driver/checkpoint.py:110`: the last line of ours that it went through."""
     if isinstance(error, _TooSlowError):
         return "too slow"
     frames = traceback.extract_tb(error.__traceback__)

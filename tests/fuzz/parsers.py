@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from orchestrator.config import load, resolved
-from orchestrator.config.preflight import preflight
+from orchestrator.config.key_index import PEERS, all_keys
 from orchestrator.config.recipe import from_resolved
-from orchestrator.config.vocabulary import PEERS, all_keys
 from orchestrator.data import read_examples, read_prompts
 from orchestrator.data.formats import ACCEPTS, SPELLINGS
+from orchestrator.driver import checkpoint
 from orchestrator.errors import BadInput, RlhfError
-from orchestrator.run import checkpoint
-from orchestrator.run import ledger as ledgers
-from orchestrator.run import manifest as manifest_file
-from orchestrator.run.directory import RunDirectory
+from orchestrator.preflight.preflight import preflight
+from orchestrator.rundir import ledger as ledgers
+from orchestrator.rundir import manifest as manifest_file
+from orchestrator.rundir.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 RECIPE = b"""name: base

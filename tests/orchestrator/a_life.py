@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Ledger
 
 CODES = {"worker_failed": 4, "bad_input": 2, "cluster_lost": 3, "error": 1}
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from orchestrator.config.recipe import load
 from orchestrator.evaluation.answer import Answer
 from orchestrator.monitor.metrics import MetricsFile
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Ledger
 from workers.types import Sample
 
 RECIPE = """\

@@ -18,12 +18,12 @@ from workshop import Workshop
 from orchestrator.advise import advice as module
 from orchestrator.advise.advice import Advice, advise
 from orchestrator.advise.facts import Facts
+from orchestrator.advise.feasibility import Cluster, Room
 from orchestrator.advise.methods import RECIPES, REWARD_MODEL, Method, recipe_of
 from orchestrator.advise.reading import read
-from orchestrator.advise.room import Cluster, Room
 from orchestrator.advise.rules import ENOUGH_PAIRS, METHODS
 from orchestrator.advise.show import as_json, assumed, measured
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import load
 from orchestrator.errors import BadInput
 from orchestrator.plan.gpus import parse_gpus
@@ -203,7 +203,7 @@ def test_for_people_and_for_programs(workshop: Workshop, capsys: pytest.CaptureF
 def test_it_imports_nothing_heavy_and_is_quick(workshop: Workshop) -> None:
     workshop.jsonl("data.jsonl", list(pairs(ENOUGH_PAIRS)))
     script = (
-        "import sys, resource; from orchestrator.cli import main\n"
+        "import sys, resource; from orchestrator.cli.main import main\n"
         "assert main(['advise', 'data.jsonl', '--gpus', '64xH100', '--model', 'llama-3-70b']) == 0\n"
         f"assert not [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert resource.getrusage(resource.RUSAGE_SELF).ru_utime < 5\n"

@@ -10,13 +10,13 @@ import pytest
 from run_on_disk import live
 from workshop import Workshop
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import Recipe, load
+from orchestrator.driver.driver import resume_run, run_recipe
 from orchestrator.errors import BadInput, ResumeError
-from orchestrator.run.again import look, refuse_other_inputs, settle, write_inputs
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.driver import resume_run, run_recipe
-from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.existing import look, refuse_other_inputs, settle, write_inputs
+from orchestrator.rundir.ledger import Fact, Ledger
 
 Golden = Callable[[str, str], None]
 REWARD = {"reward": "[{type: function, function: 'mine.py:reward'}]"}

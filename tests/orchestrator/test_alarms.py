@@ -12,16 +12,16 @@ import pytest
 from fakes import Events, EventSink
 
 from orchestrator.config.alarms import AlarmsConfig
+from orchestrator.driver.alarm_actions import follow, watch
 from orchestrator.errors import ResumeError
 from orchestrator.monitor import Monitor
 from orchestrator.monitor.alarms import Promotion, Watch
 from orchestrator.monitor.history import History
 from orchestrator.monitor.rules import RULES
 from orchestrator.monitor.trends import CERTAIN, difference, trend
-from orchestrator.run.consequences import follow, watch
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, Ledger
-from orchestrator.run.manifest import MANIFEST, list_checkpoints
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.manifest import MANIFEST, list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 GATE = {"metrics": ["eval/reward"]}

@@ -10,7 +10,7 @@ import pytest
 from fakes import Events, FakeLearner, FakeReference
 
 from orchestrator.cluster.local import Done, LocalGang
-from orchestrator.pipeline.anchor import (
+from orchestrator.pipeline.reference import (
     BaseAnchor,
     Decision,
     NoAnchor,

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import pytest
 from workshop import OFFLINE_DPO, Workshop, refused
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import load
-from orchestrator.config.data_files import read_all
-from orchestrator.config.preflight import preflight
 from orchestrator.errors import BadInput
+from orchestrator.preflight.data_files import read_all
+from orchestrator.preflight.preflight import preflight
 
 GRPO: Mapping[str, str | None] = {}
 SFT: Mapping[str, str | None] = {

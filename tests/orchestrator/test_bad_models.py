@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from workshop import OFFLINE_DPO, Workshop, refused, safetensors_header, tokenizer
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 Golden = Callable[[str, str], None]
 HELD_OUT = {"data": "{dataset: ./pairs.jsonl, eval_prompts: ./prompts.jsonl}", "reward": "[{type: math}]"}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from workshop import OFFLINE_DPO, Workshop
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 GRPO = "type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10"
 DISTILL = "type: distill, prompts_per_step: 4, max_steps: 10"

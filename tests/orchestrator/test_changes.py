@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import RunConfig
+from orchestrator.driver.resume_overrides import MAY_CHANGE, changed, keep
 from orchestrator.errors import BadInput, ResumeError
-from orchestrator.run.changes import MAY_CHANGE, changed, keep
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_slip_is_named(directory: RunDirectory) -> None:
 
 
 def test_every_key_that_may_change_is_one() -> None:
-    from orchestrator.config.vocabulary import all_keys
+    from orchestrator.config.key_index import all_keys
 
     known = set(all_keys())
     assert [key for key in MAY_CHANGE if key not in known and not any(k.startswith(f"{key}.") for k in known)] == []

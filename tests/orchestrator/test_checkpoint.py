@@ -11,10 +11,10 @@ import pytest
 from fakes import Events, FakeLearner
 
 from orchestrator.cluster.local import LocalGang
+from orchestrator.driver.checkpoint import Checkpointer, newest
 from orchestrator.errors import ResumeError
 from orchestrator.pipeline.learning import Learners
-from orchestrator.run.checkpoint import Checkpointer, newest
-from orchestrator.run.manifest import State, list_checkpoints, verify
+from orchestrator.rundir.manifest import State, list_checkpoints, verify
 
 
 class Saver:
@@ -166,7 +166,7 @@ def test_with_nothing_to_go_on_from_it_says_what_it_found(saver: Saver, director
 def test_one_that_the_ledger_calls_complete_and_nobody_sees_is_told(
     saver: Saver, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.run.checkpoint.LAG_S", 0.0)
+    monkeypatch.setattr("orchestrator.driver.checkpoint.LAG_S", 0.0)
     with pytest.raises(ResumeError, match="step-9: the ledger calls it complete, and it is not there"):
         newest(directory, (9, 0))
     saver.save(8)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from workshop import Workshop
 
-from orchestrator import cli
-from orchestrator.cli import main
+from orchestrator.cli import main as cli_main
+from orchestrator.cli.main import main
 from orchestrator.config import load
-from orchestrator.config.shadows import refuse_shadows
 from orchestrator.errors import Interrupted, Problems, WorkerFailed
-from orchestrator.run.directory import RunDirectory
+from orchestrator.preflight.shadowing import refuse_shadows
+from orchestrator.rundir.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb")
@@ -39,7 +39,7 @@ def test_it_imports_nothing_heavy(arguments: list[str], workshop: Workshop) -> N
     """So that it answers in a second. Its seconds are no test: other processes have them, too."""
     workshop.recipe()
     script = (
-        "import sys; from orchestrator.cli import main\n"
+        "import sys; from orchestrator.cli.main import main\n"
         f"main({arguments!r}); print(sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -115,7 +115,7 @@ def test_errors_become_exit_codes_without_a_traceback(
     def command() -> int:
         raise raised
 
-    monkeypatch.setattr(cli, "app", lambda *_, **__: command())
+    monkeypatch.setattr(cli_main, "app", lambda *_, **__: command())
     assert main(["run"]) == code
     printed = capsys.readouterr().err
     assert printed.startswith(said)

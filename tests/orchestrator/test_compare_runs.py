@@ -13,12 +13,12 @@ from run_on_disk import live
 from test_comparison import answers
 from workshop import OFFLINE_DPO, Workshop
 
-from orchestrator.cli import main
-from orchestrator.compare.known import Known, known_card, read_known, shortfall
+from orchestrator.cli.main import main
+from orchestrator.compare.known_optimum import Known, known_card, read_known, shortfall
+from orchestrator.compare.recipe import load_comparison
 from orchestrator.compare.runs import run_comparison
 from orchestrator.config import load
-from orchestrator.config.compare import load_comparison
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 COMPARE = """\

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from run_on_disk import run_on_disk
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.compare.answer import Answer as Told
 from orchestrator.compare.answer import answer, at_equal_kl
 from orchestrator.compare.frontier import Gap, beats, duel, front_of, mixture_at, points_of
-from orchestrator.compare.lives import Field, Life, Moment
 from orchestrator.compare.page import Section, as_json, page
+from orchestrator.compare.run_curves import Field, Life, Moment
 from orchestrator.evaluation.answer import Answer
 from orchestrator.evaluation.statistics import Interval, crossed_bootstrap
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 
 N, K = 200, 4
 PROMPTS = tuple(f"held:{i:03}" for i in range(N))
@@ -231,7 +231,7 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
     made = told(field(*lives))
     stories = []
     for one in lives:
-        from orchestrator.report.story import Story
+        from orchestrator.report.run_record import Story
 
         name = one.name.strip("<>").replace("<", "").replace(">", "")
         stories.append(Story.read(run_on_disk(tmp_path, name), one.name))

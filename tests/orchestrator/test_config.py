@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from shipped import RECIPES
 from workshop import Workshop
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import RunConfig, load, resolved
 from orchestrator.config.conflicts import RULES, conflicts
+from orchestrator.config.key_index import PEERS, all_keys, known_keys, suggest
 from orchestrator.config.recipe import from_resolved
-from orchestrator.config.vocabulary import PEERS, all_keys, known_keys, suggest
 from orchestrator.errors import BadInput
 from workers.config import FunctionRewardConfig, ModelRewardConfig
 from workers.needs import NEEDS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.run.cost import Meter, by_turn
-from orchestrator.run.ledger import Fact, Record
+from orchestrator.rundir.cost import Meter, by_turn
+from orchestrator.rundir.ledger import Fact, Record
 
 DEVICES = {"policy": 2.0, "rollout": 1.0}
 

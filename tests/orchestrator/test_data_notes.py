@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from workshop import OFFLINE_DPO, Workshop, refused, tokenizer
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import load
-from orchestrator.config.data_files import read_all, tokens_of
-from orchestrator.run.assembly import Material
+from orchestrator.driver.assembly import Material
+from orchestrator.preflight.data_files import read_all, tokens_of
 
 Golden = Callable[[str, str], None]
 

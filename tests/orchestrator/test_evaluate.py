@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "workers"))
 
 import cpu_run
 
-from orchestrator.config.suite import Suite, SuiteConfig
 from orchestrator.errors import BadInput, JudgeFailed
 from orchestrator.evaluation import rank as ranking
 from orchestrator.evaluation.evaluate import Contest, contest, evaluate
@@ -30,6 +29,7 @@ from orchestrator.evaluation.models import subject
 from orchestrator.evaluation.result import Result, read_result, read_samples
 from orchestrator.evaluation.rows import Row
 from orchestrator.evaluation.show import show
+from orchestrator.evaluation.suite import Suite, SuiteConfig
 from workers.engines import hf_models
 
 pytestmark = pytest.mark.slow

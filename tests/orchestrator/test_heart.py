@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.cluster.ray_heart import LOST_AFTER_S, Heart
+from orchestrator.cluster.heartbeat import LOST_AFTER_S, Heart
 from orchestrator.cluster.ray_host import Beat
 from orchestrator.errors import ClusterLost
 

@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 from workshop import Workshop
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 NAME = "somebody/a-model"
 COMMIT = "0" * 40
@@ -23,7 +23,7 @@ SCRIPT = """
 import os, sys
 from orchestrator.config import load
 from orchestrator.errors import RlhfError
-from orchestrator.run.hub import require_models
+from orchestrator.driver.hub import require_models
 try:
     require_models(load("recipe.yaml").stages[0], print, timeout_s=0.5)
 except RlhfError as error:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from workshop import Workshop
 
-from orchestrator import cli_jobs
-from orchestrator.cli import main
+from orchestrator.cli import jobs as cli_jobs
+from orchestrator.cli.main import main
 from orchestrator.cluster.job_server import Server, environment_without_addresses, find_token, server_url
 from orchestrator.cluster.job_upload import EXCLUDES, MAX_BYTES, check_size, is_excluded
 from orchestrator.cluster.ray_jobs import BACKOFF_S, JobRequest, Jobs

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from judge_endpoint import Answer, Endpoint, endpoint, longer, shown, verdict
 
-from orchestrator.config.suite import JudgeConfig
 from orchestrator.errors import JudgeFailed
 from orchestrator.evaluation.judge import Judge, Judgements, Pair
+from orchestrator.evaluation.suite import JudgeConfig
 
 KEY = "correct-horse-battery"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ResumeError
-from orchestrator.run.ledger import Fact, Ledger, Record, checkpointed, read_ledger
+from orchestrator.rundir.ledger import Fact, Ledger, Record, checkpointed, read_ledger
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from workshop import Workshop
 
 from orchestrator import limits
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.errors import ClusterError, LimitReached
 
 

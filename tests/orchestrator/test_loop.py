@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from fakes import EventRecorder, Events, FakeEncoder, FakeLearner, FakeReference, FakeReward, FakeRollout
 
-from orchestrator import loop
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
-from orchestrator.pipeline.anchor import NoAnchor, ReferenceAnchor, TeacherAnchor
+from orchestrator.driver import loop
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher
+from orchestrator.pipeline.reference import NoAnchor, ReferenceAnchor, TeacherAnchor
+from orchestrator.pipeline.roles import asks_states, gang_plans
 from orchestrator.pipeline.sources import DatasetSource, RolloutSource
-from orchestrator.run.roles import asks_states, gang_plans
 from workers.types import Example, Prompt, Sampling
 
 # batch_indices(3, 2, step, seed=0) is [0 1], [2 1], [2 0]: the example of its docstring.

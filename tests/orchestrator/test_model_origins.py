@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from workshop import Workshop
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import load
-from orchestrator.run.roles import gang_plans
+from orchestrator.pipeline.roles import gang_plans
 from workers.config import ModelRewardConfig
 
 STAGES = """

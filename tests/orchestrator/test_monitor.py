@@ -17,7 +17,7 @@ from orchestrator.config.run import WandbConfig
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.monitor.sinks import WandbSink
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 from workers.types import Metrics, Sample
 
 DONE = Outcome(ok=True, message="done")

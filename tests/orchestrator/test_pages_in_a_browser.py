@@ -11,10 +11,10 @@ from browser import Browser, executable
 from run_on_disk import run_on_disk, told_alarm
 from test_comparison import field, life, told
 
-from orchestrator.compare.known import Known, known_card
+from orchestrator.compare.known_optimum import Known, known_card
 from orchestrator.compare.page import Section, page
 from orchestrator.report.page import report
-from orchestrator.report.story import Story
+from orchestrator.report.run_record import Story
 
 BROWSER = executable()
 pytestmark = [

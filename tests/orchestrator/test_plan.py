@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from shipped import CONFIGS, QUICKSTART
 from workshop import Workshop
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import RunConfig, load
 from orchestrator.errors import BadInput
 from orchestrator.plan.advice import as_overrides, changed
@@ -57,7 +57,7 @@ def shown(plan: Plan) -> str:
 
 @pytest.mark.parametrize("path", MEANT_FOR_GPUS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_it_plans_the_gangs_that_a_run_starts(path: Path) -> None:
-    from orchestrator.run import roles  # imports torch
+    from orchestrator.pipeline import roles  # imports torch
 
     recipe = load(path)
     for config in recipe.stages:
@@ -72,7 +72,7 @@ def test_it_plans_the_gangs_that_a_run_starts(path: Path) -> None:
 @pytest.mark.parametrize("path", QUICKSTART, ids=lambda path: path.stem)
 def test_it_knows_every_kind_of_gang(path: Path) -> None:
     """Every method has a quickstart recipe; here each is planned as if it were for GPUs and an 8B model."""
-    from orchestrator.run import roles  # imports torch
+    from orchestrator.pipeline import roles  # imports torch
 
     shapes = defaultdict(lambda: TABLE["llama-3-8b"])
     for config in load(path).stages:
@@ -403,7 +403,7 @@ def test_for_programs() -> None:
 
 def test_the_command_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from orchestrator.cli import main\n"
+        "import sys; from orchestrator.cli.main import main\n"
         "code = main(['plan', 'configs/70b/ppo.yaml', '--gpus', '64xH100'])\n"
         "heavy = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "print(code, sorted(heavy), file=sys.stderr)"

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import load
+from orchestrator.driver.capacity import admit
 from orchestrator.errors import BadInput
-from orchestrator.run.devices import admit
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import RunConfig, load, resolved
 from orchestrator.errors import BadInput
 from orchestrator.plan.calibrate import calibrate, describe
@@ -17,7 +17,7 @@ from orchestrator.plan.gpus import CPU_RANK, GPUS, Gpu
 from orchestrator.plan.plan import shapes_of
 from orchestrator.plan.step import step_time
 from orchestrator.plan.work import Lengths, work_of
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRUE = replace(

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import ResumeError
-from orchestrator.run.provenance import compare, describe, software
+from orchestrator.rundir.provenance import compare, describe, software
 from workers.types import Example, Prompt
 
 

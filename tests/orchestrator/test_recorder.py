@@ -14,20 +14,20 @@ import pytest
 from fakes import Events, EventSink, experience
 
 from orchestrator.cluster.local import Done
+from orchestrator.driver.checkpoint import Pace
+from orchestrator.driver.recorder import Recorder
+from orchestrator.driver.rollouts import Rollouts
+from orchestrator.driver.summary import idle_warning, serve_command
 from orchestrator.evaluation.held_out import Evaluation
 from orchestrator.monitor import Monitor
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.monitor.sinks import JsonlSink
-from orchestrator.pipeline.anchor import Decision
+from orchestrator.pipeline.reference import Decision
 from orchestrator.pipeline.sources import Arrival
-from orchestrator.run.checkpoint import Pace
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ending import idle_warning, serve_command
-from orchestrator.run.ledger import Fact, Ledger
-from orchestrator.run.manifest import State
-from orchestrator.run.recorder import Recorder
-from orchestrator.run.rollouts import Rollouts
-from workers.kept import write_experience, write_scores
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.manifest import State
+from workers.files.rollout_files import write_experience, write_scores
 from workers.types import Drift, Metrics, Sample, Scores
 
 SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4", reward=1.0, version=0, finish="stop", length=2)

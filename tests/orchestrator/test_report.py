@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from run_on_disk import run_on_disk, told_alarm
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
+from orchestrator.driver.summary import write_report
 from orchestrator.report.charts import smooth
+from orchestrator.report.findings import config_differences, not_measured
 from orchestrator.report.page import markdown_code, report
-from orchestrator.report.story import Story, read_all
-from orchestrator.report.words import config_differences, not_measured
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ending import write_report
+from orchestrator.report.run_record import Story, read_all
+from orchestrator.rundir.directory import RunDirectory
 
 HOSTILE = "</bdi><script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(2)>|`${7*7}{{7*7}}"
 VOID = {"meta", "br", "img", "link", "input", "hr", "base"}

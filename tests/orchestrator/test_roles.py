@@ -11,7 +11,7 @@ import pytest
 from shipped import CONFIGS, QUICKSTART
 
 from orchestrator.config import RunConfig, load
-from orchestrator.run.roles import absolute, gang_plans
+from orchestrator.pipeline.roles import absolute, gang_plans
 from workers.config import ModelConfig
 
 GANGS = {

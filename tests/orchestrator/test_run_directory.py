@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from workshop import Workshop
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.config import RunConfig, load
 from orchestrator.errors import BadInput, ResumeError, Superseded
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.ledger import Fact, Ledger
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Ledger
 
 Golden = Callable[[str, str], None]
 
@@ -128,7 +128,7 @@ def test_how_it_ended(config: RunConfig) -> None:
 def test_f32_two_processes_cannot_hold_one_directory(config: RunConfig) -> None:
     directory = RunDirectory.create(config, "")
     script = (
-        "import sys; from pathlib import Path; from orchestrator.run.directory import RunDirectory\n"
+        "import sys; from pathlib import Path; from orchestrator.rundir.directory import RunDirectory\n"
         "with RunDirectory(Path(sys.argv[1])).held(): print('held')"
     )
     command = [sys.executable, "-c", script, str(directory.path)]

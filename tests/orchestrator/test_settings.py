@@ -11,10 +11,10 @@ from typing import get_args
 from pydantic import BaseModel
 from workshop import Workshop
 
+from orchestrator.compare.recipe import CompareConfig
 from orchestrator.config import RunConfig, load, resolved
-from orchestrator.config.compare import CompareConfig
 from orchestrator.config.recipe import from_resolved
-from orchestrator.config.suite import SuiteConfig
+from orchestrator.evaluation.suite import SuiteConfig
 
 WHOLE = [
     "ModelConfig.trust_remote_code",  # never true: the type refuses it

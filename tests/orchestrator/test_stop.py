@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from orchestrator.errors import Interrupted
-from orchestrator.run.stop import Stop, interruption
+from orchestrator.signals import Stop, interruption
 
 NOTE = "stopping after this step, with a checkpoint; once more to stop at once"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from workshop import Workshop
 
-from orchestrator.cli import main
-from orchestrator.config.suite import JudgeConfig, judge_key, load_suite
-from orchestrator.config.suite_files import check_models
+from orchestrator.cli.main import main
 from orchestrator.errors import BadInput, Problems
+from orchestrator.evaluation.suite import JudgeConfig, judge_key, load_suite
+from orchestrator.evaluation.suite_files import check_models
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "eval" / "quickstart.yaml"

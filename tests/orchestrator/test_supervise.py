@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.driver import supervise
+from orchestrator.driver.supervise import Ended, Supervisor, judge
 from orchestrator.errors import Superseded
-from orchestrator.run import supervise
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.incidents import read_incidents
-from orchestrator.run.supervise import Ended, Supervisor, judge
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.incidents import read_incidents
 
 LIFE = Path(__file__).with_name("a_life.py")
 
@@ -134,7 +134,7 @@ def test_no_process_of_an_attempt_stays_behind(tmp_path: Path, monkeypatch: pyte
 
 def test_a_signal_is_handed_on_and_ends_it_all(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from orchestrator.run.supervise import Supervisor\n"
+        "import sys; from pathlib import Path; from orchestrator.driver.supervise import Supervisor\n"
         f"command = [sys.executable, {str(LIFE)!r}, {str(tmp_path / 'run')!r}, '1:wait']\n"
         f"sys.exit(Supervisor(command, [Path({str(tmp_path / 'run')!r})], attempts=3, say=print).run())\n"
     )

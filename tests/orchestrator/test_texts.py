@@ -15,11 +15,11 @@ from test_data_notes import notes
 from workshop import OFFLINE_DPO, Workshop, refused
 
 from orchestrator.config import load
-from orchestrator.config.texts import CHEAP_BYTES, dated, pick
 from orchestrator.data.tokens import TokenCounter
+from orchestrator.driver.assembly import Material
 from orchestrator.errors import BadInput
-from orchestrator.run.assembly import Material
-from orchestrator.run.roles import gang_plans
+from orchestrator.pipeline.roles import gang_plans
+from orchestrator.preflight.tokenization import CHEAP_BYTES, dated, pick
 from workers.types import Example, Prompt
 
 Golden = Callable[[str, str], None]

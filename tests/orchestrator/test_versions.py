@@ -13,8 +13,8 @@ from fakes import Events, FakeLearner, experience
 
 from orchestrator.cluster.base import wait
 from orchestrator.cluster.local import LocalGang
-from orchestrator.pipeline.anchor import ReferenceAnchor
 from orchestrator.pipeline.publishing import EnginePublisher
+from orchestrator.pipeline.reference import ReferenceAnchor
 from orchestrator.pipeline.sources import RolloutSource
 from workers.config import ModelConfig, ReferenceConfig, RolloutConfig
 from workers.engines.base import Request, Response, VersionMismatch

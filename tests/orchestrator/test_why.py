@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import FleetExhausted, WorkerFailed
-from orchestrator.run.directory import RunDirectory
-from orchestrator.run.incidents import Incident, first_cause, read_incidents, write_incident
-from orchestrator.run.ledger import Fact, Ledger
-from orchestrator.run.why import explain
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.incidents import Incident, first_cause, read_incidents, write_incident
+from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.why import explain
 
 
 @pytest.fixture

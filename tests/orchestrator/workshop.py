@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 GOOD = {
     "name": "arith",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from orchestrator.cluster.ray_start import FLOORS, check_versions, refuse_open
 from orchestrator.errors import BadInput, ClusterError, redact
-from orchestrator.run.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 from workers.config import ModelConfig
 from workers.engines import hf_files, hf_models, hf_text
 

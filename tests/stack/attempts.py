@@ -12,8 +12,8 @@ from typing import Any
 from families import read_jsonl
 
 from orchestrator.config import Recipe, load
-from orchestrator.config.preflight import preflight
-from orchestrator.run.driver import run_recipe
+from orchestrator.driver.driver import run_recipe
+from orchestrator.preflight.preflight import preflight
 
 RECIPES = Path(__file__).parent / "recipes"
 CLOCKS = ("timing/", "throughput/", "critic/timing/")

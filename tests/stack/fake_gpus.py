@@ -54,7 +54,7 @@ def is_placed(cluster: Any, recipe: str, overrides: list[str]) -> bool:
 
     from orchestrator.config import load
     from orchestrator.errors import PlacementError
-    from orchestrator.run.roles import gang_plans
+    from orchestrator.pipeline.roles import gang_plans
 
     plans = gang_plans(load(ROOT / "configs" / recipe, overrides).stages[-1], cuda=True, max_steps=1)
     bundles = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from attempts import RECIPES, Run
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 pytestmark = pytest.mark.stack
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from families import SHAPE
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.evaluation.result import read_result, read_samples
 from workers.engines import hf_models
 

@@ -18,8 +18,8 @@ from processes import Command, eventually
 
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.errors import FleetExhausted, PlacementError, WorkerFailed
-from orchestrator.run.incidents import read_incidents
-from orchestrator.run.roles import gang_plans
+from orchestrator.pipeline.roles import gang_plans
+from orchestrator.rundir.incidents import read_incidents
 
 GPUS = {"policy": 2, "critic": 1, "reference": 1, "rollout": 1}  # of ppo.yaml
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import requests
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.cluster.job_server import Server
 from orchestrator.cluster.ray_jobs import Job, JobRequest, Jobs
 from orchestrator.errors import ClusterError

@@ -10,7 +10,7 @@ import pytest
 import strikes
 from attempts import Run
 
-from orchestrator.run.ledger import account, read_ledger
+from orchestrator.rundir.ledger import account, read_ledger
 
 pytestmark = pytest.mark.stack
 

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from orchestrator.cluster.base import Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.data import read_prompts
-from orchestrator.pipeline.anchor import ReferenceAnchor
 from orchestrator.pipeline.publishing import EnginePublisher
-from orchestrator.run.roles import gang_plans
+from orchestrator.pipeline.reference import ReferenceAnchor
+from orchestrator.pipeline.roles import gang_plans
 from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference

@@ -16,7 +16,7 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.data import read_prompts
 from orchestrator.errors import RlhfError
 from orchestrator.pipeline.publishing import AdapterPublisher
-from orchestrator.run.roles import gang_plans
+from orchestrator.pipeline.roles import gang_plans
 from workers.learner import Learner
 from workers.rollout import Rollout
 from workers.types import Experience, Prompt, Sampling, Scores, assemble, merge_stats

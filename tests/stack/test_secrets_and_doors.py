@@ -20,7 +20,7 @@ import requests
 from attempts import RECIPES, Run
 from processes import Command
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 pytestmark = pytest.mark.stack
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fakes import experience
 
-from workers.kept import KeptError, read_experience, read_scores, receipt, write_experience, write_scores
+from workers.files.rollout_files import KeptError, read_experience, read_scores, receipt, write_experience, write_scores
 from workers.types import Experience, Prompt, Ragged, Sample, Scores, merge
 
 PROMPTS = [Prompt(id=f"p{i}", text="2+2=", columns={"solution": i}) for i in range(4)]

@@ -9,7 +9,7 @@ from fakes import experience
 from workers.algorithms.preference import prepare
 from workers.config import DpoConfig, ModelConfig
 from workers.engines.hf_text import TextCodec
-from workers.records import write_pairs
+from workers.files.records import write_pairs
 from workers.types import Evidence, Prompt
 
 

@@ -17,8 +17,8 @@ from torch_engine import learner_of
 from transformers.masking_utils import AttentionMaskInterface, sliding_window_causal_mask_function
 
 from orchestrator.config.alarms import AlarmsConfig, EngineMismatch
+from orchestrator.driver.alarm_actions import MISMATCH
 from orchestrator.monitor.alarms import Alarm, Watch
-from orchestrator.run.consequences import MISMATCH
 from tests.families.rows import LENGTHS, alone, asked, packed, rows_of
 from tests.families.tiny import tokenizer, write_tiny
 from workers.engines import attention, hf_packing

@@ -1,0 +1,1 @@
+"""The command `rlhf`: one module per group of subcommands."""

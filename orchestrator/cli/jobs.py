@@ -1,0 +1,198 @@
+"""`rlhf submit | jobs | status | logs | stop`: the same recipes as jobs of a running cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import Attempts, Cluster, Fresh, JobId, Overrides, RecipePath, TokenFile
+from orchestrator.errors import BadInput, Problem, Problems
+from orchestrator.terminal import say
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.ray_jobs import Job, Jobs
+    from orchestrator.config import Recipe
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(submit)
+    app.command()(jobs)
+    app.command()(status)
+    app.command()(logs)
+    app.command()(stop)
+
+
+def submit(
+    recipe: RecipePath,
+    cluster: Cluster,
+    overrides: Overrides = None,
+    working_dir: Annotated[
+        Path, typer.Option("--working-dir", metavar="DIR", help="Uploaded; the job starts in it.")
+    ] = Path("."),
+    token_file: TokenFile = None,
+    allow_open_cluster: Annotated[
+        bool, typer.Option("--allow-open-cluster", help="Send jobs to a cluster that asks for no token.")
+    ] = False,
+    attempts: Attempts = 1,
+    fresh: Fresh = False,
+) -> int:
+    """Run a recipe as a job. Submitting the same again, with the same data and code, finds the same job."""
+    from orchestrator.config import load
+    from orchestrator.preflight.shadowing import refuse_shadows
+
+    loaded = load(recipe, overrides or ())
+    if any(stage.cluster.device == "cuda" for stage in loaded.stages):
+        from orchestrator.plan.refuse import refuse_on_every_gpu
+
+        refuse_on_every_gpu(loaded.stages)
+    inside = _inside(recipe, working_dir)
+    refuse_shadows(working_dir.resolve(), problems := Problems())
+    problems.raise_if_any()
+    _warn_of_lost_results(loaded)
+    from orchestrator.cluster.ray_jobs import JobRequest, submission_id
+
+    accepted = ["cluster.allow_open=true"] if allow_open_cluster else []
+    request = JobRequest(
+        id=submission_id(loaded.stages[-1].name, _digest(loaded, working_dir, fresh=fresh)),
+        entrypoint=shlex.join(
+            [
+                "rlhf",
+                "run",
+                *(["--attempts", str(attempts)] if attempts > 1 else []),
+                *(["--fresh"] if fresh else []),
+                str(inside),
+                *(overrides or ()),
+                *accepted,
+            ]
+        ),
+        working_dir=working_dir.resolve(),
+        metadata={"rlhf_run": loaded.stages[-1].name, "rlhf_recipe": str(inside)},
+    )
+    connected = _connect(cluster, token_file, open_is_allowed=allow_open_cluster)
+    if connected.other_ray:
+        _tell(connected.other_ray)
+    submitted = connected.submit(request)
+    say(submitted.job.id)
+    if not submitted.is_new:
+        _tell(f"submitted before; its status is {submitted.job.status}")
+    for command in ("status", "logs", "stop"):
+        _tell(f"  rlhf {command} --cluster {cluster} {submitted.job.id}{' --follow' * (command == 'logs')}")
+    return 0
+
+
+def jobs(cluster: Cluster, token_file: TokenFile = None) -> int:
+    """List the jobs of a cluster, newest first."""
+    found = _connect(cluster, token_file).list()
+    rows = [("ID", "STATUS", "STARTED", "TOOK", "RUN")]
+    rows += [(job.id, job.status, _when(job.started), _took(job), job.metadata.get("rlhf_run", "")) for job in found]
+    for line in _aligned(rows):
+        say(line)
+    return 0
+
+
+def status(cluster: Cluster, id: JobId = None, token_file: TokenFile = None) -> int:
+    """Say how a job is doing, and why it stopped."""
+    connected = _connect(cluster, token_file)
+    job = connected.get(id) if id else connected.newest()
+    rows = [
+        ("job", job.id),
+        ("status", job.status),
+        ("started", _when(job.started)),
+        ("took", _took(job)),
+        ("runs", job.entrypoint),
+        ("exit code", "" if job.exit_code is None else str(job.exit_code)),
+        ("message", job.message),
+    ]
+    for line in _aligned([row for row in rows if row[1]]):
+        say(line)
+    return 0
+
+
+def logs(
+    cluster: Cluster,
+    id: JobId = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    token_file: TokenFile = None,
+) -> int:
+    """Print what a job printed."""
+    connected = _connect(cluster, token_file)
+    wanted = id or connected.newest().id
+    if follow:
+        for chunk in connected.follow(wanted):
+            say(chunk.rstrip("\n"))
+    else:
+        say(connected.logs(wanted).rstrip("\n"))
+    return 0
+
+
+def stop(
+    cluster: Cluster,
+    id: Annotated[str, typer.Argument(metavar="ID")],
+    token_file: TokenFile = None,
+) -> int:
+    """Ask a job to end; its run can be resumed."""
+    job = _connect(cluster, token_file).stop(id)
+    say(f"{job.id} is asked to stop")
+    return 0
+
+
+def _connect(cluster: str, token_file: Path | None, *, open_is_allowed: bool = True) -> Jobs:
+    from orchestrator.cluster.job_server import Server
+    from orchestrator.cluster.ray_jobs import Jobs
+
+    return Jobs.connect(Server.at(cluster, token_file=token_file, open_is_allowed=open_is_allowed))
+
+
+def _inside(recipe: Path, working_dir: Path) -> Path:
+    """The recipe's path as the job will see it."""
+    try:
+        return recipe.resolve().relative_to(working_dir.resolve())
+    except ValueError:
+        why = f"only {working_dir.resolve()} is uploaded"
+        fix = "give a --working-dir that the recipe and its data lie in"
+        raise BadInput(Problem(what="the recipe would not be uploaded", where=str(recipe), why=why, fix=fix)) from None
+
+
+def _digest(recipe: Recipe, working_dir: Path, *, fresh: bool) -> str:
+    """Of what is run, and of the contents of what it names: changed data or code are another job."""
+    from orchestrator.config import resolved
+    from orchestrator.rundir.inputs import inputs_of
+
+    told = [[resolved(config), inputs_of(config, working_dir.resolve())] for config in recipe.stages]
+    content = json.dumps([told, fresh], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _warn_of_lost_results(recipe: Recipe) -> None:
+    relative = sorted({c.output_dir for c in recipe.stages if not Path(c.output_dir).is_absolute()})
+    if relative:
+        _tell(f"output_dir {', '.join(relative)} lies in the job's upload and is removed some time after the job;")
+        _tell("give a path on shared storage to keep the results: output_dir=/shared/runs")
+
+
+def _tell(text: str) -> None:
+    """To the person, not to a pipe."""
+    print(text, file=sys.stderr)
+
+
+def _when(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+
+
+def _took(job: Job) -> str:
+    from orchestrator.monitor.figures import duration
+
+    return duration((job.ended or time.time()) - job.started) if job.started else "-"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,258 @@
+"""The command `rlhf`. It answers at once: what is heavy is imported inside the command that needs it.
+
+Exit codes: 0 done, 1 unexpected, 2 bad input, 3 no cluster or too small, 4 a worker failed,
+5 an alarm ended the run, 6 another driver has taken it over, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from orchestrator.cli import advise, compare, evaluate, jobs, ledger, plan, report
+from orchestrator.cli.options import Attempts, Changes, Fresh, Overrides, RecipePath
+from orchestrator.errors import Problem, Problems, RlhfError, redact
+from orchestrator.terminal import never_fail_to_encode, say
+
+if TYPE_CHECKING:
+    from orchestrator.config import Recipe, RunConfig
+    from orchestrator.preflight.preflight import Seen
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: runs/NAME.")]
+
+app = typer.Typer(
+    name="rlhf",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 unexpected, 2 bad input, 3 no cluster or too small, 4 a worker failed, "
+    "5 an alarm ended the run, 6 another driver has taken it over, 130 Ctrl-C, 143 SIGTERM.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            ours = version("rlhf-orchestrator")
+        except PackageNotFoundError:
+            ours = "(not installed)"
+        say(f"rlhf {ours}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def rlhf(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Preference optimisation on one Ray cluster: PPO, GRPO, and offline, online and iterative DPO."""
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    attempts: Attempts = 1,
+    fresh: Fresh = False,
+) -> int:
+    """Run a recipe, stage by stage. What is complete and unchanged is reused."""
+    from orchestrator.config import load
+
+    loaded = load(recipe, overrides or ())
+    if dry_run:
+        say(_as_yaml(loaded.stages).rstrip())
+        return 0
+    if attempts > 1:
+        if fresh:  # here, so that the second attempt does not begin anew as well
+            from orchestrator.preflight.preflight import preflight
+            from orchestrator.rundir.existing import settle
+
+            preflight(loaded)
+            settle(loaded, fresh=True, say=say)
+        directories = [config.directory for config in loaded.stages]
+        return _supervised("run", str(recipe), *(overrides or ()), directories=directories, attempts=attempts)
+    from orchestrator.preflight.preflight import preflight
+
+    preflight(loaded)
+    _refuse_what_fits_nowhere(loaded)
+    from orchestrator.driver.driver import run_recipe
+
+    return run_recipe(loaded, fresh=fresh, debug=_debug)
+
+
+@app.command()
+def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
+    """Check a recipe and every file it names, without starting anything."""
+    from orchestrator.config import load
+    from orchestrator.preflight.preflight import preflight
+    from orchestrator.rundir.existing import look
+
+    loaded = load(recipe, overrides or ())
+    found = preflight(loaded)
+    _refuse_what_fits_nowhere(loaded)
+    look(loaded)
+    stages = "1 run" if len(loaded.stages) == 1 else f"{len(loaded.stages)} runs"
+    say(f"{recipe} is good: {stages}")
+    for config in loaded.stages:
+        say(_summary(config, found[config.name]))
+    return 0
+
+
+@app.command()
+def resume(
+    run_directory: RunPath,
+    overrides: Changes = None,
+    attempts: Attempts = 1,
+) -> int:
+    """Go on with a run that was stopped, from its newest checkpoint; perhaps on other hardware."""
+    from orchestrator.driver.resume_overrides import changed
+    from orchestrator.rundir.directory import RunDirectory
+
+    directory = RunDirectory.open(run_directory)
+    changed(directory, overrides or ())
+    if attempts > 1:
+        arguments = ["resume", str(directory.path), *(overrides or ())]
+        return _supervised(*arguments, directories=[directory.path], attempts=attempts)
+    from orchestrator.driver.driver import resume_run
+
+    return resume_run(directory.path, overrides or ())
+
+
+@app.command()
+def why(run_directory: RunPath) -> int:
+    """Tell how a run ended: what came first, what was done about it, and how to go on."""
+    from orchestrator.rundir.directory import RunDirectory
+    from orchestrator.rundir.why import explain
+
+    for line in explain(RunDirectory.open(run_directory)):
+        say(line)
+    return 0
+
+
+for module in (jobs, ledger, plan, advise, evaluate, report, compare):
+    module.add_to(app)
+
+
+def _refuse_what_fits_nowhere(recipe: Recipe) -> None:
+    """For stages that are to run on GPUs: what has no room on the largest there is. Which GPUs these are, the run will
+    ask the cluster, and look again."""
+    if any(stage.cluster.device == "cuda" for stage in recipe.stages):
+        from orchestrator.plan.refuse import refuse_on_every_gpu
+
+        refuse_on_every_gpu(recipe.stages)
+
+
+def _supervised(*arguments: str, directories: Sequence[Path], attempts: int) -> int:
+    from orchestrator.driver.supervise import Supervisor, child_command
+
+    command = child_command(*(["--debug"] if _debug else []), *arguments)
+    return Supervisor(command, directories, attempts=attempts, say=lambda text: _complain(text)).run()
+
+
+def _as_yaml(stages: Sequence[RunConfig]) -> str:
+    import yaml
+
+    from orchestrator.config import resolved
+
+    configs = [resolved(config) for config in stages]
+    document = configs[0] if len(configs) == 1 else {"stages": configs}
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _summary(config: RunConfig, found: Seen) -> str:
+    algorithm = config.algorithm
+    length = f"{algorithm.max_steps} steps" if algorithm.max_steps else "by epochs"
+    lines = [f"  {config.name}: {algorithm.type} on {config.model.path}, {length}, into {config.directory}"]
+    for rows in found.rows:
+        at_least = "" if rows.whole else "at least "
+        kind = "conversations" if rows.conversational else "text"
+        lines.append(f"    {rows.key}: {rows.source}, {at_least}{rows.count} rows of {kind}")
+    return "\n".join(lines + [f"    note: {remark}" for remark in found.remarks])
+
+
+_debug = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code; every error that has a name is printed as its problems, without a traceback."""
+    global _debug
+    never_fail_to_encode()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        _refuse_twice(given)
+        code = app(given, prog_name="rlhf", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except RlhfError as error:
+        count = f"{len(error.problems)} problems\n\n" if len(error.problems) > 1 else ""
+        _complain(f"{count}{error}")
+        return error.exit_code
+    except (KeyboardInterrupt, Abort):
+        _complain("stopped by Ctrl-C")
+        return 130
+    except TyperException as error:
+        return _usage(error, given)
+    except Exception as error:
+        _complain(f"unexpected {type(error).__name__}: {error}")
+        if not _debug:
+            _complain("run it again with --debug for the traceback, and please report it", prefix="")
+        return 1
+
+
+def _refuse_twice(given: Sequence[str]) -> None:
+    """No option is a list. Raises BadInput, naming each that is given more than once."""
+    options = [argument.partition("=") for argument in takewhile(lambda argument: argument != "--", given)]
+    names = Counter(name for name, _, _ in options if name.startswith("--"))
+    why, fix = "one of its values would be lost", "keep one of them"
+    Problems(
+        Problem(what=f"{name} is given {count} times", where="command line", why=why, fix=fix)
+        for name, count in names.items()
+        if count > 1
+    ).raise_if_any()
+
+
+def _complain(text: str, prefix: str = "rlhf: ") -> None:
+    if _debug and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    print(prefix + redact(text), file=sys.stderr)
+
+
+def _usage(error: TyperException, given: Sequence[str]) -> int:
+    """A command line that cannot be understood; `--a.b=c` is the most likely slip."""
+    message = error.format_message()
+    _complain(message)
+    commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    command = next((argument for argument in given if argument in commands), None)
+    option = re.match(r"No such option: --([\w.-]+)", message)
+    fix = _meant_as_override(option[1]) if option and command in ("run", "validate", "submit") else ""
+    print(f"  fix: {fix or ' '.join(filter(None, ('rlhf', command, '--help')))}", file=sys.stderr)
+    return error.exit_code
+
+
+def _meant_as_override(option: str) -> str:
+    """`--learning-rate`, as other trainers have it, is `algorithm.learning_rate=` here."""
+    from orchestrator.config.key_index import PEERS, all_keys
+
+    wanted = option.replace("-", "_")
+    known = [key for key in all_keys() if key == wanted or key.endswith(f".{wanted}")] or PEERS.get(wanted, ())
+    return f"values are given without dashes: {known[0]}=VALUE" if known else ""

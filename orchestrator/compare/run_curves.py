@@ -1,0 +1,202 @@
+"""Finished runs as numbers: what each of them had spent at each evaluation, and how good and how far away it was then.
+
+run directories ──► evaluations/step-N.parquet, ledger, metrics ──► lives, on the prompts that all of them answered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from orchestrator.errors import BadInput, Problem
+from orchestrator.evaluation.statistics import Values
+from orchestrator.report.run_record import Story
+
+Axis: TypeAlias = Literal["device_seconds", "seconds", "tokens"]
+AXES: tuple[Axis, ...] = ("device_seconds", "seconds", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """One evaluation of one run, on n prompts with k answers each.
+
+    Example: `Moment(step=20, spent={"device_seconds": 120.0, "seconds": 20.0, "tokens": 4e4}, gold=…, kl=…)`.
+    """
+
+    step: int
+    spent: Mapping[Axis, float]
+    gold: Values  # [n, k] what the gold scorer gave
+    kl: Values | None  # [n] nats, mean over the prompt's answers; None: not measured
+    length: Values  # [n] tokens, likewise
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Life:
+    """One run: its moments, the base first."""
+
+    name: str
+    method: str
+    setting: str  # of what is swept: "beta 0.1"
+    seed: int
+    ended: str
+    moments: tuple[Moment, ...]
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, (self.method, self.setting)))
+
+    def end(self, axis: Axis) -> float:
+        return self.moments[-1].spent[axis]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A run that is to be compared, and what it is called there."""
+
+    story: Story
+    method: str
+    setting: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """All runs of one task, ready to be compared."""
+
+    lives: tuple[Life, ...]
+    prompts: tuple[str, ...]  # ids, that all of them answered
+    base: Values  # [n, k] what the gold scorer gave to the model they began with, over all of their first evaluations
+    mode: str  # of the answers: sampled or greedy
+    gold: str  # who says which of two answers is better
+    kl_of: str  # what the KL was measured on; empty: it was not
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(life.method for life in self.lives))
+
+    @property
+    def num_seeds(self) -> int:
+        return max(sum(other.label == life.label for other in self.lives) for life in self.lives)
+
+    def of(self, method: str) -> dict[str, list[Life]]:
+        """The lives of a method by setting; those of one setting differ in their seeds."""
+        found: dict[str, list[Life]] = {}
+        for life in self.lives:
+            if life.method == method:
+                found.setdefault(life.setting, []).append(life)
+        return found
+
+
+def field_of(entries: Sequence[Entry], gold: str | None) -> Field:
+    """Raises BadInput when runs were not evaluated answer by answer, or not on the same prompts."""
+    tables = [_tables(entry) for entry in entries]
+    modes = [{row["mode"] for rows in table.values() for row in rows} for table in tables]
+    mode = "sampled" if all("sampled" in own for own in modes) else "greedy"
+    shared = set.intersection(*({row["prompt_id"] for row in next(iter(table.values()))} for table in tables))
+    if len(shared) < 2:
+        names = " and ".join(entry.story.name for entry in entries[:2])
+        why, fix = "win rates are taken prompt by prompt", "evaluate all runs on the same data.eval_prompts"
+        raise BadInput(Problem(what=f"no held-out prompts in common: {names}, …", why=why, fix=fix))
+    prompts = tuple(sorted(shared))
+    lives = tuple(_life(entry, table, prompts, mode, gold) for entry, table in zip(entries, tables, strict=True))
+    if mode == "sampled" and all(m.kl is not None for life in lives for m in life.moments):
+        kl_of = "sampled answers to the held-out prompts"
+    elif all(m.kl is not None for life in lives for m in life.moments):
+        kl_of = "the batches that were learned from"
+    else:
+        kl_of = ""
+    base = np.concatenate([life.moments[0].gold for life in lives], axis=1)
+    return Field(lives=lives, prompts=prompts, base=base, mode=mode, gold=gold or "the reward", kl_of=kl_of)
+
+
+def _life(
+    entry: Entry, table: Mapping[int, Sequence[Mapping[str, Any]]], prompts: Sequence[str], mode: str, gold: str | None
+) -> Life:
+    story = entry.story
+    costs, tokens = story.cost_by_step, dict(story.curve("num_tokens"))
+    kls = dict(story.curve("objective/kl")) if story.setting("reference.refresh", "never") == "never" else {}
+    moments = []
+    for step, rows in sorted(table.items()):
+        device_seconds, seconds = (0.0, 0.0) if step == 0 else costs.get(step, (np.nan, np.nan))
+        kept = [row for row in rows if row["mode"] == mode]
+        kl = _per_prompt(kept, prompts, "log_ratio")
+        if kl is None and step == 0:
+            kl = np.zeros(len(prompts))
+        elif kl is None and step in kls:
+            kl = np.full(len(prompts), kls[step])
+        lengths = _per_prompt(kept, prompts, "length")
+        assert lengths is not None
+        moments.append(
+            Moment(
+                step=step,
+                spent={"device_seconds": device_seconds, "seconds": seconds, "tokens": tokens.get(step, 0.0)},
+                gold=_gold(kept, prompts, gold, story),
+                kl=kl,
+                length=lengths,
+            )
+        )
+    return Life(
+        name=story.name,
+        method=entry.method,
+        setting=entry.setting,
+        seed=int(story.setting("seed", 0)),
+        ended=story.ended,
+        moments=tuple(moments),
+    )
+
+
+def _gold(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], gold: str | None, story: Story) -> Values:
+    """[n, k]; of prompts with fewer answers than others, the first ones of all."""
+    by_prompt: dict[str, list[float]] = {prompt: [] for prompt in prompts}
+    for row in rows:
+        if row["prompt_id"] in by_prompt:
+            score = row["reward"] if gold is None else dict(row["scores"]).get(gold)
+            if score is None:
+                there = ", ".join(name for name in dict(row["scores"]))
+                why, fix = f"the scorers of this run are: {there}", "name one that scores every answer"
+                raise BadInput(Problem(what=f"gold = {gold}", where=str(story.directory.path), why=why, fix=fix))
+            by_prompt[row["prompt_id"]].append(float(score))
+    k = min(len(scores) for scores in by_prompt.values())
+    return np.asarray([scores[:k] for scores in by_prompt.values()], np.float64)
+
+
+def _per_prompt(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], key: str) -> Values | None:
+    """The mean [n] over each prompt's answers; None where one has none."""
+    sums, counts = dict.fromkeys(prompts, 0.0), dict.fromkeys(prompts, 0)
+    for row in rows:
+        if row["prompt_id"] in sums:
+            if row[key] is None:
+                return None
+            sums[row["prompt_id"]] += float(row[key])
+            counts[row["prompt_id"]] += 1
+    return np.asarray([sums[p] / counts[p] for p in prompts], np.float64) if all(counts.values()) else None
+
+
+def _tables(entry: Entry) -> dict[int, list[dict[str, Any]]]:
+    """By step, the answers of each evaluation that the metrics know of."""
+    import pyarrow.parquet as pq
+
+    known = {step for step, _ in entry.story.curve("eval/reward")}
+    found = {}
+    for step, path in _files(entry.story.directory.path / "evaluations"):
+        if step in known:
+            try:
+                found[step] = pq.read_table(path).to_pylist()
+            except Exception as error:  # pyarrow raises what it likes on a damaged file
+                why, fix = f"{type(error).__name__}: {error}", "run it again, or leave the run out"
+                raise BadInput(Problem(what="cannot be read", where=str(path), why=why, fix=fix)) from None
+    if 0 not in found or len(found) < 2:
+        why = "a comparison needs its answers before the first step and after one of the others"
+        fix = "set evaluation: {num_samples: 8} and data.eval_prompts, and run it again"
+        raise BadInput(Problem(what="no answers", where=str(entry.story.directory.path), why=why, fix=fix))
+    return found
+
+
+def _files(directory: Path) -> Iterator[tuple[int, Path]]:
+    for path in directory.glob("step-*.parquet") if directory.is_dir() else ():
+        number = path.stem.removeprefix("step-")
+        if number.isdigit():
+            yield int(number), path

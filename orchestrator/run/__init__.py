@@ -1,1 +1,0 @@
-"""One run on disk: its directory, its ledger, its checkpoints, and the driver that owns them."""

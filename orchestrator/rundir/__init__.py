@@ -1,0 +1,1 @@
+"""One run on disk: its directory, ledger, manifests, incidents and cost, readable without starting anything."""
