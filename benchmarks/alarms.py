@@ -41,7 +41,7 @@ from orchestrator.config import RunConfig
 from orchestrator.driver.driver import Attempt
 from orchestrator.errors import Alarmed
 from orchestrator.rundir.directory import RunDirectory
-from orchestrator.signals import Stop
+from orchestrator.signals import StopRequest
 from workers.config import ModelConfig
 from workers.engines import hf_models
 from workers.engines.base import Request, Response
@@ -116,10 +116,10 @@ def exploding_from(step: int) -> Callable[..., Learner]:
         engine: Any = made._engine
         sound_step, sound_forward, factor = made.step, engine.forward, 1.0
 
-        def scaled_step(at: int, *evidence: Any, **further: Any) -> StepStats:
+        def scaled_step(at: int, *scored: Any, **further: Any) -> StepStats:
             nonlocal factor
             factor = 1e6 if at + 1 >= step else 1.0
-            return sound_step(at, *evidence, **further)
+            return sound_step(at, *scored, **further)
 
         def forward(*asked: Any) -> Any:
             outputs, entropy = sound_forward(*asked)
@@ -324,7 +324,7 @@ def rows_of(case: Case, seed: int, house: Path) -> tuple[list[dict[str, Any]], d
     """One run: its rows of metrics, and its exit.json."""
     settings = config_of(case, seed, house)
     directory = RunDirectory.create(settings, "")
-    with Stop() as stop, contextlib.suppress(Alarmed):  # the gate is shut
+    with StopRequest() as stop, contextlib.suppress(Alarmed):  # the gate is shut
         Attempt(settings, directory, stop, start_cluster=_cluster(case)).run()
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     return rows, directory.read_exit() or {}

@@ -34,9 +34,9 @@ from orchestrator.data import read_examples, read_prompts
 from orchestrator.driver import loop
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
-from orchestrator.pipeline.reference import Anchor, Decision, NoAnchor, ReferenceAnchor
+from orchestrator.pipeline.reference import Decision, NoReference, ReferenceGang, ReferencePolicy
 from orchestrator.pipeline.roles import gang_plans
-from orchestrator.pipeline.sources import Arrival, DatasetSource, RolloutSource, Source
+from orchestrator.pipeline.sources import DatasetSource, PendingBatch, RolloutSource, Source
 from workers.engines.hf_text import TextCodec
 from workers.learner import Learner
 from workers.packing import input_lengths
@@ -103,11 +103,11 @@ class Stack:
         wait(self.gangs["policy"].all(Learner.load, self._untouched))
         self.publisher.publish(0)
 
-    def run(self, source: Source, anchor: Anchor, steps: int) -> tuple[list[Metrics], Meter]:
+    def run(self, source: Source, reference_policy: ReferencePolicy, steps: int) -> tuple[list[Metrics], Meter]:
         notes, meter = Notes(), Meter()
         parts = loop.Parts(
             source=source,
-            anchor=anchor,
+            reference_policy=reference_policy,
             learners=self.learners,
             publisher=self.publisher,
             recorder=notes,  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ class Ours:
         stack, settings = self._stack(request)
         size, steps = settings["pairs_per_step"], request["steps"]
         examples = read_examples(settings["data_path"], algorithm="dpo")[: steps * size]
-        anchor = ReferenceAnchor(
+        reference_policy = ReferenceGang(
             stack.gangs["reference"],
             stack.gangs["policy"],
             stack.config.reference,
@@ -231,9 +231,11 @@ class Ours:
             directory=lambda version: Path("unused"),
         )
         source = Watched(
-            InFileOrder(stack.gangs["dataset"], examples, batch_size=size, seed=0, max_steps=steps, begun=anchor.begin)
+            InFileOrder(
+                stack.gangs["dataset"], examples, batch_size=size, seed=0, max_steps=steps, begun=reference_policy.begin
+            )
         )
-        metrics, meter = stack.run(source, anchor, steps)
+        metrics, meter = stack.run(source, reference_policy, steps)
         return {**meter.result(), **_curves(metrics), "pairs": len(examples), "tokens": _pair_tokens(source.taken)}
 
     def grpo(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -257,10 +259,10 @@ class Ours:
                 prompts_per_step=settings["prompts_per_step"],
                 max_staleness=0,
                 max_steps=steps,
-                begun=NoAnchor().begin,
+                begun=NoReference().begin,
             )
         )
-        metrics, meter = stack.run(source, NoAnchor(), steps)
+        metrics, meter = stack.run(source, NoReference(), steps)
         return {
             **meter.result(),
             **_curves(metrics),
@@ -326,15 +328,15 @@ class Watched:
     """A source whose experience is looked at when the clock has stopped."""
 
     def __init__(self, source: Source) -> None:
-        self._source, self._arrivals = source, list[Arrival]()
+        self._source, self._pending = source, list[PendingBatch]()
 
-    def take(self, step: int) -> Arrival:
-        self._arrivals.append(self._source.take(step))
-        return self._arrivals[-1]
+    def take(self, step: int) -> PendingBatch:
+        self._pending.append(self._source.take(step))
+        return self._pending[-1]
 
     @property
     def taken(self) -> list[Experience]:
-        return [merge(wait(arrival.experience)) for arrival in self._arrivals]
+        return [merge(wait(pending.experience)) for pending in self._pending]
 
 
 def _given(prompts: Sequence[Prompt], groups: Sequence[Sequence[Sequence[int]]], codec: TextCodec) -> Experience:

@@ -19,7 +19,7 @@ from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.config import AlgorithmConfig
 from workers.packing import updates
-from workers.types import Evidence, Experience, Finish, Prompt, Ragged, TrainBatch
+from workers.types import Experience, Finish, Prompt, Ragged, ScoredBatch, TrainBatch
 
 PROMPTS, VOCABULARY, EOS = 3, 4, 0
 ONE_TOKEN = [[token] for token in range(VOCABULARY)]
@@ -103,8 +103,8 @@ class Trainer:
 
     def run(self) -> Tensor:
         for step in range(self.steps):
-            evidence, prompts, completions = self.experience(step)
-            batch, _ = self.algorithm.prepare(evidence, self.config)
+            scored, prompts, completions = self.experience(step)
+            batch, _ = self.algorithm.prepare(scored, self.config)
             num_updates = self.config.num_updates(batch.num_rows)
             passes = updates(batch, epochs=self.config.epochs, num_updates=num_updates, seed=step)
             done, total = step * len(passes), self.steps * len(passes)
@@ -119,7 +119,7 @@ class Trainer:
     def update_of(self, batch: TrainBatch, rows: Index, prompts: Index, completions: Index) -> MicroBatch:
         return MicroBatch.of(batch, rows, totals_of(batch, rows))
 
-    def experience(self, step: int) -> tuple[Evidence, Index, Index]:
+    def experience(self, step: int) -> tuple[ScoredBatch, Index, Index]:
         """Sampled from the policy and scored; for DPO labelled, without `own_samples` drawn from a uniform table."""
         world, needs = self.world, self.algorithm.needs
         if self.refresh == "every_round":
@@ -138,14 +138,14 @@ class Trainer:
             versions=np.full(len(prompts), step, np.int32),
             finish=np.where(tokens.values[tokens.offsets[1:] - 1] == EOS, Finish.stop, Finish.length).astype(np.int32),
         )
-        evidence = Evidence(
+        scored = ScoredBatch(
             experience=experience,
             rewards=world.preferences(prompts, completions) if is_labelled else world.rewards[prompts, completions],
             reference_logprobs=array(world.logprobs(self.reference, prompts, completions)),
             values=array(world.values(self.critic, prompts, completions)),
             seed=step,
         )
-        return evidence, prompts, completions
+        return scored, prompts, completions
 
     def learn(self, micro_batch: MicroBatch, prompts: Index, completions: Index) -> None:
         self.optimizer.zero_grad()

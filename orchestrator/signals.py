@@ -11,7 +11,7 @@ from typing import Self
 from orchestrator.errors import Interrupted
 
 
-class Stop:
+class StopRequest:
     """During the loop the first signal ends the run after the step, with a checkpoint; a second one, or one at any
     other time, ends it at once."""
 

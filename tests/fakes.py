@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator.cluster.base import Handle
 from orchestrator.monitor import Outcome, RunInfo
 from orchestrator.pipeline.reference import Decision
-from orchestrator.pipeline.sources import Arrival
+from orchestrator.pipeline.sources import PendingBatch
 from workers.spans import Progress
 from workers.types import (
     Drift,
@@ -29,7 +29,7 @@ from workers.types import (
     Sampling,
     Scores,
     StepStats,
-    TokenShare,
+    TokenShard,
     merge,
 )
 from workers.weights import Entry, Manifest, Rendezvous
@@ -128,16 +128,16 @@ class FakeReference:
         self._version = version
         self._events.append(f"reference {self._rank}: load {Path(path).name}")
 
-    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0, version: int | None = None) -> TokenShare:
+    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0, version: int | None = None) -> TokenShard:
         assert version is None or version == self._version
         self._events.append(f"reference {self._rank}: logprobs at {temperature:g}")
-        return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
+        return TokenShard(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
 
-    def hidden(self, parts: Sequence[Experience]) -> TokenShare:
+    def hidden(self, parts: Sequence[Experience]) -> TokenShard:
         self._events.append(f"reference {self._rank}: hidden states")
-        return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros((0, 4), np.float32))
+        return TokenShard(completions=np.zeros(0, np.int64), values=np.zeros((0, 4), np.float32))
 
-    def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
+    def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShard]) -> Drift:
         assert self._drift is not None, "nobody was expected to measure"
         self._events.append(f"reference {self._rank}: drift of {len(shares)} shares")
         return self._drift
@@ -170,13 +170,13 @@ class FakeLearner:
         )
         return StepStats(sums={"loss": 0.5}, maxima={}, facts={"num_tokens": 8.0})
 
-    def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShare:
+    def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShard:
         self._events.append(f"{self._name}: infer{' as sampled' if as_sampled else ''}")
-        return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
+        return TokenShard(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
 
-    def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShare:
+    def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShard:
         self._events.append(f"{self._name}: base logprobs at {temperature:g}{' cached' if cache else ''}")
-        return TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
+        return TokenShard(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
 
     def open_weights(self, segment: str | None, rendezvous: Rendezvous | None) -> Manifest:
         self._events.append(f"{self._name}: open weights")
@@ -225,8 +225,8 @@ class EventRecorder:
     def planned(self, step: int) -> None:
         self._events.append(f"planned {step}")
 
-    def arrived(self, step: int, arrival: Arrival) -> None:
-        arrival.wait()
+    def arrived(self, step: int, pending: PendingBatch) -> None:
+        pending.wait()
         self._events.append(f"arrived {step}")
 
     def pairs_file(self, step: int) -> str | None:

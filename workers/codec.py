@@ -99,7 +99,10 @@ class Codec:
         """The tokens of a text as they are inside another one, by a tokenizer that puts a space before every text."""
         for anchor in ANCHORS:
             try:
-                before, whole = self._tokenizer.encode(anchor), self._tokenizer.encode(anchor + completion)
+                before, whole = (
+                    self._tokenizer.encode(anchor),
+                    self._tokenizer.encode(anchor + completion),
+                )
             except TextError:  # it knows no such letter
                 continue
             if whole[: len(before)] == before and self._tokenizer.decode(whole) == anchor + completion:

@@ -24,15 +24,15 @@ from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_mar
 from workers.needs import Head
 from workers.packing import cut, cut_batch, input_lengths, members, pack, shares, updates
 from workers.scoring import IDLE, Memory, score_tokens
-from workers.spans import Span
+from workers.spans import UpdateRange
 from workers.types import (
-    Evidence,
     Experience,
     Metrics,
     PairMargins,
+    ScoredBatch,
     Scores,
     StepStats,
-    TokenShare,
+    TokenShard,
     TrainBatch,
     assemble,
     assemble_vectors,
@@ -42,7 +42,7 @@ from workers.types import (
 from workers.weights import Manifest, Rendezvous, Segment, describe
 
 CONTROLLED = "controlled_setting"  # where a checkpoint's state keeps it
-WHOLE = Span()  # all updates of a step
+WHOLE = UpdateRange()  # all updates of a step
 PROBE_TOKENS = 256  # of a step's completions, per rank, on which engine and learner are compared
 
 
@@ -117,11 +117,11 @@ class Learner:
         step: int,
         experience: Sequence[Experience],
         scores: Sequence[Scores] | None,
-        reference: Sequence[TokenShare] | None,
-        values: Sequence[TokenShare] | None,
+        reference: Sequence[TokenShard] | None,
+        values: Sequence[TokenShard] | None,
         pairs_file: str | None = None,
-        old: Sequence[TokenShare] | None = None,
-        span: Span = WHOLE,
+        old: Sequence[TokenShard] | None = None,
+        span: UpdateRange = WHOLE,
     ) -> StepStats:
         """Prepare the batch, run its optimiser updates, report. Every rank gets all the evidence and takes its share.
 
@@ -131,25 +131,25 @@ class Learner:
         `span`: which of the updates are made; what is told once of a step is told with its first.
         """
         started = time.perf_counter()
-        evidence = _evidence(experience, scores, reference, values, old, seed=_mix(self._seed, step))
-        if not evidence.experience.prompts:
+        scored = _scored(experience, scores, reference, values, old, seed=_mix(self._seed, step))
+        if not scored.experience.prompts:
             raise hf_models.ModelError(
-                f"all {evidence.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
+                f"all {scored.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
                 "rollout.max_prompt_length (data.max_length for a dataset), or shorten the prompts"
             )
-        batch, prepared = self._prepare(evidence, self._algorithm)
-        temperature = evidence.experience.temperature if self._needs.on_policy else 1.0
+        batch, prepared = self._prepare(scored, self._algorithm)
+        temperature = scored.experience.temperature if self._needs.on_policy else 1.0
         if isinstance(self._algorithm, DistillConfig):
             temperature = self._algorithm.temperature
-        gap = self._probe(evidence.experience) if self._head == "logprobs" and span.first == 0 else None
+        gap = self._probe(scored.experience) if self._head == "logprobs" and span.first == 0 else None
         if pairs_file is not None and self._engine.rank == 0 and batch.num_rows:
-            records.write_pairs(Path(pairs_file), batch, evidence, self._decoder())
+            records.write_pairs(Path(pairs_file), batch, scored, self._decoder())
         # What the evidence says of itself, the policy reports; the critic speaks of its own learning only.
-        facts = prepared | _experience_facts(evidence.experience, step) if self._head != "values" else {}
-        learned = self._learn(step, batch, evidence.experience, temperature, span)
+        facts = prepared | _experience_facts(scored.experience, step) if self._head != "values" else {}
+        learned = self._learn(step, batch, scored.experience, temperature, span)
         facts |= learned.facts
         if not learned.left:
-            self._adapt(evidence, facts)
+            self._adapt(scored, facts)
         facts["timing/learn"] = time.perf_counter() - started
         sums, maxima = dict(learned.sums), dict(learned.maxima)
         if gap is not None:
@@ -157,16 +157,18 @@ class Learner:
             maxima["sampling/logp_difference_max"] = gap[1]
         return StepStats(sums=sums, maxima=maxima, facts=facts, minima=learned.minima, left=learned.left)
 
-    def _adapt(self, evidence: Evidence, facts: Metrics) -> None:
+    def _adapt(self, scored: ScoredBatch, facts: Metrics) -> None:
         """Report the setting that the algorithm controls, and move it for the next step."""
         if self._control is None:
             return
         name = self._control.name
         if self._head != "values":
             facts[name] = float(getattr(self._algorithm, name))
-        self._algorithm = self._algorithm.model_copy(update={name: self._control.after(evidence, self._algorithm)})
+        self._algorithm = self._algorithm.model_copy(update={name: self._control.after(scored, self._algorithm)})
 
-    def _learn(self, step: int, batch: TrainBatch, experience: Experience, temperature: float, span: Span) -> StepStats:
+    def _learn(
+        self, step: int, batch: TrainBatch, experience: Experience, temperature: float, span: UpdateRange
+    ) -> StepStats:
         """The optimiser updates of a span: their part of the step's mean stats (this rank's share), and how they were
         made. Raises NotFinite."""
         config = self._algorithm
@@ -272,13 +274,13 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------- score
 
-    def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShare:
+    def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShard:
         """What it answers without learning, for this rank's share: the policy the log-probability of each token (at
         temperature 1, or `as_sampled` at that of the samples), the critic the value of the state before it, a reward
         model the score of what ends with it."""
         return self._infer(parts, parts[0].temperature if as_sampled else 1.0)
 
-    def _infer(self, parts: Sequence[Experience], temperature: float, *, whole_rows: bool = False) -> TokenShare:
+    def _infer(self, parts: Sequence[Experience], temperature: float, *, whole_rows: bool = False) -> TokenShard:
         return score_tokens(
             parts,
             lambda packed: self._engine.infer(packed, temperature).cpu().numpy(),
@@ -290,7 +292,7 @@ class Learner:
             apart=self._engine.apart,
         )
 
-    def margins(self, parts: Sequence[Experience], reference: Sequence[TokenShare] | None = None) -> PairMargins:
+    def margins(self, parts: Sequence[Experience], reference: Sequence[TokenShard] | None = None) -> PairMargins:
         """How much more the best completion gets than the worst, of this rank's share of the pairs: by a reward model,
         or by DPO's implicit reward, for which `reference` is what the reference says of all of them."""
         experience = merge(parts)
@@ -305,7 +307,7 @@ class Learner:
             rewards = implicit_rewards(share, reference, experience.completions, self._algorithm.beta)
         return pair_margins(experience, share.completions, rewards)
 
-    def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShare:
+    def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShard:
         """This rank's share of the log-probabilities of the frozen model under the adapters, which is the
         reference where there is no second model.
 
@@ -400,18 +402,18 @@ class Learner:
         return hf_text.TextCodec(self._model)
 
 
-def _evidence(
+def _scored(
     parts: Sequence[Experience],
     scores: Sequence[Scores] | None,
-    reference: Sequence[TokenShare] | None,
-    values: Sequence[TokenShare] | None,
-    old: Sequence[TokenShare] | None,
+    reference: Sequence[TokenShard] | None,
+    values: Sequence[TokenShard] | None,
+    old: Sequence[TokenShard] | None,
     *,
     seed: int,
-) -> Evidence:
+) -> ScoredBatch:
     experience = merge(parts)
     hidden = reference is not None and any(share.has_vectors for share in reference)
-    return Evidence(
+    return ScoredBatch(
         experience=experience,
         rewards=merge_scores(scores).rewards if scores is not None else experience.rewards,
         reference_logprobs=assemble(reference, experience.completions) if reference and not hidden else None,

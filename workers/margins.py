@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.types import Experience, PairMargins, Ragged, TokenShare, assemble
+from workers.types import Experience, PairMargins, Ragged, TokenShard, assemble
 
 NO_MARGINS = PairMargins(groups=np.zeros(0, np.int64), values=np.zeros(0, np.float32), sources=())
 
 
-def final_scores(share: TokenShare, completions: Ragged) -> NDArray[np.float64]:
+def final_scores(share: TokenShard, completions: Ragged) -> NDArray[np.float64]:
     """What a reward model says of each completion of `share`: its number at the last token."""
     return share.values[np.cumsum(completions.lengths[share.completions]) - 1].astype(np.float64)
 
 
 def implicit_rewards(
-    share: TokenShare, reference: Sequence[TokenShare], completions: Ragged, beta: float
+    share: TokenShard, reference: Sequence[TokenShard], completions: Ragged, beta: float
 ) -> NDArray[np.float64]:
     """DPO's reward of each completion of `share`, but for a constant: β Σ_t log(π/π_ref) (arXiv 2305.18290)."""
     others = assemble(reference, completions)[completions.positions(share.completions)]

@@ -18,7 +18,7 @@ from workers.engines.hf_check import check_rows
 from workers.engines.inference import answer, asking
 from workers.packing import Packed
 from workers.scoring import Memory, score_tokens
-from workers.types import SATURATED, Drift, Experience, TokenShare, log_ratios, merge
+from workers.types import SATURATED, Drift, Experience, TokenShard, log_ratios, merge
 
 if TYPE_CHECKING:
     from workers.engines.deepspeed_engine import DeepSpeedEngine
@@ -72,7 +72,7 @@ class Reference:
         if held:
             memory.give_back()
 
-    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0, version: int | None = None) -> TokenShare:
+    def logprobs(self, parts: Sequence[Experience], temperature: float = 1.0, version: int | None = None) -> TokenShard:
         """Log-probabilities of this rank's share of the completions, under the distribution at `temperature`.
 
         Rows of a dataset come again in the next epoch: they are computed once per version of the reference. `version`:
@@ -94,7 +94,7 @@ class Reference:
             apart=self._apart,
         )
 
-    def hidden(self, parts: Sequence[Experience]) -> TokenShare:
+    def hidden(self, parts: Sequence[Experience]) -> TokenShard:
         """The last hidden states [t, h] from which the tokens of this rank's share are predicted.
 
         An output layer makes whole distributions of them: V/h times less to send than its logits. Nothing is kept for
@@ -123,7 +123,7 @@ class Reference:
             states = answer(self._whole, self._device, packed, hidden=True).cpu()
         return (states.view(torch.uint16) if states.dtype == torch.bfloat16 else states).numpy()
 
-    def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShare]) -> Drift:
+    def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShard]) -> Drift:
         """Distance of the sampling policy from the reference that `shares` come from (k1 estimate of the KL)."""
         sums = log_ratios(merge(parts), shares)
         return Drift(

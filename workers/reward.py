@@ -23,7 +23,7 @@ from workers.types import (
     Sample,
     Scores,
     Text,
-    TokenShare,
+    TokenShard,
     log_ratios,
     merge,
 )
@@ -91,7 +91,7 @@ class Reward:
             write_scores(f"{keep}reward-{self._index}", scores)
         return scores
 
-    def measure(self, parts: Sequence[Experience], shares: Sequence[TokenShare] | None) -> Measures:
+    def measure(self, parts: Sequence[Experience], shares: Sequence[TokenShard] | None) -> Measures:
         """What the driver may know of all completions. `shares`: log-probabilities of the model to compare with."""
         experience = merge(parts)
         return Measures(

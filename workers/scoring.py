@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.packing import Packed, cut, members, pack, shares
-from workers.types import Experience, Ragged, TokenShare, merge
+from workers.types import Experience, Ragged, TokenShard, merge
 
 IDLE = np.zeros(1, np.int64)
 """The rows of a rank without work: it repeats row 0 and throws the answer away, so that no collective waits for it."""
@@ -67,7 +67,7 @@ def score_tokens(
     pad: int | None = None,
     whole_rows: bool = False,
     apart: bool = False,
-) -> TokenShare:
+) -> TokenShard:
     """This rank's share of the groups in `parts`; every rank runs the same number of forward passes. With a `memory`
     only rows that are not in it are asked for. `pad` as `pack` has it. A group that is longer than the budget is cut
     into several rows, perhaps of several ranks, unless `whole_rows` are wanted. `apart`: the model reads each
@@ -92,7 +92,7 @@ def score_tokens(
         if memory is not None:
             _remember(memory, keys, asked, planned, answers)
     picked = [members(offsets, np.asarray([row], np.int64)) for row, _ in answers]
-    return TokenShare(
+    return TokenShard(
         completions=np.concatenate([np.zeros(0, np.int64), *picked]),
         values=np.concatenate([values for _, values in answers]) if answers else np.zeros(0, np.float32),
         seconds=time.perf_counter() - started,

@@ -8,8 +8,8 @@ from workers.types import StepStats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
-    """Which updates of a step one call makes. Example: `Span(first=20, count=10)`: the 21st to the 30th."""
+class UpdateRange:
+    """Which updates of a step one call makes. Example: `UpdateRange(first=20, count=10)`: the 21st to the 30th."""
 
     first: int = 0
     count: int | None = None  # None: all that are left
@@ -23,7 +23,7 @@ class Progress:
     stats: StepStats
 
 
-def follow(before: StepStats, after: StepStats) -> StepStats:
+def merge_spans(before: StepStats, after: StepStats) -> StepStats:
     """Two spans of one step as one. `sums` are shares of the whole step's mean, so they add up."""
     both = (before, after)
     made = [s.facts.get("num_updates", 0.0) for s in both]

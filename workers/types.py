@@ -208,7 +208,7 @@ def merge_scores(parts: Sequence[Scores]) -> Scores:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenShare:
+class TokenShard:
     """One number per token for some of an Experience's completions: a rank's share of log-probabilities or values; or
     one vector, of hidden states."""
 
@@ -221,7 +221,7 @@ class TokenShare:
         return self.values.ndim == 2
 
 
-def assemble(shares: Sequence[TokenShare], completions: Ragged) -> Floats:
+def assemble(shares: Sequence[TokenShard], completions: Ragged) -> Floats:
     """The shares of all ranks as one array aligned with `completions.values`; ValueError when a token is missing."""
     whole = np.full(len(completions.values), np.nan, np.float32)
     for share in shares:
@@ -231,7 +231,7 @@ def assemble(shares: Sequence[TokenShare], completions: Ragged) -> Floats:
     return whole
 
 
-def log_ratios(experience: Experience, shares: Sequence[TokenShare]) -> Floats:
+def log_ratios(experience: Experience, shares: Sequence[TokenShard]) -> Floats:
     """Of each sampled completion [N], in nats: Σ_t log π(y_t) − log π_ref(y_t), of the policy it was sampled from and
     the model that `shares` come from. Its mean is the k1 estimate of KL(π‖π_ref)."""
     if experience.logprobs is None:
@@ -306,7 +306,7 @@ class TokenVectors:
         return taken
 
 
-def assemble_vectors(shares: Sequence[TokenShare], completions: Ragged) -> TokenVectors:
+def assemble_vectors(shares: Sequence[TokenShard], completions: Ragged) -> TokenVectors:
     """The shares of all ranks, aligned with `completions.values`; ValueError when a token is missing."""
     pieces = [share for share in shares if share.has_vectors]
     piece, place = np.full(len(completions.values), -1, np.int64), np.zeros(len(completions.values), np.int64)
@@ -336,7 +336,7 @@ class Drift:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
+class ScoredBatch:
     """Everything an algorithm's `prepare` may look at; what its `needs` did not ask for is None."""
 
     experience: Experience

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TypeAlias
 
 from orchestrator.advise.facts import Check, Facts, measure
-from orchestrator.advise.feasibility import Cluster, Room
+from orchestrator.advise.feasibility import Cluster, Feasibility
 from orchestrator.advise.methods import LARGE_PARAMS, Method
 from orchestrator.advise.reading import read
 from orchestrator.advise.rules import ENOUGH_PAIRS, METHODS, SETTINGS, Rule, Setting, written_by_itself
@@ -20,7 +20,7 @@ DEFAULT_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 HUB_NAMES = {"llama-3-8b": DEFAULT_MODEL, "llama-3-70b": "meta-llama/Llama-3.3-70B-Instruct"}
 
 
-RoomOf: TypeAlias = Callable[[Method], Room | None]
+FitOf: TypeAlias = Callable[[Method], Feasibility | None]
 """How a method fits and what it costs; None: no file has what it learns from."""
 
 
@@ -30,7 +30,7 @@ class Choice:
 
     rule: Rule
     settings: tuple[Setting, ...]
-    room: Room
+    fit: Feasibility
 
     @property
     def method(self) -> Method:
@@ -55,8 +55,8 @@ class Advice:
     model_told: bool
     first: Choice
     runner_up: Choice | None  # None: these data allow no second method that has room
-    no_room: tuple[Room, ...]  # methods that the data allow before these, and the GPUs do not
-    before: Room | None  # SFT on the demonstrations that are there as well
+    infeasible: tuple[Feasibility, ...]  # methods that the data allow before these, and the GPUs do not
+    before: Feasibility | None  # SFT on the demonstrations that are there as well
     changes: tuple[Change, ...]
 
     @property
@@ -81,37 +81,37 @@ def advise(names: Sequence[str], count: int | None, gpu: Gpu, *, model: str | No
     facts = measure(sources, path, verifiable=verifiable)
     cluster = Cluster(gpu=gpu, num_gpus=count, model=path, large=large, sources=tuple(sources), facts=facts)
     _require_prompts(facts)
-    room_of = cache(lambda method: cluster.room(method, _overrides(method, facts)))
-    found, no_room = decide(facts, room_of)
+    fit_of = cache(lambda method: cluster.fit(method, _overrides(method, facts)))
+    found, infeasible = decide(facts, fit_of)
     if not found:
-        raise _nothing_fits(cluster, no_room)
-    choices = [Choice(rule=rule, settings=_settings(rule.method, facts), room=room) for rule, room in found]
+        raise _nothing_fits(cluster, infeasible)
+    choices = [Choice(rule=rule, settings=_settings(rule.method, facts), fit=fit) for rule, fit in found]
     return Advice(
         cluster=cluster,
         model=model or DEFAULT_MODEL,
         model_told=model is not None,
         first=choices[0],
         runner_up=choices[1] if len(choices) > 1 else None,
-        no_room=tuple(no_room),
-        before=room_of(Method.sft) if facts.demonstrations and choices[0].method != Method.sft else None,
-        changes=tuple(_changes(facts, room_of, choices[0], no_room)),
+        infeasible=tuple(infeasible),
+        before=fit_of(Method.sft) if facts.demonstrations and choices[0].method != Method.sft else None,
+        changes=tuple(_changes(facts, fit_of, choices[0], infeasible)),
     )
 
 
-def decide(facts: Facts, room_of: RoomOf) -> tuple[list[tuple[Rule, Room]], list[Room]]:
+def decide(facts: Facts, fit_of: FitOf) -> tuple[list[tuple[Rule, Feasibility]], list[Feasibility]]:
     """(the first two rules that hold with different methods that have room, methods before them that have none)."""
-    found: list[tuple[Rule, Room]] = []
-    no_room: list[Room] = []
+    found: list[tuple[Rule, Feasibility]] = []
+    infeasible: list[Feasibility] = []
     for rule in METHODS:
-        asked = {r.method for r, _ in found} | {room.method for room in no_room}
+        asked = {r.method for r, _ in found} | {fit.method for fit in infeasible}
         if len(found) == 2 or rule.method in asked or not rule.when(facts):
             continue
-        room = room_of(rule.method)
-        if room is not None and room.fits:
-            found.append((rule, room))
-        elif room is not None:
-            no_room.append(room)
-    return found, no_room
+        fit = fit_of(rule.method)
+        if fit is not None and fit.fits:
+            found.append((rule, fit))
+        elif fit is not None:
+            infeasible.append(fit)
+    return found, infeasible
 
 
 def _settings(method: Method, facts: Facts) -> tuple[Setting, ...]:
@@ -137,9 +137,9 @@ def _require_prompts(facts: Facts) -> None:
         raise BadInput(Problem(what="--verifiable", why=why, fix="give a file of prompts as well"))
 
 
-def _nothing_fits(cluster: Cluster, no_room: Sequence[Room]) -> BadInput:
+def _nothing_fits(cluster: Cluster, infeasible: Sequence[Feasibility]) -> BadInput:
     there = f"{cluster.num_gpus} x {cluster.gpu.name}"
-    fewest = [(room.fewest, room.method) for room in no_room if room.fewest is not None]
+    fewest = [(fit.fewest, fit.method) for fit in infeasible if fit.fewest is not None]
     needs = [f"{method} needs {count}" for count, method in fewest]  # with adapters where that is fewer
     why = "; ".join(needs) or f"no number of {cluster.gpu.name} has room for any of them"
     fix = f"--gpus {min(fewest)[0]}x{cluster.gpu.name}, or a smaller --model" if fewest else "give a smaller --model"
@@ -189,19 +189,19 @@ WHAT_IFS: tuple[tuple[str, Callable[[Facts], bool], Callable[[Facts], Facts]], .
 )
 
 
-def _changes(facts: Facts, room_of: RoomOf, first: Choice, no_room: Sequence[Room]) -> list[Change]:
+def _changes(facts: Facts, fit_of: FitOf, first: Choice, infeasible: Sequence[Feasibility]) -> list[Change]:
     """What would lead to another method, tried out on the rules themselves."""
-    gpu = first.room.plans[-1].gpu.name
-    found = [Change(what=f"there were {room.fewest} {gpu}", then=str(room.method)) for room in no_room if room.fewest]
+    gpu = first.fit.plans[-1].gpu.name
+    found = [Change(what=f"there were {fit.fewest} {gpu}", then=str(fit.method)) for fit in infeasible if fit.fewest]
     for what, possible, changed in WHAT_IFS:
         if possible(facts):
-            other = first_method(changed(facts), room_of)
+            other = first_method(changed(facts), fit_of)
             if other is not None and other != first.method:
                 found.append(Change(what=what, then=str(other)))
     return found
 
 
-def first_method(facts: Facts, room_of: RoomOf) -> Method | None:
+def first_method(facts: Facts, fit_of: FitOf) -> Method | None:
     """That has room, or of which these files cannot say."""
-    rooms = ((rule.method, room_of(rule.method)) for rule in METHODS if rule.when(facts))
-    return next((method for method, room in rooms if room is None or room.fits), None)
+    fits_found = ((rule.method, fit_of(rule.method)) for rule in METHODS if rule.when(facts))
+    return next((method for method, fit in fits_found if fit is None or fit.fits), None)

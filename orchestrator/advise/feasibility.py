@@ -24,7 +24,7 @@ CHECKED = (Method.grpo, Method.iterative_dpo)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Room:
+class Feasibility:
     """One method on the cluster. `overrides`: what turns its recipe into a run on these data and GPUs."""
 
     method: Method
@@ -90,7 +90,7 @@ class Cluster:
     sources: tuple[Source, ...]
     facts: Facts
 
-    def room(self, method: Method, settings: Sequence[str] = ()) -> Room | None:
+    def fit(self, method: Method, settings: Sequence[str] = ()) -> Feasibility | None:
         """`method` with whole weights, or with adapters in the stages where these do not fit. `settings`: further
         overrides. None: no source has what it learns from.
 
@@ -103,7 +103,7 @@ class Cluster:
         if whole.fits:
             return whole
         adapted = self._planned(method, settings, frozenset(plan.name for plan in whole.plans if not _fits(plan)))
-        return adapted if adapted.fits else min(whole, adapted, key=lambda room: room.fewest or math.inf)
+        return adapted if adapted.fits else min(whole, adapted, key=lambda fit: fit.fewest or math.inf)
 
     def _feeds(self, method: Method) -> bool:
         """Whether every stage of its recipe finds data, and distillation a larger teacher than the model."""
@@ -117,7 +117,7 @@ class Cluster:
             for config in load(recipe_of(method, large=self.large)).stages
         )
 
-    def _planned(self, method: Method, settings: Sequence[str], adapted: Collection[str] = frozenset()) -> Room:
+    def _planned(self, method: Method, settings: Sequence[str], adapted: Collection[str] = frozenset()) -> Feasibility:
         recipe = recipe_of(method, large=self.large)
         stages = load(recipe).stages
         overrides = [
@@ -134,7 +134,9 @@ class Cluster:
         plans = tuple(self._plan(planned, config) for config in planned.stages)
         for plan, prefix in zip(plans, _prefixes(stages), strict=True):
             overrides += [prefix + change for change in as_overrides(plan.best.changes)]
-        return Room(method=method, recipe=recipe, overrides=tuple(overrides), plans=plans, adapted=frozenset(adapted))
+        return Feasibility(
+            method=method, recipe=recipe, overrides=tuple(overrides), plans=plans, adapted=frozenset(adapted)
+        )
 
     def _plan(self, recipe: Recipe, config: RunConfig) -> Plan:
         facts = self.facts

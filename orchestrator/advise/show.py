@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.advise.advice import Advice, Choice
 from orchestrator.advise.facts import BYTES_PER_TOKEN, CHECKABLE, Facts
-from orchestrator.advise.feasibility import Room
+from orchestrator.advise.feasibility import Feasibility
 from orchestrator.advise.methods import REWARD_MODEL, Method
 from orchestrator.advise.rules import USUAL_AGREEMENT
 from orchestrator.evaluation.statistics import Interval
@@ -32,8 +32,8 @@ def show(advice: Advice) -> None:
     if advice.runner_up is not None:
         say(f"\nRunner-up: {advice.runner_up.method}")
         _choice(advice.runner_up)
-    for room in advice.no_room:
-        _say(f"No room: {room.method}, {_needs(room)}", before="\n")
+    for fit in advice.infeasible:
+        _say(f"No room: {fit.method}, {_needs(fit)}", before="\n")
     for head, lines in (
         ("Measured", measured(advice)),
         ("Told", told(advice)),
@@ -50,10 +50,10 @@ def _choice(choice: Choice) -> None:
     _say(f"{choice.rule.why} ({', '.join(choice.rule.sources)})", "  why:  ")
     for setting in choice.settings:
         _say(f"{setting.why} ({', '.join(setting.sources)})", "  also: ")
-    if choice.room.adapted:
+    if choice.fit.adapted:
         _say("whole weights have no room here, adapters (LoRA) do (arXiv 2106.09685)", "  also: ")
-    _say(cost(choice.room), "  cost: ")
-    _command(choice.room)
+    _say(cost(choice.fit), "  cost: ")
+    _command(choice.fit)
 
 
 def _say(text: str, head: str = "", *, before: str = "") -> None:
@@ -62,10 +62,10 @@ def _say(text: str, head: str = "", *, before: str = "") -> None:
     say(before + "\n".join((" " * len(head) if i else head) + line for i, line in enumerate(lines)))
 
 
-def _command(room: Room) -> None:
+def _command(fit: Feasibility) -> None:
     """To be pasted as it is: lines that go on end in a backslash."""
-    lines = [f"  rlhf run {room.recipe}"]
-    for override in map(shlex.quote, room.overrides):
+    lines = [f"  rlhf run {fit.recipe}"]
+    for override in map(shlex.quote, fit.overrides):
         if len(lines[-1]) + len(override) + 3 > WIDTH:
             lines[-1] += " \\"
             lines.append("   ")
@@ -73,21 +73,21 @@ def _command(room: Room) -> None:
     say("\n".join(lines))
 
 
-def cost(room: Room) -> str:
+def cost(fit: Feasibility) -> str:
     """Of the whole run where its end is known, else of a thousand completions."""
-    total, money, time = room.gpu_hours, room.dollars, room.seconds
+    total, money, time = fit.gpu_hours, fit.dollars, fit.seconds
     if total is not None and money is not None and time is not None:
-        steps = " and ".join(f"{plan.work.steps} steps" for plan in room.plans)
+        steps = " and ".join(f"{plan.work.steps} steps" for plan in fit.plans)
         return f"{steps}: {seconds(time)}, {total:,.3g} GPU-hours, {dollars(money)}"
-    each = room.gpu_hours_per_1000
+    each = fit.gpu_hours_per_1000
     return "not known" if each is None else f"{each:.3g} GPU-hours per 1000 completions"
 
 
-def _needs(room: Room) -> str:
-    gpu = room.plans[-1].gpu.name
-    if room.fewest is None:
+def _needs(fit: Feasibility) -> str:
+    gpu = fit.plans[-1].gpu.name
+    if fit.fewest is None:
         return f"no number of {gpu} is enough"
-    return f"the fewest on which it fits: {room.fewest} {gpu}{' (with adapters)' if room.adapted else ''}"
+    return f"the fewest on which it fits: {fit.fewest} {gpu}{' (with adapters)' if fit.adapted else ''}"
 
 
 # ------------------------------------------------------------------------------------------------ what it rests on
@@ -190,7 +190,7 @@ def as_json(advice: Advice) -> dict[str, Any]:
         "first": _choice_as_json(advice.first),
         "runner_up": None if advice.runner_up is None else _choice_as_json(advice.runner_up),
         "before": None if advice.before is None else advice.before.command,
-        "no_room": [{"method": room.method.name, "fewest_gpus": room.fewest} for room in advice.no_room],
+        "no_room": [{"method": fit.method.name, "fewest_gpus": fit.fewest} for fit in advice.infeasible],
         "facts": {
             "pairs": facts.pairs,
             "good": facts.good,
@@ -223,13 +223,13 @@ def _choice_as_json(choice: Choice) -> dict[str, Any]:
         "why": choice.rule.why,
         "sources": list(choice.rule.sources),
         "settings": [{"name": s.name, "why": s.why, "sources": list(s.sources)} for s in choice.settings],
-        "adapters": sorted(choice.room.adapted),
-        "recipe": str(choice.room.recipe),
-        "overrides": list(choice.room.overrides),
-        "command": choice.room.command,
-        "seconds": choice.room.seconds,
-        "gpu_hours": choice.room.gpu_hours,
-        "dollars": choice.room.dollars,
+        "adapters": sorted(choice.fit.adapted),
+        "recipe": str(choice.fit.recipe),
+        "overrides": list(choice.fit.overrides),
+        "command": choice.fit.command,
+        "seconds": choice.fit.seconds,
+        "gpu_hours": choice.fit.gpu_hours,
+        "dollars": choice.fit.dollars,
     }
 
 

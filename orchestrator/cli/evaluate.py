@@ -53,7 +53,7 @@ def evaluate(
     from orchestrator.evaluation.result import as_json as to_json
     from orchestrator.evaluation.show import show
 
-    models = evaluation.contest(model, against=against, base=base, reference=reference)
+    models = evaluation.spec(model, against=against, base=base, reference=reference)
     directory = output or Path("evaluations") / f"{models.model.name}--{suite.stem}"
     result = evaluation.evaluate(loaded, models, directory, _tell)
     if as_json:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from orchestrator.cluster.ray_host import NAMESPACE, Beat
+from orchestrator.cluster.ray_host import NAMESPACE, Heartbeat
 from orchestrator.errors import ClusterLost
 
 LOST_AFTER_S = 25.0
@@ -29,12 +29,12 @@ class Store(Protocol):
 class _Look:
     """What was seen of a process: its newest beat, and for how long that has been its newest."""
 
-    beat: Beat
+    beat: Heartbeat
     silent_s: float
     at: float
 
 
-class Heart:
+class HeartbeatMonitor:
     """Reads the beats of the hosts, which say nothing of time: a beat is judged by when it was last seen to change, and
     only while somebody looks. A laptop that slept, or a driver that was stopped, condemns nobody."""
 
@@ -79,14 +79,14 @@ class Heart:
         with suppress(Exception):  # the cluster may have gone since
             self._store.internal_kv_del(actor.encode(), False, NAMESPACE, ASK_S)
 
-    def _beat(self, actor: str) -> Beat | None:
+    def _beat(self, actor: str) -> Heartbeat | None:
         try:
             found = self._store.internal_kv_get(actor.encode(), NAMESPACE, ASK_S)
         except Exception:
             self._without_answer()
             return None
         self._unanswered_since = None
-        return Beat.read(found) if found else None
+        return Heartbeat.read(found) if found else None
 
     def _without_answer(self) -> None:
         now = self._clock()

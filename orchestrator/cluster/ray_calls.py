@@ -28,7 +28,7 @@ from ray.exceptions import (
 )
 
 from orchestrator import limits
-from orchestrator.cluster.heartbeat import Heart
+from orchestrator.cluster.heartbeat import HeartbeatMonitor
 from orchestrator.cluster.ray_host import Failure, Slot
 from orchestrator.errors import (
     DeadlineExceeded,
@@ -66,7 +66,7 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LostWorker:
     """A member of a gang that answers no more, or not with what it should hold."""
 
     gang: Caller
@@ -83,7 +83,7 @@ class Caller(Protocol):
     role: str
     actors: list[Any]
     clock: Clock
-    heart: Heart
+    heartbeats: HeartbeatMonitor
     members: Members
     deadline_s: float
     heartbeat_timeout_s: float
@@ -91,7 +91,7 @@ class Caller(Protocol):
     @property
     def restarts_members(self) -> bool: ...
 
-    def restart(self, loss: Loss) -> None:
+    def restart(self, loss: LostWorker) -> None:
         """Fill the place again and ask again what it owed; raises what ends the attempt when that cannot be."""
         ...
 
@@ -152,16 +152,16 @@ class RayHandle(Generic[R]):
             loss.gang.restart(loss)
             self.renew()
 
-    def _watch(self, limit_s: float) -> Loss | None:
+    def _watch(self, limit_s: float) -> LostWorker | None:
         """None when the answer is there; else what was lost on the way to it. While it is waited for, a failure of its
         siblings in the same fan-out counts as its own: a rank that died leaves the others waiting in a collective."""
-        heart, until = self.gang.heart, time.monotonic() + limit_s
+        heartbeats, until = self.gang.heartbeats, time.monotonic() + limit_s
         pending = {h.receipt: h for h in (self, *self.siblings())}
         while self.receipt in pending:
             left_s = until - time.monotonic()
             if left_s <= 0:
                 return self._overdue(limit_s)
-            ready, _ = ray.wait(list(pending), timeout=min(left_s, heart.tick_s), fetch_local=False)
+            ready, _ = ray.wait(list(pending), timeout=min(left_s, heartbeats.tick_s), fetch_local=False)
             for handle in (pending.pop(ref) for ref in ready):
                 if loss := handle.loss():
                     return loss
@@ -172,7 +172,7 @@ class RayHandle(Generic[R]):
     def siblings(self) -> list[RayHandle[Any]]:
         return [h for h in (other() for other in self.fan_out) if h is not None and h is not self]
 
-    def loss(self) -> Loss | None:
+    def loss(self) -> LostWorker | None:
         """What became of a call that has ended: None when all is well. Raises what the worker raised."""
         try:
             ray.get(self.receipt, timeout=FETCH_S)
@@ -183,7 +183,7 @@ class RayHandle(Generic[R]):
         self.good = True
         return None
 
-    def _loss(self, error: RayError) -> Loss:
+    def _loss(self, error: RayError) -> LostWorker:
         """Of the actor where it began: a call fails too when one whose answer it waits for has failed."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, Failure):
@@ -192,20 +192,20 @@ class RayHandle(Generic[R]):
             gang, rank = self.gang.members[cause.actor_id]
             own = self._origin(cause.actor_id)
             method = own.method if own else self.method
-            return Loss(gang, rank, cause.actor_id, _death(gang.role, rank, str(cause)), method, own)
+            return LostWorker(gang, rank, cause.actor_id, _death(gang.role, rank, str(cause)), method, own)
         if isinstance(cause, OutOfMemoryError):
             return self._short_of_memory(cause)
         raise self._unfetched(cause) from None
 
-    def _short_of_memory(self, error: OutOfMemoryError) -> Loss:
+    def _short_of_memory(self, error: OutOfMemoryError) -> LostWorker:
         """Ray ended a process because its machine ran out of memory; it does not say whose."""
         for handle in self.inputs:
             if not handle.good and handle.has_ended() and (loss := handle.loss()):
                 return loss
         gang, rank, actor = self.gang, self.rank, self.actor._actor_id.hex()
-        return Loss(gang, rank, actor, _death(gang.role, rank, str(error)), self.method, self)
+        return LostWorker(gang, rank, actor, _death(gang.role, rank, str(error)), self.method, self)
 
-    def _refused(self, failure: Failure) -> Loss:
+    def _refused(self, failure: Failure) -> LostWorker:
         """A worker that knows that it holds the wrong weights is replaced; whatever else it raises ends the attempt."""
         role, rank, text, pid = failure.role, failure.rank, failure.traceback, failure.pid
         if failure.kind != "VersionMismatch":
@@ -215,7 +215,7 @@ class RayHandle(Generic[R]):
         gang, _ = self.gang.members[failure.actor]
         own = self._origin(failure.actor)
         mismatch = VersionMismatch(role, rank, text, pid=pid)
-        return Loss(gang, rank, failure.actor, mismatch, own.method if own else self.method, own)
+        return LostWorker(gang, rank, failure.actor, mismatch, own.method if own else self.method, own)
 
     def _origin(self, actor: str) -> RayHandle[Any] | None:
         """The call on `actor` that this one is, or waits for."""
@@ -232,28 +232,28 @@ class RayHandle(Generic[R]):
             told = f"an answer that `{self.method}` needs was lost with the machine it lay on: {told}"
         return WorkerFailed(role, rank, told)
 
-    def _overdue(self, limit_s: float) -> Loss:
+    def _overdue(self, limit_s: float) -> LostWorker:
         """Of the first call on the way to this answer that has not ended."""
         for handle in self.inputs:
             if not handle.has_ended():
                 return handle._overdue(limit_s)
         actor = self.actor._actor_id.hex()
-        pid = self.gang.heart.pid(actor)
+        pid = self.gang.heartbeats.pid(actor)
         error = DeadlineExceeded(self.gang.role, self.method, limit_s, rank=self.rank, pid=pid)
-        return Loss(self.gang, self.rank, actor, error, self.method, self)
+        return LostWorker(self.gang, self.rank, actor, error, self.method, self)
 
-    def _silent(self, seen: set[int]) -> Loss | None:
+    def _silent(self, seen: set[int]) -> LostWorker | None:
         """Whoever this call, its siblings or what they wait for hangs on, and gives no sign of life."""
-        heart = self.gang.heart
+        heartbeats = self.gang.heartbeats
         for handle in (self, *self.siblings()):
             if id(handle) in seen or handle.good:
                 continue
             seen.add(id(handle))
             actor, limit_s = handle.actor._actor_id.hex(), self.gang.heartbeat_timeout_s
-            if heart.silent_s(actor) >= limit_s:
-                role, pid = handle.gang.role, heart.pid(actor)
+            if heartbeats.silent_s(actor) >= limit_s:
+                role, pid = handle.gang.role, heartbeats.pid(actor)
                 error = NoHeartbeat(role, handle.method, limit_s, rank=handle.rank, pid=pid)
-                return Loss(handle.gang, handle.rank, actor, error, handle.method, handle)
+                return LostWorker(handle.gang, handle.rank, actor, error, handle.method, handle)
             for other in handle.inputs:
                 if loss := other._silent(seen):
                     return loss
@@ -294,7 +294,7 @@ class RayHandle(Generic[R]):
 
 def first(handles: Sequence[RayHandle[R]], limit_s: float) -> RayHandle[R]:
     """Whichever has its answer first. Raises what ended a call, and DeadlineExceeded when none has ended by then."""
-    until, tick_s = time.monotonic() + limit_s, handles[0].gang.heart.tick_s
+    until, tick_s = time.monotonic() + limit_s, handles[0].gang.heartbeats.tick_s
     while True:
         left_s = max(0.0, until - time.monotonic())
         ended = next((h for h in handles if h.has_ended() or h.is_silent()), None)

@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.base import GangPlan, Restart
-from orchestrator.cluster.heartbeat import Heart
+from orchestrator.cluster.heartbeat import HeartbeatMonitor
 from orchestrator.cluster.ray_calls import Clock, Members, RayHandle, first
 from orchestrator.cluster.ray_gang import RayGang
 from orchestrator.cluster.ray_host import Host
@@ -56,7 +56,7 @@ class RayCluster:
         self._local = config.address is None and "RAY_ADDRESS" not in os.environ
         start_local(config) if self._local else connect(config)
         self._plans: Sequence[GangPlan] = ()
-        self._heart = Heart(store(), timeout_s=config.heartbeat_timeout_s, address=config.address)
+        self._heartbeats = HeartbeatMonitor(store(), timeout_s=config.heartbeat_timeout_s, address=config.address)
         gpus = ray.cluster_resources().get("GPU", 0)
         if config.device == "cuda" and not gpus:
             raise ClusterError(
@@ -98,7 +98,7 @@ class RayCluster:
             lambda rank: self._actor(plan, group, first + rank, rank),
             self._config,
             clock=self._clock,
-            heart=self._heart,
+            heartbeats=self._heartbeats,
             members=self._members,
             told=self._told,
             wait_for_places=lambda: self._wait_for_places(group, MACHINE_LOST),
@@ -118,7 +118,7 @@ class RayCluster:
         for gang in self._gangs.values():
             for actor in gang.actors:
                 ray.kill(actor)
-                self._heart.forget(actor._actor_id.hex())
+                self._heartbeats.forget(actor._actor_id.hex())
         if self._group is not None:
             with suppress(Exception):  # the cluster may be gone already
                 remove_placement_group(self._group)
@@ -128,7 +128,7 @@ class RayCluster:
         """End every actor; a cluster that was started for the run ends too."""
         if not ray.is_initialized():
             return
-        if self._heart.ask():  # else each call of it would wait for it, until Ray ends this process
+        if self._heartbeats.ask():  # else each call of it would wait for it, until Ray ends this process
             self.release()
         ray.shutdown()
 
@@ -181,5 +181,5 @@ class RayCluster:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
                 runtime_env={"env_vars": dict(plan.resources.environment)},
             )
-            .remote(plan.role, index, log_file, self._heart.tick_s)
+            .remote(plan.role, index, log_file, self._heartbeats.tick_s)
         )

@@ -10,8 +10,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import ray
 
 from orchestrator.cluster.base import Gang, GangPlan, Restart
-from orchestrator.cluster.heartbeat import Heart
-from orchestrator.cluster.ray_calls import Clock, Loss, Members, RayHandle, handles_in, with_slots
+from orchestrator.cluster.heartbeat import HeartbeatMonitor
+from orchestrator.cluster.ray_calls import Clock, LostWorker, Members, RayHandle, handles_in, with_slots
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import FleetExhausted, WorkerFailed
 
@@ -31,14 +31,14 @@ class RayGang(Generic[W]):
         config: ClusterConfig,
         *,
         clock: Clock,
-        heart: Heart,
+        heartbeats: HeartbeatMonitor,
         members: Members,
         told: Callable[[Restart], None],
         wait_for_places: Callable[[], None],
     ) -> None:
         self.role, self._plan, self._make, self._told = plan.role, plan, make, told
         self._wait_for_places = wait_for_places
-        self._config, self.clock, self.heart, self.members = config, clock, heart, members
+        self._config, self.clock, self.heartbeats, self.members = config, clock, heartbeats, members
         self.deadline_s, self.heartbeat_timeout_s = config.call_timeout_s, config.heartbeat_timeout_s
         self.actors = [make(rank) for rank in range(len(plan.arguments))]
         members.update({actor._actor_id.hex(): (self, rank) for rank, actor in enumerate(self.actors)})
@@ -119,7 +119,7 @@ class RayGang(Generic[W]):
     def restarts_members(self) -> bool:
         return self._plan.restarts > 0 and not self._restarting
 
-    def restart(self, loss: Loss) -> None:
+    def restart(self, loss: LostWorker) -> None:
         """Fill the place of a member that is lost, or the places of all where they meet in a process group, and ask
         again what they owed.
 
@@ -141,10 +141,10 @@ class RayGang(Generic[W]):
                 self._refill(ranks)
                 break
             except WorkerFailed as error:
-                loss = Loss(self, loss.rank, loss.actor, error, "start", loss.call)
+                loss = LostWorker(self, loss.rank, loss.actor, error, "start", loss.call)
         self._ask_again(ranks)
 
-    def _tell(self, loss: Loss) -> None:
+    def _tell(self, loss: LostWorker) -> None:
         error = loss.error
         self._told(
             Restart(
@@ -162,7 +162,7 @@ class RayGang(Generic[W]):
         for rank in ranks:
             old = self.actors[rank]
             ray.kill(old)  # a stopped process is ended by its node a few seconds later, before the next one begins
-            self.heart.forget(old._actor_id.hex())
+            self.heartbeats.forget(old._actor_id.hex())
         self._wait_for_places()
         for rank in ranks:
             self.actors[rank] = actor = self._make(rank)

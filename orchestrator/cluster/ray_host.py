@@ -30,8 +30,8 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """Example: `Beat(pid=4711, node="3f…", count=12)`, known from before the worker is started."""
+class Heartbeat:
+    """Example: `Heartbeat(pid=4711, node="3f…", count=12)`, known from before the worker is started."""
 
     pid: int
     node: str
@@ -41,7 +41,7 @@ class Beat:
         return f"{self.pid} {self.node} {self.count}"
 
     @classmethod
-    def read(cls, text: bytes) -> Beat:
+    def read(cls, text: bytes) -> Heartbeat:
         pid, node, count = text.decode().split()
         return cls(int(pid), node, int(count))
 
@@ -104,7 +104,7 @@ def _beat(actor: str, node: str, every_s: float) -> None:
     count = 0
     while True:
         with suppress(Exception):  # a store that does not answer now is no reason to die
-            _internal_kv_put(actor, str(Beat(os.getpid(), node, count)), overwrite=True, namespace=NAMESPACE)
+            _internal_kv_put(actor, str(Heartbeat(os.getpid(), node, count)), overwrite=True, namespace=NAMESPACE)
         count += 1
         time.sleep(every_s)
 

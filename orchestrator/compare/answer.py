@@ -8,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from orchestrator.compare.frontier import Duel, Gap, Point, common_cost, duel, gaps, points_of
-from orchestrator.compare.run_curves import AXES, Axis, Field
+from orchestrator.compare.frontier import HeadToHead, KlGap, Point, common_cost, gaps, matchup, points_of
+from orchestrator.compare.run_curves import AXES, Axis, TaskRuns
 from orchestrator.evaluation.statistics import Interval
 from orchestrator.report.page import percent
 
@@ -20,12 +20,12 @@ class Answer:
 
     task: str
     about: str
-    field: Field
+    field: TaskRuns
     unit: str  # of a device: GPU or worker
     points: Mapping[str, Sequence[Point]]  # by method
     cost: Mapping[Axis, float]  # at which methods are compared
-    duels: Mapping[Axis, Sequence[Duel]]  # of every two methods, the better one first
-    gaps: Mapping[tuple[str, str], Sequence[Gap]]  # of every two methods, over KL
+    matchups: Mapping[Axis, Sequence[HeadToHead]]  # of every two methods, the better one first
+    gaps: Mapping[tuple[str, str], Sequence[KlGap]]  # of every two methods, over KL
     order: Sequence[str]  # methods, the best at equal cost first
 
     @property
@@ -33,15 +33,15 @@ class Answer:
         return headline(self)
 
 
-def answer(field: Field, *, task: str, about: str, unit: str, seed: int = 0) -> Answer:
+def answer(field: TaskRuns, *, task: str, about: str, unit: str, seed: int = 0) -> Answer:
     points = {method: points_of(field, method, seed=seed) for method in field.methods}
     cost = {axis: common_cost(field, axis) for axis in AXES}
-    duels: dict[Axis, list[Duel]] = {}
+    matchups: dict[Axis, list[HeadToHead]] = {}
     for axis in AXES:
         if cost[axis] > 0:
-            found = [duel(field, a, b, axis, cost[axis], seed=seed) for a, b in combinations(field.methods, 2)]
-            duels[axis] = [_better_first(d) for d in found if d is not None]
-    wins = {m: sum(_share(d, m) for d in duels.get("device_seconds", ())) for m in field.methods}
+            found = [matchup(field, a, b, axis, cost[axis], seed=seed) for a, b in combinations(field.methods, 2)]
+            matchups[axis] = [_better_first(d) for d in found if d is not None]
+    wins = {m: sum(_share(d, m) for d in matchups.get("device_seconds", ())) for m in field.methods}
     order = sorted(field.methods, key=lambda method: -wins[method])
     return Answer(
         task=task,
@@ -50,21 +50,21 @@ def answer(field: Field, *, task: str, about: str, unit: str, seed: int = 0) -> 
         unit=unit,
         points=points,
         cost=cost,
-        duels=duels,
+        matchups=matchups,
         gaps={(a, b): gaps(field, a, b, points, seed=seed) for a, b in combinations(order, 2)} if field.kl_of else {},
         order=order,
     )
 
 
-def _share(duel: Duel, method: str) -> float:
-    return duel.win.value if duel.ours == method else 1 - duel.win.value if duel.theirs == method else 0.0
+def _share(matchup: HeadToHead, method: str) -> float:
+    return matchup.win.value if matchup.ours == method else 1 - matchup.win.value if matchup.theirs == method else 0.0
 
 
-def _better_first(found: Duel) -> Duel:
+def _better_first(found: HeadToHead) -> HeadToHead:
     if found.win.value >= 0.5:
         return found
     win = Interval(value=1 - found.win.value, low=1 - found.win.high, high=1 - found.win.low)
-    return Duel(ours=found.theirs, theirs=found.ours, win=win, settings=(found.settings[1], found.settings[0]))
+    return HeadToHead(ours=found.theirs, theirs=found.ours, win=win, settings=(found.settings[1], found.settings[0]))
 
 
 # ------------------------------------------------------------------------------------------------ words
@@ -85,11 +85,11 @@ def spent(answer: Answer, axis: Axis) -> str:
 
 def headline(answer: Answer) -> str:
     """One sentence: the best method, against the next, at equal compute."""
-    duels = answer.duels.get("device_seconds", ())
-    if not duels:
+    matchups = answer.matchups.get("device_seconds", ())
+    if not matchups:
         return "Nothing can be said at equal compute: no cost is known at which all methods were evaluated."
     first = answer.order[0]
-    own = {d.theirs if d.ours == first else d.ours: d for d in duels if first in (d.ours, d.theirs)}
+    own = {d.theirs if d.ours == first else d.ours: d for d in matchups if first in (d.ours, d.theirs)}
     behind = [m for m in answer.order[1:] if m in own and own[m].ours == first and own[m].verdict == 1]
     even = [m for m in answer.order[1:] if m in own and m not in behind]
     at = spent(answer, "device_seconds")
@@ -101,24 +101,24 @@ def headline(answer: Answer) -> str:
     return f"{first} ahead at {at}: {told}{'; ' + rest if rest else ''}."
 
 
-def _from(duel: Duel, method: str) -> Interval:
-    if duel.ours == method:
-        return duel.win
-    return Interval(value=1 - duel.win.value, low=1 - duel.win.high, high=1 - duel.win.low)
+def _from(matchup: HeadToHead, method: str) -> Interval:
+    if matchup.ours == method:
+        return matchup.win
+    return Interval(value=1 - matchup.win.value, low=1 - matchup.win.high, high=1 - matchup.win.low)
 
 
 def sentences(answer: Answer) -> Iterator[str]:
     """What stands below the headline: the other axes, and what holds at equal KL."""
     for axis in ("seconds", "tokens"):
-        ahead = [d for d in answer.duels.get(axis, ()) if d.verdict == 1]
-        if axis in answer.duels:
+        ahead = [d for d in answer.matchups.get(axis, ()) if d.verdict == 1]
+        if axis in answer.matchups:
             told = "; ".join(f"{d.ours} beats {d.theirs} {percent(d.win)}" for d in ahead) or "no difference was shown"
             yield f"At {spent(answer, axis)}: {told}."
     for (ours, theirs), found in answer.gaps.items():
         yield at_equal_kl(ours, theirs, found)
 
 
-def at_equal_kl(ours: str, theirs: str, found: Sequence[Gap]) -> str:
+def at_equal_kl(ours: str, theirs: str, found: Sequence[KlGap]) -> str:
     """Where along the KL one front is shown to be above the other."""
     known = [gap for gap in found if gap.difference is not None]
     if not known:
@@ -144,7 +144,7 @@ def _negative(interval: Interval) -> Interval:
     return Interval(value=-interval.value, low=-interval.high, high=-interval.low)
 
 
-def _range(where: Sequence[Gap], known: Sequence[Gap]) -> str:
+def _range(where: Sequence[KlGap], known: Sequence[KlGap]) -> str:
     """Example: "at KL < 5"; the KLs that were looked at lie close to each other."""
     if len(where) == len(known):
         return f"at every KL that both have, {_between(known)}" if len(known) > 1 else f"at KL {_between(known)}"
@@ -159,7 +159,7 @@ def _range(where: Sequence[Gap], known: Sequence[Gap]) -> str:
     return f"at some KL between {_kl(low)} and {_kl(high)}"
 
 
-def _between(known: Sequence[Gap]) -> str:
+def _between(known: Sequence[KlGap]) -> str:
     ends = dict.fromkeys(_kl(gap.kl) for gap in (known[0], known[-1]))
     return " to ".join(ends)
 

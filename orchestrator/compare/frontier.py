@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.compare.run_curves import Axis, Field, Life, Moment
+from orchestrator.compare.run_curves import Axis, EvalPoint, RunCurve, TaskRuns
 from orchestrator.evaluation.statistics import Curve, Interval, Values, crossed_bootstrap, difference_at
 
 SLACK = 1.02  # a run that ends this near below a cost has spent it
@@ -41,7 +41,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Duel:
+class HeadToHead:
     """Two methods at equal cost. `win`: how often `ours` beats `theirs`."""
 
     ours: str
@@ -56,7 +56,7 @@ class Duel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gap:
+class KlGap:
     """The win rate of one front minus that of another at one KL. None: one of them was not measured around it."""
 
     kl: float
@@ -73,38 +73,38 @@ def beats(ours: Values, theirs: Values) -> Values:
 # ------------------------------------------------------------------------------------------------ points
 
 
-def points_of(field: Field, method: str, *, seed: int = 0) -> list[Point]:
+def points_of(field: TaskRuns, method: str, *, seed: int = 0) -> list[Point]:
     """Every setting at every evaluation that all of its seeds have, and at its end; those of the front are marked."""
     found = []
-    for setting, lives in field.of(method).items():
-        for moments, is_end in _aligned(lives):
-            found.append(_point(field, method, setting, moments, is_end=is_end, seed=seed))
+    for setting, curves in field.of(method).items():
+        for evals, is_end in _aligned(curves):
+            found.append(_point(field, method, setting, evals, is_end=is_end, seed=seed))
     front = set(front_of([(p.kl.value, p.win.value) if p.kl else None for p in found]))
     return [replace(p, on_front=i in front) for i, p in enumerate(found)]
 
 
-def _aligned(lives: Sequence[Life]) -> Iterator[tuple[list[Moment], bool]]:
+def _aligned(curves: Sequence[RunCurve]) -> Iterator[tuple[list[EvalPoint], bool]]:
     """After the base: moments at the same step of every seed, then the last of each."""
-    steps = set.intersection(*({m.step for m in life.moments[1:-1]} for life in lives))
+    steps = set.intersection(*({m.step for m in curve.evals[1:-1]} for curve in curves))
     for step in sorted(steps):
-        yield [next(m for m in life.moments if m.step == step) for life in lives], False
-    yield [life.moments[-1] for life in lives], True
+        yield [next(m for m in curve.evals if m.step == step) for curve in curves], False
+    yield [curve.evals[-1] for curve in curves], True
 
 
-def _point(field: Field, method: str, setting: str, moments: Sequence[Moment], *, is_end: bool, seed: int) -> Point:
-    wins = np.stack([beats(m.gold, field.base) for m in moments])  # [S, n]
-    kls = [m.kl for m in moments if m.kl is not None]
-    steps = {m.step for m in moments}
+def _point(field: TaskRuns, method: str, setting: str, evals: Sequence[EvalPoint], *, is_end: bool, seed: int) -> Point:
+    wins = np.stack([beats(m.gold, field.base) for m in evals])  # [S, n]
+    kls = [m.kl for m in evals if m.kl is not None]
+    steps = {m.step for m in evals}
     return Point(
         method=method,
         setting=setting,
         step=steps.pop() if len(steps) == 1 else None,
         is_end=is_end,
-        num_seeds=len(moments),
-        spent={axis: float(np.mean([m.spent[axis] for m in moments])) for axis in moments[0].spent},
-        kl=mean_over(np.stack(kls), seed=seed) if len(kls) == len(moments) else None,
+        num_seeds=len(evals),
+        spent={axis: float(np.mean([m.spent[axis] for m in evals])) for axis in evals[0].spent},
+        kl=mean_over(np.stack(kls), seed=seed) if len(kls) == len(evals) else None,
         win=mean_over(wins, seed=seed),
-        length=float(np.mean([m.length for m in moments])),
+        length=float(np.mean([m.length for m in evals])),
     )
 
 
@@ -135,33 +135,33 @@ def front_of(points: Sequence[tuple[float, float] | None]) -> list[int]:
 # ------------------------------------------------------------------------------------------------ at equal cost
 
 
-def common_cost(field: Field, axis: Axis) -> float:
+def common_cost(field: TaskRuns, axis: Axis) -> float:
     """What every method has spent in at least one of its settings: the most that all can be compared at. Not a number
     where a run did not tell."""
-    ends = [max(min(life.end(axis) for life in lives) for lives in field.of(m).values()) for m in field.methods]
+    ends = [max(min(curve.end(axis) for curve in curves) for curves in field.of(m).values()) for m in field.methods]
     return float(min(ends))
 
 
-def mixture_at(life: Life, axis: Axis, cost: float) -> list[tuple[float, Moment]] | None:
+def mixture_at(curve: RunCurve, axis: Axis, cost: float) -> list[tuple[float, EvalPoint]] | None:
     """Who answers for a run at `cost`, with weights that sum to 1; None: it had not spent so much when it ended."""
-    spent = np.asarray([m.spent[axis] for m in life.moments])
+    spent = np.asarray([m.spent[axis] for m in curve.evals])
     if np.isnan(spent).any() or cost > spent[-1] * SLACK:
         return None
     after = int(np.searchsorted(spent, cost))
     if after >= len(spent):
-        return [(1.0, life.moments[-1])]
+        return [(1.0, curve.evals[-1])]
     if after == 0 or spent[after] == cost:
-        return [(1.0, life.moments[after])]
+        return [(1.0, curve.evals[after])]
     weight = float((cost - spent[after - 1]) / (spent[after] - spent[after - 1]))
-    return [(1 - weight, life.moments[after - 1]), (weight, life.moments[after])]
+    return [(1 - weight, curve.evals[after - 1]), (weight, curve.evals[after])]
 
 
-def _beat(ours: Sequence[tuple[float, Moment]], gold: Values) -> Values:
+def _beat(ours: Sequence[tuple[float, EvalPoint]], gold: Values) -> Values:
     outcomes: Values = np.sum([weight * beats(m.gold, gold) for weight, m in ours], axis=0)
     return outcomes
 
 
-def duel(field: Field, ours: str, theirs: str, axis: Axis, cost: float, *, seed: int = 0) -> Duel | None:
+def matchup(field: TaskRuns, ours: str, theirs: str, axis: Axis, cost: float, *, seed: int = 0) -> HeadToHead | None:
     """None where one of them has no setting that came so far with every seed."""
     sides = [_standing(field, method, axis, cost) for method in (ours, theirs)]
     if not all(sides):
@@ -179,7 +179,7 @@ def duel(field: Field, ours: str, theirs: str, axis: Axis, cost: float, *, seed:
         lambda prompts, seeds: _paired(outcomes, prompts, seeds), len(fold), list(outcomes.shape[:2]), seed=seed
     )
     settings = tuple(tuple(dict.fromkeys(pair)) for pair in chosen)
-    return Duel(ours=ours, theirs=theirs, win=win, settings=(settings[0], settings[1]))
+    return HeadToHead(ours=ours, theirs=theirs, win=win, settings=(settings[0], settings[1]))
 
 
 def _paired(outcomes: Values, prompts: Values, seeds: Sequence[Values]) -> Values:
@@ -190,21 +190,21 @@ def _paired(outcomes: Values, prompts: Values, seeds: Sequence[Values]) -> Value
     return means
 
 
-Standing = Mapping[str, list[list[tuple[float, Moment]]]]
+Standing = Mapping[str, list[list[tuple[float, EvalPoint]]]]
 """By setting, who answers for each seed."""
 
 
-def _standing(field: Field, method: str, axis: Axis, cost: float) -> Standing:
+def _standing(field: TaskRuns, method: str, axis: Axis, cost: float) -> Standing:
     found = {}
-    most = max(len(lives) for lives in field.of(method).values())
-    for setting, lives in field.of(method).items():
-        mixtures = [m for life in lives if (m := mixture_at(life, axis, cost)) is not None]
-        if len(mixtures) == len(lives) == most:
+    most = max(len(curves) for curves in field.of(method).values())
+    for setting, curves in field.of(method).items():
+        mixtures = [m for curve in curves if (m := mixture_at(curve, axis, cost)) is not None]
+        if len(mixtures) == len(curves) == most:
             found[setting] = mixtures
     return found
 
 
-def _best(field: Field, standing: Standing, of: Values) -> str:
+def _best(field: TaskRuns, standing: Standing, of: Values) -> str:
     """The setting that wins most against the base on the prompts `of` [n]."""
     scores = {
         setting: float(np.mean([_beat(mixture, field.base)[of].mean() for mixture in mixtures]))
@@ -216,7 +216,9 @@ def _best(field: Field, standing: Standing, of: Values) -> str:
 # ------------------------------------------------------------------------------------------------ at equal KL
 
 
-def gaps(field: Field, ours: str, theirs: str, points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> list[Gap]:
+def gaps(
+    field: TaskRuns, ours: str, theirs: str, points: Mapping[str, Sequence[Point]], *, seed: int = 0
+) -> list[KlGap]:
     """Front minus front at `NUM_KLS` values of the KL between those that both were measured at; empty: there is none.
 
     The base, from which all begin, is no point of a front: on the way from it to its first point a method may be
@@ -231,12 +233,12 @@ def gaps(field: Field, ours: str, theirs: str, points: Mapping[str, Sequence[Poi
         return []
     counts = (my_seeds, their_seeds)
     return [
-        Gap(kl=float(kl), difference=difference_at(mine, others, kl, num_seeds=counts, seed=seed, num_draws=500))
+        KlGap(kl=float(kl), difference=difference_at(mine, others, kl, num_seeds=counts, seed=seed, num_draws=500))
         for kl in np.linspace(low, high, NUM_KLS + 2)[1:-1]
     ]
 
 
-def _front_curve(field: Field, points: Sequence[Point]) -> tuple[Curve, int] | None:
+def _front_curve(field: TaskRuns, points: Sequence[Point]) -> tuple[Curve, int] | None:
     """None for a front of less than two points. Each prompt of each seed is a unit."""
     front = sorted((p for p in points if p.on_front and p.kl is not None), key=lambda p: p.kl.value if p.kl else 0.0)
     if not front:
@@ -244,13 +246,13 @@ def _front_curve(field: Field, points: Sequence[Point]) -> tuple[Curve, int] | N
     num_seeds = front[0].num_seeds
     costs, figures = [], []
     for point in front:
-        lives = field.of(point.method)[point.setting]
-        moments = [
-            life.moments[-1] if point.is_end else next(m for m in life.moments if m.step == point.step)
-            for life in lives
+        curves = field.of(point.method)[point.setting]
+        evals = [
+            curve.evals[-1] if point.is_end else next(m for m in curve.evals if m.step == point.step)
+            for curve in curves
         ]
-        if len(moments) != num_seeds:
+        if len(evals) != num_seeds:
             continue
-        costs.append(np.concatenate([m.kl for m in moments if m.kl is not None]))
-        figures.append(np.concatenate([beats(m.gold, field.base) for m in moments]))
+        costs.append(np.concatenate([m.kl for m in evals if m.kl is not None]))
+        figures.append(np.concatenate([beats(m.gold, field.base) for m in evals]))
     return (Curve(cost=np.stack(costs), figure=np.stack(figures)), num_seeds) if len(costs) > 1 else None

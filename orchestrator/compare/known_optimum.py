@@ -30,7 +30,7 @@ class KnownMethod(Settings):
     points: Annotated[tuple[KnownPoint, ...], Field(min_length=1)]
 
 
-class Known(Settings):
+class KnownOptimum(Settings):
     """What benchmarks/frontier.py writes."""
 
     about: str
@@ -40,17 +40,17 @@ class Known(Settings):
     methods: tuple[KnownMethod, ...]
 
 
-def read_known(path: Path) -> Known:
+def read_known(path: Path) -> KnownOptimum:
     """Raises BadInput for a file that is none."""
     try:
-        return Known.model_validate_json(path.read_text("utf-8"))
+        return KnownOptimum.model_validate_json(path.read_text("utf-8"))
     except (OSError, ValueError, ValidationError) as error:
         why = str(error).splitlines()[0]
         fix = "write it anew with: python -m benchmarks.frontier"
         raise BadInput(Problem(what="not the points of a world", where=str(path), why=why, fix=fix)) from None
 
 
-def known_card(known: Known) -> Card:
+def known_card(known: KnownOptimum) -> Card:
     shortfalls = [f"{m.name} {_percent(shortfall(known, m))}" for m in known.methods]
     return Card(
         title="The best possible, and the methods",
@@ -61,7 +61,7 @@ def known_card(known: Known) -> Card:
     )
 
 
-def shortfall(known: Known, method: KnownMethod) -> float:
+def shortfall(known: KnownOptimum, method: KnownMethod) -> float:
     """How much of what is possible at its KL, counted from the reference's, a method misses: mean over its points."""
     best = np.asarray(sorted(known.best))
     missing = []
@@ -75,7 +75,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _picture(known: Known) -> Markup:
+def _picture(known: KnownOptimum) -> Markup:
     with figure(4.6, 3.0) as (made, (axes,)):
         best = np.asarray(sorted(known.best))
         axes.plot(best[:, 0], best[:, 1], color=INK, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1)

@@ -12,13 +12,13 @@ from typing import Any
 
 from orchestrator.compare import charts
 from orchestrator.compare.answer import Answer, at_equal_kl, sentences
-from orchestrator.compare.frontier import Duel, Point
+from orchestrator.compare.frontier import HeadToHead, Point
 from orchestrator.compare.run_curves import AXES
 from orchestrator.errors import redact
 from orchestrator.evaluation.statistics import Interval
 from orchestrator.report.findings import config_differences, samples_of
 from orchestrator.report.page import Card, percent, render, write
-from orchestrator.report.run_record import Story
+from orchestrator.report.run_record import RunRecord
 from orchestrator.report.svg import standalone
 
 SCHEMA = 1
@@ -29,7 +29,7 @@ class Section:
     """One task of a comparison, as its page has it."""
 
     answer: Answer
-    stories: Sequence[Story]  # of all its runs
+    stories: Sequence[RunRecord]  # of all its runs
     lost: Sequence[str]  # runs that are missing, and why
 
 
@@ -60,7 +60,7 @@ def page(name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> 
 
 def _told(section: Section) -> dict[str, Any]:
     answer = section.answer
-    shown = [next(s for s in section.stories if s.name == life.name) for life in _shown(answer)]
+    shown = [next(s for s in section.stories if s.name == curve.name) for curve in _shown(answer)]
     return {
         "answer": answer,
         "sentences": list(sentences(answer)),
@@ -75,13 +75,13 @@ def _told(section: Section) -> dict[str, Any]:
             if answer.cost[axis] > 0
         ],
         "table": [_row(answer, method) for method in answer.order],
-        "duels": duel_table(answer),
+        "duels": matchup_table(answer),
         "kl": [told for (a, b), found in answer.gaps.items() if (told := at_equal_kl(a, b, found))],
-        "samples": [(story, found) for story in shown if (found := samples_of(story, at_most=4)) is not None],
-        "labels": {life.name: life.label for life in answer.field.lives},
+        "samples": [(record, found) for record in shown if (found := samples_of(record, at_most=4)) is not None],
+        "labels": {curve.name: curve.label for curve in answer.field.curves},
         "differences": config_differences(shown),
-        "names": [story.name for story in shown],
-        "runs": answer.field.lives,
+        "names": [record.name for record in shown],
+        "runs": answer.field.curves,
         "lost": section.lost,
         "caveats": list(caveats(answer)),
     }
@@ -113,10 +113,10 @@ def _row(answer: Answer, method: str) -> dict[str, Any]:
     return {"method": method, "index": answer.field.methods.index(method), "ends": ends}
 
 
-def duel_table(answer: Answer) -> list[list[str]]:
+def matchup_table(answer: Answer) -> list[list[str]]:
     """How often the method of a row beats that of a column, at equal compute."""
     by_pair: dict[tuple[str, str], Interval] = {}
-    for d in answer.duels.get("device_seconds", ()):
+    for d in answer.matchups.get("device_seconds", ()):
         by_pair[d.ours, d.theirs] = d.win
         by_pair[d.theirs, d.ours] = Interval(value=1 - d.win.value, low=1 - d.win.high, high=1 - d.win.low)
     return [[percent(by_pair[a, b]) if (a, b) in by_pair else "" for b in answer.order] for a in answer.order]
@@ -161,15 +161,15 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "order": list(answer.order),
         "compared_at": {axis: _finite(cost) for axis, cost in answer.cost.items()},
         "points": [_point(p) for method in field.methods for p in answer.points[method]],
-        "duels": {axis: [_duel(d) for d in duels] for axis, duels in answer.duels.items()},
+        "duels": {axis: [_matchup(d) for d in matchups] for axis, matchups in answer.matchups.items()},
         "equal_kl": [
             {"ours": a, "theirs": b, "at": [{"kl": g.kl, "difference": _interval(g.difference)} for g in found]}
             for (a, b), found in answer.gaps.items()
         ],
         "runs": [
-            {"name": life.name, "method": life.method, "setting": life.setting, "seed": life.seed, "ended": life.ended,
-             "spent": {axis: _finite(life.end(axis)) for axis in AXES}}
-            for life in field.lives
+            {"name": curve.name, "method": curve.method, "setting": curve.setting, "seed": curve.seed,
+             "ended": curve.ended, "spent": {axis: _finite(curve.end(axis)) for axis in AXES}}
+            for curve in field.curves
         ],
     }  # fmt: skip
 
@@ -179,8 +179,8 @@ def _point(point: Point) -> dict[str, Any]:
     return {**asdict(point), "spent": spent, "kl": _interval(point.kl), "win": _interval(point.win)}
 
 
-def _duel(duel: Duel) -> dict[str, Any]:
-    return {**asdict(duel), "win": _interval(duel.win), "verdict": duel.verdict}
+def _matchup(matchup: HeadToHead) -> dict[str, Any]:
+    return {**asdict(matchup), "win": _interval(matchup.win), "verdict": matchup.verdict}
 
 
 def _interval(interval: Interval | None) -> list[float | None] | None:

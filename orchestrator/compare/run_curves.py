@@ -14,17 +14,17 @@ import numpy as np
 
 from orchestrator.errors import BadInput, Problem
 from orchestrator.evaluation.statistics import Values
-from orchestrator.report.run_record import Story
+from orchestrator.report.run_record import RunRecord
 
 Axis: TypeAlias = Literal["device_seconds", "seconds", "tokens"]
 AXES: tuple[Axis, ...] = ("device_seconds", "seconds", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Moment:
+class EvalPoint:
     """One evaluation of one run, on n prompts with k answers each.
 
-    Example: `Moment(step=20, spent={"device_seconds": 120.0, "seconds": 20.0, "tokens": 4e4}, gold=…, kl=…)`.
+    Example: `EvalPoint(step=20, spent={"device_seconds": 120.0, "seconds": 20.0, "tokens": 4e4}, gold=…, kl=…)`.
     """
 
     step: int
@@ -35,7 +35,7 @@ class Moment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Life:
+class RunCurve:
     """One run: its moments, the base first."""
 
     name: str
@@ -43,30 +43,30 @@ class Life:
     setting: str  # of what is swept: "beta 0.1"
     seed: int
     ended: str
-    moments: tuple[Moment, ...]
+    evals: tuple[EvalPoint, ...]
 
     @property
     def label(self) -> str:
         return " ".join(filter(None, (self.method, self.setting)))
 
     def end(self, axis: Axis) -> float:
-        return self.moments[-1].spent[axis]
+        return self.evals[-1].spent[axis]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class RunEntry:
     """A run that is to be compared, and what it is called there."""
 
-    story: Story
+    record: RunRecord
     method: str
     setting: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Field:
+class TaskRuns:
     """All runs of one task, ready to be compared."""
 
-    lives: tuple[Life, ...]
+    curves: tuple[RunCurve, ...]
     prompts: tuple[str, ...]  # ids, that all of them answered
     base: Values  # [n, k] what the gold scorer gave to the model they began with, over all of their first evaluations
     mode: str  # of the answers: sampled or greedy
@@ -75,50 +75,54 @@ class Field:
 
     @property
     def methods(self) -> list[str]:
-        return list(dict.fromkeys(life.method for life in self.lives))
+        return list(dict.fromkeys(curve.method for curve in self.curves))
 
     @property
     def num_seeds(self) -> int:
-        return max(sum(other.label == life.label for other in self.lives) for life in self.lives)
+        return max(sum(other.label == curve.label for other in self.curves) for curve in self.curves)
 
-    def of(self, method: str) -> dict[str, list[Life]]:
+    def of(self, method: str) -> dict[str, list[RunCurve]]:
         """The lives of a method by setting; those of one setting differ in their seeds."""
-        found: dict[str, list[Life]] = {}
-        for life in self.lives:
-            if life.method == method:
-                found.setdefault(life.setting, []).append(life)
+        found: dict[str, list[RunCurve]] = {}
+        for curve in self.curves:
+            if curve.method == method:
+                found.setdefault(curve.setting, []).append(curve)
         return found
 
 
-def field_of(entries: Sequence[Entry], gold: str | None) -> Field:
+def field_of(entries: Sequence[RunEntry], gold: str | None) -> TaskRuns:
     """Raises BadInput when runs were not evaluated answer by answer, or not on the same prompts."""
     tables = [_tables(entry) for entry in entries]
     modes = [{row["mode"] for rows in table.values() for row in rows} for table in tables]
     mode = "sampled" if all("sampled" in own for own in modes) else "greedy"
     shared = set.intersection(*({row["prompt_id"] for row in next(iter(table.values()))} for table in tables))
     if len(shared) < 2:
-        names = " and ".join(entry.story.name for entry in entries[:2])
+        names = " and ".join(entry.record.name for entry in entries[:2])
         why, fix = "win rates are taken prompt by prompt", "evaluate all runs on the same data.eval_prompts"
         raise BadInput(Problem(what=f"no held-out prompts in common: {names}, …", why=why, fix=fix))
     prompts = tuple(sorted(shared))
-    lives = tuple(_life(entry, table, prompts, mode, gold) for entry, table in zip(entries, tables, strict=True))
-    if mode == "sampled" and all(m.kl is not None for life in lives for m in life.moments):
+    curves = tuple(_curve(entry, table, prompts, mode, gold) for entry, table in zip(entries, tables, strict=True))
+    if mode == "sampled" and all(m.kl is not None for curve in curves for m in curve.evals):
         kl_of = "sampled answers to the held-out prompts"
-    elif all(m.kl is not None for life in lives for m in life.moments):
+    elif all(m.kl is not None for curve in curves for m in curve.evals):
         kl_of = "the batches that were learned from"
     else:
         kl_of = ""
-    base = np.concatenate([life.moments[0].gold for life in lives], axis=1)
-    return Field(lives=lives, prompts=prompts, base=base, mode=mode, gold=gold or "the reward", kl_of=kl_of)
+    base = np.concatenate([curve.evals[0].gold for curve in curves], axis=1)
+    return TaskRuns(curves=curves, prompts=prompts, base=base, mode=mode, gold=gold or "the reward", kl_of=kl_of)
 
 
-def _life(
-    entry: Entry, table: Mapping[int, Sequence[Mapping[str, Any]]], prompts: Sequence[str], mode: str, gold: str | None
-) -> Life:
-    story = entry.story
-    costs, tokens = story.cost_by_step, dict(story.curve("num_tokens"))
-    kls = dict(story.curve("objective/kl")) if story.setting("reference.refresh", "never") == "never" else {}
-    moments = []
+def _curve(
+    entry: RunEntry,
+    table: Mapping[int, Sequence[Mapping[str, Any]]],
+    prompts: Sequence[str],
+    mode: str,
+    gold: str | None,
+) -> RunCurve:
+    record = entry.record
+    costs, tokens = record.cost_by_step, dict(record.curve("num_tokens"))
+    kls = dict(record.curve("objective/kl")) if record.setting("reference.refresh", "never") == "never" else {}
+    evals = []
     for step, rows in sorted(table.items()):
         device_seconds, seconds = (0.0, 0.0) if step == 0 else costs.get(step, (np.nan, np.nan))
         kept = [row for row in rows if row["mode"] == mode]
@@ -129,26 +133,26 @@ def _life(
             kl = np.full(len(prompts), kls[step])
         lengths = _per_prompt(kept, prompts, "length")
         assert lengths is not None
-        moments.append(
-            Moment(
+        evals.append(
+            EvalPoint(
                 step=step,
                 spent={"device_seconds": device_seconds, "seconds": seconds, "tokens": tokens.get(step, 0.0)},
-                gold=_gold(kept, prompts, gold, story),
+                gold=_gold(kept, prompts, gold, record),
                 kl=kl,
                 length=lengths,
             )
         )
-    return Life(
-        name=story.name,
+    return RunCurve(
+        name=record.name,
         method=entry.method,
         setting=entry.setting,
-        seed=int(story.setting("seed", 0)),
-        ended=story.ended,
-        moments=tuple(moments),
+        seed=int(record.setting("seed", 0)),
+        ended=record.ended,
+        evals=tuple(evals),
     )
 
 
-def _gold(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], gold: str | None, story: Story) -> Values:
+def _gold(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], gold: str | None, record: RunRecord) -> Values:
     """[n, k]; of prompts with fewer answers than others, the first ones of all."""
     by_prompt: dict[str, list[float]] = {prompt: [] for prompt in prompts}
     for row in rows:
@@ -157,7 +161,7 @@ def _gold(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], gold: str |
             if score is None:
                 there = ", ".join(name for name in dict(row["scores"]))
                 why, fix = f"the scorers of this run are: {there}", "name one that scores every answer"
-                raise BadInput(Problem(what=f"gold = {gold}", where=str(story.directory.path), why=why, fix=fix))
+                raise BadInput(Problem(what=f"gold = {gold}", where=str(record.directory.path), why=why, fix=fix))
             by_prompt[row["prompt_id"]].append(float(score))
     k = min(len(scores) for scores in by_prompt.values())
     return np.asarray([scores[:k] for scores in by_prompt.values()], np.float64)
@@ -175,13 +179,13 @@ def _per_prompt(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], key: 
     return np.asarray([sums[p] / counts[p] for p in prompts], np.float64) if all(counts.values()) else None
 
 
-def _tables(entry: Entry) -> dict[int, list[dict[str, Any]]]:
+def _tables(entry: RunEntry) -> dict[int, list[dict[str, Any]]]:
     """By step, the answers of each evaluation that the metrics know of."""
     import pyarrow.parquet as pq
 
-    known = {step for step, _ in entry.story.curve("eval/reward")}
+    known = {step for step, _ in entry.record.curve("eval/reward")}
     found = {}
-    for step, path in _files(entry.story.directory.path / "evaluations"):
+    for step, path in _files(entry.record.directory.path / "evaluations"):
         if step in known:
             try:
                 found[step] = pq.read_table(path).to_pylist()
@@ -191,7 +195,7 @@ def _tables(entry: Entry) -> dict[int, list[dict[str, Any]]]:
     if 0 not in found or len(found) < 2:
         why = "a comparison needs its answers before the first step and after one of the others"
         fix = "set evaluation: {num_samples: 8} and data.eval_prompts, and run it again"
-        raise BadInput(Problem(what="no answers", where=str(entry.story.directory.path), why=why, fix=fix))
+        raise BadInput(Problem(what="no answers", where=str(entry.record.directory.path), why=why, fix=fix))
     return found
 
 

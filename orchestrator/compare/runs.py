@@ -19,7 +19,7 @@ from orchestrator import disk
 from orchestrator.compare.answer import Answer, answer
 from orchestrator.compare.page import Section, write_all
 from orchestrator.compare.recipe import Comparison, PlannedRun, TaskConfig, disagreements
-from orchestrator.compare.run_curves import Entry, field_of
+from orchestrator.compare.run_curves import RunEntry, field_of
 from orchestrator.config.values import show
 from orchestrator.driver.supervise import Supervisor, child_command
 from orchestrator.errors import BadInput, Interrupted, Problem, Problems
@@ -27,7 +27,7 @@ from orchestrator.monitor.figures import duration, number
 from orchestrator.report.cost import unit_of
 from orchestrator.report.findings import config_differences
 from orchestrator.report.page import Card
-from orchestrator.report.run_record import Story
+from orchestrator.report.run_record import RunRecord
 from orchestrator.rundir.directory import RunDirectory
 
 Say = Callable[[str], None]
@@ -59,13 +59,15 @@ def run_comparison(comparison: Comparison, *, say: Say, extra: Sequence[Card] = 
         else:
             started = time.monotonic()
             _run(comparison, run, directory, say=say)
-            say(f"{head}: {_told(Story.read(directory))}, {duration(time.monotonic() - started)}")
+            say(f"{head}: {_told(RunRecord.read(directory))}, {duration(time.monotonic() - started)}")
     sections, lost = [], []
     for task in comparison.config.tasks:
         own = [(r, d) for r, d in zip(comparison.runs, directories, strict=True) if r.task == task.name]
-        missing = [f"{_named(r)}: {Story.read(d).ended}" for r, d in own if not d.is_complete]
+        missing = [f"{_named(r)}: {RunRecord.read(d).ended}" for r, d in own if not d.is_complete]
         lost += [f"{task.name}, {line}" for line in missing]
-        entries = [Entry(story=Story.read(d), method=r.method, setting=r.setting) for r, d in own if d.is_complete]
+        entries = [
+            RunEntry(record=RunRecord.read(d), method=r.method, setting=r.setting) for r, d in own if d.is_complete
+        ]
         if entries:
             sections.append(_section(task, entries, missing))
     if not sections:
@@ -97,15 +99,15 @@ def _named(run: PlannedRun) -> str:
     return f"{' '.join(filter(None, (run.method, run.setting)))}, seed {run.seed}"
 
 
-def _told(story: Story) -> str:
-    curve = story.curve("eval/reward")
+def _told(record: RunRecord) -> str:
+    curve = record.curve("eval/reward")
     rewards = f"held-out {number(curve[0][1])} → {number(curve[-1][1])}, " if curve else ""
-    return f"{rewards}{story.meter.device_seconds:,.0f} device-seconds, {story.ended}"
+    return f"{rewards}{record.meter.device_seconds:,.0f} device-seconds, {record.ended}"
 
 
-def _section(task: TaskConfig, entries: Sequence[Entry], missing: Sequence[str]) -> Section:
-    made = answer(field_of(entries, task.gold), task=task.name, about=task.about, unit=unit_of(entries[0].story))
-    return Section(answer=made, stories=[entry.story for entry in entries], lost=missing)
+def _section(task: TaskConfig, entries: Sequence[RunEntry], missing: Sequence[str]) -> Section:
+    made = answer(field_of(entries, task.gold), task=task.name, about=task.about, unit=unit_of(entries[0].record))
+    return Section(answer=made, stories=[entry.record for entry in entries], lost=missing)
 
 
 # ------------------------------------------------------------------------------------------------ finished runs
@@ -119,7 +121,7 @@ def compare_runs(directories: Sequence[RunDirectory], *, gold: str | None, outpu
     """
     problems = Problems(disagreements([(d.name, d.config()) for d in directories], "rlhf compare"))
     problems.raise_if_any()
-    entries = by_what_differs([Story.read(directory) for directory in directories])
+    entries = by_what_differs([RunRecord.read(directory) for directory in directories])
     disk.make_directory(output)
     task = TaskConfig.model_construct(name=output.name, about="", gold=gold, overrides={}, methods=())
     section = _section(task, entries, ())
@@ -127,15 +129,15 @@ def compare_runs(directories: Sequence[RunDirectory], *, gold: str | None, outpu
     return Outcome(answers=(section.answer,), files=tuple(files), lost=())
 
 
-def by_what_differs(stories: Sequence[Story]) -> list[Entry]:
+def by_what_differs(stories: Sequence[RunRecord]) -> list[RunEntry]:
     """Methods are what the field calls them; settings, what differs within a method; what is left are seeds."""
     found = []
-    for story in stories:
-        own = [other for other in stories if other.method == story.method]
+    for record in stories:
+        own = [other for other in stories if other.method == record.method]
         varied = config_differences(own) if len(own) > 1 else []
         keys = [d.key for d in varied if d.key.partition(".")[0] not in NOT_THE_METHOD]
-        setting = ", ".join(f"{key.rpartition('.')[2]} {_shown(story.setting(key))}" for key in keys)
-        found.append(Entry(story=story, method=story.method, setting=setting))
+        setting = ", ".join(f"{key.rpartition('.')[2]} {_shown(record.setting(key))}" for key in keys)
+        found.append(RunEntry(record=record, method=record.method, setting=setting))
     return found
 
 

@@ -34,11 +34,11 @@ INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a value was written, and a scalar as it was spelt: `Place(text="grpo.yaml:7", spelt="off")`."""
+class Location:
+    """Where a value was written, and a scalar as it was spelt: `Location(text="grpo.yaml:7", spelt="off")`."""
 
     text: str
-    spelt: str | None = None
+    raw: str | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,14 +46,14 @@ class Document:
     """Plain data (mappings, lists, scalars) with the place of every key path."""
 
     data: Any
-    places: dict[KeyPath, Place] = field(default_factory=dict)
+    places: dict[KeyPath, Location] = field(default_factory=dict)
 
-    def place(self, path: KeyPath) -> Place:
+    def place(self, path: KeyPath) -> Location:
         """Of `path`, or of the nearest thing around it that was written."""
         for length in range(len(path), -1, -1):
             if found := self.places.get(path[:length]):
                 return found
-        return next(iter(self.places.values()), Place(text=""))
+        return next(iter(self.places.values()), Location(text=""))
 
 
 def dotted(path: KeyPath) -> str:
@@ -157,7 +157,7 @@ class _Reader:
 
     def __init__(self, name: str, problems: Problems, *, one_line: bool, strict: bool) -> None:
         self.name, self.problems, self.one_line, self.strict = name, problems, one_line, strict
-        self.places: dict[KeyPath, Place] = {}
+        self.places: dict[KeyPath, Location] = {}
         self.scalars = yaml.constructor.SafeConstructor()
         self.num_values = 0
 
@@ -168,8 +168,8 @@ class _Reader:
         self.num_values += 1
         if self.num_values > MAX_VALUES or len(path) > MAX_DEPTH:
             raise _TooLargeError
-        spelt = node.value if isinstance(node, yaml.ScalarNode) else None
-        self.places.setdefault(path, Place(text=self.where(node), spelt=spelt))
+        raw = node.value if isinstance(node, yaml.ScalarNode) else None
+        self.places.setdefault(path, Location(text=self.where(node), raw=raw))
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -197,9 +197,9 @@ class _Reader:
                 )
                 continue
             first_node[key] = key_node
-            self.places[(*path, key)] = Place(
+            self.places[(*path, key)] = Location(
                 text=self.where(key_node),
-                spelt=value_node.value if isinstance(value_node, yaml.ScalarNode) else None,
+                raw=value_node.value if isinstance(value_node, yaml.ScalarNode) else None,
             )
             data[key] = self.read(value_node, (*path, key))
         return data

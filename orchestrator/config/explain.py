@@ -121,8 +121,8 @@ def _path(key: str) -> KeyPath:
 def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Problems, root: type[BaseModel]) -> None:
     kind, key, value = detail["type"], dotted(path), _value(path, document.data)
     place, data = document.place(path), document.data
-    plain = isinstance(value, bool | int | float) and place.spelt is not None
-    what = f"{key} = {place.spelt if plain else show(value)}"
+    plain = isinstance(value, bool | int | float) and place.raw is not None
+    what = f"{key} = {place.raw if plain else show(value)}"
     if kind == "json_invalid":
         why, fix = "it has half of a surrogate pair, which is no character", "restore it from a copy"
         problems.add("not text", where=place.text, why=why, fix=fix)
@@ -143,7 +143,7 @@ def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Probl
     elif kind == "value_error":
         problems.add(what, where=place.text, fix=str(detail["ctx"]["error"]))
     else:
-        why, fix = _wrong_value(kind, path, value, place.spelt, data, root)
+        why, fix = _wrong_value(kind, path, value, place.raw, data, root)
         problems.add(what, where=place.text, why=why, fix=fix)
 
 
@@ -157,14 +157,14 @@ def _did_you_mean(given: str, choices: list[str]) -> str:
 
 
 def _wrong_value(
-    kind: str, path: KeyPath, value: Any, spelt: str | None, data: Any, root: type[BaseModel]
+    kind: str, path: KeyPath, value: Any, raw: str | None, data: Any, root: type[BaseModel]
 ) -> tuple[str, str]:
     """Why, and what to do."""
     may_be = allowed(path, data, root)
     fix = f"give {may_be}" if may_be else ""
-    if isinstance(value, bool) and spelt is not None and spelt.lower() not in ("true", "false"):
-        quoted = kind == "string_type" or spelt in options(path, data, root)
-        return f"YAML reads {spelt} as {show(value)}", f"quote it: '{spelt}'" if quoted else fix
+    if isinstance(value, bool) and raw is not None and raw.lower() not in ("true", "false"):
+        quoted = kind == "string_type" or raw in options(path, data, root)
+        return f"YAML reads {raw} as {show(value)}", f"quote it: '{raw}'" if quoted else fix
     if isinstance(value, str) and kind in ("float_type", "int_type"):
         if number := EXPONENT.fullmatch(value):
             whole, fraction, exponent = number[1], number[2] or ".0", int(number[3])
@@ -178,8 +178,8 @@ def _wrong_value(
             return "in quotes it is text", f"write {value} without quotes"
         if value.lower() in ("none", "nil"):
             return f"YAML reads {value} as text", fix
-    if kind == "string_type" and isinstance(value, int | float) and spelt is not None:
-        return f"YAML reads {spelt} as a number", f"quote it: '{spelt}'"
+    if kind == "string_type" and isinstance(value, int | float) and raw is not None:
+        return f"YAML reads {raw} as a number", f"quote it: '{raw}'"
     if kind == "literal_error":
         return "not one of the choices", _did_you_mean(str(value), options(path, data, root)) + fix
     if kind.endswith("_type"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from orchestrator.config.document import NO_CHARACTER, Document, KeyPath, Place, dotted, parse
+from orchestrator.config.document import NO_CHARACTER, Document, KeyPath, Location, dotted, parse
 from orchestrator.errors import SECRET, Problems
 
 
@@ -119,7 +119,7 @@ def apply(override: Override, document: Document, problems: Problems) -> None:
     else:
         target[str(last)] = _merged(target.get(str(last)), override.value.data)
     for path, place in override.value.places.items():
-        document.places[(*override.path, *path)] = Place(text="command line", spelt=place.spelt)
+        document.places[(*override.path, *path)] = Location(text="command line", raw=place.raw)
 
 
 def _child(data: Any, key: str | int) -> Any:

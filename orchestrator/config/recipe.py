@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.config.document import Document, KeyPath, Place, dotted, read_document
+from orchestrator.config.document import Document, KeyPath, Location, dotted, read_document
 from orchestrator.config.explain import explain
 from orchestrator.config.overrides import apply, parse_overrides
 from orchestrator.config.run import RunConfig
@@ -93,7 +93,7 @@ def from_resolved(data: Any, where: str) -> RunConfig:
     for section, key in GONE if isinstance(data, dict) else ():
         if isinstance(held := data.get(section), dict):
             data = {**data, section: {name: value for name, value in held.items() if name != key}}
-    config = _validated(Document(data=data, places={(): Place(text=where)}), problems)
+    config = _validated(Document(data=data, places={(): Location(text=where)}), problems)
     problems.raise_if_any()
     assert config is not None
     return config

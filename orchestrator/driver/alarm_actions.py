@@ -10,7 +10,7 @@ from orchestrator.config import RunConfig
 from orchestrator.config.alarms import AlarmsConfig
 from orchestrator.driver.checkpoint import go_back
 from orchestrator.errors import Alarmed, Problem, ResumeError
-from orchestrator.monitor.alarms import Alarm, Promotion, Watch
+from orchestrator.monitor.alarms import Alarm, AlarmMonitor, Promotion
 from orchestrator.monitor.rules import RULES
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Ledger
@@ -39,7 +39,7 @@ def follow(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: in
     )
 
 
-def promote(watch: Watch, ledger: Ledger, *, attempt: int, turns: int) -> Promotion | None:
+def promote(watch: AlarmMonitor, ledger: Ledger, *, attempt: int, turns: int) -> Promotion | None:
     """The gate's decision, recorded; None: nothing is guarded."""
     decision = watch.promotion()
     if decision is not None:
@@ -77,7 +77,7 @@ def alarms_of(config: RunConfig) -> AlarmsConfig:
     return config.alarms.model_copy(update={"engine_mismatch": resolved})
 
 
-def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]], *, rounds: bool) -> Watch:
+def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]], *, rounds: bool) -> AlarmMonitor:
     """Of an attempt, with what the ones before it saw and did.
 
     Raises:
@@ -97,4 +97,4 @@ def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]
         )
     rolled_back = {told["alarm"]["name"] for told in done if told["action"] == "roll_back"}
     paused = {(told["alarm"]["name"], told["alarm"]["step"]) for told in done if told["action"] == "pause"}
-    return Watch(config, rows, rounds=rounds, rolled_back=rolled_back, paused=paused)
+    return AlarmMonitor(config, rows, rounds=rounds, rolled_back=rolled_back, paused=paused)

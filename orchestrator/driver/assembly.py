@@ -14,9 +14,16 @@ from orchestrator.evaluation.held_out import Base, Evaluator, HeldOut, Several
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.evaluation.refusals import Refusals
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
-from orchestrator.pipeline.reference import Anchor, BaseAnchor, Decision, NoAnchor, ReferenceAnchor, TeacherAnchor
+from orchestrator.pipeline.reference import (
+    AdapterOffReference,
+    Decision,
+    NoReference,
+    ReferenceGang,
+    ReferencePolicy,
+    Teacher,
+)
 from orchestrator.pipeline.roles import asks_states, needs_base, shares_base, teacher_samples
-from orchestrator.pipeline.sources import Begun, DatasetSource, Keeper, RolloutSource, Source
+from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, RolloutStore, Source
 from orchestrator.preflight.data_files import Source as DataSource
 from orchestrator.preflight.data_files import read_all, tokens_of
 from orchestrator.rundir.directory import RunDirectory
@@ -61,10 +68,10 @@ def in_rounds(config: RunConfig) -> bool:
     return isinstance(config.algorithm, DpoConfig) and config.data.prompts is not None
 
 
-def source_of(
-    config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]], begun: Begun, keeper: Keeper | None
+def build_source(
+    config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]], begun: Begun, store: RolloutStore | None
 ) -> Source:
-    """Prompts to sample from, or a dataset. `keeper`: keeps what is sampled; None: nothing is."""
+    """Prompts to sample from, or a dataset. `store`: keeps what is sampled; None: nothing is."""
     algorithm = config.algorithm
     if config.data.prompts is None:
         assert isinstance(algorithm, FromDataset)
@@ -95,21 +102,23 @@ def source_of(
         max_resamples=getattr(algorithm, "max_resamples", 0) if getattr(algorithm, "dynamic_sampling", False) else 0,
         max_steps=material.max_steps,
         begun=begun,
-        keeper=keeper,
+        store=store,
     )
 
 
-def anchor_of(config: RunConfig, directory: RunDirectory, gangs: Mapping[str, Gang[Any]], state: State) -> Anchor:
+def build_reference(
+    config: RunConfig, directory: RunDirectory, gangs: Mapping[str, Gang[Any]], state: State
+) -> ReferencePolicy:
     """What the policy is held to, as `state` has left it."""
     if isinstance(config.algorithm, DistillConfig):
         temperature, states = config.algorithm.temperature, asks_states(config)
-        return TeacherAnchor(gangs["teacher"], temperature=temperature, states=states)
+        return Teacher(gangs["teacher"], temperature=temperature, states=states)
     if not config.algorithm.needs_reference:
-        return NoAnchor()
+        return NoReference()
     temperature = config.rollout.temperature if NEEDS[config.algorithm.type].on_policy else 1.0
     if shares_base(config):
-        return BaseAnchor(gangs["policy"], temperature=temperature, cache=config.reference.cache)
-    return ReferenceAnchor(
+        return AdapterOffReference(gangs["policy"], temperature=temperature, cache=config.reference.cache)
+    return ReferenceGang(
         gangs["reference"],
         gangs["policy"],
         config.reference,
@@ -121,7 +130,7 @@ def anchor_of(config: RunConfig, directory: RunDirectory, gangs: Mapping[str, Ga
     )
 
 
-def publisher_of(
+def build_publisher(
     config: RunConfig, directory: RunDirectory, gangs: Mapping[str, Gang[Any]], *, cuda: bool
 ) -> Publisher:
     """The way of new weights to the engines, where there are any that take them."""
@@ -138,7 +147,7 @@ def publisher_of(
     )
 
 
-def evaluator_of(config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]]) -> Evaluator | None:
+def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]]) -> Evaluator | None:
     """What is measured on held-out data; None: the recipe names none."""
     found: list[Evaluator] = []
     held_out = {key: source.rows[: config.evaluation.max_prompts] for key, source in material.sources.items()}

@@ -21,7 +21,14 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.driver import loop
 from orchestrator.driver.alarm_actions import GATE, alarms_of, blocked, follow, promote, watch
-from orchestrator.driver.assembly import Material, anchor_of, evaluator_of, in_rounds, publisher_of, source_of
+from orchestrator.driver.assembly import (
+    Material,
+    build_evaluator,
+    build_publisher,
+    build_reference,
+    build_source,
+    in_rounds,
+)
 from orchestrator.driver.capacity import admit, devices_of
 from orchestrator.driver.checkpoint import Checkpointer, Pace, newest
 from orchestrator.driver.hub import require_models
@@ -31,7 +38,7 @@ from orchestrator.driver.rollouts import Rollouts
 from orchestrator.driver.summary import success, write_report
 from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
-from orchestrator.monitor.alarms import Promotion, Watch
+from orchestrator.monitor.alarms import AlarmMonitor, Promotion
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.roles import gang_plans
@@ -44,7 +51,7 @@ from orchestrator.rundir.incidents import first_cause, of_restart, write_inciden
 from orchestrator.rundir.ledger import Fact, Ledger, checkpointed, read_ledger
 from orchestrator.rundir.manifest import State, list_checkpoints, read_about
 from orchestrator.rundir.provenance import compare, describe
-from orchestrator.signals import Stop, interruption
+from orchestrator.signals import StopRequest, interruption
 from workers.learner import Learner
 from workers.weights import remove_orphans, segment_path
 
@@ -53,7 +60,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, debug: bool = False) -> i
     """Run every stage that is not complete yet; returns 0. `fresh`: begin the last one anew, and each earlier one of
     which something differs. Raises RlhfError when everything has been put in order."""
     settle(recipe, fresh=fresh, say=print)
-    with Stop() as stop:
+    with StopRequest() as stop:
         for index, config in enumerate(recipe.stages):
             directory = RunDirectory.create(config, recipe.text)
             if directory.is_complete:
@@ -78,12 +85,12 @@ def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False
     expected = checkpointed(read_ledger(directory.ledger)[0])
     if expected is not None or list_checkpoints(directory.checkpoints):
         newest(directory.checkpoints, expected)  # what is wrong with it is said before anything is started
-    with Stop() as stop:
+    with StopRequest() as stop:
         attempts(config, directory, stop)
     return 0
 
 
-def attempts(config: RunConfig, directory: RunDirectory, stop: Stop, **given: Any) -> None:
+def attempts(config: RunConfig, directory: RunDirectory, stop: StopRequest, **given: Any) -> None:
     """One attempt; another one each time an alarm has sent the run back, which each alarm does once. However they end,
     there is a report."""
     try:
@@ -98,7 +105,7 @@ def attempts(config: RunConfig, directory: RunDirectory, stop: Stop, **given: An
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class ResumePoint:
     """Where an attempt begins."""
 
     checkpoint: Path | None  # None: from nothing
@@ -113,7 +120,7 @@ class Attempt:
         self,
         config: RunConfig,
         directory: RunDirectory,
-        stop: Stop,
+        stop: StopRequest,
         stage: tuple[int, int] = (1, 1),
         start_cluster: Callable[..., Cluster] = RayCluster,
     ) -> None:
@@ -122,7 +129,7 @@ class Attempt:
         self._cluster: Cluster | None = None
         self._turns = 0  # committed by this or an earlier attempt
         self._recording: Recorder | None = None
-        self._watch = Watch(config.alarms)
+        self._watch = AlarmMonitor(config.alarms)
         self._promotion: Promotion | None = None
         self._spent = False  # whether the budget ended it before the last step
 
@@ -197,15 +204,15 @@ class Attempt:
             if stand.state.updates:
                 rollouts.require(stand.state.next_step)
         self._recording = recorder = self._recorder(ledger, monitor, checkpointer, rollouts, gangs, stand.state)
-        publisher = publisher_of(config, directory, gangs, cuda=cluster.cuda)
+        publisher = build_publisher(config, directory, gangs, cuda=cluster.cuda)
         if stand.checkpoint is not None:
             publisher.publish(stand.state.next_step)
         else:
             recorder.baseline()
-        anchor = anchor_of(config, directory, gangs, stand.state)
+        reference_policy = build_reference(config, directory, gangs, stand.state)
         parts = loop.Parts(
-            source=source_of(config, material, gangs, anchor.begin, rollouts),
-            anchor=anchor,
+            source=build_source(config, material, gangs, reference_policy.begin, rollouts),
+            reference_policy=reference_policy,
             learners=learners,
             publisher=publisher,
             recorder=recorder,
@@ -234,7 +241,7 @@ class Attempt:
         self._export(learners)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
-    def _take_up(self, ledger: Ledger, monitor: Monitor) -> Standing:
+    def _take_up(self, ledger: Ledger, monitor: Monitor) -> ResumePoint:
         """Where the attempt before has left the run: recorded, the metrics wound back to it, and told."""
         config, directory, material = self._config, self._directory, self._material
         expected = checkpointed(ledger.records)
@@ -263,7 +270,7 @@ class Attempt:
         apart = filter(None, [apart_remark(config)])
         for remark in [*remarks(config, material.sources), *apart, *lost, *differs, *mended]:
             monitor.note(remark)
-        return Standing(checkpoint=checkpoint, state=state, about=about)
+        return ResumePoint(checkpoint=checkpoint, state=state, about=about)
 
     def _start_gangs(self, ledger: Ledger, monitor: Monitor) -> tuple[Cluster, Mapping[str, Gang[Any]]]:
         config, logs = dated(self._config, ledger.records[0].time), self._directory.logs(self._number)
@@ -304,7 +311,7 @@ class Attempt:
             ledger,
             monitor,
             checkpointer,
-            evaluator_of(config, self._material, gangs),
+            build_evaluator(config, self._material, gangs),
             attempt=self._number,
             turns=state.next_step,
             num_tokens=self._num_tokens,

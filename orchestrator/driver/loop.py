@@ -19,7 +19,7 @@ from functools import partial
 from orchestrator.driver.recorder import Recorder
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import Publisher
-from orchestrator.pipeline.reference import Anchor, metrics_of
+from orchestrator.pipeline.reference import ReferencePolicy, metrics_of
 from orchestrator.pipeline.sources import Source
 
 
@@ -28,7 +28,7 @@ class Parts:
     """What a loop is made of."""
 
     source: Source
-    anchor: Anchor
+    reference_policy: ReferencePolicy
     learners: Learners
     publisher: Publisher
     recorder: Recorder
@@ -44,18 +44,18 @@ def run(parts: Parts, *, first_step: int, max_steps: int) -> bool:
             return False
         started, waited = time.monotonic(), parts.waited_s()
         parts.recorder.planned(step)
-        arrival = parts.source.take(step)
-        reference = parts.anchor.logprobs(step, arrival.experience)
-        parts.recorder.arrived(step, arrival)
+        pending = parts.source.take(step)
+        reference = parts.reference_policy.logprobs(step, pending.experience)
+        parts.recorder.arrived(step, pending)
         arrived = time.monotonic()
-        pause = partial(parts.recorder.paused, step, parts.anchor.decision())
-        metrics = parts.learners.learn(step, arrival, reference, parts.recorder.pairs_file(step), pause)
-        parts.recorder.trained(step, parts.anchor.decision())
+        pause = partial(parts.recorder.paused, step, parts.reference_policy.decision())
+        metrics = parts.learners.learn(step, pending, reference, parts.recorder.pairs_file(step), pause)
+        parts.recorder.trained(step, parts.reference_policy.decision())
         metrics |= parts.publisher.publish(step + 1)
-        metrics |= metrics_of(parts.anchor.decision(), step)
+        metrics |= metrics_of(parts.reference_policy.decision(), step)
         metrics |= {f"restarts/{role}": float(count) for role, count in parts.restarts().items()}
         metrics["timing/wait_for_batch"] = arrived - started  # much of a step: the rollouts are the bottleneck
         metrics["timing/step"] = time.monotonic() - started
         metrics["timing/driver"] = metrics["timing/step"] - (parts.waited_s() - waited)
-        parts.recorder.committed(step, metrics, arrival.scores)
+        parts.recorder.committed(step, metrics, pending.scores)
     return True

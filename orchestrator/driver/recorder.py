@@ -24,7 +24,7 @@ from orchestrator.evaluation.answer import Answer
 from orchestrator.evaluation.held_out import Evaluator
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.reference import Decision
-from orchestrator.pipeline.sources import Arrival
+from orchestrator.pipeline.sources import PendingBatch
 from orchestrator.rundir.cost import Meter
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Ledger
@@ -86,12 +86,12 @@ class Recorder:
         if self._rollouts is not None:
             self._monitor.phase("rollout", "generating")
 
-    def arrived(self, step: int, arrival: Arrival) -> None:
+    def arrived(self, step: int, pending: PendingBatch) -> None:
         """Returns when the batch of this step is complete; what is sampled from now on is for a later one."""
         if self._rollouts is not None:
             self._rollouts.record(step)
         else:
-            arrival.wait()
+            pending.wait()
             self._ledger.append(Fact.scored, attempt=self._attempt, step=step + 1)
         if self._rollouts is not None:
             self._monitor.phase("rollout", "")

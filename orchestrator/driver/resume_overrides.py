@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator import disk
-from orchestrator.config.document import Document, Place
+from orchestrator.config.document import Document, Location
 from orchestrator.config.overrides import apply, parse_overrides
 from orchestrator.config.recipe import from_resolved, resolved
 from orchestrator.config.run import RunConfig
@@ -45,7 +45,7 @@ def changed(directory: RunDirectory, overrides: Sequence[str]) -> RunConfig:
     if not overrides:
         return old
     problems = Problems()
-    document = Document(data=resolved(old), places={(): Place(text=str(directory.resolved))})
+    document = Document(data=resolved(old), places={(): Location(text=str(directory.resolved))})
     for override in parse_overrides(overrides, [old.name], problems):
         apply(override, document, problems)
     problems.raise_if_any()

@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator import disk
 from orchestrator.errors import Problem, ResumeError
-from orchestrator.pipeline.sources import Arrival, Known
+from orchestrator.pipeline.sources import PendingBatch, StoredRollouts
 from orchestrator.rundir.ledger import Fact, Ledger
 from orchestrator.rundir.manifest import damage
 from workers.files.quarantine import LIST, quarantined
@@ -31,7 +31,7 @@ class Rollouts:
 
     def __init__(self, directory: Path, ledger: Ledger, *, attempt: int, note: Callable[[str], None]) -> None:
         self._directory, self._ledger, self._attempt, self._note = directory, ledger, attempt, note
-        self._begun: dict[int, Arrival] = {}  # by step, not in the ledger yet
+        self._begun: dict[int, PendingBatch] = {}  # by step, not in the ledger yet
         # What earlier attempts have recorded, the last word on each step; steps count from 0 here.
         self._known = {
             (r.step - 1, r.fact): r.details for r in ledger.records if r.fact in KNOWN and "files" in r.details
@@ -47,7 +47,7 @@ class Rollouts:
         disk.make_directory(directory)
         return f"{directory}/" if part == 0 else f"{directory}/further-{part}-"
 
-    def known(self, step: int) -> Known | None:
+    def known(self, step: int) -> StoredRollouts | None:
         """What is there of a step, verified; None: it is to be sampled."""
         generated, scored = self._known.get((step, Fact.generated)), self._known.get((step, Fact.scored))
         if generated is None:
@@ -58,7 +58,7 @@ class Rollouts:
         if scored is not None and (damage := self._damage(scored)):
             self._note(f"step {step + 1} is scored anew: {damage}")
             scored = None
-        return Known(
+        return StoredRollouts(
             experience=self._files(generated),
             scores=None if scored is None else self._files(scored),
             resamples=generated.get("resamples"),
@@ -82,24 +82,24 @@ class Rollouts:
                 )
             )
 
-    def begun(self, step: int, arrival: Arrival) -> None:
+    def begun(self, step: int, pending: PendingBatch) -> None:
         """Something is on its way that the ledger is to know of."""
-        self._begun[step] = arrival
+        self._begun[step] = pending
 
     # -------------------------------------------------------------------------------------------- for the recorder
 
     def record(self, step: int) -> None:
         """Wait for a step's experience, then for its scores, and say of each that it is there."""
-        arrival = self._begun.pop(step, None)
-        if arrival is None:  # recorded at a checkpoint
+        pending = self._begun.pop(step, None)
+        if pending is None:  # recorded at a checkpoint
             return
-        for experience in arrival.experience:
+        for experience in pending.experience:
             experience.wait()
-        further = {} if arrival.resamples is None else {"resamples": arrival.resamples, "rows": list(arrival.rows)}
-        self._append(Fact.generated, step, arrival.kept, further)
-        for scores in arrival.scores or ():
+        further = {} if pending.resamples is None else {"resamples": pending.resamples, "rows": list(pending.rows)}
+        self._append(Fact.generated, step, pending.kept, further)
+        for scores in pending.scores or ():
             scores.wait()
-        self._append(Fact.scored, step, arrival.kept_scores, {})
+        self._append(Fact.scored, step, pending.kept_scores, {})
         self._tell_left_out()
 
     def settle(self) -> None:

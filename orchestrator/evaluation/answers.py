@@ -26,7 +26,7 @@ from orchestrator.evaluation.rows import Mode, PromptSet, Row, number_or_none
 from orchestrator.evaluation.suite import SuiteConfig
 from orchestrator.pipeline.roles import absolute, reward_plan, rollout_plan, scoring_plan
 from orchestrator.pipeline.sources import sample
-from orchestrator.signals import Stop
+from orchestrator.signals import StopRequest
 from workers.config import ModelConfig, ReferenceConfig
 from workers.reference import Reference
 from workers.reward import Reward
@@ -55,7 +55,7 @@ def cluster_for(
     suite: SuiteConfig, output: Path, tell: Tell, start_cluster: Callable[..., Cluster]
 ) -> Iterator[Cluster]:
     """While inside; workers log to `output`/logs, and a signal ends it at once. Raises ClusterError."""
-    with Stop():
+    with StopRequest():
         tell("starting Ray")
         logs = output.absolute() / "logs"
         cluster = start_cluster(suite.cluster, log_directory=logs, told=lambda restart: _told(restart, tell))
@@ -135,9 +135,9 @@ def _answered(
 ) -> Answered:
     rollout: Gang[Rollout] = gangs["rollout"]
     reward: Gang[Reward] | None = gangs.get("reward" if prompt_set == "prompts" else "refusal")
-    arrival = sample(prompts, sampling, rollout, reward)
-    texts = rollout.each(Rollout.texts, [(part,) for part in arrival.experience])
-    parts = wait(arrival.experience)
+    pending = sample(prompts, sampling, rollout, reward)
+    texts = rollout.each(Rollout.texts, [(part,) for part in pending.experience])
+    parts = wait(pending.experience)
     experience = merge(parts)
     if not experience.prompts:
         why = "all of them are longer than rollout.max_prompt_length"
@@ -148,7 +148,7 @@ def _answered(
         mode=mode,
         experience=experience,
         texts=tuple(text for part in wait(texts) for text in part),
-        scores=None if arrival.scores is None else merge_scores(wait(arrival.scores)),
+        scores=None if pending.scores is None else merge_scores(wait(pending.scores)),
         seconds=sum(part.seconds for part in parts),
     )
 

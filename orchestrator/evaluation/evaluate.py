@@ -27,7 +27,7 @@ from orchestrator.errors import BadInput, JudgeFailed, Problem, Problems
 from orchestrator.evaluation import figures
 from orchestrator.evaluation.answers import Answered, LogProbs, Tell, answer, cluster_for, log_probs, rows_of
 from orchestrator.evaluation.judge import Judge, Judgements, Pair
-from orchestrator.evaluation.models import Subject, subject, weights
+from orchestrator.evaluation.models import ModelRef, model_ref, weights
 from orchestrator.evaluation.result import EVALUATION, SAMPLES, Result, write_result
 from orchestrator.evaluation.rows import Row, of, write_rows
 from orchestrator.evaluation.suite import JudgeConfig, Suite, SuiteConfig
@@ -46,48 +46,48 @@ MODEL, AGAINST = "model", "against"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contest:
+class EvaluationSpec:
     """The models of an evaluation: the one it is about, and those it is compared with. None: there is none."""
 
-    model: Subject
-    against: Subject | None = None
+    model: ModelRef
+    against: ModelRef | None = None
     base: str | None = None  # for the KL to what the run began with
     reference: str | None = None  # for the KL to what it was held to in the end
 
     @property
-    def subjects(self) -> dict[str, Subject]:
+    def model_refs(self) -> dict[str, ModelRef]:
         return {MODEL: self.model, **({AGAINST: self.against} if self.against else {})}
 
     @property
-    def anchors(self) -> dict[str, str]:
+    def references(self) -> dict[str, str]:
         """What the KL is measured to, by the name it has in figures."""
         named = {"base": self.base, "reference": self.reference}
         return {name: path for name, path in named.items() if path is not None}
 
 
-def contest(
+def spec(
     model: str, *, against: str | None = None, base: str | None = None, reference: str | None = None
-) -> Contest:
+) -> EvaluationSpec:
     """From what stands on the command line; `against` may be `base`.
 
     Raises:
         BadInput: when a run has no model, or a base is asked for that nobody knows.
     """
-    ours = subject(model)
+    ours = model_ref(model)
     base = base or ours.base
     if against == "base":
         if base is None:
             why, fix = f"{model} is not the model of a run, which would know", "give --base PATH, or --against PATH"
             raise BadInput(Problem(what="no base is known", where="--against base", why=why, fix=fix))
-        theirs: Subject | None = Subject(path=base)
+        theirs: ModelRef | None = ModelRef(path=base)
     else:
-        theirs = subject(against) if against is not None else None
-    return Contest(model=ours, against=theirs, base=base, reference=reference or ours.reference)
+        theirs = model_ref(against) if against is not None else None
+    return EvaluationSpec(model=ours, against=theirs, base=base, reference=reference or ours.reference)
 
 
 def evaluate(
     suite: Suite,
-    models: Contest,
+    models: EvaluationSpec,
     output: Path,
     tell: Tell,
     start_cluster: Callable[..., Cluster] = RayCluster,
@@ -114,15 +114,15 @@ def evaluate(
         except JudgeFailed as error:
             failed = error
             remarks.append(f"the judge failed, so there is no win rate of it: {error.problems[0].what}")
-    drawing = figures.Drawing(seed=config.seed, confidence=config.confidence, num_draws=config.num_draws)
+    bootstrap = figures.BootstrapConfig(seed=config.seed, confidence=config.confidence, num_draws=config.num_draws)
     result = Result(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         suite={"source": str(suite.source), "sha256": _digest(config), "config": config.model_dump(mode="json")},
         models=_told(models),
         prompts=_prompts_told(config, prompts, answered[MODEL]),
-        figures={name: figures.figures(rows, name, drawing) for name in answered},
-        differences=figures.differences(rows, MODEL, AGAINST, drawing),
-        win_rates=figures.win_rates(rows, MODEL, AGAINST, drawing),
+        figures={name: figures.figures(rows, name, bootstrap) for name in answered},
+        differences=figures.differences(rows, MODEL, AGAINST, bootstrap),
+        win_rates=figures.win_rates(rows, MODEL, AGAINST, bootstrap),
         cost=_cost(answered, ratios, judgements) | {"seconds": round(time.monotonic() - started, 3)},
         software=software(),
         remarks=(*remarks, *_dropped(answered[MODEL])),
@@ -136,15 +136,15 @@ def evaluate(
 # ------------------------------------------------------------------------------------------------ before
 
 
-def look(suite: SuiteConfig, models: Contest, output: Path) -> tuple[dict[str, Sequence[Prompt]], str | None]:
+def look(suite: SuiteConfig, models: EvaluationSpec, output: Path) -> tuple[dict[str, Sequence[Prompt]], str | None]:
     """The prompts, and the judge's key. Raises BadInput with everything that is wrong with any file."""
     problems = Problems()
     prompts = suite_prompts(suite, problems)
     key = check_suite(suite, prompts, problems)
-    named = {"MODEL": models.model.path, **{f"--{name}": path for name, path in models.anchors.items()}}
+    named = {"MODEL": models.model.path, **{f"--{name}": path for name, path in models.references.items()}}
     named |= {"--against": models.against.path} if models.against else {}
     check_models(named, prompts, suite.rollout.tensor_parallel_size, problems)
-    for name, path in models.anchors.items():
+    for name, path in models.references.items():
         check_comparable(models.model.path, path, f"--{name}", problems)
     refuse_another(output, EVALUATION, problems)
     if problems:
@@ -159,24 +159,24 @@ def refuse_another(output: Path, name: str, problems: Problems) -> None:
         problems.add("there is a result already" if output.is_dir() else "is a file", where=str(output), fix=fix)
 
 
-def _known(suite: SuiteConfig, models: Contest) -> tuple[Contest, list[str]]:
+def _known(suite: SuiteConfig, models: EvaluationSpec) -> tuple[EvaluationSpec, list[str]]:
     """What is measured of what was asked for, and what to say of the rest."""
     remarks = []
-    anchors = {**models.anchors} if suite.kl and suite.prompts is not None else {}
-    for name, path in models.anchors.items():
+    references = {**models.references} if suite.kl and suite.prompts is not None else {}
+    for name, path in models.references.items():
         # What the run names may have been removed since; what stands on the command line is refused if it is not there.
         told_by_run = path == getattr(models.model, name)
-        if name in anchors and told_by_run and not local(path).is_dir() and not may_be_of_the_hub(path):
+        if name in references and told_by_run and not local(path).is_dir() and not may_be_of_the_hub(path):
             remarks.append(f"kl/{name} is not measured: the run's {name} is not there any more: {path}")
-            del anchors[name]
-    if suite.kl and suite.prompts is not None and not models.anchors:
+            del references[name]
+    if suite.kl and suite.prompts is not None and not models.references:
         remarks.append("no KL is measured: what the model was trained from is not known; give --base PATH")
     if suite.judge is not None and models.against is None:
         remarks.append("the judge is not asked: there is nothing to compare with; give --against")
-    return replace(models, base=anchors.get("base"), reference=anchors.get("reference")), remarks
+    return replace(models, base=references.get("base"), reference=references.get("reference")), remarks
 
 
-def _hashed(models: Contest) -> Contest:
+def _hashed(models: EvaluationSpec) -> EvaluationSpec:
     ours, against = models.model, models.against
     return replace(
         models,
@@ -190,7 +190,7 @@ def _hashed(models: Contest) -> Contest:
 
 def _measure(
     suite: SuiteConfig,
-    models: Contest,
+    models: EvaluationSpec,
     prompts: Mapping[str, Sequence[Prompt]],
     output: Path,
     tell: Tell,
@@ -198,41 +198,41 @@ def _measure(
 ) -> tuple[dict[str, list[Answered]], LogProbs | None]:
     with cluster_for(suite, output, tell, start_cluster) as cluster:
         answered = {}
-        for name, one in models.subjects.items():
+        for name, one in models.model_refs.items():
             tell(f"{one.name} answers {', '.join(f'{len(some)} {key}' for key, some in prompts.items())}")
             answered[name] = answer(cluster, suite, one.path, prompts)
         completions = _comparable(models, answered)
         if not completions:
             return answered, None
-        tell(f"log-probabilities of the samples under their own model and under {' and '.join(models.anchors)}")
+        tell(f"log-probabilities of the samples under their own model and under {' and '.join(models.references)}")
         return answered, log_probs(cluster, suite, _wanted(models, completions), completions)
 
 
-def _comparable(models: Contest, answered: Mapping[str, Sequence[Answered]]) -> dict[str, Experience]:
+def _comparable(models: EvaluationSpec, answered: Mapping[str, Sequence[Answered]]) -> dict[str, Experience]:
     """What a KL is measured on, by model: samples in the tokens of what it is measured to."""
     return {
         name: part.experience
         for name, parts in answered.items()
         for part in parts
-        if part.mode == "sampled" and models.anchors
-        if not any(difference_of(models.subjects[name].path, path) for path in models.anchors.values())
+        if part.mode == "sampled" and models.references
+        if not any(difference_of(models.model_refs[name].path, path) for path in models.references.values())
     }
 
 
-def _wanted(models: Contest, completions: Iterable[str]) -> dict[str, list[str]]:
+def _wanted(models: EvaluationSpec, completions: Iterable[str]) -> dict[str, list[str]]:
     """Each model's samples under itself and under what it is compared with; once where paths are the same."""
     found: dict[str, list[str]] = {}
     for name in completions:
-        for path in dict.fromkeys([models.subjects[name].path, *models.anchors.values()]):
+        for path in dict.fromkeys([models.model_refs[name].path, *models.references.values()]):
             found.setdefault(path, []).append(name)
     return found
 
 
-def _rows(name: str, part: Answered, models: Contest, ratios: LogProbs | None) -> list[Row]:
+def _rows(name: str, part: Answered, models: EvaluationSpec, ratios: LogProbs | None) -> list[Row]:
     told: dict[str, NDArray[np.float64]] = {}
-    own = ratios.sums.get(models.subjects[name].path, {}).get(name) if ratios is not None else None
+    own = ratios.sums.get(models.model_refs[name].path, {}).get(name) if ratios is not None else None
     if ratios is not None and own is not None and part.mode == "sampled":
-        told = {anchor: own - ratios.sums[path][name] for anchor, path in models.anchors.items()}
+        told = {reference_policy: own - ratios.sums[path][name] for reference_policy, path in models.references.items()}
     return rows_of(name, part, told)
 
 
@@ -254,9 +254,9 @@ def judged(
 # ------------------------------------------------------------------------------------------------ what is told
 
 
-def _told(models: Contest) -> dict[str, dict[str, Any]]:
-    anchors = {name: Subject(path=path, weights=weights(path)) for name, path in models.anchors.items()}
-    return {name: one.told() for name, one in {**models.subjects, **anchors}.items()}
+def _told(models: EvaluationSpec) -> dict[str, dict[str, Any]]:
+    references = {name: ModelRef(path=path, weights=weights(path)) for name, path in models.references.items()}
+    return {name: one.told() for name, one in {**models.model_refs, **references}.items()}
 
 
 def _prompts_told(

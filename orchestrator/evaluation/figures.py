@@ -65,7 +65,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawing:
+class BootstrapConfig:
     """How intervals are drawn."""
 
     seed: int = 0
@@ -73,12 +73,12 @@ class Drawing:
     num_draws: int = NUM_DRAWS
 
 
-def figures(rows: Sequence[Row], model: str, drawing: Drawing) -> dict[str, Figure]:
+def figures(rows: Sequence[Row], model: str, bootstrap: BootstrapConfig) -> dict[str, Figure]:
     """All figures of one model."""
-    return {name: mean(list(values.values()), drawing) for name, values in per_prompt(rows, model).items()}
+    return {name: mean(list(values.values()), bootstrap) for name, values in per_prompt(rows, model).items()}
 
 
-def differences(rows: Sequence[Row], ours: str, theirs: str, drawing: Drawing) -> dict[str, Figure]:
+def differences(rows: Sequence[Row], ours: str, theirs: str, bootstrap: BootstrapConfig) -> dict[str, Figure]:
     """Ours − theirs, of every figure that both models have, on the prompts they have in common. What prompts have in
     common cancels, so this may show a difference where two intervals overlap."""
     mine, others = per_prompt(rows, ours), per_prompt(rows, theirs)
@@ -86,11 +86,11 @@ def differences(rows: Sequence[Row], ours: str, theirs: str, drawing: Drawing) -
     for name in (name for name in mine if name in others):
         both = [prompt for prompt in mine[name] if prompt in others[name]]
         if both:
-            found[name] = _bootstrap(array(mine[name][p] - others[name][p] for p in both), drawing)
+            found[name] = _bootstrap(array(mine[name][p] - others[name][p] for p in both), bootstrap)
     return found
 
 
-def win_rates(rows: Sequence[Row], ours: str, theirs: str, drawing: Drawing) -> dict[str, Figure]:
+def win_rates(rows: Sequence[Row], ours: str, theirs: str, bootstrap: BootstrapConfig) -> dict[str, Figure]:
     """How often one model's completion is better than the other's, by every scorer and judge: MODE/win_rate/NAME.
 
     MODE/length_controlled_win_rate/NAME is what it would be at equal lengths, in characters (AlpacaEval 2);
@@ -103,14 +103,14 @@ def win_rates(rows: Sequence[Row], ours: str, theirs: str, drawing: Drawing) -> 
         lengths = _characters(own), _characters(other)
         for name, outcomes in _outcomes(own, other).items():
             won = by_prompt((row.prompt_id, outcome) for row, outcome in outcomes)
-            found[f"{mode}/win_rate/{name}"] = mean(list(won.values()), drawing)
+            found[f"{mode}/win_rate/{name}"] = mean(list(won.values()), bootstrap)
             found[f"{mode}/ties/{name}"] = mean(
-                list(by_prompt((row.prompt_id, float(outcome == 0.5)) for row, outcome in outcomes).values()), drawing
+                list(by_prompt((row.prompt_id, float(outcome == 0.5)) for row, outcome in outcomes).values()), bootstrap
             )
             values, mine, others = (array(part[prompt] for prompt in won) for part in (won, *lengths))
-            found[f"{mode}/length_controlled_win_rate/{name}"] = length_controlled(values, mine, others, drawing)
+            found[f"{mode}/length_controlled_win_rate/{name}"] = length_controlled(values, mine, others, bootstrap)
         for name, agreed in _consistency(own).items():
-            found[f"{mode}/order_consistency/{name}"] = mean(list(agreed.values()), drawing)
+            found[f"{mode}/order_consistency/{name}"] = mean(list(agreed.values()), bootstrap)
     return found
 
 
@@ -229,28 +229,28 @@ def _consistency(own: Sequence[Row]) -> dict[str, PerPrompt]:
 # ------------------------------------------------------------------------------------------------ intervals
 
 
-def mean(values: Sequence[float], drawing: Drawing) -> Figure:
+def mean(values: Sequence[float], bootstrap: BootstrapConfig) -> Figure:
     """Of a number per prompt. Where each is 0 or 1 it is a proportion, with Wilson's interval: the bootstrap's would be
     a single point when all are equal."""
     numbers = array(values)
     if len(numbers) > 1 and set(numbers) <= {0.0, 1.0}:
-        found = statistics.wilson(float(numbers.sum()), len(numbers), confidence=drawing.confidence)
+        found = statistics.wilson(float(numbers.sum()), len(numbers), confidence=bootstrap.confidence)
         return _figure(found, len(numbers), "wilson")
-    return _bootstrap(numbers, drawing)
+    return _bootstrap(numbers, bootstrap)
 
 
-def length_controlled(won: Values, ours: Values, theirs: Values, drawing: Drawing) -> Figure:
+def length_controlled(won: Values, ours: Values, theirs: Values, bootstrap: BootstrapConfig) -> Figure:
     """`statistics.length_controlled_win_rate` of outcomes and lengths [n]; of one prompt it is the outcome itself."""
     if len(won) < 2:
         return _of_one(won)
-    found = statistics.length_controlled_win_rate(won, ours, theirs, **_given(drawing))
+    found = statistics.length_controlled_win_rate(won, ours, theirs, **_given(bootstrap))
     return _figure(found, len(won), "bootstrap")
 
 
-def _bootstrap(values: Values, drawing: Drawing) -> Figure:
+def _bootstrap(values: Values, bootstrap: BootstrapConfig) -> Figure:
     if len(values) < 2:
         return _of_one(values)
-    return _figure(statistics.mean(values, **_given(drawing)), len(values), "bootstrap")
+    return _figure(statistics.mean(values, **_given(bootstrap)), len(values), "bootstrap")
 
 
 def _of_one(values: Values) -> Figure:
@@ -261,8 +261,8 @@ def _figure(found: Interval, num_prompts: int, kind: Literal["bootstrap", "wilso
     return Figure(value=found.value, low=found.low, high=found.high, num_prompts=num_prompts, interval=kind)
 
 
-def _given(drawing: Drawing) -> dict[str, Any]:
-    return {"seed": drawing.seed, "confidence": drawing.confidence, "num_draws": drawing.num_draws}
+def _given(bootstrap: BootstrapConfig) -> dict[str, Any]:
+    return {"seed": bootstrap.seed, "confidence": bootstrap.confidence, "num_draws": bootstrap.num_draws}
 
 
 def array(values: Iterable[float]) -> Values:

@@ -12,10 +12,10 @@ import numpy as np
 
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.evaluation.answer import Answer, Mode
-from orchestrator.pipeline.sources import Arrival, sample
+from orchestrator.pipeline.sources import PendingBatch, sample
 from workers.reward import Reward
 from workers.rollout import Rollout
-from workers.types import Experience, Measures, Metrics, Prompt, Sample, Sampling, Scores, TokenShare, merge_scores
+from workers.types import Experience, Measures, Metrics, Prompt, Sample, Sampling, Scores, TokenShard, merge_scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class Several:
         )
 
 
-Base: TypeAlias = Callable[[Sequence[Handle[Experience]]], Sequence[Handle[TokenShare]]]
+Base: TypeAlias = Callable[[Sequence[Handle[Experience]]], Sequence[Handle[TokenShard]]]
 """Log-probabilities of sampled completions by the model that the run began with, at temperature 1."""
 
 
@@ -103,11 +103,11 @@ class HeldOut:
             metrics["eval/kl"] = float(np.mean(ratios))
         return Evaluation(metrics=metrics, samples=scores.samples, answers=(*answers, *drawn_answers))
 
-    def _graded(self, mode: Mode, arrival: Arrival) -> tuple[Scores, tuple[Answer, ...]]:
-        assert arrival.scores is not None
-        shares = self._base(arrival.experience) if self._base is not None and mode == "sampled" else None
-        measures = self._reward.one(Reward.measure, arrival.experience, shares).result()
-        scores = merge_scores(wait(arrival.scores))
+    def _graded(self, mode: Mode, pending: PendingBatch) -> tuple[Scores, tuple[Answer, ...]]:
+        assert pending.scores is not None
+        shares = self._base(pending.experience) if self._base is not None and mode == "sampled" else None
+        measures = self._reward.one(Reward.measure, pending.experience, shares).result()
+        scores = merge_scores(wait(pending.scores))
         return scores, answers_of(mode, scores, measures)
 
 

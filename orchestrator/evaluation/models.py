@@ -20,11 +20,12 @@ from orchestrator.rundir.ledger import Fact, read_ledger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class ModelRef:
     """A model and what is known of its making.
 
-    Example: `Subject(path="runs/sort/model", run="sort", base="models/sort", reference="runs/sort/reference/version-2",
-    weights={"model.safetensors": "9f3c…"})`. Of a model that no run has made `run`, `base` and `reference` are None.
+    Example: `ModelRef(path="runs/sort/model", run="sort", base="models/sort",
+    reference="runs/sort/reference/version-2", weights={"model.safetensors": "9f3c…"})`. `run`, `base` and `reference`
+    are None for a model that no run has made.
     """
 
     path: str
@@ -45,7 +46,7 @@ class Subject:
         return {**asdict(self), "sha256": whole}
 
 
-def subject(given: str) -> Subject:
+def model_ref(given: str) -> ModelRef:
     """Of what stands on the command line; nothing is hashed yet.
 
     Raises:
@@ -54,14 +55,14 @@ def subject(given: str) -> Subject:
     path = local(given)
     directory = RunDirectory(path if (path / "resolved.json").is_file() else path.parent)
     if not path.is_dir() or not directory.resolved.is_file() or path not in (directory.path, directory.model):
-        return Subject(path=given)
+        return ModelRef(path=given)
     if not directory.model.is_dir():
         exit = directory.read_exit() or {}
         why = f"it ended with {exit['cause']}" if "cause" in exit else "it is not finished"
         fix = f"see: rlhf why {given}; or give one of its references or another model directory"
         raise BadInput(Problem(what="the run has no model", where=given, why=why, fix=fix))
     run, base = directory.path.absolute().name, directory.config().model.path
-    return Subject(path=str(directory.model), run=run, base=base, reference=_reference(directory))
+    return ModelRef(path=str(directory.model), run=run, base=base, reference=_reference(directory))
 
 
 def _reference(directory: RunDirectory) -> str | None:

@@ -27,7 +27,7 @@ from orchestrator.evaluation import figures
 from orchestrator.evaluation.answers import Answered, LogProbs, Tell, answer, cluster_for, log_probs
 from orchestrator.evaluation.evaluate import refuse_another
 from orchestrator.evaluation.figures import Figure
-from orchestrator.evaluation.models import Subject, subject, weights
+from orchestrator.evaluation.models import ModelRef, model_ref, weights
 from orchestrator.evaluation.suite import SuiteConfig, suite_of
 from orchestrator.evaluation.suite_files import check_comparable, check_models, suite_prompts
 from orchestrator.monitor.figures import number, one_line, shorten
@@ -45,7 +45,7 @@ SHOWN = 8  # prompts of the table
 class Candidates:
     """Whose answers are ranked, and what they are measured from."""
 
-    model: Subject
+    model: ModelRef
     reference: str
 
 
@@ -79,15 +79,15 @@ class Ranking:
 
 def candidates(model: str, reference: str | None) -> Candidates:
     """Raises BadInput when nobody knows the reference."""
-    ours = subject(model)
+    ours = model_ref(model)
     path = reference or ours.reference or ours.base
     if path is None:
         why = f"{model} is not the model of a run, which would know"
         raise BadInput(Problem(what="no reference", where="rlhf rank", why=why, fix="give --reference REF"))
-    return Candidates(model=ours, reference=subject(path).path)
+    return Candidates(model=ours, reference=model_ref(path).path)
 
 
-def settings(model: Subject, prompts: str, n: int, beta: float, overrides: Sequence[str]) -> SuiteConfig:
+def settings(model: ModelRef, prompts: str, n: int, beta: float, overrides: Sequence[str]) -> SuiteConfig:
     """A suite of samples alone, as long as those of the run that made the model, where one did. Raises BadInput."""
     if not 0 < beta < float("inf"):
         why = "it scales the reward; at 0 all completions are equal"
@@ -124,11 +124,11 @@ def rank(
     log_ratios = told.sums[path]["model"] - told.sums[reference]["model"]
     ranked = tuple(by_reward(answered, log_ratios, beta))
     found = Ranking(
-        model=Subject(path=path, run=given.model.run, weights=weights(path)).told(),
-        reference=Subject(path=reference, weights=weights(reference)).told(),
+        model=ModelRef(path=path, run=given.model.run, weights=weights(path)).told(),
+        reference=ModelRef(path=reference, weights=weights(reference)).told(),
         suite=suite.model_dump(mode="json"),
         beta=beta,
-        figures=summary(ranked, figures.Drawing(seed=suite.seed, confidence=suite.confidence)),
+        figures=summary(ranked, figures.BootstrapConfig(seed=suite.seed, confidence=suite.confidence)),
         cost=cost(suite, answered, told),
         software=software(),
         dropped=answered.experience.num_dropped,
@@ -178,7 +178,7 @@ def by_reward(answered: Answered, log_ratios: NDArray[np.float64], beta: float) 
         )
 
 
-def summary(ranked: Sequence[Ranked], drawing: figures.Drawing) -> dict[str, Figure]:
+def summary(ranked: Sequence[Ranked], bootstrap: figures.BootstrapConfig) -> dict[str, Figure]:
     """What choosing does to the implicit reward and to the length, over prompts."""
     values: dict[str, list[float]] = {}
     for one in ranked:
@@ -186,7 +186,7 @@ def summary(ranked: Sequence[Ranked], drawing: figures.Drawing) -> dict[str, Fig
             numbers = [completion[key] for completion in one.completions]
             values.setdefault(f"best{name}", []).append(float(numbers[0]))
             values.setdefault(f"mean{name}", []).append(float(np.mean(numbers)))
-    return {name: figures.mean(some, drawing) for name, some in values.items()}
+    return {name: figures.mean(some, bootstrap) for name, some in values.items()}
 
 
 def cost(suite: SuiteConfig, answered: Answered, told: LogProbs) -> dict[str, float]:

@@ -45,9 +45,9 @@ class Refusals:
         }
         metrics: Metrics = {}
         samples: list[Sample] = []
-        for kind, arrival in arrivals.items():
-            assert arrival.scores is not None
-            scores = merge_scores(wait(arrival.scores))
+        for kind, pending in arrivals.items():
+            assert pending.scores is not None
+            scores = merge_scores(wait(pending.scores))
             metrics[f"eval/{kind}_prompts"] = float(len(scores.rewards))
             metrics[METRICS[kind]] = float(np.mean(scores.rewards))
             samples += scores.samples

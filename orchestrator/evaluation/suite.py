@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from orchestrator.config.conflicts import Conflict, ConflictsError
-from orchestrator.config.document import Document, Place, read_document
+from orchestrator.config.document import Document, Location, read_document
 from orchestrator.config.explain import explain
 from orchestrator.config.overrides import apply, parse_overrides
 from orchestrator.config.recipe import reading_order
@@ -134,7 +134,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
 
 def suite_of(values: Mapping[str, Any], overrides: Sequence[str]) -> SuiteConfig:
     """Of what stands on the command line alone. Raises BadInput."""
-    document = Document(data=dict(values), places={(): Place(text="command line")})
+    document = Document(data=dict(values), places={(): Location(text="command line")})
     return _made(document, overrides, Problems())
 
 

@@ -55,7 +55,7 @@ class Promotion:
     saw: str
 
 
-class Watch:
+class AlarmMonitor:
     """Over one attempt, and what the attempts before it saw."""
 
     def __init__(

@@ -10,10 +10,10 @@ from orchestrator.monitor.history import History
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Guarded:
+class GatedMetric:
     """A figure behind the gate, of the model as it was given and of the newest evaluation.
 
-    Example: `Guarded(name="eval/refusal", before=0.98, now=0.91, allowed=0.02, lower_is_better=False)`.
+    Example: `GatedMetric(name="eval/refusal", before=0.98, now=0.91, allowed=0.02, lower_is_better=False)`.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Guarded:
         return f"{self.name} {word} {moved}, allowed is {self.allowed:g}"
 
 
-def guarded(history: History, rule: SafetyGate) -> list[Guarded]:
+def guarded(history: History, rule: SafetyGate) -> list[GatedMetric]:
     """Those that were measured of the model as it was given (row 0) and again since."""
     limits = dict.fromkeys(rule.metrics, (rule.max_fall, False))
     limits |= {"eval/refusal": (rule.max_refusal_fall, False), "eval/over_refusal": (rule.max_over_refusal_rise, True)}
     return [
-        Guarded(name=name, before=float(values[0]), now=float(values[-1]), allowed=allowed, lower_is_better=lower)
+        GatedMetric(name=name, before=float(values[0]), now=float(values[-1]), allowed=allowed, lower_is_better=lower)
         for name, (allowed, lower) in limits.items()
         if len(values := history.values(name)) >= 2 and history.steps(name)[0] == 0
     ]

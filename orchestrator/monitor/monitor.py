@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.config.run import RunConfig
-from orchestrator.monitor.alarms import Watch
+from orchestrator.monitor.alarms import AlarmMonitor
 from orchestrator.rundir.directory import RunDirectory
 from workers.types import Metrics, Sample
 
@@ -70,7 +70,7 @@ class Monitor:
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)
-        self.watch: Watch | None = None
+        self.watch: AlarmMonitor | None = None
 
     def start(self, run: RunInfo) -> None:
         for sink in self._sinks:

@@ -25,14 +25,14 @@ STALE_DIFFERENCE = 0.3  # nats per token and version that an engine is behind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sight:
-    """What a rule saw. Example: `Sight(saw="kl 31 nats (median of 5 steps), budget 25", rows=5)`."""
+class Finding:
+    """What a rule saw. Example: `Finding(saw="kl 31 nats (median of 5 steps), budget 25", rows=5)`."""
 
     saw: str
     rows: int  # how far back it looked: trouble is older than the newest row by up to this many
 
 
-def chosen_falling(history: History, rule: settings.ChosenFalling) -> Sight | None:
+def chosen_falling(history: History, rule: settings.ChosenFalling) -> Finding | None:
     """Over the window logps/chosen falls for certain (z ≤ −3) by `min_fall` of its mean size in the window's first
     third, and the loss falls, too (Theil–Sen change < 0, z ≤ −1.64); where there is a reference, the chosen
     completions have become less likely than under it (rewards/chosen < 0, mean of the last third)."""
@@ -47,25 +47,25 @@ def chosen_falling(history: History, rule: settings.ChosenFalling) -> Sight | No
         return None
     if reward is not None and reward.mean() >= 0:
         return None
-    return Sight(
+    return Finding(
         saw=f"logps/chosen fell by {number(-fall.change)} to {number(float(chosen[-third:].mean()))} over {n} "
         f"{history.turns} (z {fall.z:.1f}) while the loss fell by {number(-of_loss.change)}",
         rows=n,
     )
 
 
-def kl_budget(history: History, rule: settings.KlBudget) -> Sight | None:
+def kl_budget(history: History, rule: settings.KlBudget) -> Finding | None:
     """The median of the window of objective/kl is over `max_kl`: more than half of its rows are."""
     n = history.window(rule)
     kl = history.last("objective/kl", n)
     if kl is None or np.median(kl) <= rule.max_kl:
         return None
-    return Sight(
+    return Finding(
         saw=f"KL {number(float(np.median(kl)))} nats (median of {n} {history.turns}), budget {rule.max_kl:g}", rows=n
     )
 
 
-def length_drift(history: History, rule: settings.LengthDrift) -> Sight | None:
+def length_drift(history: History, rule: settings.LengthDrift) -> Finding | None:
     """The median length of the window over the mean of the run's first rows is beyond `max_ratio` or below its inverse,
     and their difference is certain (Welch's |t| ≥ 3)."""
     n, name = history.window(rule), "completions/mean_length"
@@ -76,10 +76,10 @@ def length_drift(history: History, rule: settings.LengthDrift) -> Sight | None:
     if 1 / rule.max_ratio <= ratio <= rule.max_ratio or abs(difference(before, now)) < CERTAIN:
         return None
     saw = f"mean length {number(float(np.median(now)))} tokens, {ratio:.2g} times the {number(float(before.mean()))}"
-    return Sight(saw=f"{saw} of the first {len(before)} {history.turns}", rows=n)
+    return Finding(saw=f"{saw} of the first {len(before)} {history.turns}", rows=n)
 
 
-def pair_length_gap(history: History, rule: settings.PairLengthGap) -> Sight | None:
+def pair_length_gap(history: History, rule: settings.PairLengthGap) -> Finding | None:
     """(chosen − rejected) / mean length of both, of each row: its mean over the window is beyond ±`max_gap`, and at
     least three of its standard errors (deviation / √n) from 0."""
     n = history.window(rule)
@@ -91,7 +91,7 @@ def pair_length_gap(history: History, rule: settings.PairLengthGap) -> Sight | N
     if abs(mean) <= rule.max_gap or abs(mean) < CERTAIN * error:
         return None
     lengths = float(chosen.mean()), float(rejected.mean())
-    return Sight(saw=f"{_longer(*lengths, gap=mean)} tokens, mean of {n} {history.turns})", rows=n)
+    return Finding(saw=f"{_longer(*lengths, gap=mean)} tokens, mean of {n} {history.turns})", rows=n)
 
 
 def _longer(chosen: float, rejected: float, *, gap: float) -> str:
@@ -104,7 +104,7 @@ def _longer(chosen: float, rejected: float, *, gap: float) -> str:
     return f"chosen completions are {abs(chosen / rejected - 1):.0%} {which} than rejected ones {told}"
 
 
-def reward_hacking(history: History, rule: settings.RewardHacking) -> Sight | None:
+def reward_hacking(history: History, rule: settings.RewardHacking) -> Finding | None:
     """`reward` rises over the window for certain (z ≥ 3), and one of these does not go with it:
 
     - rewards/NAME/mean of a scorer falls (z ≤ −3) by `min_fall` times its standard deviation over completions;
@@ -124,7 +124,7 @@ def reward_hacking(history: History, rule: settings.RewardHacking) -> Sight | No
             fall = trend(values)
             if fall.falls and -fall.change >= rule.min_fall * float(deviations.mean()):
                 saw = f"reward rose by {number(rise.change)} while {name} fell by {number(-fall.change)}"
-                return Sight(saw=f"{saw} over {n} {history.turns} (z {rise.z:.1f} and {fall.z:.1f})", rows=n)
+                return Finding(saw=f"{saw} over {n} {history.turns} (z {rise.z:.1f} and {fall.z:.1f})", rows=n)
     return _held_out_fall(history, n)
 
 
@@ -132,7 +132,7 @@ def _is_scorer(name: str) -> bool:
     return name.startswith("rewards/") and name.endswith("/mean")
 
 
-def _held_out_fall(history: History, n: int) -> Sight | None:
+def _held_out_fall(history: History, n: int) -> Finding | None:
     sizes = history.last("eval/prompts", 1)
     for name in history.names():
         is_scorer = name.startswith("eval/rewards/") and name.endswith("/mean")
@@ -153,11 +153,11 @@ def _held_out_fall(history: History, n: int) -> Sight | None:
         if min(len(before), len(after)) >= 2 and difference(before, after) >= CERTAIN:
             saw = f"{name} fell from {number(float(values[best]))} at step {steps[best]} to {number(float(values[-1]))}"
             risen = f"reward rose from {number(float(before.mean()))} to {number(float(after.mean()))}"
-            return Sight(saw=f"{saw} while {risen}", rows=int((told > steps[best]).sum()))
+            return Finding(saw=f"{saw} while {risen}", rows=int((told > steps[best]).sum()))
     return None
 
 
-def repetition(history: History, rule: settings.Repetition) -> Sight | None:
+def repetition(history: History, rule: settings.Repetition) -> Finding | None:
     """completions/repeated_tail, the share of tokens in a tail that repeats itself, is over `max_share` (median of the
     window), and certainly above the run's first rows (Welch's t ≥ 3): a base model that repeats itself was known."""
     n, name = history.window(rule), "completions/repeated_tail"
@@ -167,10 +167,10 @@ def repetition(history: History, rule: settings.Repetition) -> Sight | None:
     if np.median(now) <= rule.max_share or difference(before, now) < CERTAIN:
         return None
     saw = f"{np.median(now):.0%} of the tokens are a tail that repeats itself"
-    return Sight(saw=f"{saw}, {before.mean():.0%} in the first {history.turns}", rows=n)
+    return Finding(saw=f"{saw}, {before.mean():.0%} in the first {history.turns}", rows=n)
 
 
-def entropy_collapse(history: History, rule: settings.EntropyCollapse) -> Sight | None:
+def entropy_collapse(history: History, rule: settings.EntropyCollapse) -> Finding | None:
     """The median entropy of the window is below `min_share` of the mean of the first rows, and `reward` is not above
     its first rows (t < 3), or below its best (t ≤ −3): an entropy that is low because the task is learned is no
     alarm."""
@@ -182,10 +182,10 @@ def entropy_collapse(history: History, rule: settings.EntropyCollapse) -> Sight 
     if share >= rule.min_share or history.improved("reward", n):
         return None
     saw = f"entropy {number(float(np.median(now)))} nats per token, {share:.0%} of the first {history.turns}"
-    return Sight(saw=f"{saw}; reward {_from_to(history, 'reward', n)}", rows=n)
+    return Finding(saw=f"{saw}; reward {_from_to(history, 'reward', n)}", rows=n)
 
 
-def no_signal(history: History, rule: settings.NoSignal) -> Sight | None:
+def no_signal(history: History, rule: settings.NoSignal) -> Finding | None:
     """The median share of groups with equal rewards is over `max_share`, and `reward` has not improved since the first
     rows: groups that are equal because the task is learned are no alarm."""
     n, name = history.window(rule), "frac_reward_zero_std"
@@ -193,10 +193,10 @@ def no_signal(history: History, rule: settings.NoSignal) -> Sight | None:
     if now is None or np.median(now) <= rule.max_share or history.improved("reward", n):
         return None
     saw = f"{np.median(now):.0%} of the groups have equal rewards (median of {n} {history.turns})"
-    return Sight(saw=f"{saw}; reward {_from_to(history, 'reward', n)}", rows=n)
+    return Finding(saw=f"{saw}; reward {_from_to(history, 'reward', n)}", rows=n)
 
 
-def engine_gap(history: History, rule: settings.EngineGap) -> Sight | None:
+def engine_gap(history: History, rule: settings.EngineGap) -> Finding | None:
     """The median of sampling/logp_difference is over `max_difference` × (1 + mean staleness), or over `max_jump` times
     its mean in the first rows and over 0.001 at the same staleness."""
     n, name = history.window(rule), "sampling/logp_difference"
@@ -209,10 +209,10 @@ def engine_gap(history: History, rule: settings.EngineGap) -> Sight | None:
     if gap <= rule.max_difference * (1 + stale) and not jumped:
         return None
     saw = f"log-probabilities differ by {number(gap)} nats per token (median of {n} {history.turns})"
-    return Sight(saw=f"{saw}, by {number(float(before.mean()))} in the first {history.turns}", rows=n)
+    return Finding(saw=f"{saw}, by {number(float(before.mean()))} in the first {history.turns}", rows=n)
 
 
-def engine_mismatch(history: History, rule: settings.EngineMismatch) -> Sight | None:
+def engine_mismatch(history: History, rule: settings.EngineMismatch) -> Finding | None:
     """The newest sampling/logp_difference is over `max_difference`, or where the engine is behind over (1 + mean
     staleness) times 0.3, if that is more. Nothing but rounding may differ when both hold the same weights."""
     now, behind = history.last("sampling/logp_difference", 1), history.last("staleness/mean", 1)
@@ -223,10 +223,10 @@ def engine_mismatch(history: History, rule: settings.EngineMismatch) -> Sight | 
     if now[0] <= limit:
         return None
     saw = f"engine and learner differ by {number(float(now[0]))} nats per token on the same tokens"
-    return Sight(saw=f"{saw}, {limit:g} at most is rounding", rows=1)
+    return Finding(saw=f"{saw}, {limit:g} at most is rounding", rows=1)
 
 
-def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Sight | None:
+def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Finding | None:
     """The median of grad_norm, before clipping, is over `max_norm` and over `max_jump` times that of the first rows:
     a loss may be large from the start on."""
     n, name = history.window(rule), "grad_norm"
@@ -236,22 +236,22 @@ def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Si
     norm, was = float(np.median(now)), float(np.median(before))
     if norm <= max(rule.max_norm, rule.max_jump * was):
         return None
-    return Sight(
+    return Finding(
         saw=f"gradient norm {number(norm)} (median of {n} {history.turns}), {number(was)} in the first {history.turns}",
         rows=n,
     )
 
 
-def staleness(history: History, rule: settings.Staleness) -> Sight | None:
+def staleness(history: History, rule: settings.Staleness) -> Finding | None:
     """The mean of staleness/mean over the window is over `max_mean`."""
     n = history.window(rule)
     versions = history.last("staleness/mean", n)
     if versions is None or versions.mean() <= rule.max_mean:
         return None
-    return Sight(saw=f"completions are {versions.mean():.1f} versions old (mean of {n} {history.turns})", rows=n)
+    return Finding(saw=f"completions are {versions.mean():.1f} versions old (mean of {n} {history.turns})", rows=n)
 
 
-def reference_saturation(history: History, rule: settings.ReferenceSaturation) -> Sight | None:
+def reference_saturation(history: History, rule: settings.ReferenceSaturation) -> Finding | None:
     """The median of drift/saturated, measured on a step's own samples before it learns, is over `max_share`, and the
     reference was kept in the newest row. Whether to refresh it is the anchor's decision (`reference.refresh`), which
     `round.json` and the ledger have."""
@@ -262,15 +262,15 @@ def reference_saturation(history: History, rule: settings.ReferenceSaturation) -
     if refreshed[0] or np.median(saturated) <= rule.max_share:
         return None
     saw = f"{np.median(saturated):.0%} of the completions are beyond ±10 nats of the reference"
-    return Sight(saw=f"{saw} (median of {n} {history.turns})", rows=n)
+    return Finding(saw=f"{saw} (median of {n} {history.turns})", rows=n)
 
 
-def safety_gate(history: History, rule: settings.SafetyGate) -> Sight | None:
+def safety_gate(history: History, rule: settings.SafetyGate) -> Finding | None:
     """In the newest evaluation eval/refusal is more than `max_refusal_fall` below row 0, the model as it was given, or
     eval/over_refusal more than `max_over_refusal_rise` above it, or a figure of `metrics` more than `max_fall` below.
     One evaluation is enough: a gate is shut when in doubt."""
     lost = [str(figure) for figure in guarded(history, rule) if figure.lost]
-    return Sight(saw="; ".join(lost), rows=1) if lost else None
+    return Finding(saw="; ".join(lost), rows=1) if lost else None
 
 
 def _from_to(history: History, name: str, count: int) -> str:
@@ -282,7 +282,7 @@ def _from_to(history: History, name: str, count: int) -> str:
 class Rule:
     """A rule with its words for people."""
 
-    see: Callable[[History, Any], Sight | None]
+    see: Callable[[History, Any], Finding | None]
     why: str
     fix: str
 

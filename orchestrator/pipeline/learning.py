@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from orchestrator.cluster.base import Gang, Handle, wait
-from orchestrator.pipeline.sources import Arrival
+from orchestrator.pipeline.sources import PendingBatch
 from workers.learner import Learner
-from workers.spans import Progress, Span, follow
-from workers.types import Metrics, TokenShare, flat, merge_ranks, merge_stats
+from workers.spans import Progress, UpdateRange, merge_spans
+from workers.types import Metrics, TokenShard, flat, merge_ranks, merge_stats
 
 
 class Learners:
@@ -37,32 +37,36 @@ class Learners:
     def learn(
         self,
         step: int,
-        arrival: Arrival,
-        reference: Sequence[Handle[TokenShare]] | None,
+        pending: PendingBatch,
+        reference: Sequence[Handle[TokenShard]] | None,
         pairs_file: str | None,
         pause: Callable[[Progress], None] = lambda progress: None,
     ) -> Metrics:
         """All updates of a step. `pause` is called between two spans of them, while nobody learns."""
-        values = self.critic.all(Learner.infer, arrival.experience) if self.critic else None
-        evidence = (arrival.experience, arrival.scores, reference, values)
+        values = self.critic.all(Learner.infer, pending.experience) if self.critic else None
+        scored = (pending.experience, pending.scores, reference, values)
         # A rank works off its calls in order: what it infers here is from before the step's first update.
-        old = self.policy.all(Learner.infer, arrival.experience, as_sampled=True) if self._needs_old else None
+        old = self.policy.all(Learner.infer, pending.experience, as_sampled=True) if self._needs_old else None
         progress, self._progress = self._progress, None
         done = 0 if progress is None else progress.updates
-        learned = self.policy.all(Learner.step, step, *evidence, pairs_file, old, Span(first=done, count=self._every))
-        criticised = self.critic.all(Learner.step, step, *evidence, None, old) if self.critic else []
+        learned = self.policy.all(
+            Learner.step, step, *scored, pairs_file, old, UpdateRange(first=done, count=self._every)
+        )
+        criticised = self.critic.all(Learner.step, step, *scored, None, old) if self.critic else []
         stats = merge_ranks(wait(learned))
         if progress is not None:
-            stats = follow(progress.stats, stats)
+            stats = merge_spans(progress.stats, stats)
         while stats.left:
             done += self._every or 0
             pause(Progress(updates=done, stats=stats))
-            learned = self.policy.all(Learner.step, step, *evidence, None, old, Span(first=done, count=self._every))
-            stats = follow(stats, merge_ranks(wait(learned)))
+            learned = self.policy.all(
+                Learner.step, step, *scored, None, old, UpdateRange(first=done, count=self._every)
+            )
+            stats = merge_spans(stats, merge_ranks(wait(learned)))
         metrics = flat(stats)
         if criticised:
             for name, value in merge_stats(wait(criticised)).items():
                 metrics[name if name.startswith(("loss/", "val/")) else f"critic/{name}"] = value
-        if arrival.resamples is not None:
-            metrics["sampling/resamples"] = float(arrival.resamples)
+        if pending.resamples is not None:
+            metrics["sampling/resamples"] = float(pending.resamples)
         return metrics

@@ -18,7 +18,7 @@ from orchestrator.cluster.base import Gang, Handle, wait
 from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
-from workers.types import Drift, Experience, Metrics, TokenShare
+from workers.types import Drift, Experience, Metrics, TokenShard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ def decide(config: ReferenceConfig, *, step: int, version: int, measure: Callabl
     )
 
 
-class Anchor(Protocol):
+class ReferencePolicy(Protocol):
     """Gives each step its reference log-probabilities; or what a whole distribution is read off, hidden states."""
 
     version: int
@@ -66,12 +66,12 @@ class Anchor(Protocol):
         """Experience of a step to come is on its way; what can be done about it already may be begun."""
         ...
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]] | None: ...
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]] | None: ...
 
     def decision(self) -> Decision | None: ...
 
 
-class NoAnchor:
+class NoReference:
     """For algorithms without a reference."""
 
     version = 0
@@ -86,7 +86,7 @@ class NoAnchor:
         return None
 
 
-class BaseAnchor:
+class AdapterOffReference:
     """The model under the policy's adapters is the reference: the policy gang answers for it."""
 
     version = 0
@@ -98,14 +98,14 @@ class BaseAnchor:
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
         pass  # the policy gang is busy learning the step before
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
         return self._policy.all(Learner.base_logprobs, experience, self._temperature, self._cache)
 
     def decision(self) -> Decision:
         return Decision(action="keep", reason="it is the model under the adapters", version=self.version)
 
 
-class ReferenceAnchor:
+class ReferenceGang:
     """A reference gang whose weights may be replaced by the current policy's, by way of a directory."""
 
     def __init__(
@@ -126,7 +126,7 @@ class ReferenceAnchor:
         self._temperature, self._directory, self.version = temperature, directory, version
         self._sampling_temperature = sampling_temperature or temperature
         self._decision, self._decided = decided, decided is not None
-        self._begun: dict[int, Sequence[Handle[TokenShare]]] = {}
+        self._begun: dict[int, Sequence[Handle[TokenShard]]] = {}
         reference.when_restarted(self._bring)
         self._bring(reference)
 
@@ -134,7 +134,7 @@ class ReferenceAnchor:
         if self._config.refresh == "never":  # else the reference may be another one when the step comes
             self._begun[step] = self._score(experience, self._temperature)
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
         shares = self._begun.pop(step, None)
         if self._decided:
             self._decided = False
@@ -157,7 +157,7 @@ class ReferenceAnchor:
     def decision(self) -> Decision | None:
         return self._decision
 
-    def _score(self, experience: Sequence[Handle[Experience]], temperature: float) -> Sequence[Handle[TokenShare]]:
+    def _score(self, experience: Sequence[Handle[Experience]], temperature: float) -> Sequence[Handle[TokenShard]]:
         return self._reference.all(Reference.logprobs, experience, temperature, self.version)
 
     def _bring(self, reference: Gang[Reference]) -> None:
@@ -173,7 +173,7 @@ class ReferenceAnchor:
         self.version = version
 
 
-class TeacherAnchor:
+class Teacher:
     """A gang with another model that never changes: its log-probabilities, or its hidden states at each token."""
 
     version = 0
@@ -181,19 +181,19 @@ class TeacherAnchor:
     def __init__(self, teacher: Gang[Reference], *, temperature: float, states: bool) -> None:
         """`temperature` is that of the log-probabilities; `states` asks for hidden states instead."""
         self._teacher, self._temperature, self._states = teacher, temperature, states
-        self._begun: dict[int, Sequence[Handle[TokenShare]]] = {}
+        self._begun: dict[int, Sequence[Handle[TokenShard]]] = {}
 
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
         self._begun[step] = self._ask(experience)
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
         begun = self._begun.pop(step, None)
         return self._ask(experience) if begun is None else begun
 
     def decision(self) -> None:
         return None
 
-    def _ask(self, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShare]]:
+    def _ask(self, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
         if self._states:
             return self._teacher.all(Reference.hidden, experience)
         return self._teacher.all(Reference.logprobs, experience, self._temperature)

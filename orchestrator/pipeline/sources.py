@@ -25,7 +25,7 @@ FURTHER = 1  # tells the stream of further prompts from a step's own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Arrival:
+class PendingBatch:
     """The experience of one step, on its way. `scores` is None when nothing was sampled, or nothing scores it."""
 
     experience: Sequence[Handle[Experience]]
@@ -42,7 +42,7 @@ class Arrival:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Known:
+class StoredRollouts:
     """What an earlier attempt has kept of a step. Files are (path, SHA-256)."""
 
     experience: Sequence[tuple[str, str]]
@@ -51,18 +51,18 @@ class Known:
     rows: tuple[int, ...] | None  # None: the step's own prompts
 
 
-class Keeper(Protocol):
+class RolloutStore(Protocol):
     """Remembers what was sampled and scored, so that it is done once."""
 
     def place(self, step: int, part: int) -> str:
         """How the names of files begin that keep the `part`-th sampling of a step."""
         ...
 
-    def known(self, step: int) -> Known | None:
+    def known(self, step: int) -> StoredRollouts | None:
         """What is there already; None: nothing."""
         ...
 
-    def begun(self, step: int, arrival: Arrival) -> None:
+    def begun(self, step: int, pending: PendingBatch) -> None:
         """The experience of a step is on its way."""
         ...
 
@@ -74,7 +74,7 @@ Begun: TypeAlias = Callable[[int, Sequence[Handle[Experience]]], None]
 class Source(Protocol):
     """Gives each step its experience, in order."""
 
-    def take(self, step: int) -> Arrival: ...
+    def take(self, step: int) -> PendingBatch: ...
 
 
 class RolloutSource:
@@ -96,52 +96,52 @@ class RolloutSource:
         max_staleness: int,
         max_steps: int,
         begun: Begun,
-        keeper: Keeper | None = None,
+        store: RolloutStore | None = None,
         max_resamples: int = 0,
     ) -> None:
-        """`keeper` None: nothing is kept. `max_resamples`: how often a step may sample further prompts for groups
+        """`store` None: nothing is kept. `max_resamples`: how often a step may sample further prompts for groups
         without signal; 0: never."""
         assert not (max_resamples and max_staleness), "to choose further prompts, a step's rewards must be there"
-        self._begun, self._keeper, self._max_resamples = begun, keeper, max_resamples
+        self._begun, self._store, self._max_resamples = begun, store, max_resamples
         self._rollout, self._reward, self._prompts, self._sampling = rollout, reward, prompts, sampling
         self._prompts_per_step, self._max_staleness, self._max_steps = prompts_per_step, max_staleness, max_steps
-        self._ahead: dict[int, Arrival] = {}
+        self._ahead: dict[int, PendingBatch] = {}
 
-    def take(self, step: int) -> Arrival:
+    def take(self, step: int) -> PendingBatch:
         for future in range(step, min(step + self._max_staleness + 1, self._max_steps)):
             if future not in self._ahead:
                 self._ahead[future] = self._begin(future)
                 self._begun(future, self._ahead[future].experience)
         return self._ahead.pop(step)
 
-    def _begin(self, step: int) -> Arrival:
-        known = self._keeper.known(step) if self._keeper else None
+    def _begin(self, step: int) -> PendingBatch:
+        known = self._store.known(step) if self._store else None
         if known is not None:
-            arrival = self._recall(step, known)
+            pending = self._recall(step, known)
         else:
             rows = [int(row) for row in self.rows(step)]
-            arrival = self._sample(step, rows)
+            pending = self._sample(step, rows)
             if self._max_resamples:
-                arrival = self._with_signal(step, rows, arrival)
-        if self._keeper:
-            self._keeper.begun(step, arrival)
-        return arrival
+                pending = self._with_signal(step, rows, pending)
+        if self._store:
+            self._store.begun(step, pending)
+        return pending
 
-    def _recall(self, step: int, known: Known) -> Arrival:
+    def _recall(self, step: int, known: StoredRollouts) -> PendingBatch:
         """What was sampled before; it is scored again only when no score of it was recorded."""
         rows = known.rows if known.rows is not None else [int(row) for row in self.rows(step)]
         experience = [self._rollout.one(Rollout.recall, known.experience, [self._prompts[i] for i in rows])]
         if known.scores is not None and self._reward is not None:
-            scored = Arrival(experience=experience, scores=[self._reward.one(Reward.recall, known.scores)])
+            scored = PendingBatch(experience=experience, scores=[self._reward.one(Reward.recall, known.scores)])
         else:
             scored = score(experience, self._reward, self._place(step, 0))
         return replace(scored, resamples=known.resamples, rows=known.rows or ())
 
-    def _with_signal(self, step: int, taken: list[int], arrival: Arrival) -> Arrival:
+    def _with_signal(self, step: int, taken: list[int], pending: PendingBatch) -> PendingBatch:
         """More prompts for groups whose rewards are all equal (DAPO, arXiv 2503.14476), until `prompts_per_step` groups
         have signal. The driver reads rewards, never tokens."""
-        experience, scores = list(arrival.experience), list(arrival.scores or ())
-        kept, kept_scores = list(arrival.kept or ()), list(arrival.kept_scores or ())
+        experience, scores = list(pending.experience), list(pending.scores or ())
+        kept, kept_scores = list(pending.kept or ()), list(pending.kept_scores or ())
         missing, resamples = self._prompts_per_step - self._num_with_signal(scores), 0
         while missing > 0 and resamples < self._max_resamples:
             rows = self.further_rows(step, taken, missing)
@@ -154,25 +154,25 @@ class RolloutSource:
             kept += more.kept or ()
             kept_scores += more.kept_scores or ()
             missing -= self._num_with_signal(more.scores or ())
-        return Arrival(
+        return PendingBatch(
             experience=experience,
             scores=scores,
             resamples=resamples,
             rows=tuple(taken),
-            kept=tuple(kept) if self._keeper else None,
-            kept_scores=tuple(kept_scores) if self._keeper else None,
+            kept=tuple(kept) if self._store else None,
+            kept_scores=tuple(kept_scores) if self._store else None,
         )
 
     def _num_with_signal(self, scores: Sequence[Handle[Scores]]) -> int:
         rewards = merge_scores(wait(scores)).rewards.reshape(-1, self._sampling.num_generations)
         return int((rewards.max(1) > rewards.min(1)).sum()) if len(rewards) else 0
 
-    def _sample(self, step: int, rows: Sequence[int], part: int = 0) -> Arrival:
+    def _sample(self, step: int, rows: Sequence[int], part: int = 0) -> PendingBatch:
         prompts, versions = [self._prompts[i] for i in rows], (max(0, step - self._max_staleness), step)
         return sample(prompts, self._sampling, self._rollout, self._reward, versions, self._place(step, part))
 
     def _place(self, step: int, part: int) -> str | None:
-        return self._keeper.place(step, part) if self._keeper else None
+        return self._store.place(step, part) if self._store else None
 
     def further_rows(self, step: int, taken: Sequence[int], count: int) -> list[int]:
         """Which prompts a step samples next: the first of an order of its own that it has not `taken`. A function of
@@ -194,7 +194,7 @@ def sample(
     reward: Gang[Reward] | None,
     versions: tuple[int, int] | None = None,
     keep: str | None = None,
-) -> Arrival:
+) -> PendingBatch:
     """Completions for `prompts`, shared out over the engines in order, and their scores.
 
     `versions`: the oldest and newest of the policy that may be sampled, whichever engine does it; None: any. `keep`:
@@ -207,12 +207,12 @@ def sample(
     return replace(score(experience, reward, keep), kept=kept)
 
 
-def score(experience: Sequence[Handle[Experience]], reward: Gang[Reward] | None, keep: str | None) -> Arrival:
+def score(experience: Sequence[Handle[Experience]], reward: Gang[Reward] | None, keep: str | None) -> PendingBatch:
     """The scores of `experience`, where there is a gang that gives any."""
     if reward is None:
-        return Arrival(experience=experience, scores=None, kept_scores=None if keep is None else ())
+        return PendingBatch(experience=experience, scores=None, kept_scores=None if keep is None else ())
     kept = None if keep is None else tuple(f"{keep}reward-{i}" for i in range(len(reward)))
-    return Arrival(experience=experience, scores=reward.all(Reward.score, experience, keep), kept_scores=kept)
+    return PendingBatch(experience=experience, scores=reward.all(Reward.score, experience, keep), kept_scores=kept)
 
 
 class DatasetSource:
@@ -231,13 +231,13 @@ class DatasetSource:
         self._begun = begun
         self._encoder, self._examples, self._batch_size = encoder, examples, batch_size
         self._seed, self._max_steps = seed, max_steps
-        self._ahead: dict[int, Arrival] = {}
+        self._ahead: dict[int, PendingBatch] = {}
 
-    def take(self, step: int) -> Arrival:
+    def take(self, step: int) -> PendingBatch:
         for future in range(step, min(step + 2, self._max_steps)):
             if future not in self._ahead:
                 handle = self._encoder.one(Encoder.encode, [self._examples[i] for i in self.rows(future)])
-                self._ahead[future] = Arrival(experience=[handle], scores=None)
+                self._ahead[future] = PendingBatch(experience=[handle], scores=None)
                 self._begun(future, [handle])
         return self._ahead.pop(step)
 

@@ -36,14 +36,14 @@ def dollars(value: float) -> str:
     return f"${value:,.0f}" if value >= 100 else f"${value:.2g}" if value < 1 else f"${value:.1f}"
 
 
-def lack(shortage: Shortage) -> str:
+def shortage_text(shortage: Shortage) -> str:
     """What a role lacks: "policy lacks 56.9 GB per GPU"."""
     if shortage.short_bytes:
         return f"{shortage.role} lacks {gigabytes(shortage.short_bytes)} per GPU"
     return f"{shortage.role} asks for more GPUs per actor than a node has ({GPUS_PER_NODE})"
 
 
-def way_out(shortage: Shortage) -> str:
+def suggestion_text(shortage: Shortage) -> str:
     """The nearest change with which the role fits."""
     ways = [" ".join(as_overrides(shortage.changes))] if shortage.changes else []
     ways += [f"{shortage.larger.name} GPUs ({gigabytes(shortage.larger.memory_bytes)})"] if shortage.larger else []

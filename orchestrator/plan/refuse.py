@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadInput, Problem, Problems
-from orchestrator.plan.format import gigabytes, lack, of_memory, way_out
+from orchestrator.plan.format import gigabytes, of_memory, shortage_text, suggestion_text
 from orchestrator.plan.gangs import Demand, Shapes, demands, sampler_shape
 from orchestrator.plan.gpus import GPUS_PER_NODE, LARGEST, Gpu
 from orchestrator.plan.plan import shapes_of, shortage_of
@@ -71,8 +71,8 @@ def _refusal(config: RunConfig, shapes: Shapes, gpu: Gpu, demand: Demand) -> Pro
     shortage = shortage_of(config, shapes, gpu, Lengths(), demand)
     needed, there = gigabytes(demand.memory.total), gigabytes(demand.limit_bytes)
     return Problem(
-        what=f"{demand.role} does not fit: {lack(shortage)}",
+        what=f"{demand.role} does not fit: {shortage_text(shortage)}",
         where=config.name,
         why=f"by plan, not measured, it needs {needed} ({of_memory(demand.memory)}), an {gpu.name} has {there} for it",
-        fix=way_out(shortage),
+        fix=suggestion_text(shortage),
     )

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.plan.advice import as_overrides
 from orchestrator.plan.checkpoints import checkpoint_bytes, disk_bytes, how_often
-from orchestrator.plan.format import dollars, gigabytes, lack, seconds, way_out
+from orchestrator.plan.format import dollars, gigabytes, seconds, shortage_text, suggestion_text
 from orchestrator.plan.gangs import Demand
 from orchestrator.plan.gpus import CPU_RANK, GPUS_PER_NODE, PRICES
 from orchestrator.plan.memory import TIGHT
@@ -31,7 +31,7 @@ PHASES_COMPARED = ("generate", "score", "learn")
 
 
 @dataclass(frozen=True, slots=True)
-class Brush:
+class Pattern:
     """How one kind of thing is drawn: with a terminal that lacks blocks, in plain characters."""
 
     block: str
@@ -39,12 +39,12 @@ class Brush:
     style: str
 
 
-KEPT = Brush("█", "#", "cyan")
-PASSING = Brush("▓", "%", "yellow")
-CACHE = Brush("▒", "+", "green")
-FIXED = Brush("░", "-", "magenta")
-FREE = Brush("·", ".", "dim")
-OVER = Brush("X", "X", "bold red")
+KEPT = Pattern("█", "#", "cyan")
+PASSING = Pattern("▓", "%", "yellow")
+CACHE = Pattern("▒", "+", "green")
+FIXED = Pattern("░", "-", "magenta")
+FREE = Pattern("·", ".", "dim")
+OVER = Pattern("X", "X", "bold red")
 BRUSHES = {
     "states": KEPT,
     "weights": KEPT,
@@ -82,7 +82,7 @@ class Page:
         self._blocks = encoding.startswith("utf")
         self._console = Console(file=Forgiving(stream), highlight=False, soft_wrap=True)  # type: ignore[arg-type]
 
-    def draw(self, brush: Brush, count: int) -> tuple[str, str]:
+    def draw(self, brush: Pattern, count: int) -> tuple[str, str]:
         return (brush.block if self._blocks else brush.plain) * count, brush.style
 
     def line(self, *parts: Piece) -> None:
@@ -245,8 +245,8 @@ def _shortages(page: Page, plan: Plan) -> None:
         return
     page.rule(("Why not, and the nearest change", "bold red"))
     for shortage in plan.shortages:
-        page.line(f"  {lack(shortage)}")
-        page.line("    fix: ", (way_out(shortage), "bold"))
+        page.line(f"  {shortage_text(shortage)}")
+        page.line("    fix: ", (suggestion_text(shortage), "bold"))
     if plan.too_many:
         asked = ", ".join(f"{d.role} {d.num_gpus}" for d in plan.demands)
         page.line(f"  the roles ask for {plan.asked} GPUs, {plan.given} are there:")

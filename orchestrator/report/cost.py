@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from orchestrator.monitor.figures import duration
-from orchestrator.report.run_record import Story
+from orchestrator.report.run_record import RunRecord
 
 BUSY = {  # metrics of what a role did, by role
     "policy": "timing/learn",
@@ -26,11 +26,11 @@ class Phases:
     seconds: Mapping[str, float]
 
     @classmethod
-    def of(cls, story: Story) -> Self:
-        attempts = story.meter.attempts
-        waiting, publishing = story.total("timing/wait_for_batch"), story.total("timing/publish")
-        steps = story.total("timing/step")
-        evaluating = sum(a.evaluating_s for a in attempts) or story.total("timing/evaluate")
+    def of(cls, record: RunRecord) -> Self:
+        attempts = record.meter.attempts
+        waiting, publishing = record.total("timing/wait_for_batch"), record.total("timing/publish")
+        steps = record.total("timing/step")
+        evaluating = sum(a.evaluating_s for a in attempts) or record.total("timing/evaluate")
         loading = sum(a.loading_s for a in attempts)
         known = loading + steps + evaluating
         return cls(
@@ -40,7 +40,7 @@ class Phases:
                 "learning": max(0.0, steps - waiting - publishing),
                 "publishing": publishing,
                 "evaluating": evaluating,
-                "other": max(0.0, story.seconds - known),
+                "other": max(0.0, record.seconds - known),
             }
         )
 
@@ -62,26 +62,26 @@ class RoleUse:
         return f"{self.role}: {self.reserved:.0f} {unit}-seconds on {self.devices:g} {unit}s{share}"
 
 
-def role_uses(story: Story) -> list[RoleUse]:
+def role_uses(record: RunRecord) -> list[RoleUse]:
     """Of the roles that reserve devices, largest first; empty when the run did not tell what it reserved."""
-    attempts = story.meter.attempts
+    attempts = record.meter.attempts
     newest = next((a.devices for a in reversed(attempts) if a.devices), {})
     found = []
     for role, devices in newest.items():
         reserved = sum(a.devices.get(role, 0.0) * (a.working_s + a.evaluating_s) for a in attempts)
-        busy = story.total(BUSY[role]) * devices if role in BUSY and story.curve(BUSY[role]) else None
+        busy = record.total(BUSY[role]) * devices if role in BUSY and record.curve(BUSY[role]) else None
         if reserved > 0:
             found.append(RoleUse(role=role, devices=devices, reserved=reserved, busy=busy))
     return sorted(found, key=lambda use: -use.reserved)
 
 
-def unit_of(story: Story) -> str:
+def unit_of(record: RunRecord) -> str:
     """What a device of this run is: "GPU" or "worker"."""
-    return "GPU" if _cuda(story) else "worker"
+    return "GPU" if _cuda(record) else "worker"
 
 
-def _cuda(story: Story) -> bool:
-    newest = story.directory.logs(max(1, story.directory.last_attempt)) / "devices.json"
+def _cuda(record: RunRecord) -> bool:
+    newest = record.directory.logs(max(1, record.directory.last_attempt)) / "devices.json"
     try:
         return bool(json.loads(newest.read_text("utf-8")).get("cuda"))
     except (OSError, ValueError, AttributeError):

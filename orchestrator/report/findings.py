@@ -14,91 +14,93 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
 from orchestrator.errors import RlhfError, redact
 from orchestrator.monitor.figures import duration, number
-from orchestrator.report.run_record import Story
+from orchestrator.report.run_record import RunRecord
 from orchestrator.rundir.directory import differences
 from workers.types import Sample
 
 PLACE = ("name", "output_dir", "report_to", "wandb")  # where a run lives and who is told, not what it is
 
 
-def findings(story: Story) -> Iterator[str]:
+def findings(record: RunRecord) -> Iterator[str]:
     """The few sentences that a person would ask for first."""
-    word, done = story.word, story.steps_done
-    time = f" in {duration(story.seconds)}" if story.records else ""
-    yield f"{story.method}: {done} {word}{'s' * (done != 1)}{time}; {story.ended}."
+    word, done = record.word, record.steps_done
+    time = f" in {duration(record.seconds)}" if record.records else ""
+    yield f"{record.method}: {done} {word}{'s' * (done != 1)}{time}; {record.ended}."
     for metric, name in (
         ("eval/accuracy", "held-out accuracy"),
         ("eval/reward", "held-out reward"),
     ):
-        curve = story.curve(metric)
+        curve = record.curve(metric)
         if len(curve) > 1:
             best = max(curve, key=lambda point: point[1])
             fell = f", after {number(best[1])} at {word} {best[0]}" if best[1] > curve[-1][1] else ""
             yield f"The {name} went from {number(curve[0][1])} to {number(curve[-1][1])}{fell}."
-    if kl := story.curve("eval/kl"):
+    if kl := record.curve("eval/kl"):
         yield f"At the end it was {number(kl[-1][1])} nats per completion away from where it began."
-    elif story.setting("reference.refresh", "never") == "never" and (kl := story.curve("objective/kl")):
+    elif record.setting("reference.refresh", "never") == "never" and (kl := record.curve("objective/kl")):
         yield f"At the end it was {number(kl[-1][1])} nats per completion away from its reference."
-    if count := len(story.alarms):
+    if count := len(record.alarms):
         yield f"{count} alarm{'s' * (count > 1)} rang."
-    attempts = len(story.meter.attempts)
+    attempts = len(record.meter.attempts)
     if attempts > 1:
         yield f"It took {attempts} attempts."
 
 
-def not_measured(story: Story) -> Iterator[str]:
+def not_measured(record: RunRecord) -> Iterator[str]:
     """What a reader might take for granted and this run does not show."""
     keys = ("eval_prompts", "eval_dataset", "eval_harmful", "eval_benign")
-    if not any(story.setting(f"data.{key}") for key in keys):
+    if not any(record.setting(f"data.{key}") for key in keys):
         yield "Nothing is held out (`data.eval_prompts`): every figure is of what was learned from."
-    elif not any(key.startswith("eval/") for row in story.rows for key in row):
+    elif not any(key.startswith("eval/") for row in record.rows for key in row):
         yield "Held-out data are named, and no evaluation was written down."
-    elif story.setting("data.eval_prompts") and not story.curve("eval/kl"):
+    elif record.setting("data.eval_prompts") and not record.curve("eval/kl"):
         yield "Held-out answers are greedy ones; sampled ones were not measured (`evaluation.num_samples`)."
-    yield from _distance(story)
-    if story.setting("data.prompts") is None:
+    yield from _distance(record)
+    if record.setting("data.prompts") is None:
         yield "Whether engine and learner agree on log-probabilities: nothing that was learned from was sampled."
-    elif not story.curve("sampling/logp_difference"):
+    elif not record.curve("sampling/logp_difference"):
         yield "Whether engine and learner agree on log-probabilities was not measured."
-    if not any(a.devices for a in story.meter.attempts):
+    if not any(a.devices for a in record.meter.attempts):
         yield "Devices: the run did not write down what it reserved."
     yield "One seed: what another one would have given is not known."
-    if story.setting("reward"):
+    if record.setting("reward"):
         yield "Nobody but the scorers of the recipe has judged an answer."
-    yield from (f"Could not be read: {what}." for what in story.unreadable)
+    yield from (f"Could not be read: {what}." for what in record.unreadable)
 
 
-def _distance(story: Story) -> Iterator[str]:
+def _distance(record: RunRecord) -> Iterator[str]:
     """What is not known of how far the policy went from where it began."""
-    if story.curve("eval/kl"):
+    if record.curve("eval/kl"):
         return
-    refresh = story.setting("reference.refresh", "never")
-    if _follows_the_policy(story):
+    refresh = record.setting("reference.refresh", "never")
+    if _follows_the_policy(record):
         yield (
             "The reference is the policy of the round before, from which the samples come: their KL to it is 0. To the "
             "first model it was not measured (`evaluation.num_samples`)."
         )
-    elif not any(story.curve(name) for name in ("objective/kl", "kl", "drift/kl", "divergence")):
+    elif not any(record.curve(name) for name in ("objective/kl", "kl", "drift/kl", "divergence")):
         why = "there is no reference, and no KL was measured"
-        if _has_reference(story):
+        if _has_reference(record):
             why = "there is a reference, and no KL to it was measured: a dataset's completions are not the policy's own"
-            why = why if story.setting("data.prompts") is None else "there is a reference, and no KL to it was measured"
+            why = (
+                why if record.setting("data.prompts") is None else "there is a reference, and no KL to it was measured"
+            )
         yield f"How far the policy went from where it began: {why}."
     elif refresh != "never":
         yield "The KL is that to the current reference, which moves; to the first model it was not measured."
 
 
-def _follows_the_policy(story: Story) -> bool:
+def _follows_the_policy(record: RunRecord) -> bool:
     """Whether its reference is, at the beginning of each round, the policy itself."""
-    return bool(story.setting("reference.refresh") == "every_round")
+    return bool(record.setting("reference.refresh") == "every_round")
 
 
-def _has_reference(story: Story) -> bool:
+def _has_reference(record: RunRecord) -> bool:
     """Whether the run compared its policy with another model's log-probabilities."""
     try:
-        return story.directory.config().algorithm.needs_reference
+        return record.directory.config().algorithm.needs_reference
     except (RlhfError, OSError):
-        return bool(story.curve("rewards/chosen"))
+        return bool(record.curve("rewards/chosen"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,11 +111,11 @@ class Difference:
     values: tuple[str, ...]  # of each run
 
 
-def config_differences(stories: Sequence[Story]) -> list[Difference]:
+def config_differences(stories: Sequence[RunRecord]) -> list[Difference]:
     """Between the runs; of a single one, from the defaults."""
     if len(stories) == 1:
         return _own(stories[0])
-    flat = [_flat(story.config) for story in stories]
+    flat = [_flat(record.config) for record in stories]
     missing = object()
     found = []
     for key in dict.fromkeys(key for config in flat for key in config):
@@ -123,9 +125,9 @@ def config_differences(stories: Sequence[Story]) -> list[Difference]:
     return found
 
 
-def _own(story: Story) -> list[Difference]:
+def _own(record: RunRecord) -> list[Difference]:
     try:
-        config = story.directory.config()
+        config = record.directory.config()
     except (RlhfError, OSError):
         return []
     told = config.model_dump(mode="json")
@@ -182,14 +184,14 @@ class Samples:
     prompts: tuple[SamePrompt, ...]
 
 
-def samples_of(story: Story, at_most: int = 8) -> Samples | None:
+def samples_of(record: RunRecord, at_most: int = 8) -> Samples | None:
     """None: nothing was kept."""
-    by_step = story.held_out or story.sampled
+    by_step = record.held_out or record.sampled
     if not by_step:
         return None
     steps = sorted(by_step)
     shown = tuple(sorted({steps[0], steps[len(steps) // 2], steps[-1]}))
-    if not story.held_out:
+    if not record.held_out:
         rows = [SamePrompt(prompt=s.prompt, answers=tuple(s if at == step else None for at in shown))
                 for step in shown for s in by_step[step][: max(1, at_most // len(shown))]]  # fmt: skip
         return Samples(steps=shown, held_out=False, prompts=tuple(rows))

@@ -23,7 +23,7 @@ from orchestrator.report import charts
 from orchestrator.report.cost import Phases, role_uses, unit_of
 from orchestrator.report.findings import config_differences, findings, not_measured, samples_of
 from orchestrator.report.panels import PANELS, Series, scorer_panels, series_of
-from orchestrator.report.run_record import Story, read_all
+from orchestrator.report.run_record import RunRecord, read_all
 from orchestrator.report.svg import LIGHT
 from orchestrator.rundir.directory import RunDirectory
 
@@ -57,20 +57,20 @@ class Card:
 def report(directories: Sequence[RunDirectory]) -> Report:
     """Of one run, or of several side by side."""
     stories = read_all(directories)
-    words = {story.word for story in stories}
+    words = {record.word for record in stories}
     word = words.pop() if len(words) == 1 else SHARE
     told: dict[str, Any] = {
         "title": stories[0].name if len(stories) == 1 else f"{len(stories)} runs",
         "stories": stories,
-        "findings": [list(findings(story)) for story in stories],
+        "findings": [list(findings(record)) for record in stories],
         "cards": list(cards(stories, word)),
         "cost": cost_cards(stories),
-        "times": [(story.name, Phases.of(story)) for story in stories if story.records],
-        "uses": [use.told(unit_of(story)) for story in stories for use in role_uses(story)],
+        "times": [(record.name, Phases.of(record)) for record in stories if record.records],
+        "uses": [use.told(unit_of(record)) for record in stories for use in role_uses(record)],
         "phase_names": Phases.NAMES,
         "differences": config_differences(stories),
-        "samples": [(story, found) for story in stories if (found := samples_of(story)) is not None],
-        "not_measured": [list(not_measured(story)) for story in stories],
+        "samples": [(record, found) for record in stories if (found := samples_of(record)) is not None],
+        "not_measured": [list(not_measured(record)) for record in stories],
     }
     return render("run", told)
 
@@ -85,7 +85,7 @@ def write(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def cards(stories: Sequence[Story], word: str) -> list[Card]:
+def cards(stories: Sequence[RunRecord], word: str) -> list[Card]:
     alarms = [(alarm.step, alarm.name) for alarm in stories[0].alarms] if len(stories) == 1 else []
     return [
         Card(
@@ -99,22 +99,22 @@ def cards(stories: Sequence[Story], word: str) -> list[Card]:
     ]
 
 
-def _scaled(series: Sequence[Series], stories: Sequence[Story]) -> list[Series]:
-    ends = [max(1, story.steps_done) for story in stories]
+def _scaled(series: Sequence[Series], stories: Sequence[RunRecord]) -> list[Series]:
+    ends = [max(1, record.steps_done) for record in stories]
     return [replace(line, steps=tuple(100 * step / ends[line.run] for step in line.steps)) for line in series]
 
 
-def cost_cards(stories: Sequence[Story]) -> list[Card]:
+def cost_cards(stories: Sequence[RunRecord]) -> list[Card]:
     found = []
-    timed = [(story.name, Phases.of(story)) for story in stories if story.records]
+    timed = [(record.name, Phases.of(record)) for record in stories if record.records]
     if timed:
         about = "seconds on the clock, by what the run waited for or did"
         found.append(Card(title="Where the time went", about=about, picture=charts.phases(timed)))
-    for story in stories:
-        if uses := role_uses(story):
-            unit = unit_of(story)
-            counted = f"{story.meter.device_seconds:,.0f} {unit}-seconds of work in all, evaluation left out"
-            title = "What each role reserved" + (f": {story.name}" if len(stories) > 1 else "")
+    for record in stories:
+        if uses := role_uses(record):
+            unit = unit_of(record)
+            counted = f"{record.meter.device_seconds:,.0f} {unit}-seconds of work in all, evaluation left out"
+            title = "What each role reserved" + (f": {record.name}" if len(stories) > 1 else "")
             found.append(Card(title=title, about=counted, picture=charts.roles(uses, unit)))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.run_record import Story
+from orchestrator.report.run_record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,35 +120,37 @@ PANELS = (
 )
 
 
-def series_of(panel: Panel, stories: Sequence[Story]) -> list[Series]:
+def series_of(panel: Panel, stories: Sequence[RunRecord]) -> list[Series]:
     """The lines of a panel; empty: no run has measured it, or there is nothing to see."""
     found = list(_series(panel, stories))
     constant = len({value for line in found for value in line.values}) <= 1
     return [] if panel.unless_constant and constant else found
 
 
-def _series(panel: Panel, stories: Sequence[Story]) -> Iterator[Series]:
-    for i, story in enumerate(stories):
-        if panel.of_a_reference and story.setting("reference.refresh") == "every_round":
+def _series(panel: Panel, stories: Sequence[RunRecord]) -> Iterator[Series]:
+    for i, record in enumerate(stories):
+        if panel.of_a_reference and record.setting("reference.refresh") == "every_round":
             continue
-        curves = [(metric, curve) for metric in panel.metrics if (curve := story.curve(metric))]
+        curves = [(metric, curve) for metric in panel.metrics if (curve := record.curve(metric))]
         for j, (metric, curve) in enumerate(curves if panel.together else curves[:1]):
             last = metric.rpartition("/")[2]
             yield Series(
                 run=i,
-                label=f"{story.name}, {last}" if panel.together else story.name,
+                label=f"{record.name}, {last}" if panel.together else record.name,
                 dashed=j > 0,
                 steps=tuple(step for step, _ in curve),
                 values=tuple(value for _, value in curve),
             )
 
 
-def scorer_panels(stories: Sequence[Story]) -> list[Panel]:
+def scorer_panels(stories: Sequence[RunRecord]) -> list[Panel]:
     """A panel for each scorer where runs have several: what a sum hides, its parts show."""
     found: dict[str, None] = {}
-    for story in stories:
+    for record in stories:
         for prefix in ("eval/rewards/", "rewards/"):
-            names = [k for k in (story.rows[-1] if story.rows else ()) if k.startswith(prefix) and k.endswith("/mean")]
+            names = [
+                k for k in (record.rows[-1] if record.rows else ()) if k.startswith(prefix) and k.endswith("/mean")
+            ]
             found |= dict.fromkeys(names if len(names) > 1 else ())
     return [
         Panel(

@@ -44,7 +44,7 @@ GOOD = ("completed", "budget")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Story:
+class RunRecord:
     """All that is known of one run. Texts are without secrets; they are not escaped."""
 
     directory: RunDirectory
@@ -186,7 +186,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def read_all(directories: Sequence[RunDirectory]) -> list[Story]:
+def read_all(directories: Sequence[RunDirectory]) -> list[RunRecord]:
     """Their stories, each with a name that no other of them has."""
     parts = [directory.path.parts for directory in directories]
     length = 1
@@ -194,7 +194,7 @@ def read_all(directories: Sequence[RunDirectory]) -> list[Story]:
         length += 1
     differ = [i for i in range(1, length + 1) if len({p[-i] if i <= len(p) else "" for p in parts}) > 1]
     names = [" / ".join(p[-i] for i in reversed(differ) if i <= len(p)) for p in parts]
-    return [Story.read(directory, name) for directory, name in zip(directories, names, strict=True)]
+    return [RunRecord.read(directory, name) for directory, name in zip(directories, names, strict=True)]
 
 
 # -------------------------------------------------------------------------------------------- files

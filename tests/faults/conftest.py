@@ -10,10 +10,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workers"))
 
-import lives
+
+import run_in_process
 
 
 @pytest.fixture(scope="session", params=["grpo", "grpo-ahead", "ppo", "iterative-dpo"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> lives.World:
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> run_in_process.World:
     torch.set_num_threads(1)
-    return lives.build(tmp_path_factory.mktemp(request.param), request.param)
+    return run_in_process.build(tmp_path_factory.mktemp(request.param), request.param)

@@ -1,7 +1,7 @@
 """A whole run in one process, deterministic to the bit: the real driver, loop, ledger, checkpoints, learner and losses.
 
 What stands in: torch for DeepSpeed, a sampler of transformers for vLLM, direct calls for Ray. A fork of this process is
-a machine that can be killed at any moment. `standins.py` puts the same engines into real Ray actors.
+a machine that can be killed at any moment. `fake_engines.py` puts the same engines into real Ray actors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.rundir.directory import RunDirectory
-from orchestrator.signals import Stop
+from orchestrator.signals import StopRequest
 from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig
 from workers.engines import hf_models
 from workers.engines.base import Request, Response
@@ -36,7 +36,9 @@ from workers.types import Finish
 from workers.weights import Manifest, Segment
 
 ALPHABET = "abcdefgh>"
-REWARD = Path(__file__).with_name("letters.py")  # a process of its own imports it at every start: it is to be light
+REWARD = Path(__file__).with_name(
+    "letter_reward.py"
+)  # a process of its own imports it at every start: it is to be light
 SHAPE = {
     "model_type": "qwen2",
     "hidden_size": 16,
@@ -98,7 +100,7 @@ def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_clust
     directory = RunDirectory.create(settings, "")
     if directory.is_complete:
         return
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), Stop() as stop:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), StopRequest() as stop:
         Attempt(settings, directory, stop, start_cluster=start_cluster).run()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cpu_run
-import lives
+import run_in_process
 import torch
 
 from orchestrator.cluster.local import LocalCluster
@@ -23,7 +23,7 @@ from orchestrator.errors import RlhfError
 from workers.engines.base import EngineError
 from workers.learner import Learner
 from workers.reference import Reference
-from workers.types import Experience, TokenShare
+from workers.types import Experience, TokenShard
 from workers.weights import Manifest, Segment
 
 ENGINE_FAULTS = ("keeps the old one", "takes a half of it", "fails at it")
@@ -32,19 +32,19 @@ REFERENCE_FAULT = "reference keeps the old one"
 NUM_ENGINES = 2
 
 
-def config(world: lives.World, name: str) -> RunConfig:
+def config(world: run_in_process.World, name: str) -> RunConfig:
     rollout = {"max_prompt_length": 8, "max_completion_length": 6, "num_engines": NUM_ENGINES}
     return cpu_run.config(world.root, world.root / name, world.algorithm, rollout=rollout)
 
 
-def undisturbed(world: lives.World) -> Any:
+def undisturbed(world: run_in_process.World) -> Any:
     """What the run comes to when everything arrives."""
     name = f"{world.algorithm}-in-step"
-    assert lives.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0
+    assert run_in_process.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0
     return cpu_run.outcome(world.root / name / "run")
 
 
-def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
+def half_synced(world: run_in_process.World, expected: Any, seed: int) -> bool:
     """One fault at a random version, then on to the end. Raises AssertionError when a wrong batch was learned from."""
     draw = random.Random(f"{world.algorithm} {seed}")
     faults = (*ENGINE_FAULTS, REFERENCE_FAULT) if world.algorithm == "iterative-dpo" else ENGINE_FAULTS
@@ -53,7 +53,7 @@ def half_synced(world: lives.World, expected: Any, seed: int) -> bool:
     return stopped(world, expected, f"{world.algorithm}-half-{seed}", fault, engine, version)
 
 
-def stopped(world: lives.World, expected: Any, name: str, fault: str, engine: int, version: int) -> bool:
+def stopped(world: run_in_process.World, expected: Any, name: str, fault: str, engine: int, version: int) -> bool:
     """The run `name` with this fault at this version, then on to the end. Raises like `half_synced`."""
     ahead = cpu_run.MAX_STALENESS.get(world.algorithm, 0)
     witness, happened = world.root / f"{name}.witness", world.root / f"{name}.happened"
@@ -65,12 +65,12 @@ def stopped(world: lives.World, expected: Any, name: str, fault: str, engine: in
                 config(world, name), lambda *_, **__: _cluster(fault, engine, version, witness, happened, ahead)
             )
 
-    assert lives.live(world.root / name, disturbed) in (0, 2), "it did not end by itself"
+    assert run_in_process.live(world.root / name, disturbed) in (0, 2), "it did not end by itself"
     assert happened.exists(), f"{fault}, version {version}: it never came to that"
     assert not (world.root / name / "run" / "model").exists(), f"{fault}, version {version}: it went on to the end"
     assert not witness.exists(), f"{fault}, version {version}: learned from {witness.read_text()}"
-    for _ in range(lives.MAX_LIVES):
-        if lives.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0:
+    for _ in range(run_in_process.MAX_ATTEMPTS):
+        if run_in_process.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0:
             break
     assert cpu_run.outcome(world.root / name / "run") == expected, f"{fault}, version {version}: it ended elsewhere"
     shutil.rmtree(world.root / name)
@@ -129,12 +129,12 @@ class Witnessed(Learner):
         self.__dict__ |= sound.__dict__
         self._witness, self._ahead = witness, ahead
 
-    def step(self, step: int, experience: Sequence[Experience], *evidence: Any) -> Any:
+    def step(self, step: int, experience: Sequence[Experience], *scored: Any) -> Any:
         seen = {int(version) for part in experience for version in part.versions}
         if len(seen) != 1 or not step - self._ahead <= min(seen) <= step:
             with self._witness.open("a") as file:
                 file.write(f"versions {sorted(seen)} in step {step}; ")
-        return super().step(step, experience, *evidence)
+        return super().step(step, experience, *scored)
 
 
 class StuckReference(Reference):
@@ -152,7 +152,7 @@ class StuckReference(Reference):
         self._stuck = False
         super().load(path, *version)
 
-    def logprobs(self, *asked: Any) -> TokenShare:
+    def logprobs(self, *asked: Any) -> TokenShard:
         answer = super().logprobs(*asked)
         if self._stuck:
             with self._witness.open("a") as file:

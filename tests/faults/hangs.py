@@ -25,7 +25,7 @@ sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "workers", HERE.parents[1])
 
 import cpu_run  # noqa: E402 - neighbours, found by the paths above
 import kills  # noqa: E402
-from measured import PIECES, Piece, add, command, pieces, tell  # noqa: E402
+from measurements import PIECES, Piece, add, command, pieces, tell  # noqa: E402
 from stage import Stage, eventually  # noqa: E402
 
 from orchestrator.config import ClusterConfig  # noqa: E402
@@ -41,22 +41,24 @@ def hang(stage: Stage, task: Path, algorithm: str, seed: int) -> float:
     cluster = ClusterConfig.model_validate(SETTINGS)
     config = kills.configuration(task, output, algorithm).model_copy(update={"cluster": cluster})
     member, facts = draw.choice(kills.MEMBERS[algorithm]), draw.randint(2, 3 * kills.FACTS_PER_STEP)
-    life = stage.life(config)
-    assert eventually(lambda: life.ended() or len(life.records) >= facts, kills.LIFE_S), "it never came to that"
-    assert not life.ended(), f"it ended before: {life.cause}"
-    pid = stage.members(life)[member]
+    attempt = stage.attempt(config)
+    assert eventually(lambda: attempt.ended() or len(attempt.records) >= facts, kills.ATTEMPT_S), (
+        "it never came to that"
+    )
+    assert not attempt.ended(), f"it ended before: {attempt.cause}"
+    pid = stage.members(attempt)[member]
     started = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert eventually(lambda: bool(life.cause), TOO_LONG_S), f"{member}: nothing was said of it"
+        assert eventually(lambda: bool(attempt.cause), TOO_LONG_S), f"{member}: nothing was said of it"
         seconds = time.monotonic() - started
-        assert life.cause == "no_heartbeat", f"{member}: it was called {life.cause}"
-        told = (life.directory / "exit.json").read_text()
+        assert attempt.cause == "no_heartbeat", f"{member}: it was called {attempt.cause}"
+        told = (attempt.directory / "exit.json").read_text()
         assert f"{member[0]} rank {member[1]}" in told, f"{member}: another one was named"
-        assert life.ended(kills.LIFE_S), f"{member}: the driver did not end"
-        assert stage.clean(life), f"{member}: it was left behind"
+        assert attempt.ended(kills.ATTEMPT_S), f"{member}: the driver did not end"
+        assert stage.clean(attempt), f"{member}: it was left behind"
     finally:
-        stage.clean(life, within_s=0)
+        stage.clean(attempt, within_s=0)
     shutil.rmtree(output)
     return seconds
 

@@ -105,7 +105,7 @@ class Disk:
         return path == self.root or path.startswith(self.root + os.sep)
 
 
-class Platter:
+class FakeDisk:
     """What would still be there after a power cut: the bytes of each file when it was last fsynced, and the names in
     each directory when it was last fsynced. A file's later bytes may have arrived, in part; so may a directory's names.
     """

@@ -33,8 +33,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cpu_run  # noqa: E402 - neighbours, found by the paths above
-from measured import KILLS, add, machine, read, tell, today  # noqa: E402
-from stage import Life, Member, Stage, eventually  # noqa: E402
+from measurements import KILLS, add, machine, read, tell, today  # noqa: E402
+from stage import Attempt, Member, Stage, eventually  # noqa: E402
 
 from orchestrator.config import RunConfig  # noqa: E402
 from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
@@ -42,7 +42,7 @@ from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
 STEPS, KILLS_PER_RUN = 12, 10
 FACTS_PER_STEP = 6  # PLANNED, SCORED, TRAINED, PUBLISHED, COMMITTED, CHECKPOINT
 AT_THE_START = 0.15  # the share of kills while the actors are still starting
-LIFE_S = 240.0  # nothing here takes that long: a hang
+ATTEMPT_S = 240.0  # nothing here takes that long: a hang
 MEMBERS: dict[str, list[Member]] = {
     "grpo": [("policy", 0), ("policy", 1), ("reference", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
     "ppo": [("policy", 0), ("policy", 1), ("critic", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
@@ -95,45 +95,45 @@ def play(
     until: float = math.inf,
 ) -> Played:
     """Lives of a run, with kills in them until there were enough or the time is over, then to its end."""
-    played, attempt = Played(), 0
+    played, number = Played(), 0
     while True:
-        life, attempt = stage.life(config), attempt + 1
+        attempt, number = stage.attempt(config), number + 1
         while len(played.kills) < num_kills and time.monotonic() < until:
-            if (kill := _kill(stage, life, algorithm, draw, attempt)) is None:
+            if (kill := _kill(stage, attempt, algorithm, draw, number)) is None:
                 break
             played.kills.append(kill)
             # In place it goes on to a fact that it had not before; else it ends.
-            if eventually(lambda: life.ended() or len(life.records) > kill.facts + 2, LIFE_S):  # noqa: B023
-                kill.went_on = "attempt" if life.ended() else "in place"
-        assert life.ended(LIFE_S), f"attempt {attempt} hangs: {life.directory}"
-        played.left_behind += not stage.clean(life)
-        if life.status != 0 and played.kills and (last := played.kills[-1]).attempt == attempt:
-            last.cause, last.went_on = life.cause, "attempt"  # those before it in this life were healed
-        if life.status == 0:
+            if eventually(lambda: attempt.ended() or len(attempt.records) > kill.facts + 2, ATTEMPT_S):  # noqa: B023
+                kill.went_on = "attempt" if attempt.ended() else "in place"
+        assert attempt.ended(ATTEMPT_S), f"attempt {number} hangs: {attempt.directory}"
+        played.left_behind += not stage.clean(attempt)
+        if attempt.status != 0 and played.kills and (last := played.kills[-1]).attempt == number:
+            last.cause, last.went_on = attempt.cause, "attempt"  # those before it in this life were healed
+        if attempt.status == 0:
             return played
-        assert played.kills, f"it failed by itself: {(life.directory.parent / 'output.log').read_text()[-2000:]}"
-        assert attempt <= 2 * num_kills + 2, f"it does not come to its end: {life.directory}"
+        assert played.kills, f"it failed by itself: {(attempt.directory.parent / 'output.log').read_text()[-2000:]}"
+        assert number <= 2 * num_kills + 2, f"it does not come to its end: {attempt.directory}"
 
 
-def _kill(stage: Stage, life: Life, algorithm: str, draw: random.Random, attempt: int) -> Kill | None:
+def _kill(stage: Stage, attempt: Attempt, algorithm: str, draw: random.Random, number: int) -> Kill | None:
     """Waits for a random moment and kills a random member there; None when the run was over before."""
     member = draw.choice([("driver", 0), *MEMBERS[algorithm]])
-    before = len(life.records)
+    before = len(attempt.records)
     early = draw.random() < AT_THE_START
     wanted = before + (0 if early else draw.randint(1, 2 * FACTS_PER_STEP))
     delay_s = draw.uniform(0, 2.0 if early else 0.1)
 
     def reached() -> bool:
-        return life.ended() or (len(life.records) >= wanted and member in stage.members(life))
+        return attempt.ended() or (len(attempt.records) >= wanted and member in stage.members(attempt))
 
-    if not eventually(reached, LIFE_S) or life.ended(delay_s):
+    if not eventually(reached, ATTEMPT_S) or attempt.ended(delay_s):
         return None
-    records, pid = life.records, stage.members(life).get(member)
+    records, pid = attempt.records, stage.members(attempt).get(member)
     if pid is None:
         return None
     os.kill(pid, signal.SIGKILL)
     after = f"{records[-1]['fact']} {records[-1]['step']}" if records else ""
-    return Kill(member, len(records), after, round(1000 * delay_s), attempt)
+    return Kill(member, len(records), after, round(1000 * delay_s), number)
 
 
 def redone_by_attempt(directory: Path) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import catalogue
-from measured import Piece
+from measurements import Piece
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 

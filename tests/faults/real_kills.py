@@ -25,9 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import families  # noqa: E402 - neighbours, found by the paths above
-import strikes  # noqa: E402
+import kill_role  # noqa: E402
 from attempts import Run  # noqa: E402
-from measured import KILLS, add, machine, read, tell, today  # noqa: E402
+from measurements import KILLS, add, machine, read, tell, today  # noqa: E402
 
 from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
 
@@ -35,11 +35,11 @@ FIGURE = "T2 real engines"
 PER_RUN = 2
 MOMENT_S = 0.5
 STEPS = 3  # of grpo.yaml
-MEMBERS: list[strikes.Member] = [("driver", 0), ("policy", 0), ("rollout", 0), ("reward", 0)]
+MEMBERS: list[kill_role.Member] = [("driver", 0), ("policy", 0), ("rollout", 0), ("reward", 0)]
 FACTS = ("PLANNED", "SCORED", "TRAINED", "COMMITTED")
 
 
-def planned(seed: int) -> list[tuple[strikes.Member, str, float]]:
+def planned(seed: int) -> list[tuple[kill_role.Member, str, float]]:
     """Who is killed after which fact: one in the first step and one in the second, so that a later life has both."""
     draw = random.Random(f"real {seed}")
     return [
@@ -53,12 +53,12 @@ def trial(family: Path, seed: int, whole: Any) -> list[dict[str, Any]]:
     name, wrong, told, started = f"struck-{seed}", "", list[str](), time.monotonic()
     run, plan, redone = Run(family / "runs" / name), planned(seed), 0
     try:
-        told = strikes.struck(family, "grpo", name, plan)
+        told = kill_role.struck(family, "grpo", name, plan)
         learned = account(read_ledger(run.path / "ledger.jsonl")[0])
         redone = learned.redone
         assert learned.lost == learned.repeated == (), f"lost {learned.lost}, repeated {learned.repeated}"
         assert redone <= len(told), f"{redone} steps were done again"
-        assert strikes.outcome(run) == whole, "it ended elsewhere than the run that nobody killed"
+        assert kill_role.outcome(run) == whole, "it ended elsewhere than the run that nobody killed"
         shutil.rmtree(run.path)
     except AssertionError as error:
         wrong = str(error).splitlines()[0]
@@ -91,8 +91,8 @@ def run(*, kills: int, minutes: float, family: Path | None = None) -> None:
         families.write_qwen2(family)
     if not (family / "runs" / "whole" / "model").is_dir():
         shutil.rmtree(family / "runs" / "whole", ignore_errors=True)
-        strikes.struck(family, "grpo", "whole", [])
-    whole = strikes.outcome(Run(family / "runs" / "whole"))
+        kill_role.struck(family, "grpo", "whole", [])
+    whole = kill_role.outcome(Run(family / "runs" / "whole"))
     while time.monotonic() < until:
         lines = [line for line in read(KILLS) if line["figure"] == FIGURE]
         if len(lines) >= kills:

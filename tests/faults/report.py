@@ -34,11 +34,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cpu_run  # noqa: E402 - neighbours, found by the paths above
 import damage  # noqa: E402
 import fences  # noqa: E402
-import lives  # noqa: E402
 import page  # noqa: E402
+import run_in_process  # noqa: E402
 import suites  # noqa: E402
 import torch  # noqa: E402
-from measured import KILLS, PIECES, Piece, add, command, pieces, read, tell  # noqa: E402
+from measurements import KILLS, PIECES, Piece, add, command, pieces, read, tell  # noqa: E402
 
 POWER_CUTS, DAMAGES, FENCES, BLOCK = 100, 1000, 100, 4096
 DRIVER_KILLS = 100  # of each algorithm
@@ -72,8 +72,8 @@ class Worlds:
     root: Path
 
     @cached_property
-    def all(self) -> list[lives.World]:
-        return [lives.build(self.root, algorithm) for algorithm in cpu_run.ALGORITHMS]
+    def all(self) -> list[run_in_process.World]:
+        return [run_in_process.build(self.root, algorithm) for algorithm in cpu_run.ALGORITHMS]
 
     @cache  # noqa: B019 - they live as long as the process
     def in_step(self, index: int) -> Any:
@@ -87,7 +87,7 @@ def series(worlds: Worlds, scratch: Path) -> Iterator[Series]:
         yield Series(
             f"T2 driver {world.algorithm}",
             DRIVER_KILLS,
-            lambda i, world=world: (f"seed {i}", lambda: lives.killed_somewhere(world, i)),  # type: ignore[misc]
+            lambda i, world=world: (f"seed {i}", lambda: run_in_process.killed_somewhere(world, i)),  # type: ignore[misc]
         )
     yield Series("T4", POWER_CUTS, lambda i: _power_cut(worlds.all[i % len(worlds.all)], i))
     yield _full_disks(worlds.all)
@@ -100,7 +100,7 @@ def series(worlds: Worlds, scratch: Path) -> Iterator[Series]:
     yield Series("T8", FENCES, lambda i: _fence(worlds, i % len(worlds.all), i))
 
 
-def _crash_points(world: lives.World) -> Series:
+def _crash_points(world: run_in_process.World) -> Series:
     points = [
         (operation, line, half)
         for operation, line in enumerate(world.log)
@@ -110,23 +110,23 @@ def _crash_points(world: lives.World) -> Series:
     def trial(index: int) -> tuple[str, Callable[[], int | bool]]:
         operation, line, half = points[index]
         where = f"{'in' if half else 'before'} operation {operation} ({line})"
-        return where, lambda: lives.killed_at(world, operation, half=half)
+        return where, lambda: run_in_process.killed_at(world, operation, half=half)
 
     return Series(f"T1 {world.algorithm}", len(points), trial)
 
 
-def _power_cut(world: lives.World, seed: int) -> tuple[str, Callable[[], int | bool]]:
+def _power_cut(world: run_in_process.World, seed: int) -> tuple[str, Callable[[], int | bool]]:
     operation = random.Random(seed).randrange(len(world.log))
     where = f"{world.algorithm}, operation {operation} ({world.log[operation]}), seed {seed}"
-    return where, lambda: lives.power_cut_at(world, operation, seed)
+    return where, lambda: run_in_process.power_cut_at(world, operation, seed)
 
 
-def _full_disks(worlds: list[lives.World]) -> Series:
+def _full_disks(worlds: list[run_in_process.World]) -> Series:
     ends = [(world, num_bytes) for world in worlds for num_bytes in range(0, world.num_bytes, BLOCK)]
 
     def trial(index: int) -> tuple[str, Callable[[], int | bool]]:
         world, num_bytes = ends[index]
-        return f"{world.algorithm}, full after {num_bytes} bytes", lambda: lives.full_after(world, num_bytes)
+        return f"{world.algorithm}, full after {num_bytes} bytes", lambda: run_in_process.full_after(world, num_bytes)
 
     return Series("T5", len(ends), trial)
 

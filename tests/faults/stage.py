@@ -36,7 +36,7 @@ Member = tuple[str, int]
 """Role and rank; the driver is `("driver", 0)`."""
 
 
-class Life:
+class Attempt:
     """One attempt at a run: a driver that was forked, and the actors it has on the cluster."""
 
     def __init__(self, config: RunConfig, connection: Any) -> None:
@@ -140,7 +140,7 @@ class Stage:
     def lose(self, node: Any) -> None:
         self.cluster.remove_node(node, allow_graceful=False)
 
-    def life(self, config: RunConfig, **variables: str) -> Life:
+    def attempt(self, config: RunConfig, **variables: str) -> Attempt:
         """`variables`: of the driver alone."""
         directory = Path(config.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
@@ -148,8 +148,8 @@ class Stage:
         recipe.write_text(config.model_dump_json())
         with (directory / "output.log").open("a") as log, open(os.devnull) as nothing:
             files = (nothing.fileno(), log.fileno(), log.fileno())
-            script = [str(HERE / "standins.py"), str(recipe)]
-            return Life(config, forkserver.ask(self.socket, script, self.environment | variables, files))
+            script = [str(HERE / "fake_engines.py"), str(recipe)]
+            return Attempt(config, forkserver.ask(self.socket, script, self.environment | variables, files))
 
     def script(self, path: Path, *arguments: str, output: Path) -> int:
         """Runs another driver to its end; its exit status."""
@@ -159,22 +159,22 @@ class Stage:
                 connection.recv(64)  # its process id
                 return int(connection.recv(64) or 1)
 
-    def members(self, life: Life) -> dict[Member, int]:
+    def members(self, attempt: Attempt) -> dict[Member, int]:
         """Process ids of what is alive of it. An actor is known by the file it logs to."""
-        found = {} if life.ended() else {("driver", 0): life.pid}
+        found = {} if attempt.ended() else {("driver", 0): attempt.pid}
         for pid in Path(f"/proc/{self.server.pid}/task/{self.server.pid}/children").read_text().split():
             with suppress(OSError):
                 log = Path(os.readlink(f"/proc/{pid}/fd/1"))
-                if log.is_relative_to(life.directory / "logs"):
+                if log.is_relative_to(attempt.directory / "logs"):
                     role, _, rank = log.stem.rpartition("-")
                     found[role, int(rank)] = int(pid)
         return found
 
-    def clean(self, life: Life, within_s: float = 30.0) -> bool:
+    def clean(self, attempt: Attempt, within_s: float = 30.0) -> bool:
         """Whether a life that has ended leaves no actor behind. What it leaves is killed."""
-        if eventually(lambda: not self.members(life), within_s):
+        if eventually(lambda: not self.members(attempt), within_s):
             return True
-        for pid in self.members(life).values():
+        for pid in self.members(attempt).values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return False

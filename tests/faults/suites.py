@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-from measured import PIECES, Piece, add  # noqa: E402 - a neighbour, found by the path above
+from measurements import PIECES, Piece, add  # noqa: E402 - a neighbour, found by the path above
 
 SUITES = {
     "T17": ["tests/stack/test_secrets_and_doors.py", "tests/stack/test_jobs_on_a_cluster.py", "-k", "t17"],

@@ -24,7 +24,7 @@ from orchestrator.errors import Alarmed, ResumeError
 from orchestrator.rundir.audit import audit
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, read_ledger
-from orchestrator.signals import Stop
+from orchestrator.signals import StopRequest
 
 STEPS = 6
 
@@ -52,7 +52,7 @@ def kl(action: str) -> dict[str, Any]:
 
 def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = cpu_run.local_cluster) -> RunDirectory:
     directory = RunDirectory.create(settings, "")
-    with contextlib.redirect_stdout(io.StringIO()), Stop() as stop:
+    with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop:
         attempts(settings, directory, stop, start_cluster=start_cluster)
     return directory
 
@@ -174,7 +174,7 @@ def test_a_gate_that_only_warns_lets_the_rounds_go_on_and_the_model_not_out(task
     assert "the model is not promoted: eval/refusal fell" in exit["message"]
     assert (promotions(directory), directory.model.exists()) == ([(2, False)], False)
     # Whoever wants it all the same takes the gate away.
-    with contextlib.redirect_stdout(io.StringIO()), Stop() as stop:
+    with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop:
         anyway = changed(directory, ["alarms.safety_gate=null"])
         attempts(anyway, directory, stop, start_cluster=cpu_run.local_cluster)
     assert (directory.read_exit() or {})["cause"] == "completed"

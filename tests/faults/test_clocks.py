@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import cpu_run
-import lives
 import pytest
+import run_in_process
 from injection import Disk
-from lives import World
+from run_in_process import World
 
 from orchestrator.cli.main import main
 from orchestrator.rundir.ledger import read_ledger
@@ -35,14 +35,14 @@ def test_a_clock_that_jumps_back_changes_nothing(world: World, capsys: pytest.Ca
         time.time = lambda: real() - 2 * DAYS_3
         cpu_run.run(world.config("clock"))
 
-    assert lives.live(world.root / "clock", first) == -9
-    assert lives.live(world.root / "clock", second) == 0
+    assert run_in_process.live(world.root / "clock", first) == -9
+    assert run_in_process.live(world.root / "clock", second) == 0
     times = [record.time for record in read_ledger(run / "ledger.jsonl")[0]]
     assert sum(after < before - DAYS_3 / 2 for before, after in itertools.pairwise(times)) == 2
     assert main(["ledger", "verify", str(run)]) == 0
     assert main(["why", str(run)]) == 0
     assert "complete" in capsys.readouterr().out
-    assert lives.go_on(world, "clock") == 0
+    assert run_in_process.go_on(world, "clock") == 0
 
 
 def test_the_clock_that_can_be_set_is_for_people_alone() -> None:

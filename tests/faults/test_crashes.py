@@ -8,10 +8,10 @@ import random
 from pathlib import Path
 
 import cpu_run
-import lives
 import pytest
+import run_in_process
 from injection import Disk
-from lives import World
+from run_in_process import World
 
 from orchestrator import disk
 from orchestrator.errors import DiskFailed, WorkerFailed
@@ -25,7 +25,7 @@ every_world = pytest.mark.parametrize("world", cpu_run.ALGORITHMS, indirect=True
 @every_world
 def test_killed_at_any_operation_on_the_disk(world: World) -> None:
     for operation in _sample(len(world.log)):
-        assert lives.killed_at(world, operation, half=operation % 2 == 1) <= world.every
+        assert run_in_process.killed_at(world, operation, half=operation % 2 == 1) <= world.every
 
 
 @pytest.mark.parametrize("world", ["grpo-ahead", "iterative-dpo-updates"], indirect=True)
@@ -33,23 +33,23 @@ def test_killed_at_any_record_of_the_ledger(world: World) -> None:
     """Also where the engines sample a version ahead: what was in flight is that of the uninterrupted run."""
     records = [i for i, line in enumerate(world.log) if line == "write run/ledger.jsonl"]
     for operation in (records[i] for i in _sample(len(records))):
-        assert lives.killed_at(world, operation, half=operation % 2 == 1) <= world.every
+        assert run_in_process.killed_at(world, operation, half=operation % 2 == 1) <= world.every
 
 
 @every_world
 def test_killed_at_any_moment(world: World) -> None:
     for seed in range(SAMPLE):
-        assert lives.killed_somewhere(world, seed) <= world.every
+        assert run_in_process.killed_somewhere(world, seed) <= world.every
 
 
 def test_a_power_cut_loses_what_was_not_fsynced_and_nothing_else(world: World) -> None:
     for operation in _sample(len(world.log)):
-        assert lives.power_cut_at(world, operation, seed=operation) <= world.every
+        assert run_in_process.power_cut_at(world, operation, seed=operation) <= world.every
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(world: World) -> None:
     for num_bytes in _sample(world.num_bytes)[: SAMPLE // 2]:
-        assert lives.full_after(world, num_bytes) <= world.every
+        assert run_in_process.full_after(world, num_bytes) <= world.every
 
 
 def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None:
@@ -57,11 +57,11 @@ def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None
     size = sum(p.stat().st_size for p in world.directory.joinpath("checkpoints/step-2").rglob("*"))
     name = f"{world.algorithm}-named"
 
-    def life(disk: Disk) -> None:
+    def attempt(disk: Disk) -> None:
         disk.bytes_left, disk.full_below = size // 2, ".step-2.partial"
         cpu_run.run(world.config(name))
 
-    assert lives.live(world.root / name, life) == 1
+    assert run_in_process.live(world.root / name, attempt) == 1
     run = world.root / name / "run"
     told = json.loads((run / "exit.json").read_text())
     assert (told["cause"], told["step"], told["exit_code"]) == ("disk_full", 2, 1)
@@ -69,24 +69,24 @@ def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None
     assert told["resume"] in told["message"]
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-1"]
     assert verify(run / "checkpoints" / "step-1") == ""
-    assert lives.go_on(world, name) <= 1
+    assert run_in_process.go_on(world, name) <= 1
 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_a_disk_that_breaks_in_a_checkpoint_is_named(world: World) -> None:
     """EIO, in what a learner writes of the second one."""
 
-    def life(disk: Disk) -> None:
+    def attempt(disk: Disk) -> None:
         disk.broken_below = ".step-2.partial"
         cpu_run.run(world.config("breaks"))
 
-    assert lives.live(world.root / "breaks", life) == 1
+    assert run_in_process.live(world.root / "breaks", attempt) == 1
     run = world.root / "breaks" / "run"
     told = json.loads((run / "exit.json").read_text())
     assert (told["cause"], told["step"]) == ("disk_failed", 2)
     assert "Input/output error; nothing that was written before is lost" in told["message"]
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-1"]
-    assert lives.go_on(world, "breaks") <= 1
+    assert run_in_process.go_on(world, "breaks") <= 1
 
 
 @pytest.mark.parametrize(
@@ -110,15 +110,15 @@ def test_what_a_worker_says_of_the_disk_is_told_as_the_disk_s(last: str, cause: 
 def test_a_disk_that_cannot_be_written_ends_the_run_before_its_first_step(world: World) -> None:
     name = "broken"
 
-    def life(disk: Disk) -> None:
+    def attempt(disk: Disk) -> None:
         disk.broken_below = "checkpoints"
         cpu_run.run(world.config(name))
 
-    assert lives.live(world.root / name, life) == 1
+    assert run_in_process.live(world.root / name, attempt) == 1
     run = world.root / name / "run"
     assert json.loads((run / "exit.json").read_text())["cause"] == "disk_failed"
     assert [r.fact for r in read_ledger(run / "ledger.jsonl")[0]] == []
-    assert lives.go_on(world, name) == 0
+    assert run_in_process.go_on(world, name) == 0
 
 
 def test_the_log_of_operations_is_that_of_a_commit(world: World) -> None:

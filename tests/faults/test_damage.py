@@ -11,9 +11,9 @@ from typing import Any
 
 import cpu_run
 import damage
-import lives
 import pytest
-from lives import World
+import run_in_process
+from run_in_process import World
 
 from orchestrator.cli.main import main
 from orchestrator.errors import ResumeError
@@ -41,10 +41,10 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
         return line == "mkdir run/.model.partial"
 
     operation = next(i for i, line in enumerate(world.log) if last_commit(line))
-    name = lives.stop_at(world, operation)
+    name = run_in_process.stop_at(world, operation)
     state = world.root / name / "run" / "checkpoints" / "step-3" / "state.json"
     state.write_bytes(state.read_bytes()[:-1])
-    assert lives.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    assert run_in_process.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
     run = world.root / name / "run"
     records = read_ledger(run / "ledger.jsonl")[0]
     attempt = [r for r in records if r.fact == "ATTEMPT"][-1]
@@ -54,7 +54,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
     assert [r.details["recalled"] for r in records if r.step == 3 and r.fact in ("GENERATED", "SCORED")] == (
         [False, False, True, True]
     )
-    assert lives.go_on(world, name) == 1
+    assert run_in_process.go_on(world, name) == 1
 
 
 # ------------------------------------------------------------------------------------------------ rlhf ledger verify
@@ -62,7 +62,9 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_checkpoints_that_are_gone_never_mean_step_0(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = lives.stop_at(world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial"))
+    name = run_in_process.stop_at(
+        world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
+    )
     run, aside = world.root / name / "run", world.root / name / "aside"
     ledger, metrics = (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
     (run / "checkpoints").rename(aside)
@@ -72,13 +74,15 @@ def test_checkpoints_that_are_gone_never_mean_step_0(world: World, monkeypatch: 
     assert ((run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()) == (ledger, metrics)
     (run / "checkpoints").rmdir()
     aside.rename(run / "checkpoints")
-    assert lives.go_on(world, name) == 0
+    assert run_in_process.go_on(world, name) == 0
 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: World) -> None:
     """As on shared storage: another machine sees the newest checkpoint a little later."""
-    name = lives.stop_at(world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial"))
+    name = run_in_process.stop_at(
+        world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
+    )
     run = world.root / name / "run"
     stale = [3]  # looks that are shown the old content
 
@@ -89,27 +93,27 @@ def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: Wor
         with real(path) as found:
             return contextlib.nullcontext([entry for entry in found if entry.name != "step-3"])
 
-    def life(disk: object) -> None:
+    def attempt(disk: object) -> None:
         os.scandir = lagging  # type: ignore[assignment]  # of this fork
         cpu_run.run(world.config(name))
         assert stale == [0], "it was never asked"
 
     real = os.scandir
-    assert lives.live(world.root / name, life) == 0
+    assert run_in_process.live(world.root / name, attempt) == 0
     attempts = [r for r in read_ledger(run / "ledger.jsonl")[0] if r.fact == "ATTEMPT"]
     assert (attempts[-1].step, attempts[-1].details) == (3, {})
-    assert lives.go_on(world, name) == 0
+    assert run_in_process.go_on(world, name) == 0
 
 
 def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
     """By the version that the engines hold: in a synchronous run the same completions, to the bit."""
     operation = next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
-    name = lives.stop_at(world, operation)
+    name = run_in_process.stop_at(world, operation)
     run = world.root / name / "run"
     flip_a_bit(run / "checkpoints" / "step-3" / "state.json")
     for file in (run / "rollouts" / "step-3").glob("*.safetensors"):
         flip_a_bit(file)
-    assert lives.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    assert run_in_process.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
     told = [r.details["recalled"] for r in read_ledger(run / "ledger.jsonl")[0] if r.step == 3 and "files" in r.details]
     assert told == [False] * 4
     if "ahead" not in world.algorithm:
@@ -119,7 +123,9 @@ def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
 
 def test_data_that_changed_are_refused(world: World) -> None:
     """The prompts of a run that was stopped are those of the whole world, so they are put back."""
-    name = lives.stop_at(world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial"))
+    name = run_in_process.stop_at(
+        world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
+    )
     prompts = world.root / "prompts.jsonl"
     text = prompts.read_text()
     prompts.write_text(text.replace("aa>", "ba>"))
@@ -128,7 +134,7 @@ def test_data_that_changed_are_refused(world: World) -> None:
             cpu_run.run(world.config(name))
     finally:
         prompts.write_text(text)
-    assert lives.go_on(world, name) == 0
+    assert run_in_process.go_on(world, name) == 0
 
 
 def flip_a_bit(path: Path) -> None:

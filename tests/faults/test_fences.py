@@ -4,9 +4,9 @@ does a hundred of the first."""
 from __future__ import annotations
 
 import fences
-import lives
 import pytest
-from lives import World
+import run_in_process
+from run_in_process import World
 
 SAMPLE = 4
 
@@ -28,4 +28,4 @@ def test_a_publication_in_which_a_bit_flipped_is_never_sampled_from(world: World
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(world: World) -> None:
     for records in (3, 9):
-        lives.taken_over(world, records)
+        run_in_process.taken_over(world, records)

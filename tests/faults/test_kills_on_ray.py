@@ -19,11 +19,11 @@ from typing import Any
 import cpu_run
 import hangs
 import kills
-import losses
+import outages
 import partition
 import pytest
-from kills import LIFE_S
-from losses import (
+from kills import ATTEMPT_S
+from outages import (
     ELSEWHERE,
     STEPS,
     configuration,
@@ -58,7 +58,7 @@ def task(stage: Stage) -> Path:
 @pytest.fixture(scope="module")
 def expected(stage: Stage, task: Path) -> Any:
     """What the run of `losses.configuration` comes to when nothing is lost."""
-    return losses.undisturbed(stage, task)
+    return outages.undisturbed(stage, task)
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(stage: Stage, task: Path) -> None:
@@ -83,48 +83,48 @@ def test_a_process_that_is_stopped_is_told_of(stage: Stage, task: Path) -> None:
 def test_f3_all_engines_die_at_once_until_none_may_be_started_again(stage: Stage, task: Path, expected: Any) -> None:
     engines = [("rollout", 0), ("rollout", 1)]
     config = configuration(task, "engines", restarts_per_role=3)
-    life = stage.life(config)
-    reach(life, 8)
-    first = strike(stage, life, engines)
-    assert eventually(lambda: len(incidents(life)) == 2, LIFE_S), "they were not both started again"
-    strike(stage, life, engines, but_not=first)
-    exit = ended(stage, life)
+    attempt = stage.attempt(config)
+    reach(attempt, 8)
+    first = strike(stage, attempt, engines)
+    assert eventually(lambda: len(incidents(attempt)) == 2, ATTEMPT_S), "they were not both started again"
+    strike(stage, attempt, engines, but_not=first)
+    exit = ended(stage, attempt)
     assert (exit["cause"], exit["exit_code"], exit["first_cause"]["role"]) == ("fleet_exhausted", 4, "rollout")
     assert "rollout was started again 3 times" in exit["message"]
-    assert {i.pid for i in incidents(life)} >= set(first)
+    assert {i.pid for i in incidents(attempt)} >= set(first)
     goes_on(stage, config)
-    is_as_if_nothing_had_happened(life, expected)
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
 def test_f26_a_machine_is_lost_and_another_takes_its_place(stage: Stage, task: Path, expected: Any) -> None:
-    config = configuration(task, "machine", cpus_per_worker=losses.CPUS_OF_FOUR)
+    config = configuration(task, "machine", cpus_per_worker=outages.CPUS_OF_FOUR)
     with stage.node(num_cpus=32) as machine:
-        life = stage.life(config)
-        reach(life, 14)
+        attempt = stage.attempt(config)
+        reach(attempt, 14)
         stage.lose(machine)
     with stage.node(num_cpus=32):
-        assert life.ended(LIFE_S), "it hangs"
-        assert life.status == 0, losses.told(life)
-        assert stage.clean(life)
-    assert {i.role for i in incidents(life)} == ELSEWHERE
-    assert all("its machine" in i.what for i in incidents(life)), [i.what for i in incidents(life)]
-    is_as_if_nothing_had_happened(life, expected)
+        assert attempt.ended(ATTEMPT_S), "it hangs"
+        assert attempt.status == 0, outages.told(attempt)
+        assert stage.clean(attempt)
+    assert {i.role for i in incidents(attempt)} == ELSEWHERE
+    assert all("its machine" in i.what for i in incidents(attempt)), [i.what for i in incidents(attempt)]
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
 def test_f26_a_machine_is_lost_and_no_other_has_room(stage: Stage, task: Path, expected: Any) -> None:
-    config = configuration(task, "no-machine", cpus_per_worker=losses.CPUS_OF_FOUR, start_timeout_s=20)
+    config = configuration(task, "no-machine", cpus_per_worker=outages.CPUS_OF_FOUR, start_timeout_s=20)
     with stage.node(num_cpus=32) as machine:
-        life = stage.life(config)
-        reach(life, 14)
+        attempt = stage.attempt(config)
+        reach(attempt, 14)
         stage.lose(machine)
-        exit = ended(stage, life)
+        exit = ended(stage, attempt)
     assert (exit["cause"], exit["exit_code"]) == ("placement", 3)
     assert "a machine of the cluster was lost, and the others have no room" in exit["message"]
     with stage.node(num_cpus=32):
         goes_on(stage, config)
-    is_as_if_nothing_had_happened(life, expected)
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
@@ -132,20 +132,20 @@ def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(
     stage: Stage, task: Path, expected: Any
 ) -> None:
     config = configuration(task, "zombie")
-    old = stage.life(config)
+    old = stage.attempt(config)
     reach(old, 10)
     os.kill(old.pid, signal.SIGSTOP)
-    refused = stage.life(config)
-    assert refused.ended(LIFE_S)
+    refused = stage.attempt(config)
+    assert refused.ended(ATTEMPT_S)
     assert refused.status == 2, "as long as the lock holds, nobody else begins"
     (old.directory / "lock").unlink()  # as shared storage lets go of it, when the machine of its holder is cut off
-    new = stage.life(config)
-    assert eventually(lambda: new.ended() or new.records[-1]["attempt"] == 2, LIFE_S)
+    new = stage.attempt(config)
+    assert eventually(lambda: new.ended() or new.records[-1]["attempt"] == 2, ATTEMPT_S)
     os.kill(old.pid, signal.SIGCONT)
-    assert old.ended(LIFE_S), "it goes on as if nothing were"
-    assert old.status == Superseded.exit_code, losses.told(old)
-    assert new.ended(LIFE_S)
-    assert new.status == 0, losses.told(new)
+    assert old.ended(ATTEMPT_S), "it goes on as if nothing were"
+    assert old.status == Superseded.exit_code, outages.told(old)
+    assert new.ended(ATTEMPT_S)
+    assert new.status == 0, outages.told(new)
     assert stage.clean(new)
     assert (new.cause, {r["attempt"] for r in new.records}) == ("completed", {1, 2})
     is_as_if_nothing_had_happened(new, expected)
@@ -158,24 +158,24 @@ def test_f44_a_reply_that_is_lost_has_its_effect_once(stage: Stage, task: Path, 
     shares = {"req_failure_prob": 0, "resp_failure_prob": 4, "in_flight_failure_prob": 0}
     losing = json.dumps({"CoreWorkerService.grpc_client.PushTask": {"num_failures": -1, **shares}})
     for _ in range(2):
-        life = stage.life(config, RAY_testing_rpc_failure=losing)
-        if ended(stage, life)["cause"] == "completed":
+        attempt = stage.attempt(config, RAY_testing_rpc_failure=losing)
+        if ended(stage, attempt)["cause"] == "completed":
             break
-        assert life.cause in ("worker_failed", "fleet_exhausted"), losses.told(life)
+        assert attempt.cause in ("worker_failed", "fleet_exhausted"), outages.told(attempt)
         lost += 1
     else:
         goes_on(stage, config)
-    assert lost + len(incidents(life)) > 0, "no reply was lost"
-    is_as_if_nothing_had_happened(life, expected)
+    assert lost + len(incidents(attempt)) > 0, "no reply was lost"
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
 def test_f45_a_machine_without_memory_is_named(stage: Stage, task: Path) -> None:
     """Ray's own monitor ends processes of a machine whose memory is used to more than its threshold: here, to any."""
-    config = configuration(task, "memory", cpus_per_worker=losses.CPUS_OF_FOUR)
+    config = configuration(task, "memory", cpus_per_worker=outages.CPUS_OF_FOUR)
     variables = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
     with stage.node(variables, num_cpus=32):
-        exit = ended(stage, stage.life(config))
+        exit = ended(stage, stage.attempt(config))
     assert (exit["cause"], exit["exit_code"]) == ("host_oom", 4)
     assert exit["first_cause"]["role"] in ELSEWHERE
     assert "give the machine more memory" in exit["message"]
@@ -186,7 +186,7 @@ def test_f47_a_full_store_on_a_full_disk_is_named(stage: Stage, task: Path) -> N
     """The disk counts as full when Ray's monitor sees it used to more than its threshold: here, to any."""
     variables, output = {"RAY_local_fs_capacity_threshold": "0.0001"}, task / "store.log"
     with stage.node(variables, num_cpus=100, object_store_memory=80 * 2**20):
-        assert stage.script(Path(losses.__file__).with_name("full_store.py"), "80", output=output) == 0
+        assert stage.script(Path(outages.__file__).with_name("full_store.py"), "80", output=output) == 0
     told = json.loads(output.read_text().splitlines()[-1])
     assert (told["cause"], told["room_for"]) == ("store_full", 3), "of 20 MiB each in 80 MiB, less what Ray needs"
     assert "no room for the answer of filler rank 0 to `answer`" in told["told"]
@@ -195,46 +195,46 @@ def test_f47_a_full_store_on_a_full_disk_is_named(stage: Stage, task: Path) -> N
 @pytest.mark.long
 def test_f50_a_driver_that_may_open_no_more_files_says_so(stage: Stage, task: Path, expected: Any) -> None:
     config = configuration(task, "files")
-    life = stage.life(config)
-    reach(life, 10)
-    open_files = {int(name) for name in os.listdir(f"/proc/{life.pid}/fd")}
+    attempt = stage.attempt(config)
+    reach(attempt, 10)
+    open_files = {int(name) for name in os.listdir(f"/proc/{attempt.pid}/fd")}
     free = next(number for number in range(len(open_files) + 1) if number not in open_files)
-    resource.prlimit(life.pid, resource.RLIMIT_NOFILE, (free, free))
-    exit = ended(stage, life)
+    resource.prlimit(attempt.pid, resource.RLIMIT_NOFILE, (free, free))
+    exit = ended(stage, attempt)
     assert (exit["cause"], exit["exit_code"]) == ("limit_reached", 1)
     assert f"the driver has reached its limit of open files: {free}" in exit["message"]
     goes_on(stage, config)
-    is_as_if_nothing_had_happened(life, expected)
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
 def test_f24_a_head_that_does_not_answer_for_a_while_is_waited_for(stage: Stage, task: Path, expected: Any) -> None:
     """What a restart of a head with fault tolerance looks like from outside; with Redis itself, below."""
-    life = stage.life(configuration(task, "silent-head"))
-    reach(life, 10)
+    attempt = stage.attempt(configuration(task, "silent-head"))
+    reach(attempt, 10)
     (head,) = stage.cluster.head_node.all_processes["gcs_server"]
     os.kill(head.process.pid, signal.SIGSTOP)
     try:
-        life.ended(8.0)
+        attempt.ended(8.0)
     finally:
         os.kill(head.process.pid, signal.SIGCONT)
-    assert life.ended(LIFE_S), "it hangs"
-    assert (life.status, incidents(life)) == (0, []), losses.told(life)
-    is_as_if_nothing_had_happened(life, expected)
+    assert attempt.ended(ATTEMPT_S), "it hangs"
+    assert (attempt.status, incidents(attempt)) == (0, []), outages.told(attempt)
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server")
 def test_f24_a_head_that_is_killed_and_comes_back_from_redis(stage: Stage, task: Path, expected: Any) -> None:
     with redis(task) as address, stage.elsewhere({"RAY_REDIS_ADDRESS": address}, gcs_server_port=_free_port()) as other:
-        life = other.life(configuration(task, "redis"))
-        reach(life, 10)
+        attempt = other.attempt(configuration(task, "redis"))
+        reach(attempt, 10)
         other.cluster.head_node.kill_gcs_server()
         other.cluster.head_node.start_gcs_server()
-        assert life.ended(LIFE_S), "it hangs"
-        assert (life.status, incidents(life)) == (0, []), losses.told(life)
-        assert other.clean(life)
-    is_as_if_nothing_had_happened(life, expected)
+        assert attempt.ended(ATTEMPT_S), "it hangs"
+        assert (attempt.status, incidents(attempt)) == (0, []), outages.told(attempt)
+        assert other.clean(attempt)
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
@@ -243,55 +243,55 @@ def test_f25_a_head_that_is_lost_ends_the_attempt_and_the_next_cluster_goes_on(
 ) -> None:
     config = configuration(task, "headless")
     with stage.elsewhere() as other:
-        life = other.life(config)
-        reach(life, 10)
-        engine = other.members(life)["rollout", 0]
+        attempt = other.attempt(config)
+        reach(attempt, 10)
+        engine = other.members(attempt)["rollout", 0]
         os.kill(engine, signal.SIGSTOP)  # or the run reaches its end without a head: its calls need none
         other.cluster.head_node.kill_gcs_server()
-        assert life.ended(LIFE_S), "it hangs"
+        assert attempt.ended(ATTEMPT_S), "it hangs"
         os.kill(engine, signal.SIGKILL)  # what is stopped cannot see that its cluster is gone
-        exit = ended(other, life)
+        exit = ended(other, attempt)
     assert (exit["cause"], exit["exit_code"], exit["first_cause"]["role"]) == ("cluster_lost", 3, "cluster")
     goes_on(stage, config)
-    is_as_if_nothing_had_happened(life, expected)
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
 def test_f25_a_head_that_is_lost_when_nobody_needs_it_any_more(stage: Stage, task: Path, expected: Any) -> None:
     with stage.elsewhere() as other:
-        life = other.life(configuration(task, "almost"))
-        reach(life, 6 * STEPS - 8)
+        attempt = other.attempt(configuration(task, "almost"))
+        reach(attempt, 6 * STEPS - 8)
         other.cluster.head_node.kill_gcs_server()
-        assert life.ended(LIFE_S), "it hangs"
-        assert (life.status, life.cause) == (0, "completed"), losses.told(life)
-        assert other.clean(life, within_s=90), "Ray ends what has had no head for a minute"
-    is_as_if_nothing_had_happened(life, expected)
+        assert attempt.ended(ATTEMPT_S), "it hangs"
+        assert (attempt.status, attempt.cause) == (0, "completed"), outages.told(attempt)
+        assert other.clean(attempt, within_s=90), "Ray ends what has had no head for a minute"
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not partition.is_possible(), reason="it takes root to make network namespaces")
 def test_f43_a_machine_is_cut_off_for_a_moment_and_then_for_good(stage: Stage, task: Path, expected: Any) -> None:
-    config = configuration(task, "cut-off", cpus_per_worker=losses.CPUS_OF_FOUR)
+    config = configuration(task, "cut-off", cpus_per_worker=outages.CPUS_OF_FOUR)
     watchful = {"RAY_health_check_timeout_ms": "5000"}
     with partition.network() as network, stage.elsewhere(watchful, node_ip_address=partition.NEAR) as other:
         with network.entered():
             far = other.cluster.add_node(num_cpus=40, node_ip_address=partition.FAR)
         with other.node(num_cpus=32, node_ip_address=partition.NEAR):
-            life = other.life(config)
-            reach(life, 14)
+            attempt = other.attempt(config)
+            reach(attempt, 14)
             network.cut()
-            assert not life.ended(3.0)
+            assert not attempt.ended(3.0)
             network.mend()
-            reach(life, len(life.records) + 12)
-            assert incidents(life) == [], "a cut of three seconds heals"
+            reach(attempt, len(attempt.records) + 12)
+            assert incidents(attempt) == [], "a cut of three seconds heals"
             network.cut()
-            assert life.ended(LIFE_S), "it hangs"
-            assert life.status == 0, losses.told(life)
-            assert {i.role for i in incidents(life)} == ELSEWHERE
+            assert attempt.ended(ATTEMPT_S), "it hangs"
+            assert attempt.status == 0, outages.told(attempt)
+            assert {i.role for i in incidents(attempt)} == ELSEWHERE
             network.mend()
             other.lose(far)
-            assert other.clean(life)
-    is_as_if_nothing_had_happened(life, expected)
+            assert other.clean(attempt)
+    is_as_if_nothing_had_happened(attempt, expected)
 
 
 @contextmanager

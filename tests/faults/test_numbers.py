@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import cpu_run
-import lives
 import pytest
+import run_in_process
 import torch
-from lives import World
+from run_in_process import World
 
 from orchestrator import errors
 from orchestrator.cluster.local import LocalCluster
@@ -38,10 +38,10 @@ def poisoned(role: str, forward: Forward) -> Callable[..., LocalCluster]:
         engine: Any = made._engine
         sound_step, sound_forward, now = made.step, engine.forward, False
 
-        def step(at: int, *evidence: Any, **further: Any) -> Any:
+        def step(at: int, *scored: Any, **further: Any) -> Any:
             nonlocal now
             now = at == AT - 1
-            return sound_step(at, *evidence, **further)
+            return sound_step(at, *scored, **further)
 
         def bad_forward(*asked: Any) -> Any:
             outputs, entropy = sound_forward(*asked)
@@ -79,7 +79,7 @@ def test_what_is_not_finite_is_never_kept(world: World, role: str, forward: Forw
     assert steps_of(run, Fact.trained) == steps_of(run, Fact.checkpoint) == [AT - 1]
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{AT - 1}"]
     assert [row["step"] for row in cpu_run.rows(run)] == [AT - 1]
-    assert lives.go_on(world, name) == 0
+    assert run_in_process.go_on(world, name) == 0
 
 
 def test_a_worker_that_says_so_is_told_of_in_our_words() -> None:
@@ -105,4 +105,4 @@ def test_a_log_probability_that_is_nan_is_not_recorded(world: World) -> None:
     with pytest.raises(EngineError, match=rf"version {AT - 1} gives log-probabilities that are NaN"):
         cpu_run.run(world.config("nan-rollout"), lambda *_, **__: LocalCluster({**cpu_run.STARTS, "rollout": Rollout}))
     assert steps_of(world.root / "nan-rollout" / "run", Fact.generated) == [AT - 1]
-    assert lives.go_on(world, "nan-rollout") == 0
+    assert run_in_process.go_on(world, "nan-rollout") == 0

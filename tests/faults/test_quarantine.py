@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import cpu_run
-import lives
 import pytest
-from lives import World
+import run_in_process
+from run_in_process import World
 from safetensors import safe_open
 
 from orchestrator.cli.main import main
@@ -45,11 +45,11 @@ def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> N
         def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Mortal:
             return Mortal(str(model.path))
 
-    def life(disk: object) -> None:
+    def attempt(disk: object) -> None:
         cpu_run.run(world.config("mortal"), lambda *_, **__: LocalCluster({**cpu_run.STARTS, "rollout": Rollout}))
 
     root, run = world.root / "mortal", world.root / "mortal" / "run"
-    assert [lives.live(root, life) for _ in range(DEATHS + 1)] == [-signal.SIGKILL] * DEATHS + [0]
+    assert [run_in_process.live(root, attempt) for _ in range(DEATHS + 1)] == [-signal.SIGKILL] * DEATHS + [0]
     assert quarantine.quarantined(run / "rollouts" / quarantine.LIST) == [{"prompt": poison, "deaths": DEATHS}]
     rows, expected = cpu_run.rows(run), world.expected[1]
     assert cpu_run.outcome(run)[1][: AT - 1] == expected[: AT - 1]

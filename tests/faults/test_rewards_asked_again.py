@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import cpu_run
-import letters_service
-import lives
+import letter_reward_service
 import pytest
+import run_in_process
 from injection import Disk
-from lives import World
+from run_in_process import World
 from safetensors.numpy import load_file
 
 from orchestrator.config import RunConfig
@@ -33,9 +33,9 @@ def records(run: Path, fact: Fact) -> list[Record]:
 
 @grpo
 def test_a_service_that_does_not_answer_holds_the_step(world: World, tmp_path: Path) -> None:
-    settings = config(world, "mute", f"{HERE}/letters_service.py:letters_a", timeout_s=4.0)
+    settings = config(world, "mute", f"{HERE}/letter_reward_service.py:letters_a", timeout_s=4.0)
     run = world.root / "mute" / "run"
-    with letters_service.service(tmp_path / "awake", answers=1):
+    with letter_reward_service.service(tmp_path / "awake", answers=1):
         with pytest.raises(RewardError, match="reward letters_a did not answer within timeout_s = 4"):
             cpu_run.run(settings)
         assert [record.step for record in records(run, Fact.scored)] == [1]
@@ -48,16 +48,16 @@ def test_a_service_that_does_not_answer_holds_the_step(world: World, tmp_path: P
 @grpo
 def test_the_first_score_that_was_recorded_counts(world: World) -> None:
     """Killed between SCORED and TRAINED: what the next attempt learns from is what was recorded."""
-    settings, run = config(world, "moody", f"{HERE}/letters.py:moody"), world.root / "moody" / "run"
+    settings, run = config(world, "moody", f"{HERE}/letter_reward.py:moody"), world.root / "moody" / "run"
     told = read_ledger(world.directory / "ledger.jsonl")[0]
     scored = next(i for i, record in enumerate(told) if (record.fact, record.step) == (Fact.scored, 2))
     appends = [i for i, line in enumerate(world.log) if line == "write run/ledger.jsonl"]
 
-    def life(disk: Disk) -> None:
+    def attempt(disk: Disk) -> None:
         disk.kill_at = appends[scored + 1]
         cpu_run.run(settings)
 
-    assert lives.live(world.root / "moody", life) == -9
+    assert run_in_process.live(world.root / "moody", attempt) == -9
     assert read_ledger(run / "ledger.jsonl")[0][-1].fact == Fact.scored
     kept = load_file(run / "rollouts" / "step-2" / "reward-0.safetensors")["rewards"]
     cpu_run.run(settings)

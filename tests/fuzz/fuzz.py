@@ -27,14 +27,14 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-import hunt  # noqa: E402 - a neighbour, found by the path above
+import coverage_fuzzer  # noqa: E402 - a neighbour, found by the path above
 from parsers import PARSERS, Parser  # noqa: E402
 
 from benchmarks.machine import description  # noqa: E402
 
 CORPUS, REACHED = HERE / "corpus", ROOT / ".fuzz"
 SPENT, PAGE = HERE / "spent.json", ROOT / "docs" / "fuzzing.md"
-LAST_BYTES = hunt.LONGEST + 8
+LAST_BYTES = coverage_fuzzer.LONGEST + 8
 
 
 def main() -> None:
@@ -71,8 +71,8 @@ def _fuzz(parser: Parser, seconds: float, last: Path) -> None:
 
         seed = int.from_bytes(os.urandom(6), "little")
         told, num_kept, found = 0.0, 0, set[str]()
-        state = hunt.Hunt()
-        for state in hunt.hunt(
+        state = coverage_fuzzer.Hunt()
+        for state in coverage_fuzzer.hunt(
             parser, until=lambda _: time.monotonic() > end, seed=seed, more_seeds=kept, before=remember
         ):
             for content in state.corpus[num_kept:]:
@@ -88,9 +88,9 @@ def _fuzz(parser: Parser, seconds: float, last: Path) -> None:
     print(json.dumps({**done, "edges": len(state.edges), "inputs": len(state.corpus)}))
 
 
-def _keep(parser: Parser, crash: hunt.Crash) -> None:
+def _keep(parser: Parser, crash: coverage_fuzzer.Crash) -> None:
     with tempfile.TemporaryDirectory() as place:
-        crash = hunt.smaller(parser, crash, Path(place))
+        crash = coverage_fuzzer.smaller(parser, crash, Path(place))
     name = re.sub(r"[^A-Za-z0-9]+", "-", crash.kind.replace("orchestrator/", "").replace(".py", ""))
     print(f"\n{parser.name}: {crash.kind}\n{crash.text}", file=sys.stderr)
     _write_crash(parser, f"{name}-{_digest(crash.content)}", crash.content)
@@ -105,7 +105,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _tell(parser: Parser, state: hunt.Hunt, left_s: float) -> None:
+def _tell(parser: Parser, state: coverage_fuzzer.Hunt, left_s: float) -> None:
     print(
         f"{parser.name}: {state.executions} executions, {len(state.edges)} edges, {len(state.corpus)} inputs kept, "
         f"{len(state.crashes)} crashes, {left_s / 60:.1f} minutes left",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hunt
+import coverage_fuzzer
 import pytest
 from fuzz import CORPUS, page
 from parsers import PARSERS, Parser
@@ -30,16 +30,16 @@ def any_warning_is_only_that() -> Iterator[None]:
 
 @pytest.mark.parametrize("path", CRASHES, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_what_crashed_once_is_refused(path: Path, tmp_path: Path) -> None:
-    _, crash = hunt.execute(BY_NAME[path.parent.name], path.read_bytes(), tmp_path)
+    _, crash = coverage_fuzzer.execute(BY_NAME[path.parent.name], path.read_bytes(), tmp_path)
     assert crash is None, crash.text if crash else ""
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 def test_new_inputs(parser: Parser) -> None:
     """The same ones every time, as many as there is time for: the seeds, then changes of them."""
-    end, state = time.monotonic() + SECONDS, hunt.Hunt()
+    end, state = time.monotonic() + SECONDS, coverage_fuzzer.Hunt()
     few = len(parser.seeds()) + 5
-    for now in hunt.hunt(parser, until=lambda s: s.executions >= few and time.monotonic() > end, seed=0):
+    for now in coverage_fuzzer.hunt(parser, until=lambda s: s.executions >= few and time.monotonic() > end, seed=0):
         state = now
     assert not state.crashes, "\n".join(crash.text for crash in state.crashes.values())
     assert state.executions >= few
@@ -48,8 +48,8 @@ def test_new_inputs(parser: Parser) -> None:
 def test_seeds_are_understood(tmp_path: Path) -> None:
     """A fuzzer whose seeds are all refused at once would find nothing: at least one of each gets further."""
     for parser in PARSERS:
-        reached = [len(hunt.execute(parser, seed, tmp_path)[0]) for seed in parser.seeds()]
-        assert max(reached) > len(hunt.execute(parser, b"\0", tmp_path)[0]), parser.name
+        reached = [len(coverage_fuzzer.execute(parser, seed, tmp_path)[0]) for seed in parser.seeds()]
+        assert max(reached) > len(coverage_fuzzer.execute(parser, b"\0", tmp_path)[0]), parser.name
 
 
 # ------------------------------------------------------------------------------------------- the fuzzer itself
@@ -62,10 +62,10 @@ def _crashes_on_some(content: bytes, directory: Path) -> None:
 
 def test_a_crash_is_found_named_and_made_small(tmp_path: Path) -> None:
     parser = Parser(name="x", seeds=lambda: [b"seed" + b"." * 500], words=[b"\xff"], parse=_crashes_on_some)
-    states = list(hunt.hunt(parser, until=lambda s: bool(s.crashes) or s.executions > 2000, seed=0))
+    states = list(coverage_fuzzer.hunt(parser, until=lambda s: bool(s.crashes) or s.executions > 2000, seed=0))
     (crash,) = states[-1].crashes.values()
     assert crash.kind.startswith("KeyError at tests/fuzz/test_parsers_fuzzed.py:")
-    assert sorted(hunt.smaller(parser, crash, tmp_path).content) == sorted(b"seed\xff")
+    assert sorted(coverage_fuzzer.smaller(parser, crash, tmp_path).content) == sorted(b"seed\xff")
 
 
 def test_what_never_ends_is_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,16 +73,16 @@ def test_what_never_ends_is_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         while True:
             pass
 
-    monkeypatch.setattr(hunt, "SECONDS", 0.1)
+    monkeypatch.setattr(coverage_fuzzer, "SECONDS", 0.1)
     parser = Parser(name="x", seeds=lambda: [b""], words=[], parse=for_ever)
-    _, crash = hunt.execute(parser, b"", tmp_path)
+    _, crash = coverage_fuzzer.execute(parser, b"", tmp_path)
     assert crash is not None
     assert crash.kind == "too slow"
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:
     parser = Parser(name="x", seeds=lambda: [b""], words=[], parse=lambda c, d: bytearray(8 * 2**30) and None)
-    _, crash = hunt.execute(parser, b"", tmp_path)
+    _, crash = coverage_fuzzer.execute(parser, b"", tmp_path)
     assert crash is not None
     assert crash.kind.startswith("MemoryError")
 
@@ -90,7 +90,8 @@ def test_memory_is_limited(tmp_path: Path) -> None:
 def test_changes_are_the_same_for_the_same_seed() -> None:
     corpus = [b'{"prompt": "1+1=", "level": 3}', b"name: x"]
     made = [
-        [hunt.change(corpus[0], corpus, [b"null"], draw) for _ in range(50)] for draw in map(random.Random, (1, 1, 2))
+        [coverage_fuzzer.change(corpus[0], corpus, [b"null"], draw) for _ in range(50)]
+        for draw in map(random.Random, (1, 1, 2))
     ]
     assert made[0] == made[1] != made[2]
     assert len(set(made[0])) > 40

@@ -98,9 +98,11 @@ ELSEWHERE: Mapping[int, tuple[str, ...]] = {
     51: ("tests/stack/test_failures.py::test_a_reward_function_that_raises_ends_the_run_with_its_own_traceback",),
     52: ("tests/workers/test_rewards.py::test_an_answer_that_cannot_be_trusted_names_the_row",),
     53: ("tests/workers/test_rewards.py::test_an_answer_that_cannot_be_trusted_names_the_row",),
-    57: ("tests/orchestrator/test_recorder.py::test_the_end_of_a_run_tells_the_share_of_turns_that_learned_nothing",),
+    57: (
+        "tests/orchestrator/driver/test_recorder.py::test_the_end_of_a_run_tells_the_share_of_turns_that_learned_nothing",
+    ),
     18: ("tests/stack/test_failures.py::test_a_plan_that_asks_for_more_gpus_than_there_are_names_the_roles",),
-    23: ("tests/orchestrator/test_checkpoint.py::test_with_nothing_to_go_on_from_it_says_what_it_found",),
+    23: ("tests/orchestrator/driver/test_checkpoint.py::test_with_nothing_to_go_on_from_it_says_what_it_found",),
 }
 NOTES: Mapping[int, str] = {
     13: "a reward model reads text with its own tokenizer, so that one may differ",

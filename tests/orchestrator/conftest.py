@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workshop import Workshop
+from recipe_dir import RecipeDir
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "errors"
 
 
 @pytest.fixture
-def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+def recipe_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeDir:
     for variable in [v for v in os.environ if v.startswith(("WANDB_", "RAY_"))]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    return Workshop(tmp_path)
+    return RecipeDir(tmp_path)
 
 
 @pytest.fixture

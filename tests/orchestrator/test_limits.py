@@ -8,7 +8,7 @@ import resource
 from collections.abc import Iterator
 
 import pytest
-from workshop import Workshop
+from recipe_dir import RecipeDir
 
 from orchestrator import limits
 from orchestrator.cli.main import main
@@ -72,9 +72,9 @@ def test_a_temporary_directory_that_is_too_long_for_sockets_is_refused() -> None
 
 
 def test_validate_says_so(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp/" + "t" * 100)
-    assert main(["validate", workshop.recipe()]) == 2
+    assert main(["validate", recipe_dir.recipe()]) == 2
     assert "fix: set a shorter TMPDIR, for example TMPDIR=/tmp" in capsys.readouterr().err

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import kill_role
 import pytest
-import strikes
 from attempts import Run
 
 from orchestrator.rundir.ledger import account, read_ledger
@@ -20,9 +20,9 @@ def test_a_driver_killed_before_its_first_checkpoint_and_a_killed_learner_change
 ) -> None:
     whole, run = finished("grpo", qwen2), Run(qwen2 / "runs" / "killed-twice")
     planned = [(("driver", 0), "SCORED 1", 0.0), (("policy", 0), "SCORED 3", 0.0)]
-    told = strikes.struck(qwen2, "grpo", "killed-twice", planned)
+    told = kill_role.struck(qwen2, "grpo", "killed-twice", planned)
     assert told == ["resumed", "resumed"]
-    assert strikes.outcome(run) == strikes.outcome(whole)
+    assert kill_role.outcome(run) == kill_role.outcome(whole)
     learned = account(read_ledger(run.path / "ledger.jsonl")[0])
     assert (learned.lost, learned.repeated) == ((), ())
     assert learned.redone <= len(told)

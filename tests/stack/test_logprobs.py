@@ -18,7 +18,7 @@ from orchestrator.cluster.base import Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.data import read_prompts
 from orchestrator.pipeline.publishing import EnginePublisher
-from orchestrator.pipeline.reference import ReferenceAnchor
+from orchestrator.pipeline.reference import ReferenceGang
 from orchestrator.pipeline.roles import gang_plans
 from workers.config import ReferenceConfig
 from workers.learner import Learner
@@ -138,7 +138,7 @@ def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(house
     house.refresh()
     config = ReferenceConfig(refresh="when_drifted")
     for sampled_at in (1.0, 0.7):
-        anchor = ReferenceAnchor(
+        reference_policy = ReferenceGang(
             house.reference,
             house.policy,
             config,
@@ -147,8 +147,8 @@ def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(house
             directory=lambda version: house.directory,
         )
         experience: Any = house.sample(sampled_at)
-        anchor.logprobs(1, [experience])
-        decision = anchor.decision()
+        reference_policy.logprobs(1, [experience])
+        decision = reference_policy.decision()
         assert decision is not None
         assert decision.drift is not None
         assert decision.drift.kl == pytest.approx(0, abs=TOLERANCE)

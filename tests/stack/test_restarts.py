@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from processes import eventually
-from tellers import IMPORTS, Teller
+from scripted_workers import IMPORTS, Teller
 
 from orchestrator.cluster.base import Gang, GangPlan, Resources, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster

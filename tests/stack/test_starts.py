@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tellers import IMPORTS, Sluggard
+from scripted_workers import IMPORTS, Sluggard
 
 from orchestrator.cluster import ray_cluster
 from orchestrator.cluster.base import GangPlan, Resources

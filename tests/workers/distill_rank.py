@@ -22,7 +22,7 @@ from zero_rank import whole
 from workers.config import DistillConfig, LearnerConfig, ModelConfig, ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
-from workers.types import Experience, TokenShare
+from workers.types import Experience, TokenShard
 
 ALGORITHM = DistillConfig(type="distill", learning_rate=1e-3, adam_epsilon=1e-5, beta=0.5, temperature=0.8)
 GROUPS = [([3, 4, 5], [[6, 7, 1], [8, 1]]), ([11], [[3, 4, 5, 6, 7, 8, 1]]), ([9, 10], [[1], [3, 3, 1]]), ([6], [[5]])]
@@ -33,9 +33,9 @@ def given() -> list[Experience]:
     return [experience(GROUPS)]
 
 
-def read_shares(out: Path, num_ranks: int) -> list[TokenShare]:
+def read_shares(out: Path, num_ranks: int) -> list[TokenShard]:
     files = [np.load(out / f"hidden-{num_ranks}-{rank}.npz") for rank in range(num_ranks)]
-    return [TokenShare(completions=file["completions"], values=file["values"]) for file in files]
+    return [TokenShard(completions=file["completions"], values=file["values"]) for file in files]
 
 
 def teach(teacher: str, rank: int, world_size: int, port: int, out: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import ALGORITHMS, MORE, evidence, name_of
+from methods import ALGORITHMS, MORE, name_of, scored
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from zero_rank import whole
@@ -39,7 +39,7 @@ def main() -> None:
         head = algorithm.get("head", "logprobs")
         engine = DeepSpeedEngine(model, settings, config, head=head, device=device, seed=SEED)
         learner = Learner(engine, model, settings, config, head=head, seed=3, max_steps=4)
-        told = [asdict(learner.step(i, *evidence(algorithm))) for i in range(STEPS)]
+        told = [asdict(learner.step(i, *scored(algorithm))) for i in range(STEPS)]
         weights = whole(engine)
         (out / f"{name_of(algorithm)}-{rank}.json").write_text(json.dumps(told))
         if rank == 0:

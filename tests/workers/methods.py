@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from fakes import experience
 
-from workers.types import Metrics, Scores, StepStats, TokenShare, merge_stats
+from workers.types import Metrics, Scores, StepStats, TokenShard, merge_stats
 
 GROUPS = [
     ([3, 4, 5], [[6, 7, 1], [8, 1], [9, 9, 9, 9, 1]]),
@@ -44,7 +44,7 @@ MORE: list[dict[str, Any]] = [  # whose updates are compared on real ranks alone
 ]
 
 
-def evidence(algorithm: dict[str, Any], **changes: Any) -> tuple[Any, ...]:
+def scored(algorithm: dict[str, Any], **changes: Any) -> tuple[Any, ...]:
     """The arguments of a step; log-probabilities near those of an untrained model, so that ratios are near 1."""
     rng = np.random.Generator(np.random.Philox(11))
     noise = [(rng.normal(0, 0.1, NUM_TOKENS) - 2.5).astype(np.float32) for _ in range(3)]
@@ -52,8 +52,8 @@ def evidence(algorithm: dict[str, Any], **changes: Any) -> tuple[Any, ...]:
     sampled = experience(GROUPS, logprobs=list(noise[0]), **changes)
     labels = 0.9 if algorithm["type"] == "kto" else 0.0  # of each group's first completion, one is then undesirable
     scores = [Scores(rewards=np.float32(REWARDS) - np.float32(labels), by_scorer={})]
-    reference = [TokenShare(completions=whole, values=noise[1])]
-    values = [TokenShare(completions=whole, values=noise[2] + 3)] if algorithm["type"] == "ppo" else None
+    reference = [TokenShard(completions=whole, values=noise[1])]
+    values = [TokenShard(completions=whole, values=noise[2] + 3)] if algorithm["type"] == "ppo" else None
     return [sampled], scores, reference, values
 
 

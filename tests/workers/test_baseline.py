@@ -13,7 +13,7 @@ from torch_engine import TorchEngine, learner_of
 
 from workers.learner import Learner
 from workers.packing import pack
-from workers.types import Experience, StepStats, TokenShare, merge_stats
+from workers.types import Experience, StepStats, TokenShard, merge_stats
 
 # Each row's own completion, and the next row's.
 GROUPS = [
@@ -27,17 +27,17 @@ REFERENCE = -3.0  # log-probability of every token, a little below an untrained 
 KTO: dict[str, Any] = {"type": "kto", "learning_rate": 1e-3, "adam_epsilon": 1e-5, "undesirable_weight": 1.5}
 
 
-def evidence(reference: float = REFERENCE) -> tuple[Any, ...]:
+def scored(reference: float = REFERENCE) -> tuple[Any, ...]:
     rewards = [reward for label in LABELS for reward in (label, 0.0)]
     rows = experience(GROUPS, rewards=rewards)
     values = np.full(len(rows.completions.values), reference, np.float32)
-    return [rows], None, [TokenShare(completions=np.arange(8), values=values)], None
+    return [rows], None, [TokenShard(completions=np.arange(8), values=values)], None
 
 
 def step(model: Path, *, others: float = 0.0, **settings: Any) -> tuple[StepStats, TorchEngine, Learner]:
     learner, engine = learner_of(model, KTO, **settings)
     engine.sum_of_others = others
-    return learner.step(0, *evidence()), engine, learner
+    return learner.step(0, *scored()), engine, learner
 
 
 def mean_of_the_mismatched(engine: TorchEngine) -> float:
@@ -59,7 +59,7 @@ def test_the_baseline_is_the_mean_over_the_mismatched_completions(qwen2: Path) -
 def test_it_is_measured_anew_before_each_update(qwen2: Path) -> None:
     _, engine, learner = step(qwen2)
     expected = mean_of_the_mismatched(engine)  # with the weights after the first update
-    learner.step(1, *evidence())
+    learner.step(1, *scored())
     assert engine.summed[1] == pytest.approx(4 * expected, rel=1e-5)
     assert engine.summed[1] != pytest.approx(engine.summed[0], rel=1e-3)
 
@@ -100,5 +100,5 @@ def test_a_rank_without_rows_computes_along_and_adds_nothing(qwen2: Path) -> Non
 
 def test_a_batch_without_a_baseline_measures_nothing(qwen2: Path) -> None:
     learner, engine = learner_of(qwen2, {"type": "sft"})
-    learner.step(0, *evidence())
+    learner.step(0, *scored())
     assert (engine.summed, engine.inferred) == ([], [])

@@ -19,7 +19,7 @@ from workers.engines.hf_models import ModelError, character_tokenizer, create_mo
 from workers.engines.hf_text import require_same_tokenizer
 from workers.learner import Learner
 from workers.reference import Reference
-from workers.types import Experience, StepStats, TokenShare, assemble_vectors, merge_stats
+from workers.types import Experience, StepStats, TokenShard, assemble_vectors, merge_stats
 from workers.vocabulary import first_difference, read_vocabulary
 
 GROUPS = [([3, 4, 5], [[6, 7, 1], [8, 1]]), ([11], [[3, 4, 5, 6, 7, 8, 1]]), ([9, 10], [[1], [3, 3, 1]])]
@@ -46,7 +46,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     return student, tmp_path / "teacher"
 
 
-def answers(teacher: Path, given: Experience, num_ranks: int = 1, dtype: Any = "float32") -> list[TokenShare]:
+def answers(teacher: Path, given: Experience, num_ranks: int = 1, dtype: Any = "float32") -> list[TokenShard]:
     config = ReferenceConfig(num_ranks=num_ranks, tokens_per_micro_batch=6)
     model = ModelConfig(path=str(teacher), dtype=dtype)
     ranks = [Reference(model, config, rank=rank, address="", port=0, cuda=False, chunk=4) for rank in range(num_ranks)]

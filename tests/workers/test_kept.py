@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from fakes import experience
 
-from workers.files.rollout_files import KeptError, read_experience, read_scores, receipt, write_experience, write_scores
+from workers.files.rollout_files import (
+    StoredFileError,
+    read_experience,
+    read_scores,
+    receipt,
+    write_experience,
+    write_scores,
+)
 from workers.types import Experience, Prompt, Ragged, Sample, Scores, merge
 
 PROMPTS = [Prompt(id=f"p{i}", text="2+2=", columns={"solution": i}) for i in range(4)]
@@ -80,12 +87,12 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     write_experience(str(tmp_path / "rollout-0"), sampled(0, version=3))
     told = receipt(str(tmp_path / "rollout-0"))
     write_experience(str(tmp_path / "rollout-0"), sampled(0, version=4))
-    with pytest.raises(KeptError, match=r"rollout-0\.safetensors: not what was written"):
+    with pytest.raises(StoredFileError, match=r"rollout-0\.safetensors: not what was written"):
         read_experience([(told.path, told.sha256)], PROMPTS)
 
 
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
     write_experience(str(tmp_path / "rollout-0"), sampled(2, version=3))
     told = receipt(str(tmp_path / "rollout-0"))
-    with pytest.raises(KeptError, match="prompt p2 is none of those that this step asks"):
+    with pytest.raises(StoredFileError, match="prompt p2 is none of those that this step asks"):
         read_experience([(told.path, told.sha256)], PROMPTS[:2])

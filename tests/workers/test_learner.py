@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from fakes import experience
-from methods import ALGORITHMS, COMMON, GROUPS, NUM_TOKENS, evidence, figures
+from methods import ALGORITHMS, COMMON, GROUPS, NUM_TOKENS, figures, scored
 from torch_engine import TorchEngine, learner_of
 
 from workers.learner import Learner
 from workers.packing import pack
-from workers.types import Experience, Scores, StepStats, TokenShare
+from workers.types import Experience, Scores, StepStats, TokenShard
 
 SFT = {"type": "sft", **COMMON}
 GRPO = {"type": "grpo", **COMMON}
@@ -31,7 +31,7 @@ def step(
 ) -> tuple[StepStats, TorchEngine, Learner]:
     recipe = {key: value for key, value in algorithm.items() if key != "head"}
     learner, engine = learner_of(model, recipe, head=algorithm.get("head", "logprobs"), **settings)
-    return learner.step(at, *evidence(algorithm)), engine, learner
+    return learner.step(at, *scored(algorithm)), engine, learner
 
 
 def weights(engine: TorchEngine) -> torch.Tensor:
@@ -90,7 +90,7 @@ def logprobs_of(engine: TorchEngine, sampled: Experience) -> np.ndarray:
 
 def test_learning_lowers_the_loss(qwen2: Path) -> None:
     learner, _ = learner_of(qwen2, {**SFT, "learning_rate": 1e-2})
-    losses = [learner.step(i, *evidence(SFT)).sums["loss"] for i in range(8)]
+    losses = [learner.step(i, *scored(SFT)).sums["loss"] for i in range(8)]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -118,7 +118,7 @@ def test_figures_of_several_updates_are_their_mean(qwen2: Path) -> None:
 
 def test_nothing_to_learn_from_changes_nothing(qwen2: Path) -> None:
     learner, engine = learner_of(qwen2, DPO)
-    sampled, _, reference, _ = evidence(DPO)
+    sampled, _, reference, _ = scored(DPO)
     before = weights(engine)
     stats = learner.step(0, sampled, [Scores(rewards=np.ones(10, np.float32), by_scorer={})], reference, None)
     assert torch.equal(weights(engine), before)
@@ -134,7 +134,7 @@ def test_rates_follow_the_schedule_over_all_steps(qwen2: Path) -> None:
     linear = {**SFT, "lr_scheduler_type": "linear"}
     learner, engine = learner_of(qwen2, linear, max_steps=4)
     for i in range(4):
-        learner.step(i, *evidence(linear))
+        learner.step(i, *scored(linear))
     assert engine.learning_rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
     _, resumed, _ = step(qwen2, linear, at=2)
     assert resumed.learning_rates == engine.learning_rates[2:3]
@@ -150,10 +150,10 @@ def test_a_resumed_learner_goes_on_as_if_nothing_had_happened(
 ) -> None:
     _, straight, learner = step(qwen2, algorithm, at=0)
     learner.save(str(tmp_path / "checkpoint"), {"turn": 1})
-    after = learner.step(1, *evidence(algorithm))
+    after = learner.step(1, *scored(algorithm))
     _, resumed, other = step(qwen2, algorithm, at=3)
     assert other.load(str(tmp_path / "checkpoint")) == {"turn": 1}
-    again = other.step(1, *evidence(algorithm))
+    again = other.step(1, *scored(algorithm))
     assert torch.equal(weights(resumed), weights(straight))
     assert figures(again) == figures(after)
 
@@ -165,7 +165,7 @@ def test_fresh_moments_and_a_fresh_schedule_every_round(qwen2: Path, reset: bool
     newcomer, fresh = learner_of(qwen2, rounds, max_steps=2)
     fresh.module.load_state_dict(engine.module.state_dict())
     for each in (learner, newcomer):
-        each.step(1, *evidence(rounds))
+        each.step(1, *scored(rounds))
     assert torch.equal(weights(fresh), weights(engine)) == reset
     rates = [1e-3, 0.5e-3, 1e-3, 0.5e-3] if reset else [1e-3, 0.75e-3, 0.5e-3, 0.25e-3]
     assert engine.learning_rates == pytest.approx(rates)
@@ -185,8 +185,8 @@ def test_a_step_in_which_nothing_is_kept_says_so(qwen2: Path) -> None:
 def test_a_controlled_coefficient_moves_and_comes_back(qwen2: Path, tmp_path: Path) -> None:
     # A KL that is over 20 % above its target: every step of 10 completions multiplies by 1 + 0.2 · 10/64.
     adaptive = {"type": "ppo", **COMMON, "kl_coef": 0.1, "adaptive_kl": {"target": 1e-6, "horizon": 64}}
-    sampled, scores, _, values = evidence(adaptive)
-    reference = [TokenShare(completions=np.arange(10), values=np.full(NUM_TOKENS, -9, np.float32))]
+    sampled, scores, _, values = scored(adaptive)
+    reference = [TokenShard(completions=np.arange(10), values=np.full(NUM_TOKENS, -9, np.float32))]
     learner, _ = learner_of(qwen2, adaptive)
     factor = 1 + 0.2 * 10 / 64
     for power in range(2):
@@ -202,7 +202,7 @@ def test_the_learners_own_logprobs_correct_the_engines(qwen2: Path) -> None:
     truncated = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 2.0}
     corrected = {**GRPO, "vllm_importance_sampling_correction": True, **truncated}
     learner, engine = learner_of(qwen2, corrected)
-    sampled, scores, _, _ = evidence(GRPO, temperature=0.7)
+    sampled, scores, _, _ = scored(GRPO, temperature=0.7)
     rows = np.arange(len(GROUPS))
     packed = pack(sampled[0].prompt_tokens, sampled[0].completions, sampled[0].group_offsets, rows)
     own = learner.infer(sampled, as_sampled=True)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from workers.engines.hf_models import ModelError
 from workers.learner import PROBE_TOKENS
 from workers.packing import pack
-from workers.types import Experience, Floats, Scores, TokenShare, assemble, merge_stats
+from workers.types import Experience, Floats, Scores, TokenShard, assemble, merge_stats
 from workers.weights import Rendezvous, Segment
 
 GROUPS = [([3, 4, 11], [[4, 3, 1], [3, 1]]), ([5], [[6, 1], [7, 8, 9, 1]]), ([6, 7], [[1], [8, 1]])]
@@ -66,7 +66,7 @@ def test_engine_and_learner_are_compared_token_by_token(qwen2: Path, world_size:
 def test_engines_that_agree_differ_by_rounding_at_any_temperature(qwen2: Path, algorithm: dict[str, Any]) -> None:
     learner, engine = learner_of(qwen2, algorithm)
     given = sampled(engine, temperature=0.5)
-    reference = [TokenShare(completions=np.arange(6), values=np.zeros(NUM_TOKENS, np.float32))]
+    reference = [TokenShard(completions=np.arange(6), values=np.zeros(NUM_TOKENS, np.float32))]
     stats = learner.step(0, [given], SCORES, reference if algorithm is DPO else None, None)
     assert stats.maxima["sampling/logp_difference_max"] < 1e-5
 
@@ -97,7 +97,7 @@ def test_on_policy_losses_are_of_the_sampled_temperature(qwen2: Path) -> None:
     assert engine.temperatures == [0.5]
     assert stats.sums["clip_ratio/region_mean"] == 0  # every ratio is 1 before the first update
     off_policy, engine = learner_of(qwen2, DPO)
-    reference = [TokenShare(completions=np.arange(6), values=own_logprobs(engine))]
+    reference = [TokenShard(completions=np.arange(6), values=own_logprobs(engine))]
     stats = off_policy.step(0, [sampled(engine, temperature=0.5)], SCORES, reference, None)
     assert engine.temperatures == [1.0]
     assert stats.sums["loss"] == pytest.approx(np.log(2), rel=1e-5)  # the policy is its own reference
@@ -194,7 +194,7 @@ def test_only_the_first_rank_writes(qwen2: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_first_rank_writes_the_pairs(qwen2: Path, tmp_path: Path, rank: int) -> None:
     learner, engine = learner_of(qwen2, DPO, rank=rank, world_size=2)
-    reference = [TokenShare(completions=np.arange(6), values=np.zeros(NUM_TOKENS, np.float32))]
+    reference = [TokenShard(completions=np.arange(6), values=np.zeros(NUM_TOKENS, np.float32))]
     path = tmp_path / "pairs.parquet"
     learner.step(0, [sampled(engine)], SCORES, reference, None, str(path))
     assert path.exists() == (rank == 0)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from methods import COMMON, GROUPS, evidence, figures, name_of
+from methods import COMMON, GROUPS, figures, name_of, scored
 from torch import Tensor
 from torch_engine import TorchEngine, learner_of
 
 from workers.engines.attention import layout_of
 from workers.engines.heads import _hidden
 from workers.packing import Packed
-from workers.types import Experience, StepStats, TokenShare
+from workers.types import Experience, StepStats, TokenShard
 
 SIZES = [len(completions) for _, completions in GROUPS]
 MODE = "sequence_truncate"
@@ -66,7 +66,7 @@ class DoubleEngine(TorchEngine):
 def step(model: Path, method: dict[str, Any], *, budget: int) -> tuple[StepStats, DoubleEngine]:
     learner, engine = learner_of(model, method, budget=budget)
     double = DoubleEngine.of(engine)
-    sampled, scores, reference, values = evidence(method)
+    sampled, scores, reference, values = scored(method)
     old = reference if method.get("vllm_importance_sampling_correction") else None
     return learner.step(0, sampled, scores, reference, values, old=old), double
 
@@ -99,11 +99,11 @@ def test_cut_and_whole_are_the_same_step(qwen2: Path, method: dict[str, Any], bu
 def test_ranks_share_the_parts_of_one_group(qwen2: Path) -> None:
     """One group alone, which is all there is to learn from: two ranks, and neither is idle."""
     method = METHODS[0]
-    sampled, scores, reference, _ = evidence(method)
+    sampled, scores, reference, _ = scored(method)
     first = _only_the_first(sampled[0])
     tokens = len(first.completions.values)
     scores = [type(scores[0])(rewards=scores[0].rewards[: SIZES[0]], by_scorer={})]
-    reference = [TokenShare(completions=np.arange(SIZES[0]), values=reference[0].values[:tokens])]
+    reference = [TokenShard(completions=np.arange(SIZES[0]), values=reference[0].values[:tokens])]
 
     def learned(rank: int, world_size: int, budget: int) -> tuple[StepStats, DoubleEngine]:
         learner, engine = learner_of(qwen2, method, rank=rank, world_size=world_size, budget=budget)
@@ -136,7 +136,7 @@ def _only_the_first(sampled: Experience) -> Experience:
 
 
 def test_what_it_says_without_learning_is_the_same(qwen2: Path) -> None:
-    sampled, *_ = evidence(METHODS[0])
+    sampled, *_ = scored(METHODS[0])
     answers = []
     for budget in (10_000, 7):
         learner, engine = learner_of(qwen2, METHODS[0], budget=budget)
@@ -154,5 +154,5 @@ def test_what_it_says_without_learning_is_the_same(qwen2: Path) -> None:
 def test_a_preference_pair_is_never_cut(qwen2: Path) -> None:
     method = {"type": "dpo", **COMMON}
     learner, engine = learner_of(qwen2, method, budget=1)
-    learner.step(0, *evidence(method))
+    learner.step(0, *scored(method))
     assert {len(micro.completion_lengths) for micro in engine.forwards} == {2}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from method_rank import SEED, STEPS
-from methods import ALGORITHMS, MORE, evidence, figures, name_of
+from methods import ALGORITHMS, MORE, figures, name_of, scored
 from safetensors.torch import load_file
 from torch import Tensor
 from torch_engine import TorchEngine, learner_of
@@ -54,7 +54,7 @@ def untrained(model: Path, method: int) -> Iterator[tuple[str, Tensor]]:
 def plainly(model: Path, method: int) -> tuple[dict[str, Tensor], list[Metrics]]:
     """Weights and figures by torch alone, in one process."""
     learner, engine = start(model, method)
-    told = [figures(learner.step(i, *evidence(METHODS[method]))) for i in range(STEPS)]
+    told = [figures(learner.step(i, *scored(METHODS[method]))) for i in range(STEPS)]
     return {name: weight.clone() for name, weight in engine.weights()}, told
 
 

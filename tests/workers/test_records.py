@@ -10,7 +10,7 @@ from workers.algorithms.preference import prepare
 from workers.config import DpoConfig, ModelConfig
 from workers.engines.hf_text import TextCodec
 from workers.files.records import write_pairs
-from workers.types import Evidence, Prompt
+from workers.types import Prompt, ScoredBatch
 
 
 def test_a_pair_is_a_line_with_texts_scores_and_versions(qwen2: Path, tmp_path: Path) -> None:
@@ -21,15 +21,15 @@ def test_a_pair_is_a_line_with_texts_scores_and_versions(qwen2: Path, tmp_path: 
         logprobs=[-1.0] * 12,
         versions=np.array([4, 4, 5, 5, 5], np.int32),
     )
-    evidence = Evidence(
+    scored = ScoredBatch(
         experience=sampled,
         rewards=np.float32([0.5, 2.0, 1.0, 0.25, 1.0]),
         reference_logprobs=np.zeros(12, np.float32),
         values=None,
     )
-    batch, _ = prepare(evidence, DpoConfig(type="dpo"))
+    batch, _ = prepare(scored, DpoConfig(type="dpo"))
     path = tmp_path / "rounds" / "1" / "pairs.parquet"
-    write_pairs(path, batch, evidence, TextCodec(ModelConfig(path=str(qwen2))))
+    write_pairs(path, batch, scored, TextCodec(ModelConfig(path=str(qwen2))))
     assert pq.read_table(path).to_pylist() == [
         {
             "prompt_id": "a.jsonl:1",

@@ -15,7 +15,7 @@ from zero_gang import start_ranks
 from workers.config import ModelConfig, ReferenceConfig
 from workers.engines.hf_models import character_tokenizer, create_model
 from workers.reference import Reference
-from workers.types import Drift, Experience, Floats, TokenShare, assemble
+from workers.types import Drift, Experience, Floats, TokenShard, assemble
 
 GROUPS = [([3, 4], [[5, 6, 1], [7, 1]]), ([8], [[9, 9, 9, 1]]), ([4, 4, 4], [[1], [10, 11, 1]])]
 NUM_TOKENS = 13
@@ -79,8 +79,8 @@ def test_a_refresh_forgets_what_the_old_model_said_of_a_dataset(qwen2: Path, tmp
 # ------------------------------------------------------------------------------------------------ drift
 
 
-def share(sampled: Experience, values: list[float]) -> TokenShare:
-    return TokenShare(completions=np.arange(len(sampled.completions)), values=np.array(values, np.float32))
+def share(sampled: Experience, values: list[float]) -> TokenShard:
+    return TokenShard(completions=np.arange(len(sampled.completions)), values=np.array(values, np.float32))
 
 
 def test_drift_by_hand(qwen2: Path) -> None:

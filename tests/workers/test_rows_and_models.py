@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, sliding_window_ca
 
 from orchestrator.config.alarms import AlarmsConfig, EngineMismatch
 from orchestrator.driver.alarm_actions import MISMATCH
-from orchestrator.monitor.alarms import Alarm, Watch
+from orchestrator.monitor.alarms import Alarm, AlarmMonitor
 from tests.families.rows import LENGTHS, alone, asked, packed, rows_of
 from tests.families.tiny import tokenizer, write_tiny
 from workers.engines import attention, hf_packing
@@ -341,7 +341,7 @@ def test_a_run_whose_learner_forgets_the_window_stops_in_its_first_step(tmp_path
         if forgets:
             AttentionMaskInterface.register(hf_packing.NAME, windowless)
         metrics = merge_stats([learner.step(0, [given], [rewards], None, None)])
-        watch = Watch(AlarmsConfig(engine_mismatch=EngineMismatch(max_difference=MISMATCH["float32"])))
+        watch = AlarmMonitor(AlarmsConfig(engine_mismatch=EngineMismatch(max_difference=MISMATCH["float32"])))
         watch.see(1, metrics)
         return watch.verdict
 

@@ -6,7 +6,7 @@ from fakes import experience
 
 from workers.packing import Packed
 from workers.scoring import Memory, row_keys, score_tokens
-from workers.types import Floats, TokenShare, assemble
+from workers.types import Floats, TokenShard, assemble
 
 GROUPS = [([3], [[10, 11], [12]]), ([3, 4], [[13, 14, 15]]), ([5], [[16], [17]])]  # input lengths 2, 4 and 1
 
@@ -22,7 +22,7 @@ class Echo:
         return packed.targets.astype(np.float32)
 
 
-def score(parts: list[object], world_size: int, budget: int) -> tuple[list[TokenShare], list[Echo]]:
+def score(parts: list[object], world_size: int, budget: int) -> tuple[list[TokenShard], list[Echo]]:
     echoes = [Echo() for _ in range(world_size)]
     shares = [
         score_tokens(parts, echoes[rank], rank=rank, world_size=world_size, budget=budget)  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def test_nothing_to_score_is_no_forward_pass() -> None:
 # ------------------------------------------------------------------------------------------------ rows seen before
 
 
-def epochs(batches: list[list[object]], world_size: int) -> list[tuple[list[TokenShare], list[int]]]:
+def epochs(batches: list[list[object]], world_size: int) -> list[tuple[list[TokenShard], list[int]]]:
     """What the ranks answer to each batch, and how often each asked its model."""
     memories = [Memory() for _ in range(world_size)]
     answers = []

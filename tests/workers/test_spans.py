@@ -11,15 +11,15 @@ from fakes import experience
 from torch_engine import TorchEngine, learner_of
 
 from workers.learner import Learner
-from workers.spans import Span, follow
-from workers.types import Experience, StepStats, TokenShare, merge_ranks
+from workers.spans import UpdateRange, merge_spans
+from workers.types import Experience, StepStats, TokenShard, merge_ranks
 
 DPO = {"type": "dpo", "batch_size": 1, "num_iterations": 2, "learning_rate": 0.01}
 PAIRS = [([3, 4], [[6, 7, 1], [5, 1]]), ([9], [[5, 1], [7, 7, 1]]), ([11], [[4, 1], [1]])]
 UPDATES = 6  # three pairs, twice
 
 
-def learn(model: Path, *spans: Span) -> tuple[StepStats, TorchEngine]:
+def learn(model: Path, *spans: UpdateRange) -> tuple[StepStats, TorchEngine]:
     """One step on PAIRS, of which the reference says what the policy says."""
     learner, engine = learner_of(model, DPO)
     parts = [experience(PAIRS, rewards=[1.0, 0.0] * 3)]
@@ -27,18 +27,20 @@ def learn(model: Path, *spans: Span) -> tuple[StepStats, TorchEngine]:
     told = [merge_ranks([_step(learner, parts, reference, span)]) for span in spans]
     whole = told[0]
     for stats in told[1:]:
-        whole = follow(whole, stats)
+        whole = merge_spans(whole, stats)
     return whole, engine
 
 
-def _step(learner: Learner, parts: Sequence[Experience], reference: Sequence[TokenShare], span: Span) -> StepStats:
+def _step(
+    learner: Learner, parts: Sequence[Experience], reference: Sequence[TokenShard], span: UpdateRange
+) -> StepStats:
     return learner.step(0, parts, None, reference, None, span=span)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
 def test_two_spans_are_the_step(model: Path, cut: int) -> None:
-    whole, once = learn(model, Span())
-    parts, twice = learn(model, Span(first=0, count=cut), Span(first=cut))
+    whole, once = learn(model, UpdateRange())
+    parts, twice = learn(model, UpdateRange(first=0, count=cut), UpdateRange(first=cut))
     assert whole.facts["num_updates"] == parts.facts["num_updates"] == UPDATES
     assert parts.left == whole.left == 0
     for name, weight in once.weights():
@@ -52,7 +54,7 @@ def test_two_spans_are_the_step(model: Path, cut: int) -> None:
 
 
 def test_a_span_says_what_is_left(model: Path) -> None:
-    learned, _ = learn(model, Span(first=0, count=2))
+    learned, _ = learn(model, UpdateRange(first=0, count=2))
     assert (learned.left, learned.facts["num_updates"]) == (4, 2)
 
 
@@ -61,6 +63,6 @@ def test_mean_norms_are_of_all_updates() -> None:
         facts = {"grad_norm": norm, "num_updates": updates, "timing/learn": 1.0}
         return StepStats(sums={"loss": 0.25}, maxima={"m": norm}, minima={"m": norm}, facts=facts, left=1)
 
-    found = follow(stats(1.0, 3.0), stats(5.0, 1.0))
+    found = merge_spans(stats(1.0, 3.0), stats(5.0, 1.0))
     assert found.facts == {"grad_norm": 2.0, "num_updates": 4.0, "timing/learn": 2.0}  # (1 · 3 + 5 · 1) / 4
     assert (found.sums, found.maxima, found.minima) == ({"loss": 0.5}, {"m": 5.0}, {"m": 1.0})

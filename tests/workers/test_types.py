@@ -11,7 +11,7 @@ from workers.types import (
     Ragged,
     Scores,
     StepStats,
-    TokenShare,
+    TokenShard,
     TrainBatch,
     assemble,
     concat,
@@ -115,8 +115,8 @@ def test_merge_stats_adds_sums_and_keeps_the_largest_and_the_facts() -> None:
 # ------------------------------------------------------------------------------------------------ assemble
 
 
-def share(completions: list[int], values: list[float]) -> TokenShare:
-    return TokenShare(completions=np.array(completions, np.int64), values=np.array(values, np.float32))
+def share(completions: list[int], values: list[float]) -> TokenShard:
+    return TokenShard(completions=np.array(completions, np.int64), values=np.array(values, np.float32))
 
 
 def test_assemble_puts_every_share_in_its_place() -> None:
@@ -133,7 +133,7 @@ def test_assemble_puts_every_share_in_its_place() -> None:
     ],
     ids=["a share is missing", "a number is not one"],
 )
-def test_assemble_refuses_a_token_without_a_number(given_shares: list[TokenShare], message: str) -> None:
+def test_assemble_refuses_a_token_without_a_number(given_shares: list[TokenShard], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assemble(given_shares, Ragged.of([[1, 1], [2], [3, 3]]))
 

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from workers.config import LearnerConfig, LoraConfig, ModelConfig, PpoConfig, RewardModelConfig, SftConfig
 from workers.finite import NotFinite
 from workers.learner import Learner
-from workers.types import Experience, TokenShare
+from workers.types import Experience, TokenShard
 
 if TYPE_CHECKING:
     from workers.engines.deepspeed_engine import DeepSpeedEngine
@@ -185,7 +185,7 @@ def critic_of(model: ModelConfig, config: LearnerConfig, device: torch.device, c
         critics.append((Learner(engine, model, config, ppo, head="values", seed=0, max_steps=4), engine))
     (learner, engine), (other, _) = critics
     for step in range(2):  # the head starts at zero: the first step moves it alone
-        zeros = [TokenShare(completions=np.arange(2), values=np.zeros(5, np.float32))]
+        zeros = [TokenShard(completions=np.arange(2), values=np.zeros(5, np.float32))]
         learner.step(step, given, None, zeros, zeros)
     learner.save(str(checkpoint), {})
     other.load(str(checkpoint))

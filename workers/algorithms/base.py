@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workers.needs import Needs
 from workers.packing import members
-from workers.types import Evidence, Metrics, TokenVectors, Totals, TrainBatch
+from workers.types import Metrics, ScoredBatch, TokenVectors, Totals, TrainBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +104,7 @@ class Control:
     """
 
     name: str  # the setting, also the metric's and the checkpoint's name
-    after: Callable[[Evidence, Any], float]  # (evidence, config of this step) -> the setting of the next step
+    after: Callable[[ScoredBatch, Any], float]  # (evidence, config of this step) -> the setting of the next step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +112,7 @@ class Algorithm:
     """One row of the table in `workers.algorithms`."""
 
     needs: Needs
-    prepare: Callable[[Evidence, Any], tuple[TrainBatch, Metrics]]
+    prepare: Callable[[ScoredBatch, Any], tuple[TrainBatch, Metrics]]
     loss: Loss  # of the policy: outputs are token log-probabilities; of a reward model: its number at each token
     critic_loss: Loss | None = None  # of the critic: outputs are token values
     range_of: tuple[str, Callable[[Tensor, MicroBatch], Tensor]] | None = None

@@ -18,16 +18,16 @@ import numpy as np
 
 from workers.algorithms.advantages import completion_sums, spread
 from workers.config import PolicyGradient
-from workers.types import Evidence, Floats, Metrics
+from workers.types import Floats, Metrics, ScoredBatch
 
 
-def importance_weights(evidence: Evidence, config: PolicyGradient) -> tuple[Floats | None, Metrics]:
+def importance_weights(scored: ScoredBatch, config: PolicyGradient) -> tuple[Floats | None, Metrics]:
     """The weight of each token's loss [T], and how large they are. None: nothing is corrected."""
     if not config.vllm_importance_sampling_correction:
         return None, {}
-    assert evidence.learner_logprobs is not None, "the correction needs the learner's own log-probabilities"
-    assert evidence.experience.logprobs is not None
-    gap, completions = evidence.learner_logprobs - evidence.experience.logprobs, evidence.experience.completions
+    assert scored.learner_logprobs is not None, "the correction needs the learner's own log-probabilities"
+    assert scored.experience.logprobs is not None
+    gap, completions = scored.learner_logprobs - scored.experience.logprobs, scored.experience.completions
     level, _, constraint = config.vllm_importance_sampling_mode.partition("_")
     whole = level == "sequence"
     log_ratios = completion_sums(gap, completions) if whole else gap.astype(np.float64)

@@ -28,28 +28,28 @@ from workers.algorithms.ops import per_token, share
 from workers.algorithms.surrogate import clipped, clipped_surrogate, log_ratio
 from workers.config import DistillConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Metrics, TrainBatch
+from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: DistillConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: DistillConfig) -> tuple[TrainBatch, Metrics]:
     """The completions of one prompt are a row. Advantages only for the policy gradient."""
-    experience, teacher = evidence.experience, evidence.reference_logprobs
+    experience, teacher = scored.experience, scored.reference_logprobs
     sampled = experience.logprobs is not None
-    metrics: Metrics = rollout_metrics(evidence) if sampled else {"num_tokens": float(num_tokens(experience))}
+    metrics: Metrics = rollout_metrics(scored) if sampled else {"num_tokens": float(num_tokens(experience))}
     advantages = None
     if config.objective == "policy_gradient":
         assert experience.logprobs is not None, "the policy gradient needs the policy's own samples"
         assert teacher is not None
         advantages = (teacher - experience.logprobs).astype(np.float32)
     else:
-        assert evidence.reference_hidden is not None
+        assert scored.reference_hidden is not None
     batch = TrainBatch(
         prompts=experience.prompt_tokens,
         completions=experience.completions,
         row_offsets=experience.group_offsets,
         old_logprobs=experience.logprobs if advantages is not None else None,
         reference_logprobs=teacher,
-        reference_hidden=evidence.reference_hidden,
+        reference_hidden=scored.reference_hidden,
         advantages=advantages,
     )
     return batch, metrics

@@ -57,24 +57,24 @@ from workers.algorithms.ops import completion_means, kl_k3, per_token, share
 from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio, weighted_likelihood
 from workers.config import GrpoConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Finish, Floats, Metrics, TrainBatch
+from workers.types import Finish, Floats, Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: GrpoConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: GrpoConfig) -> tuple[TrainBatch, Metrics]:
     """One group per row. Masked, that is truncated, completions count in their group's mean only."""
-    experience = evidence.experience
-    rewards, metrics = _rewards(evidence, config)
+    experience = scored.experience
+    rewards, metrics = _rewards(scored, config)
     advantages = group_advantages(rewards, experience.group_offsets, scale=config.scale_rewards)
-    weights, gap = importance_weights(evidence, config)
+    weights, gap = importance_weights(scored, config)
     kept = np.ones(len(experience.completions), bool)
     if config.mask_truncated_completions:
         kept &= experience.finish == Finish.stop
     if config.dynamic_sampling:
-        assert evidence.rewards is not None
-        differ = has_signal(evidence.rewards, experience.group_offsets)
+        assert scored.rewards is not None
+        differ = has_signal(scored.rewards, experience.group_offsets)
         kept &= differ[experience.group_of]
         metrics["sampling/kept_groups"] = float(differ.mean())
-    batch = group_rows(evidence, spread(advantages, experience.completions), weights, np.flatnonzero(kept))
+    batch = group_rows(scored, spread(advantages, experience.completions), weights, np.flatnonzero(kept))
     return batch, metrics | gap
 
 
@@ -112,18 +112,18 @@ def _surrogate(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple
     return losses, *clipped(ratio, advantages, low, high)
 
 
-def _rewards(evidence: Evidence, config: GrpoConfig) -> tuple[Floats, Metrics]:
+def _rewards(scored: ScoredBatch, config: GrpoConfig) -> tuple[Floats, Metrics]:
     """Rewards [N], less the KL where that is its place, and the overlong; and what is known of the samples."""
-    rewards, metrics = evidence.rewards, rollout_metrics(evidence)
+    rewards, metrics = scored.rewards, rollout_metrics(scored)
     assert rewards is not None
     if config.overlong_buffer is not None:
         assert config.overlong_length is not None
-        lengths = evidence.experience.completions.lengths
+        lengths = scored.experience.completions.lengths
         penalty = overlong_penalty(lengths, length=config.overlong_length, buffer=config.overlong_buffer)
         rewards = rewards + penalty
         metrics["objective/overlong_penalty"] = float(penalty.mean(dtype=np.float64))
     beta = config.beta if config.kl_placement == "reward" else 0.0
-    kl = sequence_kl(evidence)
+    kl = sequence_kl(scored)
     return penalised(rewards, kl, beta), metrics | penalty_metrics(rewards, kl, beta)
 
 

@@ -30,20 +30,20 @@ from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.ops import completion_sums, per_token, share
 from workers.config import KtoConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Metrics, TrainBatch
+from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: KtoConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: KtoConfig) -> tuple[TrainBatch, Metrics]:
     """A completion per row. Of each group the first is the row's own, the second the mismatched one of `baseline`.
 
     A completion is desirable when its score is above 0.
     """
-    experience, rewards = evidence.experience, evidence.rewards
+    experience, rewards = scored.experience, scored.rewards
     assert rewards is not None
     assert (np.diff(experience.group_offsets) >= 2).all(), "a row comes with a mismatched completion"
     own = experience.group_offsets[:-1]
     labels = (rewards[own] > 0).astype(np.float32)
-    batch = replace(_single(evidence, own), labels=labels, baseline=_single(evidence, own + 1))
+    batch = replace(_single(scored, own), labels=labels, baseline=_single(scored, own + 1))
     learned = int(batch.prompts.lengths.sum() + batch.completions.lengths.sum())
     return batch, {"num_tokens": float(learned), "data/desirable": float(labels.mean())}
 
@@ -77,9 +77,9 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: KtoConfig) -> tuple[Tensor
     return losses.sum() / rows, stats
 
 
-def _single(evidence: Evidence, picked: NDArray[np.int64]) -> TrainBatch:
+def _single(scored: ScoredBatch, picked: NDArray[np.int64]) -> TrainBatch:
     """One completion per group: `picked` [R] of the experience."""
-    experience, reference = evidence.experience, evidence.reference_logprobs
+    experience, reference = scored.experience, scored.reference_logprobs
     assert reference is not None
     return TrainBatch(
         prompts=experience.prompt_tokens,

@@ -7,17 +7,17 @@ from numpy.typing import NDArray
 
 from workers.algorithms.advantages import completion_sums, group_mean_std
 from workers.repetition import repeated_tails
-from workers.types import SATURATED, Evidence, Experience, Finish, Floats, Metrics
+from workers.types import SATURATED, Experience, Finish, Floats, Metrics, ScoredBatch
 
 
-def rollout_metrics(evidence: Evidence) -> Metrics:
+def rollout_metrics(scored: ScoredBatch) -> Metrics:
     """Facts of one step's samples.
 
     A completion is clipped when it did not end by itself. A figure that does not exist is left out: the
     spread within groups when each has one completion, `objective/kl` without a reference, lengths of
     terminated completions when all are clipped, rewards where nothing scores.
     """
-    experience, rewards = evidence.experience, evidence.rewards
+    experience, rewards = scored.experience, scored.rewards
     assert experience.logprobs is not None
     metrics = {
         "objective/entropy": -float(completion_sums(experience.logprobs, experience.completions).mean()),
@@ -30,18 +30,18 @@ def rollout_metrics(evidence: Evidence) -> Metrics:
         _, stds = group_mean_std(rewards, experience.group_offsets)
         metrics["reward_std"] = float(stds[sizes > 1].mean())
         metrics["frac_reward_zero_std"] = float((stds[sizes > 1] == 0).mean())
-    kl = sequence_kl(evidence)
+    kl = sequence_kl(scored)
     if kl is not None:
         metrics["objective/kl"] = float(kl.mean())
         metrics["drift/saturated"] = float((np.abs(kl) > SATURATED).mean())
     return metrics | _completion_metrics(experience)
 
 
-def sequence_kl(evidence: Evidence) -> NDArray[np.float64] | None:
+def sequence_kl(scored: ScoredBatch) -> NDArray[np.float64] | None:
     """log π(y) − log π_ref(y) of each completion [N], on average KL(π‖π_ref) in nats. None: no reference."""
-    if evidence.reference_logprobs is None:
+    if scored.reference_logprobs is None:
         return None
-    return completion_sums(evidence.old_logprobs - evidence.reference_logprobs, evidence.experience.completions)
+    return completion_sums(scored.old_logprobs - scored.reference_logprobs, scored.experience.completions)
 
 
 def penalty_metrics(rewards: Floats, kl: NDArray[np.float64] | None, beta: float) -> Metrics:

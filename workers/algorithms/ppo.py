@@ -44,36 +44,36 @@ from workers.algorithms.ops import kl_k2, kl_k3, per_token, share
 from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio
 from workers.config import PpoConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Finish, Floats, Metrics, TrainBatch
+from workers.types import Finish, Floats, Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: PpoConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: PpoConfig) -> tuple[TrainBatch, Metrics]:
     """One completion per row: advantages for the policy, old values and returns for the critic."""
-    experience, values = evidence.experience, evidence.values
-    completions, old = experience.completions, evidence.old_logprobs
+    experience, values = scored.experience, scored.values
+    completions, old = experience.completions, scored.old_logprobs
     assert values is not None
-    scores = _scores(evidence, config)
+    scores = _scores(scored, config)
     penalty = None
     if config.kl_coef and config.kl_placement == "reward":
-        assert evidence.reference_logprobs is not None
-        penalty = config.kl_coef * (old - evidence.reference_logprobs)
+        assert scored.reference_logprobs is not None
+        penalty = config.kl_coef * (old - scored.reference_logprobs)
     rewards = token_rewards(scores, completions, penalty)
     if config.whiten_rewards:
         rewards = whiten(rewards, shift_mean=False)
     advantages = gae(rewards, values, completions, gamma=config.gamma, lam=config.lam)
-    weights, gap = importance_weights(evidence, config)
+    weights, gap = importance_weights(scored, config)
     batch = TrainBatch(
         prompts=experience.prompt_tokens.take(experience.group_of),
         completions=completions,
         row_offsets=np.arange(len(completions) + 1),
         old_logprobs=old,
-        reference_logprobs=evidence.reference_logprobs if config.kl_placement == "loss" else None,
+        reference_logprobs=scored.reference_logprobs if config.kl_placement == "loss" else None,
         advantages=whiten(advantages),
         old_values=values,
         returns=advantages + values,
         importance_weights=weights,
     )
-    return batch, _metrics(evidence, scores, config) | gap
+    return batch, _metrics(scored, scores, config) | gap
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[Tensor, Stats]:
@@ -111,32 +111,32 @@ def critic_loss(values: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[T
     }
 
 
-def next_kl_coef(evidence: Evidence, config: PpoConfig) -> float:
+def next_kl_coef(scored: ScoredBatch, config: PpoConfig) -> float:
     """The coefficient of the next step: this one's, unless it is adaptive."""
-    kl = sequence_kl(evidence)
+    kl = sequence_kl(scored)
     if config.adaptive_kl is None or kl is None:
         return config.kl_coef
     return next_coefficient(config.kl_coef, config.adaptive_kl, kl=float(kl.mean()), num_completions=len(kl))
 
 
-def _scores(evidence: Evidence, config: PpoConfig) -> Floats:
+def _scores(scored: ScoredBatch, config: PpoConfig) -> Floats:
     """Rewards [N], less `missing_eos_penalty` for a completion that did not end by itself."""
-    assert evidence.rewards is not None
+    assert scored.rewards is not None
     if config.missing_eos_penalty is None:
-        return evidence.rewards
-    unfinished = evidence.experience.finish != Finish.stop
-    return np.where(unfinished, evidence.rewards - config.missing_eos_penalty, evidence.rewards)
+        return scored.rewards
+    unfinished = scored.experience.finish != Finish.stop
+    return np.where(unfinished, scored.rewards - config.missing_eos_penalty, scored.rewards)
 
 
-def _metrics(evidence: Evidence, scores: Floats, config: PpoConfig) -> Metrics:
-    kl = sequence_kl(evidence)
+def _metrics(scored: ScoredBatch, scores: Floats, config: PpoConfig) -> Metrics:
+    kl = sequence_kl(scored)
     score = float(scores.mean(dtype=np.float64))
     non_score = -config.kl_coef * float(kl.mean()) if kl is not None and config.kl_placement == "reward" else 0.0
-    return rollout_metrics(evidence) | {
+    return rollout_metrics(scored) | {
         "objective/scores": score,
         "objective/non_score_reward": non_score,
         "objective/rlhf_reward": score + non_score,
-        "val/num_eos_tokens": float((evidence.experience.finish == Finish.stop).sum()),
+        "val/num_eos_tokens": float((scored.experience.finish == Finish.stop).sum()),
     }
 
 

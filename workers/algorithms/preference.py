@@ -51,12 +51,12 @@ from workers.algorithms.ops import completion_means, completion_sums, share
 from workers.algorithms.pairs import SELECTIONS, Pairs
 from workers.config import DpoConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Experience, Metrics, TrainBatch
+from workers.types import Experience, Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: DpoConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: DpoConfig) -> tuple[TrainBatch, Metrics]:
     """One pair per row, chosen before rejected. No row at all when no pair has a margin."""
-    experience, rewards, reference = evidence.experience, evidence.rewards, evidence.reference_logprobs
+    experience, rewards, reference = scored.experience, scored.rewards, scored.reference_logprobs
     assert rewards is not None
     assert reference is not None or not config.needs_reference
     pairs = SELECTIONS[config.pair_selection](
@@ -64,7 +64,7 @@ def prepare(evidence: Evidence, config: DpoConfig) -> tuple[TrainBatch, Metrics]
         experience.group_offsets,
         pairs_per_prompt=config.pairs_per_prompt,
         min_margin=config.min_margin,
-        seed=evidence.seed,
+        seed=scored.seed,
     )
     picked = np.stack([pairs.chosen, pairs.rejected], axis=1).reshape(-1)  # [2P]
     batch = TrainBatch(
@@ -76,7 +76,7 @@ def prepare(evidence: Evidence, config: DpoConfig) -> tuple[TrainBatch, Metrics]
         sources=picked,
     )
     sampled = experience.logprobs is not None
-    facts = rollout_metrics(evidence) if sampled else {"num_tokens": float(num_tokens(experience))}
+    facts = rollout_metrics(scored) if sampled else {"num_tokens": float(num_tokens(experience))}
     if experience.temperature != 1:
         for name in ("objective/kl", "drift/saturated"):
             facts.pop(name, None)  # the reference's log-probabilities are those at temperature 1

@@ -28,27 +28,27 @@ from workers.algorithms.ops import kl_k2, per_token, share
 from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio
 from workers.config import ReinforceConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Metrics, TrainBatch
+from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: ReinforceConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: ReinforceConfig) -> tuple[TrainBatch, Metrics]:
     """One group per row; an advantage for each token."""
-    experience, scores = evidence.experience, evidence.rewards
+    experience, scores = scored.experience, scored.rewards
     assert scores is not None
     if config.baseline == "group":
         scores = group_advantages(scores, experience.group_offsets, scale="none")
     penalty = None
     if config.beta:
-        assert evidence.reference_logprobs is not None
-        penalty = config.beta * (evidence.old_logprobs - evidence.reference_logprobs)
+        assert scored.reference_logprobs is not None
+        penalty = config.beta * (scored.old_logprobs - scored.reference_logprobs)
     rewards = token_rewards(scores, experience.completions, penalty)
     # Without values and at λ = 1, generalised advantages are the discounted returns.
     returns = gae(rewards, np.zeros_like(rewards), experience.completions, gamma=config.gamma, lam=1.0)
-    weights, gap = importance_weights(evidence, config)
-    batch = group_rows(evidence, whiten(returns), weights)
-    assert evidence.rewards is not None
-    about_kl = penalty_metrics(evidence.rewards, sequence_kl(evidence), config.beta)
-    return batch, rollout_metrics(evidence) | about_kl | gap
+    weights, gap = importance_weights(scored, config)
+    batch = group_rows(scored, whiten(returns), weights)
+    assert scored.rewards is not None
+    about_kl = penalty_metrics(scored.rewards, sequence_kl(scored), config.beta)
+    return batch, rollout_metrics(scored) | about_kl | gap
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: ReinforceConfig) -> tuple[Tensor, Stats]:

@@ -26,12 +26,12 @@ from workers.algorithms.base import Algorithm
 from workers.algorithms.metrics import rollout_metrics
 from workers.config import RejectionSamplingConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Floats, Metrics, Ragged, TrainBatch
+from workers.types import Floats, Metrics, Ragged, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: RejectionSamplingConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: RejectionSamplingConfig) -> tuple[TrainBatch, Metrics]:
     """One kept completion per row; no row at all when nothing was good enough."""
-    experience, rewards = evidence.experience, evidence.rewards
+    experience, rewards = scored.experience, scored.rewards
     assert rewards is not None
     kept = best(
         rewards,
@@ -40,7 +40,7 @@ def prepare(evidence: Evidence, config: RejectionSamplingConfig) -> tuple[TrainB
         keep_best=config.keep_best,
         min_reward=config.min_reward,
         distinct=config.distinct,
-        seed=evidence.seed,
+        seed=scored.seed,
     )
     groups = experience.group_of[kept]
     batch = TrainBatch(
@@ -49,7 +49,7 @@ def prepare(evidence: Evidence, config: RejectionSamplingConfig) -> tuple[TrainB
         row_offsets=np.arange(len(kept) + 1),
         sources=kept,
     )
-    metrics = rollout_metrics(evidence) | {
+    metrics = rollout_metrics(scored) | {
         "rejection/count": float(len(kept)),
         "rejection/kept": len(kept) / len(rewards),
         "rejection/empty_groups": 1 - len(np.unique(groups)) / len(experience.prompts),

@@ -25,15 +25,15 @@ from workers.algorithms.ops import per_token, share
 from workers.algorithms.pairs import best_with_worst
 from workers.config import RewardModelConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Metrics, TrainBatch
+from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: RewardModelConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: RewardModelConfig) -> tuple[TrainBatch, Metrics]:
     """One pair per row, chosen before rejected: the best and the worst completion of each prompt, unless their scores
     are equal."""
-    experience, rewards = evidence.experience, evidence.rewards
+    experience, rewards = scored.experience, scored.rewards
     assert rewards is not None
-    pairs = best_with_worst(rewards, experience.group_offsets, pairs_per_prompt=1, min_margin=0.0, seed=evidence.seed)
+    pairs = best_with_worst(rewards, experience.group_offsets, pairs_per_prompt=1, min_margin=0.0, seed=scored.seed)
     picked = np.stack([pairs.chosen, pairs.rejected], axis=1).reshape(-1)  # [2P]
     batch = TrainBatch(
         prompts=experience.prompt_tokens.take(experience.group_of[pairs.chosen]),

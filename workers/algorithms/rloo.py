@@ -26,22 +26,22 @@ from workers.algorithms.ops import completion_means, kl_k2, per_token, share
 from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio
 from workers.config import RlooConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Metrics, TrainBatch
+from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: RlooConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: RlooConfig) -> tuple[TrainBatch, Metrics]:
     """One group per row; each completion's advantage on all its tokens."""
-    experience = evidence.experience
-    assert evidence.rewards is not None
-    kl = sequence_kl(evidence)
-    rewards = penalised(evidence.rewards, kl, config.beta)
+    experience = scored.experience
+    assert scored.rewards is not None
+    kl = sequence_kl(scored)
+    rewards = penalised(scored.rewards, kl, config.beta)
     advantages = leave_one_out(rewards, experience.group_offsets)
     if config.normalize_advantages:
         deviation = advantages.std(ddof=1, dtype=np.float64)
         advantages = ((advantages - advantages.mean(dtype=np.float64)) / (deviation + STD_EPSILON)).astype(np.float32)
-    weights, gap = importance_weights(evidence, config)
-    batch = group_rows(evidence, spread(advantages, experience.completions), weights)
-    return batch, rollout_metrics(evidence) | penalty_metrics(evidence.rewards, kl, config.beta) | gap
+    weights, gap = importance_weights(scored, config)
+    batch = group_rows(scored, spread(advantages, experience.completions), weights)
+    return batch, rollout_metrics(scored) | penalty_metrics(scored.rewards, kl, config.beta) | gap
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: RlooConfig) -> tuple[Tensor, Stats]:

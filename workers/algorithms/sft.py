@@ -15,12 +15,12 @@ from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.ops import per_token, share
 from workers.config import SftConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Metrics, TrainBatch
+from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
-def prepare(evidence: Evidence, config: SftConfig) -> tuple[TrainBatch, Metrics]:
+def prepare(scored: ScoredBatch, config: SftConfig) -> tuple[TrainBatch, Metrics]:
     """One demonstration per row: the first, that is the best, completion of each prompt."""
-    experience = evidence.experience
+    experience = scored.experience
     assert np.diff(experience.group_offsets).all(), "a prompt without a completion teaches nothing"
     first = experience.group_offsets[:-1]
     batch = TrainBatch(

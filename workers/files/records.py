@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 
 from workers.conversation import as_text
 from workers.engines.hf_text import TextCodec
-from workers.types import Evidence, TrainBatch
+from workers.types import ScoredBatch, TrainBatch
 
 
-def write_pairs(path: Path, batch: TrainBatch, evidence: Evidence, codec: TextCodec) -> None:
+def write_pairs(path: Path, batch: TrainBatch, scored: ScoredBatch, codec: TextCodec) -> None:
     """One line per pair: texts, scores, margin, lengths, and the version of the weights each side was sampled from."""
     assert batch.sources is not None
-    experience = evidence.experience
+    experience = scored.experience
     chosen, rejected = batch.sources[0::2], batch.sources[1::2]
     groups = experience.group_of
     prompts = [experience.prompts[groups[i]] for i in chosen]
-    rewards = evidence.rewards if evidence.rewards is not None else np.full(len(experience.completions), np.nan)
+    rewards = scored.rewards if scored.rewards is not None else np.full(len(experience.completions), np.nan)
     columns = {"prompt_id": [p.id for p in prompts], "prompt": [as_text(p.text) for p in prompts]}
     for side, picked in (("chosen", chosen), ("rejected", rejected)):
         columns |= {

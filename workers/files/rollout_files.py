@@ -27,13 +27,13 @@ from workers.types import Experience, Prompt, Ragged, Sample, Scores, merge, mer
 FACTS = "facts"  # where safetensors' own metadata keeps what is no array
 
 
-class KeptError(RuntimeError):
+class StoredFileError(RuntimeError):
     """A file is not what its worker wrote, or belongs to other prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeptFile:
-    """What a worker wrote. Example: `KeptFile(path="/runs/a/rollouts/step-3/rollout-0.safetensors", bytes=4096,
+class StoredFile:
+    """What a worker wrote. Example: `StoredFile(path="/runs/a/rollouts/step-3/rollout-0.safetensors", bytes=4096,
     sha256="9a12…", completions=32, versions=(2, 2))`; scores have no `versions`."""
 
     path: str
@@ -43,10 +43,10 @@ class KeptFile:
     versions: tuple[int, int] | None = None  # the oldest and the newest weights that sampled them
 
 
-def receipt(stem: str) -> KeptFile:
+def receipt(stem: str) -> StoredFile:
     """What the worker that was told to write `stem` wrote."""
     told = json.loads(Path(f"{stem}.json").read_bytes())
-    return KeptFile(**{**told, "versions": told["versions"] and tuple(told["versions"])})
+    return StoredFile(**{**told, "versions": told["versions"] and tuple(told["versions"])})
 
 
 def write_experience(stem: str, experience: Experience) -> None:
@@ -101,7 +101,7 @@ def read_scores(files: Sequence[tuple[str, str]]) -> Scores:
 def _experience(path: str, digest: str, asked: Mapping[str, Prompt]) -> Experience:
     arrays, facts = _read(path, digest)
     if strange := [id for id in facts["prompts"] if id not in asked]:
-        raise KeptError(f"{path}: prompt {strange[0]} is none of those that this step asks")
+        raise StoredFileError(f"{path}: prompt {strange[0]} is none of those that this step asks")
     return Experience(
         prompts=tuple(asked[id] for id in facts.pop("prompts")),
         prompt_tokens=Ragged(values=arrays["prompt_tokens"], offsets=arrays["prompt_offsets"]),
@@ -136,13 +136,13 @@ def _write(
     path = Path(f"{stem}.safetensors")
     durable.replace(path, data)
     digest = hashlib.sha256(data).hexdigest()
-    told = KeptFile(path=str(path), bytes=len(data), sha256=digest, completions=completions, versions=versions)
+    told = StoredFile(path=str(path), bytes=len(data), sha256=digest, completions=completions, versions=versions)
     Path(f"{stem}.json").write_text(json.dumps(asdict(told)))
 
 
 def _read(path: str, digest: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise KeptError(f"{path}: not what was written")
+            raise StoredFileError(f"{path}: not what was written")
     with safe_open(path, framework="numpy") as kept:
         return {name: kept.get_tensor(name) for name in kept.keys()}, json.loads(kept.metadata()[FACTS])  # noqa: SIM118

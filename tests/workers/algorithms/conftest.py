@@ -12,12 +12,12 @@ import torch
 
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.types import (
-    Evidence,
     Experience,
     Finish,
     Prompt,
     Ragged,
-    TokenShare,
+    ScoredBatch,
+    TokenShard,
     TokenVectors,
     TrainBatch,
     assemble_vectors,
@@ -30,8 +30,8 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def evidence() -> Callable[..., Evidence]:
-    return _evidence
+def scored() -> Callable[..., ScoredBatch]:
+    return _scored
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def micro_batch() -> Callable[..., MicroBatch]:
     return _micro_batch
 
 
-def _evidence(
+def _scored(
     lengths: Sequence[Sequence[int]],
     *,
     rewards: Sequence[float] | None = None,
@@ -54,7 +54,7 @@ def _evidence(
     hidden: Sequence[Sequence[float]] | None = None,
     finish: Sequence[Finish] | None = None,
     seed: int = 0,
-) -> Evidence:
+) -> ScoredBatch:
     """Groups of completions of these lengths: `[[2, 1], [3]]` is a prompt with two and a prompt with one.
 
     Prompt g has g + 1 tokens, all 100 + g; completion i consists of tokens i. Per-token fields are flat.
@@ -70,8 +70,8 @@ def _evidence(
         versions=np.zeros(len(flat), np.int32),
         finish=np.asarray([Finish.stop] * len(flat) if finish is None else finish, np.int32),
     )
-    whole = TokenShare(completions=np.arange(len(flat)), values=np.array(hidden, np.float32))
-    evidence = Evidence(
+    whole = TokenShard(completions=np.arange(len(flat)), values=np.array(hidden, np.float32))
+    scored = ScoredBatch(
         experience=experience,
         rewards=floats[0],
         reference_logprobs=floats[2],
@@ -79,8 +79,8 @@ def _evidence(
         reference_hidden=None if hidden is None else assemble_vectors([whole], experience.completions),
         seed=seed,
     )
-    _make_read_only(evidence)
-    return evidence
+    _make_read_only(scored)
+    return scored
 
 
 def _micro_batch(lengths: Sequence[Sequence[int]], **arrays: Sequence[float] | TokenVectors) -> MicroBatch:

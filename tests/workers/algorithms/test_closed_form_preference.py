@@ -34,7 +34,7 @@ from benchmarks.world import (
 )
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.algorithms.ops import completion_sums
-from workers.types import Evidence, Experience, Finish, Prompt, Ragged, TrainBatch
+from workers.types import Experience, Finish, Prompt, Ragged, ScoredBatch, TrainBatch
 
 PAIRS: dict[str, Any] = {"type": "dpo", "num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
 
@@ -205,7 +205,7 @@ class Feedback(Trainer):
         assert micro.reference_logprobs is not None
         return float(completion_sums(logprobs - micro.reference_logprobs, micro).mean())
 
-    def experience(self, step: int) -> tuple[Evidence, Index, Index]:
+    def experience(self, step: int) -> tuple[ScoredBatch, Index, Index]:
         world = self.world
         prompts, drawn = world.sample(torch.zeros_like(self.policy.detach()), 256)
         mixed = world.rng.permutation(len(prompts))
@@ -225,7 +225,7 @@ class Feedback(Trainer):
         rewards = np.stack([is_good, np.zeros_like(is_good)], 1).reshape(-1).astype(np.float32)
         reference = array(world.logprobs(world.reference, both, completions))
         return (
-            Evidence(experience=experience, rewards=rewards, reference_logprobs=reference, values=None, seed=step),
+            ScoredBatch(experience=experience, rewards=rewards, reference_logprobs=reference, values=None, seed=step),
             both,
             completions,
         )

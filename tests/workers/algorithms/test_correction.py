@@ -16,9 +16,9 @@ from workers.algorithms.base import MicroBatch
 from workers.algorithms.correction import importance_weights
 from workers.algorithms.kl_control import next_coefficient
 from workers.config import AdaptiveKl, GrpoConfig, PpoConfig
-from workers.types import Evidence
+from workers.types import ScoredBatch
 
-EvidenceOf = Callable[..., Evidence]
+EvidenceOf = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 ON = {"type": "grpo", "vllm_importance_sampling_correction": True}
 TRUNCATE = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 2.0}
@@ -29,9 +29,9 @@ def config(**settings: Any) -> GrpoConfig:
 
 
 @pytest.fixture
-def sampled(evidence: EvidenceOf) -> Evidence:
+def sampled(scored: EvidenceOf) -> ScoredBatch:
     """Completions of 2 and 1 tokens that the learner finds 1.5, 2 and ½ times as likely as the engine did."""
-    given = evidence([[2, 1]], rewards=[1, 0], logprobs=[-2, -2, -2])
+    given = scored([[2, 1]], rewards=[1, 0], logprobs=[-2, -2, -2])
     return replace(given, learner_logprobs=np.log(np.array([1.5, 2, 0.5], np.float32)) - np.float32(2))
 
 
@@ -45,7 +45,7 @@ def sampled(evidence: EvidenceOf) -> Evidence:
         ("sequence_mask", 4.0, [3, 3, 0.5]),
     ],
 )
-def test_weights_by_hand(mode: str, cap: float, expected: list[float], sampled: Evidence) -> None:
+def test_weights_by_hand(mode: str, cap: float, expected: list[float], sampled: ScoredBatch) -> None:
     settings = config(vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_max=cap)
     weights, metrics = importance_weights(sampled, settings)
     assert weights is not None
@@ -55,21 +55,21 @@ def test_weights_by_hand(mode: str, cap: float, expected: list[float], sampled: 
     assert metrics[f"{name}max"] == pytest.approx(max(expected))
 
 
-def test_equal_models_have_weight_one(sampled: Evidence) -> None:
+def test_equal_models_have_weight_one(sampled: ScoredBatch) -> None:
     weights, metrics = importance_weights(replace(sampled, learner_logprobs=sampled.experience.logprobs), config())
     assert weights is not None
     assert weights.tolist() == [1, 1, 1]
     assert set(metrics.values()) == {1.0}
 
 
-def test_a_ratio_beyond_any_float_is_capped(sampled: Evidence) -> None:
+def test_a_ratio_beyond_any_float_is_capped(sampled: ScoredBatch) -> None:
     far = np.array([998, 0, 0], np.float32)
     weights, _ = importance_weights(replace(sampled, learner_logprobs=far), config(**TRUNCATE))
     assert weights is not None
     assert weights.tolist() == pytest.approx([2, 2, 2])
 
 
-def test_the_learners_own_are_the_old_ones(sampled: Evidence) -> None:
+def test_the_learners_own_are_the_old_ones(sampled: ScoredBatch) -> None:
     batch, metrics = grpo.prepare(sampled, config(**TRUNCATE))
     np.testing.assert_array_equal(batch.old_logprobs, sampled.learner_logprobs)
     assert batch.importance_weights is not None
@@ -106,9 +106,9 @@ def test_the_coefficient_follows_the_kl(kl: float, expected: float) -> None:
     assert next_coefficient(0.1, settings, kl=kl, num_completions=100) == pytest.approx(expected, rel=1e-12)
 
 
-def test_ppos_coefficient_is_the_settings_own_or_the_controllers(evidence: EvidenceOf) -> None:
+def test_ppos_coefficient_is_the_settings_own_or_the_controllers(scored: EvidenceOf) -> None:
     # Σ k1 = 1 and −2: a KL of −½ is as far below the target as counts.
-    given = evidence([[2], [1]], rewards=[1, 0], logprobs=[-1, -2, -3], reference=[-2, -2, -1], values=[0] * 3)
+    given = scored([[2], [1]], rewards=[1, 0], logprobs=[-1, -2, -3], reference=[-2, -2, -1], values=[0] * 3)
     still = PpoConfig(type="ppo", kl_coef=0.2, prompts_per_step=2)
     moving = still.model_copy(update={"adaptive_kl": AdaptiveKl(target=1.0, horizon=10)})
     assert ppo.next_kl_coef(given, still) == 0.2

@@ -13,7 +13,7 @@ import torch
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.distill import loss, prepare
 from workers.config import DistillConfig
-from workers.types import Evidence, Ragged, TokenShare, assemble_vectors
+from workers.types import Ragged, ScoredBatch, TokenShard, assemble_vectors
 
 DIVERGENCE = DistillConfig(type="distill")
 GRADIENT = DistillConfig(type="distill", objective="policy_gradient", beta=1.0)
@@ -25,10 +25,10 @@ def test_the_loss_is_the_mean_divergence_of_the_updates_tokens(micro_batch: Call
     assert stats["divergence"].item() == stats["loss"].item() == pytest.approx(0.5)
 
 
-def test_a_sampled_token_is_worth_what_the_teacher_thinks_more_of_it(evidence: Callable[..., Evidence]) -> None:
+def test_a_sampled_token_is_worth_what_the_teacher_thinks_more_of_it(scored: Callable[..., ScoredBatch]) -> None:
     # The teacher: ½ and ¼. The policy when it sampled: ¼ and ½. Advantages log 2 and −log 2.
     half, quarter = math.log(1 / 2), math.log(1 / 4)
-    batch, metrics = prepare(evidence([[2]], logprobs=[quarter, half], reference=[half, quarter]), GRADIENT)
+    batch, metrics = prepare(scored([[2]], logprobs=[quarter, half], reference=[half, quarter]), GRADIENT)
     assert batch.advantages is not None
     assert batch.advantages.tolist() == pytest.approx([math.log(2), -math.log(2)])
     assert metrics["objective/kl"] == pytest.approx(0.0)
@@ -50,10 +50,10 @@ def test_the_policy_gradient_is_clipped(micro_batch: Callable[..., MicroBatch]) 
 
 @pytest.mark.parametrize("sampled", [True, False], ids=["samples", "dataset"])
 def test_whole_distributions_come_from_samples_and_from_a_dataset(
-    evidence: Callable[..., Evidence], sampled: bool
+    scored: Callable[..., ScoredBatch], sampled: bool
 ) -> None:
     hidden = [[float(token), 0.5] for token in range(6)]
-    given = evidence([[2, 1], [3]], logprobs=[-1.0] * 6 if sampled else None, hidden=hidden)
+    given = scored([[2, 1], [3]], logprobs=[-1.0] * 6 if sampled else None, hidden=hidden)
     batch, metrics = prepare(given, DIVERGENCE)
     assert batch.row_offsets.tolist() == [0, 2, 3]
     assert batch.reference_hidden is not None
@@ -65,9 +65,9 @@ def test_whole_distributions_come_from_samples_and_from_a_dataset(
 def test_vectors_of_several_ranks_are_found_where_they_lie() -> None:
     completions = Ragged.of([[1, 1], [2], [3, 3, 3]])
     shares = [
-        TokenShare(completions=np.array([2, 0]), values=np.array([[20], [21], [22], [0], [1]], np.float32)),
-        TokenShare(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32)),  # a rank that had no row
-        TokenShare(completions=np.array([1]), values=np.array([[10]], np.float32)),
+        TokenShard(completions=np.array([2, 0]), values=np.array([[20], [21], [22], [0], [1]], np.float32)),
+        TokenShard(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32)),  # a rank that had no row
+        TokenShard(completions=np.array([1]), values=np.array([[10]], np.float32)),
     ]
     vectors = assemble_vectors(shares, completions)
     assert vectors.take(np.arange(6)).tolist() == [[0], [1], [10], [20], [21], [22]]
@@ -78,7 +78,7 @@ def test_vectors_of_several_ranks_are_found_where_they_lie() -> None:
 
 def test_bits_of_bfloat16_become_numbers_again(micro_batch: Callable[..., MicroBatch]) -> None:
     states = torch.tensor([[1.5, -2.0], [0.25, 3.0]], dtype=torch.bfloat16)
-    share = TokenShare(completions=np.array([0]), values=states.view(torch.uint16).numpy())
+    share = TokenShard(completions=np.array([0]), values=states.view(torch.uint16).numpy())
     vectors = assemble_vectors([share], Ragged.of([[1, 2]]))
     given: Any = micro_batch([[2]], reference_hidden=vectors)
     assert torch.equal(given.reference_hidden, states)

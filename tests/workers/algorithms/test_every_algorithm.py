@@ -17,7 +17,7 @@ from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import Loss, MicroBatch, Stats, totals_of
 from workers.config import AlgorithmConfig
 from workers.needs import NEEDS
-from workers.types import Evidence, Finish, Totals, TrainBatch
+from workers.types import Finish, ScoredBatch, Totals, TrainBatch
 
 SETTINGS: list[dict[str, Any]] = [
     {"type": "sft"},
@@ -61,14 +61,14 @@ class Case:
 
     def __init__(
         self,
-        evidence: Callable[..., Evidence],
+        scored: Callable[..., ScoredBatch],
         make_read_only: Callable[[Any], None],
         settings: dict[str, Any],
     ) -> None:
         rng = np.random.Generator(np.random.Philox(7))
         lengths = [rng.integers(1, 7, size).tolist() for size in (4, 2, 3, 4, 5, 2)]
         n, t = sum(map(len, lengths)), sum(map(sum, lengths))
-        given = evidence(
+        given = scored(
             lengths,
             rewards=rng.normal(size=n),
             logprobs=-rng.exponential(size=t),
@@ -100,9 +100,9 @@ class Case:
 
 @pytest.fixture(params=SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
 def case(
-    request: pytest.FixtureRequest, evidence: Callable[..., Evidence], make_read_only: Callable[[Any], None]
+    request: pytest.FixtureRequest, scored: Callable[..., ScoredBatch], make_read_only: Callable[[Any], None]
 ) -> Case:
-    return Case(evidence, make_read_only, request.param)
+    return Case(scored, make_read_only, request.param)
 
 
 def learn(case: Case, *micro_batches: NDArray[np.int64]) -> tuple[float, Tensor, dict[str, float]]:

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.grpo import loss, prepare
 from workers.config import GrpoConfig
-from workers.types import Evidence, Finish
+from workers.types import Finish, ScoredBatch
 
-EvidenceOf = Callable[..., Evidence]
+EvidenceOf = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 LN2 = math.log(2)
 
@@ -22,8 +22,8 @@ def config(**settings: Any) -> GrpoConfig:
     return GrpoConfig.model_validate({"type": "grpo", **settings})
 
 
-def test_prepare_spreads_the_advantage_over_the_completion(evidence: EvidenceOf) -> None:
-    given = evidence([[2, 1], [1, 1]], rewards=[1, 0, 2, 2], logprobs=[-1, -2, -3, -4, -5])
+def test_prepare_spreads_the_advantage_over_the_completion(scored: EvidenceOf) -> None:
+    given = scored([[2, 1], [1, 1]], rewards=[1, 0, 2, 2], logprobs=[-1, -2, -3, -4, -5])
     batch, _ = prepare(given, config(scale_rewards="none"))
     assert batch.advantages is not None
     assert batch.advantages.tolist() == [0.5, 0.5, -0.5, 0, 0]
@@ -33,9 +33,9 @@ def test_prepare_spreads_the_advantage_over_the_completion(evidence: EvidenceOf)
     assert [prompt.tolist() for prompt in batch.prompts] == [[100], [101, 101]]
 
 
-def test_kl_in_the_reward_is_taken_off_before_the_mean(evidence: EvidenceOf) -> None:
+def test_kl_in_the_reward_is_taken_off_before_the_mean(scored: EvidenceOf) -> None:
     # Σ k1 = (−1 − 2) − (−2 − 2) = 1 and (−3) − (−1) = −2; with β = ½ the rewards 1 0 become ½ and 1, mean ¾.
-    given = evidence([[2, 1]], rewards=[1, 0], logprobs=[-1, -2, -3], reference=[-2, -2, -1])
+    given = scored([[2, 1]], rewards=[1, 0], logprobs=[-1, -2, -3], reference=[-2, -2, -1])
     batch, metrics = prepare(given, config(beta=0.5, kl_placement="reward", scale_rewards="none"))
     assert batch.advantages is not None
     assert batch.advantages.tolist() == [-0.25, -0.25, 0.25]
@@ -44,9 +44,9 @@ def test_kl_in_the_reward_is_taken_off_before_the_mean(evidence: EvidenceOf) -> 
     assert metrics["objective/rlhf_reward"] == 0.75
 
 
-def test_masked_completions_count_in_the_mean_only(evidence: EvidenceOf) -> None:
+def test_masked_completions_count_in_the_mean_only(scored: EvidenceOf) -> None:
     stop, length = Finish.stop, Finish.length
-    given = evidence(
+    given = scored(
         [[2, 1], [1, 3], [1, 1]],
         rewards=[1, 0, 5, 5, 4, 8],
         logprobs=[-1, -2, -3, -4, -5, -6, -7, -8, -9],
@@ -66,8 +66,8 @@ def test_masked_completions_count_in_the_mean_only(evidence: EvidenceOf) -> None
     assert batch.reference_logprobs.tolist() == [0, 1, 7, 8]
 
 
-def test_all_masked_is_a_batch_without_rows(evidence: EvidenceOf) -> None:
-    given = evidence([[1, 1]], rewards=[1, 0], logprobs=[-1, -1], finish=[Finish.length] * 2)
+def test_all_masked_is_a_batch_without_rows(scored: EvidenceOf) -> None:
+    given = scored([[1, 1]], rewards=[1, 0], logprobs=[-1, -1], finish=[Finish.length] * 2)
     batch, metrics = prepare(given, config(mask_truncated_completions=True))
     assert batch.num_rows == 0
     assert config().num_updates(batch.num_rows) == 0
@@ -167,9 +167,9 @@ def test_cispo_cuts_the_weight_and_keeps_the_gradient(micro_batch: MicroBatchOf)
     assert stats["clip_ratio/high_mean"].item() == 0.5
 
 
-def test_overlong_completions_by_hand(evidence: EvidenceOf) -> None:
+def test_overlong_completions_by_hand(scored: EvidenceOf) -> None:
     # Of 10 tokens the last 4 cost: 6 nothing, 8 a half, 10 and 12 one. Mean of the penalties −2.5/4.
-    given = evidence([[6, 8, 10, 12]], rewards=[1, 1, 1, 1], logprobs=[0] * 36)
+    given = scored([[6, 8, 10, 12]], rewards=[1, 1, 1, 1], logprobs=[0] * 36)
     batch, metrics = prepare(given, config(overlong_buffer=4, overlong_length=10, scale_rewards="none"))
     assert metrics["objective/overlong_penalty"] == -0.625
     assert metrics["reward"] == 1
@@ -177,13 +177,13 @@ def test_overlong_completions_by_hand(evidence: EvidenceOf) -> None:
     assert batch.advantages[[0, 6, 14, 24]].tolist() == [0.625, 0.125, -0.375, -0.375]
 
 
-def test_groups_of_equal_rewards_are_left_out(evidence: EvidenceOf) -> None:
-    given = evidence([[1, 2], [1, 1], [1, 1]], rewards=[0.1, 0.1, 1, 0, 1, 1], logprobs=[0] * 7)
+def test_groups_of_equal_rewards_are_left_out(scored: EvidenceOf) -> None:
+    given = scored([[1, 2], [1, 1], [1, 1]], rewards=[0.1, 0.1, 1, 0, 1, 1], logprobs=[0] * 7)
     batch, metrics = prepare(given, config(dynamic_sampling=True))
     assert batch.sources is not None
     assert batch.sources.tolist() == [2, 3]
     assert metrics["sampling/kept_groups"] == pytest.approx(1 / 3)
-    nothing, _ = prepare(evidence([[1, 1]], rewards=[1, 1], logprobs=[0, 0]), config(dynamic_sampling=True))
+    nothing, _ = prepare(scored([[1, 1]], rewards=[1, 1], logprobs=[0, 0]), config(dynamic_sampling=True))
     assert nothing.num_rows == 0
 
 

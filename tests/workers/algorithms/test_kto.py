@@ -12,7 +12,7 @@ import torch
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.algorithms.kto import loss, prepare
 from workers.config import KtoConfig
-from workers.types import Evidence
+from workers.types import ScoredBatch
 
 MicroBatchOf = Callable[..., MicroBatch]
 
@@ -106,8 +106,8 @@ def test_an_unmeasured_baseline_is_refused(update: Callable[..., MicroBatch]) ->
         loss(torch.tensor(LOGPROBS), update(None), config())
 
 
-def test_prepare_takes_the_mismatched_completions_apart(evidence: Callable[..., Evidence]) -> None:
-    given = evidence([[1, 2], [2, 3]], rewards=[1, 0, 0, 0], reference=[-1, -2, -3, -4, -5, -6, -7, -8])
+def test_prepare_takes_the_mismatched_completions_apart(scored: Callable[..., ScoredBatch]) -> None:
+    given = scored([[1, 2], [2, 3]], rewards=[1, 0, 0, 0], reference=[-1, -2, -3, -4, -5, -6, -7, -8])
     batch, metrics = prepare(given, config())
     assert batch.labels is not None
     assert batch.labels.tolist() == [1, 0]
@@ -125,13 +125,13 @@ def test_prepare_takes_the_mismatched_completions_apart(evidence: Callable[..., 
     assert metrics == {"num_tokens": 1 + 2 + 1 + 2, "data/desirable": 0.5}
 
 
-def test_rows_without_a_mismatched_completion_are_refused(evidence: Callable[..., Evidence]) -> None:
+def test_rows_without_a_mismatched_completion_are_refused(scored: Callable[..., ScoredBatch]) -> None:
     with pytest.raises(AssertionError, match="mismatched"):
-        prepare(evidence([[1, 1], [1]], rewards=[1, 0, 0], reference=[0] * 3), config())
+        prepare(scored([[1, 1], [1]], rewards=[1, 0, 0], reference=[0] * 3), config())
 
 
-def test_rows_may_be_picked_in_any_order(evidence: Callable[..., Evidence]) -> None:
-    given = evidence([[1, 1], [1, 1], [1, 1]], rewards=[1, 0, 0, 0, 1, 0], reference=[0] * 6)
+def test_rows_may_be_picked_in_any_order(scored: Callable[..., ScoredBatch]) -> None:
+    given = scored([[1, 1], [1, 1], [1, 1]], rewards=[1, 0, 0, 0, 1, 0], reference=[0] * 6)
     batch, _ = prepare(given, config())
     some = np.array([2, 1])
     micro = MicroBatch.of(batch, some, totals_of(batch, some))

@@ -16,9 +16,9 @@ from workers.algorithms.margins import COSTS
 from workers.algorithms.preference import loss, prepare
 from workers.config import DpoConfig
 from workers.config.preferences import LOSS_ARGUMENTS
-from workers.types import Evidence
+from workers.types import ScoredBatch
 
-EvidenceOf = Callable[..., Evidence]
+EvidenceOf = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 
 # Pair 0: 3 tokens against 1. Log-ratios of the chosen −0.5 + 1 + 0.25 = 0.75, of the rejected −0.5.
@@ -171,8 +171,8 @@ def test_metrics_of_a_loss_without_reference(micro_batch: MicroBatchOf) -> None:
     )
 
 
-def test_simpo_prepares_pairs_without_a_reference(evidence: EvidenceOf) -> None:
-    given = evidence([[1, 2]], rewards=[0, 3], logprobs=[-1] * 3)
+def test_simpo_prepares_pairs_without_a_reference(scored: EvidenceOf) -> None:
+    given = scored([[1, 2]], rewards=[0, 3], logprobs=[-1] * 3)
     batch, metrics = prepare(given, config(loss_type="simpo"))
     assert batch.reference_logprobs is None
     assert batch.sources is not None

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.ppo import critic_loss, loss, prepare
 from workers.config import PpoConfig
-from workers.types import Evidence, Finish
+from workers.types import Finish, ScoredBatch
 
-EvidenceOf = Callable[..., Evidence]
+EvidenceOf = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 
 
@@ -22,8 +22,8 @@ def config(**settings: Any) -> PpoConfig:
 
 
 @pytest.fixture
-def sampled(evidence: EvidenceOf) -> Evidence:
-    return evidence(
+def sampled(scored: EvidenceOf) -> ScoredBatch:
+    return scored(
         [[2], [1]],
         rewards=[1, 3],
         logprobs=[-1, -2, -0.5],
@@ -33,7 +33,7 @@ def sampled(evidence: EvidenceOf) -> Evidence:
     )
 
 
-def test_prepare_by_hand(sampled: Evidence) -> None:
+def test_prepare_by_hand(sampled: ScoredBatch) -> None:
     # k1 = 0.5 −1 0, so that with kl_coef ½ the token rewards are −0.25, 0.5 + 1, 0 + 3.
     # γ = 1, λ = ½:  A_1 = 1.5 − 2 = −0.5,  A_0 = −0.25 + 2 − 1 + ½·(−0.5) = 0.5;  the other: A = 3 − 1 = 2.
     batch, _ = prepare(sampled, config(kl_coef=0.5, lam=0.5))
@@ -45,14 +45,14 @@ def test_prepare_by_hand(sampled: Evidence) -> None:
     assert batch.advantages.tolist() == pytest.approx([-1 / root, -7 / root, 8 / root])
 
 
-def test_each_completion_is_a_row_with_its_prompt(evidence: EvidenceOf) -> None:
-    two_each = evidence([[1, 2], [1, 1]], rewards=[0] * 4, logprobs=[0] * 5, values=[0] * 5)
+def test_each_completion_is_a_row_with_its_prompt(scored: EvidenceOf) -> None:
+    two_each = scored([[1, 2], [1, 1]], rewards=[0] * 4, logprobs=[0] * 5, values=[0] * 5)
     batch, _ = prepare(two_each, config(kl_coef=0.0))
     assert [prompt.tolist() for prompt in batch.prompts] == [[100], [100], [101, 101], [101, 101]]
     assert batch.row_offsets.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_metrics_by_hand(sampled: Evidence) -> None:
+def test_metrics_by_hand(sampled: ScoredBatch) -> None:
     _, metrics = prepare(sampled, config(kl_coef=0.5))
     assert metrics["objective/kl"] == (0.5 - 1 + 0) / 2
     assert metrics["objective/non_score_reward"] == -0.5 * -0.25
@@ -61,7 +61,7 @@ def test_metrics_by_hand(sampled: Evidence) -> None:
     assert metrics["val/num_eos_tokens"] == 1
 
 
-def test_missing_eos_penalty_meets_only_the_unfinished(sampled: Evidence) -> None:
+def test_missing_eos_penalty_meets_only_the_unfinished(sampled: ScoredBatch) -> None:
     free, _ = prepare(sampled, config(kl_coef=0.0, lam=1.0))
     fined, metrics = prepare(sampled, config(kl_coef=0.0, lam=1.0, missing_eos_penalty=2.0))
     assert free.returns is not None
@@ -72,7 +72,7 @@ def test_missing_eos_penalty_meets_only_the_unfinished(sampled: Evidence) -> Non
     assert metrics["reward"] == 2  # as it was given
 
 
-def test_whitened_rewards_keep_their_mean(sampled: Evidence) -> None:
+def test_whitened_rewards_keep_their_mean(sampled: ScoredBatch) -> None:
     # Token rewards 0 1 3: mean 4/3, squares 16/9 1/9 25/9, variance 21/9, so r' = (r − 4/3)/√(7/3) + 4/3.
     batch, _ = prepare(sampled, config(kl_coef=0.0, lam=1.0, whiten_rewards=True))
     first, second, third = ((r - 4 / 3) / math.sqrt(7 / 3) + 4 / 3 for r in (0, 1, 3))
@@ -151,7 +151,7 @@ def test_kl_in_the_loss_by_hand(estimator: str, value: float, slope: float, micr
     assert logprobs.grad.tolist() == pytest.approx([3 * slope / 2, 0])
 
 
-def test_a_kl_in_the_loss_is_not_in_the_reward(sampled: Evidence) -> None:
+def test_a_kl_in_the_loss_is_not_in_the_reward(sampled: ScoredBatch) -> None:
     batch, metrics = prepare(sampled, config(kl_coef=0.5, lam=1.0, kl_placement="loss", kl_estimator="k3"))
     assert batch.returns is not None
     assert batch.returns.tolist() == [1, 1, 3]

@@ -10,9 +10,9 @@ import torch
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.preference import loss, prepare
 from workers.config import DpoConfig
-from workers.types import Evidence
+from workers.types import ScoredBatch
 
-EvidenceOf = Callable[..., Evidence]
+EvidenceOf = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 
 
@@ -24,8 +24,8 @@ def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x))
 
 
-def test_prepare_puts_chosen_before_rejected(evidence: EvidenceOf) -> None:
-    given = evidence([[1, 2], [3, 1, 1]], rewards=[0, 2, 1, 1, 4], reference=[-1, -2, -3, -4, -5, -6, -7, -8])
+def test_prepare_puts_chosen_before_rejected(scored: EvidenceOf) -> None:
+    given = scored([[1, 2], [3, 1, 1]], rewards=[0, 2, 1, 1, 4], reference=[-1, -2, -3, -4, -5, -6, -7, -8])
     batch, metrics = prepare(given, config(min_margin=2.5))
     assert batch.num_rows == 1  # the first group's margin is 2
     assert batch.sources is not None
@@ -45,8 +45,8 @@ def test_prepare_puts_chosen_before_rejected(evidence: EvidenceOf) -> None:
     assert metrics["pairs/rejected_length"] == {2: 3, 3: 1}[rejected]
 
 
-def test_several_pairs_of_one_prompt_are_several_rows(evidence: EvidenceOf) -> None:
-    given = evidence([[1, 1, 1, 1]], rewards=[3, 0, 1, 2], reference=[0] * 4)
+def test_several_pairs_of_one_prompt_are_several_rows(scored: EvidenceOf) -> None:
+    given = scored([[1, 1, 1, 1]], rewards=[3, 0, 1, 2], reference=[0] * 4)
     batch, metrics = prepare(given, config(pairs_per_prompt=4))
     assert batch.sources is not None
     assert batch.sources.tolist() == [0, 1, 3, 2]
@@ -55,9 +55,9 @@ def test_several_pairs_of_one_prompt_are_several_rows(evidence: EvidenceOf) -> N
     assert metrics["pairs/saturated_groups"] == 0
 
 
-def test_pairs_of_a_dataset_s_ratings_keep_their_margins(evidence: EvidenceOf) -> None:
+def test_pairs_of_a_dataset_s_ratings_keep_their_margins(scored: EvidenceOf) -> None:
     # Two rows of a dataset: three answers rated 5, 4 and 2, and two rated alike.
-    given = evidence([[1, 1, 1], [1, 1]], rewards=[5, 4, 2, 3, 3], reference=[0] * 5)
+    given = scored([[1, 1, 1], [1, 1]], rewards=[5, 4, 2, 3, 3], reference=[0] * 5)
     batch, metrics = prepare(given, config(pair_selection="all", pairs_per_prompt=3, margin_weight=0.5))
     assert batch.sources is not None
     assert batch.margins is not None
@@ -71,17 +71,17 @@ def test_pairs_of_a_dataset_s_ratings_keep_their_margins(evidence: EvidenceOf) -
     assert best.sources.tolist() == [0, 2]
 
 
-def test_metrics_of_samples_only_when_there_are_samples(evidence: EvidenceOf) -> None:
-    _, offline = prepare(evidence([[1, 2]], rewards=[1, 0], reference=[0] * 3), config())
+def test_metrics_of_samples_only_when_there_are_samples(scored: EvidenceOf) -> None:
+    _, offline = prepare(scored([[1, 2]], rewards=[1, 0], reference=[0] * 3), config())
     assert "reward" not in offline
     assert offline["num_tokens"] == 1 + 1 + 1 + 2
-    _, online = prepare(evidence([[1, 2]], rewards=[1, 0], reference=[0] * 3, logprobs=[-1] * 3), config())
+    _, online = prepare(scored([[1, 2]], rewards=[1, 0], reference=[0] * 3, logprobs=[-1] * 3), config())
     assert online["reward"] == 0.5
     assert online["objective/kl"] == (-1 - 2) / 2
 
 
-def test_no_margin_is_a_batch_without_rows(evidence: EvidenceOf) -> None:
-    batch, metrics = prepare(evidence([[1, 2], [1, 1]], rewards=[1] * 4, reference=[0] * 5), config())
+def test_no_margin_is_a_batch_without_rows(scored: EvidenceOf) -> None:
+    batch, metrics = prepare(scored([[1, 2], [1, 1]], rewards=[1] * 4, reference=[0] * 5), config())
     assert batch.num_rows == 0
     assert config().num_updates(batch.num_rows) == 0
     assert metrics == {"num_tokens": 11.0, "pairs/count": 0.0, "pairs/saturated_groups": 1.0}

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from workers.algorithms.rejection import best, prepare
 from workers.config import RejectionSamplingConfig
-from workers.types import Evidence, Ragged
+from workers.types import Ragged, ScoredBatch
 
 OFFSETS = np.array([0, 4, 6])
 COMPLETIONS = Ragged.of([[5], [6, 1], [6, 1], [7], [6, 1], [8]])  # 1 and 2 are the same; so is 4, of another prompt
@@ -39,8 +39,8 @@ def test_the_threshold_may_be_reached_and_may_leave_nothing() -> None:
     assert kept(min_reward=3.5) == []
 
 
-def test_one_row_for_each_that_is_kept(evidence: Callable[..., Evidence]) -> None:
-    given = evidence([[2, 3, 1], [1, 1], [4]], rewards=[0.0, 2.5, 1.0, 0.0, 0.5, -1.0], logprobs=[-1.0] * 12)
+def test_one_row_for_each_that_is_kept(scored: Callable[..., ScoredBatch]) -> None:
+    given = scored([[2, 3, 1], [1, 1], [4]], rewards=[0.0, 2.5, 1.0, 0.0, 0.5, -1.0], logprobs=[-1.0] * 12)
     batch, metrics = prepare(given, config(keep_best=2, min_reward=0.5))
     assert [completion.tolist() for completion in batch.completions] == [[1, 1, 1], [2], [4]]
     assert [prompt.tolist() for prompt in batch.prompts] == [[100], [100], [101, 101]]
@@ -59,8 +59,8 @@ def test_one_row_for_each_that_is_kept(evidence: Callable[..., Evidence]) -> Non
     assert metrics["reward"] == pytest.approx(3 / 6)  # of all that were sampled: 0 + 2.5 + 1 + 0 + 0.5 − 1
 
 
-def test_a_step_may_keep_nothing(evidence: Callable[..., Evidence]) -> None:
-    given = evidence([[2, 3], [1]], rewards=[0.0, 0.0, 0.0], logprobs=[-1.0] * 6)
+def test_a_step_may_keep_nothing(scored: Callable[..., ScoredBatch]) -> None:
+    given = scored([[2, 3], [1]], rewards=[0.0, 0.0, 0.0], logprobs=[-1.0] * 6)
     settings = config(min_reward=1.0)
     batch, metrics = prepare(given, settings)
     assert (batch.num_rows, len(batch.completions), settings.num_updates(batch.num_rows)) == (0, 0, 0)
@@ -68,8 +68,8 @@ def test_a_step_may_keep_nothing(evidence: Callable[..., Evidence]) -> None:
     assert "rejection/reward" not in metrics
 
 
-def test_adding_to_all_rewards_changes_nothing_without_a_threshold(evidence: Callable[..., Evidence]) -> None:
-    given = evidence([[2, 3, 1], [1, 1]], rewards=[0.0, 2.5, 1.0, 0.0, 0.5], logprobs=[-1.0] * 8)
+def test_adding_to_all_rewards_changes_nothing_without_a_threshold(scored: Callable[..., ScoredBatch]) -> None:
+    given = scored([[2, 3, 1], [1, 1]], rewards=[0.0, 2.5, 1.0, 0.0, 0.5], logprobs=[-1.0] * 8)
     assert given.rewards is not None
     moved = replace(given, rewards=given.rewards + 7)
     assert prepare(moved, config())[0].sources is not None

@@ -10,7 +10,7 @@ import torch
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.reward_model import final_scores, loss, prepare
 from workers.config import RewardModelConfig
-from workers.types import Evidence
+from workers.types import ScoredBatch
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -19,9 +19,9 @@ def config(**settings: Any) -> RewardModelConfig:
     return RewardModelConfig(type="reward_model", **settings)
 
 
-def test_best_and_worst_of_each_group_make_a_row(evidence: Callable[..., Evidence]) -> None:
+def test_best_and_worst_of_each_group_make_a_row(scored: Callable[..., ScoredBatch]) -> None:
     # Of the first group 1 is best and 0 worst; the second is undecided and says nothing.
-    batch, metrics = prepare(evidence([[2, 3, 1], [1, 1]], rewards=[0.0, 2.5, 1.0, 4.0, 4.0]), config())
+    batch, metrics = prepare(scored([[2, 3, 1], [1, 1]], rewards=[0.0, 2.5, 1.0, 4.0, 4.0]), config())
     assert [completion.tolist() for completion in batch.completions] == [[1, 1, 1], [0, 0]]
     assert [prompt.tolist() for prompt in batch.prompts] == [[100]]
     assert batch.row_offsets.tolist() == [0, 2]

@@ -9,9 +9,9 @@ import torch
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.rloo import loss, prepare
 from workers.config import RlooConfig
-from workers.types import Evidence
+from workers.types import ScoredBatch
 
-EvidenceOf = Callable[..., Evidence]
+EvidenceOf = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 
 
@@ -19,9 +19,9 @@ def config(**settings: Any) -> RlooConfig:
     return RlooConfig.model_validate({"type": "rloo", **settings})
 
 
-def test_the_baseline_is_the_mean_of_the_others(evidence: EvidenceOf) -> None:
+def test_the_baseline_is_the_mean_of_the_others(scored: EvidenceOf) -> None:
     # 1 − (0 + 2)/2, 0 − (1 + 2)/2, 2 − (1 + 0)/2; and a group of equal rewards, which says nothing.
-    given = evidence([[2, 1, 1], [1, 2]], rewards=[1, 0, 2, 5, 5], logprobs=[0] * 7)
+    given = scored([[2, 1, 1], [1, 2]], rewards=[1, 0, 2, 5, 5], logprobs=[0] * 7)
     batch, metrics = prepare(given, config(beta=0))
     assert batch.advantages is not None
     assert batch.advantages.tolist() == [0, 0, -1.5, 1.5, 0, 0, 0]
@@ -29,9 +29,9 @@ def test_the_baseline_is_the_mean_of_the_others(evidence: EvidenceOf) -> None:
     assert metrics["frac_reward_zero_std"] == 0.5
 
 
-def test_kl_in_the_reward_by_hand(evidence: EvidenceOf) -> None:
+def test_kl_in_the_reward_by_hand(scored: EvidenceOf) -> None:
     # Σ k1 = (−1 − 2) − (−2 − 2) = 1 and (−3) − (−1) = −2; with β = ½ the rewards 1 0 become ½ and 1.
-    given = evidence([[2, 1]], rewards=[1, 0], logprobs=[-1, -2, -3], reference=[-2, -2, -1])
+    given = scored([[2, 1]], rewards=[1, 0], logprobs=[-1, -2, -3], reference=[-2, -2, -1])
     batch, metrics = prepare(given, config(beta=0.5))
     assert batch.advantages is not None
     assert batch.advantages.tolist() == [-0.5, -0.5, 0.5]
@@ -39,9 +39,9 @@ def test_kl_in_the_reward_by_hand(evidence: EvidenceOf) -> None:
     assert metrics["objective/rlhf_reward"] == 0.75
 
 
-def test_normalised_advantages(evidence: EvidenceOf) -> None:
+def test_normalised_advantages(scored: EvidenceOf) -> None:
     # Leave-one-out: −2 2, of deviation √8 over n − 1.
-    given = evidence([[1, 1]], rewards=[1, 3], logprobs=[0, 0])
+    given = scored([[1, 1]], rewards=[1, 3], logprobs=[0, 0])
     batch, _ = prepare(given, config(beta=0, normalize_advantages=True))
     assert batch.advantages is not None
     assert batch.advantages.tolist() == pytest.approx([-2 / 8**0.5, 2 / 8**0.5], rel=1e-4)

@@ -8,13 +8,13 @@ import pytest
 
 from workers.algorithms.metrics import rollout_metrics
 from workers.repetition import repeated_tails
-from workers.types import Evidence, Finish, Ragged
+from workers.types import Finish, Ragged, ScoredBatch
 
-EvidenceOf = Callable[..., Evidence]
+EvidenceOf = Callable[..., ScoredBatch]
 
 
-def test_all_figures_by_hand(evidence: EvidenceOf) -> None:
-    given = evidence(
+def test_all_figures_by_hand(scored: EvidenceOf) -> None:
+    given = scored(
         [[1, 3], [2, 4]],
         rewards=[0, 2, 5, 5],
         logprobs=[-1, -1, -1, -1, -2, -2, -1, -1, -1, -1],
@@ -43,21 +43,21 @@ def test_all_figures_by_hand(evidence: EvidenceOf) -> None:
     )
 
 
-def test_figures_that_do_not_exist_are_left_out(evidence: EvidenceOf) -> None:
-    metrics = rollout_metrics(evidence([[1], [1]], rewards=[0, 2], logprobs=[-1, -1], finish=[Finish.length] * 2))
+def test_figures_that_do_not_exist_are_left_out(scored: EvidenceOf) -> None:
+    metrics = rollout_metrics(scored([[1], [1]], rewards=[0, 2], logprobs=[-1, -1], finish=[Finish.length] * 2))
     absent = {"reward_std", "frac_reward_zero_std", "objective/kl", "completions/mean_terminated_length"}
     assert not absent & metrics.keys()
 
 
-def test_groups_of_one_do_not_count_as_constant(evidence: EvidenceOf) -> None:
-    metrics = rollout_metrics(evidence([[1], [1, 1]], rewards=[0, 1, 3], logprobs=[-1, -1, -1]))
+def test_groups_of_one_do_not_count_as_constant(scored: EvidenceOf) -> None:
+    metrics = rollout_metrics(scored([[1], [1, 1]], rewards=[0, 1, 3], logprobs=[-1, -1, -1]))
     assert metrics["frac_reward_zero_std"] == 0
     assert metrics["reward_std"] == pytest.approx(math.sqrt(2))
 
 
-def test_a_completion_beyond_ten_nats_is_saturated(evidence: EvidenceOf) -> None:
+def test_a_completion_beyond_ten_nats_is_saturated(scored: EvidenceOf) -> None:
     # Log-ratios 10.5 and −9.5, a mean of ½.
-    metrics = rollout_metrics(evidence([[1], [1]], rewards=[0, 2], logprobs=[-0.5, -10.5], reference=[-11, -1]))
+    metrics = rollout_metrics(scored([[1], [1]], rewards=[0, 2], logprobs=[-0.5, -10.5], reference=[-11, -1]))
     assert (metrics["objective/kl"], metrics["drift/saturated"]) == (0.5, 0.5)
 
 

@@ -8,22 +8,22 @@ import torch
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.sft import loss, prepare
 from workers.config import SftConfig
-from workers.types import Evidence
+from workers.types import ScoredBatch
 
 CONFIG = SftConfig(type="sft")
 
 
-def test_the_first_completion_of_each_prompt_is_learned(evidence: Callable[..., Evidence]) -> None:
-    batch, metrics = prepare(evidence([[2], [1, 3]]), CONFIG)
+def test_the_first_completion_of_each_prompt_is_learned(scored: Callable[..., ScoredBatch]) -> None:
+    batch, metrics = prepare(scored([[2], [1, 3]]), CONFIG)
     assert [completion.tolist() for completion in batch.completions] == [[0, 0], [1]]
     assert [prompt.tolist() for prompt in batch.prompts] == [[100], [101, 101]]
     assert batch.row_offsets.tolist() == [0, 1, 2]
     assert metrics == {"num_tokens": 1 + 2 + 2 + 1}
 
 
-def test_a_prompt_without_completion_is_refused(evidence: Callable[..., Evidence]) -> None:
+def test_a_prompt_without_completion_is_refused(scored: Callable[..., ScoredBatch]) -> None:
     with pytest.raises(AssertionError, match="teaches nothing"):
-        prepare(evidence([[1], []]), CONFIG)
+        prepare(scored([[1], []]), CONFIG)
 
 
 def test_loss_is_the_mean_over_tokens(micro_batch: Callable[..., MicroBatch]) -> None:

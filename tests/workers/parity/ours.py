@@ -27,7 +27,7 @@ from torch_engine import learner_of  # noqa: E402
 from workers.config import AlgorithmConfig  # noqa: E402
 from workers.learner import Learner  # noqa: E402
 from workers.needs import NEEDS  # noqa: E402
-from workers.types import Experience, Finish, Scores, TokenShare, assemble, merge_stats  # noqa: E402
+from workers.types import Experience, Finish, Scores, TokenShard, assemble, merge_stats  # noqa: E402
 
 MODELS = HERE / "models"
 TABLE = HERE.parents[2] / "docs" / "parity.md"
@@ -113,7 +113,7 @@ def value(case: Case, rows: Rows) -> Value:
     return Value(loss=stats["loss"], grad_norm=stats["grad_norm"])
 
 
-def _logprobs(model: str, given: Experience) -> TokenShare:
+def _logprobs(model: str, given: Experience) -> TokenShard:
     return _frozen(model).infer([given])
 
 

@@ -1,0 +1,450 @@
+"""Jobs: submitted once, found again, and every failure of the connection named by its step."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipe_dir import RecipeDir
+
+from orchestrator.cli import jobs as cli_jobs
+from orchestrator.cli.main import main
+from orchestrator.cluster.job_server import Server, environment_without_addresses, find_token, server_url
+from orchestrator.cluster.job_upload import EXCLUDES, MAX_BYTES, check_size, is_excluded
+from orchestrator.cluster.ray_jobs import BACKOFF_S, JobRequest, Jobs
+from orchestrator.errors import BadInput, ClusterError, RlhfError
+
+Golden = Callable[[str, str], None]
+REQUEST = JobRequest(id="rlhf-arith-12345678", entrypoint="rlhf run grpo.yaml")
+
+
+@dataclass
+class FakeDetails:
+    """What Ray tells about a job."""
+
+    submission_id: str
+    status: str = "RUNNING"
+    message: str = "Job is currently running."
+    entrypoint: str = "rlhf run grpo.yaml"
+    metadata: dict[str, str] = field(default_factory=dict)
+    job_id: str | None = None
+    start_time: int | None = 1_700_000_000_000
+    end_time: int | None = None
+    driver_exit_code: int | None = None
+
+
+class FakeJobClient:
+    """Ray's client. `refusals` are what the next submissions raise."""
+
+    def __init__(self, *jobs: FakeDetails, refusals: tuple[str, ...] = ()) -> None:
+        self.jobs = {job.submission_id: job for job in jobs}
+        self.refusals = list(refusals)
+        self.events: list[Any] = []
+
+    def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: Any, metadata: Any) -> str:
+        self.events.append(("submit", submission_id, runtime_env))
+        if self.refusals:
+            raise RuntimeError(f"Request failed with status code 500: Traceback …\n{self.refusals.pop(0)}")
+        started = 1_700_000_000_000 + len(self.jobs)
+        details = FakeDetails(submission_id, "PENDING", entrypoint=entrypoint, metadata=metadata, start_time=started)
+        self.jobs[submission_id] = details
+        return submission_id
+
+    def get_job_info(self, id: str) -> FakeDetails:
+        if id not in self.jobs:
+            raise RuntimeError(f"Request failed with status code 404: Job {id} does not exist")
+        return self.jobs[id]
+
+    def list_jobs(self) -> list[FakeDetails]:
+        return [*self.jobs.values(), FakeDetails(submission_id="", job_id="02000000")]
+
+    def get_job_logs(self, id: str) -> str:
+        return f"log of {id}\n"
+
+    async def tail_job_logs(self, id: str) -> Any:
+        for chunk in ("one\n", "two\nthree\n"):
+            yield chunk
+
+    def stop_job(self, id: str) -> bool:
+        self.events.append(("stop", id))
+        return True
+
+
+def jobs(client: FakeJobClient) -> Jobs:
+    return Jobs(client, "http://head:8265", sleep=lambda seconds: client.events.append(("sleep", seconds)))
+
+
+def test_a_job_is_submitted_under_its_id() -> None:
+    client = FakeJobClient()
+    submitted = jobs(client).submit(REQUEST)
+    assert (submitted.is_new, submitted.job.id, submitted.job.status) == (True, REQUEST.id, "PENDING")
+    assert client.events == [("submit", REQUEST.id, {})]
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING", "SUCCEEDED"])
+def test_f31_the_same_again_finds_the_first(status: str) -> None:
+    client = FakeJobClient(FakeDetails(REQUEST.id, status))
+    submitted = jobs(client).submit(REQUEST)
+    assert (submitted.is_new, submitted.job.id) == (False, REQUEST.id)
+    assert client.events == []
+
+
+@pytest.mark.parametrize("status", ["FAILED", "STOPPED"])
+def test_what_failed_may_be_tried_again(status: str) -> None:
+    client = FakeJobClient(FakeDetails(REQUEST.id, status), FakeDetails(f"{REQUEST.id}-2", status))
+    assert jobs(client).submit(REQUEST).job.id == f"{REQUEST.id}-3"
+
+
+def test_f31_of_two_at_once_the_slower_finds_the_first() -> None:
+    class Race(FakeJobClient):
+        def submit_job(self, **request: Any) -> str:
+            self.jobs[request["submission_id"]] = FakeDetails(request["submission_id"])
+            raise RuntimeError("Request failed with status code 500: Job with submission_id x already exists.")
+
+    submitted = jobs(Race()).submit(REQUEST)
+    assert (submitted.is_new, submitted.job.id) == (False, REQUEST.id)
+
+
+def test_a_young_cluster_is_given_time() -> None:
+    client = FakeJobClient(refusals=("No available agent to submit job", "No available agent to submit job"))
+    assert jobs(client).submit(REQUEST).is_new
+    assert [e for e in client.events if e[0] == "sleep"] == [("sleep", BACKOFF_S[0]), ("sleep", BACKOFF_S[1])]
+
+
+def test_a_cluster_that_stays_without_agents_is_given_up(golden: Golden) -> None:
+    client = FakeJobClient(refusals=("No available agent to submit job",) * 20)
+    with pytest.raises(ClusterError) as caught:
+        jobs(client).submit(REQUEST)
+    golden("jobs-no-agent", f"{caught.value}\n")
+    assert len([e for e in client.events if e[0] == "sleep"]) == len(BACKOFF_S)
+
+
+def test_b61_unknown_and_finished_jobs(golden: Golden) -> None:
+    client = FakeJobClient(FakeDetails("rlhf-arith-grpo-1", "SUCCEEDED"), FakeDetails("rlhf-other-2"))
+    said = []
+    for action in (Jobs.get, Jobs.logs, Jobs.stop, lambda j, id: list(Jobs.follow(j, id))):
+        with pytest.raises(BadInput) as caught:
+            action(jobs(client), "rlhf-arith-gpro-1")
+        said.append(str(caught.value))
+    with pytest.raises(BadInput) as caught:
+        jobs(client).stop("rlhf-arith-grpo-1")
+    assert len(set(said)) == 1
+    golden("b61-unknown-and-finished", f"{said[0]}\n{caught.value}\n")
+
+
+def test_an_empty_cluster_says_so(golden: Golden) -> None:
+    said = []
+    for action in (lambda j: j.get("x"), Jobs.newest):
+        with pytest.raises(BadInput) as caught:
+            action(jobs(FakeJobClient()))
+        said.append(str(caught.value))
+    golden("b61-no-jobs", "\n".join(said) + "\n")
+
+
+def test_jobs_are_listed_newest_first_and_followed() -> None:
+    client = FakeJobClient(
+        FakeDetails("rlhf-a-1", start_time=1000), FakeDetails("rlhf-b-2", start_time=3000), FakeDetails("raysubmit_x")
+    )
+    assert [job.id for job in jobs(client).list()] == ["raysubmit_x", "rlhf-b-2", "rlhf-a-1"]
+    assert jobs(client).newest().id == "rlhf-b-2"
+    assert list(jobs(client).follow("rlhf-a-1")) == ["one\n", "two\nthree\n"]
+    assert jobs(client).logs("rlhf-a-1") == "log of rlhf-a-1\n"
+
+
+def test_b60_another_ray_on_the_cluster_is_told_with_both_versions() -> None:
+    import ray
+
+    assert jobs(FakeJobClient()).other_ray == ""
+    other = Jobs(FakeJobClient(), "x", ray_version="2.58.0").other_ray
+    assert other == f"the cluster runs ray 2.58.0, here is ray {ray.__version__}: the job uses the cluster's"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("reset"), TimeoutError("slow")])
+def test_a_connection_that_breaks_is_a_cluster_error(error: Exception) -> None:
+    class Broken(FakeJobClient):
+        def list_jobs(self) -> list[FakeDetails]:
+            raise error
+
+    with pytest.raises(ClusterError, match="the connection broke"):
+        jobs(Broken()).list()
+
+
+# ------------------------------------------------------------------------------------------- the upload
+
+
+def test_what_is_uploaded_is_small_and_holds_no_secrets(tmp_path: Path, golden: Golden) -> None:
+    for name in (".git/x", "runs/a/model/x", ".env", "id.pem", "a/__pycache__/x", ".mypy_cache/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * 100)
+    (tmp_path / "recipe.yaml").write_bytes(b"x" * 10)
+    assert check_size(tmp_path) == 10
+    assert all(is_excluded(name) for name in (".netrc", "auth_token", ".ssh", ".venv"))
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(MAX_BYTES + 2**20)
+    with pytest.raises(BadInput) as caught:
+        check_size(tmp_path)
+    golden("jobs-upload-too-large", f"{caught.value}\n")
+
+
+def test_the_upload_is_told_to_ray(tmp_path: Path) -> None:
+    client = FakeJobClient()
+    jobs(client).submit(JobRequest(id="rlhf-x", entrypoint="x", working_dir=tmp_path))
+    assert client.events == [("submit", "rlhf-x", {"working_dir": str(tmp_path), "excludes": list(EXCLUDES)})]
+
+
+# --------------------------------------------------------------------------------------- the connection
+
+
+class FakeDashboard:
+    """Answers GET by path: (status without the token, status with it, body)."""
+
+    def __init__(self, answers: Mapping[str, tuple[int, int, str]], token: str = "right") -> None:
+        self.requests: list[tuple[str, str | None]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                given = self.headers.get("Authorization")
+                outer.requests.append((self.path, given))
+                without, with_token, body = answers.get(self.path, (404, 404, "no such page"))
+                self.send_response(with_token if given == f"Bearer {token}" else without)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.address = f"127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def dashboard(recipe_dir: RecipeDir) -> Iterator[Callable[..., FakeDashboard]]:
+    started: list[FakeDashboard] = []
+
+    def start(jobs: tuple[int, int], version: str = '{"ray_version": "2.60.0"}', status: int = 200) -> FakeDashboard:
+        answers = {"/api/jobs/": (*jobs, "[]"), "/api/version": (jobs[0], status, version)}
+        started.append(FakeDashboard(answers))
+        return started[-1]
+
+    yield start
+    for fake in started:
+        fake.close()
+
+
+def failure(address: str, **options: Any) -> str:
+    with pytest.raises(RlhfError) as caught:
+        Server.at(address, **options).check()
+    return str(caught.value).replace(address.partition("://")[2] or address, "ADDRESS").replace(address[10:], "PORT")
+
+
+def test_b59_which_step_failed(
+    dashboard: Callable[..., FakeDashboard], golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cluster.job_server.TIMEOUT_S", 2.0)
+    closed = dashboard((401, 200))
+    closed.close()
+    protected = dashboard((401, 200))
+    said = {
+        "nobody there": failure(closed.address),
+        "https against http": failure(f"https://{protected.address}"),
+        "no token": failure(protected.address),
+    }
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    said["wrong token"] = failure(dashboard((401, 401), status=403).address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    said["not ray"] = failure(dashboard((404, 404), version="<html>", status=200).address)
+    said["old ray"] = failure(dashboard((401, 200), version='{"ray_version": "2.40.1"}').address)
+    golden("b59-connection", "".join(f"# {name}\n{text}\n" for name, text in said.items()))
+    assert Server.at(protected.address).check() == "2.60.0"
+    assert ("/api/jobs/", None) in protected.requests  # asked without the token first: is it open?
+
+
+def test_s1_an_open_cluster_is_refused_unless_it_is_this_machine(
+    dashboard: Callable[..., FakeDashboard], golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = dashboard((200, 200))
+    assert Server.at(fake.address, open_is_allowed=False).check() == "2.60.0"
+    monkeypatch.setattr("orchestrator.cluster.job_server.is_loopback", lambda url: False)
+    golden("s1-open-cluster", failure(fake.address, open_is_allowed=False) + "\n")
+    assert Server.at(fake.address).check() == "2.60.0"
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("head", "http://head:8265"),
+        ("head:1234", "http://head:1234"),
+        ("http://head", "http://head:8265"),
+        ("https://head/ray/", "https://head/ray"),
+        ("[::1]:8265", "http://[::1]:8265"),
+    ],
+)
+def test_addresses_as_people_write_them(address: str, url: str) -> None:
+    assert server_url(address) == url
+
+
+def test_addresses_that_cannot_be(golden: Golden) -> None:
+    said = []
+    for address in ("ray://head:10001", "ftp://head", "http://", "http://me:s3cret@head:8265", "http://head:port"):
+        with pytest.raises(BadInput) as caught:
+            server_url(address)
+        said.append(str(caught.value))
+    assert "s3cret" not in "".join(said)
+    golden("b59-addresses", "\n".join(said) + "\n")
+
+
+def test_the_token_comes_from_a_file_or_the_environment(
+    recipe_dir: RecipeDir, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_token() is None
+    (recipe_dir.path / ".ray").mkdir()
+    (recipe_dir.path / ".ray" / "auth_token").write_text("default\n")
+    assert find_token() == "default"
+    Path("token").write_text("named")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "token")
+    assert find_token() == "named"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "direct")
+    assert find_token() == "direct"
+    assert find_token(Path("token")) == "named"
+    with pytest.raises(BadInput) as caught:
+        find_token(Path("nowhere"))
+    golden("jobs-no-token-file", f"{caught.value}\n")
+
+
+def test_further_headers_and_a_token_that_is_not_shown(recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cret")
+    monkeypatch.setenv("RAY_JOB_HEADERS", '{"X-Team": "a"}')
+    server = Server.at("head")
+    assert server.headers == {"X-Team": "a", "Authorization": "Bearer s3cret"}
+    assert "s3cret" not in repr(server)
+    monkeypatch.setenv("RAY_JOB_HEADERS", "x")
+    with pytest.raises(BadInput, match="RAY_JOB_HEADERS is not a JSON object"):
+        Server.at("head")
+
+
+def test_the_written_address_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere")
+    with environment_without_addresses():
+        assert "RAY_ADDRESS" not in os.environ
+    assert os.environ["RAY_ADDRESS"] == "elsewhere"
+
+
+# ------------------------------------------------------------------------------------------ the commands
+
+
+@pytest.fixture
+def connected(recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch) -> FakeJobClient:
+    client = FakeJobClient()
+    monkeypatch.setattr(cli_jobs, "_connect", lambda *_, **__: jobs(client))
+    return client
+
+
+def test_submit_prints_the_id_and_what_to_do_next(
+    connected: FakeJobClient, recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["submit", recipe_dir.recipe(), "--cluster", "head", "algorithm.beta=0.1", "output_dir=/shared/it's"]
+    assert main(command) == 0
+    first = capsys.readouterr()
+    (id,) = first.out.split()
+    assert id.startswith("rlhf-arith-")
+    assert first.err.splitlines() == [
+        f"  rlhf status --cluster head {id}",
+        f"  rlhf logs --cluster head {id} --follow",
+        f"  rlhf stop --cluster head {id}",
+    ]
+    job = connected.jobs[id]
+    assert job.entrypoint == "rlhf run recipe.yaml algorithm.beta=0.1 'output_dir=/shared/it'\"'\"'s'"
+    assert job.metadata == {"rlhf_run": "arith", "rlhf_recipe": "recipe.yaml"}
+    assert main(command) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out
+    assert second.err.startswith("submitted before; its status is PENDING\n")
+    assert main([*command, "seed=1"]) == 0
+    assert capsys.readouterr().out != first.out
+
+
+def test_changed_data_or_code_are_another_job(
+    connected: FakeJobClient, recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = {"reward": "[{type: function, function: 'mine.py:reward'}]"}
+    Path("mine.py").write_text("def reward(completions): return [0.0] * len(completions)\n")
+    command = ["submit", recipe_dir.recipe(reward), "--cluster", "head", "output_dir=/shared/runs"]
+
+    def submitted(*more: str) -> str:
+        assert main([*command, *more]) == 0
+        return capsys.readouterr().out.strip()
+
+    first = submitted()
+    Path("prompts.jsonl").touch()
+    assert submitted() == first
+    Path("prompts.jsonl").write_text('{"prompt": "7-1=", "solution": "6"}\n' * 4)
+    second = submitted()
+    Path("mine.py").write_text("def reward(completions): return [1.0] * len(completions)\n")
+    third, fourth = submitted(), submitted("--fresh")
+    assert len({first, second, third, fourth}) == 4
+    assert connected.jobs[fourth].entrypoint == "rlhf run --fresh recipe.yaml output_dir=/shared/runs"
+
+
+def test_a_job_may_have_several_attempts(connected: FakeJobClient, recipe_dir: RecipeDir) -> None:
+    assert main(["submit", recipe_dir.recipe(), "--cluster", "head", "--attempts", "3", "seed=1"]) == 0
+    assert [job.entrypoint for job in connected.jobs.values()] == ["rlhf run --attempts 3 recipe.yaml seed=1"]
+
+
+def test_submit_refuses_bad_recipes_before_it_connects(
+    recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_dir.recipe({"lr": "1"})
+    assert main(["submit", "recipe.yaml", "--cluster", "nowhere.invalid"]) == 2
+    recipe_dir.recipe()
+    Path("sub").mkdir()
+    assert main(["submit", "recipe.yaml", "--cluster", "nowhere.invalid", "--working-dir", "sub"]) == 2
+    golden("jobs-submit", capsys.readouterr().err)
+
+
+def test_no_secret_travels_with_a_job(
+    connected: FakeJobClient, recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("RAY_AUTH_TOKEN", "WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(variable, "c4nary")
+    assert main(["submit", recipe_dir.recipe(), "--cluster", "head"]) == 0
+    sent = json.dumps([connected.events, [vars(job) for job in connected.jobs.values()]])
+    assert "c4nary" not in sent
+    assert "env_vars" not in sent
+
+
+def test_jobs_status_logs_stop(connected: FakeJobClient, capsys: pytest.CaptureFixture[str]) -> None:
+    connected.jobs["rlhf-arith-1"] = FakeDetails(
+        "rlhf-arith-1", "FAILED", message="exit code 2", end_time=1_700_000_065_000, driver_exit_code=2
+    )
+    assert main(["jobs", "--cluster", "head"]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split() == ["ID", "STATUS", "STARTED", "TOOK", "RUN"]
+    assert line.split()[:2] == ["rlhf-arith-1", "FAILED"]
+    assert line.split()[-1] == "1:05"
+    assert main(["status", "--cluster", "head"]) == 0
+    status = capsys.readouterr().out
+    assert "exit code  2" in status
+    assert "message    exit code 2" in status
+    assert main(["logs", "--cluster", "head"]) == 0
+    assert main(["logs", "--cluster", "head", "rlhf-arith-1", "--follow"]) == 0
+    assert capsys.readouterr().out == "log of rlhf-arith-1\none\ntwo\nthree\n"
+    assert main(["stop", "--cluster", "head", "rlhf-arith-1"]) == 2
+    connected.jobs["rlhf-arith-1"].status = "RUNNING"
+    assert main(["stop", "--cluster", "head", "rlhf-arith-1"]) == 0
+    assert connected.events == [("stop", "rlhf-arith-1")]

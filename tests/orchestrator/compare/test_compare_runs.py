@@ -1,0 +1,156 @@
+"""COMPARE.yaml: what it asks for, what is wrong with it, and that what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.font_manager  # noqa: F401 - finds its cache before a test moves HOME
+import pytest
+from recipe_dir import OFFLINE_DPO, RecipeDir
+from run_on_disk import live
+from test_comparison import answers
+
+from orchestrator.cli.main import main
+from orchestrator.compare.known_optimum import KnownOptimum, known_card, read_known, shortfall
+from orchestrator.compare.recipe import load_comparison
+from orchestrator.compare.runs import run_comparison
+from orchestrator.config import load
+from orchestrator.rundir.directory import RunDirectory
+
+ROOT = Path(__file__).parents[3]
+COMPARE = """\
+name: two
+seeds: [0, 1]
+max_device_seconds: 60
+num_samples: 2
+tasks:
+  - name: adding
+    overrides: {data.eval_prompts: ./heldout.jsonl}
+    methods:
+      - {name: GRPO, recipe: grpo.yaml, sweep: {algorithm.beta: [0.01, 0.1]}}
+      - {name: offline DPO, recipe: dpo.yaml}
+"""
+
+
+@pytest.fixture
+def comparison(recipe_dir: RecipeDir) -> Path:
+    recipe_dir.jsonl("heldout.jsonl", [{"prompt": f"{i}+2=", "solution": f"{i + 2}"} for i in range(8)])
+    recipe_dir.recipe(name="grpo.yaml")
+    recipe_dir.recipe({**OFFLINE_DPO, "reward": "[{type: math}]"}, name="dpo.yaml")
+    path = recipe_dir.path / "compare.yaml"
+    path.write_text(COMPARE)
+    return path
+
+
+def test_every_setting_and_seed_is_a_run_of_its_own(comparison: Path) -> None:
+    runs = load_comparison(comparison).runs
+    assert [(r.method, r.setting, r.seed) for r in runs] == [
+        ("GRPO", "beta 0.01", 0),
+        ("GRPO", "beta 0.01", 1),
+        ("GRPO", "beta 0.1", 0),
+        ("GRPO", "beta 0.1", 1),
+        ("offline DPO", "", 0),
+        ("offline DPO", "", 1),
+    ]
+    first = runs[2].config
+    assert (first.algorithm.beta, first.seed, first.max_device_seconds) == (0.1, 0, 60.0)  # type: ignore[union-attr]
+    assert first.evaluation.num_samples == 2
+    assert str(first.directory) == "runs/two/adding--GRPO--beta-0.1--seed-0"
+    assert len({r.config.directory for r in runs}) == 6
+
+
+def test_the_one_of_the_quickstart_is_good() -> None:
+    found = load_comparison(ROOT / "configs" / "quickstart" / "compare.yaml")
+    assert {r.method for r in found.runs} == {"PPO", "GRPO", "offline DPO", "iterative DPO"}
+    assert {r.task for r in found.runs} == {"sorting", "words"}
+    known = read_known(ROOT / "configs" / "quickstart" / str(found.config.known))
+    assert [m.name for m in known.methods] == ["PPO", "GRPO", "offline DPO", "iterative DPO"]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("compare-misspelt", "seeds: [0, 1]", "seed: [0, 1]"),
+        ("compare-twice", "seeds: [0, 1]", "seeds: [0, 0]"),
+        ("compare-sweep-of-one-number", "[0.01, 0.1]", "0.01"),
+        ("compare-bad-recipe", "algorithm.beta", "algorithm.bta"),
+        ("compare-no-methods", "  - name: adding", "  - name: adding\n    method: []"),
+        ("compare-other-base", "{name: offline DPO, recipe: dpo.yaml}",
+         "{name: offline DPO, recipe: dpo.yaml, overrides: {model.path: ./another}}"),
+        ("compare-nothing-held-out", "{data.eval_prompts: ./heldout.jsonl}", "{}"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(
+    comparison: Path,
+    name: str,
+    before: str,
+    after: str,
+    golden: Callable[[str, str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    comparison.write_text(COMPARE.replace(before, after))
+    assert main(["compare", "compare.yaml", "--dry-run"]) == 2
+    golden(name, capsys.readouterr().err)
+
+
+def test_what_is_done_is_not_done_again(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of six finished runs only the report is made; `rlhf run` would need a cluster, and a model that is one."""
+    for i, run in enumerate(load_comparison(comparison).runs):
+        directory = RunDirectory.create(run.config, run.recipe.text)
+        live(directory, answers=answers(2.0 if run.method == "GRPO" else 0.2, i))
+    assert main(["compare", str(comparison)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("complete, reused") == 6
+    assert "adding: GRPO ahead at equal compute" in told
+    written = Path("runs/two")
+    body = json.loads((written / "comparison.json").read_text())
+    assert body["tasks"][0]["order"] == ["GRPO", "offline DPO"]
+    assert body["tasks"][0]["num_seeds"] == 2
+    assert "<strong>GRPO ahead" in (written / "report.html").read_text()
+    assert (written / "report.md").read_text().startswith("# two\n")
+
+
+def test_a_run_that_is_lost_is_missing_and_said_to_be(comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_comparison(comparison)
+    for i, run in enumerate(found.runs[:-1]):
+        live(RunDirectory.create(run.config, run.recipe.text), answers=answers(1.0, i))
+    monkeypatch.setattr("orchestrator.compare.runs.child_command", lambda *_: [sys.executable, "-c", "exit(3)"])
+    said: list[str] = []
+    outcome = run_comparison(found, say=said.append)
+    assert [line.partition(":")[0] for line in outcome.lost] == ["adding, offline DPO, seed 1"]
+    assert any("exit code 3" in line for line in said)
+    assert "offline DPO, seed 1" in (found.config.directory / "report.md").read_text()
+
+
+# ------------------------------------------------------------------------------------------------ a known world
+
+
+KNOWN = {
+    "about": "a world",
+    "x": "KL",
+    "y": "reward",
+    "best": [[0.0, 1.0], [1.0, 2.0], [2.0, 2.5]],
+    "methods": [{"name": "<PPO>", "points": [{"setting": "b", "runs": [[1.0, 1.5], [1.0, 2.0]]}]}],
+}
+
+
+def test_what_a_method_misses_of_the_best_is_a_share(tmp_path: Path) -> None:
+    path = tmp_path / "known.json"
+    path.write_text(json.dumps(KNOWN))
+    known = read_known(path)
+    assert shortfall(known, known.methods[0]) == pytest.approx(0.25)  # half of 1 missing, and nothing: their mean
+    card = known_card(known)
+    assert "&lt;PPO&gt; misses 25.0 %" in card.picture
+    path.write_text("{}")
+    with pytest.raises(Exception, match="not the points of a world"):
+        read_known(path)
+    assert isinstance(known, KnownOptimum)
+
+
+def test_recipes_of_made_up_words_agree_on_all_but_the_method() -> None:
+    recipes = [p for p in sorted((ROOT / "configs/quickstart/words").glob("*.yaml")) if p.stem != "base"]
+    stages = [load(recipe).stages[-1] for recipe in recipes]
+    assert len({(s.model.path, s.data.eval_prompts, s.rollout.max_completion_length) for s in stages}) == 1

@@ -1,0 +1,120 @@
+"""Every setting is read by some code: one that nobody reads promises what does not happen."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel
+from recipe_dir import RecipeDir
+
+from orchestrator.compare.recipe import CompareConfig
+from orchestrator.config import RunConfig, load, resolved
+from orchestrator.config.recipe import from_resolved
+from orchestrator.evaluation.suite import SuiteConfig
+
+WHOLE = [
+    "ModelConfig.trust_remote_code",  # never true: the type refuses it
+    "ScoringConfig.logprob_chunk_tokens",  # these four likewise
+    "ScoringConfig.num_ranks",
+    "ScoringConfig.tokens_per_micro_batch",
+    "ScoringConfig.zero_stage",
+]
+"""Settings that no code reads by their name, each with its reason."""
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def classes(annotation: object) -> Iterator[type[BaseModel]]:
+    """The settings classes that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from classes(part)
+
+
+def mounted() -> dict[type[BaseModel], set[str]]:
+    """Every settings class, with the keys that its settings stand below."""
+    found: dict[type[BaseModel], set[str]] = defaultdict(set)
+    left: list[tuple[type[BaseModel], str]] = [(RunConfig, ""), (SuiteConfig, ""), (CompareConfig, "")]
+    while left:
+        cls, key = left.pop()
+        if key in found[cls]:
+            continue
+        found[cls].add(key)
+        left += [(inner, name) for name, f in cls.model_fields.items() for inner in classes(f.annotation)]
+    return found
+
+
+class Reads:
+    """What a file reads: attributes with what stands before them, and the names that it knows."""
+
+    def __init__(self, path: Path) -> None:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        self.pairs = {
+            (_last(node.value), node.attr)
+            for node in nodes
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+        }
+        self.attributes = {attribute for _, attribute in self.pairs}
+        strings = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        self.attributes |= strings if any(isinstance(n, ast.Name) and n.id == "getattr" for n in nodes) else set()
+        self.names = {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def _last(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def unread(files: list[Reads], settings: dict[type[BaseModel], set[str]]) -> list[str]:
+    """Settings that no file reads. Of a name that several classes have, a file counts that knows the class, or that
+    reads it right behind the key that the class stands at."""
+    owners: dict[str, set[type[BaseModel]]] = defaultdict(set)
+    for cls in settings:
+        for name in cls.model_fields:
+            owners[name].add(next(c for c in reversed(cls.__mro__) if name in getattr(c, "__annotations__", {})))
+    found = []
+    for cls, keys in settings.items():
+        known = {c.__name__ for c in cls.__mro__ if c not in (BaseModel, object)} - {"Settings"}
+        for name in cls.model_fields:
+            alone = len({owner.__module__ for owner in owners[name]}) == 1  # one line reads it of all kinds of reward
+            if not any(
+                name in file.attributes
+                and (alone or file.names & known or any((key, name) in file.pairs for key in keys))
+                for file in files
+            ):
+                found.append(f"{cls.__name__}.{name}")
+    return sorted(found)
+
+
+def test_every_setting_is_read() -> None:
+    files = [Reads(path) for package in ("orchestrator", "workers") for path in (ROOT / package).rglob("*.py")]
+    alarms = {cls for cls in mounted() if cls.__module__ == "orchestrator.config.alarms"}  # read by name: RULES
+    settings = {cls: keys for cls, keys in mounted().items() if cls not in alarms}
+    assert unread(files, settings) == WHOLE
+
+
+def test_a_setting_that_nobody_reads_is_found(tmp_path: Path) -> None:
+    class Workers(BaseModel):
+        num_workers: int = 1
+        timeout_s: float = 1.0
+
+    class Calls(BaseModel):
+        timeout_s: float = 1.0
+
+    Calls.__module__ = "elsewhere"
+    (tmp_path / "mine.py").write_text(
+        "def run(calls: Calls, workers):\n    return calls.timeout_s * workers.num_workers"
+    )
+    files, settings = [Reads(tmp_path / "mine.py")], {Workers: {"workers"}, Calls: {"calls"}}
+    assert unread(files, settings) == ["Workers.timeout_s"]
+
+
+def test_a_run_that_wrote_down_a_setting_that_is_gone_goes_on(recipe_dir: RecipeDir) -> None:
+    (config,) = load(recipe_dir.recipe()).stages
+    old = resolved(config)
+    old["reward_workers"]["timeout_s"] = 300.0
+    assert from_resolved(old, "resolved.json") == config

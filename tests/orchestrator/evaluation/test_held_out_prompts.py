@@ -1,0 +1,82 @@
+"""Held-out prompts: what is asked of whom, and the figures of each answer, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import Events, FakeReward, FakeRollout
+
+from orchestrator.cluster.local import LocalGang
+from orchestrator.evaluation.held_out import HeldOut
+from workers.reference import Reference
+from workers.reward import Reward
+from workers.types import Experience, Measures, Prompt, TokenShard, merge
+
+PROMPTS = [Prompt(id=f"held:{i}", text="") for i in range(3)]
+
+
+class MeasuringReward(FakeReward):
+    """Scores as the fake does, measures as the real one does, which needs nothing of its own for it."""
+
+    def measure(self, parts: Sequence[Experience], shares: Sequence[TokenShard] | None) -> Measures:
+        return Reward.measure(self, parts, shares)  # type: ignore[arg-type]
+
+
+class Half:
+    """A base that finds every token e^-½ times as likely as the policy does, one nat below it."""
+
+    def logprobs(self, parts: Sequence[Experience], temperature: float, version: int) -> TokenShard:
+        assert (temperature, version) == (1.0, 0)
+        completions = merge(parts).completions
+        return TokenShard(
+            completions=np.arange(len(completions)), values=np.full(len(completions.values), -1.5, np.float32)
+        )
+
+
+def held_out(events: Events, **settings: Any) -> HeldOut:
+    rollout = LocalGang("rollout", [FakeRollout(events, index=i) for i in range(2)])
+    reward: LocalGang[Any] = LocalGang("reward", [MeasuringReward(events)])
+    return HeldOut(rollout, reward, PROMPTS, max_completion_length=4, seed=0, **settings)  # type: ignore[arg-type]
+
+
+def test_a_greedy_answer_to_each_prompt() -> None:
+    found = held_out(Events()).evaluate()
+    assert found.metrics["eval/reward"] == 0.0  # the fake's first token is 0
+    assert "eval/kl" not in found.metrics
+    assert [(a.mode, a.prompt_id, a.index, a.reward, a.length, a.log_ratio) for a in found.answers] == [
+        ("greedy", f"held:{i}", 0, 0.0, 1, None) for i in range(3)
+    ]
+
+
+def test_sampled_answers_besides_and_how_far_they_are_from_the_base() -> None:
+    base: LocalGang[Any] = LocalGang("base", [Half()])
+    found = held_out(Events(), num_samples=2, base=lambda parts: base.all(Reference.logprobs, parts, 1.0, 0)).evaluate()
+    sampled = [a for a in found.answers if a.mode == "sampled"]
+    assert [(a.prompt_id, a.index, a.reward) for a in sampled] == [
+        (f"held:{i}", index, float(index)) for i in range(3) for index in range(2)
+    ]
+    assert [a.log_ratio for a in sampled] == [0.5] * 6  # -1 - (-1.5), of one token each
+    assert found.metrics["eval/kl"] == 0.5
+    assert found.metrics["eval/sampled_reward"] == 0.5
+    assert found.metrics["eval/reward"] == 0.0, "the greedy answers are what they were"
+
+
+def test_without_a_base_there_are_samples_and_no_distance() -> None:
+    found = held_out(Events(), num_samples=1).evaluate()
+    assert {a.log_ratio for a in found.answers} == {None}
+    assert "eval/kl" not in found.metrics
+
+
+def test_a_log_ratio_is_a_sum_over_its_own_tokens() -> None:
+    from fakes import experience
+
+    from workers.types import log_ratios
+
+    made = experience([([7], [[1, 2], [3]])], logprobs=[-1.0, -2.0, -0.5])
+    share = TokenShard(completions=np.asarray([1, 0]), values=np.asarray([-1.0, -3.0, -3.0], np.float32))
+    np.testing.assert_allclose(log_ratios(made, [share]), [3.0, 0.5])  # (-1+3) + (-2+3), and -0.5+1
+    with pytest.raises(ValueError, match="1 of 3 tokens"):
+        log_ratios(made, [TokenShard(completions=np.asarray([0]), values=np.asarray([-3.0, -3.0], np.float32))])

@@ -1,0 +1,57 @@
+"""One attempt of a run, as a supervisor sees it: a process that writes a ledger and an exit, or is killed before.
+
+    python fake_attempt.py DIRECTORY ENDING [ENDING …]      the ending of the first attempt, of the second, …
+
+An ending is `done`, or TURN:HOW: the turns that are committed when it comes, and `kill` (SIGKILL), `orphan` (the same,
+and a process of it stays), `quiet` (exit code 1, without a word), `superseded` (exit code 6, the same), `wait` (for a
+signal), or the cause of an error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Ledger
+
+CODES = {"worker_failed": 4, "bad_input": 2, "cluster_lost": 3, "error": 1}
+
+
+def main(path: str, *endings: str) -> int:
+    directory = RunDirectory(Path(path))
+    directory.path.mkdir(exist_ok=True)
+    with directory.held(), Ledger.open(directory.ledger) as ledger:
+        attempt = directory.start_attempt()
+        first = max((r.step for r in ledger.records if r.fact == Fact.checkpoint), default=0)
+        ledger.append(Fact.attempt, attempt=attempt, step=first)
+        ending = endings[min(attempt, len(endings)) - 1]
+        turns, _, how = ending.rpartition(":")
+        for turn in range(first + 1, int(turns or 9) + 1):
+            ledger.append(Fact.committed, attempt=attempt, step=turn)
+            ledger.append(Fact.checkpoint, attempt=attempt, step=turn)
+        if how == "orphan":  # as Ray's would stay if they hung
+            orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+            (directory.path / "orphan").write_text(str(orphan.pid))
+        if how in ("kill", "orphan"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "quiet":
+            os._exit(1)
+        if how == "superseded":
+            os._exit(6)
+        if how == "wait":
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            print("waiting", flush=True)
+            time.sleep(600)
+        cause, code = ("completed", 0) if how == "done" else (how, CODES[how])
+        reached = int(turns or 9)
+        directory.write_exit(cause=cause, message=f"it was {cause}", exit_code=code, attempt=attempt, step=reached)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,499 @@
+"""Each rule on rows whose arithmetic is done by hand; what the watch tells, once; and what an alarm does to a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import Events, EventSink
+
+from orchestrator.config.alarms import AlarmsConfig
+from orchestrator.driver.alarm_actions import follow, watch
+from orchestrator.errors import ResumeError
+from orchestrator.monitor import Monitor
+from orchestrator.monitor.alarms import AlarmMonitor, Promotion
+from orchestrator.monitor.history import History
+from orchestrator.monitor.rules import RULES
+from orchestrator.monitor.trends import CERTAIN, difference, trend
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.manifest import MANIFEST, list_checkpoints
+
+ROOT = Path(__file__).parents[3]
+GATE = {"metrics": ["eval/reward"]}
+
+
+def series(**columns: Sequence[float | None]) -> list[dict[str, Any]]:
+    """Rows from step 1; `__` stands for `/` in the names of metrics."""
+    count = max(len(c) for c in columns.values())
+    rows: list[dict[str, Any]] = [{"step": i + 1} for i in range(count)]
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=False):
+            row[name.replace("__", "/")] = value
+    return rows
+
+
+def ring(rows: Sequence[dict[str, Any]], *, rounds: bool = False, **config: Any) -> dict[str, int]:
+    """The alarms that rang, with the step at which each began first."""
+    seen = AlarmMonitor(AlarmsConfig.model_validate_json(json.dumps(config)), rows, rounds=rounds)
+    return {alarm.name: alarm.step for alarm in reversed(seen.alarms)}
+
+
+def line(start: float, end: float, count: int = 20) -> list[float]:
+    return np.linspace(start, end, count).tolist()
+
+
+def wobble(level: float, by: float, count: int) -> list[float]:
+    """level ± by, in turns."""
+    return [level + by * (-1) ** i for i in range(count)]
+
+
+# ------------------------------------------------------------------------------------------------ trends
+
+
+def test_a_line_is_a_trend_by_hand() -> None:
+    # 10 rising values: S = 45, Var S = 10·9·25/18 = 125, z = 44/√125 = 3.94; the slope 2 over 9 gaps.
+    found = trend(np.arange(10.0) * 2)
+    assert (found.z, found.change) == pytest.approx((44 / 125**0.5, 18.0))
+    assert found.rises
+    assert not found.falls
+
+
+def test_ties_shrink_the_variance_by_hand() -> None:
+    # 0 0 0 0 0 1 1 1 1 1: S = 25; two groups of 5 ties take 2·5·4·15 = 600 of 10·9·25 = 2250: Var S = 1650/18.
+    found = trend(np.repeat([0.0, 1.0], 5))
+    assert found.z == pytest.approx(24 / (1650 / 18) ** 0.5)
+
+
+def test_one_outlier_moves_neither_test_nor_slope() -> None:
+    values = np.arange(20.0)
+    values[10] = -1000
+    found = trend(values)
+    assert found.rises
+    assert found.change == pytest.approx(19, abs=1.0)
+
+
+def test_few_values_must_agree_without_exception() -> None:
+    assert trend(np.asarray([4.0, 3, 2, 1])).falls
+    assert not trend(np.asarray([4.0, 3, 1, 2])).falls
+
+
+def test_nothing_is_no_trend() -> None:
+    assert (trend(np.zeros(20)).z, trend(np.zeros(20)).change) == (0.0, 0.0)
+
+
+def test_noise_rings_as_rarely_as_it_should() -> None:
+    # One-sided z = 3 is one in 740, for n = 20 nearly so: of 4000 windows of noise 5.4 are expected.
+    draws = np.random.default_rng(0).normal(size=(4000, 20))
+    assert sum(trend(row).rises for row in draws) <= 15
+
+
+def test_welch_by_hand() -> None:
+    # Means 1 and 3, variances 2 each over 2 values: t = 2 / √(2/2 + 2/2).
+    assert difference(np.asarray([0.0, 2.0]), np.asarray([2.0, 4.0])) == pytest.approx(2 / 2**0.5)
+    assert difference(np.ones(3), np.ones(3)) == 0
+    assert difference(np.ones(3), np.full(3, 2.0)) == float("inf")
+
+
+# ------------------------------------------------------------------------------------------------ the rules
+
+HEALTHY_DPO = {"logps__chosen": line(-20, -18), "loss": line(0.69, 0.4), "rewards__chosen": line(0, 0.2)}
+CONSTANT_GROUPS = {"frac_reward_zero_std": [1.0] * 5}
+
+RINGING: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
+    # chosen falls by 4 of 20, a fifth, in all 20 rows, with the loss, below the reference
+    (
+        "chosen_falling",
+        20,
+        {"logps__chosen": line(-20, -24), "loss": line(0.69, 0.4), "rewards__chosen": line(0, -0.4)},
+        {},
+    ),
+    # three of the last five rows are over 25 when the seventh comes
+    ("kl_budget", 7, {"objective__kl": [1, 1, 24, 24, 26, 26, 26]}, {}),
+    # 10 ± 1, then 25 ± 1: the median of the window is over 2 × 10 from its third row on, the tenth that it needs
+    ("length_drift", 10, {"completions__mean_length": wobble(10, 1, 5) + wobble(25, 1, 5)}, {}),
+    ("length_drift", 10, {"completions__mean_length": wobble(10, 1, 5) + wobble(4, 1, 5)}, {}),
+    # (14 − 10)/12 = ⅓ in every row
+    ("pair_length_gap", 20, {"pairs__chosen_length": [14.0] * 20, "pairs__rejected_length": [10.0] * 20}, {}),
+    ("pair_length_gap", 20, {"pairs__chosen_length": [10.0] * 20, "pairs__rejected_length": [14.0] * 20}, {}),
+    # one scorer rises, the other falls by 0.4, which is 0.8 of its deviation
+    (
+        "reward_hacking",
+        20,
+        {"reward": line(0, 1), "rewards__gold__mean": line(0.8, 0.4), "rewards__gold__std": [0.5] * 20},
+        {},
+    ),
+    # the tail is 60 % of the tokens in three of the last five rows when the ninth comes; ten rows are needed
+    ("repetition", 10, {"completions__repeated_tail": wobble(0.05, 0.01, 6) + [0.6] * 4}, {}),
+    # entropy a twentieth of 2, reward as before
+    ("entropy_collapse", 10, {"entropy": [2.0] * 5 + [0.1] * 5, "reward": wobble(0.3, 0.1, 10)}, {}),
+    ("no_signal", 5, {**CONSTANT_GROUPS, "reward": [0.0] * 5}, {}),
+    ("engine_gap", 5, {"sampling__logp_difference": [0.2] * 5}, {}),
+    # from 1e-7 to 0.01: far below 0.1, but 100,000 times what it was
+    ("engine_gap", 10, {"sampling__logp_difference": [1e-7] * 5 + [0.01] * 5, "staleness__mean": [0.0] * 10}, {}),
+    # one row, of an engine that has the learner's weights
+    ("engine_mismatch", 1, {"sampling__logp_difference": [0.03]}, {"max_difference": 0.02}),
+    ("engine_mismatch", 3, {"sampling__logp_difference": [1e-6, 0.02, 0.81]}, {"max_difference": 0.3}),
+    # two versions behind: 0.3 × 3 is allowed
+    (
+        "engine_mismatch",
+        2,
+        {"sampling__logp_difference": [0.89, 0.91], "staleness__mean": [2.0, 2.0]},
+        {"max_difference": 0.02},
+    ),
+    # three of the last five rows are over 100 when the eighth comes; ten rows are needed
+    ("gradient_explosion", 10, {"grad_norm": [2.0] * 5 + [1e6] * 5}, {}),
+    ("gradient_explosion", 13, {"grad_norm": [2.0] * 10 + [1e6] * 3}, {}),
+    ("staleness", 5, {"staleness__mean": [5.0] * 5}, {}),
+    (
+        "reference_saturation",
+        5,
+        {"drift__saturated": [0.3] * 5, "ref__refreshed": [0.0] * 5, "pairs__chosen_length": [5.0] * 5},
+        {},
+    ),
+]
+
+SILENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("chosen_falling", HEALTHY_DPO, {}),
+    # falls, but the loss rises
+    ("chosen_falling", {"logps__chosen": line(-20, -24), "loss": line(0.4, 0.69), "rewards__chosen": line(0, -1)}, {}),
+    # falls by 1 of 20 only
+    ("chosen_falling", {"logps__chosen": line(-20, -21), "loss": line(0.69, 0.4), "rewards__chosen": line(0, -1)}, {}),
+    # falls, but is likelier than under the reference: the batches became longer
+    ("chosen_falling", {"logps__chosen": line(-20, -24), "loss": line(0.69, 0.4), "rewards__chosen": line(0, 1)}, {}),
+    # two spikes in five rows
+    ("kl_budget", {"objective__kl": [1, 100, 1, 100, 1]}, {}),
+    ("kl_budget", {"objective__kl": [30.0] * 9}, {"max_kl": 40.0}),
+    # two and a half times as long, but so were single rows before: t = 15 / √(20²·1.2/5 · 2) = 1.5
+    ("length_drift", {"completions__mean_length": wobble(30, 20, 5) + wobble(75, 30, 5)}, {"max_ratio": 3.0}),
+    ("length_drift", {"completions__mean_length": [10.0] * 5 + [19.0] * 5}, {}),
+    # ± ⅓ in turns
+    ("pair_length_gap", {"pairs__chosen_length": [14.0, 10.0] * 10, "pairs__rejected_length": [10.0, 14.0] * 10}, {}),
+    # the other scorer rises as well
+    (
+        "reward_hacking",
+        {"reward": line(0, 1), "rewards__gold__mean": line(0.4, 0.8), "rewards__gold__std": [0.5] * 20},
+        {},
+    ),
+    # it falls, but by a fiftieth of its deviation
+    (
+        "reward_hacking",
+        {"reward": line(0, 1), "rewards__gold__mean": line(0.41, 0.4), "rewards__gold__std": [0.5] * 20},
+        {},
+    ),
+    # the base repeated itself already
+    ("repetition", {"completions__repeated_tail": wobble(0.5, 0.1, 10)}, {}),
+    # the entropy is gone because the task is learned
+    ("entropy_collapse", {"entropy": [2.0] * 5 + [0.1] * 5, "reward": line(0.1, 0.3, 5) + line(0.9, 1, 5)}, {}),
+    ("no_signal", {"frac_reward_zero_std": [0.1] * 5 + [1.0] * 5, "reward": line(0.1, 0.3, 5) + [1.0] * 5}, {}),
+    # one version behind: 0.2 is allowed
+    ("engine_gap", {"sampling__logp_difference": [0.15] * 5, "staleness__mean": [1.0] * 5}, {}),
+    ("engine_mismatch", {"sampling__logp_difference": [0.02] * 9}, {"max_difference": 0.02}),
+    # nobody knows what is rounding: tokens were cut off before sampling
+    ("engine_mismatch", {"sampling__logp_difference": [5.0] * 4}, {}),
+    ("engine_mismatch", {"sampling__logp_difference": [0.2], "staleness__mean": [0.5]}, {"max_difference": 0.02}),
+    # two spikes in five rows: clipping is there for them
+    ("gradient_explosion", {"grad_norm": [2.0] * 8 + [1e6, 2.0, 1e6, 2.0, 2.0]}, {}),
+    # forty times what it was, and small; large, and always was
+    ("gradient_explosion", {"grad_norm": [0.1] * 5 + [4.0] * 5}, {}),
+    ("gradient_explosion", {"grad_norm": [200.0] * 5 + [900.0] * 5}, {}),
+    ("staleness", {"staleness__mean": [4.0] * 9}, {}),
+    # it was refreshed
+    (
+        "reference_saturation",
+        {"drift__saturated": [0.3] * 5, "ref__refreshed": [1.0] * 5, "pairs__chosen_length": [5.0] * 5},
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "step", "columns", "rule"), RINGING)
+def test_a_rule_rings_at_the_step_it_should(
+    name: str, step: int, columns: dict[str, Any], rule: dict[str, Any]
+) -> None:
+    assert ring(series(**columns), **{name: rule}) == {name: step}
+
+
+@pytest.mark.parametrize(("name", "columns", "rule"), SILENT)
+def test_a_rule_is_silent(name: str, columns: dict[str, Any], rule: dict[str, Any]) -> None:
+    assert ring(series(**columns), **{name: rule}) == {}
+
+
+@pytest.mark.parametrize(("name", "step", "columns", "rule"), RINGING)
+def test_a_rule_that_is_off_is_silent(name: str, step: int, columns: dict[str, Any], rule: dict[str, Any]) -> None:
+    assert ring(series(**columns), **{name: None}) == {}
+
+
+def test_every_rule_is_tested_and_has_a_setting() -> None:
+    tested = {name for name, *_ in RINGING} | {"safety_gate"}
+    assert tested == set(RULES) == set(AlarmsConfig.model_fields)
+
+
+def held_out(values: Sequence[float]) -> list[dict[str, Any]]:
+    """An evaluation of 100 prompts with deviation ½ at steps 0, 10, 20, …; the reward rises throughout."""
+    rows: list[dict[str, Any]] = [
+        {"step": i, "reward": 0.1 * i + 0.01 * (-1) ** i} for i in range(10 * len(values) - 9)
+    ]
+    del rows[0]["reward"]
+    for i, value in enumerate(values):
+        rows[10 * i] |= {"eval/reward": value, "eval/reward_std": 0.5, "eval/prompts": 100.0}
+    return rows
+
+
+def test_a_fall_on_held_out_prompts_by_hand() -> None:
+    # The error of a difference is √(0.25/100 + 0.25/100) = 0.0707; three of them are 0.212.
+    assert ring(held_out([0.4, 0.7, 0.48])) == {"reward_hacking": 20}
+    assert ring(held_out([0.4, 0.7, 0.49])) == {}
+
+
+def test_the_gate_is_shut_below_the_base() -> None:
+    assert ring(held_out([0.5, 0.49]), safety_gate=GATE) == {}
+    assert ring(held_out([0.5, 0.47]), safety_gate=GATE) == {"safety_gate": 10}
+    assert ring(held_out([0.5, 0.3]), safety_gate={**GATE, "max_fall": 0.25}) == {}
+    resumed = held_out([0.5, 0.3])[1:]  # without row 0 there is no base to fall from
+    assert ring(resumed, safety_gate=GATE) == {}
+
+
+def refusals(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
+    """Shares of harmful and of benign prompts that are refused, at rounds 0, 1, 2, …"""
+    return [{"step": i, "eval/refusal": a, "eval/over_refusal": b} for i, (a, b) in enumerate(pairs)]
+
+
+def test_the_gate_is_shut_when_harm_is_refused_less_or_harmless_more() -> None:
+    assert ring(refusals((0.9, 0.1), (0.88, 0.15))) == {}, "0.02 below and 0.05 above are allowed"
+    assert ring(refusals((0.9, 0.1), (0.95, 0.1), (0.87, 0.1))) == {"safety_gate": 2}, "the base counts, not the best"
+    assert ring(refusals((0.9, 0.1), (0.9, 0.16))) == {"safety_gate": 1}
+    wide = {"max_refusal_fall": 0.4, "max_over_refusal_rise": 0.4}
+    assert ring(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=wide) == {}
+    assert ring(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=None) == {}
+    assert ring(refusals((0.9, 0.1), (0.5, 0.5))[1:]) == {}, "without row 0 there is no base to fall from"
+
+
+def decision(rows: Sequence[Mapping[str, Any]], **gate: Any) -> Promotion | None:
+    return AlarmMonitor(AlarmsConfig.model_validate({"safety_gate": gate}), rows).promotion()
+
+
+def test_a_promotion_is_of_the_newest_evaluation() -> None:
+    lost = decision(refusals((0.9, 0.1), (0.5, 0.2)))
+    assert lost == Promotion(
+        promoted=False,
+        saw="eval/refusal fell from 0.9000 to 0.5000, allowed is 0.02; "
+        "eval/over_refusal rose from 0.1000 to 0.2000, allowed is 0.05",
+    )
+    won_back = decision(refusals((0.9, 0.1), (0.5, 0.2), (0.9, 0.0)))
+    assert won_back == Promotion(
+        promoted=True,
+        saw="eval/refusal stayed at 0.9000, allowed is 0.02; eval/over_refusal fell from 0.1000 to 0, allowed is 0.05",
+    )
+
+
+def test_nothing_guarded_is_no_decision_and_nothing_measured_no_promotion() -> None:
+    assert decision([{"step": 0, "eval/reward": 0.5}, {"step": 1, "eval/reward": 0.1}]) is None
+    assert (
+        AlarmMonitor(AlarmsConfig.model_validate({"safety_gate": None}), refusals((0.9, 0.1), (0, 1))).promotion()
+        is None
+    )
+    misnamed = decision(refusals((0.9, 0.1), (0.9, 0.1)), metrics=("eval/rewards/safty/mean",))
+    assert misnamed is not None
+    assert not misnamed.promoted
+    assert "eval/rewards/safty/mean was not measured before and after" in misnamed.saw
+
+
+def test_rounds_are_judged_by_fewer_rows() -> None:
+    rows = series(pairs__chosen_length=[14.0] * 4, pairs__rejected_length=[10.0] * 4)
+    assert ring(rows, rounds=True) == {"pair_length_gap": 4}
+    assert ring(rows, rounds=True, pair_length_gap={"window": 3}) == {"pair_length_gap": 3}
+    assert ring(rows) == {}
+
+
+def test_what_is_not_a_number_is_no_row() -> None:
+    rows = series(objective__kl=[None, float("nan"), 30, 30, None, 30, 30, 30])
+    assert ring(rows) == {"kl_budget": 8}
+
+
+# ------------------------------------------------------------------------------------------------ healthy runs
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests/golden/traces").glob("*.json")), ids=lambda path: path.stem)
+def test_the_quickstart_recipes_ring_nothing(path: Path) -> None:
+    rows = json.loads(path.read_text())["metrics"]
+    assert ring(rows, rounds=path.stem == "iterative_dpo", safety_gate=GATE) == {}
+
+
+def test_the_curves_of_the_learning_table_ring_nothing() -> None:
+    table = json.loads((ROOT / "benchmarks/results/learning.json").read_text())
+    curves = [run["curve"] for recipe in table.values() for run in recipe.values()]
+    assert len(curves) >= 17
+    for curve in curves:
+        told = {int(step): value for step, value in curve.items()}
+        rows = []
+        for step in range(max(told) + 1):
+            rows.append({"step": step, "reward": 0.01 * step})
+            if step in told:
+                rows[-1] |= {"eval/reward": told[step], "eval/reward_std": 0.5, "eval/prompts": 256.0}
+        assert ring(rows, safety_gate=GATE) == {}
+
+
+# ------------------------------------------------------------------------------------------------ the watch
+
+KL = series(objective__kl=[30.0] * 5 + [1.0] * 10 + [30.0] * 5)
+
+
+def test_an_alarm_is_told_when_it_begins_and_stands_in_its_rows() -> None:
+    events: Events = []
+    sink = EventSink(events)
+    monitor = Monitor([sink])
+    monitor.watch = AlarmMonitor(AlarmsConfig())
+    for row in KL[:10]:
+        monitor.step(row["step"], {"objective/kl": row["objective/kl"]})
+    (note,) = [event for event in events if event.startswith("alarm")]
+    assert note.splitlines() == [
+        "alarm kl_budget at step 5: KL 30 nats (median of 5 steps), budget 25",
+        f"  why: {RULES['kl_budget'].why}",
+        f"  fix: {RULES['kl_budget'].fix}",
+    ]
+    assert [step for step, row in sink.rows.items() if row.get("alarms/kl_budget")] == [5, 6, 7]
+
+
+def test_an_alarm_that_comes_back_later_is_a_new_one() -> None:
+    assert [alarm.step for alarm in AlarmMonitor(AlarmsConfig(), KL).alarms] == [5, 18]
+
+
+def test_a_resumed_watch_knows_what_rang_and_asks_for_nothing_again() -> None:
+    config = AlarmsConfig.model_validate({"kl_budget": {"action": "pause"}})
+    first = AlarmMonitor(config)
+    for row in KL[:5]:
+        first.see(row["step"], row)
+    assert first.verdict is not None
+    resumed = AlarmMonitor(config, KL[:5], paused={("kl_budget", 5)})
+    assert (resumed.verdict, resumed.alarms) == (None, first.alarms)
+    added, begun = resumed.see(6, KL[5])
+    assert (added, begun, resumed.verdict) == ({"alarms/kl_budget": 1.0}, [], None)
+
+
+def test_a_run_that_was_killed_before_it_obeyed_still_has_to() -> None:
+    config = AlarmsConfig.model_validate({"kl_budget": {"action": "stop"}})
+    killed = AlarmMonitor(config, KL[:5])
+    assert killed.verdict is not None
+    assert killed.verdict.step == 5
+    assert AlarmMonitor(config, KL[:6]).verdict is None, "it went on: the recipe did not ask for it then"
+
+
+@pytest.mark.parametrize(
+    ("actions", "chosen"),
+    [(("warn", "warn"), None), (("warn", "pause"), "pause"), (("pause", "stop"), "stop"), (("stop", "pause"), "stop")],
+)
+def test_the_strongest_action_decides(actions: tuple[str, str], chosen: str | None) -> None:
+    config = {"kl_budget": {"action": actions[0]}, "staleness": {"action": actions[1]}}
+    watching = AlarmMonitor(AlarmsConfig.model_validate(config))
+    for row in series(objective__kl=[30.0] * 5, staleness__mean=[5.0] * 5):
+        watching.see(row["step"], row)
+    assert (watching.verdict.action if watching.verdict else None) == chosen
+
+
+# ------------------------------------------------------------------------------------------------ what it does
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., tuple[RunDirectory, Ledger]]:
+    def made(*checkpoints: int) -> tuple[RunDirectory, Ledger]:
+        directory = RunDirectory(tmp_path)
+        for step in checkpoints:
+            directory.checkpoint(step).mkdir(parents=True)
+            (directory.checkpoint(step) / MANIFEST).write_text("{}")
+        return directory, Ledger.open(directory.ledger)
+
+    return made
+
+
+def rolled_back(run: Callable[..., tuple[RunDirectory, Ledger]], *checkpoints: int) -> tuple[Any, list[int], Ledger]:
+    directory, ledger = run(*checkpoints)
+    watching = AlarmMonitor(AlarmsConfig.model_validate({"kl_budget": {"action": "roll_back"}}))
+    for row in series(objective__kl=[1.0] * 10 + [30.0] * 5):
+        watching.see(row["step"], row)
+    assert watching.verdict is not None
+    assert watching.verdict.step == 13
+    error = follow(watching.verdict, directory, ledger, attempt=1, turns=13)
+    return error, [int(p.name.removeprefix("step-")) for p in list_checkpoints(directory.checkpoints)], ledger
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "kept", "action"),
+    [
+        ((4, 6, 8, 13), [4, 6, 8], "roll_back"),  # the window began at 13 − 5: 8 is before it
+        ((4, 9, 13), [4], "roll_back"),
+        ((11, 12, 13), [11], "roll_back"),  # nothing that old is kept: the oldest
+        ((13,), [13], "stop"),
+        ((), [], "stop"),
+    ],
+)
+def test_rolling_back_is_to_the_checkpoint_before_the_window(
+    run: Callable[..., tuple[RunDirectory, Ledger]], checkpoints: tuple[int, ...], kept: list[int], action: str
+) -> None:
+    error, left, ledger = rolled_back(run, *checkpoints)
+    assert (left, error.action, error.cause, error.exit_code) == (kept, action, f"alarm_{action}", 5)
+    (record,) = ledger.records
+    assert (record.fact, record.details["action"]) == (Fact.alarm, action)
+    assert record.details["alarm"]["saw"] == "KL 30 nats (median of 5 steps), budget 25"
+
+
+def test_a_run_goes_back_once(run: Callable[..., tuple[RunDirectory, Ledger]]) -> None:
+    _, _, ledger = rolled_back(run, 4, 13)
+    config = AlarmsConfig.model_validate({"kl_budget": {"action": "roll_back"}})
+    again = watch(config, ledger, (), rounds=False)
+    for row in series(objective__kl=[30.0] * 5):
+        again.see(row["step"], row)
+    assert again.verdict is not None
+    assert again.verdict.action == "stop"
+
+
+def test_a_stopped_run_is_not_resumed_while_its_alarm_would_stop_it(
+    run: Callable[..., tuple[RunDirectory, Ledger]],
+) -> None:
+    _, _, ledger = rolled_back(run)
+    config = AlarmsConfig.model_validate({"kl_budget": {"action": "stop"}})
+    with pytest.raises(ResumeError) as refused:
+        watch(config, ledger, (), rounds=False)
+    assert "alarm kl_budget stopped the run at step 13" in str(refused.value)
+    for changed in ({"kl_budget": None}, {"kl_budget": {"action": "warn"}}):
+        assert watch(AlarmsConfig.model_validate(changed), ledger, (), rounds=False).verdict is None
+
+
+def test_what_is_certain() -> None:
+    assert CERTAIN == 3.0, "the docstrings and docs/alarms.md speak of three standard errors"
+
+
+# ------------------------------------------------------------------------------------------------ its words
+
+
+def seen(name: str, *, rounds: bool = False, **columns: Sequence[float]) -> str:
+    history = History(rounds=rounds)
+    for step, values in enumerate(zip(*columns.values(), strict=True), start=1):
+        history.add(step, {key.replace("__", "/"): v for key, v in zip(columns, values, strict=True)})
+    found = RULES[name].see(history, getattr(AlarmsConfig(), name))
+    assert found is not None
+    return found.saw
+
+
+def test_shares_of_lengths_are_of_the_rejected_one() -> None:
+    """7.0 / 14.8 = 0.473: 53 % shorter; 14.0 / 10.0: 40 % longer."""
+    assert seen("pair_length_gap", pairs__chosen_length=[7.0] * 20, pairs__rejected_length=[14.8] * 20) == (
+        "chosen completions are 53% shorter than rejected ones (7.0 against 14.8 tokens, mean of 20 steps)"
+    )
+    rounds = {"pairs__chosen_length": [14.0] * 4, "pairs__rejected_length": [10.0] * 4}
+    assert seen("pair_length_gap", rounds=True, **rounds) == (
+        "chosen completions are 40% longer than rejected ones (14.0 against 10.0 tokens, mean of 4 rounds)"
+    )
+
+
+def test_lengths_whose_means_say_the_opposite_of_most_steps() -> None:
+    """19 steps of 10 against 5, a gap of 2/3; one of 10 against 200, of -1.81: their mean is 0.543. The means of the
+    lengths are 10 and (19 * 5 + 200) / 20 = 14.75."""
+    assert seen("pair_length_gap", pairs__chosen_length=[10.0] * 20, pairs__rejected_length=[5.0] * 19 + [200.0]) == (
+        "lengths of chosen and rejected completions differ by +54% of their mean, step by step "
+        "(10.0 against 14.8 tokens, mean of 20 steps)"
+    )

@@ -1,0 +1,300 @@
+"""The phases of a step, each alone: where batches come from, who learns, how weights are published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import Events, FakeEncoder, FakeLearner, FakeReward, FakeRollout, RecordedHandle, RecordingGang
+
+from orchestrator.cluster.local import Done, LocalGang
+from orchestrator.pipeline.learning import Learners
+from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher
+from orchestrator.pipeline.sources import DatasetSource, PendingBatch, RolloutSource, sample
+from workers.types import Example, Experience, Prompt, Sampling, Scores, merge
+from workers.weights import Entry, Manifest, Rendezvous
+
+# batch_indices(3, 2, step, seed=0) is [0 1], [2 1], [2 0]: the example of its docstring.
+PROMPTS = [Prompt(id=f"p{i}", text="") for i in range(5)]
+SAMPLING = Sampling(num_generations=2, max_completion_length=4)
+
+
+def rollouts(events: Events, size: int = 1) -> Any:
+    return LocalGang("rollout", [FakeRollout(events, index=i) for i in range(size)])
+
+
+def rewards(events: Events) -> Any:
+    return LocalGang("reward", [FakeReward(events)])
+
+
+class Told:
+    """Remembers of which steps it was told, and how many handles came with each."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+
+    def __call__(self, step: int, experience: Sequence[Any]) -> None:
+        self.steps.append((step, len(experience)))
+
+
+def rollout_source(events: Events, told: Told, *, max_staleness: int, max_steps: int = 3) -> RolloutSource:
+    return RolloutSource(
+        rollouts(events),
+        rewards(events),
+        PROMPTS[:3],
+        SAMPLING,
+        prompts_per_step=2,
+        max_staleness=max_staleness,
+        max_steps=max_steps,
+        begun=told,
+    )
+
+
+def prompts_of(pending: PendingBatch) -> list[list[str]]:
+    return [[p.id for p in handle.result().prompts] for handle in pending.experience]
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+def test_prompts_are_shared_out_over_the_engines_in_order() -> None:
+    events: Events = []
+    pending = sample(PROMPTS, SAMPLING, rollouts(events, 2), rewards(events))
+    assert events == [
+        "rollout 0: generate p0 p1 from v0",
+        "rollout 1: generate p2 p3 p4 from v0",
+        "reward: score p0 p1 p2 p3 p4",
+    ]
+    assert prompts_of(pending) == [["p0", "p1"], ["p2", "p3", "p4"]]
+    assert pending.scores is not None
+    assert pending.scores[0].result().rewards.tolist() == [0, 1] * 5
+
+
+def test_samples_that_nobody_scores_are_there_when_they_are_sampled() -> None:
+    events: Events = []
+    pending = sample(PROMPTS[:2], SAMPLING, rollouts(events), None)
+    pending.wait()
+    assert events == ["rollout 0: generate p0 p1 from v0"]
+    assert pending.scores is None
+
+
+class LevelReward(FakeReward):
+    """Rewards every completion of p0, p1 and p2 alike, and those of other prompts differently."""
+
+    def score(self, parts: Sequence[Experience], keep: str | None = None) -> Scores:
+        whole = merge(parts)
+        self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
+        rewards = np.array([r for p in whole.prompts for r in (0, p.id in ("p3", "p4"))], np.float32)
+        return Scores(rewards=rewards, by_scorer={}, seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    ("max_staleness", "begun_by_step"),
+    [(0, [[0], [1], [2]]), (1, [[0, 1], [2], []]), (2, [[0, 1, 2], [], []]), (8, [[0, 1, 2], [], []])],
+)
+def test_generation_runs_ahead_by_the_staleness_and_never_past_the_end(
+    max_staleness: int, begun_by_step: list[list[int]]
+) -> None:
+    events, told = Events(), Told()
+    source = rollout_source(events, told, max_staleness=max_staleness)
+    for step, begun in enumerate(begun_by_step):
+        told.steps.clear()
+        pending = source.take(step)
+        assert told.steps == [(future, 1) for future in begun]
+        assert prompts_of(pending) == [[["p0", "p1"], ["p2", "p1"], ["p2", "p0"]][step]]
+    assert len([e for e in events if e.startswith("rollout")]) == 3
+
+
+def test_a_dataset_is_encoded_one_step_ahead() -> None:
+    events, told = Events(), Told()
+    encoder: Any = LocalGang("dataset", [FakeEncoder(events)])
+    rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS[:3]]
+    source = DatasetSource(encoder, rows, batch_size=2, seed=0, max_steps=3, begun=told)
+    assert prompts_of(source.take(0)) == [["p0", "p1"]]
+    assert events == ["encoder: encode p0 p1", "encoder: encode p2 p1"]
+    assert prompts_of(source.take(1)) == [["p2", "p1"]]
+    assert prompts_of(source.take(2)) == [["p2", "p0"]]
+    assert events[2:] == ["encoder: encode p2 p0"]
+    assert told.steps == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_step_takes_no_row_twice_where_fewer_are_left_than_it_asks_for() -> None:
+    encoder: Any = LocalGang("dataset", [FakeEncoder(Events())])
+    rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS[:3]]
+    source = DatasetSource(encoder, rows, batch_size=5, seed=0, max_steps=3, begun=Told())
+    assert [sorted(source.rows(step)) for step in range(3)] == [[0, 1, 2]] * 3
+
+
+def test_an_arrival_is_there_when_its_last_part_is() -> None:
+    events: Events = []
+    sampled, scored = (RecordedHandle(name, None, events) for name in ("experience", "scores"))
+    PendingBatch(experience=[sampled], scores=[scored, scored]).wait()
+    PendingBatch(experience=[sampled], scores=None).wait()
+    assert events == [
+        "wait for scores to be there",
+        "wait for scores to be there",
+        "wait for experience to be there",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ dynamic sampling
+
+
+def dynamic_source(events: Events, *, max_resamples: int, num_prompts: int = 5) -> RolloutSource:
+    return RolloutSource(
+        rollouts(events),
+        LocalGang("reward", [LevelReward(events)]),  # type: ignore[arg-type]
+        PROMPTS[:num_prompts],
+        SAMPLING,
+        prompts_per_step=2,
+        max_staleness=0,
+        max_steps=8,
+        begun=Told(),
+        max_resamples=max_resamples,
+    )
+
+
+def test_groups_without_signal_are_replaced_by_further_prompts() -> None:
+    """p3 and p4 alone have signal: sampled until two groups have it, each further prompt but once."""
+    rounds = set()
+    for step in range(8):
+        events: Events = []
+        source = dynamic_source(events, max_resamples=4)
+        first = [f"p{row}" for row in source.rows(step)]
+        pending = source.take(step)
+        taken = [name for part in prompts_of(pending) for name in part]
+        further = taken[2:]
+        assert taken[:2] == first
+        assert sum(name in ("p3", "p4") for name in taken) == 2
+        assert len(set(further) - set(first)) == len(further)
+        assert pending.scores is not None
+        assert pending.resamples == len(pending.scores) - 1
+        assert prompts_of(dynamic_source([], max_resamples=4).take(step)) == prompts_of(pending)
+        rounds.add(pending.resamples)
+    assert {0, 1, 2} <= rounds
+
+
+def test_resampling_ends_at_its_limit_and_with_the_prompts() -> None:
+    assert {dynamic_source([], max_resamples=1).take(step).resamples for step in range(8)} == {0, 1}
+    hopeless = dynamic_source([], max_resamples=3, num_prompts=3).take(0)
+    assert sorted(name for part in prompts_of(hopeless) for name in part) == ["p0", "p1", "p2"]
+    assert hopeless.resamples == 1
+
+
+# ------------------------------------------------------------------------------------------------ learning
+
+
+def test_policy_and_critic_learn_from_the_same_evidence() -> None:
+    events: Events = []
+    experience: Done[Experience] = rollouts(events).one(FakeRollout.generate, PROMPTS[:1], SAMPLING)
+    pending = PendingBatch(experience=[experience], scores=rewards(events).all(FakeReward.score, [experience]))
+    policy: Any = LocalGang("policy", [FakeLearner(events, rank=rank) for rank in range(2)])
+    critic: Any = LocalGang("critic", [FakeLearner(events, head="values")])
+    events.clear()
+    metrics = Learners(policy, critic).learn(3, pending, None, "pairs.parquet")
+    assert events == [
+        "critic 0: infer",
+        "policy 0: learn step 3 from v0 with scores values",
+        "policy 1: learn step 3 from v0 with scores values",
+        "critic 0: learn step 3 from v0 with scores values",
+    ]
+    # Shares of the two ranks add up, and the critic's figures have a name of their own.
+    assert metrics == {"loss": 1.0, "num_tokens": 8.0, "critic/loss": 0.5, "critic/num_tokens": 8.0}
+
+
+def test_the_policy_is_asked_before_it_learns_where_the_engine_is_corrected() -> None:
+    events: Events = []
+    experience: Done[Experience] = rollouts(events).one(FakeRollout.generate, PROMPTS[:1], SAMPLING)
+    pending = PendingBatch(experience=[experience], scores=rewards(events).all(FakeReward.score, [experience]))
+    policy: Any = LocalGang("policy", [FakeLearner(events)])
+    critic: Any = LocalGang("critic", [FakeLearner(events, head="values")])
+    events.clear()
+    Learners(policy, critic, needs_old=True).learn(3, pending, None, None)
+    assert events == [
+        "critic 0: infer",
+        "policy 0: infer as sampled",
+        "policy 0: learn step 3 from v0 with scores values old",
+        "critic 0: learn step 3 from v0 with scores values old",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ publishing
+
+MANIFEST = Manifest(entries=(Entry(name="w", dtype="float32", shape=(1,), offset=0),))
+
+
+def publisher(
+    events: Events, *, cuda: bool, engines: int = 1, parallel: int = 1
+) -> tuple[EnginePublisher, RecordingGang, RecordingGang]:
+    policy = RecordingGang("policy", 2, {"open_weights": MANIFEST, "send_weights": 0.5}, events)
+    rollout = RecordingGang("rollout", engines, {"receive_weights": 0.25}, events)
+    gangs: tuple[Any, Any] = policy, rollout
+    made = EnginePublisher(*gangs, cuda=cuda, segment="/dev/shm/x", tensor_parallel_size=parallel)
+    return made, policy, rollout
+
+
+def test_a_publication_waits_until_the_one_before_it_was_received() -> None:
+    events: Events = []
+    through_memory, _, _ = publisher(events, cuda=False)
+    events.clear()
+    assert through_memory.publish(1) == {"timing/publish": 0.5}
+    assert through_memory.publish(2) == {"timing/publish": 0.5, "timing/receive": 0.25}
+    assert events == [
+        "policy.send_weights",
+        "rollout.receive_weights",
+        "wait for policy.send_weights 0",
+        "wait for policy.send_weights 1",
+        "wait for rollout.receive_weights 0",
+        "policy.send_weights",
+        "rollout.receive_weights",
+        "wait for policy.send_weights 0",
+        "wait for policy.send_weights 1",
+    ]
+
+
+def test_through_memory_an_engine_reads_what_has_been_written() -> None:
+    through_memory, policy, rollout = publisher([], cuda=False)
+    through_memory.publish(7)
+    assert policy.arguments == [("/dev/shm/x", None), ()]
+    ((manifest, version, after),) = rollout.arguments
+    assert (manifest, version) == (MANIFEST, 7)
+    assert [handle.name for handle in after] == ["policy.send_weights 0", "policy.send_weights 1"]
+
+
+def test_over_nccl_both_ends_run_at_once() -> None:
+    over_nccl, policy, rollout = publisher([], cuda=True, engines=3, parallel=4)
+    over_nccl.publish(7)
+    # One sender, and four workers in each of three engines.
+    assert policy.arguments == [(None, Rendezvous(address="10.0.0.7", port=29500, world_size=13)), ()]
+    assert rollout.arguments == [(MANIFEST, 7, None)]
+
+
+def test_an_adapter_is_removed_when_its_successor_was_received(tmp_path: Path) -> None:
+    events: Events = []
+    (tmp_path / "adapters" / "version-9").mkdir(parents=True)  # of an attempt that was killed
+    gangs: tuple[Any, Any] = (
+        RecordingGang("policy", 2, {"send_adapter": 0.5}, events),
+        RecordingGang("rollout", 1, {"receive_adapter": 0.25}, events),
+    )
+    publisher = AdapterPublisher(*gangs, directory=tmp_path / "adapters")
+    kept = []
+    for version in (1, 2, 3):
+        publisher.publish(version)
+        (tmp_path / "adapters" / f"version-{version}").mkdir(parents=True)  # as the learner would
+        kept.append(sorted(p.name for p in (tmp_path / "adapters").iterdir()))
+    assert kept == [["version-1"], ["version-1", "version-2"], ["version-2", "version-3"]]
+    assert events[:7] == [
+        "policy.send_adapter",
+        "rollout.receive_adapter",
+        "wait for policy.send_adapter 0",
+        "wait for policy.send_adapter 1",
+        "wait for rollout.receive_adapter 0",
+        "policy.send_adapter",
+        "rollout.receive_adapter",
+    ]
+    directory, version, after = gangs[1].arguments[0]
+    assert (Path(directory).name, version) == ("version-1", 1)
+    assert len(after) == 2, "it is read when every rank has written"

@@ -1,0 +1,202 @@
+"""Nothing is learned from other weights than were asked for: the real roles refuse, whatever is injected."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import Events, FakeLearner, experience
+
+from orchestrator.cluster.base import wait
+from orchestrator.cluster.local import LocalGang
+from orchestrator.pipeline.publishing import EnginePublisher
+from orchestrator.pipeline.reference import ReferenceGang
+from orchestrator.pipeline.sources import RolloutSource
+from workers.config import ModelConfig, ReferenceConfig, RolloutConfig
+from workers.engines.base import Request, Response, VersionMismatch
+from workers.engines.hf_models import character_tokenizer, create_model
+from workers.reference import Reference
+from workers.rollout import Rollout
+from workers.types import Finish, Prompt, Sampling, merge
+from workers.weights import Manifest
+
+SHAPE = {
+    "model_type": "qwen2",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+PROMPTS = [Prompt(id=f"p{i}", text="ab>") for i in range(6)]
+NUM_ENGINES = 3
+
+
+class LossySampler:
+    """An engine whose next publication may go wrong: `lost` leaves it where it is, `broken` raises on the way."""
+
+    def __init__(self) -> None:
+        self.version, self.next = 0, ""
+
+    def generate(self, requests: Sequence[Request], **_: Any) -> list[Response]:
+        return [Response(np.ones(1, np.int32), np.zeros(1, np.float32), Finish.stop) for _ in requests]
+
+    def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
+        if self.next == "broken":
+            raise RuntimeError("the connection was reset")
+        if self.next != "lost":
+            self.version = version
+
+    def receive_adapter(self, directory: str, version: int) -> None:
+        raise AssertionError("whole weights travel here")
+
+
+class LossyRollout(Rollout):
+    """The real role on such an engine."""
+
+    sampler: LossySampler
+
+    def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Any:
+        self.sampler = LossySampler()
+        return self.sampler
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    create_model(directory, SHAPE, character_tokenizer("ab>"), seed=0)
+    return directory
+
+
+class House:
+    """Three engines behind a publisher and a source that may run `max_staleness` versions ahead."""
+
+    def __init__(self, model: Path, max_staleness: int = 0) -> None:
+        config, origin = RolloutConfig(max_prompt_length=8, max_completion_length=4), ModelConfig(path=str(model))
+        self.engines = [LossyRollout(origin, config, index=i, seed=0, cuda=False) for i in range(NUM_ENGINES)]
+        rollout: Any = LocalGang("rollout", self.engines)
+        policy: Any = LocalGang("policy", [FakeLearner([])])
+        self.publisher = EnginePublisher(policy, rollout, cuda=False, segment="segment", tensor_parallel_size=1)
+        self.source = RolloutSource(
+            rollout,
+            None,
+            PROMPTS,
+            Sampling(num_generations=2, max_completion_length=4),
+            prompts_per_step=6,
+            max_staleness=max_staleness,
+            max_steps=9,
+            begun=lambda step, handles: None,
+        )
+
+    def versions(self, step: int) -> list[int]:
+        """That the batch of a step would be learned from."""
+        return sorted(set(merge(wait(self.source.take(step).experience)).versions.tolist()))
+
+    def publish_and_begin(self, version: int) -> None:
+        self.publisher.publish(version)
+        self.source._begin(version)
+
+
+def test_a_batch_is_of_the_version_that_learns_from_it(model: Path) -> None:
+    house = House(model)
+    assert house.versions(0) == [0]
+    house.publisher.publish(1)
+    assert house.versions(1) == [1]
+
+
+def test_a_hundred_publications_that_reach_half_of_the_engines_give_no_batch(model: Path) -> None:
+    house, rng, refused = House(model), random.Random(0), 0
+    for version in range(1, 101):
+        lagging = rng.randrange(NUM_ENGINES)
+        house.engines[lagging].sampler.next = how = rng.choice(["lost", "broken"])
+        # In this process a call is over when it returns, so that a broken publication is refused where it is made.
+        with pytest.raises(VersionMismatch, match=r"version \d+ did not arrive|was asked for version \d+"):
+            house.publish_and_begin(version)
+        refused += 1
+        assert house.engines[lagging].sampler.version == version - 1, how
+        house.engines[lagging].sampler.next = ""
+        for engine in house.engines:
+            engine.sampler.version = version  # brought up again
+        house.publisher._under_way = ()
+        assert len(wait(house.source._begin(version).experience)) == NUM_ENGINES
+    assert refused == 100
+
+
+def test_a_lagging_engine_may_answer_within_the_staleness_and_not_beyond(model: Path) -> None:
+    house = House(model, max_staleness=1)
+    assert house.versions(0) == [0]  # and of version 0 is what was begun ahead, for step 1
+    house.engines[1].sampler.next = "lost"
+    house.publisher.publish(1)
+    with pytest.raises(VersionMismatch, match=r"holds version 0 of the policy, .* one of versions 1 to 2"):
+        house.source.take(1)
+    house.engines[1].sampler.version, house.engines[1].sampler.next = 1, ""  # brought up again
+    assert house.versions(1) == [0]
+    house.publisher.publish(2)
+    assert house.versions(2) == [1]
+
+
+def test_an_engine_that_is_ahead_is_refused_too(model: Path) -> None:
+    house = House(model)
+    for engine in house.engines:
+        engine.sampler.version = 5
+    with pytest.raises(VersionMismatch, match=r"holds version 5 of the policy, and was asked for version 4$"):
+        house.source.take(4)
+
+
+class TestReference:
+    """The real one, of one rank."""
+
+    @pytest.fixture
+    def reference_policy(self, model: Path) -> ReferenceGang:
+        made = Reference(
+            ModelConfig(path=str(model), dtype="float32"),
+            ReferenceConfig(),
+            rank=0,
+            address="",
+            port=0,
+            cuda=False,
+            chunk=4,
+        )
+        self.reference = made
+        gang: Any = LocalGang("reference", [made])
+        events: Events = []
+        policy: Any = LocalGang("policy", [FakeLearner(events)])
+        config = ReferenceConfig(refresh="every_round")
+        return ReferenceGang(gang, policy, config, temperature=1.0, directory=lambda version: model)
+
+    @pytest.fixture
+    def sampled(self) -> Any:
+        gang: Any = LocalGang("rollout", [Ready()])
+        return gang.all(Ready.sample)
+
+    def test_it_answers_for_the_version_that_the_run_holds(self, reference_policy: ReferenceGang, sampled: Any) -> None:
+        (share,) = wait(reference_policy.logprobs(0, sampled))
+        assert len(share.values) == 2
+
+    def test_it_does_not_answer_for_another(self, reference_policy: ReferenceGang, sampled: Any, model: Path) -> None:
+        self.reference.load(str(model), version=3)
+        with pytest.raises(VersionMismatch, match="the reference holds version 3, and was asked for version 0"):
+            reference_policy.logprobs(0, sampled)
+
+    def test_a_refresh_that_breaks_off_leaves_no_version(self, reference_policy: ReferenceGang, sampled: Any) -> None:
+        with pytest.raises(OSError, match="connect"):
+            self.reference.load("no-such-model", version=1)  # no directory, and nothing is fetched here
+        with pytest.raises(VersionMismatch, match="asked for version 0"):
+            reference_policy.logprobs(0, sampled)
+
+    def test_a_new_one_is_brought_to_the_version_of_the_run(
+        self, reference_policy: ReferenceGang, sampled: Any, model: Path
+    ) -> None:
+        reference_policy.version = 4
+        reference_policy._bring(LocalGang("reference", [self.reference]))  # type: ignore[arg-type]
+        assert len(wait(reference_policy._score(sampled, 1.0))) == 1
+
+
+class Ready:
+    def sample(self) -> Any:
+        return experience([([1, 2], [[1, 2]])], logprobs=[-1.0, -1.0])

@@ -1,0 +1,503 @@
+"""Plans of recipes: the gangs that a run would start, verdicts that a recipe can be changed by, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recipe_dir import RecipeDir
+from shipped import CONFIGS, QUICKSTART
+
+from orchestrator.cli.main import main
+from orchestrator.config import RunConfig, load
+from orchestrator.errors import BadInput
+from orchestrator.plan.advice import as_overrides, changed
+from orchestrator.plan.as_json import as_json
+from orchestrator.plan.checkpoints import bytes_per_parameter, checkpoint_bytes, disk_bytes
+from orchestrator.plan.constants import DEFAULT
+from orchestrator.plan.gangs import demands, headless, shares_base
+from orchestrator.plan.gpus import GPUS, LARGEST
+from orchestrator.plan.models import TABLE
+from orchestrator.plan.plan import Plan, make_plan, shapes_of
+from orchestrator.plan.refuse import refuse_on_every_gpu, refuse_what_cannot_fit
+from orchestrator.plan.show import show_comparison, show_plan
+from orchestrator.plan.step import step_time
+from orchestrator.plan.work import Lengths, work_of
+
+MEANT_FOR_GPUS = sorted([*CONFIGS.glob("8b/*.yaml"), *CONFIGS.glob("70b/*.yaml")])
+H100 = GPUS["H100"]
+Golden = Callable[[str, str], None]
+LLAMA_405B = "model.path=meta-llama/Llama-3.1-405B-Instruct"
+
+
+def planned(recipe: str, *overrides: str, gpus: int | None = None, gpu: str = "H100", **more: object) -> Plan:
+    loaded = load(CONFIGS / recipe, overrides)
+    stage = loaded.stages[-1]
+    return make_plan(stage, GPUS[gpu], before=loaded.before(stage), given=gpus, **more)  # type: ignore[arg-type]
+
+
+def shown(plan: Plan) -> str:
+    stream = io.StringIO()
+    show_plan(plan, stream)
+    return stream.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ gangs
+
+
+@pytest.mark.parametrize("path", MEANT_FOR_GPUS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_it_plans_the_gangs_that_a_run_starts(path: Path) -> None:
+    from orchestrator.pipeline import roles  # imports torch
+
+    recipe = load(path)
+    for config in recipe.stages:
+        gangs = roles.gang_plans(config, cuda=True, max_steps=1)
+        asked = {p.role: (len(p.arguments), p.resources.gpus) for p in gangs if p.resources.gpus}
+        shapes = shapes_of(config, recipe.before(config))
+        found = demands(config, shapes, H100, work_of(config, Lengths()))
+        assert {d.role: (d.members, d.gpus) for d in found} == asked
+        assert shares_base(config) == roles.shares_base(config)
+
+
+@pytest.mark.parametrize("path", QUICKSTART, ids=lambda path: path.stem)
+def test_it_knows_every_kind_of_gang(path: Path) -> None:
+    """Every method has a quickstart recipe; here each is planned as if it were for GPUs and an 8B model."""
+    from orchestrator.pipeline import roles  # imports torch
+
+    shapes = defaultdict(lambda: TABLE["llama-3-8b"])
+    for config in load(path).stages:
+        gangs = roles.gang_plans(config, cuda=True, max_steps=1)
+        asked = {p.role: (len(p.arguments), p.resources.gpus) for p in gangs if p.resources.gpus}
+        work = work_of(config, Lengths())
+        assert {d.role: (d.members, d.gpus) for d in demands(config, shapes, H100, work)} == asked
+        time = step_time(config, shapes, H100, work, DEFAULT)
+        assert 0 < time.step_s < 3600
+        assert {role for busy in time.busy.values() for role in busy} <= set(asked)
+
+
+@pytest.mark.parametrize("path", MEANT_FOR_GPUS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_our_recipes_fit_what_they_are_meant_for(path: Path) -> None:
+    meant = re.search(r"Meant for (\d+) GPUs of 80 GB", path.read_text("utf-8").replace("\n# ", " "))
+    assert meant is not None
+    recipe = load(path)
+    for config in recipe.stages:
+        plan = make_plan(config, H100, before=recipe.before(config), given=int(meant[1]))
+        assert plan.fits, [(s.role, s.short_bytes) for s in plan.shortages]
+        assert plan.asked <= int(meant[1])
+
+
+# ------------------------------------------------------------------------------------------------ work
+
+
+def test_what_a_step_has_to_do() -> None:
+    grpo = work_of(load(CONFIGS / "8b/grpo.yaml").stages[-1], Lengths(prompt=200, response=800))
+    config = load(CONFIGS / "8b/grpo.yaml").stages[-1]
+    groups, group = config.algorithm.prompts_per_step, config.algorithm.num_generations  # type: ignore[union-attr]
+    assert grpo.sequences == groups * group
+    # 16 x 800 tokens and their prompt fit into a micro-batch of 16384, at 8192 nine at a time do: the prompt goes twice
+    assert grpo.learned_tokens == grpo.scored_tokens(16384) == groups * (200 + group * 800)
+    assert grpo.scored_tokens(8192) == groups * (2 * 200 + group * 800)
+    smaller = work_of(changed(config, {"policy.tokens_per_micro_batch": 8192}), Lengths(prompt=200, response=800))
+    assert smaller.learned_tokens == groups * (2 * 200 + group * 800)
+    assert grpo.longest_row == config.rollout.max_prompt_length + config.rollout.max_completion_length
+    ppo = work_of(load(CONFIGS / "70b/ppo.yaml").stages[-1], Lengths(prompt=200, response=800))
+    assert (ppo.learned_tokens, ppo.updates) == (320 * 1000, 2)  # a completion per row, two mini-batches
+    # 8192 prompts with 8 completions each, of which 2 pairs are learned: a prompt and two completions each
+    iterative = work_of(load(CONFIGS / "70b/iterative_dpo.yaml").stages[-1], Lengths(prompt=100, response=500))
+    assert iterative.learned_tokens == 16384 * (100 + 2 * 500)
+    assert iterative.scored_tokens(16384) == 8192 * (100 + 8 * 500)
+    assert iterative.longest_row == 1024 + 2 * 3072  # a pair is learned from whole
+    assert (iterative.updates, iterative.steps) == (128, 3)
+    # 128 pairs a step; 1000 rows are 8 steps and a little
+    dpo = work_of(load(CONFIGS / "70b/dpo.yaml").stages[-1], Lengths(prompt=100, response=500, rows=1000))
+    assert (dpo.learned_tokens, dpo.steps, dpo.epochs) == (128 * 1100, 8, 2)
+    kto = work_of(load(CONFIGS / "8b/kto.yaml").stages[-1], Lengths(prompt=100, response=500))
+    assert kto.scored_tokens(16384) / kto.learned_tokens == 1100 / 600  # another row's completion is scored with each
+
+
+# ------------------------------------------------------------------------------------------------ time
+
+
+def test_phases_that_wait_and_phases_that_do_not() -> None:
+    config = load(CONFIGS / "70b/ppo.yaml").stages[-1]
+    shapes, work = shapes_of(config), work_of(config, Lengths())
+
+    def step(staleness: int) -> tuple[float, dict[str, dict[str, float]]]:
+        later = config.model_copy(update={"max_staleness": staleness})
+        time = step_time(later, shapes, H100, work, DEFAULT)
+        return time.step_s, {phase: dict(roles) for phase, roles in time.busy.items()}
+
+    in_turn, busy = step(0)
+    assert in_turn == pytest.approx(
+        busy["generate"]["rollout"]
+        + max(busy["score"].values())
+        + max(busy["learn"].values())
+        + busy["publish"]["policy"]
+    )
+    ahead, same = step(1)
+    assert same == busy
+    critic = busy["score"]["critic"] + busy["learn"]["critic"]
+    busiest = max(busy["generate"]["rollout"], busy["score"]["reference"], critic, busy["learn"]["policy"])
+    assert ahead == pytest.approx(busiest + busy["publish"]["policy"])
+
+
+def test_a_reference_that_is_kept_costs_once() -> None:
+    once, kept = (
+        planned("70b/dpo.yaml", f"algorithm.num_train_epochs={epochs}", lengths=Lengths(rows=12800))
+        for epochs in (1, 4)
+    )
+    assert once.time.busy["score"]["reference"] == pytest.approx(4 * kept.time.busy["score"]["reference"])
+    assert once.time.busy["learn"] == kept.time.busy["learn"]
+
+
+def test_adapters_are_published_by_themselves() -> None:
+    whole, adapters = planned("8b/grpo.yaml"), planned("8b/grpo_lora.yaml")
+    # 8.03e9 x 2 bytes at 11.5 GB/s; 32 x 32 layers x 81,920 adapter parameters x 2 bytes, written and read at 1 GB/s
+    assert whole.time.busy["publish"]["policy"] == pytest.approx(0.9 + 16.06e9 / 11.5e9, rel=1e-3)
+    assert adapters.time.busy["publish"]["policy"] == pytest.approx(0.9 + 2 * 2 * 32 * 32 * 81_920 / 1e9)
+    assert "reference" not in {d.role for d in adapters.demands}  # the base is the reference: the policy scores, too
+    assert adapters.time.busy["score"]["policy"] > 0
+
+
+def test_cost() -> None:
+    plan = planned("70b/grpo.yaml", price=2.0)
+    assert plan.gpu_hours_per_1000() == pytest.approx(plan.time.step_s * 64 / 3600 * 1000 / 1024)
+    assert plan.total_gpu_hours == pytest.approx(plan.time.step_s * 500 * 64 / 3600)
+    assert planned("8b/sft.yaml").total_gpu_hours is None  # its rows are on the hub
+
+
+# ------------------------------------------------------------------------------------------------ no, and what then
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "role"),
+    [
+        ("70b/dpo.yaml", ("policy.gradient_checkpointing=false",), "policy"),
+        ("70b/dpo.yaml", ("policy.zero_stage=2",), "policy"),
+        ("70b/dpo.yaml", ("reference.zero_stage=0",), "reference"),
+        ("70b/grpo.yaml", ("rollout.tensor_parallel_size=1",), "rollout"),
+        ("70b/grpo.yaml", ("policy.tokens_per_micro_batch=65536",), "policy"),
+        ("70b/grpo.yaml", ("rollout.max_completion_length=60000", "policy.tokens_per_micro_batch=65536"), "policy"),
+        ("8b/sft.yaml", ("policy.num_ranks=1",), "policy"),
+    ],
+)
+def test_the_nearest_change_is_a_recipe_that_fits(recipe: str, overrides: tuple[str, ...], role: str) -> None:
+    plan = planned(recipe, *overrides)
+    shortage = next(s for s in plan.shortages if s.role == role)
+    assert shortage.short_bytes > 0
+    assert shortage.changes
+    others = [o for o in overrides if o.partition("=")[0] not in shortage.changes]
+    after = planned(recipe, *others, *as_overrides(shortage.changes))  # as a person would write it
+    assert role not in {s.role for s in after.shortages}
+
+
+def test_larger_groups_need_no_more_room() -> None:
+    """A group that is longer than a micro-batch is cut, so memory hangs on the budget; time does on the prompts that
+    are computed once for each part."""
+    few, many = (planned("70b/grpo.yaml", f"algorithm.num_generations={count}") for count in (16, 64))
+    assert [d.memory for d in few.demands] == [d.memory for d in many.demands]
+    assert few.fits
+    assert many.fits
+    in_two = planned("70b/grpo.yaml", "policy.tokens_per_micro_batch=4096")
+    assert in_two.demands[0].memory.total < few.demands[0].memory.total
+    assert in_two.work.learned_tokens > few.work.learned_tokens
+
+
+def test_the_first_stage_that_fits() -> None:
+    """ZeRO stages 0 to 2 hold the 141 GB of a 70B model's weights on every rank: 3 is the first."""
+    for stage in (0, 1, 2):
+        plan = planned("70b/dpo.yaml", f"policy.zero_stage={stage}")
+        assert plan.shortages[0].changes == {"policy.zero_stage": 3}
+    # 8B on 8 ranks of 80 GB: stages 0 and 1 take 8 x 8.03 + 12 = 76 GB, stage 2 16 + 16 = 32 GB and more, which fits
+    plan = planned("8b/sft.yaml", "policy.zero_stage=0")
+    assert plan.shortages[0].changes == {"policy.zero_stage": 2}
+
+
+def test_placements_are_recipes_that_fit() -> None:
+    plan = planned("70b/ppo.yaml", gpus=64)
+    assert (plan.fits, plan.too_many) == (False, 64)
+    assert plan.placements
+    steps = [p.time.step_s for p in plan.placements]
+    assert steps == pytest.approx(sorted(steps), rel=1e-3)
+    for placement in plan.placements[:3]:
+        after = planned("70b/ppo.yaml", *as_overrides(placement.changes), gpus=64)
+        assert after.fits
+        assert after.asked == placement.num_gpus <= 64
+        assert after.time.step_s == pytest.approx(placement.time.step_s)
+
+
+@pytest.mark.parametrize("path", MEANT_FOR_GPUS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("gpu", ["A100-80", "H200", "MI300X"])
+def test_every_best_placement_is_a_legal_recipe(path: Path, gpu: str) -> None:
+    name = f"{path.parent.name}/{path.name}"
+    plan = planned(name, gpus=80, gpu=gpu)
+    after = planned(name, *as_overrides(plan.best.changes), gpus=80, gpu=gpu)
+    assert after.fits
+    assert after.time.step_s == pytest.approx(plan.best.time.step_s)
+
+
+def test_405b_on_512_gpus() -> None:
+    offline = planned("70b/dpo.yaml", LLAMA_405B, gpus=512)
+    assert not offline.fits  # 48 ranks hold 135 GB of states each
+    assert offline.best.num_gpus <= 512
+    assert offline.placements
+    # An engine lives in one node, and 812 GB of weights are more than 8 x 80 GB: no number of H100 helps, H200 do
+    h100 = planned("70b/ppo.yaml", LLAMA_405B, gpus=512)
+    assert (h100.placements, h100.fewest) == ((), None)
+    assert "no number of H100" in shown(h100)
+    h200 = planned("70b/ppo.yaml", LLAMA_405B, gpus=512, gpu="H200")
+    assert h200.placements
+    assert {d.role: d.gpus for d in h200.best.demands}["rollout"] == 8
+
+
+def test_8b_on_one_gpu() -> None:
+    full = planned("8b/sft.yaml", gpus=1)
+    # 18 x 8.03 = 145 GB of states: all but the weights goes to the host, gradients twice
+    assert full.best.changes["policy.offload_optimizer"] is True
+    assert full.best.num_gpus == 1
+    assert full.best.demands[0].memory.host_bytes == pytest.approx(20 * 8.030e9, rel=1e-3)
+    lora = planned("8b/sft.yaml", "model.lora={r: 16}", "policy.num_ranks=1", gpus=1)
+    assert lora.fits
+    grpo = planned("8b/grpo_lora.yaml", gpus=1)  # engine and learner have a GPU each
+    assert (grpo.placements, grpo.fewest) == ((), 2)
+    assert "the fewest on which it fits without learning something else: 2 H100" in shown(grpo)
+
+
+def test_an_engine_wider_than_a_node_is_not_placed() -> None:
+    plan = planned("70b/grpo.yaml", "rollout.tensor_parallel_size=16")
+    assert [s.role for s in plan.shortages] == ["rollout"]
+    assert "more GPUs per actor than a node has (8)" in shown(plan)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    recipe=st.sampled_from(["8b/grpo.yaml", "8b/dpo.yaml", "8b/ppo.yaml", "70b/dpo.yaml"]),
+    gpus=st.integers(1, 96),
+    more=st.integers(0, 64),
+)
+def test_more_gpus_never_have_less_room(recipe: str, gpus: int, more: int) -> None:
+    few, many = (planned(recipe, gpus=n) for n in (gpus, gpus + more))
+    assert bool(few.placements) <= bool(many.placements)
+    assert few.fits <= many.fits
+    for plan in (few, many):
+        assert all(p.num_gpus <= (plan.given or 0) for p in plan.placements)
+        assert all(d.fits for p in plan.placements for d in p.demands)
+
+
+# ------------------------------------------------------------------------------------------------ refused before a run
+
+
+def test_what_has_no_room_is_refused_in_the_planners_words(golden: Golden) -> None:
+    config = load(CONFIGS / "70b/dpo.yaml", ["policy.zero_stage=2"]).stages
+    with pytest.raises(BadInput) as refused:
+        refuse_what_cannot_fit(config, H100)
+    text = str(refused.value)
+    # 2N + 16N/48 = 164.6 GB of states, and 80 GB
+    assert "dpo-70b: policy does not fit: policy lacks" in text
+    assert "165 GB states" in text
+    assert "fix: policy.zero_stage=3" in text
+    golden("b20-no-room", text)
+    refuse_what_cannot_fit(load(CONFIGS / "70b/dpo.yaml").stages, H100)
+
+
+def test_heads_that_cannot_be_shared_out(golden: Golden) -> None:
+    config = load(CONFIGS / "70b/grpo.yaml", ["rollout.tensor_parallel_size=6"]).stages
+    with pytest.raises(BadInput, match="64 attention heads, and 6 GPUs") as refused:
+        refuse_what_cannot_fit(config, H100)
+    golden("b19-heads-in-a-plan", str(refused.value))
+
+
+def test_typical_lengths_decide_what_is_refused() -> None:
+    """Pairs of twice 8192 tokens on average fit into an H100, twice 16384 do not: planned as no, not refused."""
+    overrides = ("rollout.max_completion_length=16384", "rollout.max_prompt_length=4096")
+    overrides = (*overrides, "policy.tokens_per_micro_batch=20480")
+    assert not planned("70b/iterative_dpo.yaml", *overrides, gpu="H100").fits
+    config = load(CONFIGS / "70b/iterative_dpo.yaml", overrides).stages[-1]
+    shapes, work = shapes_of(config), work_of(config, Lengths())
+    rows = [demands(config, shapes, H100, work, typical=t)[0].memory.part("activations") for t in (False, True)]
+    # 4096 + 2 x 16384 tokens; 2048 + 2 x 8192 on average, where the budget of 20480 is more
+    assert rows[0] / rows[1] == pytest.approx((4096 + 2 * 16384) / 20480)
+
+
+def test_only_runs_on_gpus_are_asked() -> None:
+    heavy = ("policy.zero_stage=0", LLAMA_405B)
+    refuse_on_every_gpu(load(CONFIGS / "70b/dpo.yaml", heavy).stages)  # device auto: it may be a CPU
+    with pytest.raises(BadInput, match=LARGEST.name):
+        refuse_on_every_gpu(load(CONFIGS / "70b/dpo.yaml", [*heavy, "cluster.device=cuda"]).stages)
+
+
+def test_validate_refuses_what_fits_nowhere(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"hidden_size": 16384, "num_hidden_layers": 126, "num_attention_heads": 128, "num_key_value_heads": 8}
+    body = {"model_type": "llama", **config, "intermediate_size": 53248, "vocab_size": 128256}
+    (recipe_dir.path / "model" / "config.json").write_text(json.dumps(body))
+    recipe = recipe_dir.recipe({"cluster": "{device: cuda}"})
+    assert main(["validate", recipe]) == 2
+    told = capsys.readouterr().err
+    assert "policy does not fit" in told
+    assert "rollout does not fit" in told
+    # A job is not even sent: nobody listens at this address
+    assert main(["submit", recipe, "--cluster", "http://127.0.0.1:1"]) == 2
+    assert "policy does not fit" in capsys.readouterr().err
+    assert main(["validate", recipe_dir.recipe()]) == 0  # on whatever there is
+
+
+# ------------------------------------------------------------------------------------------------ told
+
+
+def test_it_is_told_within_80_columns_and_without_a_terminal() -> None:
+    whole = shown(planned("70b/ppo.yaml", gpus=128))
+    text = shown(planned("70b/ppo.yaml", gpus=64))
+    assert "\x1b" not in text
+    assert max(len(line) for line in whole.split("Taken to be so")[0].splitlines()) <= 80
+    assert "A step:" in whole
+    pictures = text.split("Taken to be so")[0]
+    assert max(len(line) for line in pictures.splitlines()) <= 80, [x for x in pictures.splitlines() if len(x) > 80]
+    assert "DOES NOT FIT" in text
+    assert "the last 64 of them are not there" in text
+    assert "Nothing here was measured" in text
+
+
+def test_a_terminal_without_blocks_gets_plain_characters() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
+    show_plan(planned("8b/dpo.yaml"), stream)
+    stream.seek(0)
+    text = stream.read()
+    assert "####" in text
+    assert "?" not in text.replace("?", "", 0).split("Taken")[0]
+
+
+def test_side_by_side() -> None:
+    stream = io.StringIO()
+    plans = [planned(f"70b/{name}.yaml", gpus=64) for name in ("ppo", "grpo", "iterative_dpo", "dpo")]
+    show_comparison(plans, stream)
+    text = stream.getvalue()
+    assert [line.split()[0] for line in text.splitlines()[2:6]] == [
+        "ppo-70b",
+        "grpo-70b",
+        "iterative-dpo-70b",
+        "dpo-70b",
+    ]
+    assert text.splitlines()[2].split()[1:4] == ["128", "NO", "64"]
+
+
+def test_for_programs() -> None:
+    plan = planned("70b/grpo.yaml", gpus=64)
+    told = json.loads(json.dumps(as_json(plan), allow_nan=False))
+    assert (told["fits"], told["gpus_asked"], told["step_s"]) == (True, 64, plan.time.step_s)
+    assert {r["role"]: r["members"] * r["gpus_per_member"] for r in told["roles"]} == {"policy": 32, "rollout": 32}
+    assert sum(told["roles"][0]["parts"].values()) == pytest.approx(told["roles"][0]["bytes_per_gpu"])
+    never = as_json(planned("70b/ppo.yaml", LLAMA_405B))
+    assert never["step_s"] is None  # and not an infinity, which JSON does not know
+    json.dumps(never, allow_nan=False)
+
+
+def test_the_command_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from orchestrator.cli.main import main\n"
+        "code = main(['plan', 'configs/70b/ppo.yaml', '--gpus', '64xH100'])\n"
+        "heavy = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "print(code, sorted(heavy), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=CONFIGS.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "3 []\n"  # 128 are asked for
+
+
+def test_times_and_costs_are_of_the_cluster_that_was_asked_about(capsys: pytest.CaptureFixture[str]) -> None:
+    """64 H100 for a recipe of 128: one verdict, no step of the 128; the placements are on 64 or fewer."""
+    recipe = str(CONFIGS / "70b/ppo.yaml")
+    assert main(["plan", recipe, "--gpus", "64xH100"]) == 3
+    text = capsys.readouterr().out
+    assert text.count("DOES NOT FIT") == 1
+    assert "A step:" not in text
+    assert "the run:" not in text
+    assert "Placements that fit into 64 GPUs" in text
+    assert main(["plan", recipe, "--gpus", "64xH100", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fits"], told["step_s"], told["dollars"], told["phases_s"]) == (False, None, None, None)
+    assert told["placements"][0]["gpus"] <= 64
+    assert main(["plan", recipe, "--gpus", "128xH100"]) == 0
+    assert "A step:" in capsys.readouterr().out
+    assert main(["plan", recipe, "--gpus", "64xH100", "--compare"]) == 0  # in another placement
+    capsys.readouterr()
+    assert main(["plan", recipe, "--gpus", "2xH100", "--compare"]) == 3
+    assert "$" not in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "weight_bytes", "expected"),
+    [(3, 2, 12), (3, 4, 12), (2, 2, 14), (1, 4, 16), (0, 2, 14), (0, 4, 12)],  # weights + 4 master + 4 + 4 moments
+)
+def test_bytes_of_a_parameter_in_a_checkpoint(zero_stage: int, weight_bytes: int, expected: int) -> None:
+    assert bytes_per_parameter(zero_stage=zero_stage, weight_bytes=weight_bytes) == expected
+
+
+def test_what_checkpoints_take_on_disk() -> None:
+    """Llama 3 8B has 8,030,261,248 parameters, 12 bytes each are 96.4 GB; three lie there while one is written."""
+    plan = planned("8b/dpo.yaml", "checkpoint.every=null")
+    assert checkpoint_bytes(plan.config, plan.shapes) == 12 * 8_030_261_248
+    assert disk_bytes(plan.config, plan.shapes) == 3 * 12 * 8_030_261_248
+    text = shown(plan)
+    assert "a checkpoint: 96.4 GB, every 10 min, or as rarely as costs 5% of the time" in text
+    assert "checkpoint.keep 2, and the next beside them: 289 GB" in text
+    lora = planned("70b/dpo_lora.yaml")
+    assert checkpoint_bytes(lora.config, lora.shapes) < 0.02 * 12 * lora.shapes["policy"].num_params  # adapters alone
+
+
+def test_a_critic_is_in_the_checkpoint_too() -> None:
+    plan = planned("8b/ppo.yaml")
+    policy, critic = plan.shapes["policy"].num_params, headless(plan.shapes["critic"]).num_params
+    assert checkpoint_bytes(plan.config, plan.shapes) == 12 * (policy + critic)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan"], "no recipe"),
+        (["plan", "configs/8b/dpo.yaml", "--gpus", "64 of them"], "write 64xH100"),
+        (["plan", "configs/8b/dpo.yaml", "--gpus", "8xT4"], "no GPU `T4` here"),
+        (["plan", "configs/8b/dpo.yaml", "configs/8b/sft.yaml"], "add --compare"),
+        (["plan", "configs/8b/dpo.yaml", "model.path=someone/unknown"], "not known to the planner"),
+    ],
+)
+def test_slips(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_later_stage_has_the_shape_of_what_it_starts_from() -> None:
+    plan = planned("8b/ppo_reward_model.yaml")
+    assert plan.shapes["reward.0"].num_params == plan.shapes["policy"].num_params
+    assert {d.role for d in plan.demands} == {"policy", "critic", "reference", "rollout", "reward"}
+
+
+def test_changes_reach_into_lists() -> None:
+
+    config: RunConfig = load(CONFIGS / "8b/ppo_reward_model.yaml").stages[-1]
+    after = changed(config, {"reward.0.tokens_per_micro_batch": 4096, "policy.num_ranks": 3})
+    assert (after.reward[0].tokens_per_micro_batch, after.policy.num_ranks) == (4096, 3)  # type: ignore[union-attr]
+    assert after.model_copy(update={"reward": config.reward, "policy": config.policy}) == config
+
+
+def test_constants_are_what_the_time_is_made_of() -> None:
+    config = load(CONFIGS / "8b/sft.yaml").stages[-1]
+    shapes, work = shapes_of(config), work_of(config, Lengths())
+    slow = step_time(config, shapes, H100, work, replace(DEFAULT, train_mfu=0.05)).step_s
+    assert slow == pytest.approx(7 * step_time(config, shapes, H100, work, DEFAULT).step_s)

@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM, by calling the handlers that are installed."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from orchestrator.errors import Interrupted
+from orchestrator.signals import StopRequest, interruption
+
+NOTE = "stopping after this step, with a checkpoint; once more to stop at once"
+
+
+def arrive(number: signal.Signals) -> None:
+    """What Python does when the signal arrives."""
+    handler = signal.getsignal(number)
+    assert callable(handler)
+    handler(number, None)
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code", "cause"), [(signal.SIGINT, 130, "user"), (signal.SIGTERM, 143, "preempted")]
+)
+def test_outside_the_loop_a_signal_ends_the_run_at_once(number: signal.Signals, exit_code: int, cause: str) -> None:
+    with StopRequest() as stop:
+        with pytest.raises(Interrupted) as caught:
+            arrive(number)
+        assert stop.asked()
+    assert (caught.value.exit_code, caught.value.cause) == (exit_code, cause)
+
+
+def test_in_the_loop_the_first_signal_asks_and_the_second_ends() -> None:
+    told: list[str] = []
+    with StopRequest() as stop, stop.at_the_end_of_a_step(told.append):
+        assert not stop.asked()
+        arrive(signal.SIGINT)
+        assert stop.asked()
+        assert told == [NOTE]
+        with pytest.raises(Interrupted) as caught:
+            arrive(signal.SIGTERM)
+    assert told == [NOTE]
+    assert (stop.signal, caught.value.exit_code) == ("SIGTERM", 143)
+
+
+def test_after_the_loop_a_signal_ends_at_once_again() -> None:
+    told: list[str] = []
+    with StopRequest() as stop:
+        with stop.at_the_end_of_a_step(told.append):
+            pass
+        with pytest.raises(Interrupted):
+            arrive(signal.SIGINT)
+    assert told == []
+
+
+def test_an_error_in_the_loop_leaves_it_too() -> None:
+    told: list[str] = []
+    with StopRequest() as stop:
+        with pytest.raises(ZeroDivisionError), stop.at_the_end_of_a_step(told.append):
+            raise ZeroDivisionError
+        with pytest.raises(Interrupted):
+            arrive(signal.SIGINT)
+    assert told == []
+
+
+def test_the_handlers_before_it_come_back() -> None:
+    before = [signal.getsignal(number) for number in StopRequest.SIGNALS]
+    with StopRequest():
+        assert [signal.getsignal(number) for number in StopRequest.SIGNALS] != before
+    assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
+
+
+def test_a_signal_that_ray_made_an_error_of_is_still_the_signal() -> None:
+    error = SystemError("returned a result with an exception set")
+    assert interruption(error) is None
+    error.__cause__ = stopped = Interrupted("SIGTERM")
+    assert interruption(error) is stopped
