@@ -446,8 +446,8 @@ def _planted(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _healthy(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
-    rang = Counter(name for run in runs for name in run["alarms"])
-    told = ", ".join(f"{name} {count}" for name, count in rang.most_common())
+    last_fired = Counter(name for run in runs for name in run["alarms"])
+    told = ", ".join(f"{name} {count}" for name, count in last_fired.most_common())
     return f"| {case.method} | {sum(not run['alarms'] for run in runs)} of {len(runs)} | {told} |"
 
 

@@ -21,7 +21,7 @@ class StopRequest:
         self.signal = ""
         self._gentle: Callable[[str], None] | None = None
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return bool(self.signal)
 
     def __enter__(self) -> Self:
@@ -33,7 +33,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     @contextmanager
-    def at_the_end_of_a_step(self, note: Callable[[str], None]) -> Iterator[None]:
+    def graceful(self, note: Callable[[str], None]) -> Iterator[None]:
         self._gentle = note
         try:
             yield

@@ -36,7 +36,7 @@ def show(advice: Advice) -> None:
         _say(f"No room: {fit.method}, {_needs(fit)}", before="\n")
     for head, lines in (
         ("Measured", measured(advice)),
-        ("Told", told(advice)),
+        ("Told", given(advice)),
         ("Assumed", assumed(advice)),
         ("It would be another answer if", [f"{change.what}: {change.then}" for change in advice.changes]),
     ):
@@ -130,7 +130,7 @@ def measured(advice: Advice) -> list[str]:
     return lines
 
 
-def told(advice: Advice) -> list[str]:
+def given(advice: Advice) -> list[str]:
     lines = [f"the model is {advice.model}"] if advice.model_told else []
     if advice.facts.told_checkable:
         lines.append("answers can be checked (--verifiable)")
@@ -210,7 +210,7 @@ def as_json(advice: Advice) -> dict[str, Any]:
             "longest": facts.longest,
         },
         "measured": measured(advice),
-        "told": told(advice),
+        "told": given(advice),
         "assumed": assumed(advice),
         "changes": [{"what": change.what, "then": change.then} for change in advice.changes],
     }

@@ -123,11 +123,11 @@ def resume(
     attempts: Attempts = 1,
 ) -> int:
     """Go on with a run that was stopped, from its newest checkpoint; perhaps on other hardware."""
-    from orchestrator.driver.resume_overrides import changed
+    from orchestrator.driver.resume_overrides import apply_overrides
     from orchestrator.rundir.directory import RunDirectory
 
     directory = RunDirectory.open(run_directory)
-    changed(directory, overrides or ())
+    apply_overrides(directory, overrides or ())
     if attempts > 1:
         arguments = ["resume", str(directory.path), *(overrides or ())]
         return _supervised(*arguments, directories=[directory.path], attempts=attempts)

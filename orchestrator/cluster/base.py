@@ -84,9 +84,11 @@ class Gang(Protocol[W_co]):
 
     role: str
 
-    def when_restarted(self, bring: Callable[[Gang[W_co]], None]) -> None:
-        """`bring` is given members that were started again, as a gang of their own, before anything else is asked of
-        them: it brings them to the state of the others."""
+    def when_restarted(self, restore_state: Callable[[Gang[W_co]], None]) -> None:
+        """Register what brings restarted members to the state of the others.
+
+        `restore_state` is called with the restarted members, as a gang of their own, before they get any other call.
+        """
         ...
 
     def __len__(self) -> int: ...

@@ -36,7 +36,7 @@ class LocalGang(Generic[W]):
     def __len__(self) -> int:
         return len(self._members)
 
-    def when_restarted(self, bring: Callable[[Gang[W]], None]) -> None:
+    def when_restarted(self, restore_state: Callable[[Gang[W]], None]) -> None:
         pass  # nobody dies here alone
 
     def meeting_point(self) -> tuple[str, int]:

@@ -101,7 +101,7 @@ Members = dict[str, tuple[Caller, int]]
 
 
 class RayHandle(Generic[R]):
-    """One call. `ask` sends it to an actor and returns two references: to its answer, and to a receipt that says how
+    """One call. `submit` sends it to an actor and returns two references: to its answer, and to a receipt that says how
     the call ended without moving the answer."""
 
     def __init__(
@@ -109,22 +109,22 @@ class RayHandle(Generic[R]):
         gang: Caller,
         rank: int,
         method: str,
-        ask: Callable[[Any], tuple[Any, Any]],
+        submit: Callable[[Any], tuple[Any, Any]],
         inputs: Sequence[RayHandle[Any]] = (),
-        again: bool = False,
+        retryable: bool = False,
     ) -> None:
-        """`again`: whether it may be asked more than once."""
+        """`retryable`: whether it may be asked more than once."""
         self.gang, self.rank, self.method = gang, rank, method
-        self._ask = ask if again else None  # what is asked once keeps nothing alive
-        self.inputs = tuple(h for h in inputs if again or not h.gang.restarts_members)
+        self._submit = submit if retryable else None  # what is asked once keeps nothing alive
+        self.inputs = tuple(h for h in inputs if retryable or not h.gang.restarts_members)
         self.fan_out: tuple[weakref.ref[RayHandle[Any]], ...] = (weakref.ref(self),)
         self.tries = 0  # that ended in a loss
-        self._send(ask)
+        self._send(submit)
 
-    def _send(self, ask: Callable[[Any], tuple[Any, Any]]) -> None:
-        self.good = False
+    def _send(self, submit: Callable[[Any], tuple[Any, Any]]) -> None:
+        self.done = False
         self.actor = self.gang.actors[self.rank]
-        self.ref, self.receipt = ask(self.actor)
+        self.ref, self.receipt = submit(self.actor)
 
     # ---------------------------------------------------------------------------------------- waiting
 
@@ -144,13 +144,13 @@ class RayHandle(Generic[R]):
 
     def _settle(self, limit_s: float) -> None:
         """Return when the answer is there. Raises what ended the call, if that cannot be made good."""
-        while not self.good and (loss := self._watch(limit_s)) is not None:
-            if self._ask is None or not loss.gang.restarts_members:
+        while not self.done and (loss := self._watch(limit_s)) is not None:
+            if self._submit is None or not loss.gang.restarts_members:
                 raise loss.error
             if loss.call is not None:
                 loss.call.tries += 1
             loss.gang.restart(loss)
-            self.renew()
+            self.resubmit()
 
     def _watch(self, limit_s: float) -> LostWorker | None:
         """None when the answer is there; else what was lost on the way to it. While it is waited for, a failure of its
@@ -180,7 +180,7 @@ class RayHandle(Generic[R]):
             raise DeadlineExceeded(self.gang.role, self.method, FETCH_S, rank=self.rank) from None
         except RayError as error:
             return self._loss(error)
-        self.good = True
+        self.done = True
         return None
 
     def _loss(self, error: RayError) -> LostWorker:
@@ -200,7 +200,7 @@ class RayHandle(Generic[R]):
     def _short_of_memory(self, error: OutOfMemoryError) -> LostWorker:
         """Ray ended a process because its machine ran out of memory; it does not say whose."""
         for handle in self.inputs:
-            if not handle.good and handle.has_ended() and (loss := handle.loss()):
+            if not handle.done and handle.has_ended() and (loss := handle.loss()):
                 return loss
         gang, rank, actor = self.gang, self.rank, self.actor._actor_id.hex()
         return LostWorker(gang, rank, actor, _death(gang.role, rank, str(error)), self.method, self)
@@ -246,7 +246,7 @@ class RayHandle(Generic[R]):
         """Whoever this call, its siblings or what they wait for hangs on, and gives no sign of life."""
         heartbeats = self.gang.heartbeats
         for handle in (self, *self.siblings()):
-            if id(handle) in seen or handle.good:
+            if id(handle) in seen or handle.done:
                 continue
             seen.add(id(handle))
             actor, limit_s = handle.actor._actor_id.hex(), self.gang.heartbeat_timeout_s
@@ -261,14 +261,14 @@ class RayHandle(Generic[R]):
 
     # ---------------------------------------------------------------------------------------- asking again
 
-    def renew(self, *, together: bool = False) -> None:
+    def resubmit(self, *, together: bool = False) -> None:
         """Ask again if the answer is lost, and before that for what it is made of. `together`: even if it is there,
         because the siblings of this call cannot be asked without it."""
-        if self._ask is None or (not together and not self.is_lost()):
+        if self._submit is None or (not together and not self.is_lost()):
             return
         for handle in self.inputs:
-            handle.renew()
-        self._send(self._ask)
+            handle.resubmit()
+        self._send(self._submit)
 
     def is_lost(self) -> bool:
         """Whether the call has ended without an answer. One on an actor that is gone is about to end."""
@@ -282,7 +282,7 @@ class RayHandle(Generic[R]):
 
     def is_done(self) -> bool:
         """Whether this answer and those of its siblings are known to be there."""
-        return all(h.good for h in (self, *self.siblings()))
+        return all(h.done for h in (self, *self.siblings()))
 
     def is_silent(self) -> bool:
         """Whether whoever owes the answer gives no sign of life."""

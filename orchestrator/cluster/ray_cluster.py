@@ -42,13 +42,19 @@ def _nobody(restart: Restart) -> None:
 
 
 class RayCluster:
-    """One Ray cluster: the one at `config.address`, or a new one on this machine that ends with the run. `told` hears
-    of every member that is started again."""
+    """One Ray cluster: the one at `config.address`, or a new one on this machine that ends with the run.
+
+    `on_restart` is called after every restart of a member.
+    """
 
     def __init__(
-        self, config: ClusterConfig, *, log_directory: Path | None = None, told: Callable[[Restart], None] = _nobody
+        self,
+        config: ClusterConfig,
+        *,
+        log_directory: Path | None = None,
+        on_restart: Callable[[Restart], None] = _nobody,
     ) -> None:
-        self._config, self._logs, self._told = config, log_directory, told
+        self._config, self._logs, self._on_restart = config, log_directory, on_restart
         self._clock = Clock()
         self._group: PlacementGroup | None = None
         self._gangs: dict[str, RayGang[Any]] = {}
@@ -100,7 +106,7 @@ class RayCluster:
             clock=self._clock,
             heartbeats=self._heartbeats,
             members=self._members,
-            told=self._told,
+            on_restart=self._on_restart,
             wait_for_places=lambda: self._wait_for_places(group, MACHINE_LOST),
         )
 

@@ -33,16 +33,16 @@ class RayGang(Generic[W]):
         clock: Clock,
         heartbeats: HeartbeatMonitor,
         members: Members,
-        told: Callable[[Restart], None],
+        on_restart: Callable[[Restart], None],
         wait_for_places: Callable[[], None],
     ) -> None:
-        self.role, self._plan, self._make, self._told = plan.role, plan, make, told
+        self.role, self._plan, self._make, self._on_restart = plan.role, plan, make, on_restart
         self._wait_for_places = wait_for_places
         self._config, self.clock, self.heartbeats, self.members = config, clock, heartbeats, members
         self.deadline_s, self.heartbeat_timeout_s = config.call_timeout_s, config.heartbeat_timeout_s
         self.actors = [make(rank) for rank in range(len(plan.arguments))]
         members.update({actor._actor_id.hex(): (self, rank) for rank, actor in enumerate(self.actors)})
-        self._bring: Callable[[Gang[Any]], None] | None = None
+        self._restore_state: Callable[[Gang[Any]], None] | None = None
         self._calls: list[weakref.ref[RayHandle[Any]]] = []  # that may have to be made again, in their order
         self._restarting = False
         self.num_restarts = 0
@@ -85,21 +85,21 @@ class RayGang(Generic[W]):
     def _call(
         self, rank: int, method: Callable[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> RayHandle[R]:
-        inputs, again = list(handles_in(args, kwargs)), self.restarts_members
-        if not again:  # what it is given must be good before; it could not begin earlier
+        inputs, retryable = list(handles_in(args, kwargs)), self.restarts_members
+        if not retryable:  # what it is given must be good before; it could not begin earlier
             for given in inputs:
                 if given.gang.restarts_members:
                     given.wait()
 
-        def ask(actor: Any) -> tuple[Any, Any]:
+        def submit(actor: Any) -> tuple[Any, Any]:
             refs: list[Any] = []
             spec_args = [with_slots(a, refs) for a in args]
             spec_kwargs = {k: with_slots(v, refs) for k, v in kwargs.items()}
             value, receipt = actor.call.remote(method.__name__, spec_args, spec_kwargs, *refs)
             return value, receipt
 
-        handle: RayHandle[R] = RayHandle(self, rank, method.__name__, ask, inputs, again=again)
-        if again:
+        handle: RayHandle[R] = RayHandle(self, rank, method.__name__, submit, inputs, retryable=retryable)
+        if retryable:
             self._calls = [c for c in self._calls if (h := c()) is not None and not h.is_done()]
             self._calls.append(weakref.ref(handle))
         return handle
@@ -112,8 +112,8 @@ class RayGang(Generic[W]):
 
     # ---------------------------------------------------------------------------------------- restarts
 
-    def when_restarted(self, bring: Callable[[Gang[Any]], None]) -> None:
-        self._bring = bring
+    def when_restarted(self, restore_state: Callable[[Gang[Any]], None]) -> None:
+        self._restore_state = restore_state
 
     @property
     def restarts_members(self) -> bool:
@@ -146,7 +146,7 @@ class RayGang(Generic[W]):
 
     def _tell(self, loss: LostWorker) -> None:
         error = loss.error
-        self._told(
+        self._on_restart(
             Restart(
                 role=self.role,
                 rank=loss.rank,
@@ -171,8 +171,8 @@ class RayGang(Generic[W]):
         try:
             for handle in self.start(ranks):
                 handle.result(self._config.start_timeout_s)
-            if self._bring is not None:
-                self._bring(self._some(ranks))
+            if self._restore_state is not None:
+                self._restore_state(self._some(ranks))
         finally:
             self._restarting = False
 
@@ -186,7 +186,7 @@ class RayGang(Generic[W]):
         # Who meets works together: where one of them has to answer again, all of them have to.
         torn = {id(h.fan_out) for h in calls if self._plan.meet and h.is_lost()}
         for handle in calls:
-            handle.renew(together=id(handle.fan_out) in torn)
+            handle.resubmit(together=id(handle.fan_out) in torn)
 
 
 def _alone(ref: Any) -> tuple[Any, Any]:

@@ -73,15 +73,17 @@ class Host:
             return address, int(probe.getsockname()[1])
 
     def start(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-        self._worker = self._told(factory, (), arguments)
+        self._worker = self._guarded(factory, (), arguments)
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> tuple[Any, None]:
         """The answer, and a receipt: whoever fetches that learns how the call ended, and moves nothing else."""
         filled = [_fill(a, resolved) for a in args]
-        return self._told(getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()}), None
+        return self._guarded(
+            getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()}
+        ), None
 
-    def _told(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _guarded(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         try:
             return function(*args, **kwargs)
         except Exception as error:

@@ -75,7 +75,7 @@ def _told(section: Section) -> dict[str, Any]:
             if answer.cost[axis] > 0
         ],
         "table": [_row(answer, method) for method in answer.order],
-        "duels": matchup_table(answer),
+        "head_to_head": matchup_table(answer),
         "kl": [told for (a, b), found in answer.gaps.items() if (told := at_equal_kl(a, b, found))],
         "samples": [(record, found) for record in shown if (found := samples_of(record, at_most=4)) is not None],
         "labels": {curve.name: curve.label for curve in answer.field.curves},
@@ -161,7 +161,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "order": list(answer.order),
         "compared_at": {axis: _finite(cost) for axis, cost in answer.cost.items()},
         "points": [_point(p) for method in field.methods for p in answer.points[method]],
-        "duels": {axis: [_matchup(d) for d in matchups] for axis, matchups in answer.matchups.items()},
+        "head_to_head": {axis: [_matchup(d) for d in matchups] for axis, matchups in answer.matchups.items()},
         "equal_kl": [
             {"ours": a, "theirs": b, "at": [{"kl": g.kl, "difference": _interval(g.difference)} for g in found]}
             for (a, b), found in answer.gaps.items()

@@ -18,14 +18,14 @@ from orchestrator.rundir.ledger import Fact, Ledger
 GATE = "safety_gate"
 
 
-def follow(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: int, turns: int) -> Alarmed:
+def apply_action(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: int, steps_done: int) -> Alarmed:
     """Do what `alarm` asks for and record it. A run that has no checkpoint to go back to is stopped."""
     action, went = alarm.action, ""
     if action == "roll_back":
         target = go_back(directory.checkpoints, alarm.step - alarm.rows)
         action = "stop" if target is None else action
         went = ": there is no checkpoint before it" if target is None else f": back to step {target}"
-    ledger.append(Fact.alarm, attempt=attempt, step=turns, action=action, alarm=alarm.told())
+    ledger.append(Fact.alarm, attempt=attempt, step=steps_done, action=action, alarm=alarm.to_dict())
     resume = f"; or go on with: {directory.resume_command}" if action == "pause" else ""
     return Alarmed(
         alarm.name,
@@ -39,15 +39,15 @@ def follow(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: in
     )
 
 
-def promote(watch: AlarmMonitor, ledger: Ledger, *, attempt: int, turns: int) -> Promotion | None:
+def record_promotion(monitor: AlarmMonitor, ledger: Ledger, *, attempt: int, steps_done: int) -> Promotion | None:
     """The gate's decision, recorded; None: nothing is guarded."""
-    decision = watch.promotion()
+    decision = monitor.promotion()
     if decision is not None:
-        ledger.append(Fact.promotion, attempt=attempt, step=turns, **asdict(decision))
+        ledger.append(Fact.promotion, attempt=attempt, step=steps_done, **asdict(decision))
     return decision
 
 
-def blocked(decision: Promotion, directory: RunDirectory) -> Alarmed:
+def gate_error(decision: Promotion, directory: RunDirectory) -> Alarmed:
     """What ends a run that came to its end before a gate that is shut."""
     return Alarmed(
         GATE,
@@ -77,7 +77,9 @@ def alarms_of(config: RunConfig) -> AlarmsConfig:
     return config.alarms.model_copy(update={"engine_mismatch": resolved})
 
 
-def watch(config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]], *, rounds: bool) -> AlarmMonitor:
+def build_monitor(
+    config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]], *, rounds: bool
+) -> AlarmMonitor:
     """Of an attempt, with what the ones before it saw and did.
 
     Raises:

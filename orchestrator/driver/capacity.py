@@ -13,7 +13,7 @@ from orchestrator.plan.gpus import of_ray
 from orchestrator.plan.refuse import refuse_what_cannot_fit
 
 
-def admit(config: RunConfig, cluster: Cluster, logs: Path) -> None:
+def check_capacity(config: RunConfig, cluster: Cluster, logs: Path) -> None:
     """Writes `devices.json` into the attempt's log directory `logs`. GPUs that the planner does not know are let
     through: then it has no opinion.
 

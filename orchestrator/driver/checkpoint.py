@@ -19,10 +19,10 @@ from orchestrator.rundir.manifest import (
     STATE,
     State,
     list_checkpoints,
+    position_of,
     read_state,
     seal,
-    standing_of,
-    turn_of,
+    step_of,
     verify,
     write_state,
 )
@@ -40,9 +40,9 @@ class Pace:
         self._every, self._clock = every, clock
         self._since, self._took_s = clock(), 0.0
 
-    def is_due(self, turn: int) -> bool:
+    def is_due(self, steps_done: int) -> bool:
         if self._every is not None:
-            return turn % self._every == 0
+            return steps_done % self._every == 0
         # A checkpoint of t seconds after w seconds of work takes t / (t + w) of the time.
         cheap_s = self._took_s * (1 / CHECKPOINT_SHARE - 1)
         return self._clock() - self._since >= max(CHECKPOINT_S, cheap_s)
@@ -110,7 +110,7 @@ class Checkpointer:
 
     def oldest(self) -> int:
         """The turn of the oldest checkpoint there is; 0 where there is none."""
-        return min((turn_of(checkpoint) for checkpoint in list_checkpoints(self._directory)), default=0)
+        return min((step_of(checkpoint) for checkpoint in list_checkpoints(self._directory)), default=0)
 
     def load(self, checkpoint: Path) -> None:
         """Bring the learners back to where `checkpoint` found them."""
@@ -124,12 +124,12 @@ def go_back(directory: Path, before: int) -> int | None:
     """Drop the newest checkpoints, so that the run goes on from the newest one that is at `before` or earlier, or else
     from the oldest that is kept; None, and nothing is dropped, when there is none to go back to.
     """
-    *earlier, _ = [turn_of(checkpoint) for checkpoint in list_checkpoints(directory)] or [0]
+    *earlier, _ = [step_of(checkpoint) for checkpoint in list_checkpoints(directory)] or [0]
     if not earlier:
         return None
     target = max((step for step in earlier if step <= before), default=earlier[0])
     for checkpoint in list_checkpoints(directory):
-        if turn_of(checkpoint) > target:
+        if step_of(checkpoint) > target:
             checkpoint.rename(gone := disk.partial(checkpoint))  # at once, so that no half of it bears its name
             shutil.rmtree(gone)
     return target
@@ -174,4 +174,4 @@ def _listed(directory: Path, expected: tuple[int, int] | None) -> list[Path]:
 
 
 def _reaches(listed: Sequence[Path], expected: tuple[int, int] | None) -> bool:
-    return expected is None or (bool(listed) and standing_of(listed[-1]) >= expected)
+    return expected is None or (bool(listed) and position_of(listed[-1]) >= expected)

@@ -20,7 +20,7 @@ from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig, resolved
 from orchestrator.driver import loop
-from orchestrator.driver.alarm_actions import GATE, alarms_of, blocked, follow, promote, watch
+from orchestrator.driver.alarm_actions import GATE, alarms_of, apply_action, build_monitor, gate_error, record_promotion
 from orchestrator.driver.assembly import (
     Material,
     build_evaluator,
@@ -29,13 +29,13 @@ from orchestrator.driver.assembly import (
     build_source,
     in_rounds,
 )
-from orchestrator.driver.capacity import admit, devices_of
+from orchestrator.driver.capacity import check_capacity, devices_of
 from orchestrator.driver.checkpoint import Checkpointer, Pace, newest
 from orchestrator.driver.hub import require_models
 from orchestrator.driver.recorder import Recorder
-from orchestrator.driver.resume_overrides import changed, keep
+from orchestrator.driver.resume_overrides import apply_overrides, record_overrides
 from orchestrator.driver.rollouts import Rollouts
-from orchestrator.driver.summary import success, write_report
+from orchestrator.driver.summary import summarize, write_report
 from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.monitor import Monitor, Outcome, RunInfo, open_monitor
 from orchestrator.monitor.alarms import AlarmMonitor, Promotion
@@ -80,7 +80,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False
     if directory.is_complete:
         print(f"{directory.name}: complete, nothing to resume ({directory.model})")
         return 0
-    config = changed(directory, overrides)
+    config = apply_overrides(directory, overrides)
     refuse_other_inputs(directory, config)
     expected = checkpointed(read_ledger(directory.ledger)[0])
     if expected is not None or list_checkpoints(directory.checkpoints):
@@ -127,9 +127,9 @@ class Attempt:
         self._config, self._directory, self._stop, self._stage = config, directory, stop, stage
         self._start_cluster = start_cluster
         self._cluster: Cluster | None = None
-        self._turns = 0  # committed by this or an earlier attempt
+        self._steps_done = 0  # committed by this or an earlier attempt
         self._recording: Recorder | None = None
-        self._watch = AlarmMonitor(config.alarms)
+        self._alarm_monitor = AlarmMonitor(config.alarms)
         self._promotion: Promotion | None = None
         self._spent = False  # whether the budget ended it before the last step
 
@@ -146,10 +146,10 @@ class Attempt:
             remove_orphans(self._config.name)
             monitor = open_monitor(self._config, directory)
             try:
-                self._live(ledger, monitor)
+                self._execute(ledger, monitor)
             except BaseException as error:
                 spare.give_up()
-                told = self._explained(error, fence)
+                told = self._as_rlhf_error(error, fence)
                 self._failed(told, monitor)
                 if told is error:
                     raise
@@ -161,30 +161,32 @@ class Attempt:
                 with suppress(Superseded, OSError):
                     fence()
                     shutil.rmtree(directory.adapters, ignore_errors=True)
-            ledger.append(Fact.finished, attempt=self._number, step=self._turns)
+            ledger.append(Fact.finished, attempt=self._number, step=self._steps_done)
             cause, message = self._good_end()
             directory.write_exit(
                 cause=cause,
                 message=message,
                 exit_code=0,
                 attempt=self._number,
-                step=self._turns,
-                alarms=self._watch.told(),
+                step=self._steps_done,
+                alarms=self._alarm_monitor.to_dicts(),
                 **self._promotion_told(),
             )
             word, seconds = self._step_word, time.monotonic() - started
-            alarms = self._watch.alarms
-            outcome = success(self._config, directory, alarms, turns=self._turns, word=word, seconds=seconds)
+            alarms = self._alarm_monitor.alarms
+            outcome = summarize(
+                self._config, directory, alarms, steps_done=self._steps_done, word=word, seconds=seconds
+            )
             monitor.close(replace(outcome, hints=(message, *outcome.hints)) if self._spent else outcome)
 
     # -------------------------------------------------------------------------------------------- a life
 
-    def _live(self, ledger: Ledger, monitor: Monitor) -> None:
+    def _execute(self, ledger: Ledger, monitor: Monitor) -> None:
         config, directory = self._config, self._directory
         disk.probe(directory.checkpoints)
         self._material = material = Material.read(config)
         require_models(config, monitor.note)
-        stand = self._take_up(ledger, monitor)
+        stand = self._restore(ledger, monitor)
         cluster, gangs = self._start_gangs(ledger, monitor)
         learners = Learners(
             gangs["policy"],
@@ -218,30 +220,36 @@ class Attempt:
             recorder=recorder,
             waited_s=cluster.waited_s,
             restarts=cluster.restarts,
-            stop=lambda: self._stop.asked() or self._watch.verdict is not None or recorder.is_spent,
+            stop=lambda: self._stop.requested() or self._alarm_monitor.verdict is not None or recorder.is_spent,
         )
         try:
-            with self._stop.at_the_end_of_a_step(monitor.note):
+            with self._stop.graceful(monitor.note):
                 finished = loop.run(parts, first_step=stand.state.next_step, max_steps=material.max_steps)
         finally:
-            self._turns = recorder.turns
-        if self._watch.verdict is not None:
-            recorder.checkpoint(self._turns)
-            if self._watch.verdict.name == GATE:
-                self._promotion = promote(self._watch, ledger, attempt=self._number, turns=self._turns)
-            raise follow(self._watch.verdict, directory, ledger, attempt=self._number, turns=self._turns)
+            self._steps_done = recorder.steps_done
+        if self._alarm_monitor.verdict is not None:
+            recorder.checkpoint(self._steps_done)
+            if self._alarm_monitor.verdict.name == GATE:
+                self._promotion = record_promotion(
+                    self._alarm_monitor, ledger, attempt=self._number, steps_done=self._steps_done
+                )
+            raise apply_action(
+                self._alarm_monitor.verdict, directory, ledger, attempt=self._number, steps_done=self._steps_done
+            )
         self._spent = recorder.is_spent and not finished
         if not finished and not self._spent:
-            recorder.checkpoint(self._turns)
+            recorder.checkpoint(self._steps_done)
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
         ledger.fence()
-        self._promotion = promote(self._watch, ledger, attempt=self._number, turns=self._turns)
+        self._promotion = record_promotion(
+            self._alarm_monitor, ledger, attempt=self._number, steps_done=self._steps_done
+        )
         if self._promotion is not None and not self._promotion.promoted:
-            raise blocked(self._promotion, directory)
+            raise gate_error(self._promotion, directory)
         self._export(learners)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
-    def _take_up(self, ledger: Ledger, monitor: Monitor) -> ResumePoint:
+    def _restore(self, ledger: Ledger, monitor: Monitor) -> ResumePoint:
         """Where the attempt before has left the run: recorded, the metrics wound back to it, and told."""
         config, directory, material = self._config, self._directory, self._material
         expected = checkpointed(ledger.records)
@@ -251,7 +259,7 @@ class Attempt:
         )
         about = describe(config, material.prompts, material.examples)
         differs = compare(read_about(checkpoint), about) if checkpoint else []
-        changes, mended = keep(directory, config), write_inputs(directory, config)
+        changes, mended = record_overrides(directory, config), write_inputs(directory, config)
         ledger.append(
             Fact.attempt,
             attempt=self._number,
@@ -260,11 +268,13 @@ class Attempt:
             **({"changed": changes} if changes else {}),
         )
         ledger.refuse_gaps(state.next_step)
-        self._turns = state.next_step
+        self._steps_done = state.next_step
         told = MetricsFile(directory.metrics)
         told.rewind(state.next_step if checkpoint else -1)
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in told.rows()), default=0.0)
-        self._watch = monitor.watch = watch(alarms_of(config), ledger, told.rows(), rounds=in_rounds(config))
+        self._alarm_monitor = monitor.alarm_monitor = build_monitor(
+            alarms_of(config), ledger, told.rows(), rounds=in_rounds(config)
+        )
         monitor.start(self._info(state.next_step))
         lost = [f"not used: {damage}; going on from the checkpoint before it" for damage in refused]
         apart = filter(None, [apart_remark(config)])
@@ -276,13 +286,13 @@ class Attempt:
         config, logs = dated(self._config, ledger.records[0].time), self._directory.logs(self._number)
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = self._start_cluster(
-            config.cluster, log_directory=logs, told=lambda restart: self._restarted(restart, monitor)
+            config.cluster, log_directory=logs, on_restart=lambda restart: self._restarted(restart, monitor)
         )
-        if self._stop.asked():  # while Ray was starting, and Ray has made nothing of it
+        if self._stop.requested():  # while Ray was starting, and Ray has made nothing of it
             raise Interrupted(self._stop.signal)
-        admit(config, cluster, logs)
+        check_capacity(config, cluster, logs)
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=self._material.max_steps)
-        ledger.append(Fact.placed, attempt=self._number, step=self._turns, devices=devices_of(plans, cluster.cuda))
+        ledger.append(Fact.placed, attempt=self._number, step=self._steps_done, devices=devices_of(plans, cluster.cuda))
         for plan in plans:
             monitor.phase(plan.role, "loading")
         gangs = cluster.spawn(plans)
@@ -313,7 +323,7 @@ class Attempt:
             checkpointer,
             build_evaluator(config, self._material, gangs),
             attempt=self._number,
-            turns=state.next_step,
+            steps_done=state.next_step,
             num_tokens=self._num_tokens,
             max_steps=self._material.max_steps,
             evaluate_every=config.evaluation.every,
@@ -331,7 +341,7 @@ class Attempt:
         if not self._spent:
             return "completed", "all steps done"
         budget, word = self._config.max_device_seconds, self._step_word
-        of = f"{self._turns} of {self._material.max_steps} {word}s"
+        of = f"{self._steps_done} of {self._material.max_steps} {word}s"
         return "budget", f"the budget of {budget:g} device-seconds was spent after {of} (max_device_seconds)"
 
     @property
@@ -360,10 +370,10 @@ class Attempt:
 
     def _restarted(self, restart: Restart, monitor: Monitor) -> None:
         monitor.note(f"{restart.why}; started again, {restart.number} of {restart.limit} times in this attempt")
-        turns = self._turns if self._recording is None else self._recording.turns
-        write_incident(self._directory.incidents, of_restart(restart, attempt=self._number, step=turns))
+        steps_done = self._steps_done if self._recording is None else self._recording.steps_done
+        write_incident(self._directory.incidents, of_restart(restart, attempt=self._number, step=steps_done))
 
-    def _explained(self, error: BaseException, fence: Fence) -> BaseException:
+    def _as_rlhf_error(self, error: BaseException, fence: Fence) -> BaseException:
         """What an error comes from, where this process can tell. Whatever befell a driver that has been superseded came
         of that."""
         try:
@@ -392,9 +402,9 @@ class Attempt:
                 message=str(error) or type(error).__name__,
                 exit_code=known.exit_code if known else 1,
                 attempt=self._number,
-                step=self._turns,
+                step=self._steps_done,
                 first_cause=first_cause(error, attempt=self._number),
-                alarms=self._watch.told(),
+                alarms=self._alarm_monitor.to_dicts(),
                 **self._promotion_told(),
                 **({"resume": None} if final else {}),
             )

@@ -45,7 +45,7 @@ class Recorder:
         held_out: Evaluator | None,
         *,
         attempt: int,
-        turns: int,
+        steps_done: int,
         num_tokens: float,
         max_steps: int,
         evaluate_every: int | None,
@@ -58,12 +58,12 @@ class Recorder:
         self._directory, self._ledger, self._monitor = directory, ledger, monitor
         self._checkpointer, self._held_out = checkpointer, held_out
         self._attempt, self._max_steps = attempt, max_steps
-        self.turns = turns  # committed so far
+        self.steps_done = steps_done  # committed so far
         self._num_tokens = num_tokens  # of all turns so far
         self._evaluate_every, self._pace = evaluate_every, pace
         self._rollouts = rollouts  # None: the experience is a dataset's
         self._rounds = rounds  # a step is a round, whose pairs and decision are kept
-        self._saved = turns or -1  # the next_step of the newest checkpoint; nothing is saved before the first
+        self._saved = steps_done or -1  # the next_step of the newest checkpoint; nothing is saved before the first
         self._warned = False  # of a step that learned nothing
         self._meter, self._budget = Meter(ledger.records), max_device_seconds
         self.is_spent = self._over_budget()  # asked once a step: what comes last is then known when it is committed
@@ -108,8 +108,8 @@ class Recorder:
         self._ledger.append(Fact.trained, attempt=self._attempt, step=step + 1, reference=reference)
 
     def committed(self, step: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
-        turn = step + 1
-        self._ledger.append(Fact.published, attempt=self._attempt, step=turn, version=turn)
+        done = step + 1
+        self._ledger.append(Fact.published, attempt=self._attempt, step=done, version=done)
         samples: tuple[Sample, ...] = ()
         if scores is not None:
             scored = merge_scores(wait(scores))
@@ -120,25 +120,25 @@ class Recorder:
         metrics["num_tokens"] = self._num_tokens
         self.is_spent = self._over_budget()
         evaluated: dict[str, float] = {}
-        if self._due(turn, self._evaluate_every):
-            metrics |= self.evaluate(turn)
+        if self._due(done, self._evaluate_every):
+            metrics |= self.evaluate(done)
             evaluated = {"evaluating_s": round(metrics.get("timing/evaluate", 0.0), 3)}
         self._ledger.fence()
         if self._rounds:
-            metrics["round/index"] = float(turn)
-            self._write_round(turn, metrics)
-        self._write_rows(self._directory.samples(turn), samples)
-        self._monitor.step(turn, metrics, samples)
+            metrics["round/index"] = float(done)
+            self._write_round(done, metrics)
+        self._write_rows(self._directory.samples(done), samples)
+        self._monitor.step(done, metrics, samples)
         if metrics.get("num_updates") == 0 and not self._warned:  # once; the end of the run tells the share
-            self._monitor.note(f"step {turn} learned nothing: no group of completions had rewards that differ enough")
+            self._monitor.note(f"step {done} learned nothing: no group of completions had rewards that differ enough")
             self._warned = True
-        self._ledger.append(Fact.committed, attempt=self._attempt, step=turn, **evaluated)
-        self.turns = turn
-        if self._due(turn, None) or self._pace.is_due(turn):
-            self.checkpoint(turn)
+        self._ledger.append(Fact.committed, attempt=self._attempt, step=done, **evaluated)
+        self.steps_done = done
+        if self._due(done, None) or self._pace.is_due(done):
+            self.checkpoint(done)
 
-    def _due(self, turn: int, every: int | None) -> bool:
-        return turn == self._max_steps or self.is_spent or (every is not None and turn % every == 0)
+    def _due(self, done: int, every: int | None) -> bool:
+        return done == self._max_steps or self.is_spent or (every is not None and done % every == 0)
 
     # -------------------------------------------------------------------------------------------- now and then
 

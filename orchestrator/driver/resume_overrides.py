@@ -34,7 +34,7 @@ MAY_CHANGE = (
 )
 
 
-def changed(directory: RunDirectory, overrides: Sequence[str]) -> RunConfig:
+def apply_overrides(directory: RunDirectory, overrides: Sequence[str]) -> RunConfig:
     """The config of a run with `overrides` laid over it; what ran is kept in `resolved.json`.
 
     Raises:
@@ -61,7 +61,7 @@ def changed(directory: RunDirectory, overrides: Sequence[str]) -> RunConfig:
     return new
 
 
-def keep(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:
+def record_overrides(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:
     """Make `config` what the directory says runs here; returns what changed, for the ledger."""
     told = {key: after for key, _, after in differences(resolved(directory.config()), resolved(config))}
     if told:

@@ -107,10 +107,10 @@ class Rollouts:
         for step in sorted(self._begun):
             self.record(step)
 
-    def drop(self, turns: int) -> None:
-        """Remove the rollouts of the first `turns` steps: no checkpoint that is left needs them."""
+    def drop(self, steps_done: int) -> None:
+        """Remove the rollouts of the first `steps_done` steps: no checkpoint that is left needs them."""
         for old in self._directory.glob("step-*"):
-            if int(old.name.removeprefix("step-")) <= turns:
+            if int(old.name.removeprefix("step-")) <= steps_done:
                 shutil.rmtree(old)
 
     def _tell_left_out(self) -> None:

@@ -25,8 +25,8 @@ CURVES = {
 }
 
 
-def success(
-    config: RunConfig, directory: RunDirectory, alarms: Sequence[Alarm], *, turns: int, word: str, seconds: float
+def summarize(
+    config: RunConfig, directory: RunDirectory, alarms: Sequence[Alarm], *, steps_done: int, word: str, seconds: float
 ) -> Outcome:
     """Of a run whose model is written. `word`: what a turn of the loop is called, step or round."""
     rows = MetricsFile(directory.metrics).rows()
@@ -44,7 +44,7 @@ def success(
         f"metrics: {_short(directory.metrics)}"
         + (f"   samples: {_short(samples)}" if (samples := directory.path / "samples").is_dir() else ""),
     ]
-    return Outcome(ok=True, message=f"done: {turns} {word}s in {_minutes(seconds)}", hints=tuple(hints))
+    return Outcome(ok=True, message=f"done: {steps_done} {word}s in {_minutes(seconds)}", hints=tuple(hints))
 
 
 def serve_command(model: str, version_of: Callable[[str], str] = version) -> str:

@@ -162,7 +162,7 @@ class Supervisor:
         if directory is None:  # it never came to a run: the recipe was refused, or it was killed before
             cause = "killed" if code < 0 else "bad_input" if code == 2 else "cluster" if code == 3 else "error"
             return Ended(cause=cause, exit_code=_shell_code(code), reached=0), None
-        reached = turns_reached(directory)
+        reached = steps_reached(directory)
         if code == Superseded.exit_code:  # what lies there is another driver's
             return Ended(cause=Superseded.cause, exit_code=code, reached=reached, run=directory.name), None
         found = directory.read_exit()
@@ -211,7 +211,7 @@ class Supervisor:
             )
 
 
-def turns_reached(directory: RunDirectory) -> int:
+def steps_reached(directory: RunDirectory) -> int:
     """Turns that were done when its last attempt ended, by the ledger; 0 when that cannot be read."""
     try:
         records = read_ledger(directory.ledger)[0]

@@ -58,7 +58,7 @@ def cluster_for(
     with StopRequest():
         tell("starting Ray")
         logs = output.absolute() / "logs"
-        cluster = start_cluster(suite.cluster, log_directory=logs, told=lambda restart: _told(restart, tell))
+        cluster = start_cluster(suite.cluster, log_directory=logs, on_restart=lambda restart: _told(restart, tell))
         try:
             yield cluster
         finally:

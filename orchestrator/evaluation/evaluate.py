@@ -100,7 +100,7 @@ def evaluate(
     """
     started, config = time.monotonic(), suite.config
     models, remarks = _known(config, models)
-    prompts, key = look(config, models, output)
+    prompts, key = check_inputs(config, models, output)
     models = _hashed(models)
     answered, ratios = _measure(config, models, prompts, output, tell, start_cluster)
     rows = [row for name, parts in answered.items() for part in parts for row in _rows(name, part, models, ratios)]
@@ -109,7 +109,7 @@ def evaluate(
     judgements, failed = None, None
     if config.judge is not None and AGAINST in answered:
         try:
-            rows, judgements = judged(config.judge, key, rows, config.seed, tell)
+            rows, judgements = run_judge(config.judge, key, rows, config.seed, tell)
             write_rows(output / SAMPLES, rows)
         except JudgeFailed as error:
             failed = error
@@ -136,7 +136,9 @@ def evaluate(
 # ------------------------------------------------------------------------------------------------ before
 
 
-def look(suite: SuiteConfig, models: EvaluationSpec, output: Path) -> tuple[dict[str, Sequence[Prompt]], str | None]:
+def check_inputs(
+    suite: SuiteConfig, models: EvaluationSpec, output: Path
+) -> tuple[dict[str, Sequence[Prompt]], str | None]:
     """The prompts, and the judge's key. Raises BadInput with everything that is wrong with any file."""
     problems = Problems()
     prompts = suite_prompts(suite, problems)
@@ -236,7 +238,7 @@ def _rows(name: str, part: Answered, models: EvaluationSpec, ratios: LogProbs | 
     return rows_of(name, part, told)
 
 
-def judged(
+def run_judge(
     config: JudgeConfig, key: str | None, rows: Sequence[Row], seed: int, tell: Tell
 ) -> tuple[list[Row], Judgements]:
     """The rows, ours with the judge's outcomes. Raises JudgeFailed."""
@@ -256,7 +258,7 @@ def judged(
 
 def _told(models: EvaluationSpec) -> dict[str, dict[str, Any]]:
     references = {name: ModelRef(path=path, weights=weights(path)) for name, path in models.references.items()}
-    return {name: one.told() for name, one in {**models.model_refs, **references}.items()}
+    return {name: one.to_dict() for name, one in {**models.model_refs, **references}.items()}
 
 
 def _prompts_told(

@@ -39,7 +39,7 @@ class ModelRef:
         """For people: the run's, or the directory's."""
         return self.run or Path(self.path).name or self.path
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As evaluation.json has it; `sha256` is that of the list of files."""
         lines = [f"{sha256}  {name}\n" for name, sha256 in (self.weights or {}).items()]
         whole = hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None

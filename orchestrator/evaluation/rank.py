@@ -124,8 +124,8 @@ def rank(
     log_ratios = told.sums[path]["model"] - told.sums[reference]["model"]
     ranked = tuple(by_reward(answered, log_ratios, beta))
     found = Ranking(
-        model=ModelRef(path=path, run=given.model.run, weights=weights(path)).told(),
-        reference=ModelRef(path=reference, weights=weights(reference)).told(),
+        model=ModelRef(path=path, run=given.model.run, weights=weights(path)).to_dict(),
+        reference=ModelRef(path=reference, weights=weights(reference)).to_dict(),
         suite=suite.model_dump(mode="json"),
         beta=beta,
         figures=summary(ranked, figures.BootstrapConfig(seed=suite.seed, confidence=suite.confidence)),

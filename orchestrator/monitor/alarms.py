@@ -39,7 +39,7 @@ class Alarm:
     def __str__(self) -> str:
         return f"alarm {self.name} at step {self.step}: {self.saw}\n  why: {self.why}\n  fix: {self.fix}"
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As `exit.json` and the ledger have it."""
         return asdict(self)
 
@@ -75,14 +75,14 @@ class AlarmMonitor:
         self._rolled_back = frozenset(rolled_back)
         self._history = History(rounds=rounds)
         self._num_rows = 0
-        self._rang: dict[str, int] = {}  # the row in which each rang last: what is seen again soon is the same alarm
+        self._last_fired: dict[str, int] = {}  # by rule; a finding soon after is the same alarm
         self.alarms: list[Alarm] = []
         self.verdict: Alarm | None = None  # the alarm for which the run is to end
         for row in rows:
-            self.see(int(row["step"]), row)
+            self.update(int(row["step"]), row)
         self.verdict = self._due(rows, paused)
 
-    def see(self, step: int, metrics: Mapping[str, Any]) -> tuple[Metrics, list[Alarm]]:
+    def update(self, step: int, metrics: Mapping[str, Any]) -> tuple[Metrics, list[Alarm]]:
         """What to add to the row while alarms last, and the alarms that begin with it: those that rang in none of the
         rows they look at."""
         self._history.add(step, metrics)
@@ -99,9 +99,9 @@ class AlarmMonitor:
                 rows=sight.rows,
             )
             for name, sight in seen.items()
-            if self._num_rows - self._rang.get(name, -math.inf) > sight.rows
+            if self._num_rows - self._last_fired.get(name, -math.inf) > sight.rows
         ]
-        self._rang |= dict.fromkeys(seen, self._num_rows)
+        self._last_fired |= dict.fromkeys(seen, self._num_rows)
         self.alarms += begun
         for alarm in begun:
             stronger = self.verdict is None or STRENGTH.index(alarm.action) > STRENGTH.index(self.verdict.action)
@@ -128,9 +128,9 @@ class AlarmMonitor:
         told = [str(figure) for figure in figures] + [f"{name} was not measured before and after" for name in missing]
         return Promotion(promoted=not missing and not any(f.lost for f in figures), saw="; ".join(told))
 
-    def told(self) -> list[dict[str, Any]]:
+    def to_dicts(self) -> list[dict[str, Any]]:
         """All alarms so far, as `exit.json` has them."""
-        return [alarm.told() for alarm in self.alarms]
+        return [alarm.to_dict() for alarm in self.alarms]
 
     def _action(self, name: str) -> Action:
         action: Action = self._rules[name].action

@@ -65,12 +65,12 @@ class Sink(Protocol):
 class Monitor:
     """Fans out to its sinks, in their order. The metrics file is first: its failure stops the run.
 
-    `watch`, when the driver has given one, sees every row first: its alarms are in the row, and noted.
+    `alarm_monitor`, when the driver has given one, sees every row first: its alarms are in the row, and noted.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)
-        self.watch: AlarmMonitor | None = None
+        self.alarm_monitor: AlarmMonitor | None = None
 
     def start(self, run: RunInfo) -> None:
         for sink in self._sinks:
@@ -81,7 +81,7 @@ class Monitor:
             sink.phase(role, text)
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample] = ()) -> None:
-        ringing, begun = self.watch.see(step, metrics) if self.watch is not None else ({}, [])
+        ringing, begun = self.alarm_monitor.update(step, metrics) if self.alarm_monitor is not None else ({}, [])
         for sink in self._sinks:
             sink.step(step, {**metrics, **ringing}, samples)
         for alarm in begun:

@@ -59,8 +59,8 @@ def _told(panel: Panel, series: Sequence[Series], alarms: Sequence[tuple[int, st
         f"{line.steps[-1]:g}, between {number(min(line.values))} and {number(max(line.values))}"
         for line in series
     ]
-    rang = [f"alarm {name} at {word} {step}" for step, name in alarms]
-    return f"{panel.about}. " + "; ".join([*lines, *rang])
+    last_fired = [f"alarm {name} at {word} {step}" for step, name in alarms]
+    return f"{panel.about}. " + "; ".join([*lines, *last_fired])
 
 
 # -------------------------------------------------------------------------------------------- cost
@@ -78,7 +78,7 @@ def phases(rows: Sequence[tuple[str, Phases]]) -> Markup:
                       edgecolor=PAPER, linewidth=0.8, label=name)  # fmt: skip
             left += sizes
         axes.set_xlabel("seconds on the clock", labelpad=1)
-        told = "; ".join(f"{label}: {phases.told()}" for label, phases in rows)
+        told = "; ".join(f"{label}: {phases.describe()}" for label, phases in rows)
         return inline(made, title="Where the time went", about=told)
 
 
@@ -93,7 +93,7 @@ def roles(uses: Sequence[RoleUse], unit: str) -> Markup:
             else:
                 axes.text(use.reserved / 2, i, "not timed", ha="center", va="center", color=MUTED, fontsize=7)
         axes.set_xlabel(f"{unit}-seconds: filled busy, empty waiting", labelpad=1)
-        told = "; ".join(use.told(unit) for use in uses)
+        told = "; ".join(use.describe(unit) for use in uses)
         return inline(made, title="What each role reserved", about=told)
 
 

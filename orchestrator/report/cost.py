@@ -44,7 +44,7 @@ class Phases:
             }
         )
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items() if value > 0)
 
 
@@ -57,7 +57,7 @@ class RoleUse:
     reserved: float
     busy: float | None
 
-    def told(self, unit: str) -> str:
+    def describe(self, unit: str) -> str:
         share = f", busy {self.busy / self.reserved:.0%}" if self.busy is not None and self.reserved else ""
         return f"{self.role}: {self.reserved:.0f} {unit}-seconds on {self.devices:g} {unit}s{share}"
 

@@ -66,7 +66,7 @@ def report(directories: Sequence[RunDirectory]) -> Report:
         "cards": list(cards(stories, word)),
         "cost": cost_cards(stories),
         "times": [(record.name, Phases.of(record)) for record in stories if record.records],
-        "uses": [use.told(unit_of(record)) for record in stories for use in role_uses(record)],
+        "uses": [use.describe(unit_of(record)) for record in stories for use in role_uses(record)],
         "phase_names": Phases.NAMES,
         "differences": config_differences(stories),
         "samples": [(record, found) for record in stories if (found := samples_of(record)) is not None],

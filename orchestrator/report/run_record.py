@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from orchestrator.errors import RlhfError, redact
 from orchestrator.monitor.alarms import Alarm
-from orchestrator.rundir.cost import Meter, by_turn
+from orchestrator.rundir.cost import Meter, by_step
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.incidents import Incident, read_incidents
 from orchestrator.rundir.ledger import Record, read_ledger
@@ -166,7 +166,7 @@ class RunRecord:
 
     @property
     def cost_by_step(self) -> dict[int, tuple[float, float]]:
-        return by_turn(self.records)
+        return by_step(self.records)
 
     @property
     def seconds(self) -> float:

@@ -18,7 +18,7 @@ from pathlib import Path
 from orchestrator.errors import ResumeError
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Record, account, checkpointed, read_ledger
-from orchestrator.rundir.manifest import damage, list_checkpoints, standing_of, turn_of, verify
+from orchestrator.rundir.manifest import damage, list_checkpoints, position_of, step_of, verify
 
 IN_ORDER = (Fact.planned, Fact.trained, Fact.published, Fact.committed)  # of a step, within an attempt
 AHEAD = (Fact.generated, Fact.scored)  # engines may sample for a step before its turn comes, or an attempt before did
@@ -99,14 +99,14 @@ def _checkpoints(directory: RunDirectory, records: Sequence[Record]) -> Iterator
             good=not wrong, what=_name(checkpoint, directory), why=wrong or "every file as its manifest has it"
         )
     expected = checkpointed(records)
-    if expected is not None and (not found or standing_of(found[-1]) < expected):
+    if expected is not None and (not found or position_of(found[-1]) < expected):
         why = "the ledger calls it complete, and it is not there"
         yield Finding(good=False, what=_name(directory.checkpoint(expected[0]), directory), why=why)
 
 
 def _rollouts(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
     """Of steps after the oldest checkpoint: the others were dropped on purpose."""
-    oldest = min((turn_of(c) for c in list_checkpoints(directory.checkpoints)), default=0)
+    oldest = min((step_of(c) for c in list_checkpoints(directory.checkpoints)), default=0)
     last = {(r.step, r.fact): r.details for r in records if r.fact in AHEAD and r.step > oldest}
     files = [file for details in last.values() for file in details.get("files", ())]
     wrong = list(filter(None, (damage(directory.path, file) for file in files)))
@@ -127,5 +127,5 @@ def _name(path: Path, directory: RunDirectory) -> str:
     return str(path.relative_to(directory.path))
 
 
-def _listed(turns: Sequence[int]) -> str:
-    return ", ".join(map(str, turns[:8])) + (f" and {len(turns) - 8} more" if len(turns) > 8 else "")
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:8])) + (f" and {len(steps) - 8} more" if len(steps) > 8 else "")

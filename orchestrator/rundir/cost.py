@@ -79,7 +79,7 @@ class Meter:
         return sum(a.working_s + (a.loading_s if i else 0.0) for i, a in enumerate(self.attempts))
 
 
-def by_turn(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
+def by_step(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
     """Device-seconds and seconds that had been spent when each turn was committed, its evaluation left out; of a turn
     that was done again, the last time."""
     meter, found = Meter(), {}

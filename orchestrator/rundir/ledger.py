@@ -210,7 +210,7 @@ def account(records: Sequence[Record]) -> Account:
     redone = 0
     for record in records:
         if record.fact == Fact.attempt:
-            kept = [turn for turn in history if turn <= record.step]
+            kept = [step for step in history if step <= record.step]
             redone += len(history) - len(kept)
             history = kept
         elif record.fact == Fact.trained:
@@ -218,8 +218,8 @@ def account(records: Sequence[Record]) -> Account:
     last, times = max(history, default=0), Counter(history)
     return Account(
         trained=len(history),
-        lost=tuple(islice((turn for turn in range(1, last + 1) if turn not in times), MOST_LOST)),
-        repeated=tuple(sorted(turn for turn, count in times.items() if count > 1)),
+        lost=tuple(islice((step for step in range(1, last + 1) if step not in times), MOST_LOST)),
+        repeated=tuple(sorted(step for step, count in times.items() if count > 1)),
         redone=redone,
     )
 

@@ -67,18 +67,18 @@ def read_state(checkpoint: Path) -> State | None:
 def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [p.parent for p in directory.glob(f"step-*/{MANIFEST}") if NAME.fullmatch(p.parent.name)]
-    return sorted(found, key=standing_of)
+    return sorted(found, key=position_of)
 
 
-def turn_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     """How many turns were done when it was made, which its name says."""
-    return standing_of(checkpoint)[0]
+    return position_of(checkpoint)[0]
 
 
-def standing_of(checkpoint: Path) -> tuple[int, int]:
+def position_of(checkpoint: Path) -> tuple[int, int]:
     """(turns done, updates of the next one) when it was made, which its name says."""
-    turn, _, updates = checkpoint.name.removeprefix("step-").partition("-update-")
-    return int(turn), int(updates or 0)
+    step, _, updates = checkpoint.name.removeprefix("step-").partition("-update-")
+    return int(step), int(updates or 0)
 
 
 def seal(directory: Path, about: Mapping[str, Any]) -> None:

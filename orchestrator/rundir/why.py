@@ -78,8 +78,8 @@ def _incidents(found: Sequence[Incident]) -> Iterator[str]:
 
 def _done(records: Sequence[Record]) -> str:
     """Of the newest attempt: what earlier ones did after their last checkpoint is forgotten."""
-    turns = next((r.step for r in reversed(records) if r.fact in (Fact.committed, Fact.attempt, Fact.finished)), 0)
-    return "1 step" if turns == 1 else f"{turns} steps"
+    steps = next((r.step for r in reversed(records) if r.fact in (Fact.committed, Fact.attempt, Fact.finished)), 0)
+    return "1 step" if steps == 1 else f"{steps} steps"
 
 
 def _ago(at: float) -> str:

@@ -19,7 +19,7 @@ from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.driver.driver import attempts
-from orchestrator.driver.resume_overrides import changed
+from orchestrator.driver.resume_overrides import apply_overrides
 from orchestrator.errors import Alarmed, ResumeError
 from orchestrator.rundir.audit import audit
 from orchestrator.rundir.directory import RunDirectory
@@ -175,7 +175,7 @@ def test_a_gate_that_only_warns_lets_the_rounds_go_on_and_the_model_not_out(task
     assert (promotions(directory), directory.model.exists()) == ([(2, False)], False)
     # Whoever wants it all the same takes the gate away.
     with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop:
-        anyway = changed(directory, ["alarms.safety_gate=null"])
+        anyway = apply_overrides(directory, ["alarms.safety_gate=null"])
         attempts(anyway, directory, stop, start_cluster=cpu_run.local_cluster)
     assert (directory.read_exit() or {})["cause"] == "completed"
     assert directory.model.is_dir()

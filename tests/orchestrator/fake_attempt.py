@@ -30,8 +30,8 @@ def main(path: str, *endings: str) -> int:
         first = max((r.step for r in ledger.records if r.fact == Fact.checkpoint), default=0)
         ledger.append(Fact.attempt, attempt=attempt, step=first)
         ending = endings[min(attempt, len(endings)) - 1]
-        turns, _, how = ending.rpartition(":")
-        for turn in range(first + 1, int(turns or 9) + 1):
+        steps_done, _, how = ending.rpartition(":")
+        for turn in range(first + 1, int(steps_done or 9) + 1):
             ledger.append(Fact.committed, attempt=attempt, step=turn)
             ledger.append(Fact.checkpoint, attempt=attempt, step=turn)
         if how == "orphan":  # as Ray's would stay if they hung
@@ -48,7 +48,7 @@ def main(path: str, *endings: str) -> int:
             print("waiting", flush=True)
             time.sleep(600)
         cause, code = ("completed", 0) if how == "done" else (how, CODES[how])
-        reached = int(turns or 9)
+        reached = int(steps_done or 9)
         directory.write_exit(cause=cause, message=f"it was {cause}", exit_code=code, attempt=attempt, step=reached)
         return code
 

@@ -26,16 +26,16 @@ def test_outside_the_loop_a_signal_ends_the_run_at_once(number: signal.Signals, 
     with StopRequest() as stop:
         with pytest.raises(Interrupted) as caught:
             arrive(number)
-        assert stop.asked()
+        assert stop.requested()
     assert (caught.value.exit_code, caught.value.cause) == (exit_code, cause)
 
 
 def test_in_the_loop_the_first_signal_asks_and_the_second_ends() -> None:
     told: list[str] = []
-    with StopRequest() as stop, stop.at_the_end_of_a_step(told.append):
-        assert not stop.asked()
+    with StopRequest() as stop, stop.graceful(told.append):
+        assert not stop.requested()
         arrive(signal.SIGINT)
-        assert stop.asked()
+        assert stop.requested()
         assert told == [NOTE]
         with pytest.raises(Interrupted) as caught:
             arrive(signal.SIGTERM)
@@ -46,7 +46,7 @@ def test_in_the_loop_the_first_signal_asks_and_the_second_ends() -> None:
 def test_after_the_loop_a_signal_ends_at_once_again() -> None:
     told: list[str] = []
     with StopRequest() as stop:
-        with stop.at_the_end_of_a_step(told.append):
+        with stop.graceful(told.append):
             pass
         with pytest.raises(Interrupted):
             arrive(signal.SIGINT)
@@ -56,7 +56,7 @@ def test_after_the_loop_a_signal_ends_at_once_again() -> None:
 def test_an_error_in_the_loop_leaves_it_too() -> None:
     told: list[str] = []
     with StopRequest() as stop:
-        with pytest.raises(ZeroDivisionError), stop.at_the_end_of_a_step(told.append):
+        with pytest.raises(ZeroDivisionError), stop.graceful(told.append):
             raise ZeroDivisionError
         with pytest.raises(Interrupted):
             arrive(signal.SIGINT)

@@ -30,7 +30,7 @@ class Stage:
         self.told: list[tuple[Restart, float]] = []
         self._directory = directory
         settings = ClusterConfig(heartbeat_timeout_s=HEARTBEAT_S)
-        self.cluster = RayCluster(settings, told=lambda r: self.told.append((r, time.monotonic())))
+        self.cluster = RayCluster(settings, on_restart=lambda r: self.told.append((r, time.monotonic())))
         plans = [self._plan("pure", 20), self._plan("frail", 2), self._plan("learner", 0), self._plan("met", 20)]
         try:
             self._gangs = self.cluster.spawn(plans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workers.rewards.answers import read, stated, told, wrong_solution
+from workers.rewards.answers import read, stated, stated_answer, wrong_solution
 from workers.rewards.base import Completed
 from workers.rewards.math import MathScorer, is_right
 from workers.types import Prompt
@@ -320,4 +320,4 @@ def test_what_an_answer_is_read_as() -> None:
     assert read("1 1/2").latex == "1\\frac{1}{2}"
     assert (read("11_{2}").base, read("a_1").base) == ("2", None)
     assert stated("\\boxed{\\frac{1}{2}} and \\boxed{3}") == "\\frac{1}{2}, 3"
-    assert told("Is the answer 3? The answer is 4") == ("4", True)
+    assert stated_answer("Is the answer 3? The answer is 4") == ("4", True)

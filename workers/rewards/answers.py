@@ -109,7 +109,7 @@ def stated(text: str) -> str | None:
     return found[1].strip() if found else None
 
 
-def told(text: str) -> tuple[str, bool]:
+def stated_answer(text: str) -> tuple[str, bool]:
     """What is said last: what stands behind the last "answer is", or else the whole text; and whether it does."""
     *_, last = [None, *TOLD.finditer(text)]
     tail = text if last is None else text[last.end() :]

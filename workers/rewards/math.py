@@ -53,7 +53,7 @@ def is_right(solution: str, completion: str) -> bool:
     gold = _gold(solution)
     if (stated := answers.stated(completion)) is not None:
         return _is_same(gold, answers.read(stated))
-    tail, is_told = answers.told(completion)
+    tail, is_told = answers.stated_answer(completion)
     first, *beginnings = _sayings(tail)
     given = answers.read(first)
     if answers.is_set_off(first) or given.base is not None or (is_told and answers.is_expression(first)):
@@ -103,7 +103,7 @@ def _gold(solution: str) -> Gold:
     text = answers.stated(solution)
     if text is None and answers.is_prose(solution):
         return Gold(answer=Answer(latex="", words=None), parsed=_read_prose(solution))
-    answer = answers.read(answers.told(solution)[0] if text is None else text)
+    answer = answers.read(answers.stated_answer(solution)[0] if text is None else text)
     return Gold(answer=answer, parsed=_parsed(answer.latex))
 
 

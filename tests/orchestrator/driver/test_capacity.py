@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import load
-from orchestrator.driver.capacity import admit
+from orchestrator.driver.capacity import check_capacity
 from orchestrator.errors import BadInput
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -28,7 +28,7 @@ class NumbersOnly(LocalCluster):
 
 
 def test_what_it_ran_on_is_written_down(tmp_path: Path) -> None:
-    admit(load(CONFIGS / "8b/dpo.yaml").stages[-1], NumbersOnly("H100"), tmp_path)
+    check_capacity(load(CONFIGS / "8b/dpo.yaml").stages[-1], NumbersOnly("H100"), tmp_path)
     assert json.loads((tmp_path / "devices.json").read_text()) == {"cuda": True, "accelerators": ["H100"]}
 
 
@@ -45,13 +45,13 @@ def test_what_it_ran_on_is_written_down(tmp_path: Path) -> None:
 def test_only_what_is_known_not_to_fit_is_refused(tmp_path: Path, accelerators: tuple[str, ...], refused: bool) -> None:
     config = load(CONFIGS / "70b/dpo.yaml").stages[-1]  # 52.7 GB per learner rank
     if not refused:
-        admit(config, NumbersOnly(*accelerators), tmp_path)
+        check_capacity(config, NumbersOnly(*accelerators), tmp_path)
         return
     with pytest.raises(BadInput, match="policy does not fit: policy lacks"):
-        admit(config, NumbersOnly(*accelerators), tmp_path)
+        check_capacity(config, NumbersOnly(*accelerators), tmp_path)
     assert (tmp_path / "devices.json").exists()  # whoever asks why finds what it was
 
 
 def test_a_model_that_nobody_knows_is_let_through(tmp_path: Path) -> None:
     config = load(CONFIGS / "70b/dpo.yaml", ["model.path=someone/unknown"]).stages[-1]
-    admit(config, NumbersOnly("A100-40G"), tmp_path)
+    check_capacity(config, NumbersOnly("A100-40G"), tmp_path)

@@ -54,7 +54,7 @@ class Run:
         cluster = LocalCluster({role: partial(fake, self.events) for role, fake in fakes.items()})
         gangs: dict[str, Any] = cluster.spawn(gang_plans(run, cuda=False, max_steps=self._max_steps))
         self.parts: dict[str, Any] = {
-            "anchor": self._reference_policy(run, gangs),
+            "reference_policy": self._reference_policy(run, gangs),
             "learners": Learners(gangs["policy"], gangs.get("critic")),
             "publisher": EnginePublisher(
                 gangs["policy"], gangs["rollout"], cuda=False, segment="segment", tensor_parallel_size=1
@@ -82,7 +82,7 @@ class Run:
         )
 
     def _source(self, run: RunConfig, gangs: dict[str, Any]) -> Any:
-        begun, max_steps = self.parts["anchor"].begin, self._max_steps
+        begun, max_steps = self.parts["reference_policy"].begin, self._max_steps
         if "dataset" in gangs:
             rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS]
             return DatasetSource(gangs["dataset"], rows, batch_size=2, seed=0, max_steps=max_steps, begun=begun)

@@ -136,7 +136,7 @@ def test_the_facts_of_a_turn_in_order(recorded: RecorderFixture) -> None:
     facts = ["PLANNED", "GENERATED", "SCORED", "TRAINED", "PUBLISHED", "COMMITTED"]
     assert recorded.facts() == [(fact, 1) for fact in facts]
     assert {r.attempt for r in recorded.ledger.records} == {2}
-    assert recorded.recorder.turns == 1
+    assert recorded.recorder.steps_done == 1
 
 
 def test_a_checkpoint_is_named_in_the_ledger_when_it_is_there(recorded: RecorderFixture) -> None:
@@ -209,7 +209,7 @@ def test_a_state_is_saved_once(recorded: RecorderFixture) -> None:
     ids=["not asked yet", "kept", "refreshed"],
 )
 def test_a_checkpoint_knows_the_reference(tmp_path: Path, decision: Decision | None, version: int) -> None:
-    recorded = RecorderFixture(tmp_path, turns=4, reference_version=3)
+    recorded = RecorderFixture(tmp_path, steps_done=4, reference_version=3)
     recorded.turn(4, decision)
     assert recorded.checkpointer.states == [State(next_step=5, reference_version=version)]
     assert recorded.ledger.records[-1].details == {"reference": version}

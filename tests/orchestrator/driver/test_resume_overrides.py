@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import RunConfig
-from orchestrator.driver.resume_overrides import MAY_CHANGE, changed, keep
+from orchestrator.driver.resume_overrides import MAY_CHANGE, apply_overrides, record_overrides
 from orchestrator.errors import BadInput, ResumeError
 from orchestrator.rundir.directory import RunDirectory
 
@@ -28,17 +28,17 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 
 def test_where_it_runs_may_change_and_is_kept(directory: RunDirectory) -> None:
-    new = changed(directory, ["policy.num_ranks=1", "checkpoint.keep=5"])
+    new = apply_overrides(directory, ["policy.num_ranks=1", "checkpoint.keep=5"])
     assert (new.policy.num_ranks, new.checkpoint.keep) == (1, 5)
     assert directory.config().policy.num_ranks == 2  # nothing is written before the run is held
-    assert keep(directory, new) == {"checkpoint.keep": 5, "policy.num_ranks": 1}
+    assert record_overrides(directory, new) == {"checkpoint.keep": 5, "policy.num_ranks": 1}
     assert directory.config() == new
-    assert keep(directory, new) == {}
+    assert record_overrides(directory, new) == {}
 
 
 def test_what_it_learns_may_not(directory: RunDirectory) -> None:
     with pytest.raises(ResumeError) as caught:
-        changed(directory, ["algorithm.learning_rate=0.5", "seed=3", "policy.num_ranks=1"])
+        apply_overrides(directory, ["algorithm.learning_rate=0.5", "seed=3", "policy.num_ranks=1"])
     assert [problem.what for problem in caught.value.problems] == [
         "algorithm.learning_rate was 1e-06 and would be 0.5",
         "seed was 0 and would be 3",
@@ -48,7 +48,7 @@ def test_what_it_learns_may_not(directory: RunDirectory) -> None:
 
 def test_a_slip_is_named(directory: RunDirectory) -> None:
     with pytest.raises(BadInput, match="num_rank"):
-        changed(directory, ["policy.num_rank=1"])
+        apply_overrides(directory, ["policy.num_rank=1"])
 
 
 def test_every_key_that_may_change_is_one() -> None:

@@ -12,7 +12,7 @@ import pytest
 from fakes import Events, EventSink
 
 from orchestrator.config.alarms import AlarmsConfig
-from orchestrator.driver.alarm_actions import follow, watch
+from orchestrator.driver.alarm_actions import apply_action, build_monitor
 from orchestrator.errors import ResumeError
 from orchestrator.monitor import Monitor
 from orchestrator.monitor.alarms import AlarmMonitor, Promotion
@@ -367,11 +367,11 @@ def test_a_resumed_watch_knows_what_rang_and_asks_for_nothing_again() -> None:
     config = AlarmsConfig.model_validate({"kl_budget": {"action": "pause"}})
     first = AlarmMonitor(config)
     for row in KL[:5]:
-        first.see(row["step"], row)
+        first.update(row["step"], row)
     assert first.verdict is not None
     resumed = AlarmMonitor(config, KL[:5], paused={("kl_budget", 5)})
     assert (resumed.verdict, resumed.alarms) == (None, first.alarms)
-    added, begun = resumed.see(6, KL[5])
+    added, begun = resumed.update(6, KL[5])
     assert (added, begun, resumed.verdict) == ({"alarms/kl_budget": 1.0}, [], None)
 
 
@@ -391,7 +391,7 @@ def test_the_strongest_action_decides(actions: tuple[str, str], chosen: str | No
     config = {"kl_budget": {"action": actions[0]}, "staleness": {"action": actions[1]}}
     watching = AlarmMonitor(AlarmsConfig.model_validate(config))
     for row in series(objective__kl=[30.0] * 5, staleness__mean=[5.0] * 5):
-        watching.see(row["step"], row)
+        watching.update(row["step"], row)
     assert (watching.verdict.action if watching.verdict else None) == chosen
 
 
@@ -414,10 +414,10 @@ def rolled_back(run: Callable[..., tuple[RunDirectory, Ledger]], *checkpoints: i
     directory, ledger = run(*checkpoints)
     watching = AlarmMonitor(AlarmsConfig.model_validate({"kl_budget": {"action": "roll_back"}}))
     for row in series(objective__kl=[1.0] * 10 + [30.0] * 5):
-        watching.see(row["step"], row)
+        watching.update(row["step"], row)
     assert watching.verdict is not None
     assert watching.verdict.step == 13
-    error = follow(watching.verdict, directory, ledger, attempt=1, turns=13)
+    error = apply_action(watching.verdict, directory, ledger, attempt=1, turns=13)
     return error, [int(p.name.removeprefix("step-")) for p in list_checkpoints(directory.checkpoints)], ledger
 
 
@@ -444,9 +444,9 @@ def test_rolling_back_is_to_the_checkpoint_before_the_window(
 def test_a_run_goes_back_once(run: Callable[..., tuple[RunDirectory, Ledger]]) -> None:
     _, _, ledger = rolled_back(run, 4, 13)
     config = AlarmsConfig.model_validate({"kl_budget": {"action": "roll_back"}})
-    again = watch(config, ledger, (), rounds=False)
+    again = build_monitor(config, ledger, (), rounds=False)
     for row in series(objective__kl=[30.0] * 5):
-        again.see(row["step"], row)
+        again.update(row["step"], row)
     assert again.verdict is not None
     assert again.verdict.action == "stop"
 
@@ -457,10 +457,10 @@ def test_a_stopped_run_is_not_resumed_while_its_alarm_would_stop_it(
     _, _, ledger = rolled_back(run)
     config = AlarmsConfig.model_validate({"kl_budget": {"action": "stop"}})
     with pytest.raises(ResumeError) as refused:
-        watch(config, ledger, (), rounds=False)
+        build_monitor(config, ledger, (), rounds=False)
     assert "alarm kl_budget stopped the run at step 13" in str(refused.value)
     for changed in ({"kl_budget": None}, {"kl_budget": {"action": "warn"}}):
-        assert watch(AlarmsConfig.model_validate(changed), ledger, (), rounds=False).verdict is None
+        assert build_monitor(AlarmsConfig.model_validate(changed), ledger, (), rounds=False).verdict is None
 
 
 def test_what_is_certain() -> None:
@@ -474,7 +474,7 @@ def seen(name: str, *, rounds: bool = False, **columns: Sequence[float]) -> str:
     history = History(rounds=rounds)
     for step, values in enumerate(zip(*columns.values(), strict=True), start=1):
         history.add(step, {key.replace("__", "/"): v for key, v in zip(columns, values, strict=True)})
-    found = RULES[name].see(history, getattr(AlarmsConfig(), name))
+    found = RULES[name].update(history, getattr(AlarmsConfig(), name))
     assert found is not None
     return found.saw
 

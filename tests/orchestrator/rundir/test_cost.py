@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.rundir.cost import Meter, by_turn
+from orchestrator.rundir.cost import Meter, by_step
 from orchestrator.rundir.ledger import Fact, Record
 
 DEVICES = {"policy": 2.0, "rollout": 1.0}
@@ -40,7 +40,7 @@ def test_a_step_costs_its_seconds_on_every_device_without_the_evaluation() -> No
     (spent,) = meter.attempts
     assert (spent.loading_s, spent.working_s, spent.evaluating_s) == (20.0, 10.0, 2.0)  # 137 - 125 - 2
     assert (meter.device_seconds, meter.seconds) == (30.0, 10.0)
-    assert by_turn(ledger(*ONE_STEP)) == {1: (30.0, 10.0)}
+    assert by_step(ledger(*ONE_STEP)) == {1: (30.0, 10.0)}
 
 
 def test_what_a_failure_cost_counts() -> None:
@@ -49,7 +49,7 @@ def test_what_a_failure_cost_counts() -> None:
     records = ledger(*GONE_ON)
     assert Meter(records).device_seconds == 3 * 14 + 2 * 10 + 2 * 10
     assert Meter(records).seconds == 14 + 10 + 10
-    assert by_turn(records) == {1: (30.0, 10.0), 2: (82.0, 34.0)}
+    assert by_step(records) == {1: (30.0, 10.0), 2: (82.0, 34.0)}
 
 
 def test_a_meter_reads_on_where_it_was() -> None:
