@@ -51,7 +51,7 @@ def test_it_imports_nothing_heavy(arguments: list[str], recipe_dir: RecipeDir) -
 
 def test_the_light_half_imports_nothing_heavy() -> None:
     """Every module of these packages, imported alone."""
-    light = ["config", "data", "monitor", "run.directory", "run.ledger", "errors", "terminal", "cli_jobs"]
+    light = ["config", "data", "monitor", "preflight", "rundir", "errors", "terminal", "cli"]
     script = f"""
 import importlib, pkgutil, sys
 for name in {light!r}:

@@ -82,7 +82,7 @@ class RecorderFixture:
         )
         given = {
             "attempt": 2,
-            "turns": 0,
+            "steps_done": 0,
             "num_tokens": 0.0,
             "max_steps": 5,
             "evaluate_every": 2,
@@ -93,8 +93,8 @@ class RecorderFixture:
         }
         self.recorder = Recorder(*parts, **given)
 
-    def turn(self, step: int, decision: Decision | None = None, **metrics: float) -> None:
-        """One turn of the loop; `_` stands for `/` in the names of metrics."""
+    def step(self, step: int, decision: Decision | None = None, **metrics: float) -> None:
+        """One step of the loop; `_` stands for `/` in the names of metrics."""
         self.recorder.planned(step)
         self.recorder.arrived(step, self.sampled(step))
         self.recorder.trained(step, decision)
@@ -132,7 +132,7 @@ def recorded(tmp_path: Path) -> RecorderFixture:
 
 
 def test_the_facts_of_a_turn_in_order(recorded: RecorderFixture) -> None:
-    recorded.turn(0)
+    recorded.step(0)
     facts = ["PLANNED", "GENERATED", "SCORED", "TRAINED", "PUBLISHED", "COMMITTED"]
     assert recorded.facts() == [(fact, 1) for fact in facts]
     assert {r.attempt for r in recorded.ledger.records} == {2}
@@ -140,8 +140,8 @@ def test_the_facts_of_a_turn_in_order(recorded: RecorderFixture) -> None:
 
 
 def test_a_checkpoint_is_named_in_the_ledger_when_it_is_there(recorded: RecorderFixture) -> None:
-    recorded.turn(0)
-    recorded.turn(1)
+    recorded.step(0)
+    recorded.step(1)
     assert recorded.facts()[-2:] == [("COMMITTED", 2), ("CHECKPOINT", 2)]
     assert recorded.events[-2:] == ["policy is saving a checkpoint", "saved 2"]
 
@@ -150,7 +150,7 @@ def test_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_p
     recorded = RecorderFixture(tmp_path, evaluate_every=2, pace=Pace(3))
     recorded.recorder.baseline()
     for step in range(5):
-        recorded.turn(step)
+        recorded.step(step)
     assert [e for e in recorded.events if e.startswith(("told", "saved", "evaluated"))] == [
         "evaluated",
         "told of 0",
@@ -177,24 +177,24 @@ def test_without_a_cadence_only_the_ends_are_evaluated(tmp_path: Path) -> None:
     recorded = RecorderFixture(tmp_path, evaluate_every=None)
     recorded.recorder.baseline()
     for step in range(5):
-        recorded.turn(step)
+        recorded.step(step)
     assert [r["step"] for r in recorded.rows() if "eval/reward" in r] == [0, 5]
 
 
 def test_without_held_out_prompts_nothing_is_evaluated(tmp_path: Path) -> None:
     recorded = RecorderFixture(tmp_path, held_out=False, evaluate_every=1)
     recorded.recorder.baseline()
-    recorded.turn(0)
+    recorded.step(0)
     assert [r["step"] for r in recorded.rows()] == [1]
     assert "eval/reward" not in recorded.rows()[0]
 
 
 def test_a_state_is_saved_once(recorded: RecorderFixture) -> None:
-    recorded.turn(0)
-    recorded.turn(1)
+    recorded.step(0)
+    recorded.step(1)
     recorded.recorder.checkpoint(2)  # a run that is stopped right after
     assert [s.next_step for s in recorded.checkpointer.states] == [2]
-    recorded.turn(2)
+    recorded.step(2)
     recorded.recorder.checkpoint(3)
     assert [s.next_step for s in recorded.checkpointer.states] == [2, 3]
 
@@ -210,7 +210,7 @@ def test_a_state_is_saved_once(recorded: RecorderFixture) -> None:
 )
 def test_a_checkpoint_knows_the_reference(tmp_path: Path, decision: Decision | None, version: int) -> None:
     recorded = RecorderFixture(tmp_path, steps_done=4, reference_version=3)
-    recorded.turn(4, decision)
+    recorded.step(4, decision)
     assert recorded.checkpointer.states == [State(next_step=5, reference_version=version)]
     assert recorded.ledger.records[-1].details == {"reference": version}
     trained = next(r for r in recorded.ledger.records if r.fact == "TRAINED")
@@ -233,8 +233,8 @@ def test_who_is_busy(tmp_path: Path, sampled: bool) -> None:
 
 def test_tokens_add_up_over_turns_and_attempts(tmp_path: Path) -> None:
     recorded = RecorderFixture(tmp_path, num_tokens=1000.0)
-    recorded.turn(0)
-    recorded.turn(1)
+    recorded.step(0)
+    recorded.step(1)
     assert [r["num_tokens"] for r in recorded.rows()] == [1100, 1200]
     assert [r["throughput/tokens_per_s"] for r in recorded.rows()] == [200, 200]  # 100 in half a second
 
@@ -303,7 +303,7 @@ def test_a_round_is_written_with_its_decision(tmp_path: Path) -> None:
     recorded = RecorderFixture(tmp_path, rounds=True)
     drift = Drift(kl=1.5, spread=0.5, saturated=0.25, num_completions=8)
     decision = Decision(action="refresh", reason="KL 1.5 > max_kl 1", version=1, drift=drift)
-    recorded.turn(1, decision, pairs_count=7.0, reward=0.5, timing_learn=3.0)
+    recorded.step(1, decision, pairs_count=7.0, reward=0.5, timing_learn=3.0)
     assert recorded.recorder.pairs_file(1) == str(recorded.directory.path / "rounds" / "2" / "pairs.parquet")
     assert json.loads((recorded.directory.round(2) / "round.json").read_text()) == {
         "round": 2,
@@ -320,7 +320,7 @@ def test_a_round_is_written_with_its_decision(tmp_path: Path) -> None:
 
 
 def test_where_a_step_is_no_round_no_round_is_written(recorded: RecorderFixture) -> None:
-    recorded.turn(0)
+    recorded.step(0)
     assert recorded.recorder.pairs_file(0) is None
     assert not (recorded.directory.path / "rounds").exists()
     assert "round/index" not in recorded.rows()[0]
@@ -338,7 +338,7 @@ def test_when_the_budget_is_spent_the_step_is_treated_as_the_last(tmp_path: Path
     recorded = RecorderFixture(tmp_path, max_steps=50, evaluate_every=None, pace=Pace(50), max_device_seconds=1.0)
     placed(recorded)
     assert not recorded.recorder.is_spent
-    recorded.turn(0)
+    recorded.step(0)
     assert recorded.recorder.is_spent
     assert recorded.rows()[-1]["eval/reward"] == 0.625
     assert recorded.facts()[-2:] == [("COMMITTED", 1), ("CHECKPOINT", 1)]
@@ -347,7 +347,7 @@ def test_when_the_budget_is_spent_the_step_is_treated_as_the_last(tmp_path: Path
 def test_without_a_budget_no_step_is_the_last_but_the_last(tmp_path: Path) -> None:
     recorded = RecorderFixture(tmp_path, max_steps=50, evaluate_every=None, pace=Pace(50))
     placed(recorded)
-    recorded.turn(0)
+    recorded.step(0)
     assert not recorded.recorder.is_spent
     assert "eval/reward" not in recorded.rows()[-1]
 
@@ -355,7 +355,7 @@ def test_without_a_budget_no_step_is_the_last_but_the_last(tmp_path: Path) -> No
 def test_what_earlier_attempts_spent_counts(tmp_path: Path) -> None:
     first = RecorderFixture(tmp_path)
     placed(first)
-    first.turn(0)
+    first.step(0)
     first.ledger.close()
     assert RecorderFixture(tmp_path, max_device_seconds=1.0).recorder.is_spent
 
@@ -382,7 +382,7 @@ def saved_at(clock: ScriptedClock, path: Path, minutes: list[float], *, save_s: 
     recorded.checkpointer.while_saving = lambda: clock.move(save_s)
     for step, took in enumerate(minutes):
         clock.move(60 * took)
-        recorded.turn(step)
+        recorded.step(step)
     return [step for fact, step in recorded.facts() if fact == "CHECKPOINT"]
 
 
@@ -404,8 +404,8 @@ def test_the_last_turn_is_saved_whatever_the_clock_says(tmp_path: Path) -> None:
     recorded = RecorderFixture(
         tmp_path, pace=Pace(None, ScriptedClock()), max_steps=2, held_out=False, evaluate_every=None
     )
-    recorded.turn(0)
-    recorded.turn(1)
+    recorded.step(0)
+    recorded.step(1)
     assert ("CHECKPOINT", 1) not in recorded.facts()
     assert ("CHECKPOINT", 2) in recorded.facts()
 

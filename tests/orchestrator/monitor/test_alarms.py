@@ -347,7 +347,7 @@ def test_an_alarm_is_told_when_it_begins_and_stands_in_its_rows() -> None:
     events: Events = []
     sink = EventSink(events)
     monitor = Monitor([sink])
-    monitor.watch = AlarmMonitor(AlarmsConfig())
+    monitor.alarm_monitor = AlarmMonitor(AlarmsConfig())
     for row in KL[:10]:
         monitor.step(row["step"], {"objective/kl": row["objective/kl"]})
     (note,) = [event for event in events if event.startswith("alarm")]
@@ -417,7 +417,7 @@ def rolled_back(run: Callable[..., tuple[RunDirectory, Ledger]], *checkpoints: i
         watching.update(row["step"], row)
     assert watching.verdict is not None
     assert watching.verdict.step == 13
-    error = apply_action(watching.verdict, directory, ledger, attempt=1, turns=13)
+    error = apply_action(watching.verdict, directory, ledger, attempt=1, steps_done=13)
     return error, [int(p.name.removeprefix("step-")) for p in list_checkpoints(directory.checkpoints)], ledger
 
 
@@ -474,7 +474,7 @@ def seen(name: str, *, rounds: bool = False, **columns: Sequence[float]) -> str:
     history = History(rounds=rounds)
     for step, values in enumerate(zip(*columns.values(), strict=True), start=1):
         history.add(step, {key.replace("__", "/"): v for key, v in zip(columns, values, strict=True)})
-    found = RULES[name].update(history, getattr(AlarmsConfig(), name))
+    found = RULES[name].see(history, getattr(AlarmsConfig(), name))
     assert found is not None
     return found.saw
 

@@ -149,7 +149,7 @@ def test_the_last_screen_says_how_it_ended() -> None:
 
 DEMO = """
 import sys
-sys.path.insert(0, "tests/orchestrator")
+sys.path.insert(0, "tests/orchestrator/monitor")
 from test_console import METRICS, RUN, SAMPLE
 from orchestrator.monitor import Outcome
 from orchestrator.monitor.console import open_console
