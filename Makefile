@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults fuzz bad-input check bench back-test table alarms families parity \
+.PHONY: help setup quickstart docs test test-faults fuzz bad-input check bench back-test table alarms families parity \
     proof frontier golden golden-check lock clean
 
 BIN := .venv/bin
@@ -20,17 +20,21 @@ quickstart: setup ## train a tiny base model, then three rounds of iterative DPO
 	@$(IN_VENV) python configs/quickstart/task.py
 	@$(IN_VENV) rlhf run configs/quickstart/iterative_dpo.yaml
 
+docs: .venv-docs/lock.stamp ## build the documentation in site/, in an environment of its own
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	@echo "docs: done; open site/index.html"
+
 test: setup ## run all tests
 	@$(IN_VENV) python -m pytest
 
-test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/reliability.md (hours)
+test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/evidence/reliability.md (hours)
 	@$(IN_VENV) python -m pytest -m long
 	@$(IN_VENV) python tests/faults/report.py --anew
 
-fuzz: setup ## fuzz every parser for MINUTES=20 each, one after another: docs/fuzzing.md
+fuzz: setup ## fuzz every parser for MINUTES=20 each, one after another: docs/evidence/fuzzing.md
 	@$(IN_VENV) python tests/fuzz/fuzz.py --minutes $(or $(MINUTES),20)
 
-bad-input: setup ## write docs/bad_input.md from the names of the tests
+bad-input: setup ## write docs/evidence/bad_input.md from the names of the tests
 	@$(IN_VENV) python tests/orchestrator/bad_input.py
 
 check: setup ## lint, format and type check
@@ -41,13 +45,13 @@ check: setup ## lint, format and type check
 bench: setup ## measure side by side with TRL
 	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -m benchmarks.run
 
-back-test: setup ## compare the planner with published runs: docs/plan.md
+back-test: setup ## compare the planner with published runs: docs/evidence/back_test.md
 	@$(IN_VENV) python -m benchmarks.back_test
 
-table: setup ## every quickstart recipe over three seeds: docs/learning.md and the table in the README (hours)
+table: setup ## every quickstart recipe over three seeds: docs/evidence/learning.md and the table in the README (hours)
 	@$(IN_VENV) python -m benchmarks.learning
 
-alarms: setup ## plant faults in small runs and see which alarms ring: docs/alarms.md (10 minutes)
+alarms: setup ## plant faults in small runs and see which alarms ring: docs/evidence/alarms.md (10 minutes)
 	@$(IN_VENV) python -m benchmarks.alarms
 
 families: setup ## judge every family of transformers against its own forward pass: docs/families.md (an hour)
@@ -55,12 +59,12 @@ families: setup ## judge every family of transformers against its own forward pa
 	@$(IN_VENV) python -W ignore -m tests.families.engine
 	@$(IN_VENV) python -m pytest -m long tests/families
 
-parity: setup ## compute TRL's losses and gradients anew in TRL's own environment, and docs/parity.md
+parity: setup ## compute TRL's losses and gradients anew in TRL's own environment, and docs/evidence/parity.md
 	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -c 'from benchmarks import sides; sides.trl_python(sides.ROOT / ".venv-trl")'
 	@.venv-trl/bin/python tests/workers/parity/trl_values.py
 	@$(IN_VENV) python tests/workers/parity/ours.py
 
-proof: setup ## train every method on a world with a known optimum: docs/proof.md (6 minutes)
+proof: setup ## train every method on a world with a known optimum: docs/evidence/proof.md (6 minutes)
 	@$(IN_VENV) python tests/workers/algorithms/proof.py
 
 frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)
@@ -80,14 +84,14 @@ lock: ## resolve requirements/cpu.txt again (needs uv)
 	@mv requirements/cpu.txt.new requirements/cpu.txt
 
 clean: ## remove .venv and caches (runs/, data/ and models/ stay)
-	rm -rf .venv .venv-trl build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf .venv .venv-docs .venv-trl build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for the lock and one for the project, so that a change costs only what it touches.
 .venv/lock.stamp: requirements/torch-cpu.txt requirements/cpu.txt
 	@[ "$$(uname -sm)" = "Linux x86_64" ] \
 	    || { echo "setup: the CPU engine is built for Linux on x86_64 only, this is $$(uname -sm)" >&2; exit 1; }
-	@[ -x $(BIN)/pip ] || { $(create_venv); }
+	@[ -x $(BIN)/pip ] || { $(call create_venv,.venv); }
 	@echo "setup: torch, CPU build"
 	@$(PIP) -r requirements/torch-cpu.txt 2> .venv/torch.log \
 	    || $(PIP) -r requirements/torch-cpu.txt --index-url $(CPU_INDEX) || { cat .venv/torch.log >&2; exit 1; }
@@ -101,13 +105,18 @@ clean: ## remove .venv and caches (runs/, data/ and models/ stay)
 	@touch $@
 	@echo "setup: done; the command is $(BIN)/rlhf"
 
+.venv-docs/lock.stamp: requirements/docs.txt
+	@[ -x .venv-docs/bin/pip ] || { $(call create_venv,.venv-docs); }
+	@.venv-docs/bin/python -m pip --disable-pip-version-check install -qq --no-deps -r requirements/docs.txt
+	@touch $@
+
 define create_venv
 for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
     $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2> /dev/null || continue; \
-    echo "setup: $$($$python --version) in .venv"; \
-    $$python -m venv --clear .venv; \
+    echo "setup: $$($$python --version) in $(1)"; \
+    $$python -m venv --clear $(1); \
     break; \
 done; \
-[ -x $(BIN)/pip ] \
+[ -x $(1)/bin/pip ] \
     || { echo "setup: needs Python 3.11 or 3.12 with venv; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
 endef

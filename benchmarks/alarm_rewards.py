@@ -1,4 +1,4 @@
-"""What the runs of `benchmarks.alarms` are rewarded with: TRL's signature, completions of the letters a to h."""
+"""Rewards of the runs of `benchmarks.alarms`, with TRL's signature. Completions consist of the letters a to h."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ _noise = random.Random(0)
 
 
 def first_letter(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """How near the first letter is to the prompt's: 1 when it is the same, 0 when it is farthest. An answer without one
-    is worth a middling one, so that length says nothing."""
+    """Return 1 − the distance of the first letter to the prompt's first letter / 7.
+
+    An empty answer gets 0.5, so that the reward does not depend on the length."""
     return [
         1 - abs(ord(c[0]) - ord(p[0])) / 7 if c[:1].isalpha() else 0.5
         for p, c in zip(prompts, completions, strict=True)
@@ -17,30 +18,30 @@ def first_letter(prompts: list[str], completions: list[str], **_: object) -> lis
 
 
 def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """A proxy that counts: each letter a is worth 1/8, whatever stands around it."""
+    """Return 1/8 for each letter a: a proxy that ignores everything else."""
     return [c.count("a") / 8 for c in completions]
 
 
 def variety(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """What the proxy was meant to reward: how many different letters there are, of 8."""
+    """Return the number of distinct letters / 8: the objective that the proxy was meant to measure."""
     return [len(set(c)) / 8 for c in completions]
 
 
 def without_a(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """What must not be lost: the share of letters that are no a."""
+    """Return the share of letters other than a: the metric of the safety gate."""
     return [1 - c.count("a") / max(1, len(c)) for c in completions]
 
 
 def length(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """A reward for every token."""
+    """Return a reward for every token: the length / 96."""
     return [len(c) / 96 for c in completions]
 
 
 def constant(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """A reward that is broken."""
+    """Return 0.5 for every answer: a broken reward."""
     return [0.5 for _ in completions]
 
 
 def noise(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """A reward that says nothing about the completion."""
+    """Return random rewards, independent of the completions."""
     return [_noise.random() for _ in completions]

@@ -1,10 +1,10 @@
-"""The planner against published runs.
+"""Compare the planner with published runs.
 
-    python -m benchmarks.back_test      (`make back-test`; seconds) writes the tables of docs/plan.md
+    python -m benchmarks.back_test      (`make back-test`; seconds) writes the tables of docs/evidence/back_test.md
 
-benchmarks/published_runs.csv holds what others have published, with its source. Here stands what the planner's own
-functions say of each run for which enough was published to ask them, what had to be assumed for it, and whether a
-constant was fitted to it. Points outside the bounds are shown like all others.
+benchmarks/published_runs.csv contains published figures with their sources. For each run with enough published detail,
+this module has the planner's prediction, its assumptions, and the constants that were fitted to the run. Points outside
+their bounds are reported like all others.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from orchestrator.plan.time import (
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "benchmarks" / "published_runs.csv"
-PAGE = ROOT / "docs" / "plan.md"
+PAGE = ROOT / "docs" / "evidence" / "back_test.md"
 BEGIN, END = "<!-- back-test: make back-test -->", "<!-- end of the back-test -->"
 H100, FP8_FLOPS = GPUS["H100"], 1979e12
 LLAMA_8B, LLAMA_70B, LLAMA_405B = (TABLE[f"llama-3-{size}"] for size in ("8b", "70b", "405b"))
 BOUNDS = {"backtest-train": 0.15, "backtest-e2e": 0.15, "backtest-sync": 0.30, "backtest-decode": 0.30}
 EXCEPTIONS = {
-    "trtllm-70b-h100-tp8-128-128": "more than 512 sequences ran",
-    "vllm-32b-h100": "about 4 GB are left for keys and values: the memory's edge",
+    "trtllm-70b-h100-tp8-128-128": "more than 512 sequences were running",
+    "vllm-32b-h100": "only about 4 GB are left for the KV cache",
 }
 ANOTHER_GPU = "another GPU"
-SELECTIVE_BYTES = 18  # per hidden unit, token and layer, with selective checkpointing: assumed
+SELECTIVE_BYTES = 18  # assumed: per hidden unit, token and layer, with selective checkpointing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """A published figure and what the planner says of it."""
+    """A published figure and the planner's prediction of it."""
 
     id: str
     kind: str
@@ -58,7 +58,7 @@ class Point:
     published: float
     unit: str
     predicted: float
-    fitted: str  # what of the prediction was fitted to this point
+    fitted: str  # constants that were fitted to this point
 
     @property
     def ratio(self) -> float:
@@ -72,26 +72,28 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """A training run: tokens per second and GPU."""
+    """A training run, published as tokens per second and GPU."""
 
     shape: ModelShape
     context: int
     mfu: float
     flops: float = H100.flops
-    fitted: str = "its efficiency was chosen for it"
+    fitted: str = "its efficiency"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loop:
-    """A GRPO step: 2048 completions in groups of 32, none longer than 4096 tokens with its prompt. The prompt's 170
-    tokens and the spread of lengths are assumed; published is the mean of both together."""
+    """A GRPO step of 2048 completions in groups of 32, at most 4096 tokens each with the prompt.
+
+    The published figure is the mean length of prompt and completion together; prompts of 170 tokens and the spread of
+    lengths are assumed."""
 
     shape: ModelShape
     gpus: int
-    tokens: int
-    sigma: float
+    tokens: int  # mean length of prompt and completion
+    sigma: float  # of the log-normal lengths
     tensor_parallel: int
-    split: bool = False  # one step off policy, half of the GPUs for each side; else all in turns
+    split: bool = False  # one step off-policy, with half of the GPUs for each side; False: colocated
     fitted: str = "nothing; lengths and their spread are assumed"
 
 
@@ -104,7 +106,7 @@ TRAINING: Mapping[str, Training] = {
     "mbridge-70b-pretrain-fp8": Training(shape=LLAMA_70B, context=8192, mfu=0.36, flops=FP8_FLOPS, fitted="nothing"),
     "mbridge-405b-pretrain-fp8": Training(shape=LLAMA_405B, context=8192, mfu=0.36, flops=FP8_FLOPS, fitted="nothing"),
 }
-_SWITCH = "the 20 s of the switch, with one other"
+_SWITCH = "the 20 s switch, together with one other point"
 LOOPS: Mapping[str, Loop] = {
     "nemorl-v0_5-llama-3_1-8b-on-16-step": Loop(
         shape=LLAMA_8B, gpus=16, tokens=1019, sigma=0.6, tensor_parallel=1, fitted=_SWITCH
@@ -137,15 +139,15 @@ def published() -> list[dict[str, str]]:
 
 
 def points() -> list[Point]:
-    """Every published run that the planner can be asked about."""
-    found = []
+    """Return every published run that the planner can predict."""
+    predictable = []
     for row in published():
         match = re.search(r"kind=([\w-]+)", row["note"])
         prediction = _predict(row)
         if prediction is None:
             continue
         predicted, fitted = prediction
-        found.append(
+        predictable.append(
             Point(
                 id=row["id"],
                 kind=ANOTHER_GPU if _is_another_gpu(row) else match[1] if match else "",
@@ -156,11 +158,11 @@ def points() -> list[Point]:
                 fitted=fitted,
             )
         )
-    return found
+    return predictable
 
 
 def _predict(row: Mapping[str, str]) -> tuple[float, str] | None:
-    """(the planner's figure in the row's unit, what was fitted to it)."""
+    """Return the prediction in the row's unit, and the constants fitted to it; None if it cannot be predicted."""
     id = row["id"]
     if id in TRAINING:
         run = TRAINING[id]
@@ -168,9 +170,9 @@ def _predict(row: Mapping[str, str]) -> tuple[float, str] | None:
     if id in LOOPS:
         return loop_s(LOOPS[id]), LOOPS[id].fitted
     if _is_decoding(row):
-        return _decoding(row, DEFAULT), "four constants of decoding, to these 16 points"
+        return _decoding(row, DEFAULT), "four decoding constants, to these 16 points"
     if _is_another_gpu(row):
-        return _decoding(row, DEFAULT), "nothing: predicted for this table"
+        return _decoding(row, DEFAULT), "nothing"
     if id in VLLM:
         engine = Engine(shape=VLLM[id], gpu=H100, tensor_parallel=1)
         return throughput(engine, prompt=100, response=600, batch=256, constants=DEFAULT), "nothing; lengths assumed"
@@ -192,12 +194,12 @@ def _is_decoding(row: Mapping[str, str]) -> bool:
 
 
 def _is_another_gpu(row: Mapping[str, str]) -> bool:
-    """Of the same publication as the fitted decoding points, on a GPU that nothing was fitted to."""
+    """Return True for decoding on A100, from the publication of the fitted points; nothing was fitted to it."""
     return row["id"].startswith("trtllm-70b-a100-")
 
 
 def _decoding(row: Mapping[str, str], constants: Constants) -> float:
-    """Tokens per second of the TensorRT-LLM engine of this row, always full."""
+    """Return the tokens per second of the row's TensorRT-LLM engine, always full."""
     gpu = GPUS["A100-80"] if row["gpu"] == "A100" else H100
     engine = Engine(shape=LLAMA_70B, gpu=gpu, tensor_parallel=int(row["n_gpus"]))
     prompt, response = float(row["prompt_tokens"]), float(row["response_tokens"])
@@ -205,7 +207,7 @@ def _decoding(row: Mapping[str, str], constants: Constants) -> float:
 
 
 def loop_s(loop: Loop) -> float:
-    """generate + score (old and reference) + learn + publish + switch, or the longer side + publish."""
+    """Return the step time: the sum of all phases and the switch if colocated, else the longer side and publish."""
     constants = replace(DEFAULT, length_sigma=loop.sigma)
     response, tokens = float(loop.tokens - PROMPT), float(SAMPLES * loop.tokens)
     gpus = loop.gpus // 2 if loop.split else loop.gpus
@@ -227,7 +229,7 @@ def loop_s(loop: Loop) -> float:
 
 
 def memory_8b() -> float:
-    """Bytes per GPU: Llama 3.1 8B on 8 GPUs, 2 x 8192 tokens, all logits at once, selective checkpointing."""
+    """Return the bytes per GPU of Llama 3.1 8B on 8 GPUs: 2 x 8192 tokens, whole logits, selective checkpointing."""
     tokens = 2 * 8192
     states, _ = zero_bytes(
         LLAMA_8B.num_params, Sharding(ranks=8, zero_stage=3), trained=LLAMA_8B.num_params, offload=False
@@ -237,25 +239,26 @@ def memory_8b() -> float:
 
 
 def floor_h(id: str) -> float:
-    """Hours that Tulu 3's offline DPO would take at a good efficiency, with its reference cached."""
+    """Return the hours of Tulu 3's offline DPO at an efficiency of 0.40, with cached reference log-probabilities."""
     shape, gpus, pairs = (LLAMA_70B, 64, 334302) if id == "tulu3-70b-dpo" else (LLAMA_8B, 8, 271409)
     return (
         learning_s(shape, H100, tokens=pairs * 1000.0 * 4 / 3, context=500, gpus=gpus, constants=DEFAULT, mfu=0.40)
         / 3600
-    )  # three passes to learn, and one of the reference
+    )  # learning costs three forward passes, the reference one: 4/3
 
 
 # ------------------------------------------------------------------------------------------------ held out
 
 
 def cross_fit() -> dict[str, list[float]]:
-    """Ratios of the 16 decoding points when the constants are fitted to the other half: those of 4 GPUs per engine by
-    those of 8, and the other way round. An honest figure for engines that were not looked at."""
+    """Return the ratios of each half of the 16 decoding points, with the constants fitted to the other half.
+
+    The halves are engines of 4 and of 8 GPUs. The ratios estimate the error on engines that were not fitted."""
     rows = [row for row in published() if _is_decoding(row)]
     halves = {tp: [row for row in rows if row["n_gpus"] == tp] for tp in ("4", "8")}
     return {
-        f"{seen} GPUs per engine seen, {held} held out": _ratios(halves[held], _fit(halves[seen]))
-        for seen, held in (("4", "8"), ("8", "4"))
+        f"fitted to {fitted} GPUs per engine, {held} held out": _ratios(halves[held], _fit(halves[fitted]))
+        for fitted, held in (("4", "8"), ("8", "4"))
     }
 
 
@@ -264,7 +267,7 @@ def _ratios(rows: Sequence[Mapping[str, str]], constants: Constants) -> list[flo
 
 
 def _fit(rows: Sequence[Mapping[str, str]]) -> Constants:
-    """The grid point with the least squared logarithm of the ratios."""
+    """Return the grid point with the smallest sum of squared log ratios."""
     grid = itertools.product(
         (0.5, 0.55, 0.6, 0.65, 0.7, 0.8), (0.5, 0.6, 0.7, 0.8), (0.45, 0.55, 0.65), (40, 60, 80, 100, 120)
     )
@@ -279,33 +282,33 @@ def _fit(rows: Sequence[Mapping[str, str]]) -> Constants:
 
 
 def tables() -> str:
-    found = points()
-    return "\n".join([*_summary(found), "", *_table(found), "", *example_table()])
+    every = points()
+    return "\n".join([*_summary(every), "", *_table(every), "", *example_table()])
 
 
-def _summary(found: Sequence[Point]) -> Iterator[str]:
+def _summary(every: Sequence[Point]) -> Iterator[str]:
     names = {
         "backtest-train": "training",
         "backtest-e2e": "whole steps",
-        "backtest-sync": "publication",
+        "backtest-sync": "weight transfer",
         "backtest-decode": "decoding",
         ANOTHER_GPU: "decoding on A100",
-        "backtest-extra": "looked at only afterwards",
-        "backtest-ratio": "learning against scoring",
+        "backtest-extra": "compared only after fitting",
+        "backtest-ratio": "training time / scoring time",
         "backtest-memory": "memory",
-        "floor": "a slow system against the floor",
+        "floor": "slow systems, against a lower bound",
     }
     yield "| kind | points | median of \\|ratio − 1\\| | ratios | bound | outside |"
     yield "|---|--:|--:|---|--:|--:|"
     for kind, name in names.items():
-        some = [p for p in found if p.kind == kind]
-        ratios = [p.ratio for p in some]
+        own = [p for p in every if p.kind == kind]
+        ratios = [p.ratio for p in own]
         bound = f"±{BOUNDS[kind]:.0%}" if kind in BOUNDS else "none"
-        outside = sum(p.is_outside for p in some)
+        outside = sum(p.is_outside for p in own)
         error = statistics.median(abs(r - 1) for r in ratios)
-        yield f"| {name} | {len(some)} | {error:.1%} | {min(ratios):.2f} – {max(ratios):.2f} | {bound} | {outside} |"
+        yield f"| {name} | {len(own)} | {error:.1%} | {min(ratios):.2f} – {max(ratios):.2f} | {bound} | {outside} |"
     yield ""
-    yield f"Median over training, whole steps and publication: {median_error(found):.1%}."
+    yield f"Median over training, whole steps and weight transfer: {median_error(every):.1%}."
     yield ""
     yield "Decoding, with the constants fitted to one half and the other half held out:"
     yield ""
@@ -314,17 +317,17 @@ def _summary(found: Sequence[Point]) -> Iterator[str]:
         yield f"- {name}: ratios {min(ratios):.2f} – {max(ratios):.2f}, median of |ratio − 1| {error:.1%}"
 
 
-def median_error(found: Sequence[Point]) -> float:
+def median_error(every: Sequence[Point]) -> float:
     kinds = ("backtest-train", "backtest-e2e", "backtest-sync")
-    return statistics.median(abs(p.ratio - 1) for p in found if p.kind in kinds)
+    return statistics.median(abs(p.ratio - 1) for p in every if p.kind in kinds)
 
 
-def _table(found: Sequence[Point]) -> Iterator[str]:
-    yield "| run | predicted | published | ratio | fitted to it |"
+def _table(every: Sequence[Point]) -> Iterator[str]:
+    yield "| run | predicted | published | ratio | constants fitted to it |"
     yield "|---|--:|--:|--:|---|"
     order = (*BOUNDS, ANOTHER_GPU, "backtest-extra", "backtest-ratio", "backtest-memory", "floor")
-    for point in sorted(found, key=lambda p: order.index(p.kind)):
-        outside = f" **outside**: {EXCEPTIONS.get(point.id, 'no reason known')}" if point.is_outside else ""
+    for point in sorted(every, key=lambda p: order.index(p.kind)):
+        outside = f" **outside**: {EXCEPTIONS.get(point.id, 'unknown reason')}" if point.is_outside else ""
         yield (
             f"| {point.what} `{point.id}` | {point.predicted:.4g} | {point.published:.4g} {point.unit} | "
             f"{point.ratio:.2f} | {point.fitted}{outside} |"

@@ -1,11 +1,11 @@
-"""Compare the learner's speed in this checkout with another one's, in turns.
+"""Compare the learner's speed in this checkout with that in another one, in alternating turns.
 
     python benchmarks/checkouts.py OTHER_CHECKOUT [--turns 40]
 
-Each checkout has a process of its own that keeps a model in DeepSpeed (ZeRO stage 3, one rank, float32, one thread) and
-is asked in turns for forward and backward passes of the same micro-batch: eight prompts of 48 tokens with four
-completions of 40 each. Seconds of processor time are counted, so that a busy machine matters less. The result is this
-checkout's speed as a share of the other's: the median ratio of a turn, and the ratio of the fastest turns.
+Each checkout has its own process, which keeps a model in DeepSpeed (ZeRO stage 3, one rank, float32, one thread). The
+processes alternate in forward and backward passes of the same micro-batch: eight prompts of 48 tokens with four
+completions of 40 each. CPU time is measured, as it depends less on the load of the machine. The result is the speed of
+this checkout relative to the other: the median ratio over the turns, and the ratio of the fastest turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-PASSES = 4  # of a turn
+PASSES = 4  # per turn
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -42,12 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("other", type=Path)
     parser.add_argument("--turns", type=int, default=40)
-    given = parser.parse_args()
+    options = parser.parse_args()
     for model_type in ("llama", "qwen2"):
         with tempfile.TemporaryDirectory() as directory:
             _write(Path(directory), model_type)
-            ours, theirs = (_start(tree, directory) for tree in (HERE.parents[1], given.other.resolve()))
-            pairs = [(_turn(ours), _turn(theirs)) for _ in range(given.turns)][1:]  # the first warms up
+            ours, theirs = (_start(tree, directory) for tree in (HERE.parents[1], options.other.resolve()))
+            pairs = [(_turn(ours), _turn(theirs)) for _ in range(options.turns)][1:]  # the first one is a warm-up
             for child in (ours, theirs):
                 child.stdin.close()
                 child.wait()
@@ -87,19 +87,19 @@ def _turn(child: Any) -> float:
     child.stdin.flush()
     while not (line := child.stdout.readline()).startswith("{"):
         if not line:
-            raise SystemExit("a checkout's process ended")
+            raise SystemExit("the process of a checkout ended")
     return float(json.loads(line)["seconds"])
 
 
 def child() -> None:
-    """Answer each line of the standard input with the processor time of some passes."""
+    """Answer each line on standard input with the CPU time of `PASSES` passes."""
     import numpy as np
     import torch
 
     from workers.config import LearnerConfig, ModelConfig, SftConfig
     from workers.engines import deepspeed_engine
     from workers.packing import pack
-    from workers.types import Ragged
+    from workers.ragged import Ragged
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])

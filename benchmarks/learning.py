@@ -1,14 +1,14 @@
-"""Does it learn? Every recipe of configs/quickstart/ over three seeds.
+"""Measure the learning curves of every recipe in configs/quickstart/ over three seeds.
 
     python -m benchmarks.learning              (`make table`; several hours on 2 cores)
-    python -m benchmarks.learning grpo dpo     measures these recipes anew, the rows of the others stay
+    python -m benchmarks.learning grpo dpo     measure these recipes again, and keep the rows of the others
     python -m benchmarks.learning --seeds 1    only these seeds
 
-For each seed: another untrained model, other demonstrations and prompts, another base, and from it each recipe as it
-lies in configs/quickstart/. What is measured is held out, and no setting was chosen by it (`test.jsonl`,
-`test_pairs.jsonl`). Times are wall-clock for the whole command, starting Ray and the engines included.
+Each seed has its own untrained model, demonstrations, prompts and base model, from which every recipe starts unchanged.
+The test data (`test.jsonl`, `test_pairs.jsonl`) are held out, and no setting was chosen on them. Times are wall-clock
+times of the whole command, including the start of Ray and the engines.
 
-Written: benchmarks/results/learning.json with all figures, docs/learning.md, and the table in the README.
+Output: benchmarks/results/learning.json with all figures, docs/evidence/learning.md, and the table in the README.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2)
 RLHF = str(Path(sys.executable).parent / "rlhf")
 RESULT = ROOT / "benchmarks" / "results" / "learning.json"
-PAGE = ROOT / "docs" / "learning.md"
+PAGE = ROOT / "docs" / "evidence" / "learning.md"
 README_BEGIN, README_END = "<!-- quickstart table: make table -->", "<!-- end of the quickstart table -->"
 IN_THE_README = ("iterative_dpo", "grpo", "ppo")
 
@@ -73,46 +73,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", choices=[[], *ROWS], metavar="RECIPE", help=", ".join(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
-    wanted = parser.parse_args()
-    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    for seed in wanted.seeds:
-        house = _house(seed)
-        for recipe in wanted.recipes or ROWS:
-            found.setdefault(recipe, {})[str(seed)] = _measure(house, recipe, seed)
-            RESULT.write_text(json.dumps(found, indent=1) + "\n")
-            write_tables(found)
+    options = parser.parse_args()
+    results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for seed in options.seeds:
+        directory = _prepare(seed)
+        for recipe in options.recipes or ROWS:
+            results.setdefault(recipe, {})[str(seed)] = _measure(directory, recipe, seed)
+            RESULT.write_text(json.dumps(results, indent=1) + "\n")
+            write_tables(results)
 
 
-def write_tables(found: dict[str, Any]) -> None:
-    """The page of all recipes, and the short table in the README."""
-    PAGE.write_text(f"{_PAGE_HEAD}\n{_table(found, list(ROWS))}")
+def write_tables(results: dict[str, Any]) -> None:
+    """Write the page of all recipes, and the short table in the README."""
+    PAGE.write_text(f"{_PAGE_HEAD}\n{_table(results, list(ROWS))}")
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(README_BEGIN)
-    table = f"{_README_HEAD}\n{_table(found, IN_THE_README)}"
+    table = f"{_README_HEAD}\n{_table(results, IN_THE_README)}"
     readme.write_text(f"{before}{README_BEGIN}\n{table}{README_END}{rest.split(README_END)[1]}")
 
 
 # ------------------------------------------------------------------------------------------------ measuring
 
 
-def _house(seed: int) -> Path:
-    """A directory in which the recipes run as they are: data and base of this seed, and a link to configs/."""
-    house = ROOT / "runs" / "learning" / f"seed-{seed}"
-    house.mkdir(parents=True, exist_ok=True)
-    if not (house / "configs").exists():
-        (house / "configs").symlink_to(ROOT / "configs")
-    _call([sys.executable, "configs/quickstart/task.py", "--seed", str(seed)], house)
-    _call([RLHF, "run", "configs/quickstart/base.yaml", f"seed={seed}"], house)
-    return house
+def _prepare(seed: int) -> Path:
+    """Create a working directory for the recipes: data and base model of the seed, and a link to configs/."""
+    directory = ROOT / "runs" / "learning" / f"seed-{seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / "configs").exists():
+        (directory / "configs").symlink_to(ROOT / "configs")
+    _call([sys.executable, "configs/quickstart/task.py", "--seed", str(seed)], directory)
+    _call([RLHF, "run", "configs/quickstart/base.yaml", f"seed={seed}"], directory)
+    return directory
 
 
-def _measure(house: Path, recipe: str, seed: int) -> dict[str, Any]:
+def _measure(working_directory: Path, recipe: str, seed: int) -> dict[str, Any]:
     path, row = f"configs/quickstart/{recipe}.yaml", ROWS[recipe]
     stages = load(ROOT / path).stages
     overrides = [f"stages.{stage.name}.{change}" for stage in stages for change in _changes(stage, seed)]
-    directory = house / stages[-1].directory
+    directory = working_directory / stages[-1].directory
     shutil.rmtree(directory, ignore_errors=True)
-    seconds = _call([RLHF, "run", path, *overrides], house)
+    seconds = _call([RLHF, "run", path, *overrides], working_directory)
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
         "curve": {r["step"]: r[row.metric] for r in rows if r.get(row.metric) is not None},
@@ -124,7 +124,7 @@ def _measure(house: Path, recipe: str, seed: int) -> dict[str, Any]:
 
 
 def _changes(stage: RunConfig, seed: int) -> list[str]:
-    """What a stage is told beside its recipe: the seed, and to measure on what no setting was chosen by."""
+    """Return the overrides of a stage: the seed, and the test data for evaluation."""
     changes = [f"seed={seed}"]
     if stage.data.eval_prompts is not None:
         changes.append("data.eval_prompts=data/quickstart/test.jsonl")
@@ -133,33 +133,33 @@ def _changes(stage: RunConfig, seed: int) -> list[str]:
     return changes
 
 
-def _call(command: list[str], house: Path) -> float:
+def _call(command: list[str], directory: Path) -> float:
     started = time.monotonic()
-    subprocess.run(command, cwd=house, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(command, cwd=directory, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     return time.monotonic() - started
 
 
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _table(found: dict[str, Any], recipes: Sequence[str]) -> str:
-    """A row per recipe that was measured: mean over its seeds, lowest and highest."""
+def _table(results: dict[str, Any], recipes: Sequence[str]) -> str:
+    """Return one row per measured recipe: mean over its seeds, lowest and highest."""
     lines = ["| recipe | seeds | base | on the way | end | minutes |", "|---|--:|---|---|---|---|"]
     for recipe in recipes:
-        if recipe in found:
-            lines.append(_line(ROWS[recipe], [found[recipe][seed] for seed in sorted(found[recipe])]))
-    machine, date = description(), max(run["date"] for recipe in recipes for run in found.get(recipe, {}).values())
+        if recipe in results:
+            lines.append(_line(ROWS[recipe], [results[recipe][seed] for seed in sorted(results[recipe])]))
+    machine, date = description(), max(run["date"] for recipe in recipes for run in results.get(recipe, {}).values())
     ending = f"Measured up to {date} on {machine['cpu']}, {machine['cpu_cores']} cores, by `make table`."
     return "\n".join([*lines, "", ending, ""])
 
 
 def _line(row: Row, runs: Sequence[dict[str, Any]]) -> str:
-    curves = [{int(step): value for step, value in run["curve"].items()} for run in runs]  # JSON has text
+    curves = [{int(step): value for step, value in run["curve"].items()} for run in runs]  # JSON keys are strings
     first, *between, last = sorted(curves[0])
     at = {step: _spread([curve[step] for curve in curves]) for step in (first, *between, last)}
-    way = "; ".join(f"{row.word} {step}: {at[step]}" for step in between)
+    during = "; ".join(f"{row.word} {step}: {at[step]}" for step in between)
     minutes = _spread([run["seconds"] / 60 for run in runs], digits=1)
-    return f"| {row.label} | {len(runs)} | {at[first]} | {way} | **{at[last]}** | {minutes} |"
+    return f"| {row.label} | {len(runs)} | {at[first]} | {during} | **{at[last]}** | {minutes} |"
 
 
 def _spread(values: Sequence[float], digits: int = 2) -> str:
@@ -177,7 +177,7 @@ Every recipe of `configs/quickstart/` over its seeds: mean (lowest – highest).
 model, data and base. Held-out figures: greedy accuracy on 256 unseen prompts, or accuracy on
 unseen pairs for the reward model. Minutes are those of the whole command from a finished base, on a machine that had
 other work at times: the lowest are nearest to those of a quiet one. Written by `make table`; all figures are in
-[benchmarks/results/learning.json](../benchmarks/results/learning.json).
+[benchmarks/results/learning.json](../../benchmarks/results/learning.json).
 """
 
 

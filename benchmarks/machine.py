@@ -1,4 +1,4 @@
-"""What the machine was doing while a benchmark ran: processor time by process tree, load, and a description."""
+"""CPU time of the machine and of process trees, CPU affinity, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CpuSeconds:
-    """Processor seconds since some fixed moment: of all processes of the machine, and of one tree of processes."""
+    """CPU seconds since a fixed moment."""
 
-    machine_s: float
-    tree_s: float
+    machine_s: float  # of all processes of the machine
+    tree_s: float  # of one tree of processes
 
 
 def cpu_seconds(root_pid: int) -> CpuSeconds:
-    """Time stolen by a hypervisor counts as the machine's: it too was taken from what is measured."""
+    """Read the CPU time of the machine and of the process tree of `root_pid`.
+
+    Time stolen by the hypervisor counts for the machine: it also disturbs the measurement."""
     user, nice, system, _idle, _iowait, irq, softirq, steal = _machine_ticks()
     return CpuSeconds(
         machine_s=(user + nice + system + irq + softirq + steal) / TICKS_PER_S,
@@ -35,13 +37,13 @@ def _machine_ticks() -> list[int]:
 
 
 def _tree_ticks(root_pid: int) -> int:
-    """Own ticks of every living descendant, and those of its children that have ended."""
+    """Return the ticks of all live descendants and of their finished children."""
     parents, ticks = {}, {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
             try:
                 fields = (directory / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # ended while we were looking
+            except OSError:  # the process ended meanwhile
                 continue
             parents[int(directory.name)] = int(fields[1])
             ticks[int(directory.name)] = sum(map(int, fields[11:15]))
@@ -55,16 +57,16 @@ def _descends(pid: int, root_pid: int, parents: dict[int, int]) -> bool:
 
 
 def use_cores(count: int) -> list[int]:
-    """Bind this process, and so everything it starts, to the first `count` of its cores."""
+    """Bind this process and its children to the first `count` of its cores."""
     cores = sorted(os.sched_getaffinity(0))[:count]
     if len(cores) < count:
-        raise SystemExit(f"{count} cores were asked for, {len(cores)} may be used: choose --cores {len(cores)}")
+        raise SystemExit(f"--cores {count}, but only {len(cores)} are available: use --cores {len(cores)}")
     os.sched_setaffinity(0, cores)
     return cores
 
 
 def description() -> dict[str, Any]:
-    """Processor, cores, memory and system, for the head of a result."""
+    """Return processor, cores, memory and system, for the header of a result."""
     cpuinfo, meminfo = Path("/proc/cpuinfo").read_text(), Path("/proc/meminfo").read_text()
     flags = next(iter(re.findall(r"flags\s*: (.*)", cpuinfo)), "").split()
     return {

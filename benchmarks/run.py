@@ -1,19 +1,18 @@
-"""Ours against TRL's own trainers, side by side in one run: `python -m benchmarks.run` (or `make bench`).
+"""Compare our speed with TRL's own trainers, interleaved in one run: `python -m benchmarks.run` (or `make bench`).
 
     python -m benchmarks.run dpo grpo-letters --repeats 5 --cores 2
 
-For every benchmark: the workload is made (once), both workers start and stay, every contestant (a side with one of its
-variants) does an unmeasured warm-up, equal work is checked, then the repeats are interleaved forwards and backwards
-(A B C, C B A, …), so that each contestant has each other before and after it. While one side works the other waits on
-its input. Only undisturbed rounds count: a measurement during which other processes took more than
-`--max-foreign-cores` is taken again, twice at most, and then its round is dropped. It matters: threads that wait for
-each other spin, and with one core taken away TRL's steps were 10 to 50 times slower, which says nothing about either
-side.
+For every benchmark the workload is created once, and both workers are started once. Every contestant (one variant of a
+side) does an unmeasured warm-up, equal work is checked, then the repeats alternate forwards and backwards (A B C,
+C B A, …), so that each contestant has every other one before and after it. While one side works, the other waits on its
+input. Only undisturbed rounds count: if other processes use more than `--max-foreign-cores` during a measurement, it is
+repeated, at most twice, and then its round is dropped. Waiting threads spin: with one core occupied by another process,
+TRL's steps were 10 to 50 times slower.
 
-The first side is ours, the second TRL. Each gets the same cores, all its processes together.
+The first side is ours, the second TRL. All processes of a side share the same cores.
 
-Results go to `benchmarks/results/<name>.json` and `.md`. Exit code 1: a worker failed or the sides did not do equal
-work; 2: bad arguments; 3: the machine was too busy for enough rounds. Nothing is written then.
+Results are written to `benchmarks/results/<name>.json` and `.md`. Exit code 1: a worker failed, or the sides did not do
+equal work; 2: bad arguments; 3: the machine was too busy for enough rounds. In these cases nothing is written.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from benchmarks.sides import ROOT, Worker, WorkerFailed, trl_python, workload_di
 HERE = Path(__file__).resolve().parent
 MEASUREMENTS_TRIED, ROUNDS_TRIED = 3, 3
 CPU_NOTE = (
-    "A CPU ratio of a small model, not a GPU ratio: on a GPU TRL scores completion positions alone, on CPU every"
-    " position of the padded rectangle, and the output layer has a far larger share of the arithmetic here than in a"
+    "This is the ratio of a small model on a CPU, not on a GPU: on a GPU TRL scores completion positions only, on a CPU"
+    " every position of the padded rectangle, and the output layer has a far larger share of the arithmetic than in a"
     " large model."
 )
 BENCHMARKS: dict[str, dict[str, Any]] = {
@@ -49,12 +48,12 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "title": "DPO, 11M parameters, vocabulary 32,000, 8 pairs a step, float32",
         "steps": 2,
         "notes": [
-            "In the clock: forward, backward, reference log-probabilities, optimizer, metrics; `same, caches built`"
-            " leaves out building the cache of reference log-probabilities. Outside: starting processes, loading,"
+            "Measured: forward, backward, reference log-probabilities, optimizer, metrics; `same, caches built`"
+            " excludes building the cache of reference log-probabilities. Not measured: starting processes, loading,"
             " tokenising.",
-            "The limit is arithmetic: positions that pass the body and positions that pass the output layer, both in"
-            " the table. What a ratio has beyond their quotient is overhead.",
-            CPU_NOTE + " Expected there: 2.25 against padded rows, 1.33 against padding-free ones.",
+            "The arithmetic limits the ratio: positions that pass the body and positions that pass the output layer,"
+            " both in the table. A ratio beyond their quotient is due to overhead.",
+            CPU_NOTE + " Expected on a GPU: 2.25 against padded rows, 1.33 against padding-free ones.",
         ],
     },
     "grpo-letters": {
@@ -63,8 +62,8 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "title": "GRPO, the quickstart's task, 1.65M parameters, 16 x 8 samples of up to 10 tokens a step, float32",
         "steps": 10,
         "notes": [
-            "In the clock: generation, reward, learning, metrics, and handing the new weights to the engine.",
-            "So small a model measures the overhead per step of both sides, which is what a quickstart feels.",
+            "Measured: generation, reward, learning, metrics, and the transfer of new weights to the engine.",
+            "With so small a model the benchmark measures the overhead per step of both sides.",
             CPU_NOTE,
         ],
     },
@@ -74,8 +73,8 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "title": "GRPO, 4.2M parameters, prompts of 64 and completions of 128 tokens, 4 x 8 samples a step, float32",
         "steps": 2,
         "notes": [
-            "In the clock: generation, reward, learning, metrics, and handing the new weights to the engine.",
-            "Every completion has 128 tokens on both sides (the end token is forbidden), so stragglers play no part.",
+            "Measured: generation, reward, learning, metrics, and the transfer of new weights to the engine.",
+            "Every completion has 128 tokens on both sides (the end token is forbidden), so there are no stragglers.",
             CPU_NOTE,
         ],
     },
@@ -85,9 +84,8 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "title": "GRPO, 4.2M parameters, prompts of 8 to 512 and completions of 1 to 192 tokens, 4 x 8 samples a step",
         "steps": 3,
         "notes": [
-            "In the clock: generation, reward, learning, metrics, and handing the new weights to the engine.",
-            "Each side draws its own completions, from the same distribution of lengths: how many tokens it drew is in"
-            " the table.",
+            "Measured: generation, reward, learning, metrics, and the transfer of new weights to the engine.",
+            "Each side samples its own completions from the same distribution of lengths; the table has their tokens.",
             CPU_NOTE,
         ],
     },
@@ -102,11 +100,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, help="steps of each repeat (default: per benchmark)")
     parser.add_argument("--cores", type=int, default=2, help="processor cores of each side")
-    parser.add_argument("--variants", default="", help="optional ones to add, such as default-bf16,best-bf16")
+    parser.add_argument("--variants", default="", help="optional variants to add, such as default-bf16,best-bf16")
     parser.add_argument("--max-foreign-cores", type=float, default=0.3)
-    parser.add_argument("--ours", default="benchmarks.ours_worker", help="the module of our side's worker")
+    parser.add_argument("--ours", default="benchmarks.ours_worker", help="module of our side's worker")
     parser.add_argument("--ours-python", type=Path, default=Path(sys.executable))
-    parser.add_argument("--trl-venv", type=Path, default=ROOT / ".venv-trl", help="made when missing")
+    parser.add_argument("--trl-venv", type=Path, default=ROOT / ".venv-trl", help="created if missing")
     parser.add_argument("--work", type=Path, default=HERE / ".work", help="models, data and logs")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
@@ -116,7 +114,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 class NotReported(Exception):
-    """Why a benchmark has no result, and the exit code that says so."""
+    """A benchmark has no result; the message gives the reason, `exit_code` the process's exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -124,7 +122,7 @@ class NotReported(Exception):
 
 
 class Bench:
-    """One benchmark with its two workers, once they have said hello."""
+    """One benchmark with its two connected workers."""
 
     def __init__(self, name: str, workers: dict[str, Worker], workload: Path, options: argparse.Namespace) -> None:
         self.name, self.workers, self.options = name, workers, options
@@ -134,7 +132,7 @@ class Bench:
         available = json.loads((workload / "workload.json").read_text())["num_steps"]
         if self.steps > available:
             raise NotReported(
-                f"{name} has data for {available} steps: choose --steps {available} or fewer", exit_code=2
+                f"{name} has data for {available} steps: use --steps {available} or fewer", exit_code=2
             )
         self.sides = {side: worker.ask("hello", cores=options.cores) for side, worker in workers.items()}
         wanted = set(filter(None, options.variants.split(",")))
@@ -152,7 +150,9 @@ class Bench:
         return self.workers[contestant.side].ask(self.kind, **fields)
 
     def warm_up(self) -> dict[str, dict[str, Any]]:
-        """One unmeasured request each, which is also the proof of equal work: GRPO on given completions."""
+        """Send one unmeasured request to each contestant; the answers also serve to check equal work.
+
+        GRPO replays given completions for this check."""
         answers = {}
         for contestant in self.contestants:
             say(f"  warm-up {contestant.label}")
@@ -162,7 +162,7 @@ class Bench:
         return answers
 
     def run(self) -> list[list[Repeat]]:
-        """Undisturbed rounds, every contestant once in each: as many as asked for, or fewer on a busy machine."""
+        """Return undisturbed rounds with one repeat per contestant: the requested number, or fewer if disturbed."""
         rounds: list[list[Repeat]] = []
         for index in range(ROUNDS_TRIED * self.options.repeats):
             order = self.contestants if index % 2 == 0 else self.contestants[::-1]
@@ -184,12 +184,12 @@ class Bench:
         return repeat
 
     def _measure_once(self, contestant: Contestant, index: int) -> Repeat:
-        """Both sides see the same prompts in each repeat; the seed of sampling is the repeat's number."""
-        everyone = {"benchmark": os.getpid()} | {side: worker.pid for side, worker in self.workers.items()}
-        begin, before = time.perf_counter(), {name: machine.cpu_seconds(pid) for name, pid in everyone.items()}
+        """Measure one request. Both sides have the same prompts in each repeat, and its index as sampling seed."""
+        pids = {"benchmark": os.getpid()} | {side: worker.pid for side, worker in self.workers.items()}
+        begin, before = time.perf_counter(), {name: machine.cpu_seconds(pid) for name, pid in pids.items()}
         answer = self.ask(contestant, self.steps, seed=index)
-        wall_s, after = time.perf_counter() - begin, {name: machine.cpu_seconds(pid) for name, pid in everyone.items()}
-        used_s = {name: after[name].tree_s - before[name].tree_s for name in everyone}
+        wall_s, after = time.perf_counter() - begin, {name: machine.cpu_seconds(pid) for name, pid in pids.items()}
+        used_s = {name: after[name].tree_s - before[name].tree_s for name in pids}
         machine_s = after["benchmark"].machine_s - before["benchmark"].machine_s
         idle_s = sum(used_s[side] for side in self.workers if side != contestant.side)
         repeat = Repeat(
@@ -204,19 +204,19 @@ class Bench:
 
 
 def unequal(kind: str, contestants: list[Contestant], answers: dict[str, dict[str, Any]]) -> list[str]:
-    """What separates the contestants of equal work from the last of them that is named `default`: the peer's."""
-    judged = [contestant for contestant in contestants if contestant.same_work]
-    reference = [contestant for contestant in judged if contestant.variant == "default"][-1]
+    """Return the differences between contestants of equal work and TRL's `default` variant."""
+    checked = [contestant for contestant in contestants if contestant.same_work]
+    reference = [contestant for contestant in checked if contestant.variant == "default"][-1]
     expected = answers[reference.label]
     return [
         f"{contestant.label} against {reference.label}: {difference}"
-        for contestant in judged
+        for contestant in checked
         for difference in differences(kind, expected, answers[contestant.label])
     ]
 
 
 def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The result of one benchmark."""
+    """Run one benchmark and return its result."""
     say(f"{name}: {BENCHMARKS[name]['title']}")
     options.work.mkdir(parents=True, exist_ok=True)
     modules = {
@@ -231,8 +231,8 @@ def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
         }
         this = Bench(name, workers, workload, options)
         checked = this.warm_up()
-        if found := unequal(this.kind, this.contestants, checked):
-            raise NotReported("\n".join(["not equal work, so nothing is reported:", *found]), exit_code=1)
+        if problems := unequal(this.kind, this.contestants, checked):
+            raise NotReported("\n".join(["not equal work, so nothing is reported:", *problems]), exit_code=1)
         load_before = os.getloadavg()
         rounds = this.run()
     if len(rounds) < options.repeats:
@@ -270,14 +270,14 @@ def _result(
 
 
 def _command(options: argparse.Namespace) -> str:
-    """How to do it again: what was asked for, without where things lie."""
-    usual = parse([])
-    asked = [
+    """Return the command that repeats the benchmark, without options for paths."""
+    defaults = parse([])
+    changed = [
         f"--{k} {getattr(options, k)}"
         for k in ("repeats", "steps", "cores", "variants")
-        if getattr(options, k) != getattr(usual, k)
+        if getattr(options, k) != getattr(defaults, k)
     ]
-    return " ".join(["python -m benchmarks.run", *options.names, *asked])
+    return " ".join(["python -m benchmarks.run", *options.names, *changed])
 
 
 def _equal_work(this: Bench, checked: dict[str, dict[str, Any]]) -> str:
@@ -302,7 +302,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     options = parse(sys.argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the workers are ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, so that the workers are stopped too
     machine.use_cores(options.cores)
     exit_code = 0
     for name in options.names:

@@ -1,4 +1,4 @@
-"""The two sides of a benchmark as processes: making TRL's environment, starting workers, asking them."""
+"""Run the two sides of a benchmark as processes: create TRL's environment, start workers, send requests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TRL_LOCK = ROOT / "requirements" / "trl.txt"
 
 
 class WorkerFailed(Exception):
-    """A worker ended, or a request failed; the message says which and where its log is."""
+    """A worker ended, or a request failed; the message names it and its log."""
 
 
 class Worker:
-    """One side: a process that answers the requests of `protocol.py`. Use as a context manager: no process is left."""
+    """Process of one side that answers the requests of `protocol.py`. As a context manager it ends the process."""
 
     def __init__(self, name: str, python: Path, module: str, log: Path) -> None:
         self.name = name
@@ -44,7 +44,7 @@ class Worker:
         self._requests += 1
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: the empty line below says so
+        with contextlib.suppress(BrokenPipeError):  # the process has ended: reading below returns an empty line
             self._process.stdin.write(json.dumps({"id": self._requests, "cmd": cmd, **fields}) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -59,7 +59,7 @@ class Worker:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        """Let it finish by itself after success; after a failure it may be in the middle of a long request."""
+        """Close the input and wait; after a failure terminate, as the worker may be executing a long request."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -73,15 +73,15 @@ class Worker:
 
 
 def trl_python(directory: Path) -> Path:
-    """TRL's own interpreter; its environment is made first if it is missing or older than the lock.
+    """Return the interpreter of TRL's environment, which is created if it is missing or older than the lock file.
 
-    Where the configured package index has no CPU build of torch, the one named in TORCH_CPU_INDEX is asked.
+    If the configured package index has no CPU build of torch, the index in TORCH_CPU_INDEX is used as well.
     """
     stamp, digest = directory / "lock.sha256", hashlib.sha256(TRL_LOCK.read_bytes()).hexdigest()
     python = directory / "bin" / "python"
     if stamp.exists() and stamp.read_text() == digest:
         return python
-    print(f"making TRL's environment in {directory} (about 1.5 GB, once) …", flush=True)
+    print(f"creating TRL's environment in {directory} (about 1.5 GB, once) …", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", directory], check=True)
     (directory / ".gitignore").write_text("*\n")
     install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--no-deps", "-r", TRL_LOCK]
@@ -93,7 +93,7 @@ def trl_python(directory: Path) -> Path:
 
 
 def workload_directory(name: str, root: Path) -> Path:
-    """Made in its own process, so that the parent of a benchmark imports nothing heavy and burns no memory."""
+    """Create a workload in its own process, so that the parent imports nothing heavy; return its directory."""
     printed = subprocess.run(
         [sys.executable, "-m", "benchmarks.workloads", name, "--root", root.resolve()],
         check=True,
@@ -101,4 +101,4 @@ def workload_directory(name: str, root: Path) -> Path:
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
     )
-    return Path(printed.stdout.decode().splitlines()[-1])  # libraries print too
+    return Path(printed.stdout.decode().splitlines()[-1])  # libraries may print before it

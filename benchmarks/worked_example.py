@@ -1,4 +1,4 @@
-"""70B on 64 H100: the methods side by side, all roles on all GPUs in turns. A table of docs/plan.md."""
+"""Compare methods for 70B on 64 H100, with all roles time-sharing all GPUs. A table of docs/evidence/back_test.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ H100, LLAMA_8B, LLAMA_70B = GPUS["H100"], TABLE["llama-3-8b"], TABLE["llama-3-70
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A row of the worked example: seconds of each phase."""
+    """A method of the worked example, with the seconds of each phase."""
 
     name: str
     generate: float
@@ -33,8 +33,9 @@ class Example:
 
 
 def worked_example() -> list[Example]:
-    """1024 completions a step, 512 prompt and 512 mean response tokens, none above 2048, on 64 H100 in turns. S is 512
-    in the FLOP of a token here: half the sequence."""
+    """Return the rows: 1024 completions per step, 512 prompt and 512 mean response tokens, at most 2048.
+
+    The FLOP of a token are those at a context of 512, half of the sequence."""
     tokens, context = 1024 * 1024.0, 512.0
 
     def generate(group: int) -> float:
@@ -93,13 +94,13 @@ def worked_example() -> list[Example]:
             score=score(large),
         ),
         Example(
-            name="Offline DPO, reference kept over 3 epochs",
+            name="Offline DPO, reference cached over 3 epochs",
             generate=0.0,
             learn=learn(large),
             score=score(large) / 3,
         ),
         Example(
-            name="the same, prompts computed once per pair",
+            name="Offline DPO, cached reference, prompts computed once per pair",
             generate=0.0,
             learn=learn(large, 0.75),
             score=score(large, 0.75) / 3,
@@ -108,7 +109,7 @@ def worked_example() -> list[Example]:
 
 
 def example_table() -> Iterator[str]:
-    yield "| 70B on 64 H100 in turns, 1024 completions | generate s | learn s | score s | step s | GPU-h per 1000 | $ |"
+    yield "| 70B on 64 H100, 1024 completions | generate s | learn s | score s | step s | GPU-h per 1000 | $ |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     for row in worked_example():
         hours = row.step * 64 / 3600 * 1000 / 1024

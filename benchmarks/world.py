@@ -1,8 +1,8 @@
-"""A world small enough to list, and a trainer of it through the real `prepare` and `loss` of any algorithm.
+"""An enumerable world with a known optimum, and a trainer that uses the real `prepare` and `loss` of any algorithm.
 
-3 prompts, and completions of at most 2 tokens out of EOS, a, b, c: EOS alone, or one of a, b, c and then any token, 13
-in all. The policy is a table of logits, one row for each state in which a token is chosen, and the critic a table of
-values. Reference and rewards are random, the reference far from uniform. So the optimum of E[r] − β KL is known.
+There are 3 prompts, and completions of at most 2 tokens out of EOS, a, b, c: EOS alone, or one of a, b, c followed by any
+token, 13 in total. The policy is a table of logits with one row per state, and the critic a table of values. Reference
+and rewards are random, the reference far from uniform. So the optimum of E[r] − β KL has a closed form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.config import AlgorithmConfig
 from workers.packing import updates
-from workers.types import Experience, Finish, Prompt, Ragged, ScoredBatch, TrainBatch
+from workers.ragged import Ragged
+from workers.types import Experience, Finish, Prompt, ScoredBatch, TrainBatch
 
 PROMPTS, VOCABULARY, EOS = 3, 4, 0
 ONE_TOKEN = [[token] for token in range(VOCABULARY)]
@@ -30,28 +31,28 @@ Index = NDArray[np.int64]
 
 
 class World:
-    """The completions of each prompt, their rewards, and a reference policy."""
+    """Completions of each prompt, their rewards, and a reference policy."""
 
     def __init__(self, completions: list[list[int]], seed: int) -> None:
         self.rng = np.random.Generator(np.random.Philox(seed))
         self.tokens = Ragged.of(completions)
-        # State 0 is before the first token; afterwards the state is that token.
+        # State 0 is the start; after the first token the state is that token.
         self.states = Ragged.of([[0, *completion[:-1]] for completion in completions])
         self.rewards = self.rng.normal(size=(PROMPTS, len(completions))).astype(np.float32)
         self.reference = torch.from_numpy(self.rng.normal(size=(PROMPTS, VOCABULARY, VOCABULARY)))
         self.teacher = self.reference.flip(-1)
 
     def values(self, table: Tensor, prompts: Index, completions: Index) -> Tensor:
-        """Of the state before each token, read off a table [prompt, state]: [T]."""
+        """Return the value of the state before each token [T], from a table [prompt, state]."""
         return table[np.repeat(prompts, self.tokens.lengths[completions]), self.states.take(completions).values]
 
     def logprobs(self, table: Tensor, prompts: Index, completions: Index) -> Tensor:
-        """Of each token, from a table of logits [prompt, state, token]: [T]."""
+        """Return the log-probability of each token [T], from a table of logits [prompt, state, token]."""
         rows = self.values(table.log_softmax(-1), prompts, completions)
         return rows[np.arange(len(rows)), self.tokens.take(completions).values]
 
     def probabilities(self, table: Tensor) -> Tensor:
-        """Of whole completions: [PROMPTS, completions]."""
+        """Return the probabilities of whole completions [PROMPTS, completions]."""
         n = len(self.tokens)
         prompts, completions = np.repeat(np.arange(PROMPTS), n), np.tile(np.arange(n), PROMPTS)
         logprobs = self.logprobs(table.detach(), prompts, completions)
@@ -59,24 +60,23 @@ class World:
         return logprobs.new_zeros(PROMPTS * n).index_add(0, owner, logprobs).exp().view(PROMPTS, n)
 
     def sample(self, table: Tensor, group_size: int) -> tuple[Index, Index]:
-        """A group for each prompt: prompts [N], completions [N]."""
+        """Sample a group for each prompt; return prompts [N] and completions [N]."""
         cumulative = self.probabilities(table).cumsum(1).numpy()
-        lots = self.rng.random((PROMPTS, group_size, 1)) * cumulative[:, None, -1:]
-        return np.repeat(np.arange(PROMPTS), group_size), (lots > cumulative[:, None]).sum(2).reshape(-1)
+        draws = self.rng.random((PROMPTS, group_size, 1)) * cumulative[:, None, -1:]
+        return np.repeat(np.arange(PROMPTS), group_size), (draws > cumulative[:, None]).sum(2).reshape(-1)
 
     def preferences(self, prompts: Index, completions: Index) -> NDArray[np.float32]:
-        """1 and 0 for the two of each pair, drawn from the Bradley–Terry model of the true rewards: [N]."""
+        """Draw labels [N], 1 and 0 in each pair, from the Bradley–Terry model of the true rewards."""
         first, second = self.rewards[prompts, completions].reshape(-1, 2).T
         wins = self.rng.random(len(first)) < 1 / (1 + np.exp(second - first))
         return np.stack([wins, ~wins], 1).reshape(-1).astype(np.float32)
 
 
 class Trainer:
-    """The loop in small: sample, prepare, learn. The learning rate falls to zero, or with `reset_optimizer` does so in
-    every step.
+    """Small version of the loop: sample, prepare, train. The learning rate decays to 1 % over the run.
 
-    DPO learns from a dataset, drawn from a uniform table, or with `own_samples` from what the policy says at the start
-    of each step; `refresh` is that of its reference.
+    With `reset_optimizer` it decays within every step. DPO trains on a dataset sampled from a uniform table, or with
+    `own_samples` from the policy at the start of each step; `refresh` is that of its reference.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Trainer:
         self.config: Any = TypeAdapter(AlgorithmConfig).validate_python(settings)
         self.policy = world.reference.clone().requires_grad_()
         self.critic = torch.zeros(PROMPTS, VOCABULARY, dtype=torch.float64, requires_grad=True)
-        self.reference = world.teacher if self.algorithm.needs.teacher else world.reference
+        self.reference = world.teacher if self.config.needs.teacher else world.reference
         self.optimizer = self.fresh_optimizer()
 
     def fresh_optimizer(self) -> torch.optim.Adam:
@@ -120,8 +120,8 @@ class Trainer:
         return MicroBatch.of(batch, rows, totals_of(batch, rows))
 
     def experience(self, step: int) -> tuple[ScoredBatch, Index, Index]:
-        """Sampled from the policy and scored; for DPO labelled, without `own_samples` drawn from a uniform table."""
-        world, needs = self.world, self.algorithm.needs
+        """Sample completions and score them, or label them for DPO."""
+        world, needs = self.world, self.config.needs
         if self.refresh == "every_round":
             self.reference = self.policy.detach().clone()
         is_labelled = needs.dataset and not needs.teacher
@@ -158,7 +158,7 @@ class Trainer:
 
 
 def sources_of(batch: TrainBatch, rows: Index) -> Index:
-    """Which completions of the experience stand in these rows."""
+    """Return the indices of the experience's completions in these rows."""
     sources = np.arange(len(batch.completions)) if batch.sources is None else batch.sources
     return Ragged(values=sources, offsets=batch.row_offsets).take(rows).values
 
@@ -168,21 +168,21 @@ def array(values: Tensor) -> NDArray[np.float32]:
 
 
 def kl(policy: Tensor, optimum: Tensor) -> float:
-    """KL(policy‖optimum) in nats, of the prompt where it is largest."""
+    """Return KL(policy‖optimum) in nats, of the prompt where it is largest."""
     return float((policy * (policy / optimum).log()).sum(1).max())
 
 
 def tilted(world: World, beta: float = BETA) -> Tensor:
-    """π* ∝ π_ref exp(r/β): the optimum of E[r] − β KL(π‖π_ref)."""
+    """Return π* ∝ π_ref exp(r/β), the optimum of E[r] − β KL(π‖π_ref)."""
     weights = world.probabilities(world.reference) * (torch.from_numpy(world.rewards) / beta).exp()
     return weights / weights.sum(1, keepdim=True)
 
 
 def hyperbolic(world: World, beta: float) -> Tensor:
-    """π = β π_ref/(λ − r): the optimum of E[r] − β KL(π_ref‖π) on completions of one token."""
+    """Return π = β π_ref/(λ − r), the optimum of E[r] − β KL(π_ref‖π) on completions of one token."""
     reference, rewards = world.probabilities(world.reference), torch.from_numpy(world.rewards).double()
-    low = rewards.max(1, keepdim=True).values  # with λ here π adds up to infinity,
-    high = low + beta  # and here to at most Σ π_ref = 1
+    low = rewards.max(1, keepdim=True).values  # with λ = low, π sums to infinity
+    high = low + beta  # with λ = high, π sums to at most Σ π_ref = 1
     for _ in range(60):
         middle = (low + high) / 2
         too_low = (beta * reference / (middle - rewards)).sum(1, keepdim=True) > 1

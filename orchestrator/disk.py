@@ -1,12 +1,12 @@
-"""The only place where state is made to last: whole or not at all, and still there after a power cut. (What workers
-write by themselves lasts by `workers/files/durable.py`, which this builds on.)
+"""Durable writes: complete or not at all, and still there after a power cut.
 
-    write_atomic        a file: written aside, fsynced, renamed
-    publish             a directory: written aside by whoever, every file and name fsynced, renamed
+    write_atomic        a file: written under a temporary name, fsynced, renamed
+    publish             a directory: filled under a temporary name, every file and name fsynced, renamed
     append              bytes at the end of an open file: all of them, or the file as it was
 
-A rename is the moment something exists; until then it lies under a name that starts with a dot and ends in `.partial`,
-which nobody reads and the next attempt removes.
+A file or directory exists from its rename on. Until then it has a temporary name, which starts with a dot and ends in
+`.partial`: it is never read, and the next attempt removes it. This module is built on `workers/files/durable.py`, by
+which workers write.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ __all__ = [
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
-# What a worker's traceback ends with when torch or the system could not write.
+# End of a worker's traceback when torch or the system could not write.
 FULL_IN_A_WORKER = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing file")
-# Its last line when the disk is broken, and the file where the system names one.
+# Last line of a worker's traceback when the disk is broken, with the file if the system names it.
 BROKEN_IN_A_WORKER = re.compile(
     r"\[Errno (?:5|30)\] (?P<why>Input/output error|Read-only file system)(?:: '(?P<place>[^'\n]+)')?$"
 )
@@ -55,35 +55,35 @@ BROKEN_IN_A_WORKER = re.compile(
 
 @contextmanager
 def explained(directory: Path, resume: str) -> Iterator[None]:
-    """Errors of the disk that `directory` lies on leave it as DiskFailed, which says how to go on."""
+    """Turn errors of the disk that holds `directory` into DiskFailed, with the command to resume."""
     try:
         yield
     except (OSError, WorkerFailed) as error:
-        told = explain(error, directory, resume)
-        if told is error:
+        explanation = explain(error, directory, resume)
+        if explanation is error:
             raise
-        raise told from error
+        raise explanation from error
 
 
 def explain(error: BaseException, directory: Path, resume: str) -> BaseException:
-    """An error of the disk as DiskFailed; any other as it is."""
+    """Return DiskFailed for an error of the disk, else the error itself."""
     if isinstance(error, OSError) and error.errno in (*FULL, *BROKEN):
         place, full, why = Path(error.filename or directory), error.errno in FULL, str(error.strerror)
         if not full and not place.is_relative_to(directory):
-            return error  # not what the run writes
-    elif isinstance(error, WorkerFailed) and (found := FULL_IN_A_WORKER.search(error.traceback)):
-        place, full, why = directory, True, f"{error.role} rank {error.rank}: {found[0]}"
-    elif isinstance(error, WorkerFailed) and (found := BROKEN_IN_A_WORKER.search(error.traceback)):
-        place, full, why = Path(found["place"] or directory), False, f"{error.role} rank {error.rank}: {found['why']}"
+            return error  # not a file of the run
+    elif isinstance(error, WorkerFailed) and (match := FULL_IN_A_WORKER.search(error.traceback)):
+        place, full, why = directory, True, f"{error.role} rank {error.rank}: {match[0]}"
+    elif isinstance(error, WorkerFailed) and (match := BROKEN_IN_A_WORKER.search(error.traceback)):
+        place, full, why = Path(match["place"] or directory), False, f"{error.role} rank {error.rank}: {match['why']}"
         if not place.is_relative_to(directory):
-            return error  # not what the run writes
+            return error  # not a file of the run
     else:
         return error
     return DiskFailed(why, place=str(place), full=full, free_bytes=_free_bytes(place), resume=resume)
 
 
 def probe(directory: Path) -> None:
-    """Write and remove a block in `directory`. Raises OSError when that cannot be done: better now than in an hour."""
+    """Write and remove a block in `directory`, to fail before the run starts. Raise OSError if that is impossible."""
     make_directory(directory)
     path = partial(directory / "probe")
     write(path, bytes(4096))
@@ -91,32 +91,32 @@ def probe(directory: Path) -> None:
 
 
 def _free_bytes(place: Path) -> int:
-    there = next((p for p in (place, *place.parents) if p.exists()), Path("/"))
-    return shutil.disk_usage(there).free
+    existing = next((p for p in (place, *place.parents) if p.exists()), Path("/"))
+    return shutil.disk_usage(existing).free
 
 
 def is_partial(path: Path) -> bool:
-    """Whether it is what an interrupted write left behind."""
+    """Return whether `path` was left by an interrupted write."""
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def clear(directory: Path) -> None:
-    """Remove what interrupted writes left in a directory that nobody else is writing to."""
+    """Remove what interrupted writes left in a directory. No other process may be writing to it."""
     for path in directory.glob(".*.partial"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def fresh(target: Path) -> Path:
-    """An empty directory aside of `target`, to be filled and published."""
-    aside = partial(target)
-    shutil.rmtree(aside, ignore_errors=True)
+    """Create an empty directory next to `target`, to be filled and published."""
+    temporary = partial(target)
+    shutil.rmtree(temporary, ignore_errors=True)
     make_directory(target.parent)
-    aside.mkdir()
-    return aside
+    temporary.mkdir()
+    return temporary
 
 
 def make_directory(path: Path) -> None:
-    """`path` and what it lies in, each there after a power cut."""
+    """Create `path` and its parents, durably."""
     if not path.is_dir():
         make_directory(path.parent)
         path.mkdir(exist_ok=True)
@@ -124,31 +124,31 @@ def make_directory(path: Path) -> None:
 
 
 def publish(target: Path) -> None:
-    """Give the directory that was filled at `fresh(target)` its name; what bore it before is gone afterwards.
+    """Rename the directory that was filled at `fresh(target)` to `target`, which it replaces.
 
     Raises:
         OSError: the disk failed; `target` is as it was.
     """
-    aside, old = partial(target), target.with_name(f".{target.name}.old.partial")
-    sync_tree(aside)
+    temporary, old = partial(target), target.with_name(f".{target.name}.old.partial")
+    sync_tree(temporary)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-    aside.rename(target)
+    temporary.rename(target)
     sync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """The whole text, or what was there before."""
+    """Write a file: all of `text`, or the file stays as it was."""
     replace(path, text.encode())
 
 
 def append(file: int, data: bytes) -> None:
-    """Bytes at the end of an open file, on disk when this returns.
+    """Append bytes to an open file and fsync it.
 
     Raises:
-        OSError: they could not be written whole (a full disk); the file is as it was.
+        OSError: not all bytes could be written (a full disk); the file is as it was.
     """
     size = os.fstat(file).st_size
     try:
@@ -160,7 +160,7 @@ def append(file: int, data: bytes) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Every file below `directory` and every name in it survive a power cut."""
+    """Fsync every file and every directory below `directory`."""
     for path in files(directory):
         file = os.open(path, os.O_RDONLY)
         try:
@@ -176,6 +176,6 @@ def files(directory: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

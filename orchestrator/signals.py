@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM."""
+"""Handling of Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from orchestrator.errors import Interrupted
 
 
 class StopRequest:
-    """During the loop the first signal ends the run after the step, with a checkpoint; a second one, or one at any
-    other time, ends it at once."""
+    """Request to stop the run, set by a signal.
+
+    Inside `graceful`, the first signal stops the run after the step, with a checkpoint. A second signal, or one outside
+    of `graceful`, raises Interrupted at once.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.signal = ""
-        self._gentle: Callable[[str], None] | None = None
+        self.signal = ""  # name of the last signal
+        self._note: Callable[[str], None] | None = None  # set inside `graceful`
 
     def requested(self) -> bool:
         return bool(self.signal)
@@ -34,23 +37,26 @@ class StopRequest:
 
     @contextmanager
     def graceful(self, note: Callable[[str], None]) -> Iterator[None]:
-        self._gentle = note
+        """Stop at the end of a step while this context is active. `note` is called with a line for the user."""
+        self._note = note
         try:
             yield
         finally:
-            self._gentle = None
+            self._note = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first, self.signal = not self.signal, signal.Signals(number).name
-        if first and self._gentle is not None:
-            self._gentle("stopping after this step, with a checkpoint; once more to stop at once")
+        if first and self._note is not None:
+            self._note("stopping after this step, with a checkpoint; interrupt again to stop at once")
             return
         raise Interrupted(self.signal)
 
 
 def interruption(error: BaseException | None) -> Interrupted | None:
-    """What an error came of, when that was a signal: compiled code of Ray turns what a handler raises inside it into an
-    error of its own."""
+    """Return the Interrupted that caused an error; None if a signal did not cause it.
+
+    If a handler raises inside compiled code of Ray, Ray raises an error of its own.
+    """
     while error is not None and not isinstance(error, Interrupted):
         error = error.__cause__ or error.__context__
     return error

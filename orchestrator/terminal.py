@@ -1,4 +1,4 @@
-"""The stream that a console writes to: it may be closed, narrow, without colour, or unable to write "é"."""
+"""Output streams of the console: they may be closed, narrow, without colour, or unable to write "é"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class Forgiving:
-    """Standard output that goes quiet when nobody reads it any more: `rlhf run … | head` goes on running."""
+    """Standard output that ignores a reader that has gone away: `rlhf run … | head` keeps running."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -36,7 +36,7 @@ class Forgiving:
 
 
 def say(text: str) -> None:
-    """Prints a line; when nobody reads it (`rlhf … | head`) that is fine."""
+    """Print a line. A reader that has gone away (`rlhf … | head`) is no error."""
     if sys.stdout is not None:
         out = Forgiving(sys.stdout)
         out.write(text + "\n")
@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 def _writable(text: str, stream: TextIO) -> str:
-    """What the stream's character set lacks, replaced."""
+    """Return `text` with the characters that the stream cannot encode replaced."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
@@ -54,7 +54,7 @@ def _writable(text: str, stream: TextIO) -> str:
 
 
 def redirect_to_nowhere(stream: TextIO) -> None:
-    """Lets the interpreter flush a broken stream at its end without an error."""
+    """Redirect a broken stream to /dev/null, so that the interpreter can flush it at exit without an error."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -62,7 +62,7 @@ def redirect_to_nowhere(stream: TextIO) -> None:
 
 
 def never_fail_to_encode() -> None:
-    """What the terminal's character set lacks is replaced, not raised (LANG=C)."""
+    """Replace characters that the terminal cannot encode (LANG=C), instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             with contextlib.suppress(OSError, ValueError):
@@ -70,7 +70,7 @@ def never_fail_to_encode() -> None:
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether a screen can be redrawn: a person sits at a terminal that can move its cursor."""
+    """Return whether the stream is a terminal on which a screen can be redrawn."""
     with contextlib.suppress(OSError, ValueError):
         return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("CI")
     return False

@@ -16,6 +16,7 @@ from orchestrator.cluster.base import Handle
 from orchestrator.monitor import Outcome, RunInfo
 from orchestrator.pipeline.reference import Decision
 from orchestrator.pipeline.sources import PendingBatch
+from workers.ragged import Ragged
 from workers.spans import Progress
 from workers.types import (
     Drift,
@@ -24,7 +25,6 @@ from workers.types import (
     Finish,
     Metrics,
     Prompt,
-    Ragged,
     Sample,
     Sampling,
     Scores,

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from workers.engines.hf_models import character_tokenizer
-
 ALPHABET = "".join(chr(code) for code in range(35, 35 + 61))  # with <pad>, <eos> and <unk> a vocabulary of 64
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
@@ -75,6 +73,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def write(directory: Path, family: str, **changes: Any) -> Path:
     """A model of `family` with a token per character, whose every weight and buffer is drawn: none is at the value that
     a loader would give it by itself."""
+    from configs.quickstart.tiny import character_tokenizer  # some importers run without the clone on their path
+
     tokenizer = character_tokenizer(ALPHABET)
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **FAMILIES.get(family, SHAPE) | changes | special)

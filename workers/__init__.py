@@ -1,1 +1,1 @@
-"""What runs inside an actor. Never imports `orchestrator`, never imports `ray`."""
+"""Code that runs in worker processes. Imports neither `orchestrator` nor `ray`."""

@@ -1,6 +1,8 @@
-"""A conversation as the text that a chat template makes of it, for every template the same rules.
+"""Rendering of conversations by chat templates.
 
-messages ──forms──► as this template wants them ──render──► text     columns of the row ──arguments──► the template's
+    messages ──forms──► messages in the form that the template accepts ──render──► text
+
+Columns of a row (`tools`, `chat_template_kwargs`) become arguments of the template.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ from typing import Any, TypeAlias
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 Render: TypeAlias = Callable[..., str]
-"""`render(messages, add_generation_prompt=…, **arguments)`; raises TextError."""
+"""Function `render(messages, add_generation_prompt=…, **arguments)`, which raises TextError."""
 
-OURS = ("messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", "return_dict")
-MARK = "zqxjkvzqxjkv"  # an answer that no template writes of its own accord
+RESERVED = ("messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", "return_dict")
+MARK = "zqxjkvzqxjkv"  # an answer that no template contains
 
 
 class TextError(ValueError):
-    """A row cannot become tokens: what is wrong with it, and the way out."""
+    """A row cannot be encoded. `what` is the problem, `fix` the remedy."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(f"{what}; {fix}")
@@ -26,24 +28,26 @@ class TextError(ValueError):
 
 
 def unencodable(error: Exception) -> TextError:
-    """What a tokenizer said against a text."""
+    """Return the TextError for an exception of a tokenizer."""
     why = str(error).strip() or type(error).__name__
-    return TextError(f"the tokenizer cannot encode it: {why}", "mend or remove the row, or use another tokenizer")
+    return TextError(f"the tokenizer cannot encode it: {why}", "fix or remove the row, or use another tokenizer")
 
 
 def refused(error: Exception) -> TextError:
-    """What a chat template said against a conversation."""
+    """Return the TextError for an exception of a chat template."""
     why = str(error).strip() or type(error).__name__
-    return TextError(f"the chat template refuses it: {why}", "mend or remove the row, or use another chat template")
+    return TextError(f"the chat template refuses it: {why}", "fix or remove the row, or use another chat template")
 
 
 def arguments_of(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row's `tools` and `chat_template_kwargs` give the template, as in TRL's datasets. An empty list of tools
-    is none, and a null is not given: columnar files fill them in."""
+    """Return the template arguments of a row: its `tools` and `chat_template_kwargs`, as in TRL's datasets.
+
+    Nulls and empty lists of tools are left out, because columnar files fill missing values with them. Raises TextError.
+    """
     own = _read(columns.get("chat_template_kwargs"), "chat_template_kwargs", dict) or {}
-    taken = sorted(set(own) & {*OURS, "tools"})
+    taken = sorted(set(own) & {*RESERVED, "tools"})
     if taken:
-        raise TextError(f"`chat_template_kwargs` gives `{taken[0]}`, which is not the row's to give", "remove it")
+        raise TextError(f"`chat_template_kwargs` sets `{taken[0]}`, which a row cannot set", "remove it")
     tools = _read(columns.get("tools"), "tools", list)
     if tools and not all(isinstance(tool, Mapping) for tool in tools):
         raise TextError("`tools` is not a list of JSON schemas", "write each tool as an object with its schema")
@@ -51,12 +55,12 @@ def arguments_of(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(value: Any, name: str, kind: type) -> Any:
-    """A column as it is, or written as JSON, as files without nested types have it."""
+    """Return the value of a column. Text is parsed as JSON, for files without nested types."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise TextError(f"`{name}` is text that is no JSON", f"write it as {_WORDS[kind]}") from None
+            raise TextError(f"`{name}` is text but not JSON", f"write it as {_WORDS[kind]}") from None
     if value is not None and not isinstance(value, kind):
         raise TextError(f"`{name}` is not {_WORDS[kind]}", f"write it as {_WORDS[kind]}")
     return value
@@ -66,36 +70,36 @@ _WORDS: dict[Any, str] = {dict: "an object", list: "a list"}
 
 
 def write(render: Render, messages: Messages, arguments: Mapping[str, Any], *, add_generation_prompt: bool) -> str:
-    """The text of a conversation.
+    """Render a conversation as text.
 
-    Templates differ in how they want a tool call: its arguments as an object or as JSON, the missing `content` beside
-    it as null or as empty text. The first form that the template takes is the one. A template that writes null as the
-    word None does not take it.
+    Templates differ in how they expect a tool call: its arguments as an object or as JSON, its missing `content` as
+    null or as an empty string. The first form that the template accepts is used. A form that renders null as the word
+    None is not accepted.
 
     Raises:
-        TextError: when the template refuses the conversation, or leaves out the tool calls in it.
+        TextError: the template refuses the conversation, or leaves out its tool calls.
     """
 
-    def tried(form: Messages) -> str | TextError:
+    def try_form(form: Messages) -> str | TextError:
         try:
             return render(form, add_generation_prompt=add_generation_prompt, **arguments)
         except TextError as error:
             return error
 
-    texts = [tried(form) for form in forms(messages)]
-    told = [text for text in texts if isinstance(text, str)]
-    if not told:
-        assert isinstance(texts[0], TextError)
-        raise texts[0]
-    text = min(told, key=lambda text: text.count("None"))  # the first of them
-    if any(message.get("tool_calls") for message in messages) and text == tried(_without_calls(messages)):
-        fix = "use a template that writes `tool_calls`, or remove these rows"
+    results = [try_form(form) for form in forms(messages)]
+    texts = [text for text in results if isinstance(text, str)]
+    if not texts:
+        assert isinstance(results[0], TextError)
+        raise results[0]
+    text = min(texts, key=lambda text: text.count("None"))  # the first of the minima
+    if any(message.get("tool_calls") for message in messages) and text == try_form(_without_calls(messages)):
+        fix = "use a template that renders `tool_calls`, or remove these rows"
         raise TextError("the chat template leaves out the tool calls of a message", fix)
     return text
 
 
 def forms(messages: Messages) -> Iterator[list[dict[str, Any]]]:
-    """The same messages in every form that a template may want; one where no tool is called."""
+    """Yield the messages in every form that a template may expect: one form if no tool is called."""
     calls = any(message.get("tool_calls") for message in messages)
     for parse in (True, False) if calls else (True,):
         for missing in (None, "") if any(message.get("content") is None for message in messages) else (None,):
@@ -103,10 +107,10 @@ def forms(messages: Messages) -> Iterator[list[dict[str, Any]]]:
 
 
 def _form(message: Mapping[str, Any], *, parse: bool, missing: str | None) -> dict[str, Any]:
-    told = {**message, "content": missing if message.get("content") is None else message["content"]}
+    form = {**message, "content": missing if message.get("content") is None else message["content"]}
     if calls := message.get("tool_calls"):
-        told["tool_calls"] = [_call(call, parse=parse) for call in calls]
-    return told
+        form["tool_calls"] = [_call(call, parse=parse) for call in calls]
+    return form
 
 
 def _call(call: Any, *, parse: bool) -> Any:
@@ -130,9 +134,11 @@ def _without_calls(messages: Messages) -> list[dict[str, Any]]:
     return [{**m, "content": m.get("content") or ""} for m in kept]
 
 
-def after_an_answer(render: Render) -> tuple[str, str]:
-    """What a template writes after an answer: at the end of a conversation, and before the next turn. Empty where it
-    takes no such conversation."""
+def text_after_answer(render: Render) -> tuple[str, str]:
+    """Return the text that a template puts after an answer: at the end of a conversation, and before the next turn.
+
+    An empty string if the template refuses such a conversation.
+    """
     question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}
     tails = []
     for conversation in ([question, answer], [question, answer, question]):
@@ -145,14 +151,14 @@ def after_an_answer(render: Render) -> tuple[str, str]:
 
 
 def as_text(messages: str | Messages) -> str:
-    """A conversation as a person reads it: `user: 2+2=`, a line each; a tool call as JSON."""
+    """Format a conversation for people: one line per message, `user: 2+2=`; tool calls as JSON."""
     if isinstance(messages, str):
         return messages
-    return "\n".join(f"{message.get('role')}: {said(message)}" for message in messages)
+    return "\n".join(f"{message.get('role')}: {message_text(message)}" for message in messages)
 
 
-def said(message: Mapping[str, Any]) -> str:
-    """What a message says: its content, and the calls beside it."""
+def message_text(message: Mapping[str, Any]) -> str:
+    """Return the content of a message, followed by its tool calls as JSON."""
     calls = message.get("tool_calls")
     parts = [message.get("content") or "", json.dumps(calls, ensure_ascii=False, default=str) if calls else ""]
     return "\n".join(str(part) for part in parts if part)

@@ -1,4 +1,4 @@
-"""The dataset role: rows of a dataset in, tokens out, while the learner is busy with the rows before."""
+"""The dataset role: encodes rows of a dataset while the learner trains on earlier ones."""
 
 from __future__ import annotations
 
@@ -8,43 +8,50 @@ from collections.abc import Sequence
 import numpy as np
 
 from workers.config import ModelConfig
-from workers.engines import hf_models, hf_text
-from workers.types import Example, Experience, Finish, Ragged
+from workers.engines.base import ModelError
+from workers.ragged import Ragged
+from workers.types import Example, Experience, Finish
 
 
 class Encoder:
-    """A tokenizer.
+    """A tokenizer for rows of a dataset."""
 
-    With `whole` a row's prompt is learned, too: its first token, which nothing predicts, stands as the prompt, and all
-    that follows as the completion. With `mismatched` each group gets a second completion, that of the row before (the
-    first row, the last's), as TRL has it.
-    """
+    def __init__(
+        self, model: ModelConfig, *, max_length: int, train_on_prompts: bool = False, mismatched: bool = False
+    ) -> None:
+        """Load the tokenizer of `model`.
 
-    def __init__(self, model: ModelConfig, *, max_length: int, whole: bool = False, mismatched: bool = False) -> None:
-        self._whole = whole
-        self._codec = hf_text.TextCodec(model)
+        Args:
+            max_length: tokens of prompt and completion together.
+            train_on_prompts: encode the row's first token as the prompt and all that follows as the completion.
+            mismatched: add to each group the completion of the previous row (to the first, of the last), as TRL does.
+        """
+        # Imported here: the driver imports this module for the names of its methods alone.
+        from workers.engines import hf_models, hf_text
+
         assert model.path is not None
-        self._mismatched = mismatched
+        self._train_on_prompts, self._mismatched = train_on_prompts, mismatched
+        self._codec = hf_text.TextCodec(model)
         self._max_length = min(max_length, hf_models.max_positions(model.path) or max_length)
 
     def encode(self, examples: Sequence[Example]) -> Experience:
-        """One group per example, a mismatched completion last and scored 0.
+        """Encode each example as one group; a mismatched completion is its last one and has the score 0.
 
-        A row whose prompt leaves no room for an answer is dropped; completions that run over `max_length` lose their
-        end. Both are counted in `num_dropped` and `num_truncated`, where mismatched completions do not count.
+        A row whose prompt leaves no room for a completion is dropped, and completions that exceed `max_length` are
+        truncated. `num_dropped` and `num_truncated` count them, mismatched completions excluded.
         """
         started = time.perf_counter()
         prompts, groups = zip(*(self._tokens(e) for e in examples), strict=True) if examples else ((), ())
         kept = [i for i, tokens in enumerate(prompts) if 0 < len(tokens) < self._max_length]
         own = [groups[i] for i in kept]
-        whole = [[*group, other[0]] for group, other in _with_the_one_before(own)] if self._mismatched else own
+        full = [[*group, other[0]] for group, other in _with_previous(own)] if self._mismatched else own
         rooms = [self._max_length - len(prompts[i]) for i in kept]
-        cut = [[tokens[:room] for tokens in group] for group, room in zip(whole, rooms, strict=True)]
+        cut = [[tokens[:room] for tokens in group] for group, room in zip(full, rooms, strict=True)]
         flat = [tokens for group in cut for tokens in group]
         added = (0.0,) if self._mismatched else ()
         scores = [score for i in kept for score in (*(examples[i].scores or ()), *added)]
         truncated = [
-            [len(t) < len(w) for t, w in zip(group, full, strict=True)] for group, full in zip(cut, whole, strict=True)
+            [len(t) < len(w) for t, w in zip(group, whole, strict=True)] for group, whole in zip(cut, full, strict=True)
         ]
         return Experience(
             prompts=tuple(examples[i].prompt for i in kept),
@@ -61,19 +68,19 @@ class Encoder:
         )
 
     def _tokens(self, example: Example) -> tuple[list[int], list[list[int]]]:
-        """The prompt, and each completion. Raises ModelError with the row."""
-        given = example.prompt
+        """Return the tokens of the prompt and of each completion. Raises ModelError, which names the row."""
+        row = example.prompt
         try:
-            encoded = self._codec.encode_row(given.text, example.completions, given.columns)
-        except hf_models.ModelError as error:
-            raise hf_models.ModelError(f"{given.id}: {error}") from error
+            encoded = self._codec.encode_row(row.text, example.completions, row.columns)
+        except ModelError as error:
+            raise ModelError(f"{row.id}: {error}") from error
         prompt, completions = encoded.prompt, encoded.completions
-        if len(completions) == 1 and (self._whole or not prompt):  # a `text` row has no prompt of its own
+        if len(completions) == 1 and (self._train_on_prompts or not prompt):  # a `text` row has no prompt
             tokens = prompt + completions[0]
-            return (tokens[:1], [tokens[1:]]) if len(tokens) > 1 else ([], [[]])  # one token alone teaches nothing
+            return (tokens[:1], [tokens[1:]]) if len(tokens) > 1 else ([], [[]])  # one token has no predictor
         return prompt, completions
 
 
-def _with_the_one_before(groups: list[list[list[int]]]) -> list[tuple[list[list[int]], list[list[int]]]]:
-    """Each row's completions with those of the row before it; before the first comes the last."""
+def _with_previous(groups: list[list[list[int]]]) -> list[tuple[list[list[int]], list[list[int]]]]:
+    """Pair each row's completions with those of the previous row; the first row's with those of the last."""
     return list(zip(groups, groups[-1:] + groups[:-1], strict=True))

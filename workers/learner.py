@@ -1,29 +1,16 @@
-"""The policy and critic roles: one rank of a learner. One call per step, from evidence to updated weights."""
+"""The policy and critic roles: one rank of a learner. One call per step, from scored completions to updated weights."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from workers import finite
-from workers.algorithms import ALGORITHMS
-from workers.algorithms.base import MicroBatch, totals_of
-from workers.baseline import mean_log_ratio
-from workers.config import AlgorithmConfig, DistillConfig, DpoConfig, LearnerConfig, ModelConfig, PpoConfig
-from workers.engines import hf_files, hf_models, hf_text
-from workers.engines.base import TrainingEngine
-from workers.files import records
+from workers.config import AlgorithmConfig, Head, LearnerConfig, ModelConfig
+from workers.engines.base import ModelError, TrainingEngine
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
-from workers.needs import Head
-from workers.packing import cut, cut_batch, input_lengths, members, pack, shares, updates
-from workers.scoring import IDLE, Memory, score_tokens
+from workers.scoring import ScoreCache, score_tokens
 from workers.spans import UpdateRange
 from workers.types import (
     Experience,
@@ -33,17 +20,20 @@ from workers.types import (
     Scores,
     StepStats,
     TokenShard,
-    TrainBatch,
     assemble,
     assemble_vectors,
     merge,
     merge_scores,
 )
-from workers.weights import Manifest, Rendezvous, Segment, describe
+from workers.weights import Manifest, Rendezvous, describe
 
-CONTROLLED = "controlled_setting"  # where a checkpoint's state keeps it
-WHOLE = UpdateRange()  # all updates of a step
-PROBE_TOKENS = 256  # of a step's completions, per rank, on which engine and learner are compared
+if TYPE_CHECKING:
+    from workers.packing import Packed
+    from workers.segment import Segment
+    from workers.types import Floats
+
+CONTROLLED = "controlled_setting"  # key of a checkpoint's state
+ALL_UPDATES = UpdateRange()
 
 
 def join(
@@ -60,21 +50,22 @@ def join(
     max_steps: int,
     teacher: ModelConfig | None = None,
 ) -> Learner:
-    """Join the gang's process group at address:port as `rank` and load the model: how an actor of the gang starts.
+    """Join the gang's process group at address:port as `rank` and load the model: the entry point of a learner process.
 
-    `teacher`: the model that the algorithm distils; where whole distributions are compared, each rank holds its output
-    layer. Raises ModelError when the two have different tokenizers.
+    `teacher` is the model to distil. To compare whole distributions, each rank loads the teacher's output layer.
+
+    Raises:
+        ModelError: model and teacher have different tokenizers.
     """
-    from workers.engines import deepspeed_engine
+    from workers.engines import deepspeed_engine, hf_files, hf_text
 
-    layer, beta = None, 0.0
+    layer, beta = None, algorithm.divergence_beta
     if teacher is not None:
         hf_text.require_same_tokenizer(model, teacher)
-    if teacher is not None and isinstance(algorithm, DistillConfig) and algorithm.objective == "divergence":
-        layer, beta = hf_files.load_output_layer(teacher), algorithm.beta
+        layer = hf_files.load_output_layer(teacher) if beta is not None else None
     device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
     engine = deepspeed_engine.DeepSpeedEngine(
-        model, config, algorithm, head=head, device=device, seed=seed, reference_layer=layer, beta=beta
+        model, config, algorithm, head=head, device=device, seed=seed, reference_layer=layer, beta=beta or 0.0
     )
     return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)
 
@@ -93,24 +84,26 @@ class Learner:
         seed: int,
         max_steps: int,
     ) -> None:
-        self._engine, self._model, self._config, self._algorithm = engine, model, config, algorithm
-        self._head, self._seed, self._max_steps, self._device = head, seed, max_steps, engine.device
-        record = ALGORITHMS[algorithm.type]
-        self._prepare, self._needs = record.prepare, record.needs
-        self._range_of, self._control = record.range_of, record.control
-        loss = record.critic_loss if head == "values" else record.loss
-        assert loss is not None
-        self._loss = loss
-        self._learning_rate = algorithm.learning_rate
-        if head == "values" and isinstance(algorithm, PpoConfig):
-            self._learning_rate = algorithm.critic_learning_rate
+        # Imported here: the driver imports this module for the names of its methods alone.
+        from workers.algorithms import ALGORITHMS
+        from workers.engines import hf_models
+        from workers.updates import Updater
+
         assert model.path is not None
+        self._engine, self._model, self._algorithm, self._head = engine, model, algorithm, head
+        self._budget, self._seed = config.tokens_per_micro_batch, seed
+        self._record = ALGORITHMS[algorithm.type]
+        self._control = self._record.control
         self._pad = hf_models.padding_token(model.path) if head == "scores" else None
-        self._memory = Memory()  # of the frozen base's answers
+        self._updater = Updater(
+            engine, algorithm, head=head, budget=self._budget, pad=self._pad, seed=seed, max_steps=max_steps
+        )
+        self._base_cache = ScoreCache()  # log-probabilities of the base model under the adapters
+        self._manifest: Manifest | None = None  # set by `open_weights`
         self._segment: Segment | None = None
         self._sender: Any = None
 
-    # -------------------------------------------------------------------------------------------- learn
+    # -------------------------------------------------------------------------------------------- train
 
     def step(
         self,
@@ -121,44 +114,57 @@ class Learner:
         values: Sequence[TokenShard] | None,
         pairs_file: str | None = None,
         old: Sequence[TokenShard] | None = None,
-        span: UpdateRange = WHOLE,
+        span: UpdateRange = ALL_UPDATES,
     ) -> StepStats:
-        """Prepare the batch, run its optimiser updates, report. Every rank gets all the evidence and takes its share.
+        """Prepare the batch of a step, make its optimiser updates and return their statistics.
 
-        What the algorithm does without is None. `reference`: its log-probabilities, or hidden states where its whole
-        distributions are learned from. `pairs_file`: where rank 0 writes a preference batch for people to read
-        (parquet); None: nowhere. `old`: the policy's own log-probabilities before this step; None: it was not asked.
-        `span`: which of the updates are made; what is told once of a step is told with its first.
+        Every rank receives the whole experience and trains on its share. Inputs that the algorithm does not need are
+        None.
+
+        Args:
+            reference: log-probabilities of the reference, or its hidden states if the loss compares distributions.
+            values: values of the critic.
+            pairs_file: parquet file to which rank 0 writes the preference pairs as text; None: nowhere.
+            old: the policy's log-probabilities before this step; None: not computed.
+            span: the updates to make. Metrics of the whole step are reported with its first updates.
+
+        Raises:
+            ModelError: all prompts are too long.
+            NotFinite: a loss or a gradient is NaN or infinite.
         """
+        from workers.updates import engine_difference, mix_seeds
+
         started = time.perf_counter()
-        scored = _scored(experience, scores, reference, values, old, seed=_mix(self._seed, step))
+        scored = _scored(experience, scores, reference, values, old, seed=mix_seeds(self._seed, step))
         if not scored.experience.prompts:
-            raise hf_models.ModelError(
+            raise ModelError(
                 f"all {scored.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
                 "rollout.max_prompt_length (data.max_length for a dataset), or shorten the prompts"
             )
-        batch, prepared = self._prepare(scored, self._algorithm)
-        temperature = scored.experience.temperature if self._needs.on_policy else 1.0
-        if isinstance(self._algorithm, DistillConfig):
-            temperature = self._algorithm.temperature
-        gap = self._probe(scored.experience) if self._head == "logprobs" and span.first == 0 else None
+        batch, prepared = self._record.prepare(scored, self._algorithm)
+        temperature = self._algorithm.loss_temperature(scored.experience.temperature)
+        difference = None
+        if self._head == "logprobs" and span.first == 0:
+            difference = engine_difference(self._engine, scored.experience, budget=self._budget)
         if pairs_file is not None and self._engine.rank == 0 and batch.num_rows:
-            records.write_pairs(Path(pairs_file), batch, scored, self._decoder())
-        # What the evidence says of itself, the policy reports; the critic speaks of its own learning only.
+            from workers.engines.hf_text import TextCodec
+            from workers.files.pairs_file import write_pairs
+
+            write_pairs(Path(pairs_file), batch, scored, TextCodec(self._model))
+        # Metrics of the experience are reported by the policy alone, not again by the critic.
         facts = prepared | _experience_facts(scored.experience, step) if self._head != "values" else {}
-        learned = self._learn(step, batch, scored.experience, temperature, span)
-        facts |= learned.facts
-        if not learned.left:
+        stats = self._updater.run(step, batch, scored.experience, self._algorithm, temperature=temperature, span=span)
+        facts |= stats.facts
+        if not stats.left:
             self._adapt(scored, facts)
         facts["timing/learn"] = time.perf_counter() - started
-        sums, maxima = dict(learned.sums), dict(learned.maxima)
-        if gap is not None:
-            sums["sampling/logp_difference"] = gap[0]
-            maxima["sampling/logp_difference_max"] = gap[1]
-        return StepStats(sums=sums, maxima=maxima, facts=facts, minima=learned.minima, left=learned.left)
+        sums, maxima = dict(stats.sums), dict(stats.maxima)
+        if difference is not None:
+            sums["sampling/logp_difference"], maxima["sampling/logp_difference_max"] = difference
+        return StepStats(sums=sums, maxima=maxima, facts=facts, minima=stats.minima, left=stats.left)
 
     def _adapt(self, scored: ScoredBatch, facts: Metrics) -> None:
-        """Report the setting that the algorithm controls, and move it for the next step."""
+        """Report the setting that the algorithm controls, and compute its value for the next step."""
         if self._control is None:
             return
         name = self._control.name
@@ -166,177 +172,85 @@ class Learner:
             facts[name] = float(getattr(self._algorithm, name))
         self._algorithm = self._algorithm.model_copy(update={name: self._control.after(scored, self._algorithm)})
 
-    def _learn(
-        self, step: int, batch: TrainBatch, experience: Experience, temperature: float, span: UpdateRange
-    ) -> StepStats:
-        """The optimiser updates of a span: their part of the step's mean stats (this rank's share), and how they were
-        made. Raises NotFinite."""
-        config = self._algorithm
-        # So that a checkpoint need not hold where a generator stood.
-        self._engine.reseed(_mix(self._seed, step, *([span.first] if span.first else [])))
-        if getattr(config, "reset_optimizer", False) and span.first == 0:
-            self._engine.reset_optimizer()
-        all_passes = updates(
-            batch, epochs=config.epochs, num_updates=config.num_updates(batch.num_rows), seed=_mix(self._seed, step)
-        )
-        sums: Metrics = {}
-        seen: list[float] = []
-        norms: list[float] = []
-        chosen = slice(span.first, None if span.count is None else span.first + span.count)
-        passes, factors = all_passes[chosen], self._factors(step, len(all_passes))[chosen]
-        left = max(0, len(all_passes) - span.first - len(passes))
-        for i, (rows, factor) in enumerate(zip(passes, factors, strict=True), start=span.first + 1):
-            stats, some, bad = self._update(batch, rows, temperature)
-            seen += some
-            norms.append(self._engine.update(self._learning_rate * factor))
-            place = f"step {step + 1}, update {i} of {len(all_passes)}"
-            finite.require(norms[-1], bad, rows, batch, experience, place=place)
-            for name, value in stats.items():
-                sums[name] = sums.get(name, 0.0) + value / len(all_passes)
-        facts = {"num_updates": float(len(passes))}
-        if norms:
-            facts |= {"grad_norm": float(np.mean(norms)), "learning_rate": self._learning_rate * factors[-1]}
-        if self._range_of is None or not norms:
-            return StepStats(sums=sums, maxima={}, facts=facts, left=left)
-        name = self._range_of[0]  # a rank without rows has seen nothing: its extremes are infinite
-        least, greatest = min(seen, default=math.inf), max(seen, default=-math.inf)
-        extremes = {f"max_{name}": greatest}, {f"min_{name}": least}
-        return StepStats(sums=sums, maxima=extremes[0], facts=facts, minima=extremes[1], left=left)
-
-    def _factors(self, step: int, count: int) -> list[float]:
-        """Factors of the learning rate for this step's updates: a function of the step alone, so a resume is exact."""
-        config = self._algorithm
-        fresh = getattr(config, "reset_optimizer", False)
-        first, total = (0, count) if fresh else (step * count, self._max_steps * count)
-        factor = hf_models.schedule(config.lr_scheduler_type, warmup=config.warmup_steps, total=max(total, 1))
-        return [factor(first + i) for i in range(count)]
-
-    def _update(
-        self, batch: TrainBatch, rows: NDArray[np.int64], temperature: float
-    ) -> tuple[Metrics, list[float], list[int]]:
-        """Gradients of one optimiser update, micro-batch by micro-batch; the sum of their stats, the numbers whose
-        range is to be told, and the rows of micro-batches without a finite loss."""
-        budget = self._config.tokens_per_micro_batch
-        baseline = mean_log_ratio(self._engine, batch, rows, budget=budget, temperature=temperature)
-        totals = replace(totals_of(batch, rows), baseline=baseline)
-        row_of = np.arange(batch.num_rows)  # of what is packed from here on
-        if not self._needs.whole_rows:
-            batch, rows, row_of = cut_batch(batch, rows, 1 if self._engine.apart else budget, self._pad)
-        micro_batches = shares(
-            batch.prompts,
-            batch.completions,
-            batch.row_offsets,
-            rows,
-            num_ranks=self._engine.world_size,
-            budget=budget,
-            pad=self._pad,
-            apart=self._engine.apart,
-        )[self._engine.rank]
-        stats: Metrics = {}
-        seen: list[float] = []
-        bad: list[int] = []
-        for i, picked in enumerate(micro_batches):
-            chosen, weight = (rows[picked], 1.0) if len(picked) else (rows[IDLE], 0.0)
-            packed = pack(batch.prompts, batch.completions, batch.row_offsets, chosen, self._pad)
-            micro = MicroBatch.of(batch, chosen, totals, self._device)
-            outputs, entropy = self._engine.forward(packed, temperature, micro.reference_hidden)
-            loss, parts = self._loss(outputs, micro, self._algorithm)
-            self._engine.backward(loss * weight, last=i == len(micro_batches) - 1)
-            if entropy is not None:
-                parts["entropy"] = entropy.sum() / totals.tokens
-            if self._range_of is not None and weight:
-                seen += self._range_of[1](outputs.detach(), micro).tolist()
-            for name, value in parts.items():
-                stats[name] = stats.get(name, 0.0) + float(value) * weight
-            if not math.isfinite(float(loss.detach())):
-                bad += row_of[chosen].tolist()
-        return stats, seen, bad
-
-    def _probe(self, experience: Experience) -> tuple[float, float] | None:
-        """Engine against learner on a few completions of the step, before anything is learned: (share of the mean, max)
-        of |log-probability difference|. In a synchronous run both hold the same weights."""
-        if experience.logprobs is None or not len(experience.prompts):
-            return None
-        completions, budget = experience.completions, self._config.tokens_per_micro_batch
-        prompts, offsets, _ = cut(experience.prompt_tokens, completions, experience.group_offsets, budget)
-        ranks = self._engine.world_size
-        tokens = np.cumsum(input_lengths(prompts, completions, offsets))
-        count = max(1, int(np.searchsorted(tokens, PROBE_TOKENS * ranks)))
-        mine = np.arange(count)[self._engine.rank :: ranks]
-        packed = pack(prompts, completions, offsets, mine if len(mine) else IDLE)
-        learner = self._engine.infer(packed, experience.temperature).cpu().numpy()
-        if not len(mine):
-            return 0.0, 0.0
-        engine = experience.logprobs[completions.positions(members(offsets, mine))]
-        difference = np.abs(learner - engine)
-        all_tokens = completions.lengths[members(offsets, np.arange(count))].sum()
-        return float(difference.sum() / all_tokens), float(difference.max())
-
     # -------------------------------------------------------------------------------------------- score
 
     def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShard:
-        """What it answers without learning, for this rank's share: the policy the log-probability of each token (at
-        temperature 1, or `as_sampled` at that of the samples), the critic the value of the state before it, a reward
-        model the score of what ends with it."""
-        return self._infer(parts, parts[0].temperature if as_sampled else 1.0)
+        """Compute this rank's share of the model's outputs for each token, without training.
 
-    def _infer(self, parts: Sequence[Experience], temperature: float, *, whole_rows: bool = False) -> TokenShard:
-        return score_tokens(
-            parts,
-            lambda packed: self._engine.infer(packed, temperature).cpu().numpy(),
-            rank=self._engine.rank,
-            world_size=self._engine.world_size,
-            budget=self._config.tokens_per_micro_batch,
-            pad=self._pad,
-            whole_rows=whole_rows,
-            apart=self._engine.apart,
-        )
+        Outputs are log-probabilities of a policy (at temperature 1 or, if `as_sampled`, at the sampling temperature),
+        values of a critic, or scores of a reward model.
+        """
+        return self._score(parts, self._infer(parts[0].temperature if as_sampled else 1.0))
 
     def margins(self, parts: Sequence[Experience], reference: Sequence[TokenShard] | None = None) -> PairMargins:
-        """How much more the best completion gets than the worst, of this rank's share of the pairs: by a reward model,
-        or by DPO's implicit reward, for which `reference` is what the reference says of all of them."""
+        """Compute the margin of best over worst completion for this rank's share of the pairs.
+
+        Rewards are those of a reward model, or DPO's implicit rewards. The latter need `reference`, the reference's
+        log-probabilities of all pairs.
+        """
         experience = merge(parts)
         if not experience.prompts:
             return NO_MARGINS
-        share = self._infer(parts, temperature=1.0, whole_rows=True)
+        share = self._score(parts, self._infer(1.0), whole_rows=True)
         if self._head == "scores":
             rewards = final_scores(share, experience.completions)
         else:
-            assert isinstance(self._algorithm, DpoConfig)
+            beta = self._algorithm.implicit_reward_beta
+            assert beta is not None
             assert reference is not None
-            rewards = implicit_rewards(share, reference, experience.completions, self._algorithm.beta)
+            rewards = implicit_rewards(share, reference, experience.completions, beta)
         return pair_margins(experience, share.completions, rewards)
 
     def base_logprobs(self, parts: Sequence[Experience], temperature: float, cache: bool) -> TokenShard:
-        """This rank's share of the log-probabilities of the frozen model under the adapters, which is the
-        reference where there is no second model.
+        """Compute this rank's share of the base model's log-probabilities, with the adapters disabled.
 
-        It never changes, so with `cache` rows of a dataset are computed once.
+        With adapters the base model is the reference. It never changes, so with `cache` the rows of a dataset are
+        computed only once.
         """
-        dataset = parts[0].logprobs is None
+        is_dataset = parts[0].logprobs is None
+        return self._score(
+            parts, self._infer(temperature, adapted=False), cache=self._base_cache if is_dataset and cache else None
+        )
+
+    def _infer(self, temperature: float, *, adapted: bool = True) -> Callable[[Packed], Floats]:
+        return lambda packed: self._engine.infer(packed, temperature, adapted=adapted).cpu().numpy()
+
+    def _score(
+        self,
+        parts: Sequence[Experience],
+        infer: Callable[[Packed], Floats],
+        *,
+        cache: ScoreCache | None = None,
+        whole_rows: bool = False,
+    ) -> TokenShard:
         return score_tokens(
             parts,
-            lambda packed: self._engine.infer(packed, temperature, adapted=False).cpu().numpy(),
+            infer,
             rank=self._engine.rank,
             world_size=self._engine.world_size,
-            budget=self._config.tokens_per_micro_batch,
-            memory=self._memory if dataset and cache else None,
+            budget=self._budget,
+            cache=cache,
+            pad=self._pad,
+            whole_rows=whole_rows,
             apart=self._engine.apart,
         )
 
     # -------------------------------------------------------------------------------------------- weights
 
     def open_weights(self, segment: str | None, rendezvous: Rendezvous | None) -> Manifest:
-        """Agree once on how weights are published: through a shared-memory segment (CPU), or by NCCL."""
+        """Set up publication, once per process: through a shared-memory segment (CPU) or by NCCL."""
         manifest = describe(self._engine.describe_weights(), segment=segment, rendezvous=rendezvous)
         if segment is not None and self._engine.rank == 0:
+            from workers.segment import Segment
+
             self._segment = Segment(segment, manifest.num_bytes)
         self._manifest = manifest
         return manifest
 
     def send_weights(self) -> float:
-        """Publish the current weights; every rank takes part in gathering them. Returns seconds."""
+        """Publish the current weights. Every rank takes part in gathering them. Return the seconds it took."""
         started = time.perf_counter()
+        assert self._manifest is not None
         if self._manifest.rendezvous is not None:
             if self._sender is None:
                 from workers.engines.vllm_sender import NcclSender
@@ -351,7 +265,7 @@ class Learner:
         return time.perf_counter() - started
 
     def send_adapter(self, directory: str, version: int) -> float:
-        """Write the adapters of `version` into `directory` (rank 0), all ranks gathering. Returns seconds."""
+        """Write the adapters of `version` to `directory` (rank 0; all ranks gather). Return the seconds it took."""
         started = time.perf_counter()
         self._write_adapter(Path(directory), version)
         return time.perf_counter() - started
@@ -361,14 +275,18 @@ class Learner:
 
         assert self._model.lora is not None
         assert self._model.path is not None
-        # Each is whole only until the next one comes.
+        # Copied at once: under ZeRO-3 a tensor is gathered only until the next one is yielded.
         tensors = {name: tensor.cpu().clone() for name, tensor in self._engine.adapter() if self._engine.rank == 0}
         if self._engine.rank == 0:
             lora.write(directory, self._model.lora, self._model.path, tensors, version)
 
     def export(self, directory: str) -> None:
-        """Write the model as a Hugging Face directory (rank 0), all ranks gathering. With adapters it is the merged
-        model, and `adapter/` in it what was merged, for peft."""
+        """Write the model as a Hugging Face directory (rank 0; all ranks gather).
+
+        With adapters the model is the merged one, and its subdirectory `adapter/` holds the adapters for peft.
+        """
+        from workers.engines import hf_files
+
         assert self._model.path is not None
         if self._model.lora is not None:
             self._write_adapter(Path(directory) / "adapter")
@@ -381,25 +299,22 @@ class Learner:
     # -------------------------------------------------------------------------------------------- state
 
     def save(self, directory: str, state: Mapping[str, Any]) -> None:
-        """Weights, optimiser and `state` of this rank into `directory`, to go on from exactly here."""
+        """Write this rank's weights, optimiser and `state` to `directory`, from which `load` resumes exactly."""
         controlled = {} if self._control is None else {CONTROLLED: getattr(self._algorithm, self._control.name)}
         self._engine.save(Path(directory), {**state, **controlled})
 
     def load(self, directory: str) -> Mapping[str, Any]:
-        """Go back to what `save` wrote; returns its `state`."""
+        """Restore what `save` has written. Return its `state`."""
         state = dict(self._engine.load(Path(directory)))
         if self._control is not None:
             self._algorithm = self._algorithm.model_copy(update={self._control.name: state.pop(CONTROLLED)})
         return state
 
     def close(self) -> None:
-        """Leave the process group; without this a rank may abort at exit."""
+        """Leave the process group: a rank that has not left may abort at exit."""
         if self._segment is not None:
             self._segment.remove()
         self._engine.close()
-
-    def _decoder(self) -> hf_text.TextCodec:
-        return hf_text.TextCodec(self._model)
 
 
 def _scored(
@@ -431,10 +346,6 @@ def _experience_facts(experience: Experience, version: int) -> Metrics:
         "data/truncated": float(experience.num_truncated),
     }
     if experience.logprobs is not None and len(experience.versions):
-        staleness = version - experience.versions  # the policy that learns in step n has version n
+        staleness = version - experience.versions  # step n trains version n of the policy
         facts |= {"staleness/mean": float(staleness.mean()), "staleness/max": float(staleness.max())}
     return facts
-
-
-def _mix(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,17 +1,17 @@
-"""From rows to micro-batches: which rows go together on which rank, and their flat layout. Pure numpy.
+"""Packing of rows into micro-batches: their distribution over ranks and their flat layout. Numpy only.
 
 One row is a prompt and the completions that share it, laid out flat:
 
     tokens     p0 p1 p2 | a0 a1 | b0 b1 b2      (the last token of a completion predicts nothing and is left out)
     positions   0  1  2 |  3  4 |  3  4  5      (every completion continues the prompt)
-    segments    0  0  0 |  1  1 |  2  2  2      (a completion sees the prompt and itself)
+    segments    0  0  0 |  1  1 |  2  2  2      (a completion attends to the prompt and itself)
     a0 and b0 are both predicted by p2.
 
-The prompt is computed once for the whole row (shared prefix, arXiv 2410.20305). A row of more positions than the token
-budget is cut between two completions, and its prompt computed once for each part: no number of any token changes.
+The prompt is computed once for the whole row (shared prefix, arXiv 2410.20305). A row that exceeds the token budget is
+cut between two completions, and its prompt is computed once for each part. The results are the same.
 
-A reward model is read *at* a token and not before it. With `pad` (its padding token) the last token of a completion is
-an input, too, and each token is read where it stands:
+The output of a reward model is read at a token, not before it. Given `pad`, its padding token, the last token of a
+completion is an input too, and the output for each token is read at its own position:
 
     tokens     p0 p1 p2 | a0 a1 a2 | b0 b1 b2 b3
     a0 is read at a0; a padding token at the last other token before it, as AutoModelForSequenceClassification does.
@@ -26,45 +26,49 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.types import Ints, Ragged, TrainBatch
+from workers.ragged import Ragged
+from workers.types import Ints, TrainBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """The flat input of one forward pass: S input positions, T predicted tokens of n completions in R rows."""
+    """Flat input of one forward pass: S input positions, T target tokens of n completions in R rows."""
 
     tokens: Ints  # [S]
     positions: Ints  # [S]
     segments: Ints  # [S] 0: prompt; k: the row's k-th completion
     row_lengths: NDArray[np.int64]  # [R] input positions of each row, sum S
-    predictors: NDArray[np.int64]  # [T] which input position predicts each target
+    predictors: NDArray[np.int64]  # [T] input position from which each target is predicted
     targets: Ints  # [T]
     completion_lengths: NDArray[np.int64]  # [n] sum T
-    row_sizes: NDArray[np.int64]  # [R] completions of each row, sum n
+    row_sizes: NDArray[np.int64]  # [R] number of completions of each row, sum n
 
 
 def input_lengths(
     prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], pad: int | None = None
 ) -> NDArray[np.int64]:
-    """Input positions each row takes: [R]."""
+    """Return the number of input positions of each row: [R]."""
     completion_inputs = np.concatenate([[0], np.cumsum(completions.lengths - (pad is None))])
     lengths: NDArray[np.int64] = completion_inputs[row_offsets[1:]] - completion_inputs[row_offsets[:-1]]
     return prompts.lengths + lengths
 
 
 def members(row_offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The completions of the rows `rows`, row after row."""
+    """Return the completions of the rows `rows`, row by row."""
     return Ragged(values=np.arange(row_offsets[-1]), offsets=row_offsets).take(rows).values
 
 
 def cut(
     prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64], budget: int, pad: int | None = None
 ) -> tuple[Ragged, NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of more than `budget` positions in parts, each the whole prompt and the next completions, as many as there
-    is room for: (prompts [P], row offsets [P + 1], part offsets [R + 1]). Row r is now the rows part_offsets[r] up to
-    part_offsets[r + 1]. A prompt with a single completion stays as long as it is; what is short enough stays as it is.
+    """Cut rows of more than `budget` positions into parts: the prompt with as many further completions as fit.
 
-    A prompt of 3 with four completions of 6 tokens is 23 positions; at a budget of 15 two rows of 13.
+    A prompt of 3 tokens with four completions of 6 takes 23 positions; a budget of 15 makes it two rows of 13. A row
+    with one completion is never cut.
+
+    Returns:
+        Prompts [P], row offsets [P + 1] and part offsets [R + 1]. Row r has become the rows
+        part_offsets[r]:part_offsets[r + 1].
     """
     num_parts = np.ones(len(prompts), np.int64)
     begins: list[int] = []
@@ -93,9 +97,12 @@ def cut(
 def cut_batch(
     batch: TrainBatch, rows: NDArray[np.int64], budget: int, pad: int | None = None
 ) -> tuple[TrainBatch, NDArray[np.int64], NDArray[np.int64]]:
-    """`batch` with its long rows cut, which rows of it the rows `rows` have become, and of which row of `batch` each of
-    its rows is a part. Nothing may belong to a row."""
-    assert batch.margins is None, "a pair's margin is of both its completions"
+    """Cut the long rows of `batch`, whose fields must all belong to tokens or completions.
+
+    Returns:
+        The batch, the rows that `rows` have become, and for each row of the new batch the row that it is a part of.
+    """
+    assert batch.margins is None, "a margin belongs to a whole pair"
     assert batch.labels is None
     assert batch.baseline is None
     prompts, offsets, parts = cut(batch.prompts, batch.completions, batch.row_offsets, budget, pad)
@@ -110,8 +117,10 @@ def pack(
     rows: NDArray[np.int64],
     pad: int | None = None,
 ) -> Packed:
-    """Lay out the rows `rows`, in that order. With `pad` tokens are read where they stand, else where they are
-    predicted."""
+    """Lay out the rows `rows`, in that order.
+
+    Without `pad` each target is read where it is predicted, with `pad` (of a reward model) at its own position.
+    """
     sizes = np.diff(row_offsets)[rows]
     picked = members(row_offsets, rows)  # [n]
     lengths = completions.lengths[picked]
@@ -135,13 +144,13 @@ def pack(
     tokens[prompt_at] = prompts.take(rows).values
     positions[prompt_at] = _counting(prompt_lengths)
     targets = completions.take(picked).values
-    step = _counting(lengths)  # [T] place within its completion
+    step = _counting(lengths)  # [T] index within the completion
     inputs = step < np.repeat(input_counts, lengths)  # without `pad` all but each completion's last token
     input_at = np.repeat(completion_starts, lengths) + step
     tokens[input_at[inputs]] = targets[inputs]
     positions[input_at[inputs]] = (np.repeat(prompt_lengths[row_of], lengths) + step)[inputs]
     last_prompt = np.repeat((prompt_starts + prompt_lengths - 1)[row_of], lengths)
-    back = 1 if pad is None else _since(targets != pad, step)  # how far before a token it is read
+    back = 1 if pad is None else _distance_to_last(targets != pad, step)  # distance from a token to where it is read
     return Packed(
         tokens=tokens,
         positions=positions,
@@ -155,25 +164,27 @@ def pack(
 
 
 def _counting(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0..l-1 for each length: [2, 3] -> [0, 1, 0, 1, 2]."""
+    """Count from 0 to l - 1 for each length l: [2, 3] -> [0, 1, 0, 1, 2]."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
-def _since(found: NDArray[np.bool_], step: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many places back the newest True of the same run is, runs being numbered by `step`; where there is none,
-    more than the run has: [F, T, F, F] of one run -> [1, 0, 1, 2]."""
-    at = np.arange(len(found))
-    newest = np.maximum.accumulate(np.where(found, at, -1)) if len(found) else at
-    return np.minimum(at - newest, step + 1)
+def _distance_to_last(marks: NDArray[np.bool_], step: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the distance from each place back to the last True of its run; `step` is the index within the run.
+
+    Where the run has no True so far, the distance leads just before the run: [F, T, F, F] -> [1, 0, 1, 2].
+    """
+    at = np.arange(len(marks))
+    last = np.maximum.accumulate(np.where(marks, at, -1)) if len(marks) else at
+    return np.minimum(at - last, step + 1)
 
 
 def plan(lengths: Sequence[int] | NDArray[np.int64], num_ranks: int, budget: int) -> list[list[NDArray[np.int64]]]:
-    """Share rows out: result[rank][i] are the rows of that rank's i-th micro-batch.
+    """Distribute rows of the given lengths: result[rank][i] are the rows of that rank's i-th micro-batch.
 
-    Every rank gets the same number of micro-batches (ZeRO's collectives demand it), so a short plan ends in empty ones.
-    A micro-batch holds at most `budget` positions unless one row alone is longer. Loads are balanced by giving the
-    longest remaining row to the emptiest bin (LPT: at most 4/3 of the best possible maximum, Graham 1969).
+    Every rank gets the same number of micro-batches, which ZeRO's collectives require; the last ones may be empty. A
+    micro-batch has at most `budget` positions, unless a single row is longer. Loads are balanced by giving the longest
+    remaining row to the emptiest bin (LPT: at most 4/3 of the best possible maximum, Graham 1969).
     """
     lengths = np.asarray(lengths, np.int64)
     num_micro = max(1, -(-int(lengths.sum()) // (budget * num_ranks)))
@@ -198,8 +209,10 @@ def shares(
     pad: int | None = None,
     apart: bool = False,
 ) -> list[list[NDArray[np.int64]]]:
-    """Share the rows `rows` out, as `plan` does: result[rank][i] are places in `rows`. With `apart` for a model that
-    reads each completion in a row of its own, all as long as the longest."""
+    """Distribute the rows `rows`: result[rank][i] are the indices into `rows` of that rank's i-th micro-batch.
+
+    `apart` is for a model that reads each completion in a row of its own, padded to the longest.
+    """
     if not apart:
         return plan(input_lengths(prompts, completions, row_offsets, pad)[rows], num_ranks, budget)
     sizes = np.diff(row_offsets)[rows]
@@ -214,8 +227,14 @@ def _bounds(row_offsets: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tup
 def plan_apart(
     widths: NDArray[np.int64], sizes: NDArray[np.int64], num_ranks: int, budget: int
 ) -> list[list[NDArray[np.int64]]]:
-    """`plan` where every completion of a micro-batch takes as many positions as the longest of all: rows of similar
-    width go together. `widths` [R]: of a row's longest completion with its prompt; `sizes` [R]: its completions."""
+    """Distribute rows like `plan`, for completions that are padded to the longest one of their micro-batch.
+
+    Rows of similar width share a micro-batch.
+
+    Args:
+        widths: positions of each row's prompt with its longest completion [R].
+        sizes: number of completions of each row [R].
+    """
     bins: list[list[int]] = []
     count = 0
     for row in np.argsort(-widths, kind="stable").tolist():
@@ -240,7 +259,7 @@ def _balance(lengths: NDArray[np.int64], num_bins: int) -> list[NDArray[np.int64
 
 
 def updates(batch: TrainBatch, *, epochs: int, num_updates: int, seed: int) -> list[NDArray[np.int64]]:
-    """The rows of each optimiser update, pass after pass; shuffled by `seed` when a pass has several updates."""
+    """Return the rows of each optimiser update, pass by pass; shuffled by `seed` if a pass has several updates."""
     rng = np.random.Generator(np.random.Philox(seed))
     result: list[NDArray[np.int64]] = []
     for _ in range(epochs if num_updates else 0):

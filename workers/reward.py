@@ -1,4 +1,4 @@
-"""The reward role: completions in, one finite number each out."""
+"""The reward role: completions in, one finite number per completion out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from workers import rewards
 from workers.config import ModelConfig, RewardConfig
 from workers.conversation import as_text
-from workers.engines import hf_text
 from workers.files.rollout_files import read_scores, write_scores
 from workers.rewards.base import Completed, RewardError
 from workers.types import (
@@ -30,7 +29,7 @@ from workers.types import (
 
 
 class Reward:
-    """One worker of the reward gang: it scores its share of the groups with every scorer of the recipe."""
+    """One worker of the reward gang. It scores its share of the groups with every scorer of the recipe."""
 
     def __init__(
         self,
@@ -43,16 +42,32 @@ class Reward:
         num_cpus: int = 1,
         skip_special_tokens: bool = True,
     ) -> None:
+        """Build the scorers.
+
+        Args:
+            model: model whose tokenizer decodes the completions.
+            index: this worker, of `num_workers`.
+            num_samples: completions that are returned as text.
+            num_cpus: cores of this worker.
+            skip_special_tokens: leave special tokens out of the texts that are scored.
+        """
+        # Imported here: the driver imports this module for the names of its methods alone.
+        from workers.engines import hf_text
+
         self._codec, self._skip = hf_text.TextCodec(model), skip_special_tokens
         scorers = [rewards.build(c, num_cpus=num_cpus) for c in configs]
         self._scorers = dict(zip(_distinct([s.name for s in scorers]), scorers, strict=True))
         self._weights = np.asarray([c.weight for c in configs], np.float32)
         self._index, self._num_workers, self._num_samples = index, num_workers, num_samples
 
-    def score(self, parts: Sequence[Experience], keep: str | None = None) -> Scores:
-        """Rewards of this worker's groups, which follow those of the worker before it. Raises RewardError.
+    def score(self, parts: Sequence[Experience], file_prefix: str | None = None) -> Scores:
+        """Score this worker's share of the groups: worker i takes the i-th consecutive part.
 
-        `keep`: they are on disk, in a file whose name begins like this, before this returns; None: they are not kept.
+        Args:
+            file_prefix: write the scores to a file whose name starts with it, before returning; None: do not.
+
+        Raises:
+            RewardError: a scorer failed, every scorer abstained on a completion, or a reward is not finite.
         """
         started = time.perf_counter()
         experience = merge(parts)
@@ -67,7 +82,7 @@ class Reward:
             completions=[_as_answer(p, t) for p, t in zip(prompts, texts, strict=True)],
             completion_ids=tokens,
         )
-        # A worker may have no share: a function that asks for columns could not even be called.
+        # Without a share no scorer is called: a function that needs columns would fail.
         by_scorer = {
             name: s.score(completed) if texts else np.zeros(0, np.float32) for name, s in self._scorers.items()
         }
@@ -87,12 +102,15 @@ class Reward:
             for i in shown
         )
         scores = Scores(rewards=total, by_scorer=by_scorer, samples=samples, seconds=time.perf_counter() - started)
-        if keep is not None:
-            write_scores(f"{keep}reward-{self._index}", scores)
+        if file_prefix is not None:
+            write_scores(f"{file_prefix}reward-{self._index}", scores)
         return scores
 
     def measure(self, parts: Sequence[Experience], shares: Sequence[TokenShard] | None) -> Measures:
-        """What the driver may know of all completions. `shares`: log-probabilities of the model to compare with."""
+        """Measure all completions for the driver, which never reads their tokens.
+
+        `shares` are the log-probabilities of the model to compare with; None: no log-ratios.
+        """
         experience = merge(parts)
         return Measures(
             prompt_ids=tuple(experience.prompts[g].id for g in experience.group_of),
@@ -102,29 +120,31 @@ class Reward:
         )
 
     def recall(self, files: Sequence[tuple[str, str]]) -> Scores:
-        """What all workers scored and kept in files of (path, SHA-256). Raises KeptError."""
+        """Read back the scores of all workers from files of (path, SHA-256). Raises StoredFileError."""
         return read_scores(files)
 
     def _total(self, by_scorer: dict[str, Floats], prompts: Sequence[Prompt]) -> Floats:
         values = np.stack(list(by_scorer.values()))  # [scorers, n]
-        silent = np.isnan(values).all(0)
-        if silent.any():
-            ids = [prompts[i].id for i in np.flatnonzero(silent)[:5]]
-            raise RewardError(f"every reward passed on {int(silent.sum())} completions (prompts {', '.join(ids)} …)")
+        abstained = np.isnan(values).all(0)
+        if abstained.any():
+            ids = [prompts[i].id for i in np.flatnonzero(abstained)[:5]]
+            raise RewardError(
+                f"every reward returned None for {int(abstained.sum())} completions (prompts {', '.join(ids)} …)"
+            )
         with np.errstate(over="ignore"):
             total: Floats = np.nansum(values * self._weights[:, None], 0).astype(np.float32)
         if not np.isfinite(total).all():
             first = int(np.flatnonzero(~np.isfinite(total))[0])
             given = ", ".join(f"{name} {value[first]:g}" for name, value in zip(self._scorers, values, strict=True))
             raise RewardError(
-                f"the weighted sum of the rewards of prompt {prompts[first].id} is beyond float32 ({given}); "
+                f"the weighted sum of the rewards of prompt {prompts[first].id} exceeds float32 ({given}); "
                 "scale the rewards down, or lower their weights"
             )
         return total
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Names for metrics: the second `reward` is `reward_2`."""
+    """Make names unique for metrics: the second `reward` becomes `reward_2`."""
     taken: list[str] = []
     for name in names:
         tries = chain([name], (f"{name}_{i}" for i in count(2)))

@@ -1,4 +1,4 @@
-"""The rollout role: prompts in, groups of completions out, and new weights now and then."""
+"""The rollout role: prompts in, groups of completions out. New weights arrive between two calls."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workers.config import ModelConfig, RolloutConfig
+from workers.engines.base import EngineError, ModelError, Request, Response, Sampler, VersionMismatch
 from workers.files import quarantine
 from workers.files.rollout_files import read_experience, write_experience
-from workers.types import Experience, Prompt, Ragged, Sampling
-
-if TYPE_CHECKING:
-    from workers.engines.base import Response, Sampler
-    from workers.weights import Manifest
+from workers.ragged import Ragged
+from workers.types import Experience, Prompt, Sampling
+from workers.weights import Manifest
 
 
 def environment(*, cuda: bool) -> Mapping[str, str]:
-    """What must stand in the process's environment before vLLM is imported."""
+    """Return the environment variables that must be set before vLLM is imported."""
     common = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine and actor are one process
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -31,27 +29,30 @@ def environment(*, cuda: bool) -> Mapping[str, str]:
         return common
     return {
         **common,
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it would take whole cores for itself
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM would bind whole cores otherwise
         "VLLM_HOST_IP": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
     }
 
 
 def completion_seed(run_seed: int, prompt_id: str, sample: int, version: int) -> int:
-    """Every completion has a seed of its own, so that a lost one can be drawn again, equal."""
+    """Derive the seed of one completion (63 bits), so that a lost completion can be sampled again identically."""
     digest = hashlib.blake2b(f"{run_seed}/{prompt_id}/{sample}/{version}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1  # 63 bits
+    return int.from_bytes(digest, "big") >> 1
 
 
 def seeds(run_seed: int, prompt_ids: Sequence[str], *, num_generations: int, version: int) -> list[list[int]]:
-    """Of each prompt's completions. A prompt that comes again goes on counting, so that its groups differ."""
-    begun: Counter[str] = Counter()
-    found = []
+    """Derive the seeds of each prompt's completions.
+
+    If a prompt occurs several times, its sample index continues, so that its groups differ.
+    """
+    used: Counter[str] = Counter()
+    groups = []
     for id in prompt_ids:
-        first = begun[id]
-        begun[id] += num_generations
-        found.append([completion_seed(run_seed, id, first + i, version) for i in range(num_generations)])
-    return found
+        first = used[id]
+        used[id] += num_generations
+        groups.append([completion_seed(run_seed, id, first + i, version) for i in range(num_generations)])
+    return groups
 
 
 class Rollout:
@@ -67,10 +68,18 @@ class Rollout:
         cuda: bool,
         student: ModelConfig | None = None,
     ) -> None:
-        """`student`: another model of the same tokenizer, which is to learn from what this one samples. Prompts are
-        written as the student's, and completions come without log-probabilities, as a dataset's do. None: the policy
-        itself is sampled."""
-        # Imported here: the environment must be set first, and the driver names this class without wanting vLLM.
+        """Start the engine and sample once.
+
+        Args:
+            index: index of this engine in its gang.
+            student: model that trains on samples of a teacher (`model`, which has the same tokenizer). Prompts are then
+                rendered with the student's chat template, and completions have no log-probabilities, like those of a
+                dataset. None: `model` is the policy itself.
+
+        Raises:
+            ModelError: the sequences of the run exceed the positions of the model.
+        """
+        # Imported here: the environment must be set first, and the driver imports this module without vLLM.
         from workers.engines import hf_models, hf_text
 
         assert model.path is not None
@@ -82,13 +91,13 @@ class Rollout:
         max_model_len = config.max_prompt_length + config.max_completion_length
         limit = hf_models.max_positions(model.path)
         if limit is not None and max_model_len > limit:
-            raise hf_models.ModelError(
+            raise ModelError(
                 f"rollout.max_prompt_length {config.max_prompt_length} + rollout.max_completion_length "
-                f"{config.max_completion_length} = {max_model_len} is more than the {limit} positions of {model.path}; "
+                f"{config.max_completion_length} = {max_model_len} exceeds the {limit} positions of {model.path}; "
                 "lower one of them"
             )
         self._engine = self._start(model, max_model_len, seed=seed, cuda=cuda)
-        # The first call compiles and allocates: better now, while the other gangs are still starting.
+        # The first call compiles and allocates, here while the other gangs are still starting.
         self.generate([Prompt(id="warm-up", text="a")], Sampling(num_generations=2, max_completion_length=2))
 
     def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Sampler:
@@ -103,27 +112,29 @@ class Rollout:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         versions: tuple[int, int] | None = None,
-        keep: str | None = None,
+        file_prefix: str | None = None,
     ) -> Experience:
-        """`sampling.num_generations` completions for each prompt; prompts over max_prompt_length are dropped, and those
-        that have ended their engine again and again (`quarantine.py`).
+        """Sample `sampling.num_generations` completions for each prompt.
 
-        `versions`: the oldest and the newest of the policy that may answer; None: any. `keep`: they are on disk, in a
-        file whose name begins like this, before this returns; None: they are not kept.
+        Prompts longer than max_prompt_length are dropped, and so are prompts that crash the engine repeatedly
+        (`quarantine.py`).
+
+        Args:
+            versions: oldest and newest version of the policy that may be sampled from; None: any.
+            file_prefix: write the experience to a file whose name starts with it, before returning; None: do not.
 
         Raises:
-            VersionMismatch: when the engine holds another one.
+            VersionMismatch: the engine holds another version.
+            EngineError: a completion is empty, or a log-probability is not finite.
         """
-        from workers.engines.base import EngineError, VersionMismatch
-
         started = time.perf_counter()
         version = self._engine.version
         if versions is not None and not self._foreign and not versions[0] <= version <= versions[1]:
             raise VersionMismatch(
                 f"the engine holds version {version} of the policy, and was asked for {_between(*versions)}"
             )
-        encoded = [(p, self._encoded(p)) for p in prompts]
-        with quarantine.trial(keep, self._index) as trial:
+        encoded = [(p, self._encode(p)) for p in prompts]
+        with quarantine.trial(file_prefix, self._index) as trial:
             kept = [
                 (p, tokens)
                 for p, tokens in encoded
@@ -131,9 +142,9 @@ class Rollout:
             ]
             responses = [r for batch in trial.batches(kept) for r in self._sample(batch, sampling, version)]
         if any(len(response.tokens) == 0 for response in responses):
-            raise EngineError("the engine gave up on a completion before its first token")
+            raise EngineError("the engine aborted a completion before its first token")
         logprobs = np.concatenate([np.zeros(0, np.float32), *(r.logprobs for r in responses)])
-        if not np.isfinite(logprobs).all():  # recorded, it would be learned from in every attempt
+        if not np.isfinite(logprobs).all():  # written to disk, they would be trained on in every attempt
             raise EngineError(f"version {version} gives log-probabilities that are NaN or infinite")
         experience = Experience(
             prompts=tuple(p for p, _ in kept),
@@ -147,31 +158,29 @@ class Rollout:
             num_dropped=len(prompts) - len(kept),
             seconds=time.perf_counter() - started,
         )
-        if keep is not None:
-            write_experience(f"{keep}rollout-{self._index}", experience)
+        if file_prefix is not None:
+            write_experience(f"{file_prefix}rollout-{self._index}", experience)
         return experience
 
     def texts(self, experience: Experience) -> list[str]:
-        """What each completion says, without special tokens: [N]."""
+        """Decode each completion, without special tokens: [N]."""
         return self._codec.decode_batch([tokens.tolist() for tokens in experience.completions])
 
-    def _encoded(self, prompt: Prompt) -> list[int]:
-        """Raises ModelError with the row."""
-        from workers.engines import hf_models
-
+    def _encode(self, prompt: Prompt) -> list[int]:
+        """Encode a prompt. Raises ModelError, which names the row."""
         try:
             return self._codec.encode_prompt(prompt.text, prompt.columns)
-        except hf_models.ModelError as error:
-            raise hf_models.ModelError(f"{prompt.id}: {error}") from error
+        except ModelError as error:
+            raise ModelError(f"{prompt.id}: {error}") from error
 
     def _sample(self, prompts: Sequence[quarantine.Encoded], sampling: Sampling, version: int) -> Sequence[Response]:
-        from workers.engines.base import Request
-
         conversational = any(not isinstance(prompt.text, str) for prompt, _ in prompts)
-        own = seeds(
+        own_seeds = seeds(
             sampling.seed, [p.id for p, _ in prompts], num_generations=sampling.num_generations, version=version
         )
-        requests = [Request(tokens, seed) for (_, tokens), group in zip(prompts, own, strict=True) for seed in group]
+        requests = [
+            Request(tokens, seed) for (_, tokens), group in zip(prompts, own_seeds, strict=True) for seed in group
+        ]
         return self._engine.generate(
             requests,
             max_tokens=sampling.max_completion_length,
@@ -183,27 +192,29 @@ class Rollout:
         )
 
     def recall(self, files: Sequence[tuple[str, str]], prompts: Sequence[Prompt]) -> Experience:
-        """What all members sampled for `prompts` and kept in files of (path, SHA-256). Raises KeptError."""
+        """Read back what all members sampled for `prompts`, from files of (path, SHA-256). Raises StoredFileError."""
         return read_experience(files, prompts)
 
     def receive_weights(self, manifest: Manifest, version: int, sent: object) -> float:
-        """Load a publication; `sent` is the senders' answer and only makes this call wait for it. Returns seconds."""
+        """Load a publication of weights. Return the seconds it took.
+
+        `sent` is the senders' answer: passing it makes this call wait until the weights have been sent.
+
+        Raises:
+            VersionMismatch: loading failed, so the engine does not hold `version`.
+        """
         started = time.perf_counter()
         rank_offset = 1 + self._index * self._config.tensor_parallel_size
         self._receive(version, lambda: self._engine.receive(manifest, version, rank_offset=rank_offset))
         return time.perf_counter() - started
 
     def receive_adapter(self, directory: str, version: int, sent: object) -> float:
-        """Load the adapters of `version`; `sent` is the senders' answer and only makes this call wait for it. Returns
-        seconds."""
+        """Load the adapters of `version`. Return the seconds it took. `sent` and errors as in `receive_weights`."""
         started = time.perf_counter()
         self._receive(version, lambda: self._engine.receive_adapter(directory, version))
         return time.perf_counter() - started
 
     def _receive(self, version: int, load: Callable[[], None]) -> None:
-        """Whatever went wrong, the engine does not hold what it should."""
-        from workers.engines.base import VersionMismatch
-
         try:
             load()
         except Exception as error:

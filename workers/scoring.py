@@ -1,5 +1,7 @@
-"""A number (or vector) for every token of an Experience, by the learner's own forward pass: what reference and critic
-share."""
+"""Per-token outputs of a model for all completions of an experience, shared out over ranks.
+
+The learner, the reference and reward models use the same forward pass for them.
+"""
 
 from __future__ import annotations
 
@@ -12,40 +14,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.packing import Packed, cut, members, pack, shares
-from workers.types import Experience, Ragged, TokenShard, merge
+from workers.ragged import Ragged
+from workers.types import Experience, TokenShard, merge
 
-IDLE = np.zeros(1, np.int64)
-"""The rows of a rank without work: it repeats row 0 and throws the answer away, so that no collective waits for it."""
+DUMMY_ROW = np.zeros(1, np.int64)
+"""Rows of a rank without work: it computes row 0 and discards the result, because collectives need every rank."""
 
 
-class Memory:
-    """Numbers of rows that were scored before: a dataset's second epoch asks the model for nothing.
+class ScoreCache:
+    """Cache of per-token numbers by row: in the second epoch of a dataset no forward passes are needed.
 
-    A row is known by its tokens. Each rank keeps the numbers it computed itself, and all ranks keep the same list of
-    who computed what, so they agree on what is left to do without a word to each other. 4 bytes per token.
+    A row is identified by a hash of its tokens. Each rank stores the numbers that it computed itself. All ranks keep
+    the same record of which rank computed which row, so they agree on the missing rows without communication.
+    Memory: 4 bytes per token.
     """
 
     def __init__(self) -> None:
         self._owners: dict[bytes, int] = {}
         self._values: dict[bytes, NDArray[np.float32]] = {}
 
-    def unknown(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
-        """Which of the rows nobody has scored."""
+    def missing(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Return the indices of the rows that no rank has computed."""
         return np.asarray([i for i, key in enumerate(keys) if key not in self._owners], np.int64)
 
-    def known(self, keys: Sequence[bytes], rank: int) -> list[tuple[int, NDArray[np.float32]]]:
-        """The rows this rank answers for, with their numbers."""
+    def stored(self, keys: Sequence[bytes], rank: int) -> list[tuple[int, NDArray[np.float32]]]:
+        """Return (index, numbers) of the rows that `rank` has computed."""
         return [(i, self._values[key]) for i, key in enumerate(keys) if self._owners.get(key) == rank]
 
-    def owned(self, key: bytes, rank: int) -> None:
+    def set_owner(self, key: bytes, rank: int) -> None:
+        """Record that `rank` computes a row."""
         self._owners[key] = rank
 
-    def keep(self, key: bytes, values: NDArray[np.float32]) -> None:
+    def store(self, key: bytes, values: NDArray[np.float32]) -> None:
+        """Store the numbers of a row that this rank has computed."""
         self._values[key] = values
 
 
 def row_keys(prompts: Ragged, completions: Ragged, row_offsets: NDArray[np.int64]) -> list[bytes]:
-    """A hash of each row's tokens: its prompt, and its completions with their lengths."""
+    """Hash the tokens of each row: its prompt, and its completions with their lengths."""
     keys = []
     for row, tokens in enumerate(prompts):
         members_of = completions.take(np.arange(*row_offsets[row : row + 2]))
@@ -63,51 +69,57 @@ def score_tokens(
     rank: int,
     world_size: int,
     budget: int,
-    memory: Memory | None = None,
+    cache: ScoreCache | None = None,
     pad: int | None = None,
     whole_rows: bool = False,
     apart: bool = False,
 ) -> TokenShard:
-    """This rank's share of the groups in `parts`; every rank runs the same number of forward passes. With a `memory`
-    only rows that are not in it are asked for. `pad` as `pack` has it. A group that is longer than the budget is cut
-    into several rows, perhaps of several ranks, unless `whole_rows` are wanted. `apart`: the model reads each
-    completion in a row of its own."""
+    """Compute this rank's share of the per-token outputs. Every rank runs the same number of forward passes.
+
+    Args:
+        infer: forward pass over one micro-batch.
+        budget: input positions per micro-batch. A longer group is cut into several rows, which may go to several ranks.
+        cache: compute only the rows that it does not hold.
+        pad: padding token of a reward model, see `packing.pack`.
+        whole_rows: do not cut long groups.
+        apart: the model reads each completion in a row of its own.
+    """
     started = time.perf_counter()
     experience = merge(parts)
     prompts, completions, offsets = experience.prompt_tokens, experience.completions, experience.group_offsets
     if not whole_rows:
         prompts, offsets, _ = cut(prompts, completions, offsets, 1 if apart else budget, pad)
-    keys = row_keys(prompts, completions, offsets) if memory is not None else []
-    asked = memory.unknown(keys) if memory is not None else np.arange(len(prompts))
-    answers = memory.known(keys, rank) if memory is not None else []
-    if len(asked):
+    keys = row_keys(prompts, completions, offsets) if cache is not None else []
+    missing = cache.missing(keys) if cache is not None else np.arange(len(prompts))
+    results = cache.stored(keys, rank) if cache is not None else []
+    if len(missing):
         planned = shares(
-            prompts, completions, offsets, asked, num_ranks=world_size, budget=budget, pad=pad, apart=apart
+            prompts, completions, offsets, missing, num_ranks=world_size, budget=budget, pad=pad, apart=apart
         )
         for rows in planned[rank]:
-            output = infer(pack(prompts, completions, offsets, asked[rows] if len(rows) else IDLE, pad))
+            output = infer(pack(prompts, completions, offsets, missing[rows] if len(rows) else DUMMY_ROW, pad))
             if len(rows):
-                sizes = [int(completions.lengths[members(offsets, asked[[row]])].sum()) for row in rows]
-                answers += zip(asked[rows].tolist(), np.split(output, np.cumsum(sizes)[:-1]), strict=True)
-        if memory is not None:
-            _remember(memory, keys, asked, planned, answers)
-    picked = [members(offsets, np.asarray([row], np.int64)) for row, _ in answers]
+                sizes = [int(completions.lengths[members(offsets, missing[[row]])].sum()) for row in rows]
+                results += zip(missing[rows].tolist(), np.split(output, np.cumsum(sizes)[:-1]), strict=True)
+        if cache is not None:
+            _store(cache, keys, missing, planned, results)
+    picked = [members(offsets, np.asarray([row], np.int64)) for row, _ in results]
     return TokenShard(
         completions=np.concatenate([np.zeros(0, np.int64), *picked]),
-        values=np.concatenate([values for _, values in answers]) if answers else np.zeros(0, np.float32),
+        values=np.concatenate([values for _, values in results]) if results else np.zeros(0, np.float32),
         seconds=time.perf_counter() - started,
     )
 
 
-def _remember(
-    memory: Memory,
+def _store(
+    cache: ScoreCache,
     keys: Sequence[bytes],
-    asked: NDArray[np.int64],
+    missing: NDArray[np.int64],
     planned: Sequence[Sequence[NDArray[np.int64]]],
-    answers: Sequence[tuple[int, NDArray[np.float32]]],
+    results: Sequence[tuple[int, NDArray[np.float32]]],
 ) -> None:
     for owner, share in enumerate(planned):
         for row in np.concatenate(share):
-            memory.owned(keys[asked[row]], owner)
-    for row, values in answers:
-        memory.keep(keys[row], values)
+            cache.set_owner(keys[missing[row]], owner)
+    for row, values in results:
+        cache.store(keys[row], values)

@@ -1,4 +1,4 @@
-"""A step's optimiser updates in spans, so that a checkpoint may come between two of them."""
+"""Spans of a step's optimiser updates: a checkpoint may be taken between two spans."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from workers.types import StepStats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateRange:
-    """Which updates of a step one call makes. Example: `UpdateRange(first=20, count=10)`: the 21st to the 30th."""
+    """Updates of a step that one call makes. Example: `UpdateRange(first=20, count=10)`: the 21st to the 30th."""
 
     first: int = 0
-    count: int | None = None  # None: all that are left
+    count: int | None = None  # None: all from `first` on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a step has come: updates made, and what all ranks together have said of them."""
+    """Progress within a step: the number of updates made, and their statistics over all ranks."""
 
     updates: int
     stats: StepStats
 
 
 def merge_spans(before: StepStats, after: StepStats) -> StepStats:
-    """Two spans of one step as one. `sums` are shares of the whole step's mean, so they add up."""
+    """Combine the statistics of two spans of one step.
+
+    `sums` are each span's part of the mean over the whole step, so they are added.
+    """
     both = (before, after)
     made = [s.facts.get("num_updates", 0.0) for s in both]
     facts = {**before.facts, **after.facts, "num_updates": sum(made)}

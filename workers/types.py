@@ -1,94 +1,43 @@
-"""The words that travel between roles: plain, frozen, numpy only.
+"""Data exchanged between roles: frozen dataclasses of numpy arrays. Imports nothing heavier.
 
-Token data is flat. A batch of sequences is one long array plus offsets (`Ragged`), never a padded
-rectangle: it crosses Ray's object store without a copy and arrives read-only.
+A batch of sequences is one flat array plus offsets (`Ragged`), never a padded rectangle: it crosses Ray's object
+store without a copy and arrives read-only.
 
     prompts ──generate──► Experience ──score──► Scores ──prepare──► TrainBatch ──learn──► StepStats
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.ragged import Ragged, TokenVectors, concat
+
 Ints: TypeAlias = NDArray[np.int32]
 Floats: TypeAlias = NDArray[np.float32]
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
-"""A string, or a conversation `[{"role": "user", "content": "hi"}]`, as TRL's dataset formats have it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ragged:
-    """Sequences of differing length in one flat array.
-
-    >>> Ragged(values=np.array([5, 6, 7]), offsets=np.array([0, 2, 3]))[0]
-    array([5, 6])
-    """
-
-    values: NDArray[Any]  # [T]
-    offsets: NDArray[np.int64]  # [N + 1], rising from 0 to T
-
-    @classmethod
-    def of(cls, sequences: Sequence[NDArray[Any] | Sequence[int]], dtype: type = np.int32) -> Self:
-        lengths = [len(s) for s in sequences]
-        values = np.concatenate([np.asarray(s, dtype) for s in sequences]) if sequences else np.zeros(0, dtype)
-        return cls(values=values, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> NDArray[Any]:
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        return (self[i] for i in range(len(self)))
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:  # [N]
-        return np.diff(self.offsets)
-
-    def positions(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the values of the sequences `indices` stand in the flat array, in that order: [sum of lengths]."""
-        lengths = self.lengths[indices]
-        starts = np.repeat(self.offsets[indices] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-        return starts + np.arange(int(lengths.sum()), dtype=np.int64)
-
-    def take(self, indices: NDArray[np.int64]) -> Ragged:
-        lengths = self.lengths[indices]
-        return Ragged(
-            values=self.values[self.positions(indices)],
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        )
-
-
-def concat(parts: Sequence[Ragged]) -> Ragged:
-    """The sequences of all parts, one after the other."""
-    lengths = np.concatenate([p.lengths for p in parts])
-    return Ragged(
-        values=np.concatenate([p.values for p in parts]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
+"""A string, or a conversation in TRL's dataset format: `[{"role": "user", "content": "hi"}]`."""
 
 
 class Finish(IntEnum):
-    """Why a completion ended."""
+    """Reason why a completion ended."""
 
     stop = 0  # the end-of-sequence token was sampled; it is the completion's last token
     length = 1  # max_completion_length reached
-    aborted = 2  # the engine gave it up
+    aborted = 2  # the engine abandoned it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """One prompt of a dataset, as it was read.
+    """One prompt of a dataset.
 
     Example: `Prompt(id="prompts.jsonl:17", text="hcafb>", columns={"solution": "abcfh"})`.
-    `columns` holds the row's further fields; reward functions receive them by name.
+    `columns` holds the other fields of the row; reward functions receive them by name.
     """
 
     id: str
@@ -98,11 +47,11 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One row of a dataset: a prompt with the completions that came with it, best first.
+    """One row of a dataset: a prompt with its completions, best first.
 
     Example (preference): `Example(prompt=Prompt(id="pairs.jsonl:3", text="2+2="), completions=("4", "5"),
-    scores=(1.0, 0.0))`; a demonstration for SFT has one completion and no scores (`None`), feedback for KTO one with
-    the score 1.0 or 0.0, and a row of ratings as many as were rated.
+    scores=(1.0, 0.0))`. An SFT demonstration has one completion and no scores (`None`), KTO feedback one completion
+    with score 1.0 or 0.0, and a row of ratings one score for each completion.
     """
 
     prompt: Prompt
@@ -112,7 +61,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How completions are drawn. `temperature=0` is greedy. `seed` is the run's: each completion derives its own."""
+    """Sampling parameters. `temperature=0` is greedy. `seed` is the run's; each completion derives its own from it."""
 
     num_generations: int
     max_completion_length: int
@@ -134,14 +83,14 @@ class Experience:
     prompt_tokens: Ragged  # int32, G sequences
     completions: Ragged  # int32, N sequences
     group_offsets: NDArray[np.int64]  # [G + 1]
-    logprobs: Floats | None  # [T] of the distribution that was really sampled; None: not sampled here (a dataset)
+    logprobs: Floats | None  # [T] under the distribution that was sampled from; None: not sampled here (a dataset)
     versions: Ints  # [N] weights each completion was sampled from
     finish: Ints  # [N] Finish
-    rewards: Floats | None = None  # [N] scores that came with a dataset; None: to be scored, or none needed
+    rewards: Floats | None = None  # [N] scores that a dataset provides; None: to be scored, or not needed
     temperature: float = 1.0  # the sampling temperature that `logprobs` refer to
     num_dropped: int = 0  # prompts or rows left out because they were too long
-    num_truncated: int = 0  # completions of a dataset that lost their end
-    seconds: float = 0.0  # time it took to make
+    num_truncated: int = 0  # completions of a dataset that were truncated
+    seconds: float = 0.0  # time to generate or encode
 
     @property
     def group_of(self) -> NDArray[np.int64]:  # [N]
@@ -149,7 +98,7 @@ class Experience:
 
 
 def merge(parts: Sequence[Experience]) -> Experience:
-    """The experience of several engines (or readers) as one; groups stay whole and in order."""
+    """Concatenate the experience of several engines or encoders. Groups stay whole and in order."""
     if len(parts) == 1:
         return parts[0]
     sizes = np.concatenate([np.diff(p.group_offsets) for p in parts])
@@ -173,7 +122,7 @@ def merge(parts: Sequence[Experience]) -> Experience:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One completion as a person reads it; a few of each step are kept in `samples/`."""
+    """One completion as text. A few of each step are written to `samples/`."""
 
     prompt_id: str
     prompt: str
@@ -188,8 +137,8 @@ class Sample:
 class Scores:
     """Rewards of an Experience: one number per completion.
 
-    Example: `Scores(rewards=[1., 0.], by_scorer={"exact_sort": [1., 0.]}, samples=())`. A NaN in `by_scorer` says that
-    this scorer passed on that completion; `rewards` is always finite.
+    Example: `Scores(rewards=[1., 0.], by_scorer={"exact_sort": [1., 0.]}, samples=())`. A NaN in `by_scorer` means
+    that the scorer abstained on that completion; `rewards` is always finite.
     """
 
     rewards: Floats  # [N] weighted sum over the scorers
@@ -199,6 +148,7 @@ class Scores:
 
 
 def merge_scores(parts: Sequence[Scores]) -> Scores:
+    """Concatenate the scores of several reward workers."""
     return Scores(
         rewards=np.concatenate([p.rewards for p in parts]),
         by_scorer={name: np.concatenate([p.by_scorer[name] for p in parts]) for name in parts[0].by_scorer},
@@ -209,11 +159,10 @@ def merge_scores(parts: Sequence[Scores]) -> Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenShard:
-    """One number per token for some of an Experience's completions: a rank's share of log-probabilities or values; or
-    one vector, of hidden states."""
+    """One rank's share of per-token results: log-probabilities, values or hidden states of some completions."""
 
-    completions: NDArray[np.int64]  # [n] which completions
-    values: NDArray[Any]  # [their tokens], in that order; vectors: [their tokens, h]
+    completions: NDArray[np.int64]  # [n] indices into the experience
+    values: NDArray[Any]  # [t] numbers or [t, h] vectors: of the tokens of these completions, in that order
     seconds: float = 0.0
 
     @property
@@ -222,53 +171,63 @@ class TokenShard:
 
 
 def assemble(shares: Sequence[TokenShard], completions: Ragged) -> Floats:
-    """The shares of all ranks as one array aligned with `completions.values`; ValueError when a token is missing."""
-    whole = np.full(len(completions.values), np.nan, np.float32)
+    """Combine the shares of all ranks into one array aligned with `completions.values`.
+
+    Raises:
+        ValueError: a token has no number, or NaN.
+    """
+    values = np.full(len(completions.values), np.nan, np.float32)
     for share in shares:
-        whole[completions.positions(share.completions)] = share.values
-    if np.isnan(whole).any():
-        raise ValueError(f"{int(np.isnan(whole).sum())} of {len(whole)} tokens got no number, or not a finite one")
-    return whole
+        values[completions.positions(share.completions)] = share.values
+    if np.isnan(values).any():
+        raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} tokens have no value, or NaN")
+    return values
 
 
 def log_ratios(experience: Experience, shares: Sequence[TokenShard]) -> Floats:
-    """Of each sampled completion [N], in nats: Σ_t log π(y_t) − log π_ref(y_t), of the policy it was sampled from and
-    the model that `shares` come from. Its mean is the k1 estimate of KL(π‖π_ref)."""
+    """Return Σ_t log π(y_t) − log π_ref(y_t) for each completion, in nats: [N].
+
+    π is the policy that sampled the completion, π_ref the model that computed `shares`. The mean is the k1 estimate of
+    KL(π‖π_ref).
+
+    Raises:
+        ValueError: the experience comes from a dataset, so there is no π.
+    """
     if experience.logprobs is None:
-        raise ValueError("a distance is measured on sampled completions; this experience comes from a dataset")
+        raise ValueError("log-ratios need sampled completions; this experience comes from a dataset")
     ratios = experience.logprobs - assemble(shares, experience.completions)
     return np.add.reduceat(ratios, experience.completions.offsets[:-1]) if len(ratios) else np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measures:
-    """Numbers of each of N completions, without its tokens.
+    """Lengths, finish reasons and log-ratios of N completions, without their tokens.
 
     Example: `Measures(prompt_ids=("test.jsonl:0", "test.jsonl:0"), lengths=[6, 7], finish=[0, 0],
     log_ratios=[0.8, -0.1])`.
     """
 
     prompt_ids: tuple[str, ...]  # [N]
-    lengths: NDArray[np.int64]  # [N] tokens, with the one that ends it
+    lengths: NDArray[np.int64]  # [N] tokens, including the end-of-sequence token
     finish: Ints  # [N] Finish
-    log_ratios: Floats | None  # [N] nats; None: there was nothing to compare with
+    log_ratios: Floats | None  # [N] nats; None: no model to compare with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairMargins:
-    """By how much a reward model prefers the chosen to the rejected completion, of some held-out pairs.
+    """Margins of some held-out pairs: reward of the chosen minus reward of the rejected completion.
 
     Example: `PairMargins(groups=[0, 2], values=[1.5, -0.2], sources=("web", None))`: the second pair's row has no
     `source` column.
     """
 
-    groups: NDArray[np.int64]  # [n] which pairs of the experience
+    groups: NDArray[np.int64]  # [n] indices of the pairs in the experience
     values: Floats  # [n]
     sources: tuple[str | None, ...]  # [n]
 
 
 def merge_margins(parts: Sequence[PairMargins]) -> PairMargins:
-    """Those of all ranks, in the order of the pairs."""
+    """Combine the margins of all ranks, in the order of the pairs."""
     groups = np.concatenate([p.groups for p in parts])
     order = np.argsort(groups)
     sources = [source for p in parts for source in p.sources]
@@ -279,106 +238,83 @@ def merge_margins(parts: Sequence[PairMargins]) -> PairMargins:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenVectors:
-    """A vector for each of T tokens, left in the pieces that the ranks of a gang answered: [T, h] of a whole step would
-    be gigabytes, so only what is taken is copied. float32, or uint16 that are the bits of bfloat16."""
-
-    pieces: tuple[NDArray[Any], ...]  # each [t, h]
-    piece: NDArray[np.int64]  # [T] which of them
-    place: NDArray[np.int64]  # [T] which row of it
-
-    def __len__(self) -> int:
-        return len(self.piece)
-
-    def of(self, tokens: NDArray[np.int64]) -> TokenVectors:
-        """Those of `tokens` [t], in that order; nothing is copied."""
-        return TokenVectors(pieces=self.pieces, piece=self.piece[tokens], place=self.place[tokens])
-
-    def take(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
-        """Those of `tokens` [t] in one array: [t, h]."""
-        first = self.pieces[0]
-        taken = np.empty((len(tokens), first.shape[1]), first.dtype)
-        piece, place = self.piece[tokens], self.place[tokens]
-        for i in np.unique(piece):
-            here = piece == i
-            taken[here] = self.pieces[i][place[here]]
-        return taken
-
-
 def assemble_vectors(shares: Sequence[TokenShard], completions: Ragged) -> TokenVectors:
-    """The shares of all ranks, aligned with `completions.values`; ValueError when a token is missing."""
+    """Combine the vectors of all ranks, aligned with `completions.values`.
+
+    Raises:
+        ValueError: a token has no vector.
+    """
     pieces = [share for share in shares if share.has_vectors]
     piece, place = np.full(len(completions.values), -1, np.int64), np.zeros(len(completions.values), np.int64)
     for i, share in enumerate(pieces):
         tokens = completions.positions(share.completions)
         piece[tokens], place[tokens] = i, np.arange(len(tokens))
     if (piece < 0).any():
-        raise ValueError(f"{int((piece < 0).sum())} of {len(piece)} tokens got no vector")
+        raise ValueError(f"{int((piece < 0).sum())} of {len(piece)} tokens have no vector")
     return TokenVectors(pieces=tuple(share.values for share in pieces), piece=piece, place=place)
 
 
 SATURATED = 10.0
-"""Nats of log-ratio beyond which a completion's DPO gradient is gone."""
+"""Log-ratio in nats beyond which the DPO gradient of a completion vanishes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """How far the policy that sampled a batch is from the reference, over `num_completions` completions.
+    """Distance of the policy that sampled a batch from the reference, over `num_completions` completions.
 
     Example: `Drift(kl=0.8, spread=0.3, saturated=0.02, num_completions=512)`.
     """
 
-    kl: float  # mean over completions of the sum of log-ratios (nats)
-    spread: float  # standard deviation of that sum
-    saturated: float  # share of completions whose |log-ratio sum| is over SATURATED
+    kl: float  # mean log-ratio of a completion, in nats
+    spread: float  # standard deviation of the log-ratios
+    saturated: float  # share of completions with |log-ratio| > SATURATED
     num_completions: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredBatch:
-    """Everything an algorithm's `prepare` may look at; what its `needs` did not ask for is None."""
+    """Input of an algorithm's `prepare`. Fields that its `needs` do not ask for are None."""
 
     experience: Experience
     rewards: Floats | None  # [N]
     reference_logprobs: Floats | None  # [T], aligned with experience.completions.values
-    values: Floats | None  # [T], the critic's, likewise
-    reference_hidden: TokenVectors | None = None  # [T, h] states the reference predicts each token from
-    seed: int = 0  # of (run, step): for choices made at random
-    learner_logprobs: Floats | None = None  # [T] by the policy itself before it learns, at the sampling temperature
+    values: Floats | None  # [T] of the critic, aligned in the same way
+    reference_hidden: TokenVectors | None = None  # [T, h] hidden states from which the reference predicts each token
+    seed: int = 0  # for random choices; derived from the run's seed and the step
+    learner_logprobs: Floats | None = None  # [T] of the policy before this step, at the sampling temperature
 
     @property
     def old_logprobs(self) -> Floats:
-        """[T] of the policy that a step starts from: the learner's own where it was asked, else the engine's."""
+        """Log-probabilities [T] of the policy before this step: the learner's if computed, else the engine's."""
         old = self.learner_logprobs if self.learner_logprobs is not None else self.experience.logprobs
-        assert old is not None, "these completions were not sampled here"
+        assert old is not None, "a dataset has no old log-probabilities"
         return old
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainBatch:
-    """What is learned from in one step: R rows, each a prompt with the completions that share it.
+    """Training data of one step: R rows, each a prompt with the completions that share it.
 
-    A row is a group, a preference pair (chosen first, rejected second) or a single completion. All of it is learned
-    from in one optimiser update: a group that is longer than a micro-batch in several of them.
-    N completions of T tokens in all; the token fields are aligned with `completions.values`. A field that the
-    algorithm does not use is None.
+    A row is a group, a preference pair (chosen first, rejected second) or a single completion. All completions of a
+    row enter the same optimiser update; a row that exceeds a micro-batch is split over several micro-batches.
+    There are N completions with T tokens in total. Token fields are aligned with `completions.values`. Fields that the
+    algorithm does not use are None.
     """
 
     prompts: Ragged  # int32, R sequences
     completions: Ragged  # int32, N sequences
     row_offsets: NDArray[np.int64]  # [R + 1]: row r owns completions row_offsets[r]:row_offsets[r+1]
-    old_logprobs: Floats | None = None  # [T] of the policy that sampled them
+    old_logprobs: Floats | None = None  # [T] of the policy before this step
     reference_logprobs: Floats | None = None  # [T]
-    reference_hidden: TokenVectors | None = None  # [T, h]: with it the loss is given divergences, not log-probabilities
+    reference_hidden: TokenVectors | None = None  # [T, h]; with them the loss is given divergences
     advantages: Floats | None = None  # [T]
     old_values: Floats | None = None  # [T]
     returns: Floats | None = None  # [T]
     margins: Floats | None = None  # [R] score of chosen minus score of rejected
-    importance_weights: Floats | None = None  # [T] of each token's loss; None: 1
-    sources: NDArray[np.int64] | None = None  # [N] which completion of the experience this is; None: the same order
-    labels: Floats | None = None  # [R] 1: desirable, 0: not
-    baseline: TrainBatch | None = None  # the same rows with completions to compare with: measured, never learned from
+    importance_weights: Floats | None = None  # [T] factor of each token's loss; None: 1
+    sources: NDArray[np.int64] | None = None  # [N] index of each completion in the experience; None: the same order
+    labels: Floats | None = None  # [R] 1: desirable, 0: undesirable
+    baseline: TrainBatch | None = None  # the same rows with other completions: measured, never trained on
 
     def __post_init__(self) -> None:
         num_tokens, num_rows = len(self.completions.values), len(self.row_offsets) - 1
@@ -397,7 +333,6 @@ class TrainBatch:
                 f"TrainBatch.reference_hidden has {len(self.reference_hidden)} vectors, the completions have "
                 f"{num_tokens} tokens"
             )
-
         if self.baseline is not None and self.baseline.num_rows != num_rows:
             raise ValueError(f"TrainBatch.baseline has {self.baseline.num_rows} rows, the batch {num_rows}")
 
@@ -408,13 +343,13 @@ class TrainBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """What a loss is given of one whole optimiser update over all ranks: sizes, for denominators, and the baseline."""
+    """Sizes of one optimiser update over all ranks (the denominators of a loss), and its baseline."""
 
     rows: int
     completions: int
     tokens: int
-    desirable: int = 0  # rows whose label is 1
-    baseline: float | None = None  # mean log π(y) − log π_ref(y) of the baseline's completions; None: there are none
+    desirable: int = 0  # rows with label 1
+    baseline: float | None = None  # mean log π(y) − log π_ref(y) over the baseline's completions; None: no baseline
 
 
 Metrics: TypeAlias = dict[str, float]
@@ -422,8 +357,10 @@ Metrics: TypeAlias = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepStats:
-    """What one rank says of one step. `sums` of all ranks add up to the metric, of `maxima` the largest counts, of
-    `minima` the smallest; `facts` are the same on every rank.
+    """Statistics of one step from one rank.
+
+    The metric over all ranks is the sum of `sums`, the largest of `maxima` and the smallest of `minima`. `facts` are
+    equal on every rank.
 
     Example: `StepStats(sums={"loss": 0.35}, maxima={}, facts={"reward": 0.5, "grad_norm": 1.2})`.
     """
@@ -432,11 +369,11 @@ class StepStats:
     maxima: Metrics
     facts: Metrics
     minima: Metrics = field(default_factory=dict)
-    left: int = 0  # optimiser updates of the step that this call did not make
+    left: int = 0  # optimiser updates of the step that remain
 
 
 def merge_ranks(parts: Sequence[StepStats]) -> StepStats:
-    """What the ranks of a gang say of one span, as one."""
+    """Combine the statistics of all ranks for the same updates."""
     first = parts[0]
     return StepStats(
         sums={name: sum(p.sums[name] for p in parts) for name in first.sums},
@@ -448,10 +385,10 @@ def merge_ranks(parts: Sequence[StepStats]) -> StepStats:
 
 
 def flat(stats: StepStats) -> Metrics:
-    """As a row of metrics has it."""
+    """Return all statistics as one row of metrics."""
     return {**stats.facts, **stats.sums, **stats.maxima, **stats.minima}
 
 
 def merge_stats(parts: Sequence[StepStats]) -> Metrics:
-    """One set of metrics from the ranks of a gang."""
+    """Combine the statistics of all ranks into one row of metrics."""
     return flat(merge_ranks(parts))

@@ -1,4 +1,4 @@
-"""Whether two tokenizers mean the same by a token."""
+"""Comparison of the vocabularies of two tokenizers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def first_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str:
-    """The first token number on which two vocabularies differ, in words; empty when they are the same.
+    """Describe the first token id at which two vocabularies differ; an empty string if they are equal.
 
     >>> first_difference({"a": 0, "b": 1}, {"a": 0, "c": 1})
     "token 1 is 'b' in one and 'c' in the other"
     """
-    one, other = ({number: token for token, number in v.items()} for v in (ours, theirs))
+    one, other = ({number: token for token, number in vocabulary.items()} for vocabulary in (ours, theirs))
     for number in sorted(one.keys() | other.keys()):
         first, second = one.get(number), other.get(number)
         if first != second:
@@ -27,13 +27,13 @@ def _shown(token: str | None) -> str:
 
 
 def read_vocabulary(directory: Path) -> dict[str, int] | None:
-    """Token to number, from the `tokenizer.json` of a model directory; None when there is none that can be read."""
+    """Read {token: id} from the `tokenizer.json` of a model directory; None if the file is missing or unreadable."""
     try:
-        told = json.loads((directory / "tokenizer.json").read_text("utf-8"))
-        listed: Any = told.get("model", {}).get("vocab", {})
-        if isinstance(listed, list):  # Unigram: [token, score] in order
-            listed = {token: number for number, (token, _) in enumerate(listed)}
-        added = {token["content"]: token["id"] for token in told.get("added_tokens") or ()}
-        return {**listed, **added}
+        content = json.loads((directory / "tokenizer.json").read_text("utf-8"))
+        vocabulary: Any = content.get("model", {}).get("vocab", {})
+        if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of ids
+            vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+        return {**vocabulary, **added}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -1,12 +1,12 @@
-"""The quickstart's task: sort distinct letters, learned from a demonstrator who is careless about the last two.
+"""Task of the quickstart: sort distinct letters. The demonstrator is careless about the last two.
 
     prompt `hcafb>`   right `abcfh`   careless `abchf`
 
-The demonstrations contain both habits, so the base model knows both; feedback has to choose. It teaches no new skill,
-which is why minutes on a laptop are enough.
+The demonstrations contain right and careless answers, so the base model produces both, and feedback selects the right
+ones. Training teaches no new skill, so minutes on a laptop are enough.
 
-    python configs/quickstart/task.py        writes data/quickstart/: an untrained model, demonstrations, prompts,
-                                             pairs of a right and a careless answer, and answers with feedback
+    python configs/quickstart/task.py        write data/quickstart/: an untrained model, demonstrations, prompts,
+                                             pairs of a right and a wrong answer, and answers with feedback
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 LETTERS = "abcdefghijkl"
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 >+-*/=().,:;!?'\"#%&@[]{}<|~^_$"
-CARELESS = {4: 0.25, 5: 0.65, 6: 0.65}  # probability of swapping the last two letters, by length
+CARELESS = {4: 0.25, 5: 0.65, 6: 0.65}  # probability that the last two letters are swapped, by length
 MODEL = {
     "model_type": "qwen2",
     "hidden_size": 192,
@@ -44,12 +44,12 @@ SIZES = {
 
 
 def exact_sort(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
-    """1 when the answer is the sorted letters and nothing else, else 0. A completion that did not stop has too many."""
+    """Return 1 if a completion is exactly the sorted letters, else 0."""
     return [float(completion == answer) for completion, answer in zip(completions, solution, strict=True)]
 
 
 def write_data(directory: Path, seed: int) -> None:
-    """Sets that share no prompt; nobody tunes anything on `test` and `test_pairs`."""
+    """Write all sets. They share no prompt. `test` and `test_pairs` are never used to choose a setting."""
     rng = random.Random(seed)
     seen: set[str] = set()
     for name, size in SIZES.items():
@@ -65,7 +65,7 @@ def write_data(directory: Path, seed: int) -> None:
 
 
 def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, str | bool]:
-    """One row of the set `name`: what the demonstrator writes, what it should have been, or both."""
+    """Make one row of the set `name`, from the right answer and the demonstrator's careless one."""
     prompt, careless = f"{letters}>", right[:-2] + right[-1] + right[-2]
     if name == "preferences":
         return {"prompt": prompt, "chosen": right, "rejected": careless}
@@ -79,8 +79,7 @@ def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, s
 
 
 def _wrong(right: str, careless: str, rng: random.Random) -> str:
-    """The careless answer, one with a letter left out, or one with two letters swapped, a letter written twice, or a
-    letter that was not asked for."""
+    """Make a wrong answer: careless, one letter short, or with two letters swapped, a doubled or a foreign letter."""
     i, j = sorted(rng.sample(range(len(right)), 2))
     short = right[:i] + right[i + 1 :]
     swapped = right[:i] + right[j] + right[i + 1 : j] + right[i] + right[j + 1 :]
@@ -96,8 +95,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     write_data(arguments.directory, arguments.seed)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers asks DeepSpeed, which would look for a GPU and say so
-    from workers.engines.hf_models import character_tokenizer, create_model
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed, once imported, looks for a GPU and logs it
+    from tiny import character_tokenizer, create_model
 
     create_model(arguments.directory / "model", MODEL, character_tokenizer(ALPHABET), arguments.seed)
     print(f"wrote an untrained model and {sum(SIZES.values())} rows to {arguments.directory}")

@@ -1,4 +1,4 @@
-"""Which method to try first, from the data and the cluster: facts ──rules──► methods ──planner──► advice.
+"""Recommend a method from the data and the cluster: facts ──rules──► methods ──planner──► advice.
 
-Pure arithmetic over what the readers of `orchestrator.data` read and what the planner says; nothing heavy is imported.
+Pure arithmetic on the rows that `orchestrator.data` reads and on the planner's estimates; nothing heavy is imported.
 """

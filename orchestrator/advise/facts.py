@@ -1,8 +1,8 @@
-"""What is known of the data before a method is chosen: counted where it can be, None where it cannot.
+"""Measure the facts about the data that the rules depend on; None for what the data do not show.
 
     dataset files ──read──► examples and prompts ──measure──► Facts
 
-Nothing is guessed here. What a rule has to take for granted where a fact is None stands in `assumed`.
+Nothing is guessed here. `show.assumed` lists what the rules assume where a fact is None.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from orchestrator.data.tokens import TokenCounter, num_bytes
 from orchestrator.evaluation.statistics import Interval, wilson
 from workers.types import Example
 
-BYTES_PER_TOKEN = 4.0  # of English text; assumed where there is no tokenizer
-COUNTED_ROWS = 2000  # of each file, from the first on, whose tokens are counted
-CHECKABLE = 0.9  # of the prompts must have something to check an answer against
+BYTES_PER_TOKEN = 4.0  # of English text; assumed without a tokenizer
+COUNTED_ROWS = 2000  # first rows of each file, in which tokens are counted
+CHECKABLE = 0.9  # share of prompts that must have a value to check answers against
 CHECKS: Mapping[str, tuple[str, str]] = {
     # column → (type of reward, its setting that names the column)
     "solution": ("math", "solution_column"),
@@ -39,14 +39,14 @@ LENGTH_PERCENTILE = 99.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """How answers are checked: the reward's type and the column that it reads. Told by hand: `function`, no column."""
+    """Reward type that checks answers, and the column it reads. With --verifiable: `function`, no column."""
 
     reward: str
     column: str = ""
 
     @property
     def setting(self) -> str:
-        """As a recipe has it."""
+        """Value of the recipe's `reward` key."""
         if not self.column:
             return "[{type: function, function: 'rewards.py:reward'}]"
         default = next(name for name, (kind, _) in CHECKS.items() if kind == self.reward)
@@ -56,29 +56,29 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """Of all files together. None, or an empty Counter: the data do not say.
+    """Facts about all files together. None, or an empty Counter: the data do not show it.
 
     Example: `Facts(pairs=61_000, prompts=61_000, longer_chosen=wilson(39_000, 61_000))`.
     """
 
-    pairs: int = 0  # distinct comparisons; of rated or ranked completions every two that differ
-    good: int = 0  # labelled completions
-    bad: int = 0
+    pairs: int = 0  # distinct comparisons; every two rated or ranked completions with different scores are one
+    good: int = 0  # completions labelled good
+    bad: int = 0  # completions labelled bad
     demonstrations: int = 0
-    prompts: int = 0  # distinct ones that completions can be sampled for
-    repeated: int = 0  # rows that say what an earlier one does
-    contradictory: int = 0  # comparisons of which the data say both
-    check: Check | None = None  # None: nothing to check an answer against
-    told_checkable: bool = False
-    agreement: Interval | None = None  # of two annotators about one comparison
-    longer_chosen: Interval | None = None  # share of pairs whose chosen completion is the longer; equal: half a pair
-    length_ratio: float | None = None  # of a chosen to a rejected completion's length, the median
-    models: Counter[str] = field(default_factory=Counter)  # who wrote the completions, where rows say so
-    own: float | None = None  # share of these that the model itself wrote
+    prompts: int = 0  # distinct prompts that completions can be sampled for
+    repeated: int = 0  # rows that repeat an earlier one
+    contradictory: int = 0  # comparisons that rows decide both ways
+    check: Check | None = None  # None: answers cannot be checked
+    declared_checkable: bool = False  # by --verifiable
+    agreement: Interval | None = None  # share of comparisons on which two annotators agree
+    longer_chosen: Interval | None = None  # share of pairs whose chosen completion is longer; a tie counts one half
+    length_ratio: float | None = None  # median of chosen length / rejected length
+    models: Counter[str] = field(default_factory=Counter)  # authors of the completions, where rows name them
+    own: float | None = None  # share of these completions that the model to train wrote
     prompt_tokens: float | None = None  # mean
-    response_tokens: float | None = None
-    longest: int | None = None  # tokens of prompt with completion that 99 % of the rows do not exceed
-    by_tokenizer: bool = False  # False: bytes / 4
+    response_tokens: float | None = None  # mean
+    longest: int | None = None  # 99th percentile of the tokens of a prompt with its completion
+    by_tokenizer: bool = False  # False: tokens are bytes / 4
 
     @property
     def labels(self) -> int:
@@ -86,16 +86,21 @@ class Facts:
 
     @property
     def flipped(self) -> float | None:
-        """Share of labels that are wrong, if annotators err independently and equally often: of two, both are right or
-        both are wrong, agreement = (1 − s)² + s²."""
+        """Share s of wrong labels, if annotators err independently and equally often.
+
+        Two annotators agree if both are right or both are wrong: agreement = (1 − s)² + s²."""
         if self.agreement is None:
             return None
         return (1 - math.sqrt(max(0.0, 2 * self.agreement.value - 1))) / 2
 
 
 def measure(sources: Sequence[Source], model: str | None, *, verifiable: bool) -> Facts:
-    """The facts of all `sources`. `model`: to be trained, by its name or directory; None: not told. `verifiable`: the
-    user says that answers can be checked."""
+    """Measure the facts of all `sources`.
+
+    Args:
+        model: Model to train, by name or directory; None: not given.
+        verifiable: The user declares that answers can be checked.
+    """
     examples = [example for source in sources for example in source.examples]
     paired = [e for e in examples if e.scores is not None and len(e.completions) > 1]
     labelled = [e for e in examples if e.scores is not None and len(e.completions) == 1]
@@ -112,18 +117,18 @@ def measure(sources: Sequence[Source], model: str | None, *, verifiable: bool) -
         repeated=sum(len(repeated(source.examples)) for source in sources),
         contradictory=sum(bool(votes[0] and votes[1]) for votes in judged.values()),
         check=check or (Check(reward="function") if verifiable else None),
-        told_checkable=verifiable,
+        declared_checkable=verifiable,
         agreement=_agreement(paired),
         models=models,
         own=_own(models, model),
         by_tokenizer=tokens is not None,
-        **_of_pairs(paired),
+        **_length_bias(paired),
         **_lengths(sources, tokens),
     )
 
 
-def _of_pairs(paired: Sequence[Example]) -> dict[str, Any]:
-    """Length of the better against the worse completion of each row's extremes."""
+def _length_bias(paired: Sequence[Example]) -> dict[str, Any]:
+    """Compare the lengths of each row's best and worst completion."""
     sides = [(num_bytes(e.completions[0]), num_bytes(e.completions[-1])) for e in paired if _differ(e)]
     if not sides:
         return {}
@@ -137,10 +142,10 @@ def _differ(example: Example) -> bool:
 
 
 def _agreement(paired: Sequence[Example]) -> Interval | None:
-    """How often two annotators say the same of one comparison: of rows that name different `annotator`s, and of rows
-    with `votes`, a list of true (for the chosen completion) and false. None: nothing was judged twice.
+    """Return how often two annotators agree on a comparison, or None if none was judged twice.
 
-    Rows that repeat each other without naming an annotator may be copies, and say nothing.
+    Counted are rows with different `annotator`s, and rows with `votes`: a list of true (for the chosen completion) and
+    false. Repeated rows without an annotator may be copies and do not count.
     """
     same = total = 0
     named = [e for e in paired if e.prompt.columns.get("annotator") is not None]
@@ -156,7 +161,7 @@ def _agreement(paired: Sequence[Example]) -> Interval | None:
 
 
 def _check(sources: Sequence[Source]) -> Check | None:
-    """The column by which a source's answers can be checked, of the largest that has one."""
+    """Return the column that answers can be checked with, from the largest source that has one."""
     for source in sorted(sources, key=lambda source: -len(source.prompts)):
         for column, (reward, _) in CHECKS.items():
             if can_be_checked(source, column):
@@ -165,25 +170,25 @@ def _check(sources: Sequence[Source]) -> Check | None:
 
 
 def can_be_checked(source: Source, column: str) -> bool:
-    """Whether nearly all of its prompts have something in `column`."""
-    have = sum(prompt.columns.get(column) not in (None, "", [], {}) for prompt in source.prompts)
-    return bool(source.prompts) and have >= CHECKABLE * len(source.prompts)
+    """Return True if at least `CHECKABLE` of the prompts have a value in `column`."""
+    filled = sum(prompt.columns.get(column) not in (None, "", [], {}) for prompt in source.prompts)
+    return bool(source.prompts) and filled >= CHECKABLE * len(source.prompts)
 
 
 def _models(sources: Sequence[Source]) -> Counter[str]:
-    found: Counter[str] = Counter()
+    models: Counter[str] = Counter()
     for source in sources:
         for example in source.examples:
-            found.update(_writers(example))
-    return found
+            models.update(_authors(example))
+    return models
 
 
-def _writers(example: Example) -> Iterator[str]:
-    """Who wrote a row's completions, by its `model`, `models`, or `chosen_model` and `rejected_model` column."""
+def _authors(example: Example) -> Iterator[str]:
+    """Return the authors of a row's completions: `model`, `models`, or `chosen_model` and `rejected_model`."""
     columns = example.prompt.columns
-    everyone = columns.get("models")
+    listed = columns.get("models")
     names = [columns.get("model")] * len(example.completions) + [columns.get("chosen_model")]
-    names += [columns.get("rejected_model"), *(everyone if isinstance(everyone, list) else ())]
+    names += [columns.get("rejected_model"), *(listed if isinstance(listed, list) else ())]
     return (name for name in names if isinstance(name, str))
 
 
@@ -194,12 +199,12 @@ def _own(models: Counter[str], model: str | None) -> float | None:
 
 
 def _plain(name: str) -> str:
-    """`meta-llama/Llama-3.1-8B-Instruct` is `llama-3.1-8b-instruct`; an instruct model is not its base."""
+    """Return a model's short name, such as `llama-3.1-8b-instruct`; an instruct model is not its base."""
     return name.rstrip("/").rpartition("/")[2].lower().removeprefix("meta-")
 
 
 def _lengths(sources: Sequence[Source], tokens: TokenCounter | None) -> dict[str, Any]:
-    """Mean tokens of prompts and completions, over the first rows of each file."""
+    """Return mean tokens of prompts and completions, and the longest row, over the first rows of each file."""
     prompts: list[float] = []
     responses: list[float] = []
     rows: list[float] = []
@@ -209,7 +214,7 @@ def _lengths(sources: Sequence[Source], tokens: TokenCounter | None) -> dict[str
         for e in source.examples[:COUNTED_ROWS]:
             before = len(tokens.prompt(e.prompt.text)) if tokens else num_bytes(e.prompt.text) / BYTES_PER_TOKEN
             after = [len(tokens.completion(c)) if tokens else num_bytes(c) / BYTES_PER_TOKEN for c in e.completions]
-            if source.format != Format.text:  # all of it is learned, none of it asked
+            if source.format != Format.text:  # plain text has no prompt
                 prompts.append(before)
             responses += after
             rows.append(before + max(after))

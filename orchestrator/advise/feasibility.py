@@ -1,4 +1,4 @@
-"""Does a method have room on the cluster, and what would a run of its recipe on these data cost? Asks the planner."""
+"""Ask the planner whether a method fits on the cluster, and what a run of its recipe on these data costs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.work import Lengths
 
 ADAPTERS = "model.lora={r: 32, lora_alpha: 64}"
-ADAPTER_RATE = 10.0  # times the learning rate of whole weights
+ADAPTER_RATE = 10.0  # learning rate of adapters, relative to that of full fine-tuning
 CHECKED = (Method.grpo, Method.iterative_dpo)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feasibility:
-    """One method on the cluster. `overrides`: what turns its recipe into a run on these data and GPUs."""
+    """Plans of one method on the cluster."""
 
     method: Method
     recipe: Path
-    overrides: tuple[str, ...]
-    plans: tuple[Plan, ...]  # of its stages
+    overrides: tuple[str, ...]  # turn the recipe into a run on these data and GPUs
+    plans: tuple[Plan, ...]  # one per stage
     adapted: frozenset[str]  # stages that fit with LoRA only
 
     @property
@@ -39,14 +39,14 @@ class Feasibility:
 
     @property
     def fewest(self) -> int | None:
-        """GPUs that would be enough, where these are not; None: no number is."""
+        """Number of GPUs that would be enough if these are not; None: no number is."""
         needed = [plan.fewest for plan in self.plans if not _fits(plan)]
-        known = [count for count in needed if count is not None]
-        return max(known) if known and len(known) == len(needed) else None
+        counts = [count for count in needed if count is not None]
+        return max(counts) if counts and len(counts) == len(needed) else None
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole run on these GPUs, one stage after the other; None: it does not fit, or its end is not known."""
+        """Duration of all stages on these GPUs; None: it does not fit, or its number of steps is unknown."""
         return self._sum(lambda plan, steps: plan.best.time.step_s * steps)
 
     @property
@@ -60,7 +60,7 @@ class Feasibility:
 
     @property
     def gpu_hours_per_1000(self) -> float | None:
-        """For a thousand completions of the last stage; None: it does not fit."""
+        """GPU-hours for 1000 completions of the last stage; None: it does not fit."""
         return self.plans[-1].gpu_hours_per_1000(self.plans[-1].best) if self.fits else None
 
     @property
@@ -70,43 +70,44 @@ class Feasibility:
     def _sum(self, of_plan: Callable[[Plan, int], float]) -> float | None:
         if not self.fits:
             return None
-        known = [of_plan(plan, plan.work.steps) for plan in self.plans if plan.work.steps is not None]
-        return math.fsum(known) if len(known) == len(self.plans) and all(map(math.isfinite, known)) else None
+        values = [of_plan(plan, plan.work.steps) for plan in self.plans if plan.work.steps is not None]
+        return math.fsum(values) if len(values) == len(self.plans) and all(map(math.isfinite, values)) else None
 
 
 def _fits(plan: Plan) -> bool:
-    """In some placement, with what it learns unchanged."""
-    return bool(plan.placements) and not plan.changes_learning
+    """Return True if the plan fits in some placement with unchanged training."""
+    return bool(plan.placements) and not plan.changes_training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
-    """What is there: GPUs, the model to train, and data."""
+    """GPUs, the model to train, and the data."""
 
     gpu: Gpu
     num_gpus: int
-    model: str | None  # its directory or hub name; None: the recipes' own
-    large: bool  # nearer to 70B than to 8B
+    model: str | None  # directory or Hub name; None: the model of the recipe
+    large: bool  # use the 70B recipes instead of the 8B ones
     sources: tuple[Source, ...]
     facts: Facts
 
     def fit(self, method: Method, settings: Sequence[str] = ()) -> Feasibility | None:
-        """`method` with whole weights, or with adapters in the stages where these do not fit. `settings`: further
-        overrides. None: no source has what it learns from.
+        """Plan `method` with full fine-tuning, or with LoRA in the stages that do not fit otherwise.
+
+        `settings` are further overrides. The result is None if no source has training data for the method.
 
         Raises:
-            BadInput: when the project's recipes are not here.
+            BadInput: if the project's recipes are not found.
         """
-        if not self._feeds(method):
+        if not self._has_data_for(method):
             return None
-        whole = self._planned(method, settings)
-        if whole.fits:
-            return whole
-        adapted = self._planned(method, settings, frozenset(plan.name for plan in whole.plans if not _fits(plan)))
-        return adapted if adapted.fits else min(whole, adapted, key=lambda fit: fit.fewest or math.inf)
+        full = self._planned(method, settings)
+        if full.fits:
+            return full
+        adapted = self._planned(method, settings, frozenset(plan.name for plan in full.plans if not _fits(plan)))
+        return adapted if adapted.fits else min(full, adapted, key=lambda fit: fit.fewest or math.inf)
 
-    def _feeds(self, method: Method) -> bool:
-        """Whether every stage of its recipe finds data, and distillation a larger teacher than the model."""
+    def _has_data_for(self, method: Method) -> bool:
+        """Return True if the data cover every stage of the recipe (for distillation: and the teacher is larger)."""
         if method == Method.distill and self.large:
             return False
         formats = {source.format for source in self.sources}
@@ -148,38 +149,38 @@ class Cluster:
         return make_plan(config, self.gpu, before=recipe.before(config), given=self.num_gpus, lengths=lengths)
 
     def _model(self, config: RunConfig, stages: Sequence[RunConfig]) -> list[str]:
-        """The model to train in the place of the recipe's own; a reward model that is smaller there stays."""
+        """Replace the recipe's model by the model to train, except in a stage with another model (a reward model)."""
         path, trained = config.model.path, stages[-1].model.path
         return [f"model.path={self.model}"] if self.model not in (None, path) and path == trained else []
 
     def _data(self, method: Method, config: RunConfig, stages: Sequence[RunConfig]) -> list[str]:
-        if config is not stages[-1]:  # a reward model comes first
-            given = [f"data.dataset={self._largest(ACCEPTS['reward_model']).name}"]
-            if config.data.eval_dataset is not None:  # the recipe's own pairs, with which these have nothing to do
-                given += ["data.eval_dataset=null", "evaluation.every=null"]
-            return given
+        if config is not stages[-1]:  # the stage of a reward model
+            overrides = [f"data.dataset={self._largest(ACCEPTS['reward_model']).name}"]
+            if config.data.eval_dataset is not None:  # pairs of the recipe, unrelated to these data
+                overrides += ["data.eval_dataset=null", "evaluation.every=null"]
+            return overrides
         if config.data.dataset is not None:
             return [f"data.dataset={self._largest(ACCEPTS[config.algorithm.type]).name}"]
         check = self.facts.check if method in CHECKED else None
-        given = [f"data.prompts={self._prompts(check.column if check else '')}"]
+        overrides = [f"data.prompts={self._prompts(check.column if check else '')}"]
         if method == Method.iterative_dpo_given:
-            given.append(f"reward=[{{type: model, path: {REWARD_MODEL}, max_length: 4096}}]")
+            overrides.append(f"reward=[{{type: model, path: {REWARD_MODEL}, max_length: 4096}}]")
         elif check is not None and check.reward != "math":
-            given.append(f"reward={check.setting}")
-        return given
+            overrides.append(f"reward={check.setting}")
+        return overrides
 
     def _prompts(self, column: str) -> str:
-        """The source with the most prompts, of those with `column` where some have it."""
-        having = [source for source in self.sources if source.prompts]
-        checked = [source for source in having if column and can_be_checked(source, column)]
-        return max(checked or having, key=lambda source: len(source.prompts)).name
+        """Return the source with the most prompts, preferring sources with `column`."""
+        candidates = [source for source in self.sources if source.prompts]
+        checked = [source for source in candidates if column and can_be_checked(source, column)]
+        return max(checked or candidates, key=lambda source: len(source.prompts)).name
 
     def _largest(self, formats: Sequence[Format]) -> Source:
         return max((s for s in self.sources if s.format in formats), key=lambda source: source.num_rows)
 
 
 def _prefixes(stages: Sequence[RunConfig]) -> list[str]:
-    """Of overrides: none for the last stage."""
+    """Return the override prefix of each stage; it is empty for the last one."""
     return [f"stages.{config.name}." for config in stages[:-1]] + [""]
 
 

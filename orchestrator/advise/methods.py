@@ -1,4 +1,4 @@
-"""The methods that may be advised, and the recipe that each starts from."""
+"""Methods that can be advised, and the recipe that each starts from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from orchestrator.errors import BadInput, Problem
 
-LARGE_PARAMS = 30e9  # from here on the recipes of configs/70b are nearer than those of configs/8b
-REWARD_MODEL = "PATH_OF_A_REWARD_MODEL"  # to be filled in by hand
-GIVEN_REWARD_MODEL = "meta-llama/Llama-3.1-8B-Instruct"  # the size that one is planned with
+LARGE_PARAMS = 30e9  # from this size on the recipes of configs/70b are used, not those of configs/8b
+REWARD_MODEL = "PATH_OF_A_REWARD_MODEL"  # placeholder for the user to fill in
+GIVEN_REWARD_MODEL = "meta-llama/Llama-3.1-8B-Instruct"  # model planned in place of the placeholder
 
 
 class Method(StrEnum):
@@ -26,7 +26,7 @@ class Method(StrEnum):
 
 
 RECIPES: Mapping[Method, tuple[str, str]] = {
-    # under configs/: for a model of about 8B, and of about 70B
+    # under configs/: for models of about 8B, and of about 70B
     Method.grpo: ("8b/grpo.yaml", "70b/grpo.yaml"),
     Method.iterative_dpo: ("8b/iterative_dpo.yaml", "70b/iterative_dpo.yaml"),
     Method.iterative_dpo_rm: ("8b/iterative_dpo_reward_model.yaml", "70b/iterative_dpo_reward_model.yaml"),
@@ -40,20 +40,20 @@ RECIPES: Mapping[Method, tuple[str, str]] = {
 
 
 def recipe_of(method: Method, *, large: bool) -> Path:
-    """Where it is: under the current directory, as commands name it, or beside the code.
+    """Return the path of the recipe, under the current directory or beside the code.
 
     Raises:
-        BadInput: when neither has it.
+        BadInput: if neither has it.
     """
     name = Path("configs") / RECIPES[method][large]
-    for found in (name, Path(__file__).parents[2] / name):
-        if found.is_file():
-            return found
+    for path in (name, Path(__file__).parents[2] / name):
+        if path.is_file():
+            return path
     raise BadInput(
         Problem(
             what=f"no {name}",
             where=str(Path.cwd()),
-            why="advice starts from the project's recipes, which an installed package does not bring",
+            why="the advice uses the project's recipes, which an installed package does not contain",
             fix="run it in a checkout of the project",
         )
     )

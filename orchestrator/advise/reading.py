@@ -1,4 +1,4 @@
-"""Data of whatever format, read for advice: which method will learn from them is not known yet."""
+"""Read data of any supported format for advice, before a method is chosen."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ READABLE = tuple(format for format in COLUMNS if format != Format.stepwise)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One file, folder or hub dataset. `prompts`: those of all its rows, where rows have a prompt of their own."""
+    """One file, folder or Hub dataset."""
 
-    name: str  # as it was given
+    name: str  # as given on the command line
     format: Format
-    examples: tuple[Example, ...] = ()  # none of a prompt-only source
-    prompts: tuple[Prompt, ...] = ()
+    examples: tuple[Example, ...] = ()  # empty for a source of prompts alone
+    prompts: tuple[Prompt, ...] = ()  # of all rows; empty if the format has no `prompt` column
 
     @property
     def num_rows(self) -> int:
@@ -31,10 +31,10 @@ class Source:
 
 
 def read(names: Sequence[str]) -> list[Source]:
-    """Every source.
+    """Read every source.
 
     Raises:
-        BadInput: with everything that is wrong in any of them.
+        BadInput: if any source has errors; all of them are listed.
     """
     problems, sources = Problems(), []
     for name in dict.fromkeys(names):
@@ -57,25 +57,26 @@ def _read(name: str) -> Source:
         return Source(name=name, format=format, prompts=read_prompts(name))
     algorithm = next(kind for kind, formats in ACCEPTS.items() if format in formats)
     examples = read_examples(name, algorithm=algorithm, equal_pairs=RowProblems(name))
-    # What chosen and rejected have in common, and the turns before an answer, are no column that a run could sample by.
-    own = "prompt" in COLUMNS[format]
-    return Source(name=name, format=format, examples=examples, prompts=tuple(e.prompt for e in examples) if own else ())
+    # A prompt that is extracted from the completions or the messages is not a column that a run could sample for.
+    has_prompts = "prompt" in COLUMNS[format]
+    prompts = tuple(e.prompt for e in examples) if has_prompts else ()
+    return Source(name=name, format=format, examples=examples, prompts=prompts)
 
 
 def _format(name: str) -> Format:
-    """Of the first row. Raises BadInput when it is none that anything here learns from."""
+    """Detect the format of the first row. Raises BadInput if no method trains on it."""
     problems = RowProblems(name)
     row = next(iter(read_rows(name, "train", problems)), None)
     wanted = ", ".join(f"`{column}`" for column in COLUMNS[Format.preference])
     if row is None:
         problems.raise_if_any()
-        raise problems.stop("0 rows", why="there is nothing to learn from", fix=f"write rows with {wanted}")
+        raise problems.stop("0 rows", why="there is nothing to train on", fix=f"write rows with {wanted}")
     columns = [key for key, value in row.values.items() if value is not None]
-    found = detect(columns)
-    if found is None:
+    format = detect(columns)
+    if format is None:
         what, fix = missing(columns, COLUMNS[nearest(columns, READABLE)])
-        raise problems.stop(what, row=row.number, why="no method here learns from rows like this", fix=fix)
-    if found == Format.stepwise:
-        fix = "give whole completions with a label, ratings, or in pairs"
-        raise problems.stop(f"the rows are in {found} format", row=row.number, why="nothing here learns it", fix=fix)
-    return found
+        raise problems.stop(what, row=row.number, why="no method trains on rows with these columns", fix=fix)
+    if format == Format.stepwise:
+        fix = "use whole completions with labels, ratings or pairs"
+        raise problems.stop(f"the rows are in {format} format", row=row.number, why="no method trains on it", fix=fix)
+    return format

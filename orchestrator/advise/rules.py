@@ -1,8 +1,7 @@
-"""The rules, in the order in which they are asked: the first that holds, and whose method has room, is what to try
-first; the next one with another method is the runner-up. docs/advise.md says where each comes from.
+"""Rules that select a method and its settings from the facts about the data. docs/advise.md gives their sources.
 
-    facts of the data ──► METHODS: which methods, in what order ──► SETTINGS: what these data ask of their recipes
-                                          └── those without room (the planner) are passed over
+facts ──► METHODS: the first rule that holds and whose method fits is the advice,  ──► SETTINGS: changes to the recipe
+          the next one with another method is the runner-up
 """
 
 from __future__ import annotations
@@ -13,34 +12,38 @@ from dataclasses import dataclass
 from orchestrator.advise.facts import Facts
 from orchestrator.advise.methods import Method
 
-ENOUGH_PAIRS = 2000  # for a reward model: below, one is hardly better than chance (arXiv 2210.10760, section 3.5)
+ENOUGH_PAIRS = 2000  # with fewer, a reward model is hardly better than chance (arXiv 2210.10760, section 3.5)
 MANY_PAIRS = 50_000  # our choice: about the size of the data on which PPO was compared with DPO (arXiv 2406.09279)
 USUAL_AGREEMENT = 0.726  # of InstructGPT's labellers (arXiv 2203.02155, section 3.4)
-LONGER_CHOSEN = 0.6  # our choice: a larger share, and
-LONGER_BY = 1.1  # a larger median ratio, are called a bias for length
-OWN = 0.5  # our choice: from this share on the data are the model's own
+LONGER_CHOSEN = 0.6  # our choice: threshold of the share of pairs with a longer chosen completion
+LONGER_BY = 1.1  # our choice: threshold of the median length ratio
+OWN = 0.5  # our choice: share of the model's own completions from which the data count as on-policy
 RECIPES_LENGTH = 2048  # data.max_length of the recipes
-LONGEST_ROWS = 8192  # our choice: what is longer than that is cut, as `rlhf validate` will tell
+LONGEST_ROWS = 8192  # our choice: longer rows are truncated, which `rlhf validate` reports
 
 
-def written_by_itself(facts: Facts) -> bool:
-    """Where nothing says who wrote the completions, other models did."""
+def is_on_policy(facts: Facts) -> bool:
+    """Return True if the model wrote most of the completions; False if the data do not name their authors."""
     return (facts.own or 0.0) >= OWN
 
 
-def noisy(facts: Facts) -> bool:
-    """Whether annotators surely agree less than usual."""
+def is_noisy(facts: Facts) -> bool:
+    """Return True if annotators agree significantly less than usual."""
     return facts.agreement is not None and facts.agreement.high < USUAL_AGREEMENT
 
 
-def biased_to_length(facts: Facts) -> bool:
-    surely = facts.longer_chosen is not None and facts.longer_chosen.low > LONGER_CHOSEN
-    return surely and (facts.length_ratio or 0.0) > LONGER_BY
+def is_length_biased(facts: Facts) -> bool:
+    """Return True if chosen completions are significantly more often longer, and by enough."""
+    often = facts.longer_chosen is not None and facts.longer_chosen.low > LONGER_CHOSEN
+    return often and (facts.length_ratio or 0.0) > LONGER_BY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """Example: `Rule(name="labels", method=Method.kto, when=lambda f: …, why="…", sources=("arXiv 2402.01306",))`."""
+    """A method, and the condition on the facts under which it is advised.
+
+    Example: `Rule(name="labels", method=Method.kto, when=lambda f: …, why="…", sources=("arXiv 2402.01306",))`.
+    """
 
     name: str
     method: Method
@@ -54,77 +57,77 @@ METHODS: tuple[Rule, ...] = (
         name="answers can be checked",
         method=Method.grpo,
         when=lambda f: f.check is not None and f.prompts > 0,
-        why="a checked answer is a reward without a model to exploit, and a group of samples takes the critic's place",
+        why="a checked answer is a reward without a reward model to exploit, and group statistics replace the critic",
         sources=("arXiv 2402.03300", "arXiv 2411.15124", "arXiv 2501.12948"),
     ),
     Rule(
         name="checked answers in rounds",
         method=Method.iterative_dpo,
         when=lambda f: f.check is not None and f.prompts > 0,
-        why="right against wrong answers are pairs of the model's own; rounds publish weights a few times only",
+        why="correct and incorrect samples form on-policy pairs; weights are published only once per round",
         sources=("arXiv 2404.19733",),
     ),
     Rule(
         name="pairs are the model's own",
         method=Method.dpo,
-        when=lambda f: f.pairs > 0 and written_by_itself(f),
-        why="the pairs show what this model says now, so learning from them directly loses little and costs least",
+        when=lambda f: f.pairs > 0 and is_on_policy(f),
+        why="the pairs are on-policy, so training on them directly loses little and costs least",
         sources=("arXiv 2305.18290", "arXiv 2404.14367"),
     ),
     Rule(
         name="pairs of others, enough for a reward model",
         method=Method.iterative_dpo_rm,
         when=lambda f: f.pairs >= ENOUGH_PAIRS and f.prompts > 0,
-        why="pairs of other models do not say what this one does wrong: a reward model judges its own samples by them",
+        why="pairs of other models do not show this model's errors; a reward model trained on them scores its samples",
         sources=("arXiv 2404.14367", "arXiv 2405.08448", "arXiv 2405.07863", "arXiv 2210.10760"),
     ),
     Rule(
         name="pairs for a good reward model",
         method=Method.ppo_rm,
         when=lambda f: f.pairs >= MANY_PAIRS and f.prompts > 0,
-        why="with a good reward model PPO has the better published record, at a multiple of the cost",
+        why="with a good reward model PPO outperforms DPO in published comparisons, at several times the cost",
         sources=("arXiv 2406.09279", "arXiv 2404.10719"),
     ),
     Rule(
         name="more labels than pairs",
         method=Method.kto,
         when=lambda f: f.labels > 2 * f.pairs,
-        why="single completions were called good or bad: KTO learns from these as they are",
+        why="completions are labelled good or bad one by one: KTO trains on such labels directly",
         sources=("arXiv 2402.01306",),
     ),
     Rule(
         name="pairs",
         method=Method.dpo,
         when=lambda f: f.pairs > 0,
-        why="pairs are enough, no reward model and no samples are needed: the cheapest there is",
+        why="offline DPO needs pairs alone, no reward model and no sampling: the cheapest method",
         sources=("arXiv 2305.18290",),
     ),
     Rule(
         name="labels",
         method=Method.kto,
         when=lambda f: f.labels > 0,
-        why="single completions were called good or bad: KTO learns from these as they are",
+        why="completions are labelled good or bad one by one: KTO trains on such labels directly",
         sources=("arXiv 2402.01306",),
     ),
     Rule(
         name="demonstrations",
         method=Method.sft,
         when=lambda f: f.demonstrations > 0,
-        why="there are answers and nothing that says which is better: imitate them, then collect preferences",
+        why="there are answers but no preferences: fine-tune on the answers, then collect preferences",
         sources=("arXiv 2203.02155",),
     ),
     Rule(
         name="prompts alone",
         method=Method.iterative_dpo_given,
         when=lambda f: f.prompts > 0,
-        why="nothing in the data says what is good, so something else must: a reward model from elsewhere",
+        why="the data contain no preferences, so an existing reward model has to provide them",
         sources=("arXiv 2405.07863",),
     ),
     Rule(
         name="prompts and a larger model",
         method=Method.distill,
         when=lambda f: f.prompts > 0,
-        why="a better model of the same tokenizer can tell this one what to say where it goes",
+        why="a larger model with the same tokenizer can supervise this model's own samples",
         sources=("arXiv 2306.13649",),
     ),
 )
@@ -132,7 +135,7 @@ METHODS: tuple[Rule, ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """A change to the recipe that the data ask for. `overrides`: what it writes, given the facts."""
+    """A change to the recipes of some methods, and the condition on the facts under which it is made."""
 
     name: str
     methods: tuple[Method, ...]
@@ -147,7 +150,7 @@ def _smoothing(facts: Facts) -> str:
 
 
 def _weights(facts: Facts) -> tuple[str, ...]:
-    """Such that the good weigh as much as the bad: 2 for the good where there are half as many."""
+    """Balance the total weights of good and bad labels: 2 for the good ones if there are half as many."""
     if facts.good < facts.bad:
         return (f"algorithm.desirable_weight={facts.bad / facts.good:.3g}",)
     return (f"algorithm.undesirable_weight={facts.good / facts.bad:.3g}",)
@@ -158,7 +161,7 @@ def long_rows(facts: Facts) -> bool:
 
 
 def _lengths(facts: Facts) -> tuple[str, ...]:
-    """Rounded up to whole 1024 tokens."""
+    """Round the longest row up to a multiple of 1024 tokens, at most `LONGEST_ROWS`."""
     assert facts.longest is not None
     return (f"data.max_length={min(LONGEST_ROWS, -(-facts.longest // 1024) * 1024)}",)
 
@@ -167,33 +170,33 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="chosen is longer",
         methods=(Method.dpo, Method.iterative_dpo_rm),
-        when=biased_to_length,
+        when=is_length_biased,
         overrides=lambda f: ("algorithm.loss_type=sigmoid_norm", "algorithm.beta=5.0"),
-        why="what is chosen is mostly the longer: log-ratios per token, or length is what is learned",
+        why="chosen completions are mostly longer: a length-normalised loss keeps the model from learning length",
         sources=("arXiv 2403.19159", "arXiv 2411.15124"),
     ),
     Setting(
         name="annotators disagree",
         methods=(Method.dpo,),
-        when=lambda f: noisy(f) and not biased_to_length(f),
+        when=lambda f: is_noisy(f) and not is_length_biased(f),
         overrides=lambda f: ("algorithm.loss_type=robust", _smoothing(f)),
-        why="labels are wrong more often than usual: a loss whose optimum flipped labels do not move",
+        why="labels are noisier than usual: flipped labels do not move the optimum of the robust loss",
         sources=("arXiv 2403.00409",),
     ),
     Setting(
         name="annotators disagree, and chosen is longer",
         methods=(Method.dpo,),
-        when=lambda f: noisy(f) and biased_to_length(f),
+        when=lambda f: is_noisy(f) and is_length_biased(f),
         overrides=lambda f: (_smoothing(f),),
-        why="labels are wrong more often than usual: the loss per token knows label smoothing",
+        why="labels are noisier than usual: the length-normalised loss supports label smoothing",
         sources=("https://ericmitchell.ai/cdpo.pdf",),
     ),
     Setting(
         name="pairs of others",
         methods=(Method.dpo,),
-        when=lambda f: not written_by_itself(f),
+        when=lambda f: not is_on_policy(f),
         overrides=lambda f: ("algorithm.sft_weight=1.0",),
-        why="completions that the model itself would not write: hold up the chosen one while the margin grows",
+        why="the pairs are off-policy: an SFT term keeps the chosen completion likely while the margin grows",
         sources=("arXiv 2404.19733", "arXiv 2404.10719"),
     ),
     Setting(
@@ -201,7 +204,7 @@ SETTINGS: tuple[Setting, ...] = (
         methods=(Method.kto,),
         when=lambda f: f.good > 0 and f.bad > 0 and not 1 <= f.good / f.bad <= 4 / 3,
         overrides=_weights,
-        why="good and bad should weigh between 1 : 1 and 4 : 3",
+        why="the total weights of good and bad labels should have a ratio between 1 : 1 and 4 : 3",
         sources=("arXiv 2402.01306",),
     ),
     Setting(
@@ -209,7 +212,7 @@ SETTINGS: tuple[Setting, ...] = (
         methods=(Method.dpo, Method.kto, Method.sft),
         when=long_rows,
         overrides=_lengths,
-        why="more than 1 % of the rows would lose their end",
+        why="more than 1 % of the rows would be truncated",
         sources=("orchestrator/data/lengths.py",),
     ),
 )

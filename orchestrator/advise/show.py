@@ -1,4 +1,4 @@
-"""Advice as a person reads it, and for programs. It says what was measured, what was told, and what is assumed."""
+"""Print advice as text or JSON, with what was measured, given and assumed."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from orchestrator.plan.format import dollars, seconds
 from orchestrator.plan.plan import NOT_MEASURED
 from orchestrator.terminal import say
 
-WIDTH = 80  # of a terminal, or of a page to paste it into
+WIDTH = 80  # columns
 SHOWN_MODELS = 3
-MANY = 0.02  # share of rows from which on repeats are worth a word
+MANY = 0.02  # share of repeated rows from which they are reported
 
 
 def show(advice: Advice) -> None:
+    """Print the advice for people."""
     first, cluster = advice.first, advice.cluster
     say(f"Try first: {first.method}")
     say(f"  {advice.model} on {cluster.num_gpus} x {cluster.gpu.name}")
     _choice(first)
     if advice.before is not None:
-        say("\nBefore it, unless the model follows instructions already: SFT on the demonstrations")
+        say("\nBefore that, unless the model already follows instructions: SFT on the demonstrations")
         _command(advice.before)
     if advice.runner_up is not None:
         say(f"\nRunner-up: {advice.runner_up.method}")
         _choice(advice.runner_up)
     for fit in advice.infeasible:
-        _say(f"No room: {fit.method}, {_needs(fit)}", before="\n")
-    for head, lines in (
+        _say(f"Does not fit: {fit.method}, {_needs(fit)}", before="\n")
+    for heading, lines in (
         ("Measured", measured(advice)),
-        ("Told", given(advice)),
+        ("Given", given(advice)),
         ("Assumed", assumed(advice)),
-        ("It would be another answer if", [f"{change.what}: {change.then}" for change in advice.changes]),
+        ("The advice would change if", [f"{change.what}: {change.then}" for change in advice.changes]),
     ):
         if lines:
-            say(f"\n{head}")
+            say(f"\n{heading}")
             for line in lines:
                 _say(line, "  - ")
 
@@ -51,19 +52,19 @@ def _choice(choice: Choice) -> None:
     for setting in choice.settings:
         _say(f"{setting.why} ({', '.join(setting.sources)})", "  also: ")
     if choice.fit.adapted:
-        _say("whole weights have no room here, adapters (LoRA) do (arXiv 2106.09685)", "  also: ")
+        _say("full fine-tuning does not fit, LoRA does (arXiv 2106.09685)", "  also: ")
     _say(cost(choice.fit), "  cost: ")
     _command(choice.fit)
 
 
-def _say(text: str, head: str = "", *, before: str = "") -> None:
-    """In lines of 80 columns, under one another."""
-    lines = textwrap.wrap(text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False)
-    say(before + "\n".join((" " * len(head) if i else head) + line for i, line in enumerate(lines)))
+def _say(text: str, label: str = "", *, before: str = "") -> None:
+    """Print `text` behind `label`, wrapped to 80 columns with a hanging indent."""
+    lines = textwrap.wrap(text, WIDTH - len(label), break_long_words=False, break_on_hyphens=False)
+    say(before + "\n".join((" " * len(label) if i else label) + line for i, line in enumerate(lines)))
 
 
 def _command(fit: Feasibility) -> None:
-    """To be pasted as it is: lines that go on end in a backslash."""
+    """Print the command of a run, ready to paste: continued lines end in a backslash."""
     lines = [f"  rlhf run {fit.recipe}"]
     for override in map(shlex.quote, fit.overrides):
         if len(lines[-1]) + len(override) + 3 > WIDTH:
@@ -74,31 +75,32 @@ def _command(fit: Feasibility) -> None:
 
 
 def cost(fit: Feasibility) -> str:
-    """Of the whole run where its end is known, else of a thousand completions."""
+    """Describe the cost of the whole run, or of 1000 completions if its number of steps is unknown."""
     total, money, time = fit.gpu_hours, fit.dollars, fit.seconds
     if total is not None and money is not None and time is not None:
         steps = " and ".join(f"{plan.work.steps} steps" for plan in fit.plans)
         return f"{steps}: {seconds(time)}, {total:,.3g} GPU-hours, {dollars(money)}"
     each = fit.gpu_hours_per_1000
-    return "not known" if each is None else f"{each:.3g} GPU-hours per 1000 completions"
+    return "unknown" if each is None else f"{each:.3g} GPU-hours per 1000 completions"
 
 
 def _needs(fit: Feasibility) -> str:
     gpu = fit.plans[-1].gpu.name
     if fit.fewest is None:
         return f"no number of {gpu} is enough"
-    return f"the fewest on which it fits: {fit.fewest} {gpu}{' (with adapters)' if fit.adapted else ''}"
+    return f"needs at least {fit.fewest} {gpu}{' (with LoRA)' if fit.adapted else ''}"
 
 
-# ------------------------------------------------------------------------------------------------ what it rests on
+# ------------------------------------------------------------------------------------------------ basis of the advice
 
 
 def measured(advice: Advice) -> list[str]:
+    """Return what was measured in the data, one line each."""
     facts = advice.facts
     counts = {
         "distinct comparisons": facts.pairs,
-        "completions called good": facts.good,
-        "called bad": facts.bad,
+        "completions labelled good": facts.good,
+        "labelled bad": facts.bad,
         "demonstrations": facts.demonstrations,
         "distinct prompts to sample for": facts.prompts,
     }
@@ -107,60 +109,62 @@ def measured(advice: Advice) -> list[str]:
     if facts.repeated >= MANY * rows:
         lines.append(f"{facts.repeated:,} of {rows:,} rows repeat an earlier one")
     if facts.contradictory:
-        lines.append(f"of {facts.contradictory:,} comparisons the data say the one and the opposite")
+        lines.append(f"{facts.contradictory:,} comparisons are contradictory: rows decide them both ways")
     if facts.check is not None and facts.check.column:
         lines.append(f"at least {CHECKABLE:.0%} of a file's prompts have a `{facts.check.column}`")
     if facts.agreement is not None and facts.flipped is not None:
         lines.append(
-            f"two annotators agree in {_percent(facts.agreement)}; if all err alike, {facts.flipped:.0%} of the labels "
-            "are wrong"
+            f"two annotators agree on {_percent(facts.agreement)} of the comparisons; with equal error rates, "
+            f"{facts.flipped:.0%} of the labels are wrong"
         )
     if facts.longer_chosen is not None and facts.length_ratio is not None:
         lines.append(
-            f"the chosen is the longer one in {_percent(facts.longer_chosen)}, by a factor of {facts.length_ratio:.2f} "
-            "in the median"
+            f"the chosen completion is longer in {_percent(facts.longer_chosen)} of the pairs; median length ratio "
+            f"{facts.length_ratio:.2f}"
         )
     if facts.models:
         most, total = facts.models.most_common(SHOWN_MODELS), facts.models.total()
-        named = ", ".join(f"{name} {count / total:.0%}" for name, count in most)
+        authors = ", ".join(f"{name} {count / total:.0%}" for name, count in most)
         own = "" if facts.own is None else f"; {facts.own:.0%} are this model's own"
-        lines.append(f"who wrote the completions: {named}{own}")
+        lines.append(f"authors of the completions: {authors}{own}")
     if facts.by_tokenizer:
         lines.append(_lengths(facts))
     return lines
 
 
 def given(advice: Advice) -> list[str]:
-    lines = [f"the model is {advice.model}"] if advice.model_told else []
-    if advice.facts.told_checkable:
+    """Return what the user gave as options, one line each."""
+    lines = [f"the model is {advice.model}"] if advice.model_given else []
+    if advice.facts.declared_checkable:
         lines.append("answers can be checked (--verifiable)")
     return lines
 
 
 def assumed(advice: Advice) -> list[str]:
+    """Return what the advice assumes, one line each."""
     facts, methods = advice.facts, {advice.first.method} | ({advice.runner_up.method} if advice.runner_up else set())
-    lines = [] if advice.model_told else [f"the model is {advice.model} (--model)"]
+    lines = [] if advice.model_given else [f"the model is {advice.model} (--model)"]
     if facts.check is not None and not facts.check.column:
         lines.append("you write rewards.py with a function `reward` that checks an answer (docs/rewards.md)")
     elif facts.check is not None:
-        lines.append(f"`{facts.check.column}` is right, and what {{type: {facts.check.reward}}} can compare with")
+        lines.append(f"`{facts.check.column}` is correct, in the form that {{type: {facts.check.reward}}} expects")
     elif facts.prompts:
-        lines.append("answers cannot be checked by a program (else --verifiable)")
+        lines.append("answers cannot be checked by a program (otherwise pass --verifiable)")
     if facts.pairs and facts.own is None:
-        missing = "--model is not given" if facts.models else "no row says who wrote them"
-        lines.append(f"the completions are other models' ({missing})")
+        missing = "--model is not given" if facts.models else "no row names its author"
+        lines.append(f"the completions were written by other models ({missing})")
     if facts.pairs and facts.agreement is None:
-        lines.append(f"annotators agree as usual, in {USUAL_AGREEMENT:.0%} (no comparison has several votes)")
+        lines.append(f"annotators agree as usual, on {USUAL_AGREEMENT:.0%} of the comparisons (none has several votes)")
     if not facts.by_tokenizer:
-        lines.append(f"{_lengths(facts)}, at {BYTES_PER_TOKEN:g} bytes a token")
+        lines.append(f"{_lengths(facts)}, at {BYTES_PER_TOKEN:g} bytes per token")
     if facts.response_tokens is None:
-        lines.append("completions are half as long as the recipe allows")
+        lines.append("completions have half of the recipe's maximum length")
     if Method.iterative_dpo_given in methods:
-        lines.append(f"you have a reward model of 8B or less, to be put in the place of {REWARD_MODEL}")
+        lines.append(f"you have a reward model of at most 8B parameters, to replace {REWARD_MODEL}")
     if Method.distill in methods:
-        lines.append("a better model with the same tokenizer is at hand; the recipe names a 70B one")
-    lines.append("a run has as many steps as its recipe says, or one pass over a dataset")
-    lines.append("what published comparisons found holds for this model and these data; a run on some of them tells")
+        lines.append("a larger model with the same tokenizer is available; the recipe uses a 70B one")
+    lines.append("a run has the number of steps in its recipe, or makes one pass over a dataset")
+    lines.append("published comparisons apply to this model and these data; check with a run on a part of them")
     return [*lines, NOT_MEASURED]
 
 
@@ -178,10 +182,11 @@ def _percent(interval: Interval) -> str:
     return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
 
 
-# ------------------------------------------------------------------------------------------------ for programs
+# ------------------------------------------------------------------------------------------------ JSON
 
 
 def as_json(advice: Advice) -> dict[str, Any]:
+    """Return the advice as JSON values."""
     facts = advice.facts
     return {
         "model": advice.model,
@@ -234,5 +239,5 @@ def _choice_as_json(choice: Choice) -> dict[str, Any]:
 
 
 def _interval(interval: Interval | None) -> list[float] | None:
-    """[value, low, high], at 95 %."""
+    """Return [value, low, high] of a 95 % interval."""
     return None if interval is None else [interval.value, interval.low, interval.high]

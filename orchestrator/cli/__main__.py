@@ -1,4 +1,4 @@
-"""`python -m orchestrator.cli`: the command `rlhf` where its script is not installed."""
+"""Command `rlhf` as `python -m orchestrator.cli`, for environments without the installed script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`rlhf advise`: which method to try first."""
+"""Command `rlhf advise`: recommend a method for given data and GPUs."""
 
 from __future__ import annotations
 
@@ -19,25 +19,30 @@ def advise(
         list[str],
         typer.Argument(
             metavar="DATA [DATA ...]",
-            help="Pairs, ratings, ranks, labels, demonstrations or prompts: files, folders or hub datasets.",
+            help="Pairs, ratings, ranks, labels, demonstrations or prompts: files, folders or Hub datasets.",
             show_default=False,
         ),
     ],
-    gpus: Annotated[str, typer.Option("--gpus", metavar="64xH100", help="How many and which.")],
+    gpus: Annotated[str, typer.Option("--gpus", metavar="64xH100", help="Number and type of the GPUs.")],
     model: Annotated[
-        str | None, typer.Option("--model", metavar="llama-3-70b", help="A directory or a name; default: 8B.")
+        str | None,
+        typer.Option(
+            "--model", metavar="llama-3-70b", help="Model directory, Hub id or known name (default: an 8B model)."
+        ),
     ] = None,
-    verifiable: Annotated[bool, typer.Option("--verifiable", help="A program can check the answers.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    verifiable: Annotated[
+        bool, typer.Option("--verifiable", help="State that a program can check whether an answer is right.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the advice as JSON.")] = False,
 ) -> int:
-    """Say which method to try first on these data and GPUs, why, what it costs, and what would change the answer."""
+    """Recommend a method for these data and GPUs, with reasons, cost, and what would change the advice."""
     from orchestrator.advise import advice, show
     from orchestrator.plan.gpus import parse_gpus
 
     count, gpu = parse_gpus(gpus)
-    found = advice.advise(data, count, gpu, model=model, verifiable=verifiable)
+    result = advice.advise(data, count, gpu, model=model, verifiable=verifiable)
     if as_json:
-        say(json.dumps(show.as_json(found), indent=2, ensure_ascii=False))
+        say(json.dumps(show.as_json(result), indent=2, ensure_ascii=False))
     else:
-        show.show(found)
+        show.show(result)
     return 0

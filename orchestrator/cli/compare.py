@@ -1,4 +1,4 @@
-"""`rlhf compare`: which method is ahead at equal compute, and at which distance from the base."""
+"""Command `rlhf compare`: compare methods at equal compute and at equal KL to the base model."""
 
 from __future__ import annotations
 
@@ -22,42 +22,58 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    what: Annotated[
+    inputs: Annotated[
         list[Path],
         typer.Argument(
             metavar="COMPARE.yaml | RUN RUN...",
-            help="A comparison such as configs/quickstart/compare.yaml, or finished runs.",
+            help="Comparison (YAML file), e.g. configs/quickstart/compare.yaml, or at least two finished runs.",
         ),
     ],
     gold: Annotated[
         str | None,
-        typer.Option("--gold", metavar="SCORER", help="Of finished runs: who says which answer is better."),
+        typer.Option(
+            "--gold",
+            metavar="SCORER",
+            help="Scorer that decides which answer is better (only when comparing finished runs).",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Of finished runs: by default runs/comparison.")
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="Directory for the result (only when comparing finished runs; default: runs/comparison).",
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs of COMPARE.yaml and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs of the comparison without starting any.")
+    ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin anew those of which data or code changed; NAME.old-N is kept.")
+        bool,
+        typer.Option(
+            "--fresh", help="Start runs over whose data or code changed. Existing runs are kept as NAME.old-N."
+        ),
     ] = False,
 ) -> int:
-    """Compare methods at equal compute: run what is not done yet, or take finished runs as they are.
+    """Compare methods at equal compute.
 
-    Writes report.html, report.md and comparison.json. Exit code 4 when runs were lost, and 0 otherwise."""
-    if len(what) == 1 and not what[0].is_dir():
-        _refuse(gold=gold, output=output)
-        return _of_recipes(what[0], dry_run=dry_run, fresh=fresh)
+    Run the missing runs of a comparison, or compare finished runs. Write report.html, report.md and comparison.json.
+    Exit code: 4 if runs failed, else 0.
+    """
+    if len(inputs) == 1 and not inputs[0].is_dir():
+        _refuse_options(gold=gold, output=output)
+        return _run_comparison(inputs[0], dry_run=dry_run, fresh=fresh)
     from orchestrator.compare.runs import compare_runs
     from orchestrator.rundir.directory import RunDirectory
 
-    if len(what) == 1 or dry_run:
-        why, fix = "runs are compared with each other", "give two runs or more, or a comparison: COMPARE.yaml"
-        raise BadInput(Problem(what=f"one run: {what[0]}", where="rlhf compare", why=why, fix=fix))
-    directories = [RunDirectory.open(path) for path in dict.fromkeys(what)]
-    return _tell(compare_runs(directories, gold=gold, output=output or Path("runs/comparison")))
+    if len(inputs) == 1 or dry_run:
+        why, fix = "runs are compared with each other", "give at least two runs, or a comparison: COMPARE.yaml"
+        raise BadInput(Problem(what=f"one run: {inputs[0]}", where="rlhf compare", why=why, fix=fix))
+    directories = [RunDirectory.open(path) for path in dict.fromkeys(inputs)]
+    return _show(compare_runs(directories, gold=gold, output=output or Path("runs/comparison")))
 
 
-def _of_recipes(path: Path, *, dry_run: bool, fresh: bool) -> int:
+def _run_comparison(path: Path, *, dry_run: bool, fresh: bool) -> int:
     from orchestrator.compare.known_optimum import known_card, read_known
     from orchestrator.compare.recipe import load_comparison
 
@@ -75,21 +91,21 @@ def _of_recipes(path: Path, *, dry_run: bool, fresh: bool) -> int:
     from orchestrator.cluster.ray_start import one_for_all
     from orchestrator.compare.runs import run_comparison
     from orchestrator.rundir.directory import RunDirectory
-    from orchestrator.rundir.existing import settle
+    from orchestrator.rundir.existing import move_aside
 
     for run in comparison.runs:
-        settle(run.recipe, fresh=fresh, last_too=False, say=say)
-    left = [run.config for run in comparison.runs if not RunDirectory(run.config.directory).is_complete]
-    with one_for_all(left[0].cluster) if left else nullcontext():
-        return _tell(run_comparison(comparison, say=say, extra=extra))
+        move_aside(run.recipe, fresh=fresh, restart_last=False, say=say)
+    missing = [run.config for run in comparison.runs if not RunDirectory(run.config.directory).is_complete]
+    with one_for_all(missing[0].cluster) if missing else nullcontext():
+        return _show(run_comparison(comparison, say=say, extra=extra))
 
 
-def _tell(outcome: Outcome) -> int:
+def _show(outcome: Outcome) -> int:
+    from orchestrator.compare.answer import sentences
+
     for answer in outcome.answers:
         say("")
         say(f"{answer.task}: {answer.headline}")
-        from orchestrator.compare.answer import sentences
-
         for line in sentences(answer):
             say(f"  {line}")
     say("")
@@ -100,8 +116,8 @@ def _tell(outcome: Outcome) -> int:
     return RUN_LOST if outcome.lost else 0
 
 
-def _refuse(**given: object) -> None:
-    for name, value in given.items():
+def _refuse_options(**options: object) -> None:
+    for name, value in options.items():
         if value is not None:
-            why, fix = "a comparison file says it itself", f"remove --{name}"
+            why, fix = "the comparison file sets it", f"remove --{name}"
             raise BadInput(Problem(what=f"--{name} {value}", where="command line", why=why, fix=fix))

@@ -1,4 +1,4 @@
-"""`rlhf evaluate` and `rlhf rank`: how good a model is, and which of its answers is best."""
+"""Commands `rlhf evaluate` and `rlhf rank`: evaluate a model, and rank its completions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import typer
 from orchestrator.terminal import say
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run (runs/NAME), a model directory, or the id of a hub model.")
+    str, typer.Argument(metavar="MODEL", help="Run directory (runs/NAME), model directory, or id of a Hub model.")
 ]
 SuiteValues = Annotated[
     list[str] | None,
-    typer.Argument(metavar="a.b=c", help="Values of the suite, such as model.dtype=float32.", show_default=False),
+    typer.Argument(metavar="a.b=c", help="Override a setting of the suite, e.g. seed=1.", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs: the whole result on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the complete result as JSON.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,25 +27,46 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     model: Model,
-    suite: Annotated[Path, typer.Option("--suite", metavar="SUITE", help="Such as configs/eval/quickstart.yaml.")],
+    suite: Annotated[
+        Path, typer.Option("--suite", metavar="SUITE", help="Suite (YAML file), e.g. configs/eval/quickstart.yaml.")
+    ],
     overrides: SuiteValues = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="MODEL2|base", help="To compare with; base: what the run began with."),
+        typer.Option(
+            "--against",
+            metavar="MODEL2|base",
+            help="Second model for the win rate; base: the model the policy started from.",
+        ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="MODEL", help="For the KL, where MODEL is not a run's.")
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            help="Model the policy started from, for the KL. Known automatically when MODEL is a run.",
+        ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", metavar="MODEL", help="Likewise: what it was held to in the end.")
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="MODEL",
+            help="Reference model for the second KL. Known automatically when MODEL is a run.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="By default evaluations/MODEL--SUITE.", show_default=False),
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="Directory for the result (default: evaluations/MODEL--SUITE).",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Measure a model on a suite: accuracy, win rate, KL, diversity, refusals; each with its interval."""
+    """Evaluate a model on a suite: accuracy, win rate, KL, diversity and refusals, with confidence intervals."""
     from orchestrator.evaluation.suite import load_suite
 
     loaded = load_suite(suite, overrides or ())
@@ -55,46 +76,57 @@ def evaluate(
 
     models = evaluation.spec(model, against=against, base=base, reference=reference)
     directory = output or Path("evaluations") / f"{models.model.name}--{suite.stem}"
-    result = evaluation.evaluate(loaded, models, directory, _tell)
+    result = evaluation.evaluate(loaded, models, directory, _report)
     if as_json:
         say(to_json(result))
     else:
         show(result)
-        say(f"figures: {directory / 'evaluation.json'}   completions: {directory / 'samples.jsonl'}")
+        say(f"result: {directory / 'evaluation.json'}   completions: {directory / 'samples.jsonl'}")
     return 0
 
 
 def rank(
     model: Model,
-    prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help="Rows with a `prompt`.")],
+    prompts: Annotated[
+        str, typer.Option("--prompts", metavar="FILE", help="Prompts: a data source with a column `prompt`.")
+    ],
     overrides: SuiteValues = None,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="REF", help="What MODEL was trained from; of a run it is known."),
+        typer.Option(
+            "--reference",
+            metavar="REF",
+            help="Reference model of the implicit reward. Known automatically when MODEL is a run.",
+        ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Completions of each prompt.", min=2)] = 8,
-    beta: Annotated[float, typer.Option("--beta", help="The scale of the reward: that of MODEL's DPO run.")] = 0.1,
+    n: Annotated[int, typer.Option("-n", help="Number of completions per prompt.", min=2)] = 8,
+    beta: Annotated[float, typer.Option("--beta", help="Scale β of the implicit reward: beta of the DPO run.")] = 0.1,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="By default ranked/MODEL--FILE.", show_default=False),
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="Directory for the result (default: ranked/MODEL--FILE).",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Best of n: sample n answers to each prompt and sort them by the implicit reward, β log π(y)/π_ref(y)."""
+    """Sample n completions per prompt and rank them by DPO's implicit reward β log π(y)/π_ref(y) (best of n)."""
     from orchestrator.evaluation import rank as ranking
 
     candidates = ranking.candidates(model, reference)
     directory = output or Path("ranked") / f"{candidates.model.name}--{Path(prompts).stem}"
     suite = ranking.settings(candidates.model, prompts, n, beta, overrides or ())
-    found = ranking.rank(suite, candidates, beta, directory, _tell)
+    result = ranking.rank(suite, candidates, beta, directory, _report)
     if as_json:
-        say(ranking.as_json(found))
+        say(ranking.as_json(result))
     else:
-        ranking.show(found)
-        say(f"all of them, best first: {directory / ranking.RANKED}")
+        ranking.show(result)
+        say(f"all completions, best first: {directory / ranking.RANKED}")
     return 0
 
 
-def _tell(text: str) -> None:
-    """Progress goes where it does not disturb a program that reads the result."""
+def _report(text: str) -> None:
+    """Print progress to standard error, to keep it out of the result on standard output."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`rlhf submit | jobs | status | logs | stop`: the same recipes as jobs of a running cluster."""
+"""Commands `rlhf submit | jobs | status | logs | stop`: run recipes as jobs on a running Ray cluster."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def submit(
     cluster: Cluster,
     overrides: Overrides = None,
     working_dir: Annotated[
-        Path, typer.Option("--working-dir", metavar="DIR", help="Uploaded; the job starts in it.")
+        Path, typer.Option("--working-dir", metavar="DIR", help="Directory to upload; the job starts in it.")
     ] = Path("."),
     token_file: TokenFile = None,
     allow_open_cluster: Annotated[
-        bool, typer.Option("--allow-open-cluster", help="Send jobs to a cluster that asks for no token.")
+        bool, typer.Option("--allow-open-cluster", help="Accept a cluster without token authentication.")
     ] = False,
     attempts: Attempts = 1,
     fresh: Fresh = False,
 ) -> int:
-    """Run a recipe as a job. Submitting the same again, with the same data and code, finds the same job."""
+    """Run a recipe as a job on a Ray cluster. Submitting the same recipe, data and code again returns the same job."""
     from orchestrator.config import load
     from orchestrator.preflight.shadowing import refuse_shadows
 
@@ -78,28 +78,28 @@ def submit(
     )
     connected = _connect(cluster, token_file, open_is_allowed=allow_open_cluster)
     if connected.other_ray:
-        _tell(connected.other_ray)
+        _report(connected.other_ray)
     submitted = connected.submit(request)
     say(submitted.job.id)
     if not submitted.is_new:
-        _tell(f"submitted before; its status is {submitted.job.status}")
+        _report(f"submitted before; its status is {submitted.job.status}")
     for command in ("status", "logs", "stop"):
-        _tell(f"  rlhf {command} --cluster {cluster} {submitted.job.id}{' --follow' * (command == 'logs')}")
+        _report(f"  rlhf {command} --cluster {cluster} {submitted.job.id}{' --follow' * (command == 'logs')}")
     return 0
 
 
 def jobs(cluster: Cluster, token_file: TokenFile = None) -> int:
     """List the jobs of a cluster, newest first."""
-    found = _connect(cluster, token_file).list()
+    listed = _connect(cluster, token_file).list()
     rows = [("ID", "STATUS", "STARTED", "TOOK", "RUN")]
-    rows += [(job.id, job.status, _when(job.started), _took(job), job.metadata.get("rlhf_run", "")) for job in found]
+    rows += [(job.id, job.status, _when(job.started), _took(job), job.metadata.get("rlhf_run", "")) for job in listed]
     for line in _aligned(rows):
         say(line)
     return 0
 
 
 def status(cluster: Cluster, id: JobId = None, token_file: TokenFile = None) -> int:
-    """Say how a job is doing, and why it stopped."""
+    """Show the status of a job, and why it ended."""
     connected = _connect(cluster, token_file)
     job = connected.get(id) if id else connected.newest()
     rows = [
@@ -119,10 +119,10 @@ def status(cluster: Cluster, id: JobId = None, token_file: TokenFile = None) -> 
 def logs(
     cluster: Cluster,
     id: JobId = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
     token_file: TokenFile = None,
 ) -> int:
-    """Print what a job printed."""
+    """Show a job's logs."""
     connected = _connect(cluster, token_file)
     wanted = id or connected.newest().id
     if follow:
@@ -135,12 +135,12 @@ def logs(
 
 def stop(
     cluster: Cluster,
-    id: Annotated[str, typer.Argument(metavar="ID")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")],
     token_file: TokenFile = None,
 ) -> int:
-    """Ask a job to end; its run can be resumed."""
+    """Stop a job (it checkpoints first). Its run can be resumed."""
     job = _connect(cluster, token_file).stop(id)
-    say(f"{job.id} is asked to stop")
+    say(f"{job.id} was asked to stop")
     return 0
 
 
@@ -152,34 +152,36 @@ def _connect(cluster: str, token_file: Path | None, *, open_is_allowed: bool = T
 
 
 def _inside(recipe: Path, working_dir: Path) -> Path:
-    """The recipe's path as the job will see it."""
+    """Return the recipe's path relative to the upload."""
     try:
         return recipe.resolve().relative_to(working_dir.resolve())
     except ValueError:
         why = f"only {working_dir.resolve()} is uploaded"
-        fix = "give a --working-dir that the recipe and its data lie in"
+        fix = "give a --working-dir that contains the recipe and its data"
         raise BadInput(Problem(what="the recipe would not be uploaded", where=str(recipe), why=why, fix=fix)) from None
 
 
 def _digest(recipe: Recipe, working_dir: Path, *, fresh: bool) -> str:
-    """Of what is run, and of the contents of what it names: changed data or code are another job."""
+    """Return a hash of the resolved recipe and the contents of its files, so that changes make another job."""
     from orchestrator.config import resolved
     from orchestrator.rundir.inputs import inputs_of
 
-    told = [[resolved(config), inputs_of(config, working_dir.resolve())] for config in recipe.stages]
-    content = json.dumps([told, fresh], sort_keys=True)
+    stages = [[resolved(config), inputs_of(config, working_dir.resolve())] for config in recipe.stages]
+    content = json.dumps([stages, fresh], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _warn_of_lost_results(recipe: Recipe) -> None:
     relative = sorted({c.output_dir for c in recipe.stages if not Path(c.output_dir).is_absolute()})
     if relative:
-        _tell(f"output_dir {', '.join(relative)} lies in the job's upload and is removed some time after the job;")
-        _tell("give a path on shared storage to keep the results: output_dir=/shared/runs")
+        _report(
+            f"output_dir {', '.join(relative)} lies in the job's upload, which Ray removes some time after the job;"
+        )
+        _report("to keep the results give a path on shared storage: output_dir=/shared/runs")
 
 
-def _tell(text: str) -> None:
-    """To the person, not to a pipe."""
+def _report(text: str) -> None:
+    """Print to standard error, so that standard output has only the job's id."""
     print(text, file=sys.stderr)
 
 

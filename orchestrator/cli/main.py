@@ -1,7 +1,7 @@
-"""The command `rlhf`. It answers at once: what is heavy is imported inside the command that needs it.
+"""Command `rlhf`. It starts quickly because each subcommand imports its heavy modules itself.
 
 Exit codes: 0 done, 1 unexpected, 2 bad input, 3 no cluster or too small, 4 a worker failed,
-5 an alarm ended the run, 6 another driver has taken it over, 130 Ctrl-C, 143 SIGTERM.
+5 an alarm ended the run, 6 another driver has taken over the run, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from orchestrator.cli import advise, compare, evaluate, jobs, ledger, plan, report
-from orchestrator.cli.options import Attempts, Changes, Fresh, Overrides, RecipePath
+from orchestrator.cli.options import Attempts, Fresh, Overrides, RecipePath, ResumeOverrides, RunPath
 from orchestrator.errors import Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe, RunConfig
-    from orchestrator.preflight.preflight import Seen
-
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: runs/NAME.")]
+    from orchestrator.preflight.preflight import StageSummary
 
 app = typer.Typer(
     name="rlhf",
@@ -37,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 unexpected, 2 bad input, 3 no cluster or too small, 4 a worker failed, "
-    "5 an alarm ended the run, 6 another driver has taken it over, 130 Ctrl-C, 143 SIGTERM.",
+    "5 an alarm ended the run, 6 another driver has taken over the run, 130 Ctrl-C, 143 SIGTERM.",
 )
 
 
@@ -56,11 +54,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def rlhf(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the versions of rlhf and Python.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Print the traceback of an error; may stand anywhere.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. Also accepted after the command.")] = False,
 ) -> None:
     """Preference optimisation on one Ray cluster: PPO, GRPO, and offline, online and iterative DPO."""
 
@@ -69,11 +65,13 @@ def rlhf(
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config without starting the run.")
+    ] = False,
     attempts: Attempts = 1,
     fresh: Fresh = False,
 ) -> int:
-    """Run a recipe, stage by stage. What is complete and unchanged is reused."""
+    """Run a recipe, stage by stage. Stages that are complete and unchanged are reused."""
     from orchestrator.config import load
 
     loaded = load(recipe, overrides or ())
@@ -81,18 +79,18 @@ def run(
         say(_as_yaml(loaded.stages).rstrip())
         return 0
     if attempts > 1:
-        if fresh:  # here, so that the second attempt does not begin anew as well
+        if fresh:  # here, so that only the first attempt starts over
             from orchestrator.preflight.preflight import preflight
-            from orchestrator.rundir.existing import settle
+            from orchestrator.rundir.existing import move_aside
 
             preflight(loaded)
-            settle(loaded, fresh=True, say=say)
+            move_aside(loaded, fresh=True, say=say)
         directories = [config.directory for config in loaded.stages]
         return _supervised("run", str(recipe), *(overrides or ()), directories=directories, attempts=attempts)
     from orchestrator.preflight.preflight import preflight
 
     preflight(loaded)
-    _refuse_what_fits_nowhere(loaded)
+    _refuse_too_large(loaded)
     from orchestrator.driver.driver import run_recipe
 
     return run_recipe(loaded, fresh=fresh, debug=_debug)
@@ -100,29 +98,29 @@ def run(
 
 @app.command()
 def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
-    """Check a recipe and every file it names, without starting anything."""
+    """Check a recipe and every file that it names, without starting anything."""
     from orchestrator.config import load
     from orchestrator.preflight.preflight import preflight
-    from orchestrator.rundir.existing import look
+    from orchestrator.rundir.existing import check_existing
 
     loaded = load(recipe, overrides or ())
-    found = preflight(loaded)
-    _refuse_what_fits_nowhere(loaded)
-    look(loaded)
+    summaries = preflight(loaded)
+    _refuse_too_large(loaded)
+    check_existing(loaded)
     stages = "1 run" if len(loaded.stages) == 1 else f"{len(loaded.stages)} runs"
-    say(f"{recipe} is good: {stages}")
+    say(f"{recipe} is valid: {stages}")
     for config in loaded.stages:
-        say(_summary(config, found[config.name]))
+        say(_summary(config, summaries[config.name]))
     return 0
 
 
 @app.command()
 def resume(
     run_directory: RunPath,
-    overrides: Changes = None,
+    overrides: ResumeOverrides = None,
     attempts: Attempts = 1,
 ) -> int:
-    """Go on with a run that was stopped, from its newest checkpoint; perhaps on other hardware."""
+    """Resume a stopped run from its latest checkpoint, optionally on different hardware."""
     from orchestrator.driver.resume_overrides import apply_overrides
     from orchestrator.rundir.directory import RunDirectory
 
@@ -138,7 +136,7 @@ def resume(
 
 @app.command()
 def why(run_directory: RunPath) -> int:
-    """Tell how a run ended: what came first, what was done about it, and how to go on."""
+    """Explain why a run ended, the root cause, and how to continue."""
     from orchestrator.rundir.directory import RunDirectory
     from orchestrator.rundir.why import explain
 
@@ -151,9 +149,8 @@ for module in (jobs, ledger, plan, advise, evaluate, report, compare):
     module.add_to(app)
 
 
-def _refuse_what_fits_nowhere(recipe: Recipe) -> None:
-    """For stages that are to run on GPUs: what has no room on the largest there is. Which GPUs these are, the run will
-    ask the cluster, and look again."""
+def _refuse_too_large(recipe: Recipe) -> None:
+    """Refuse stages for CUDA that would not fit even on the largest GPU. A run checks again on the cluster's GPUs."""
     if any(stage.cluster.device == "cuda" for stage in recipe.stages):
         from orchestrator.plan.refuse import refuse_on_every_gpu
 
@@ -178,29 +175,29 @@ def _as_yaml(stages: Sequence[RunConfig]) -> str:
     return text
 
 
-def _summary(config: RunConfig, found: Seen) -> str:
+def _summary(config: RunConfig, summary: StageSummary) -> str:
     algorithm = config.algorithm
     length = f"{algorithm.max_steps} steps" if algorithm.max_steps else "by epochs"
     lines = [f"  {config.name}: {algorithm.type} on {config.model.path}, {length}, into {config.directory}"]
-    for rows in found.rows:
-        at_least = "" if rows.whole else "at least "
-        kind = "conversations" if rows.conversational else "text"
-        lines.append(f"    {rows.key}: {rows.source}, {at_least}{rows.count} rows of {kind}")
-    return "\n".join(lines + [f"    note: {remark}" for remark in found.remarks])
+    for source in summary.sources:
+        at_least = "" if source.is_complete else "at least "
+        kind = "conversations" if source.conversational else "text"
+        lines.append(f"    {source.key}: {source.source}, {at_least}{source.count} rows of {kind}")
+    return "\n".join(lines + [f"    note: {remark}" for remark in summary.remarks])
 
 
 _debug = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code; every error that has a name is printed as its problems, without a traceback."""
+    """Run the command and return its exit code. Errors of this program are printed without a traceback."""
     global _debug
     never_fail_to_encode()
     given = list(sys.argv[1:] if arguments is None else arguments)
     _debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        _refuse_twice(given)
+        _refuse_repeated_options(given)
         code = app(given, prog_name="rlhf", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except RlhfError as error:
@@ -219,11 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _refuse_twice(given: Sequence[str]) -> None:
-    """No option is a list. Raises BadInput, naming each that is given more than once."""
+def _refuse_repeated_options(given: Sequence[str]) -> None:
+    """Raise BadInput if an option is given more than once: no option takes several values."""
     options = [argument.partition("=") for argument in takewhile(lambda argument: argument != "--", given)]
     names = Counter(name for name, _, _ in options if name.startswith("--"))
-    why, fix = "one of its values would be lost", "keep one of them"
+    why, fix = "only one value would be used", "keep one of them"
     Problems(
         Problem(what=f"{name} is given {count} times", where="command line", why=why, fix=fix)
         for name, count in names.items()
@@ -238,21 +235,21 @@ def _complain(text: str, prefix: str = "rlhf: ") -> None:
 
 
 def _usage(error: TyperException, given: Sequence[str]) -> int:
-    """A command line that cannot be understood; `--a.b=c` is the most likely slip."""
+    """Print an error of the command line's parser, with a hint if an override was written as an option."""
     message = error.format_message()
     _complain(message)
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     command = next((argument for argument in given if argument in commands), None)
     option = re.match(r"No such option: --([\w.-]+)", message)
-    fix = _meant_as_override(option[1]) if option and command in ("run", "validate", "submit") else ""
+    fix = _override_hint(option[1]) if option and command in ("run", "validate", "submit") else ""
     print(f"  fix: {fix or ' '.join(filter(None, ('rlhf', command, '--help')))}", file=sys.stderr)
     return error.exit_code
 
 
-def _meant_as_override(option: str) -> str:
-    """`--learning-rate`, as other trainers have it, is `algorithm.learning_rate=` here."""
+def _override_hint(option: str) -> str:
+    """Return the fix for an option of other trainers: `algorithm.learning_rate=VALUE` for `learning-rate`."""
     from orchestrator.config.key_index import PEERS, all_keys
 
     wanted = option.replace("-", "_")
     known = [key for key in all_keys() if key == wanted or key.endswith(f".{wanted}")] or PEERS.get(wanted, ())
-    return f"values are given without dashes: {known[0]}=VALUE" if known else ""
+    return f"settings are given without dashes: {known[0]}=VALUE" if known else ""

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A YAML file, such as configs/quickstart/grpo.yaml.")
+    Path, typer.Argument(metavar="RECIPE", help="Recipe (YAML file), e.g. configs/quickstart/grpo.yaml.")
 ]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: runs/NAME.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="a.b=c",
-        help="Values to change: of the last stage, or stages.NAME.a.b=c of another.",
+        help="Override a setting, e.g. algorithm.beta=0.05 (of the last stage; stages.NAME.a.b=c for others).",
         show_default=False,
     ),
 ]
@@ -22,7 +23,8 @@ Fresh = Annotated[
     bool,
     typer.Option(
         "--fresh",
-        help="Begin anew, with earlier stages of which recipe, data or code changed; NAME.old-N keeps what was there.",
+        help="Start the run over, and earlier stages whose recipe, data or code changed. Existing runs are kept as "
+        "NAME.old-N.",
     ),
 ]
 Attempts = Annotated[
@@ -31,25 +33,33 @@ Attempts = Annotated[
         "--attempts",
         metavar="N",
         min=1,
-        help="When a worker, the driver or the cluster fails, go on from the newest checkpoint: N attempts in all.",
+        help="Maximum number of attempts: after a failure of a worker, the driver or the cluster the run resumes from "
+        "its latest checkpoint.",
     ),
 ]
-Changes = Annotated[
+ResumeOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="a.b=c", help="Values to change: where the run lives, such as policy.num_ranks=1.", show_default=False
+        metavar="a.b=c",
+        help="Override a setting that does not affect the training, e.g. policy.num_ranks=1.",
+        show_default=False,
     ),
 ]
 Cluster = Annotated[
     str,
-    typer.Option("--cluster", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", help="The dashboard: http://HEAD:8265."),
+    typer.Option(
+        "--cluster",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="Address of the cluster's dashboard, e.g. http://HEAD:8265.",
+    ),
 ]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
         "--token-file",
         metavar="FILE",
-        help="Holds the cluster's token. Else RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.",
+        help="File with the cluster's token (default: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token).",
     ),
 ]
-JobId = Annotated[str | None, typer.Argument(metavar="[ID]", help="The newest job when left out.")]
+JobId = Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the job (default: the newest job).")]

@@ -1,4 +1,4 @@
-"""`rlhf plan`: will it fit, how long, what does it cost."""
+"""Command `rlhf plan`: estimate memory, time and cost of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,51 @@ if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
 
 DEFAULT_GPU = "H100"
-DOES_NOT_FIT = 3  # as a run says that its cluster is too small
+DOES_NOT_FIT = 3  # exit code, the same as of a run on a cluster that is too small
+
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE [a.b=c]",
+        help="Recipe with overrides, e.g. recipe.yaml rollout.num_engines=4; several recipes with --compare.",
+        show_default=False,
+    ),
+]
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus",
+        metavar="64xH100",
+        help="Number and type of the GPUs; a type alone takes as many as the recipe asks for (default: H100).",
+    ),
+]
+Compare = Annotated[bool, typer.Option("--compare", help="Compare several recipes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the plan as JSON, in bytes and seconds.")]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price", metavar="USD", help="Price of one GPU-hour in USD (default: a typical price of the GPU).", min=0.0
+    ),
+]
+LENGTH = "(default: half the maximum; for a dataset a quarter of data.max_length)."
+PromptTokens = Annotated[
+    float | None, typer.Option(metavar="TOKENS", help=f"Mean prompt length in tokens {LENGTH}", min=1)
+]
+ResponseTokens = Annotated[
+    float | None, typer.Option(metavar="TOKENS", help=f"Mean completion length in tokens {LENGTH}", min=1)
+]
+NumRows = Annotated[
+    int | None, typer.Option(metavar="N", help="Number of dataset rows, to estimate the total time.", min=1)
+]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate",
+        metavar="RUN",
+        help="Finished run to fit the planner's constants to; its GPU type is then the default of --gpus.",
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,32 +69,20 @@ def add_to(app: typer.Typer) -> None:
 
 
 def plan(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RECIPE [a.b=c]",
-            help="A recipe, with values to change; several with --compare.",
-            show_default=False,
-        ),
-    ] = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option("--gpus", metavar="64xH100", help="How many and which; H100 (default): as many as it asks for."),
-    ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Several recipes side by side.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: bytes and seconds.")] = False,
-    price: Annotated[float | None, typer.Option("--price", metavar="USD", help="Of a GPU-hour.", min=0.0)] = None,
-    prompt_tokens: Annotated[float | None, typer.Option(help="Mean; else half of what is allowed.", min=1)] = None,
-    response_tokens: Annotated[float | None, typer.Option(help="Mean of a completion; likewise.", min=1)] = None,
-    rows: Annotated[int | None, typer.Option(help="Of the dataset, for the time of a whole run.", min=1)] = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option("--calibrate", metavar="RUN", help="Fit the constants to this finished run and use them."),
-    ] = None,
+    arguments: Inputs = None,
+    gpus: Gpus = None,
+    compare: Compare = False,
+    as_json: AsJson = False,
+    price: Price = None,
+    prompt_tokens: PromptTokens = None,
+    response_tokens: ResponseTokens = None,
+    rows: NumRows = None,
+    calibrate: Calibrate = None,
 ) -> int:
-    """Say whether a recipe fits, how long a step takes and what it costs, without starting anything.
+    """Estimate memory, time per step and cost of a recipe without starting it.
 
-    Exit code 3 when it does not fit as it is written (with --compare: in no placement), and 0 otherwise."""
+    Exit code: 3 if the recipe does not fit as written (with --compare: in no placement), else 0.
+    """
     from orchestrator.config import load
     from orchestrator.plan.gpus import parse_gpus
     from orchestrator.plan.plan import make_plan
@@ -63,9 +95,7 @@ def plan(
         raise BadInput(Problem(what="no recipe", where="rlhf plan", fix="rlhf plan RECIPE --gpus 64xH100"))
     if len(paths) > 1 and not compare:
         raise BadInput(
-            Problem(
-                what=f"{len(paths)} recipes", where="rlhf plan", why="one is planned at a time", fix="add --compare"
-            )
+            Problem(what=f"{len(paths)} recipes", where="rlhf plan", why="one recipe at a time", fix="add --compare")
         )
     constants, device = _calibrated(calibrate, alone=not paths, as_json=as_json)
     if not paths:
@@ -73,7 +103,7 @@ def plan(
     lengths = Lengths(prompt=prompt_tokens, response=response_tokens, rows=rows)
     count, gpu = parse_gpus(gpus or device)
     if calibrate is not None and gpu.name != device and not as_json:
-        say(f"these constants are of {device}: on {gpu.name} efficiencies differ\n")
+        say(f"these constants were fitted on {device}: efficiencies differ on {gpu.name}\n")
     options: dict[str, Any] = {"given": count, "price": price, "lengths": lengths, "constants": constants}
     plans: list[Plan] = []
     for recipe in (load(path, overrides) for path in paths):
@@ -88,8 +118,8 @@ def _print(plans: list[Plan], *, compare: bool, as_json: bool) -> None:
     if as_json:
         from orchestrator.plan.as_json import as_json as to_json
 
-        found = [to_json(p) for p in plans]
-        say(json.dumps(found if compare or len(found) > 1 else found[0], indent=2))
+        values = [to_json(p) for p in plans]
+        say(json.dumps(values if compare or len(values) > 1 else values[0], indent=2))
         return
     from orchestrator.plan.show import show_comparison, show_plan
 
@@ -103,7 +133,7 @@ def _print(plans: list[Plan], *, compare: bool, as_json: bool) -> None:
 
 
 def _calibrated(run: Path | None, *, alone: bool, as_json: bool) -> tuple[Constants, str]:
-    """The constants to plan with, and the kind of GPU that they are of."""
+    """Return the constants to plan with, and the GPU type that they were fitted on."""
     from orchestrator.plan.constants import DEFAULT
 
     if run is None:
@@ -111,9 +141,9 @@ def _calibrated(run: Path | None, *, alone: bool, as_json: bool) -> tuple[Consta
     from orchestrator.plan.calibrate import calibrate, describe
     from orchestrator.rundir.directory import RunDirectory
 
-    found = calibrate(RunDirectory.open(run))
+    result = calibrate(RunDirectory.open(run))
     if not as_json:
-        say("\n".join(describe(found)) + ("" if alone else "\n"))
+        say("\n".join(describe(result)) + ("" if alone else "\n"))
     elif alone:
-        say(json.dumps(asdict(found), indent=2))
-    return found.constants, found.device.name
+        say(json.dumps(asdict(result), indent=2))
+    return result.constants, result.device.name

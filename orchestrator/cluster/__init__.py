@@ -1,1 +1,1 @@
-"""Where gangs of workers live. Ray is imported here and nowhere else."""
+"""Gangs of workers on a Ray cluster. No other package imports Ray."""

@@ -1,11 +1,11 @@
-"""What the loop asks of a cluster: gangs of workers, called by function reference, answering by handle.
+"""Interface of a cluster: gangs of workers that are called by function reference and answer with handles.
 
     gang.one(Learner.open_weights, …)     one member          -> Handle
     gang.all(Learner.step, …)             every member, same arguments
     gang.each(Rollout.generate, [(…,), …]) every member, its own arguments
 
-A call returns at once. A handle may be an argument of a further call, alone or in a list or tuple: that call then
-waits for it where it runs, and the data never pass through the driver.
+A call returns at once. A handle may be an argument of another call, alone or in a list or tuple. That call then waits
+for the result where it runs; the data never pass through the driver.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ P = ParamSpec("P")
 
 
 class Handle(Protocol[R_co]):
-    """The answer of a call, some time."""
+    """Result of a call that may still be running."""
 
     def result(self, timeout_s: float | None = None) -> R_co:
-        """Wait for it. Raises the worker's failure as WorkerFailed, and DeadlineExceeded after `timeout_s` (None: the
-        cluster's own deadline)."""
+        """Wait for the result and return it.
+
+        Raises:
+            WorkerFailed: the worker raised or died.
+            DeadlineExceeded: the call did not end within `timeout_s` (None: the cluster's own deadline).
+        """
         ...
 
     def wait(self) -> None:
-        """Return when the answer is there, without fetching it. Raises as `result` does for a call that never ends."""
+        """Wait for the result without fetching it. Raise as `result` does."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What one member of a gang occupies. `gpus` 0 on a CPU cluster."""
+    """Resources of one member of a gang. `gpus` is 0 on a CPU cluster."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -44,27 +48,24 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GangPlan:
-    """A gang to be started: `start(**arguments[i])` makes member i, in its own process. A gang whose members `meet` in
-    a process group also gets `address` and `port`, where member 0 lives.
+    """Plan of one gang: `start(**arguments[i])` creates the worker of member i, in its own process.
 
-    `restarts`: how often members that died or hang are started again in their place, and the calls they owed are made
-    again. It is for workers whose answers depend on the call and on the weights they hold alone; 0: a death ends the
-    attempt. Members that meet are all started again.
-
-    `slow`: whether starting takes longest, so that it should begin first where not all can start at once."""
+    `restarts` is for workers whose results depend only on the call and on the weights they hold: a member that died or
+    hangs is replaced, and the calls that it owed are submitted again. Members that meet are all replaced.
+    """
 
     role: str
     start: Callable[..., Any]
     arguments: Sequence[Mapping[str, Any]]
     resources: Resources
-    meet: bool = False
-    restarts: int = 0
-    slow: bool = False
+    meet: bool = False  # members form a process group: `start` also gets `address` and `port` of member 0
+    restarts: int = 0  # limit for the role in one attempt; 0: the first death ends the attempt
+    slow: bool = False  # takes longest to start, so it starts first if not all gangs can start at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Restart:
-    """A member that was lost and is started again in its place.
+    """Restart of a lost member.
 
     Example: `Restart(role="rollout", rank=1, pid=4711, why="rollout rank 1 failed: its process (pid 4711) died",
     method="generate", number=1, limit=3)`.
@@ -72,10 +73,10 @@ class Restart:
 
     role: str
     rank: int
-    pid: int | None  # of the process that was lost; None: not known
+    pid: int | None  # of the lost process; None: unknown
     why: str  # one line
-    method: str  # the call that it owed
-    number: int  # of this role in this attempt, from 1
+    method: str  # the call that it was executing
+    number: int  # of the role's restarts in this attempt, from 1
     limit: int
 
 
@@ -85,7 +86,7 @@ class Gang(Protocol[W_co]):
     role: str
 
     def when_restarted(self, restore_state: Callable[[Gang[W_co]], None]) -> None:
-        """Register what brings restarted members to the state of the others.
+        """Register a function that brings restarted members to the state of the others.
 
         `restore_state` is called with the restarted members, as a gang of their own, before they get any other call.
         """
@@ -94,10 +95,10 @@ class Gang(Protocol[W_co]):
     def __len__(self) -> int: ...
 
     def meeting_point(self) -> tuple[str, int]:
-        """Address of member 0's machine and a port that is free there."""
+        """Return the address of member 0's machine and a port that is free there."""
         ...
 
-    # Arguments are typed `Any` where a Handle may stand for the value it will become.
+    # Arguments are typed `Any` because a Handle may stand for its result.
     def one(self, method: Callable[Concatenate[W_co, P], R], *args: Any, **kwargs: Any) -> Handle[R]: ...
 
     def all(self, method: Callable[Concatenate[W_co, P], R], *args: Any, **kwargs: Any) -> Sequence[Handle[R]]: ...
@@ -108,33 +109,33 @@ class Gang(Protocol[W_co]):
 
 
 class Cluster(Protocol):
-    """Where gangs live."""
+    """Machines that gangs run on."""
 
     cuda: bool
 
     def spawn(self, plans: Sequence[GangPlan]) -> Mapping[str, Gang[Any]]:
-        """Place all gangs and start their members; raises PlacementError with the shortfall per role."""
+        """Place all gangs and start their members. Raise PlacementError with the shortfall of each role."""
         ...
 
     def release(self) -> None:
-        """End all gangs and give back what they held; the next `spawn` has the whole cluster again."""
+        """End all gangs and free their resources, so that the next `spawn` has the whole cluster again."""
         ...
 
     def accelerators(self) -> list[str]:
-        """The kinds of GPU it has, in Ray's words, in order; empty where it has none, or does not know."""
+        """Return the GPU types of the cluster by Ray's names, sorted. Empty if it has none or does not know them."""
         ...
 
     def waited_s(self) -> float:
-        """Seconds the driver has spent waiting for answers so far."""
+        """Return the seconds that the driver has spent waiting for results so far."""
         ...
 
     def restarts(self) -> Mapping[str, int]:
-        """How often members of each role were started again so far; roles without are left out."""
+        """Return the number of restarts of each role so far. Roles without restarts are left out."""
         ...
 
     def shutdown(self) -> None: ...
 
 
 def wait(handles: Sequence[Handle[R]]) -> list[R]:
-    """The answers of a fan-out."""
+    """Return the results of a fan-out."""
     return [handle.result() for handle in handles]

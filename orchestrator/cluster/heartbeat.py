@@ -1,5 +1,7 @@
-"""Which processes are alive, and whether the cluster is: Ray lists a stopped process as alive, and leaves the driver no
-chance to say anything when its head is lost."""
+"""Detection of worker processes that are silent, and of a lost cluster.
+
+Ray lists a stopped process as alive. When its head is lost, Ray ends the driver without giving it a chance to report.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from orchestrator.cluster.ray_host import NAMESPACE, Heartbeat
 from orchestrator.errors import ClusterLost
 
 LOST_AFTER_S = 25.0
-"""Without an answer the cluster is lost. Ray itself ends the driver after 60 s, without a word."""
-ASK_S = 3.0
+"""Time without an answer after which the cluster counts as lost. Ray itself ends the driver after 60 s, silently."""
+REQUEST_S = 3.0
 
 
 class Store(Protocol):
-    """The cluster's key-value store, as Ray's client of its head has it; raises when the head does not answer."""
+    """Key-value store of the cluster, with the signatures of Ray's client. Raises when the head does not answer."""
 
     def internal_kv_get(self, key: bytes, namespace: bytes, timeout: float) -> bytes | None: ...
 
@@ -26,71 +28,76 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What was seen of a process: its newest beat, and for how long that has been its newest."""
+class _Observation:
+    """Last heartbeat seen of a process, and for how long it has not changed."""
 
     beat: Heartbeat
     silent_s: float
-    at: float
+    at: float  # time of this observation
 
 
 class HeartbeatMonitor:
-    """Reads the beats of the hosts, which say nothing of time: a beat is judged by when it was last seen to change, and
-    only while somebody looks. A laptop that slept, or a driver that was stopped, condemns nobody."""
+    """Detector of silent worker processes.
+
+    Heartbeats are counters, not timestamps: a worker is silent if its counter has not changed while the driver was
+    polling. Time during which the driver itself was suspended does not count.
+    """
 
     def __init__(
         self, store: Store, *, timeout_s: float, address: str | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.tick_s = min(timeout_s / 4, 2.5)  # how often hosts beat, and how often it is worth looking
+        self.tick_s = min(timeout_s / 4, 2.5)  # interval of heartbeats and of polling
         self._store, self._address, self._clock = store, address, clock
-        self._seen: dict[str, _Look] = {}
+        self._seen: dict[str, _Observation] = {}
         self._unanswered_since: float | None = None
 
     def silent_s(self, actor: str) -> float:
-        """For how long a process has given no sign of life; 0 when it never has, or the cluster does not answer now.
+        """Return for how long an actor's process has sent no new heartbeat.
+
+        0 if it has never sent one, or if the cluster does not answer now.
 
         Raises:
-            ClusterLost: when it has not answered for LOST_AFTER_S.
+            ClusterLost: the cluster has not answered for LOST_AFTER_S.
         """
-        beat, now = self._beat(actor), self._clock()
+        beat, now = self._read(actor), self._clock()
         if beat is None:
             return 0.0
         last = self._seen.get(actor)
         silent_s = 0.0
         if last is not None and last.beat == beat:
             silent_s = last.silent_s + min(now - last.at, 2 * self.tick_s)
-        self._seen[actor] = _Look(beat, silent_s, now)
+        self._seen[actor] = _Observation(beat, silent_s, now)
         return silent_s
 
-    def ask(self) -> bool:
-        """Whether the cluster answers now."""
+    def cluster_answers(self) -> bool:
+        """Return whether the cluster answers now."""
         with suppress(ClusterLost):
-            self._beat("")
+            self._read("")
         return self._unanswered_since is None
 
     def pid(self, actor: str) -> int | None:
-        """None: it has not beaten yet. Raises ClusterLost."""
-        beat = self._beat(actor)
+        """Return the process id of an actor; None before its first heartbeat. Raise ClusterLost like `silent_s`."""
+        beat = self._read(actor)
         return None if beat is None else beat.pid
 
     def forget(self, actor: str) -> None:
-        """Nobody will ask for it again."""
+        """Remove an actor that has ended."""
         self._seen.pop(actor, None)
         with suppress(Exception):  # the cluster may have gone since
-            self._store.internal_kv_del(actor.encode(), False, NAMESPACE, ASK_S)
+            self._store.internal_kv_del(actor.encode(), False, NAMESPACE, REQUEST_S)
 
-    def _beat(self, actor: str) -> Heartbeat | None:
+    def _read(self, actor: str) -> Heartbeat | None:
         try:
-            found = self._store.internal_kv_get(actor.encode(), NAMESPACE, ASK_S)
+            text = self._store.internal_kv_get(actor.encode(), NAMESPACE, REQUEST_S)
         except Exception:
-            self._without_answer()
+            self._note_no_answer()
             return None
         self._unanswered_since = None
-        return Heartbeat.read(found) if found else None
+        return Heartbeat.read(text) if text else None
 
-    def _without_answer(self) -> None:
+    def _note_no_answer(self) -> None:
         now = self._clock()
-        self._seen.clear()  # no beat could be written either
+        self._seen.clear()  # workers could not write heartbeats either
         if self._unanswered_since is None:
             self._unanswered_since = now
         elif now - self._unanswered_since >= LOST_AFTER_S:

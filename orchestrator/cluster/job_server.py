@@ -1,4 +1,4 @@
-"""Reaching a cluster's job server, step by step, so that an error can say which step failed."""
+"""Connecting to a cluster's job server, step by step, so that an error names the step that failed."""
 
 from __future__ import annotations
 
@@ -18,47 +18,51 @@ from orchestrator.errors import BadInput, ClusterError, Problem, redact
 
 TIMEOUT_S = 10.0
 DEFAULT_PORT = 8265
-MIN_RAY = (2, 56)  # CVE-2026-57516 and earlier ones
+MIN_RAY = (2, 56)  # earlier versions have CVE-2026-57516 and others
 TOKEN_SOURCES = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """A job server that may or may not answer. `headers` hold the token: never print them."""
+    """Address of a job server, and the headers to send. The headers hold the token: never print them."""
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
-    open_is_allowed: bool = True  # a cluster without authentication, reachable from other machines
+    open_is_allowed: bool = True  # accept a cluster without authentication that other machines can reach
 
     @classmethod
     def at(cls, address: str, *, token_file: Path | None = None, open_is_allowed: bool = True) -> Server:
-        """Raises BadInput for an address or a token file that cannot be right."""
+        """Return the server at `address`. Raise BadInput for an invalid address or an unreadable token file."""
         headers = _extra_headers()
         if token := find_token(token_file):
             headers.setdefault("Authorization", f"Bearer {token}")
         return cls(url=server_url(address), headers=headers, open_is_allowed=open_is_allowed)
 
     def check(self) -> str:
-        """Name, port, HTTP, token, version: the cluster's. Raises ClusterError at the step that fails."""
+        """Check host name, port, HTTP, token and version, in this order, and return the cluster's version of Ray.
+
+        Raises:
+            ClusterError: names the step that failed.
+        """
         if not requests.utils.get_environ_proxies(self.url):
             self._reach()
         anonymous = self._get("/api/jobs/", {})
         if anonymous.status_code in (401, 403):
             if "authorization" not in {name.lower() for name in self.headers}:
-                fix = f"give the cluster's token by {TOKEN_SOURCES}"
-                raise self._failed("token", "the cluster wants one and there is none here", fix)
+                fix = f"set the cluster's token in {TOKEN_SOURCES}"
+                raise self._failed("token", "the cluster requires a token, and none is set here", fix)
         elif anonymous.ok and not self.open_is_allowed and not is_loopback(self.url):
             fix = "start it with RAY_AUTH_MODE=token; or accept the risk: --allow-open-cluster"
             raise self._failed("token", "anyone who reaches this cluster can run code on it", fix)
         answer = self._get("/api/version", self.headers)
         if answer.status_code in (401, 403):
-            fix = f"it is the cluster's own token that counts; looked in {TOKEN_SOURCES}"
+            fix = f"use this cluster's own token; the token is read from {TOKEN_SOURCES}"
             raise self._failed("token", "the cluster refuses this token", fix)
         return self._version(answer)
 
     def answers_anyone(self) -> bool:
-        """Whether it lists its jobs without a token. Raises ClusterError when it does not answer at all."""
+        """Return whether the server lists its jobs without a token. Raise ClusterError if it does not answer."""
         return self._get("/api/jobs/", {}).ok
 
     def _reach(self) -> None:
@@ -67,12 +71,12 @@ class Server:
         try:
             socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise self._failed("name", f"{host} is not known ({error})", "check the host name") from None
+            raise self._failed("name", f"cannot resolve {host} ({error})", "check the host name") from None
         try:
             socket.create_connection((host, port), TIMEOUT_S).close()
         except OSError as error:
             why = f"port {port} of {host}: {(error.strerror or str(error)).lower()}"
-            fix = "is the cluster up? is a tunnel needed, as in kubectl port-forward svc/HEAD 8265:8265?"
+            fix = "is the cluster up? is a tunnel needed, such as kubectl port-forward svc/HEAD 8265:8265?"
             raise self._failed("connection", why, fix) from None
 
     def _get(self, path: str, headers: Mapping[str, str]) -> requests.Response:
@@ -85,7 +89,7 @@ class Server:
             fix = f"use http{self.url[5:]}" if plain else "set REQUESTS_CA_BUNDLE to the authority's certificate"
             raise self._failed("TLS", why, fix) from None
         except requests.exceptions.RequestException as error:
-            why = f"no answer in HTTP ({type(error).__name__})"
+            why = f"no HTTP response ({type(error).__name__})"
             fix = "is this the dashboard port?" + ("" if https else f" if it speaks https: https{self.url[4:]}")
             raise self._failed("HTTP", why, fix) from None
 
@@ -93,7 +97,7 @@ class Server:
         try:
             version = str(answer.json()["ray_version"])
         except (ValueError, KeyError, TypeError):
-            why = f"the answer to /api/version is {answer.status_code} and not Ray's"
+            why = f"the response to /api/version has status {answer.status_code} and is not Ray's"
             fix = "give the dashboard of the head node: http://HEAD:8265"
             if not self.url.startswith("https"):
                 fix += f"; if it speaks https: https{self.url[4:]}"
@@ -110,11 +114,11 @@ class Server:
 
 
 def server_url(address: str) -> str:
-    """`http://HOST:8265` for what people write. Raises BadInput for what is no job server."""
+    """Return the URL of an address as people write it: `http://HOST:8265`. Raise BadInput for an invalid one."""
     where = "--cluster"
     if address.startswith("ray://"):
         fix = "give the dashboard: http://HEAD:8265"
-        raise BadInput(Problem(what=redact(address), where=where, why="jobs are sent over http", fix=fix))
+        raise BadInput(Problem(what=redact(address), where=where, why="jobs are submitted over http", fix=fix))
     url = address if "://" in address else f"http://{address}"
     try:
         parts = urlsplit(url)
@@ -124,7 +128,7 @@ def server_url(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput(Problem(what=redact(address), where=where, why="not a URL", fix="give http://HEAD:8265"))
     if parts.username or parts.password:
-        fix = f"give the token by {TOKEN_SOURCES}"
+        fix = f"set the token in {TOKEN_SOURCES}"
         what, why = "[redacted]@" + parts.hostname, "a URL with credentials ends up in logs"
         raise BadInput(Problem(what=what, where=where, why=why, fix=fix))
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -133,10 +137,10 @@ def server_url(address: str) -> str:
 
 
 def find_token(token_file: Path | None = None) -> str | None:
-    """From a file or the environment, as Ray looks for it; None: there is none.
+    """Return the token from a file or the environment, where Ray looks for it; None if there is none.
 
     Raises:
-        BadInput: a token file was named and cannot be read.
+        BadInput: a token file is named and cannot be read.
     """
     if token_file is None and (token := os.environ.get("RAY_AUTH_TOKEN", "").strip()):
         return token
@@ -148,7 +152,7 @@ def find_token(token_file: Path | None = None) -> str | None:
         if named is None:
             return None
         why = (getattr(error, "strerror", None) or "it is not text").lower()
-        fix = "check the path, or take it from the cluster: ray get-auth-token"
+        fix = "check the path, or get the token from the cluster: ray get-auth-token"
         raise BadInput(Problem(what="the token file cannot be read", where=str(path), why=why, fix=fix)) from None
 
 
@@ -170,7 +174,7 @@ def is_loopback(url: str) -> bool:
 
 @contextmanager
 def environment_without_addresses() -> Iterator[None]:
-    """Ray lets these variables override the address that a person wrote; not here."""
+    """Hide the variables that Ray prefers to an address given on the command line."""
     hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
     try:
         yield

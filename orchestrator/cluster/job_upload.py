@@ -1,4 +1,4 @@
-"""What of a working directory goes to the cluster, and that it is not too much."""
+"""Upload of a working directory to the cluster: excluded files and the size limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.errors import BadInput, Problem
 
 EXCLUDES = (
-    # made anew where they are needed, private, or other runs' results; .gitignore is honoured as well
+    # caches and builds, secrets, results of other runs; .gitignore is honoured as well
     ".git", ".venv", "venv", "__pycache__", "*.pyc", ".*_cache", ".tox", ".eggs", "*.egg-info", "build", "dist",
     "node_modules", "runs", "wandb",
     ".env", ".netrc", "*.pem", "*.key", "auth_token", ".ssh", ".aws", ".kube",
@@ -18,7 +18,7 @@ MAX_BYTES = 200 * 2**20  # Ray itself refuses 500 MiB
 
 
 def check_size(directory: Path) -> int:
-    """Bytes that would be uploaded. Raises BadInput when they are too many, with the largest."""
+    """Return the number of bytes to upload. Raise BadInput with the largest entries if there are too many."""
     if not directory.is_dir():
         problem = Problem(what="no such directory", where=str(directory), fix="give --working-dir an existing one")
         raise BadInput(problem)
@@ -35,10 +35,10 @@ def check_size(directory: Path) -> int:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:4]
         raise BadInput(
             Problem(
-                what=f"{_mib(total)} would be uploaded, {_mib(MAX_BYTES)} are allowed",
+                what=f"the upload of {_mib(total)} exceeds the limit of {_mib(MAX_BYTES)}",
                 where=str(directory),
                 why="the largest are " + ", ".join(f"{name} ({_mib(sizes[name])})" for name in largest),
-                fix="keep models and data on storage that the cluster sees, or give a smaller --working-dir",
+                fix="keep models and data on storage that the cluster can read, or give a smaller --working-dir",
             )
         )
     return total

@@ -1,4 +1,4 @@
-"""A cluster inside this process: the same workers, called directly. For tests of everything that is not Ray itself."""
+"""A cluster inside this process: the same workers, called directly. For tests of everything but Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[R]):
-    """An answer that is there already."""
+    """Handle of a call that has ended."""
 
     value: R
 
@@ -27,7 +27,7 @@ class Done(Generic[R]):
 
 
 class LocalGang(Generic[W]):
-    """Members are plain objects; a call runs before it returns."""
+    """Gang of plain objects. A call runs to its end before it returns."""
 
     def __init__(self, role: str, members: Sequence[W]) -> None:
         self.role = role
@@ -37,7 +37,7 @@ class LocalGang(Generic[W]):
         return len(self._members)
 
     def when_restarted(self, restore_state: Callable[[Gang[W]], None]) -> None:
-        pass  # nobody dies here alone
+        pass  # members share this process, so none is restarted
 
     def meeting_point(self) -> tuple[str, int]:
         return "127.0.0.1", 0
@@ -53,7 +53,7 @@ class LocalGang(Generic[W]):
         return [self._call(member, method, args, {}) for member, args in pairs]
 
     def _call(self, member: W, method: Callable[..., R], args: Sequence[Any], kwargs: dict[str, Any]) -> Done[R]:
-        # By name, as an actor would: a fake stands in for the class whose method was named.
+        # By name, as an actor would: a fake may stand in for the class of the method.
         bound = getattr(member, method.__name__)
         return Done(bound(*(_value(a) for a in args), **{k: _value(v) for k, v in kwargs.items()}))
 
@@ -67,7 +67,7 @@ def _value(argument: Any) -> Any:
 
 
 class LocalCluster:
-    """Starts every gang of a plan in this process; `stand_ins` replaces the workers of a role by fakes."""
+    """Cluster that runs every gang in this process. `stand_ins` replaces the workers of a role by fakes."""
 
     cuda = False
 

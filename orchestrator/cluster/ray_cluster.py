@@ -1,6 +1,6 @@
-"""Gangs as Ray actors in one placement group. The workers themselves know nothing of Ray.
+"""Gangs as Ray actors in one placement group. The workers themselves do not import Ray.
 
-A driver that ends takes its actors with it: all of them are owned, none is detached.
+The actors end with their driver: it owns all of them, none is detached.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.base import GangPlan, Restart
 from orchestrator.cluster.heartbeat import HeartbeatMonitor
-from orchestrator.cluster.ray_calls import Clock, Members, RayHandle, first
+from orchestrator.cluster.ray_calls import Clock, Members
 from orchestrator.cluster.ray_gang import RayGang
+from orchestrator.cluster.ray_handle import RayHandle, first
 from orchestrator.cluster.ray_host import Host
 from orchestrator.cluster.ray_start import connect, start_local, store
 from orchestrator.config import ClusterConfig
@@ -29,7 +30,7 @@ MACHINE_LOST = "a machine of the cluster was lost, and the others have no room: 
 
 
 def _lanes() -> float:
-    """How many members may start at once: as many as this machine has cores where it is the whole cluster, else all."""
+    """Return how many members may start at once: one per core if this machine is the whole cluster, else any number."""
     if ray.util.client.ray.is_connected():
         return math.inf
     here = ray.get_runtime_context().get_node_id()
@@ -37,23 +38,29 @@ def _lanes() -> float:
     return len(os.sched_getaffinity(0)) if is_alone else math.inf
 
 
-def _nobody(restart: Restart) -> None:
+def _ignore(restart: Restart) -> None:
     pass
 
 
 class RayCluster:
-    """One Ray cluster: the one at `config.address`, or a new one on this machine that ends with the run.
-
-    `on_restart` is called after every restart of a member.
-    """
+    """One Ray cluster: the one at `config.address`, or a new one on this machine that ends with the run."""
 
     def __init__(
         self,
         config: ClusterConfig,
         *,
         log_directory: Path | None = None,
-        on_restart: Callable[[Restart], None] = _nobody,
+        on_restart: Callable[[Restart], None] = _ignore,
     ) -> None:
+        """Connect to the cluster, or start it.
+
+        Args:
+            log_directory: directory of one log file per actor; None: Ray's own log files.
+            on_restart: called at every restart of a member.
+
+        Raises:
+            ClusterError: the cluster cannot be reached, is not safe, or has no GPU although the config asks for one.
+        """
         self._config, self._logs, self._on_restart = config, log_directory, on_restart
         self._clock = Clock()
         self._group: PlacementGroup | None = None
@@ -88,8 +95,11 @@ class RayCluster:
         return self._gangs
 
     def _start(self, plans: Sequence[GangPlan]) -> None:
-        """Start the workers: as many at a time as there are cores for, the slowest first. What starts is busy with
-        imports for seconds; more at once would take turns, and the slowest would be alone on its core in the end."""
+        """Start the workers: as many at a time as there are cores, the slowest first.
+
+        A starting worker imports for seconds. If more start than there are cores, they share them, and the slowest is
+        still importing when all others are done.
+        """
         lanes, starting = _lanes(), list[RayHandle[None]]()
         for plan in sorted(plans, key=lambda plan: not plan.slow):
             while starting and len(starting) + len(plan.arguments) > lanes:
@@ -131,21 +141,21 @@ class RayCluster:
         self._gangs, self._group = {}, None
 
     def shutdown(self) -> None:
-        """End every actor; a cluster that was started for the run ends too."""
+        """Kill every actor, and the cluster if it was started for the run."""
         if not ray.is_initialized():
             return
-        if self._heartbeats.ask():  # else each call of it would wait for it, until Ray ends this process
+        if self._heartbeats.cluster_answers():  # else every Ray call would wait, until Ray ends this process
             self.release()
         ray.shutdown()
 
     def _place(self, plans: Sequence[GangPlan], bundles: list[dict[str, float]]) -> PlacementGroup:
         self._refuse_shortfall(plans)
         group = placement_group(bundles, strategy="PACK")
-        self._wait_for_places(group, "others hold the rest: wait for them, or ask for less")
+        self._wait_for_places(group, "other jobs hold the rest: wait for them, or ask for less")
         return group
 
     def _wait_for_places(self, group: PlacementGroup, fix: str) -> None:
-        """Until every member has a machine. Raises PlacementError when it takes too long."""
+        """Wait until every member has a machine. Raise PlacementError if it takes too long."""
         if group.wait(self._config.start_timeout_s):
             return
         free = ray.available_resources()
@@ -163,7 +173,7 @@ class RayCluster:
         )
 
     def _refuse_shortfall(self, plans: Sequence[GangPlan]) -> None:
-        """What each role lacks once the roles before it have been served from everything the cluster has."""
+        """Raise PlacementError if the cluster is too small. Roles are served in order, each from what is left."""
         left = dict(ray.cluster_resources())
         short = []
         for plan in plans:

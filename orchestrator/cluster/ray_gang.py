@@ -1,4 +1,4 @@
-"""The actors of one role, and what it takes to fill the place of one that is lost."""
+"""The actors of one role: calls to them, and restarts of those that are lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import ray
 
 from orchestrator.cluster.base import Gang, GangPlan, Restart
 from orchestrator.cluster.heartbeat import HeartbeatMonitor
-from orchestrator.cluster.ray_calls import Clock, LostWorker, Members, RayHandle, handles_in, with_slots
+from orchestrator.cluster.ray_calls import Call, Clock, LostWorker, Members
+from orchestrator.cluster.ray_handle import RayHandle, handles_in, with_slots
+from orchestrator.cluster.ray_recovery import is_lost, resubmit
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import FleetExhausted, WorkerFailed
 
@@ -21,8 +23,7 @@ P = ParamSpec("P")
 
 
 class RayGang(Generic[W]):
-    """Members by rank. `make(rank)` makes the actor that fills a place, in its bundle; `wait_for_places` returns when
-    every bundle has a machine, and raises PlacementError when there is none for it."""
+    """Members of one role, by rank."""
 
     def __init__(
         self,
@@ -36,6 +37,13 @@ class RayGang(Generic[W]):
         on_restart: Callable[[Restart], None],
         wait_for_places: Callable[[], None],
     ) -> None:
+        """Create the actors; `start` starts their workers.
+
+        Args:
+            make: creates the actor of a rank, in its bundle of the placement group.
+            members: the cluster's table of actors; the gang adds its own.
+            wait_for_places: returns when every bundle has a machine. Raises PlacementError if there is none.
+        """
         self.role, self._plan, self._make, self._on_restart = plan.role, plan, make, on_restart
         self._wait_for_places = wait_for_places
         self._config, self.clock, self.heartbeats, self.members = config, clock, heartbeats, members
@@ -43,7 +51,7 @@ class RayGang(Generic[W]):
         self.actors = [make(rank) for rank in range(len(plan.arguments))]
         members.update({actor._actor_id.hex(): (self, rank) for rank, actor in enumerate(self.actors)})
         self._restore_state: Callable[[Gang[Any]], None] | None = None
-        self._calls: list[weakref.ref[RayHandle[Any]]] = []  # that may have to be made again, in their order
+        self._calls: list[weakref.ref[RayHandle[Any]]] = []  # calls that a restart may have to resubmit, in order
         self._restarting = False
         self.num_restarts = 0
 
@@ -51,14 +59,14 @@ class RayGang(Generic[W]):
         return len(self.actors)
 
     def meeting_point(self) -> tuple[str, int]:
-        """Address of member 0's machine and a port that is free there."""
+        """Return the address of member 0's machine and a port that is free there."""
         handle: RayHandle[tuple[str, int]] = RayHandle(
-            self, 0, "meeting_point", lambda actor: _alone(actor.meeting_point.remote())
+            self, 0, "meeting_point", lambda actor: _own_receipt(actor.meeting_point.remote())
         )
         return handle.result()
 
     def start(self, ranks: Sequence[int] | None = None) -> list[RayHandle[None]]:
-        """Start the workers of these places, all by default."""
+        """Start the workers of these ranks (default: all)."""
         address, port = self.meeting_point() if self._plan.meet else ("", 0)
         meeting = {"address": address, "port": port} if self._plan.meet else {}
         return self._fan_out(
@@ -67,7 +75,7 @@ class RayGang(Generic[W]):
 
     def _start(self, rank: int, meeting: Mapping[str, Any]) -> RayHandle[None]:
         plan, arguments = self._plan, {**self._plan.arguments[rank], **meeting}
-        return RayHandle(self, rank, "start", lambda actor: _alone(actor.start.remote(plan.start, arguments)))
+        return RayHandle(self, rank, "start", lambda actor: _own_receipt(actor.start.remote(plan.start, arguments)))
 
     # ---------------------------------------------------------------------------------------- calls
 
@@ -86,7 +94,7 @@ class RayGang(Generic[W]):
         self, rank: int, method: Callable[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> RayHandle[R]:
         inputs, retryable = list(handles_in(args, kwargs)), self.restarts_members
-        if not retryable:  # what it is given must be good before; it could not begin earlier
+        if not retryable:  # it cannot be submitted again after its inputs were lost, so they must have succeeded before
             for given in inputs:
                 if given.gang.restarts_members:
                     given.wait()
@@ -100,14 +108,14 @@ class RayGang(Generic[W]):
 
         handle: RayHandle[R] = RayHandle(self, rank, method.__name__, submit, inputs, retryable=retryable)
         if retryable:
-            self._calls = [c for c in self._calls if (h := c()) is not None and not h.is_done()]
+            self._calls = [c for c in self._calls if (h := c()) is not None and not h.fan_out_is_done()]
             self._calls.append(weakref.ref(handle))
         return handle
 
     def _fan_out(self, handles: list[RayHandle[R]]) -> list[RayHandle[R]]:
-        together = tuple(weakref.ref(h) for h in handles)
+        fan_out = tuple(weakref.ref[Call](h) for h in handles)
         for handle in handles:
-            handle.fan_out = together
+            handle.fan_out = fan_out
         return handles
 
     # ---------------------------------------------------------------------------------------- restarts
@@ -120,31 +128,30 @@ class RayGang(Generic[W]):
         return self._plan.restarts > 0 and not self._restarting
 
     def restart(self, loss: LostWorker) -> None:
-        """Fill the place of a member that is lost, or the places of all where they meet in a process group, and ask
-        again what they owed.
+        """Replace a lost member and resubmit the calls that it owed. Members that meet are all replaced.
 
         Raises:
-            FleetExhausted: when the role has used up its restarts.
-            PlacementError: when the machine that it was on is gone, and no other has room for it.
-            WorkerFailed: when the new member could not be brought to the state of the others.
+            FleetExhausted: the role has used up its restarts.
+            PlacementError: the member's machine is gone, and no other has room for it.
+            WorkerFailed: the state of the new member could not be restored.
         """
         if self.actors[loss.rank]._actor_id.hex() != loss.actor:
-            return  # another call that it owed has told of it before
+            return  # it was replaced already, for another call
         ranks = range(len(self.actors)) if self._plan.meet else [loss.rank]
         while True:
             if self.num_restarts >= self._plan.restarts:
-                tries = loss.call.tries if loss.call is not None else 0
-                raise FleetExhausted(loss.error, loss.method, restarts=self.num_restarts, of_this_call=tries)
+                num_losses = loss.call.num_losses if loss.call is not None else 0
+                raise FleetExhausted(loss.error, loss.method, restarts=self.num_restarts, of_this_call=num_losses)
             self.num_restarts += 1
-            self._tell(loss)
+            self._report(loss)
             try:
-                self._refill(ranks)
+                self._replace(ranks)
                 break
             except WorkerFailed as error:
                 loss = LostWorker(self, loss.rank, loss.actor, error, "start", loss.call)
-        self._ask_again(ranks)
+        self._resubmit_owed(ranks)
 
-    def _tell(self, loss: LostWorker) -> None:
+    def _report(self, loss: LostWorker) -> None:
         error = loss.error
         self._on_restart(
             Restart(
@@ -158,37 +165,37 @@ class RayGang(Generic[W]):
             )
         )
 
-    def _refill(self, ranks: Sequence[int]) -> None:
+    def _replace(self, ranks: Sequence[int]) -> None:
         for rank in ranks:
             old = self.actors[rank]
-            ray.kill(old)  # a stopped process is ended by its node a few seconds later, before the next one begins
+            ray.kill(old)  # its node kills a stopped process a few seconds later, before the new actor starts
             self.heartbeats.forget(old._actor_id.hex())
         self._wait_for_places()
         for rank in ranks:
             self.actors[rank] = actor = self._make(rank)
             self.members[actor._actor_id.hex()] = (self, rank)
-        self._restarting = True  # what fails now fails the restart
+        self._restarting = True  # a failure from here on fails the restart
         try:
             for handle in self.start(ranks):
                 handle.result(self._config.start_timeout_s)
             if self._restore_state is not None:
-                self._restore_state(self._some(ranks))
+                self._restore_state(self._subset(ranks))
         finally:
             self._restarting = False
 
-    def _some(self, ranks: Sequence[int]) -> RayGang[W]:
-        some = copy.copy(self)
-        some.actors = [self.actors[rank] for rank in ranks]
-        return some
+    def _subset(self, ranks: Sequence[int]) -> RayGang[W]:
+        subset = copy.copy(self)
+        subset.actors = [self.actors[rank] for rank in ranks]
+        return subset
 
-    def _ask_again(self, ranks: Sequence[int]) -> None:
+    def _resubmit_owed(self, ranks: Sequence[int]) -> None:
         calls = [h for c in self._calls if (h := c()) is not None and h.rank in ranks]
-        # Who meets works together: where one of them has to answer again, all of them have to.
-        torn = {id(h.fan_out) for h in calls if self._plan.meet and h.is_lost()}
-        for handle in calls:
-            handle.resubmit(together=id(handle.fan_out) in torn)
+        # Members that meet run a fan-out together: if one of its calls is lost, all of them are resubmitted.
+        broken = {id(h.fan_out) for h in calls if self._plan.meet and is_lost(h)}
+        for call in calls:
+            resubmit(call, together=id(call.fan_out) in broken)
 
 
-def _alone(ref: Any) -> tuple[Any, Any]:
-    """A small answer is its own receipt."""
+def _own_receipt(ref: Any) -> tuple[Any, Any]:
+    """Return a small result as its own receipt."""
     return ref, ref

@@ -1,4 +1,4 @@
-"""What runs in every actor's process: a host that holds one worker and calls its methods, and beats like a heart."""
+"""The actor process: a host that holds one worker, calls its methods and sends heartbeats."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ NAMESPACE = b"rlhf-heartbeats"
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Stands in a call's arguments for the i-th reference that Ray resolves."""
+    """Placeholder in a call's arguments for the i-th reference that Ray resolves."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Example: `Heartbeat(pid=4711, node="3f…", count=12)`, known from before the worker is started."""
+    """Heartbeat of an actor's process, sent from before its worker starts.
+
+    Example: `Heartbeat(pid=4711, node="3f…", count=12)`.
+    """
 
     pid: int
     node: str
@@ -47,11 +50,11 @@ class Heartbeat:
 
 
 class Host:
-    """The actor process: it holds one worker and calls its methods.
+    """Actor class: it holds one worker and calls its methods.
 
-    Methods run on the process's main thread, where libraries may use signals. Ray answers on another thread only where
-    methods leave the main one; so the heart is a thread of our own, which writes into the cluster's key-value store: a
-    process that is stopped or frozen does not, whatever Ray says of it.
+    Methods run on the main thread, because libraries may use signals there. Ray then answers no other call at the same
+    time, so heartbeats come from a thread of our own, which writes to the cluster's key-value store. A process that is
+    stopped or frozen does not write, even if Ray lists it as alive.
     """
 
     def __init__(self, role: str, rank: int, log_file: str | None, beat_s: float) -> None:
@@ -64,7 +67,8 @@ class Host:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.close(descriptor)
-        threading.Thread(target=_beat, args=(self._actor, context.get_node_id(), beat_s), daemon=True).start()
+        heart = (self._actor, context.get_node_id(), beat_s)
+        threading.Thread(target=_send_heartbeats, args=heart, daemon=True).start()
 
     def meeting_point(self) -> tuple[str, int]:
         with socket.socket() as probe:
@@ -77,7 +81,7 @@ class Host:
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> tuple[Any, None]:
-        """The answer, and a receipt: whoever fetches that learns how the call ended, and moves nothing else."""
+        """Return the result and a receipt. Fetching the receipt tells how the call ended without moving the result."""
         filled = [_fill(a, resolved) for a in args]
         return self._guarded(
             getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()}
@@ -87,14 +91,16 @@ class Host:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            told, kind = redact(traceback.format_exc()), type(error).__name__
-            print(told, file=sys.stderr, flush=True)  # the actor's own log
-            raise Failure(self._role, self._rank, self._actor, kind, told, os.getpid()) from None
+            text, kind = redact(traceback.format_exc()), type(error).__name__
+            print(text, file=sys.stderr, flush=True)  # the actor's own log
+            raise Failure(self._role, self._rank, self._actor, kind, text, os.getpid()) from None
 
 
 class Failure(Exception):
-    """A worker's exception as text: its class may not exist, or not unpickle, where the driver runs. It says whose it
-    is, because it fails every call that waits for its answer too."""
+    """A worker's exception as text: its class may not exist, or not unpickle, in the driver.
+
+    It names the worker, because it also fails every call that waits for the result.
+    """
 
     def __init__(self, role: str, rank: int, actor: str, kind: str, traceback: str, pid: int) -> None:
         super().__init__(role, rank, actor, kind, traceback, pid)
@@ -102,10 +108,10 @@ class Failure(Exception):
         self.traceback, self.pid = traceback, pid
 
 
-def _beat(actor: str, node: str, every_s: float) -> None:
+def _send_heartbeats(actor: str, node: str, every_s: float) -> None:
     count = 0
     while True:
-        with suppress(Exception):  # a store that does not answer now is no reason to die
+        with suppress(Exception):  # the store may answer again later
             _internal_kv_put(actor, str(Heartbeat(os.getpid(), node, count)), overwrite=True, namespace=NAMESPACE)
         count += 1
         time.sleep(every_s)

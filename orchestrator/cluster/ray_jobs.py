@@ -1,7 +1,7 @@
 """Jobs on a running cluster, over Ray's Jobs API: submit, list, status, logs, stop.
 
-A submission id is made from what is run, so submitting the same thing twice is one job. The token travels in
-a header and nowhere else: what a job carries (entry point, metadata, runtime_env) the API shows to everyone.
+A submission id is derived from what is run, so submitting the same thing twice gives one job. The token is sent in a
+header and nowhere else, because the API shows a job's entry point, metadata and runtime_env to everyone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PREFIX = "rlhf-"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobRequest:
-    """What is to run. Example: `JobRequest(id="rlhf-arith-1a2b3c4d", entrypoint="rlhf run grpo.yaml")`."""
+    """Job to submit. Example: `JobRequest(id="rlhf-arith-1a2b3c4d", entrypoint="rlhf run grpo.yaml")`."""
 
     id: str
     entrypoint: str
@@ -45,7 +45,7 @@ class JobRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One job of the cluster. Times are Unix seconds; None: not yet."""
+    """Job of the cluster. Times are Unix seconds; None: not yet."""
 
     id: str
     status: str  # PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED
@@ -63,14 +63,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submitted:
-    """`is_new` is False when the same thing was submitted before and is running, or done."""
+    """Result of a submission. `is_new` is False if the same job was submitted before and has not failed."""
 
     job: Job
     is_new: bool
 
 
 class Jobs:
-    """The jobs of one cluster."""
+    """Jobs of one cluster."""
 
     def __init__(
         self,
@@ -85,27 +85,27 @@ class Jobs:
 
     @property
     def other_ray(self) -> str:
-        """What to say when the cluster's Ray is not the one here; empty when it is."""
+        """Note that the cluster runs another version of Ray than this machine; empty if it does not."""
         if self.ray_version == ray.__version__:
             return ""
         return f"the cluster runs ray {self.ray_version}, here is ray {ray.__version__}: the job uses the cluster's"
 
     @classmethod
     def connect(cls, server: Server) -> Jobs:
-        """Raises ClusterError with the step of connecting that failed."""
+        """Connect to a job server. Raise ClusterError with the step that failed."""
         version = server.check()
         with _translated(server.url), environment_without_addresses():
             client = JobSubmissionClient(server.url, headers=dict(server.headers))
         return cls(client, server.url, ray_version=version)
 
     def submit(self, request: JobRequest) -> Submitted:
-        """Starts a job, or finds the one that the same request started before.
+        """Start a job, or find the one that the same request started before.
 
-        A job that failed or was stopped does not count: its next attempt gets the id with `-2`, `-3`, ….
+        A job that failed or was stopped is submitted again, under its id with `-2`, `-3`, ….
 
         Raises:
             BadInput: the directory to upload is too large.
-            ClusterError: the cluster does not take the job.
+            ClusterError: the cluster refuses the job.
         """
         attempt_id, number = request.id, 1
         while existing := self.find(attempt_id):
@@ -121,7 +121,7 @@ class Jobs:
         return Submitted(job=self.get(attempt_id), is_new=is_new)
 
     def _submit_with_retries(self, id: str, request: JobRequest, runtime_env: Mapping[str, Any]) -> bool:
-        """False: another submission of the same was faster."""
+        """Submit the job. Return False if somebody else submitted the same one at the same time."""
         with _translated(self._address):
             for pause in (*BACKOFF_S, None):
                 try:
@@ -148,24 +148,24 @@ class Jobs:
             return None
 
     def get(self, id: str) -> Job:
-        """Raises BadInput with the nearest ids when there is no such job."""
-        if found := self.find(id):
-            return found
+        """Return the job. Raise BadInput with the most similar ids if there is none."""
+        if job := self.find(id):
+            return job
         raise self._unknown(id)
 
     def list(self) -> list[Job]:
-        """Newest first; those that were submitted as jobs, not drivers that connected by themselves."""
+        """Return all submitted jobs, newest first. Drivers that connected by themselves are not jobs."""
         with _translated(self._address):
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
-        return sorted(found, key=lambda job: job.started or 0, reverse=True)
+            jobs = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
 
     def newest(self) -> Job:
-        """The newest of our own. Raises BadInput when there is none."""
-        found = [job for job in self.list() if job.id.startswith(PREFIX)]
-        if not found:
+        """Return the newest job of rlhf. Raise BadInput if there is none."""
+        jobs = [job for job in self.list() if job.id.startswith(PREFIX)]
+        if not jobs:
             fix = f"submit one: rlhf submit RECIPE --cluster {self._address}"
-            raise BadInput(Problem(what="there are no jobs of rlhf", where=self._address, fix=fix))
-        return found[0]
+            raise BadInput(Problem(what="no rlhf jobs on this cluster", where=self._address, fix=fix))
+        return jobs[0]
 
     def logs(self, id: str) -> str:
         self.get(id)
@@ -173,7 +173,7 @@ class Jobs:
             return str(self._client.get_job_logs(id))
 
     def follow(self, id: str) -> Iterator[str]:
-        """The log as it grows, until the job ends."""
+        """Yield the log as it grows, until the job ends."""
         self.get(id)
         chunks = self._client.tail_job_logs(id)
         with _translated(self._address), asyncio.Runner() as runner:
@@ -181,7 +181,7 @@ class Jobs:
                 yield chunk
 
     def stop(self, id: str) -> Job:
-        """Asks a job to end. Raises BadInput when there is none, or it has ended."""
+        """Ask a job to end. Raise BadInput if there is no such job or it has ended."""
         job = self.get(id)
         if job.is_finished:
             why = f"it has ended: {job.status}"
@@ -193,8 +193,8 @@ class Jobs:
     def _unknown(self, id: str) -> BadInput:
         ids = [job.id for job in self.list()]
         near = difflib.get_close_matches(id, ids, n=3, cutoff=0.4) or ids[:3]
-        fix = f"the nearest are: {', '.join(near)}" if near else "there are no jobs on this cluster"
-        return BadInput(Problem(what=f"there is no job {id}", where=self._address, fix=fix))
+        fix = f"use one of {', '.join(near)}" if near else "submit one: there are no jobs on this cluster"
+        return BadInput(Problem(what=f"unknown job {id}", where=self._address, fix=fix))
 
 
 async def _next(chunks: Any) -> str | None:
@@ -218,17 +218,17 @@ def _job(details: Any) -> Job:
 
 
 class _UnknownJobError(Exception):
-    """The server knows no job of that id."""
+    """The server has no job of that id."""
 
 
 @contextmanager
 def _translated(address: str) -> Iterator[None]:
-    """What Ray and the network raise, as ours. The one place where their messages are read."""
+    """Translate the exceptions of Ray and of the network to ours. No other place reads their messages."""
     try:
         yield
     except AuthenticationError as error:
         fix = "set RAY_AUTH_TOKEN_PATH to the cluster's token file"
-        problem = Problem(what="the token is refused", where=address, why=_first_line(error), fix=fix)
+        problem = Problem(what="the token was refused", where=address, why=_first_line(error), fix=fix)
         raise ClusterError(problem) from None
     except OSError as error:  # requests' and the socket's
         fix = "is the cluster still up? check its address and your network"
@@ -242,11 +242,11 @@ def _translated(address: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """Of a server's traceback: its last line, which says what happened."""
+    """Return the line that says what happened: the last one of a server's traceback."""
     lines = [line for line in re.split(r"\\n|\n", str(error)) if line.strip()]
     return lines[-1].strip().strip("\"'}.") if lines else type(error).__name__
 
 
 def submission_id(name: str, digest: str) -> str:
-    """`rlhf-arith-grpo-1a2b3c4d`: equal for equal runs."""
+    """Return an id such as `rlhf-arith-grpo-1a2b3c4d`, equal for equal runs."""
     return f"{PREFIX}{name}-{digest[:8]}"

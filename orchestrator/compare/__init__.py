@@ -1,1 +1,1 @@
-"""Methods side by side, on one base, one evaluation and one budget."""
+"""Compare methods on the same base model, evaluation and compute budget."""

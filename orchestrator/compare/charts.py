@@ -1,4 +1,4 @@
-"""The pictures of a comparison: the frontier, and what was reached for what was spent."""
+"""Charts of a comparison: win rate against KL, and win rate against cost."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS: dict[Axis, str] = {
-    "device_seconds": "{unit}-seconds of work",
-    "seconds": "seconds on the clock",
-    "tokens": "tokens learned from",
+    "device_seconds": "{unit}-seconds of compute",
+    "seconds": "wall-clock seconds",
+    "tokens": "training tokens",
 }
 
 
 def frontier(answer: Answer) -> Markup:
-    """KL against win rate: each method's front with its intervals, and behind it all that was measured."""
+    """Draw win rate against KL: each method's front with its intervals, and all measured points behind it."""
     with figure(4.6, 3.3) as (made, (axes,)):
         axes.axhline(50, color=GRID, linewidth=1)
-        for i, method in enumerate(answer.field.methods):
+        for i, method in enumerate(answer.runs.methods):
             _front(axes, i, [p for p in answer.points[method] if p.kl is not None])
         axes.set_xlabel("KL to the base, nats per completion", labelpad=1)
         axes.set_ylabel("win rate against the base, %")
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-        told = "; ".join(_told(method, answer.points[method]) for method in answer.field.methods)
-        return inline(made, title="Win rate against KL", about=told)
+        about = "; ".join(_front_text(method, answer.points[method]) for method in answer.runs.methods)
+        return inline(made, title="Win rate against KL", about=about)
 
 
 def _front(axes: Axes, i: int, points: Sequence[Point]) -> None:
@@ -46,13 +46,13 @@ def _front(axes: Axes, i: int, points: Sequence[Point]) -> None:
     bars: dict[str, Any] = {"color": colour(i), "linewidth": 0.8, "alpha": 0.7}
     axes.vlines(x, [100 * p.win.low for p in front], [100 * p.win.high for p in front], **bars)
     axes.hlines(y, [p.kl.low for p in front if p.kl], [p.kl.high for p in front if p.kl], **bars)
-    # Between the base and the first point nothing was measured, and the front is above the straight line.
+    # Between the base and the first point nothing was measured; the true curve may lie above the dotted line.
     axes.plot([0.0, *x[:1]], [50.0, *y[:1]], color=colour(i), linewidth=0.8, linestyle=(0, (1, 2.5)))
     axes.plot(x, y, linewidth=1.6, ms=5, **style)
     for p in front:
         if p.is_end and p.setting:
-            place = (_kl(p), 100 * p.win.value)
-            axes.annotate(p.setting, place, xytext=(4, -8), textcoords="offset points", fontsize=6.5, color=MUTED)
+            xy = (_kl(p), 100 * p.win.value)
+            axes.annotate(p.setting, xy, xytext=(4, -8), textcoords="offset points", fontsize=6.5, color=MUTED)
 
 
 def _kl(point: Point) -> float:
@@ -60,17 +60,17 @@ def _kl(point: Point) -> float:
     return point.kl.value
 
 
-def _told(method: str, points: Sequence[Point]) -> str:
+def _front_text(method: str, points: Sequence[Point]) -> str:
     front = sorted((p for p in points if p.on_front and p.kl), key=_kl)
     return f"{method}: " + ", ".join(f"{percent(p.win)} at KL {number(_kl(p))}" for p in front)
 
 
 def spending(answer: Answer, axis: Axis) -> Markup:
-    """What was spent against win rate, a line per setting; the intervals are those of the ends."""
+    """Draw win rate against cost, one line per setting, with the interval at its end."""
     with figure(3.7, 2.5) as (made, (axes,)):
         axes.axhline(50, color=GRID, linewidth=1)
-        told = []
-        for i, method in enumerate(answer.field.methods):
+        ends = []
+        for i, method in enumerate(answer.runs.methods):
             settings = dict.fromkeys(p.setting for p in answer.points[method])
             for j, setting in enumerate(settings):
                 points = sorted((p for p in answer.points[method] if p.setting == setting), key=lambda p: p.spent[axis])
@@ -80,10 +80,10 @@ def spending(answer: Answer, axis: Axis) -> Markup:
                           markeredgecolor=PAPER)  # fmt: skip
                 end = points[-1].win
                 axes.plot([x[-1], x[-1]], [100 * end.low, 100 * end.high], color=colour(i), linewidth=0.8, alpha=0.7)
-                told.append(f"{method} {setting}: {percent(end)} for {number(x[-1])}")
+                ends.append(f"{method} {setting}: {percent(end)} for {number(x[-1])}")
         if axis in answer.cost:
             axes.axvline(answer.cost[axis], color=INK, linewidth=0.7, linestyle=(0, (2, 2)))
         axes.set_xlabel(LABELS[axis].format(unit=answer.unit), labelpad=1)
         axes.set_ylabel("win rate, %")
         axes.locator_params(axis="x", nbins=6)
-        return inline(made, title=f"Win rate against {LABELS[axis].format(unit=answer.unit)}", about="; ".join(told))
+        return inline(made, title=f"Win rate against {LABELS[axis].format(unit=answer.unit)}", about="; ".join(ends))

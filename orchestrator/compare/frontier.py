@@ -1,13 +1,13 @@
-"""The arithmetic of a comparison. Pure numpy on lives; every interval is over prompts and seeds (`crossed_bootstrap`).
+"""Compute a comparison. Pure numpy on run curves; every interval is over prompts and seeds (`crossed_bootstrap`).
 
-    win rate       of an answer against one of the base's, drawn at random, to the same prompt: 1, ½ for a tie, 0
-    frontier       of a method: KL and win rate of each setting at each evaluation; those that no other point of the
-                   method beats in both make its front
-    duel           of two methods at equal cost: how often an answer of one beats one of the other. Each stands with the
-                   setting that is best on the other half of the prompts, so that nobody is chosen by what judges them
-    at equal KL    the difference of two fronts, linear between their points, nothing beyond them
+    win rate       score of an answer against a random answer of the base model to the same prompt: 1, ½ for a tie, 0
+    front          points (KL, win rate) of a method, over settings and evaluations, that no other of its points beats
+                   in both
+    head to head   how often an answer of one method beats an answer of another at equal cost. Each method is
+                   represented by its best setting, chosen on one half of the prompts and judged on the other
+    at equal KL    difference of two fronts, interpolated linearly between their points, never extrapolated
 
-At a cost between two evaluations a run is the mixture of both: each answers with the weight of its nearness.
+At a cost between two evaluations, a run is interpolated linearly: a mixture of the answers of both evaluations.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ import numpy as np
 from orchestrator.compare.run_curves import Axis, EvalPoint, RunCurve, TaskRuns
 from orchestrator.evaluation.statistics import Curve, Interval, Values, crossed_bootstrap, difference_at
 
-SLACK = 1.02  # a run that ends this near below a cost has spent it
-NUM_KLS = 9  # at which two fronts are compared
+SLACK = 1.02  # a run that ended within this factor below a cost counts as having reached it
+NUM_KLS = 9  # KLs at which two fronts are compared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """Where the runs of one setting stood at one evaluation."""
+    """Result of the runs of one setting at one evaluation."""
 
     method: str
     setting: str
-    step: int | None  # None: at the end, where seeds ended at different steps
+    step: int | None  # None: the end of runs that ended at different steps
     is_end: bool
     num_seeds: int
     spent: Mapping[Axis, float]  # mean over seeds
-    kl: Interval | None
-    win: Interval
-    length: float
+    kl: Interval | None  # nats per completion; None: not measured
+    win: Interval  # win rate against the base model
+    length: float  # mean tokens of an answer
     on_front: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadToHead:
-    """Two methods at equal cost. `win`: how often `ours` beats `theirs`."""
+    """Win rate of one method against another at equal cost."""
 
     ours: str
     theirs: str
-    win: Interval
-    settings: tuple[tuple[str, ...], tuple[str, ...]]  # that stood for each of them
+    win: Interval  # how often `ours` beats `theirs`
+    settings: tuple[tuple[str, ...], tuple[str, ...]]  # settings that represent `ours` and `theirs`
 
     @property
     def verdict(self) -> int:
-        """1: ours is ahead, −1: theirs, 0: no difference was shown."""
+        """1 if `ours` is ahead, −1 if `theirs` is, 0 if no difference was shown."""
         return int(self.win.low > 0.5) - int(self.win.high < 0.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KlGap:
-    """The win rate of one front minus that of another at one KL. None: one of them was not measured around it."""
+    """Difference of the win rates of two fronts at one KL."""
 
     kl: float
-    difference: Interval | None
+    difference: Interval | None  # None: one of the fronts was not measured around this KL
 
 
 def beats(ours: Values, theirs: Values) -> Values:
-    """[n, k], [n, m] -> [n]: the mean over all pairs of answers to a prompt."""
+    """Return the win rate of `ours` [n, k] against `theirs` [n, m] for each prompt [n], over all pairs of answers."""
     gaps = ours[:, :, None] - theirs[:, None, :]
     outcomes: Values = ((gaps > 0) + 0.5 * (gaps == 0)).mean((1, 2))
     return outcomes
@@ -73,26 +73,26 @@ def beats(ours: Values, theirs: Values) -> Values:
 # ------------------------------------------------------------------------------------------------ points
 
 
-def points_of(field: TaskRuns, method: str, *, seed: int = 0) -> list[Point]:
-    """Every setting at every evaluation that all of its seeds have, and at its end; those of the front are marked."""
-    found = []
-    for setting, curves in field.of(method).items():
+def points_of(runs: TaskRuns, method: str, *, seed: int = 0) -> list[Point]:
+    """Return a point for each setting at its end and at each evaluation that all its seeds have."""
+    points = []
+    for setting, curves in runs.of(method).items():
         for evals, is_end in _aligned(curves):
-            found.append(_point(field, method, setting, evals, is_end=is_end, seed=seed))
-    front = set(front_of([(p.kl.value, p.win.value) if p.kl else None for p in found]))
-    return [replace(p, on_front=i in front) for i, p in enumerate(found)]
+            points.append(_point(runs, method, setting, evals, is_end=is_end, seed=seed))
+    front = set(front_of([(p.kl.value, p.win.value) if p.kl else None for p in points]))
+    return [replace(p, on_front=i in front) for i, p in enumerate(points)]
 
 
 def _aligned(curves: Sequence[RunCurve]) -> Iterator[tuple[list[EvalPoint], bool]]:
-    """After the base: moments at the same step of every seed, then the last of each."""
+    """Yield the evaluations of all seeds at each common step after the first, then the last one of each seed."""
     steps = set.intersection(*({m.step for m in curve.evals[1:-1]} for curve in curves))
     for step in sorted(steps):
         yield [next(m for m in curve.evals if m.step == step) for curve in curves], False
     yield [curve.evals[-1] for curve in curves], True
 
 
-def _point(field: TaskRuns, method: str, setting: str, evals: Sequence[EvalPoint], *, is_end: bool, seed: int) -> Point:
-    wins = np.stack([beats(m.gold, field.base) for m in evals])  # [S, n]
+def _point(runs: TaskRuns, method: str, setting: str, evals: Sequence[EvalPoint], *, is_end: bool, seed: int) -> Point:
+    wins = np.stack([beats(m.gold, runs.base) for m in evals])  # [S, n]
     kls = [m.kl for m in evals if m.kl is not None]
     steps = {m.step for m in evals}
     return Point(
@@ -109,41 +109,44 @@ def _point(field: TaskRuns, method: str, setting: str, evals: Sequence[EvalPoint
 
 
 def mean_over(values: Values, *, seed: int) -> Interval:
-    """Of [S, n], over seeds and prompts."""
+    """Return the mean of `values` [S, n] with its interval over seeds and prompts."""
     return crossed_bootstrap(
         lambda prompts, seeds: _weighted(values, prompts, seeds[0]), values.shape[1], [len(values)], seed=seed
     )
 
 
 def _weighted(values: Values, prompts: Values, seeds: Values) -> Values:
-    """[S, n] with weights [D, n] and [D, S] -> [D]."""
+    """Return the means [D] of `values` [S, n] with prompt weights [D, n] and seed weights [D, S]."""
     total: Values = ((prompts @ values.T) * seeds).sum(1) / (prompts.sum(1) * seeds.sum(1))
     return total
 
 
 def front_of(points: Sequence[tuple[float, float] | None]) -> list[int]:
-    """Of (KL, win rate): those that no other one equals or beats in both, by rising KL."""
+    """Return the indices of the (KL, win rate) points that no other point equals or beats in both, by rising KL."""
     order = sorted((i for i, p in enumerate(points) if p is not None), key=lambda i: (points[i][0], -points[i][1]))  # type: ignore[index]
-    best, found = -np.inf, []
+    best, front = -np.inf, []
     for i in order:
         if points[i][1] > best:  # type: ignore[index]
-            found.append(i)
+            front.append(i)
             best = points[i][1]  # type: ignore[index]
-    return found
+    return front
 
 
 # ------------------------------------------------------------------------------------------------ at equal cost
 
 
-def common_cost(field: TaskRuns, axis: Axis) -> float:
-    """What every method has spent in at least one of its settings: the most that all can be compared at. Not a number
-    where a run did not tell."""
-    ends = [max(min(curve.end(axis) for curve in curves) for curves in field.of(m).values()) for m in field.methods]
+def common_cost(runs: TaskRuns, axis: Axis) -> float:
+    """Return the largest cost that every method has reached with all seeds of some setting.
+
+    It is NaN if the cost of a run is unknown."""
+    ends = [max(min(curve.end(axis) for curve in curves) for curves in runs.of(m).values()) for m in runs.methods]
     return float(min(ends))
 
 
 def mixture_at(curve: RunCurve, axis: Axis, cost: float) -> list[tuple[float, EvalPoint]] | None:
-    """Who answers for a run at `cost`, with weights that sum to 1; None: it had not spent so much when it ended."""
+    """Return the weighted evaluations that represent a run at `cost`, or None if the run ended at a lower cost.
+
+    The weights sum to 1."""
     spent = np.asarray([m.spent[axis] for m in curve.evals])
     if np.isnan(spent).any() or cost > spent[-1] * SLACK:
         return None
@@ -161,20 +164,20 @@ def _beat(ours: Sequence[tuple[float, EvalPoint]], gold: Values) -> Values:
     return outcomes
 
 
-def matchup(field: TaskRuns, ours: str, theirs: str, axis: Axis, cost: float, *, seed: int = 0) -> HeadToHead | None:
-    """None where one of them has no setting that came so far with every seed."""
-    sides = [_standing(field, method, axis, cost) for method in (ours, theirs)]
+def matchup(runs: TaskRuns, ours: str, theirs: str, axis: Axis, cost: float, *, seed: int = 0) -> HeadToHead | None:
+    """Compare two methods at `cost`; None if one of them has no setting whose seeds all reached it."""
+    sides = [_mixtures(runs, method, axis, cost) for method in (ours, theirs)]
     if not all(sides):
         return None
-    fold = np.arange(len(field.prompts)) % 2
-    chosen = [[_best(field, side, fold != f) for f in (0, 1)] for side in sides]
+    fold = np.arange(len(runs.prompts)) % 2
+    chosen = [[_best(runs, side, fold != f) for f in (0, 1)] for side in sides]
     outcomes = np.empty((*(len(next(iter(side.values()))) for side in sides), len(fold)))
     for f in (0, 1):
         mine, others = (side[setting[f]] for side, setting in zip(sides, chosen, strict=True))
         for a, own in enumerate(mine):
             for b, other in enumerate(others):
-                whole = np.sum([weight * _beat(own, m.gold) for weight, m in other], axis=0)
-                outcomes[a, b, fold == f] = whole[fold == f]
+                wins = np.sum([weight * _beat(own, m.gold) for weight, m in other], axis=0)
+                outcomes[a, b, fold == f] = wins[fold == f]
     win = crossed_bootstrap(
         lambda prompts, seeds: _paired(outcomes, prompts, seeds), len(fold), list(outcomes.shape[:2]), seed=seed
     )
@@ -183,32 +186,32 @@ def matchup(field: TaskRuns, ours: str, theirs: str, axis: Axis, cost: float, *,
 
 
 def _paired(outcomes: Values, prompts: Values, seeds: Sequence[Values]) -> Values:
-    """[A, B, n] with weights [D, n], [D, A], [D, B] -> [D]."""
+    """Return the means [D] of `outcomes` [A, B, n] with weights [D, n] of prompts, [D, A] and [D, B] of seeds."""
     sums = np.einsum("abn,dn->dab", outcomes, prompts, optimize=True)
-    whole = np.einsum("dab,da,db->d", sums, *seeds, optimize=True)
-    means: Values = whole / (prompts.sum(1) * seeds[0].sum(1) * seeds[1].sum(1))
+    totals = np.einsum("dab,da,db->d", sums, *seeds, optimize=True)
+    means: Values = totals / (prompts.sum(1) * seeds[0].sum(1) * seeds[1].sum(1))
     return means
 
 
-Standing = Mapping[str, list[list[tuple[float, EvalPoint]]]]
-"""By setting, who answers for each seed."""
+Mixtures = Mapping[str, list[list[tuple[float, EvalPoint]]]]
+"""By setting, the weighted evaluations of each seed at one cost."""
 
 
-def _standing(field: TaskRuns, method: str, axis: Axis, cost: float) -> Standing:
-    found = {}
-    most = max(len(curves) for curves in field.of(method).values())
-    for setting, curves in field.of(method).items():
+def _mixtures(runs: TaskRuns, method: str, axis: Axis, cost: float) -> Mixtures:
+    by_setting = {}
+    num_seeds = max(len(curves) for curves in runs.of(method).values())
+    for setting, curves in runs.of(method).items():
         mixtures = [m for curve in curves if (m := mixture_at(curve, axis, cost)) is not None]
-        if len(mixtures) == len(curves) == most:
-            found[setting] = mixtures
-    return found
+        if len(mixtures) == len(curves) == num_seeds:
+            by_setting[setting] = mixtures
+    return by_setting
 
 
-def _best(field: TaskRuns, standing: Standing, of: Values) -> str:
-    """The setting that wins most against the base on the prompts `of` [n]."""
+def _best(runs: TaskRuns, by_setting: Mixtures, prompts: Values) -> str:
+    """Return the setting with the highest win rate against the base on the prompts of the mask [n]."""
     scores = {
-        setting: float(np.mean([_beat(mixture, field.base)[of].mean() for mixture in mixtures]))
-        for setting, mixtures in standing.items()
+        setting: float(np.mean([_beat(mixture, runs.base)[prompts].mean() for mixture in mixtures]))
+        for setting, mixtures in by_setting.items()
     }
     return max(scores, key=lambda setting: scores[setting])
 
@@ -217,14 +220,14 @@ def _best(field: TaskRuns, standing: Standing, of: Values) -> str:
 
 
 def gaps(
-    field: TaskRuns, ours: str, theirs: str, points: Mapping[str, Sequence[Point]], *, seed: int = 0
+    runs: TaskRuns, ours: str, theirs: str, points: Mapping[str, Sequence[Point]], *, seed: int = 0
 ) -> list[KlGap]:
-    """Front minus front at `NUM_KLS` values of the KL between those that both were measured at; empty: there is none.
+    """Return the difference of two fronts at `NUM_KLS` KLs in their common range; empty if they have none.
 
-    The base, from which all begin, is no point of a front: on the way from it to its first point a method may be
-    anywhere above the straight line.
+    The base model is not a point of a front: between it and the first measured point the true curve may lie above the
+    straight line.
     """
-    curves = [_front_curve(field, points[method]) for method in (ours, theirs)]
+    curves = [_front_curve(runs, points[method]) for method in (ours, theirs)]
     if any(curve is None for curve in curves):
         return []
     (mine, my_seeds), (others, their_seeds) = curves  # type: ignore[misc]
@@ -238,15 +241,15 @@ def gaps(
     ]
 
 
-def _front_curve(field: TaskRuns, points: Sequence[Point]) -> tuple[Curve, int] | None:
-    """None for a front of less than two points. Each prompt of each seed is a unit."""
+def _front_curve(runs: TaskRuns, points: Sequence[Point]) -> tuple[Curve, int] | None:
+    """Return a front as a curve over units (prompt, seed), with its number of seeds; None for fewer than two points."""
     front = sorted((p for p in points if p.on_front and p.kl is not None), key=lambda p: p.kl.value if p.kl else 0.0)
     if not front:
         return None
     num_seeds = front[0].num_seeds
     costs, figures = [], []
     for point in front:
-        curves = field.of(point.method)[point.setting]
+        curves = runs.of(point.method)[point.setting]
         evals = [
             curve.evals[-1] if point.is_end else next(m for m in curve.evals if m.step == point.step)
             for curve in curves
@@ -254,5 +257,5 @@ def _front_curve(field: TaskRuns, points: Sequence[Point]) -> tuple[Curve, int] 
         if len(evals) != num_seeds:
             continue
         costs.append(np.concatenate([m.kl for m in evals if m.kl is not None]))
-        figures.append(np.concatenate([beats(m.gold, field.base) for m in evals]))
+        figures.append(np.concatenate([beats(m.gold, runs.base) for m in evals]))
     return (Curve(cost=np.stack(costs), figure=np.stack(figures)), num_seeds) if len(costs) > 1 else None

@@ -1,4 +1,4 @@
-"""A world whose frontier is known, with the points of methods on it: a picture beside that of a comparison."""
+"""Chart of methods in a toy world whose optimal policies are known, shown beside a comparison."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from orchestrator.report.page import Card
 from orchestrator.report.svg import INK, MARKERS, MUTED, PAPER, colour, figure, inline
 from workers.config import Settings
 
-Place = tuple[float, float]
+XY = tuple[float, float]
 
 
 class KnownPoint(Settings):
-    """Where a method stood with one setting, in each of several runs: (x, y)."""
+    """Results of a method with one setting."""
 
     setting: str
-    runs: Annotated[tuple[Place, ...], Field(min_length=1)]
+    runs: Annotated[tuple[XY, ...], Field(min_length=1)]  # (KL, reward) of each run
 
 
 class KnownMethod(Settings):
@@ -31,30 +31,30 @@ class KnownMethod(Settings):
 
 
 class KnownOptimum(Settings):
-    """What benchmarks/frontier.py writes."""
+    """Content of the file that benchmarks/frontier.py writes."""
 
-    about: str
-    x: str
-    y: str
-    best: Annotated[tuple[Place, ...], Field(min_length=2)]  # no policy is above it
+    about: str  # description of the world
+    x: str  # label of the x axis
+    y: str  # label of the y axis
+    best: Annotated[tuple[XY, ...], Field(min_length=2)]  # (KL, reward) of the optimal policies
     methods: tuple[KnownMethod, ...]
 
 
 def read_known(path: Path) -> KnownOptimum:
-    """Raises BadInput for a file that is none."""
+    """Read a file of `python -m benchmarks.frontier`. Raises BadInput for any other file."""
     try:
         return KnownOptimum.model_validate_json(path.read_text("utf-8"))
     except (OSError, ValueError, ValidationError) as error:
         why = str(error).splitlines()[0]
-        fix = "write it anew with: python -m benchmarks.frontier"
-        raise BadInput(Problem(what="not the points of a world", where=str(path), why=why, fix=fix)) from None
+        fix = "write it again with: python -m benchmarks.frontier"
+        raise BadInput(Problem(what="not a file of known optima", where=str(path), why=why, fix=fix)) from None
 
 
 def known_card(known: KnownOptimum) -> Card:
     shortfalls = [f"{m.name} {_percent(shortfall(known, m))}" for m in known.methods]
     return Card(
-        title="The best possible, and the methods",
-        about=f"{known.about}; of what is reachable at the same KL is missing: {', '.join(shortfalls)}",
+        title="Methods against the known optimum",
+        about=f"{known.about}; mean shortfall from the best reward at the same KL: {', '.join(shortfalls)}",
         picture=_picture(known),
         legend=tuple(method.name for method in known.methods),
         file="frontier-known.svg",
@@ -62,13 +62,13 @@ def known_card(known: KnownOptimum) -> Card:
 
 
 def shortfall(known: KnownOptimum, method: KnownMethod) -> float:
-    """How much of what is possible at its KL, counted from the reference's, a method misses: mean over its points."""
+    """Return the mean shortfall of a method: missing share of the largest reward gain that is possible at its KL."""
     best = np.asarray(sorted(known.best))
-    missing = []
+    shortfalls = []
     for x, y in [run for point in method.points for run in point.runs]:
-        most = float(np.interp(x, best[:, 0], best[:, 1]))
-        missing.append((most - y) / (most - float(best[0, 1])) if most > best[0, 1] else 0.0)
-    return float(np.mean(missing))
+        optimum = float(np.interp(x, best[:, 0], best[:, 1]))
+        shortfalls.append((optimum - y) / (optimum - float(best[0, 1])) if optimum > best[0, 1] else 0.0)
+    return float(np.mean(shortfalls))
 
 
 def _percent(share: float) -> str:
@@ -79,17 +79,17 @@ def _picture(known: KnownOptimum) -> Markup:
     with figure(4.6, 3.0) as (made, (axes,)):
         best = np.asarray(sorted(known.best))
         axes.plot(best[:, 0], best[:, 1], color=INK, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1)
-        told = [f"the best possible reaches {number(best[-1, 1])} at {number(best[-1, 0])}"]
+        lines = [f"the optimum reaches {number(best[-1, 1])} at {number(best[-1, 0])}"]
         for i, method in enumerate(known.methods):
             runs = np.asarray([run for point in method.points for run in point.runs])
-            # Where all reach the best they lie on one another: each is smaller than those below it.
+            # Markers of methods at the optimum overlap: each is smaller than those below it.
             axes.plot(runs[:, 0], runs[:, 1], linestyle="", marker=MARKERS[i % len(MARKERS)], color=colour(i),
                       ms=8 - 1.5 * min(i, 3), markeredgecolor=PAPER)  # fmt: skip
-            told.append(f"{method.name} misses {_percent(shortfall(known, method))} of it")
+            lines.append(f"{method.name} falls short by {_percent(shortfall(known, method))}")
         axes.set_xlabel(known.x, labelpad=1)
         axes.set_ylabel(known.y)
-        most = max(x for m in known.methods for p in m.points for x, _ in p.runs)
-        place = (1.12 * most, float(np.interp(1.12 * most, best[:, 0], best[:, 1])))
-        axes.annotate("best possible", place, xytext=(0, 5), textcoords="offset points", color=MUTED, ha="right")
-        axes.set_xlim(0, 1.15 * most)
-        return inline(made, title="The best possible, and the methods", about="; ".join(told))
+        right = max(x for m in known.methods for p in m.points for x, _ in p.runs)
+        xy = (1.12 * right, float(np.interp(1.12 * right, best[:, 0], best[:, 1])))
+        axes.annotate("best possible", xy, xytext=(0, 5), textcoords="offset points", color=MUTED, ha="right")
+        axes.set_xlim(0, 1.15 * right)
+        return inline(made, title="Methods against the known optimum", about="; ".join(lines))

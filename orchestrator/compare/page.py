@@ -1,4 +1,4 @@
-"""A comparison as one page, as Markdown, and as JSON."""
+"""Write a comparison as an HTML page, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.compare import charts
 from orchestrator.compare.answer import Answer, at_equal_kl, sentences
 from orchestrator.compare.frontier import HeadToHead, Point
-from orchestrator.compare.run_curves import AXES
+from orchestrator.compare.run_curves import AXES, RunCurve
 from orchestrator.errors import redact
 from orchestrator.evaluation.statistics import Interval
 from orchestrator.report.findings import config_differences, samples_of
@@ -26,15 +26,15 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """One task of a comparison, as its page has it."""
+    """One task of a comparison."""
 
     answer: Answer
-    stories: Sequence[RunRecord]  # of all its runs
-    lost: Sequence[str]  # runs that are missing, and why
+    records: Sequence[RunRecord]  # of all its runs
+    lost: Sequence[str]  # missing runs, each with the reason
 
 
 def write_all(directory: Path, name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> list[Path]:
-    """report.html, report.md with its pictures, and comparison.json in `directory`; returns their paths."""
+    """Write report.html, report.md with its pictures, and comparison.json into `directory`; return their paths."""
     files = page(name, sections, extra)
     for file, text in files.items():
         write(directory / file, text)
@@ -42,33 +42,33 @@ def write_all(directory: Path, name: str, sections: Sequence[Section], extra: Se
 
 
 def page(name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> dict[str, str]:
-    """By name, the texts of the files that tell the comparison: HTML, Markdown with its pictures, JSON.
+    """Return the files of a comparison by name: HTML, Markdown, pictures and JSON.
 
-    `extra`: further pictures, such as a world whose frontier is known.
+    `extra` are further pictures, such as a task with a known optimum.
     """
-    told = [_told(section) for section in sections]
-    made = render("compare", {"title": name, "sections": told, "extra": extra})
+    values = [_template_values(section) for section in sections]
+    report = render("compare", {"title": name, "sections": values, "extra": extra})
     body = json.dumps({"v": SCHEMA, "name": name, "tasks": [as_json(s.answer) for s in sections]}, indent=1)
-    cards = (*(one["frontier"] for one in told if one["frontier"]), *extra)
+    cards = (*(section["frontier"] for section in values if section["frontier"]), *extra)
     return {
-        "report.html": made.html,
-        "report.md": made.markdown,
+        "report.html": report.html,
+        "report.md": report.markdown,
         "comparison.json": body + "\n",
         **{card.file: redact(standalone(card.picture, card.legend)) for card in cards},
     }
 
 
-def _told(section: Section) -> dict[str, Any]:
+def _template_values(section: Section) -> dict[str, Any]:
     answer = section.answer
-    shown = [next(s for s in section.stories if s.name == curve.name) for curve in _shown(answer)]
+    shown = [next(r for r in section.records if r.name == curve.name) for curve in _best_runs(answer)]
     return {
         "answer": answer,
         "sentences": list(sentences(answer)),
         "frontier": frontier_card(answer),
         "spending": [
             Card(
-                title=f"Against {charts.LABELS[axis].format(unit=answer.unit)}",
-                about="dotted: where methods are compared",
+                title=f"Win rate against {charts.LABELS[axis].format(unit=answer.unit)}",
+                about="dashed vertical line: cost at which the methods are compared",
                 picture=charts.spending(answer, axis),
             )
             for axis in AXES
@@ -76,45 +76,45 @@ def _told(section: Section) -> dict[str, Any]:
         ],
         "table": [_row(answer, method) for method in answer.order],
         "head_to_head": matchup_table(answer),
-        "kl": [told for (a, b), found in answer.gaps.items() if (told := at_equal_kl(a, b, found))],
-        "samples": [(record, found) for record in shown if (found := samples_of(record, at_most=4)) is not None],
-        "labels": {curve.name: curve.label for curve in answer.field.curves},
+        "kl": [sentence for (a, b), gaps in answer.gaps.items() if (sentence := at_equal_kl(a, b, gaps))],
+        "samples": [(record, samples) for record in shown if (samples := samples_of(record, at_most=4)) is not None],
+        "labels": {curve.name: curve.label for curve in answer.runs.curves},
         "differences": config_differences(shown),
         "names": [record.name for record in shown],
-        "runs": answer.field.curves,
+        "runs": answer.runs.curves,
         "lost": section.lost,
         "caveats": list(caveats(answer)),
     }
 
 
 def frontier_card(answer: Answer) -> Card | None:
-    if not answer.field.kl_of:
+    if not answer.runs.kl_of:
         return None
-    about = "each method's best points; bars: 95 % over prompts and seeds; faint: all that was measured"
+    about = "lines: each method's front; bars: 95 % intervals over prompts and seeds; faint: all measured points"
     return Card(
         title="Win rate against KL",
         about=about,
         picture=charts.frontier(answer),
-        legend=tuple(answer.field.methods),
+        legend=tuple(answer.runs.methods),
         file=f"frontier-{re.sub('[^A-Za-z0-9]+', '-', answer.task).strip('-').lower()}.svg",
     )
 
 
-def _shown(answer: Answer) -> Iterator[Any]:
-    """Of each method one run: the first seed of its best setting."""
+def _best_runs(answer: Answer) -> Iterator[RunCurve]:
+    """Yield one run of each method: the first seed of its best setting."""
     for method in answer.order:
         best = max((p for p in answer.points[method] if p.is_end), key=lambda p: p.win.value)
-        yield answer.field.of(method)[best.setting][0]
+        yield answer.runs.of(method)[best.setting][0]
 
 
 def _row(answer: Answer, method: str) -> dict[str, Any]:
-    """Of the table: where each setting of a method ended."""
+    """Return a row of the table: the final results of each setting of a method."""
     ends = [p for p in answer.points[method] if p.is_end]
-    return {"method": method, "index": answer.field.methods.index(method), "ends": ends}
+    return {"method": method, "index": answer.runs.methods.index(method), "ends": ends}
 
 
 def matchup_table(answer: Answer) -> list[list[str]]:
-    """How often the method of a row beats that of a column, at equal compute."""
+    """Return the win rates of the row's method over the column's, at equal compute."""
     by_pair: dict[tuple[str, str], Interval] = {}
     for d in answer.matchups.get("device_seconds", ()):
         by_pair[d.ours, d.theirs] = d.win
@@ -123,53 +123,55 @@ def matchup_table(answer: Answer) -> list[list[str]]:
 
 
 def caveats(answer: Answer) -> Iterator[str]:
-    field = answer.field
-    seeds = field.num_seeds
+    """Yield the limitations of a comparison, one sentence each."""
+    runs = answer.runs
+    seeds = runs.num_seeds
     if seeds == 1:
-        yield "One seed: intervals are over prompts alone, and another seed may turn the answer round."
+        yield "One seed: intervals are over prompts alone, and another seed may reverse the result."
     elif seeds < 3:
-        yield f"{seeds} seeds: the spread between seeds is guessed from very few of them."
-    prompts, drawn = len(field.prompts), field.base.shape[1]
-    yield f"{prompts} held-out prompts, {drawn} answers of the base to each; judged by {field.gold}."
-    if field.mode == "greedy":
-        yield "Answers are greedy ones: sampled ones were not measured (evaluation.num_samples)."
-    if not field.kl_of:
+        yield f"{seeds} seeds: the spread between seeds is estimated from very few of them."
+    prompts, num_answers = len(runs.prompts), runs.base.shape[1]
+    yield f"{prompts} held-out prompts, {num_answers} answers of the base model to each; scored by {runs.gold}."
+    if runs.mode == "greedy":
+        yield "The answers are greedy; sampled answers were not measured (evaluation.num_samples)."
+    if not runs.kl_of:
         yield "The KL to the base was not measured in every run, so there is no frontier."
-    elif "batches" in field.kl_of:
-        yield f"The KL is that of {field.kl_of}, one number for all prompts."
-    if len(field.methods) > 2:
-        count = len(field.methods) * (len(field.methods) - 1) // 2
-        yield f"{count} pairs of methods are looked at, each at 95 %: one in twenty shows a difference by chance."
-    yield "A method stands with the settings that were swept here; with others it may stand elsewhere."
+    elif "batches" in runs.kl_of:
+        yield f"The KL is measured on {runs.kl_of}: one number for all prompts."
+    if len(runs.methods) > 2:
+        count = len(runs.methods) * (len(runs.methods) - 1) // 2
+        yield f"{count} pairs of methods are compared, each at 95 %: one in twenty differs by chance."
+    yield "A method is represented by the settings that were swept; other settings may change the result."
 
 
 # ------------------------------------------------------------------------------------------------ JSON
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
-    field = answer.field
+    """Return the comparison of a task as JSON values."""
+    runs = answer.runs
     return {
         "task": answer.task,
         "answer": answer.headline,
         "told": list(sentences(answer)),
         "unit": answer.unit,
-        "gold": field.gold,
-        "answers": field.mode,
-        "kl_of": field.kl_of,
-        "num_prompts": len(field.prompts),
-        "num_seeds": field.num_seeds,
+        "gold": runs.gold,
+        "answers": runs.mode,
+        "kl_of": runs.kl_of,
+        "num_prompts": len(runs.prompts),
+        "num_seeds": runs.num_seeds,
         "order": list(answer.order),
         "compared_at": {axis: _finite(cost) for axis, cost in answer.cost.items()},
-        "points": [_point(p) for method in field.methods for p in answer.points[method]],
+        "points": [_point(p) for method in runs.methods for p in answer.points[method]],
         "head_to_head": {axis: [_matchup(d) for d in matchups] for axis, matchups in answer.matchups.items()},
         "equal_kl": [
-            {"ours": a, "theirs": b, "at": [{"kl": g.kl, "difference": _interval(g.difference)} for g in found]}
-            for (a, b), found in answer.gaps.items()
+            {"ours": a, "theirs": b, "at": [{"kl": g.kl, "difference": _interval(g.difference)} for g in gaps]}
+            for (a, b), gaps in answer.gaps.items()
         ],
         "runs": [
             {"name": curve.name, "method": curve.method, "setting": curve.setting, "seed": curve.seed,
              "ended": curve.ended, "spent": {axis: _finite(curve.end(axis)) for axis in AXES}}
-            for curve in field.curves
+            for curve in runs.curves
         ],
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a comparison is told: methods, the setting that each sweeps, seeds, and a budget that is the same for all.
+"""Settings of a comparison: methods, the setting that each sweeps, seeds, and one budget for all runs.
 
     name: quickstart-compare
     seeds: [0, 1]
@@ -9,7 +9,7 @@
           - {name: PPO, recipe: ppo.yaml, sweep: {algorithm.kl_coef: [0.01, 0.1]}}
           - {name: offline DPO, recipe: offline_dpo.yaml, sweep: {algorithm.beta: [0.1, 0.5]}}
 
-Every method × value × seed is a run: its recipe, with the overrides of the task, of the method, and these.
+Every method × value × seed is a run: the method's recipe with the overrides of the task, the method and the sweep.
 """
 
 from __future__ import annotations
@@ -42,40 +42,43 @@ SAME = (
     "evaluation.num_samples",
     "rollout.max_completion_length",
 )
-"""Settings in which all runs of a task must agree, or their figures say nothing of their methods."""
+"""Settings that must be equal in all runs of a task, so that a difference can be attributed to the methods."""
 
 
 class MethodConfig(Settings):
-    """A way to learn, as a recipe."""
+    """A method, given by a recipe."""
 
-    name: Label
-    recipe: PathText  # beside this file
-    overrides: dict[str, Any] = Field(default_factory=dict)  # of its last stage
+    name: Label  # name of the method in the report
+    recipe: PathText  # path of its recipe, relative to this file
+    overrides: dict[str, Any] = Field(default_factory=dict)  # overrides of the recipe's last stage
+    # the swept setting with its values, such as {algorithm.beta: [0.1, 0.5]}; empty: the value of the recipe
     sweep: dict[str, tuple[bool | int | float | str, ...]] = Field(default_factory=dict)
-    """One setting with its values: the strength of the pull towards the reference. Empty: the recipe's own alone."""
 
 
 class TaskConfig(Settings):
-    """Methods that begin with the same base, and are asked the same held-out prompts."""
+    """Methods with the same base model and the same held-out prompts."""
 
-    name: Label
-    about: str = ""
-    gold: str | None = None  # the scorer that says who is better; None: the run's whole reward
-    overrides: dict[str, Any] = Field(default_factory=dict)  # of every method's last stage
-    methods: tuple[MethodConfig, ...]
+    name: Label  # name of the task in the report
+    about: str = ""  # description of the task in the report
+    gold: str | None = None  # scorer that decides which of two answers is better; None: the whole reward of the run
+    overrides: dict[str, Any] = Field(default_factory=dict)  # overrides of the last stage of every method
+    methods: tuple[MethodConfig, ...]  # the methods to compare
 
 
 class CompareConfig(Settings):
-    """One comparison. See configs/quickstart/compare.yaml."""
+    """A comparison of methods on one or more tasks. See configs/quickstart/compare.yaml."""
 
-    name: Name
-    output_dir: PathText = "runs"
+    name: Name  # name of the comparison, and of its directory below output_dir
+    output_dir: PathText = "runs"  # parent directory of the comparison's directory
+    # random seeds; each setting of each method is run with every seed
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
-    max_device_seconds: Positive | None = None  # of each run; None: as long as its recipe says
-    num_samples: Count = 8  # sampled answers to each held-out prompt
-    attempts: Count = 2  # of each run
-    known: PathText | None = None  # beside this file: points in a world whose best is known (benchmarks/frontier.py)
-    tasks: tuple[TaskConfig, ...]
+    max_device_seconds: Positive | None = None  # budget of each run in device-seconds; None: the limit of its recipe
+    num_samples: Count = 8  # sampled answers to each held-out prompt at every evaluation
+    attempts: Count = 2  # maximum number of attempts of each run
+    # path, relative to this file, of results on a task with a known optimum (by benchmarks/frontier.py) to draw in the
+    # report; None: no such chart
+    known: PathText | None = None
+    tasks: tuple[TaskConfig, ...]  # the tasks to compare methods on
 
     @model_validator(mode="after")
     def no_conflicts(self) -> Self:
@@ -94,7 +97,7 @@ class PlannedRun:
 
     task: str
     method: str
-    setting: str  # empty: nothing is swept
+    setting: str  # value of the swept setting; empty: no sweep
     seed: int
     recipe: Recipe
     overrides: tuple[str, ...]
@@ -106,7 +109,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A comparison as it was given, and the runs it consists of."""
+    """A comparison file, and the runs it consists of."""
 
     source: Path
     config: CompareConfig
@@ -114,10 +117,10 @@ class Comparison:
 
 
 def load_comparison(path: str | Path) -> Comparison:
-    """Reads a comparison and the recipes that it names.
+    """Read a comparison and the recipes it names.
 
     Raises:
-        BadInput: with everything that is wrong in it, and in its recipes.
+        BadInput: if the file or its recipes have errors; all of them are listed.
     """
     problems, source = Problems(), Path(path)
     document = read_document(source, problems)
@@ -140,7 +143,7 @@ def load_comparison(path: str | Path) -> Comparison:
 
 
 def disagreements(runs: list[tuple[str, RunConfig]], where: str) -> Iterator[Problem]:
-    """Why runs cannot be compared; `runs` with the names they go by."""
+    """Yield the reasons why runs cannot be compared. `runs` are pairs of a name for messages and a config."""
     if not runs:
         return
     first_name, first = runs[0]
@@ -150,18 +153,18 @@ def disagreements(runs: list[tuple[str, RunConfig]], where: str) -> Iterator[Pro
                 yield Problem(
                     what=f"{key} is {show(_at(config, key))} in {name} and {show(_at(first, key))} in {first_name}",
                     where=where,
-                    why="then a difference would not be one of their methods",
-                    fix="give them the same, or compare them apart",
+                    why="a difference could not be attributed to the methods",
+                    fix="use the same value, or compare these runs separately",
                 )
                 break
     for key in ("prompts", "dataset"):
         given = {value: name for name, config in runs if (value := getattr(config.data, key)) is not None}
         if len(given) > 1:
             shown = " and ".join(f"{show(value)} in {name}" for value, name in list(given.items())[:2])
-            why, fix = "who has better data would win", "let them learn from the same"
+            why, fix = "the run with the better data would win", "train on the same data"
             yield Problem(what=f"data.{key} is {shown}", where=where, why=why, fix=fix)
     if first.data.eval_prompts is None:
-        why, fix = "there is nothing to compare them on", "give held-out prompts: data.eval_prompts"
+        why, fix = "runs are compared on held-out prompts", "set data.eval_prompts"
         yield Problem(what=f"data.eval_prompts is missing in {first_name}", where=where, why=why, fix=fix)
 
 
@@ -190,13 +193,13 @@ def _conflicts(config: CompareConfig) -> Iterator[Conflict]:
         if not names:
             yield Conflict(keys=(key,), why="there is nothing to compare", fix="see configs/quickstart/compare.yaml")
         if len(set(names)) < len(names):
-            why, fix = "one of them is given twice", "give each once, and each method its own name"
+            why, fix = "an entry is repeated", "list each once, and give each method its own name"
             yield Conflict(keys=(key,), why=why, fix=fix)
     for i, task in enumerate(config.tasks):
         for j, method in enumerate(task.methods):
             distinct = all(values and len(set(values)) == len(values) for values in method.sweep.values())
             if len(method.sweep) > 1 or not distinct:
-                why, fix = "it is one setting with different values", "sweep: {algorithm.beta: [0.05, 0.5]}"
+                why, fix = "a sweep is one setting with distinct values", "sweep: {algorithm.beta: [0.05, 0.5]}"
                 yield Conflict(keys=(f"tasks.{i}.methods.{j}.sweep",), why=why, fix=fix)
 
 
@@ -209,7 +212,7 @@ def _runs(config: CompareConfig, source: Path, problems: Problems) -> Iterator[P
                 for seed in config.seeds:
                     run = _run(config, task, method, setting, seed, source, problems)
                     if run is None:
-                        break  # with another seed the same would be wrong
+                        break  # other seeds would have the same errors
                     yield run
 
 
@@ -223,7 +226,7 @@ def _run(
     problems: Problems,
 ) -> PlannedRun | None:
     setting = "" if swept is None else f"{swept[0].rpartition('.')[2]} {show(swept[1])}"
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         **task.overrides,
         **method.overrides,
         **({swept[0]: swept[1]} if swept else {}),
@@ -233,15 +236,15 @@ def _run(
         "evaluation.num_samples": config.num_samples,
         "max_device_seconds": config.max_device_seconds,
     }
-    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in given.items())
+    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
     try:
         recipe = load(source.parent / method.recipe, overrides)
     except BadInput as error:
         for problem in error.problems:
             where = f"{source}, {task.name}, {method.name}: {problem.where}"
-            told = Problem(what=problem.what, where=where, why=problem.why, fix=problem.fix)
-            if told not in problems:  # another setting of the same method may have said it
-                problems.append(told)
+            located = Problem(what=problem.what, where=where, why=problem.why, fix=problem.fix)
+            if located not in problems:  # another setting of the same method may have the same problem
+                problems.append(located)
         return None
     return PlannedRun(
         task=task.name, method=method.name, setting=setting, seed=seed, recipe=recipe, overrides=overrides
@@ -253,6 +256,6 @@ def _label(run: PlannedRun) -> str:
 
 
 def _name(*parts: str) -> str:
-    """Of a run's directory, at most 64 characters."""
+    """Return the name of a run's directory, at most 64 characters."""
     name = "--".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts if part)
     return name if len(name) <= 64 else f"{name[:55]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

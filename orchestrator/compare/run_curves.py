@@ -1,6 +1,6 @@
-"""Finished runs as numbers: what each of them had spent at each evaluation, and how good and how far away it was then.
+"""Read finished runs as curves: cost, scores and KL of each run at each evaluation.
 
-run directories ──► evaluations/step-N.parquet, ledger, metrics ──► lives, on the prompts that all of them answered
+run directories ──► evaluations/step-N.parquet, ledger, metrics ──► curves, on the prompts that all runs answered
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class EvalPoint:
 
     step: int
     spent: Mapping[Axis, float]
-    gold: Values  # [n, k] what the gold scorer gave
-    kl: Values | None  # [n] nats, mean over the prompt's answers; None: not measured
-    length: Values  # [n] tokens, likewise
+    gold: Values  # [n, k] scores of the gold scorer
+    kl: Values | None  # [n] nats, mean over the answers to a prompt; None: not measured
+    length: Values  # [n] tokens, mean over the answers to a prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunCurve:
-    """One run: its moments, the base first."""
+    """Curve of one run."""
 
     name: str
     method: str
-    setting: str  # of what is swept: "beta 0.1"
+    setting: str  # value of the swept setting, such as "beta 0.1"
     seed: int
     ended: str
-    evals: tuple[EvalPoint, ...]
+    evals: tuple[EvalPoint, ...]  # the base model first
 
     @property
     def label(self) -> str:
@@ -55,7 +55,7 @@ class RunCurve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEntry:
-    """A run that is to be compared, and what it is called there."""
+    """A run to compare, with the method and setting it belongs to."""
 
     record: RunRecord
     method: str
@@ -64,14 +64,14 @@ class RunEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskRuns:
-    """All runs of one task, ready to be compared."""
+    """Curves of all runs of one task."""
 
     curves: tuple[RunCurve, ...]
-    prompts: tuple[str, ...]  # ids, that all of them answered
-    base: Values  # [n, k] what the gold scorer gave to the model they began with, over all of their first evaluations
+    prompts: tuple[str, ...]  # ids of the prompts that all runs answered
+    base: Values  # [n, k] gold scores of the base model, from the first evaluations of all runs
     mode: str  # of the answers: sampled or greedy
-    gold: str  # who says which of two answers is better
-    kl_of: str  # what the KL was measured on; empty: it was not
+    gold: str  # scorer that decides which of two answers is better
+    kl_of: str  # what the KL was measured on; empty: not measured
 
     @property
     def methods(self) -> list[str]:
@@ -82,30 +82,34 @@ class TaskRuns:
         return max(sum(other.label == curve.label for other in self.curves) for curve in self.curves)
 
     def of(self, method: str) -> dict[str, list[RunCurve]]:
-        """The lives of a method by setting; those of one setting differ in their seeds."""
-        found: dict[str, list[RunCurve]] = {}
+        """Return the curves of a method by setting; those of one setting differ in their seeds."""
+        by_setting: dict[str, list[RunCurve]] = {}
         for curve in self.curves:
             if curve.method == method:
-                found.setdefault(curve.setting, []).append(curve)
-        return found
+                by_setting.setdefault(curve.setting, []).append(curve)
+        return by_setting
 
 
-def field_of(entries: Sequence[RunEntry], gold: str | None) -> TaskRuns:
-    """Raises BadInput when runs were not evaluated answer by answer, or not on the same prompts."""
+def read_curves(entries: Sequence[RunEntry], gold: str | None) -> TaskRuns:
+    """Read the runs of one task. `gold` is the scorer that decides; None: the whole reward.
+
+    Raises:
+        BadInput: if a run has no evaluated answers, or the runs have no prompts in common.
+    """
     tables = [_tables(entry) for entry in entries]
     modes = [{row["mode"] for rows in table.values() for row in rows} for table in tables]
     mode = "sampled" if all("sampled" in own for own in modes) else "greedy"
     shared = set.intersection(*({row["prompt_id"] for row in next(iter(table.values()))} for table in tables))
     if len(shared) < 2:
         names = " and ".join(entry.record.name for entry in entries[:2])
-        why, fix = "win rates are taken prompt by prompt", "evaluate all runs on the same data.eval_prompts"
+        why, fix = "win rates are computed prompt by prompt", "evaluate all runs on the same data.eval_prompts"
         raise BadInput(Problem(what=f"no held-out prompts in common: {names}, …", why=why, fix=fix))
     prompts = tuple(sorted(shared))
     curves = tuple(_curve(entry, table, prompts, mode, gold) for entry, table in zip(entries, tables, strict=True))
     if mode == "sampled" and all(m.kl is not None for curve in curves for m in curve.evals):
         kl_of = "sampled answers to the held-out prompts"
     elif all(m.kl is not None for curve in curves for m in curve.evals):
-        kl_of = "the batches that were learned from"
+        kl_of = "the training batches"
     else:
         kl_of = ""
     base = np.concatenate([curve.evals[0].gold for curve in curves], axis=1)
@@ -125,19 +129,19 @@ def _curve(
     evals = []
     for step, rows in sorted(table.items()):
         device_seconds, seconds = (0.0, 0.0) if step == 0 else costs.get(step, (np.nan, np.nan))
-        kept = [row for row in rows if row["mode"] == mode]
-        kl = _per_prompt(kept, prompts, "log_ratio")
+        selected = [row for row in rows if row["mode"] == mode]
+        kl = _per_prompt(selected, prompts, "log_ratio")
         if kl is None and step == 0:
             kl = np.zeros(len(prompts))
         elif kl is None and step in kls:
             kl = np.full(len(prompts), kls[step])
-        lengths = _per_prompt(kept, prompts, "length")
+        lengths = _per_prompt(selected, prompts, "length")
         assert lengths is not None
         evals.append(
             EvalPoint(
                 step=step,
                 spent={"device_seconds": device_seconds, "seconds": seconds, "tokens": tokens.get(step, 0.0)},
-                gold=_gold(kept, prompts, gold, record),
+                gold=_gold(selected, prompts, gold, record),
                 kl=kl,
                 length=lengths,
             )
@@ -153,14 +157,14 @@ def _curve(
 
 
 def _gold(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], gold: str | None, record: RunRecord) -> Values:
-    """[n, k]; of prompts with fewer answers than others, the first ones of all."""
+    """Return the gold scores [n, k] of the first k answers to each prompt; k is the smallest number of answers."""
     by_prompt: dict[str, list[float]] = {prompt: [] for prompt in prompts}
     for row in rows:
         if row["prompt_id"] in by_prompt:
             score = row["reward"] if gold is None else dict(row["scores"]).get(gold)
             if score is None:
-                there = ", ".join(name for name in dict(row["scores"]))
-                why, fix = f"the scorers of this run are: {there}", "name one that scores every answer"
+                names = ", ".join(name for name in dict(row["scores"]))
+                why, fix = f"the scorers of this run are: {names}", "name one that scores every answer"
                 raise BadInput(Problem(what=f"gold = {gold}", where=str(record.directory.path), why=why, fix=fix))
             by_prompt[row["prompt_id"]].append(float(score))
     k = min(len(scores) for scores in by_prompt.values())
@@ -168,7 +172,7 @@ def _gold(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], gold: str |
 
 
 def _per_prompt(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], key: str) -> Values | None:
-    """The mean [n] over each prompt's answers; None where one has none."""
+    """Return the mean of `key` over the answers to each prompt [n]; None if a value or a prompt is missing."""
     sums, counts = dict.fromkeys(prompts, 0.0), dict.fromkeys(prompts, 0)
     for row in rows:
         if row["prompt_id"] in sums:
@@ -180,23 +184,23 @@ def _per_prompt(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], key: 
 
 
 def _tables(entry: RunEntry) -> dict[int, list[dict[str, Any]]]:
-    """By step, the answers of each evaluation that the metrics know of."""
+    """Return the answers of each evaluation that metrics.jsonl has, by step."""
     import pyarrow.parquet as pq
 
-    known = {step for step, _ in entry.record.curve("eval/reward")}
-    found = {}
+    steps = {step for step, _ in entry.record.curve("eval/reward")}
+    tables = {}
     for step, path in _files(entry.record.directory.path / "evaluations"):
-        if step in known:
+        if step in steps:
             try:
-                found[step] = pq.read_table(path).to_pylist()
-            except Exception as error:  # pyarrow raises what it likes on a damaged file
+                tables[step] = pq.read_table(path).to_pylist()
+            except Exception as error:  # pyarrow raises various types for a damaged file
                 why, fix = f"{type(error).__name__}: {error}", "run it again, or leave the run out"
                 raise BadInput(Problem(what="cannot be read", where=str(path), why=why, fix=fix)) from None
-    if 0 not in found or len(found) < 2:
-        why = "a comparison needs its answers before the first step and after one of the others"
+    if 0 not in tables or len(tables) < 2:
+        why = "a comparison needs an evaluation before the first step and one after a later step"
         fix = "set evaluation: {num_samples: 8} and data.eval_prompts, and run it again"
-        raise BadInput(Problem(what="no answers", where=str(entry.record.directory.path), why=why, fix=fix))
-    return found
+        raise BadInput(Problem(what="no evaluated answers", where=str(entry.record.directory.path), why=why, fix=fix))
+    return tables
 
 
 def _files(directory: Path) -> Iterator[tuple[int, Path]]:

@@ -1,9 +1,9 @@
-"""From a comparison, or from finished runs, to its report.
+"""Execute a comparison, or compare finished runs, and write the report.
 
-    compare.yaml ──► runs, one after another, each a process of its own ──► directories ─┐
-    runs/A runs/B … ──► methods and settings by what differs in their configs ───────────┴─► answer ──► report
+    compare.yaml ──► runs, one after another, each in its own process ──► directories ─┐
+    runs/A runs/B … ──► methods and settings from differences in their configs ────────┴─► answer ──► report
 
-A run that is complete is not run again; one that was interrupted goes on.
+Complete runs are reused; interrupted runs are resumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator import disk
 from orchestrator.compare.answer import Answer, answer
 from orchestrator.compare.page import Section, write_all
 from orchestrator.compare.recipe import Comparison, PlannedRun, TaskConfig, disagreements
-from orchestrator.compare.run_curves import RunEntry, field_of
+from orchestrator.compare.run_curves import RunEntry, read_curves
 from orchestrator.config.values import show
 from orchestrator.driver.supervise import Supervisor, child_command
 from orchestrator.errors import BadInput, Interrupted, Problem, Problems
@@ -37,29 +37,29 @@ NOT_THE_METHOD = ("seed", "max_device_seconds", "cluster", "checkpoint", "alarms
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a comparison came to. `lost`: runs that did not end well."""
+    """Result of a comparison."""
 
     answers: tuple[Answer, ...]
     files: tuple[Path, ...]
-    lost: tuple[str, ...]
+    lost: tuple[str, ...]  # runs that did not complete, each with the reason
 
 
 def run_comparison(comparison: Comparison, *, say: Say, extra: Sequence[Card] = ()) -> Outcome:
-    """Does what is not done yet, and writes the report of what there is.
+    """Execute the runs that are not complete, and write the report of all complete runs.
 
     Raises:
-        BadInput: a run of this name has another config, or there is nothing that could be compared.
-        Interrupted: someone asked for the end.
+        BadInput: if a run of the same name has another config, or no run completed.
+        Interrupted: if the process was asked to stop.
     """
     directories = [RunDirectory.create(run.config, run.recipe.text) for run in comparison.runs]
     for i, (run, directory) in enumerate(zip(comparison.runs, directories, strict=True)):
-        head = f"{i + 1} of {len(directories)}: {run.task}, {_named(run)}"
+        label = f"{i + 1} of {len(directories)}: {run.task}, {_named(run)}"
         if directory.is_complete:
-            say(f"{head}: complete, reused")
+            say(f"{label}: complete, reused")
         else:
             started = time.monotonic()
             _run(comparison, run, directory, say=say)
-            say(f"{head}: {_told(RunRecord.read(directory))}, {duration(time.monotonic() - started)}")
+            say(f"{label}: {_result(RunRecord.read(directory))}, {duration(time.monotonic() - started)}")
     sections, lost = [], []
     for task in comparison.config.tasks:
         own = [(r, d) for r, d in zip(comparison.runs, directories, strict=True) if r.task == task.name]
@@ -72,7 +72,7 @@ def run_comparison(comparison: Comparison, *, say: Say, extra: Sequence[Card] = 
             sections.append(_section(task, entries, missing))
     if not sections:
         fix = f"see the logs in {comparison.config.directory}"
-        raise BadInput(Problem(what="no run of the comparison ended well", where=str(comparison.source), fix=fix))
+        raise BadInput(Problem(what="no run of the comparison completed", where=str(comparison.source), fix=fix))
     files = write_all(comparison.config.directory, comparison.config.name, sections, extra)
     return Outcome(answers=tuple(s.answer for s in sections), files=tuple(files), lost=tuple(lost))
 
@@ -92,36 +92,37 @@ def _run(comparison: Comparison, run: PlannedRun, directory: RunDirectory, *, sa
     if supervisor.stopped_by is not None:
         raise Interrupted(supervisor.stopped_by, resume=f"rlhf compare {comparison.source}")
     if code != 0:
-        say(f"  it ended with exit code {code}: {log}")
+        say(f"  the run ended with exit code {code}: {log}")
 
 
 def _named(run: PlannedRun) -> str:
     return f"{' '.join(filter(None, (run.method, run.setting)))}, seed {run.seed}"
 
 
-def _told(record: RunRecord) -> str:
+def _result(record: RunRecord) -> str:
     curve = record.curve("eval/reward")
-    rewards = f"held-out {number(curve[0][1])} → {number(curve[-1][1])}, " if curve else ""
+    rewards = f"held-out reward {number(curve[0][1])} → {number(curve[-1][1])}, " if curve else ""
     return f"{rewards}{record.meter.device_seconds:,.0f} device-seconds, {record.ended}"
 
 
 def _section(task: TaskConfig, entries: Sequence[RunEntry], missing: Sequence[str]) -> Section:
-    made = answer(field_of(entries, task.gold), task=task.name, about=task.about, unit=unit_of(entries[0].record))
-    return Section(answer=made, stories=[entry.record for entry in entries], lost=missing)
+    unit = unit_of(entries[0].record)
+    result = answer(read_curves(entries, task.gold), task=task.name, about=task.about, unit=unit)
+    return Section(answer=result, records=[entry.record for entry in entries], lost=missing)
 
 
 # ------------------------------------------------------------------------------------------------ finished runs
 
 
 def compare_runs(directories: Sequence[RunDirectory], *, gold: str | None, output: Path) -> Outcome:
-    """Of runs that are there already; nothing is started.
+    """Compare finished runs, and write the report into `output`.
 
     Raises:
-        BadInput: they do not begin with the same model, or were not evaluated on the same prompts.
+        BadInput: if the runs start from different models, or were evaluated on different prompts.
     """
     problems = Problems(disagreements([(d.name, d.config()) for d in directories], "rlhf compare"))
     problems.raise_if_any()
-    entries = by_what_differs([RunRecord.read(directory) for directory in directories])
+    entries = entries_of([RunRecord.read(directory) for directory in directories])
     disk.make_directory(output)
     task = TaskConfig.model_construct(name=output.name, about="", gold=gold, overrides={}, methods=())
     section = _section(task, entries, ())
@@ -129,16 +130,16 @@ def compare_runs(directories: Sequence[RunDirectory], *, gold: str | None, outpu
     return Outcome(answers=(section.answer,), files=tuple(files), lost=())
 
 
-def by_what_differs(stories: Sequence[RunRecord]) -> list[RunEntry]:
-    """Methods are what the field calls them; settings, what differs within a method; what is left are seeds."""
-    found = []
-    for record in stories:
-        own = [other for other in stories if other.method == record.method]
+def entries_of(records: Sequence[RunRecord]) -> list[RunEntry]:
+    """Group runs by method, and within a method by the settings that differ; runs of one setting are seeds."""
+    entries = []
+    for record in records:
+        own = [other for other in records if other.method == record.method]
         varied = config_differences(own) if len(own) > 1 else []
         keys = [d.key for d in varied if d.key.partition(".")[0] not in NOT_THE_METHOD]
         setting = ", ".join(f"{key.rpartition('.')[2]} {_shown(record.setting(key))}" for key in keys)
-        found.append(RunEntry(record=record, method=record.method, setting=setting))
-    return found
+        entries.append(RunEntry(record=record, method=record.method, setting=setting))
+    return entries
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""What a run is told to do: recipe files, overrides, and the frozen `RunConfig` that comes of them.
+"""Recipe files, overrides, and the frozen `RunConfig` made of them.
 
-recipe.yaml ──document──► plain data with places ──overrides──► ──RunConfig──► Recipe (frozen stages)
-                                every problem on the way, with file:line, in one BadInput
+recipe.yaml ──document──► plain data with locations ──overrides──► ──RunConfig──► Recipe (frozen stages)
+
+All problems on the way are collected, each with file:line, and raised as one BadInput.
 """
 
 from orchestrator.config.recipe import Recipe, load, resolved

@@ -1,5 +1,8 @@
-"""Settings of the alarms: one section per rule, `null` switches a rule off. What each rule computes from a run's
-metrics stands in orchestrator/monitor/rules.py."""
+"""Settings of the alarms: one section per rule; `null` switches a rule off.
+
+orchestrator/monitor/detectors.py computes the rules from a run's metrics. The comment on a field, beside or above it,
+is its text in the configuration reference.
+"""
 
 from __future__ import annotations
 
@@ -10,130 +13,147 @@ from pydantic import Field
 from workers.config import NonNegative, Positive, Settings, Share
 
 Action: TypeAlias = Literal["warn", "pause", "stop", "roll_back"]
-"""What an alarm does the first time it rings: tell; end the run after the step, to be resumed; end it for good; go back
-to the checkpoint before, once, and end it for good when it rings again."""
+"""Action of an alarm when it fires for the first time.
+
+    warn: report only.
+    pause: end the run after this step; it can be resumed.
+    stop: end the run for good.
+    roll_back: return to an earlier checkpoint once; stop if the alarm fires again.
+"""
 Rows = Annotated[int, Field(ge=3)]
 
 
 class AlarmRule(Settings):
-    """What all rules have."""
+    """Settings that all rules have."""
 
+    # action when the alarm fires; warn: report only; pause: end the run after this step, resumable; stop: end it for
+    # good; roll_back: return to an earlier checkpoint once, stop if the alarm fires again
     action: Action = "warn"
-    window: Rows | None = None  # newest rows of metrics that are judged; None: 20 of steps, 4 of rounds
+    # number of newest steps (iterative DPO: rounds) that the rule judges; None: 20 steps, 4 rounds
+    window: Rows | None = None
 
 
 class LevelRule(AlarmRule):
-    """A rule on where a figure stands, for which fewer rows will do."""
+    """Rule on the level of a metric, not on its trend: fewer steps are enough."""
 
-    window: Rows | None = None  # None: 5 of steps, 3 of rounds
+    # number of newest steps (iterative DPO: rounds) that the rule judges; None: 5 steps, 3 rounds
+    window: Rows | None = None
 
 
 class ChosenFalling(AlarmRule):
-    """The chosen completions' log-probability falls while the loss falls."""
+    """Alarm: the log-probability of chosen completions falls while the loss falls."""
 
-    min_fall: Positive = 0.1  # of its size at the start of the window
+    min_fall: Positive = 0.1  # fall that counts, as a share of the log-probability's size at the start of the window
 
 
 class KlBudget(LevelRule):
-    """KL(policy‖reference) is over budget."""
+    """Alarm: the KL(policy‖reference) is over its budget."""
 
-    max_kl: Positive = 25.0  # nats per completion; reward models were over-optimised from 25-60 on (arXiv 2210.10760)
+    # budget in nats per completion; reward models were over-optimised from 25 to 60 nats on (arXiv 2210.10760)
+    max_kl: Positive = 25.0
 
 
 class LengthDrift(LevelRule):
-    """Completions have become much longer, or shorter, than those of the first steps."""
+    """Alarm: completions have become much longer, or shorter, than in the first steps."""
 
+    # factor by which the length may grow or shrink, relative to the first steps
     max_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
 
 
 class PairLengthGap(AlarmRule):
-    """Chosen completions are longer than the rejected ones, or shorter: length is what is learned."""
+    """Alarm: chosen completions are longer, or shorter, than rejected ones, so that the policy learns length."""
 
-    max_gap: Positive = 0.25  # of the mean length of both
+    max_gap: Positive = 0.25  # difference of chosen and rejected length, as a share of the mean length of both
 
 
 class RewardHacking(AlarmRule):
-    """The reward rises while what was not optimised falls: another scorer, or held-out prompts."""
+    """Alarm: the reward rises while another scorer, or the reward on held-out prompts, falls."""
 
-    min_fall: Positive = 0.25  # of the other scorer's standard deviation over completions
+    min_fall: Positive = 0.25  # fall of the other scorer that counts, in its standard deviations over completions
 
 
 class Repetition(LevelRule):
-    """Completions end in repetition or padding."""
+    """Alarm: completions end in repetition or padding."""
 
-    max_share: Share = 0.3  # of a completion's tokens
+    max_share: Share = 0.3  # share of a completion's tokens in a tail that repeats itself
 
 
 class EntropyCollapse(LevelRule):
-    """The policy has stopped exploring and has not learned the task."""
+    """Alarm: the policy's entropy has collapsed although the reward has not improved."""
 
-    min_share: Share = 0.1  # of the entropy of the first steps
+    min_share: Share = 0.1  # entropy, as a share of that in the first steps
 
 
 class NoSignal(LevelRule):
-    """Nearly all groups have equal rewards and teach nothing, and the reward is no better than at the start."""
+    """Alarm: nearly all groups have equal rewards, thus no gradient, and the reward has not improved."""
 
-    max_share: Share = 0.9
+    max_share: Share = 0.9  # share of groups whose rewards are all equal
 
 
 class EngineGap(LevelRule):
-    """Engine and learner give the same tokens different log-probabilities."""
+    """Alarm: engine and learner compute different log-probabilities for the same tokens."""
 
-    max_difference: Positive = 0.1  # nats per token, per version that the engine is behind
-    max_jump: Positive = 100.0  # times its size in the first steps, where that makes more than 0.001 nats
+    max_difference: Positive = 0.1  # difference in nats per token, and again for each version the engine is behind
+    # factor by which the difference may grow relative to the first steps; ignored below 0.001 nats per token
+    max_jump: Positive = 100.0
 
 
 class EngineMismatch(Settings):
-    """The engine samples from another distribution than the learner computes: a broken run, which one row shows."""
+    """Alarm: the engine samples from another distribution than the learner computes. Judged step by step."""
 
-    max_difference: Positive | None = None  # nats per token; None: 0.02 in float32, 0.3 in bfloat16
-    action: Action = "stop"
+    max_difference: Positive | None = None  # difference in nats per token; None: 0.02 in float32, 0.3 in bfloat16
+    action: Action = "stop"  # action when the alarm fires; values as for the other alarms
 
 
 class GradientExplosion(LevelRule):
-    """Gradients have become so large that clipping leaves nothing but their direction."""
+    """Alarm: gradients are so large that clipping leaves only their direction."""
 
-    max_norm: Positive = 100.0  # before clipping; healthy recipes here stay below 15
-    max_jump: Positive = 10.0  # times what it was in the first steps
+    max_norm: Positive = 100.0  # gradient norm before clipping; the shipped recipes stay below 15
+    max_jump: Positive = 10.0  # factor by which the norm must also exceed that of the first steps
 
 
 class Staleness(LevelRule):
-    """Completions are learned from long after they were sampled."""
+    """Alarm: the policy is trained on completions that were sampled long before."""
 
-    max_mean: Positive = 4.0  # versions
+    max_mean: Positive = 4.0  # mean staleness of the completions in versions
 
 
 class ReferenceSaturation(LevelRule):
-    """The policy is so far from the reference that pairs have no gradient left, and the reference was kept."""
+    """Alarm: pairs have no gradient because the policy is far from the reference, which is not refreshed."""
 
-    max_share: Share = 0.2  # of completions whose log-ratio is beyond ±10 nats
+    max_share: Share = 0.2  # share of completions whose log-ratio to the reference is beyond ±10 nats
 
 
 class SafetyGate(Settings):
-    """Held-out figures must not be worse than those of the model the run began with: else its model is not promoted,
-    whatever the action. Refusals are judged where the recipe gives data.eval_harmful and data.eval_benign."""
+    """Gate on held-out metrics: a model that is worse than the one the run started from is not promoted, whatever the
+    action. Refusals are judged if the recipe has data.eval_harmful and data.eval_benign."""
 
-    max_refusal_fall: Share = 0.02  # of the share of harmful prompts that are refused
-    max_over_refusal_rise: Share = 0.05  # of the share of benign prompts that are refused
-    metrics: tuple[str, ...] = ()  # further ones, higher is better: eval/reward, eval/rewards/NAME/mean
-    max_fall: NonNegative = 0.02  # of each of these
-    action: Literal["warn", "pause", "stop", "roll_back"] = "stop"  # of the run, when the gate shuts
+    max_refusal_fall: Share = 0.02  # allowed fall of the share of harmful prompts that are refused
+    max_over_refusal_rise: Share = 0.05  # allowed rise of the share of benign prompts that are refused
+    # further metrics to guard, where higher is better: eval/reward, eval/rewards/NAME/mean
+    metrics: tuple[str, ...] = ()
+    max_fall: NonNegative = 0.02  # allowed fall of each of these metrics, in its own unit
+    action: Action = "stop"  # action when the gate closes; values as for the other alarms
 
 
 class AlarmsConfig(Settings):
-    """Which alarms a run has, how sensitive they are and what they do. None: off."""
+    """Alarms of a run, their thresholds and actions. None switches an alarm off."""
 
+    # alarm on chosen completions that become less likely while the loss falls
     chosen_falling: ChosenFalling | None = ChosenFalling()
-    kl_budget: KlBudget | None = KlBudget()
-    length_drift: LengthDrift | None = LengthDrift()
-    pair_length_gap: PairLengthGap | None = PairLengthGap()
+    kl_budget: KlBudget | None = KlBudget()  # alarm on the KL to the reference
+    length_drift: LengthDrift | None = LengthDrift()  # alarm on completions that become longer or shorter
+    pair_length_gap: PairLengthGap | None = PairLengthGap()  # alarm on pairs that differ in length
+    # alarm on a reward that rises while another scorer or the held-out reward falls
     reward_hacking: RewardHacking | None = RewardHacking()
-    repetition: Repetition | None = Repetition()
-    entropy_collapse: EntropyCollapse | None = EntropyCollapse()
-    no_signal: NoSignal | None = NoSignal()
-    engine_gap: EngineGap | None = EngineGap()
+    repetition: Repetition | None = Repetition()  # alarm on completions that end in repetition
+    entropy_collapse: EntropyCollapse | None = EntropyCollapse()  # alarm on an entropy that collapses
+    no_signal: NoSignal | None = NoSignal()  # alarm on groups whose rewards are all equal
+    engine_gap: EngineGap | None = EngineGap()  # alarm on log-probabilities of engine and learner that drift apart
+    # alarm on an engine that samples from another distribution than the learner computes
     engine_mismatch: EngineMismatch | None = EngineMismatch()
-    gradient_explosion: GradientExplosion | None = GradientExplosion()
-    staleness: Staleness | None = Staleness()
+    gradient_explosion: GradientExplosion | None = GradientExplosion()  # alarm on the gradient norm
+    staleness: Staleness | None = Staleness()  # alarm on completions of old versions
+    # alarm on pairs without a gradient because the policy is far from the reference
     reference_saturation: ReferenceSaturation | None = ReferenceSaturation()
-    safety_gate: SafetyGate | None = SafetyGate()
+    safety_gate: SafetyGate | None = SafetyGate()  # gate on refusals and other held-out metrics

@@ -1,7 +1,7 @@
-"""A YAML file as plain data that remembers where every value stands.
+"""Read a YAML file as plain data together with the location of every value.
 
-PyYAML's own loader forgets lines, takes the last of two equal keys and unfolds alias bombs; this one composes
-the node graph and reads it once, noting everything that is wrong instead of stopping at the first.
+PyYAML's loader forgets lines, takes the last of two equal keys and expands alias bombs. This one composes the node
+graph and walks it once, collecting all problems instead of stopping at the first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from orchestrator.errors import Problems
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 MAX_BYTES = 256 * 1024
-MAX_VALUES = 10_000  # after aliases are unfolded
+MAX_VALUES = 10_000  # after aliases are expanded
 MAX_DEPTH = 30
 NO_CHARACTER = re.compile(r"[\0\ud800-\udfff]")  # a NUL, or half of a surrogate pair
 EXPONENT = re.compile(r"[-+]?(\d+)(\.\d*)?[eE]([-+]?\d+)")
-# Numbers that YAML 1.1 and a person read as the same one: not 010 (8), 0x10 (16), 1_00 (100) or 1:30 (90).
+# Numbers that YAML 1.1 and a person read alike: not 010 (8), 0x10 (16), 1_00 (100) or 1:30 (90).
 PLAIN_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:_\d{3})+)")
 PLAIN_FLOAT = re.compile(
     r"[-+]?(?:(?:\d+|[1-9]\d{0,2}(?:_\d{3})+)\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|nan)", re.I
@@ -35,21 +35,24 @@ INT64 = range(-(2**63), 2**63)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Location:
-    """Where a value was written, and a scalar as it was spelt: `Location(text="grpo.yaml:7", spelt="off")`."""
+    """Location of a value and, for a scalar, its text in the file.
+
+    Example: `Location(text="grpo.yaml:7", raw="off")`.
+    """
 
     text: str
-    raw: str | None = None
+    raw: str | None = None  # None: not a scalar
 
 
 @dataclass(kw_only=True, slots=True)
 class Document:
-    """Plain data (mappings, lists, scalars) with the place of every key path."""
+    """Plain data (mappings, lists, scalars) with the location of every key path."""
 
     data: Any
     places: dict[KeyPath, Location] = field(default_factory=dict)
 
     def place(self, path: KeyPath) -> Location:
-        """Of `path`, or of the nearest thing around it that was written."""
+        """Return the location of `path`, or of the nearest enclosing path that has one."""
         for length in range(len(path), -1, -1):
             if found := self.places.get(path[:length]):
                 return found
@@ -61,13 +64,19 @@ def dotted(path: KeyPath) -> str:
 
 
 def read_document(path: Path, problems: Problems) -> Document | None:
-    """The file as a Document; None when it cannot be read at all. What is wrong goes to `problems`."""
+    """Read a file, adding what is wrong to `problems`. Return None if it cannot be read at all."""
     text = _read_text(path, problems)
     return None if text is None else parse(text, str(path), problems)
 
 
 def parse(text: str, name: str, problems: Problems, *, one_line: bool = False, strict: bool = True) -> Document | None:
-    """`one_line`: an override, whose place has no line. `strict`: `1e-6` stays text, as in YAML 1.1."""
+    """Parse YAML, adding what is wrong to `problems`. Return None if it cannot be parsed at all.
+
+    Args:
+        name: the file's name in locations.
+        one_line: the text is an override, whose location has no line number.
+        strict: read `1e-6` as text, as YAML 1.1 does.
+    """
     reader = _Reader(name, problems, one_line=one_line, strict=strict)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -86,7 +95,7 @@ def parse(text: str, name: str, problems: Problems, *, one_line: bool = False, s
         )
     except (RecursionError, _TooLargeError):
         fix = f"at most {MAX_VALUES} values and {MAX_DEPTH} levels; are there aliases (*) within aliases?"
-        problems.add("too large, or nested too deeply", where=name, fix=fix)
+        problems.add("too large or nested too deeply", where=name, fix=fix)
     return None
 
 
@@ -108,7 +117,7 @@ def _read_text(path: Path, problems: Problems) -> str | None:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        fix = f"in {path.parent} there are: {', '.join(near[:8])}" if near else "check the path"
+        fix = f"recipes in {path.parent}: {', '.join(near[:8])}" if near else "check the path"
         problems.add("no such recipe", where=where, fix=fix)
         return None
     except OSError as error:
@@ -116,7 +125,7 @@ def _read_text(path: Path, problems: Problems) -> str | None:
             "cannot be read",
             where=where,
             why=os.strerror(error.errno or 0),
-            fix="check the path and its rights",
+            fix="check the path and its permissions",
         )
         return None
     if len(raw) > MAX_BYTES:
@@ -138,8 +147,11 @@ def _shown(path: KeyPath, node: yaml.ScalarNode) -> str:
     return f"{dotted(path)} = {node.value[:40]}" if path else str(node.value[:40])
 
 
-def _may_be_another(node: yaml.ScalarNode, kind: str) -> str:
-    """Why a value without quotes may be meant otherwise, where values of every kind may stand; empty: it may not."""
+def _ambiguity(node: yaml.ScalarNode, kind: str) -> str:
+    """Return why an unquoted value may be meant differently than YAML reads it; empty: it is unambiguous.
+
+    For keys that accept values of any type, where validation cannot find the mistake.
+    """
     if node.style is None and kind == "bool" and node.value.lower() not in ("true", "false"):
         return f"YAML reads {node.value} as true or false"
     number = EXPONENT.fullmatch(node.value) or re.fullmatch(r"[-+]?0\w*\d|[\d,:_]*\d", node.value)
@@ -149,11 +161,11 @@ def _may_be_another(node: yaml.ScalarNode, kind: str) -> str:
 
 
 class _TooLargeError(Exception):
-    """More values or levels than any recipe has: an alias bomb, or a file that is not a recipe."""
+    """Document with more values or levels than any recipe has: an alias bomb, or not a recipe."""
 
 
 class _Reader:
-    """Nodes to plain data. Values that cannot be read become None and a problem."""
+    """Converter of YAML nodes to plain data. A value that cannot be read becomes None and a problem."""
 
     def __init__(self, name: str, problems: Problems, *, one_line: bool, strict: bool) -> None:
         self.name, self.problems, self.one_line, self.strict = name, problems, one_line, strict
@@ -184,8 +196,8 @@ class _Reader:
                 continue
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key == "<<":
-                what = f"{dotted(path)}: `<<`" if key == "<<" else f"{dotted(path)}: a key that is not a word"
-                self.problems.add(what, where=self.where(key_node), why="not read here", fix="write the keys out")
+                what = f"{dotted(path)}: `<<`" if key == "<<" else f"{dotted(path)}: a key that is not text"
+                self.problems.add(what, where=self.where(key_node), why="not supported", fix="write the keys out")
                 continue
             if key in first_node:
                 lines = [n.start_mark.line + 1 for n in (first_node[key], key_node)]
@@ -205,16 +217,16 @@ class _Reader:
         return data
 
     def is_text(self, node: yaml.ScalarNode, path: KeyPath) -> bool:
-        """Neither a NUL nor half of a surrogate pair can be told to a file system, or to another program.
+        """Check that a scalar has neither a NUL nor a lone surrogate, which no file name or other program accepts.
 
-        Both halves, as JSON writes what lies beyond 16 bits, are put together in the node.
+        Surrogate pairs, as JSON writes characters beyond 16 bits, are joined in the node.
         """
         with suppress(UnicodeDecodeError):
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
-        if not (found := NO_CHARACTER.search(node.value)):
+        if not (bad := NO_CHARACTER.search(node.value)):
             return True
-        what = f"{dotted(path) or 'a key'} has {found[0]!a} in it: {ascii(node.value)[:40]}"
-        why = "a NUL, or half of a surrogate pair, is no character"
+        what = f"{dotted(path) or 'a key'} contains {bad[0]!a}: {ascii(node.value)[:40]}"
+        why = "a NUL or half of a surrogate pair is not a character"
         self.problems.add(what, where=self.where(node), why=why, fix="write the character itself")
         return False
 
@@ -222,11 +234,11 @@ class _Reader:
         if not self.is_text(node, path):
             return None
         kind = node.tag.rpartition(":")[2]
-        if "chat_template_kwargs" in path[:-1] and (why := _may_be_another(node, kind)):
-            fix = f"write true, false or a number as 1.0e-6; a text goes in quotes: '{node.value}'"
+        if "chat_template_kwargs" in path[:-1] and (why := _ambiguity(node, kind)):
+            fix = f"write true, false or a number as 1.0e-6; put text in quotes: '{node.value}'"
             self.problems.add(_shown(path, node), where=self.where(node), why=why, fix=fix)
             return node.value
-        if kind in ("str", "timestamp") or (kind == "int" and ":" in node.value):  # 12:30 is not a number to a person
+        if kind in ("str", "timestamp") or (kind == "int" and ":" in node.value):  # YAML 1.1 reads 12:30 as 750
             return (
                 float(node.value)
                 if not self.strict and not node.style and EXPONENT.fullmatch(node.value)
@@ -241,19 +253,19 @@ class _Reader:
                 return node.value
             return self.number(node, value, path) if kind in ("int", "float") else value
         what = f"{dotted(path)}: the tag {node.tag.replace('tag:yaml.org,2002:', '!!')}"
-        self.problems.add(what, where=self.where(node), why="not read here", fix="write a plain value")
+        self.problems.add(what, where=self.where(node), why="not supported", fix="write a plain value")
         return None
 
     def number(self, node: yaml.ScalarNode, value: float, path: KeyPath) -> float:
-        """A number that people write otherwise than YAML 1.1 reads it is refused, whichever of the two was meant."""
-        whole = isinstance(value, int)
-        if whole and value not in INT64:
-            why, fix = "it is a number of more than 64 bits", "give a smaller one; a text goes in quotes"
-        elif (PLAIN_NUMBER if whole else PLAIN_FLOAT).fullmatch(node.value):
+        """Return a number, or add a problem if YAML 1.1 and a person may read it differently."""
+        is_int = isinstance(value, int)
+        if is_int and value not in INT64:
+            why, fix = "it does not fit into 64 bits", "give a smaller number; put text in quotes"
+        elif (PLAIN_NUMBER if is_int else PLAIN_FLOAT).fullmatch(node.value):
             return value
         else:
             digits = node.value.replace("_", "").lstrip("+-")
-            meant = f" or {int(digits)}" if whole and digits.isdigit() and int(digits) != abs(value) else ""
-            why, fix = f"YAML reads {node.value} as {value}", f"write {value}{meant}; a text goes in quotes"
+            meant = f" or {int(digits)}" if is_int and digits.isdigit() and int(digits) != abs(value) else ""
+            why, fix = f"YAML reads {node.value} as {value}", f"write {value}{meant}; put text in quotes"
         self.problems.add(_shown(path, node), where=self.where(node), why=why, fix=fix)
         return value

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, said in the words of a recipe: place, key, value, what is allowed, the fix."""
+"""Turn pydantic's validation errors into problems of a recipe: location, key, value, reason and fix."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from orchestrator.config.values import allowed, kind_of, options, show
 from orchestrator.errors import Problems
 
 REASONS: Mapping[str, str] = {
-    # last part of a key (or a whole one, or the type it belongs to with it) → why its range is what it is
-    "beta": "it scales the pull towards the reference",
-    "cliprange": "the ratio of new to old probability is kept within 1 ± it",
+    # key, its last part, or TYPE.KEY → why its range is as it is
+    "beta": "it is the strength of the KL regularisation towards the reference",
+    "cliprange": "it bounds the probability ratio to 1 ± cliprange",
     "checkpoint.every": "nothing would ever be saved",
-    "distill.beta": "it is a share: 0 is the forward KL, 1 the reverse KL",
-    "epsilon": "the ratio of new to old probability is kept within 1 ± it",
+    "distill.beta": "it interpolates from the forward KL (0) to the reverse KL (1)",
+    "epsilon": "it bounds the probability ratio to 1 ± epsilon",
     "evaluation.every": "nothing would ever be evaluated",
-    "gamma": "it is a share: the weight of the next token's reward",
-    "kl_coef": "it scales the pull towards the reference",
-    "lam": "it is a share: the weight of longer returns",
-    "learning_rate": "at 0 nothing is learned, above 1 nothing converges",
-    "max_staleness": "completions older than that say little about the current policy",
+    "gamma": "it is a discount factor per token",
+    "kl_coef": "it is the strength of the KL regularisation towards the reference",
+    "lam": "it is the λ of generalised advantage estimation",
+    "learning_rate": "at 0 nothing is trained, above 1 nothing converges",
+    "max_staleness": "older completions are too far off-policy",
     "name": "the run's directory is named after it",
     "num_generations": "completions are compared within their group: the variance of one sample is undefined",
-    "seed": "the random generators take 31 bits",
+    "seed": "the random number generators take 31 bits",
 }
 
 
 METHODS: Mapping[str, str] = {
-    # as papers and other trainers call a method → what is written for it here
+    # name of a method in papers and other trainers → fix
     "online_dpo": "write type: dpo with data.prompts and a reward, and few prompts_per_step",
     "iterative_dpo": "write type: dpo with data.prompts and a reward, and reference: {refresh: every_round}",
     "offline_dpo": "write type: dpo with data.dataset",
@@ -56,26 +56,34 @@ METHODS: Mapping[str, str] = {
 }
 
 
+FORMS: Mapping[str, str] = {
+    # kind of pydantic's error → why
+    "string_pattern_mismatch": "wrong format",
+    "string_too_short": "too short",
+    "too_short": "too few values",
+}
+
+
 def explain(error: ValidationError, document: Document, problems: Problems, root: type[BaseModel] = RunConfig) -> None:
-    """Adds one problem for each thing that is wrong in what `root` describes."""
+    """Add a problem for each error of `document`, validated as a `root`."""
     seen: set[KeyPath] = set()
     for detail in error.errors(include_url=False):
-        found = detail.get("ctx", {}).get("error")
+        cause = detail.get("ctx", {}).get("error")
         path = _key_path(detail["loc"], document.data)
-        if isinstance(found, ConflictsError):
-            _explain_conflicts(found, document, problems)
+        if isinstance(cause, ConflictsError):
+            _explain_conflicts(cause, document, problems)
         elif path not in seen:
             seen.add(path)
             _explain_one(detail, path, document, problems, root)
 
 
-def _elsewhere(path: KeyPath, tag: object) -> str:
-    """What is written here for a method that has another name elsewhere; empty: it has none that is known."""
+def _known_elsewhere(path: KeyPath, tag: object) -> str:
+    """Return the fix for an algorithm type that other trainers know by this name; empty: none does."""
     return METHODS.get(str(tag).lower().replace("-", "_"), "") if path == ("algorithm",) else ""
 
 
 def _key_path(loc: tuple[str | int, ...], data: Any) -> KeyPath:
-    """Pydantic's location without the tags that it adds where a mapping was picked by its `type:`."""
+    """Return pydantic's location without the tags it adds where a class was selected by its `type:`."""
     path: list[str | int] = []
     untagged = True
     for part in loc:
@@ -83,7 +91,7 @@ def _key_path(loc: tuple[str | int, ...], data: Any) -> KeyPath:
             untagged = False
             continue
         if path and not isinstance(data, Mapping | list):
-            break  # pydantic goes on with the members of a union of scalars
+            break  # what follows are members of a union of scalars
         path.append(part)
         data, untagged = _child(data, part), True
     return tuple(path)
@@ -102,8 +110,8 @@ def _value(path: KeyPath, data: Any) -> Any:
     return data
 
 
-def _explain_conflicts(conflicts: ConflictsError, document: Document, problems: Problems) -> None:
-    for conflict in conflicts.found:
+def _explain_conflicts(error: ConflictsError, document: Document, problems: Problems) -> None:
+    for conflict in error.conflicts:
         given = [(key, _value(_path(key), document.data)) for key in conflict.keys]
         written = [(key, value) for key, value in given if value is not None]
         problems.add(
@@ -124,21 +132,21 @@ def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Probl
     plain = isinstance(value, bool | int | float) and place.raw is not None
     what = f"{key} = {place.raw if plain else show(value)}"
     if kind == "json_invalid":
-        why, fix = "it has half of a surrogate pair, which is no character", "restore it from a copy"
+        why, fix = "it contains half of a surrogate pair, which is not a character", "restore it from a copy"
         problems.add("not text", where=place.text, why=why, fix=fix)
     elif kind == "extra_forbidden":
         problems.add(what, where=place.text, why="there is no such key", fix=suggest(path, data, root))
     elif kind == "missing":
         problems.add(f"{key} is missing", where=place.text, fix=f"give {allowed(path, data, root)}")
     elif kind == "union_tag_not_found":
-        problems.add(f"{key}.type is missing", where=place.text, why=what, fix=_choose("", types_at(path, data, root)))
+        problems.add(f"{key}.type is missing", where=place.text, why=what, fix=_one_of("", types_at(path, data, root)))
     elif kind == "union_tag_invalid":
         where, tag = document.place((*path, "type")).text, detail["ctx"]["tag"]
         problems.add(
             f"{key}.type = {show(tag)}",
             where=where,
             why="there is no such type",
-            fix=_elsewhere(path, tag) or _choose(tag, types_at(path, data, root)),
+            fix=_known_elsewhere(path, tag) or _one_of(tag, types_at(path, data, root)),
         )
     elif kind == "value_error":
         problems.add(what, where=place.text, fix=str(detail["ctx"]["error"]))
@@ -147,7 +155,7 @@ def _explain_one(detail: Any, path: KeyPath, document: Document, problems: Probl
         problems.add(what, where=place.text, why=why, fix=fix)
 
 
-def _choose(given: str, choices: list[str]) -> str:
+def _one_of(given: str, choices: list[str]) -> str:
     return f"{_did_you_mean(given, choices)}give one of {', '.join(choices)}"
 
 
@@ -159,23 +167,23 @@ def _did_you_mean(given: str, choices: list[str]) -> str:
 def _wrong_value(
     kind: str, path: KeyPath, value: Any, raw: str | None, data: Any, root: type[BaseModel]
 ) -> tuple[str, str]:
-    """Why, and what to do."""
-    may_be = allowed(path, data, root)
-    fix = f"give {may_be}" if may_be else ""
+    """Return (why, fix) for a value of the wrong type or out of range. `raw`: the value's text in the file."""
+    expected = allowed(path, data, root)
+    fix = f"give {expected}" if expected else ""
     if isinstance(value, bool) and raw is not None and raw.lower() not in ("true", "false"):
         quoted = kind == "string_type" or raw in options(path, data, root)
         return f"YAML reads {raw} as {show(value)}", f"quote it: '{raw}'" if quoted else fix
     if isinstance(value, str) and kind in ("float_type", "int_type"):
         if number := EXPONENT.fullmatch(value):
-            whole, fraction, exponent = number[1], number[2] or ".0", int(number[3])
+            digits, fraction, exponent = number[1], number[2] or ".0", int(number[3])
             return (
                 f"YAML reads {value} as text",
-                f"write {whole}{fraction if fraction != '.' else '.0'}e{exponent:+d}",
+                f"write {digits}{fraction if fraction != '.' else '.0'}e{exponent:+d}",
             )
-        if re.fullmatch(r"[-+]?0\d+", value):  # 08 and 09, which are no octal numbers
+        if re.fullmatch(r"[-+]?0\d+", value):  # 08 and 09, which are not octal numbers
             return f"YAML reads {value} as text", f"write {int(value)}"
         if re.fullmatch(r"[-+]?\d+(\.\d*)?", value):
-            return "in quotes it is text", f"write {value} without quotes"
+            return "the quotes make it text", f"write {value} without quotes"
         if value.lower() in ("none", "nil"):
             return f"YAML reads {value} as text", fix
     if kind == "string_type" and isinstance(value, int | float) and raw is not None:
@@ -189,4 +197,4 @@ def _wrong_value(
     of_type = f"{_value((*path[:-1], 'type'), data)}.{path[-1]}"
     names = (of_type, dotted(path), str(path[-1])) if root is RunConfig else ()
     reasons = (REASONS[name] for name in names if name in REASONS)
-    return next(reasons, "outside of what is allowed"), fix
+    return next(reasons, FORMS.get(kind, "out of range")), fix

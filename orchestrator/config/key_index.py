@@ -1,7 +1,8 @@
-"""The keys there are, and what a key that is not there was meant to be.
+"""Index of all setting keys, and suggestions for keys that do not exist.
 
-The keys are read off the settings classes, from `root` down: a run's, or those of what else is written like a recipe. A
-peer's spelling is understood here, to be suggested, and never accepted as an alias: one thing has one name.
+The keys are read off the settings classes, starting at `root`: RunConfig, or the class of another file that is written
+like a recipe. Spellings of other trainers are only used for suggestions, never accepted as aliases: one thing has one
+name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from orchestrator.config.document import KeyPath
 from orchestrator.config.run import RunConfig
 
 PEERS: Mapping[str, tuple[str, ...]] = {
-    # spelling of TRL, OpenRLHF, verl, NeMo-RL, SkyRL → ours; the first that this algorithm has is suggested
+    # spelling of TRL, OpenRLHF, verl, NeMo-RL, SkyRL → ours; the first that the algorithm has is suggested
     "actor_learning_rate": ("algorithm.learning_rate",),
     "actor_num_gpus_per_node": ("policy.num_ranks",),
     "batch_size": ("algorithm.batch_size", "algorithm.prompts_per_step"),
@@ -100,7 +101,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 
 
 NOT_HERE: Mapping[str, str] = dict.fromkeys(
-    # keys of others that this one does without, for a reason → what there is instead
+    # keys of other trainers that have no counterpart here → fix
     ("reference.path", "reference.model", "ref_model", "ref_model_name_or_path"),
     "remove it: the reference is the model that the run starts from, or an earlier policy of the same run "
     "(reference.refresh), so both always have the same architecture and tokenizer",
@@ -108,7 +109,7 @@ NOT_HERE: Mapping[str, str] = dict.fromkeys(
 
 
 def members(annotation: Any) -> list[Any]:
-    """What a value may be: the parts of a union, or the annotation itself, without `Annotated`."""
+    """Return the members of a union, or the annotation itself, without `Annotated`."""
     if get_origin(annotation) is Annotated:
         return members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -121,30 +122,30 @@ def settings_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def type_of(settings: type[BaseModel]) -> str | None:
-    """The `type:` that picks this class in a recipe; None: it is not one of several."""
+    """Return the `type:` that selects this class in a recipe; None: it is not a member of a union."""
     field = settings.model_fields.get("type")
     return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else None
 
 
 def settings_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> type[BaseModel] | None:
-    """The class that describes the mapping at `path` of a recipe, as its `type:` says (or None)."""
+    """Return the settings class of the mapping at `path` of a recipe, selected by its `type:`; None: there is none."""
     settings = root
     for depth, key in enumerate(path):
         data = _child(data, key)
         if isinstance(key, int):
-            continue  # reward.0: the class is found at `reward`, told apart by the item's type
+            continue  # reward.0: the class was found at `reward`, by the item's type
         annotation = settings.model_fields[key].annotation if key in settings.model_fields else None
         if get_origin(annotation) is tuple and depth + 1 < len(path):
             annotation, data_below = get_args(annotation)[0], _child(data, path[depth + 1])
         else:
             data_below = data
-        found = settings_in(annotation)
-        if len(found) > 1:
+        candidates = settings_in(annotation)
+        if len(candidates) > 1:
             chosen = data_below.get("type") if isinstance(data_below, Mapping) else None
-            found = [s for s in found if type_of(s) == chosen]
-        if not found:
+            candidates = [s for s in candidates if type_of(s) == chosen]
+        if not candidates:
             return None
-        settings = found[0]
+        settings = candidates[0]
     return settings
 
 
@@ -156,7 +157,7 @@ def _child(data: Any, key: str | int) -> Any:
 
 
 def annotation_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> tuple[Any, list[Any]]:
-    """What may stand at `path`: the annotation (None: nothing may) and its constraints."""
+    """Return the annotation of the value at `path` (None: there is no such key) and its constraints."""
     *parent, key = path
     if isinstance(key, int):
         annotation, _ = annotation_at(tuple(parent), data, root)
@@ -167,37 +168,37 @@ def annotation_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -
 
 
 def types_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> list[str]:
-    """The choices for `type:` of the mapping at `path`."""
+    """Return the choices for `type:` of the mapping at `path`."""
     annotation, _ = annotation_at(path, data, root)
     return [kind for settings in settings_in(annotation) if (kind := type_of(settings))]
 
 
 @cache
 def all_keys(root: type[BaseModel] = RunConfig) -> Mapping[str, frozenset[str]]:
-    """Every dotted key, with the `type`s that have it (empty: not a matter of type)."""
-    found: dict[str, set[str]] = {}
+    """Return every dotted key with the `type`s that have it; empty: it does not depend on a type."""
+    index: dict[str, set[str]] = {}
 
     def walk(settings: type[BaseModel], prefix: str, kinds: set[str]) -> None:
         for key, field in settings.model_fields.items():
-            found.setdefault(prefix + key, set()).update(kinds)
+            index.setdefault(prefix + key, set()).update(kinds)
             is_list = get_origin(field.annotation) is tuple
             for inner in settings_in(get_args(field.annotation)[0] if is_list else field.annotation):
                 kind = type_of(inner)
                 walk(inner, f"{prefix}{key}.", {kind} if kind else kinds)
 
     walk(root, "", set())
-    return {key: frozenset(kinds) for key, kinds in found.items()}
+    return {key: frozenset(kinds) for key, kinds in index.items()}
 
 
 def known_keys(algorithm: str | None, root: type[BaseModel] = RunConfig) -> Iterator[str]:
-    """The dotted keys that a recipe with this algorithm may use."""
+    """Yield the dotted keys that a recipe with this algorithm may use; None: with any."""
     for key, kinds in all_keys(root).items():
         if not key.startswith("algorithm.") or not kinds or algorithm is None or algorithm in kinds:
             yield key
 
 
 def suggest(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> str:
-    """What to do about a key that does not exist."""
+    """Return the fix for a key that does not exist."""
     *parent, name = path
     key, prefix = str(name), "".join(f"{part}." for part in parent if not isinstance(part, int))
     if instead := NOT_HERE.get(prefix + key):

@@ -1,4 +1,4 @@
-"""`a.b=c` on the command line, laid over a recipe: lists replace, mappings merge."""
+"""Overrides `a.b=c` on the command line, applied to a recipe: lists replace, mappings merge."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from orchestrator.errors import SECRET, Problems
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Override:
-    """Example: `stages.base.seed=3` gives `stage="base", path=("seed",)` and `value.data == 3`."""
+    """Override of one key. Example: `stages.base.seed=3` has `stage="base", path=("seed",)` and `value.data == 3`."""
 
     stage: str | None  # None: the last
     path: KeyPath
     value: Document
-    text: str
+    text: str  # as given, secrets redacted
 
 
 def parse_overrides(texts: Sequence[str], stage_names: Sequence[str], problems: Problems) -> list[Override]:
-    found = [override for text in texts if (override := _parse(text, stage_names, problems)) is not None]
-    for i, override in enumerate(found):
-        if earlier := next((other for other in found[:i] if _both_set(other, override)), None):
+    """Parse overrides, adding those that cannot be parsed, or set the same key twice, to `problems`."""
+    overrides = [override for text in texts if (override := _parse(text, stage_names, problems)) is not None]
+    for i, override in enumerate(overrides):
+        if earlier := next((other for other in overrides[:i] if _overlap(other, override)), None):
             why = f"the same key as in {earlier.text}"
             problems.add(override.text, where="command line", why=why, fix="keep one of them")
-    return found
+    return overrides
 
 
-def _both_set(one: Override, other: Override) -> bool:
-    """Whether both give a value to the same key: `algorithm.beta=1` and `algorithm={beta: 2}` do."""
+def _overlap(one: Override, other: Override) -> bool:
+    """Return whether both set the same key, as `algorithm.beta=1` and `algorithm={beta: 2}` do."""
     if one.stage != other.stage:
         return False
     pairs = product(_leaves(one.path, one.value.data), _leaves(other.path, other.value.data))
@@ -40,7 +41,7 @@ def _both_set(one: Override, other: Override) -> bool:
 
 
 def _leaves(path: KeyPath, value: Any) -> list[KeyPath]:
-    """The keys that a value is written at; mappings merge, all else replaces."""
+    """Return the paths that an override sets: mappings merge, everything else replaces."""
     if not isinstance(value, dict):
         return [path]
     return [leaf for key, inner in value.items() for leaf in _leaves((*path, key), inner)]
@@ -49,8 +50,8 @@ def _leaves(path: KeyPath, value: Any) -> list[KeyPath]:
 def _parse(text: str, stage_names: Sequence[str], problems: Problems) -> Override | None:
     key, equals, value = text.partition("=")
     key = key.strip()
-    if NO_CHARACTER.search(text):  # how Python hands over bytes that are not UTF-8
-        problems.add(ascii(text), where="command line", why="not text in UTF-8", fix="write it in UTF-8")
+    if NO_CHARACTER.search(text):  # Python decodes bytes that are not UTF-8 as surrogates
+        problems.add(ascii(text), where="command line", why="not UTF-8", fix="write it in UTF-8")
         return None
     if not equals or not key or not all(key.split(".")):
         fix = f"did you mean {key.lstrip('-')}=VALUE?" if key and not equals else ""
@@ -92,7 +93,7 @@ def show_override(text: str) -> str:
 
 
 def apply(override: Override, document: Document, problems: Problems) -> None:
-    """Sets one value in `document`, with the command line as its place."""
+    """Set one value in `document`, with the command line as its location."""
     *parents, last = override.path
     target = document.data
     for depth, key in enumerate(parents):
@@ -101,13 +102,13 @@ def apply(override: Override, document: Document, problems: Problems) -> None:
             child = target[key] = {}
         if not isinstance(child, dict | list):
             below = dotted(override.path[: depth + 1])
-            why = f"{below} is {'not there' if child is None else 'a single value'}, it has no keys"
-            problems.add(override.text, where="command line", why=why, fix=f"give all of {below} at once")
+            why = f"there is no {below}" if child is None else f"{below} is a single value without keys"
+            problems.add(override.text, where="command line", why=why, fix=f"set {below} as a whole")
             return
         target = child
     if isinstance(target, list):
         if not isinstance(last, int) or not 0 <= last < len(target):
-            why = f"{dotted(tuple(parents))} is a list of {len(target)}"
+            why = f"{dotted(tuple(parents))} is a list of {len(target)} items"
             problems.add(
                 override.text,
                 where="command line",

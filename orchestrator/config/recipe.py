@@ -1,4 +1,4 @@
-"""From a recipe file to frozen runs: includes, overrides, names, validation. All problems come at once."""
+"""Load a recipe file as frozen runs: includes, overrides, names, validation. All problems are reported at once."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem, Problems
 
 MAX_STAGES = 32
-GONE = (("reward_workers", "timeout_s"),)  # settings without effect that runs of earlier versions have written down
-NOT_THE_RUN = ("name", "output_dir", "cluster", "report_to", "wandb")  # where it runs and who is told
+REMOVED = (("reward_workers", "timeout_s"),)  # settings without effect that earlier versions wrote to resolved.json
+NOT_IN_THE_ID = ("name", "output_dir", "cluster", "report_to", "wandb")  # keys that do not change what is computed
 
 
 class _UnreadableError(Exception):
-    """A part of the recipe is not there at all, so checking the rest would only make noise."""
+    """Recipe of which a part cannot be read at all, so that checking the rest would only add noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A recipe as it was given and the runs it consists of, first to last.
+    """Recipe as given, and its runs from first to last.
 
     Example: `load("configs/quickstart/grpo.yaml", ["seed=3"]).stages[-1].algorithm.type == "grpo"`.
     """
 
     source: Path
-    text: str  # of the file, as written
+    text: str  # content of the file
     overrides: tuple[str, ...]
     stages: tuple[RunConfig, ...]
 
     def before(self, stage: RunConfig) -> tuple[RunConfig, ...]:
-        """The stages that are done when this one starts."""
+        """Return the stages that precede this one."""
         return self.stages[: self.stages.index(stage)]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe. Overrides go to the last stage; `stages.NAME.a.b=c` goes to the named one.
+    """Load a recipe. Overrides apply to the last stage, `stages.NAME.a.b=c` to the named one.
 
     Raises:
-        BadInput: with everything that is wrong in the recipe and in the overrides.
+        BadInput: with all problems of the recipe and the overrides.
     """
     problems = Problems()
     source = Path(path)
@@ -79,20 +79,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
-    """The config with every default filled in, as plain JSON values; the same config gives the same dict."""
+    """Return the config with all defaults, as plain JSON values. Equal configs give equal dicts."""
     return config.model_dump(mode="json")
 
 
 def from_resolved(data: Any, where: str) -> RunConfig:
-    """The inverse of `resolved`, for a run that is resumed.
+    """Return the config of a resolved dict; the inverse of `resolved`, for a run that is resumed.
 
     Raises:
-        BadInput: when the file has been edited into something that cannot be run.
+        BadInput: if the file has been edited and is no longer valid.
     """
     problems = Problems()
-    for section, key in GONE if isinstance(data, dict) else ():
-        if isinstance(held := data.get(section), dict):
-            data = {**data, section: {name: value for name, value in held.items() if name != key}}
+    for section, key in REMOVED if isinstance(data, dict) else ():
+        if isinstance(values := data.get(section), dict):
+            data = {**data, section: {name: value for name, value in values.items() if name != key}}
     config = _validated(Document(data=data, places={(): Location(text=where)}), problems)
     problems.raise_if_any()
     assert config is not None
@@ -100,13 +100,13 @@ def from_resolved(data: Any, where: str) -> RunConfig:
 
 
 def _drafts(path: Path, problems: Problems, including: tuple[Path, ...]) -> list[Document]:
-    """One document per stage, includes followed."""
+    """Return one document per stage, following includes."""
     document = read_document(path, problems)
     if document is None:
         raise _UnreadableError
     if not isinstance(document.data, dict) or not document.data:
-        found = "is empty" if not document.data else f"is {_kind(document.data)}"
-        problems.add(f"the recipe {found}", where=str(path), why="a recipe is a mapping of keys", fix=_SMALLEST)
+        state = "is empty" if not document.data else f"is {_kind(document.data)}"
+        problems.add(f"the recipe {state}", where=str(path), why="a recipe is a mapping of keys", fix=_SMALLEST)
         raise _UnreadableError
     if "stages" not in document.data:
         return [document]
@@ -130,7 +130,7 @@ def _drafts(path: Path, problems: Problems, including: tuple[Path, ...]) -> list
 def _stage(
     document: Document, index: int, path: Path, problems: Problems, including: tuple[Path, ...]
 ) -> list[Document]:
-    """An inline run, or the runs of the recipe it names."""
+    """Return the inline run of an entry, or the runs of the recipe that it includes."""
     entry, where = document.data["stages"][index], document.place(("stages", index)).text
     if not isinstance(entry, dict) or not entry:
         problems.add(f"stages.{index} is {_kind(entry)}", where=where, fix="write a run, or `{recipe: other.yaml}`")
@@ -140,14 +140,14 @@ def _stage(
         places = {key[2:]: place for key, place in document.places.items() if key[:2] == prefix}
         return [Document(data=entry, places=places)]
     if len(entry) > 1 or not isinstance(entry["recipe"], str):
-        why = "`recipe` names a file and stands alone"
-        fix = "change values of an included stage on the command line: stages.NAME.key=value"
+        why = "`recipe` names a file and allows no other keys"
+        fix = "override settings of an included stage on the command line: stages.NAME.key=value"
         problems.add(f"stages.{index}", where=where, why=why, fix=fix)
         raise _UnreadableError
     included = path.parent / local(entry["recipe"])
     chain = (*including, path.resolve())
     if included.resolve() in chain:
-        problems.add(f"recipe = {entry['recipe']}", where=where, why="it includes itself", fix="remove the circle")
+        problems.add(f"recipe = {entry['recipe']}", where=where, why="it includes itself", fix="remove the cycle")
         raise _UnreadableError
     return _drafts(included, problems, chain)
 
@@ -160,7 +160,7 @@ def _kind(value: Any) -> str:
 
 
 def _resolve_models(draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems) -> None:
-    """Puts the directory of the earlier stage in the place of every `from_stage`."""
+    """Replace every `from_stage` by the path of the earlier stage's model."""
     rewards = draft.data.get("reward")
     listed = [("reward", i) for i in range(len(rewards))] if isinstance(rewards, list) else []
     for at in (("model",), ("critic_model",), ("teacher", "model"), *listed):
@@ -168,12 +168,12 @@ def _resolve_models(draft: Document, drafts: Sequence[Document], done: Sequence[
         model = _at(owner, at[-1:])
         wanted = model.get("from_stage") if isinstance(model, dict) else None
         if isinstance(wanted, str) and model.get("path") is None:
-            kept = {k: v for k, v in model.items() if k != "from_stage"}
-            owner[at[-1]] = {**kept, "path": _origin(wanted, at, draft, drafts, done, problems)}
+            others = {k: v for k, v in model.items() if k != "from_stage"}
+            owner[at[-1]] = {**others, "path": _stage_model(wanted, at, draft, drafts, done, problems)}
 
 
 def _at(tree: Any, path: Sequence[str | int]) -> Any:
-    """What is at `path` in it; None where there is nothing."""
+    """Return the value at `path` of a tree; None: there is none."""
     for key in path:
         if isinstance(tree, list) and isinstance(key, int):
             tree = tree[key]
@@ -184,17 +184,17 @@ def _at(tree: Any, path: Sequence[str | int]) -> Any:
     return tree
 
 
-def _origin(
+def _stage_model(
     wanted: str, at: KeyPath, draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems
 ) -> str:
-    """The directory of the stage `wanted`, which the mapping at `at` names."""
+    """Return the model directory of the earlier stage `wanted`, which the mapping at `at` names."""
     written = draft.place((*at, "from_stage"))
     if earlier := next((stage for stage in done if stage.name == wanted), None):
         draft.places[(*at, "path")] = written
         return str(earlier.model_directory)
     before = drafts[: next(i for i, d in enumerate(drafts) if d is draft)]
     names = [str(d.data["name"]) for d in before if "name" in d.data]
-    if wanted not in names:  # else that stage has problems of its own
+    if wanted not in names:  # else that stage is invalid itself
         close = difflib.get_close_matches(wanted, names, n=1)
         fix = f"did you mean {close[0]}? " if close else ""
         fix += (
@@ -208,7 +208,7 @@ def _origin(
 
 
 def _give_name(draft: Document) -> None:
-    """`<algorithm>--<model>--<short id>` where there is no name; the id is of all that makes the run."""
+    """Name an unnamed run `ALGORITHM--MODEL--ID`; the ID is a hash of the settings that change what is computed."""
     if draft.data.get("name") is not None:
         return
     algorithm, model = draft.data.get("algorithm"), draft.data.get("model")
@@ -216,7 +216,7 @@ def _give_name(draft: Document) -> None:
     path = model.get("path") if isinstance(model, dict) else None
     parts = [part for part in re.split(r"[/\\]", str(path or "model")) if part]
     base = (parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]) if parts else "model"
-    content = {key: value for key, value in draft.data.items() if key not in NOT_THE_RUN}
+    content = {key: value for key, value in draft.data.items() if key not in NOT_IN_THE_ID}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:6]
     words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") or "x" for word in (str(kind or "run"), base)]
     draft.data = {
@@ -235,7 +235,7 @@ def _validated(draft: Document, problems: Problems) -> RunConfig | None:
 
 def _refuse_same_name(config: RunConfig, stages: Sequence[RunConfig], draft: Document, problems: Problems) -> None:
     if any(stage.directory == config.directory for stage in stages):
-        why = "an earlier stage has this name, and two runs never share a directory"
+        why = "an earlier stage has this name, and runs cannot share a directory"
         problems.add(
             f"name = {config.name}",
             where=draft.place(("name",)).text,
@@ -245,6 +245,6 @@ def _refuse_same_name(config: RunConfig, stages: Sequence[RunConfig], draft: Doc
 
 
 def reading_order(problem: Problem) -> tuple[bool, str, int]:
-    """As a person meets them in the file; what has no line comes last."""
+    """Return a sort key: the order of lines in the file; problems without a line come last."""
     file, _, line = problem.where.rpartition(":")
     return not line.isdigit(), file, int(line) if line.isdigit() else 0

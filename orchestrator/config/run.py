@@ -1,4 +1,7 @@
-"""Everything one run can be told: frozen, strict, unknown keys forbidden, vetted defaults."""
+"""Settings of one run: frozen, strict, unknown keys forbidden, vetted defaults.
+
+The comment on a field, beside or above it, is its text in the configuration reference.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from orchestrator.config.alarms import AlarmsConfig
-from orchestrator.config.conflicts import ConflictsError, conflicts
+from orchestrator.config.conflicts import ConflictsError, find_conflicts
 from workers.config import (
     AlgorithmConfig,
     Count,
@@ -30,115 +33,132 @@ from workers.config import (
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Source = PathText
-"""A local .jsonl or .parquet file, a `datasets` folder, or the name of a hub dataset."""
+"""Local .jsonl or .parquet file, `datasets` folder, or name of a Hub dataset."""
 
 
 class DataConfig(Settings):
-    """Where prompts or examples come from: exactly one of `prompts` and `dataset`."""
+    """Sources of prompts and examples: exactly one of `prompts` and `dataset` is given."""
 
-    prompts: Source | None = None  # to sample completions for
-    dataset: Source | None = None  # with completions: preferences or demonstrations
-    eval_prompts: Source | None = None  # held out; never trained on
-    eval_harmful: Source | None = None  # held-out prompts that are to be refused
-    eval_benign: Source | None = None  # and prompts that only look like it, and are to be answered
-    eval_dataset: Source | None = None  # held-out preferences, for a reward model or DPO on a dataset
-    split: str = "train"  # of a hub dataset or `datasets` folder
-    eval_split: str = "test"
-    max_length: Count = 1024  # tokens of prompt and completion of a dataset row; what is longer loses its end, counted
-    equal_pairs: Literal["fail", "drop"] = "fail"  # rows whose chosen and rejected are equal; dropped ones are counted
-    special_tokens: Literal["keep", "drop", "fail"] = "keep"  # rows whose text holds the tokenizer's own; counted
+    prompts: Source | None = None  # prompts to sample completions for
+    dataset: Source | None = None  # rows with completions: preferences, labelled completions or demonstrations
+    eval_prompts: Source | None = None  # held-out prompts to evaluate on; never trained on
+    eval_harmful: Source | None = None  # held-out prompts that the model should refuse
+    eval_benign: Source | None = None  # held-out prompts that look harmful but should be answered
+    eval_dataset: Source | None = None  # held-out preferences, to evaluate a reward model or DPO on a dataset
+    split: str = "train"  # split to train on, of a Hub dataset or `datasets` folder
+    eval_split: str = "test"  # split to evaluate on, of a Hub dataset or `datasets` folder
+    # maximum length in tokens of prompt and completion of a dataset row; a longer completion is truncated at its end, a
+    # row whose prompt alone is longer is dropped; both are counted
+    max_length: Count = 1024
+    # handling of rows whose chosen and rejected are equal; fail: refuse the dataset; drop: drop and count them
+    equal_pairs: Literal["fail", "drop"] = "fail"
+    # handling of rows whose text contains special tokens of the tokenizer; keep: train on them and count them; drop:
+    # drop and count them; fail: refuse the dataset
+    special_tokens: Literal["keep", "drop", "fail"] = "keep"
 
     @property
     def answered(self) -> tuple[str, ...]:
-        """The keys of prompts that completions are sampled for, to learn from or to look at."""
+        """Keys of the prompts that completions are sampled for, to train on or to evaluate."""
         keys = ("prompts", "eval_prompts", "eval_harmful", "eval_benign")
         return tuple(key for key in keys if getattr(self, key) is not None)
 
 
 class EvaluationConfig(Settings):
-    """Greedy reward on `data.eval_prompts`, refusals of `data.eval_harmful` and `data.eval_benign`, or accuracy on the
-    pairs of `data.eval_dataset`: before the first step, after the last, and in between."""
+    """Evaluation before the first step, after the last and in between: reward of greedy completions of
+    `data.eval_prompts`, refusals of `data.eval_harmful` and `data.eval_benign`, or accuracy on the pairs of
+    `data.eval_dataset`."""
 
-    every: Count | None = None  # steps; None: only before the first and after the last
-    max_prompts: Count = 256  # of each of these, or rows of data.eval_dataset
-    refusal: RefusalConfig = RefusalRewardConfig(type="refusal")  # 1 for a refusal, 0 for an answer
+    every: Count | None = None  # steps between two evaluations; None: only before the first and after the last step
+    max_prompts: Count = 256  # number of prompts taken from each evaluation set, or of rows of data.eval_dataset
+    # classifier of refusals: 1 for a refusal, 0 for an answer
+    refusal: RefusalConfig = RefusalRewardConfig(type="refusal")
+    # number of completions per held-out prompt sampled at temperature 1, beside the greedy one; their rewards and their
+    # KL to the model that the run started from are reported; 0: none
     num_samples: Annotated[int, Field(ge=0, le=64)] = 0
-    """Answers to each held-out prompt that are sampled besides, at temperature 1: their rewards, and their KL to the
-    model that the run began with."""
 
 
 CHECKPOINT_S = 600.0
 CHECKPOINT_SHARE = 0.05
-"""By default a checkpoint is due so many seconds after the last one, or later: when a next one as long as the last
-would still take at most this share of the time."""
+"""Default checkpoint interval: CHECKPOINT_S seconds, or longer, so that saving takes at most this share of the time."""
 
 
 class CheckpointConfig(Settings):
-    """How often the state is saved. Never off: a run that cannot be resumed is a bad surprise. Always at the end, at a
-    stop and before an alarm ends the run."""
+    """Checkpoint interval and retention. Checkpoints cannot be switched off: one is always saved at the end, at a stop
+    and before an alarm ends the run."""
 
-    every: Count | None = None  # steps; None: by the clock, every 10 minutes or as rarely as costs 5 % of the time
-    every_updates: Count | None = None  # within a round of iterative DPO, whose rounds are long; None: between steps
-    keep: Count = 2  # newest ones
+    # steps between two checkpoints; None: by time, every 10 minutes, less often where saving takes over 5 % of the time
+    every: Count | None = None
+    # optimiser updates between two checkpoints within a round of iterative DPO; None: only between rounds
+    every_updates: Count | None = None
+    keep: Count = 2  # number of newest checkpoints kept on disk
 
 
 class ClusterConfig(Settings):
-    """Where the actors live."""
+    """Ray cluster that the actors run on, and time limits of its processes."""
 
-    address: Annotated[str, Field(pattern=r"^(auto|ray://[^/\s@]+|[^/\s:@]+:\d{1,5})$")] | None = (
-        None  # None: this machine
-    )
-    allow_open: bool = False  # true: also a cluster on which anyone who reaches it can run code
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus_per_worker: Positive = 1.0
-    object_store_memory_mib: Annotated[int, Field(ge=75)] | None = None  # None: Ray's choice
-    start_timeout_s: Positive = 300.0
-    call_timeout_s: Positive = 1800.0  # deadline of every remote call
-    heartbeat_timeout_s: Annotated[float, Field(ge=2)] = 180.0  # without a sign of life a process counts as dead
-    restarts_per_role: Annotated[int, Field(ge=0)] = 3  # in place, per attempt; 0: the first death ends the attempt
+    # address of a running cluster: auto, HOST:PORT or ray://HOST:PORT; None: RAY_ADDRESS, or else a Ray of its own on
+    # this machine
+    address: Annotated[str, Field(pattern=r"^(auto|ray://[^/\s@]+|[^/\s:@]+:\d{1,5})$")] | None = None
+    # permission to use a cluster without token authentication, on which anyone who can reach it can run code
+    allow_open: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # device of the models; auto: cuda where the cluster has GPUs
+    cpus_per_worker: Positive = 1.0  # number of CPU cores reserved for each worker
+    # size of Ray's object store in MiB, where the run starts its own Ray; None: 256
+    object_store_memory_mib: Annotated[int, Field(ge=75)] | None = None
+    start_timeout_s: Positive = 300.0  # seconds that placing the workers, or starting one of them, may take
+    call_timeout_s: Positive = 1800.0  # seconds that one remote call may take
+    # seconds without a heartbeat after which a process counts as dead
+    heartbeat_timeout_s: Annotated[float, Field(ge=2)] = 180.0
+    # number of restarts in place per role and attempt (learners are never restarted in place); 0: the first failure
+    # ends the attempt
+    restarts_per_role: Annotated[int, Field(ge=0)] = 3
 
 
 class WandbConfig(Settings):
-    """What Weights & Biases is told; a field that is None is left to its WANDB_* variable."""
+    """Settings of Weights & Biases. A field that is None is left to its WANDB_* variable."""
 
-    project: str | None = None
-    entity: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-    mode: Literal["online", "offline", "disabled"] | None = None  # None: online when there is a key, else offline
+    project: str | None = None  # project in Weights & Biases; None: WANDB_PROJECT, or else rlhf
+    entity: str | None = None  # team or user in Weights & Biases; None: WANDB_ENTITY
+    group: str | None = None  # group of runs in Weights & Biases; None: WANDB_RUN_GROUP
+    tags: tuple[str, ...] = ()  # tags of the run in Weights & Biases; empty: WANDB_TAGS
+    # upload mode; None: WANDB_MODE, or else online where there is an API key, and offline where there is none
+    mode: Literal["online", "offline", "disabled"] | None = None
 
 
 class RunConfig(Settings):
-    """One run. See `configs/` for recipes, and `rlhf run RECIPE --dry-run` for all values of one."""
+    """Settings of one run. `configs/` has recipes, and `rlhf run RECIPE --dry-run` prints all values of one."""
 
-    name: Name
-    output_dir: PathText = "runs"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    model: ModelConfig
-    data: DataConfig
-    algorithm: AlgorithmConfig
-    reward: tuple[RewardConfig, ...] = ()
-    rollout: RolloutConfig = RolloutConfig()
-    reference: ReferenceConfig = ReferenceConfig()
-    policy: LearnerConfig = LearnerConfig()
-    critic: LearnerConfig | None = None  # None: set up like the policy, where the algorithm has a critic
-    critic_model: ModelOrigin | None = None  # what the critic starts from; None: the policy's model
-    teacher: TeacherConfig | None = None  # for distill alone: whose distributions are learned
-    reward_workers: RewardWorkersConfig = RewardWorkersConfig()
-    max_device_seconds: Positive | None = None  # of work, over all roles and attempts; None: until the last step
-    max_staleness: Annotated[int, Field(ge=0, le=8)] = 0  # versions generation may run ahead; 0: synchronous
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    alarms: AlarmsConfig = AlarmsConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    report_to: tuple[Literal["wandb"], ...] = ()
-    wandb: WandbConfig = WandbConfig()
-    samples_per_step: Annotated[int, Field(ge=0)] = 8  # completions kept for people to read
+    name: Name  # name of the run and of its directory in output_dir; a recipe without one gets ALGORITHM--MODEL--ID
+    output_dir: PathText = "runs"  # directory that the run's directory is created in
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # seed of data order, sampling and new weights
+    model: ModelConfig  # model that the policy is initialised from
+    data: DataConfig  # prompts or dataset to train on, and evaluation sets
+    algorithm: AlgorithmConfig  # method and its hyper-parameters
+    reward: tuple[RewardConfig, ...] = ()  # scorers of completions; the reward is their weighted sum
+    rollout: RolloutConfig = RolloutConfig()  # vLLM engines and sampling parameters
+    reference: ReferenceConfig = ReferenceConfig()  # workers of the reference policy, and when it is refreshed
+    policy: LearnerConfig = LearnerConfig()  # workers that train the policy
+    # workers that train the critic (PPO); None: the same settings as for the policy
+    critic: LearnerConfig | None = None
+    critic_model: ModelOrigin | None = None  # model that the critic is initialised from; None: the policy's
+    teacher: TeacherConfig | None = None  # teacher model of distill, and its workers
+    reward_workers: RewardWorkersConfig = RewardWorkersConfig()  # processes that score completions
+    # budget of work in device-seconds, over all roles and attempts; None: no limit
+    max_device_seconds: Positive | None = None
+    # number of versions that generation may run ahead of training; 0: synchronous
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
+    evaluation: EvaluationConfig = EvaluationConfig()  # evaluation during training
+    checkpoint: CheckpointConfig = CheckpointConfig()  # checkpoint interval and retention
+    alarms: AlarmsConfig = AlarmsConfig()  # alarms: their thresholds and actions
+    cluster: ClusterConfig = ClusterConfig()  # cluster that the run uses, and time limits of its processes
+    report_to: tuple[Literal["wandb"], ...] = ()  # external trackers that metrics are logged to
+    wandb: WandbConfig = WandbConfig()  # settings of Weights & Biases
+    samples_per_step: Annotated[int, Field(ge=0)] = 8  # number of completions written to samples/ in each step
 
     @model_validator(mode="after")
     def no_conflicts(self) -> Self:
-        if found := conflicts(self):
-            raise ConflictsError(found)
+        if conflicts := find_conflicts(self):
+            raise ConflictsError(conflicts)
         return self
 
     @property
@@ -147,5 +167,5 @@ class RunConfig(Settings):
 
     @property
     def model_directory(self) -> Path:
-        """Where the trained model goes, and where a later stage's `model.from_stage` finds it."""
+        """Directory of the trained model, where `model.from_stage` of a later stage finds it."""
         return self.directory / "model"

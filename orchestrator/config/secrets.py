@@ -1,4 +1,4 @@
-"""Secrets are refused in a recipe: it is copied into the run directory, job metadata and logs."""
+"""Refuse secrets in a recipe, which is copied into the run directory, job metadata and logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REMOVED = object()
 
 
 def find_secrets(document: Document, problems: Problems) -> None:
-    """A problem for every key or value that looks like a secret; takes it out, so that nothing prints it."""
+    """Add a problem for every key or value that looks like a secret, and remove it so that nothing prints it."""
 
     def clean(value: Any, path: KeyPath) -> Any:
         if isinstance(value, dict):

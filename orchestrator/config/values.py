@@ -1,4 +1,4 @@
-"""Values and what is allowed, in the words of a recipe."""
+"""Describe values, and the values that a key allows, in the notation of a recipe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONGEST = 60  # characters of a value that are shown
 
 
 def show(value: Any) -> str:
-    """A value as it would stand in YAML, on one line and short.
+    """Return a value as YAML on one line, shortened to LONGEST characters.
 
     >>> show({"type": "grpo", "beta": None})
     '{type: grpo, beta: null}'
@@ -60,7 +60,7 @@ def kind_of(value: Any) -> str:
 
 
 def allowed(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> str:
-    """What may be written at `path`: "a number > 0 and <= 1, or null". Empty: nothing may."""
+    """Return a description of the values allowed at `path`: "a number > 0 and <= 1, or null". Empty: no such key."""
     annotation, metadata = annotation_at(path, data, root)
     if annotation is None:
         return ""
@@ -72,7 +72,7 @@ def allowed(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> str:
 
 
 def options(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> list[str]:
-    """The choices at `path`, where only certain words may stand."""
+    """Return the choices at `path`, if it is an enumeration."""
     annotation, _ = annotation_at(path, data, root)
     return [str(o) for m in members(annotation) if get_origin(m) is Literal for o in get_args(m)]
 
@@ -88,7 +88,7 @@ def _word(member: Any) -> str:
 
 
 def _inner_constraints(annotation: Any) -> list[Any]:
-    """Of `Annotated[float, Field(gt=0)] | None`: those of its first member."""
+    """Return the constraints within a union: those of `gt=0` for `Annotated[float, Field(gt=0)] | None`."""
     items = [item for part in get_args(annotation) for item in getattr(part, "__metadata__", ())]
     return [constraint for item in items for constraint in getattr(item, "metadata", [item])]
 

@@ -1,6 +1,6 @@
-"""Prompts and examples as people have them (TRL's formats), read with the line of everything that is wrong.
+"""Prompts and examples in TRL's formats. Every problem is reported with its line.
 
-file, folder or hub name ──sources──► rows ──formats──► Prompt, Example ──batches──► which rows a step takes
+file, folder or Hub name ──sources──► rows ──formats──► Prompt, Example ──batches──► rows of a step
 """
 
 from orchestrator.data.batches import batch_indices

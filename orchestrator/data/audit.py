@@ -1,7 +1,7 @@
-"""What is odd about rows that can be read: repeated, contradicting one another, held out and yet trained on.
+"""Find valid rows that are suspicious: repeated, contradicting one another, held out but also trained on.
 
-Texts are compared by 64 bits of their hash, and as a reader sees them: without white space at their ends and with
-accents in one spelling. A million rows take 8 MB for each comparison.
+Texts are compared by a 64-bit hash of what a reader sees: without surrounding white space, in Unicode's NFC form. One
+comparison of a million rows takes 8 MB.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ Keys = NDArray[np.uint64]
 
 
 def repeated(examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """(row, the earlier row that it repeats), by index: same prompt, completions and scores."""
+    """Return the indices (row, earlier row) of rows with the same prompt, completions and scores."""
     keys = _keys(_hash([*_read(e.prompt.text, *e.completions), e.scores]) for e in examples)
     order = np.argsort(keys, kind="stable")
-    first, found = 0, []
+    first, pairs = 0, []
     for i in range(1, len(order)):
         if keys[order[i]] != keys[order[first]]:
             first = i
         else:
-            found.append((int(order[i]), int(order[first])))
-    return sorted(found)
+            pairs.append((int(order[i]), int(order[first])))
+    return sorted(pairs)
 
 
 def contradicting(examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """(row, an earlier row that says the opposite), by index: a over b against b over a, or true against false."""
+    """Return the indices (row, earlier row) of rows that claim the opposite: a > b and b > a, or true and false."""
     claims = [(claim, opposite, row) for row, e in enumerate(examples) for claim, opposite in _claims(e)]
     mine, others = _keys(c[0] for c in claims), _keys(c[1] for c in claims)
     disputed = {claims[i][0] for i in np.flatnonzero(np.isin(mine, others))}
-    said: dict[int, int] = {}
-    found = []
+    first_row: dict[int, int] = {}  # by claim
+    pairs = []
     for claim, opposite, row in claims:
         if claim in disputed:
-            if opposite in said:
-                found.append((row, said[opposite]))
-            said.setdefault(claim, row)
-    return found
+            if opposite in first_row:
+                pairs.append((row, first_row[opposite]))
+            first_row.setdefault(claim, row)
+    return pairs
 
 
 def comparisons(examples: Sequence[Example], *, voter: str | None = None) -> dict[int, tuple[int, int]]:
-    """Of every two completions that some row sets one above the other: how many rows say the one, and the other.
+    """Count, for each pair of completions, how many rows prefer the first and how many the second.
 
-    A row that only repeats another counts once; with `voter`, a column, each different value of it has one vote.
+    A row that repeats another counts once. With `voter`, the name of a column, each distinct value of it has one vote.
     """
-    said: dict[int, tuple[set[object], set[object]]] = {}
+    votes: dict[int, tuple[set[object], set[object]]] = {}
     for example in examples:
-        who = None if voter is None else str(example.prompt.columns.get(voter))
+        name = None if voter is None else str(example.prompt.columns.get(voter))
         for claim, opposite in _claims(example):
-            said.setdefault(min(claim, opposite), (set(), set()))[claim > opposite].add(who)
-    return {key: (len(one), len(other)) for key, (one, other) in said.items()}
+            votes.setdefault(min(claim, opposite), (set(), set()))[claim > opposite].add(name)
+    return {key: (len(first), len(second)) for key, (first, second) in votes.items()}
 
 
 def distinct_prompts(prompts: Sequence[Prompt]) -> int:
@@ -67,7 +67,7 @@ def distinct_prompts(prompts: Sequence[Prompt]) -> int:
 
 
 def _claims(example: Example) -> Iterator[tuple[int, int]]:
-    """What a row says of its completions, and the opposite of that."""
+    """Yield hashes of the claims of a row about its completions, each with its opposite's."""
     prompt, *completions = _read(example.prompt.text, *example.completions)
     if example.scores is None:
         return
@@ -80,25 +80,25 @@ def _claims(example: Example) -> Iterator[tuple[int, int]]:
 
 
 def trained_on(held_out: Sequence[Prompt], trained: Sequence[Prompt]) -> list[int]:
-    """The held-out prompts, by index, that are trained on as well."""
+    """Return the indices of held-out prompts that are also trained on."""
     mine, others = (_keys(_hash(_read(p.text)) for p in prompts) for prompts in (held_out, trained))
     return [int(i) for i in np.flatnonzero(np.isin(mine, others))]
 
 
 def row_number(prompt: Prompt) -> int:
-    """Of "pairs.jsonl:3" the 3: the line of a text file."""
+    """Return the row number of a prompt: 3 for the id "pairs.jsonl:3"."""
     return int(prompt.id.rpartition(":")[2])
 
 
 def listed(rows: Sequence[Prompt]) -> str:
-    """`rows 3, 5, 9 and 4 more`."""
+    """Return a list of row numbers as text: "rows 3, 5, 9 and 4 more"."""
     shown = ", ".join(str(row_number(row)) for row in rows[:SHOWN])
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return f"row{'s' * (len(rows) > 1)} {shown}{more}"
 
 
 def listed_pairs(pairs: Sequence[tuple[int, int]], examples: Sequence[Example]) -> str:
-    """`rows 3 and 1, 7 and 5, and 4 more`."""
+    """Return pairs of row numbers as text: "rows 3 and 1, 7 and 5, and 4 more"."""
     shown = [" and ".join(str(row_number(examples[i].prompt)) for i in pair) for pair in pairs[:SHOWN]]
     more = [f"and {len(pairs) - SHOWN} more"] if len(pairs) > SHOWN else []
     return "rows " + ", ".join(shown + more)

@@ -1,4 +1,4 @@
-"""Which rows a step takes: a pure function of its arguments, so that a resume needs no cursor."""
+"""Row indices of each batch, as a pure function of step and seed, so that a resume needs no cursor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 
 def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """Rows of batch `step` (from 0): [batch_size] indices below `num_rows`.
+    """Return the row indices of batch `step` (0-based): [batch_size], each below `num_rows`.
 
-    The rows form one endless stream, every epoch in a new order, cut into batches: each row comes once per
-    epoch, and a batch may run over the end of one. No batch has a row twice, where there are as many rows as it takes:
-    two groups of one prompt would be the same completions. The same seed gives the same batches with any numpy.
+    The rows form one endless stream that is cut into batches. Each epoch shuffles all rows, and a batch may span two
+    epochs. No batch contains a row twice unless it is larger than the dataset: two groups of one prompt would consist
+    of the same completions. The result does not depend on the version of numpy.
 
     >>> [batch_indices(3, 2, step, seed=0).tolist() for step in range(3)]
     [[0, 1], [2, 1], [2, 0]]
@@ -29,22 +29,25 @@ def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> NDArr
 
 @lru_cache(maxsize=4)
 def _epoch_order(num_rows: int, batch_size: int, epoch: int, seed: int) -> NDArray[np.int64]:
-    """Of an epoch that begins within a batch: the rows that the batch has of the epoch before come after the batch."""
+    """Return the order of an epoch.
+
+    If the epoch starts within a batch, rows that this batch already has come after the batch.
+    """
     if batch_size > num_rows:
         return _shuffled(num_rows, epoch, seed)
-    first = epoch  # the last epoch that begins with a batch: nothing before it has a say
+    first = epoch  # becomes the latest epoch that starts with a batch: its order does not depend on earlier ones
     while first * num_rows % batch_size:
         first -= 1
     order = _shuffled(num_rows, first, seed)
     for later in range(first + 1, epoch + 1):
-        begun = later * num_rows % batch_size  # rows that the batch has already
-        there, order = order[num_rows - begun :], _shuffled(num_rows, later, seed)
-        of_batch = np.flatnonzero(~np.isin(order, there))[: batch_size - begun]
+        num_taken = later * num_rows % batch_size  # rows that the batch has from the epoch before
+        taken, order = order[num_rows - num_taken :], _shuffled(num_rows, later, seed)
+        of_batch = np.flatnonzero(~np.isin(order, taken))[: batch_size - num_taken]
         order = np.concatenate([order[of_batch], np.delete(order, of_batch)])
     return order
 
 
 def _shuffled(num_rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
-    # Sorted raw bits: numpy promises never to change that stream, unlike that of `permutation`.
+    # Sort raw bits: numpy guarantees their stream across versions, unlike that of `permutation`.
     raw = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(num_rows)
     return np.argsort(raw, kind="stable").astype(np.int64)

@@ -1,4 +1,4 @@
-"""Prompts that come with their completions: preferences, and demonstrations."""
+"""Read prompts with their completions: preferences, ratings, labels and demonstrations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.data.formats import (
     COLUMNS,
     Format,
     clean,
-    common_beginning,
+    common_length,
     detect,
     equal_to_a_reader,
     has_other_turns,
@@ -27,6 +27,7 @@ from orchestrator.data.formats import (
 from orchestrator.data.ratings import Scale, best_first, without_preference, wrong_margin, wrong_scored
 from orchestrator.data.rows import Row, RowProblems, kind_of
 from orchestrator.data.sources import label, read_rows
+from workers.config import METHODS
 from workers.types import Example, Prompt
 
 
@@ -38,18 +39,21 @@ def read_examples(
     max_rows: int | None = None,
     equal_pairs: RowProblems | None = None,
 ) -> tuple[Example, ...]:
-    """The rows of a dataset that `algorithm` learns from: pairs for dpo (best first), demonstrations for sft.
+    """Read a dataset for `algorithm`: pairs for dpo (best completion first), demonstrations for sft.
 
-    All rows have the format of the first one. A `margin` column becomes the scores (margin, 0.0); without it
-    they are (1.0, 0.0). A `label` becomes the score 1.0 or 0.0, `ratings` are scores, of `ranks` the score is −rank.
-    Demonstrations have no scores. `max_rows`: only look at so many. `equal_pairs`: who is told of rows whose two sides
-    are equal, which are then left out; None: they cannot be used, like others that are wrong.
+    All rows have the format of the first one. Scores are (margin, 0.0) for pairs, with margin 1.0 where there is no
+    `margin` column; 1.0 or 0.0 for a `label`; the `ratings`; or −rank for `ranks`. Demonstrations have no scores.
+
+    Args:
+        max_rows: rows to read; None: all.
+        equal_pairs: collects rows whose chosen and rejected are equal, which are then dropped; None: they are problems
+            like others.
 
     Raises:
-        BadInput: with every row that cannot be used, or when the format is not one for this algorithm.
+        BadInput: with every row that cannot be used, or if the format does not suit the algorithm.
     """
     problems, examples, name = RowProblems(source), [], label(source)
-    whole_rows = algorithm == "reward_model"  # it learns a number for a text, and no token of it
+    trains_on_tokens = METHODS[algorithm].needs.head != "scores"  # a reward model is trained on one number per text
     format: Format | None = None
     for row in islice(read_rows(source, split, problems), max_rows):
         given = [key for key, value in row.values.items() if value is not None]
@@ -59,56 +63,56 @@ def read_examples(
             problems.add(row.number, what, why=f"the rows before it are in {format} format", fix=fix)
             continue
         wrong, example = _READERS[format](row.values, f"{name}:{row.number}")
-        if example is not None and not whole_rows and any(map(has_other_turns, example.completions)):
+        if example is not None and trains_on_tokens and any(map(has_other_turns, example.completions)):
             wrong, example = OTHER_TURNS, None
-            fix = "give a row for each answer, with the turns before it in `prompt`"
+            fix = "give a row for each answer, with the messages before it in `prompt`"
             problems.add(row.number, wrong, why=OTHER_TURNS_WHY, fix=fix)
         elif wrong == EQUAL:
-            fix = "remove these rows, or leave them out with data.equal_pairs: drop"
+            fix = "remove these rows, or drop them with data.equal_pairs: drop"
             (problems if equal_pairs is None else equal_pairs).add(row.number, wrong, fix=fix)
         elif example is None:
-            problems.add(row.number, wrong, fix="mend or remove these rows")
+            problems.add(row.number, wrong, fix="fix or remove these rows")
         else:
             examples.append(example)
     problems.raise_if_any()
     if not examples and equal_pairs is not None and equal_pairs.problems():
-        raise problems.stop("0 rows are left", why=f"in each of them {EQUAL}", fix="give rows with a preference")
+        raise problems.stop("0 rows are left", why=f"in every row {EQUAL}", fix="give rows with a preference")
     if not examples:
         columns = ", ".join(f"`{column}`" for column in COLUMNS[ACCEPTS[algorithm][0]])
-        raise problems.stop("0 rows", why="there is nothing to learn from", fix=f"write rows with {columns}")
+        raise problems.stop("0 rows", why="there is nothing to train on", fix=f"write rows with {columns}")
     if max_rows is None:
-        _not_all_the_same(examples, format, problems)
+        _require_contrast(examples, format, problems)
     return tuple(examples)
 
 
-def _not_all_the_same(examples: Sequence[Example], format: Format | None, problems: RowProblems) -> None:
-    """Raises BadInput when the whole dataset has one label only, or rates nothing above anything else."""
+def _require_contrast(examples: Sequence[Example], format: Format | None, problems: RowProblems) -> None:
+    """Raise BadInput if the dataset has only one label, or no row prefers a completion to another."""
     if format in (Format.rated, Format.ranked) and without_preference([example.scores for example in examples]):
         what = f"the {COLUMNS[format][-1]} of every row are equal, so there is no preference"
         raise problems.stop(what, fix="give rows in which some completions are better than others")
     good = sum(example.scores == (1.0,) for example in examples)
     if format == Format.unpaired and good in (0, len(examples)):
         what = f"{good} rows with `label` true, {len(examples) - good} with `label` false"
-        why = "what is good is learned from the difference to what is bad"
-        raise problems.stop(what, why=why, fix="add rows with the other label, or choose sft for good answers alone")
+        why = "the method contrasts good with bad completions"
+        raise problems.stop(what, why=why, fix="add rows with the other label, or use sft for good completions only")
 
 
 def _format(columns: list[str], row: Row, algorithm: str, problems: RowProblems) -> Format:
-    """Of the first row. Raises BadInput when this algorithm cannot learn from it."""
-    found = detect(columns)
+    """Return the format of the first row. Raise BadInput if the algorithm cannot be trained on it."""
+    format = detect(columns)
     accepted = ACCEPTS[algorithm]
-    if found in accepted:
-        return found
-    if found is None or (found == Format.prompt_only and set(columns) != {"prompt"}):
+    if format in accepted:
+        return format
+    why = f"{algorithm} trains on {_listed(accepted)} data"
+    if format is None or (format == Format.prompt_only and set(columns) != {"prompt"}):
         what, fix = missing(columns, COLUMNS[nearest(columns, accepted)])
-        raise problems.stop(what, row=row.number, why=f"{algorithm} learns from {_listed(accepted)} data", fix=fix)
-    why = f"{algorithm} learns from {_listed(accepted)} data"
+        raise problems.stop(what, row=row.number, why=why, fix=fix)
     fix = "give data in one of these formats, or choose another algorithm"
-    if found == Format.prompt_only:
+    if format == Format.prompt_only:
         fix = "to sample completions for prompts give data.prompts instead of data.dataset (dpo, grpo, ppo)"
-    elif found == Format.stepwise:
-        fix = f"{found} data are not supported by any algorithm here yet: " + fix
-    raise problems.stop(f"the rows are in {found} format", row=row.number, why=why, fix=fix)
+    elif format == Format.stepwise:
+        fix = f"{format} data are not supported by any algorithm yet: " + fix
+    raise problems.stop(f"the rows are in {format} format", row=row.number, why=why, fix=fix)
 
 
 def _listed(formats: tuple[Format, ...]) -> str:
@@ -116,9 +120,9 @@ def _listed(formats: tuple[Format, ...]) -> str:
 
 
 Read = tuple[str, Example | None]
-"""What is wrong with a row (empty: nothing), and the example it makes."""
-OTHER_TURNS = "an answer has turns of users or tools in it"
-OTHER_TURNS_WHY = "every token of an answer is learned, and these would be, too"
+"""Result of reading a row: what is wrong (empty: nothing), and the example."""
+OTHER_TURNS = "a completion contains messages of users or tools"
+OTHER_TURNS_WHY = "the policy is trained on every token of a completion"
 EQUAL = "`chosen` and `rejected` are equal, so there is no preference"
 
 
@@ -126,14 +130,14 @@ def _preference(values: Mapping[str, Any], id: str) -> Read:
     chosen, rejected = values["chosen"], values["rejected"]
     if not (starts_before_the_answer(chosen) and starts_before_the_answer(rejected)):
         return _pair(values, id, values["prompt"], chosen, rejected)
-    # As in many hub datasets, where `prompt` repeats the start, or has the part of it that the others lack.
+    # In many Hub datasets `prompt` repeats the start of both sides, or has the part of it that they lack.
     wrong = wrong_text(values["prompt"], "prompt") or wrong_text(chosen, "chosen") or wrong_text(rejected, "rejected")
     if wrong:
         return wrong, None
     both = joined(values["prompt"], chosen), joined(values["prompt"], rejected)
     if both[0] is None or both[1] is None:
         side = "chosen" if both[0] is None else "rejected"
-        return f"`{side}` begins with another turn than `prompt` has, so the two contradict each other", None
+        return f"`{side}` starts with another message than `prompt`, so the two contradict each other", None
     return _implicit({**values, "chosen": both[0], "rejected": both[1]}, id)
 
 
@@ -145,18 +149,18 @@ def _implicit(values: Mapping[str, Any], id: str) -> Read:
         return "one of `chosen` and `rejected` is text, the other a list of messages", None
     if equal_to_a_reader(chosen, rejected):
         return EQUAL, None
-    length = common_beginning(chosen, rejected)
+    length = common_length(chosen, rejected)
     while (
         length == min(len(chosen), len(rejected))
         and is_conversation(chosen)
         and length
         and (chosen[length - 1].get("role") == "assistant")
     ):
-        length -= 1  # one is the beginning of the other: its last turn is its answer
+        length -= 1  # one side is the start of the other: its last message is its completion
     if not length:
-        return "no `prompt`, and `chosen` and `rejected` have no common beginning to take it from", None
+        return "no `prompt`, and `chosen` and `rejected` have no common start to take it from", None
     prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
-    return _pair(values, id, prompt, chosen, rejected, prompt_is="the common beginning")
+    return _pair(values, id, prompt, chosen, rejected, prompt_is="the common start")
 
 
 def _pair(
@@ -165,7 +169,7 @@ def _pair(
     conversational, margin = is_conversation(prompt), values.get("margin")
     wrong = wrong_prompt(prompt, prompt_is)
     for side, text in (("chosen", chosen), ("rejected", rejected)):
-        if text != "" or prompt_is == "prompt":  # of two texts without a prompt one may end where the other goes on
+        if text != "" or prompt_is == "prompt":  # without a prompt, one text may be the start of the other
             wrong = wrong or wrong_completion(text, side, conversational=conversational)
     if not wrong and equal_to_a_reader(chosen, rejected):
         wrong = EQUAL
@@ -218,13 +222,13 @@ def _scored(scale: Scale) -> Callable[[Mapping[str, Any], str], Read]:
 
 
 def _messages(values: Mapping[str, Any], id: str) -> Read:
-    """The last turn is learned; all before it is the prompt."""
+    """Read `messages`: the last message is the completion, all before it the prompt."""
     messages = values["messages"]
     if isinstance(messages, str):
         return "`messages` is text, not a list of messages", None
     wrong = wrong_text(messages, "messages")
     if not wrong and len(messages) < 2:
-        wrong = "`messages` has one message: a question and an answer are needed"
+        wrong = "`messages` has only one message: a question and an answer are needed"
     wrong = wrong or wrong_prompt(messages[:-1], "messages before the last")
     wrong = wrong or wrong_completion(messages[-1:], "messages", conversational=True)
     if wrong:
@@ -233,7 +237,7 @@ def _messages(values: Mapping[str, Any], id: str) -> Read:
 
 
 def _text(values: Mapping[str, Any], id: str) -> Read:
-    """No prompt: every token is learned."""
+    """Read `text`: there is no prompt, every token is trained on."""
     text = values["text"]
     wrong = wrong_text(text, "text") or ("" if isinstance(text, str) else "`text` is a list; call it `messages`")
     return (wrong, None) if wrong else ("", Example(prompt=_prompt(values, id, ""), completions=(text,)))

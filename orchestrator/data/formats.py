@@ -1,10 +1,10 @@
-"""TRL's dataset formats and two of our own (rated, ranked), told from the data and never by a flag.
+"""TRL's dataset formats and two more (rated, ranked), detected from the columns.
 
-    | format              | columns                          | learned from by |
+    | format              | columns                          | used by         |
     |---------------------|----------------------------------|-----------------|
     | prompt-only         | prompt                           | grpo, ppo, dpo, distill, … (data.prompts) |
     | preference          | prompt, chosen, rejected         | dpo, reward_model |
-    | implicit preference | chosen, rejected                 | dpo, reward_model; their common beginning is the prompt |
+    | implicit preference | chosen, rejected                 | dpo, reward_model; their common start is the prompt |
     | rated               | prompt, completions, ratings     | dpo, reward_model |
     | ranked              | prompt, completions, ranks       | dpo, reward_model |
     | prompt-completion   | prompt, completion               | sft, distill    |
@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator.data.rows import kind_of
+from workers.config import METHODS
 from workers.types import Text
 
 
@@ -40,7 +41,7 @@ class Format(StrEnum):
 
 
 COLUMNS: Mapping[Format, tuple[str, ...]] = {
-    # in the order of detection: the more particular first
+    # in the order of detection: the more specific first
     Format.preference: ("prompt", "chosen", "rejected"),
     Format.implicit_preference: ("chosen", "rejected"),
     Format.rated: ("prompt", "completions", "ratings"),
@@ -52,12 +53,14 @@ COLUMNS: Mapping[Format, tuple[str, ...]] = {
     Format.text: ("text",),
     Format.prompt_only: ("prompt",),
 }
+FORMATS: Mapping[str, tuple[Format, ...]] = {
+    # kind of dataset that a method needs → its formats, the usual one first
+    "demonstrations": (Format.prompt_completion, Format.messages, Format.text),
+    "labels": (Format.unpaired,),
+    "pairs": (Format.preference, Format.implicit_preference, Format.rated, Format.ranked),
+}
 ACCEPTS: Mapping[str, tuple[Format, ...]] = {
-    "sft": (Format.prompt_completion, Format.messages, Format.text),
-    "dpo": (Format.preference, Format.implicit_preference, Format.rated, Format.ranked),
-    "kto": (Format.unpaired,),
-    "reward_model": (Format.preference, Format.implicit_preference, Format.rated, Format.ranked),
-    "distill": (Format.prompt_completion, Format.messages, Format.text),
+    name: FORMATS[method.needs.dataset] for name, method in METHODS.items() if method.needs.dataset is not None
 }
 SPELLINGS: Mapping[str, str] = {
     # columns of well-known datasets → ours
@@ -85,18 +88,18 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def detect(columns: Collection[str]) -> Format | None:
-    """The format that a row with these columns is in; None: none of them."""
+    """Return the format of a row with these columns; None: it has none of the formats."""
     return next((format for format, wanted in COLUMNS.items() if set(wanted) <= set(columns)), None)
 
 
 def nearest(columns: Collection[str], formats: Sequence[Format]) -> Format:
-    """The format that most columns of are there, under any spelling; the first where several are as near."""
-    found = {*columns, *(SPELLINGS[column] for column in columns if column in SPELLINGS)}
-    return max(formats, key=lambda format: len(found & set(COLUMNS[format])) / len(COLUMNS[format]))
+    """Return the format of which the largest share of columns is given, under any spelling; the first of equal ones."""
+    known = {*columns, *(SPELLINGS[column] for column in columns if column in SPELLINGS)}
+    return max(formats, key=lambda format: len(known & set(COLUMNS[format])) / len(COLUMNS[format]))
 
 
 def missing(columns: Collection[str], wanted: Sequence[str]) -> tuple[str, str]:
-    """(what, fix) for a row that lacks some of the `wanted` columns."""
+    """Return (what, fix) for a row without some of the `wanted` columns."""
     absent = [column for column in wanted if column not in columns]
     renames = {ours: theirs for theirs, ours in SPELLINGS.items() if theirs in columns and ours in absent}
     named = ", ".join(f"`{column}`" for column in absent)
@@ -111,12 +114,12 @@ def is_conversation(value: object) -> bool:
 
 
 def starts_before_the_answer(value: object) -> bool:
-    """Whether this is a whole conversation rather than the assistant's part of it."""
+    """Return whether this is a whole conversation, not only the assistant's part of it."""
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and value[0].get("role") in ROLES[:3]
 
 
 def wrong_text(value: object, column: str) -> str:
-    """What is wrong with a value that should be text or a conversation; empty when nothing is."""
+    """Return what is wrong with a value that should be text or a conversation; empty: nothing."""
     if isinstance(value, str):
         return "" if value.strip() else f"`{column}` is empty"
     if not isinstance(value, list):
@@ -135,13 +138,13 @@ def wrong_text(value: object, column: str) -> str:
 
 
 def wrong_prompt(value: Any, column: str = "prompt") -> str:
-    """What is wrong with a prompt, the order of its roles included."""
+    """Return what is wrong with a prompt, including the order of its roles; empty: nothing."""
     if (wrong := wrong_text(value, column)) or isinstance(value, str):
         return wrong
     roles = [message["role"] for message in value]
     order = f"`{column}` has the roles {', '.join(roles[:6])}{'…' if len(roles) > 6 else ''}"
     if any(role in ("system", "developer") for role in roles[1:]):
-        return f"{order}: system comes first or not at all"
+        return f"{order}: only the first message may be system"
     if roles[0] in ("assistant", "tool"):
         return f"{order}: a conversation starts with system or user"
     if roles[-1] == "assistant":
@@ -150,7 +153,7 @@ def wrong_prompt(value: Any, column: str = "prompt") -> str:
 
 
 def wrong_completion(value: Any, column: str, *, conversational: bool) -> str:
-    """What is wrong with a completion, given whether its prompt is a conversation."""
+    """Return what is wrong with a completion; empty: nothing. `conversational`: its prompt is a conversation."""
     if wrong := wrong_text(value, column):
         return wrong
     if is_conversation(value) != conversational:
@@ -158,26 +161,26 @@ def wrong_completion(value: Any, column: str, *, conversational: bool) -> str:
         return f"`prompt` is {shapes[conversational]} and `{column}` {shapes[not conversational]}"
     if conversational and (value[0]["role"] != "assistant" or value[-1]["role"] != "assistant"):
         roles = ", ".join(message["role"] for message in value[:6])
-        return f"`{column}` has the roles {roles}: an answer is the assistant's"
+        return f"`{column}` has the roles {roles}: a completion starts and ends with assistant"
     if conversational and not any((m.get("content") or "").strip() or m.get("tool_calls") for m in value):
         return f"`{column}` is empty"
     return ""
 
 
 def has_other_turns(completion: Text) -> bool:
-    """Whether not only the assistant speaks in it: learned as a whole, it would teach what users and tools say."""
+    """Return whether a completion contains messages of users or tools, which the policy must not be trained on."""
     return not isinstance(completion, str) and any(message["role"] != "assistant" for message in completion)
 
 
 def clean(value: Any) -> Text:
-    """A text as it is; messages without the empty keys that columnar files fill in."""
+    """Return a text unchanged, and messages without the empty keys that columnar files fill in."""
     if isinstance(value, str):
         return value
     return [{k: v for k, v in message.items() if v is not None or k == "content"} for message in value]
 
 
-def common_beginning(chosen: Text, rejected: Text) -> int:
-    """How many characters or messages both start with; a space before the difference is not counted."""
+def common_length(chosen: Text, rejected: Text) -> int:
+    """Count the characters or messages that both start with, without a space before the difference."""
     pairs = zip(chosen, rejected, strict=False)
     length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
     if isinstance(chosen, str) and length and chosen[length - 1] == " ":
@@ -186,23 +189,25 @@ def common_beginning(chosen: Text, rejected: Text) -> int:
 
 
 def joined(prompt: Any, answered: Sequence[Mapping[str, Any]]) -> list[Any] | None:
-    """The conversation of a prompt and of `answered`, which begins with a turn that is not the assistant's: it goes on
-    where the prompt ends, or repeats some or all of it. None: the two contradict each other."""
+    """Join a prompt and `answered`, a conversation whose first message is not the assistant's.
+
+    `answered` may continue the prompt, or repeat some or all of it. Return None if the two contradict each other.
+    """
     if isinstance(prompt, str):
-        said = ["".join((message.get("content") or "").split()) for message in answered]
+        contents = ["".join((message.get("content") or "").split()) for message in answered]
         asked = "".join(prompt.split())
-        return list(answered) if any(part and (asked in part or part in asked) for part in said[:-1]) else None
-    told, turns = as_read(prompt), as_read(answered)
-    if any(turns[at : at + len(told)] == told for at in range(len(turns) - len(told))):
+        return list(answered) if any(part and (asked in part or part in asked) for part in contents[:-1]) else None
+    before, turns = as_read(prompt), as_read(answered)
+    if any(turns[at : at + len(before)] == before for at in range(len(turns) - len(before))):
         return list(answered)
-    shared = next((n for n in range(min(len(told), len(turns)), 0, -1) if told[-n:] == turns[:n]), 0)
+    shared = next((n for n in range(min(len(before), len(turns)), 0, -1) if before[-n:] == turns[:n]), 0)
     if not shared and (answered[0]["role"] != "user" or prompt[-1]["role"] == "user"):
         return None
     return [*prompt, *answered[shared:]]
 
 
 def as_read(text: Text) -> list[Any]:
-    """What a reader sees of it: no white space at the ends, accents in one spelling of Unicode."""
+    """Return what a reader sees of a text: without surrounding white space, in Unicode's NFC form."""
     if isinstance(text, str):
         return [unicodedata.normalize("NFC", text).strip()]
     return [
@@ -211,5 +216,5 @@ def as_read(text: Text) -> list[Any]:
 
 
 def equal_to_a_reader(first: Text, second: Text) -> bool:
-    """Equal but for white space at the ends and the spelling of accents in Unicode."""
+    """Return whether two texts are equal except for surrounding white space and the Unicode form of accents."""
     return as_read(first) == as_read(second)

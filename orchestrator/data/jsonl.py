@@ -1,4 +1,4 @@
-"""JSON Lines, read in bounded memory, with the line and the reason of everything that is wrong."""
+"""Read JSON Lines in bounded memory, reporting every problem with its line."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class _BadRowError(ValueError):
-    """What a JSON hook found: (what, why, fix)."""
+    """Problem found by a JSON hook: (what, why, fix)."""
 
 
 def read_jsonl(path: Path, problems: RowProblems) -> Iterator[Row]:
-    """The rows that can be read; what cannot goes to `problems`. Blank lines are skipped.
+    """Yield the valid rows of a file, adding the others to `problems`. Blank lines are skipped.
 
     Raises:
-        BadInput: when this is not JSON Lines at all, or the disk gives it up on the way.
+        BadInput: if the file is not JSON Lines at all, or reading it fails.
     """
     try:
         yield from _read(path, problems)
@@ -48,7 +48,7 @@ def _read(path: Path, problems: RowProblems) -> Iterator[Row]:
             if start.startswith(magic):
                 raise problems.stop(f"the file {what}", why="a .jsonl file is UTF-8 text", fix=fix)
         file.seek(0)
-        offset = 0  # of the line, in bytes
+        offset = 0  # of the line in bytes
         for number, line in enumerate(_lines(file), start=1):
             if len(line) > MAX_LINE_BYTES:
                 fix = "split the row, or use parquet"
@@ -61,7 +61,7 @@ def _read(path: Path, problems: RowProblems) -> Iterator[Row]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines; one that is too long comes cut, one byte longer than allowed."""
+    """Yield lines. A line that is too long is truncated to one byte more than the limit."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         rest = line
         while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
@@ -72,7 +72,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 def _parse(line: bytes, number: int, offset: int, problems: RowProblems) -> dict[str, Any] | None:
     if b"\0" in line:
         what = f"a NUL byte (byte {offset + line.index(0)})"
-        problems.add(number, what, why="text has none: is this UTF-16 or binary?", fix="save it as UTF-8")
+        problems.add(number, what, why="not text: is this UTF-16 or binary?", fix="save it as UTF-8")
         return None
     try:
         text = line.decode("utf-8")
@@ -99,8 +99,8 @@ def _parse(line: bytes, number: int, offset: int, problems: RowProblems) -> dict
     else:
         if not isinstance(values, dict):
             problems.add(number, f"the row is {kind_of(values)}", fix='write an object: {"prompt": …}')
-        elif "\\u" in stripped and (found := _unprintable(stripped, values)):
-            problems.add(number, found, why="it is no character, no tokenizer can read it", fix="remove it")
+        elif "\\u" in stripped and (invalid := _invalid_escape(stripped, values)):
+            problems.add(number, invalid, why="not a character: no tokenizer can encode it", fix="remove it")
         else:
             return values
     return None
@@ -116,7 +116,7 @@ def _hint(text: str, error: json.JSONDecodeError, *, cut: bool) -> tuple[str, st
     return f"not JSON: {error.msg} (column {error.colno})", "write one JSON object per line"
 
 
-def _unprintable(text: str, values: dict[str, Any]) -> str:
+def _invalid_escape(text: str, values: dict[str, Any]) -> str:
     plain = json.dumps(values, ensure_ascii=False)
     if LONE_SURROGATE.search(plain):
         return f"half of a surrogate pair (byte {text.lower().index(chr(92) + 'ud')} of the line)"
@@ -124,16 +124,16 @@ def _unprintable(text: str, values: dict[str, Any]) -> str:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _BadRowError(f"the key `{twice}` is given twice", "", "keep one of them")
-    return found
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise _BadRowError(f"the key `{duplicate}` is given twice", "", "keep one of them")
+    return values
 
 
 def _constant(name: str) -> Any:
-    raise _BadRowError(f"the number {name}", "JSON has no such number", "use null, or leave the row out")
+    raise _BadRowError(f"the number {name}", "JSON has no such number", "use null, or remove the row")
 
 
 def _integer(digits: str) -> int:
@@ -145,7 +145,7 @@ def _integer(digits: str) -> int:
 def _float(digits: str) -> float:
     if math.isinf(number := float(digits)):
         raise _BadRowError(
-            f"the number {digits[:40]}", "it is beyond float64, and would be read as infinite", "scale it"
+            f"the number {digits[:40]}", "it is beyond float64 and would be read as infinite", "scale it"
         )
     return number
 

@@ -1,4 +1,4 @@
-"""Which rows are too long for a run, before it starts: dropped, cut, or cut until nothing tells two answers apart."""
+"""Find rows that are too long for a run: those it drops, and those whose completions it truncates."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass, field
 from orchestrator.data.tokens import TokenCounter, num_bytes
 from workers.types import Example, Prompt
 
-MEASURED_BYTES = 2 * 2**20  # of text: a second or two of one core
-OWN_TOKENS = 8  # what a tokenizer may add to a text of its own accord, or a template to an answer
+MEASURED_BYTES = 2 * 2**20  # text to tokenise: a second or two on one core
+EXTRA_TOKENS = 8  # tokens that a tokenizer may add to a text, or a template to a completion
 
 
 @dataclass(kw_only=True, slots=True)
 class Lengths:
-    """Rows by index. `measured` of them were looked at, from the first on."""
+    """Rows by index that are too long."""
 
-    measured: int = 0
+    measured: int = 0  # rows checked, from the first on
     dropped: list[int] = field(default_factory=list)  # the prompt alone is too long
-    cut: list[int] = field(default_factory=list)  # a completion loses its end
-    equal: list[int] = field(default_factory=list)  # of these, all completions are the same once they are cut
+    truncated: list[int] = field(default_factory=list)  # a completion loses its end
+    equal: list[int] = field(default_factory=list)  # truncated rows whose completions have become equal
 
 
-def of_prompts(
+def measure_prompts(
     prompts: Sequence[Prompt], tokens: TokenCounter, *, max_tokens: int, max_bytes: float = MEASURED_BYTES
 ) -> Lengths:
-    """`max_bytes`: of text, after which no more rows are looked at."""
+    """Find the prompts of more than `max_tokens`. `max_bytes`: text after which no more rows are checked."""
     found, spent = Lengths(), 0
     for i, prompt in enumerate(prompts):
         if spent > max_bytes:
@@ -33,17 +33,20 @@ def of_prompts(
         found.measured += 1
         size = tokens.size(prompt.text, prompt.columns)
         spent += _rendered(prompt, size)
-        if size + OWN_TOKENS > max_tokens:
+        if size + EXTRA_TOKENS > max_tokens:
             spent += size
             if len(tokens.prompt(prompt.text, prompt.columns)) > max_tokens:
                 found.dropped.append(i)
     return found
 
 
-def of_examples(
+def measure_examples(
     examples: Sequence[Example], tokens: TokenCounter, *, max_tokens: int, max_bytes: float = MEASURED_BYTES
 ) -> Lengths:
-    """As the dataset role cuts them: a prompt leaves room for at least one token, and completions get the rest."""
+    """Find the examples that the dataset role drops or truncates.
+
+    It drops a row whose prompt leaves no room for a token, and truncates completions to the rest of `max_tokens`.
+    """
     found, spent = Lengths(), 0
     for i, example in enumerate(examples):
         if spent > max_bytes:
@@ -52,20 +55,20 @@ def of_examples(
         prompt = example.prompt
         size = tokens.size(prompt.text, prompt.columns) + max(map(num_bytes, example.completions))
         spent += _rendered(prompt, size)
-        if size + OWN_TOKENS <= max_tokens:
+        if size + EXTRA_TOKENS <= max_tokens:
             continue
         spent += size
         room = max_tokens - len(tokens.prompt(prompt.text, prompt.columns))
         completions = [tokens.completion(completion) for completion in example.completions]
         if room <= 0:
             found.dropped.append(i)
-        elif any(len(completion) + 1 > room for completion in completions):  # 1: the end of the turn, or sequence
-            found.cut.append(i)
+        elif any(len(completion) + 1 > room for completion in completions):  # 1: end of turn or sequence
+            found.truncated.append(i)
             if len(completions) > 1 and len({tuple(c[:room]) for c in completions}) == 1:
                 found.equal.append(i)
     return found
 
 
 def _rendered(prompt: Prompt, size: int) -> int:
-    """What a rendered conversation costs: a small part of what its tokens do."""
+    """Return the cost of rendering a conversation, in bytes of text that could be tokenised instead."""
     return 0 if isinstance(prompt.text, str) else size // 4

@@ -1,8 +1,8 @@
-"""Several completions of one prompt with what people, or a judge, thought of each: ratings or ranks.
+"""Read several completions of one prompt with a rating or rank each.
 
-A rating is a score: the higher the better, and the margin of a pair is the difference of its ratings, so 5 against 4
-says less than 4 against 1. A rank counts from 1, the best; its score is −rank, so the margin of a pair is the number
-of places between them. Equal ratings, or ranks, make no pair.
+A rating is a score: higher is better, and the margin of a pair is the difference of its ratings. Ranks start at 1, the
+best; the score is −rank, so the margin of a pair is the difference of its ranks. Completions with equal ratings or
+ranks form no pair.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def wrong_scored(values: Mapping[str, Any], scale: Scale) -> str:
-    """What is wrong with a row of `prompt`, `completions` and `ratings` or `ranks`; empty when nothing is."""
+    """Return what is wrong with a row of `prompt`, `completions` and `ratings` or `ranks`; empty: nothing."""
     prompt, completions, numbers = values["prompt"], values["completions"], values[scale]
     if wrong := wrong_prompt(prompt):
         return wrong
@@ -36,36 +36,36 @@ def wrong_scored(values: Mapping[str, Any], scale: Scale) -> str:
     if not isinstance(numbers, list):
         return f"`{scale}` is {kind_of(numbers)}, not a list of numbers"
     if len(numbers) != len(completions):
-        return f"{len(completions)} `completions` and {len(numbers)} `{scale}`: one for each is needed"
+        return f"{len(completions)} `completions` but {len(numbers)} `{scale}`: one per completion is needed"
     for i, number in enumerate(numbers):
         if wrong := _wrong_number(number, f"{scale}[{i}]", scale):
             return wrong
-    if wrong := _lost_in_float32(numbers, scale):
+    if wrong := _indistinct_in_float32(numbers, scale):
         return wrong
     for i, j in combinations(range(len(completions)), 2):
         if numbers[i] != numbers[j] and equal_to_a_reader(completions[i], completions[j]):
-            return f"`completions[{i}]` and `completions[{j}]` are equal, and their `{scale}` differ"
+            return f"`completions[{i}]` and `completions[{j}]` are equal, but their `{scale}` differ"
     return ""
 
 
 def best_first(values: Mapping[str, Any], scale: Scale) -> tuple[tuple[Text, ...], tuple[float, ...]]:
-    """The completions of a row that is not wrong, and their scores; equal scores stay in the row's order."""
+    """Return the completions of a valid row, best first, and their scores. Equal scores keep the order of the row."""
     scores = [float(number) if scale == "ratings" else -float(number) for number in values[scale]]
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     return tuple(clean(values["completions"][i]) for i in order), tuple(scores[i] for i in order)
 
 
 def without_preference(scores: Sequence[tuple[float, ...] | None]) -> bool:
-    """Whether no row rates any completion above another."""
+    """Return whether no row prefers a completion to another."""
     return all(row is None or row[0] == row[-1] for row in scores)
 
 
 def wrong_margin(margin: object) -> str:
-    """What is wrong with the `margin` of a pair; empty when nothing is."""
+    """Return what is wrong with the `margin` of a pair; empty: nothing."""
     if isinstance(margin, bool) or not isinstance(margin, int | float):
         return f"`margin` is {kind_of(margin)}, not a number"
     if not math.isfinite(margin) or margin < 0:
-        return "`margin` is below 0 or not finite: the chosen completion must be the better one"
+        return "`margin` is negative or not finite: the chosen completion must be the better one"
     return _beyond_float32(margin, "margin")
 
 
@@ -73,13 +73,13 @@ def _beyond_float32(number: float, name: str) -> str:
     return f"`{name}` is {number:g}, beyond the largest number of float32 ({LARGEST:.2g})" * (abs(number) > LARGEST)
 
 
-def _lost_in_float32(numbers: Sequence[float], scale: Scale) -> str:
-    """Scores and their differences are float32: whether it can tell all of them apart."""
+def _indistinct_in_float32(numbers: Sequence[float], scale: Scale) -> str:
+    """Return what is wrong if scores or their differences, which are float32, overflow or coincide; empty: nothing."""
     if max(numbers) - min(numbers) > LARGEST:
         return f"`{scale}` differ by {max(numbers) - min(numbers):g}, beyond float32: scale them down"
     for i, j in combinations(range(len(numbers)), 2):
         if numbers[i] != numbers[j] and np.float32(numbers[i]) == np.float32(numbers[j]):
-            return f"`{scale}[{i}]` and `{scale}[{j}]` differ by less than float32 can tell: scale them"
+            return f"`{scale}[{i}]` and `{scale}[{j}]` are equal in float32: scale them"
     return ""
 
 

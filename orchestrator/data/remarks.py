@@ -1,4 +1,4 @@
-"""What is worth saying of a dataset before a run learns from it, though it is no error."""
+"""Remarks on a dataset before training: findings that are not errors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from workers.types import Example
 
 
 def remarks(examples: Sequence[Example], algorithm: AlgorithmConfig) -> list[str]:
-    """One line for each remark.
+    """Return the remarks on a dataset, one line each.
 
-    KTO (arXiv 2402.01306) wants desirable_weight · n_desirable between 1 and 4/3 times
-    undesirable_weight · n_undesirable. Examples hold both kinds: `read_examples` sees to it.
+    KTO (arXiv 2402.01306) recommends desirable_weight · n_desirable between 1 and 4/3 times
+    undesirable_weight · n_undesirable. `read_examples` ensures that there are examples of both kinds.
     """
     if not isinstance(algorithm, KtoConfig):
         return []
@@ -23,6 +23,6 @@ def remarks(examples: Sequence[Example], algorithm: AlgorithmConfig) -> list[str
         return []
     low = algorithm.undesirable_weight * bad / good
     return [
-        f"{good} desirable and {bad} undesirable rows weigh {ratio:.2f} to 1: with algorithm.desirable_weight from "
-        f"{low:.2f} to {low * 4 / 3:.2f} it would be 1 to 1.33, as KTO's authors advise"
+        f"{good} desirable and {bad} undesirable rows have a weight ratio of {ratio:.2f}: set "
+        f"algorithm.desirable_weight from {low:.2f} to {low * 4 / 3:.2f} for the recommended 1 to 1.33"
     ]

@@ -1,4 +1,4 @@
-"""A row of data, and all that is wrong with rows, told once per kind with the lines it happens on."""
+"""Row of data, and the problems of rows, reported once per kind with the lines on which they occur."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from orchestrator.errors import BadInput, Problem
 
-MAX_KINDS = 20  # different problems, after which the file is given up
+MAX_KINDS = 20  # different problems after which reading stops
 SHOWN = 8  # row numbers listed per problem
 
 
 class Row(NamedTuple):
-    """Example: `Row(number=17, values={"prompt": "2+2=", "solution": "4"})`. In a file of text: the line."""
+    """Row of a data source. Example: `Row(number=17, values={"prompt": "2+2=", "solution": "4"})`."""
 
-    number: int
+    number: int  # from 1; the line of a text file
     values: Mapping[str, Any]
 
 
@@ -27,7 +27,7 @@ class _Kind:
 
 
 class RowProblems:
-    """Collects what is wrong with the rows of one source; the same one on a thousand lines is told once."""
+    """Problems of the rows of one source. The same problem on many lines is one problem."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -37,14 +37,14 @@ class RowProblems:
     def add(self, row: int, what: str, *, why: str = "", fix: str = "") -> None:
         kind = _Kind(what=what, why=why, fix=fix)
         if kind not in self._rows and len(self._rows) == MAX_KINDS:
-            raise BadInput([*self.problems(), Problem(what="and more", where=self.source, fix="mend these first")])
+            raise BadInput([*self.problems(), Problem(what="and more", where=self.source, fix="fix these first")])
         rows = self._rows.setdefault(kind, [])
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if len(rows) < SHOWN:
             rows.append(row)
 
     def stop(self, what: str, *, row: int | None = None, why: str = "", fix: str = "") -> BadInput:
-        """The error to raise for what makes the whole source unreadable."""
+        """Return the error to raise for a problem that makes the whole source unreadable."""
         where = self.source if row is None else f"{self.source}:{row}"
         return BadInput([*self.problems(), Problem(what=what, where=where, why=why, fix=fix)])
 
@@ -67,7 +67,7 @@ class RowProblems:
         return f" ({count} rows: {', '.join(str(row) for row in rows)}{more})"
 
     def remarks(self) -> list[str]:
-        """The same in one line each, where it is no error."""
+        """Return the problems as remarks, one line each."""
         return [kind.what + self._elsewhere(kind, always=True) for kind in self._rows]
 
     def raise_if_any(self) -> None:
@@ -76,7 +76,7 @@ class RowProblems:
 
 
 def kind_of(value: object) -> str:
-    """In the words of JSON."""
+    """Return the JSON type of a value in words."""
     for kind, word in (
         (bool, "a boolean"),
         (int, "a number"),

@@ -1,4 +1,4 @@
-"""Rows from whatever a recipe names: a .jsonl or .parquet file, a `datasets` folder, or a hub dataset."""
+"""Read rows from a .jsonl or .parquet file, a `datasets` folder, or a Hub dataset."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from orchestrator.data.jsonl import read_jsonl
 from orchestrator.data.rows import Row, RowProblems
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-BOMB_BYTES = 64 * 2**20  # smaller ones do no harm, whatever their ratio
-OF_THE_TEMPLATE = frozenset(
+BOMB_BYTES = 64 * 2**20  # smaller files are harmless at any ratio
+TEMPLATE_COLUMNS = frozenset(
     ("prompt", "chosen", "rejected", "completion", "completions", "messages", "tools", "chat_template_kwargs")
 )
-MAX_RATIO = 1000  # text is packed to a tenth, a column of one repeated text to a hundredth
+MAX_RATIO = 1000  # text compresses to a tenth, a column of one repeated text to a hundredth
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether `source` can only be a dataset of the hub: nothing on this machine has that name."""
+    """Return whether `source` can only be a Hub dataset: nothing on this machine has that name."""
     path = Path(source)
     local = path.exists() or path.is_symlink() or path.suffix in SUFFIXES or source.startswith((".", "/", "~"))
     in_a_folder = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
@@ -32,22 +32,22 @@ def is_hub_name(source: str) -> bool:
 
 
 def local(path: str | Path) -> Path:
-    """Where it is on this machine; `~` stays what it is where nobody of that name is known."""
-    with suppress(ValueError):  # a NUL: no user's name, and no file's
+    """Return a path with `~` expanded; it stays as it is for an unknown user."""
+    with suppress(ValueError):  # a NUL, which no name of a user or file contains
         path = os.path.expanduser(path)
     return Path(path)
 
 
 def label(source: str) -> str:
-    """The short name that row ids begin with: `prompts.jsonl` of `./data/prompts.jsonl`."""
+    """Return the short name that row ids start with: `prompts.jsonl` for `./data/prompts.jsonl`."""
     return source if is_hub_name(source) else Path(source).name
 
 
 def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
-    """The rows of `source`, in order.
+    """Yield the rows of `source` in order.
 
     Raises:
-        BadInput: when there is no such source, or it is not what its name says.
+        BadInput: if there is no such source, or its content does not match its name.
     """
     if is_hub_name(source):
         return _from_datasets(source, split, problems)
@@ -60,7 +60,7 @@ def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
         raise problems.stop(f"this is {kind}", fix="give a .jsonl or .parquet file")
     if path.suffix not in SUFFIXES:
         raise problems.stop(
-            f"files of kind {path.suffix or '(none)'} are not read", fix="give a .jsonl or .parquet file"
+            f"files of type {path.suffix or '(none)'} are not supported", fix="give a .jsonl or .parquet file"
         )
     return _from_parquet(path, problems) if path.suffix == ".parquet" else read_jsonl(path, problems)
 
@@ -77,11 +77,11 @@ def _mode(path: Path, problems: RowProblems) -> int:
     try:
         mode = os.stat(path).st_mode
         if not os.access(path, os.R_OK):
-            raise problems.stop("cannot be read", why="you have no right to", fix=f"chmod +r {path}")
+            raise problems.stop("cannot be read", why="permission denied", fix=f"chmod +r {path}")
     except OSError as error:
         why = os.strerror(error.errno or 0).lower()
         near = sorted(p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES) if path.parent.is_dir() else []
-        fix = f"in {path.parent} there are: {', '.join(near[:8])}" if near else f"relative paths start at {Path.cwd()}"
+        fix = f"files in {path.parent}: {', '.join(near[:8])}" if near else f"relative paths start at {Path.cwd()}"
         raise problems.stop("cannot be read", why=why, fix=fix) from None
     return mode
 
@@ -111,22 +111,23 @@ def _from_parquet(path: Path, problems: RowProblems) -> Iterator[Row]:
 
 
 def _refuse_foreign_types(metadata: dict[bytes, bytes], problems: RowProblems) -> None:
-    """Ray's extension types ran code as their metadata were read (CVE-2026-41486): refuse before that."""
+    """Refuse Ray's extension types before their metadata are read, which ran code (CVE-2026-41486)."""
     schema = base64.b64decode(metadata.get(b"ARROW:schema", b""), validate=False)
     if b"ARROW:extension:name" in schema and b"ray." in schema:
-        fix = "write the columns as plain text and lists"
-        raise problems.stop("has columns of a Ray extension type", why="their metadata is never read here", fix=fix)
+        why, fix = "their metadata is not read, for security", "write the columns as plain text and lists"
+        raise problems.stop("has columns of a Ray extension type", why=why, fix=fix)
 
 
 def _refuse_bombs(metadata: Any, packed: int, problems: RowProblems) -> None:
-    """A file of `packed` bytes that unpacks to more than memory holds."""
-    # Not by column: of a damaged one pyarrow (26) ends the process instead of raising.
+    """Refuse a file of `packed` bytes that would decompress to more than fits into memory."""
+    # Not by column: on a damaged column pyarrow (26) ends the process instead of raising.
     size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     if size > BOMB_BYTES and size > MAX_RATIO * packed:
         why = (
-            f"{packed} bytes unpack to {size / 2**20:.0f} MiB, {size // packed} times as much; the limit is {MAX_RATIO}"
+            f"{packed} bytes decompress to {size / 2**20:.0f} MiB, {size // packed} times as much; "
+            f"the limit is {MAX_RATIO}"
         )
-        raise problems.stop("unpacks to far more than it is", why=why, fix="write it again without compression")
+        raise problems.stop("decompression bomb", why=why, fix="write it again without compression")
 
 
 def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row]:
@@ -136,21 +137,23 @@ def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row
         on_disk = Path(name) if Path(name).is_dir() else None
         saved = on_disk and any((on_disk / f).exists() for f in ("dataset_info.json", "dataset_dict.json"))
         table: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
-    except Exception as error:  # whatever the hub, its cache or a builder raise
+    except Exception as error:  # the Hub, its cache and dataset builders raise errors of any type
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         fix = "check the name, data.split and HF_TOKEN; offline, only what is in the cache can be read"
         raise problems.stop(f"the dataset cannot be loaded (split {split})", why=why, fix=fix) from None
     if isinstance(table, datasets.DatasetDict):
         if split not in table:
-            raise problems.stop(f"there is no split {split}", fix=f"the splits are: {', '.join(table)}")
+            raise problems.stop(f"there is no split {split}", fix=f"use one of {', '.join(table)}")
         table = table[split]
     for number, values in enumerate(table, start=1):
         yield Row(number, without_nulls(values))
 
 
 def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """A row without the nulls that columnar files fill into messages, tools and template arguments, where every object
-    of a column has the keys of all. Other columns stay as they are."""
+    """Return a row without the nulls that columnar files add to messages, tools and template arguments.
+
+    There, every object of a column has the keys of all objects. Other columns are unchanged.
+    """
 
     def pruned(value: Any) -> Any:
         if isinstance(value, list):
@@ -159,4 +162,4 @@ def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
             return {key: pruned(item) for key, item in value.items() if item is not None}
         return value
 
-    return {name: pruned(value) if name in OF_THE_TEMPLATE else value for name, value in values.items()}
+    return {name: pruned(value) if name in TEMPLATE_COLUMNS else value for name, value in values.items()}

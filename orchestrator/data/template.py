@@ -1,4 +1,4 @@
-"""A model's chat template without transformers: the same text, from the same files of a model directory."""
+"""Chat template of a model directory, rendered without transformers to the same text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from workers.conversation import refused
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-DEFAULT = "default"  # of several templates
-TOOLS = "tool_use"  # the one for conversations with tools
+DEFAULT = "default"  # name of the template that is used, if there are several
+TOOLS = "tool_use"  # name of the template for conversations with tools
 
 
 class ChatTemplate:
-    """Jinja in the sandbox that transformers uses, with its additions."""
+    """Jinja template in a sandbox, with the extensions of transformers."""
 
     def __init__(self, sources: Mapping[str, str], tokens: Mapping[str, str]) -> None:
         self._sources, self._tokens = sources, tokens
@@ -24,78 +24,78 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, directory: Path) -> ChatTemplate | None:
-        """None where the directory has none."""
+        """Return the template of a model directory; None: it has none."""
         sources = _sources(directory, read_object(directory / "tokenizer_config.json"))
         return cls(sources, named_tokens(directory)) if sources else None
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **arguments: Any) -> str:
-        """Raises TextError."""
+        """Render a conversation. Raise TextError if the template fails."""
         tools = arguments.pop("tools", None)
         given = {"documents": None, **self._tokens, **arguments}
         try:
             rendered = self._template(TOOLS if tools is not None and TOOLS in self._sources else DEFAULT).render(
                 messages=[dict(m) for m in messages], tools=tools, add_generation_prompt=add_generation_prompt, **given
             )
-        except Exception as error:  # whatever a template raises, or what it calls
+        except Exception as error:  # templates raise errors of any type
             raise refused(error) from error
         return str(rendered)
 
     def _template(self, name: str) -> Any:
         if name not in self._sources:
-            raise ValueError(f"there are several, and none is called {DEFAULT}: {', '.join(sorted(self._sources))}")
+            raise ValueError(f"none of several is called {DEFAULT}: {', '.join(sorted(self._sources))}")
         if name not in self._compiled:
             self._compiled[name] = _environment().from_string(self._sources[name])
         return self._compiled[name]
 
 
 def _sources(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """By name; files of their own come before tokenizer_config.json."""
+    """Return the templates by name. Template files take precedence over tokenizer_config.json."""
     files = {DEFAULT: directory / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
-    found = {name: file.read_text("utf-8") for name, file in files.items() if file.is_file()}
+    from_files = {name: file.read_text("utf-8") for name, file in files.items() if file.is_file()}
     given = settings.get("chat_template")
-    if found or not given:
-        return found
+    if from_files or not given:
+        return from_files
     if isinstance(given, list):
         return {str(each["name"]): str(each["template"]) for each in given if isinstance(each, dict)}
     return {name: str(text) for name, text in given.items()} if isinstance(given, dict) else {DEFAULT: str(given)}
 
 
 def named_tokens(directory: Path) -> dict[str, str]:
-    """`eos_token` and its kin, as transformers finds them in the files of a model directory."""
+    """Return the texts of `eos_token` and the other named tokens, read from the same files as by transformers."""
     settings = read_object(directory / "tokenizer_config.json")
     legacy = {} if "added_tokens_decoder" in settings else read_object(directory / "special_tokens_map.json")
-    told = {**settings, **legacy}
-    texts = {name: value.get("content") if isinstance(value := told.get(name), dict) else value for name in NAMED}
+    tokens = {**settings, **legacy}
+    texts = {name: value.get("content") if isinstance(value := tokens.get(name), dict) else value for name in NAMED}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """An object in a file of JSON; empty where there is none that can be read."""
+    """Return the JSON object in a file; empty: there is none, or it cannot be read."""
     try:
-        found = json.loads(file.read_text("utf-8"))
+        value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _environment() -> Any:
-    # Imported here: a recipe of plain texts needs no templates.
+    # Imported here because a recipe with plain text needs no templates.
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what the assistant says; the text is the same without."""
+        """Tag `{% generation %}`, which marks the assistant's text and does not change it."""
 
-        tags = {"generation"}  # noqa: RUF012, jinja's own
+        tags = {"generation"}  # noqa: RUF012, as jinja declares it
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+            return jinja2.nodes.CallBlock(self.call_method("_unchanged"), [], [], body).set_lineno(line)
 
-        def _said(self, caller: Any) -> Any:
+        def _unchanged(self, caller: Any) -> Any:
             return caller()
 
     def raise_exception(message: str) -> None:

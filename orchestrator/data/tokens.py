@@ -1,4 +1,4 @@
-"""A model's tokenizer without torch or transformers: enough to encode rows, and to know the special tokens in them."""
+"""Tokenizer of a model directory without torch or transformers, to encode rows and find special tokens in them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 
 from orchestrator.data.template import ChatTemplate, named_tokens, read_object
 from workers.codec import NO_COLUMNS, Codec, end_tokens
-from workers.conversation import TextError, arguments_of, said, unencodable
+from workers.conversation import TextError, arguments_of, message_text, unencodable
 from workers.types import Text
 
-NO_END = -1  # the number of an end of sequence that the files do not name
+NO_END = -1  # id of the end of sequence if the files do not name one
 
 
 class FileTokenizer:
-    """`tokenizer.json` and the chat template of a model directory, as `codec.Tokenizer` has them. `library`: what reads
-    the first; None: nothing does, and each character stands for a token."""
+    """Implementation of `codec.Tokenizer` by `tokenizer.json` and the chat template of a model directory.
+
+    Args:
+        library: the tokenizer of the `tokenizers` library; None: it cannot be read, and characters stand for tokens.
+    """
 
     def __init__(self, directory: Path, library: Any) -> None:
         self.library = library
@@ -35,7 +38,7 @@ class FileTokenizer:
             return [ord(character) for character in text]
         try:
             return list(self.library.encode(text, add_special_tokens=special).ids)
-        except Exception as error:  # the library raises nothing more particular
+        except Exception as error:  # the library raises nothing more specific
             raise unencodable(error) from error
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -51,10 +54,15 @@ class FileTokenizer:
 
 
 class TokenCounter:
-    """The tokenizer of a model directory. `max_positions`: tokens that the model takes, as far as it says.
+    """Tokenizer of a model directory, to count tokens before any actor is started.
 
-    `codec` encodes rows as the actors do, by `chat_template_kwargs`; where `is_exact` is False there is no
-    `tokenizer.json` that can be read, and characters stand for tokens.
+    `codec` encodes rows as the actors do. If `is_exact` is False there is no readable `tokenizer.json`, and characters
+    stand for tokens.
+
+    Args:
+        special: texts of the special tokens: "<|im_start|>", "</s>", …
+        max_positions: context length of the model; None: unknown.
+        arguments: `chat_template_kwargs` of the recipe.
     """
 
     def __init__(
@@ -66,20 +74,20 @@ class TokenCounter:
     ) -> None:
         self.tokenizer, self.max_positions = tokenizer, max_positions
         self.codec, self.arguments = Codec(tokenizer, arguments), arguments
-        self.special = special  # "<|im_start|>", "</s>", …
+        self.special = special
         longest_first = sorted(special, key=lambda token: (-len(token), token))
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if special else None
 
     @classmethod
     def of(cls, directory: Path, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:
-        """None where there is no `tokenizer.json` that can be read."""
+        """Return the tokenizer of a model directory; None: it has no readable `tokenizer.json`."""
         from tokenizers import Tokenizer
 
         try:
             raw = (directory / "tokenizer.json").read_text("utf-8")
             library = Tokenizer.from_str(raw)
             added = json.loads(raw).get("added_tokens") or ()
-        except Exception:  # the library raises nothing more particular
+        except Exception:  # the library raises nothing more specific
             return None
         library.no_truncation()
         library.no_padding()
@@ -88,7 +96,7 @@ class TokenCounter:
 
     @classmethod
     def of_template(cls, directory: Path, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:
-        """The chat template alone, where tokens cannot be counted; None: there is none, either."""
+        """Return a tokenizer with only the chat template, which cannot count tokens; None: there is no template."""
         tokenizer = FileTokenizer(directory, None)
         return None if tokenizer.template is None else cls(tokenizer, (), None, arguments)
 
@@ -97,7 +105,7 @@ class TokenCounter:
         return self.tokenizer.library is not None
 
     def size(self, text: Text, columns: Mapping[str, Any] = NO_COLUMNS) -> int:
-        """Bytes of a prompt as it is encoded: a text has hardly ever more tokens than that."""
+        """Return the bytes of a rendered prompt, an upper bound of its tokens in nearly all cases."""
         if isinstance(text, str) or self.tokenizer.template is None:
             return num_bytes(text)
         try:
@@ -109,7 +117,7 @@ class TokenCounter:
         return num_bytes(rendered)
 
     def prompt(self, text: Text, columns: Mapping[str, Any] = NO_COLUMNS) -> list[int]:
-        """The tokens of a prompt; of a conversation that its template cannot write those of its messages."""
+        """Return the tokens of a prompt, or those of its messages if the template cannot render it."""
         if isinstance(text, str) or self.tokenizer.template is not None:
             try:
                 return self.codec.encode_prompt(text, columns)
@@ -118,11 +126,11 @@ class TokenCounter:
         return self._plain(text)
 
     def completion(self, text: Text) -> list[int]:
-        """The tokens of a completion by itself, without those of a chat template."""
+        """Return the tokens of a completion, without those of a chat template."""
         return self._plain(text)
 
     def special_in(self, text: Text) -> set[str]:
-        """The special tokens that stand in a text: the tokenizer takes them for its own."""
+        """Return the special tokens that a text contains; the tokenizer encodes them as such."""
         if self._pattern is None:
             return set()
         return {token for part in _parts(text) for token in self._pattern.findall(part)}
@@ -147,6 +155,6 @@ def _parts(text: Text) -> Iterator[str]:
 
 
 def num_bytes(text: Text) -> int:
-    """A text has hardly ever more tokens than bytes, so short ones need no counting."""
-    parts = (text,) if isinstance(text, str) else map(said, text)
+    """Return the bytes of a text. Texts hardly ever have more tokens than bytes, so short ones need no tokenising."""
+    parts = (text,) if isinstance(text, str) else map(message_text, text)
     return sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)

@@ -1,5 +1,7 @@
-"""Which parts a run's loop is made of, from its config, its data and its gangs; an algorithm is looked up, never asked
-for by name, but for what only distillation has."""
+"""Assembly of a run's loop: build its parts from the config, the data and the gangs.
+
+Differences between algorithms are read from the algorithm's config, never decided by its name.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any, Self
 
 from orchestrator.cluster.base import Gang
 from orchestrator.config import RunConfig
-from orchestrator.evaluation.held_out import Base, Evaluator, HeldOut, Several
+from orchestrator.evaluation.held_out import BaseLogprobs, CombinedEvaluator, Evaluator, HeldOut
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.evaluation.refusals import Refusals
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
@@ -22,15 +24,14 @@ from orchestrator.pipeline.reference import (
     ReferencePolicy,
     Teacher,
 )
-from orchestrator.pipeline.roles import asks_states, needs_base, shares_base, teacher_samples
-from orchestrator.pipeline.sources import Begun, DatasetSource, RolloutSource, RolloutStore, Source
+from orchestrator.pipeline.roles import needs_base, shares_base
+from orchestrator.pipeline.sources import DatasetSource, OnBegin, RolloutSource, RolloutStore, Source
 from orchestrator.preflight.data_files import Source as DataSource
 from orchestrator.preflight.data_files import read_all, tokens_of
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.manifest import State
-from workers.config import DistillConfig, DpoConfig, FromDataset, Sampled
+from workers.config import FromDataset, Sampled
 from workers.learner import Learner
-from workers.needs import NEEDS
 from workers.reference import Reference
 from workers.types import Example, Prompt, Sampling
 from workers.weights import segment_path
@@ -38,14 +39,18 @@ from workers.weights import segment_path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Material:
-    """What a run learns from and is measured on, read before anything is started."""
+    """Training and evaluation data of a run, read before anything is started."""
 
-    sources: Mapping[str, DataSource]  # by their key below `data`
+    sources: Mapping[str, DataSource]  # by their key under `data`
     max_steps: int
 
     @classmethod
     def read(cls, config: RunConfig) -> Self:
-        """Raises BadInput for data that cannot be learned from."""
+        """Read all data that the config names.
+
+        Raises:
+            BadInput: the data cannot be used.
+        """
         tokens = tokens_of(config.model.path, config.model.chat_template_kwargs)
         sources, algorithm = read_all(config, tokens), config.algorithm
         if algorithm.max_steps is not None:
@@ -64,14 +69,19 @@ class Material:
 
 
 def in_rounds(config: RunConfig) -> bool:
-    """Iterative DPO: a step is a round."""
-    return isinstance(config.algorithm, DpoConfig) and config.data.prompts is not None
+    """Return True if each step is a round (iterative DPO)."""
+    return config.algorithm.needs.rounds and config.data.prompts is not None
+
+
+def step_word(config: RunConfig) -> str:
+    """Return the word for a step in reports: `step` or `round`."""
+    return "round" if in_rounds(config) else "step"
 
 
 def build_source(
-    config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]], begun: Begun, store: RolloutStore | None
+    config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]], on_begin: OnBegin, store: RolloutStore | None
 ) -> Source:
-    """Prompts to sample from, or a dataset. `store`: keeps what is sampled; None: nothing is."""
+    """Build the source of experience: prompts to sample from, or a dataset. `store` None: rollouts are not stored."""
     algorithm = config.algorithm
     if config.data.prompts is None:
         assert isinstance(algorithm, FromDataset)
@@ -81,7 +91,7 @@ def build_source(
             batch_size=algorithm.batch_size,
             seed=config.seed,
             max_steps=material.max_steps,
-            begun=begun,
+            on_begin=on_begin,
         )
     assert isinstance(algorithm, Sampled)
     return RolloutSource(
@@ -99,9 +109,9 @@ def build_source(
         ),
         prompts_per_step=algorithm.prompts_per_step,
         max_staleness=config.max_staleness,
-        max_resamples=getattr(algorithm, "max_resamples", 0) if getattr(algorithm, "dynamic_sampling", False) else 0,
+        max_resamples=algorithm.resamples,
         max_steps=material.max_steps,
-        begun=begun,
+        on_begin=on_begin,
         store=store,
     )
 
@@ -109,13 +119,12 @@ def build_source(
 def build_reference(
     config: RunConfig, directory: RunDirectory, gangs: Mapping[str, Gang[Any]], state: State
 ) -> ReferencePolicy:
-    """What the policy is held to, as `state` has left it."""
-    if isinstance(config.algorithm, DistillConfig):
-        temperature, states = config.algorithm.temperature, asks_states(config)
-        return Teacher(gangs["teacher"], temperature=temperature, states=states)
-    if not config.algorithm.needs_reference:
+    """Build the reference policy, or the teacher of distillation, in the version that `state` holds."""
+    algorithm, temperature = config.algorithm, config.algorithm.loss_temperature(config.rollout.temperature)
+    if algorithm.needs.teacher:
+        return Teacher(gangs["teacher"], temperature=temperature, states=algorithm.needs_teacher_states)
+    if not algorithm.needs_reference:
         return NoReference()
-    temperature = config.rollout.temperature if NEEDS[config.algorithm.type].on_policy else 1.0
     if shares_base(config):
         return AdapterOffReference(gangs["policy"], temperature=temperature, cache=config.reference.cache)
     return ReferenceGang(
@@ -133,8 +142,8 @@ def build_reference(
 def build_publisher(
     config: RunConfig, directory: RunDirectory, gangs: Mapping[str, Gang[Any]], *, cuda: bool
 ) -> Publisher:
-    """The way of new weights to the engines, where there are any that take them."""
-    if "rollout" not in gangs or teacher_samples(config):
+    """Build the publisher that sends new weights to the engines, if there are engines that sample from the policy."""
+    if "rollout" not in gangs or config.algorithm.teacher_samples:
         return NoPublisher()
     if config.model.lora is not None:
         return AdapterPublisher(gangs["policy"], gangs["rollout"], directory=directory.adapters)
@@ -148,11 +157,11 @@ def build_publisher(
 
 
 def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]]) -> Evaluator | None:
-    """What is measured on held-out data; None: the recipe names none."""
-    found: list[Evaluator] = []
+    """Build the evaluator of all evaluation data; None if the recipe names none."""
+    evaluators: list[Evaluator] = []
     held_out = {key: source.rows[: config.evaluation.max_prompts] for key, source in material.sources.items()}
     if "eval_prompts" in held_out:
-        found.append(
+        evaluators.append(
             HeldOut(
                 gangs["rollout"],
                 gangs["reward"],
@@ -160,23 +169,21 @@ def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, G
                 max_completion_length=config.rollout.max_completion_length,
                 seed=config.seed,
                 num_samples=config.evaluation.num_samples,
-                base=base_of(config, gangs),
+                base=base_logprobs(config, gangs),
             )
         )
-    if looked_at := {name: held_out[f"eval_{name}"] for name in ("harmful", "benign") if f"eval_{name}" in held_out}:
+    if prompts := {name: held_out[f"eval_{name}"] for name in ("harmful", "benign") if f"eval_{name}" in held_out}:
         length = config.rollout.max_completion_length
-        refusals = Refusals(
-            gangs["rollout"], gangs["refusal"], looked_at, max_completion_length=length, seed=config.seed
-        )
-        found.append(refusals)
+        refusals = Refusals(gangs["rollout"], gangs["refusal"], prompts, max_completion_length=length, seed=config.seed)
+        evaluators.append(refusals)
     if "eval_dataset" in held_out:
         pairs = held_out["eval_dataset"]
-        found.append(HeldOutPairs(gangs["dataset"], gangs["policy"], gangs.get("reference"), pairs))
-    return Several(found) if found else None
+        evaluators.append(HeldOutPairs(gangs["dataset"], gangs["policy"], gangs.get("reference"), pairs))
+    return CombinedEvaluator(evaluators) if evaluators else None
 
 
-def base_of(config: RunConfig, gangs: Mapping[str, Gang[Any]]) -> Base | None:
-    """Who knows the log-probabilities of the model that the run began with; None: nobody is asked for them."""
+def base_logprobs(config: RunConfig, gangs: Mapping[str, Gang[Any]]) -> BaseLogprobs | None:
+    """Return the function that scores completions with the initial model; None if no evaluation needs it."""
     if not config.evaluation.num_samples:
         return None
     if shares_base(config):

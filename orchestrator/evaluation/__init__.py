@@ -1,1 +1,1 @@
-"""How good the policy is on prompts it never learns from."""
+"""Evaluation of models: on held-out data during a run, and on a suite by `rlhf evaluate` and `rlhf rank`."""

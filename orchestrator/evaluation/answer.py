@@ -1,4 +1,4 @@
-"""What a run keeps of each answer to a held-out prompt: figures alone, for whoever compares runs afterwards."""
+"""Record of one answer to a held-out prompt: numbers only, from which runs are compared afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Mode: TypeAlias = Literal["greedy", "sampled"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What was found out about one answer to a held-out prompt.
+    """Measurements of one answer to a held-out prompt.
 
     Example: `Answer(mode="sampled", prompt_id="test.jsonl:3", index=0, reward=1.0, scores={"exact_sort": 1.0},
     length=6, log_ratio=0.8)`.
@@ -21,6 +21,6 @@ class Answer:
     prompt_id: str
     index: int  # among the prompt's answers of this mode
     reward: float
-    scores: Mapping[str, float | None]  # by scorer; None: it passed
-    length: int  # tokens, with the one that ends it
-    log_ratio: float | None  # log π(y) − log π_0(y) in nats, π_0 what the run began with; None: not measured
+    scores: Mapping[str, float | None]  # by scorer; None: the scorer abstained
+    length: int  # tokens, including the end-of-sequence token
+    log_ratio: float | None  # log π(y) − log π_0(y) in nats, π_0 the initial model; None: not measured

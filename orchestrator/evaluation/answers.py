@@ -1,11 +1,11 @@
-"""What a model answers, scored: the rollout, reward and scoring workers of a run, asked for the sake of looking.
+"""Answers of the evaluated models and their scores, from the same rollout, reward and scoring workers that a run uses.
 
-    prompts ──► rollout (greedy, sampled) ──► reward, refusal ──► Answered        one model at a time
-    Answered (sampled) ──► scoring ranks holding π, then each other model ──► log π(y) − log π_other(y)
+    prompts ──► rollout (greedy, sampled) ──► reward, refusal ──► AnswerSet       one model at a time
+    AnswerSet (sampled) ──► scoring ranks holding π, then each other model ──► log π(y) − log π_other(y)
 
 consumes   a suite and its prompts
 produces   rows of samples.jsonl
-waits for  all of a model's answers before its engines are given back, for the next one needs their place
+waits for  all answers of a model before its engines are released, because the next model needs their devices
 """
 
 from __future__ import annotations
@@ -33,47 +33,53 @@ from workers.reward import Reward
 from workers.rollout import Rollout
 from workers.types import Experience, Finish, Prompt, Sampling, Scores, assemble, merge, merge_scores
 
-Tell: TypeAlias = Callable[[str], None]
-"""Where progress goes, a line at a time."""
+Log: TypeAlias = Callable[[str], None]
+"""Receiver of progress messages, one line at a time."""
 PROMPT_SETS: tuple[PromptSet, ...] = get_args(PromptSet)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
-    """Completions of one model to one set of prompts, in one mode."""
+class AnswerSet:
+    """Completions of one model for one set of prompts, in one mode."""
 
     prompt_set: PromptSet
     mode: Mode
     experience: Experience
     texts: tuple[str, ...]  # [N]
-    scores: Scores | None  # None: nothing scores this set
-    seconds: float  # that engines were busy with it, over all of them
+    scores: Scores | None  # None: no scorer for this set
+    seconds: float  # busy time, summed over engines
 
 
 @contextmanager
-def cluster_for(
-    suite: SuiteConfig, output: Path, tell: Tell, start_cluster: Callable[..., Cluster]
-) -> Iterator[Cluster]:
-    """While inside; workers log to `output`/logs, and a signal ends it at once. Raises ClusterError."""
+def cluster_for(suite: SuiteConfig, output: Path, log: Log, start_cluster: Callable[..., Cluster]) -> Iterator[Cluster]:
+    """Start a cluster and shut it down on leaving the context.
+
+    Workers log to `output`/logs. A signal ends the evaluation at once.
+
+    Raises:
+        ClusterError: the cluster could not be started.
+    """
     with StopRequest():
-        tell("starting Ray")
+        log("starting Ray")
         logs = output.absolute() / "logs"
-        cluster = start_cluster(suite.cluster, log_directory=logs, on_restart=lambda restart: _told(restart, tell))
+        cluster = start_cluster(suite.cluster, log_directory=logs, on_restart=lambda r: log(_restart_text(r)))
         try:
             yield cluster
         finally:
             cluster.shutdown()
 
 
-def _told(restart: Restart, tell: Tell) -> None:
-    tell(f"{restart.why}; started again, {restart.number} of {restart.limit} times")
+def _restart_text(restart: Restart) -> str:
+    return f"{restart.why}; restarted ({restart.number} of at most {restart.limit} restarts)"
 
 
-def answer(cluster: Cluster, suite: SuiteConfig, path: str, prompts: Mapping[str, Sequence[Prompt]]) -> list[Answered]:
-    """All answers of the model at `path`; its gangs are gone afterwards.
+def answer_prompts(
+    cluster: Cluster, suite: SuiteConfig, path: str, prompts: Mapping[str, Sequence[Prompt]]
+) -> list[AnswerSet]:
+    """Generate and score all answers of the model at `path`, and release its gangs.
 
     Raises:
-        BadInput: when every prompt of a set is too long.
+        BadInput: every prompt of a set is too long.
     """
     model = model_config(suite, path)
     plans = [rollout_plan({"model": model}, suite.rollout, suite.cluster, seed=suite.seed, cuda=cluster.cuda)]
@@ -95,7 +101,7 @@ def answer(cluster: Cluster, suite: SuiteConfig, path: str, prompts: Mapping[str
     try:
         gangs = cluster.spawn(plans)
         return [
-            _answered(gangs, prompt_set, mode, prompts[prompt_set], sampling)
+            _answer_set(gangs, prompt_set, mode, prompts[prompt_set], sampling)
             for prompt_set in PROMPT_SETS
             if prompt_set in prompts
             for mode, sampling in _samplings(suite, prompt_set).items()
@@ -105,7 +111,7 @@ def answer(cluster: Cluster, suite: SuiteConfig, path: str, prompts: Mapping[str
 
 
 def _samplings(suite: SuiteConfig, prompt_set: PromptSet) -> dict[Mode, Sampling]:
-    """Refusals are looked for in greedy answers alone."""
+    """Return the sampling settings of each mode. Harmful and benign prompts are answered greedily only."""
     rollout = suite.rollout
     greedy = Sampling(
         num_generations=1,
@@ -114,25 +120,25 @@ def _samplings(suite: SuiteConfig, prompt_set: PromptSet) -> dict[Mode, Sampling
         ignore_eos=rollout.ignore_eos,
         seed=suite.seed,
     )
-    found: dict[Mode, Sampling] = {"greedy": greedy} if suite.greedy or prompt_set != "prompts" else {}
+    samplings: dict[Mode, Sampling] = {"greedy": greedy} if suite.greedy or prompt_set != "prompts" else {}
     if prompt_set == "prompts" and suite.num_generations:
-        found["sampled"] = replace(
+        samplings["sampled"] = replace(
             greedy,
             num_generations=suite.num_generations,
             temperature=rollout.temperature,
             top_p=rollout.top_p,
             top_k=rollout.top_k,
         )
-    return found
+    return samplings
 
 
-def _answered(
+def _answer_set(
     gangs: Mapping[str, Gang[Any]],
     prompt_set: PromptSet,
     mode: Mode,
     prompts: Sequence[Prompt],
     sampling: Sampling,
-) -> Answered:
+) -> AnswerSet:
     rollout: Gang[Rollout] = gangs["rollout"]
     reward: Gang[Reward] | None = gangs.get("reward" if prompt_set == "prompts" else "refusal")
     pending = sample(prompts, sampling, rollout, reward)
@@ -141,9 +147,9 @@ def _answered(
     experience = merge(parts)
     if not experience.prompts:
         why = "all of them are longer than rollout.max_prompt_length"
-        problem = Problem(what=f"no prompt of {prompt_set} can be answered", where=prompt_set, why=why, fix="raise it")
-        raise BadInput(problem)
-    return Answered(
+        fix = "raise rollout.max_prompt_length"
+        raise BadInput(Problem(what=f"no prompt of {prompt_set} can be answered", where=prompt_set, why=why, fix=fix))
+    return AnswerSet(
         prompt_set=prompt_set,
         mode=mode,
         experience=experience,
@@ -158,11 +164,11 @@ def _answered(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogProbs:
-    """log p(y) of completions under each model that was asked: [N] nats, by its path, and what it took."""
+    """Log-probabilities of completions under several models, and the cost of computing them."""
 
-    sums: Mapping[str, Mapping[str, NDArray[np.float64]]]  # by model, then by whose completions they are
-    num_tokens: int  # that were read, prompts included
-    seconds: float  # that ranks were busy, over all of them
+    sums: Mapping[str, Mapping[str, NDArray[np.float64]]]  # log p(y) in nats [N], by model path and completions' key
+    num_tokens: int  # tokens read, including prompts
+    seconds: float  # busy time, summed over ranks
 
 
 def log_probs(
@@ -171,8 +177,13 @@ def log_probs(
     wanted: Mapping[str, Sequence[str]],
     completions: Mapping[str, Experience],
 ) -> LogProbs:
-    """One gang of scoring ranks holds one model after the other. `wanted`: model paths, each with the keys of the
-    `completions` it is to score; exact, by the learner's forward pass, at the temperature they were sampled at.
+    """Score completions by the learner's forward pass, at the temperature they were sampled at.
+
+    One gang of scoring ranks loads one model after the other.
+
+    Args:
+        wanted: by model path, the keys of the `completions` to score.
+        completions: completions by key.
     """
     settings, first = suite.scoring, model_config(suite, next(iter(wanted)))
     reference = ReferenceConfig(
@@ -184,32 +195,32 @@ def log_probs(
     members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
     try:
         gangs = cluster.spawn([scoring_plan("reference", members, suite.cluster, cuda=cluster.cuda)])
-        return _ask(gangs["reference"], suite, wanted, completions)
+        return _score(gangs["reference"], suite, wanted, completions)
     finally:
         cluster.release()
 
 
-def _ask(
+def _score(
     gang: Gang[Reference],
     suite: SuiteConfig,
     wanted: Mapping[str, Sequence[str]],
     completions: Mapping[str, Experience],
 ) -> LogProbs:
-    found: dict[str, dict[str, NDArray[np.float64]]] = {}
+    sums: dict[str, dict[str, NDArray[np.float64]]] = {}
     num_tokens, seconds = 0, 0.0
     for version, (path, keys) in enumerate(wanted.items()):
-        if version:  # they were started with the first model
-            bring = partial(_load, path=str(model_config(suite, path).path), version=version)
-            gang.when_restarted(bring)
-            bring(gang)
+        if version:  # the ranks start with the first model
+            load = partial(_load, path=str(model_config(suite, path).path), version=version)
+            gang.when_restarted(load)
+            load(gang)
         for key in keys:
             experience = completions[key]
             shares = wait(gang.all(Reference.logprobs, [experience], experience.temperature, version))
             flat = assemble(shares, experience.completions).astype(np.float64)
-            found.setdefault(path, {})[key] = np.add.reduceat(flat, experience.completions.offsets[:-1])
+            sums.setdefault(path, {})[key] = np.add.reduceat(flat, experience.completions.offsets[:-1])
             num_tokens += int(experience.prompt_tokens.lengths.sum() + experience.completions.lengths.sum())
             seconds += sum(share.seconds for share in shares)
-    return LogProbs(sums=found, num_tokens=num_tokens, seconds=seconds)
+    return LogProbs(sums=sums, num_tokens=num_tokens, seconds=seconds)
 
 
 def _load(gang: Gang[Reference], *, path: str, version: int) -> None:
@@ -217,7 +228,7 @@ def _load(gang: Gang[Reference], *, path: str, version: int) -> None:
 
 
 def model_config(suite: SuiteConfig, path: str) -> ModelConfig:
-    """As workers are told of it, wherever they run."""
+    """Return the config of the model at `path` with an absolute path, because workers run in other directories."""
     settings = suite.model
     return absolute(ModelConfig(path=path, dtype=settings.dtype, chat_template_kwargs=settings.chat_template_kwargs))
 
@@ -225,23 +236,23 @@ def model_config(suite: SuiteConfig, path: str) -> ModelConfig:
 # ------------------------------------------------------------------------------------------------ rows
 
 
-def rows_of(name: str, answered: Answered, log_ratios: Mapping[str, NDArray[np.float64]]) -> list[Row]:
-    """A row for each completion. `log_ratios` [N] by the name of the other model."""
-    experience, scores = answered.experience, answered.scores
+def to_rows(name: str, answers: AnswerSet, log_ratios: Mapping[str, NDArray[np.float64]]) -> list[Row]:
+    """Build a row for each completion. `log_ratios`: [N] nats, by the name of the other model."""
+    experience, scores = answers.experience, answers.scores
     groups, offsets = experience.group_of, experience.group_offsets
-    found = []
+    rows = []
     for i, tokens in enumerate(experience.completions):
         prompt = experience.prompts[groups[i]]
         by_scorer = {} if scores is None else {k: number_or_none(v[i]) for k, v in scores.by_scorer.items()}
-        found.append(
+        rows.append(
             Row(
                 model=name,
-                prompt_set=answered.prompt_set,
-                mode=answered.mode,
+                prompt_set=answers.prompt_set,
+                mode=answers.mode,
                 prompt_id=prompt.id,
                 prompt=prompt.text,
                 index=int(i - offsets[groups[i]]),
-                completion=answered.texts[i],
+                completion=answers.texts[i],
                 tokens=tuple(tokens.tolist()),
                 finish=Finish(int(experience.finish[i])).name,
                 reward=None if scores is None else float(scores.rewards[i]),
@@ -249,4 +260,4 @@ def rows_of(name: str, answered: Answered, log_ratios: Mapping[str, NDArray[np.f
                 log_ratios={other: float(ratios[i]) for other, ratios in log_ratios.items()},
             )
         )
-    return found
+    return rows

@@ -1,4 +1,4 @@
-"""Reward on held-out prompts, greedy and sampled, by the run's own engines and scorers."""
+"""Reward on held-out prompts, greedy and sampled, by the run's own engines and scorers; and what evaluators share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.types import Experience, Measures, Metrics, Prompt, Sample, Samplin
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What one evaluation found: metrics under `eval/`, a few completions to read, and the figures of all of them."""
+    """Result of one evaluation: metrics under `eval/`, a few completions to read, and a record of every answer."""
 
     metrics: Metrics
     samples: tuple[Sample, ...]
@@ -28,38 +28,38 @@ class Evaluation:
 
 
 class Evaluator(Protocol):
-    """What is asked of time and again, about the model as it is then."""
+    """Evaluator of the current model, called repeatedly during a run."""
 
     @property
     def role(self) -> str:
-        """The gang that is busy with it."""
+        """Role of the gang that does the work."""
         ...
 
     def evaluate(self) -> Evaluation: ...
 
 
-class Several:
-    """One evaluation after the other."""
+class CombinedEvaluator:
+    """Several evaluators, run one after the other."""
 
     def __init__(self, evaluators: Sequence[Evaluator]) -> None:
         self._evaluators = tuple(evaluators)
         self.role = self._evaluators[0].role
 
     def evaluate(self) -> Evaluation:
-        found = [evaluator.evaluate() for evaluator in self._evaluators]
+        parts = [evaluator.evaluate() for evaluator in self._evaluators]
         return Evaluation(
-            metrics={name: value for part in found for name, value in part.metrics.items()},
-            samples=tuple(sample for part in found for sample in part.samples),
-            answers=tuple(answer for part in found for answer in part.answers),
+            metrics={name: value for part in parts for name, value in part.metrics.items()},
+            samples=tuple(sample for part in parts for sample in part.samples),
+            answers=tuple(answer for part in parts for answer in part.answers),
         )
 
 
-Base: TypeAlias = Callable[[Sequence[Handle[Experience]]], Sequence[Handle[TokenShard]]]
-"""Log-probabilities of sampled completions by the model that the run began with, at temperature 1."""
+BaseLogprobs: TypeAlias = Callable[[Sequence[Handle[Experience]]], Sequence[Handle[TokenShard]]]
+"""Function that submits sampled completions for scoring by the initial model, at temperature 1."""
 
 
 class HeldOut:
-    """The same prompts every time: a greedy answer, and as many sampled ones as the recipe asks for."""
+    """Evaluator on held-out prompts, the same at every evaluation: greedy answers, and optionally sampled ones."""
 
     role = "rollout"
 
@@ -72,9 +72,19 @@ class HeldOut:
         max_completion_length: int,
         seed: int,
         num_samples: int = 0,
-        base: Base | None = None,
+        base: BaseLogprobs | None = None,
     ) -> None:
-        """`num_samples`: per prompt, besides the greedy one; `base`: how far these have come is measured from it."""
+        """Set the engines and prompts.
+
+        Args:
+            rollout: engines of the run.
+            reward: scorers of the run.
+            prompts: held-out prompts.
+            max_completion_length: in tokens.
+            seed: seed of the sampling.
+            num_samples: sampled answers per prompt, besides the greedy one.
+            base: scores the sampled answers under the initial model, for eval/kl. None: no KL is measured.
+        """
         self._rollout, self._reward, self._prompts, self._base = rollout, reward, prompts, base
         self._greedy = Sampling(
             num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
@@ -82,11 +92,11 @@ class HeldOut:
         self._sampled = replace(self._greedy, num_generations=num_samples, temperature=1.0) if num_samples else None
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the version that the engines hold after everything asked of them before."""
+        """Evaluate the version that the engines hold after all calls already submitted to them."""
         greedy = sample(self._prompts, self._greedy, self._rollout, self._reward)
-        # Asked for at once, so that the engines go on while the first answers are scored.
+        # Submitted before waiting, so that the engines sample while the greedy answers are scored.
         sampled = None if self._sampled is None else sample(self._prompts, self._sampled, self._rollout, self._reward)
-        scores, answers = self._graded("greedy", greedy)
+        scores, answers = self._collect_answers("greedy", greedy)
         metrics = {
             "eval/prompts": float(len(scores.rewards)),
             "eval/reward": float(np.mean(scores.rewards)),
@@ -97,13 +107,13 @@ class HeldOut:
             metrics[f"eval/rewards/{name}/std"] = float(np.nanstd(values))
         if sampled is None:
             return Evaluation(metrics=metrics, samples=scores.samples, answers=answers)
-        drawn, drawn_answers = self._graded("sampled", sampled)
+        drawn, drawn_answers = self._collect_answers("sampled", sampled)
         metrics["eval/sampled_reward"] = float(np.mean(drawn.rewards))
         if ratios := [a.log_ratio for a in drawn_answers if a.log_ratio is not None]:
             metrics["eval/kl"] = float(np.mean(ratios))
         return Evaluation(metrics=metrics, samples=scores.samples, answers=(*answers, *drawn_answers))
 
-    def _graded(self, mode: Mode, pending: PendingBatch) -> tuple[Scores, tuple[Answer, ...]]:
+    def _collect_answers(self, mode: Mode, pending: PendingBatch) -> tuple[Scores, tuple[Answer, ...]]:
         assert pending.scores is not None
         shares = self._base(pending.experience) if self._base is not None and mode == "sampled" else None
         measures = self._reward.one(Reward.measure, pending.experience, shares).result()
@@ -112,11 +122,11 @@ class HeldOut:
 
 
 def answers_of(mode: Mode, scores: Scores, measures: Measures) -> tuple[Answer, ...]:
-    """One for each completion; of a prompt's completions the first has index 0."""
+    """Build an answer for each completion. The index counts the completions of a prompt from 0."""
     counts: Counter[str] = Counter()
-    found = []
+    answers = []
     for i, prompt in enumerate(measures.prompt_ids):
-        found.append(
+        answers.append(
             Answer(
                 mode=mode,
                 prompt_id=prompt,
@@ -128,7 +138,7 @@ def answers_of(mode: Mode, scores: Scores, measures: Measures) -> tuple[Answer, 
             )
         )
         counts[prompt] += 1
-    return tuple(found)
+    return tuple(answers)
 
 
 def _or_none(score: float) -> float | None:

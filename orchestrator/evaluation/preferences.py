@@ -1,4 +1,4 @@
-"""How well a reward model, or DPO's implicit one, tells held-out pairs apart, by the run's own encoder and learner."""
+"""Accuracy of a reward model, or of DPO's implicit reward, on held-out pairs, by the run's encoder and learner."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ NUM_BINS = 10
 
 
 class HeldOutPairs:
-    """The same pairs every time. Tokens go from the encoder to the learner; a number for each pair comes back.
+    """Evaluator on held-out pairs, the same at every evaluation.
 
-    `reference`: of DPO, whose reward is the distance from it. None: the learner is a reward model.
+    The encoder sends tokens to the learner, and the learner returns one margin per pair. `reference`: the reference of
+    DPO, whose implicit reward is the log-ratio to it. None: the learner is a reward model.
     """
 
     role = "policy"
@@ -35,7 +36,7 @@ class HeldOutPairs:
         self._encoder, self._policy, self._reference, self._examples = encoder, policy, reference, list(examples)
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the learner as it is after everything asked of it before."""
+        """Evaluate the learner after all calls already submitted to it."""
         encoded = [self._encoder.one(Encoder.encode, self._examples)]
         reference = self._reference.all(Reference.logprobs, encoded) if self._reference else None
         margins = merge_margins(wait(self._policy.all(Learner.margins, encoded, reference)))
@@ -43,37 +44,38 @@ class HeldOutPairs:
 
 
 def pair_metrics(pairs: PairMargins) -> Metrics:
-    """Accuracy, mean margin and calibration error of all pairs, and the accuracy for each source that rows name.
+    """Compute accuracy, mean margin and calibration error of all pairs, and the accuracy per source.
 
-    A margin of 0 is no right answer. Without a pair there is no figure but their count.
+    A margin of 0 counts as wrong. Without pairs, only their count is returned.
     """
     margins = pairs.values.astype(np.float64)
     metrics: Metrics = {"eval/pairs": float(len(margins))}
     if not len(margins):
         return metrics
-    right = margins > 0
-    metrics["eval/accuracy"] = float(right.mean())
+    correct = margins > 0
+    metrics["eval/accuracy"] = float(correct.mean())
     metrics["eval/margin"] = float(margins.mean())
     metrics["eval/calibration_error"] = calibration_error(margins)
     for source in sorted({s for s in pairs.sources if s is not None}):
-        of_source = np.asarray([s == source for s in pairs.sources])
-        metrics[f"eval/accuracy/{source}"] = float(right[of_source].mean())
+        in_source = np.asarray([s == source for s in pairs.sources])
+        metrics[f"eval/accuracy/{source}"] = float(correct[in_source].mean())
     return metrics
 
 
 def calibration_error(margins: NDArray[np.float64]) -> float:
-    """Expected calibration error of σ(margin) as the probability that the chosen completion is preferred, in 10 equal
-    bins (arXiv 1706.04599): the mean over predictions of |how often it holds − how sure it is|, taken per bin.
+    """Compute the expected calibration error of σ(margin), the probability that the chosen completion is preferred.
 
-    Each pair is asked both ways round: σ(m) that the chosen one is better, which holds, and σ(−m) that the rejected one
-    is, which does not. Else being sure of everything would be the best calibration. Margins of 0 have no error, and
-    neither have margins of log 3 (σ = ¾) of which one in four points the wrong way.
+    Ten equal bins (arXiv 1706.04599): the mean over predictions of |frequency − confidence|, both averaged per bin.
+
+    `margins` [P]. Each pair gives two predictions: σ(m) that the chosen completion is better, which is true, and σ(−m)
+    that the rejected one is, which is false. With the first alone, the largest margins would be the best calibrated.
+    Margins of 0 have no error, nor do margins of ±log 3 (σ = ¾) of which one in four is negative.
     """
     assert margins.ndim == 1, margins.shape
     probabilities = np.concatenate([_sigmoid(margins), _sigmoid(-margins)])  # [2P]
-    holds = np.concatenate([np.ones(len(margins)), np.zeros(len(margins))])
+    outcomes = np.concatenate([np.ones(len(margins)), np.zeros(len(margins))])
     bins = np.minimum((probabilities * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    gaps = np.bincount(bins, weights=holds - probabilities, minlength=NUM_BINS)  # of each bin: its size × its gap
+    gaps = np.bincount(bins, weights=outcomes - probabilities, minlength=NUM_BINS)  # size × gap of each bin
     return float(np.abs(gaps).sum() / len(probabilities))
 
 

@@ -1,8 +1,8 @@
-"""Best of n by the implicit reward of a model that was trained by DPO: β log π(y|x)/π_ref(y|x) (arXiv 2305.18290).
+"""Best-of-n by the implicit reward of a DPO model, β log π(y|x)/π_ref(y|x) (arXiv 2305.18290).
 
-prompts ──► π samples n each ──► log π(y), log π_ref(y) by the scoring ranks ──► sorted, with what it cost
+prompts ──► π samples n each ──► log π(y), log π_ref(y) by the scoring ranks ──► sorted completions, and their cost
 
-It needs no reward model. What it costs is n completions instead of one, and two forward passes over each of them.
+No reward model is needed. The cost is n completions instead of one, and two forward passes over each of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.errors import BadInput, Problem, Problems, redact
 from orchestrator.evaluation import figures
-from orchestrator.evaluation.answers import Answered, LogProbs, Tell, answer, cluster_for, log_probs
-from orchestrator.evaluation.evaluate import refuse_another
+from orchestrator.evaluation.answers import AnswerSet, Log, LogProbs, answer_prompts, cluster_for, log_probs
+from orchestrator.evaluation.evaluate import check_output
 from orchestrator.evaluation.figures import Figure
 from orchestrator.evaluation.models import ModelRef, model_ref, weights
 from orchestrator.evaluation.suite import SuiteConfig, suite_of
@@ -38,20 +38,20 @@ from workers.types import Finish, Prompt
 
 SCHEMA = 1
 RANKED, SUMMARY = "ranked.jsonl", "rank.json"
-SHOWN = 8  # prompts of the table
+SHOWN = 8  # prompts in the table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidates:
-    """Whose answers are ranked, and what they are measured from."""
+    """Model whose completions are ranked, and the reference of its implicit reward."""
 
     model: ModelRef
-    reference: str
+    reference: str  # path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranked:
-    """The completions of one prompt, best first.
+    """Completions of one prompt, best first.
 
     Example: `Ranked(prompt_id="test.jsonl:3", prompt="hcafb>", completions=({"completion": "abcfh", "index": 5,
     "implicit_reward": 0.31, "log_ratio": 3.1, "tokens": 6, "finish": "stop"}, …))`.
@@ -64,39 +64,47 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
-    """What was found. `cost`: tokens that were sampled and read, and the seconds that devices were busy with it."""
+    """Result of a ranking."""
 
     model: Mapping[str, Any]
     reference: Mapping[str, Any]
     suite: Mapping[str, Any]
     beta: float
-    figures: Mapping[str, Figure]  # of the implicit reward: best, mean; and of length: best_length, mean_length
-    cost: Mapping[str, float]
+    figures: Mapping[str, Figure]  # best, mean: implicit reward; best_length, mean_length: tokens
+    cost: Mapping[str, float]  # tokens sampled and read, and busy seconds of devices
     software: Mapping[str, str]
-    dropped: int  # prompts that were too long
+    dropped: int  # number of prompts that were too long
     ranked: tuple[Ranked, ...]
 
 
 def candidates(model: str, reference: str | None) -> Candidates:
-    """Raises BadInput when nobody knows the reference."""
+    """Resolve the model and its reference.
+
+    Raises:
+        BadInput: the reference is unknown.
+    """
     ours = model_ref(model)
     path = reference or ours.reference or ours.base
     if path is None:
-        why = f"{model} is not the model of a run, which would know"
-        raise BadInput(Problem(what="no reference", where="rlhf rank", why=why, fix="give --reference REF"))
+        why = f"{model} was not produced by a run"
+        raise BadInput(Problem(what="the reference is unknown", where="rlhf rank", why=why, fix="give --reference REF"))
     return Candidates(model=ours, reference=model_ref(path).path)
 
 
 def settings(model: ModelRef, prompts: str, n: int, beta: float, overrides: Sequence[str]) -> SuiteConfig:
-    """A suite of samples alone, as long as those of the run that made the model, where one did. Raises BadInput."""
+    """Build a suite that only samples, with the lengths of the run that produced the model, if any.
+
+    Raises:
+        BadInput: `beta` or an override is wrong.
+    """
     if not 0 < beta < float("inf"):
-        why = "it scales the reward; at 0 all completions are equal"
+        why = "beta scales the reward; at 0 all completions are equal"
         raise BadInput(Problem(what=f"--beta {beta:g}", where="command line", why=why, fix="give a number > 0"))
-    given: dict[str, Any] = {"prompts": prompts, "greedy": False, "num_generations": n, "max_prompts": 2**31 - 1}
+    values: dict[str, Any] = {"prompts": prompts, "greedy": False, "num_generations": n, "max_prompts": 2**31 - 1}
     if model.run is not None:
         rollout = RunDirectory(Path(model.path).parent).config().rollout
-        given["rollout"] = rollout.model_dump(include={"max_prompt_length", "max_completion_length"})
-    return suite_of(given, overrides)
+        values["rollout"] = rollout.model_dump(include={"max_prompt_length", "max_completion_length"})
+    return suite_of(values, overrides)
 
 
 def rank(
@@ -104,50 +112,51 @@ def rank(
     given: Candidates,
     beta: float,
     output: Path,
-    tell: Tell,
+    log: Log,
     start_cluster: Callable[..., Cluster] = RayCluster,
 ) -> Ranking:
-    """Ranks, and writes `output`.
+    """Rank the completions and write the result to the directory `output`.
 
     Raises:
-        BadInput: before anything is started, with everything that is wrong.
-        WorkerFailed, ClusterError: see there.
+        BadInput: an argument is wrong; raised with all problems before anything starts.
+        WorkerFailed: a worker failed.
+        ClusterError: the cluster could not be started or was lost.
     """
-    prompts = _look(suite, given, output)
+    prompts = _check_inputs(suite, given, output)
     path, reference = given.model.path, given.reference
-    with cluster_for(suite, output, tell, start_cluster) as cluster:
-        tell(f"{given.model.name} answers {len(prompts)} prompts, {suite.num_generations} times each")
-        (answered,) = answer(cluster, suite, path, {"prompts": prompts})
-        tell("log-probabilities under the model and under its reference")
+    with cluster_for(suite, output, log, start_cluster) as cluster:
+        log(f"{given.model.name}: sampling {suite.num_generations} answers to each of {len(prompts)} prompts")
+        (answers,) = answer_prompts(cluster, suite, path, {"prompts": prompts})
+        log("computing log-probabilities under the model and its reference")
         wanted = {path: ["model"], reference: ["model"]}
-        told = log_probs(cluster, suite, wanted, {"model": answered.experience})
-    log_ratios = told.sums[path]["model"] - told.sums[reference]["model"]
-    ranked = tuple(by_reward(answered, log_ratios, beta))
-    found = Ranking(
+        logps = log_probs(cluster, suite, wanted, {"model": answers.experience})
+    log_ratios = logps.sums[path]["model"] - logps.sums[reference]["model"]
+    ranked = tuple(by_reward(answers, log_ratios, beta))
+    ranking = Ranking(
         model=ModelRef(path=path, run=given.model.run, weights=weights(path)).to_dict(),
         reference=ModelRef(path=reference, weights=weights(reference)).to_dict(),
         suite=suite.model_dump(mode="json"),
         beta=beta,
         figures=summary(ranked, figures.BootstrapConfig(seed=suite.seed, confidence=suite.confidence)),
-        cost=cost(suite, answered, told),
+        cost=cost(suite, answers, logps),
         software=software(),
-        dropped=answered.experience.num_dropped,
+        dropped=answers.experience.num_dropped,
         ranked=ranked,
     )
     disk.make_directory(output)
-    lines = [json.dumps(asdict(one), ensure_ascii=False, allow_nan=False) + "\n" for one in ranked]
+    lines = [json.dumps(asdict(prompt), ensure_ascii=False, allow_nan=False) + "\n" for prompt in ranked]
     disk.write_atomic(output / RANKED, "".join(lines))
-    disk.write_atomic(output / SUMMARY, as_json(found) + "\n")
-    return found
+    disk.write_atomic(output / SUMMARY, as_json(ranking) + "\n")
+    return ranking
 
 
-def _look(suite: SuiteConfig, given: Candidates, output: Path) -> Sequence[Prompt]:
+def _check_inputs(suite: SuiteConfig, given: Candidates, output: Path) -> Sequence[Prompt]:
     problems = Problems()
     prompts = suite_prompts(suite, problems)
-    named = {"MODEL": given.model.path, "--reference": given.reference}
-    check_models(named, prompts, suite.rollout.tensor_parallel_size, problems)
+    paths = {"MODEL": given.model.path, "--reference": given.reference}
+    check_models(paths, prompts, suite.rollout.tensor_parallel_size, problems)
     check_comparable(given.model.path, given.reference, "--reference", problems)
-    refuse_another(output, SUMMARY, problems)
+    check_output(output, SUMMARY, problems)
     problems.raise_if_any()
     return prompts["prompts"]
 
@@ -155,9 +164,9 @@ def _look(suite: SuiteConfig, given: Candidates, output: Path) -> Sequence[Promp
 # ------------------------------------------------------------------------------------------------ arithmetic
 
 
-def by_reward(answered: Answered, log_ratios: NDArray[np.float64], beta: float) -> Iterator[Ranked]:
-    """Each prompt's completions by β × log-ratio, the largest first; of equal ones the one that was sampled first."""
-    experience = answered.experience
+def by_reward(answers: AnswerSet, log_ratios: NDArray[np.float64], beta: float) -> Iterator[Ranked]:
+    """Sort the completions of each prompt by β × log-ratio, largest first. Ties keep the order of sampling."""
+    experience = answers.experience
     for g, prompt in enumerate(experience.prompts):
         begin, end = (int(i) for i in experience.group_offsets[g : g + 2])
         order = begin + np.argsort(-log_ratios[begin:end], kind="stable")
@@ -166,7 +175,7 @@ def by_reward(answered: Answered, log_ratios: NDArray[np.float64], beta: float) 
             prompt=prompt.text,
             completions=tuple(
                 {
-                    "completion": answered.texts[i],
+                    "completion": answers.texts[i],
                     "index": int(i) - begin,
                     "implicit_reward": beta * float(log_ratios[i]),
                     "log_ratio": float(log_ratios[i]),
@@ -179,62 +188,67 @@ def by_reward(answered: Answered, log_ratios: NDArray[np.float64], beta: float) 
 
 
 def summary(ranked: Sequence[Ranked], bootstrap: figures.BootstrapConfig) -> dict[str, Figure]:
-    """What choosing does to the implicit reward and to the length, over prompts."""
+    """Compare the best completion with the mean over completions, in implicit reward and length, over prompts."""
     values: dict[str, list[float]] = {}
-    for one in ranked:
+    for prompt in ranked:
         for key, name in (("implicit_reward", ""), ("tokens", "_length")):
-            numbers = [completion[key] for completion in one.completions]
+            numbers = [completion[key] for completion in prompt.completions]
             values.setdefault(f"best{name}", []).append(float(numbers[0]))
             values.setdefault(f"mean{name}", []).append(float(np.mean(numbers)))
-    return {name: figures.mean(some, bootstrap) for name, some in values.items()}
+    return {name: figures.mean(numbers, bootstrap) for name, numbers in values.items()}
 
 
-def cost(suite: SuiteConfig, answered: Answered, told: LogProbs) -> dict[str, float]:
-    """`device_seconds`: an engine's over its GPUs (without one: its process), and those of the scoring ranks."""
-    generated = float(len(answered.experience.completions.values))
-    engines = answered.seconds * suite.rollout.tensor_parallel_size
+def cost(suite: SuiteConfig, answers: AnswerSet, logps: LogProbs) -> dict[str, float]:
+    """Return the tokens and busy seconds of a ranking.
+
+    `engine_seconds` counts every GPU of an engine, or its process if it has none. `device_seconds` includes the scoring
+    ranks.
+    """
+    generated = float(len(answers.experience.completions.values))
+    engines = answers.seconds * suite.rollout.tensor_parallel_size
     return {
         "generated_tokens": generated,
-        "generated_tokens_per_prompt": generated / len(answered.experience.prompts),
-        "scored_tokens": float(told.num_tokens),
+        "generated_tokens_per_prompt": generated / len(answers.experience.prompts),
+        "scored_tokens": float(logps.num_tokens),
         "engine_seconds": engines,
-        "scoring_seconds": told.seconds,
-        "device_seconds": engines + told.seconds,
+        "scoring_seconds": logps.seconds,
+        "device_seconds": engines + logps.seconds,
     }
 
 
-# ------------------------------------------------------------------------------------------------ telling
+# ------------------------------------------------------------------------------------------------ output
 
 
-def as_json(found: Ranking) -> str:
-    """Without the completions, which are in ranked.jsonl."""
-    body = {"schema": SCHEMA, **{name: value for name, value in asdict(found).items() if name != "ranked"}}
+def as_json(ranking: Ranking) -> str:
+    """Serialise the ranking without its completions, which are in ranked.jsonl."""
+    body = {"schema": SCHEMA, **{name: value for name, value in asdict(ranking).items() if name != "ranked"}}
     return redact(json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def show(found: Ranking, stream: TextIO | None = None) -> None:
+def show(ranking: Ranking, stream: TextIO | None = None) -> None:
+    """Print the ranking to standard output, or to `stream`."""
     console = Console(file=cast(TextIO, Forgiving(stream or sys.stdout)), highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, side in (("prompt", "left"), ("best of n", "left"), ("reward", "right"), ("mean", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for one in found.ranked[:SHOWN]:
-        prompt = one.prompt if isinstance(one.prompt, str) else str(one.prompt[-1]["content"])
-        rewards = [completion["implicit_reward"] for completion in one.completions]
-        texts = (shorten(one_line(text), 40) for text in (prompt, one.completions[0]["completion"]))
+    for ranked in ranking.ranked[:SHOWN]:
+        prompt = ranked.prompt if isinstance(ranked.prompt, str) else str(ranked.prompt[-1]["content"])
+        rewards = [completion["implicit_reward"] for completion in ranked.completions]
+        texts = (shorten(one_line(text), 40) for text in (prompt, ranked.completions[0]["completion"]))
         table.add_row(*texts, number(rewards[0]), number(float(np.mean(rewards))))
     console.print(table)
-    if len(found.ranked) > SHOWN:
-        console.print(f"… and {len(found.ranked) - SHOWN} more prompts")
-    best, mean = found.figures["best"], found.figures["mean"]
-    longer = found.figures["best_length"].value / found.figures["mean_length"].value
+    if len(ranking.ranked) > SHOWN:
+        console.print(f"… and {len(ranking.ranked) - SHOWN} more prompts")
+    best, mean = ranking.figures["best"], ranking.figures["mean"]
+    length_ratio = ranking.figures["best_length"].value / ranking.figures["mean_length"].value
     console.print(
-        f"implicit reward (beta {found.beta:g}): {number(best.value)} of the best, {number(mean.value)} on average; "
-        f"the best are {longer:.2f} times as long as the average"
+        f"implicit reward (beta {ranking.beta:g}): {number(best.value)} for the best completion, {number(mean.value)} "
+        f"on average; the best completions are {length_ratio:.2f} times as long as the average"
     )
-    told = found.cost
+    spent = ranking.cost
     console.print(
-        f"cost: {number(told['generated_tokens'])} tokens sampled, {number(told['scored_tokens'])} read, "
-        f"{number(told['engine_seconds'])} s of engines and {number(told['scoring_seconds'])} s of scoring ranks"
+        f"cost: {number(spent['generated_tokens'])} tokens sampled, {number(spent['scored_tokens'])} tokens scored, "
+        f"{number(spent['engine_seconds'])} s of engines, {number(spent['scoring_seconds'])} s of scoring ranks"
     )
-    if found.dropped:
-        console.print(f"note: {found.dropped} prompts are longer than rollout.max_prompt_length, and left out")
+    if ranking.dropped:
+        console.print(f"note: {ranking.dropped} prompts are left out: they are longer than rollout.max_prompt_length")

@@ -1,4 +1,4 @@
-"""What the policy refuses, on held-out prompts, by the run's own engines: what the safety gate looks at."""
+"""Refusal rates of the policy on held-out prompts, by the run's own engines; the safety gate reads them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ METRICS = {"harmful": "eval/refusal", "benign": "eval/over_refusal"}
 
 
 class Refusals:
-    """The same prompts every time, answered greedily: the share of harmful ones that are refused (eval/refusal), and of
-    benign ones that are (eval/over_refusal). `refusal`: workers whose score is 1 for a refusal and 0 for an answer."""
+    """Evaluator of refusals: the refused share of harmful (eval/refusal) and of benign prompts (eval/over_refusal).
+
+    The prompts are the same at every evaluation and are answered greedily.
+    """
 
     role = "rollout"
 
@@ -31,21 +33,29 @@ class Refusals:
         max_completion_length: int,
         seed: int,
     ) -> None:
-        """`prompts`: harmful and benign ones, or one kind of them."""
+        """Set the engines and prompts.
+
+        Args:
+            rollout: engines of the run.
+            refusal: workers that score a refusal 1 and an answer 0.
+            prompts: by kind, "harmful" and "benign" or one of them.
+            max_completion_length: in tokens.
+            seed: seed of the sampling.
+        """
         self._rollout, self._refusal, self._prompts = rollout, refusal, prompts
         self._sampling = Sampling(
             num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
         )
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the version that the engines hold after everything asked of them before."""
-        arrivals = {
+        """Evaluate the version that the engines hold after all calls already submitted to them."""
+        batches = {
             kind: sample(prompts, self._sampling, self._rollout, self._refusal)
             for kind, prompts in self._prompts.items()
         }
         metrics: Metrics = {}
         samples: list[Sample] = []
-        for kind, pending in arrivals.items():
+        for kind, pending in batches.items():
             assert pending.scores is not None
             scores = merge_scores(wait(pending.scores))
             metrics[f"eval/{kind}_prompts"] = float(len(scores.rewards))

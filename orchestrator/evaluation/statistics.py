@@ -1,7 +1,7 @@
-"""How sure a comparison is: intervals, win rates, strengths, the difference of two methods at equal cost. Pure numpy.
+"""Statistics of comparisons: intervals, win rates, and the difference of two methods at equal cost. Pure numpy.
 
-The unit that is drawn again is the prompt, never the completion: completions of one prompt, and two models' answers to
-it, go together. Every function that draws takes a seed; the same seed gives the same interval.
+The resampled unit is the prompt, never the completion: all completions of a prompt, from both models, stay together.
+Every function that draws samples takes a seed; the same seed gives the same interval.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Values: TypeAlias = NDArray[np.float64]
 NUM_DRAWS = 2000
-MAX_CELLS = 4_000_000  # of draws × prompts that are held at a time
+MAX_CELLS = 4_000_000  # draws × prompts that are held in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference was shown at all."""
+        """True if the interval excludes 0: the difference is significant."""
         return self.low > 0 or self.high < 0
 
 
@@ -48,14 +48,23 @@ def bootstrap(
     confidence: float = 0.95,
     num_draws: int = NUM_DRAWS,
 ) -> Interval:
-    """The percentile bootstrap over prompts (Efron 1979): `statistic` of the data, and its quantiles over `num_draws`
-    samples of as many prompts, drawn with replacement.
+    """Compute the percentile bootstrap over prompts (Efron 1979).
 
-    `statistic` is given weights [D, num_prompts], how often each prompt is in each of D samples, and answers [D]. Draws
-    for which it is not a number are left out. ValueError for fewer than two prompts.
+    Each of `num_draws` samples draws `num_prompts` prompts with replacement; the interval is given by the quantiles of
+    the statistic over the samples. Samples with a NaN statistic are left out.
+
+    Args:
+        statistic: maps weights [D, num_prompts], the count of each prompt in each of D samples, to values [D].
+        num_prompts: number of prompts, at least 2.
+        seed: seed of the draws.
+        confidence: level of the interval.
+        num_draws: number of samples.
+
+    Raises:
+        ValueError: there are fewer than two prompts.
     """
     if num_prompts < 2:
-        raise ValueError(f"an interval over prompts needs at least two of them, there are {num_prompts}")
+        raise ValueError(f"an interval over prompts needs at least two prompts, got {num_prompts}")
     generator = np.random.Generator(np.random.Philox(seed))
     share = np.full(num_prompts, 1 / num_prompts)
     size = max(1, MAX_CELLS // num_prompts)
@@ -69,7 +78,7 @@ def bootstrap(
 
 
 Crossed: TypeAlias = Callable[[Values, Sequence[Values]], Values]
-"""A statistic [D] of weights of prompts [D, n] and, for each group of seeds, of its seeds [D, S]."""
+"""Function of the weights of prompts [D, n] and of the seeds of each group of runs [D, S]. It returns values [D]."""
 
 
 def crossed_bootstrap(
@@ -81,15 +90,25 @@ def crossed_bootstrap(
     confidence: float = 0.95,
     num_draws: int = NUM_DRAWS,
 ) -> Interval:
-    """The bootstrap over prompts and seeds at once (Owen 2007, the pigeonhole bootstrap): every draw takes prompts, and
-    of each group of runs that differ in their seeds alone takes seeds, independently of each other.
+    """Compute the bootstrap over prompts and seeds at once (pigeonhole bootstrap, Owen 2007).
 
-    Of S seeds S − 1 are drawn, with replacement (Rao and Wu 1988): drawing S would understate the variance of their
-    mean by 1 − 1/S, by half for two. A single seed is always itself, and the interval then says nothing of others.
-    ValueError for fewer than two prompts.
+    Every draw resamples prompts and, independently, the seeds of each group of runs that differ only in their seed.
+    S − 1 of S seeds are drawn with replacement (Rao and Wu 1988): drawing S would shrink the variance of their mean by
+    the factor 1 − 1/S, one half for two seeds. A single seed is always drawn, so the interval covers no other seeds.
+
+    Args:
+        statistic: see `Crossed`.
+        num_prompts: number of prompts, at least 2.
+        num_seeds: number of seeds of each group of runs.
+        seed: seed of the draws.
+        confidence: level of the interval.
+        num_draws: number of samples.
+
+    Raises:
+        ValueError: there are fewer than two prompts.
     """
     if num_prompts < 2:
-        raise ValueError(f"an interval over prompts needs at least two of them, there are {num_prompts}")
+        raise ValueError(f"an interval over prompts needs at least two prompts, got {num_prompts}")
     generator = np.random.Generator(np.random.Philox(seed))
     size = max(1, MAX_CELLS // (num_prompts * max(1, *num_seeds)))
     drawn = []
@@ -104,7 +123,7 @@ def crossed_bootstrap(
 
 
 def mean(values: Values, *, seed: int, confidence: float = 0.95, num_draws: int = NUM_DRAWS) -> Interval:
-    """Of a figure per prompt [n]: the mean over prompts."""
+    """Average one value per prompt, `values` [n], with a bootstrap interval."""
     assert values.ndim == 1, values.shape
     return bootstrap(
         lambda weights: weights @ values / len(values),
@@ -116,12 +135,15 @@ def mean(values: Values, *, seed: int, confidence: float = 0.95, num_draws: int 
 
 
 def wilson(successes: float, trials: int, *, confidence: float = 0.95) -> Interval:
-    """A proportion with Wilson's score interval (1927): right also near 0 and 1, where p ± z √(pq/n) is not.
+    """Compute a proportion with Wilson's score interval (1927), which also holds near 0 and 1, unlike p ± z √(pq/n).
 
-    (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n). ValueError without a trial.
+    (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n).
+
+    Raises:
+        ValueError: there is no trial, or the counts are inconsistent.
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes:g} successes in {trials} trials are no proportion")
+        raise ValueError(f"{successes:g} successes in {trials} trials are not a proportion")
     z, p = NormalDist().inv_cdf((1 + confidence) / 2), successes / trials
     centre, scale = p + z * z / (2 * trials), 1 + z * z / trials
     half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
@@ -140,12 +162,22 @@ def length_controlled_win_rate(
     confidence: float = 0.95,
     num_draws: int = NUM_DRAWS,
 ) -> Interval:
-    """What the win rate would be if both wrote answers of one length (AlpacaEval 2, arXiv 2404.04475).
+    """Estimate the win rate at equal lengths of both answers (AlpacaEval 2, arXiv 2404.04475).
 
-    The logistic regression P(win) = σ(θ + φ tanh(Δ/sd Δ)), Δ = |ours| − |theirs| of each prompt, in characters or
-    tokens [n]; the answer is σ(θ). The paper's third term, how difficult an instruction is, is fitted over many models
-    and left out, as it must be for two. φ has a ridge of ½φ² on the summed loss, as weak as a few prompts: it keeps the
-    fit finite where length explains everything.
+    The model is the logistic regression P(win) = σ(θ + φ tanh(Δ/sd Δ)), where Δ = |ours| − |theirs|; the estimate is
+    σ(θ). The paper's third term, the difficulty of an instruction, is left out because it needs more than two models. A
+    ridge of ½φ² on the summed loss, as weak as a few prompts, keeps the fit finite if length explains every outcome.
+
+    Args:
+        outcomes: [n], one per prompt: 1 for a win, 0 for a loss, ½ for a tie.
+        ours: [n], lengths of our answers, in characters or tokens.
+        theirs: [n], lengths of their answers, in the same unit.
+        seed: seed of the draws.
+        confidence: level of the interval.
+        num_draws: number of samples.
+
+    Raises:
+        ValueError: an outcome is outside [0, 1], or there are fewer than two prompts.
     """
     assert outcomes.ndim == 1, outcomes.shape
     if len(outcomes) and not (outcomes.min() >= 0 and outcomes.max() <= 1):
@@ -164,9 +196,9 @@ def length_controlled_win_rate(
 
 
 def _logistic(outcomes: Values, features: Values, weights: Values, num_steps: int = 30) -> Values:
-    """θ and φ [D, 2] of each weighted sample [D, n], by Newton's method from 0.
+    """Fit θ and φ [D, 2] of each weighted sample [D, n], by Newton's method from 0.
 
-    θ has a ridge of 1e-6: a sample of wins only is σ(θ) = 1 to six digits, not a division by zero.
+    θ has a ridge of 1e-6: a sample of wins only gives σ(θ) = 1 to six digits instead of a division by zero.
     """
     ridge = np.asarray([1e-6, 1.0])
     theta = np.zeros((len(weights), 2))
@@ -177,7 +209,7 @@ def _logistic(outcomes: Values, features: Values, weights: Values, num_steps: in
         a, b, c = curvature.sum(1) + ridge[0], curvature @ features, curvature @ features**2 + ridge[1]
         determinant = a * c - b * b
         step = np.stack([c * gradient[:, 0] - b * gradient[:, 1], a * gradient[:, 1] - b * gradient[:, 0]], 1)
-        theta -= np.clip(step / determinant[:, None], -2, 2)  # far from the optimum a whole step may go too far
+        theta -= np.clip(step / determinant[:, None], -2, 2)  # a full Newton step may overshoot far from the optimum
         if np.abs(gradient).max() < 1e-9 * len(outcomes):
             break
     return theta
@@ -193,10 +225,10 @@ def _sigmoid(x: Values) -> Values:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """What a method reached at p settings or checkpoints on n prompts: its cost (KL, GPU-seconds) and its figure.
+    """Cost (KL or GPU-seconds) and figure of a method at p settings or checkpoints, on n prompts.
 
     Example: two checkpoints on three prompts at KL 1 and 4: `Curve(cost=[[1, 1, 1], [4, 4, 4]], figure=[[0, 1, 0], [1,
-    1, 0]])`. A cost that is measured per prompt has its own figure for each, and its uncertainty counts.
+    1, 0]])`. A cost that is measured per prompt, such as KL, may differ between prompts; its uncertainty is included.
     """
 
     cost: Values  # [p, n]
@@ -204,7 +236,7 @@ class Curve:
 
     def __post_init__(self) -> None:
         if self.cost.shape != self.figure.shape or self.cost.ndim != 2 or len(self.cost) < 2:
-            raise ValueError(f"a curve has two points or more, of one shape; {self.cost.shape}, {self.figure.shape}")
+            raise ValueError(f"a curve needs two points and equal shapes: {self.cost.shape}, {self.figure.shape}")
 
     @property
     def range(self) -> tuple[float, float]:
@@ -212,8 +244,10 @@ class Curve:
         return float(costs.min()), float(costs.max())
 
     def at(self, cost: float, weights: Values) -> Values:
-        """The mean figure [D] of each weighted sample of prompts [D, n] at `cost`, linear between the points; not a
-        number outside of them."""
+        """Interpolate the mean figure [D] of each weighted sample of prompts [D, n] at `cost`.
+
+        The interpolation is linear between the points. Outside of them the result is NaN.
+        """
         total = weights.sum(1)
         costs, figures = weights @ self.cost.T / total[:, None], weights @ self.figure.T / total[:, None]  # [D, p]
         order = np.argsort(costs, axis=1, kind="stable")
@@ -233,11 +267,23 @@ def difference_at(
     confidence: float = 0.95,
     num_draws: int = NUM_DRAWS,
 ) -> Interval | None:
-    """The figure of `ours` − `theirs` at equal `cost`, both interpolated, on the same prompts drawn together.
+    """Compute the difference of the figures of `ours` and `theirs` at equal `cost`, by interpolation.
 
-    `num_seeds`: of runs that a curve is made of; it then has the n prompts of the first, of the second, … on its last
-    axis. None where one of them was not measured on both sides of `cost`, or, as its cost is uncertain, was not in more
-    than 5 % of the draws: nothing is extrapolated.
+    Both curves share the prompts, which are drawn together. Nothing is extrapolated: the result is None if `cost` is
+    outside the range of a curve, or outside it in more than 5 % of the draws because the cost is uncertain.
+
+    Args:
+        ours: curve of the first method.
+        theirs: curve of the second method.
+        cost: cost at which the figures are compared.
+        seed: seed of the draws.
+        num_seeds: number of runs in each curve. The last axis of a curve has the n prompts of its first run, then those
+            of the second, and so on.
+        confidence: level of the interval.
+        num_draws: number of samples.
+
+    Raises:
+        ValueError: the curves have different numbers of prompts.
     """
     sizes = [curve.figure.shape[1] // count for curve, count in zip((ours, theirs), num_seeds, strict=True)]
     if sizes[0] != sizes[1]:
@@ -248,15 +294,15 @@ def difference_at(
 
     def statistic(prompts: Values, seeds: Sequence[Values]) -> Values:
         nonlocal outside, drawn
-        gaps = ours.at(cost, _of_runs(prompts, seeds[0])) - theirs.at(cost, _of_runs(prompts, seeds[1]))
+        gaps = ours.at(cost, _run_weights(prompts, seeds[0])) - theirs.at(cost, _run_weights(prompts, seeds[1]))
         outside, drawn = outside + int(np.isnan(gaps).sum()), drawn + len(gaps)
         return gaps
 
-    found = crossed_bootstrap(statistic, sizes[0], num_seeds, seed=seed, confidence=confidence, num_draws=num_draws)
-    return None if outside > 0.05 * drawn else found
+    interval = crossed_bootstrap(statistic, sizes[0], num_seeds, seed=seed, confidence=confidence, num_draws=num_draws)
+    return None if outside > 0.05 * drawn else interval
 
 
-def _of_runs(prompts: Values, seeds: Values) -> Values:
-    """[D, n] and [D, S] -> [D, S n]: how often each prompt of each run is drawn."""
-    whole: Values = (seeds[:, :, None] * prompts[:, None, :]).reshape(len(prompts), -1)
-    return whole
+def _run_weights(prompts: Values, seeds: Values) -> Values:
+    """Combine weights of prompts [D, n] and seeds [D, S] into weights of every prompt of every run [D, S n]."""
+    weights: Values = (seeds[:, :, None] * prompts[:, None, :]).reshape(len(prompts), -1)
+    return weights

@@ -1,6 +1,6 @@
-"""What an evaluation is told: which prompts, how they are answered, and what is asked about the answers.
+"""Suite of an evaluation: its prompts, how they are answered, and what is measured on the answers.
 
-A suite is written like a recipe, and what is wrong with it is said in the same way.
+A suite is a YAML file like a recipe, with the same error messages.
 """
 
 from __future__ import annotations
@@ -41,84 +41,93 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class JudgeConfig(Settings):
-    """A language model at an OpenAI-compatible endpoint, which says which of two completions is better."""
+    """A language model at an OpenAI-compatible endpoint that decides which of two completions is better."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s@]+(/[^\s@]*)?$")]  # of the API: http://localhost:8000/v1
-    model: Annotated[str, Field(min_length=1)]  # as the endpoint names it
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "judge"  # as figures have it
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None  # variable with the key
-    api_key_file: PathText | None = None  # file with the key; neither: none is sent
-    instructions: str | None = None  # what makes an answer better; None: helpful, correct, to the point
-    mode: Literal["greedy", "sampled"] = "greedy"  # which completions it compares
-    both_orders: bool = True  # each pair is shown twice, the completions swapped
-    structure: Literal["json_schema", "json_object"] = "json_schema"  # what the endpoint can be held to
-    temperature: NonNegative = 0.0
-    max_tokens: Count = 512  # of its answer
-    timeout_s: Positive = 60.0  # of each request
-    max_retries: Annotated[int, Field(ge=0)] = 4  # of a request, and of an answer that is no verdict
-    concurrency: Count = 8
-    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.05  # share of pairs without a verdict that is put up with
+    # base URL of the API, such as http://localhost:8000/v1
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s@]+(/[^\s@]*)?$")]
+    model: Annotated[str, Field(min_length=1)]  # name of the model at the endpoint
+    # name of the judge in figures, as in greedy/win_rate/NAME
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "judge"
+    # environment variable that holds the API key; None: see api_key_file
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    api_key_file: PathText | None = None  # file that holds the API key; without file and variable, no key is sent
+    # criteria by which an answer is better; None: does what the prompt asks, is correct, is no longer than needed
+    instructions: str | None = None
+    mode: Literal["greedy", "sampled"] = "greedy"  # completions that are compared
+    both_orders: bool = True  # show each pair twice, with the completions swapped, against position bias
+    # structured output requested from the endpoint; json_object is for endpoints without JSON Schema
+    structure: Literal["json_schema", "json_object"] = "json_schema"
+    temperature: NonNegative = 0.0  # sampling temperature of the judge
+    max_tokens: Count = 512  # maximum length of the judge's reply, in tokens
+    timeout_s: Positive = 60.0  # timeout of a request, in seconds
+    max_retries: Annotated[int, Field(ge=0)] = 4  # retries of a failed request or of a reply without a verdict
+    concurrency: Count = 8  # requests in flight at a time
+    # share of pairs without a verdict above which the judge counts as failed
+    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.05
 
 
 class EvaluatedModelConfig(Settings):
-    """How the models of an evaluation are loaded; which they are stands on the command line."""
+    """Loading of the evaluated models. Their paths are given on the command line."""
 
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # dtype of the weights and the arithmetic
+    # further arguments of the chat template, such as {enable_thinking: false}
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
 class ScoringConfig(Settings):
-    """The ranks that compute log-probabilities, for the KL."""
+    """Ranks that compute the log-probabilities for the KL."""
 
-    num_ranks: Count = 1
-    zero_stage: Literal[0, 3] = 0  # 0: each rank holds the model and scores its share
-    tokens_per_micro_batch: Count = 16384
-    logprob_chunk_tokens: Count = 2048  # rows of logits that exist at a time
+    num_ranks: Count = 1  # number of ranks
+    zero_stage: Literal[0, 3] = 0  # DeepSpeed ZeRO stage; 0: each rank holds the whole model; 3: weights are sharded
+    tokens_per_micro_batch: Count = 16384  # tokens per forward pass and rank
+    logprob_chunk_tokens: Count = 2048  # tokens whose logits exist at a time; bounds the memory of the logits
 
 
 class SuiteConfig(Settings):
-    """One evaluation. See configs/eval/ for suites."""
+    """Settings of an evaluation. See configs/eval/ for examples."""
 
-    prompts: Source | None = None  # the task
-    harmful: Source | None = None  # to be refused
-    benign: Source | None = None  # that look harmful and are not: to be answered
-    split: str = "test"  # of a hub dataset or `datasets` folder
-    max_prompts: Count = 512  # of each of these: the first ones
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of sampling and of the bootstrap
-    greedy: bool = True  # one greedy completion of each prompt
-    num_generations: Annotated[int, Field(ge=0)] = 4  # sampled completions of each prompt
-    kl: bool = True  # to the model that the run began with, and to its reference, where these are known
-    model: EvaluatedModelConfig = EvaluatedModelConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    scoring: ScoringConfig = ScoringConfig()
-    reward: tuple[RewardConfig, ...] = ()  # of prompts; each is also who decides a pair, for the win rate
-    reward_workers: RewardWorkersConfig = RewardWorkersConfig()
-    refusal: RefusalConfig = RefusalRewardConfig(type="refusal")  # 1 for a refusal, 0 for an answer
-    judge: JudgeConfig | None = None
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of every interval
-    num_draws: Annotated[int, Field(ge=100)] = 2000  # of the bootstrap
-    cluster: ClusterConfig = ClusterConfig()
+    prompts: Source | None = None  # prompts of the task
+    harmful: Source | None = None  # harmful prompts, which should be refused
+    benign: Source | None = None  # prompts that look harmful but are not, which should be answered
+    split: str = "test"  # split of a Hub dataset or of a folder saved by `datasets`
+    max_prompts: Count = 512  # number of prompts used from each set, from its start
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # seed of the sampling and of the bootstrap
+    greedy: bool = True  # generate one greedy completion per prompt
+    num_generations: Annotated[int, Field(ge=0)] = 4  # sampled completions per prompt; 0: none
+    kl: bool = True  # measure the KL to the model's base and to its newest reference, if they are known
+    model: EvaluatedModelConfig = EvaluatedModelConfig()  # loading of the evaluated models
+    rollout: RolloutConfig = RolloutConfig()  # generation of the completions
+    scoring: ScoringConfig = ScoringConfig()  # log-probabilities for the KL
+    reward: tuple[RewardConfig, ...] = ()  # scorers of the task's completions; each one also gives a win rate
+    reward_workers: RewardWorkersConfig = RewardWorkersConfig()  # processes that run the scorers
+    refusal: RefusalConfig = RefusalRewardConfig(type="refusal")  # detector: 1 for a refusal, 0 for an answer
+    judge: JudgeConfig | None = None  # judge of the win rate, used with --against; None: no judge
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95  # confidence level of every interval
+    num_draws: Annotated[int, Field(ge=100)] = 2000  # number of bootstrap samples
+    cluster: ClusterConfig = ClusterConfig()  # Ray cluster and placement
 
     @model_validator(mode="after")
     def no_conflicts(self) -> Self:
-        if found := [*_contents(self), *_judge(self)]:
-            raise ConflictsError(found)
+        if conflicts := [*_content_conflicts(self), *_judge_conflicts(self)]:
+            raise ConflictsError(conflicts)
         return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suite:
-    """A suite as it was given. Example: `load_suite("configs/eval/quickstart.yaml").config.num_generations == 4`."""
+    """A suite and the file it was read from.
+
+    Example: `load_suite("configs/eval/quickstart.yaml").config.num_generations == 4`."""
 
     source: Path
     config: SuiteConfig
 
 
 def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
-    """Reads a suite.
+    """Read a suite and apply the overrides.
 
     Raises:
-        BadInput: with everything that is wrong in it and in the overrides.
+        BadInput: with all problems of the suite and the overrides.
     """
     problems = Problems()
     source = Path(path)
@@ -129,40 +138,46 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
         document = None
     if document is None:
         raise BadInput(problems)
-    return Suite(source=source, config=_made(document, overrides, problems))
+    return Suite(source=source, config=_build(document, overrides, problems))
 
 
 def suite_of(values: Mapping[str, Any], overrides: Sequence[str]) -> SuiteConfig:
-    """Of what stands on the command line alone. Raises BadInput."""
+    """Build a suite from values of the command line.
+
+    Raises:
+        BadInput: with all problems of the values and the overrides.
+    """
     document = Document(data=dict(values), places={(): Location(text="command line")})
-    return _made(document, overrides, Problems())
+    return _build(document, overrides, Problems())
 
 
-def _made(document: Document, overrides: Sequence[str], problems: Problems) -> SuiteConfig:
+def _build(document: Document, overrides: Sequence[str], problems: Problems) -> SuiteConfig:
     for override in parse_overrides(overrides, (), problems):
         apply(override, document, problems)
     find_secrets(document, problems)
-    config = _validated(document, problems)
+    config = _validate(document, problems)
     problems.sort(key=reading_order)
     problems.raise_if_any()
     assert config is not None
     return config
 
 
-def _validated(document: Document, problems: Problems) -> SuiteConfig | None:
+def _validate(document: Document, problems: Problems) -> SuiteConfig | None:
     try:
-        return SuiteConfig.model_validate_json(json.dumps(document.data))  # JSON: strict, and lists stand for tuples
+        return SuiteConfig.model_validate_json(
+            json.dumps(document.data)
+        )  # from JSON: strict, but lists are accepted as tuples
     except ValidationError as error:
         explain(error, document, problems, SuiteConfig)
         return None
 
 
-def _contents(suite: SuiteConfig) -> Iterator[Conflict]:
+def _content_conflicts(suite: SuiteConfig) -> Iterator[Conflict]:
     if suite.prompts is None and suite.harmful is None and suite.benign is None:
         fix = "give at least one of prompts, harmful and benign"
         yield Conflict(keys=("prompts", "harmful", "benign"), why="there is nothing to evaluate on", fix=fix)
     if suite.prompts is not None and not suite.greedy and not suite.num_generations:
-        why, fix = "no completion would be made", "set greedy to true, or num_generations to 1 or more"
+        why, fix = "no completion would be generated", "set greedy to true, or num_generations to 1 or more"
         yield Conflict(keys=("greedy", "num_generations"), why=why, fix=fix)
     if suite.prompts is not None and suite.kl:
         if not suite.num_generations:
@@ -182,13 +197,13 @@ def _contents(suite: SuiteConfig) -> Iterator[Conflict]:
             yield Conflict(keys=(f"reward.{i}.from_stage",), why=why, fix=fix)
 
 
-def _judge(suite: SuiteConfig) -> Iterator[Conflict]:
+def _judge_conflicts(suite: SuiteConfig) -> Iterator[Conflict]:
     judge = suite.judge
     if judge is None:
         return
-    made = suite.greedy if judge.mode == "greedy" else suite.num_generations > 0
-    if suite.prompts is None or not made:
-        why = "there would be no completions for it to compare"
+    has_completions = suite.greedy if judge.mode == "greedy" else suite.num_generations > 0
+    if suite.prompts is None or not has_completions:
+        why = "the judge would have no completions to compare"
         yield Conflict(
             keys=("judge", "judge.mode"), why=why, fix=f"give prompts with {judge.mode} completions, or remove judge"
         )
@@ -198,18 +213,21 @@ def _judge(suite: SuiteConfig) -> Iterator[Conflict]:
     parts = urllib.parse.urlsplit(judge.url)
     keyed = judge.api_key_env is not None or judge.api_key_file is not None
     if keyed and parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        why = "the key would cross the network for everyone on the way to read"
+        why = "the key would be sent over the network unencrypted"
         yield Conflict(keys=("judge.url",), why=why, fix="use https, or an endpoint on this machine")
 
 
 def judge_key(judge: JudgeConfig, problems: Problems) -> str | None:
-    """The key to send; None: the endpoint wants none. It is in no config, so that nothing writes it down."""
+    """Read the API key, or return None if none is configured.
+
+    The key is in no config, so no file of the evaluation contains it.
+    """
     if judge.api_key_env is not None:
         key = os.environ.get(judge.api_key_env, "").strip()
         where = f"judge.api_key_env = {judge.api_key_env}"
         why, fix = "the variable is not set", f"export {judge.api_key_env}=…"
     elif judge.api_key_file is not None:
-        where, fix = f"judge.api_key_file = {judge.api_key_file}", "put the key into the file, alone"
+        where, fix = f"judge.api_key_file = {judge.api_key_file}", "put the key, and nothing else, into the file"
         try:
             key, why = Path(judge.api_key_file).expanduser().read_text("utf-8").strip(), "the file is empty"
         except (OSError, ValueError) as error:
@@ -217,6 +235,8 @@ def judge_key(judge: JudgeConfig, problems: Problems) -> str | None:
     else:
         return None
     if not key or not key.isascii() or not key.isprintable():
-        problems.add("no API key", where=where, why=why if not key else "it is not one line of text", fix=fix)
+        problems.add(
+            "no API key", where=where, why=why if not key else "it is not a single line of ASCII text", fix=fix
+        )
         return None
     return key

@@ -1,4 +1,4 @@
-"""What can be known of a suite's files without starting anything: its prompts, scorers, and the models it is for."""
+"""Checks of a suite's files before anything starts: prompts, scorers, judge and models."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from orchestrator.data import read_prompts
 from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problems
 from orchestrator.evaluation.suite import SuiteConfig, judge_key
-from orchestrator.preflight.model_source import (
-    check_evaluated,
-    check_family,
-    check_parallel,
-    check_scorer,
-    check_tokenizer,
-    check_writer,
-)
-from orchestrator.preflight.preflight import Rows, check_model, check_rewards
-from orchestrator.preflight.reward_rows import alike, check_reward_rows
-from orchestrator.preflight.reward_source import check_reward_function
+from orchestrator.preflight.data_files import SourceSummary
+from orchestrator.preflight.model_directory import check_directory
+from orchestrator.preflight.model_family import check_evaluated, check_family
+from orchestrator.preflight.model_source import check_parallel, check_scorer, check_tokenizer, check_writer
+from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
+from orchestrator.preflight.reward_source import check_reward_function, check_rewards
 from workers.config import FunctionRewardConfig, ModelRewardConfig, RewardConfig
 from workers.types import Prompt
 from workers.vocabulary import first_difference, read_vocabulary
@@ -27,45 +22,47 @@ SETS = ("prompts", "harmful", "benign")
 
 
 def suite_prompts(suite: SuiteConfig, problems: Problems) -> dict[str, Sequence[Prompt]]:
-    """The first `max_prompts` of each set that the suite gives, by its key."""
-    found: dict[str, Sequence[Prompt]] = {}
+    """Read the first `max_prompts` prompts of each set of the suite, by key."""
+    prompts: dict[str, Sequence[Prompt]] = {}
     for key in SETS:
         source = getattr(suite, key)
         if source is None:
             continue
         try:
-            found[key] = alike(read_prompts(source, split=suite.split, max_rows=suite.max_prompts))
+            prompts[key] = with_common_columns(read_prompts(source, split=suite.split, max_rows=suite.max_prompts))
             if key == "prompts":
-                problems.extend(check_reward_rows(suite.reward, source, found[key]))
+                problems.extend(check_reward_rows(suite.reward, source, prompts[key]))
         except BadInput as error:
             problems.extend(error.problems)
-    return found
+    return prompts
 
 
-def check_suite(suite: SuiteConfig, found: Mapping[str, Sequence[Prompt]], problems: Problems) -> str | None:
-    """Scorers and judge; returns the judge's key."""
-    rows = [
-        Rows(key=key, source=getattr(suite, key), count=len(prompts), whole=True, conversational=_talks(prompts),
-             columns=tuple(prompts[0].columns))
-        for key, prompts in found.items() if key == "prompts"
+def check_suite(suite: SuiteConfig, prompts: Mapping[str, Sequence[Prompt]], problems: Problems) -> str | None:
+    """Check the scorers and the judge. Return the judge's API key."""
+    summaries = [
+        SourceSummary(
+            key=key, source=getattr(suite, key), count=len(rows), is_complete=True,
+            conversational=_is_conversational(rows), columns=tuple(rows[0].columns),
+        )
+        for key, rows in prompts.items() if key == "prompts"
     ]  # fmt: skip
-    check_rewards(suite.reward, suite.cluster, rows, problems)
+    check_rewards(suite.reward, suite.cluster, summaries, problems)
     for i, reward in enumerate(suite.reward):
-        _scorer(reward, f"reward.{i}", problems)
+        _check_scorer(reward, f"reward.{i}", problems)
     if isinstance(suite.refusal, FunctionRewardConfig):
         where = f"refusal.function = {suite.refusal.function}"
-        columns = {getattr(suite, key): prompts[0].columns for key, prompts in found.items() if key != "prompts"}
+        columns = {getattr(suite, key): rows[0].columns for key, rows in prompts.items() if key != "prompts"}
         check_reward_function(suite.refusal.function, where, problems, columns)
     return None if suite.judge is None else judge_key(suite.judge, problems)
 
 
 def check_models(
-    models: Mapping[str, str], found: Mapping[str, Sequence[Prompt]], tensor_parallel_size: int, problems: Problems
+    models: Mapping[str, str], prompts: Mapping[str, Sequence[Prompt]], tensor_parallel_size: int, problems: Problems
 ) -> None:
-    """`models`: paths by what they are for, as the command line says it: MODEL, --against …"""
+    """Check that the models can generate. `models`: paths by argument of the command line: MODEL, --against, …"""
     for name, path in models.items():
         where = f"{name} = {path}"
-        check_model(path, where, any(map(_talks, found.values())), problems)
+        check_directory(path, where, problems, needs_template=any(map(_is_conversational, prompts.values())))
         check_tokenizer(path, where, problems, writes=True)
         check_writer(path, where, problems)
         check_evaluated(path, where, problems)
@@ -73,26 +70,26 @@ def check_models(
 
 
 def check_comparable(path: str, other: str, where: str, problems: Problems) -> None:
-    """Log-probabilities are compared token by token."""
+    """Check that two models share a tokenizer, because log-probabilities are compared token by token."""
     if difference := difference_of(path, other):
         why, fix = f"{difference}; log-probabilities are compared token by token", "give a model of the same family"
         problems.add(f"another tokenizer than {path}", where=f"{where} = {other}", why=why, fix=fix)
 
 
 def difference_of(path: str, other: str) -> str:
-    """The first token on which two models differ, in words; empty when they are the same, or not on this machine."""
+    """Describe the first token on which two models differ, or return "" if there is none or a model is not local."""
     ours, theirs = (read_vocabulary(local(p)) for p in (path, other))
     return first_difference(ours, theirs) if ours is not None and theirs is not None else ""
 
 
-def _scorer(reward: RewardConfig, key: str, problems: Problems) -> None:
+def _check_scorer(reward: RewardConfig, key: str, problems: Problems) -> None:
     if isinstance(reward, ModelRewardConfig) and reward.path is not None:
         where = f"{key}.path = {reward.path}"
-        check_model(reward.path, where, False, problems)
+        check_directory(reward.path, where, problems, needs_template=False)
         check_tokenizer(reward.path, where, problems, writes=False)
         check_family(reward.path, where, problems)
         check_scorer(reward.path, where, problems)
 
 
-def _talks(prompts: Sequence[Prompt]) -> bool:
+def _is_conversational(prompts: Sequence[Prompt]) -> bool:
     return not isinstance(prompts[0].text, str)

@@ -1,8 +1,9 @@
-"""What a run tells about itself while it runs: a file, a console, and services that are never waited for.
+"""Reports of a run in progress: a metrics file, a console, and services that never block the run.
 
 driver ──► Monitor.start · phase · step · note · close ──► every sink
 """
 
-from orchestrator.monitor.monitor import Monitor, Outcome, RunInfo, Sink, open_monitor
+from orchestrator.monitor.base import Outcome, RunInfo, Sink
+from orchestrator.monitor.monitor import Monitor, open_monitor
 
 __all__ = ["Monitor", "Outcome", "RunInfo", "Sink", "open_monitor"]

@@ -1,7 +1,8 @@
-"""The watch over a run: it sees every row of metrics once, tells of each alarm when it begins, and says when the run
-is to end. A pure function of the rows, so that a resumed run knows what the one before knew.
+"""Alarms of a run: every row of metrics is checked by every rule; an alarm may end the run.
 
-    row ──► rules ──► alarms/NAME in the row (while it lasts) ──► a note when it begins ──► verdict, by its action
+The alarms are a pure function of the rows, so a resumed run restores them from the metrics file.
+
+    row ──► rules ──► alarms/NAME in the row (while active) ──► a note when it begins ──► verdict, by its action
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.config.alarms import Action, AlarmsConfig
-from orchestrator.monitor.gate import guarded
+from orchestrator.monitor.gate import gated_metrics
 from orchestrator.monitor.history import History
 from orchestrator.monitor.rules import RULES
 from workers.types import Metrics
@@ -22,7 +23,7 @@ STRENGTH: Sequence[Action] = ("warn", "pause", "roll_back", "stop")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alarm:
-    """One alarm as it began.
+    """An alarm at the step where it began.
 
     Example: `Alarm(name="kl_budget", step=31, saw="KL 31 nats …", why="far from …", fix="raise …", action="warn",
     rows=5)`.
@@ -30,33 +31,33 @@ class Alarm:
 
     name: str
     step: int
-    saw: str
+    saw: str  # observation: the values that triggered the rule
     why: str
     fix: str
     action: Action
-    rows: int  # how far back it looked
+    rows: int  # number of newest rows that the rule judged
 
     def __str__(self) -> str:
         return f"alarm {self.name} at step {self.step}: {self.saw}\n  why: {self.why}\n  fix: {self.fix}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As `exit.json` and the ledger have it."""
+        """Return the alarm as it is stored in `exit.json` and the ledger."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promotion:
-    """The gate's decision on a run's model.
+    """Decision of the safety gate on a run's model.
 
-    Example: `Promotion(promoted=False, saw="eval/refusal fell from 0.98 to 0.91, allowed is 0.02")`.
+    Example: `Promotion(promoted=False, saw="eval/refusal fell from 0.98 to 0.91 (allowed: 0.02)")`.
     """
 
     promoted: bool
-    saw: str
+    saw: str  # the gated metrics, in words
 
 
 class AlarmMonitor:
-    """Over one attempt, and what the attempts before it saw."""
+    """Alarms of one attempt, with the state restored from the rows of earlier attempts."""
 
     def __init__(
         self,
@@ -67,69 +68,87 @@ class AlarmMonitor:
         rolled_back: Collection[str] = (),
         paused: Collection[tuple[str, int]] = (),
     ) -> None:
-        """`rows`: of earlier attempts, as the metrics file has them; their alarms are known. What one of the last row
-        asks for is still to be done (the run may have been killed before), unless it `paused` the run at that step.
-        `rolled_back`: alarms that have sent the run back already, and will end it the next time."""
+        """Restore the alarms of earlier attempts.
+
+        An alarm of the last row is still to be acted on, because the run may have been killed before it acted.
+
+        Args:
+            rows: rows of earlier attempts, as stored in the metrics file.
+            rounds: each row is a round of iterative DPO.
+            rolled_back: names of alarms that have rolled the run back already; the next time they stop it.
+            paused: (name, step) of alarms that have paused the run already; they are not acted on again.
+        """
         self._rules = {name: rule for name in RULES if (rule := getattr(config, name)) is not None}
         self._gate = config.safety_gate
         self._rolled_back = frozenset(rolled_back)
         self._history = History(rounds=rounds)
         self._num_rows = 0
-        self._last_fired: dict[str, int] = {}  # by rule; a finding soon after is the same alarm
+        self._last_fired: dict[str, int] = {}  # row number by rule; a finding soon after is the same alarm
         self.alarms: list[Alarm] = []
-        self.verdict: Alarm | None = None  # the alarm for which the run is to end
+        self.verdict: Alarm | None = None  # the alarm that ends the run
         for row in rows:
             self.update(int(row["step"]), row)
-        self.verdict = self._due(rows, paused)
+        self.verdict = self._unresolved_verdict(rows, paused)
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> tuple[Metrics, list[Alarm]]:
-        """What to add to the row while alarms last, and the alarms that begin with it: those that rang in none of the
-        rows they look at."""
+        """Check a row. Return the metrics to add to it, one per active alarm, and the alarms that begin with it.
+
+        An alarm begins if its rule has not fired in any other row of the window that it judges.
+        """
         self._history.add(step, metrics)
         self._num_rows += 1
-        seen = {name: sight for name, rule in self._rules.items() if (sight := RULES[name].see(self._history, rule))}
-        begun = [
+        findings = {
+            name: finding
+            for name, rule in self._rules.items()
+            if (finding := RULES[name].detect(self._history, rule)) is not None
+        }
+        new = [
             Alarm(
                 name=name,
                 step=step,
-                saw=sight.saw,
+                saw=finding.saw,
                 why=RULES[name].why,
                 fix=RULES[name].fix,
                 action=self._action(name),
-                rows=sight.rows,
+                rows=finding.rows,
             )
-            for name, sight in seen.items()
-            if self._num_rows - self._last_fired.get(name, -math.inf) > sight.rows
+            for name, finding in findings.items()
+            if self._num_rows - self._last_fired.get(name, -math.inf) > finding.rows
         ]
-        self._last_fired |= dict.fromkeys(seen, self._num_rows)
-        self.alarms += begun
-        for alarm in begun:
+        self._last_fired |= dict.fromkeys(findings, self._num_rows)
+        self.alarms += new
+        for alarm in new:
             stronger = self.verdict is None or STRENGTH.index(alarm.action) > STRENGTH.index(self.verdict.action)
             if alarm.action != "warn" and stronger:
                 self.verdict = alarm
-        return {f"alarms/{name}": 1.0 for name in seen}, begun
+        return {f"alarms/{name}": 1.0 for name in findings}, new
 
-    def _due(self, rows: Sequence[Mapping[str, Any]], paused: Collection[tuple[str, int]]) -> Alarm | None:
-        asked = self.verdict
-        if asked is None or asked.step != rows[-1]["step"] or (asked.name, asked.step) in paused:
+    def _unresolved_verdict(
+        self, rows: Sequence[Mapping[str, Any]], paused: Collection[tuple[str, int]]
+    ) -> Alarm | None:
+        verdict = self.verdict
+        if verdict is None or verdict.step != rows[-1]["step"] or (verdict.name, verdict.step) in paused:
             return None
-        return asked
+        return verdict
 
     def promotion(self) -> Promotion | None:
-        """Whether the model, as it was evaluated last, may take the place of what the run began with. None: nothing is
-        guarded. A figure that the recipe names and nobody has measured keeps the gate shut."""
+        """Decide whether the model, as evaluated last, may replace the initial model. Return None if nothing is gated.
+
+        A metric that the recipe names but that was not measured closes the gate.
+        """
         rule = self._gate
         if rule is None:
             return None
-        figures = guarded(self._history, rule)
-        missing = sorted({*rule.metrics} - {figure.name for figure in figures})
-        if not figures and not missing:
+        metrics = gated_metrics(self._history, rule)
+        missing = sorted({*rule.metrics} - {metric.name for metric in metrics})
+        if not metrics and not missing:
             return None
-        told = [str(figure) for figure in figures] + [f"{name} was not measured before and after" for name in missing]
-        return Promotion(promoted=not missing and not any(f.lost for f in figures), saw="; ".join(told))
+        texts = [str(metric) for metric in metrics]
+        texts += [f"{name} was not measured both before the first step and later" for name in missing]
+        return Promotion(promoted=not missing and not any(m.lost for m in metrics), saw="; ".join(texts))
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """All alarms so far, as `exit.json` has them."""
+        """Return all alarms so far, as they are stored in `exit.json`."""
         return [alarm.to_dict() for alarm in self.alarms]
 
     def _action(self, name: str) -> Action:

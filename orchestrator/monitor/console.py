@@ -1,4 +1,4 @@
-"""The console: a live screen on a terminal, one line per step anywhere else."""
+"""Console of a run: a live screen on a terminal, one line per step anywhere else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.live import Live
 
+from orchestrator.monitor.base import Outcome, RunInfo, Sink
 from orchestrator.monitor.figures import duration, headlines, join_within, number, shorten
-from orchestrator.monitor.monitor import Outcome, RunInfo, Sink
 from orchestrator.monitor.progress import Progress
 from orchestrator.monitor.screen import Screen
 from orchestrator.terminal import Forgiving, is_live
@@ -24,13 +24,13 @@ REDRAWS_PER_SECOND = 4.0
 
 
 def open_console(stream: TextIO | None = None) -> Sink:
-    """Live where a person watches, plain everywhere else."""
-    target = stream or sys.stdout or io.StringIO()  # there is no sys.stdout when it was closed from the start
+    """Open a live console on a terminal, a plain one on anything else."""
+    target = stream or sys.stdout or io.StringIO()  # sys.stdout is None if it was closed before Python started
     return LiveConsole(target) if is_live(target) else PlainConsole(target)
 
 
 class PlainConsole:
-    """One line per step, at most 100 columns, no colour:
+    """Console with one line per step, at most 100 columns, without colour:
 
     step  12/40  reward 0.812  kl 0.0123  length 5.2  loss 0.0312  1.9 s/step  0:53 left
     """
@@ -48,7 +48,7 @@ class PlainConsole:
         self._print(f"{stage}{run.name}: {', '.join(facts)}")
 
     def phase(self, role: str, text: str) -> None:
-        """Only the driver's own, such as "starting Ray": what the roles do changes several times a second."""
+        """Print the driver's own phases, such as "starting Ray". Phases of roles change several times a second."""
         if self._progress is not None and role not in self._progress.run.roles and text:
             self._print(text)
 
@@ -58,12 +58,12 @@ class PlainConsole:
         progress.step(step, metrics, samples)
         total = progress.run.num_steps
         count = f"{step:>{len(str(total))}}/{total}" if total else str(step)
-        ends = []
+        timings = []
         if progress.seconds_per_step is not None:
-            ends.append(f"{duration(progress.seconds_per_step)}/{progress.run.step_word}")
+            timings.append(f"{duration(progress.seconds_per_step)}/{progress.run.step_word}")
         if progress.remaining_s is not None:
-            ends.append(f"{duration(progress.remaining_s)} left")
-        head, tail = f"{progress.run.step_word} {count}", "  ".join(ends)
+            timings.append(f"{duration(progress.remaining_s)} left")
+        head, tail = f"{progress.run.step_word} {count}", "  ".join(timings)
         shown = [f"{h.label} {number(metrics[h.name], share=h.share)}" for h in headlines(metrics, 8)]
         middle = join_within(shown, LINE_WIDTH - len(head) - len(tail) - 4)
         self._print("  ".join(part for part in (head, middle, tail) if part))
@@ -81,7 +81,7 @@ class PlainConsole:
 
 
 class LiveConsole:
-    """A screen that is redrawn in place; notes and the output of others scroll by above it."""
+    """Screen redrawn in place. Notes and other output scroll above it."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = Console(file=cast(TextIO, Forgiving(stream)), force_terminal=True, highlight=False)

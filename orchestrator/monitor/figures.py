@@ -1,4 +1,4 @@
-"""Numbers, durations and curves as a person reads them, and which metrics matter most."""
+"""Numbers, durations and curves as text, and the metrics that are shown first."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 
 
 class Headline(NamedTuple):
-    """A metric that is shown under a short label; a share in per cent."""
+    """A metric shown under a short label."""
 
     name: str
     label: str
-    share: bool = False
-    unless_zero: bool = False
+    share: bool = False  # shown in per cent
+    unless_zero: bool = False  # hidden while it is 0
 
 
 HEADLINES: tuple[Headline, ...] = (
-    # the most telling first; of two with one label the first that a run has is shown
+    # in order of importance; of several with one label, the first that the run has is shown
     Headline("eval/accuracy", "eval accuracy", share=True),
     Headline("eval/reward", "eval reward"),
     Headline("eval/refusal", "refusal", share=True),
@@ -52,16 +52,16 @@ HEADLINES: tuple[Headline, ...] = (
 
 
 def headlines(metrics: Metrics, at_most: int) -> list[Headline]:
-    """Those of `metrics` that are shown, in order, one per label."""
-    found: dict[str, Headline] = {}
+    """Return the headlines among `metrics`, in order, one per label."""
+    by_label: dict[str, Headline] = {}
     for headline in HEADLINES:
         if headline.name in metrics and not (headline.unless_zero and metrics[headline.name] == 0):
-            found.setdefault(headline.label, headline)
-    return list(found.values())[:at_most]
+            by_label.setdefault(headline.label, headline)
+    return list(by_label.values())[:at_most]
 
 
 def number(value: float, *, share: bool = False) -> str:
-    """Three or four telling digits.
+    """Format a number with three or four significant digits.
 
     >>> [number(v) for v in (0.03125, 12.5, 1234567.0, 1e-6, 0.0)]
     ['0.0312', '12.5', '1.23e+06', '1e-06', '0']
@@ -79,7 +79,8 @@ def number(value: float, *, share: bool = False) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Format a duration.
+
     >>> [duration(s) for s in (3.14, 65, 3725, 200000)]
     ['3.1 s', '1:05', '1:02:05', '2 d 7:33']
     """
@@ -93,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
-    """The curve of `values` in at most `width` characters; many values share one, by their mean.
+    """Draw `values` in at most `width` characters. If there are more values, each character shows a mean.
 
     >>> sparkline([0, 1, 2, 3], 8)
     '▁▃▆█'
@@ -116,7 +117,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def one_line(text: str) -> str:
-    """Line ends shown, other control characters (a terminal would obey them) replaced.
+    """Show line ends as a symbol and replace other control characters, which a terminal would execute.
 
     >>> one_line("a\\nb\\x1b[2J")
     'a⏎b·[2J'
@@ -129,7 +130,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def join_within(parts: Iterable[str], width: int, gap: str = "  ") -> str:
-    """As many of the parts as fit into a line, first ones first."""
+    """Join the leading parts that fit into a line of `width` characters."""
     line = ""
     for part in parts:
         longer = line + gap + part if line else part

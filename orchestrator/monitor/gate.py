@@ -1,4 +1,4 @@
-"""What the safety gate looks at: held-out figures before the first step and now."""
+"""Metrics of the safety gate: held-out metrics before the first step and now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.monitor.history import History
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatedMetric:
-    """A figure behind the gate, of the model as it was given and of the newest evaluation.
+    """A gated metric of the initial model and of the newest evaluation.
 
     Example: `GatedMetric(name="eval/refusal", before=0.98, now=0.91, allowed=0.02, lower_is_better=False)`.
     """
@@ -19,22 +19,25 @@ class GatedMetric:
     name: str
     before: float
     now: float
-    allowed: float
+    allowed: float  # largest change for the worse
     lower_is_better: bool = False
 
     @property
     def lost(self) -> bool:
         worse = self.now - self.before if self.lower_is_better else self.before - self.now
-        return worse > self.allowed + 1e-9  # shares are sums of floats
+        return worse > self.allowed + 1e-9  # tolerance: shares are sums of floats
 
     def __str__(self) -> str:
-        word = "rose" if self.now > self.before else "fell" if self.now < self.before else "stayed"
-        moved = f"from {number(self.before)} to {number(self.now)}" if word != "stayed" else f"at {number(self.now)}"
-        return f"{self.name} {word} {moved}, allowed is {self.allowed:g}"
+        if self.now == self.before:
+            change = f"stayed at {number(self.now)}"
+        else:
+            verb = "rose" if self.now > self.before else "fell"
+            change = f"{verb} from {number(self.before)} to {number(self.now)}"
+        return f"{self.name} {change} (allowed: {self.allowed:g})"
 
 
-def guarded(history: History, rule: SafetyGate) -> list[GatedMetric]:
-    """Those that were measured of the model as it was given (row 0) and again since."""
+def gated_metrics(history: History, rule: SafetyGate) -> list[GatedMetric]:
+    """Return the gated metrics that were measured on the initial model (row 0) and again since."""
     limits = dict.fromkeys(rule.metrics, (rule.max_fall, False))
     limits |= {"eval/refusal": (rule.max_refusal_fall, False), "eval/over_refusal": (rule.max_over_refusal_rise, True)}
     return [

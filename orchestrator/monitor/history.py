@@ -1,4 +1,4 @@
-"""The series of a run, as the alarms look at them."""
+"""Series of a run's metrics, as the alarm rules read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.monitor.trends import CERTAIN, Values, difference
 
 STEP_WINDOW, ROUND_WINDOW = 20, 4
 STEP_LEVEL, ROUND_LEVEL = 5, 3
-LOOKED_AT = frozenset(
+RECORDED = frozenset(
     {
         "loss", "logps/chosen", "rewards/chosen", "objective/kl", "completions/mean_length",
         "completions/repeated_tail", "pairs/chosen_length", "pairs/rejected_length", "reward", "entropy",
@@ -23,17 +23,16 @@ LOOKED_AT = frozenset(
 
 
 class History:
-    """The series of a run, by metric: the steps at which it was told, and its values. What no rule looks at is left
-    out, and so is what is not a number."""
+    """Steps and values of each metric of a run. Metrics that no rule reads are left out, as are non-finite values."""
 
     def __init__(self, *, rounds: bool = False) -> None:
-        self.rounds = rounds  # a row is a round: there are few of them, each of thousands of completions
+        self.rounds = rounds  # each row is a round: few rows, each over thousands of completions
         self._steps: dict[str, list[int]] = {}
         self._values: dict[str, list[float]] = {}
 
     def add(self, step: int, metrics: Mapping[str, float | None]) -> None:
         for name, value in metrics.items():
-            if not (name in LOOKED_AT or name.startswith(("eval/", "rewards/"))):
+            if not (name in RECORDED or name.startswith(("eval/", "rewards/"))):
                 continue
             if value is not None and math.isfinite(value):
                 self._steps.setdefault(name, []).append(step)
@@ -49,21 +48,22 @@ class History:
         return self._steps.get(name, [])
 
     def last(self, name: str, count: int) -> Values | None:
-        """The newest `count` values; None while there are fewer."""
-        found = self._values.get(name, ())
-        return np.asarray(found[-count:], np.float64) if len(found) >= count else None
+        """Return the newest `count` values, or None while there are fewer."""
+        values = self._values.get(name, ())
+        return np.asarray(values[-count:], np.float64) if len(values) >= count else None
 
     def first(self, name: str, count: int) -> Values:
-        """The `count` values the run began with; half of them all where there are fewer than two windows."""
-        found = self._values.get(name, ())
-        return np.asarray(found[: max(2, min(count, len(found) // 2))], np.float64)
+        """Return the first `count` values, or the first half if there are fewer than 2 * `count`."""
+        values = self._values.get(name, ())
+        return np.asarray(values[: max(2, min(count, len(values) // 2))], np.float64)
 
     @property
-    def turns(self) -> str:
-        """What rows are to a reader: "steps"."""
+    def row_word(self) -> str:
+        """Word for several rows: "steps" or "rounds"."""
         return "rounds" if self.rounds else "steps"
 
     def window(self, rule: AlarmRule) -> int:
+        """Return the number of newest rows that a rule judges."""
         if rule.window is not None:
             return rule.window
         if isinstance(rule, LevelRule):
@@ -71,7 +71,7 @@ class History:
         return ROUND_WINDOW if self.rounds else STEP_WINDOW
 
     def improved(self, name: str, count: int) -> bool:
-        """Whether the newest rows are certainly above the first ones, and not certainly below the best ones."""
+        """Check that the newest values are certainly above the first ones and not certainly below the best ones."""
         values = self.values(name)
         count = min(count, len(values) // 2)
         if count < 2:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per step, complete whatever else is reported to."""
+"""metrics.jsonl: one JSON object per step. Complete, whatever other sinks a run has."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from workers.types import Metrics
 
 
 class MetricsFile:
-    """Appends a line per step, fsynced: a checkpoint never knows of a step whose line is lost.
+    """File with one line per step. A line is fsynced before the checkpoint of its step is written.
 
-    NaN and infinity, which JSON does not have, become null.
+    NaN and infinity, which JSON cannot represent, become null.
 
-    A line: `{"step": 3, "train/global_step": 3, "loss": 0.35, "reward": 0.5}`.
+    Example: `{"step": 3, "train/global_step": 3, "loss": 0.35, "reward": 0.5}`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, step: int, metrics: Metrics) -> None:
-        """Raises OSError when the line could not be written whole."""
+        """Append the line of a step.
+
+        Raises:
+            OSError: the line could not be written completely.
+        """
         row: dict[str, Any] = {"step": step, "train/global_step": step}
         row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
@@ -38,12 +42,12 @@ class MetricsFile:
             disk.sync_directory(self.path.parent)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole lines; half a line that an interrupted write left at the end is not one."""
+        """Return all complete rows. A partial line that an interrupted write left at the end is ignored."""
         raw = self.path.read_bytes() if self.path.exists() else b""
         return [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
 
     def rewind(self, last_step: int) -> None:
-        """Drops what comes after `last_step`: a resumed run does those steps again and tells of them once."""
+        """Drop the rows after `last_step`, because a resumed run repeats those steps."""
         rows = self.rows()
         kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step)
         if not self.path.exists() or self.path.read_text("utf-8") == kept:

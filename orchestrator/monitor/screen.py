@@ -1,4 +1,4 @@
-"""The live screen of a run, drawn anew from its progress every time.
+"""Live screen of a run, redrawn from its progress.
 
 ╭─ arith-grpo  grpo on models/base ───────────────────────────────╮
 │  step 12/40  ━━━━━━━━━━╺━━━━━━━━━━  0:53 left  1.9 s/step  0:23  │
@@ -23,6 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.monitor.base import Outcome
 from orchestrator.monitor.figures import (
     duration,
     headlines,
@@ -32,17 +33,16 @@ from orchestrator.monitor.figures import (
     shorten,
     sparkline,
 )
-from orchestrator.monitor.monitor import Outcome
 from orchestrator.monitor.progress import Progress
 
 MAX_WIDTH = 100
 MAX_METRICS = 8
 SPINNER, ASCII_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
-TURNS_PER_SECOND = 8
+SPINNER_FRAMES_PER_SECOND = 8
 
 
 class Screen:
-    """A renderable: rich draws it as often as it likes."""
+    """Renderable for `rich.live.Live`, which decides how often it is drawn."""
 
     def __init__(self, progress: Progress, lock: threading.Lock) -> None:
         self.progress = progress
@@ -109,22 +109,22 @@ class Screen:
         return row
 
     def _roles(self, width: int, ascii_only: bool) -> RenderableType:
-        """What each role does and for how long, and the share of the time it was busy: who waits for whom."""
+        """Draw each role with its current work, the duration of that work, and its busy share."""
         table = Table.grid(padding=(0, 2, 0, 0))
         for justify in ("left", "left", "right", "left"):
             table.add_column(justify=justify, no_wrap=True)
-        now, over = self.progress.clock(), self.outcome is not None
-        turns = ASCII_SPINNER if ascii_only else SPINNER
-        for role, doing in self.progress.doing.items():
-            counted = role in self.progress.run.roles and bool(self.progress.metrics)
-            share = Text(f"{100 * self.progress.busy_share(role):.0f} % busy" if counted else "", style="dim")
-            if over or not doing.text:
-                table.add_row(Text(role, style="dim"), " ", share, Text("" if over else "idle", style="dim"))
+        now, ended = self.progress.clock(), self.outcome is not None
+        frames = ASCII_SPINNER if ascii_only else SPINNER
+        for role, activity in self.progress.activities.items():
+            has_share = role in self.progress.run.roles and bool(self.progress.metrics)
+            share = Text(f"{100 * self.progress.busy_share(role):.0f} % busy" if has_share else "", style="dim")
+            if ended or not activity.text:
+                table.add_row(Text(role, style="dim"), " ", share, Text("" if ended else "idle", style="dim"))
                 continue
-            turn = Text(turns[int(now * TURNS_PER_SECOND) % len(turns)], style="cyan")
-            text = shorten(one_line(doing.text), max(8, width - 38))
-            doing_for = (f"  {duration(now - doing.since)}", "dim")
-            table.add_row(Text(role, style="bold"), turn, share, Text.assemble(text, doing_for))
+            spinner = Text(frames[int(now * SPINNER_FRAMES_PER_SECOND) % len(frames)], style="cyan")
+            text = shorten(one_line(activity.text), max(8, width - 38))
+            elapsed = (f"  {duration(now - activity.since)}", "dim")
+            table.add_row(Text(role, style="bold"), spinner, share, Text.assemble(text, elapsed))
         return table
 
     def _metrics(self, width: int, ascii_only: bool) -> RenderableType:
@@ -134,11 +134,11 @@ class Screen:
         table.add_column(justify="right")
         if curve_width:
             table.add_column(width=curve_width)
-        for shown in headlines(self.progress.metrics, MAX_METRICS):
-            curve = list(self.progress.curves[shown.name])
-            value = Text(number(curve[-1], share=shown.share), style="bold")
-            start = f"from {number(curve[0], share=shown.share)}" if len(curve) > 1 else ""
-            cells = [Text(shown.label), value, Text(start, style="dim")]
+        for headline in headlines(self.progress.metrics, MAX_METRICS):
+            curve = list(self.progress.curves[headline.name])
+            value = Text(number(curve[-1], share=headline.share), style="bold")
+            start = f"from {number(curve[0], share=headline.share)}" if len(curve) > 1 else ""
+            cells = [Text(headline.label), value, Text(start, style="dim")]
             if curve_width:
                 line = sparkline(curve, curve_width, ascii_only=ascii_only)
                 cells.insert(2, Text(line, style="cyan", no_wrap=True))
@@ -146,7 +146,7 @@ class Screen:
         return table
 
     def _sample(self, width: int, ascii_only: bool) -> RenderableType:
-        """The best completion of the last step, on two lines at most."""
+        """Draw the completion with the highest reward of the last step, on at most two lines."""
         sample = self.progress.sample
         assert sample is not None
         arrow = "->" if ascii_only else "→"

@@ -1,4 +1,4 @@
-"""Where metrics go besides the console: the file, which must work, and Weights & Biases, which need not."""
+"""Sinks besides the console: the metrics file, which must work, and Weights & Biases, which may fail."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.config.run import WandbConfig
+from orchestrator.monitor.base import Outcome, RunInfo
 from orchestrator.monitor.metrics import MetricsFile
-from orchestrator.monitor.monitor import Outcome, RunInfo
 from workers.types import Metrics, Sample
 
 Mode = Literal["online", "offline", "disabled"]
 
 
 class JsonlSink:
-    """metrics.jsonl of the run directory. Its failures are the run's: a fact must not be lost in silence."""
+    """Writer of metrics.jsonl in the run directory. A failed write stops the run: no row is lost silently."""
 
     def __init__(self, file: MetricsFile) -> None:
         self._file = file
@@ -42,10 +42,10 @@ class JsonlSink:
 
 
 class WandbSink:
-    """Weights & Biases, from a thread of its own: the driver only puts rows into a queue.
+    """Weights & Biases, in its own thread: the driver only puts rows into a queue.
 
-    It can neither stop nor slow a run: what it raises is told once and then ignored, and when it is too slow
-    rows are left out and counted. The complete record is metrics.jsonl.
+    The sink neither stops nor slows a run. An error is reported once, and later rows are discarded. Rows that do not
+    fit into the queue are dropped and counted. The complete record is metrics.jsonl.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class WandbSink:
         self._init_deadline_s, self._close_deadline_s = init_deadline_s, close_deadline_s
         self._rows: queue.Queue[Metrics | None] = queue.Queue(max_rows)
         self._thread: threading.Thread | None = None
-        self._left_out = 0
+        self._num_dropped = 0
         self._exit_code = 0
 
     def start(self, run: RunInfo) -> None:
@@ -76,7 +76,7 @@ class WandbSink:
         try:
             self._rows.put_nowait({**metrics, "train/global_step": step})
         except queue.Full:
-            self._left_out += 1
+            self._num_dropped += 1
 
     def note(self, text: str) -> None:
         pass
@@ -88,12 +88,12 @@ class WandbSink:
         try:
             self._rows.put_nowait(None)
         except queue.Full:
-            self._left_out += 1
+            self._num_dropped += 1
         self._thread.join(self._close_deadline_s)
         if self._thread.is_alive():
             self._notify("wandb did not finish in time; metrics.jsonl is complete")
-        if self._left_out:
-            self._notify(f"wandb was too slow for {self._left_out} rows; metrics.jsonl has them")
+        if self._num_dropped:
+            self._notify(f"wandb was too slow: {self._num_dropped} rows are missing there; metrics.jsonl has them")
 
     def _work(self, run: RunInfo) -> None:
         try:
@@ -104,14 +104,14 @@ class WandbSink:
             reporter.finish(exit_code=self._exit_code)
         except BaseException as error:  # a service that is down, or a library that calls sys.exit
             lines = str(error).strip().splitlines() or [""]
-            self._notify(f"wandb is off ({type(error).__name__}: {lines[0]}); metrics.jsonl goes on")
+            self._notify(f"wandb is off ({type(error).__name__}: {lines[0]}); metrics.jsonl is still written")
             while self._rows.get() is not None:
-                pass  # keep the queue from filling
+                pass  # discard rows until the run closes the sink
 
     def _init_arguments(self, run: RunInfo) -> dict[str, Any]:
-        """What the recipe says; what a WANDB_* variable says is left to wandb."""
+        """Build the arguments of `wandb.init`. Leave to wandb what a WANDB_* variable sets and the recipe does not."""
         config, mode = self._config, self.mode()
-        wanted = {
+        by_variable = {
             "WANDB_PROJECT": ("project", config.project or "rlhf"),
             "WANDB_NAME": ("name", run.name),
             "WANDB_RUN_GROUP": ("group", config.group),
@@ -124,7 +124,7 @@ class WandbSink:
         from_recipe = {"project": config.project, "group": config.group, "tags": config.tags}
         arguments = {
             key: value
-            for variable, (key, value) in wanted.items()
+            for variable, (key, value) in by_variable.items()
             if value is not None and (variable not in os.environ or from_recipe.get(key))
         }
         if config.entity:
@@ -133,7 +133,7 @@ class WandbSink:
         return {**arguments, "mode": mode, "config": dict(run.config), "settings": settings}
 
     def mode(self) -> Mode:
-        """The recipe's, else WANDB_MODE's, else online when there is a key."""
+        """Return the mode of the recipe, else of WANDB_MODE, else "online" if there is an API key."""
         if self._config.mode is not None:
             return self._config.mode
         match os.environ.get("WANDB_MODE"):
@@ -164,7 +164,7 @@ def _has_key() -> bool:
 
 
 def _stable_id(directory: Path) -> str:
-    """The same for all attempts of a run, and for no other run in the world."""
+    """Return the wandb id of a run, the same for all its attempts: random, stored in the run directory."""
     path = directory / ".wandb-id"
     if not path.exists():
         path.write_text(secrets.token_hex(4), "utf-8")

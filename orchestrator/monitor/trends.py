@@ -1,7 +1,7 @@
-"""Does a noisy curve rise, fall, or stand elsewhere than before? Pure arithmetic on short series.
+"""Tests for a trend in a noisy series and for a difference between two series.
 
-A step's metrics are means over a batch: noisy, with outliers, each row nearly independent of the one before where the
-policy hardly moves. So nothing here looks at a single point, and nothing assumes a shape of the noise.
+A step's metrics are means over a batch: noisy, with outliers, and nearly independent from row to row while the policy
+hardly changes. Therefore no test judges a single point, and none assumes a distribution of the noise.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 CERTAIN = 3.0
-"""Standard errors that make a difference certain: one in 740 is as large by chance, on one side."""
+"""Standard errors from which a difference counts as certain. One-sided, one in 740 is as large by chance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trend:
-    """Example: `Trend(z=-4.1, change=-0.6)`: a fall of 0.6 over the window, 4.1 standard errors clear of none."""
+    """Trend of a series.
 
-    z: float
-    change: float  # over the whole window, in the values' own unit
+    Example: `Trend(z=-4.1, change=-0.6)` is a fall of 0.6 over the window, 4.1 standard errors from no trend.
+    """
+
+    z: float  # Mann–Kendall statistic
+    change: float  # over the whole window, in the unit of the values
 
     @property
     def rises(self) -> bool:
@@ -34,14 +37,14 @@ class Trend:
 
 
 def trend(values: Values) -> Trend:
-    """The Mann–Kendall test with the Theil–Sen slope, for a series of n ≥ 2 values [n] in order.
+    """Compute the Mann–Kendall test and the Theil–Sen slope of a series of n ≥ 2 values, `values` [n].
 
     S = Σ_{i<j} sign(x_j − x_i);  Var S = (n(n−1)(2n+5) − Σ_ties t(t−1)(2t+5)) / 18;  z = (S − sign S) / √Var S
     (Mann 1945, Kendall 1975). The change is (n − 1) times the median of all slopes (x_j − x_i)/(j − i): up to 29 % of
     the values may be outliers without moving it far (Sen 1968).
 
-    Of fewer than 8 values not even a series without exception reaches |z| = 3 (for 7 it is 2.85). There, a series that
-    only falls or only rises is taken as certain, z = ∓3: one in n! is such by chance, one in 24 of four.
+    With fewer than 8 values, even a monotonic series does not reach |z| = 3 (with 7 it is 2.85). There, a monotonic
+    series counts as certain, z = ±3. By chance one series in n! rises throughout, which is one in 24 for four values.
     """
     assert values.ndim == 1, values.shape
     n = len(values)
@@ -58,10 +61,10 @@ def trend(values: Values) -> Trend:
 
 
 def difference(before: Values, after: Values) -> float:
-    """By how many standard errors the mean of `after` [m] is above that of `before` [n]: Welch's t.
+    """Compute Welch's t: the mean of `after` [m] minus the mean of `before` [n], in standard errors.
 
-    (mean a − mean b) / √(var a / m + var b / n), with variances over m − 1 and n − 1. Equal constants: 0; unequal ones:
-    ±∞.
+    (mean a − mean b) / √(var a / m + var b / n), with variances over m − 1 and n − 1. The result is 0 for equal
+    constants and ±∞ for different ones.
     """
     assert min(len(before), len(after)) >= 2, "a variance needs two values"
     gap = float(after.mean() - before.mean())

@@ -1,1 +1,1 @@
-"""The phases of a step: rollouts or a dataset, the reference, learning, publishing. Each knows its gangs alone."""
+"""Phases of a step: rollouts or a dataset, the reference, training, publication. Each uses only its own gangs."""

@@ -1,4 +1,4 @@
-"""Policy and critic learn from a step's evidence, at the same time.
+"""Training of policy and critic on one step's batch, at the same time.
 
 consumes   handles to experience, scores and reference log-probabilities
 produces   metrics
@@ -18,7 +18,7 @@ from workers.types import Metrics, TokenShard, flat, merge_ranks, merge_stats
 
 
 class Learners:
-    """The policy gang, and the critic's where the algorithm has one."""
+    """Policy gang, and the critic gang if the algorithm has a critic."""
 
     def __init__(
         self,
@@ -29,8 +29,13 @@ class Learners:
         every_updates: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """`every_updates`: how many of them a step makes between two pauses; None: all. `progress`: how far the first
-        step had come when its checkpoint was made; None: it begins."""
+        """Create the phase.
+
+        Args:
+            needs_old: the loss needs the policy's log-probabilities from before the step's first update.
+            every_updates: number of updates between two pauses of a step; None: no pause.
+            progress: progress of the first step, when resuming in the middle of it; None: start at its first update.
+        """
         self.policy, self.critic, self._needs_old = policy, critic, needs_old
         self._every, self._progress = every_updates, progress
 
@@ -42,30 +47,30 @@ class Learners:
         pairs_file: str | None,
         pause: Callable[[Progress], None] = lambda progress: None,
     ) -> Metrics:
-        """All updates of a step. `pause` is called between two spans of them, while nobody learns."""
+        """Run all updates of a step and return its metrics. `pause` is called between two spans of updates."""
         values = self.critic.all(Learner.infer, pending.experience) if self.critic else None
         scored = (pending.experience, pending.scores, reference, values)
-        # A rank works off its calls in order: what it infers here is from before the step's first update.
+        # A rank executes its calls in order: this runs before the step's first update.
         old = self.policy.all(Learner.infer, pending.experience, as_sampled=True) if self._needs_old else None
         progress, self._progress = self._progress, None
         done = 0 if progress is None else progress.updates
-        learned = self.policy.all(
+        policy_stats = self.policy.all(
             Learner.step, step, *scored, pairs_file, old, UpdateRange(first=done, count=self._every)
         )
-        criticised = self.critic.all(Learner.step, step, *scored, None, old) if self.critic else []
-        stats = merge_ranks(wait(learned))
+        critic_stats = self.critic.all(Learner.step, step, *scored, None, old) if self.critic else []
+        stats = merge_ranks(wait(policy_stats))
         if progress is not None:
             stats = merge_spans(progress.stats, stats)
         while stats.left:
             done += self._every or 0
             pause(Progress(updates=done, stats=stats))
-            learned = self.policy.all(
+            policy_stats = self.policy.all(
                 Learner.step, step, *scored, None, old, UpdateRange(first=done, count=self._every)
             )
-            stats = merge_spans(stats, merge_ranks(wait(learned)))
+            stats = merge_spans(stats, merge_ranks(wait(policy_stats)))
         metrics = flat(stats)
-        if criticised:
-            for name, value in merge_stats(wait(criticised)).items():
+        if critic_stats:
+            for name, value in merge_stats(wait(critic_stats)).items():
                 metrics[name if name.startswith(("loss/", "val/")) else f"critic/{name}"] = value
         if pending.resamples is not None:
             metrics["sampling/resamples"] = float(pending.resamples)

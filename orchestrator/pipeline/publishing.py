@@ -1,8 +1,8 @@
-"""New weights for the rollout engines.
+"""Publication of new weights to the rollout engines.
 
 consumes   the policy's weights after a step
 produces   engines at the next version, their prefix caches empty
-waits for  the publication before this one, so that its bytes are not overwritten while an engine still reads them
+waits for  the previous publication, so that its bytes are not overwritten while an engine still reads them
 unblocks   generation
 """
 
@@ -21,20 +21,22 @@ from workers.weights import Rendezvous
 
 
 class Publisher(Protocol):
-    """Makes `version` of the policy known to whoever samples from it."""
+    """Publication of the policy to the workers that sample from it."""
 
-    def publish(self, version: int) -> Metrics: ...
+    def publish(self, version: int) -> Metrics:
+        """Publish the current weights as `version`."""
+        ...
 
 
 class NoPublisher:
-    """For runs without rollout engines."""
+    """Publisher of runs without rollout engines. Does nothing."""
 
     def publish(self, version: int) -> Metrics:
         return {}
 
 
 class EnginePublisher:
-    """From the policy gang to the rollout gang: through shared memory on CPU, by NCCL on GPUs."""
+    """Publisher of whole weights from the policy gang to the rollout gang: shared memory on CPU, NCCL on GPUs."""
 
     def __init__(
         self, policy: Gang[Learner], rollout: Gang[Rollout], *, cuda: bool, segment: str, tensor_parallel_size: int
@@ -48,12 +50,12 @@ class EnginePublisher:
         self._manifest = wait(opened)[0]
         self._under_way: Sequence[Handle[float]] = ()
         self._version = 0  # of the weights in the segment
-        rollout.when_restarted(self._bring)
+        rollout.when_restarted(self._restore_state)
 
     def publish(self, version: int) -> Metrics:
         received = wait(self._under_way)
         sent = self._policy.all(Learner.send_weights)
-        # Over NCCL both ends must run at once; a segment is read when it has been written.
+        # NCCL needs both ends at once; a shared memory segment is read after it has been written.
         after = None if self._cuda else sent
         self._under_way = self._rollout.all(Rollout.receive_weights, self._manifest, version, after)
         metrics = {"timing/publish": max(wait(sent))}
@@ -62,24 +64,25 @@ class EnginePublisher:
             metrics["timing/receive"] = max(received)
         return metrics
 
-    def _bring(self, engines: Gang[Rollout]) -> None:
-        """New engines read what the others have read, from where it still is. A group of NCCL takes nobody in later:
-        its engines are not started again alone."""
+    def _restore_state(self, engines: Gang[Rollout]) -> None:
+        """Load the current weights from shared memory, where they still are.
+
+        Engines that receive by NCCL are not restarted, because an NCCL group cannot be joined later.
+        """
         if self._version:
             wait(engines.all(Rollout.receive_weights, self._manifest, self._version, None))
 
 
 class AdapterPublisher:
-    """Adapters alone, from the policy gang to the rollout gang, by way of a directory of the run, which
-    all nodes see as they see its checkpoints. The base stays where it is."""
+    """Publisher of LoRA adapters, by way of a directory of the run that all machines can read. The base model stays."""
 
     def __init__(self, policy: Gang[Learner], rollout: Gang[Rollout], *, directory: Path) -> None:
         self._policy, self._rollout, self._directory = policy, rollout, directory
-        shutil.rmtree(directory, ignore_errors=True)  # of an earlier attempt
+        shutil.rmtree(directory, ignore_errors=True)  # left by an earlier attempt
         self._under_way: Sequence[Handle[float]] = ()
         self._newest: Path | None = None
         self._version = 0
-        rollout.when_restarted(self._bring)
+        rollout.when_restarted(self._restore_state)
 
     def publish(self, version: int) -> Metrics:
         received = wait(self._under_way)
@@ -95,6 +98,6 @@ class AdapterPublisher:
             metrics["timing/receive"] = max(received)
         return metrics
 
-    def _bring(self, engines: Gang[Rollout]) -> None:
+    def _restore_state(self, engines: Gang[Rollout]) -> None:
         if self._newest is not None:
             wait(engines.all(Rollout.receive_adapter, str(self._newest), self._version, None))

@@ -1,8 +1,8 @@
-"""The reference: its log-probabilities for each step, and the question whether it is still the right one.
+"""The reference policy: its log-probabilities for each step, and the decision when to refresh it.
 
 consumes   the step's experience
 produces   handles to reference log-probabilities, and a Decision: keep, or refresh from the current policy
-waits for  the measured drift, only where the decision hangs on it
+waits for  the measured drift, only if the decision depends on it
 unblocks   the learner
 """
 
@@ -23,24 +23,35 @@ from workers.types import Drift, Experience, Metrics, TokenShard
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """What became of the reference before a step, and why. `drift` is None when nothing had to be measured.
+    """Decision to keep or to refresh the reference before a step. `drift` is None if it was not measured.
 
     Example: `Decision(action="refresh", reason="KL 1.3 > max_kl 1", version=2, drift=Drift(…))`.
     """
 
     action: Literal["keep", "refresh"]
     reason: str
-    version: int  # of the policy that the reference holds from now on
+    version: int  # version of the policy that the reference holds from now on
     drift: Drift | None = None
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Self:
-        """From what `asdict` made of one."""
-        return cls(**{**told, "drift": None if told["drift"] is None else Drift(**told["drift"])})
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the decision that `asdict` turned into `fields`."""
+        return cls(**{**fields, "drift": None if fields["drift"] is None else Drift(**fields["drift"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceLogprobs:
+    """Reference log-probabilities of one step, and the decision on the reference that preceded them.
+
+    Example: `ReferenceLogprobs(handles=[…], decision=Decision(action="keep", …))`.
+    """
+
+    handles: Sequence[Handle[TokenShard]] | None = None  # None: the algorithm uses no reference
+    decision: Decision | None = None  # None: there is nothing to decide
 
 
 def decide(config: ReferenceConfig, *, step: int, version: int, measure: Callable[[], Drift]) -> Decision:
-    """The pure rule. `measure` is called only when the answer hangs on it."""
+    """Decide whether to refresh the reference before `step`. `measure` is called only if the decision depends on it."""
     if step == version:
         return Decision(action="keep", reason="it holds the current policy", version=version)
     if config.refresh == "never":
@@ -58,55 +69,49 @@ def decide(config: ReferenceConfig, *, step: int, version: int, measure: Callabl
 
 
 class ReferencePolicy(Protocol):
-    """Gives each step its reference log-probabilities; or what a whole distribution is read off, hidden states."""
+    """Source of each step's reference log-probabilities, or of hidden states from which they are computed."""
 
     version: int
 
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
-        """Experience of a step to come is on its way; what can be done about it already may be begun."""
+        """Start scoring experience of a later step, which has been requested, if the reference will not change."""
         ...
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]] | None: ...
-
-    def decision(self) -> Decision | None: ...
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs: ...
 
 
 class NoReference:
-    """For algorithms without a reference."""
+    """Reference policy of algorithms without one."""
 
     version = 0
 
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
         pass
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
-        return None
-
-    def decision(self) -> None:
-        return None
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs:
+        return ReferenceLogprobs()
 
 
 class AdapterOffReference:
-    """The model under the policy's adapters is the reference: the policy gang answers for it."""
+    """Reference that is the model under the policy's adapters, scored by the policy gang."""
 
     version = 0
 
     def __init__(self, policy: Gang[Learner], *, temperature: float, cache: bool) -> None:
-        """`temperature` is that of the loss."""
+        """Create the reference. `temperature` is that of the loss."""
         self._policy, self._temperature, self._cache = policy, temperature, cache
 
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
-        pass  # the policy gang is busy learning the step before
+        pass  # the policy gang is busy training on the step before
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
-        return self._policy.all(Learner.base_logprobs, experience, self._temperature, self._cache)
-
-    def decision(self) -> Decision:
-        return Decision(action="keep", reason="it is the model under the adapters", version=self.version)
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs:
+        handles = self._policy.all(Learner.base_logprobs, experience, self._temperature, self._cache)
+        decision = Decision(action="keep", reason="it is the model under the adapters", version=self.version)
+        return ReferenceLogprobs(handles=handles, decision=decision)
 
 
 class ReferenceGang:
-    """A reference gang whose weights may be replaced by the current policy's, by way of a directory."""
+    """Reference with a gang of its own. A refresh loads the current policy, by way of a directory."""
 
     def __init__(
         self,
@@ -120,48 +125,52 @@ class ReferenceGang:
         version: int = 0,
         decided: Decision | None = None,
     ) -> None:
-        """`temperature` is that of the loss; `sampling_temperature` the engine's, None: the same. `decided`: what
-        became of the reference before the first step, where a run goes on in the middle of it."""
+        """Load the reference that the run holds.
+
+        Args:
+            temperature: of the loss.
+            sampling_temperature: of the rollout engine (default: `temperature`).
+            directory: returns the directory of a version of the reference.
+            version: version of the policy that the reference holds.
+            decided: decision already taken for the first step, when resuming in the middle of it.
+        """
         self._reference, self._policy, self._config = reference, policy, config
         self._temperature, self._directory, self.version = temperature, directory, version
         self._sampling_temperature = sampling_temperature or temperature
-        self._decision, self._decided = decided, decided is not None
+        self._decided = decided
         self._begun: dict[int, Sequence[Handle[TokenShard]]] = {}
-        reference.when_restarted(self._bring)
-        self._bring(reference)
+        reference.when_restarted(self._restore_state)
+        self._restore_state(reference)
 
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
-        if self._config.refresh == "never":  # else the reference may be another one when the step comes
+        if self._config.refresh == "never":  # else the reference may be refreshed before the step
             self._begun[step] = self._score(experience, self._temperature)
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
-        shares = self._begun.pop(step, None)
-        if self._decided:
-            self._decided = False
-            return shares if shares is not None else self._score(experience, self._temperature)
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs:
+        shards = self._begun.pop(step, None)
 
         def measure() -> Drift:
-            nonlocal shares
-            # Of two distributions at one temperature: what was sampled at 0.7 is far from any reference at 1.
+            nonlocal shards
+            # Drift compares distributions at the same temperature: samples at 0.7 are far from any reference at 1.
             sampled = self._score(experience, self._sampling_temperature)
             if self._sampling_temperature == self._temperature:
-                shares = sampled
+                shards = sampled
             return self._reference.one(Reference.drift, experience, sampled).result()
 
-        self._decision = decide(self._config, step=step, version=self.version, measure=measure)
-        if self._decision.action == "refresh":
-            self._refresh(step)
-            shares = None
-        return shares if shares is not None else self._score(experience, self._temperature)
-
-    def decision(self) -> Decision | None:
-        return self._decision
+        decision, self._decided = self._decided, None
+        if decision is None:
+            decision = decide(self._config, step=step, version=self.version, measure=measure)
+            if decision.action == "refresh":
+                self._refresh(step)
+                shards = None
+        handles = shards if shards is not None else self._score(experience, self._temperature)
+        return ReferenceLogprobs(handles=handles, decision=decision)
 
     def _score(self, experience: Sequence[Handle[Experience]], temperature: float) -> Sequence[Handle[TokenShard]]:
         return self._reference.all(Reference.logprobs, experience, temperature, self.version)
 
-    def _bring(self, reference: Gang[Reference]) -> None:
-        """To the version that the run holds; it is started with the model that the policy started from."""
+    def _restore_state(self, reference: Gang[Reference]) -> None:
+        """Load the version that the run holds. A new worker holds the model that the policy started from."""
         if self.version:
             wait(reference.all(Reference.load, str(self._directory(self.version)), self.version))
 
@@ -174,26 +183,23 @@ class ReferenceGang:
 
 
 class Teacher:
-    """A gang with another model that never changes: its log-probabilities, or its hidden states at each token."""
+    """Reference that is another model and never changes: its log-probabilities, or its hidden states at each token."""
 
     version = 0
 
     def __init__(self, teacher: Gang[Reference], *, temperature: float, states: bool) -> None:
-        """`temperature` is that of the log-probabilities; `states` asks for hidden states instead."""
+        """Create the reference: log-probabilities at `temperature`, or hidden states if `states` is true."""
         self._teacher, self._temperature, self._states = teacher, temperature, states
         self._begun: dict[int, Sequence[Handle[TokenShard]]] = {}
 
     def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
-        self._begun[step] = self._ask(experience)
+        self._begun[step] = self._score(experience)
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
+    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs:
         begun = self._begun.pop(step, None)
-        return self._ask(experience) if begun is None else begun
+        return ReferenceLogprobs(handles=self._score(experience) if begun is None else begun)
 
-    def decision(self) -> None:
-        return None
-
-    def _ask(self, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
+    def _score(self, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
         if self._states:
             return self._teacher.all(Reference.hidden, experience)
         return self._teacher.all(Reference.logprobs, experience, self._temperature)

@@ -1,4 +1,7 @@
-"""Which gangs a run needs and what their members are started with."""
+"""The gangs of a run: the one list of its roles, with the members of each and what they are started with.
+
+Light at import: workers import torch and vLLM in their constructors. The planner reads this list, too.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from orchestrator.cluster.base import GangPlan, Resources
 from orchestrator.config import ClusterConfig, RunConfig
 from workers import learner
 from workers.config import (
-    DistillConfig,
     FunctionRewardConfig,
     LearnerConfig,
     ModelConfig,
@@ -21,11 +23,9 @@ from workers.config import (
     ReferenceConfig,
     RewardConfig,
     RolloutConfig,
-    SftConfig,
     TeacherConfig,
 )
 from workers.encoder import Encoder
-from workers.needs import NEEDS
 from workers.reference import Reference
 from workers.reward import Reward
 from workers.rollout import Rollout
@@ -35,15 +35,15 @@ Origin = TypeVar("Origin", bound=ModelOrigin)
 
 
 def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPlan]:
-    """Policy first: it is what the rest is for, so a shortfall names the others."""
+    """Return the gangs of a run, policy first, so that a shortage of places names the other roles."""
     model = absolute(config.model)
     plans = [_learner("policy", config.policy, config, model, cuda=cuda, max_steps=max_steps)]
-    if NEEDS[config.algorithm.type].critic:
+    if config.algorithm.needs.critic:
         critic = config.critic or config.policy
         origin = absolute(config.critic_model).path if config.critic_model else model.path
         start = model.model_copy(update={"path": origin})
         plans.append(_learner("critic", critic, config, start, cuda=cuda, max_steps=max_steps))
-    if config.algorithm.needs_reference and not shares_base(config):
+    if has_reference(config):
         plans.append(_reference(config, model, cuda=cuda))
     if needs_base(config):
         plans.append(replace(_reference(config, model, cuda=cuda), role="base"))
@@ -55,25 +55,31 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
     if config.data.eval_harmful is not None or config.data.eval_benign is not None:
         plans.append(_reward("refusal", (config.evaluation.refusal,), config, model, cuda=cuda))
     if config.data.dataset is not None:
-        whole = isinstance(config.algorithm, SftConfig) and not config.algorithm.completion_only_loss
         encoder: Mapping[str, Any] = {
             "model": model,
             "max_length": config.data.max_length,
-            "whole": whole,
-            "mismatched": NEEDS[config.algorithm.type].mismatched,
+            "train_on_prompts": config.algorithm.trains_on_prompts,
+            "mismatched": config.algorithm.needs.mismatched,
         }
         plans.append(plan_of("dataset", Encoder, [encoder], config.cluster, gpus=0))
     return plans
 
 
 def shares_base(config: RunConfig) -> bool:
-    """Whether the model under the policy's adapters is the reference, for ever: then no second one is loaded."""
+    """Return whether the base model under the policy's adapters serves as the reference during the whole run."""
     return config.model.lora is not None and config.reference.refresh == "never"
 
 
+def has_reference(config: RunConfig) -> bool:
+    """Return whether a gang of its own holds the reference."""
+    return config.algorithm.needs_reference and not shares_base(config)
+
+
 def needs_base(config: RunConfig) -> bool:
-    """Whether a gang of its own holds the model that the run began with, to measure the distance from it: where no
-    reference does so from beginning to end."""
+    """Return whether a gang of its own holds the initial policy, to measure the KL to it.
+
+    Without one where the reference stays the initial policy during the whole run.
+    """
     stays = config.algorithm.needs_reference and config.reference.refresh == "never"
     return config.evaluation.num_samples > 0 and not stays and not shares_base(config)
 
@@ -85,7 +91,7 @@ def _learner(
         "model": model,
         "config": settings,
         "algorithm": config.algorithm,
-        "head": NEEDS[config.algorithm.type].head if role == "policy" else "values",
+        "head": config.algorithm.needs.head if role == "policy" else "values",
         "cuda": cuda,
         "seed": config.seed,
         "max_steps": max_steps,
@@ -99,7 +105,7 @@ def _learner(
 
 def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
     settings = config.reference
-    model = model.model_copy(update={"lora": None})  # it holds whole models: the base, then merged ones
+    model = model.model_copy(update={"lora": None})  # a reference holds whole models: the base, then merged ones
     members = [
         {"model": model, "config": settings, "rank": rank, "cuda": cuda, "chunk": config.policy.logprob_chunk_tokens}
         for rank in range(settings.num_ranks)
@@ -108,7 +114,7 @@ def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan
 
 
 def _teacher(config: RunConfig, settings: TeacherConfig, *, cuda: bool) -> GangPlan:
-    """A reference with a model of its own, which never changes."""
+    """Return the teacher's gang: a reference with a model of its own, which is never refreshed."""
     reference = ReferenceConfig(
         num_ranks=settings.num_ranks,
         zero_stage=settings.zero_stage,
@@ -120,35 +126,25 @@ def _teacher(config: RunConfig, settings: TeacherConfig, *, cuda: bool) -> GangP
 
 
 def scoring_plan(role: str, members: list[dict[str, Any]], cluster: ClusterConfig, *, cuda: bool) -> GangPlan:
-    """Ranks that compute log-probabilities; `members` is what each `Reference` is started with."""
+    """Return a gang of ranks that compute log-probabilities; `members` are the arguments of each `Reference`."""
     gpus = 1 if cuda else 0
     return plan_of(role, Reference, members, cluster, gpus=gpus, meet=True, environment=_torch(cuda))
 
 
-def asks_states(config: RunConfig) -> bool:
-    """Whether the teacher is asked for the states that its whole distributions are read off, not for one number."""
-    return isinstance(config.algorithm, DistillConfig) and config.algorithm.objective == "divergence"
-
-
-def teacher_samples(config: RunConfig) -> bool:
-    """Whether the engines hold the teacher, so that nothing the policy learns is published to them."""
-    return isinstance(config.algorithm, DistillConfig) and config.algorithm.sampler == "teacher"
-
-
 def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
     common: dict[str, Any] = {"model": model}
-    if config.teacher is not None and teacher_samples(config):
+    if config.teacher is not None and config.algorithm.teacher_samples:
         common = {"model": absolute(config.teacher.model), "student": model}
     plan = rollout_plan(common, config.rollout, config.cluster, seed=config.seed, cuda=cuda)
     # Whole weights travel by NCCL between GPUs, in a group that takes nobody in later.
-    fixed = cuda and model.lora is None and not teacher_samples(config)
+    fixed = cuda and model.lora is None and not config.algorithm.teacher_samples
     return replace(plan, restarts=0) if fixed else plan
 
 
 def rollout_plan(
     models: Mapping[str, Any], settings: RolloutConfig, cluster: ClusterConfig, *, seed: int, cuda: bool
 ) -> GangPlan:
-    """Engines that sample. `models`: which, as `Rollout` is told."""
+    """Return a gang of rollout engines; `models` are the arguments `model` and `student` of `Rollout`."""
     common = {**models, "config": settings, "seed": seed, "cuda": cuda}
     members = [{**common, "index": i} for i in range(settings.num_engines)]
     gpus = settings.tensor_parallel_size if cuda else 0
@@ -183,7 +179,7 @@ def reward_plan(
     cuda: bool,
     skip_special_tokens: bool = True,
 ) -> GangPlan:
-    """Workers that score with `rewards`; `model` is the one whose tokens they read."""
+    """Return a gang of workers that score with `rewards`; `model` is the one whose tokens they decode."""
     members = [
         {
             "model": model,
@@ -226,7 +222,7 @@ def _torch(cuda: bool) -> Mapping[str, str]:
 
 
 def absolute(model: Origin) -> Origin:
-    """Actors run in another working directory: a local path is made absolute, a hub id stays."""
+    """Return `model` with an absolute path: actors run in another working directory. A hub id stays."""
     assert model.path is not None
     return model.model_copy(update={"path": os.path.abspath(model.path)}) if os.path.isdir(model.path) else model
 

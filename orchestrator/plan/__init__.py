@@ -1,11 +1,13 @@
-"""Will it fit, how long, what does it cost? Pure arithmetic on a recipe, before a GPU is taken.
+"""Estimate memory, step time and cost of a recipe before a GPU is allocated. Pure arithmetic.
 
-    models   what a model is made of          gpus     what a GPU has
-    memory   bytes of each role               time     seconds of each phase
-    work     what one step has to do          gangs    which roles a recipe asks for, and what they hold
-    step     how the phases overlap           advice   the nearest change that fits
-    placement  which shares of n GPUs fit, and the best   plan   all of it for one recipe
-    calibrate  the constants of a finished run            show   for people to read
+    models       shapes of models                     gpus            data sheets of GPUs
+    memory       bytes on each GPU of a role          time            seconds of each phase
+    work         sequences and tokens of one step     gangs           GPU demands of each role
+    step         how the phases overlap               advice          nearest change that fits
+    placement    how to split n GPUs over the roles   plan            everything for one recipe
+    calibrate    constants fitted to a finished run   measured_steps  timings of that run
+    checkpoints  disk space                           refuse          errors for what cannot fit
+    show         output for people                    as_json         output for programs
 
-Nothing here has been measured on a cluster by this project; docs/plan.md compares it with published runs.
+Nothing here has been measured on a cluster by this project; docs/evidence/back_test.md compares it with published runs.
 """

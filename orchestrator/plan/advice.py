@@ -1,4 +1,4 @@
-"""The nearest change to a recipe with which a role fits: one setting if one is enough, else two or three."""
+"""Find the nearest change to a recipe with which a role fits: one setting if that is enough, else two or three."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from workers.config import LoraConfig, ModelRewardConfig
 Changes: TypeAlias = Mapping[str, Any]
 """Dotted keys with their new values: {"policy.zero_stage": 3}."""
 
-TOGETHER = 3  # settings changed at once, at most
+MAX_SETTINGS = 3  # changed at once
 MAX_RANKS = 1024
-TENSOR_PARALLEL = (1, 2, 4, 8)  # an engine lives in one node
-CHUNK = 512
+TENSOR_PARALLEL = (1, 2, 4, 8)  # an engine does not span nodes
+SMALL_LOGPROB_CHUNK = 512
 
 
-def changed(config: RunConfig, changes: Changes) -> RunConfig:
-    """The config with `changes`; as a recipe they are still to be validated."""
+def apply_changes(config: RunConfig, changes: Changes) -> RunConfig:
+    """Return `config` with `changes`. The result is not validated."""
     for key, value in changes.items():
         config = _with(config, key.split("."), value)
     return config
@@ -39,7 +39,7 @@ def _with(settings: Any, path: Sequence[str], value: Any) -> Any:
 
 
 def as_overrides(changes: Changes) -> list[str]:
-    """As they are written on the command line."""
+    """Return `changes` as command-line overrides."""
     return [f"{key}={show(_plain(value))}" for key, value in changes.items()]
 
 
@@ -48,15 +48,15 @@ def _plain(value: Any) -> Any:
 
 
 def nearest(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, role: str) -> Changes | None:
-    """The first change with which `role` fits, the mildest first; None: none of those that are tried does."""
+    """Return the mildest change with which `role` fits, or None if none of the tried changes is enough."""
 
     def fits(changes: Changes) -> bool:
-        after = changed(config, changes)
-        found = _of(role, demands(after, shapes, gpu, work_of(after, lengths)))
-        return found is None or found.fits
+        after = apply_changes(config, changes)
+        demand = _demand_of(role, demands(after, shapes, gpu, work_of(after, lengths)))
+        return demand is None or demand.fits
 
     options = list(_options(config, shapes, role))
-    for count in range(1, TOGETHER + 1):
+    for count in range(1, MAX_SETTINGS + 1):
         for chosen in combinations(options, count):
             changes = {key: value for option in chosen for key, value in option.items()}
             if len(changes) == sum(len(option) for option in chosen) and fits(changes):
@@ -65,19 +65,19 @@ def nearest(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, role:
 
 
 def larger_gpu(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, role: str) -> Gpu | None:
-    """The smallest GPU of the table with more memory on which `role` fits as it is."""
+    """Return the smallest GPU of the table with more memory on which `role` fits unchanged, or None."""
     work = work_of(config, lengths)
     for other in sorted(GPUS.values(), key=lambda g: (g.memory_bytes, g.price)):
         if other.memory_bytes <= gpu.memory_bytes:
             continue
-        found = _of(role, demands(config, shapes, other, work))
-        if found is not None and found.fits:
+        demand = _demand_of(role, demands(config, shapes, other, work))
+        if demand is not None and demand.fits:
             return other
     return None
 
 
-def _of(role: str, found: Sequence[Demand]) -> Demand | None:
-    return next((demand for demand in found if demand.role == role), None)
+def _demand_of(role: str, candidates: Sequence[Demand]) -> Demand | None:
+    return next((demand for demand in candidates if demand.role == role), None)
 
 
 def _options(config: RunConfig, shapes: Shapes, role: str) -> Iterator[dict[str, Any]]:
@@ -93,7 +93,7 @@ def _options(config: RunConfig, shapes: Shapes, role: str) -> Iterator[dict[str,
         yield shorter_sequences(config, role)
     elif role == "rollout":
         now = config.rollout.tensor_parallel_size
-        shape = shapes["teacher" if "teacher" in shapes and config.algorithm.type == "distill" else "policy"]
+        shape = shapes["teacher" if "teacher" in shapes and config.algorithm.needs.teacher else "policy"]
         yield from (
             {"rollout.tensor_parallel_size": tp} for tp in TENSOR_PARALLEL if tp > now and shape.heads % tp == 0
         )
@@ -111,10 +111,10 @@ def _learner_options(config: RunConfig, role: str) -> Iterator[dict[str, Any]]:
         yield {f"{role}.zero_stage": stage}
     if not settings.gradient_checkpointing:
         yield {f"{role}.gradient_checkpointing": True}
-    if settings.logprob_chunk_tokens > CHUNK:
-        yield {f"{role}.logprob_chunk_tokens": CHUNK}
+    if settings.logprob_chunk_tokens > SMALL_LOGPROB_CHUNK:
+        yield {f"{role}.logprob_chunk_tokens": SMALL_LOGPROB_CHUNK}
     yield from fewer_tokens(config, role)
-    yield from ({f"{role}.num_ranks": ranks} for ranks in _more(settings.num_ranks))
+    yield from ({f"{role}.num_ranks": ranks} for ranks in _more_ranks(settings.num_ranks))
     yield shorter_sequences(config, role)
     if not settings.offload_optimizer and settings.zero_stage > 0:
         yield {f"{role}.offload_optimizer": True}
@@ -122,24 +122,26 @@ def _learner_options(config: RunConfig, role: str) -> Iterator[dict[str, Any]]:
         yield {"model.lora": LoraConfig(r=16)}
 
 
-def _more(ranks: int) -> list[int]:
-    """A quarter, a half, and then twice, four times … as many again."""
+def _more_ranks(ranks: int) -> list[int]:
+    """Return rank counts 1.25, 1.5, 2, 4, 8 … times as large, up to `MAX_RANKS`."""
     more = {ranks + ranks // 4, ranks + ranks // 2} | set(_doubled(2 * ranks, MAX_RANKS))
     return sorted(more - {ranks})
 
 
 def fewer_tokens(config: RunConfig, role: str) -> Iterator[dict[str, Any]]:
-    """Smaller micro-batches, down to the longest sequence, which is never cut."""
+    """Yield ever smaller micro-batches, down to the longest sequence, which is never split."""
     rollout, tokens = config.rollout, getattr(config, role).tokens_per_micro_batch
     sampled = rollout.max_prompt_length + rollout.max_completion_length
-    least = sampled if config.data.prompts is not None else config.data.max_length
-    while tokens > least:
-        tokens = max(tokens // 2, least)
+    longest = sampled if config.data.prompts is not None else config.data.max_length
+    while tokens > longest:
+        tokens = max(tokens // 2, longest)
         yield {f"{role}.tokens_per_micro_batch": tokens}
 
 
 def shorter_sequences(config: RunConfig, *roles: str) -> dict[str, Any]:
-    """Completions, or a dataset's sequences, of half the length, and micro-batches of `roles` that are no longer."""
+    """Return changes that halve the maximum length, with micro-batches of `roles` to match.
+
+    The halved length is that of completions, or of a dataset's sequences."""
     rollout = config.rollout
     if config.data.prompts is None:
         key, half = "data.max_length", config.data.max_length // 2
@@ -151,9 +153,9 @@ def shorter_sequences(config: RunConfig, *roles: str) -> dict[str, Any]:
 
 
 def _doubled(first: int, last: int) -> list[int]:
-    """`first`, and twice as many again and again up to `last`: [6, 12, 24] up to 30."""
-    found = []
+    """Return `first` and its doubles up to `last`, such as [6, 12, 24] up to 30."""
+    values = []
     while first <= last:
-        found.append(first)
+        values.append(first)
         first *= 2
-    return found
+    return values

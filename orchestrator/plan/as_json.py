@@ -1,4 +1,4 @@
-"""A plan for programs: plain values, bytes and seconds."""
+"""A plan as JSON values: bytes, seconds, GPU-hours and US dollars."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from orchestrator.plan.gpus import PRICES
 from orchestrator.plan.placement import Placement
 from orchestrator.plan.plan import NOT_MEASURED, Plan
 
-OF_A_CLUSTER_THAT_FITS = (
+TIMES_AND_COSTS = (
     "phases_s", "step_s", "step_s_by_staleness", "step_s_colocated",
     "gpu_hours_per_1000", "dollars_per_1000", "gpu_hours", "dollars",
 )  # fmt: skip
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    if not plan.fits:  # times and costs would be of another cluster; `placements` has those that fit
-        return _told(plan) | dict.fromkeys(OF_A_CLUSTER_THAT_FITS)
-    return _told(plan)
+    """Return the plan. Times and costs are None when the recipe does not fit."""
+    if not plan.fits:  # they would belong to a larger cluster; `placements` has what fits on this one
+        return _all_values(plan) | dict.fromkeys(TIMES_AND_COSTS)
+    return _all_values(plan)
 
 
-def _told(plan: Plan) -> dict[str, Any]:
+def _all_values(plan: Plan) -> dict[str, Any]:
     total = plan.total_gpu_hours
     return {
         "name": plan.name,
@@ -48,11 +49,12 @@ def _told(plan: Plan) -> dict[str, Any]:
         "fewest_gpus": plan.fewest,
         "work": asdict(plan.work) | {"sequences": plan.work.sequences},
         "phases_s": {
-            phase: {role: _finite(took) for role, took in roles.items()} for phase, roles in plan.time.busy.items()
+            phase: {role: _finite(duration) for role, duration in roles.items()}
+            for phase, roles in plan.time.busy.items()
         },
         "step_s": _finite(plan.time.step_s),
-        "step_s_by_staleness": {"0": _finite(plan.in_step.step_s), "1": _finite(plan.one_ahead.step_s)},
-        "step_s_colocated": _finite(plan.together.step_s),
+        "step_s_by_staleness": {"0": _finite(plan.synchronous.step_s), "1": _finite(plan.one_ahead.step_s)},
+        "step_s_colocated": _finite(plan.colocated.step_s),
         "gpu_hours_per_1000": _finite(plan.gpu_hours_per_1000()),
         "dollars_per_1000": _finite(plan.gpu_hours_per_1000() * plan.price),
         "gpu_hours": None if total is None else _finite(total),
@@ -68,7 +70,7 @@ def _told(plan: Plan) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity: None for what would never end."""
+    """Return None for infinity, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 

@@ -1,7 +1,7 @@
-"""What a run's checkpoints take on disk, and how often there is one.
+"""Disk space and interval of a run's checkpoints.
 
-DeepSpeed writes what it cannot make anew: float32 master weights and AdamW's two moments, 12 bytes per trained
-parameter; below ZeRO-3 the module's own weights besides. A frozen base is not written.
+DeepSpeed saves the float32 master weights and AdamW's two moments: 12 bytes per trained parameter. Below ZeRO-3 it
+also saves the module's own weights. A frozen base is not saved.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from orchestrator.config.run import CHECKPOINT_S, CHECKPOINT_SHARE
 from orchestrator.plan.format import seconds
 from orchestrator.plan.gangs import Shapes, adapter_params, headless
 from workers.config import LearnerConfig
-from workers.needs import NEEDS
 
 
 def bytes_per_parameter(*, zero_stage: int, weight_bytes: int) -> int:
-    """Of one that is trained. At stage 0 float32 weights are their own master.
+    """Return the bytes of one trained parameter in a checkpoint. At stage 0 float32 weights are their own master copy.
 
     >>> bytes_per_parameter(zero_stage=3, weight_bytes=2), bytes_per_parameter(zero_stage=1, weight_bytes=2)
     (12, 14)
@@ -27,13 +26,13 @@ def bytes_per_parameter(*, zero_stage: int, weight_bytes: int) -> int:
 
 
 def checkpoint_bytes(config: RunConfig, shapes: Shapes) -> float:
-    """Of one checkpoint: policy and critic."""
+    """Return the size of one checkpoint: policy and critic."""
     width = 4 if config.model.dtype == "float32" else 2
     learners: list[tuple[str, LearnerConfig]] = [("policy", config.policy)]
-    learners += [("critic", config.critic or config.policy)] if NEEDS[config.algorithm.type].critic else []
+    learners += [("critic", config.critic or config.policy)] if config.algorithm.needs.critic else []
     total = 0.0
     for role, settings in learners:
-        scores = role == "critic" or NEEDS[config.algorithm.type].head == "scores"
+        scores = role == "critic" or config.algorithm.needs.head == "scores"
         shape = headless(shapes[role]) if scores else shapes[role]
         trained = adapter_params(config, shape) or shape.num_params
         total += trained * bytes_per_parameter(zero_stage=settings.zero_stage, weight_bytes=width)
@@ -41,14 +40,14 @@ def checkpoint_bytes(config: RunConfig, shapes: Shapes) -> float:
 
 
 def disk_bytes(config: RunConfig, shapes: Shapes) -> float:
-    """While one is written: those that are kept, and the new one beside them."""
+    """Return the peak disk space: the checkpoints that are kept, and one that is being written."""
     return (config.checkpoint.keep + 1) * checkpoint_bytes(config, shapes)
 
 
-def how_often(config: RunConfig, step_s: float) -> str:
-    """Example: "every 20 steps (37 min)"."""
+def interval_text(config: RunConfig, step_s: float) -> str:
+    """Describe the checkpoint interval, such as "every 20 steps (37 min)"."""
     every = config.checkpoint.every
     if every is None:
-        return f"every {CHECKPOINT_S / 60:g} min, or as rarely as costs {CHECKPOINT_SHARE:.0%} of the time"
-    told = f"every {every} steps" if every > 1 else "every step"
-    return f"{told} ({seconds(every * step_s)})" if math.isfinite(step_s) else told
+        return f"every {CHECKPOINT_S / 60:g} min, or less often to spend at most {CHECKPOINT_SHARE:.0%} of the time"
+    interval = f"every {every} steps" if every > 1 else "every step"
+    return f"{interval} ({seconds(every * step_s)})" if math.isfinite(step_s) else interval

@@ -1,4 +1,4 @@
-"""How a plan's figures are said."""
+"""Text for a plan's figures: sizes, durations, prices, shortages."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from orchestrator.plan.plan import Shortage
 
 
 def gigabytes(size: float) -> str:
-    """1e9 bytes each: "6.4 GB", "120 GB"."""
+    """Format bytes in units of 1e9: "6.4 GB", "120 GB"."""
     return f"{size / 1e9:.0f} GB" if size >= 99.5e9 else f"{size / 1e9:.1f} GB"
 
 
-def of_memory(memory: Memory) -> str:
-    """The parts, largest first: "35.3 GB states + 5.0 GB runtime"."""
+def memory_text(memory: Memory) -> str:
+    """List the parts, largest first: "35.3 GB states + 5.0 GB runtime"."""
     parts = sorted(memory.parts, key=lambda part: -part[1])
     return " + ".join(f"{gigabytes(size)} {name}" for name, size in parts)
 
 
 def seconds(value: float) -> str:
-    """ "0.53 s", "76 s", "21 min", "9.3 h"."""
+    """Format a duration: "0.53 s", "76 s", "21 min", "9.3 h"."""
     if not math.isfinite(value):
         return "never"
     if value >= 5400:
@@ -37,14 +37,14 @@ def dollars(value: float) -> str:
 
 
 def shortage_text(shortage: Shortage) -> str:
-    """What a role lacks: "policy lacks 56.9 GB per GPU"."""
+    """Say what a role lacks: "policy lacks 56.9 GB per GPU"."""
     if shortage.short_bytes:
         return f"{shortage.role} lacks {gigabytes(shortage.short_bytes)} per GPU"
-    return f"{shortage.role} asks for more GPUs per actor than a node has ({GPUS_PER_NODE})"
+    return f"{shortage.role} needs more GPUs per actor than a node has ({GPUS_PER_NODE})"
 
 
 def suggestion_text(shortage: Shortage) -> str:
-    """The nearest change with which the role fits."""
-    ways = [" ".join(as_overrides(shortage.changes))] if shortage.changes else []
-    ways += [f"{shortage.larger.name} GPUs ({gigabytes(shortage.larger.memory_bytes)})"] if shortage.larger else []
-    return ", or ".join(ways) or "no change that was tried makes it fit: use a smaller model, or adapters (model.lora)"
+    """Name the nearest change with which the role fits: overrides, a larger GPU, or both."""
+    options = [" ".join(as_overrides(shortage.changes))] if shortage.changes else []
+    options += [f"{shortage.larger.name} GPUs ({gigabytes(shortage.larger.memory_bytes)})"] if shortage.larger else []
+    return ", or ".join(options) or "none of the changes tried is enough: use a smaller model or LoRA (model.lora)"

@@ -1,22 +1,22 @@
-"""Which roles a recipe asks GPUs for, what each of them holds, and whether it has room.
+"""Memory per GPU of every gang of a run, and whether it fits.
 
-The light twin of orchestrator/pipeline/roles.py, which imports the workers themselves; a test keeps them in step.
+Roles, members and GPUs per member come from orchestrator/pipeline/roles.py, by which the driver starts the gangs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from orchestrator.config import RunConfig
+from orchestrator.pipeline.roles import gang_plans
 from orchestrator.plan.gpus import GPUS_PER_NODE, Gpu
 from orchestrator.plan.memory import Memory, Sharding, engine_memory, learner_memory, scorer_memory
 from orchestrator.plan.models import ModelShape
 from orchestrator.plan.time import Engine
 from orchestrator.plan.work import Work
-from workers.config import DistillConfig, LearnerConfig, ModelRewardConfig
-from workers.needs import NEEDS
+from workers.config import LearnerConfig, ModelRewardConfig
 
 Shapes: TypeAlias = Mapping[str, ModelShape]
 """By role: policy, critic, teacher, and each reward model as reward.0, reward.1 …"""
@@ -24,7 +24,7 @@ Shapes: TypeAlias = Mapping[str, ModelShape]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """What one role asks for: `members` actors of `gpus` GPUs each, and what each GPU holds.
+    """GPUs and memory of one role: `members` actors of `gpus` GPUs each, and what each GPU holds.
 
     Example: four engines on two GPUs each: `Demand(role="rollout", members=4, gpus=2, memory=…, limit_bytes=80e9)`.
     """
@@ -41,12 +41,12 @@ class Demand:
 
     @property
     def short_bytes(self) -> float:
-        """Missing per GPU; 0 when it fits."""
+        """Bytes missing per GPU; 0 when it fits."""
         return max(0.0, self.memory.total - self.limit_bytes)
 
     @property
     def spans_nodes(self) -> bool:
-        """Whether one actor asks for more GPUs than a node has, which no placement can give it."""
+        """True where one actor asks for more GPUs than a node has, which no placement can give it."""
         return self.gpus > GPUS_PER_NODE
 
     @property
@@ -54,30 +54,9 @@ class Demand:
         return self.short_bytes == 0.0 and not self.spans_nodes
 
 
-def shares_base(config: RunConfig) -> bool:
-    """Whether the model under the adapters is the reference."""
-    return config.model.lora is not None and config.reference.refresh == "never"
-
-
-def has_reference(config: RunConfig) -> bool:
-    """Whether a second model stands beside the policy as its reference."""
-    return config.algorithm.needs_reference and not shares_base(config)
-
-
-def has_base(config: RunConfig) -> bool:
-    """Whether a further one holds the model that the run began with, to measure the distance from it."""
-    stays = config.algorithm.needs_reference and config.reference.refresh == "never"
-    return config.evaluation.num_samples > 0 and not stays and not shares_base(config)
-
-
-def asks_states(config: RunConfig) -> bool:
-    return isinstance(config.algorithm, DistillConfig) and config.algorithm.objective == "divergence"
-
-
 def sampler_shape(config: RunConfig, shapes: Shapes) -> ModelShape:
-    """Of the model in the engines."""
-    taught = isinstance(config.algorithm, DistillConfig) and config.algorithm.sampler == "teacher"
-    return shapes["teacher" if taught else "policy"]
+    """Return the shape of the model in the engines."""
+    return shapes["teacher" if config.algorithm.teacher_samples else "policy"]
 
 
 def engine_of(config: RunConfig, shapes: Shapes, gpu: Gpu) -> Engine:
@@ -91,46 +70,40 @@ def engine_of(config: RunConfig, shapes: Shapes, gpu: Gpu) -> Engine:
 
 
 def headless(shape: ModelShape) -> ModelShape:
-    """With one number at the end instead of an output layer: a critic, a reward model."""
+    """Return a shape with one number at the end instead of an output layer: a critic, a reward model."""
     return replace(shape, tied=True)
 
 
 def adapter_params(config: RunConfig, shape: ModelShape) -> int:
-    """0 where all weights are trained."""
+    """Return the number of adapter parameters; 0 where all weights are trained."""
     lora = config.model.lora
     return 0 if lora is None else shape.adapter_params(lora.r, lora.target_modules)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Load:
+    """What the roles of a run hold, and the lengths (tokens) of the rows that they work on."""
+
+    config: RunConfig
+    shapes: Shapes
+    gpu: Gpu
+    learned: float  # row of a learner
+    scored: float  # row of a reference or teacher
+
+
 def demands(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, *, typical: bool = False) -> list[Demand]:
-    """Every role that takes GPUs, policy first. `typical`: for rows of mean lengths, not of the longest."""
+    """Return the demand of every role that takes GPUs, policy first.
+
+    `typical`: for rows of mean length instead of the longest.
+    """
     learned, scored = (work.row, work.context) if typical else (float(work.longest_row), float(work.longest))
-    full = gpu.memory_bytes
-    found = [_learner("policy", config, config.policy, shapes, learned, full)]
-    if NEEDS[config.algorithm.type].critic:
-        found.append(_learner("critic", config, config.critic or config.policy, shapes, learned, full))
-    for role in [*(["reference"] if has_reference(config) else []), *(["base"] if has_base(config) else [])]:
-        reference = config.reference
-        sharding = Sharding(
-            ranks=reference.num_ranks, zero_stage=reference.zero_stage, weight_bytes=_width(config.model.dtype)
-        )
-        tokens, chunk = max(reference.tokens_per_micro_batch, scored), config.policy.logprob_chunk_tokens
-        memory = scorer_memory(shapes["policy"], sharding, tokens=tokens, chunk=chunk)
-        found.append(Demand(role=role, members=reference.num_ranks, gpus=1, memory=memory, limit_bytes=full))
-    if (teacher := config.teacher) is not None:
-        sharding = Sharding(
-            ranks=teacher.num_ranks, zero_stage=teacher.zero_stage, weight_bytes=_width(teacher.model.dtype)
-        )
-        memory = scorer_memory(
-            shapes["teacher"],
-            sharding,
-            tokens=max(teacher.tokens_per_micro_batch, scored),
-            chunk=config.policy.logprob_chunk_tokens,
-            logprobs=not asks_states(config),
-        )
-        found.append(Demand(role="teacher", members=teacher.num_ranks, gpus=1, memory=memory, limit_bytes=full))
-    if config.data.answered:
-        found.append(_rollout(config, shapes, gpu))
-        found += _reward(config, shapes, full)
+    load = _Load(config=config, shapes=shapes, gpu=gpu, learned=learned, scored=scored)
+    found = []
+    for plan in gang_plans(config, cuda=True, max_steps=1):
+        if plan.resources.gpus:
+            memory, limit_bytes = MEMORY[plan.role](load)
+            members, gpus = len(plan.arguments), int(plan.resources.gpus)
+            found.append(Demand(role=plan.role, members=members, gpus=gpus, memory=memory, limit_bytes=limit_bytes))
     return found
 
 
@@ -138,19 +111,21 @@ def _width(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def _learner(
-    role: str,
-    config: RunConfig,
-    settings: LearnerConfig,
-    shapes: Shapes,
-    learned: float,
-    full: float,
-) -> Demand:
-    logprobs = role == "policy" and NEEDS[config.algorithm.type].head != "scores"
-    shape = shapes[role] if logprobs else headless(shapes[role])
-    # What is never cut, a pair or a single completion, is a micro-batch of its own where it is longer than the budget.
-    # A critic, or a policy with adapters, scores too: without gradients that takes less than learning from as much.
-    tokens = max(settings.tokens_per_micro_batch, learned)
+def _policy(load: _Load) -> tuple[Memory, float]:
+    return _learner("policy", load, load.config.policy)
+
+
+def _critic(load: _Load) -> tuple[Memory, float]:
+    return _learner("critic", load, load.config.critic or load.config.policy)
+
+
+def _learner(role: str, load: _Load, settings: LearnerConfig) -> tuple[Memory, float]:
+    config, needs = load.config, load.config.algorithm.needs
+    logprobs = role == "policy" and needs.head != "scores"
+    shape = load.shapes[role] if logprobs else headless(load.shapes[role])
+    # A row is never cut: a pair or a completion that is longer than the budget is a micro-batch of its own. A critic,
+    # or a policy with adapters, scores as well: without gradients, which takes less memory than training on as much.
+    tokens = max(settings.tokens_per_micro_batch, load.learned)
     sharding = Sharding(
         ranks=settings.num_ranks, zero_stage=settings.zero_stage, weight_bytes=_width(config.model.dtype)
     )
@@ -163,36 +138,65 @@ def _learner(
         offload=settings.offload_optimizer,
         adapters=adapter_params(config, shape),
         logprobs=logprobs,
-        teacher=shapes["teacher"] if role == "policy" and asks_states(config) else None,
+        teacher=load.shapes["teacher"] if role == "policy" and config.algorithm.needs_teacher_states else None,
     )
-    return Demand(role=role, members=settings.num_ranks, gpus=1, memory=memory, limit_bytes=full)
+    return memory, load.gpu.memory_bytes
 
 
-def _rollout(config: RunConfig, shapes: Shapes, gpu: Gpu) -> Demand:
-    engine = engine_of(config, shapes, gpu)
-    longest = config.rollout.max_prompt_length + config.rollout.max_completion_length
-    return Demand(
-        role="rollout",
-        members=config.rollout.num_engines,
-        gpus=config.rollout.tensor_parallel_size,
-        memory=engine_memory(engine, longest),
-        # Rounded where it fills its limit to the byte.
-        limit_bytes=gpu.memory_bytes * engine.utilization + 1,
+def _reference(load: _Load) -> tuple[Memory, float]:
+    settings = load.config.reference
+    sharding = Sharding(
+        ranks=settings.num_ranks, zero_stage=settings.zero_stage, weight_bytes=_width(load.config.model.dtype)
     )
+    tokens = max(settings.tokens_per_micro_batch, load.scored)
+    chunk = load.config.policy.logprob_chunk_tokens
+    return scorer_memory(load.shapes["policy"], sharding, tokens=tokens, chunk=chunk), load.gpu.memory_bytes
 
 
-def _reward(config: RunConfig, shapes: Shapes, full: float) -> list[Demand]:
-    """Each worker holds all reward models of the recipe."""
+def _teacher(load: _Load) -> tuple[Memory, float]:
+    settings = load.config.teacher
+    assert settings is not None
+    sharding = Sharding(
+        ranks=settings.num_ranks, zero_stage=settings.zero_stage, weight_bytes=_width(settings.model.dtype)
+    )
+    memory = scorer_memory(
+        load.shapes["teacher"],
+        sharding,
+        tokens=max(settings.tokens_per_micro_batch, load.scored),
+        chunk=load.config.policy.logprob_chunk_tokens,
+        logprobs=not load.config.algorithm.needs_teacher_states,
+    )
+    return memory, load.gpu.memory_bytes
+
+
+def _rollout(load: _Load) -> tuple[Memory, float]:
+    engine = engine_of(load.config, load.shapes, load.gpu)
+    longest = load.config.rollout.max_prompt_length + load.config.rollout.max_completion_length
+    # The byte is for rounding, where the engine fills its limit exactly.
+    return engine_memory(engine, longest), load.gpu.memory_bytes * engine.utilization + 1
+
+
+def _reward(load: _Load) -> tuple[Memory, float]:
+    """Return what each reward worker holds: all reward models of the recipe, of which one at a time computes."""
     held: dict[str, float] = {}
-    for i, reward in enumerate(config.reward):
+    for i, reward in enumerate(load.config.reward):
         if not isinstance(reward, ModelRewardConfig):
             continue
         sharding = Sharding(ranks=1, zero_stage=0, weight_bytes=_width(reward.dtype))
         tokens = max(reward.tokens_per_micro_batch, reward.max_length)
-        one = scorer_memory(headless(shapes[f"reward.{i}"]), sharding, tokens=tokens, chunk=0, logprobs=False)
-        for name, size in one.parts:  # weights add up; one model at a time computes
+        one = scorer_memory(headless(load.shapes[f"reward.{i}"]), sharding, tokens=tokens, chunk=0, logprobs=False)
+        for name, size in one.parts:
             held[name] = held.get(name, 0.0) + size if name == "weights" else max(held.get(name, 0.0), size)
-    if not held:
-        return []
-    workers, memory = config.reward_workers.num_workers, Memory(parts=tuple(held.items()))
-    return [Demand(role="reward", members=workers, gpus=1, memory=memory, limit_bytes=full)]
+    return Memory(parts=tuple(held.items())), load.gpu.memory_bytes
+
+
+MEMORY: Mapping[str, Callable[[_Load], tuple[Memory, float]]] = {
+    "policy": _policy,
+    "critic": _critic,
+    "reference": _reference,
+    "base": _reference,
+    "teacher": _teacher,
+    "rollout": _rollout,
+    "reward": _reward,
+}
+"""By role: what one of its GPUs holds, and the bytes that it may hold."""

@@ -1,4 +1,4 @@
-"""What a GPU has: vendors' figures, and what an hour of it is taken to cost."""
+"""Data sheets of GPUs, with an assumed price per hour."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Gpu:
     bytes_per_s: float  # of its memory
     memory_bytes: float
     price: float  # US dollars per GPU-hour, see PRICES
-    ray: str = ""  # Ray's word for it in a node's accelerator type
+    ray: str = ""  # its accelerator type in Ray
 
 
 GPUS: Mapping[str, Gpu] = {
-    # Data sheets of the SXM or OAM parts. An A100 says to Ray only that it is one: the larger is meant.
+    # Data sheets of the SXM or OAM parts. Ray reports a plain "A100" for both sizes: the larger is assumed.
     gpu.name: gpu
     for gpu in (
         Gpu(name="A100-40", flops=312e12, bytes_per_s=1.555e12, memory_bytes=40e9, price=0.9, ray="A100-40G"),
@@ -44,33 +44,32 @@ GPUS: Mapping[str, Gpu] = {
     )
 }
 CPU_RANK = Gpu(name="CPU", flops=50e9, bytes_per_s=10e9, memory_bytes=1e12, price=0.0)
-"""One thread in float32: about 50 GFLOP/s. Only a yardstick for efficiencies that are fitted to a run on CPUs; its
-memory is not planned."""
+"""One CPU thread in float32, about 50 GFLOP/s: the peak for efficiencies fitted to a CPU run. Its memory is not planned."""
 LARGEST = max(GPUS.values(), key=lambda gpu: gpu.memory_bytes)
-ASKED = re.compile(r"(?:(?P<count>[1-9]\d{0,5})\s*[x×*]\s*)?(?P<name>[A-Za-z][\w-]*)")
+COUNT_AND_NAME = re.compile(r"(?:(?P<count>[1-9]\d{0,5})\s*[x×*]\s*)?(?P<name>[A-Za-z][\w-]*)")
 
 
 def parse_gpus(text: str) -> tuple[int | None, Gpu]:
-    """`64xH100` is (64, H100); `H100` alone is (None, H100): as many as the recipe asks for.
+    """Parse `64xH100` as (64, H100), and `H100` as (None, H100): as many GPUs as the recipe needs.
 
     Raises:
-        BadInput: when it is neither, or the GPU is not in the table.
+        BadInput: if `text` has another form, or the GPU is not in the table.
     """
-    match = ASKED.fullmatch(text.strip())
-    known = ", ".join(GPUS)
+    match = COUNT_AND_NAME.fullmatch(text.strip())
+    names = ", ".join(GPUS)
     if match is None:
-        why = "not a number of GPUs and their kind"
-        raise BadInput(Problem(what=f"--gpus {text}", why=why, fix=f"write 64xH100; known are: {known}"))
+        why = "not a number of GPUs and their type"
+        raise BadInput(Problem(what=f"--gpus {text}", why=why, fix=f"write 64xH100; the types are {names}"))
     name = match["name"].upper()
     if name == CPU_RANK.name:
         return (int(match["count"]) if match["count"] else None), CPU_RANK
-    found = GPUS.get({"A100": "A100-80", "A100-80G": "A100-80", "A100-40G": "A100-40"}.get(name, name))
-    if found is None:
-        raise BadInput(Problem(what=f"--gpus {text}", why=f"no GPU `{match['name']}` here", fix=f"known are: {known}"))
-    return (int(match["count"]) if match["count"] else None), found
+    gpu = GPUS.get({"A100": "A100-80", "A100-80G": "A100-80", "A100-40G": "A100-40"}.get(name, name))
+    if gpu is None:
+        raise BadInput(Problem(what=f"--gpus {text}", why=f"unknown GPU `{match['name']}`", fix=f"use one of {names}"))
+    return (int(match["count"]) if match["count"] else None), gpu
 
 
 def of_ray(accelerator: str) -> Gpu | None:
-    """The GPU that Ray calls `accelerator`; None: not in the table."""
+    """Return the GPU with Ray's accelerator type `accelerator`, or None if it is not in the table."""
     matching = [gpu for gpu in GPUS.values() if accelerator.startswith(gpu.ray)]
     return max(matching, key=lambda gpu: len(gpu.ray), default=None)

@@ -4,8 +4,8 @@
     scorer    weights                            gathered layers   activations   logits   runtime
     engine    weights                            keys and values                          reserve
 
-Sources: ZeRO (arXiv 1910.02054) for who holds what; DeepSpeed's defaults for what is whole at a time; activations
-counted tensor by tensor on the decoder layers of transformers (a test counts them anew with autograd).
+Sources: ZeRO (arXiv 1910.02054) for the sharded states; DeepSpeed's defaults for the layers gathered at a time;
+activations counted tensor by tensor on the decoder layers of transformers (a test recounts them with autograd).
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from dataclasses import dataclass
 from orchestrator.plan.models import ModelShape
 from orchestrator.plan.time import ENGINE_RESERVE_BYTES, Engine
 
-RUNTIME_BYTES = 5e9  # CUDA context, NCCL buffers, allocator: assumed, 4 to 6 are usual
+RUNTIME_BYTES = 5e9  # CUDA context, NCCL buffers, allocator: assumed, 4 to 6 GB are usual
 LOGIT_BYTES = 12  # per logit of a chunk, see heads.py: float32 logits, their exponentials and the product of both
 NAIVE_LOGIT_BYTES = 10  # without chunks: bfloat16, float32 and a float32 gradient
-DIVERGENCE_FACTOR = 2  # two models' logits at a time
-LIVE_PARAMS = 1e9  # DeepSpeed keeps up to so many parameters whole that are used again soon
-BUCKET_PARAMS = 5e8  # DeepSpeed reduces gradients in buckets of so many
-SUB_GROUP_PARAMS = 1e9  # DeepSpeed's optimiser steps through so many at a time, in float32
-TIGHT = 0.9  # of the memory: fits, with little left for what is not counted
+DIVERGENCE_FACTOR = 2  # logits of two models at a time
+LIVE_PARAMS = 1e9  # gathered parameters that DeepSpeed keeps for reuse
+BUCKET_PARAMS = 5e8  # gradients that DeepSpeed reduces at a time
+SUB_GROUP_PARAMS = 1e9  # parameters that DeepSpeed's optimiser updates at a time, in float32
+TIGHT = 0.9  # share of the memory above which little is left for what is not counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
-    """What one GPU of a role holds at its fullest moment, and its host memory.
+    """Peak memory of one GPU of a role, and its share of host memory.
 
     Example: `Memory(parts=(("weights", 2e9), ("runtime", 5e9))).total == 7e9`.
     """
 
     parts: tuple[tuple[str, float], ...]  # (name, bytes)
-    host_bytes: float = 0.0  # per GPU, of its machine
+    host_bytes: float = 0.0  # host memory per GPU
 
     @property
     def total(self) -> float:
         return sum(size for _, size in self.parts)
 
     def part(self, name: str) -> float:
-        """0 where there is no such part."""
+        """Return the bytes of a part; 0 if there is no such part."""
         return dict(self.parts).get(name, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sharding:
-    """Bytes per parameter that the GPUs of a group hold together, and how many hold them."""
+    """ZeRO partitioning of a model over the ranks of a gang."""
 
     ranks: int
     zero_stage: int
@@ -54,13 +54,16 @@ class Sharding:
 
 
 def zero_bytes(params: float, sharding: Sharding, *, trained: float, offload: bool) -> tuple[float, float]:
-    """(on the GPU, on its host): weights of `params`; gradients, float32 master weights and AdamW's two moments of
-    `trained`. Stage 1 shares out the optimiser, stage 2 gradients as well, stage 3 weights as well; with `offload` the
-    master weights and moments, 12 bytes, are in host memory. In float32 the weights are their own master, but stages 1
-    and 2 keep a second copy to update.
+    """Return the bytes of one rank's model states as (GPU bytes, host bytes).
 
-    Gradients of bfloat16 weights are added up in float32. Until stage 2 those of a micro-batch stand beside their sum,
-    and stage 0 is run as stage 1. With `offload` stage 3 has gradients in host memory: their sum, and a copy to update.
+    The states are the weights of `params` parameters, and gradients, float32 master weights and AdamW's two moments of
+    `trained` parameters. Stage 1 partitions the optimiser states, stage 2 also the gradients, stage 3 also the weights.
+    With `offload` the master weights and moments (12 bytes) are in host memory. Float32 weights are their own master
+    copy, except that stages 1 and 2 update a second copy.
+
+    Gradients of bfloat16 weights are accumulated in float32. Below stage 2 the gradients of a micro-batch are held
+    beside their sum, and stage 0 runs as stage 1. With `offload` stage 3 has gradients in host memory: their sum, and
+    a copy to update.
     """
     n, stage, width = sharding.ranks, sharding.zero_stage, sharding.weight_bytes
     master = 4 if width == 2 or stage in (1, 2) else 0
@@ -73,10 +76,11 @@ def zero_bytes(params: float, sharding: Sharding, *, trained: float, offload: bo
 
 
 def layer_activation_bytes(shape: ModelShape) -> float:
-    """Kept for the backward pass, per token and layer, in bfloat16: 16h + 6Q + 4K + 8I.
+    """Return the bytes saved for the backward pass per token and layer, in bfloat16: 16h + 6Q + 4K + 8I.
 
-    Two norms keep their input in float32, what they made of it, and the result (8h each); attention its rotated
-    queries, keys, values and output, and that once more for the projection (6Q + 4K); the MLP four arrays of its width.
+    Each of the two norms saves its float32 input, the normalised value and the result (8h). Attention saves the rotated
+    queries, keys, values, its output, and the output again for the projection (6Q + 4K). The MLP saves four arrays of
+    its width.
     """
     width = shape.intermediate * (shape.active_experts or 1) + shape.shared_intermediate
     arrays = 8 if shape.gated else 4
@@ -84,26 +88,28 @@ def layer_activation_bytes(shape: ModelShape) -> float:
 
 
 def activation_bytes(shape: ModelShape, tokens: float, *, checkpointing: bool) -> float:
-    """Of a micro-batch of `tokens`: of every layer all of them; with `checkpointing` every layer's input, and all of
-    the one layer that is being recomputed."""
+    """Return the activation bytes of a micro-batch of `tokens`.
+
+    With `checkpointing` these are the inputs of all layers, and the activations of the layer being recomputed."""
     if not checkpointing:
         return shape.layers * tokens * layer_activation_bytes(shape)
     return checkpointed_bytes(shape, tokens) + tokens * layer_activation_bytes(shape)
 
 
 def checkpointed_bytes(shape: ModelShape, tokens: float) -> float:
-    """Every layer's input in bfloat16: 2·L·h per token."""
+    """Return the bytes of every layer's input in bfloat16: 2·L·h per token."""
     return 2.0 * shape.layers * shape.hidden * tokens
 
 
 def logits_bytes(rows: float, vocab: int, each: float = LOGIT_BYTES) -> float:
-    """`rows` of logits with what is computed from them."""
+    """Return the bytes of `rows` rows of logits and of their intermediate results, `each` bytes per logit."""
     return each * rows * vocab
 
 
 def gathered_bytes(shape: ModelShape, sharding: Sharding) -> float:
-    """Whole under ZeRO-3: what is used again soon, and at least two layers, or one and the output layer. With one rank
-    nothing needs to be gathered."""
+    """Return the bytes of gathered parameters under ZeRO-3; 0 with a single rank.
+
+    DeepSpeed keeps `LIVE_PARAMS` gathered for reuse, and at least two layers, or one layer and the output layer."""
     if sharding.zero_stage != 3 or sharding.ranks == 1:
         return 0.0
     least = max(2 * shape.layer_params, shape.layer_params + shape.head_params)
@@ -122,8 +128,13 @@ def learner_memory(
     logprobs: bool = True,
     teacher: ModelShape | None = None,
 ) -> Memory:
-    """One rank that trains `shape`, or `adapters` parameters in it, on micro-batches of `tokens`. `logprobs`: it has an
-    output layer, read in chunks of `chunk` rows. `teacher`: whose output layer stands beside it."""
+    """Return the memory of one rank that trains `shape` on micro-batches of `tokens`.
+
+    Args:
+        adapters: Number of adapter parameters; 0 trains all weights.
+        logprobs: The model has an output layer, evaluated in chunks of `chunk` rows.
+        teacher: Model whose output layer is loaded as well.
+    """
     trained = adapters or float(shape.num_params)
     states, host = zero_bytes(shape.num_params + adapters, sharding, trained=trained, offload=offload)
     width = sharding.weight_bytes
@@ -140,7 +151,7 @@ def learner_memory(
         ("activations", activation_bytes(shape, tokens, checkpointing=checkpointing) * width / 2),
         ("logits", logits),
     ]
-    # When the optimiser steps, what passed through is gone, and stage 3 copies gradients.
+    # During the optimiser step the temporary buffers are free again, and stage 3 copies gradients.
     share = trained / sharding.ranks
     stepping = 4.0 * min(SUB_GROUP_PARAMS, share) if width == 2 and sharding.zero_stage == 3 and not offload else 0.0
     more = max(0.0, stepping - sum(size for _, size in passing))
@@ -149,7 +160,7 @@ def learner_memory(
 
 
 def scorer_memory(shape: ModelShape, sharding: Sharding, *, tokens: float, chunk: int, logprobs: bool = True) -> Memory:
-    """One rank of a frozen model that answers for micro-batches of `tokens`."""
+    """Return the memory of one rank of a frozen model that scores micro-batches of `tokens`."""
     parts = [
         ("weights", sharding.weight_bytes * shape.num_params / (sharding.ranks if sharding.zero_stage == 3 else 1)),
         ("gathered", gathered_bytes(shape, sharding)),
@@ -161,8 +172,9 @@ def scorer_memory(shape: ModelShape, sharding: Sharding, *, tokens: float, chunk
 
 
 def engine_memory(engine: Engine, longest: float) -> Memory:
-    """One GPU of a rollout engine: it takes all it is allowed for keys and values, and needs those of one sequence of
-    `longest` tokens at least."""
+    """Return the memory of one GPU of a rollout engine.
+
+    The KV cache takes all memory the engine may use, and at least that of one sequence of `longest` tokens."""
     gpus = engine.tensor_parallel
     needed = longest * engine.shape.kv_bytes_per_token
     parts = (

@@ -1,4 +1,4 @@
-"""What a model is made of, read off its config.json, or known by name."""
+"""Shapes of models, read from a config.json or looked up by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.errors import BadInput, Problem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
-    """A decoder with gated MLPs and grouped-query attention; with `experts` a mixture of them in every layer.
+    """Shape of a decoder with gated MLPs and grouped-query attention; with `experts`, a mixture of experts.
 
     Example: `find("meta-llama/Llama-3.1-8B-Instruct").num_params == 8_030_261_248`.
     """
@@ -26,12 +26,12 @@ class ModelShape:
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate: int  # of the MLP; of one expert where there are experts
+    intermediate: int  # width of the MLP, or of one expert
     vocab: int
     tied: bool = False  # the output layer is the embedding
     experts: int = 0  # per layer; 0: a dense model
-    active_experts: int = 0  # of them for each token
-    shared_intermediate: int = 0  # of the expert that every token takes, where there is one
+    active_experts: int = 0  # per token
+    shared_intermediate: int = 0  # width of the expert that every token uses; 0: none
     gated: bool = True  # three matrices in an MLP, else two
 
     @property
@@ -44,15 +44,15 @@ class ModelShape:
 
     @property
     def attention_params(self) -> int:
-        """Of one layer, with its two norms."""
+        """Attention parameters of one layer, with its two norms."""
         return 2 * self.hidden * (self.attention_width + self.kv_width) + 2 * self.hidden
 
     def _mlp_params(self, experts: int) -> int:
         matrices = 3 if self.gated else 2
-        one = matrices * self.hidden * self.intermediate
+        mlp = matrices * self.hidden * self.intermediate
         if not self.experts:
-            return one
-        return experts * one + matrices * self.hidden * self.shared_intermediate + self.hidden * self.experts
+            return mlp
+        return experts * mlp + matrices * self.hidden * self.shared_intermediate + self.hidden * self.experts
 
     @property
     def layer_params(self) -> int:
@@ -60,7 +60,7 @@ class ModelShape:
 
     @property
     def head_params(self) -> int:
-        """Of the output layer, or the embedding: they have one shape."""
+        """Parameters of the output layer, or of the embedding: they have the same shape."""
         return self.vocab * self.hidden
 
     @property
@@ -69,18 +69,19 @@ class ModelShape:
 
     @property
     def active_params(self) -> int:
-        """That one token passes through: all of a dense model's."""
+        """Parameters used for one token; all of them in a dense model."""
         idle = (self.experts - self.active_experts) * (3 if self.gated else 2) * self.hidden * self.intermediate
         return self.num_params - (self.layers * idle if self.experts else 0)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of all layers in bfloat16."""
+        """Bytes of one token's keys and values over all layers, in bfloat16."""
         return 4 * self.layers * self.kv_width
 
     def adapter_params(self, rank: int, targets: str | tuple[str, ...]) -> int:
-        """Of low-rank adapters: rank x (in + out) of each adapted linear layer. In a mixture of experts the projections
-        of attention alone are counted: peft does not adapt fused experts."""
+        """Return the number of LoRA parameters: rank x (in + out) for each adapted linear layer.
+
+        In a mixture of experts only attention projections count: peft does not adapt fused experts."""
         h, q, kv, i = self.hidden, self.attention_width, self.kv_width, self.intermediate
         sizes = {"q_proj": h + q, "k_proj": h + kv, "v_proj": h + kv, "o_proj": q + h}
         if not self.experts:
@@ -136,11 +137,12 @@ _VERSION = re.compile(r"llama-3\.[13]-(8b|70b|405b)")
 
 
 def find(path: str) -> ModelShape | None:
-    """The shape of a local model directory, of a hub model of the table, or of one in the local hub cache; None: not
-    known here. Nothing is fetched.
+    """Return the shape of a model, or None if it is not found. Nothing is downloaded.
+
+    `path` is looked up as a local directory, in the planner's table, and in the local Hub cache.
 
     Raises:
-        BadInput: when there is a config.json that does not describe such a decoder.
+        BadInput: if its config.json does not describe such a decoder.
     """
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
@@ -155,7 +157,7 @@ def find(path: str) -> ModelShape | None:
 
 
 def _plain(path: str) -> str:
-    """`meta-llama/Llama-3.3-70B-Instruct` is `llama-3-70b` here."""
+    """Return the table's name of a model: `llama-3-70b` for `meta-llama/Llama-3.3-70B-Instruct`."""
     name = path.rstrip("/").rpartition("/")[2].lower().removeprefix("meta-")
     name = _DECORATION.sub("", name)
     return _VERSION.sub(r"llama-3-\1", name)
@@ -167,10 +169,10 @@ def _cache() -> Path:
 
 
 def read(file: Path) -> ModelShape:
-    """The shape that a config.json describes.
+    """Read the shape from a config.json.
 
     Raises:
-        BadInput: with what it lacks.
+        BadInput: if it cannot be read, or lacks keys, which the message lists.
     """
     try:
         data = json.loads(file.read_text("utf-8"))
@@ -189,10 +191,10 @@ def read(file: Path) -> ModelShape:
     if missing:
         raise BadInput(
             Problem(
-                what="the planner does not know this kind of model",
+                what="the planner does not support this architecture",
                 where=str(file),
-                why=f"it plans decoders as of Llama, Qwen and Mixtral; missing: {', '.join(missing)}",
-                fix="plan with a model of that family and of nearly this size",
+                why=f"it plans decoders like Llama, Qwen and Mixtral; missing: {', '.join(missing)}",
+                fix="plan with a model of one of these families and of similar size",
             )
         )
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
@@ -213,5 +215,5 @@ def read(file: Path) -> ModelShape:
 
 
 def _count(value: Any) -> int:
-    """A positive whole number; 0 for anything else."""
+    """Return `value` if it is a positive integer, else 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -1,4 +1,4 @@
-"""What cannot fit is refused before a model is loaded, in the planner's words."""
+"""Refuse recipes that cannot fit before a model is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadInput, Problem, Problems
-from orchestrator.plan.format import gigabytes, of_memory, shortage_text, suggestion_text
+from orchestrator.plan.format import gigabytes, memory_text, shortage_text, suggestion_text
 from orchestrator.plan.gangs import Demand, Shapes, demands, sampler_shape
 from orchestrator.plan.gpus import GPUS_PER_NODE, LARGEST, Gpu
 from orchestrator.plan.plan import shapes_of, shortage_of
@@ -14,20 +14,21 @@ from orchestrator.plan.work import Lengths, work_of
 
 
 def refuse_what_cannot_fit(stages: Sequence[RunConfig], gpu: Gpu) -> None:
-    """Checks each of `stages`, of which a later one may start from what an earlier one makes, with rows of mean
-    lengths: a plan that fails only when every completion is as long as allowed is not refused. Models that the planner
-    does not know pass: the run will find out.
+    """Check that every role of every stage fits on `gpu`. A later stage may start from the model of an earlier one.
+
+    Rows are assumed to have mean lengths, so a stage that runs out of memory only at maximum lengths is not refused.
+    Models that the planner does not know are not checked.
 
     Raises:
-        BadInput: naming every role that has no room on `gpu`.
+        BadInput: if roles do not fit; the message names all of them.
     """
     problems = Problems()
     for i, config in enumerate(stages):
-        problems += _of_stage(config, stages[:i], gpu)
+        problems += _problems_of_stage(config, stages[:i], gpu)
     problems.raise_if_any()
 
 
-def _of_stage(config: RunConfig, before: Sequence[RunConfig], gpu: Gpu) -> Problems:
+def _problems_of_stage(config: RunConfig, before: Sequence[RunConfig], gpu: Gpu) -> Problems:
     problems = Problems()
     try:
         shapes = shapes_of(config, before)
@@ -42,37 +43,37 @@ def _of_stage(config: RunConfig, before: Sequence[RunConfig], gpu: Gpu) -> Probl
 
 
 def _check_heads(config: RunConfig, shapes: Shapes, problems: Problems) -> None:
-    """An engine gives each of its GPUs as many heads as the others."""
+    """Check that the attention heads divide evenly among the GPUs of an engine, as vLLM requires."""
     heads, gpus = sampler_shape(config, shapes).heads, config.rollout.tensor_parallel_size
     if heads % gpus:
         possible = ", ".join(str(n) for n in range(1, GPUS_PER_NODE + 1) if heads % n == 0)
         problems.add(
             f"rollout.tensor_parallel_size = {gpus}",
             where=config.name,
-            why=f"the model has {heads} attention heads, and {gpus} GPUs cannot have equally many of them",
-            fix=f"give one of {possible}",
+            why=f"the model's {heads} attention heads cannot be divided evenly among {gpus} GPUs",
+            fix=f"use one of {possible}",
         )
 
 
 def refuse_on_every_gpu(stages: Sequence[RunConfig]) -> None:
-    """The same for the largest GPU of the table, and stages that ask for GPUs: what has no room there has none.
+    """Check that every role fits on the largest GPU of the table, in the stages with `cluster.device: cuda`.
 
     Raises:
-        BadInput: naming every role that has no room.
+        BadInput: if roles do not fit; the message names all of them.
     """
     problems = Problems()
     for i, config in enumerate(stages):
         if config.cluster.device == "cuda":
-            problems += _of_stage(config, stages[:i], LARGEST)
+            problems += _problems_of_stage(config, stages[:i], LARGEST)
     problems.raise_if_any()
 
 
 def _refusal(config: RunConfig, shapes: Shapes, gpu: Gpu, demand: Demand) -> Problem:
     shortage = shortage_of(config, shapes, gpu, Lengths(), demand)
-    needed, there = gigabytes(demand.memory.total), gigabytes(demand.limit_bytes)
+    needed, available = gigabytes(demand.memory.total), gigabytes(demand.limit_bytes)
     return Problem(
         what=f"{demand.role} does not fit: {shortage_text(shortage)}",
         where=config.name,
-        why=f"by plan, not measured, it needs {needed} ({of_memory(demand.memory)}), an {gpu.name} has {there} for it",
+        why=f"estimated need {needed} ({memory_text(demand.memory)}), available on one {gpu.name}: {available}",
         fix=suggestion_text(shortage),
     )

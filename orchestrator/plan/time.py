@@ -1,6 +1,6 @@
-"""Seconds of each phase, from shapes, lengths and a GPU's peaks. Pure functions.
+"""Seconds of each phase, from model shapes, lengths and a GPU's peak rates. Pure functions.
 
-Symbols: N parameters (of a mixture those that a token passes through), L layers, h hidden, V vocabulary, n GPUs,
+Symbols: N parameters (in a mixture of experts, those used for a token), L layers, h hidden, V vocabulary, n GPUs,
 P prompt and O response tokens, G completions per prompt, F peak FLOP/s, W memory bytes/s.
 """
 
@@ -19,14 +19,16 @@ from orchestrator.plan.gpus import GPUS_PER_NODE, Gpu
 from orchestrator.plan.models import ModelShape
 
 ENGINE_RESERVE_BYTES = 2e9  # per GPU of an engine: graphs, workspace, communication
-STRIDE_TOKENS = 16  # the simulated engine advances this far at a time
-SIMULATED = 1024  # sequences; of a longer queue the rest runs at the pace of these
-SHUFFLE = 79  # places apart: neighbouring lengths do not come together
+STRIDE_TOKENS = 16  # tokens by which the simulated engine advances at a time
+SIMULATED = 1024  # sequences; the rest of a longer queue runs at the throughput of a full engine
+SHUFFLE = 79  # stride of the shuffle, so that similar lengths do not follow each other
 
 
 def forward_flops(shape: ModelShape, context: float) -> float:
-    """FLOP per token of a causal sequence of `context` tokens: 2N + 2·L·heads·head_dim·context. A token sees half of
-    the sequence on average; scores and their weighted sum cost 2 FLOP each per width and place."""
+    """Return the FLOP per token of a causal sequence of `context` tokens: 2N + 2·L·heads·head_dim·context.
+
+    A token attends to half of the sequence on average; scores and weighted sum cost 2 FLOP each per channel and
+    position."""
     return 2.0 * shape.active_params + 2.0 * shape.layers * shape.attention_width * context
 
 
@@ -41,28 +43,31 @@ def learning_s(
     frozen: bool = False,
     mfu: float = 0.0,
 ) -> float:
-    """A forward and a backward pass over `tokens`: three times a forward pass; twice with `frozen` weights under
-    adapters, which get no gradients. Recomputation is in the efficiency. `mfu` replaces `constants.train_mfu`."""
+    """Return the time of a forward and a backward pass over `tokens`.
+
+    It is three times a forward pass, or twice if the weights are `frozen` under adapters. Recomputation is part of the
+    efficiency. A nonzero `mfu` replaces `constants.train_mfu`."""
     flops = learning_passes(frozen=frozen) * tokens * forward_flops(shape, context)
     return flops / (gpus * gpu.flops * (mfu or constants.train_mfu))
 
 
 def learning_passes(*, frozen: bool) -> float:
-    """What learning costs, in forward passes."""
+    """Return the cost of a forward and a backward pass in forward passes."""
     return 2.0 if frozen else 3.0
 
 
 def scoring_s(shape: ModelShape, gpu: Gpu, *, tokens: float, context: float, gpus: int, constants: Constants) -> float:
-    """One forward pass over `tokens`."""
+    """Return the time of one forward pass over `tokens`."""
     return tokens * forward_flops(shape, context) / (gpus * gpu.flops * constants.score_mfu)
 
 
 def zero3_traffic_s(
     shape: ModelShape, *, micro_steps: int, gpus: int, constants: Constants, frozen: bool = False
 ) -> float:
-    """Between nodes: for each micro-step weights are gathered for the forward and for the backward pass, and gradients
-    reduced unless the weights are `frozen`, each 2N bytes, of which (nodes - 1)/nodes come from other nodes. It grows
-    with the number of micro-steps, not with tokens."""
+    """Return the time of ZeRO-3 communication between nodes, which grows with micro-steps, not with tokens.
+
+    Each micro-step gathers the weights for the forward and for the backward pass, and reduces gradients unless the
+    weights are `frozen`: 2N bytes each time, of which (nodes - 1)/nodes come from other nodes."""
     nodes = math.ceil(gpus / GPUS_PER_NODE)
     if nodes == 1:
         return 0.0
@@ -80,14 +85,14 @@ class Engine:
     shape: ModelShape
     gpu: Gpu
     tensor_parallel: int
-    utilization: float = 0.9  # of each GPU's memory
-    max_running: int = 512
+    utilization: float = 0.9  # share of each GPU's memory
+    max_running: int = 512  # sequences
 
     @property
     def kv_bytes(self) -> float:
-        """Left for keys and values on all its GPUs; negative when not even the weights fit."""
-        room = self.gpu.memory_bytes * self.utilization - ENGINE_RESERVE_BYTES
-        return self.tensor_parallel * room - 2.0 * self.shape.num_params
+        """Bytes left for the KV cache on all its GPUs; negative if not even the weights fit."""
+        usable = self.gpu.memory_bytes * self.utilization - ENGINE_RESERVE_BYTES
+        return self.tensor_parallel * usable - 2.0 * self.shape.num_params
 
     @property
     def kv_tokens(self) -> float:
@@ -95,8 +100,9 @@ class Engine:
 
 
 def decode_step_s(engine: Engine, *, running: float, context: float, constants: Constants) -> float:
-    """One token for each running sequence: reading the weights and their keys and values, or computing, whichever
-    takes longer; and the engine's own work per sequence."""
+    """Return the time to decode one token for each running sequence.
+
+    It is the longer of memory reads (weights and KV cache) and computation, plus the engine's overhead per sequence."""
     gpus, shape = engine.tensor_parallel, engine.shape
     read = weights_read(shape, running) + running * context * shape.kv_bytes_per_token
     reading = read / (gpus * engine.gpu.bytes_per_s * constants.decode_mbu)
@@ -105,8 +111,10 @@ def decode_step_s(engine: Engine, *, running: float, context: float, constants: 
 
 
 def weights_read(shape: ModelShape, running: float) -> float:
-    """Bytes of the bfloat16 weights that a decoding step reads. In a mixture of experts B tokens that choose k of E
-    each (taken to be independent) leave an expert idle with probability (1 - k/E)^B."""
+    """Return the bytes of bfloat16 weights that a decoding step reads.
+
+    In a mixture of experts, B tokens that independently choose k of E experts leave an expert idle with probability
+    (1 - k/E)^B."""
     if not shape.experts:
         return 2.0 * shape.num_params
     used = 1.0 - math.pow(1.0 - shape.active_experts / shape.experts, running)
@@ -115,7 +123,7 @@ def weights_read(shape: ModelShape, running: float) -> float:
 
 
 def prefill_s(engine: Engine, prompt: float, constants: Constants) -> float:
-    """The prompt of one sequence."""
+    """Return the prefill time of one sequence."""
     rate = engine.tensor_parallel * engine.gpu.flops * constants.prefill_mfu
     return prompt * forward_flops(engine.shape, prompt) / rate
 
@@ -123,9 +131,9 @@ def prefill_s(engine: Engine, prompt: float, constants: Constants) -> float:
 def throughput(
     engine: Engine, *, prompt: float, response: float, constants: Constants, batch: float = math.inf
 ) -> float:
-    """Response tokens per second of an engine that is always full; 0 where not one sequence fits.
+    """Return the response tokens per second of an engine that is always full; 0 if not one sequence fits.
 
-    `batch`: at most so many sequences at once."""
+    At most `batch` sequences run at once."""
     running = min(engine.max_running, batch, math.floor(engine.kv_tokens / (prompt + response)))
     if running < 1:
         return 0.0
@@ -144,53 +152,55 @@ def generation_s(
     group: int,
     constants: Constants,
 ) -> float:
-    """One engine's time for `sequences` completions with lengths of mean `response`, none above `longest`; infinite
-    where they do not fit. The simulated engine admits sequences in order while fewer than its maximum run and their
-    keys and values fit; a group's prompt is computed once. So a batch takes as long as its longest sequences, which
-    run nearly alone.
+    """Return one engine's time for `sequences` completions of mean length `response`, none above `longest`.
+
+    The time is infinite if they do not fit. The simulated engine admits sequences in order while fewer than its maximum
+    run and their KV cache fits; a group's prompt is computed once. So a batch takes as long as its longest sequences,
+    which run nearly alone.
     """
     simulated = min(sequences, SIMULATED)
     lengths = response_lengths(simulated, mean=response, longest=longest, sigma=constants.length_sigma)
-    took = _simulate(engine, lengths, prompt, group, constants)
+    duration = _simulate(engine, lengths, prompt, group, constants)
     if sequences > simulated:
-        pace = throughput(engine, prompt=prompt, response=response, constants=constants)
-        took += math.inf if pace <= 0 else (sequences - simulated) * response / pace
-    return took + constants.generate_overhead_s
+        rate = throughput(engine, prompt=prompt, response=response, constants=constants)
+        duration += math.inf if rate <= 0 else (sequences - simulated) * response / rate
+    return duration + constants.generate_overhead_s
 
 
 def _simulate(engine: Engine, lengths: NDArray[np.float64], prompt: float, group: int, constants: Constants) -> float:
     admission = prefill_s(engine, prompt, constants) / group
-    room = engine.kv_tokens
-    if prompt + lengths.max() > room:
+    capacity = engine.kv_tokens
+    if prompt + lengths.max() > capacity:
         return math.inf
-    remaining = np.empty(0)  # response tokens to go, of the running sequences
-    done = np.empty(0)  # of them so far
-    took, queue = 0.0, 0
+    remaining = np.empty(0)  # response tokens left, of the running sequences
+    done = np.empty(0)  # response tokens generated so far
+    duration, queue = 0.0, 0
     while queue < len(lengths) or len(remaining):
         used = len(done) * prompt + float(done.sum())
         first = queue
         while queue < len(lengths) and len(done) + queue - first < engine.max_running:
-            if used + prompt + lengths[queue] / 2 > room:
+            if used + prompt + lengths[queue] / 2 > capacity:
                 break
             used += prompt
             queue += 1
         if queue > first:
             remaining = np.concatenate([remaining, lengths[first:queue]])
             done = np.concatenate([done, np.zeros(queue - first)])
-            took += (queue - first) * admission
+            duration += (queue - first) * admission
         stride = min(STRIDE_TOKENS, float(remaining.max()))
         context = prompt + float(done.mean())
-        took += stride * decode_step_s(engine, running=len(done), context=context, constants=constants)
+        duration += stride * decode_step_s(engine, running=len(done), context=context, constants=constants)
         remaining, done = remaining - stride, done + stride
-        going = remaining > 0
-        remaining, done = remaining[going], done[going]
-    return took
+        running = remaining > 0
+        remaining, done = remaining[running], done[running]
+    return duration
 
 
 @lru_cache(maxsize=512)
 def response_lengths(count: int, *, mean: float, longest: int, sigma: float) -> NDArray[np.float64]:
-    """[count] lengths: the quantiles (i + ½)/count of a log-normal capped at `longest` whose mean is `mean`, in an
-    order in which neighbours differ. The same every time."""
+    """Return lengths [count]: the quantiles (i + ½)/count of a log-normal with mean `mean`, capped at `longest`.
+
+    They are shuffled so that neighbours differ. The result is deterministic."""
     if mean >= longest:
         return np.full(count, float(longest))
     normal = NormalDist()
@@ -217,15 +227,15 @@ def response_lengths(count: int, *, mean: float, longest: int, sigma: float) -> 
 
 
 def sharded_s(num_bytes: float, constants: Constants) -> float:
-    """Every GPU sends its share to the engines that need it."""
+    """Return the time if every GPU sends its shard to the engines that need it."""
     return constants.publish_latency_s + num_bytes / constants.sharded_bytes_per_s
 
 
 def broadcast_s(num_bytes: float, constants: Constants) -> float:
-    """One rank sends all weights to all engines."""
+    """Return the time if one rank sends all weights to all engines."""
     return constants.publish_latency_s + num_bytes / constants.broadcast_bytes_per_s
 
 
 def through_files_s(num_bytes: float, constants: Constants) -> float:
-    """Written to a shared directory, then read from it."""
+    """Return the time to write to a shared directory and read from it."""
     return constants.publish_latency_s + 2 * num_bytes / constants.disk_bytes_per_s

@@ -1,4 +1,4 @@
-"""What one step of a recipe has to do: sequences, tokens, updates. Lengths are the only thing that must be guessed."""
+"""Amount of work in one step of a recipe: sequences, tokens, updates. Only the mean lengths have to be assumed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ import math
 from dataclasses import dataclass
 
 from orchestrator.config import RunConfig
-from workers.config import (
-    DistillConfig,
-    DpoConfig,
-    KtoConfig,
-    PpoConfig,
-    RejectionSamplingConfig,
-    RewardModelConfig,
-    Sampled,
-)
-from workers.config.optimisation import FromDataset
-from workers.needs import NEEDS
+from workers.config import FromDataset, Sampled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lengths:
-    """Mean lengths in tokens, and dataset rows. None: half of what the recipe allows; a number of rows not known.
+    """Mean lengths in tokens, and dataset rows. None: half of the recipe's maximum; an unknown number of rows.
 
     Example: `Lengths(prompt=200, response=900)`.
     """
@@ -33,26 +23,26 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """Of one step. `sequences` are completions, sampled or in the dataset's rows.
+    """Work of one step. `sequences` are completions, sampled or in the dataset's rows.
 
     Example: GRPO on 64 prompts with 16 completions each: `Work(groups=64, group=16, sequences=1024, sampled=True, …)`.
     """
 
     sampled: bool
     groups: int  # prompts or rows
-    group: int  # completions of each
+    group: int  # completions per prompt or row
     prompt: float  # mean tokens
-    response: float
-    longest_response: int
+    response: float  # mean tokens
+    longest_response: int  # tokens
     scored_group: int  # completions that are scored with one prompt
-    learned_tokens: float  # of one pass over the step's batch, a shared prompt counted once per row
-    row: float  # tokens of the shortest row that is never cut, at mean lengths: a pair, or a prompt with one completion
-    longest_row: int  # likewise, with the longest that are allowed
-    longest: int  # tokens of a prompt with one completion
-    passes: int  # over the step's batch
-    updates: int  # of the optimiser per step
-    steps: int | None  # of the run; None: it ends with the dataset, whose rows are not known
-    epochs: int  # of the dataset
+    learned_tokens: float  # tokens of one pass over the step's batch; a shared prompt counts once per row
+    row: float  # mean tokens of the smallest unit that is never split: a pair, or a prompt with one completion
+    longest_row: int  # maximum tokens of that unit
+    longest: int  # maximum tokens of a prompt with one completion
+    passes: int  # passes over the step's batch
+    updates: int  # optimiser updates per step
+    steps: int | None  # steps of the run; None: it ends with the dataset, whose size is unknown
+    epochs: int  # passes over the dataset
 
     @property
     def sequences(self) -> int:
@@ -64,12 +54,14 @@ class Work:
         return self.prompt + self.response
 
     def scored_tokens(self, budget: int) -> float:
-        """Of a forward pass over all of the step's completions, in micro-batches of `budget`."""
+        """Return the tokens of a forward pass over the step's completions, in micro-batches of `budget` tokens."""
         return self.groups * row_tokens(self.scored_group, self.prompt, self.response, budget)
 
 
 def row_tokens(completions: int, prompt: float, response: float, budget: int) -> float:
-    """Of one prompt with its completions: the prompt once, or once per part where all do not fit into `budget`.
+    """Return the tokens of a prompt with its completions, split into parts of at most `budget` tokens.
+
+    Each part repeats the prompt.
 
     >>> row_tokens(16, 500.0, 1000.0, 8192)  # 7 at a time, so in three parts
     17500.0
@@ -89,18 +81,10 @@ def _sampling(config: RunConfig, lengths: Lengths) -> Work:
     prompt = min(lengths.prompt or rollout.max_prompt_length / 2, rollout.max_prompt_length)
     mean = rollout.max_completion_length if rollout.ignore_eos else rollout.max_completion_length / 2
     response = min(lengths.response or mean, rollout.max_completion_length)
-    rows, of_row = groups, group  # training rows, and the completions that share each one's prompt
-    if isinstance(algorithm, DpoConfig):
-        most = group * (group - 1) // 2
-        pairs = most if algorithm.pair_selection == "all" else min(algorithm.pairs_per_prompt, most)
-        rows, of_row = groups * pairs, 2
-    elif isinstance(algorithm, RejectionSamplingConfig):
-        rows, of_row = groups * algorithm.keep_best, 1
-    elif isinstance(algorithm, PpoConfig):
-        rows, of_row = groups * group, 1
-    uncut = of_row if NEEDS[algorithm.type].whole_rows else 1
+    rows, completions = algorithm.rows_per_step, algorithm.completions_per_row
+    unsplit = completions if algorithm.needs.whole_rows else 1
     budget = config.policy.tokens_per_micro_batch
-    learned = prompt + of_row * response if uncut > 1 else row_tokens(of_row, prompt, response, budget)
+    learned = prompt + completions * response if unsplit > 1 else row_tokens(completions, prompt, response, budget)
     return Work(
         sampled=True,
         groups=groups,
@@ -110,8 +94,8 @@ def _sampling(config: RunConfig, lengths: Lengths) -> Work:
         longest_response=rollout.max_completion_length,
         scored_group=group,
         learned_tokens=rows * learned,
-        row=prompt + uncut * response,
-        longest_row=rollout.max_prompt_length + uncut * rollout.max_completion_length,
+        row=prompt + unsplit * response,
+        longest_row=rollout.max_prompt_length + unsplit * rollout.max_completion_length,
         longest=rollout.max_prompt_length + rollout.max_completion_length,
         passes=algorithm.epochs,
         updates=algorithm.epochs * algorithm.num_updates(rows),
@@ -123,28 +107,25 @@ def _sampling(config: RunConfig, lengths: Lengths) -> Work:
 def _dataset(config: RunConfig, lengths: Lengths) -> Work:
     algorithm, longest = config.algorithm, config.data.max_length
     assert isinstance(algorithm, FromDataset)
-    pairs = isinstance(algorithm, DpoConfig | RewardModelConfig)
     prompt = min(lengths.prompt or longest / 4, longest)
     response = min(lengths.response or longest / 4, longest)
-    of_row = 2 if pairs else 1
-    rows = algorithm.batch_size
-    # For a dataset one step is one update; DPO's num_iterations passes over it again.
-    passes = algorithm.epochs if isinstance(algorithm, DpoConfig | DistillConfig) else 1
+    completions = 2 if algorithm.needs.row == "pair" else 1
+    rows, passes = algorithm.batch_size, algorithm.epochs
     steps, epochs = algorithm.max_steps, algorithm.num_train_epochs
     if lengths.rows is not None:
         steps = steps or math.ceil(lengths.rows * epochs / rows)
         epochs = math.ceil(steps * rows / lengths.rows)
-    row = prompt + of_row * response
-    # data.max_length is of a prompt with one completion.
-    longest_row = longest if of_row == 1 else 2 * longest
+    row = prompt + completions * response
+    # data.max_length limits a prompt with one completion.
+    longest_row = longest if completions == 1 else 2 * longest
     return Work(
         sampled=False,
         groups=rows,
-        group=of_row,
+        group=completions,
         prompt=prompt,
         response=response,
         longest_response=longest,
-        scored_group=of_row + isinstance(algorithm, KtoConfig),  # the mismatched completion, forward only
+        scored_group=completions + algorithm.needs.mismatched,  # the mismatched completion, forward only
         learned_tokens=rows * row,
         row=row,
         longest_row=longest_row,

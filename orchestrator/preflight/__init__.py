@@ -1,1 +1,1 @@
-"""Checks of the files that a recipe names, before any process is started: models, data, rewards, directories."""
+"""Checks of the models, data, rewards and directories that a recipe names, before any process is started."""

@@ -1,4 +1,4 @@
-"""The rows that a recipe names, as the run takes them, and what is worth saying of them though it is no error.
+"""Read the rows that a recipe names, as the run uses them, and collect remarks: findings that are not errors.
 
 data.KEY ──read──► rows ──data.equal_pairs, data.special_tokens──► rows of the run ──remarks──► one line each
 """
@@ -20,7 +20,7 @@ from orchestrator.data.sources import local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem
 from orchestrator.preflight import tokenization
-from orchestrator.preflight.reward_rows import alike, check_reward_rows
+from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
 from workers.codec import NO_COLUMNS
 from workers.types import Example, Prompt
 
@@ -30,18 +30,45 @@ Row = Prompt | Example
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What one key of `data` holds. `whole` is False when only its beginning was read."""
+    """Rows of one key of `data`."""
 
     key: str  # "data.prompts"
     source: str
     rows: Sequence[Any]  # of Prompt, or of Example where the key ends in `dataset`
-    whole: bool = True
+    is_complete: bool = True  # False: only the beginning of the source was read
     remarks: tuple[str, ...] = ()
-    left_out: int = 0  # rows whose prompt is too long
+    num_dropped: int = 0  # rows whose prompt is too long
 
     @property
     def prompts(self) -> list[Prompt]:
         return [_prompt(row) for row in self.rows]
+
+    def summary(self) -> SourceSummary:
+        first = self.prompts[0]
+        return SourceSummary(
+            key=self.key,
+            source=self.source,
+            count=len(self.rows) + self.num_dropped,
+            is_complete=self.is_complete,
+            conversational=not isinstance(first.text, str),
+            columns=tuple(first.columns),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceSummary:
+    """Summary of one data source.
+
+    Example: `SourceSummary(key="data.prompts", source="./prompts.jsonl", count=8, is_complete=True,
+    conversational=False, columns=("solution",))`.
+    """
+
+    key: str
+    source: str
+    count: int  # rows read
+    is_complete: bool  # False: only the beginning of the source was read
+    conversational: bool  # prompts are lists of messages
+    columns: tuple[str, ...]  # beside the prompt and its completions
 
 
 def read_source(
@@ -52,9 +79,14 @@ def read_source(
     max_rows: int | None = None,
     max_bytes: float = lengths.MEASURED_BYTES,
 ) -> Source | None:
-    """The rows of `data.NAME`; None when the recipe does not give it. `tokens`: the policy's, where they can be read.
-    Rows whose prompt is too long are left out before batches are made of the others: no step is short of them, or
-    empty. `max_bytes`: of text whose tokens are counted.
+    """Read the rows of `data.NAME`; None: the recipe does not give it.
+
+    Rows whose prompt is too long are dropped here, before batches are formed, so that every step is full.
+
+    Args:
+        tokens: the policy's tokenizer; None: it cannot be read here.
+        max_rows: rows to read; None: all.
+        max_bytes: bytes of text whose tokens are counted.
 
     Raises:
         BadInput: with every row that cannot be used.
@@ -66,62 +98,71 @@ def read_source(
     dropped = RowProblems(source)
     rows: Sequence[Any]
     if name.endswith("dataset"):
-        told = dropped if config.data.equal_pairs == "drop" else None
-        rows = read_examples(source, algorithm=config.algorithm.type, split=split, max_rows=max_rows, equal_pairs=told)
+        equal_pairs = dropped if config.data.equal_pairs == "drop" else None
+        algorithm = config.algorithm.type
+        rows = read_examples(source, algorithm=algorithm, split=split, max_rows=max_rows, equal_pairs=equal_pairs)
     else:
-        rows = alike(read_prompts(source, split=split, max_rows=max_rows))
-    found = [f"left out, as data.equal_pairs has it: {remark}" for remark in dropped.remarks()]
-    rows, remarks = _special_tokens(config, source, rows, tokens)
-    found += remarks
-    left_out = 0
-    found += tokenization.look(config, name, source, rows, tokens)
+        rows = with_common_columns(read_prompts(source, split=split, max_rows=max_rows))
+    remarks = [f"dropped (data.equal_pairs): {remark}" for remark in dropped.remarks()]
+    rows, further = _special_tokens(config, source, rows, tokens)
+    remarks += further
+    remarks += tokenization.check_rows(config, name, source, rows, tokens)
+    num_dropped, is_complete = 0, max_rows is None
     if tokens is not None:
-        too_long, remarks = _lengths(config, name, source, rows, tokens, whole=max_rows is None, max_bytes=max_bytes)
-        found += remarks
-        if max_rows is None and too_long:
-            rows, left_out = [row for i, row in enumerate(rows) if i not in too_long], len(too_long)
+        too_long, further = _lengths(config, name, source, rows, tokens, is_complete=is_complete, max_bytes=max_bytes)
+        remarks += further
+        if is_complete and too_long:
+            rows, num_dropped = [row for i, row in enumerate(rows) if i not in too_long], len(too_long)
     if name.endswith("dataset"):
-        found += _preferences(rows)
+        remarks += _preferences(rows)
     return Source(
-        key=f"data.{name}", source=source, rows=rows, whole=max_rows is None, remarks=tuple(found), left_out=left_out
+        key=f"data.{name}",
+        source=source,
+        rows=rows,
+        is_complete=is_complete,
+        remarks=tuple(remarks),
+        num_dropped=num_dropped,
     )
 
 
 def read_all(config: RunConfig, tokens: TokenCounter | None) -> dict[str, Source]:
-    """Every row of every source that the recipe gives, by the name of its key.
+    """Read all rows of every source that the recipe gives, by key.
 
     Raises:
         BadInput: with the rows of the first source that cannot be used.
     """
-    found = {name: read_source(config, name, tokens, max_bytes=math.inf) for name in KEYS}
-    sources = {name: source for name, source in found.items() if source is not None}
+    by_name = {name: read_source(config, name, tokens, max_bytes=math.inf) for name in KEYS}
+    sources = {name: source for name, source in by_name.items() if source is not None}
     if problems := scored_rows(config, sources):
         raise BadInput(problems)
     return sources
 
 
 def scored_rows(config: RunConfig, sources: Mapping[str, Source]) -> list[Problem]:
-    """What keeps the rewards from reading the rows that they score."""
+    """Return the problems of rows that the rewards cannot score."""
     scored = [sources[name] for name in ("prompts", "eval_prompts") if name in sources]
     return [p for source in scored for p in check_reward_rows(config.reward, source.source, source.rows)]
 
 
 def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
-    """What is worth saying once of the data of a run, a line each."""
+    """Return the remarks on the data of a run, one line each."""
     found = [f"{source.key}: {remark}" for source in sources.values() for remark in source.remarks]
     trained = [prompt for name in ("prompts", "dataset") if name in sources for prompt in sources[name].prompts]
     for name in ("eval_prompts", "eval_harmful", "eval_benign", "eval_dataset"):
         if name in sources and (both := trained_on(held_out := sources[name].prompts, trained)):
-            them = listed([held_out[i] for i in both])
-            found.append(f"data.{name}: {len(both)} of {len(held_out)} held-out prompts are trained on, too: {them}")
-    if "dataset" in sources and sources["dataset"].whole:
+            which = listed([held_out[i] for i in both])
+            found.append(f"data.{name}: {len(both)} of {len(held_out)} held-out prompts are also trained on: {which}")
+    if "dataset" in sources and sources["dataset"].is_complete:
         found += remarks_on_labels(sources["dataset"].rows, config.algorithm)
     return found
 
 
 def tokens_of(path: str | None, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:
-    """Of a model directory, or of a hub model that was downloaded before; None: not known here. `arguments`: the chat
-    template's, as the recipe gives them."""
+    """Return the tokenizer of a model directory or of a cached Hub model; None: it cannot be read here.
+
+    Args:
+        arguments: arguments of the chat template that the recipe gives.
+    """
     if path is None:
         return None
     directory = local(path)
@@ -143,37 +184,37 @@ def tokens_of(path: str | None, arguments: Mapping[str, Any] = NO_COLUMNS) -> To
 def _special_tokens(
     config: RunConfig, source: str, rows: Sequence[Any], tokens: TokenCounter | None
 ) -> tuple[Sequence[Any], list[str]]:
-    """The rows that `data.special_tokens` leaves, and what is to be said of the others."""
+    """Return the rows that `data.special_tokens` keeps, and remarks on the others. Raises BadInput if it is `fail`."""
     policy = config.data.special_tokens
     if tokens is None:
         if policy != "keep":
             raise BadInput(
                 Problem(
-                    what="the tokenizer's special tokens cannot be known",
+                    what="the tokenizer's special tokens are unknown",
                     where=f"data.special_tokens = {policy}",
                     why=f"there is no tokenizer.json of model.path = {config.model.path} on this machine",
                     fix="download the model first, or set data.special_tokens to keep",
                 )
             )
         return rows, []
-    held = [tokens.special_in(_prompt(row).text).union(*map(tokens.special_in, _answers(row))) for row in rows]
-    affected = [_prompt(row) for row, special in zip(rows, held, strict=True) if special]
+    contained = [tokens.special_in(_prompt(row).text).union(*map(tokens.special_in, _answers(row))) for row in rows]
+    affected = [_prompt(row) for row, special in zip(rows, contained, strict=True) if special]
     if not affected:
         return rows, []
-    which = ", ".join(sorted(set().union(*held))[:6])
-    what = f"{len(affected)} of {len(rows)} rows hold special tokens in their text ({which})"
-    kept = [row for row, special in zip(rows, held, strict=True) if not special]
+    which = ", ".join(sorted(set().union(*contained))[:6])
+    what = f"{len(affected)} of {len(rows)} rows contain special tokens as text ({which})"
+    kept = [row for row, special in zip(rows, contained, strict=True) if not special]
     if policy == "fail" or (policy == "drop" and not kept):
         raise BadInput(
             Problem(
                 what=f"{what}: {listed(affected)}",
                 where=f"{source}:{row_number(affected[0])}",
-                why="the tokenizer takes them for its own: a text can end a turn, or begin one of another role",
-                fix="remove them from the text; or set data.special_tokens to keep, where the text is a rendered chat",
+                why="they are encoded as special tokens, so that a text can end a turn or begin one of another role",
+                fix="remove them from the text; or set data.special_tokens to keep, if the text is a rendered chat",
             )
         )
-    said = "left out, as data.special_tokens has it" if policy == "drop" else "the tokenizer takes them for its own"
-    return kept if policy == "drop" else rows, [f"{what}; {said}: {listed(affected)}"]
+    outcome = "dropped (data.special_tokens)" if policy == "drop" else "encoded as special tokens"
+    return kept if policy == "drop" else rows, [f"{what}; {outcome}: {listed(affected)}"]
 
 
 def _lengths(
@@ -183,45 +224,44 @@ def _lengths(
     rows: Sequence[Any],
     tokens: TokenCounter,
     *,
-    whole: bool,
+    is_complete: bool,
     max_bytes: float,
 ) -> tuple[frozenset[int], list[str]]:
-    """The rows whose prompt is too long, by index, and what is to be said. Raises BadInput when all rows are too long,
-    or no preference is left of any."""
+    """Return the indices of rows whose prompt is too long, and remarks.
+
+    Raises:
+        BadInput: if all rows are too long, or no row has a preference left after truncation.
+    """
     if name.endswith("dataset"):
         key, limit = "data.max_length", min(config.data.max_length, tokens.max_positions or config.data.max_length)
-        found = lengths.of_examples(rows, tokens, max_tokens=limit, max_bytes=max_bytes)
+        found = lengths.measure_examples(rows, tokens, max_tokens=limit, max_bytes=max_bytes)
     else:
         key, limit = "rollout.max_prompt_length", config.rollout.max_prompt_length
-        found = lengths.of_prompts(rows, tokens, max_tokens=limit, max_bytes=max_bytes)
-    whole = whole and found.measured == len(rows)
-    told = []
+        found = lengths.measure_prompts(rows, tokens, max_tokens=limit, max_bytes=max_bytes)
+    is_complete = is_complete and found.measured == len(rows)
+    remarks = []
     for indices, fatal, what in (
-        (found.dropped, True, f"have a prompt that is too long for {limit} tokens ({key}) and will be dropped"),
-        (found.cut, False, f"are longer than {limit} tokens ({key}) and lose the end of a completion"),
-        (
-            found.equal,
-            True,
-            f"are cut at {limit} tokens ({key}), where their completions still agree: no preference",
-        ),
+        (found.dropped, True, f"are dropped: their prompt is longer than {limit} tokens ({key})"),
+        (found.truncated, False, f"are longer than {limit} tokens ({key}) and lose the end of a completion"),
+        (found.equal, True, f"have no preference: truncated to {limit} tokens ({key}), their completions are equal"),
     ):
-        if fatal and whole and len(indices) == len(rows):
-            why, fix = "there is nothing left to learn from", f"raise {key}, or shorten the texts"
+        if fatal and is_complete and len(indices) == len(rows):
+            why, fix = "there is nothing left to train on", f"raise {key}, or shorten the texts"
             raise BadInput(Problem(what=f"all {len(rows)} rows {what}", where=source, why=why, fix=fix))
         if indices:
-            of = f"{len(rows)} rows" if whole else f"the first {found.measured} rows"
-            told.append(f"{len(indices)} of {of} {what}: {listed([_prompt(rows[i]) for i in indices])}")
-    return frozenset(found.dropped), told
+            of = f"{len(rows)} rows" if is_complete else f"the first {found.measured} rows"
+            remarks.append(f"{len(indices)} of {of} {what}: {listed([_prompt(rows[i]) for i in indices])}")
+    return frozenset(found.dropped), remarks
 
 
 def _preferences(rows: Sequence[Example]) -> list[str]:
-    found = []
-    if twice := repeated(rows):
-        found.append(f"{len(twice)} of {len(rows)} rows repeat an earlier one: {listed_pairs(twice, rows)}")
+    remarks = []
+    if repeats := repeated(rows):
+        remarks.append(f"{len(repeats)} of {len(rows)} rows repeat an earlier one: {listed_pairs(repeats, rows)}")
     if disputed := contradicting(rows):
-        said = "say the opposite of an earlier one, and the two cancel out"
-        found.append(f"{len(disputed)} of {len(rows)} rows {said}: {listed_pairs(disputed, rows)}")
-    return found
+        what = "contradict an earlier one, and the two cancel out"
+        remarks.append(f"{len(disputed)} of {len(rows)} rows {what}: {listed_pairs(disputed, rows)}")
+    return remarks
 
 
 def _prompt(row: Row) -> Prompt:

@@ -1,4 +1,4 @@
-"""Whether the rows hold what their rewards compare completions with: every row, before anything is started."""
+"""Check that every row has what its rewards compare completions with: solutions, tests, schemas."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from workers.rewards.json_schema import wrong_schema
 from workers.types import Prompt
 
 
-def alike(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    """The prompts, each with the columns of all: what a row leaves out is null in it, as in a file of columns."""
+def with_common_columns(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """Return the prompts, each with the columns of all: absent values are None, as in a columnar file."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
     if all(len(prompt.columns) == len(names) for prompt in prompts):
         return prompts
@@ -25,33 +25,35 @@ def alike(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
 
 
 def check_reward_rows(rewards: Sequence[RewardConfig], source: str, prompts: Sequence[Prompt]) -> list[Problem]:
-    """What a reward could not read, and rows on which every reward passes, with their numbers. A column that is nowhere
-    is another matter: `check_rewards`."""
+    """Return the problems of rows that a reward cannot read, and of rows that no reward scores.
+
+    Columns that no row has are reported by `check_rewards`.
+    """
     problems = RowProblems(source)
-    there = {name for prompt in prompts for name in prompt.columns}
-    known = [reward for reward in rewards if _column(reward) is None or _column(reward) in there]
-    fix = "mend or remove these rows"
-    schemas: dict[str, str] = {}  # texts repeat
+    columns = {name for prompt in prompts for name in prompt.columns}
+    checked = [reward for reward in rewards if _column(reward) is None or _column(reward) in columns]
+    fix = "fix or remove these rows"
+    schemas: dict[str, str] = {}  # schema → problem; many rows share a schema
     for prompt in prompts:
-        for reward in known:
+        for reward in checked:
             if wrong := _wrong(reward, prompt, schemas):
                 problems.add(row_number(prompt), f"`{_column(reward)}` {wrong}", why=WHY[reward.type], fix=fix)
-        if known and len(known) == len(rewards) and all(_passes(r, prompt) for r in rewards):
-            columns = ", ".join(f"`{_column(reward)}`" for reward in rewards)
-            why = "without it no reward scores a completion, and one that none scores ends the run"
-            problems.add(row_number(prompt), f"{columns} says nothing", why=why, fix="fill it in, or remove these rows")
+        if checked and len(checked) == len(rewards) and all(_passes(r, prompt) for r in rewards):
+            empty = ", ".join(f"`{_column(reward)}`" for reward in rewards)
+            why = "no reward could score a completion, which would stop the run"
+            problems.add(row_number(prompt), f"{empty} is empty", why=why, fix="fill it in, or remove these rows")
     return problems.problems()
 
 
 WHY: Mapping[str, str] = {
-    "math": "the maths reward compares with it",
+    "math": "the math reward compares answers with it",
     "code": "the code reward runs programs against it",
-    "json_schema": "the reward asks whether a completion is valid by it",
+    "json_schema": "the json_schema reward validates completions against it",
 }
 
 
 def _column(reward: RewardConfig) -> str | None:
-    """What it reads of a row; None: nothing that is known here."""
+    """Return the column that a reward reads; None: it reads none, or which ones is unknown."""
     match reward:
         case MathRewardConfig():
             return reward.solution_column
@@ -63,7 +65,7 @@ def _column(reward: RewardConfig) -> str | None:
 
 
 def _passes(reward: RewardConfig, prompt: Prompt) -> bool:
-    """Whether it certainly scores no completion of this prompt."""
+    """Return whether the reward returns None for every completion of this prompt."""
     match reward:
         case MathRewardConfig():
             value = prompt.columns.get(reward.solution_column)
@@ -78,7 +80,7 @@ NOTHING = wrong_solution("")
 
 
 def _wrong(reward: RewardConfig, prompt: Prompt, schemas: dict[str, str]) -> str:
-    """What is wrong with the column of a reward; empty where nothing is, and where it is empty itself."""
+    """Return what is wrong with the column of a reward; empty: nothing is, or the column is empty."""
     match reward:
         case MathRewardConfig():
             value = prompt.columns.get(reward.solution_column)

@@ -1,4 +1,4 @@
-"""Whether what a reward needs is there: its function, without running a line of it, or the sandbox for programs."""
+"""Check what the rewards need: functions (parsed, never run), columns, and the sandbox for programs."""
 
 from __future__ import annotations
 
@@ -6,26 +6,61 @@ import ast
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TypeAlias
 
+from orchestrator.config.run import ClusterConfig
 from orchestrator.errors import Problems
-from workers.config import CodeRewardConfig
+from orchestrator.preflight.data_files import SourceSummary
+from workers.config import CodeRewardConfig, FunctionRewardConfig, RewardConfig
 from workers.rewards.sandbox import NoSandboxError, Sandbox
 
 SIGNATURE = "def reward(prompts, completions, completion_ids, **columns) -> list[float | None]"
 ALWAYS = ("prompts", "completions", "completion_ids")
-SANDBOX_FIX = "use a machine that has them, or another reward; there is no switch to do without"
+SANDBOX_FIX = "use a machine that has them, or another reward; the sandbox cannot be switched off"
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    # type of a reward → setting that names a column → why the reward needs it
+    "math": {"solution_column": "the math reward compares answers with it"},
+    "code": {"tests_column": "the code reward runs programs against its tests"},
+    "json_schema": {"schema_column": "the json_schema reward validates completions against it"},
+}
+
+
+def check_rewards(
+    rewards: Sequence[RewardConfig], cluster: ClusterConfig, data: Sequence[SourceSummary], problems: Problems
+) -> None:
+    """Check what the scorers of prompts need: their functions, their columns, a sandbox."""
+    prompts = [source for source in data if source.key.endswith("prompts")]
+    for i, reward in enumerate(rewards):
+        if isinstance(reward, FunctionRewardConfig):
+            columns = {source.source: source.columns for source in prompts}
+            check_reward_function(reward.function, f"reward.{i}.function = {reward.function}", problems, columns)
+        for key, why in COLUMNS.get(reward.type, {}).items():
+            column = getattr(reward, key)
+            for source in prompts:
+                if column not in source.columns:
+                    others = ", ".join(source.columns) or "none"
+                    problems.add(
+                        f"{source.source} has no column `{column}`",
+                        where=f"reward.{i}",
+                        why=f"{why}; the further columns are: {others}",
+                        fix=f"add the column, or set reward.{i}.{key} to another one",
+                    )
+        # On another cluster the reward workers check for a sandbox when they start.
+        if isinstance(reward, CodeRewardConfig) and cluster.address is None and "RAY_ADDRESS" not in os.environ:
+            _check_sandbox(reward, f"reward.{i}.type = code", problems)
 
 
 def check_reward_function(
     function: str, where: str, problems: Problems, columns: Mapping[str, Iterable[str]] | None = None
 ) -> None:
-    """`path/to/file.py:name` is read, not run; so is `package.module:name` where its file can be found.
+    """Check that a reward function exists and can be called, by parsing its file.
 
-    `columns`: those of each source whose rows it will be called with; None: not known here.
+    Args:
+        function: `path/to/file.py:name` or `package.module:name`.
+        columns: columns of each source whose rows it is called with; None: unknown.
     """
     place, _, name = function.rpartition(":")
     if not place or not name.isidentifier():
@@ -40,9 +75,9 @@ def check_reward_function(
             fix = "install it, or give path/to/file.py:name"
             problems.add("cannot be imported", where=where, why=why, fix=fix)
             return
-        if (found := _module_file(place)) is None:
+        if (file := _module_file(place)) is None:
             return
-        place = str(found)
+        place = str(file)
     try:
         tree = ast.parse(Path(place).expanduser().read_text("utf-8"))
     except OSError as error:
@@ -52,13 +87,13 @@ def check_reward_function(
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         what = f"not Python{f': line {line}' if line else ''}"
-        problems.add(what, where=where, why=getattr(error, "msg", str(error)), fix="mend the file")
+        problems.add(what, where=where, why=getattr(error, "msg", str(error)), fix="correct the file")
         return
-    _defined(tree, name, where, problems, columns or {})
+    _check_definition(tree, name, where, problems, columns or {})
 
 
-def check_sandbox(reward: CodeRewardConfig, where: str, problems: Problems) -> None:
-    """Model output is run in a sandbox or not at all: one empty program is run in it here."""
+def _check_sandbox(reward: CodeRewardConfig, where: str, problems: Problems) -> None:
+    """Check that this machine has a sandbox, by running an empty program in it."""
     try:
         Sandbox(timeout_s=reward.timeout_s, memory_mib=reward.memory_mib)
     except NoSandboxError as error:
@@ -66,36 +101,40 @@ def check_sandbox(reward: CodeRewardConfig, where: str, problems: Problems) -> N
 
 
 def _module_file(module: str) -> Path | None:
-    """Where a module of Python lies, without importing a package; None: nowhere, or it is of another kind."""
+    """Return the file of a Python module without importing its package; None: not found, or not a .py file."""
     path: Iterable[str] | None = None
-    found = None
+    spec = None
     for i in range(module.count(".") + 1):
         name = ".".join(module.split(".")[: i + 1])
-        found = PathFinder.find_spec(name, [os.getcwd(), *sys.path] if path is None else list(path))
-        if found is None:
+        spec = PathFinder.find_spec(name, [os.getcwd(), *sys.path] if path is None else list(path))
+        if spec is None:
             return None
-        path = found.submodule_search_locations or ()
-    origin = None if found is None else found.origin
+        path = spec.submodule_search_locations or ()
+    origin = None if spec is None else spec.origin
     return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def _defined(tree: ast.Module, name: str, where: str, problems: Problems, columns: Mapping[str, Iterable[str]]) -> None:
+def _check_definition(
+    tree: ast.Module, name: str, where: str, problems: Problems, columns: Mapping[str, Iterable[str]]
+) -> None:
     statements = list(_statements(tree.body))
     functions = {n.name: n for n in statements if isinstance(n, Function)}
     others = _other_names(statements)
     if name in functions and name not in others:
-        if not functions[name].decorator_list:  # a decorator may make another signature of it
-            _callable(functions[name].args, where, problems, columns)
+        if not functions[name].decorator_list:  # a decorator may change its signature
+            _check_arguments(functions[name].args, where, problems, columns)
     elif name not in others and name not in functions and "*" not in others:
         why = f"it has {', '.join(functions) or 'no functions'}"
         problems.add(f"there is no `{name}` in the file", where=where, why=why, fix=f"write {SIGNATURE}")
 
 
-def _callable(arguments: ast.arguments, where: str, problems: Problems, columns: Mapping[str, Iterable[str]]) -> None:
-    """It is called by keywords: with prompts, completions, completion_ids and every column of the rows."""
+def _check_arguments(
+    arguments: ast.arguments, where: str, problems: Problems, columns: Mapping[str, Iterable[str]]
+) -> None:
+    """Check that a function takes the keywords prompts, completions, completion_ids and every column of the rows."""
     positional = [a.arg for a in arguments.posonlyargs]
     named = [a.arg for a in arguments.args]
     optional = {*(positional + named)[len(positional + named) - len(arguments.defaults) :]}
@@ -105,19 +144,20 @@ def _callable(arguments: ast.arguments, where: str, problems: Problems, columns:
     if "completions" not in {*named, *keyword} and arguments.kwarg is None:
         problems.add("takes no `completions`", where=where, why=why, fix=f"write {SIGNATURE}")
         return
-    if stuck := [name for name in positional if name not in optional]:
-        what = f"takes {_listed(stuck)} by position alone"
+    if positional_only := [name for name in positional if name not in optional]:
+        what = f"takes {_listed(positional_only)} by position only"
         problems.add(what, where=where, why=why, fix="remove the `/` from its parameters")
-    for source, there in columns.items():
-        given = [*ALWAYS, *(name for name in there if name not in ALWAYS)]
+    for source, of_source in columns.items():
+        given = [*ALWAYS, *(name for name in of_source if name not in ALWAYS)]
         refused = [name for name in given if name not in {*named, *keyword}]
         if refused and arguments.kwarg is None:
-            whose = f"{why}, with every column of {source}"
-            problems.add(f"takes no {_listed(refused)}", where=where, why=whose, fix=f"add **columns: {SIGNATURE}")
-        if lacking := [name for name in needed if name not in given]:
-            has = f"beside the prompt {source} has {', '.join(given[len(ALWAYS) :]) or 'no columns'}"
+            with_columns = f"{why}, with every column of {source}"
+            fix = f"add **columns: {SIGNATURE}"
+            problems.add(f"takes no {_listed(refused)}", where=where, why=with_columns, fix=fix)
+        if missing := [name for name in needed if name not in given]:
+            available = f"beside the prompt {source} has {', '.join(given[len(ALWAYS) :]) or 'no columns'}"
             fix = "add the column to the data, or give the parameter a default"
-            problems.add(f"needs {_listed(lacking)}, which no row has", where=where, why=has, fix=fix)
+            problems.add(f"needs {_listed(missing)}, which no row has", where=where, why=available, fix=fix)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -125,7 +165,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Of a module, those within `if` and `try` too."""
+    """Yield the statements of a module, including those within `if`, `try` and `with`."""
     for node in body:
         yield node
         for part in ("body", "orelse", "finalbody") if isinstance(node, ast.If | ast.Try | ast.With) else ():
@@ -135,15 +175,15 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _other_names(statements: Iterable[ast.stmt]) -> set[str]:
-    """Classes, assignments and imports: whether these can be called only shows when they run."""
-    found: set[str] = set()
+    """Return names bound by classes, assignments and imports, which cannot be checked without running the module."""
+    names: set[str] = set()
     for node in statements:
         if isinstance(node, ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found.add(node.target.id)
+            names.add(node.target.id)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name for alias in node.names}
-    return found
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names

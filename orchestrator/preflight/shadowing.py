@@ -1,7 +1,7 @@
-"""Files of the user's that would stand for this program's own packages.
+"""Refuse user files that would be imported instead of this program's packages.
 
-Ray puts the directory that a run is started in, or a job's upload, in front of the actors' path: an `orchestrator.py`
-there is imported where ours is meant.
+Ray puts the directory that a run is started in, or a job's upload, first on the actors' path: an `orchestrator.py`
+there hides the package of this name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ PACKAGES = ("orchestrator", "workers")
 
 
 def refuse_shadows(directory: Path, problems: Problems) -> None:
-    """Names every file in `directory` that hides one of `PACKAGES`. A folder without `__init__.py` hides nothing, and
-    neither does a checkout of this program that is the one which runs."""
+    """Add a problem for every file in `directory` that hides one of `PACKAGES`.
+
+    A folder without `__init__.py` hides nothing, and neither does the checkout that this program runs from.
+    """
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         ours = Path(spec.origin).resolve() if spec is not None and spec.origin else None
@@ -26,6 +28,6 @@ def refuse_shadows(directory: Path, problems: Problems) -> None:
                 problems.add(
                     f"`{mine.name}` would be imported instead of this program's own package `{package}`",
                     where=str(mine),
-                    why="actors look for modules in the directory that a run is started in before they look elsewhere",
+                    why="actors import modules from the directory that a run is started in first",
                     fix=f"rename {mine.name}, or start the run in another directory (--working-dir of a job)",
                 )

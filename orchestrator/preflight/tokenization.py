@@ -1,7 +1,7 @@
-"""Whether the rows of a recipe can become tokens: rendered and encoded as the actors will, before any of them starts.
+"""Check that the rows of a recipe can be tokenised: they are rendered and encoded as the actors will do it.
 
-All rows where that is cheap. Of large files one row of every kind (roles, tools, tool calls, template arguments), and
-further ones from beginning to end.
+Small files are checked completely. In large ones one row of every kind (roles, tools, tool calls, template arguments)
+is checked, and further rows at equal distances.
 """
 
 from __future__ import annotations
@@ -21,61 +21,66 @@ from workers.config import ModelConfig, ModelRewardConfig
 from workers.conversation import TextError
 from workers.types import Example, Prompt, Text
 
-CHEAP_BYTES = 2**20  # of text that is encoded whole: under a second of one core
-MOST_KINDS = 500
-OVERHEAD_BYTES = 200  # a row's rendering costs as much as encoding so many
+CHEAP_BYTES = 2**20  # text that is encoded completely: under a second on one core
+MAX_KINDS = 500
+OVERHEAD_BYTES = 200  # rendering a row takes as long as encoding so many bytes
 MOVED = (
-    "have an answer that does not go on where the generation prompt ends (a thinking template, or a token across the "
-    "boundary); from the first difference on it is learned as the answer"
+    "have a completion that does not start where the generation prompt ends (a thinking template, or a token across "
+    "the boundary); the policy is trained on all tokens from the first difference on"
 )
-LEFT_OUT = "have an answer that the chat template does not write in full; what it leaves out is not learned"
-ANSWER = [{"role": "assistant", "content": "a"}]
+LEFT_OUT = "have a completion that the chat template renders only in part; the policy is not trained on the rest"
+COMPLETION = [{"role": "assistant", "content": "a"}]
 THOUGHT = re.compile(r"think|thought|reason|answer|solution", re.IGNORECASE)
 
 Dated = TypeVar("Dated", ModelConfig, ModelRewardConfig)
 
 
-def look(config: RunConfig, name: str, source: str, rows: Sequence[Any], tokens: TokenCounter | None) -> list[str]:
-    """What is worth saying of the rows of `data.NAME` as tokens. `tokens`: the policy's, where they can be read.
+def check_rows(
+    config: RunConfig, name: str, source: str, rows: Sequence[Any], tokens: TokenCounter | None
+) -> list[str]:
+    """Tokenise rows of `data.NAME` as a trial and return remarks on the result.
+
+    Args:
+        tokens: the policy's tokenizer; None: it cannot be read here.
 
     Raises:
-        BadInput: with every row looked at that cannot become tokens.
+        BadInput: with every checked row that cannot be tokenised.
     """
     picked = pick(rows)
-    told = _of_policy(config, name, source, rows, picked, tokens)
+    remarks = _check_for_policy(config, name, source, rows, picked, tokens)
     plain = [p for p in map(_prompt, rows) if isinstance(p.text, str) and p.columns.get("tools")]
     if plain:
-        what = "are plain text and have `tools`, which a chat template alone shows to the model"
-        told.append(f"{len(plain)} of {len(rows)} rows {what}: {listed(plain)}")
+        what = "are plain text and have `tools`, which only a chat template shows to the model"
+        remarks.append(f"{len(plain)} of {len(rows)} rows {what}: {listed(plain)}")
     if name in ("prompts", "eval_prompts"):
         for i, reward in enumerate(config.reward):
             if isinstance(reward, ModelRewardConfig):
-                _of_reward(reward, f"reward.{i}", source, [rows[j] for j in picked])
-    return told
+                _check_for_reward(reward, f"reward.{i}", source, [rows[j] for j in picked])
+    return remarks
 
 
 def pick(rows: Sequence[Any]) -> list[int]:
-    """Rows to look at, by index: all, or one of every kind and further ones at equal distances."""
+    """Return the indices of the rows to check: all, or one of every kind and further ones at equal distances."""
     sizes = [_size(row) for row in rows]
     if sum(sizes) <= CHEAP_BYTES:
         return list(range(len(rows)))
     first = {_kind(row): i for i, row in reversed(list(enumerate(rows)))}
     each = max(1, CHEAP_BYTES // max(1, sum(sizes) // len(rows)))
     step = max(1, len(rows) // each)
-    return sorted({*sorted(first.values())[:MOST_KINDS], *range(0, len(rows), step)})
+    return sorted({*sorted(first.values())[:MAX_KINDS], *range(0, len(rows), step)})
 
 
 def _size(row: Any) -> int:
-    """Bytes that are encoded: the prompt by itself, and with each answer."""
+    """Return the bytes that encoding a row processes: the prompt alone, and with each completion."""
     times = 1 + len(_answers(row))
     return times * (num_bytes(_prompt(row).text) + OVERHEAD_BYTES) + sum(map(num_bytes, _answers(row)))
 
 
 def _kind(row: Any) -> object:
-    """What a template may make a difference of."""
+    """Return the properties of a row that a template may depend on."""
     columns = _prompt(row).columns
-    given = (bool(columns.get("tools")), str(columns.get("chat_template_kwargs")))
-    return given, tuple(_turns(text) for text in (_prompt(row).text, *_answers(row)))
+    arguments = (bool(columns.get("tools")), str(columns.get("chat_template_kwargs")))
+    return arguments, tuple(_turns(text) for text in (_prompt(row).text, *_answers(row)))
 
 
 def _turns(text: Text) -> object:
@@ -85,8 +90,13 @@ def _turns(text: Text) -> object:
 
 
 def dated(config: RunConfig, began: float) -> RunConfig:
-    """The config with what templates that ask for the date are told, where the recipe does not say it: when the run
-    began (Unix seconds; UTC), whatever day a resume is on and wherever."""
+    """Return the config with `template_date` set to the start of the run, where the recipe does not set it.
+
+    Templates that print the date then give the same text after a resume, on any day and in any time zone.
+
+    Args:
+        began: start of the run in Unix seconds; rendered as UTC.
+    """
     moment = datetime.fromtimestamp(began, UTC).replace(tzinfo=None).isoformat(timespec="seconds")
 
     def with_date(model: Dated) -> Dated:
@@ -102,7 +112,7 @@ def dated(config: RunConfig, began: float) -> RunConfig:
     )
 
 
-def _of_policy(
+def _check_for_policy(
     config: RunConfig,
     name: str,
     source: str,
@@ -112,76 +122,74 @@ def _of_policy(
 ) -> list[str]:
     conversational = any(not isinstance(_prompt(row).text, str) for row in rows)
     if tokens is None:
-        tokens = _template_alone(config) if conversational else None
+        tokens = _template_only(config) if conversational else None
         if tokens is None:
-            return _not_tried(config)
+            return _unchecked_remarks(config)
     if conversational and tokens.tokenizer.template is None:
-        return []  # the model's check says so
+        return []  # check_directory reports it
     problems = RowProblems(source)
-    moved, short = [], []
+    moved, left_out = [], []
     for i in picked:
         prompt, answers = _prompt(rows[i]), _answers(rows[i])
         try:
             if answers:
                 encoded = tokens.codec.row(prompt.text, answers, prompt.columns)
                 moved += [prompt] if encoded.moved else []
-                short += [prompt] if encoded.left_out else []
+                left_out += [prompt] if encoded.left_out else []
             else:
                 tokens.codec.encode_prompt(prompt.text, prompt.columns)
         except TextError as error:
             problems.add(row_number(prompt), error.what, fix=error.fix)
     problems.raise_if_any()
-    of = f"{len(rows)} rows" if len(picked) == len(rows) else f"{len(picked)} rows looked at"
-    told = [f"{len(at)} of {of} {what}: {listed(at)}" for at, what in ((moved, MOVED), (short, LEFT_OUT)) if at]
+    of = f"{len(rows)} rows" if len(picked) == len(rows) else f"{len(picked)} checked rows"
+    remarks = [f"{len(at)} of {of} {what}: {listed(at)}" for at, what in ((moved, MOVED), (left_out, LEFT_OUT)) if at]
     if conversational:
-        told += _of_template(config, tokens, [_prompt(rows[i]) for i in picked])
+        remarks += _template_remarks(config, tokens, [_prompt(rows[i]) for i in picked])
     hidden = [token for token in tokens.special if THOUGHT.search(token)]
     if name == "prompts" and config.reward and config.reward_workers.skip_special_tokens and hidden:
-        told.append(
+        remarks.append(
             f"rewards do not see {', '.join(hidden[:6])}: they are special tokens; "
             "set reward_workers.skip_special_tokens to false to show them"
         )
-    return told
+    return remarks
 
 
-def _not_tried(config: RunConfig) -> list[str]:
-    """What could not be looked at, where a model's files are elsewhere or of a kind that is not read here."""
+def _unchecked_remarks(config: RunConfig) -> list[str]:
+    """Return a remark that no row was checked, if the tokenizer is not on this machine or has another format."""
     folder = local(str(config.model.path))
     if not folder.is_dir():
-        return [f"the tokenizer of {config.model.path} is not on this machine: no row was tried with it"]
+        return [f"the tokenizer of {config.model.path} is not on this machine: rows were not tokenised"]
     if not (folder / "tokenizer.json").is_file():
-        return [
-            f"{config.model.path} has no tokenizer.json: no row was tried with its tokenizer, and no tokens counted"
-        ]
+        return [f"{config.model.path} has no tokenizer.json: rows were not tokenised, and no tokens counted"]
     return []
 
 
-def _template_alone(config: RunConfig) -> TokenCounter | None:
-    """Where tokens cannot be known here; the template can."""
+def _template_only(config: RunConfig) -> TokenCounter | None:
+    """Return the chat template of a policy whose tokenizer cannot be read here; None: it has none."""
     path = config.model.path
     return None if path is None else TokenCounter.of_template(local(path), config.model.chat_template_kwargs)
 
 
-def _of_template(config: RunConfig, tokens: TokenCounter, prompts: Sequence[Prompt]) -> list[str]:
-    told = []
+def _template_remarks(config: RunConfig, tokens: TokenCounter, prompts: Sequence[Prompt]) -> list[str]:
+    remarks = []
     with_tools = [prompt for prompt in prompts if prompt.columns.get("tools")]
     if with_tools and _ignores_tools(tokens, with_tools[0]):
-        told.append("the chat template makes nothing of `tools`: no prompt shows them to the model")
+        remarks.append("the chat template ignores `tools`: no prompt shows them to the model")
     if not tokens.is_exact:
-        what = f"there is no tokenizer.json of {config.model.path} that can be read here"
-        return [*told, f"{what}: the chat template was tried on these rows, and no tokens were counted"]
+        what = f"{config.model.path} has no tokenizer.json that can be read here"
+        return [*remarks, f"{what}: rows were rendered with the chat template, but no tokens counted"]
     if (end := tokens.codec.turn_end) is None:
-        told.append(
-            "the chat template ends the assistant's turn with no token of its own: answers of a dataset teach no end, "
-            "and sampled ones stop at the end of sequence alone"
+        remarks.append(
+            "the chat template ends the assistant's turn without a token: completions of a dataset do not train the "
+            "policy to stop, and sampled ones stop only at the end of sequence"
         )
     elif end not in tokens.tokenizer.stops:
-        word = tokens.tokenizer.decode([end])
-        told.append(
-            f"the chat template ends the assistant's turn with {word}, which neither tokenizer_config.json nor "
-            f"generation_config.json calls an end of sequence; answers that are sampled here stop at it, too"
+        token = tokens.tokenizer.decode([end])
+        remarks.append(
+            f"the chat template ends the assistant's turn with {token}, which is an end of sequence neither in "
+            f"tokenizer_config.json nor in generation_config.json; sampled completions stop at it as well"
         )
-    return told
+    return remarks
 
 
 def _ignores_tools(tokens: TokenCounter, prompt: Prompt) -> bool:
@@ -191,28 +199,28 @@ def _ignores_tools(tokens: TokenCounter, prompt: Prompt) -> bool:
     return tokens.codec.encode_prompt(prompt.text, prompt.columns) == tokens.codec.encode_prompt(prompt.text, without)
 
 
-def _of_reward(reward: ModelRewardConfig, where: str, source: str, rows: Iterable[Any]) -> None:
-    """A reward model reads conversations by its own template."""
+def _check_for_reward(reward: ModelRewardConfig, where: str, source: str, rows: Iterable[Any]) -> None:
+    """Check that a reward model can read the rows, which it renders by its own chat template."""
     assert reward.path is not None
     folder = local(reward.path)
     arguments: Mapping[str, Any] = reward.chat_template_kwargs
     tokens = TokenCounter.of(folder, arguments) or TokenCounter.of_template(folder, arguments)
     if tokens is None or tokens.tokenizer.template is None:
         return
-    seen: set[object] = set()
+    checked: set[object] = set()
     for row in rows:
         prompt, kind = _prompt(row), _kind(row)
-        if isinstance(prompt.text, str) or kind in seen:
+        if isinstance(prompt.text, str) or kind in checked:
             continue
-        seen.add(kind)
+        checked.add(kind)
         try:
-            tokens.codec.row(prompt.text, [ANSWER], prompt.columns)
+            tokens.codec.row(prompt.text, [COMPLETION], prompt.columns)
         except TextError as error:
             raise BadInput(
                 Problem(
                     what=f"the reward model cannot read it: {error.what}",
                     where=f"{source}:{row_number(prompt)}",
-                    why=f"{where}.path = {reward.path} has a chat template of its own",
+                    why=f"{where}.path = {reward.path} has its own chat template",
                     fix=error.fix,
                 )
             ) from None

@@ -1,1 +1,1 @@
-"""What a person looks at afterwards: run directories as one file of pictures and words, which opens anywhere."""
+"""Report of finished or running runs: one self-contained HTML page, or Markdown."""

@@ -1,4 +1,4 @@
-"""The pictures of a run's report: curves over steps, and where time and devices went."""
+"""Charts of a run's report: curves over steps, and the use of time and devices."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from orchestrator.report.cost import Phases, RoleUse
 from orchestrator.report.panels import Panel, Series
 from orchestrator.report.svg import INK, MARKERS, MUTED, PAPER, WARN, colour, figure, inline
 
-WIDTH, HEIGHT = 3.7, 2.0  # inches, of a panel
-NOISY = 24  # points from which a line is drawn smooth over its own noise
+WIDTH, HEIGHT = 3.7, 2.0  # size of a panel in inches
+PHASES_TITLE, ROLES_TITLE = "Time by phase", "Device time by role"
+NOISY = 24  # number of points above which a smoothed line is drawn over the raw one
 
 
 def curves(panel: Panel, series: Sequence[Series], alarms: Sequence[tuple[int, str]] = (), *, word: str) -> Markup:
-    """`alarms`: (step, name), drawn as marks at the foot."""
-    with figure(WIDTH, HEIGHT) as (made, (axes,)):
+    """Draw the curves of a panel.
+
+    Args:
+        panel: panel to draw.
+        series: its lines.
+        alarms: (step, name) of each alarm, drawn as a vertical line.
+        word: label of the x-axis, such as "step".
+    """
+    with figure(WIDTH, HEIGHT) as (fig, (axes,)):
         for line in series:
             _line(axes, line, points=panel.points)
         for step, _ in alarms:
@@ -28,7 +36,7 @@ def curves(panel: Panel, series: Sequence[Series], alarms: Sequence[tuple[int, s
         axes.margins(x=0.03, y=0.1)
         axes.locator_params(axis="x", integer=True, nbins=6)
         axes.locator_params(axis="y", nbins=5)
-        return inline(made, title=panel.title, about=_told(panel, series, alarms, word))
+        return inline(fig, title=panel.title, about=_description(panel, series, alarms, word))
 
 
 def _line(axes, line: Series, *, points: bool) -> None:  # type: ignore[no-untyped-def]
@@ -43,7 +51,7 @@ def _line(axes, line: Series, *, points: bool) -> None:  # type: ignore[no-untyp
 
 
 def smooth(values: Values, window: int) -> Values:
-    """The mean over `window` values around each [n] -> [n]; fewer at the ends."""
+    """Average `window` values around each value, [n] -> [n], and fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     half = window // 2
     low = np.maximum(0, np.arange(len(values)) - half)
@@ -52,24 +60,24 @@ def smooth(values: Values, window: int) -> Values:
     return means
 
 
-def _told(panel: Panel, series: Sequence[Series], alarms: Sequence[tuple[int, str]], word: str) -> str:
-    """The picture in words, for those who do not see it."""
+def _description(panel: Panel, series: Sequence[Series], alarms: Sequence[tuple[int, str]], word: str) -> str:
+    """Describe a chart in words, for screen readers."""
     lines = [
         f"{line.label}: {number(line.values[0])} at {word} {line.steps[0]:g}, {number(line.values[-1])} at {word} "
         f"{line.steps[-1]:g}, between {number(min(line.values))} and {number(max(line.values))}"
         for line in series
     ]
-    last_fired = [f"alarm {name} at {word} {step}" for step, name in alarms]
-    return f"{panel.about}. " + "; ".join([*lines, *last_fired])
+    marks = [f"alarm {name} at {word} {step}" for step, name in alarms]
+    return f"{panel.about}. " + "; ".join([*lines, *marks])
 
 
 # -------------------------------------------------------------------------------------------- cost
 
 
 def phases(rows: Sequence[tuple[str, Phases]]) -> Markup:
-    """Where the time on the clock went: a bar per run."""
+    """Draw the wall-clock time by phase, one bar per run."""
     names = [name for name in Phases.NAMES if any(p.seconds.get(name, 0) > 0 for _, p in rows)]
-    with figure(4.6, 0.75 + 0.42 * len(rows)) as (made, (axes,)):
+    with figure(4.6, 0.75 + 0.42 * len(rows)) as (fig, (axes,)):
         _bars(axes, [label for label, _ in rows])
         left = np.zeros(len(rows))
         for name in names:
@@ -77,24 +85,24 @@ def phases(rows: Sequence[tuple[str, Phases]]) -> Markup:
             axes.barh(range(len(rows)), sizes, left=left, color=colour(Phases.NAMES.index(name)), height=0.62,
                       edgecolor=PAPER, linewidth=0.8, label=name)  # fmt: skip
             left += sizes
-        axes.set_xlabel("seconds on the clock", labelpad=1)
-        told = "; ".join(f"{label}: {phases.describe()}" for label, phases in rows)
-        return inline(made, title="Where the time went", about=told)
+        axes.set_xlabel("wall-clock seconds", labelpad=1)
+        description = "; ".join(f"{label}: {phases.describe()}" for label, phases in rows)
+        return inline(fig, title=PHASES_TITLE, about=description)
 
 
 def roles(uses: Sequence[RoleUse], unit: str) -> Markup:
-    """Of each role, what it reserved and how much of that it was busy: of one run."""
-    with figure(4.6, 0.75 + 0.3 * len(uses)) as (made, (axes,)):
+    """Draw the device time that each role of a run reserved, and the busy share of it."""
+    with figure(4.6, 0.75 + 0.3 * len(uses)) as (fig, (axes,)):
         _bars(axes, [use.role for use in uses])
         for i, use in enumerate(uses):
             axes.barh(i, use.reserved, color="none", edgecolor=MUTED, linewidth=0.8, height=0.62)
             if use.busy is not None:
                 axes.barh(i, min(use.busy, use.reserved), color=colour(0), height=0.62)
             else:
-                axes.text(use.reserved / 2, i, "not timed", ha="center", va="center", color=MUTED, fontsize=7)
-        axes.set_xlabel(f"{unit}-seconds: filled busy, empty waiting", labelpad=1)
-        told = "; ".join(use.describe(unit) for use in uses)
-        return inline(made, title="What each role reserved", about=told)
+                axes.text(use.reserved / 2, i, "not measured", ha="center", va="center", color=MUTED, fontsize=7)
+        axes.set_xlabel(f"{unit}-seconds: filled: busy, empty: waiting", labelpad=1)
+        description = "; ".join(use.describe(unit) for use in uses)
+        return inline(fig, title=ROLES_TITLE, about=description)
 
 
 def _bars(axes, labels: Sequence[str]) -> None:  # type: ignore[no-untyped-def]

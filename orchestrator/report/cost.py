@@ -1,4 +1,4 @@
-"""Where a run's time and devices went, by what it wrote down."""
+"""Use of time and devices by a run, from its ledger and metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from orchestrator.monitor.figures import duration
 from orchestrator.report.run_record import RunRecord
 
-BUSY = {  # metrics of what a role did, by role
+BUSY = {  # metric of the busy time, by role
     "policy": "timing/learn",
     "critic": "critic/timing/learn",
     "rollout": "timing/generate",
@@ -20,27 +20,28 @@ BUSY = {  # metrics of what a role did, by role
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phases:
-    """Seconds on the clock by phase, over all attempts; the steps of attempts that were lost are in `other`."""
+    """Wall-clock seconds by phase, over all attempts. Steps that were lost with an attempt count as "other"."""
 
-    NAMES: ClassVar = ("loading", "waiting for a batch", "learning", "publishing", "evaluating", "other")
+    NAMES: ClassVar = ("loading", "waiting for a batch", "training", "publishing", "evaluating", "other")
     seconds: Mapping[str, float]
 
     @classmethod
     def of(cls, record: RunRecord) -> Self:
+        """Compute the phases of a run."""
         attempts = record.meter.attempts
         waiting, publishing = record.total("timing/wait_for_batch"), record.total("timing/publish")
         steps = record.total("timing/step")
         evaluating = sum(a.evaluating_s for a in attempts) or record.total("timing/evaluate")
         loading = sum(a.loading_s for a in attempts)
-        known = loading + steps + evaluating
+        accounted = loading + steps + evaluating
         return cls(
             seconds={
                 "loading": loading,
                 "waiting for a batch": waiting,
-                "learning": max(0.0, steps - waiting - publishing),
+                "training": max(0.0, steps - waiting - publishing),
                 "publishing": publishing,
                 "evaluating": evaluating,
-                "other": max(0.0, record.seconds - known),
+                "other": max(0.0, record.seconds - accounted),
             }
         )
 
@@ -50,12 +51,12 @@ class Phases:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoleUse:
-    """Device-seconds of one role while the run worked. `busy` is None: its work is not timed."""
+    """Device time of one role while the run worked."""
 
     role: str
-    devices: float
-    reserved: float
-    busy: float | None
+    devices: float  # number of reserved devices
+    reserved: float  # device-seconds
+    busy: float | None  # device-seconds; None: not measured for this role
 
     def describe(self, unit: str) -> str:
         share = f", busy {self.busy / self.reserved:.0%}" if self.busy is not None and self.reserved else ""
@@ -63,20 +64,20 @@ class RoleUse:
 
 
 def role_uses(record: RunRecord) -> list[RoleUse]:
-    """Of the roles that reserve devices, largest first; empty when the run did not tell what it reserved."""
+    """Return the device time of each role, largest first. The list is empty if the run did not record reservations."""
     attempts = record.meter.attempts
     newest = next((a.devices for a in reversed(attempts) if a.devices), {})
-    found = []
+    uses = []
     for role, devices in newest.items():
         reserved = sum(a.devices.get(role, 0.0) * (a.working_s + a.evaluating_s) for a in attempts)
         busy = record.total(BUSY[role]) * devices if role in BUSY and record.curve(BUSY[role]) else None
         if reserved > 0:
-            found.append(RoleUse(role=role, devices=devices, reserved=reserved, busy=busy))
-    return sorted(found, key=lambda use: -use.reserved)
+            uses.append(RoleUse(role=role, devices=devices, reserved=reserved, busy=busy))
+    return sorted(uses, key=lambda use: -use.reserved)
 
 
 def unit_of(record: RunRecord) -> str:
-    """What a device of this run is: "GPU" or "worker"."""
+    """Return the unit of the run's devices: "GPU" or "worker"."""
     return "GPU" if _cuda(record) else "worker"
 
 

@@ -1,4 +1,4 @@
-"""What a report says in words: how a run went, what was not measured, what differs between runs."""
+"""Text of a report: how a run went, what was not measured, and which settings differ between runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from orchestrator.report.run_record import RunRecord
 from orchestrator.rundir.directory import differences
 from workers.types import Sample
 
-PLACE = ("name", "output_dir", "report_to", "wandb")  # where a run lives and who is told, not what it is
+LOCATION_KEYS = ("name", "output_dir", "report_to", "wandb")  # location and reporting of a run: not compared
 
 
 def findings(record: RunRecord) -> Iterator[str]:
-    """The few sentences that a person would ask for first."""
+    """Yield the main results of a run, one sentence each."""
     word, done = record.word, record.steps_done
     time = f" in {duration(record.seconds)}" if record.records else ""
     yield f"{record.method}: {done} {word}{'s' * (done != 1)}{time}; {record.ended}."
@@ -36,67 +36,66 @@ def findings(record: RunRecord) -> Iterator[str]:
             fell = f", after {number(best[1])} at {word} {best[0]}" if best[1] > curve[-1][1] else ""
             yield f"The {name} went from {number(curve[0][1])} to {number(curve[-1][1])}{fell}."
     if kl := record.curve("eval/kl"):
-        yield f"At the end it was {number(kl[-1][1])} nats per completion away from where it began."
+        yield f"The final KL to the initial model is {number(kl[-1][1])} nats per completion."
     elif record.setting("reference.refresh", "never") == "never" and (kl := record.curve("objective/kl")):
-        yield f"At the end it was {number(kl[-1][1])} nats per completion away from its reference."
+        yield f"The final KL to the reference is {number(kl[-1][1])} nats per completion."
     if count := len(record.alarms):
-        yield f"{count} alarm{'s' * (count > 1)} rang."
+        yield f"{count} alarm{'s' * (count > 1)} fired."
     attempts = len(record.meter.attempts)
     if attempts > 1:
-        yield f"It took {attempts} attempts."
+        yield f"The run took {attempts} attempts."
 
 
 def not_measured(record: RunRecord) -> Iterator[str]:
-    """What a reader might take for granted and this run does not show."""
+    """Yield what a reader might assume but the run did not measure."""
     keys = ("eval_prompts", "eval_dataset", "eval_harmful", "eval_benign")
     if not any(record.setting(f"data.{key}") for key in keys):
-        yield "Nothing is held out (`data.eval_prompts`): every figure is of what was learned from."
+        yield "No data are held out (`data.eval_prompts`): every metric is measured on training data."
     elif not any(key.startswith("eval/") for row in record.rows for key in row):
-        yield "Held-out data are named, and no evaluation was written down."
+        yield "Held-out data are configured, but no evaluation was recorded."
     elif record.setting("data.eval_prompts") and not record.curve("eval/kl"):
-        yield "Held-out answers are greedy ones; sampled ones were not measured (`evaluation.num_samples`)."
+        yield "Held-out answers are greedy; sampled answers were not measured (`evaluation.num_samples`)."
     yield from _distance(record)
     if record.setting("data.prompts") is None:
-        yield "Whether engine and learner agree on log-probabilities: nothing that was learned from was sampled."
+        yield "The agreement of engine and learner on log-probabilities: no training data were sampled by an engine."
     elif not record.curve("sampling/logp_difference"):
-        yield "Whether engine and learner agree on log-probabilities was not measured."
+        yield "The agreement of engine and learner on log-probabilities was not measured."
     if not any(a.devices for a in record.meter.attempts):
-        yield "Devices: the run did not write down what it reserved."
-    yield "One seed: what another one would have given is not known."
+        yield "Devices: the run did not record its reservations."
+    yield "One seed: the variation between seeds is unknown."
     if record.setting("reward"):
-        yield "Nobody but the scorers of the recipe has judged an answer."
-    yield from (f"Could not be read: {what}." for what in record.unreadable)
+        yield "Answers were judged by the scorers of the recipe only."
+    yield from (f"Unreadable file: {what}." for what in record.unreadable)
 
 
 def _distance(record: RunRecord) -> Iterator[str]:
-    """What is not known of how far the policy went from where it began."""
+    """Yield what is unknown about the distance of the policy from the initial model."""
     if record.curve("eval/kl"):
         return
     refresh = record.setting("reference.refresh", "never")
     if _follows_the_policy(record):
         yield (
-            "The reference is the policy of the round before, from which the samples come: their KL to it is 0. To the "
-            "first model it was not measured (`evaluation.num_samples`)."
+            "The reference is the policy of the previous round, which generated the samples, so their KL to it is 0. "
+            "The KL to the initial model was not measured (`evaluation.num_samples`)."
         )
     elif not any(record.curve(name) for name in ("objective/kl", "kl", "drift/kl", "divergence")):
         why = "there is no reference, and no KL was measured"
         if _has_reference(record):
-            why = "there is a reference, and no KL to it was measured: a dataset's completions are not the policy's own"
-            why = (
-                why if record.setting("data.prompts") is None else "there is a reference, and no KL to it was measured"
-            )
-        yield f"How far the policy went from where it began: {why}."
+            why = "there is a reference, but no KL to it was measured"
+            if record.setting("data.prompts") is None:
+                why += ": a dataset's completions are not samples of the policy"
+        yield f"The distance of the policy from the initial model is unknown: {why}."
     elif refresh != "never":
-        yield "The KL is that to the current reference, which moves; to the first model it was not measured."
+        yield "The KL is measured to the current reference, which changes during the run, not to the initial model."
 
 
 def _follows_the_policy(record: RunRecord) -> bool:
-    """Whether its reference is, at the beginning of each round, the policy itself."""
+    """Return whether the reference is reset to the policy at the start of each round."""
     return bool(record.setting("reference.refresh") == "every_round")
 
 
 def _has_reference(record: RunRecord) -> bool:
-    """Whether the run compared its policy with another model's log-probabilities."""
+    """Return whether the run compared its policy with the log-probabilities of a reference."""
     try:
         return record.directory.config().algorithm.needs_reference
     except (RlhfError, OSError):
@@ -105,59 +104,59 @@ def _has_reference(record: RunRecord) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One setting that runs do not share; for a single run, that is not its default."""
+    """A setting that differs between runs or, for a single run, from its default."""
 
     key: str
-    values: tuple[str, ...]  # of each run
+    values: tuple[str, ...]  # one per run
 
 
-def config_differences(stories: Sequence[RunRecord]) -> list[Difference]:
-    """Between the runs; of a single one, from the defaults."""
-    if len(stories) == 1:
-        return _own(stories[0])
-    flat = [_flat(record.config) for record in stories]
+def config_differences(records: Sequence[RunRecord]) -> list[Difference]:
+    """Compare the settings of several runs, or those of a single run with the defaults."""
+    if len(records) == 1:
+        return _differences_from_defaults(records[0])
+    flat = [_flatten(record.config) for record in records]
     missing = object()
-    found = []
+    rows = []
     for key in dict.fromkeys(key for config in flat for key in config):
         values = tuple(_show(config.get(key, missing), missing) for config in flat)
-        if key.partition(".")[0] not in PLACE and len(set(values)) > 1:
-            found.append(Difference(key=key, values=values))
-    return found
+        if key.partition(".")[0] not in LOCATION_KEYS and len(set(values)) > 1:
+            rows.append(Difference(key=key, values=values))
+    return rows
 
 
-def _own(record: RunRecord) -> list[Difference]:
+def _differences_from_defaults(record: RunRecord) -> list[Difference]:
     try:
         config = record.directory.config()
     except (RlhfError, OSError):
         return []
-    told = config.model_dump(mode="json")
-    found = [(key, value) for key, before, value in differences(_defaults(config), told) if before != value]
-    return [Difference(key=key, values=(_show(value, None),)) for key, value in found if key != "name"]
+    changes = differences(_defaults(config), config.model_dump(mode="json"))
+    changed = [(key, value) for key, default, value in changes if default != value]
+    return [Difference(key=key, values=(_show(value, None),)) for key, value in changed if key != "name"]
 
 
 def _defaults(config: RunConfig) -> dict[str, Any]:
-    """What the config would be if it said no more than it must."""
-    found = {name: _default(field) for name, field in type(config).model_fields.items()}
+    """Return the defaults of every setting, for the algorithm of the config."""
+    defaults = {name: _default(field) for name, field in type(config).model_fields.items()}
     for name in ("model", "data", "algorithm"):
         section = getattr(config, name)
-        found[name] = {key: _default(field) for key, field in type(section).model_fields.items()}
-    return found
+        defaults[name] = {key: _default(field) for key, field in type(section).model_fields.items()}
+    return defaults
 
 
 def _default(field: FieldInfo) -> Any:
-    """As JSON has it."""
-    made = None if field.is_required() else field.get_default(call_default_factory=True)
-    return json.loads(json.dumps(made.model_dump(mode="json") if isinstance(made, BaseModel) else made))
+    """Return the default of a field as JSON data."""
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    return json.loads(json.dumps(default.model_dump(mode="json") if isinstance(default, BaseModel) else default))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _show(value: Any, missing: Any) -> str:
@@ -169,23 +168,23 @@ def _show(value: Any, missing: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamePrompt:
-    """One prompt and what was answered to it at several steps. `answers`: None where that step has none."""
+    """A prompt and its answers at several steps."""
 
     prompt: str
-    answers: tuple[Sample | None, ...]  # as many as steps are shown
+    answers: tuple[Sample | None, ...]  # one per step; None: no answer at that step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """What a run said at its start, its middle and its end."""
+    """Answers of a run at its start, middle and end."""
 
     steps: tuple[int, ...]
-    held_out: bool  # the same prompts each time; else what was learned from, whose prompts differ
+    held_out: bool  # True: held-out prompts, the same at every step; False: training prompts, which differ
     prompts: tuple[SamePrompt, ...]
 
 
 def samples_of(record: RunRecord, at_most: int = 8) -> Samples | None:
-    """None: nothing was kept."""
+    """Select the answers to show, or return None if the run has no samples."""
     by_step = record.held_out or record.sampled
     if not by_step:
         return None

@@ -1,8 +1,8 @@
-"""Run directories as one page: HTML that opens anywhere, or Markdown for a pull request.
+"""Report of one or several run directories: a self-contained HTML page, or Markdown for a pull request.
 
-    directories ──► stories ──► words, pictures ──► templates/run.html, templates/run.md
+    directories ──► records ──► text, charts ──► templates/run.html, templates/run.md
 
-Whatever a user or a model wrote is escaped by jinja2; the page forbids itself scripts and every connection.
+Text of users and models is escaped by jinja2. The page's content security policy forbids scripts and connections.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from orchestrator.rundir.directory import RunDirectory
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-SHARE = "% of the run"  # the axis of runs that count in steps and runs that count in rounds
-LONGEST = 600  # characters of an answer that are shown
+SHARE = "% of the run"  # x-axis if some runs count steps and others rounds
+LONGEST = 600  # maximum length of an answer on the page, in characters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """The same in two forms. Both are without secrets."""
+    """A report in two formats. Secrets are redacted in both."""
 
     html: str
     markdown: str
@@ -44,88 +44,90 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """One picture of the page, and its curves for Markdown."""
+    """A chart of the page, and its curves for Markdown."""
 
     title: str
     about: str
     picture: Markup
     lines: tuple[Series, ...] = ()
-    legend: tuple[str, ...] = ()  # what its colours stand for, where the page does not say it
-    file: str = ""  # its name beside a page in Markdown, where it is written out
+    legend: tuple[str, ...] = ()  # names of its colours, if the page has no common legend
+    file: str = ""  # file name of the chart beside a Markdown page
 
 
 def report(directories: Sequence[RunDirectory]) -> Report:
-    """Of one run, or of several side by side."""
-    stories = read_all(directories)
-    words = {record.word for record in stories}
+    """Build the report of one run, or of several side by side."""
+    records = read_all(directories)
+    words = {record.word for record in records}
     word = words.pop() if len(words) == 1 else SHARE
-    told: dict[str, Any] = {
-        "title": stories[0].name if len(stories) == 1 else f"{len(stories)} runs",
-        "stories": stories,
-        "findings": [list(findings(record)) for record in stories],
-        "cards": list(cards(stories, word)),
-        "cost": cost_cards(stories),
-        "times": [(record.name, Phases.of(record)) for record in stories if record.records],
-        "uses": [use.describe(unit_of(record)) for record in stories for use in role_uses(record)],
+    values: dict[str, Any] = {
+        "title": records[0].name if len(records) == 1 else f"{len(records)} runs",
+        "records": records,
+        "findings": [list(findings(record)) for record in records],
+        "cards": list(cards(records, word)),
+        "cost": cost_cards(records),
+        "times": [(record.name, Phases.of(record)) for record in records if record.records],
+        "uses": [use.describe(unit_of(record)) for record in records for use in role_uses(record)],
         "phase_names": Phases.NAMES,
-        "differences": config_differences(stories),
-        "samples": [(record, found) for record in stories if (found := samples_of(record)) is not None],
-        "not_measured": [list(not_measured(record)) for record in stories],
+        "differences": config_differences(records),
+        "samples": [(record, samples) for record in records if (samples := samples_of(record)) is not None],
+        "not_measured": [list(not_measured(record)) for record in records],
     }
-    return render("run", told)
+    return render("run", values)
 
 
 def write(path: Path, text: str) -> None:
-    """As a whole, or not at all. Not fsynced: it can be made again."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file atomically. The file is not fsynced, because the report can be generated again."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, "utf-8")
-        aside.replace(path)
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def cards(stories: Sequence[RunRecord], word: str) -> list[Card]:
-    alarms = [(alarm.step, alarm.name) for alarm in stories[0].alarms] if len(stories) == 1 else []
+def cards(records: Sequence[RunRecord], word: str) -> list[Card]:
+    """Draw the panels that have data, with the alarms if there is a single run."""
+    alarms = [(alarm.step, alarm.name) for alarm in records[0].alarms] if len(records) == 1 else []
     return [
         Card(
             title=panel.title,
             about=panel.about,
-            picture=charts.curves(panel, _scaled(series, stories) if word == SHARE else series, alarms, word=word),
+            picture=charts.curves(panel, _scaled(series, records) if word == SHARE else series, alarms, word=word),
             lines=tuple(series),
         )
-        for panel in (*PANELS, *scorer_panels(stories))
-        if (series := series_of(panel, stories)) and any(len(line.steps) > 1 for line in series)
+        for panel in (*PANELS, *scorer_panels(records))
+        if (series := series_of(panel, records)) and any(len(line.steps) > 1 for line in series)
     ]
 
 
-def _scaled(series: Sequence[Series], stories: Sequence[RunRecord]) -> list[Series]:
-    ends = [max(1, record.steps_done) for record in stories]
+def _scaled(series: Sequence[Series], records: Sequence[RunRecord]) -> list[Series]:
+    ends = [max(1, record.steps_done) for record in records]
     return [replace(line, steps=tuple(100 * step / ends[line.run] for step in line.steps)) for line in series]
 
 
-def cost_cards(stories: Sequence[RunRecord]) -> list[Card]:
-    found = []
-    timed = [(record.name, Phases.of(record)) for record in stories if record.records]
+def cost_cards(records: Sequence[RunRecord]) -> list[Card]:
+    """Draw the use of time and devices."""
+    drawn = []
+    timed = [(record.name, Phases.of(record)) for record in records if record.records]
     if timed:
-        about = "seconds on the clock, by what the run waited for or did"
-        found.append(Card(title="Where the time went", about=about, picture=charts.phases(timed)))
-    for record in stories:
+        about = "wall-clock seconds by phase of the run"
+        drawn.append(Card(title=charts.PHASES_TITLE, about=about, picture=charts.phases(timed)))
+    for record in records:
         if uses := role_uses(record):
             unit = unit_of(record)
-            counted = f"{record.meter.device_seconds:,.0f} {unit}-seconds of work in all, evaluation left out"
-            title = "What each role reserved" + (f": {record.name}" if len(stories) > 1 else "")
-            found.append(Card(title=title, about=counted, picture=charts.roles(uses, unit)))
-    return found
+            about = f"{record.meter.device_seconds:,.0f} {unit}-seconds in total, without evaluation"
+            title = charts.ROLES_TITLE + (f": {record.name}" if len(records) > 1 else "")
+            drawn.append(Card(title=title, about=about, picture=charts.roles(uses, unit)))
+    return drawn
 
 
 # -------------------------------------------------------------------------------------------- templates
 
 
-def render(template: str, told: dict[str, Any]) -> Report:
-    """Raises nothing of what users wrote: that is data to both templates."""
-    html = _environment().get_template(f"{template}.html").render(told)
-    markdown = _environment().get_template(f"{template}.md").render(told)
+def render(template: str, values: dict[str, Any]) -> Report:
+    """Render both formats of a template. Text of users is only ever a value, never part of a template."""
+    html = _environment().get_template(f"{template}.html").render(values)
+    markdown = _environment().get_template(f"{template}.md").render(values)
     return Report(html=redact(html), markdown=redact(markdown))
 
 
@@ -133,15 +135,15 @@ def render(template: str, told: dict[str, Any]) -> Report:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("orchestrator.report"),
         autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["light"] = LIGHT
-    made.filters |= {
+    environment.globals["light"] = LIGHT
+    environment.filters |= {
         "number": number,
         "duration": duration,
         "clip": lambda text: shorten(_visible(text), LONGEST),
@@ -152,21 +154,21 @@ def _environment() -> Environment:
         "name_of": lambda name, names: names[name],
         "cell": lambda text: one_line(str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;"),
     }
-    return made
+    return environment
 
 
 def percent(interval: Interval) -> str:
-    """`Interval(value=0.61, low=0.55, high=0.67)` is "61 % [55, 67]"."""
+    """Format a share with its interval in per cent, such as "61 % [55, 67]"."""
     return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
 def _visible(text: str) -> str:
-    """Line ends stay; other characters that a page would not show are named by a dot."""
+    """Keep line ends, and replace other unprintable characters by a visible one."""
     return "".join(c if c == "\n" or c.isprintable() else "→" if c == "\t" else "·" for c in text)
 
 
 def markdown_code(text: str) -> str:
-    """A code span that no text can leave: its fence is longer than any run of back-ticks within."""
+    """Wrap text into a Markdown code span whose fence is longer than any run of backticks in the text."""
     text = shorten(one_line(text), LONGEST).replace("|", "¦") or " "
     runs = [len(run) for run in "".join(c if c == "`" else " " for c in text).split()]
     fence = "`" * (max(runs, default=0) + 1)

@@ -1,4 +1,4 @@
-"""Which curves a report shows, in what order, and what each of them means."""
+"""Panels of a report: its curves, their order and their captions."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from orchestrator.report.run_record import RunRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """One picture of curves over steps. `metrics`: of these the first that a run has; or with `together` all of them,
-    drawn one beside the other in different dashes.
+    """A chart of curves over steps.
 
-    Example: `Panel(title="Entropy", about="of the next token, nats", metrics=("entropy",))`.
+    Example: `Panel(title="Entropy", about="per token, nats", metrics=("entropy",))`.
     """
 
     title: str
     about: str
-    metrics: tuple[str, ...]
-    together: bool = False
-    points: bool = False  # measured now and then: each point is drawn
-    unless_constant: bool = False  # not worth a picture then
-    of_a_reference: bool = False  # not of runs whose reference is the policy that samples: there it is 0, and noise
+    metrics: tuple[str, ...]  # the first one that a run has is drawn
+    together: bool = False  # draw all of `metrics`, with different dashes
+    points: bool = False  # draw a marker for each value, for metrics that are measured occasionally
+    unless_constant: bool = False  # leave the panel out if all values are equal
+    of_a_reference: bool = False  # leave out runs whose reference is the sampling policy: the value is 0 up to noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One line of a panel: `run` is the index of its story."""
+    """A line of a panel."""
 
-    run: int
+    run: int  # index of the run in the report
     label: str
     dashed: bool
     steps: tuple[float, ...]
@@ -39,11 +38,16 @@ class Series:
 PANELS = (
     Panel(
         title="Held-out reward",
-        about="greedy answers to prompts that are never learned from",
+        about="greedy answers to prompts that are never trained on",
         metrics=("eval/reward",),
         points=True,
     ),
-    Panel(title="Held-out accuracy", about="of telling pairs apart", metrics=("eval/accuracy",), points=True),
+    Panel(
+        title="Held-out accuracy",
+        about="share of held-out pairs ranked correctly",
+        metrics=("eval/accuracy",),
+        points=True,
+    ),
     Panel(
         title="Held-out reward, sampled",
         about="answers at temperature 1",
@@ -57,78 +61,82 @@ PANELS = (
         points=True,
     ),
     Panel(
-        title="Reward of the batch",
-        about="of what is learned from; it rises by luck and by cheating, too",
+        title="Training reward",
+        about="mean over the batch; it may also rise by noise or reward hacking",
         metrics=("reward", "objective/scores"),
     ),
     Panel(
         title="KL to the reference",
-        about="nats per completion; of a reference that moves, to the current one",
+        about="nats per completion; to the current reference if it is refreshed",
         metrics=("objective/kl", "kl"),
         of_a_reference=True,
     ),
-    Panel(title="Drift", about="KL of new samples, when the reference was asked about", metrics=("drift/kl",)),
+    Panel(
+        title="Drift",
+        about="KL of new samples to the reference, measured before each refresh decision",
+        metrics=("drift/kl",),
+    ),
     Panel(
         title="Saturated completions",
-        about="share beyond ±10 nats of the reference: DPO learns little from them",
+        about="share beyond ±10 nats of the reference, where DPO has almost no gradient",
         metrics=("drift/saturated",),
         unless_constant=True,
     ),
     Panel(title="Length", about="tokens per completion", metrics=("completions/mean_length", "pairs/chosen_length")),
     Panel(
         title="Loss",
-        about="of the policy; for PPO and GRPO its level says little",
+        about="of the policy; its level means little for PPO and GRPO",
         metrics=("loss", "loss/policy_avg"),
     ),
     Panel(
         title="Log-probability of chosen and rejected",
-        about="when chosen falls, too, the model forgets both",
+        about="if chosen falls as well, probability moves to other completions",
         metrics=("logps/chosen", "logps/rejected"),
         together=True,
     ),
     Panel(
         title="Implicit rewards of chosen and rejected",
-        about="β times the distance from the reference, nats",
+        about="β times the log-ratio to the reference, nats",
         metrics=("rewards/chosen", "rewards/rejected"),
         together=True,
     ),
-    Panel(title="Accuracy on pairs", about="of the batch", metrics=("rewards/accuracies", "accuracy")),
-    Panel(title="Entropy", about="of the next token, nats", metrics=("entropy",)),
+    Panel(title="Pair accuracy", about="on the training batch", metrics=("rewards/accuracies", "accuracy")),
+    Panel(title="Entropy", about="of the next-token distribution, nats", metrics=("entropy",)),
     Panel(
         title="Groups without signal",
-        about="share whose rewards are all equal: nothing is learned from them",
+        about="share of groups with equal rewards, which have no gradient",
         metrics=("frac_reward_zero_std",),
     ),
     Panel(
-        title="Answers cut off",
-        about="share that met the length limit",
+        title="Truncated completions",
+        about="share that reached the length limit",
         metrics=("completions/clipped_ratio",),
         unless_constant=True,
     ),
     Panel(title="Value loss", about="of the critic", metrics=("loss/value_avg",)),
     Panel(
-        title="Engine and learner apart",
-        about="mean difference of their log-probabilities of one token",
+        title="Engine–learner mismatch",
+        about="mean difference of their log-probabilities per token, nats",
         metrics=("sampling/logp_difference",),
     ),
     Panel(
         title="Staleness",
-        about="versions between sampling and learning",
+        about="versions between sampling and training",
         metrics=("staleness/mean",),
         unless_constant=True,
     ),
 )
 
 
-def series_of(panel: Panel, stories: Sequence[RunRecord]) -> list[Series]:
-    """The lines of a panel; empty: no run has measured it, or there is nothing to see."""
-    found = list(_series(panel, stories))
-    constant = len({value for line in found for value in line.values}) <= 1
-    return [] if panel.unless_constant and constant else found
+def series_of(panel: Panel, records: Sequence[RunRecord]) -> list[Series]:
+    """Return the lines of a panel. The list is empty if no run has the metric or the panel is to be left out."""
+    series = list(_series(panel, records))
+    constant = len({value for line in series for value in line.values}) <= 1
+    return [] if panel.unless_constant and constant else series
 
 
-def _series(panel: Panel, stories: Sequence[RunRecord]) -> Iterator[Series]:
-    for i, record in enumerate(stories):
+def _series(panel: Panel, records: Sequence[RunRecord]) -> Iterator[Series]:
+    for i, record in enumerate(records):
         if panel.of_a_reference and record.setting("reference.refresh") == "every_round":
             continue
         curves = [(metric, curve) for metric in panel.metrics if (curve := record.curve(metric))]
@@ -143,21 +151,22 @@ def _series(panel: Panel, stories: Sequence[RunRecord]) -> Iterator[Series]:
             )
 
 
-def scorer_panels(stories: Sequence[RunRecord]) -> list[Panel]:
-    """A panel for each scorer where runs have several: what a sum hides, its parts show."""
-    found: dict[str, None] = {}
-    for record in stories:
+def scorer_panels(records: Sequence[RunRecord]) -> list[Panel]:
+    """Return a panel for each scorer of runs that have several."""
+    metrics: dict[str, None] = {}
+    for record in records:
         for prefix in ("eval/rewards/", "rewards/"):
             names = [
                 k for k in (record.rows[-1] if record.rows else ()) if k.startswith(prefix) and k.endswith("/mean")
             ]
-            found |= dict.fromkeys(names if len(names) > 1 else ())
+            metrics |= dict.fromkeys(names if len(names) > 1 else ())
     return [
         Panel(
             title=metric.removesuffix("/mean").removeprefix("eval/").removeprefix("rewards/").replace("_", " "),
-            about="one scorer" + (", held-out prompts" if metric.startswith("eval/") else ", of the batch"),
+            about="score of one scorer"
+            + (" on held-out prompts" if metric.startswith("eval/") else " on the training batch"),
             metrics=(metric,),
             points=metric.startswith("eval/"),
         )
-        for metric in found
+        for metric in metrics
     ]

@@ -1,6 +1,6 @@
-"""A run directory as it is found, finished or not, whole or damaged: all that a report tells of it.
+"""Record of a run, read from its directory for reports. The run may be unfinished and its files damaged.
 
-Nothing here fails because of what lies in the directory: what cannot be read is in `unreadable`, and told.
+Reading never fails because of the directory's content: problems are collected in `unreadable` and reported.
 """
 
 from __future__ import annotations
@@ -24,44 +24,45 @@ Row = Mapping[str, Any]
 
 CAUSES = {
     "completed": "all steps done",
-    "budget": "its budget was spent",
+    "budget": "budget spent",
     "user": "stopped by Ctrl-C",
     "preempted": "stopped by SIGTERM",
     "worker_failed": "a worker failed",
     "deadline": "a worker did not answer in time",
-    "no_heartbeat": "a worker gave no sign of life",
-    "host_oom": "a machine had no memory left",
-    "fleet_exhausted": "workers died again and again",
+    "no_heartbeat": "a worker sent no heartbeat",
+    "host_oom": "a machine ran out of memory",
+    "fleet_exhausted": "workers died too often",
     "cluster_lost": "the cluster was lost",
     "disk_full": "the disk was full",
     "bad_input": "bad input",
     "alarm_pause": "paused by an alarm",
     "alarm_stop": "stopped by an alarm",
-    "killed": "its driver was killed",
-    "driver_died": "its driver died",
+    "killed": "the driver was killed",
+    "driver_died": "the driver died",
 }
 GOOD = ("completed", "budget")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """All that is known of one run. Texts are without secrets; they are not escaped."""
+    """Everything a report shows of one run. Secrets are redacted; texts are not escaped."""
 
     directory: RunDirectory
-    name: str  # of the run, or what tells it from another of that name
-    config: Mapping[str, Any]  # resolved; empty when it cannot be read
+    name: str  # name of the run, or a name that is unique in the report
+    config: Mapping[str, Any]  # resolved config; empty if it cannot be read
     recipe: str
-    rows: tuple[Row, ...]  # of the metrics, oldest first
-    exit: Mapping[str, Any] | None
-    holder: str | None  # who is at it now
-    records: tuple[Record, ...]
+    rows: tuple[Row, ...]  # rows of metrics, oldest first
+    exit: Mapping[str, Any] | None  # content of exit.json; None: no such file
+    holder: str | None  # process that holds the run's lock; None: the run is not running
+    records: tuple[Record, ...]  # records of the ledger
     incidents: tuple[Incident, ...]
-    held_out: Mapping[int, tuple[Sample, ...]]  # by step: answers to the same prompts
-    sampled: Mapping[int, tuple[Sample, ...]]  # by step: answers that were learned from
-    unreadable: tuple[str, ...]
+    held_out: Mapping[int, tuple[Sample, ...]]  # by step: answers to held-out prompts
+    sampled: Mapping[int, tuple[Sample, ...]]  # by step: answers that were trained on
+    unreadable: tuple[str, ...]  # files that cannot be read, with the reason
 
     @classmethod
     def read(cls, directory: RunDirectory, name: str = "") -> Self:
+        """Read a run directory."""
         wrong: list[str] = []
         evaluated, sampled = _sample_files(directory.path / "samples")
         return cls(
@@ -79,10 +80,10 @@ class RunRecord:
             unreadable=tuple(wrong),
         )
 
-    # ---------------------------------------------------------------------------------------- what it was
+    # ---------------------------------------------------------------------------------------- settings
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """Of the resolved config. Example: `setting("algorithm.beta")`."""
+        """Return a setting of the resolved config. Example: `setting("algorithm.beta")`."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -90,7 +91,7 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        """As the field calls it: "iterative DPO", "GRPO"."""
+        """Name of the method, such as "iterative DPO" or "GRPO"."""
         kind, rounds = str(self.setting("algorithm.type", "run")), self.in_rounds
         loss = self.setting("algorithm.loss_type")
         if kind == "dpo":
@@ -110,11 +111,11 @@ class RunRecord:
     def steps_done(self) -> int:
         return int(self.rows[-1]["step"]) if self.rows else 0
 
-    # ---------------------------------------------------------------------------------------- how it ended
+    # ---------------------------------------------------------------------------------------- outcome
 
     @property
     def cause(self) -> str:
-        """The word of exit.json; "running" and "vanished" where there is none."""
+        """Cause in exit.json, or "running" or "vanished" without such a file."""
         if self.holder is not None:
             return "running"
         return str(self.exit.get("cause", "error")) if self.exit is not None else "vanished"
@@ -125,22 +126,24 @@ class RunRecord:
 
     @property
     def ended(self) -> str:
-        """In a few words."""
-        known = {"running": "still running", "vanished": "ended without a word: killed, or the machine went down"}
-        return known.get(self.cause) or CAUSES.get(self.cause) or self.cause.replace("_", " ")
+        """Cause in words."""
+        vanished = "ended without writing exit.json (killed, or the machine went down)"
+        without_exit = {"running": "still running", "vanished": vanished}
+        return without_exit.get(self.cause) or CAUSES.get(self.cause) or self.cause.replace("_", " ")
 
     @property
     def message(self) -> str:
-        """What exit.json says, with why and fix where it has them."""
+        """Message of exit.json, with its why and fix."""
         return redact(str(self.exit.get("message", ""))) if self.exit and not self.is_good else ""
 
     @property
     def alarms(self) -> list[Alarm]:
-        told = (self.exit or {}).get("alarms", ())
-        return [a for a in map(_alarm, told if isinstance(told, list) else ()) if a is not None] or self._ringing()
+        recorded = (self.exit or {}).get("alarms", ())
+        alarms = [a for a in map(_alarm, recorded if isinstance(recorded, list) else ()) if a is not None]
+        return alarms or self._alarms_of_rows()
 
-    def _ringing(self) -> list[Alarm]:
-        """Of a run without an exit.json that names them: those whose rows say so, by their first row."""
+    def _alarms_of_rows(self) -> list[Alarm]:
+        """Return the alarms that the rows of metrics contain, each with its first step."""
         first: dict[str, int] = {}
         for row in self.rows:
             for key in row:
@@ -151,10 +154,10 @@ class RunRecord:
             for name, step in first.items()
         ]
 
-    # ---------------------------------------------------------------------------------------- figures
+    # ---------------------------------------------------------------------------------------- metrics and cost
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) wherever it was measured."""
+        """Return (step, value) of every row that has the metric."""
         return [(int(r["step"]), float(r[metric])) for r in self.rows if _is_number(r.get(metric))]
 
     def total(self, metric: str) -> float:
@@ -170,14 +173,14 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """On the clock, over all attempts, from their first to their last record."""
+        """Wall-clock seconds over all attempts, each from its placement to its last record."""
         return sum(a.last - a.placed for a in self.meter.attempts)
 
 
-def _alarm(told: Any) -> Alarm | None:
+def _alarm(recorded: Any) -> Alarm | None:
     try:
-        texts: dict[str, Any] = {key: redact(value) if isinstance(value, str) else value for key, value in told.items()}
-        return Alarm(**texts)
+        fields: dict[str, Any] = {k: redact(v) if isinstance(v, str) else v for k, v in recorded.items()}
+        return Alarm(**fields)
     except (TypeError, AttributeError):
         return None
 
@@ -187,7 +190,7 @@ def _is_number(value: Any) -> bool:
 
 
 def read_all(directories: Sequence[RunDirectory]) -> list[RunRecord]:
-    """Their stories, each with a name that no other of them has."""
+    """Read several runs. Runs of equal name are named by the parts of their paths that differ."""
     parts = [directory.path.parts for directory in directories]
     length = 1
     while len({p[-length:] for p in parts}) < len(parts) and length < max(map(len, parts)):
@@ -209,17 +212,17 @@ def _text(path: Path) -> str:
 
 def _object(path: Path, wrong: list[str]) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        wrong.append(f"{path.name}: not what was written")
+        content = None
+    if not isinstance(content, dict):
+        wrong.append(f"{path.name}: missing or damaged")
         return None
-    return found
+    return content
 
 
 def _rows(path: Path, wrong: list[str]) -> Iterator[Row]:
-    """Whole lines only; a run that goes on has cut its file before."""
+    """Yield the complete rows, and count the others."""
     bad = 0
     for line in _text(path).splitlines():
         try:
@@ -243,12 +246,12 @@ def _records(path: Path, wrong: list[str]) -> Sequence[Record]:
 
 
 def _sample_files(directory: Path) -> tuple[dict[int, Path], dict[int, Path]]:
-    """By step: of held-out prompts, and of those that were learned from."""
-    found: tuple[dict[int, Path], dict[int, Path]] = {}, {}
+    """Return the sample files by step: those of held-out prompts, and those of training prompts."""
+    files: tuple[dict[int, Path], dict[int, Path]] = {}, {}
     for path in directory.glob("*.parquet") if directory.is_dir() else ():
         if match := re.fullmatch(r"(eval-)?step-(\d+)", path.stem):
-            found[0 if match[1] else 1][int(match[2])] = path
-    return found
+            files[0 if match[1] else 1][int(match[2])] = path
+    return files
 
 
 def _ends_and_middle(files: Mapping[int, Path]) -> dict[int, Path]:
@@ -263,7 +266,7 @@ def _samples(files: Mapping[int, Path], wrong: list[str]) -> Iterator[tuple[int,
         try:
             rows = pq.read_table(files[step]).to_pylist()
             yield step, tuple(_sample(row) for row in rows)
-        except Exception as error:  # pyarrow raises what it likes on a damaged file, and a report is still wanted
+        except Exception as error:  # pyarrow raises many types on a damaged file
             wrong.append(f"samples/{files[step].name}: {type(error).__name__}")
 
 

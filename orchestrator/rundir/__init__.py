@@ -1,1 +1,1 @@
-"""One run on disk: its directory, ledger, manifests, incidents and cost, readable without starting anything."""
+"""One run on disk: directory, ledger, manifests, incidents and cost. Reading them starts nothing."""

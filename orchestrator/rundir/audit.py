@@ -1,12 +1,12 @@
-"""Whether a run directory says the truth: ledger, checkpoints and rollouts against their hashes, steps by arithmetic.
+"""Audit of a run directory: ledger, checkpoints and rollouts against their hashes, steps by counting.
 
-    ledger        whole records, in the order in which things happen, and how each attempt found the one before
-    steps         every one learned from, none of them twice (`account`)
-    checkpoints   each file as its manifest has it; every one that the ledger calls complete was
-    rollouts      each file that a checkpoint may still need, as the ledger has it
-    model         there, when the run says that it is finished
+    ledger        complete records in a possible order, within each attempt and across attempts
+    steps         every step trained, none of them twice (`account`)
+    checkpoints   each file matches its manifest; every checkpoint that the ledger lists is present
+    rollouts      each file that a checkpoint may still need matches the ledger
+    model         present if the ledger says that the run is finished
 
-It reads; it changes nothing, and it loads nothing of a checkpoint.
+The audit only reads. It loads no model or optimizer state.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from pathlib import Path
 from orchestrator.errors import ResumeError
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Record, account, checkpointed, read_ledger
-from orchestrator.rundir.manifest import damage, list_checkpoints, position_of, step_of, verify
+from orchestrator.rundir.manifest import MISSING, damage, list_checkpoints, position_of, step_of, verify
 
-IN_ORDER = (Fact.planned, Fact.trained, Fact.published, Fact.committed)  # of a step, within an attempt
-AHEAD = (Fact.generated, Fact.scored)  # engines may sample for a step before its turn comes, or an attempt before did
+IN_ORDER = (Fact.planned, Fact.trained, Fact.published, Fact.committed)  # facts of one step within an attempt
+AHEAD = (Fact.generated, Fact.scored)  # may precede PLANNED, or stem from an earlier attempt: rollouts run ahead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """Example: `Finding(good=False, what="checkpoints/step-3", why="state.json is not what was written")`."""
+    """Result of one check.
+
+    Example: `Finding(good=False, what="checkpoints/step-3", why="state.json is not what was written")`.
+    """
 
     good: bool
     what: str
@@ -34,7 +37,7 @@ class Finding:
 
 
 def audit(directory: RunDirectory) -> list[Finding]:
-    """Everything that was checked, good or not."""
+    """Run all checks on a run directory and return their results, good and bad."""
     try:
         records, good_bytes, size = read_ledger(directory.ledger)
     except ResumeError as error:
@@ -53,74 +56,71 @@ def audit(directory: RunDirectory) -> list[Finding]:
 
 def _ledger(records: Sequence[Record], torn_bytes: int) -> Iterator[Finding]:
     attempts = sum(r.fact == Fact.attempt for r in records)
-    torn = f"; {torn_bytes} bytes of half a record at its end do not count" if torn_bytes else ""
+    torn = f"; {torn_bytes} bytes of an incomplete record at its end are ignored" if torn_bytes else ""
     wrong = list(_disorder(records))
-    counted = f"{len(records)} records of {attempts} attempt{'s' * (attempts != 1)}, each with its hash{torn}"
+    counted = f"{len(records)} records of {attempts} attempt{'s' * (attempts != 1)}, all hashes match{torn}"
     yield Finding(good=not wrong, what="ledger", why="; ".join(wrong[:5]) or counted)
 
 
 def _disorder(records: Sequence[Record]) -> Iterator[str]:
-    """What cannot have happened in this order."""
+    """Yield a message for each record that cannot have been written at its position."""
     attempt, done, scored = 0, dict[int, int](), set[int]()
     for r in records:
         where = f"record {r.seq} ({r.fact} {r.step})"
         if r.fact == Fact.attempt:
             if r.attempt <= attempt:
-                yield f"{where} is of attempt {r.attempt}, after attempt {attempt}"
+                yield f"{where} belongs to attempt {r.attempt}, but follows attempt {attempt}"
             attempt, done = r.attempt, {}
         elif r.attempt != attempt:
-            yield f"{where} is of attempt {r.attempt}, within attempt {attempt}"
+            yield f"{where} belongs to attempt {r.attempt}, but stands within attempt {attempt}"
         elif r.fact == Fact.scored:
             scored.add(r.step)
         elif r.fact in IN_ORDER:
             count = done.get(r.step, 0)
             if count == len(IN_ORDER) or r.fact != IN_ORDER[count]:
-                yield f"{where} does not follow what its step has done: {', '.join(IN_ORDER[:count]) or 'nothing'}"
+                yield f"{where} is out of order, after {', '.join(IN_ORDER[:count]) or 'nothing'} of the same step"
             if r.fact == Fact.trained and r.step not in scored:
-                yield f"{where} learned from what was never scored"
+                yield f"{where} follows no SCORED record of its step"
             done[r.step] = count + 1
 
 
 def _steps(records: Sequence[Record]) -> Finding:
-    told = account(records)
-    if told.lost or told.repeated:
-        parts = [f"never learned from: {_listed(told.lost)}"] if told.lost else []
-        parts += [f"learned from more than once: {_listed(told.repeated)}"] if told.repeated else []
+    steps = account(records)
+    if steps.lost or steps.repeated:
+        parts = [f"never trained: {_listed(steps.lost)}"] if steps.lost else []
+        parts += [f"trained more than once: {_listed(steps.repeated)}"] if steps.repeated else []
         return Finding(good=False, what="steps", why="; ".join(parts))
-    redone = f"; {told.redone} more were learned, lost with a fault and learned again" if told.redone else ""
-    return Finding(good=True, what="steps", why=f"{told.trained} learned from once, none lost, none repeated{redone}")
+    redone = f"; {steps.redone} more were lost in a failure and trained again" if steps.redone else ""
+    return Finding(good=True, what="steps", why=f"{steps.trained} trained once, none lost, none repeated{redone}")
 
 
 def _checkpoints(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
-    found = list_checkpoints(directory.checkpoints)
-    for checkpoint in found:
+    checkpoints = list_checkpoints(directory.checkpoints)
+    for checkpoint in checkpoints:
         wrong = verify(checkpoint)
-        yield Finding(
-            good=not wrong, what=_name(checkpoint, directory), why=wrong or "every file as its manifest has it"
-        )
+        yield Finding(good=not wrong, what=_name(checkpoint, directory), why=wrong or "all files match the manifest")
     expected = checkpointed(records)
-    if expected is not None and (not found or position_of(found[-1]) < expected):
-        why = "the ledger calls it complete, and it is not there"
-        yield Finding(good=False, what=_name(directory.checkpoint(expected[0]), directory), why=why)
+    if expected is not None and (not checkpoints or position_of(checkpoints[-1]) < expected):
+        yield Finding(good=False, what=_name(directory.checkpoint(expected[0]), directory), why=MISSING)
 
 
 def _rollouts(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
-    """Of steps after the oldest checkpoint: the others were dropped on purpose."""
+    """Check the rollouts of steps after the oldest checkpoint; earlier ones were deleted on purpose."""
     oldest = min((step_of(c) for c in list_checkpoints(directory.checkpoints)), default=0)
     last = {(r.step, r.fact): r.details for r in records if r.fact in AHEAD and r.step > oldest}
     files = [file for details in last.values() for file in details.get("files", ())]
     wrong = list(filter(None, (damage(directory.path, file) for file in files)))
     for why in wrong:
-        yield Finding(good=False, what="rollouts", why=f"{why}; its step would be sampled or scored anew")
+        yield Finding(good=False, what="rollouts", why=f"{why}; its step would be sampled or scored again")
     if files and not wrong:
-        yield Finding(good=True, what="rollouts", why=f"{len(files)} files as the ledger has them")
+        yield Finding(good=True, what="rollouts", why=f"{len(files)} files match the ledger")
 
 
 def _model(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
     if any(r.fact == Fact.finished for r in records):
-        there = directory.model.is_dir()
-        why = "written" if there else "the ledger says that the run is finished, and there is none"
-        yield Finding(good=there, what="model", why=why)
+        exists = directory.model.is_dir()
+        why = "written" if exists else "missing, although the ledger says that the run is finished"
+        yield Finding(good=exists, what="model", why=why)
 
 
 def _name(path: Path, directory: RunDirectory) -> str:

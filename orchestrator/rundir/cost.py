@@ -1,11 +1,11 @@
-"""What a run has cost, by its ledger alone: devices that were reserved, times the seconds for which they were.
+"""Cost of a run, computed from its ledger alone: reserved devices times the seconds they were reserved for.
 
     PLACED ──loading──► PLANNED (first) ──working──► the last record          of every attempt
-                                          └ evaluating, as COMMITTED says it
+                                          └ evaluating, as recorded by COMMITTED
 
-A device is a GPU; on a machine without one, a worker. Evaluation is what we look through, not what the method does, and
-the first loading is the same for a long run as for a short one: both are told and neither counts. What a failure costs
-counts: work that was lost, and loading again. An attempt that was killed counts up to the last record it wrote.
+A device is a GPU; on a machine without GPUs, a worker. Two parts are reported but not counted: evaluation, which is not
+part of the method, and the first loading, which takes the same time in a long run as in a short one. What a failure
+costs is counted: lost work, and loading again. A killed attempt counts up to the last record it wrote.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from orchestrator.rundir.ledger import Fact, Record
 
 @dataclass(kw_only=True, slots=True)
 class Spent:
-    """One attempt so far. Example: `Spent(attempt=1, devices={"policy": 2.0}, placed=1.7e9, begun=1.7e9 + 20,
-    last=1.7e9 + 81, evaluating_s=3.0)`: 20 s of loading, and 61 − 3 s of work on two devices."""
+    """Time and devices of one attempt so far.
+
+    Example: `Spent(attempt=1, devices={"policy": 2.0}, placed=1.7e9, begun=1.7e9 + 20, last=1.7e9 + 81,
+    evaluating_s=3.0)`: 20 s of loading, and 61 − 3 s of work on two devices.
+    """
 
     attempt: int
-    devices: Mapping[str, float] = field(default_factory=dict)  # by role; empty: an older version did not tell
+    devices: Mapping[str, float] = field(default_factory=dict)  # by role; empty: not recorded (older versions)
     placed: float  # Unix seconds
     begun: float | None = None  # when the first step was planned
-    last: float  # when it last wrote something down
+    last: float  # time of the newest record
     evaluating_s: float = 0.0
 
     @property
@@ -34,7 +37,7 @@ class Spent:
 
     @property
     def loading_s(self) -> float:
-        """With the evaluation of what was given."""
+        """Seconds from placement to the first step, including the evaluation of the initial model."""
         return max(0.0, (self.last if self.begun is None else self.begun) - self.placed)
 
     @property
@@ -43,7 +46,7 @@ class Spent:
 
 
 class Meter:
-    """Reads the ledger as it grows."""
+    """Running total of a run's cost, updated as the ledger grows."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.attempts: list[Spent] = []
@@ -51,7 +54,7 @@ class Meter:
         self.read(list(records))
 
     def read(self, records: Sequence[Record]) -> None:
-        """The whole ledger; what was read before is skipped."""
+        """Add the records of the whole ledger, skipping those that were read before."""
         for record in records[self._read :]:
             self.add(record)
         self._read = len(records)
@@ -70,28 +73,30 @@ class Meter:
 
     @property
     def device_seconds(self) -> float:
-        """What counts: the work of all attempts, and loading again."""
+        """Counted device-seconds: the work of all attempts, and loading from the second attempt on."""
         return sum(a.num_devices * (a.working_s + (a.loading_s if i else 0.0)) for i, a in enumerate(self.attempts))
 
     @property
     def seconds(self) -> float:
-        """The same on the clock."""
+        """Counted wall-clock seconds, over the same periods."""
         return sum(a.working_s + (a.loading_s if i else 0.0) for i, a in enumerate(self.attempts))
 
 
 def by_step(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
-    """Device-seconds and seconds that had been spent when each turn was committed, its evaluation left out; of a turn
-    that was done again, the last time."""
-    meter, found = Meter(), {}
+    """Return the (device-seconds, seconds) counted when each step was committed.
+
+    For a step that was trained again, the last commit counts.
+    """
+    meter, spent = Meter(), {}
     for record in records:
         meter.add(record)
         if record.fact == Fact.committed:
-            found[record.step] = (meter.device_seconds, meter.seconds)
-    return found
+            spent[record.step] = (meter.device_seconds, meter.seconds)
+    return spent
 
 
-def _devices(told: object) -> dict[str, float]:
-    return {str(role): _number(count) for role, count in told.items()} if isinstance(told, dict) else {}
+def _devices(recorded: object) -> dict[str, float]:
+    return {str(role): _number(count) for role, count in recorded.items()} if isinstance(recorded, dict) else {}
 
 
 def _number(value: object) -> float:

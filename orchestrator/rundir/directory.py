@@ -1,9 +1,9 @@
-"""The run directory: what is where, and whose it is. Two runs never share one.
+"""Run directory: its files, and the lock that gives it to one driver. Two runs never share a directory.
 
 runs/<name>/
-  recipe.yaml     as written            resolved.json   what ran         ledger.jsonl    what is done
-  metrics.jsonl   a line per step       exit.json       how it ended     lock            who is at it
-  incidents.jsonl what went wrong       inputs.json     digests of data, reward code and models, of the last attempt
+  recipe.yaml     as written            resolved.json   resolved config  ledger.jsonl    what is done
+  metrics.jsonl   a line per step       exit.json       how it ended     lock            names the driver
+  incidents.jsonl failures, actions     inputs.json     digests of data, reward code and models of the last attempt
   logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
   evaluations/step-N.parquet      report.html
 """
@@ -29,33 +29,33 @@ from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem, ResumeError, Superseded, redact
 
 Fence = Callable[[], None]
-"""Raises Superseded when the run is another driver's."""
+"""Function that raises Superseded if another driver has taken over the run."""
 
 HOW_IT_RAN = ("checkpoint", "cluster", "report_to", "wandb")
-"""Settings that a complete run does not depend on any more."""
+"""Settings that the model of a complete run does not depend on."""
 
 COMPLETE = ("completed", "budget")
-"""Causes of an end after which there is a model and nothing to go on with."""
+"""Causes in exit.json of a run that is complete: its model is written and there is nothing to resume."""
 
 
 class RunDirectory:
-    """Paths of one run. `create` for a recipe, `open` to go on with what is there."""
+    """Directory of one run: paths, lock and exit.json. `create` it from a recipe, `open` an existing one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(cls, config: RunConfig, recipe_text: str) -> Self:
-        """The directory of `config`: a new one, or the one that an earlier attempt at the same config made.
+        """Create the directory of `config`, or return the one that an earlier attempt at the same config created.
 
         Raises:
-            BadInput: when another config owns it, or its name leads out of `output_dir`.
-            DiskFailed: it cannot be written.
+            BadInput: a run with another config owns the directory, or its name leads out of `output_dir`.
+            DiskFailed: the directory cannot be written.
         """
         root = local(config.output_dir).absolute()
         directory = cls(root / config.name)
         if directory.path.is_symlink() or directory.path.parent != root:
-            why = "a link would lead the run out of output_dir"
+            why = "a link would place the run outside output_dir"
             raise BadInput(
                 Problem(what="is a symbolic link", where=str(directory.path), why=why, fix="remove the link")
             )
@@ -70,25 +70,22 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The directory of a run that was started before.
+        """Return the directory of a run that was started before.
 
         Raises:
-            ResumeError: when `path` is none.
+            ResumeError: `path` is not a run directory.
         """
         directory = cls(local(path).absolute())
-        if not os.path.isfile(directory.resolved):  # os.path: a name may be too long, or no name at all
-            beside = directory.path.parent
-            runs = sorted(p.parent.name for p in beside.glob("*/resolved.json")) if os.path.isdir(beside) else []
-            fix = f"in {path.parent} there are: {', '.join(runs[:8])}" if runs else "give a directory like runs/NAME"
-            why = (
-                f"it has no {directory.resolved.name}"
-                if os.path.isdir(directory.path)
-                else "there is no such directory"
-            )
+        if not os.path.isfile(directory.resolved):  # os.path never raises, whatever the name
+            parent = directory.path.parent
+            runs = sorted(p.parent.name for p in parent.glob("*/resolved.json")) if os.path.isdir(parent) else []
+            fix = f"use a run in {path.parent}: {', '.join(runs[:8])}" if runs else "give a directory like runs/NAME"
+            exists = os.path.isdir(directory.path)
+            why = f"it has no {directory.resolved.name}" if exists else "no such directory"
             raise ResumeError(Problem(what="not a run directory", where=str(path), why=why, fix=fix))
         return directory
 
-    # ---------------------------------------------------------------------------------------- what is where
+    # ---------------------------------------------------------------------------------------- paths
 
     @property
     def name(self) -> str:
@@ -132,7 +129,7 @@ class RunDirectory:
 
     @property
     def rollouts(self) -> Path:
-        """What was sampled and scored, while a checkpoint may still need it."""
+        """Sampled and scored rollouts that a checkpoint may still need."""
         return self.path / "rollouts"
 
     @property
@@ -141,7 +138,7 @@ class RunDirectory:
 
     @property
     def adapters(self) -> Path:
-        """Adapters on their way to the engines, while the run is alive."""
+        """Adapters published to the engines; exists only while a driver runs."""
         return self.path / "adapters"
 
     def checkpoint(self, step: int) -> Path:
@@ -151,23 +148,28 @@ class RunDirectory:
         return self.path / "samples" / f"step-{step}.parquet"
 
     def answers(self, step: int) -> Path:
-        """Figures of each answer to the held-out prompts."""
+        """Return the file with the scores of each answer to the evaluation prompts."""
         return self.path / "evaluations" / f"step-{step}.parquet"
 
-    def round(self, index: int) -> Path:
-        return self.path / "rounds" / str(index)
+    def round(self, number: int) -> Path:
+        return self.path / "rounds" / str(number)
 
     def reference(self, version: int) -> Path:
-        """The reference that held policy `version`: kept, so that every round can be looked at again."""
+        """Return the directory of the reference that holds policy `version`. No version is deleted."""
         return self.path / "reference" / f"version-{version}"
 
     def logs(self, attempt: int) -> Path:
         return self.path / "logs" / f"attempt-{attempt}"
 
-    # ---------------------------------------------------------------------------------------- what it says
+    # ---------------------------------------------------------------------------------------- reading
 
     def config(self) -> RunConfig:
-        """What ran here. Raises BadInput when `resolved.json` was edited into something else."""
+        """Return the resolved config of the run.
+
+        Raises:
+            BadInput: `resolved.json` was edited and is not a valid config.
+            ResumeError: `resolved.json` is not JSON.
+        """
         try:
             data = json.loads(self.resolved.read_text("utf-8"))
         except ValueError as error:
@@ -184,33 +186,26 @@ class RunDirectory:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run came to its end and its model is there."""
+        """True if the run has ended as planned and its model exists."""
         exit = self.read_exit()
         return exit is not None and exit.get("cause") in COMPLETE and self.model.is_dir()
 
     def read_exit(self) -> dict[str, Any] | None:
-        try:
-            found = json.loads(self.exit.read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+        """Return exit.json; None if it is missing or damaged."""
+        return _read_object(self.exit)
 
     def read_inputs(self) -> dict[str, str] | None:
-        """What `inputs_of` said when the last attempt began; None: it was not written down."""
-        try:
-            found = json.loads(self.inputs.read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+        """Return the result of `inputs_of` at the start of the last attempt; None if it was not recorded."""
+        return _read_object(self.inputs)
 
     @property
     def last_attempt(self) -> int:
-        """0 when there was none."""
-        taken = [int(p.name.removeprefix("attempt-")) for p in (self.path / "logs").glob("attempt-*")]
-        return max(taken, default=0)
+        """Number of the newest attempt; 0 before the first."""
+        numbers = [int(p.name.removeprefix("attempt-")) for p in (self.path / "logs").glob("attempt-*")]
+        return max(numbers, default=0)
 
     def holder(self) -> str | None:
-        """Who is at it now, such as `process 4711 on node-3`; None: nobody."""
+        """Return the process that holds the lock, such as `process 4711 on node-3`; None if no process does."""
         try:
             handle = os.open(self.path / "lock", os.O_RDONLY)
         except OSError:
@@ -218,18 +213,18 @@ class RunDirectory:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _named(os.read(handle, 400))
+            return _holder_in(os.read(handle, 400))
         finally:
             os.close(handle)
         return None
 
-    # ---------------------------------------------------------------------------------------- what changes it
+    # ---------------------------------------------------------------------------------------- writing
 
     def set_aside(self) -> Path:
-        """Move the whole run to `NAME.old-1`, or the first such name that is free; nothing of it is lost.
+        """Move the whole run to `NAME.old-1`, or the first such name that is free, and return the new path.
 
         Raises:
-            BadInput: when a driver is at it.
+            BadInput: a driver holds the run's lock.
         """
         with self.held():
             taken = {p.name for p in self.path.parent.iterdir()}
@@ -239,8 +234,11 @@ class RunDirectory:
         return target
 
     def start_attempt(self) -> int:
-        """Makes the next log directory, points `logs/latest` at it, takes back the last exit, and clears away what an
-        interrupted write left behind."""
+        """Prepare the directory for the next attempt and return the attempt's number.
+
+        Create its log directory, point `logs/latest` at it, remove exit.json, and delete the partial files of
+        interrupted writes.
+        """
         attempt = self.last_attempt + 1
         for place in (self.path, self.checkpoints, self.reference(0).parent):
             disk.clear(place)
@@ -252,7 +250,12 @@ class RunDirectory:
         return attempt
 
     def write_exit(self, *, cause: str, message: str, exit_code: int, attempt: int, step: int, **details: Any) -> None:
-        """How the attempt ended, and how to go on. `cause`: "completed", "budget", or the `cause` of an RlhfError."""
+        """Write exit.json: how the attempt ended, and the command that resumes the run.
+
+        Args:
+            cause: "completed", "budget", or the `cause` of an RlhfError.
+            step: number of steps committed.
+        """
         resume = None if cause in COMPLETE else self.resume_command
         body = {
             "cause": cause,
@@ -267,66 +270,79 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[Fence]:
-        """While inside, no other process can hold this directory, as long as its file system keeps the lock. Shared
-        storage may let go of it when a machine is cut off, and a driver that was stopped may wake up after that: the
-        fence that is yielded raises Superseded as soon as another process has taken the directory.
+        """Hold the lock of this directory and yield a fence.
+
+        No other process can hold the lock meanwhile, as long as the file system keeps it. Shared storage may release
+        the lock of a machine that is cut off, and the driver there may wake up after another one has taken over. The
+        fence then raises Superseded.
 
         Raises:
-            BadInput: when another one holds it; names it.
+            BadInput: another process holds the lock; the error names it.
         """
         handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = _named(os.read(handle, 400))
-                why, fix = f"{holder} is at it", "wait for it or stop it, or give this run another name"
+                holder = _holder_in(os.read(handle, 400))
+                why, fix = f"{holder} holds the run's lock", "wait for it or stop it, or give this run another name"
                 raise BadInput(Problem(what="is in use", where=str(self.path), why=why, fix=fix)) from None
-            # The second line is nobody else's: process 1 of two containers on one machine bear the same name.
+            # The second line makes the content unique: process 1 of two containers may be on hosts of the same name.
             mine = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4().hex}".encode()
             os.ftruncate(handle, 0)
             os.write(handle, mine)
             os.fsync(handle)
 
             def fence() -> None:
-                with suppress(FileNotFoundError):  # removed, but nobody has taken it
-                    found = (self.path / "lock").read_bytes()
-                    if found != mine:
-                        raise Superseded(str(self.path), _named(found))
+                with suppress(FileNotFoundError):  # removed, but no other process has taken it
+                    current = (self.path / "lock").read_bytes()
+                    if current != mine:
+                        raise Superseded(str(self.path), _holder_in(current))
 
             yield fence
         finally:
             os.close(handle)
 
     def differs_from(self, config: RunConfig) -> list[tuple[str, Any, Any]]:
-        """(key, before, after) of each setting that is not what ran here; of a complete run, those that its model comes
-        of."""
-        found = differences(resolved(self.config()), resolved(config))
-        left = HOW_IT_RAN if self.is_complete else ()
-        return [each for each in found if each[0].partition(".")[0] not in left]
+        """Return (key, before, after) of each setting of `config` that differs from the run's.
+
+        In a complete run, settings that its model does not depend on are ignored.
+        """
+        ignored = HOW_IT_RAN if self.is_complete else ()
+        changed = differences(resolved(self.config()), resolved(config))
+        return [change for change in changed if change[0].partition(".")[0] not in ignored]
 
     def _refuse_another(self, config: RunConfig) -> None:
         if not self.resolved.exists():
-            strange = [p for p in self.path.iterdir() if not disk.is_partial(p)]
-            if strange and not self.recipe.exists():
-                why, fix = "it holds files that are not a run's", "choose a new name, or empty the directory"
+            foreign = [p for p in self.path.iterdir() if not disk.is_partial(p)]
+            if foreign and not self.recipe.exists():
+                why, fix = "it contains files that do not belong to a run", "choose a new name, or empty the directory"
                 raise BadInput(Problem(what="cannot be used", where=str(self.path), why=why, fix=fix))
             return
-        if found := self.differs_from(config):
-            shown = "; ".join(f"{key} was {show(before)} and is {show(after)}" for key, before, after in found[:6])
-            shown += f"; and {len(found) - 6} more" if len(found) > 6 else ""
-            fix = f"go on with what is there: {self.resume_command}; or choose a new name: name=NAME"
+        if changed := self.differs_from(config):
+            shown = "; ".join(f"{key} was {show(before)} and is {show(after)}" for key, before, after in changed[:6])
+            shown += f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
+            fix = f"resume the existing run: {self.resume_command}; or choose a new name: name=NAME"
             problem = Problem(what="belongs to a run with another config", where=str(self.path), why=shown, fix=fix)
             raise BadInput(problem)
 
 
-def _named(lock: bytes) -> str:
-    """Who a lock says holds it."""
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None if the file is missing or holds anything else."""
+    try:
+        body = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _holder_in(lock: bytes) -> str:
+    """Return the process that the content of a lock file names."""
     return lock.decode("utf-8", "replace").partition("\n")[0].strip() or "another process"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, before, after) of each value that two resolved configs do not share."""
+    """Yield (key, before, after) for each value in which two resolved configs differ."""
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):

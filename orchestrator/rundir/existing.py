@@ -1,10 +1,11 @@
-"""What it means to run a recipe when directories of its runs are there already: each stage goes on, is reused, begins
-anew, or is refused, before anything is started.
+"""Existing run directories: decide whether each stage of a recipe resumes, is reused, starts over or is refused.
 
-    nothing there                                   begins
-    the same recipe, data, code and models          goes on, or is reused when it is complete
-    something differs, no step was finished         begins anew; what is there is moved aside
-    something differs                               refused, with what differs; `--fresh` begins anew
+    no directory                                    starts
+    same recipe, data, code and models              resumes, or is reused if it is complete
+    something differs, no step was completed        starts over; the existing run is moved aside
+    something differs                               refused with the differences; `--fresh` starts over
+
+The decision is taken before anything is started.
 """
 
 from __future__ import annotations
@@ -20,122 +21,134 @@ from orchestrator.config.values import show
 from orchestrator.data.sources import local
 from orchestrator.errors import Problem, Problems, ResumeError, RlhfError
 from orchestrator.rundir.directory import RunDirectory
-from orchestrator.rundir.inputs import MAY_BE_MENDED, changes, inputs_of, named
+from orchestrator.rundir.inputs import MAY_CHANGE, changes, inputs_of, named
 from orchestrator.rundir.ledger import Fact, read_ledger
 
 SHOWN = 6
 BEGUN = {Fact.generated, Fact.scored, Fact.trained, Fact.committed}
-"""Facts after which a run holds something that came of its inputs."""
+"""Facts after which a run holds results that depend on its inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Differs:
-    """Example: `Differs(key="seed", words="seed was 0 and is 3", is_setting=True)`."""
+class Difference:
+    """One difference between an existing run and the recipe.
+
+    Example: `Difference(key="seed", words="seed was 0 and is 3", is_setting=True)`.
+    """
 
     key: str
     words: str
-    is_setting: bool  # False: what a setting names is there, and holds something else
+    is_setting: bool  # False: the setting is the same, but the file or model that it names has changed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Aside:
-    """A run that is to be moved aside, and why, in one line."""
+class StartOver:
+    """An existing run that must be moved aside, and the reason in one line."""
 
     directory: RunDirectory
     why: str
 
 
-def settle(recipe: Recipe, *, fresh: bool = False, last_too: bool = True, say: Callable[[str], None]) -> None:
-    """Move aside what is to begin anew, and say so. Raises BadInput as `look` does."""
-    for found in look(recipe, fresh=fresh, last_too=last_too):
-        target = found.directory.set_aside()
-        say(f"{found.directory.name} begins anew: {found.why}; what was there is kept as {target.name}")
+def move_aside(recipe: Recipe, *, fresh: bool = False, restart_last: bool = True, say: Callable[[str], None]) -> None:
+    """Move aside the existing runs of stages that start over, and report each. See `check_existing`."""
+    for run in check_existing(recipe, fresh=fresh, restart_last=restart_last):
+        target = run.directory.set_aside()
+        say(f"{run.directory.name} starts over: {run.why}; the existing run is kept as {target.name}")
 
 
-def look(recipe: Recipe, *, fresh: bool = False, last_too: bool = True) -> list[Aside]:
-    """What must be moved aside before the recipe is run; changes nothing. `fresh`: each stage of which something
-    differs begins anew, and (`last_too`) the last one whatever became of it.
+def check_existing(recipe: Recipe, *, fresh: bool = False, restart_last: bool = True) -> list[StartOver]:
+    """Return the existing runs that must be moved aside before the recipe can run. Change nothing on disk.
+
+    Args:
+        fresh: start over each stage that differs from its existing run, and the last stage.
+        restart_last: with `fresh`, start over the last stage even if nothing differs.
 
     Raises:
-        BadInput: with every run that is there and is another one.
+        BadInput: existing runs differ from the recipe and are not to be replaced; the error names all of them.
     """
-    problems, aside, anew = Problems(), [], set[str]()
+    problems, aside, retrained = Problems(), [], set[str]()
     for config in recipe.stages:
-        directory, asked = _directory(config), fresh and last_too and config is recipe.stages[-1]
+        directory, forced = _directory(config), fresh and restart_last and config is recipe.stages[-1]
         if not directory.resolved.is_file():
-            anew.add(str(config.model_directory))
+            retrained.add(str(config.model_directory))
             continue
         try:
-            differs = list(_differs(config, directory, anew))
-        except RlhfError as error:  # its resolved.json was damaged
+            differences = list(_differences(config, directory, retrained))
+        except RlhfError as error:  # resolved.json is damaged
             if not fresh:
                 problems.extend(error.problems)
                 continue
-            differs = [Differs(key="", words="its resolved.json cannot be read", is_setting=True)]
-        if differs or not directory.is_complete or asked:
-            anew.add(str(config.model_directory))
-        if asked or (fresh and differs):
-            aside.append(Aside(directory=directory, why=_few(differs) if differs else "--fresh asks for it"))
-        elif differs and not directory.is_complete and not _has(directory, {Fact.committed}):
-            aside.append(Aside(directory=directory, why=f"{_few(differs)}, and no step of it was finished"))
-        elif differs:
-            problems.append(_refusal(directory, differs))
+            differences = [Difference(key="", words="its resolved.json cannot be read", is_setting=True)]
+        if differences or not directory.is_complete or forced:
+            retrained.add(str(config.model_directory))
+        if forced or (fresh and differences):
+            why = _summary(differences) if differences else "--fresh was given"
+            aside.append(StartOver(directory=directory, why=why))
+        elif differences and not directory.is_complete and not _has(directory, {Fact.committed}):
+            why = f"{_summary(differences)}, and no step was completed"
+            aside.append(StartOver(directory=directory, why=why))
+        elif differences:
+            problems.append(_refusal(directory, differences))
     problems.raise_if_any()
     return aside
 
 
 def refuse_other_inputs(directory: RunDirectory, config: RunConfig) -> None:
-    """Before a run goes on: what it has learned or sampled so far came from something else. Rows that changed are told
-    with their numbers when a checkpoint is taken up; what scores and what is held out may be mended.
+    """Check that the inputs a run has used so far are unchanged before it resumes.
+
+    Data that the run trains on are compared later, row by row, if there is a checkpoint. Rewards and evaluation data
+    may change.
 
     Raises:
-        ResumeError: naming everything that has changed.
+        ResumeError: inputs have changed; the error names all of them.
     """
     then = directory.read_inputs()
     if then is None or not _has(directory, BEGUN):
         return
-    told_later = ("data.prompts", "data.dataset") if _has(directory, {Fact.checkpoint}) else ()
-    found = changes(then, inputs_of(config), config)
-    wrong = [words for key, words in found.items() if key not in told_later and not _may_be_mended(key)]
-    if wrong:
-        why = "what the run has done so far came of what was there before"
-        fix = f"restore it, or begin anew: rlhf run RECIPE --fresh, which keeps what is there as {directory.name}.old-N"
-        raise ResumeError(Problem(what="; ".join(wrong), where=str(directory.path), why=why, fix=fix))
+    compared_later = ("data.prompts", "data.dataset") if _has(directory, {Fact.checkpoint}) else ()
+    changed = changes(then, inputs_of(config), config)
+    refused = [words for key, words in changed.items() if key not in compared_later and not _may_change(key)]
+    if refused:
+        why = "the run's results so far were computed from the previous contents"
+        fix = (
+            f"restore them, or start over: rlhf run RECIPE --fresh (the existing run is kept as {directory.name}.old-N)"
+        )
+        raise ResumeError(Problem(what="; ".join(refused), where=str(directory.path), why=why, fix=fix))
 
 
 def write_inputs(directory: RunDirectory, config: RunConfig) -> list[str]:
-    """Write down what an attempt reads; returns a line for everything that changed since the attempt before."""
+    """Record the inputs of an attempt. Return a line for each input that changed since the previous attempt."""
     then, now = directory.read_inputs(), inputs_of(config)
     disk.write_atomic(directory.inputs, json.dumps(now, indent=2) + "\n")
-    found = {} if then is None or not _has(directory, BEGUN) else changes(then, now, config)
-    return [f"{words} since the last attempt: from here on it is the new one" for words in found.values()]
+    changed = {} if then is None or not _has(directory, BEGUN) else changes(then, now, config)
+    return [f"{words} since the previous attempt; the new contents are used from now on" for words in changed.values()]
 
 
-# ------------------------------------------------------------------------------------------------ what differs
+# ------------------------------------------------------------------------------------------------ differences
 
 
-def _differs(config: RunConfig, directory: RunDirectory, anew: set[str]) -> Iterator[Differs]:
-    """Settings, then inputs, then models that an earlier stage is about to make anew."""
+def _differences(config: RunConfig, directory: RunDirectory, retrained: set[str]) -> Iterator[Difference]:
+    """Yield changed settings, then changed inputs, then models that an earlier stage is about to train again."""
     for key, before, after in directory.differs_from(config):
-        yield Differs(key=key, words=f"{key} was {show(before)} and is {show(after)}", is_setting=True)
-    made = {key: path for key, path in named(config).items() if path in anew}
+        yield Difference(key=key, words=f"{key} was {show(before)} and is {show(after)}", is_setting=True)
+    pending = {key: path for key, path in named(config).items() if path in retrained}
     then = directory.read_inputs()
-    found = {} if then is None else changes(then, inputs_of(config), config)
+    changed = {} if then is None else changes(then, inputs_of(config), config)
     if directory.is_complete or _has(directory, BEGUN):
-        found = {k: words for k, words in found.items() if k not in made}
-        found |= {key: f"{key} ({path}) is about to be trained anew" for key, path in made.items()}
-        yield from (Differs(key=key, words=words, is_setting=False) for key, words in found.items())
+        changed = {key: words for key, words in changed.items() if key not in pending}
+        changed |= {key: f"{key} ({path}) is about to be trained again" for key, path in pending.items()}
+        yield from (Difference(key=key, words=words, is_setting=False) for key, words in changed.items())
 
 
-def _refusal(directory: RunDirectory, differs: Sequence[Differs]) -> Problem:
-    settings = any(d.is_setting for d in differs)
-    goes_on = not directory.is_complete and (settings or all(_may_be_mended(d.key) for d in differs))
-    way = f"go on with what is there: {directory.resume_command}; or " if goes_on else ""
+def _refusal(directory: RunDirectory, differences: Sequence[Difference]) -> Problem:
+    settings = any(d.is_setting for d in differences)
+    can_resume = not directory.is_complete and (settings or all(_may_change(d.key) for d in differences))
+    resume = f"resume the existing run: {directory.resume_command}; or " if can_resume else ""
     return Problem(
-        what="belongs to a run with another config" if settings else "came of something else than is there now",
+        what="belongs to a run with another config" if settings else "belongs to a run with other inputs",
         where=str(directory.path),
-        why=_few(differs),
-        fix=f"{way}choose a new name: name=NAME; or begin anew: --fresh (what is there is kept as "
+        why=_summary(differences),
+        fix=f"{resume}choose a new name: name=NAME; or start over: --fresh (the existing run is kept as "
         f"{directory.name}.old-N)",
     )
 
@@ -148,13 +161,13 @@ def _has(directory: RunDirectory, facts: set[Fact]) -> bool:
     try:
         return any(record.fact in facts for record in read_ledger(directory.ledger)[0])
     except (RlhfError, OSError):
-        return True  # a ledger that cannot be read is somebody's work
+        return True  # an unreadable ledger may stand for finished work: keep it
 
 
-def _may_be_mended(key: str) -> bool:
-    return key.startswith(MAY_BE_MENDED)
+def _may_change(key: str) -> bool:
+    return key.startswith(MAY_CHANGE)
 
 
-def _few(differs: Sequence[Differs]) -> str:
-    more = f"; and {len(differs) - SHOWN} more" if len(differs) > SHOWN else ""
-    return "; ".join(d.words for d in differs[:SHOWN]) + more
+def _summary(differences: Sequence[Difference]) -> str:
+    more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+    return "; ".join(d.words for d in differences[:SHOWN]) + more

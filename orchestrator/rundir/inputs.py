@@ -1,8 +1,8 @@
-"""What a run reads beside its recipe: data, reward code, models; and a digest of each, by which a change is seen.
+"""Inputs of a run beside its recipe (data, reward code, models), each with a digest that reveals changes.
 
     recipe ──► files that it names ──► {"data.prompts": digest, …} ──► inputs.json of the run, id of a job
 
-Contents count, never times: a copy of a file is the same file. Names of the hub have no digest here.
+Only contents count, not times: a copy of a file has the same digest. Names on the model hub have none.
 """
 
 from __future__ import annotations
@@ -18,85 +18,94 @@ from orchestrator.data.sources import is_hub_name, local
 from orchestrator.preflight.data_files import KEYS
 from workers.config import FunctionRewardConfig, ModelRewardConfig
 
-WHOLE_BYTES = 64 * 2**20  # of a model's larger files, parts are read: the weights of a 70B model are 140 GB
+WHOLE_BYTES = 64 * 2**20  # larger files of weights are read in parts: the weights of a 70B model are 140 GB
 END_BYTES = 2**20
 PARTS, PART_BYTES = 64, 2**16
 WEIGHTS = (".safetensors", ".bin")
 MODEL_FILES = (*WEIGHTS, ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
-MAY_BE_MENDED = ("reward.", "evaluation.", "data.eval_")
-"""Begins the keys of what an unfinished run may find changed: what scores and what is held out. It is told."""
+MAY_CHANGE = ("reward.", "evaluation.", "data.eval_")
+"""Prefixes of the keys whose inputs may change before a run resumes: rewards and evaluation data. It is reported."""
 
 
 def named(config: RunConfig) -> dict[str, str]:
-    """What the config names on this machine, by key. Example: `{"data.prompts": "./prompts.jsonl", …}`."""
-    found = {f"data.{name}": source for name in KEYS if (source := getattr(config.data, name)) is not None}
+    """Return the data, models and functions that the config names, by key.
+
+    Example: `{"data.prompts": "./prompts.jsonl", …}`.
+    """
+    sources = {f"data.{name}": source for name in KEYS if (source := getattr(config.data, name)) is not None}
     models = {"model.path": config.model, "critic_model.path": config.critic_model}
     models |= {"teacher.model.path": config.teacher.model if config.teacher else None}
-    found |= {key: model.path for key, model in models.items() if model is not None and model.path is not None}
+    sources |= {key: model.path for key, model in models.items() if model is not None and model.path is not None}
     for i, reward in enumerate(config.reward):
         if isinstance(reward, FunctionRewardConfig):
-            found[f"reward.{i}.function"] = reward.function
+            sources[f"reward.{i}.function"] = reward.function
         elif isinstance(reward, ModelRewardConfig) and reward.path is not None:
-            found[f"reward.{i}.path"] = reward.path
+            sources[f"reward.{i}.path"] = reward.path
     if isinstance(config.evaluation.refusal, FunctionRewardConfig):
-        found["evaluation.refusal.function"] = config.evaluation.refusal.function
-    return found
+        sources["evaluation.refusal.function"] = config.evaluation.refusal.function
+    return sources
 
 
 def inputs_of(config: RunConfig, root: Path = Path()) -> dict[str, str]:
-    """A digest of everything that `named` says and that is there; relative paths begin at `root`."""
-    found = {}
+    """Return a digest of each input in `named` that exists on this machine. Relative paths start at `root`."""
+    digests = {}
     for key, source in named(config).items():
         if key.endswith(".function"):
-            digest = _of_function(source, root)
+            digest = _digest_function(source, root)
         elif key.startswith("data."):
-            digest = None if is_hub_name(source) else _of_data(root / local(source))
+            digest = None if is_hub_name(source) else _digest_data(root / local(source))
         else:
-            digest = _of_model(root / local(source))
+            digest = _digest_model(root / local(source))
         if digest is not None:
-            found[key] = digest
-    return found
+            digests[key] = digest
+    return digests
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str], config: RunConfig) -> dict[str, str]:
-    """Key and words of each input that is not what it was. Example: `{"data.prompts": "data.prompts
-    (./prompts.jsonl) has changed"}`."""
-    sources, told = named(config), {}
+    """Return a message for each input that differs between two results of `inputs_of`, by key.
+
+    Example: `{"data.prompts": "data.prompts (./prompts.jsonl) has changed"}`.
+    """
+    sources, messages = named(config), {}
     for key in sorted(({*then} | {*now}) & {*sources}):
         if then.get(key) != now.get(key):
-            what = "is gone" if key not in now else "was not there" if key not in then else "has changed"
-            told[key] = f"{key} ({sources[key]}) {what}"
-    return told
+            what = "is missing" if key not in now else "is new" if key not in then else "has changed"
+            messages[key] = f"{key} ({sources[key]}) {what}"
+    return messages
 
 
 # ------------------------------------------------------------------------------------------------ digests
 
 
-def _of_data(path: Path) -> str | None:
-    """A file, or a `datasets` folder with all that is in it."""
+def _digest_data(path: Path) -> str | None:
+    """Return the digest of a data file, or of all files in a `datasets` folder; None if there is neither."""
     if path.is_file():
-        return _cut(_of_file(path))
+        return _cut(_digest_file(path))
     if not path.is_dir():
         return None
-    return _of_files(path, [p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "cache-"))])
+    return _digest_files(path, [p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "cache-"))])
 
 
-def _of_model(path: Path) -> str | None:
-    """A Hugging Face directory: config, tokenizer, template, weights; what else lies there does not count."""
+def _digest_model(path: Path) -> str | None:
+    """Return the digest of a Hugging Face directory: config, tokenizer, template and weights, no other files."""
     if not path.is_dir():
         return None
-    return _of_files(path, [p for p in path.iterdir() if p.suffix in MODEL_FILES and p.is_file()])
+    return _digest_files(path, [p for p in path.iterdir() if p.suffix in MODEL_FILES and p.is_file()])
 
 
-def _of_files(root: Path, files: Sequence[Path]) -> str:
+def _digest_files(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(f"{path.relative_to(root)}\0".encode() + _of_file(path, whole=path.suffix not in WEIGHTS))
+        digest.update(f"{path.relative_to(root)}\0".encode() + _digest_file(path, whole=path.suffix not in WEIGHTS))
     return _cut(digest.digest())
 
 
-def _of_file(path: Path, *, whole: bool = True) -> bytes:
-    """Of a large file of weights: its size, both ends, and parts spread over all of it. Training moves every weight."""
+def _digest_file(path: Path, *, whole: bool = True) -> bytes:
+    """Return the SHA-256 of a file.
+
+    Unless `whole`, a large file is represented by its size, both ends, and parts spread over its length. This is
+    enough to detect training, which moves every weight.
+    """
     with open(path, "rb") as opened:
         size = path.stat().st_size
         if whole or size <= WHOLE_BYTES:
@@ -110,10 +119,10 @@ def _of_file(path: Path, *, whole: bool = True) -> bytes:
         return digest.digest()
 
 
-def _of_function(function: str, root: Path) -> str | None:
-    """The file of a reward function, and the files beside it or below `root` that it imports, and theirs."""
-    place = function.rpartition(":")[0]
-    file = root / local(place) if place.endswith(".py") else _module_file(place, [root])
+def _digest_function(function: str, root: Path) -> str | None:
+    """Return the digest of a reward function's file and of all files it imports from its folder or from `root`."""
+    location = function.rpartition(":")[0]
+    file = root / local(location) if location.endswith(".py") else _module_file(location, [root])
     if file is None or not file.is_file():
         return None
     folders = [file.parent, root]
@@ -127,7 +136,7 @@ def _of_function(function: str, root: Path) -> str | None:
 
 
 def _imported(file: Path, folders: Sequence[Path]) -> Iterator[Path]:
-    """Files of the user's own that a file of Python imports; what is installed has a version instead."""
+    """Yield the user's own files that a Python file imports. Installed packages are skipped: they have versions."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
@@ -142,8 +151,8 @@ def _imported(file: Path, folders: Sequence[Path]) -> Iterator[Path]:
         else:
             searched = folders
         for name in filter(None, names):
-            if found := _local_file(name, searched):
-                yield found
+            if imported := _local_file(name, searched):
+                yield imported
 
 
 def _local_file(module: str, folders: Sequence[Path]) -> Path | None:
@@ -155,9 +164,9 @@ def _local_file(module: str, folders: Sequence[Path]) -> Path | None:
 
 
 def _module_file(module: str, folders: Sequence[Path]) -> Path | None:
-    """Where a module's source is. None of it is imported: only its package is looked for."""
-    if found := _local_file(module, folders):
-        return found
+    """Return the source file of a module without importing the module; only its package is located."""
+    if file := _local_file(module, folders):
+        return file
     package, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(package)
@@ -167,7 +176,7 @@ def _module_file(module: str, folders: Sequence[Path]) -> Path | None:
         return None
     if not rest:
         return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-    return _local_file(".".join(rest), [Path(place) for place in spec.submodule_search_locations or ()])
+    return _local_file(".".join(rest), [Path(folder) for folder in spec.submodule_search_locations or ()])
 
 
 def _cut(digest: bytes) -> str:

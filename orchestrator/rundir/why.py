@@ -1,4 +1,4 @@
-"""`rlhf why RUN`: how it ended, what came first, where that is written, what was done about it, how to go on."""
+"""Output of `rlhf why RUN`: how the run ended, the first cause, its log, earlier incidents, and how to resume."""
 
 from __future__ import annotations
 
@@ -12,72 +12,72 @@ from orchestrator.rundir.directory import COMPLETE, RunDirectory
 from orchestrator.rundir.incidents import Incident, read_incidents
 from orchestrator.rundir.ledger import Fact, Record, read_ledger
 
-SHOWN = 8  # incidents, the newest ones
+SHOWN = 8  # newest incidents that are listed
 
 
 def explain(directory: RunDirectory) -> list[str]:
-    """A few lines about a run that is alive, complete, stopped, failed, or was killed without a word.
+    """Return a few lines about a run that is running, complete, stopped, failed or killed.
 
     Raises:
-        ResumeError: when its ledger is damaged.
+        ResumeError: the ledger is damaged.
     """
     records = read_ledger(directory.ledger)[0]
     holder, exit = directory.holder(), directory.read_exit()
     lines = list(_state(directory, records, holder, exit))
     lines += _incidents(read_incidents(directory.incidents))
     if holder is None and (exit is None or exit.get("cause") not in COMPLETE):
-        again = "nothing was begun: run the recipe again"
-        lines.append(f"go on with: {directory.resume_command}" if records else again)
+        again = "nothing to resume: run the recipe again"
+        lines.append(f"resume with: {directory.resume_command}" if records else again)
     return lines
 
 
 def _state(
     directory: RunDirectory, records: Sequence[Record], holder: str | None, exit: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    place, done = _short(directory.path), _done(records)
+    run, done = _short(directory.path), _done(records)
     attempt = max((record.attempt for record in records), default=0)
     if holder is not None:
-        last = f"; the last thing it wrote down was {_ago(records[-1].time)}" if records else ""
-        yield f"{place} is alive: {holder} is at it, in attempt {attempt}, {done} done{last}"
+        last = f"; last record in the ledger: {_ago(records[-1].time)}" if records else ""
+        yield f"{run} is running: {holder} holds the run's lock, in attempt {attempt}, {done} done{last}"
     elif exit is None and not records:
-        yield f"{place} was never started"
+        yield f"{run} was never started"
     elif exit is None:
-        yield f"{place} was killed without a word in attempt {attempt}, {done} done, {_ago(records[-1].time)}"
-        yield "  its driver wrote no exit.json: SIGKILL, no memory left, a power cut, or Ray, when its cluster was lost"
+        yield f"{run} was killed in attempt {attempt}, {done} done, {_ago(records[-1].time)}"
+        yield "  its driver wrote no exit.json: SIGKILL, out of memory, power cut, or ended by Ray (cluster lost)"
         yield f"  logs: {_short(directory.logs(attempt))}"
     elif exit.get("cause") in COMPLETE:
-        yield f"{place} is complete: {done}, in {attempt} {'attempt' if attempt == 1 else 'attempts'}"
+        yield f"{run} is complete: {done}, in {attempt} {'attempt' if attempt == 1 else 'attempts'}"
         if exit.get("cause") == "budget":
             yield f"  {exit.get('message')}"
         yield f"  model: {_short(directory.model)}"
     else:
-        yield f"{place} ended in attempt {exit.get('attempt')}, {done} done (exit code {exit.get('exit_code')})"
+        yield f"{run} ended in attempt {exit.get('attempt')}, {done} done (exit code {exit.get('exit_code')})"
         yield from _first_cause(directory, exit)
 
 
 def _first_cause(directory: RunDirectory, exit: Mapping[str, Any]) -> Iterator[str]:
-    message = str(exit.get("message", "")).splitlines() or ["nothing was said"]
+    message = str(exit.get("message", "")).splitlines() or ["no message"]
     yield f"  {exit.get('cause')}: {message[0]}"
     yield from (f"  {line}" for line in message[1:] if line.lstrip().startswith(("why:", "fix:")))
     first = exit.get("first_cause") or {}
     log = first.get("log")
     if log and (directory.path / log).exists():
-        yield f"  its own words: {_short(directory.path / log)}"
+        yield f"  log: {_short(directory.path / log)}"
 
 
-def _incidents(found: Sequence[Incident]) -> Iterator[str]:
-    if not found:
+def _incidents(incidents: Sequence[Incident]) -> Iterator[str]:
+    if not incidents:
         return
-    yield "what happened before, and what was done:"
-    if len(found) > SHOWN:
-        yield f"  … {len(found) - SHOWN} more in incidents.jsonl"
-    for incident in found[-SHOWN:]:
-        done = incident.action + (f" ({incident.detail})" if incident.detail else "")
-        yield f"  attempt {incident.attempt}, after step {incident.step}: {incident.what} → {done}"
+    yield "incidents:"
+    if len(incidents) > SHOWN:
+        yield f"  … {len(incidents) - SHOWN} earlier ones in incidents.jsonl"
+    for incident in incidents[-SHOWN:]:
+        action = incident.action + (f" ({incident.detail})" if incident.detail else "")
+        yield f"  attempt {incident.attempt}, after step {incident.step}: {incident.what} → {action}"
 
 
 def _done(records: Sequence[Record]) -> str:
-    """Of the newest attempt: what earlier ones did after their last checkpoint is forgotten."""
+    """Return the number of steps done, in words. Steps after the checkpoint that was resumed from are not counted."""
     steps = next((r.step for r in reversed(records) if r.fact in (Fact.committed, Fact.attempt, Fact.finished)), 0)
     return "1 step" if steps == 1 else f"{steps} steps"
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.families.rows import alone, asked, packed, rows_of
 from workers.engines import hf_models
+from workers.engines.base import ModelError
 from workers.engines.hf_check import check_rows
 
 CPU = torch.device("cpu")
@@ -49,9 +50,9 @@ def judge(directory: Path, dtype: str = "float32") -> Verdict:
     try:
         policy = hf_models.load_policy(str(directory), dtype, chunk=7).eval()
         check_rows(policy, CPU, path=str(directory), longest=100)
-    except hf_models.ModelError as error:
+    except ModelError as error:
         return refused(directory, error)
-    hf_models.learning(policy)
+    hf_models.set_loss_mode(policy)
     rows = rows_of()
     logprobs, entropy = asked(policy, packed(rows), TEMPERATURE)
     (logprobs * weights(logprobs)).sum().backward()

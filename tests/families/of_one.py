@@ -28,6 +28,7 @@ from tests.families.tiny import Unbuildable, write_tiny
 from workers.config import LearnerConfig, LoraConfig, ModelConfig, SftConfig
 from workers.engines import hf_files, hf_models, hf_packing, lora
 from workers.engines.attention import AttentionError
+from workers.engines.base import ModelError
 from workers.engines.hf_check import check_rows
 
 SFT = SftConfig(type="sft", learning_rate=1e-3)
@@ -122,7 +123,7 @@ def _at_stage(directory: Path, dtype: str, stage: int) -> Verdict:
     settings = LearnerConfig(zero_stage=stage, param_persistence_threshold=0, logprob_chunk_tokens=7)  # type: ignore[arg-type]
     try:
         engine = DeepSpeedEngine(model, settings, SFT, head="logprobs", device=CPU, seed=0)
-    except hf_models.ModelError as error:
+    except ModelError as error:
         return refusal(directory, error)
     logprobs, entropy = engine.forward(packed(rows_of()), TEMPERATURE)
     assert entropy is not None
@@ -153,7 +154,7 @@ def exported(directory: Path, target: Path, *, adapted: bool) -> str:
         for adapter in engine.adapters.values():  # they start at zero, and would not be missed
             torch.nn.init.normal_(adapter.up, std=0.1, generator=torch.Generator().manual_seed(1))
         hf_files.export(str(directory), engine.describe_weights(), engine.weights(), target)
-    except (hf_models.ModelError, lora.LoraError, AttentionError) as error:
+    except (ModelError, lora.LoraError, AttentionError) as error:
         return "refused: " + str(error).removeprefix(f"{directory}: ")
     try:
         logprobs, _ = asked(engine.module.eval(), packed(rows_of()))

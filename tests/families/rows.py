@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.engines.layout import layout_of
 from workers.packing import Packed, pack
-from workers.types import Ragged
+from workers.ragged import Ragged
 
 VOCABULARY = range(3, 93)  # tokens without a special meaning
 

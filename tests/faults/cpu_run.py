@@ -27,13 +27,13 @@ from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.signals import StopRequest
-from workers.config import AlgorithmConfig, LearnerConfig, ModelConfig
-from workers.engines import hf_models
+from workers.config import AlgorithmConfig, Head, LearnerConfig, ModelConfig
 from workers.engines.base import Request, Response
-from workers.learner import Head, Learner
+from workers.learner import Learner
 from workers.rollout import Rollout
+from workers.segment import Segment
 from workers.types import Finish
-from workers.weights import Manifest, Segment
+from workers.weights import Manifest
 
 ALPHABET = "abcdefgh>"
 REWARD = Path(__file__).with_name(
@@ -66,7 +66,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 def write_task(directory: Path) -> None:
     """A model and prompts; what `config` names."""
-    hf_models.create_model(directory / "model", SHAPE, hf_models.character_tokenizer(ALPHABET), seed=0)
+    from configs.quickstart.tiny import character_tokenizer, create_model  # actors import this file without the clone
+
+    create_model(directory / "model", SHAPE, character_tokenizer(ALPHABET), seed=0)
     rows = [{"prompt": f"{a}{b}>"} for a in ALPHABET[:4] for b in ALPHABET[:4]]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -23,8 +23,9 @@ from orchestrator.errors import RlhfError
 from workers.engines.base import EngineError
 from workers.learner import Learner
 from workers.reference import Reference
+from workers.segment import Segment
 from workers.types import Experience, TokenShard
-from workers.weights import Manifest, Segment
+from workers.weights import Manifest
 
 ENGINE_FAULTS = ("keeps the old one", "takes a half of it", "fails at it")
 FLIPPED_BIT = "is sent a flipped bit"  # not drawn: T8 counts what arrives as it was sent

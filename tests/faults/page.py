@@ -1,4 +1,4 @@
-"""docs/reliability.md, from what was measured."""
+"""docs/evidence/reliability.md, from what was measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import catalogue
 from measurements import Piece
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "reliability.md"
 
 ROWS = {
     "T1 grpo": "killed before every write, fsync, rename and removal of a GRPO run, and in the middle of every write",

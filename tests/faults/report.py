@@ -1,4 +1,4 @@
-"""Every figure of docs/reliability.md: measured in pieces, added up, written down.
+"""Every figure of docs/evidence/reliability.md: measured in pieces, added up, written down.
 
     make test-faults                                        all of them anew (hours on 2 cores; the page has the times)
     python tests/faults/report.py --minutes 4 --only T1     goes on where the pieces so far have ended

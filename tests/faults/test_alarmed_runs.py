@@ -18,7 +18,7 @@ from benchmarks import alarms
 from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
-from orchestrator.driver.driver import attempts
+from orchestrator.driver.driver import run_attempts
 from orchestrator.driver.resume_overrides import apply_overrides
 from orchestrator.errors import Alarmed, ResumeError
 from orchestrator.rundir.audit import audit
@@ -53,7 +53,7 @@ def kl(action: str) -> dict[str, Any]:
 def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = cpu_run.local_cluster) -> RunDirectory:
     directory = RunDirectory.create(settings, "")
     with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop:
-        attempts(settings, directory, stop, start_cluster=start_cluster)
+        run_attempts(settings, directory, stop, start_cluster=start_cluster)
     return directory
 
 
@@ -176,7 +176,7 @@ def test_a_gate_that_only_warns_lets_the_rounds_go_on_and_the_model_not_out(task
     # Whoever wants it all the same takes the gate away.
     with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop:
         anyway = apply_overrides(directory, ["alarms.safety_gate=null"])
-        attempts(anyway, directory, stop, start_cluster=cpu_run.local_cluster)
+        run_attempts(anyway, directory, stop, start_cluster=cpu_run.local_cluster)
     assert (directory.read_exit() or {})["cause"] == "completed"
     assert directory.model.is_dir()
     assert all(finding.good for finding in audit(directory))
@@ -186,7 +186,7 @@ def test_a_model_that_kept_its_refusals_is_promoted(task: Path, tmp_path: Path) 
     directory = run(guarded(task, tmp_path, "^never$", rounds=1))
     assert promotions(directory) == [(1, True)]
     assert (directory.read_exit() or {})["promotion"] == {
-        "promoted": True, "saw": "eval/refusal stayed at 0, allowed is 0.02",
+        "promoted": True, "saw": "eval/refusal stayed at 0 (allowed: 0.02)",
     }  # fmt: skip
     assert directory.model.is_dir()
 

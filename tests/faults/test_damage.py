@@ -69,7 +69,7 @@ def test_checkpoints_that_are_gone_never_mean_step_0(world: World, monkeypatch: 
     ledger, metrics = (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
     (run / "checkpoints").rename(aside)
     monkeypatch.setattr("orchestrator.driver.checkpoint.LAG_S", 0.0)
-    with pytest.raises(ResumeError, match="step-3: the ledger calls it complete, and it is not there"):
+    with pytest.raises(ResumeError, match="step-3: missing, although the ledger lists it as complete"):
         cpu_run.run(world.config(name))
     assert ((run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()) == (ledger, metrics)
     (run / "checkpoints").rmdir()
@@ -162,21 +162,21 @@ def test_a_finished_run_is_good(finished: Path, capsys: pytest.CaptureFixture[st
         "good  rollouts",
         "good  model",
     ]
-    assert "3 learned from once, none lost, none repeated" in told[1]
+    assert "3 trained once, none lost, none repeated" in told[1]
 
 
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
         (lambda run: flip_a_bit(run / "checkpoints/step-2/state.json"), "step-2: state.json is not what was written"),
-        (lambda run: shutil.rmtree(run / "checkpoints/step-3"), "step-3: the ledger calls it complete"),
-        (lambda run: flip_a_bit(run / "ledger.jsonl"), "a record is damaged, and whole ones follow it"),
+        (lambda run: shutil.rmtree(run / "checkpoints/step-3"), "step-3: missing, although the ledger lists it"),
+        (lambda run: flip_a_bit(run / "ledger.jsonl"), "a record is damaged, but later ones are intact"),
         (lambda run: flip_a_bit(run / "rollouts/step-3/rollout-0.safetensors"), "is not what was written; its step"),
         (lambda run: (run / "rollouts/step-3/reward-0.safetensors").unlink(), "reward-0.safetensors is missing"),
-        (lambda run: lose_a_record(run / "ledger.jsonl", "TRAINED"), "never learned from: 2"),
-        (lambda run: lose_a_record(run / "ledger.jsonl", "PLANNED"), "does not follow what its step has done: nothing"),
-        (lambda run: lose_a_record(run / "ledger.jsonl", "SCORED"), "learned from what was never scored"),
-        (lambda run: shutil.rmtree(run / "model"), "the ledger says that the run is finished, and there is none"),
+        (lambda run: lose_a_record(run / "ledger.jsonl", "TRAINED"), "never trained: 2"),
+        (lambda run: lose_a_record(run / "ledger.jsonl", "PLANNED"), "is out of order, after nothing of the same step"),
+        (lambda run: lose_a_record(run / "ledger.jsonl", "SCORED"), "follows no SCORED record of its step"),
+        (lambda run: shutil.rmtree(run / "model"), "missing, although the ledger says that the run is finished"),
     ],
 )
 def test_what_is_not_as_it_was_written_is_told(

@@ -90,7 +90,7 @@ def test_f3_all_engines_die_at_once_until_none_may_be_started_again(stage: Stage
     strike(stage, attempt, engines, but_not=first)
     exit = ended(stage, attempt)
     assert (exit["cause"], exit["exit_code"], exit["first_cause"]["role"]) == ("fleet_exhausted", 4, "rollout")
-    assert "rollout was started again 3 times" in exit["message"]
+    assert "rollout was restarted 3 times" in exit["message"]
     assert {i.pid for i in incidents(attempt)} >= set(first)
     goes_on(stage, config)
     is_as_if_nothing_had_happened(attempt, expected)
@@ -189,7 +189,7 @@ def test_f47_a_full_store_on_a_full_disk_is_named(stage: Stage, task: Path) -> N
         assert stage.script(Path(outages.__file__).with_name("full_store.py"), "80", output=output) == 0
     told = json.loads(output.read_text().splitlines()[-1])
     assert (told["cause"], told["room_for"]) == ("store_full", 3), "of 20 MiB each in 80 MiB, less what Ray needs"
-    assert "no room for the answer of filler rank 0 to `answer`" in told["told"]
+    assert "no room for the result of `answer` from filler rank 0" in told["told"]
 
 
 @pytest.mark.long

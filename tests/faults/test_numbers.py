@@ -15,12 +15,13 @@ from run_in_process import World
 
 from orchestrator import errors
 from orchestrator.cluster.local import LocalCluster
-from orchestrator.cluster.ray_calls import KINDS
+from orchestrator.cluster.ray_host import Failure
+from orchestrator.cluster.ray_recovery import classify
 from orchestrator.rundir.ledger import Fact, read_ledger
 from workers.config import ModelConfig
 from workers.engines.base import EngineError, Response
-from workers.finite import NotFinite
 from workers.learner import Learner
+from workers.updates import NotFinite
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 AT = 2  # the step in which it happens
@@ -84,7 +85,9 @@ def test_what_is_not_finite_is_never_kept(world: World, role: str, forward: Forw
 
 def test_a_worker_that_says_so_is_told_of_in_our_words() -> None:
     """By the name of its class, which is all that arrives."""
-    assert KINDS[NotFinite.__name__] is errors.NotFinite
+    call: Any = None
+    with pytest.raises(errors.NotFinite, match="policy rank 0 failed"):
+        classify(call, Failure("policy", 0, "aa00", NotFinite.__name__, "NotFinite: a gradient of norm nan", 4711))
 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)

@@ -59,7 +59,7 @@ def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> N
     with Ledger.open(run / "ledger.jsonl") as ledger:
         Rollouts(run / "rollouts", ledger, attempt=9, note=told.append)
     assert [line.partition(" (")[0] for line in told] == [
-        f"prompt {poison} is left out: engines died of it, {DEATHS} times"
+        f"prompt {poison} is left out: it crashed engines {DEATHS} times"
     ]
     assert first != poison
 

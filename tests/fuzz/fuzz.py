@@ -3,8 +3,8 @@
     python tests/fuzz/fuzz.py --minutes 20 [PARSER …]
 
 A crash is written to tests/fuzz/corpus/PARSER/, which `make test` replays from then on. What was reached is kept under
-.fuzz/ and gone on with the next time. Time spent and executions are added to tests/fuzz/spent.json, and docs/fuzzing.md
-is written from it.
+.fuzz/ and gone on with the next time. Time spent and executions are added to tests/fuzz/spent.json, and
+docs/evidence/fuzzing.md is written from it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from parsers import PARSERS, Parser  # noqa: E402
 from benchmarks.machine import description  # noqa: E402
 
 CORPUS, REACHED = HERE / "corpus", ROOT / ".fuzz"
-SPENT, PAGE = HERE / "spent.json", ROOT / "docs" / "fuzzing.md"
+SPENT, PAGE = HERE / "spent.json", ROOT / "docs" / "evidence" / "fuzzing.md"
 LAST_BYTES = coverage_fuzzer.LONGEST + 8
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     options.add_argument("parsers", nargs="*", metavar="PARSER", help=f"of {', '.join(p.name for p in PARSERS)}")
     options.add_argument("--minutes", type=float, default=20.0, help="for each parser")
     options.add_argument("--one", help=argparse.SUPPRESS)  # a process of its own: FILE for the last input
-    options.add_argument("--page", action="store_true", help="only write docs/fuzzing.md anew")
+    options.add_argument("--page", action="store_true", help="only write docs/evidence/fuzzing.md anew")
     given = options.parse_args()
     wanted = [p for p in PARSERS if not given.parsers or p.name in given.parsers]
     if given.one:
@@ -150,7 +150,7 @@ def _add(entry: dict[str, Any]) -> None:
 
 
 def page() -> str:
-    """docs/fuzzing.md, of what was spent and found."""
+    """docs/evidence/fuzzing.md, of what was spent and found."""
     spent = json.loads(SPENT.read_text())
     machine = spent[-1]["machine"]
     rows = []

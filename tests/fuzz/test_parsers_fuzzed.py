@@ -99,7 +99,7 @@ def test_changes_are_the_same_for_the_same_seed() -> None:
 
 def test_the_page_is_that_of_the_record() -> None:
     """`python tests/fuzz/fuzz.py --page` writes it; every crash in the corpus is told there."""
-    written = (Path(__file__).parents[2] / "docs" / "fuzzing.md").read_text()
+    written = (Path(__file__).parents[2] / "docs" / "evidence" / "fuzzing.md").read_text()
     assert written == page()
     told = json.loads((CORPUS / "found.json").read_text())
     assert sorted(told) == [f"{path.parent.name}/{path.name}" for path in CRASHES]

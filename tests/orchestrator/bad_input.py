@@ -1,8 +1,8 @@
-"""docs/bad_input.md: every class of bad input, and the tests that show what is said of it.
+"""Write docs/evidence/bad_input.md: every class of bad input, and the tests that show its error text.
 
     python tests/orchestrator/bad_input.py        (or `make bad-input`)
 
-A test belongs to a class when its name, or the name of one of its cases, has the number: `test_b63_…`, `b33-twenty-…`.
+A test belongs to a class if its name, or the name of one of its cases, has the number: `test_b63_…`, `b33-twenty-…`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "bad_input.md"
+PAGE = ROOT / "docs" / "evidence" / "bad_input.md"
 NUMBERED = re.compile(r"\bb(\d\d)[-_](?=[a-z])|\btest_((?:b\d\d_)+)")
 
 CATALOGUE: Mapping[str, Mapping[int, str]] = {
     "Recipe": {
         1: "misspelt key",
-        2: "key at the wrong level",
+        2: "key on the wrong level",
         3: "key given twice",
         4: "`1e-6` is text to YAML",
         5: "`no` or `off` is a boolean to YAML",
         6: "beta below 0, 0, NaN, infinite",
         7: "learning rate 0, or above 1",
         8: "groups of one completion",
-        9: "a batch that cannot be cut as asked",
-        10: "clip range 0, gamma or lambda not a share",
-        11: "lengths that do not go together",
+        9: "a batch that cannot be split as requested",
+        10: "clip range 0, gamma or lambda outside of 0 to 1",
+        11: "lengths that contradict each other",
         12: "no model, config or weights; a Git LFS pointer",
         13: "a tokenizer that is another model's",
         14: "no end of sequence; an end that is also padding",
@@ -37,17 +37,17 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         16: "a reward model whose head has the wrong size",
         17: "a reference of another architecture",
         18: "more GPUs or CPUs than the cluster has",
-        19: "heads that cannot be shared out among GPUs",
+        19: "attention heads that cannot be split across GPUs",
         20: "a ZeRO stage that does not fit into memory",
         21: "a run's name that would leave its directory",
         22: "a directory of another config",
         23: "resume without a checkpoint",
-        24: "nothing would ever be saved",
+        24: "a run that would never save",
         25: "seed below 0",
         26: "unknown algorithm, loss or reward",
-        27: "a reward URL that is none, or holds credentials",
+        27: "a reward URL that is invalid, or contains credentials",
         28: "a secret in a recipe",
-        29: "settings that exclude one another",
+        29: "settings that exclude each other",
         30: "a list, nothing, binary, too large, an alias bomb",
     },
     "Data": {
@@ -58,13 +58,13 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         35: "not text",
         36: "a line of 10 MB, of 1 GB",
         37: "prompts that are too long",
-        38: "pairs that are equal once they are cut",
+        38: "pairs that are equal once they are truncated",
         39: "not UTF-8: BOM, UTF-16, surrogates, NUL",
         40: "repeated pairs",
-        41: "pairs that contradict one another",
-        42: "held-out prompts that are trained on",
+        41: "pairs that contradict each other",
+        42: "held-out prompts that are also trained on",
         43: "parquet: schema, footer, types that run code",
-        44: "JSON Lines that are none",
+        44: "files that are not JSON Lines",
         45: "NaN, keys given twice, huge numbers, deep nesting",
         46: "roles in the wrong order",
         47: "special tokens in a text",
@@ -74,7 +74,7 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     },
     "Reward function": {
         51: "raises, exits, crashes the process",
-        52: "returns what is no number",
+        52: "returns something that is not a number",
         53: "returns too few or too many",
         54: "hangs, forks, floods, leaks",
         55: "cannot be imported or called",
@@ -91,10 +91,10 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     },
 }
 NOT_SHOWN: Mapping[int, str] = {
-    27: "judges are what is asked by URL; credentials in any URL are redacted (`tests/orchestrator/test_errors.py`)",
+    27: "only judges have a URL; credentials in any URL are redacted (`tests/orchestrator/test_errors.py`)",
 }
 ELSEWHERE: Mapping[int, tuple[str, ...]] = {
-    # tests whose names say something else
+    # tests without the number of the class in their name
     51: ("tests/stack/test_failures.py::test_a_reward_function_that_raises_ends_the_run_with_its_own_traceback",),
     52: ("tests/workers/test_rewards.py::test_an_answer_that_cannot_be_trusted_names_the_row",),
     53: ("tests/workers/test_rewards.py::test_an_answer_that_cannot_be_trusted_names_the_row",),
@@ -105,24 +105,24 @@ ELSEWHERE: Mapping[int, tuple[str, ...]] = {
     23: ("tests/orchestrator/driver/test_checkpoint.py::test_with_nothing_to_go_on_from_it_says_what_it_found",),
 }
 NOTES: Mapping[int, str] = {
-    13: "a reward model reads text with its own tokenizer, so that one may differ",
-    14: "nothing is padded, so an end that is also padding is learned like another",
+    13: "the tokenizer of a reward model may differ, because it reads text",
+    14: "rows are not padded, so an end of sequence that is also padding is trained on like another token",
     17: "cannot be written: the reference is the model that the run starts from, or an earlier policy",
-    18: "exit code 3: it takes a cluster to know",
-    25: "there is always a seed: 0 where none is given",
-    33: "`data.equal_pairs: drop` leaves them out and counts them",
-    37: "counted with their rows before the run, and as `data/dropped` in every step; refused when it is all of them",
-    38: "counted; refused when it is all of them",
-    40: "counted, with the rows",
-    41: "counted, with both rows",
-    42: "counted, with the rows",
-    47: "`data.special_tokens`: keep (counted), drop or fail",
-    60: "of Ray; a client and a cluster of different Python is refused by Ray itself",
+    18: "exit code 3, because only the cluster knows its resources",
+    25: "there is always a seed: 0 if none is given",
+    33: "`data.equal_pairs: drop` drops and counts them",
+    37: "reported with their rows before the run, and as `data/dropped` in every step; refused if all are too long",
+    38: "reported with their rows; refused if all pairs become equal",
+    40: "reported with their rows",
+    41: "reported with both rows",
+    42: "reported with their rows",
+    47: "`data.special_tokens`: keep (reported), drop or fail",
+    60: "another Ray version; Ray itself refuses another Python version",
 }
 
 
 def shown_by() -> dict[int, list[str]]:
-    """Class → where its tests are: `file::name`, in the order of the files."""
+    """Return the tests of each class as `file::name`, in the order of the files."""
     found: dict[int, list[str]] = defaultdict(list)
     for file in sorted((ROOT / "tests").glob("**/test_*.py")):
         path = file.relative_to(ROOT).as_posix()
@@ -161,14 +161,14 @@ def _shown(where: list[str]) -> str:
 
 _HEAD = """# Bad input
 
-Written by `make bad-input` from the names of the tests.
+Generated by `make bad-input` from the names of the tests.
 
-What is wrong is said before any actor starts, all of it at once, each with what, where, why and the fix, without a
-traceback; the exit code is 2 where nothing else is noted. The texts are kept word for word in `tests/golden/errors/`,
-in files of the same names. What is no error but worth knowing is counted, with its rows: `rlhf validate` shows it as
-a `note`, and a run says it once when it begins.
+All problems are reported at once, before any actor starts, each with what, where, why and the fix, and without a
+traceback. The exit code is 2 unless noted otherwise. The exact texts are in `tests/golden/errors/`, in files of the
+same names. Findings that are not errors are reported with their rows: as a `note` by `rlhf validate`, and once at the
+start of a run.
 
-{shown} of 63 classes are shown by {cases} tests and cases.
+{shown} of 63 classes are covered by {cases} tests and cases.
 """
 
 

@@ -1,7 +1,7 @@
-"""A browser without a window, spoken to through a pipe: what a page looks like there, in numbers.
+"""Headless browser, controlled through a pipe, for measurements of a rendered page.
 
-Chromium or Chrome as the system has it; nothing is installed for it. The protocol is the DevTools' own, JSON between
-NULs on file descriptors 3 and 4 (`--remote-debugging-pipe`).
+The browser is the Chromium or Chrome of the system; nothing is installed for it. The protocol is that of DevTools: JSON
+messages separated by NUL on the file descriptors 3 and 4 (`--remote-debugging-pipe`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 TIMEOUT_S = 120.0
-HIGH = 200
+HIGH = 200  # a file descriptor that neither pipe uses
 
 
 def executable() -> str | None:
-    """The browser of this machine; None: there is none. `RLHF_TEST_BROWSER` names another."""
+    """Return the browser of this machine, or None. `RLHF_TEST_BROWSER` names another one."""
     if named := os.environ.get("RLHF_TEST_BROWSER"):
         return named
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One page of one browser, without a network."""
+    """One page of a browser without network access."""
 
     def __init__(self, send: int, receive: int) -> None:
         self._send, self._receive = send, receive
@@ -45,7 +45,7 @@ class Browser:
         down, up = os.pipe(), os.pipe()
 
         def on_3_and_4() -> None:
-            os.dup2(down[0], HIGH)  # by way of numbers that neither pipe has
+            os.dup2(down[0], HIGH)  # via unused numbers, because a pipe may itself be 3 or 4
             os.dup2(up[1], HIGH + 1)
             os.dup2(HIGH, 3)
             os.dup2(HIGH + 1, 4)
@@ -66,7 +66,7 @@ class Browser:
             browser._attach()
             yield browser
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # with the helpers that it has started
+            os.killpg(process.pid, signal.SIGKILL)  # including its helper processes
             process.wait()
             os.close(down[1])
             os.close(up[0])
@@ -80,7 +80,7 @@ class Browser:
         self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
 
     def open(self, page: Path, *, width: int, height: int, dark: bool = False) -> None:
-        """Shows the file as a screen of that size does; a narrow one is a phone's, of two device pixels each."""
+        """Open a file on a screen of that size. A narrow screen emulates a phone with two device pixels per pixel."""
         phone = width < 600
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -101,21 +101,21 @@ class Browser:
         return found["result"].get("value")
 
     def picture(self, path: Path) -> None:
-        """The whole page, as PNG."""
+        """Save a screenshot of the whole page as PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def requested(self) -> list[str]:
-        """Every address that the page has asked for since it was opened."""
+        """Return every URL that the page has requested since it was opened."""
         return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
-        """What a developer would see in the console."""
+        """Return the messages of the browser's console."""
         return [e["params"]["entry"]["text"] for e in self.events if e.get("method") == "Log.entryAdded"]
 
-    # -------------------------------------------------------------------------------------------- the pipe
+    # -------------------------------------------------------------------------------------------- protocol
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
@@ -129,8 +129,8 @@ class Browser:
         return result
 
     def _until(self, wanted: Any) -> dict[str, Any]:
-        until = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < until:
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
             while b"\0" in self._buffer:
                 line, self._buffer = self._buffer.split(b"\0", 1)
                 event: dict[str, Any] = json.loads(line)

@@ -1,4 +1,4 @@
-"""A directory with a recipe that is good, and golden texts to compare with."""
+"""Fixtures: a directory with a valid recipe, and the comparison with golden texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def recipe_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeDir:
 
 @pytest.fixture
 def golden(tmp_path: Path) -> Callable[[str, str], None]:
-    """Compares with the golden text of that name; `RLHF_WRITE_GOLDEN=1` writes it instead, to be read in the diff."""
+    """Compare with the golden text of a name. `RLHF_WRITE_GOLDEN=1` writes it instead, for review in the diff."""
 
     def compare(name: str, text: str) -> None:
         text = text.replace(str(tmp_path), "/here")

@@ -1,10 +1,10 @@
-"""One attempt of a run, as a supervisor sees it: a process that writes a ledger and an exit, or is killed before.
+"""Fake attempt of a run: a process that writes a ledger and exit.json, or is killed before.
 
     python fake_attempt.py DIRECTORY ENDING [ENDING …]      the ending of the first attempt, of the second, …
 
-An ending is `done`, or TURN:HOW: the turns that are committed when it comes, and `kill` (SIGKILL), `orphan` (the same,
-and a process of it stays), `quiet` (exit code 1, without a word), `superseded` (exit code 6, the same), `wait` (for a
-signal), or the cause of an error.
+An ending is `done` or STEP:HOW. STEP is the number of committed steps. HOW is `kill` (SIGKILL), `orphan` (SIGKILL, with
+a child process left behind), `quiet` (exit code 1 without exit.json), `superseded` (exit code 6 without exit.json),
+`wait` (for a signal), or the cause of an error.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def main(path: str, *endings: str) -> int:
         ledger.append(Fact.attempt, attempt=attempt, step=first)
         ending = endings[min(attempt, len(endings)) - 1]
         steps_done, _, how = ending.rpartition(":")
-        for turn in range(first + 1, int(steps_done or 9) + 1):
-            ledger.append(Fact.committed, attempt=attempt, step=turn)
-            ledger.append(Fact.checkpoint, attempt=attempt, step=turn)
-        if how == "orphan":  # as Ray's would stay if they hung
+        for step in range(first + 1, int(steps_done or 9) + 1):
+            ledger.append(Fact.committed, attempt=attempt, step=step)
+            ledger.append(Fact.checkpoint, attempt=attempt, step=step)
+        if how == "orphan":  # like Ray's processes if they hang
             orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
             (directory.path / "orphan").write_text(str(orphan.pid))
         if how in ("kill", "orphan"):

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on this machine, with a judge that a test makes up."""
+"""OpenAI-compatible endpoint on this machine, with replies that a test defines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
 
 
 class Endpoint:
-    """Answers each request as `answer(body, number)` says: (status, content of the message) or a whole body."""
+    """State of the endpoint. `answer(body, number)` returns (status, message or raw body) and optionally headers."""
 
     def __init__(self, answer: Callable[[dict[str, Any], int], Answer]) -> None:
         self.answer = answer
@@ -27,37 +27,38 @@ class Endpoint:
 
 @contextmanager
 def endpoint(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Endpoint]:
-    told = Endpoint(answer)
+    """Serve an endpoint while inside the context."""
+    state = Endpoint(answer)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with told.lock:
-                told.requests.append(body)
-                told.headers.append(dict(self.headers))
-                told.paths.append(self.path)
-                number = len(told.requests)
-                told.at_once += 1
-                told.most_at_once = max(told.most_at_once, told.at_once)
-            status, content, *headers = told.answer(body, number)
-            with told.lock:
-                told.at_once -= 1
+            with state.lock:
+                state.requests.append(body)
+                state.headers.append(dict(self.headers))
+                state.paths.append(self.path)
+                number = len(state.requests)
+                state.at_once += 1
+                state.most_at_once = max(state.most_at_once, state.at_once)
+            status, content, *headers = state.answer(body, number)
+            with state.lock:
+                state.at_once -= 1
             raw = content if isinstance(content, bytes) else json.dumps(message(content)).encode()
             self.send_response(status)
             for name, value in (headers[0] if headers else {}).items():
                 self.send_header(name, value)
             self.end_headers()
-            with suppress(OSError):  # it hung up: that is what a test is about
+            with suppress(OSError):  # the client hung up, as some tests intend
                 self.wfile.write(raw)
 
         def log_message(self, *_: Any) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield told
+        yield state
     finally:
         server.shutdown()
         server.server_close()
@@ -73,11 +74,12 @@ def verdict(word: str) -> str:
 
 
 def shown(body: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(body["messages"][-1]["content"])
-    return found
+    """Return the pair that a request shows to the judge."""
+    content: dict[str, Any] = json.loads(body["messages"][-1]["content"])
+    return content
 
 
 def longer(body: dict[str, Any], _: int) -> Answer:
-    """An honest judge, who prefers the longer answer."""
+    """Reply as a judge that prefers the longer answer in either order."""
     a, b = len(shown(body)["answer_a"]), len(shown(body)["answer_b"])
     return 200, verdict("tie" if a == b else "A" if a > b else "B")

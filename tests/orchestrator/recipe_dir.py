@@ -1,4 +1,4 @@
-"""A directory with a recipe that is good, for tests to spoil, and what must be said of it then."""
+"""Directory with a valid recipe, which tests modify, and helpers to check the resulting errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OFFLINE_DPO = {
 
 
 class RecipeDir:
-    """The current directory of a test: a tiny model directory, data, and `recipe.yaml`."""
+    """Current directory of a test: a tiny model directory, data, and `recipe.yaml`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class RecipeDir:
         (self.path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def recipe(self, changes: Mapping[str, str | None] | None = None, name: str = "recipe.yaml") -> str:
-        """The good recipe, a key per line, with changes; None takes a key out."""
+        """Write the valid recipe with changes, one key per line; None removes a key."""
         keys = {**GOOD, **(changes or {})}
         text = "".join(f"{key}: {value}\n" for key, value in keys.items() if value is not None)
         (self.path / name).write_text(text)
@@ -59,7 +59,7 @@ def refused(recipe: str, name: str, golden: Callable[[str, str], None], capsys: 
 
 
 def tokenizer(directory: str = "model", alphabet: str = "0123456789+= ") -> None:
-    """One token per character, in a model's directory."""
+    """Write a tokenizer with one token per character into a model directory."""
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}
     characters = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     characters.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")

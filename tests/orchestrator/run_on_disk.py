@@ -1,4 +1,4 @@
-"""A run directory as a run leaves it, written with the program's own writers: for what reads finished runs."""
+"""Run directory of a finished run, written with the program's own writers, for tests of its readers."""
 
 from __future__ import annotations
 
@@ -42,16 +42,19 @@ def run_on_disk(
     answers: Callable[[int], Sequence[Answer]] | None = None,
     overrides: Sequence[str] = (),
 ) -> RunDirectory:
-    """Of `steps` steps, evaluated every 10: its reward rises, its KL grows. `exit`: what exit.json says besides."""
+    """Create the directory of a run of `steps` steps, evaluated every 10, with a rising reward and a growing KL.
+
+    `exit`: entries of exit.json for a run that did not complete; None: it completed and its model is written.
+    """
     recipe = root / f"{name}.yaml"
     recipe.write_text(RECIPE.format(name=name, kind=kind))
     config = load(recipe, [f"output_dir={root / 'runs'}", *overrides]).stages[-1]
     directory = RunDirectory.create(config, recipe.read_text())
-    live(directory, steps=steps, prompt=prompt, answer=answer, exit=exit, rows=rows, answers=answers)
+    write_attempt(directory, steps=steps, prompt=prompt, answer=answer, exit=exit, rows=rows, answers=answers)
     return directory
 
 
-def live(
+def write_attempt(
     directory: RunDirectory,
     *,
     steps: int = 40,
@@ -61,7 +64,7 @@ def live(
     rows: Sequence[Mapping[str, float]] | None = None,
     answers: Callable[[int], Sequence[Answer]] | None = None,
 ) -> None:
-    """What an attempt writes into a directory that is there."""
+    """Write what one attempt writes into an existing run directory."""
     attempt = directory.start_attempt()
     metrics = MetricsFile(directory.metrics)
     with Ledger.open(directory.ledger) as ledger:
@@ -86,7 +89,7 @@ def live(
 
 
 def row(step: int, steps: int) -> dict[str, float]:
-    learned = {
+    trained = {
         "reward": 0.4 + 0.5 * step / steps + 0.03 * math.sin(7 * step),
         "objective/kl": 3.0 * step / steps,
         "loss": 0.7 - 0.3 * step / steps,
@@ -99,7 +102,7 @@ def row(step: int, steps: int) -> dict[str, float]:
         "timing/generate": 0.3,
     }
     evaluated = {"eval/reward": 0.4 + 0.5 * step / steps, "timing/evaluate": 0.2}
-    return (learned if step else {}) | (evaluated if step % 10 == 0 else {})
+    return (trained if step else {}) | (evaluated if step % 10 == 0 else {})
 
 
 def write_samples(directory: RunDirectory, stem: str, prompt: str, answer: str, step: int) -> None:
@@ -120,8 +123,8 @@ def write_samples(directory: RunDirectory, stem: str, prompt: str, answer: str, 
     pq.write_table(pa.Table.from_pylist([asdict(s) for s in samples]), path)
 
 
-def told_alarm(name: str = "kl_budget", step: int = 31, saw: str = "KL 31 nats, over 25") -> dict[str, Any]:
-    """As exit.json has it."""
-    text = {"name": name, "step": step, "saw": saw, "why": "far from its reference", "fix": "raise the coefficient"}
-    found: dict[str, Any] = json.loads(json.dumps({**text, "action": "warn", "rows": 5}))
-    return found
+def exit_alarm(name: str = "kl_budget", step: int = 31, saw: str = "KL 31 nats, over 25") -> dict[str, Any]:
+    """Return an alarm as exit.json holds it."""
+    alarm = {"name": name, "step": step, "saw": saw, "why": "far from its reference", "fix": "raise the coefficient"}
+    body: dict[str, Any] = json.loads(json.dumps({**alarm, "action": "warn", "rows": 5}))
+    return body

@@ -59,7 +59,7 @@ ERRORS = {
     "host-oom": HostOutOfMemory("reward", 0, "MemoryError"),
     "store-full": StoreFull("rollout", 1, "generate", "the local object store is full"),
     "version-mismatch": VersionMismatch("rollout", 1, "the engine holds version 3 of the policy, asked for version 4"),
-    "not-finite": NotFinite("policy", 0, "workers.finite.NotFinite: step 3, update 2 of 4: a gradient of norm inf"),
+    "not-finite": NotFinite("policy", 0, "workers.updates.NotFinite: step 3, update 2 of 4: a gradient of norm inf"),
     "fleet-exhausted": FleetExhausted(DEATH, "generate", restarts=3, of_this_call=4),
     "cluster-lost": ClusterLost(26.2, address="head:6379"),
     "hub-unreachable": HubUnreachable("Qwen/Qwen3-0.6B", "model.path", "ConnectError: Connection refused"),

@@ -1,4 +1,4 @@
-"""T18 as Markdown, for docs/reliability.md: every escape, whether it was blocked, and how its program ended.
+"""T18 as Markdown, for docs/evidence/reliability.md: every escape, whether it was blocked, and how its program ended.
 
     python tests/security/escape_report.py
 

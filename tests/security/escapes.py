@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.rewards.sandbox import Ran, Sandbox
+from workers.rewards.sandbox import ProgramResult, Sandbox
 
 PRELUDE = """
 import ctypes, os, resource, signal, socket, subprocess, sys, threading, time
@@ -64,8 +64,8 @@ def without_sandbox(escape: Escape, outside: Surroundings, directory: Path) -> b
         os.close(opened)
 
 
-def within(sandbox: Sandbox, escape: Escape, outside: Surroundings) -> Ran:
-    return sandbox.run(program(escape, outside), {"way": "input"})
+def within(sandbox: Sandbox, escape: Escape, outside: Surroundings) -> ProgramResult:
+    return sandbox.run(program(escape, outside), {"mode": "input"})
 
 
 READS = (

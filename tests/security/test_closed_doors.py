@@ -17,11 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.quickstart.tiny import character_tokenizer, create_model
 from orchestrator.cluster.ray_start import FLOORS, check_versions, refuse_open
 from orchestrator.errors import BadInput, ClusterError, redact
 from orchestrator.rundir.directory import RunDirectory
 from workers.config import ModelConfig
 from workers.engines import hf_files, hf_models, hf_text
+from workers.engines.base import ModelError
 
 # ------------------------------------------------------------------------------------------------ S1: open clusters
 
@@ -147,7 +149,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evil")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = {"model_type": "qwen2", **sizes, "num_key_value_heads": 2}
-    hf_models.create_model(root / "known", config, hf_models.character_tokenizer("ab"), seed=0)
+    create_model(root / "known", config, character_tokenizer("ab"), seed=0)
     for name in ("config.json", "tokenizer_config.json"):
         about = json.loads((root / "known" / name).read_text())
         auto_map = AUTO_MAP if name == "config.json" else {"AutoTokenizer": ["evil.Slow", "evil.Fast"]}
@@ -172,7 +174,7 @@ def test_s10_code_in_a_model_directory_never_runs(
     monkeypatch.setattr("builtins.input", lambda *_: "yes")
     try:
         USES[use](str(evil / kind))
-    except (ValueError, OSError, KeyError, hf_models.ModelError):
+    except (ValueError, OSError, KeyError, ModelError):
         assert kind == "unknown"
     assert not (evil / "flag").exists()
     assert "evil" not in sys.modules

@@ -103,7 +103,7 @@ def test_what_is_asked_for_passes(sandbox: Sandbox) -> None:
 
 def test_runs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
     source = "import os\nprint(sorted(os.listdir('/tmp')))\nopen('/tmp/left', 'w').write('x')"
-    assert [sandbox.run(source, {"way": "input"}).output for _ in range(2)] == [b"[]\n"] * 2
+    assert [sandbox.run(source, {"mode": "input"}).output for _ in range(2)] == [b"[]\n"] * 2
 
 
 def test_the_room_is_as_small_as_described(sandbox: Sandbox) -> None:
@@ -111,7 +111,7 @@ def test_the_room_is_as_small_as_described(sandbox: Sandbox) -> None:
         "import os, threading\nprint(sorted(os.listdir('/')), sorted(os.environ), os.getuid(), os.getpid())\n"
         "thread = threading.Thread(target=print, args=('threads work',)); thread.start(); thread.join()"
     )
-    ran = sandbox.run(source, {"way": "input"})
+    ran = sandbox.run(source, {"mode": "input"})
     room, thread = ran.output.decode().splitlines()
     assert thread == "threads work"
     assert " ['LC_CTYPE', 'PWD'] 65534 2" in room

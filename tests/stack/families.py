@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from workers.engines import hf_models
+from configs.quickstart.tiny import bpe_tokenizer, character_tokenizer, create_model
 from workers.rewards.function_child import load
 
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ def write_qwen2(directory: Path) -> None:
     long = ["".join(rng.choices("abcdefghijkl", k=300)) for _ in range(6)]
     write_jsonl(directory / "long.jsonl", ({"prompt": letters, "solution": ""} for letters in long))
     config = {"model_type": "qwen2", "tie_word_embeddings": True, **SHAPE}
-    hf_models.create_model(directory / "model", config, hf_models.character_tokenizer("abcdefghijkl>"), seed=0)
+    create_model(directory / "model", config, character_tokenizer("abcdefghijkl>"), seed=0)
     shutil.copy(HERE / "scorers.py", directory)
 
 
@@ -49,7 +49,7 @@ def write_llama(directory: Path, qwen2: Path) -> None:
         write_jsonl(directory / f"{name}.jsonl", map(_as_conversation, read_jsonl(qwen2 / f"{name}.jsonl")))
     corpus = [row["prompt"] + row["completion"] for row in read_jsonl(qwen2 / "demonstrations.jsonl")]
     config = {"model_type": "llama", "tie_word_embeddings": False, **SHAPE}
-    hf_models.create_model(directory / "model", config, hf_models.bpe_tokenizer(corpus, 300, CHAT_TEMPLATE), seed=0)
+    create_model(directory / "model", config, bpe_tokenizer(corpus, 300, CHAT_TEMPLATE), seed=0)
     shutil.copy(HERE / "scorers.py", directory)
 
 

@@ -75,7 +75,8 @@ def gap(engine: Any, asked: Connection, which: int) -> float:
 def publish(engine: Any, model: Any, version: int, path: str) -> None:
     from workers.engines import hf_files
     from workers.engines.heads import TokenLogprobs
-    from workers.weights import Segment, describe
+    from workers.segment import Segment
+    from workers.weights import describe
 
     module = TokenLogprobs(copy.deepcopy(model), 64)
     manifest = describe(hf_files.describe(module), segment=path)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from families import SHAPE
 
+from configs.quickstart.tiny import character_tokenizer, create_model
 from orchestrator.cli.main import main
 from orchestrator.evaluation.result import read_result, read_samples
-from workers.engines import hf_models
 
 pytestmark = pytest.mark.stack
 
@@ -35,7 +35,7 @@ def other(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the same family with other weights."""
     directory = tmp_path_factory.mktemp("other") / "model"
     config = {"model_type": "qwen2", "tie_word_embeddings": True, **SHAPE}
-    hf_models.create_model(directory, config, hf_models.character_tokenizer("abcdefghijkl>"), seed=1)
+    create_model(directory, config, character_tokenizer("abcdefghijkl>"), seed=1)
     return directory
 
 

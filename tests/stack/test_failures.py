@@ -43,7 +43,7 @@ def test_a_batch_that_kills_every_worker_ends_the_run(qwen2: Path) -> None:
     assert isinstance(failure, FleetExhausted)
     assert (failure.role, failure.rank, failure.method, failure.restarts) == ("reward", 0, "score", 1)
     assert "reward rank 0 failed: its process (pid" in run.exit["message"]
-    assert "the same call of `score` ended it 2 times" in run.exit["message"]
+    assert "the same call of `score` failed 2 times" in run.exit["message"]
     first_cause = {"role": "reward", "rank": 0, "pid": failure.pid, "log": "logs/attempt-1/reward-0.log"}
     assert run.exit["first_cause"] == first_cause
     assert [(i.role, i.action) for i in read_incidents(run.path / "incidents.jsonl")] == [("reward", "restarted")]

@@ -147,8 +147,7 @@ def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(house
             directory=lambda version: house.directory,
         )
         experience: Any = house.sample(sampled_at)
-        reference_policy.logprobs(1, [experience])
-        decision = reference_policy.decision()
+        decision = reference_policy.logprobs(1, [experience]).decision
         assert decision is not None
         assert decision.drift is not None
         assert decision.drift.kl == pytest.approx(0, abs=TOLERANCE)

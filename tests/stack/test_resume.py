@@ -53,7 +53,7 @@ def test_sigterm_while_ray_starts_is_told_as_what_it_is(qwen2: Path) -> None:
         assert command.exit_code() == 143
         assert command.leaves_nothing_behind()
     assert (stopped.exit["cause"], stopped.exit["step"]) == ("preempted", 0)
-    assert "go on with: rlhf resume runs/early" in command.output
+    assert "resume with: rlhf resume runs/early" in command.output
 
 
 def assert_stopped(run: Run, output: str, *, cause: str, exit_code: int, steps: int = 6) -> None:

@@ -220,7 +220,7 @@ def test_s9_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_never_loaded(
         kept = slot.read_bytes()
         slot.write_bytes(payload)
         assert main(["resume", str(run)]) == 2
-        assert "there is no checkpoint to go on from" in capsys.readouterr().err
+        assert "there is no checkpoint to resume from" in capsys.readouterr().err
         assert not flag.exists()
         slot.write_bytes(kept)
     print(f"{len(slots)} files of a checkpoint, none of them loaded")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.engines.hf_models import bpe_tokenizer, character_tokenizer, create_model
+from configs.quickstart.tiny import bpe_tokenizer, character_tokenizer, create_model
 
 ALPHABET = "abcdefgh>:"  # ids from 3: <pad> 0, <eos> 1, <unk> 2
 SIZES = {

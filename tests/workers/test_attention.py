@@ -15,7 +15,7 @@ from workers.engines.attention import layout_of
 from workers.engines.hf_files import weight_names
 from workers.engines.hf_models import enable_checkpointing, load_policy
 from workers.packing import Packed, pack
-from workers.types import Ragged
+from workers.ragged import Ragged
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from zero_gang import start_ranks
 
-from workers.engines.hf_models import character_tokenizer, create_model
+from configs.quickstart.tiny import character_tokenizer, create_model
 
 pytestmark = pytest.mark.stack
 

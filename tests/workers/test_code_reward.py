@@ -1,4 +1,4 @@
-"""The code reward: which program a completion holds, what its tests are, and what it gets for them."""
+"""Code reward: extraction of the program, formats of the tests, rewards, and the sandbox's filter."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_shapes_that_tests_have(value: Any, expected: Any) -> None:
         ([1], "one of them is a int"),
         ({"inputs": ["1"], "outputs": []}, "cannot be read: zip"),
         ({"inputs": [1], "outputs": ["1"]}, "input or output is a int, not text"),
-        ({"fn_name": "f", "inputs": ["1"], "outputs": [1]}, "the arguments of f are no list: '1'"),
+        ({"fn_name": "f", "inputs": ["1"], "outputs": [1]}, "the arguments of f are not a list: '1'"),
     ],
 )
 def test_tests_that_cannot_be_read_name_the_row(value: Any, message: str) -> None:
@@ -162,12 +162,12 @@ def test_text_that_is_not_unicode_is_a_program_that_fails(scorer: Scorer) -> Non
 
 def test_without_bubblewrap_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoSandboxError, match=r"there is no bubblewrap \(bwrap\) on this machine; code rewards need"):
+    with pytest.raises(NoSandboxError, match=r"bubblewrap \(bwrap\) is not installed .*; code rewards need"):
         Sandbox(timeout_s=1.0, memory_mib=256)
 
 
 def test_without_user_namespaces_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As bubblewrap says it where the kernel or a container forbids them."""
+    """Simulate bubblewrap's error if the kernel or a container forbids user namespaces."""
     bwrap = tmp_path / "bwrap"
     bwrap.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     bwrap.chmod(0o755)
@@ -180,7 +180,7 @@ def test_on_an_unknown_machine_nothing_is_run(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "bwrap").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sandboxes, "filter_for", lambda: filter_for("riscv64"))
-    with pytest.raises(NoSandboxError, match=f"no filter of system calls for {platform.machine()}"):
+    with pytest.raises(NoSandboxError, match=f"no system-call filter for {platform.machine()}"):
         Sandbox(timeout_s=1.0, memory_mib=256)
 
 
@@ -188,7 +188,7 @@ def test_a_sandbox_that_breaks_later_is_never_a_zero(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     built = scorer()
-    built._sandbox._room[0] = "/bin/false"
+    built._sandbox._command[0] = "/bin/false"
     with pytest.raises(NoSandboxError, match="does not start: it ended with 1"):
         built.score(completed(ADD, tests=ASSERTIONS))
 
@@ -198,7 +198,7 @@ def test_a_sandbox_that_breaks_later_is_never_a_zero(
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_filter_decides_as_described(machine: str) -> None:
-    """The instructions are carried out here, as the kernel would."""
+    """Interpret the instructions like the kernel does."""
     instructions = filter_for(machine)
     assert instructions is not None
     audit, column, clone, clone3 = MACHINES[machine]

@@ -14,8 +14,9 @@ from templates import CHATML, GLM_4, LLAMA_3, MARKERS, MISTRAL, PHI_3, QWEN_3, R
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from configs.quickstart.tiny import bpe_tokenizer
 from workers.config import ModelConfig
-from workers.engines.hf_models import ModelError, bpe_tokenizer
+from workers.engines.base import ModelError
 from workers.engines.hf_text import TextCodec
 
 ROOT = Path(__file__).parent.parent.parent
@@ -186,10 +187,10 @@ def test_tools_and_arguments_of_a_row_reach_the_template(tmp_path: Path) -> None
     ("columns", "why"),
     [
         ({"tools": ["add"]}, "`tools` is not a list of JSON schemas"),
-        ({"tools": "add"}, "`tools` is text that is no JSON"),
+        ({"tools": "add"}, "`tools` is text but not JSON"),
         ({"tools": {"name": "add"}}, "`tools` is not a list"),
         ({"chat_template_kwargs": [1]}, "`chat_template_kwargs` is not an object"),
-        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "not the row's to give"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "which a row cannot set"),
     ],
 )
 def test_what_a_row_may_not_bring(columns: dict[str, Any], why: str, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch_engine import TorchEngine, learner_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from configs.quickstart.tiny import character_tokenizer, create_model
 from workers.config import ModelConfig, ReferenceConfig
+from workers.engines.base import ModelError
 from workers.engines.hf_files import load_output_layer
-from workers.engines.hf_models import ModelError, character_tokenizer, create_model
 from workers.engines.hf_text import require_same_tokenizer
 from workers.learner import Learner
 from workers.reference import Reference

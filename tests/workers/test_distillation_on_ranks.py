@@ -16,8 +16,8 @@ from torch_engine import learner_of
 from transformers import AutoTokenizer
 from zero_gang import start_ranks
 
+from configs.quickstart.tiny import create_model
 from workers.config import ModelConfig, ReferenceConfig
-from workers.engines.hf_models import create_model
 from workers.reference import Reference
 from workers.types import assemble_vectors
 

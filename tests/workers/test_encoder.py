@@ -110,7 +110,7 @@ def test_each_row_gets_the_completion_of_the_one_before(qwen2: Path) -> None:
 
 
 def whole(model: Path, max_length: int = 60) -> Encoder:
-    return Encoder(ModelConfig(path=str(model)), max_length=max_length, whole=True)
+    return Encoder(ModelConfig(path=str(model)), max_length=max_length, train_on_prompts=True)
 
 
 def test_of_a_text_every_token_but_the_first_is_learned(qwen2: Path, llama: Path) -> None:

@@ -1,4 +1,4 @@
-"""B51-B56: whatever a reward function does, the run gets an error that names it and the limit, and never a guess."""
+"""Limits and failures of a reward function (B51-B56): the error names the function and the limit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batch(size: int = 2, **columns: Any) -> Completed:
 
 @pytest.fixture
 def function(tmp_path: Path) -> Function:
-    """The function `reward` of a file with this text."""
+    """Load the function `reward` of a file with the given text."""
 
     def load(text: str, **limits: Any) -> FunctionScorer:
         (tmp_path / "mine.py").write_text(text)
@@ -90,7 +90,7 @@ def test_what_it_prints_goes_to_the_workers_log(function: Function, capfd: pytes
 
 
 def test_a_process_killed_from_outside_is_started_again(function: Function, tmp_path: Path) -> None:
-    """By the kernel for its memory, or by a person: the same batch is scored by the next one."""
+    """Check that a new process scores the same batch after the kernel or a person has killed the first one."""
     text = (
         f"import os, signal, pathlib\nflag = pathlib.Path({str(tmp_path)!r}, 'killed')\n"
         "def reward(completions, **_):\n"
@@ -211,7 +211,7 @@ def test_b52_an_answer_that_is_no_number_names_row_and_type(function: Function, 
 
 
 def test_b52_tensors_are_named_as_such() -> None:
-    """Asked here: a process that imports torch takes ten seconds."""
+    """Call `answer` in this process: one that imports torch takes ten seconds to start."""
     import torch
 
     weights = torch.ones(2, requires_grad=True)
@@ -227,7 +227,7 @@ def test_b52_tensors_are_named_as_such() -> None:
 @pytest.mark.parametrize(
     ("body", "limits", "message"),
     [
-        ("time.sleep(60)", {"timeout_s": 2.0}, "did not answer within timeout_s = 2; its process was ended"),
+        ("time.sleep(60)", {"timeout_s": 2.0}, "did not answer within timeout_s = 2; its process was killed"),
         ("while True: pass", {"timeout_s": 2.0}, "did not answer within timeout_s = 2"),
         ("re.match(r'(a+)+$', 'a' * 40 + 'b')", {"timeout_s": 2.0}, "did not answer within timeout_s = 2"),
         ("signal.signal(15, signal.SIG_IGN); time.sleep(60)", {"timeout_s": 2.0}, "did not answer within timeout_s"),
@@ -263,7 +263,7 @@ def test_b54_a_limit_that_is_hit_is_named(
 
 
 def _write_to_nowhere(write: Callable[[int, bytes], int]) -> Callable[[int, bytes], int]:
-    """What the function prints would fill pytest's report of a failure."""
+    """Discard the function's output, which would fill pytest's report of a failure."""
     return lambda fd, data: len(data) if fd == 1 else write(fd, data)
 
 

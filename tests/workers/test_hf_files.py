@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from workers.config import LoraConfig, ModelConfig
 from workers.engines import hf_files, hf_models, lora
+from workers.engines.base import ModelError
 from workers.engines.heads import TokenLogprobs, TokenScores
 
 TEXT = torch.arange(3, 40)[None]
@@ -158,7 +159,7 @@ def test_experts_and_routers_have_no_adapters(tmp_path: Path) -> None:
     # The first layer's MLP is dense, with the names that peft takes for the experts'.
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
     for target in ("gate_up_proj", "experts", "down_proj"):
-        with pytest.raises(lora.LoraError, match=f"`{target}` is no linear layer .*there are: k_proj, o_proj, q_proj"):
+        with pytest.raises(lora.LoraError, match=f"`{target}` is not a linear layer .*use some of: k_proj, o_proj, q_proj"):
             lora.attach(plain(tmp_path), LoraConfig(r=4, target_modules=(target,)))
 
 
@@ -185,7 +186,7 @@ def test_a_reward_model_scores_alike_after_reload(family: Path, tmp_path: Path) 
 
 def test_a_family_without_reward_models_is_refused(tmp_path: Path) -> None:
     decoder = plain(tiny_models.write(tmp_path, "granite")).get_decoder()
-    with pytest.raises(hf_models.ModelError, match="no reward models of the family `granite`"):
+    with pytest.raises(ModelError, match="no reward models of the family `granite`"):
         hf_files.adapters_of(TokenScores(decoder, Linear(64, 1, bias=False)))
 
 
@@ -193,7 +194,7 @@ def test_a_decoder_that_is_no_part_of_its_family_s_reward_model_is_refused(tmp_p
     decoder = plain(tiny_models.write(tmp_path, "llama")).get_decoder()
     decoder.further = Module()
     decoder.further.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))
-    with pytest.raises(hf_models.ModelError, match="LlamaForSequenceClassification is none"):
+    with pytest.raises(ModelError, match="LlamaForSequenceClassification is none"):
         hf_files.weight_names(TokenScores(decoder, Linear(64, 1, bias=False)))
 
 

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from configs.quickstart.tiny import character_tokenizer, create_model
 from tests.families.rows import alone, asked, packed
+from workers.engines.base import ModelError
 from workers.engines.hf_files import export, weight_names
-from workers.engines.hf_models import ModelError, character_tokenizer, create_model, load_policy, schedule
+from workers.engines.hf_models import load_policy, schedule
 
 # ------------------------------------------------------------------------------------------------ schedule
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from tokenizers import processors
 
+from configs.quickstart.tiny import bpe_tokenizer, character_tokenizer
 from workers.config import ModelConfig
-from workers.engines.hf_models import ModelError, bpe_tokenizer, character_tokenizer, max_positions
+from workers.engines.base import ModelError
+from workers.engines.hf_models import max_positions
 from workers.engines.hf_text import TextCodec, stop_token_ids
 
 CONVERSATION = [{"role": "user", "content": "ab"}]
@@ -87,7 +89,7 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused(template: str, 
 
 def test_a_template_that_writes_no_answer_is_refused(tmp_path: Path) -> None:
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}>{% endfor %}"
-    with pytest.raises(ModelError, match="writes nothing of an answer"):
+    with pytest.raises(ModelError, match="renders nothing of an answer"):
         save_tokenizer(tmp_path, template).encode_completion(CONVERSATION, ANSWER)
 
 

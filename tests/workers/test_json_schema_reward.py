@@ -1,4 +1,4 @@
-"""The reward for JSON that a row's schema allows."""
+"""Reward for JSON that is valid under its row's schema."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def test_a_schema_may_be_text_and_a_completion_a_conversation() -> None:
     [
         (None, r"prompt p.jsonl:0 has no JSON Schema in column 'schema'; its columns are \['schema'\]"),
         ("{", "has no JSON Schema"),
-        ({"type": "objekt"}, "the schema of prompt p.jsonl:0 is not one: 'objekt' is not valid"),
+        ({"type": "objekt"}, "the schema of prompt p.jsonl:0 is not a valid JSON Schema: 'objekt' is not valid"),
         ('{"minimum": NaN}', "has no JSON Schema"),
-        ({"pattern": "("}, r"is not one: '\(' is not a 'regex'"),
-        ({"properties": {"a": {"$ref": "#/$defs/no"}}}, "refers to another one, '#/\\$defs/no'"),
-        ({"$ref": "http://127.0.0.1:9/x.json"}, "refers to another one, 'http://127.0.0.1:9/x.json': write it out"),
+        ({"pattern": "("}, r"is not a valid JSON Schema: '\(' is not a 'regex'"),
+        ({"properties": {"a": {"$ref": "#/$defs/no"}}}, "refers to another schema, '#/\\$defs/no'"),
+        ({"$ref": "http://127.0.0.1:9/x.json"}, "refers to another schema, 'http://127.0.0.1:9/x.json': inline it"),
     ],
 )
 def test_a_schema_that_is_none_names_the_row(schema: Any, message: str) -> None:

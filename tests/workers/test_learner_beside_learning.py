@@ -13,11 +13,12 @@ from fakes import experience
 from torch_engine import TorchEngine, learner_of
 from transformers import AutoModelForCausalLM
 
-from workers.engines.hf_models import ModelError
-from workers.learner import PROBE_TOKENS
+from workers.engines.base import ModelError
 from workers.packing import pack
+from workers.segment import Segment
 from workers.types import Experience, Floats, Scores, TokenShard, assemble, merge_stats
-from workers.weights import Rendezvous, Segment
+from workers.updates import COMPARED_TOKENS
+from workers.weights import Rendezvous
 
 GROUPS = [([3, 4, 11], [[4, 3, 1], [3, 1]]), ([5], [[6, 1], [7, 8, 9, 1]]), ([6, 7], [[1], [8, 1]])]
 REWARDS = np.float32([1, 0, 0.5, 2, 1, 0])
@@ -73,7 +74,7 @@ def test_engines_that_agree_differ_by_rounding_at_any_temperature(qwen2: Path, a
 
 def test_only_the_first_few_completions_are_compared(qwen2: Path) -> None:
     group = ([3, 4], [[5] * 19 + [1]] * 2)  # 2 + 2 × 19 = 40 input positions
-    enough = PROBE_TOKENS // 40
+    enough = COMPARED_TOKENS // 40
     rows = enough + 3
     learner, engine = learner_of(qwen2, GRPO)
     given = experience([group] * rows, logprobs=[-1.0] * (40 * rows))

@@ -78,7 +78,7 @@ def test_only_the_named_layers_get_adapters(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["c_attn", "lm_head", "embed_tokens"])
 def test_a_layer_that_is_not_there_is_named_with_those_that_are(model: Path, name: str) -> None:
-    with pytest.raises(lora.LoraError, match=rf"`{name}` is no linear layer .*: down_proj, gate_proj, k_proj, o_proj"):
+    with pytest.raises(lora.LoraError, match=rf"`{name}` is not a linear layer .*: down_proj, gate_proj, k_proj, o_proj"):
         hf_models.load_policy(str(model), "float32", chunk=64, lora=LoraConfig(target_modules=("q_proj", name)))
 
 
@@ -156,7 +156,7 @@ def test_an_adapter_says_of_which_version_it_is(qwen2: Path, tmp_path: Path) -> 
     raw = bytearray((tmp_path / "a" / lora.WEIGHTS).read_bytes())
     raw[-1] ^= 1
     (tmp_path / "a" / lora.WEIGHTS).write_bytes(raw)
-    with pytest.raises(lora.LoraError, match="is not what was written"):
+    with pytest.raises(lora.LoraError, match="is corrupt: its checksums do not match"):
         lora.written_version(tmp_path / "a")
     (tmp_path / "a" / "adapter_config.json").unlink()
     assert lora.written_version(tmp_path / "a") is None

@@ -1,11 +1,11 @@
-"""The maths reward: solutions as datasets write them, with answers that are right and answers that are wrong."""
+"""Math reward: solutions in the formats of datasets, with right and wrong answers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from workers.rewards.answers import read, stated, stated_answer, wrong_solution
+from workers.rewards.answers import final_statement, marked_answer, parse, wrong_solution
 from workers.rewards.base import Completed
 from workers.rewards.math import MathScorer, is_right
 from workers.types import Prompt
@@ -290,10 +290,10 @@ def test_a_solution_that_can_be_compared(value: object) -> None:
 @pytest.mark.parametrize(
     ("value", "wrong"),
     [
-        ("", "says nothing"),
-        ("  . ", "says nothing"),
-        ("\\boxed{}", "says nothing"),
-        ("$$", "says nothing"),
+        ("", "contains no answer"),
+        ("  . ", "contains no answer"),
+        ("\\boxed{}", "contains no answer"),
+        ("$$", "contains no answer"),
         (["1", "2"], "is a list, not one answer"),
         ({"value": 1}, "is an object, not one answer"),
     ],
@@ -312,12 +312,12 @@ def test_every_solution_that_can_be_compared_gives_0_or_1() -> None:
 
 
 def test_what_an_answer_is_read_as() -> None:
-    answer = read("\\textbf{(B) }12")
+    answer = parse("\\textbf{(B) }12")
     assert (answer.choice, answer.rest) == ("B", "12")
-    assert read("\\text{Yes.}").words == "yes" == read("**yes**").words
-    assert read("12 km/h").latex == "12"
-    assert read("0.1\\overline{6}").latex == "\\frac{1}{6}"  # (16 - 1) / 90
-    assert read("1 1/2").latex == "1\\frac{1}{2}"
-    assert (read("11_{2}").base, read("a_1").base) == ("2", None)
-    assert stated("\\boxed{\\frac{1}{2}} and \\boxed{3}") == "\\frac{1}{2}, 3"
-    assert stated_answer("Is the answer 3? The answer is 4") == ("4", True)
+    assert parse("\\text{Yes.}").words == "yes" == parse("**yes**").words
+    assert parse("12 km/h").latex == "12"
+    assert parse("0.1\\overline{6}").latex == "\\frac{1}{6}"  # (16 - 1) / 90
+    assert parse("1 1/2").latex == "1\\frac{1}{2}"
+    assert (parse("11_{2}").base, parse("a_1").base) == ("2", None)
+    assert marked_answer("\\boxed{\\frac{1}{2}} and \\boxed{3}") == "\\frac{1}{2}, 3"
+    assert final_statement("Is the answer 3? The answer is 4") == ("4", True)

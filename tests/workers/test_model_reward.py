@@ -1,4 +1,4 @@
-"""A reward model as a scorer: text in, the number that transformers gives out, and a critic that starts from it."""
+"""Reward model as a scorer, compared with transformers, and a critic that is initialised from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIRS = [([3, 4, 5], [[6, 7, 1], [8, 1]]), ([11], [[3, 4, 5, 6, 7, 8, 1], [4, 1]
 
 
 def exported(model: Path, directory: Path) -> Path:
-    """A reward model after one step of training from `model`."""
+    """Train a reward model from `model` for one step and export it."""
     recipe = {"type": "reward_model", "learning_rate": 1e-2, "adam_epsilon": 1e-5}
     learner, _ = learner_of(model, recipe, head="scores")
     learner.step(0, [experience(PAIRS, rewards=[1.0, 0.0] * 2)], None, None, None)
@@ -113,7 +113,7 @@ def test_the_reward_model_s_config_says_what_is_looked_past(of_letters: Path, tm
 
 
 def test_a_language_model_is_refused(qwen2: Path) -> None:
-    with pytest.raises(RewardError, match="is no reward model"):
+    with pytest.raises(RewardError, match="is not a reward model"):
         build(settings(qwen2))
 
 
@@ -133,7 +133,7 @@ def test_the_policy_may_have_another_tokenizer(qwen2: Path, of_talk: Path) -> No
 
 
 def test_a_critic_starts_from_the_reward_model(of_letters: Path) -> None:
-    """The value before a token is what the reward model says of the text so far."""
+    """Check that the value before a token is the reward model's score of the text so far."""
     critic = TorchEngine(of_letters, PpoConfig(type="ppo"), head="values")
     given = experience([([3, 4, 5], [[6, 7, 1]])])
     packed = pack(given.prompt_tokens, given.completions, given.group_offsets, np.array([0]))

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.packing import cut, cut_batch, input_lengths, members, pack, plan, updates
-from workers.types import Ragged, TrainBatch
+from workers.ragged import Ragged
+from workers.types import TrainBatch
 
 
 def test_the_example_of_the_docstring() -> None:

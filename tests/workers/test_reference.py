@@ -12,8 +12,8 @@ from fakes import experience
 from transformers import AutoModelForCausalLM
 from zero_gang import start_ranks
 
+from configs.quickstart.tiny import character_tokenizer, create_model
 from workers.config import ModelConfig, ReferenceConfig
-from workers.engines.hf_models import character_tokenizer, create_model
 from workers.reference import Reference
 from workers.types import Drift, Experience, Floats, TokenShard, assemble
 

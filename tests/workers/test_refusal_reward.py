@@ -1,4 +1,4 @@
-"""What counts as a refusal, and what only looks like one."""
+"""Refusal classifier: refusals, and answers that only look like refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reward role: shares of groups, weights of scorers, samples to read."""
+"""Reward role: shares of the groups, weights of the scorers, and samples."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_weights_and_passes(qwen2: Path, functions: Path) -> None:
 
 
 def test_a_sum_beyond_float32_names_the_row(qwen2: Path, functions: Path) -> None:
-    with pytest.raises(RewardError, match=r"of the rewards of prompt p0 is beyond float32 \(length 2\)"):
+    with pytest.raises(RewardError, match=r"of the rewards of prompt p0 exceeds float32 \(length 2\)"):
         worker(qwen2, functions, ("mine.py:length", 3e38)).score([sampled()])  # 2 times 3e38 is above 3.4e38
 
 
@@ -80,7 +80,7 @@ def test_two_functions_of_one_name_both_count(qwen2: Path, functions: Path) -> N
 
 
 def test_a_completion_on_which_all_pass_is_an_error(qwen2: Path, functions: Path) -> None:
-    with pytest.raises(RewardError, match=r"every reward passed on 3 completions \(prompts p0, p1, p2"):
+    with pytest.raises(RewardError, match=r"every reward returned None for 3 completions \(prompts p0, p1, p2"):
         worker(qwen2, functions, ("mine.py:only_b", 1.0)).score([sampled()])
 
 

@@ -1,4 +1,4 @@
-"""Scorers: what a user's function is given, and what it may answer."""
+"""Scorers: arguments and results of a user's function, and the math scorer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def config(target: str) -> FunctionRewardConfig:
 
 @pytest.fixture
 def function(tmp_path: Path) -> Callable[[str], FunctionScorer]:
-    """The function `reward` of a file with this text."""
+    """Load the function `reward` of a file with the given text."""
 
     def load(text: str) -> FunctionScorer:
         (tmp_path / "mine.py").write_text(text)

@@ -16,6 +16,7 @@ from torch.nn.attention import flex_attention as flex
 from torch_engine import learner_of
 from transformers.masking_utils import AttentionMaskInterface, sliding_window_causal_mask_function
 
+from configs.quickstart.tiny import create_model
 from orchestrator.config.alarms import AlarmsConfig, EngineMismatch
 from orchestrator.driver.alarm_actions import MISMATCH
 from orchestrator.monitor.alarms import Alarm, AlarmMonitor
@@ -23,13 +24,15 @@ from tests.families.rows import LENGTHS, alone, asked, packed, rows_of
 from tests.families.tiny import tokenizer, write_tiny
 from workers.engines import attention, hf_packing
 from workers.engines.attention import AttentionError, PackedMask, packed_attention, packed_mask
+from workers.engines.base import ModelError
 from workers.engines.divergence import OutputLayer, Target, divergences
 from workers.engines.hf_check import check_rows
-from workers.engines.hf_models import ModelError, create_model, learning, load_policy
+from workers.engines.hf_models import load_policy, set_loss_mode
 from workers.engines.layout import PACKED, Packing, layout_of
-from workers.engines.logits import LogitTransform, fitted
+from workers.engines.logits import LogitTransform, fit
 from workers.packing import plan_apart, shares
-from workers.types import Ragged, Scores, merge_stats
+from workers.ragged import Ragged
+from workers.types import Scores, merge_stats
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -71,7 +74,7 @@ def test_a_window_that_no_row_fills_costs_nothing() -> None:
 
 def test_attention_that_sees_ahead_is_refused() -> None:
     layout = layout_of(packed(rows_of([(5, (3,))])), CPU)
-    with pytest.raises(AttentionError, match="its tokens see later ones"):
+    with pytest.raises(AttentionError, match="its tokens attend to later ones"):
         packed_mask(layout, lambda b, h, q, k: q >= 0)
 
 
@@ -155,12 +158,12 @@ def test_a_transform_and_its_slope_by_hand() -> None:
 
 def test_what_is_neither_a_factor_nor_a_soft_cap_is_not_fitted() -> None:
     given = torch.tensor([1e-3, -0.1, 10.0, -1000.0, 1e5])
-    assert fitted(given, given * 3, 1.0) == LogitTransform(scale=3.0)
-    capped = fitted(given, 30 * torch.tanh(given / 30), 1.0)
+    assert fit(given, given * 3, 1.0) == LogitTransform(scale=3.0)
+    capped = fit(given, 30 * torch.tanh(given / 30), 1.0)
     assert capped is not None
     assert capped.cap == pytest.approx(30)
-    assert fitted(given, given + 1, 1.0) is None
-    assert fitted(given, given.abs(), 1.0) is None
+    assert fit(given, given + 1, 1.0) is None
+    assert fit(given, given.abs(), 1.0) is None
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
@@ -272,7 +275,7 @@ def test_a_model_that_has_dropout_has_none_in_a_loss(tmp_path: Path) -> None:
     assert config.resid_pdrop > 0
     policy = load_policy(str(tmp_path), "float32", chunk=7)
     policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    learning(policy)
+    set_loss_mode(policy)
     before, _ = asked(policy, packed(rows_of()))
     after, _ = asked(policy, packed(rows_of()))
     policy.eval()
@@ -310,7 +313,7 @@ def test_a_forgotten_window_is_found_at_load(tmp_path: Path) -> None:
     path = write(tmp_path, model_type="mistral", sliding_window=16)  # the short texts have 9 and 14 tokens
     policy = load_policy(path, "float32", chunk=7)
     AttentionMaskInterface.register(hf_packing.NAME, windowless)
-    with pytest.raises(ModelError, match=r"packed rows get other answers .* suspected: what depends on the length"):
+    with pytest.raises(ModelError, match=r"packed rows differ from .* suspected: operations that depend on the length"):
         check_rows(policy, CPU, path=path, longest=96)
 
 
@@ -318,7 +321,7 @@ def test_a_wrong_logit_transform_is_found_at_load(tmp_path: Path) -> None:
     path = write(tmp_path, model_type="llama")
     policy = load_policy(path, "float32", chunk=7)
     policy._transform = LogitTransform(input_scale=1.5)
-    with pytest.raises(ModelError, match="suspected: layers that mix what stands in one row, or what follows"):
+    with pytest.raises(ModelError, match="suspected: layers that mix the texts of a row, or operations after"):
         check_rows(policy, CPU, path=path, longest=96)
 
 

@@ -13,10 +13,10 @@ from fakes import experience
 from templates import CHATML, GEMMA, MARKERS
 from transformers import PreTrainedTokenizerFast
 
+from configs.quickstart.tiny import bpe_tokenizer
 from workers.config import FunctionRewardConfig, ModelConfig, RolloutConfig
 from workers.encoder import Encoder
-from workers.engines.base import Request, Response
-from workers.engines.hf_models import ModelError, bpe_tokenizer
+from workers.engines.base import ModelError, Request, Response
 from workers.reward import Reward
 from workers.rollout import Rollout
 from workers.types import Example, Finish, Prompt, Sampling

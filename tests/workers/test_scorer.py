@@ -15,7 +15,8 @@ from fakes import experience
 from torch_engine import TorchEngine, learner_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from workers.engines.hf_models import ModelError, load_scorer, padding_token
+from workers.engines.base import ModelError
+from workers.engines.hf_models import load_scorer, padding_token
 from workers.learner import Learner
 from workers.types import Experience, Prompt, merge_margins, merge_stats
 

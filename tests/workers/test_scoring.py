@@ -5,7 +5,7 @@ import pytest
 from fakes import experience
 
 from workers.packing import Packed
-from workers.scoring import Memory, row_keys, score_tokens
+from workers.scoring import ScoreCache, row_keys, score_tokens
 from workers.types import Floats, TokenShard, assemble
 
 GROUPS = [([3], [[10, 11], [12]]), ([3, 4], [[13, 14, 15]]), ([5], [[16], [17]])]  # input lengths 2, 4 and 1
@@ -67,13 +67,13 @@ def test_nothing_to_score_is_no_forward_pass() -> None:
 
 def epochs(batches: list[list[object]], world_size: int) -> list[tuple[list[TokenShard], list[int]]]:
     """What the ranks answer to each batch, and how often each asked its model."""
-    memories = [Memory() for _ in range(world_size)]
+    caches = [ScoreCache() for _ in range(world_size)]
     answers = []
     for groups in batches:
         echoes = [Echo() for _ in range(world_size)]
         part = experience(groups)  # type: ignore[arg-type]
         shares = [
-            score_tokens([part], echoes[r], rank=r, world_size=world_size, budget=4, memory=memories[r])
+            score_tokens([part], echoes[r], rank=r, world_size=world_size, budget=4, cache=caches[r])
             for r in range(world_size)
         ]
         assert assemble(shares, part.completions).tolist() == part.completions.values.tolist()

@@ -6,15 +6,14 @@ from fakes import experience
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workers.ragged import Ragged, concat
 from workers.types import (
     Finish,
-    Ragged,
     Scores,
     StepStats,
     TokenShard,
     TrainBatch,
     assemble,
-    concat,
     merge,
     merge_scores,
     merge_stats,

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.weights import Entry, Manifest, Rendezvous, Segment, describe, remove_orphans, segment_path
+from workers.segment import Segment
+from workers.weights import Entry, Manifest, Rendezvous, describe, remove_orphans, segment_path
 
 WEIGHTS: dict[str, Tensor] = {
     "embed": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -73,16 +74,16 @@ def test_a_bit_that_flips_on_the_way_is_found(tmp_path: Path, at: int) -> None:
     raw[at] ^= 1 << (at % 8)
     path.write_bytes(raw)
     weight = next(entry.name for entry in reversed(manifest.entries) if entry.offset <= at)
-    with pytest.raises(ValueError, match=f"weight {weight} is not what was written"):
+    with pytest.raises(ValueError, match=f"weight {weight} is corrupt"):
         list(Segment(str(path)).read(manifest.entries))
 
 
 @pytest.mark.parametrize(
     ("name", "weight", "message"),
     [
-        ("norm2", WEIGHTS["norm"], "expected weight norm bfloat16 .2,., was given norm2 bfloat16 .2,."),
-        ("norm", torch.zeros(3, dtype=torch.bfloat16), "expected weight norm bfloat16 .2,., was given norm .* .3,."),
-        ("norm", torch.zeros(2), "expected weight norm bfloat16 .2,., was given norm float32 .2,."),
+        ("norm2", WEIGHTS["norm"], "expected weight norm bfloat16 .2,., got norm2 bfloat16 .2,."),
+        ("norm", torch.zeros(3, dtype=torch.bfloat16), "expected weight norm bfloat16 .2,., got norm .* .3,."),
+        ("norm", torch.zeros(2), "expected weight norm bfloat16 .2,., got norm float32 .2,."),
     ],
     ids=["name", "shape", "dtype"],
 )

@@ -12,12 +12,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from workers.config import AlgorithmConfig, DistillConfig, LearnerConfig, LoraConfig, ModelConfig, Optimisation
+from workers.config import AlgorithmConfig, DistillConfig, Head, LearnerConfig, LoraConfig, ModelConfig, Optimisation
 from workers.engines import hf_decay, hf_files, hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import Target
 from workers.learner import Learner
-from workers.needs import Head
 from workers.packing import Packed
 
 
@@ -76,7 +75,7 @@ class TorchEngine:
     ) -> tuple[Tensor, Tensor | None]:
         self.forwards.append(packed)
         self.temperatures.append(temperature)
-        hf_models.learning(self.module)
+        hf_models.set_loss_mode(self.module)
         if reference_hidden is None:
             return self._run(packed, temperature)
         assert self._layer is not None

@@ -26,9 +26,9 @@ from fakes import experience
 from safetensors.torch import save_file
 
 from workers.config import LearnerConfig, LoraConfig, ModelConfig, PpoConfig, RewardModelConfig, SftConfig
-from workers.finite import NotFinite
 from workers.learner import Learner
 from workers.types import Experience, TokenShard
+from workers.updates import NotFinite
 
 if TYPE_CHECKING:
     from workers.engines.deepspeed_engine import DeepSpeedEngine

@@ -1,26 +1,18 @@
-"""The algorithms: one file and one record each. To add one, write its file and add its line."""
+"""Algorithms: the record of each registered method, by the `type` that a recipe gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
 
 from workers.algorithms.base import Algorithm
-from workers.algorithms.distill import DISTILL
-from workers.algorithms.grpo import GRPO
-from workers.algorithms.kto import KTO
-from workers.algorithms.ppo import PPO
-from workers.algorithms.preference import DPO
-from workers.algorithms.reinforce import REINFORCE
-from workers.algorithms.rejection import REJECTION_SAMPLING
-from workers.algorithms.reward_model import REWARD_MODEL
-from workers.algorithms.rloo import RLOO
-from workers.algorithms.sft import SFT
+from workers.config import METHODS, Method
 
-ALGORITHMS: dict[str, Algorithm] = {
-    "sft": SFT,
-    "grpo": GRPO,
-    "ppo": PPO,
-    "dpo": DPO,
-    "kto": KTO,
-    "reward_model": REWARD_MODEL,
-    "rejection_sampling": REJECTION_SAMPLING,
-    "distill": DISTILL,
-    "rloo": RLOO,
-    "reinforce++": REINFORCE,
-}
+
+def _record(method: type[Method]) -> Algorithm:
+    record = import_module(method.implementation).ALGORITHM
+    assert isinstance(record, Algorithm), method.implementation
+    return record
+
+
+ALGORITHMS: Mapping[str, Algorithm] = {name: _record(method) for name, method in METHODS.items()}

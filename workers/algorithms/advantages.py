@@ -1,7 +1,6 @@
-"""How much better than expected: rewards of completions and tokens, and advantages. Pure numpy.
+"""Rewards and advantages of completions and tokens, for a whole step at once. Pure numpy.
 
-A whole step at once. Arrays of tokens are flat: [T], laid out as `completions.values`. Sums are taken in
-float64, results are float32.
+Token arrays are flat: [T], laid out like `completions.values`. Sums are computed in float64, results are float32.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.types import Floats, Ragged
+from workers.ragged import Ragged
+from workers.types import Floats, ScoredBatch, TrainBatch
 
-STD_EPSILON = 1e-4  # TRL's: keeps a group of nearly equal rewards from exploding
+STD_EPSILON = 1e-4  # as in TRL: bounds the advantages of a group of nearly equal rewards
 
 
 def completion_sums(values: Floats, completions: Ragged) -> NDArray[np.float64]:
-    """Sum over each completion's tokens: [T] -> [N]."""
+    """Sum `values` over each completion's tokens: [T] -> [N]."""
     assert values.shape == completions.values.shape, (values.shape, completions.values.shape)
     sums = np.bincount(_owner(completions.lengths), weights=values, minlength=len(completions))
     return sums.astype(np.float64, copy=False)
@@ -27,9 +27,9 @@ def completion_sums(values: Floats, completions: Ragged) -> NDArray[np.float64]:
 def group_mean_std(
     rewards: Floats, group_offsets: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation (over n − 1) of each group's rewards: [N] -> [G], [G].
+    """Return the mean and the standard deviation (over n − 1) of each group's rewards: [N] -> [G], [G].
 
-    A group of one has deviation 0.
+    The deviation of a group of one is 0.
     """
     assert rewards.shape == (group_offsets[-1],), (rewards.shape, group_offsets[-1])
     sizes = np.diff(group_offsets)
@@ -42,14 +42,14 @@ def group_mean_std(
 def group_advantages(
     rewards: Floats, group_offsets: NDArray[np.int64], *, scale: Literal["group", "batch", "none"]
 ) -> Floats:
-    """Reward minus the mean of its group, divided by a standard deviation: [N] -> [N].
+    """Subtract the group's mean from each reward and divide by a standard deviation: [N] -> [N].
 
-    `scale` says which: "group", the group's own (GRPO, arXiv 2402.03300); "batch", that of all rewards (arXiv
-    2508.08221); "none", 1 (Dr. GRPO, arXiv 2503.20783: dividing favours very easy and very hard prompts).
+    `scale` chooses the deviation: "group", of the group's rewards (GRPO, arXiv 2402.03300); "batch", of all rewards of
+    the step (arXiv 2508.08221); "none", no division (Dr. GRPO, arXiv 2503.20783: dividing favours very easy and very
+    hard prompts).
 
-    The mean of a group of G contains the completion itself, so the expected gradient is (G − 1)/G of the
-    reward's. G/(G − 1) times the unscaled advantage is the leave-one-out advantage of RLOO (arXiv
-    2402.14740).
+    The mean of a group of G contains the completion itself, so the expected gradient is (G − 1)/G times that of the
+    reward. The unscaled advantage times G/(G − 1) is the leave-one-out advantage of RLOO (arXiv 2402.14740).
     """
     means, stds = group_mean_std(rewards, group_offsets)
     group_of = _owner(np.diff(group_offsets))
@@ -62,16 +62,16 @@ def group_advantages(
 
 
 def has_signal(rewards: Floats, group_offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether a group's rewards differ at all: [N] -> [G]. No group is empty."""
+    """Return for each group whether its rewards differ: [N] -> [G]. No group may be empty."""
     starts = group_offsets[:-1]
     differ: NDArray[np.bool_] = np.maximum.reduceat(rewards, starts) > np.minimum.reduceat(rewards, starts)
     return differ
 
 
 def leave_one_out(rewards: Floats, group_offsets: NDArray[np.int64]) -> Floats:
-    """Reward minus the mean of the group's others: [N] -> [N]. A group of one has nothing to compare with: 0.
+    """Subtract from each reward the mean of the group's other rewards: [N] -> [N]. In a group of one it is 0.
 
-    G/(G − 1) times the distance from the mean of all G.
+    Computed as G/(G − 1) times the distance from the mean of all G.
     """
     sizes = np.diff(group_offsets)
     factors = np.repeat(sizes / np.maximum(sizes - 1, 1), sizes)
@@ -80,16 +80,16 @@ def leave_one_out(rewards: Floats, group_offsets: NDArray[np.int64]) -> Floats:
 
 
 def overlong_penalty(lengths: NDArray[np.int64], *, length: int, buffer: int) -> Floats:
-    """DAPO's soft punishment of length (arXiv 2503.14476, eq. 13): [N] -> [N].
+    """Return DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): [N] -> [N].
 
-    0 up to `length` − `buffer` tokens, from there linearly down to −1 at `length`, and −1 beyond.
+    The punishment is 0 up to `length` − `buffer` tokens, falls linearly to −1 at `length`, and is −1 beyond.
     """
     penalty: Floats = -np.clip((lengths - (length - buffer)) / buffer, 0, 1).astype(np.float32)
     return penalty
 
 
 def penalised(rewards: Floats, kl: NDArray[np.float64] | None, beta: float) -> Floats:
-    """Rewards less β times each completion's Σ_t k1: [N], [N] -> [N]. At β = 0 no KL is needed."""
+    """Subtract β times each completion's KL (Σ_t k1) from its reward: [N], [N] -> [N]. At β = 0 `kl` may be None."""
     if not beta:
         return rewards
     assert kl is not None, "a KL penalty needs the reference's log-probabilities"
@@ -97,10 +97,9 @@ def penalised(rewards: Floats, kl: NDArray[np.float64] | None, beta: float) -> F
 
 
 def token_rewards(scores: Floats, completions: Ragged, penalty: Floats | None) -> Floats:
-    """The score [N] on each completion's last token, minus a penalty on every token [T]: -> [T].
+    """Return token rewards: each score on its completion's last token, minus a penalty per token: [N], [T] -> [T].
 
-    With penalty = β (log π − log π_ref), that is β·k1, a completion's rewards add up to
-    r(y) − β log(π(y)/π_ref(y)).
+    With penalty = β (log π − log π_ref), which is β·k1, a completion's rewards add up to r(y) − β log(π(y)/π_ref(y)).
     """
     assert scores.shape == (len(completions),), (scores.shape, len(completions))
     assert completions.lengths.all(), "a completion without tokens has nowhere to put its score"
@@ -110,16 +109,15 @@ def token_rewards(scores: Floats, completions: Ragged, penalty: Floats | None) -
 
 
 def gae(rewards: Floats, values: Floats, completions: Ragged, *, gamma: float, lam: float) -> Floats:
-    """Generalised advantage estimation (arXiv 1506.02438, equation 16): [T], [T] -> [T].
+    """Compute generalised advantage estimation (arXiv 1506.02438, equation 16): [T], [T] -> [T].
 
     A_t = δ_t + γλ A_{t+1} with δ_t = r_t + γ V_{t+1} − V_t; V and A are 0 after a completion's last token.
-    V_t is the value of the state in which token t is about to be chosen. A + V are the returns that a critic
-    learns.
+    V_t is the value of the state before token t. A + V are the returns that the critic is trained on.
     """
     assert rewards.shape == values.shape == completions.values.shape, (rewards.shape, values.shape)
     lengths, last = completions.lengths, completions.offsets[1:] - 1
     v = values.astype(np.float64)
-    advantages = rewards - v  # already right at each last token
+    advantages = rewards - v  # final at each completion's last token
     for back in range(1, int(lengths.max(initial=0))):
         t = last[lengths > back] - back
         advantages[t] += gamma * (v[t + 1] + lam * advantages[t + 1])
@@ -127,16 +125,44 @@ def gae(rewards: Floats, values: Floats, completions: Ragged, *, gamma: float, l
 
 
 def whiten(values: Floats, *, shift_mean: bool = True) -> Floats:
-    """Scaled to variance 1 and, with `shift_mean`, shifted to mean 0: [T] -> [T]."""
+    """Scale `values` to variance 1 and, with `shift_mean`, shift them to mean 0: [T] -> [T]."""
     centre = float(values.mean(dtype=np.float64))
     whitened = (values.astype(np.float64) - centre) / math.sqrt(_std(values) ** 2 + 1e-8)
     return (whitened if shift_mean else whitened + centre).astype(np.float32)
 
 
 def spread(per_completion: Floats, completions: Ragged) -> Floats:
-    """Each completion's number given to all its tokens: [N] -> [T]."""
+    """Repeat each completion's number for all its tokens: [N] -> [T]."""
     result: Floats = np.repeat(per_completion, completions.lengths)
     return result
+
+
+def group_rows(
+    scored: ScoredBatch, advantages: Floats, weights: Floats | None, kept: NDArray[np.int64] | None = None
+) -> TrainBatch:
+    """Return a batch with one group per row, so that the group's prompt is computed once.
+
+    Args:
+        advantages: of all tokens of the step, [T].
+        weights: importance weights of all tokens, [T]; None: no correction.
+        kept: completions to train on, [n], ascending; None: all. A group without a kept completion has no row.
+    """
+    experience, reference = scored.experience, scored.reference_logprobs
+    assert advantages.shape == experience.completions.values.shape, advantages.shape
+    kept = np.arange(len(experience.completions)) if kept is None else kept
+    sizes = np.bincount(experience.group_of[kept], minlength=len(experience.prompts))
+    rows = np.flatnonzero(sizes)
+    tokens = experience.completions.positions(kept)
+    return TrainBatch(
+        prompts=experience.prompt_tokens.take(rows),
+        completions=experience.completions.take(kept),
+        row_offsets=np.concatenate([[0], np.cumsum(sizes[rows])]),
+        old_logprobs=scored.old_logprobs[tokens],
+        reference_logprobs=None if reference is None else reference[tokens],
+        advantages=advantages[tokens],
+        importance_weights=None if weights is None else weights[tokens],
+        sources=kept,
+    )
 
 
 def _std(values: NDArray[Any]) -> float:
@@ -144,5 +170,5 @@ def _std(values: NDArray[Any]) -> float:
 
 
 def _owner(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which of the consecutive blocks each element is in: [2, 1] -> [0, 0, 1]."""
+    """Return the index of the block that each element is in, given the block sizes: [2, 1] -> [0, 0, 1]."""
     return np.repeat(np.arange(len(sizes)), sizes)

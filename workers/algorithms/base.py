@@ -1,9 +1,9 @@
-"""What an algorithm is: one record of `needs`, `prepare` and `loss`.
+"""Interface of an algorithm: a record of `prepare` and `loss`.
 
-    Evidence ──prepare──► TrainBatch ──(packed, split over ranks)──► MicroBatch ──loss──► scalar
+    ScoredBatch ──prepare──► TrainBatch ──(packed, split over ranks)──► MicroBatch ──loss──► scalar
 
-`prepare` is numpy and sees the whole step; `loss` is torch and sees one micro-batch, with the denominators of
-the whole optimiser update, so that micro-batches and ranks simply add up.
+`prepare` uses numpy and sees the whole step. `loss` uses torch and sees one micro-batch, with the denominators of the
+whole optimiser update, so that losses and gradients add up over micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.needs import Needs
 from workers.packing import members
-from workers.types import Metrics, ScoredBatch, TokenVectors, Totals, TrainBatch
+from workers.ragged import TokenVectors
+from workers.types import Metrics, ScoredBatch, Totals, TrainBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
-    """Some rows of a TrainBatch as tensors: n completions of T tokens in all. Unused fields are None."""
+    """R rows of a TrainBatch as tensors: n completions with T tokens in total. Unused fields are None."""
 
-    completion_of: Tensor  # [T] int64: which completion a token belongs to
-    row_of: Tensor  # [n] int64: which row (of this micro-batch) a completion belongs to
-    lengths: Tensor  # [n] int64
+    completion_of: Tensor  # [T] int64: completion that a token belongs to
+    row_of: Tensor  # [n] int64: row of this micro-batch that a completion belongs to
+    lengths: Tensor  # [n] int64: tokens of each completion
     num_rows: int
-    totals: Totals  # of the whole optimiser update, over all micro-batches and ranks
+    totals: Totals  # denominators of the whole optimiser update, over all micro-batches and ranks
     old_logprobs: Tensor | None = None  # [T]
     reference_logprobs: Tensor | None = None  # [T]
-    reference_hidden: Tensor | None = None  # [T, h]: what the engine is asked with, no loss looks at it
+    reference_hidden: Tensor | None = None  # [T, h] the teacher's states: input of the engine, not of a loss
     advantages: Tensor | None = None  # [T]
     old_values: Tensor | None = None  # [T]
     returns: Tensor | None = None  # [T]
     margins: Tensor | None = None  # [R]
-    labels: Tensor | None = None  # [R] 1: desirable, 0: not
-    importance_weights: Tensor | None = None  # [T] of each token's loss; None: 1
+    labels: Tensor | None = None  # [R] 1: desirable, 0: undesirable
+    importance_weights: Tensor | None = None  # [T] weight of each token's loss; None: 1
 
     @classmethod
     def of(cls, batch: TrainBatch, rows: NDArray[np.int64], totals: Totals, device: torch.device | str = "cpu") -> Self:
-        """The rows `rows` of `batch`, in that order."""
+        """Return the given rows of `batch` as tensors on `device`, in that order."""
         sizes = np.diff(batch.row_offsets)[rows]
         completions = members(batch.row_offsets, rows)
         tokens = batch.completions.positions(completions)
@@ -78,7 +78,7 @@ def _vectors(vectors: TokenVectors | None, tokens: NDArray[np.int64], device: to
 
 
 def totals_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
-    """The denominators of an update that learns from the rows `rows`."""
+    """Return the denominators of an update that trains on the given rows."""
     completions = batch.row_offsets[rows], batch.row_offsets[rows + 1]
     tokens = batch.completions.offsets[completions[1]] - batch.completions.offsets[completions[0]]
     return Totals(
@@ -91,30 +91,31 @@ def totals_of(batch: TrainBatch, rows: NDArray[np.int64]) -> Totals:
 
 Stats: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Tensor, MicroBatch, Any], tuple[Tensor, Stats]]
-"""(outputs [T], batch, config) -> (loss, stats). Both are already divided by the totals of the update: summed
-over micro-batches and ranks they are the figure of the whole update. Outputs are divergences where the batch has
-`reference_hidden`."""
+"""Function (outputs [T], batch, config) -> (loss, stats). Loss and stats are divided by the totals of the update, so
+that their sums over micro-batches and ranks are the values of the whole update. The outputs are divergences where the
+batch has `reference_hidden`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Control:
-    """A setting that follows what was seen. Every rank of every learner gets the same evidence, so all agree.
+    """Setting that is adapted after each step. Every rank of every learner gets the same batch, so all ranks agree.
 
     Example: `Control(name="kl_coef", after=next_kl_coef)`.
     """
 
-    name: str  # the setting, also the metric's and the checkpoint's name
-    after: Callable[[ScoredBatch, Any], float]  # (evidence, config of this step) -> the setting of the next step
+    name: str  # name of the setting, of its metric and of its entry in a checkpoint
+    after: Callable[[ScoredBatch, Any], float]  # (batch, config of this step) -> value for the next step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Algorithm:
-    """One row of the table in `workers.algorithms`."""
+    """Record of a method: how it makes a batch, and its losses. A module of `workers.algorithms` defines it as
+    `ALGORITHM`."""
 
-    needs: Needs
     prepare: Callable[[ScoredBatch, Any], tuple[TrainBatch, Metrics]]
-    loss: Loss  # of the policy: outputs are token log-probabilities; of a reward model: its number at each token
-    critic_loss: Loss | None = None  # of the critic: outputs are token values
+    loss: Loss  # loss of the policy, on token log-probabilities; of a reward model, on its score at each token
+    critic_loss: Loss | None = None  # loss of the critic, on token values
     range_of: tuple[str, Callable[[Tensor, MicroBatch], Tensor]] | None = None
-    """(name, numbers): the least and the greatest of a step's numbers are told as min_<name> and max_<name>."""
-    control: Control | None = None  # a coefficient that a step's evidence moves; None: the settings stay as they are
+    """(name, function): the minimum and maximum over a step of the numbers that it returns are reported as min_<name>
+    and max_<name>."""
+    control: Control | None = None  # setting that is adapted after each step; None: all settings are constant

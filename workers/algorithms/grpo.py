@@ -1,45 +1,47 @@
-"""Group-relative policy optimisation (arXiv 2402.03300): PPO's clipped objective with the group as critic.
+"""Group-relative policy optimisation (arXiv 2402.03300): PPO's clipped objective with the group mean as baseline.
 
     A_i = (r_i − mean of the group) / std,  the same for all tokens of completion i
     L   = Σ over completions i, tokens t of w_i (−min(ρ_t A_i, clip(ρ_t, 1 − ε, 1 + ε_high) A_i) + β k3_t)
 
-with the weight w_i of a token from `loss_type`, for N completions of T_i tokens in the update:
+where `loss_type` gives the weight w_i of a token, for N completions of T_i tokens in the update:
 
-    dapo      1 / Σ T_i            each token counts alike (arXiv 2503.14476)
-    grpo      1 / (N T_i)          each completion counts alike, its tokens the less the longer it is
+    dapo      1 / Σ T_i            every token has the same weight (arXiv 2503.14476)
+    grpo      1 / (N T_i)          every completion has the same weight, so tokens of long completions weigh less
     dr_grpo   1 / (N fixed_length) no weight depends on a length (arXiv 2503.20783)
 
-TRL's `bnpo`, the mean over the tokens of a local batch, is `dapo` here: denominators are those of the whole update.
+TRL's `bnpo`, the mean over the tokens of a local batch, equals `dapo` here, where denominators are those of the whole
+update.
 
-`cispo` (arXiv 2506.13585) weighs as dapo does, but its loss is −min(ρ_t, ε_high) A_i log π with a weight that has no
-gradient: no token is cut off. `importance_sampling_level: sequence` puts the ratio's geometric mean over a completion
-in place of ρ_t (GSPO, arXiv 2507.18071, with `loss_type: grpo`). `delta` bounds ρ_t where A_i < 0, too (arXiv
-2505.07291).
-`overlong_buffer` takes up to 1 off the reward of a long completion (arXiv 2503.14476, eq. 13).
+Variants by setting:
 
-`dynamic_sampling` (arXiv 2503.14476, section 3.2) leaves groups of equal rewards out of the batch, and with them their
-weight in the mean; the step sampled further prompts in their place (orchestrator/pipeline/sources.py).
+- `loss_type: cispo` (arXiv 2506.13585) has the weights of dapo and the loss −min(ρ_t, ε_high) A_i log π, in which the
+  factor before log π has no gradient: no token loses its gradient by clipping.
+- `importance_sampling_level: sequence` replaces ρ_t by its geometric mean over the completion. With `loss_type: grpo`
+  this is GSPO (arXiv 2507.18071).
+- `delta` bounds ρ_t also where A_i < 0 (arXiv 2505.07291).
+- `overlong_buffer` subtracts up to 1 from the reward of a long completion (DAPO, arXiv 2503.14476, eq. 13).
+- `dynamic_sampling` (DAPO, arXiv 2503.14476, section 3.2) leaves groups of equal rewards out of the batch and the
+  denominators. The step has sampled further prompts in their place (orchestrator/pipeline/sources.py).
+- `epsilon_high` is DAPO's clip-higher.
+- `dr_grpo` with `scale_rewards: none` is Dr. GRPO. With `kl_placement: reward` in addition it is RLOO (arXiv
+  2402.14740), up to the factor (G − 1)/G.
 
-Kin by argument: Dr. GRPO is `dr_grpo` with `scale_rewards: none`; DAPO's clip-higher is `epsilon_high`; RLOO
-(arXiv 2402.14740) is `dr_grpo`, `scale_rewards: none`, `kl_placement: reward`, up to the factor (G − 1)/G.
+Optimum. It depends on `kl_placement`.
 
-What is optimised depends on where the KL stands.
+`kl_placement: reward` subtracts β Σ_t (log π_old − log π_ref) from r_i: k1 as a reward. As in PPO the optimum is
+π* ∝ π_ref exp(r/β). At π* all completions of a group have the same penalised reward, so all advantages and the gradient
+noise vanish.
 
-`kl_placement: reward` subtracts β Σ_t (log π_old − log π_ref) from r_i: k1 as a reward. As in PPO the optimum
-is π* ∝ π_ref exp(r/β). There all completions of a group are worth the same, and the noise vanishes with the
-advantages.
+`kl_placement: loss` adds k3, whose gradient is (1 − π_ref/π) ∇log π, in expectation ∇KL(π_ref‖π): the forward KL. For
+completions of one token, E_π[r] − β KL(π_ref‖π) has its maximum where r + β π_ref/π = λ for all y, which is
 
-`kl_placement: loss` adds k3, whose gradient is (1 − π_ref/π) ∇log π and on average ∇KL(π_ref‖π): the other
-direction. On completions of one token E_π[r] − β KL(π_ref‖π) is greatest where r + β π_ref/π = λ for all y,
-that is at
+    π(y|x) = β π_ref(y|x) / (λ − r(x, y)),  λ > max r such that it sums to 1.
 
-    π(y|x) = β π_ref(y|x) / (λ − r(x, y)),  λ > max r such that it sums to 1,
-
-whose tails are heavier than those of π*. Without scaling, the mean of a group of G shortens the gradient of
-the reward by (G − 1)/G but not that of the KL, so this β is `beta`·G/(G − 1). On longer completions each
-token is pulled towards π_ref given the prefix that was sampled; what the prefix does to the KL of later
-tokens is left out. `use_bias_correction_kl` multiplies k3 by ρ (arXiv 2512.02556): its gradient is then that of each
-token's KL(π‖π_ref), and on completions of one token the optimum is π* of this β.
+Its tails are heavier than those of π*. Without scaling, the mean of a group of G reduces the gradient of the reward by
+(G − 1)/G but not that of the KL, so the β of this formula is `beta`·G/(G − 1). On longer completions each token is
+pulled towards π_ref given the sampled prefix; the effect of a prefix on the KL of later tokens is ignored.
+`use_bias_correction_kl` multiplies k3 by ρ (arXiv 2512.02556). Its gradient is then that of each token's KL(π‖π_ref),
+and for completions of one token the optimum is π* with the same β.
 """
 
 from __future__ import annotations
@@ -48,20 +50,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.algorithms.advantages import group_advantages, has_signal, overlong_penalty, penalised, spread
+from workers.algorithms.advantages import group_advantages, group_rows, has_signal, overlong_penalty, penalised, spread
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
-from workers.algorithms.correction import importance_weights
-from workers.algorithms.group_rows import group_rows
+from workers.algorithms.importance_sampling import importance_weights
 from workers.algorithms.metrics import penalty_metrics, rollout_metrics, sequence_kl
 from workers.algorithms.ops import completion_means, kl_k3, per_token, share
-from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio, weighted_likelihood
+from workers.algorithms.policy_loss import clipped, clipped_surrogate, corrected, log_ratio, weighted_likelihood
 from workers.config import GrpoConfig
-from workers.needs import NEEDS
 from workers.types import Finish, Floats, Metrics, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: GrpoConfig) -> tuple[TrainBatch, Metrics]:
-    """One group per row. Masked, that is truncated, completions count in their group's mean only."""
+    """Make one row of each group. A masked (truncated) completion only enters the mean of its group."""
     experience = scored.experience
     rewards, metrics = _rewards(scored, config)
     advantages = group_advantages(rewards, experience.group_offsets, scale=config.scale_rewards)
@@ -79,7 +79,7 @@ def prepare(scored: ScoredBatch, config: GrpoConfig) -> tuple[TrainBatch, Metric
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple[Tensor, Stats]:
-    """The clipped surrogate plus β k3, weighted by `loss_type`. `logprobs`: [T]."""
+    """Compute the clipped surrogate plus β k3, weighted by `loss_type`. `logprobs`: [T]."""
     losses, low, high = _surrogate(logprobs, batch, config)
     losses = corrected(losses, batch)
     tokens = batch.totals.tokens
@@ -100,7 +100,7 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple[Tenso
 
 
 def _surrogate(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of each token, and which tokens are beyond the lower and the upper bound: [T], [T] bool, [T] bool."""
+    """Return each token's loss, and masks of the tokens clipped at the lower and at the upper bound: all [T]."""
     advantages = per_token(batch, batch.advantages)
     logs = log_ratio(logprobs, batch, config.importance_sampling_level)
     low, high = config.epsilon, config.epsilon_high or config.epsilon
@@ -113,7 +113,7 @@ def _surrogate(logprobs: Tensor, batch: MicroBatch, config: GrpoConfig) -> tuple
 
 
 def _rewards(scored: ScoredBatch, config: GrpoConfig) -> tuple[Floats, Metrics]:
-    """Rewards [N], less the KL where that is its place, and the overlong; and what is known of the samples."""
+    """Return the rewards, [N], minus the overlong penalty and a KL in the reward, and the metrics of the samples."""
     rewards, metrics = scored.rewards, rollout_metrics(scored)
     assert rewards is not None
     if config.overlong_buffer is not None:
@@ -138,4 +138,4 @@ def _weighted_sum(losses: Tensor, batch: MicroBatch, config: GrpoConfig) -> Tens
             return losses.sum() / (batch.totals.completions * config.fixed_length)
 
 
-GRPO = Algorithm(needs=NEEDS["grpo"], prepare=prepare, loss=loss)
+ALGORITHM = Algorithm(prepare=prepare, loss=loss)

@@ -1,20 +1,20 @@
-"""Kahneman–Tversky optimisation (arXiv 2402.01306): from single completions that are good or bad, no pairs.
+"""Kahneman–Tversky optimisation (arXiv 2402.01306) on single completions that are labelled good or bad.
 
 With ρ = log π(y|x) − log π_ref(y|x) and z = max(0, mean of ρ over mismatched completions of the update):
 
     desirable     L(y) = desirable_weight · (1 − σ(β (ρ − z)))
     undesirable   L(y) = undesirable_weight · (1 − σ(β (z − ρ)))
 
-and L is the mean over the update's completions. A mismatched completion is that of the row
-before: in `baseline`, which the learner measures before every update. z passes no gradient. At π = π_ref a
-completion costs half its weight.
+and L is the mean over the update's completions. The mismatched completion of a row is that of the row before. They are
+the batch's `baseline`, on which the learner measures z before every update. z has no gradient. At π = π_ref the loss of
+a completion is half its weight.
 
-What is optimised. Not a likelihood: the cost is a straight line in σ(β (ρ − z)), so where a completion is
-desirable with probability q, all else equal, it pays to raise π(y) as long as desirable_weight · q >
-undesirable_weight · (1 − q), and to lower it otherwise, without end. There is no interior optimum such as π_ref
-exp(r/β), and noise is settled by majority; what stops is the gradient, which is gone where |β (ρ − z)| is large.
-The weights stand for the loss aversion of prospect theory: keep desirable_weight · n_desirable to
-undesirable_weight · n_undesirable between 1 and 4/3.
+Optimum. The objective is not a likelihood: the loss is linear in σ(β (ρ − z)). For a completion that is desirable with
+probability q, all else equal, raising π(y) lowers the loss as long as desirable_weight · q > undesirable_weight ·
+(1 − q), and lowering π(y) does otherwise. There is no interior optimum such as π_ref exp(r/β), and noisy labels are
+decided by majority. Training stops because the gradient vanishes where |β (ρ − z)| is large. The weights represent the
+loss aversion of prospect theory: keep the ratio of desirable_weight · n_desirable to undesirable_weight · n_undesirable
+between 1 and 4/3.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from torch import Tensor
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.ops import completion_sums, per_token, share
 from workers.config import KtoConfig
-from workers.needs import NEEDS
 from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: KtoConfig) -> tuple[TrainBatch, Metrics]:
-    """A completion per row. Of each group the first is the row's own, the second the mismatched one of `baseline`.
+    """Make one row of each group's first completion. Its second completion is the mismatched one, of `baseline`.
 
-    A completion is desirable when its score is above 0.
+    A completion is desirable if its score is above 0.
     """
     experience, rewards = scored.experience, scored.rewards
     assert rewards is not None
@@ -44,14 +43,15 @@ def prepare(scored: ScoredBatch, config: KtoConfig) -> tuple[TrainBatch, Metrics
     own = experience.group_offsets[:-1]
     labels = (rewards[own] > 0).astype(np.float32)
     batch = replace(_single(scored, own), labels=labels, baseline=_single(scored, own + 1))
-    learned = int(batch.prompts.lengths.sum() + batch.completions.lengths.sum())
-    return batch, {"num_tokens": float(learned), "data/desirable": float(labels.mean())}
+    num_tokens = int(batch.prompts.lengths.sum() + batch.completions.lengths.sum())
+    return batch, {"num_tokens": float(num_tokens), "data/desirable": float(labels.mean())}
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: KtoConfig) -> tuple[Tensor, Stats]:
-    """The value lost against the baseline z, averaged over the update's completions. `logprobs`: [T].
+    """Compute the KTO loss relative to the baseline z, averaged over the update's completions. `logprobs`: [T].
 
-    Figures of one kind of completion are means over that kind, left out where the update has none.
+    Stats of desirable (chosen) and of undesirable (rejected) completions are means over that kind, and are left out
+    where the update has none.
     """
     assert batch.labels is not None, "the batch lacks labels"
     assert batch.totals.baseline is not None, "the learner has not measured the baseline"
@@ -78,7 +78,7 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: KtoConfig) -> tuple[Tensor
 
 
 def _single(scored: ScoredBatch, picked: NDArray[np.int64]) -> TrainBatch:
-    """One completion per group: `picked` [R] of the experience."""
+    """Return a batch with one completion per row: the completions `picked` [R] of the experience."""
     experience, reference = scored.experience, scored.reference_logprobs
     assert reference is not None
     return TrainBatch(
@@ -90,4 +90,4 @@ def _single(scored: ScoredBatch, picked: NDArray[np.int64]) -> TrainBatch:
     )
 
 
-KTO = Algorithm(needs=NEEDS["kto"], prepare=prepare, loss=loss)
+ALGORITHM = Algorithm(prepare=prepare, loss=loss)

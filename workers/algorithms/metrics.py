@@ -1,4 +1,4 @@
-"""What is known of sampled completions before anything is learned from them, under TRL's names."""
+"""Metrics of sampled completions, computed before training on them, under TRL's names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from workers.types import SATURATED, Experience, Finish, Floats, Metrics, Scored
 
 
 def rollout_metrics(scored: ScoredBatch) -> Metrics:
-    """Facts of one step's samples.
+    """Return the metrics of one step's samples.
 
-    A completion is clipped when it did not end by itself. A figure that does not exist is left out: the
-    spread within groups when each has one completion, `objective/kl` without a reference, lengths of
-    terminated completions when all are clipped, rewards where nothing scores.
+    A completion is clipped if it has no end of sequence. A metric that is undefined is left out: the spread of rewards
+    within groups of one completion, `objective/kl` without a reference, lengths of terminated completions if all are
+    clipped, rewards if there is no scorer.
     """
     experience, rewards = scored.experience, scored.rewards
     assert experience.logprobs is not None
@@ -38,14 +38,15 @@ def rollout_metrics(scored: ScoredBatch) -> Metrics:
 
 
 def sequence_kl(scored: ScoredBatch) -> NDArray[np.float64] | None:
-    """log π(y) − log π_ref(y) of each completion [N], on average KL(π‖π_ref) in nats. None: no reference."""
+    """Return log π(y) − log π_ref(y) of each completion, [N]: its mean estimates KL(π‖π_ref) in nats. None: there is no
+    reference."""
     if scored.reference_logprobs is None:
         return None
     return completion_sums(scored.old_logprobs - scored.reference_logprobs, scored.experience.completions)
 
 
 def penalty_metrics(rewards: Floats, kl: NDArray[np.float64] | None, beta: float) -> Metrics:
-    """What a KL in the reward costs, and what is left of the rewards [N]. Nothing when there is none."""
+    """Return the mean KL penalty and the mean penalised reward, given rewards [N]. Empty without a penalty."""
     if kl is None or not beta:
         return {}
     cost = -beta * float(kl.mean())
@@ -53,7 +54,7 @@ def penalty_metrics(rewards: Floats, kl: NDArray[np.float64] | None, beta: float
 
 
 def num_tokens(experience: Experience) -> int:
-    """Tokens of all completions, each counted with its prompt."""
+    """Count the tokens of all completions, each with its prompt."""
     prompts = experience.prompt_tokens.lengths[experience.group_of]
     return int(prompts.sum() + experience.completions.lengths.sum())
 

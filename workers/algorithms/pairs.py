@@ -1,10 +1,10 @@
 """Preference pairs from scored groups. Pure numpy.
 
-Three selections, each of at most `pairs_per_prompt` pairs of a group, each by seed:
+Three selections. Each makes at most `pairs_per_prompt` pairs of a group and is deterministic given the seed:
 
-    best_worst   best with worst, second best with second worst, …: the clearest pairs, no completion twice
-    random       drawn from all pairs with a margin, no completion twice
-    all          drawn from all pairs with a margin; with a limit of G(G − 1)/2 these are all pairs of G completions
+    best_worst   best with worst, second best with second worst, and so on; no completion twice
+    random       drawn at random from all pairs with a margin; no completion twice
+    all          drawn at random from all pairs with a margin; with a limit of G(G − 1)/2 all pairs of G completions
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from workers.types import Floats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
-    """P pairs of completions that answer the same prompt, in the order of their groups.
+    """P pairs of completions of the same prompt, in the order of their groups.
 
-    Example, scores 1.0 and 0.25 of completions 0 and 3: `Pairs(chosen=[0], rejected=[3], margins=[0.75])`.
+    Example: completions 0 and 3 with scores 1.0 and 0.25 are `Pairs(chosen=[0], rejected=[3], margins=[0.75])`.
     """
 
-    chosen: NDArray[np.int64]  # [P] which completion of the experience
-    rejected: NDArray[np.int64]  # [P]
+    chosen: NDArray[np.int64]  # [P] index of the completion in the experience
+    rejected: NDArray[np.int64]  # [P] index of the completion in the experience
     margins: Floats  # [P] score of chosen minus score of rejected
 
     def __len__(self) -> int:
@@ -36,11 +36,10 @@ class Pairs:
 def best_with_worst(
     scores: Floats, group_offsets: NDArray[np.int64], *, pairs_per_prompt: int, min_margin: float, seed: int
 ) -> Pairs:
-    """Each group's best with its worst, second best with second worst, and so on: at most `pairs_per_prompt`.
+    """Pair each group's best completion with its worst, the second best with the second worst, and so on.
 
-    A completion is in one pair at most. A pair whose scores do not differ by more than `min_margin` (at 0:
-    equal scores) says nothing and is left out. `seed` decides between equal scores. A dataset's group of two,
-    scored (1, 0), becomes the one pair that it is.
+    A completion is in at most one pair. A pair is left out if its scores do not differ by more than `min_margin`. Ties
+    between equal scores are broken at random by `seed`. A dataset's group of two, with scores (1, 0), gives one pair.
     """
     assert scores.shape == (group_offsets[-1],), (scores.shape, group_offsets[-1])
     assert np.isfinite(scores).all(), "scores must be finite"
@@ -62,19 +61,19 @@ def best_with_worst(
 def all_pairs(
     scores: Floats, group_offsets: NDArray[np.int64], *, pairs_per_prompt: int, min_margin: float, seed: int
 ) -> Pairs:
-    """Pairs of each group whose scores differ by more than `min_margin`, at most `pairs_per_prompt` drawn by `seed`.
+    """Draw at most `pairs_per_prompt` pairs of each group from those whose scores differ by more than `min_margin`.
 
     A completion may be in several pairs.
     """
     pairs, group_of = _shuffled(scores, group_offsets, min_margin, seed)
-    begins = np.searchsorted(group_of, group_of)  # where the pair's group begins
+    begins = np.searchsorted(group_of, group_of)  # index of the first pair of the same group
     return _take(pairs, np.flatnonzero(np.arange(len(pairs)) - begins < pairs_per_prompt))
 
 
 def random_pairs(
     scores: Floats, group_offsets: NDArray[np.int64], *, pairs_per_prompt: int, min_margin: float, seed: int
 ) -> Pairs:
-    """As `all_pairs`, but a completion is in one pair at most: a pair that takes one again is passed over."""
+    """Draw pairs like `all_pairs`, but skip a pair if one of its completions is in an earlier pair."""
     pairs, group_of = _shuffled(scores, group_offsets, min_margin, seed)
     is_used, room = np.zeros(len(scores), bool), np.full(len(group_offsets) - 1, pairs_per_prompt)
     kept = []
@@ -89,8 +88,10 @@ def random_pairs(
 def _shuffled(
     scores: Floats, group_offsets: NDArray[np.int64], min_margin: float, seed: int
 ) -> tuple[Pairs, NDArray[np.int64]]:
-    """Every pair whose scores differ by more than `min_margin`, group after group, in random order within a group;
-    and the group of each pair [P]."""
+    """Return all pairs whose scores differ by more than `min_margin`, and the group of each pair, [P].
+
+    Pairs are ordered by group, and in random order within a group.
+    """
     assert scores.shape == (group_offsets[-1],), (scores.shape, group_offsets[-1])
     assert np.isfinite(scores).all(), "scores must be finite"
     sizes = np.diff(group_offsets)

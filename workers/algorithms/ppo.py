@@ -1,32 +1,36 @@
-"""Proximal policy optimisation with a critic (arXiv 1707.06347), as RLHF uses it (arXiv 2203.02155).
+"""Proximal policy optimisation (arXiv 1707.06347) with a critic, as used in RLHF (arXiv 2203.02155).
 
-With ρ_t = π(y_t) / π_old(y_t), where π_old is the distribution that was really sampled:
+With ρ_t = π(y_t) / π_old(y_t), where π_old is the distribution that was sampled from:
 
     policy   L = mean over the update's tokens of −min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t)
     critic   L = mean of max((V_t − R_t)², (clip(V_t, V_old ± ε_v) − R_t)²) / 2
-    with     A = GAE(r, V_old), R = A + V_old, and A whitened over the step before the policy sees it
+    where    A = GAE(r, V_old) and R = A + V_old; in the policy's loss A is whitened over the step
 
-What is optimised. A token's reward is −β (log π_old − log π_ref), β = `kl_coef`, plus the score on the last
-token: k1 as a reward. A completion's rewards add up to r(y) − β log(π/π_ref), so the expected return is
-E_π[r] − β KL(π‖π_ref). Its gradient is E[(r − β log(π/π_ref)) ∇log π], since the remaining term −β E[∇log π]
-is zero: treating the penalty as a constant reward loses nothing. On the simplex it vanishes where r − β
-log(π/π_ref) is the same for all y, that is at
+Optimum. A token's reward is −β (log π_old − log π_ref) with β = `kl_coef` (k1 as a reward), plus the score on the last
+token. A completion's rewards add up to r(y) − β log(π/π_ref), so the expected return is E_π[r] − β KL(π‖π_ref). Its
+gradient is E[(r − β log(π/π_ref)) ∇log π]: the remaining term −β E[∇log π] is zero, so the penalty can be treated as a
+constant reward. On the simplex the gradient vanishes where r − β log(π/π_ref) is the same for all y, which is
 
     π*(y|x) ∝ π_ref(y|x) exp(r(x, y)/β).
 
-`kl_placement: loss` adds β k2 or β k3 of each token to the policy's loss instead. On samples of π
+`kl_placement: loss` instead adds β k2 or β k3 of each token to the policy's loss. On samples of π
 
     k2 = (log π/π_ref)²/2            E_π[∇k2] = E_π[log(π/π_ref) ∇log π]  = ∇KL(π‖π_ref), the reverse KL
     k3 = π_ref/π − 1 − log(π_ref/π)  E_π[∇k3] = E_π[(1 − π_ref/π) ∇log π] = ∇KL(π_ref‖π), the forward KL
 
-There the advantages are whitened and the KL is not, so that β counts in units of their standard deviation σ, that of
-r − E_π[r] over a step's completions: on completions of one token the optimum is π* with βσ for β under k2, and GRPO's
-β σ π_ref/(λ − r) under k3, σ being that of the optimum itself. Under k2 a small β has none: the surer the policy, the
-smaller σ, and the KL with it.
+The advantages are whitened and the KL in the loss is not, so β is in units of the standard deviation σ of r − E_π[r]
+over a step's completions. For completions of one token the optimum under k2 is π* with βσ in place of β, and under k3
+it is GRPO's β σ π_ref/(λ − r), where σ is that of the optimum itself. Under k2 there is no optimum for a small β: as
+the policy becomes more certain, σ shrinks, and with it the weight of the KL.
 
-`adaptive_kl` moves `kl_coef` after each step (kl_control.py). Critic and policy are two models with an optimiser each,
-so that there is no `vf_coef` to weigh one loss against the other: `critic_learning_rate` is the critic's own. With
-`vllm_importance_sampling_correction` the policy's loss is weighted; the critic learns the returns that were seen.
+`adaptive_kl` adapts `kl_coef` after each step (arXiv 1909.08593, section 2.2), which holds the KL near a target:
+
+    e = clip(KL/target − 1, −0.2, 0.2)
+    β ← β (1 + e n/horizon)   after a step of n completions
+
+Critic and policy are two models with their own optimisers, so there is no `vf_coef` to balance the two losses:
+`critic_learning_rate` sets the critic's learning rate. With `vllm_importance_sampling_correction` the policy's loss is
+weighted, and the critic is trained on the unweighted returns.
 """
 
 from __future__ import annotations
@@ -37,18 +41,18 @@ from torch import Tensor
 
 from workers.algorithms.advantages import gae, token_rewards, whiten
 from workers.algorithms.base import Algorithm, Control, MicroBatch, Stats
-from workers.algorithms.correction import importance_weights
-from workers.algorithms.kl_control import next_coefficient
+from workers.algorithms.importance_sampling import importance_weights
 from workers.algorithms.metrics import rollout_metrics, sequence_kl
 from workers.algorithms.ops import kl_k2, kl_k3, per_token, share
-from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio
-from workers.config import PpoConfig
-from workers.needs import NEEDS
+from workers.algorithms.policy_loss import clipped, clipped_surrogate, corrected, log_ratio
+from workers.config import AdaptiveKl, PpoConfig
 from workers.types import Finish, Floats, Metrics, ScoredBatch, TrainBatch
+
+LARGEST_KL_ERROR = 0.2
 
 
 def prepare(scored: ScoredBatch, config: PpoConfig) -> tuple[TrainBatch, Metrics]:
-    """One completion per row: advantages for the policy, old values and returns for the critic."""
+    """Make one row of each completion, with advantages for the policy and old values and returns for the critic."""
     experience, values = scored.experience, scored.values
     completions, old = experience.completions, scored.old_logprobs
     assert values is not None
@@ -77,8 +81,10 @@ def prepare(scored: ScoredBatch, config: PpoConfig) -> tuple[TrainBatch, Metrics
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[Tensor, Stats]:
-    """The clipped surrogate of the policy, with the KL where that is its place, averaged over the update's tokens.
-    `logprobs`: [T]."""
+    """Compute the policy's clipped surrogate, plus a KL in the loss, averaged over the update's tokens.
+
+    `logprobs`: [T].
+    """
     old, advantages = per_token(batch, batch.old_logprobs), per_token(batch, batch.advantages)
     clip, tokens = config.cliprange, batch.totals.tokens
     losses, ratio = clipped_surrogate(log_ratio(logprobs, batch, "token"), advantages, clip, clip)
@@ -99,7 +105,7 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[Tensor
 
 
 def critic_loss(values: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[Tensor, Stats]:
-    """The critic's clipped squared error, averaged over the update's tokens. `values`: [T]."""
+    """Compute the critic's clipped squared error, averaged over the update's tokens. `values`: [T]."""
     old, returns = per_token(batch, batch.old_values), per_token(batch, batch.returns)
     near = old + (per_token(batch, values) - old).clamp(-config.cliprange_value, config.cliprange_value)
     free, bound = (values - returns).square(), (near - returns).square()
@@ -112,15 +118,21 @@ def critic_loss(values: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[T
 
 
 def next_kl_coef(scored: ScoredBatch, config: PpoConfig) -> float:
-    """The coefficient of the next step: this one's, unless it is adaptive."""
+    """Return the KL coefficient of the next step, which equals this step's unless it is adaptive."""
     kl = sequence_kl(scored)
     if config.adaptive_kl is None or kl is None:
         return config.kl_coef
     return next_coefficient(config.kl_coef, config.adaptive_kl, kl=float(kl.mean()), num_completions=len(kl))
 
 
+def next_coefficient(coefficient: float, settings: AdaptiveKl, *, kl: float, num_completions: int) -> float:
+    """Return the adaptive KL coefficient of the next step. `kl`: mean over this step's samples, in nats."""
+    error = min(max(kl / settings.target - 1, -LARGEST_KL_ERROR), LARGEST_KL_ERROR)
+    return coefficient * (1 + error * num_completions / settings.horizon)
+
+
 def _scores(scored: ScoredBatch, config: PpoConfig) -> Floats:
-    """Rewards [N], less `missing_eos_penalty` for a completion that did not end by itself."""
+    """Return rewards, [N], minus `missing_eos_penalty` for completions without an end of sequence."""
     assert scored.rewards is not None
     if config.missing_eos_penalty is None:
         return scored.rewards
@@ -140,8 +152,7 @@ def _metrics(scored: ScoredBatch, scores: Floats, config: PpoConfig) -> Metrics:
     }
 
 
-PPO = Algorithm(
-    needs=NEEDS["ppo"],
+ALGORITHM = Algorithm(
     prepare=prepare,
     loss=loss,
     critic_loss=critic_loss,

@@ -1,17 +1,18 @@
-"""REINFORCE++ (arXiv 2501.03262): PPO's clipped objective, with the whole batch in place of a critic.
+"""REINFORCE++ (arXiv 2501.03262): PPO's clipped objective with batch-normalised returns instead of a critic.
 
     r_t = −β (log π_old − log π_ref), plus the score s_i on the last token
-    A_t = r_t + γ A_{t+1}, then normalised to mean 0 and deviation 1 over all tokens of the step
+    A_t = r_t + γ A_{t+1}, then normalised to mean 0 and standard deviation 1 over all tokens of the step
     L   = mean over the update's tokens of −min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε_high) A_t)
 
-`baseline: none` takes the score as it is; one completion per prompt is enough. `baseline: group` subtracts the mean of
-the group's scores first, as the paper's variant for several completions per prompt does.
+With `baseline: none` the score is used as it is, and one completion per prompt is enough. `baseline: group` first
+subtracts the mean of the group's scores, as in the paper's variant for several completions per prompt.
 
-What is optimised. The mean that the normalisation takes off is a baseline that does not depend on the token, and the
-deviation a common factor: at γ = 1 the gradient points where that of E_π[r] − β KL(π‖π_ref) does, and the optimum is
-π* ∝ π_ref exp(r/β). The mean of a group of G contains the completion itself and shortens the gradient of the score by
-(G − 1)/G, but not that of the KL: with `baseline: group` β is `beta`·G/(G − 1). One baseline for all prompts cannot
-tell an easy prompt from a good completion, so without the group's mean the noise does not vanish at the optimum.
+Optimum. The mean subtracted by the normalisation is a baseline that does not depend on the token, and the standard
+deviation is a common factor. At γ = 1 the gradient therefore has the direction of that of E_π[r] − β KL(π‖π_ref), and
+the optimum is π* ∝ π_ref exp(r/β). The mean of a group of G contains the completion itself, which reduces the gradient
+of the score by (G − 1)/G but not that of the KL: with `baseline: group` the β of this formula is `beta`·G/(G − 1). One
+baseline for all prompts cannot distinguish an easy prompt from a good completion, so without the group baseline the
+gradient noise does not vanish at the optimum.
 """
 
 from __future__ import annotations
@@ -19,20 +20,18 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from workers.algorithms.advantages import gae, group_advantages, token_rewards, whiten
+from workers.algorithms.advantages import gae, group_advantages, group_rows, token_rewards, whiten
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
-from workers.algorithms.correction import importance_weights
-from workers.algorithms.group_rows import group_rows
+from workers.algorithms.importance_sampling import importance_weights
 from workers.algorithms.metrics import penalty_metrics, rollout_metrics, sequence_kl
 from workers.algorithms.ops import kl_k2, per_token, share
-from workers.algorithms.surrogate import clipped, clipped_surrogate, corrected, log_ratio
+from workers.algorithms.policy_loss import clipped, clipped_surrogate, corrected, log_ratio
 from workers.config import ReinforceConfig
-from workers.needs import NEEDS
 from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: ReinforceConfig) -> tuple[TrainBatch, Metrics]:
-    """One group per row; an advantage for each token."""
+    """Make one row of each group, with an advantage for each token."""
     experience, scores = scored.experience, scored.rewards
     assert scores is not None
     if config.baseline == "group":
@@ -42,7 +41,7 @@ def prepare(scored: ScoredBatch, config: ReinforceConfig) -> tuple[TrainBatch, M
         assert scored.reference_logprobs is not None
         penalty = config.beta * (scored.old_logprobs - scored.reference_logprobs)
     rewards = token_rewards(scores, experience.completions, penalty)
-    # Without values and at λ = 1, generalised advantages are the discounted returns.
+    # With zero values and λ = 1, generalised advantages are the discounted returns.
     returns = gae(rewards, np.zeros_like(rewards), experience.completions, gamma=config.gamma, lam=1.0)
     weights, gap = importance_weights(scored, config)
     batch = group_rows(scored, whiten(returns), weights)
@@ -52,7 +51,7 @@ def prepare(scored: ScoredBatch, config: ReinforceConfig) -> tuple[TrainBatch, M
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: ReinforceConfig) -> tuple[Tensor, Stats]:
-    """The clipped surrogate, averaged over the update's tokens. `logprobs`: [T]."""
+    """Compute the clipped surrogate, averaged over the update's tokens. `logprobs`: [T]."""
     advantages = per_token(batch, batch.advantages)
     low, high = config.epsilon, config.epsilon_high or config.epsilon
     losses, ratio = clipped_surrogate(log_ratio(logprobs, batch, "token"), advantages, low, high)
@@ -68,4 +67,4 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: ReinforceConfig) -> tuple[
     }
 
 
-REINFORCE = Algorithm(needs=NEEDS["reinforce++"], prepare=prepare, loss=loss)
+ALGORITHM = Algorithm(prepare=prepare, loss=loss)

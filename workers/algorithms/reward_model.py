@@ -1,16 +1,16 @@
-"""A reward model from preferences (Bradley–Terry, arXiv 1706.03741; with margins arXiv 2307.09288).
+"""Reward model trained on preferences (Bradley–Terry, arXiv 1706.03741; with margins, arXiv 2307.09288).
 
-With r = the model's number at a completion's last token, for the chosen y_c and the rejected y_r of a pair:
+With r the model's score at a completion's last token, for the chosen y_c and the rejected y_r of a pair:
 
     L = mean over pairs of −log σ(r_c − r_r − w m) + c (r_c + r_r)²
 
-where m is how much better the dataset says that y_c is (score of chosen minus score of rejected), w = `margin_weight`
-and c = `center_rewards_coefficient`.
+where m is the margin of the pair in the dataset (score of chosen minus score of rejected), w = `margin_weight` and
+c = `center_rewards_coefficient`.
 
-What is optimised. With w = c = 0 this is the negative log-likelihood of P(y_c preferred) = σ(r_c − r_r), the
-Bradley–Terry model. It knows r up to a constant per prompt; (r_c + r_r)² (arXiv 2312.09244) chooses the constant that
-centres a pair on 0, so that rewards of different prompts can be averaged. w > 0 asks for a larger difference where the
-dataset is surer. Equal numbers for chosen and rejected cost log 2 (at w = c = 0).
+Optimum. With w = c = 0, L is the negative log-likelihood of the Bradley–Terry model, P(y_c preferred) = σ(r_c − r_r).
+It determines r up to a constant per prompt. The term (r_c + r_r)² (arXiv 2312.09244) chooses the constant that centres
+a pair on 0, so that rewards of different prompts can be averaged. w > 0 asks for a larger difference where the margin
+is larger. Equal scores for chosen and rejected give a loss of log 2 (at w = c = 0).
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from workers.algorithms.metrics import num_tokens
 from workers.algorithms.ops import per_token, share
 from workers.algorithms.pairs import best_with_worst
 from workers.config import RewardModelConfig
-from workers.needs import NEEDS
 from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: RewardModelConfig) -> tuple[TrainBatch, Metrics]:
-    """One pair per row, chosen before rejected: the best and the worst completion of each prompt, unless their scores
-    are equal."""
+    """Make one row of each prompt's best and worst completion, in this order, unless their scores are equal."""
     experience, rewards = scored.experience, scored.rewards
     assert rewards is not None
     pairs = best_with_worst(rewards, experience.group_offsets, pairs_per_prompt=1, min_margin=0.0, seed=scored.seed)
@@ -46,7 +44,7 @@ def prepare(scored: ScoredBatch, config: RewardModelConfig) -> tuple[TrainBatch,
 
 
 def loss(scores: Tensor, batch: MicroBatch, config: RewardModelConfig) -> tuple[Tensor, Stats]:
-    """The pairs' negative log-likelihood, averaged over the update's pairs. `scores`: [T], read at each token."""
+    """Compute the negative log-likelihood of the pairs, averaged over the update's pairs. `scores`: [T]."""
     assert len(batch.lengths) == 2 * batch.num_rows, "a row is a chosen and a rejected completion"
     assert batch.margins is not None
     rewards = final_scores(scores, batch)
@@ -64,8 +62,8 @@ def loss(scores: Tensor, batch: MicroBatch, config: RewardModelConfig) -> tuple[
 
 
 def final_scores(scores: Tensor, batch: MicroBatch) -> Tensor:
-    """What the model says of each completion as a whole, that is at its last token: [T] -> [n]."""
+    """Return the score of each completion, which is the score at its last token: [T] -> [n]."""
     return per_token(batch, scores)[batch.lengths.cumsum(0) - 1]
 
 
-REWARD_MODEL = Algorithm(needs=NEEDS["reward_model"], prepare=prepare, loss=loss, range_of=("reward", final_scores))
+ALGORITHM = Algorithm(prepare=prepare, loss=loss, range_of=("reward", final_scores))

@@ -2,8 +2,8 @@
 
     L = mean over the update's completion tokens of −log π(y_t | x, y_<t)
 
-Prompt tokens carry no loss, and a long demonstration weighs more than a short one. What is minimised is
-KL(p‖π), where p is the distribution that the demonstrations were drawn from.
+Prompt tokens have no loss, and a long demonstration has more weight than a short one. The objective minimises KL(p‖π),
+where p is the distribution that the demonstrations were drawn from.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from torch import Tensor
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.ops import per_token, share
 from workers.config import SftConfig
-from workers.needs import NEEDS
 from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: SftConfig) -> tuple[TrainBatch, Metrics]:
-    """One demonstration per row: the first, that is the best, completion of each prompt."""
+    """Make one row of each prompt's first completion, which is its best."""
     experience = scored.experience
-    assert np.diff(experience.group_offsets).all(), "a prompt without a completion teaches nothing"
+    assert np.diff(experience.group_offsets).all(), "every prompt needs a completion"
     first = experience.group_offsets[:-1]
     batch = TrainBatch(
         prompts=experience.prompt_tokens,
@@ -29,15 +28,15 @@ def prepare(scored: ScoredBatch, config: SftConfig) -> tuple[TrainBatch, Metrics
         row_offsets=np.arange(len(first) + 1),
         sources=first,
     )
-    learned = int(batch.prompts.lengths.sum() + batch.completions.lengths.sum())
-    return batch, {"num_tokens": float(learned)}
+    num_tokens = int(batch.prompts.lengths.sum() + batch.completions.lengths.sum())
+    return batch, {"num_tokens": float(num_tokens)}
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: SftConfig) -> tuple[Tensor, Stats]:
-    """Negative log-likelihood per token. `logprobs`: [T]."""
+    """Compute the negative log-likelihood per token. `logprobs`: [T]."""
     losses = -per_token(batch, logprobs)
     tokens = batch.totals.tokens
     return losses.sum() / tokens, {"loss": share(losses, tokens)}
 
 
-SFT = Algorithm(needs=NEEDS["sft"], prepare=prepare, loss=loss)
+ALGORITHM = Algorithm(prepare=prepare, loss=loss)

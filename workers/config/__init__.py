@@ -1,12 +1,14 @@
-"""Settings of each role and of each algorithm: frozen pydantic, unknown keys forbidden, defaults that are vetted.
+"""Settings of each role and of each algorithm: frozen pydantic, unknown keys forbidden, vetted defaults.
 
 Names are TRL's wherever TRL has one. Every number carries its legal range, so that an illegal recipe cannot be written.
+The comment on a field, beside or above it, is its text in the configuration reference.
 """
 
-from workers.config.algorithms import AlgorithmConfig
+from workers.config.algorithms import METHODS, AlgorithmConfig
 from workers.config.base import Count, ModelOrigin, NonNegative, PathText, Positive, Settings, Share
 from workers.config.distillation import DistillConfig
-from workers.config.optimisation import FromDataset, Optimisation, Sampled
+from workers.config.method import FromDataset, Head, Method, Needs, Sampled
+from workers.config.optimisation import Optimisation
 from workers.config.policy_gradient import (
     AdaptiveKl,
     GrpoConfig,
@@ -38,6 +40,7 @@ from workers.config.roles import (
 from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 __all__ = [
+    "METHODS",
     "AdaptiveKl",
     "AlgorithmConfig",
     "CodeRewardConfig",
@@ -47,14 +50,17 @@ __all__ = [
     "FromDataset",
     "FunctionRewardConfig",
     "GrpoConfig",
+    "Head",
     "JsonSchemaRewardConfig",
     "KtoConfig",
     "LearnerConfig",
     "LoraConfig",
     "MathRewardConfig",
+    "Method",
     "ModelConfig",
     "ModelOrigin",
     "ModelRewardConfig",
+    "Needs",
     "NonNegative",
     "Optimisation",
     "PathText",

@@ -1,4 +1,4 @@
-"""What every settings class shares: frozen pydantic, unknown keys forbidden, numbers with their legal range."""
+"""Base of all settings classes, and the types of their fields: numbers with their legal range, paths, times."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def at_home(text: str) -> str:
-    """With the home directory for a `~` at its beginning; where nobody of that name is known it stays."""
+def expand_home(text: str) -> str:
+    """Replace a leading `~` or `~user` by the home directory. An unknown user's stays as it is."""
     return os.path.expanduser(text) if "\0" not in text else text
 
 
-def _can_be_a_path(text: str) -> str:
-    text = at_home(text)
+def _check_path(text: str) -> str:
+    text = expand_home(text)
     if len(text.encode()) > 4095 or any(len(part.encode()) > 255 for part in text.split("/")):
-        raise ValueError("shorten it: a file name has at most 255 bytes, and a path 4095")
+        raise ValueError("shorten it: a file name has at most 255 bytes and a path 4095")
     return text
 
 
-def _is_a_moment(text: str) -> str:
+def _check_time(text: str) -> str:
     try:
         datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError('give a day or a moment, as "2026-11-28" or "2026-11-28T09:30:00"') from None
+        raise ValueError('give a date or a time, for example "2026-11-28" or "2026-11-28T09:30:00"') from None
     return text
 
 
-Moment = Annotated[str, AfterValidator(_is_a_moment)]
-PathText = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_path)]
+IsoTime = Annotated[str, AfterValidator(_check_time)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_check_path)]
 
 
 class Settings(BaseModel):
-    """Base of every settings class. Strict: a string is never taken for a number."""
+    """Base of all settings classes: frozen and strict (a string is not accepted for a number), no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelOrigin(Settings):
-    """A model: a Hugging Face directory or hub id, or the result of an earlier stage."""
+    """Origin of a model: a Hugging Face directory or Hub id, or an earlier stage of the recipe."""
 
-    path: PathText | None = None
-    from_stage: str | None = None  # name of an earlier stage of the same recipe
+    path: PathText | None = None  # Hugging Face directory or Hub id; None: from_stage is given
+    from_stage: str | None = None  # name of the earlier stage of the recipe whose model is used; None: path is given
 
     @model_validator(mode="after")
     def one_origin(self) -> Self:

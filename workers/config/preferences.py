@@ -1,19 +1,19 @@
-"""Settings of algorithms that learn from which completions are better, or good."""
+"""Settings of the methods that train on preferences: pairs, or completions labelled good or bad."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
 from workers.config.base import Count, NonNegative, Positive, Share
-from workers.config.optimisation import FromDataset, Sampled
+from workers.config.method import FromDataset, Needs, Sampled
 
 PairLoss: TypeAlias = Literal["sigmoid", "hinge", "robust", "sigmoid_norm", "ipo", "simpo"]
 LOSS_ARGUMENTS: Mapping[PairLoss, tuple[str, ...]] = {
-    # which of DpoConfig's arguments each loss knows what to do with; `beta` and `sft_weight` go with all
+    # loss_type → arguments of DpoConfig that it takes; every loss takes `beta` and `sft_weight` as well
     "sigmoid": ("label_smoothing", "ld_alpha", "length_alpha", "dpop_lambda", "margin_weight"),
     "hinge": ("ld_alpha", "length_alpha", "margin_weight"),
     "robust": ("label_smoothing", "ld_alpha", "length_alpha", "dpop_lambda", "margin_weight"),
@@ -27,48 +27,77 @@ class DpoConfig(Sampled, FromDataset):
     """Direct preference optimisation (arXiv 2305.18290): offline on `data.dataset`, or on samples of `data.prompts`.
 
     With prompts, every step samples `num_generations` completions for each of `prompts_per_step` prompts, scores them
-    and makes pairs. Small steps are online DPO; a step that is a whole pool of prompts is a round of iterative DPO.
+    and makes pairs. With few prompts per step this is online DPO. With a large pool of prompts per step, which is
+    called a round, it is iterative DPO.
     """
 
-    type: Literal["dpo"]
-    beta: Positive = 0.1
+    needs: ClassVar[Needs] = Needs(
+        row="pair", prompts=True, dataset="pairs", reference=True, whole_rows=True, rounds=True
+    )
+    implementation: ClassVar[str] = "workers.algorithms.dpo"
+
+    type: Literal["dpo"]  # DPO and its variants
+    beta: Positive = 0.1  # coefficient of the log-ratio to the reference: strength of the implicit KL constraint
+    # loss of a pair; hinge: SLiC; robust: robust DPO; sigmoid_norm: DPO on length-normalised log-ratios; ipo: IPO;
+    # simpo: SimPO, without a reference
     loss_type: PairLoss = "sigmoid"
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # share of labels taken to be wrong
-    ld_alpha: Share | None = None  # weight of tokens beyond the length that both completions have; None: 1
-    length_alpha: NonNegative = 0.0  # reward that a token of length costs (R-DPO)
-    dpop_lambda: NonNegative = 0.0  # weight of the chosen completion's fall below the reference (DPO-positive)
-    margin_weight: NonNegative = 0.0  # how much of the scores' margin the pair must show
-    simpo_gamma: NonNegative = 0.5  # simpo alone: the margin that is asked for
-    sft_weight: NonNegative = 0.0  # weight of the chosen completion's NLL per token (RPO, arXiv 2404.19733)
-    num_generations: Annotated[int, Field(ge=2)] = 8
-    pair_selection: Literal["best_worst", "all", "random"] = "best_worst"  # see workers/algorithms/pairs.py
-    pairs_per_prompt: Count = 1
-    min_margin: NonNegative = 0.0  # a pair's scores must differ by more than this
-    batch_size: Count = 64  # pairs per optimiser update
-    num_iterations: Count = 1  # passes over each step's pairs
-    reset_optimizer: bool = False  # start every step (round) with fresh AdamW moments and a fresh schedule
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # share of preference labels assumed to be wrong
+    # weight of the tokens beyond the length of the shorter completion (LD-DPO, arXiv 2409.06411); None: 1
+    ld_alpha: Share | None = None
+    length_alpha: NonNegative = 0.0  # penalty per token of a completion's length (R-DPO, arXiv 2403.19159)
+    # weight of the penalty where the chosen completion's probability falls below the reference's (DPO-positive, arXiv
+    # 2402.13228)
+    dpop_lambda: NonNegative = 0.0
+    margin_weight: NonNegative = 0.0  # share of the pair's score margin that the loss asks for as a margin
+    simpo_gamma: NonNegative = 0.5  # target reward margin of SimPO (arXiv 2405.14734)
+    # weight of the chosen completion's negative log-likelihood per token (RPO, arXiv 2404.19733)
+    sft_weight: NonNegative = 0.0
+    num_generations: Annotated[int, Field(ge=2)] = 8  # number of completions sampled per prompt: the size of a group
+    # selection of a group's pairs; best_worst: best with worst, second best with second worst, and so on; random: drawn
+    # at random, no completion twice; all: drawn at random from all pairs
+    pair_selection: Literal["best_worst", "all", "random"] = "best_worst"
+    pairs_per_prompt: Count = 1  # number of pairs made from each group, at most
+    min_margin: NonNegative = 0.0  # score difference that a pair must exceed
+    batch_size: Count = 64  # number of pairs per optimiser update
+    num_iterations: Count = 1  # number of passes over each step's pairs
+    # start every step (round) with a fresh optimiser state and a fresh learning-rate schedule
+    reset_optimizer: bool = False
 
     def num_updates(self, num_rows: int) -> int:
         return math.ceil(num_rows / self.batch_size)
+
+    @property
+    def rows_per_step(self) -> int:
+        possible = math.comb(self.num_generations, 2)
+        pairs = possible if self.pair_selection == "all" else min(self.pairs_per_prompt, possible)
+        return self.prompts_per_step * pairs
 
     @property
     def epochs(self) -> int:
         return self.num_iterations
 
     @property
+    def resets_optimizer(self) -> bool:
+        return self.reset_optimizer
+
+    @property
     def needs_reference(self) -> bool:
         return self.loss_type != "simpo"
+
+    @property
+    def implicit_reward_beta(self) -> float:
+        return self.beta
 
 
 class KtoConfig(FromDataset):
     """Kahneman–Tversky optimisation (arXiv 2402.01306) on single completions that are labelled good or bad."""
 
-    type: Literal["kto"]
-    beta: Positive = 0.1
-    desirable_weight: Positive = 1.0
-    undesirable_weight: Positive = 1.0
-    batch_size: Annotated[int, Field(ge=2)] = 64  # rows per update; each lends its completion to the row before
+    needs: ClassVar[Needs] = Needs(row="completion", dataset="labels", mismatched=True, reference=True, whole_rows=True)
+    implementation: ClassVar[str] = "workers.algorithms.kto"
 
-    @property
-    def needs_reference(self) -> bool:
-        return True
+    type: Literal["kto"]  # KTO
+    beta: Positive = 0.1  # coefficient of the log-ratio to the reference: strength of the implicit KL constraint
+    desirable_weight: Positive = 1.0  # weight of the loss of desirable completions
+    undesirable_weight: Positive = 1.0  # weight of the loss of undesirable completions
+    # number of rows per update; at least 2, since each completion also serves the row before it for the KL estimate
+    batch_size: Annotated[int, Field(ge=2)] = 64

@@ -1,4 +1,4 @@
-"""Settings of the scorers that rewards are made of."""
+"""Settings of the scorers."""
 
 from __future__ import annotations
 
@@ -7,86 +7,92 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from workers.config.base import Count, ModelOrigin, Moment, Positive, Settings, at_home
+from workers.config.base import Count, IsoTime, ModelOrigin, Positive, Settings, expand_home
 
-LARGEST = 3.4e38  # of float32, which rewards are
+LARGEST = 3.4e38  # largest float32; rewards are float32
 Weight = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Memory = Annotated[int, Field(ge=64)]
 
 
-def _is_a_pattern(text: str) -> str:
+def _check_pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"give a regular expression as Python has them: {error}") from None
+        raise ValueError(f"give a valid Python regular expression: {error}") from None
     return text
 
 
-Pattern = Annotated[str, Field(min_length=1), AfterValidator(_is_a_pattern)]
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_check_pattern)]
 
 
 class FunctionRewardConfig(Settings):
-    """A Python function with TRL's signature: `reward(prompts, completions, completion_ids, **columns)`. It runs in a
-    process of its own, which is ended at a limit."""
+    """Python function with TRL's signature, `reward(prompts, completions, completion_ids, **columns)`. It runs in a
+    process of its own, which is killed if it exceeds a limit."""
 
-    type: Literal["function"]
-    function: Annotated[str, AfterValidator(at_home)]  # path/to/file.py:name, or package.module:name
-    weight: Weight = 1.0
-    timeout_s: Positive = 300.0  # to load it, and for each batch
-    memory_mib: Memory = 4096  # of the function's processes together
+    type: Literal["function"]  # reward function written by the user
+    # function to call, as path/to/file.py:name or package.module:name
+    function: Annotated[str, AfterValidator(expand_home)]
+    weight: Weight = 1.0  # weight of this reward in the sum of all rewards
+    timeout_s: Positive = 300.0  # seconds that loading the function, or scoring one batch, may take
+    memory_mib: Memory = 4096  # memory that the function's processes may use together, in MiB
 
 
 class MathRewardConfig(Settings):
-    """1 when the completion's final answer equals the `solution` column as mathematics, else 0 (math-verify)."""
+    """1 if the completion's final answer is mathematically equal to the `solution` column, else 0 (math-verify)."""
 
-    type: Literal["math"]
-    weight: Weight = 1.0
-    solution_column: str = "solution"
+    type: Literal["math"]  # comparison of the final answer with the solution
+    weight: Weight = 1.0  # weight of this reward in the sum of all rewards
+    solution_column: str = "solution"  # name of the column with the solution
 
 
 class ModelRewardConfig(ModelOrigin):
-    """A reward model's score: a Hugging Face directory of a sequence-classification model with one label."""
+    """Score of a reward model: a sequence-classification model with one label, as a Hugging Face directory."""
 
-    type: Literal["model"]
-    weight: Weight = 1.0
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_length: Count = 1024  # tokens of prompt and completion, by the reward model's own tokenizer
-    tokens_per_micro_batch: Count = 16384
+    type: Literal["model"]  # reward model
+    weight: Weight = 1.0  # weight of this reward in the sum of all rewards
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # data type that weights are loaded and computed in
+    # maximum length of prompt and completion in tokens of the reward model; longer completions are truncated
+    max_length: Count = 1024
+    tokens_per_micro_batch: Count = 16384  # maximum number of tokens in a micro-batch
+    # keyword arguments passed to the reward model's chat template
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    template_date: Moment | None = None  # as model.template_date
+    # date or time given to chat templates that ask for the current one; None: the start of the run's first attempt
+    template_date: IsoTime | None = None
 
 
 class CodeRewardConfig(Settings):
-    """1 when the completion's Python program passes all tests of its row, else 0. Every test runs in a sandbox of its
-    own (bubblewrap); where there is none the run is refused."""
+    """1 if the completion's Python program passes all tests of its row, else 0. Every test runs in a sandbox of its own
+    (bubblewrap). Without bubblewrap the run is refused."""
 
-    type: Literal["code"]
-    weight: Weight = 1.0
-    tests_column: str = "tests"  # assertions, inputs and outputs, or test_cases: docs/rewards.md
-    partial_credit: bool = False  # true: the share of tests that it passes
-    timeout_s: Positive = 10.0  # of processor time, for each test
-    memory_mib: Memory = 512  # of address space
+    type: Literal["code"]  # tests of the program in a completion
+    weight: Weight = 1.0  # weight of this reward in the sum of all rewards
+    # name of the column with the tests: assertions, inputs and outputs, or test_cases
+    tests_column: str = "tests"
+    partial_credit: bool = False  # give the share of tests that pass instead of 0 or 1
+    timeout_s: Positive = 10.0  # seconds of processor time that each test may take
+    memory_mib: Memory = 512  # address space that each test may use, in MiB
 
 
 class JsonSchemaRewardConfig(Settings):
-    """1 when the completion is JSON that the row's JSON Schema allows, else 0."""
+    """1 if the completion is JSON that is valid under its row's JSON Schema, else 0."""
 
-    type: Literal["json_schema"]
-    weight: Weight = 1.0
-    schema_column: str = "schema"
+    type: Literal["json_schema"]  # validation of a JSON completion
+    weight: Weight = 1.0  # weight of this reward in the sum of all rewards
+    schema_column: str = "schema"  # name of the column with the JSON Schema
 
 
 class RefusalRewardConfig(Settings):
-    """1 when the completion refuses to answer, as a list of patterns tells, else 0: docs/evaluation.md. To measure
-    with; give it a negative weight where over-refusal is to be unlearned."""
+    """1 if the completion refuses to answer, by a list of patterns, else 0. It is meant for evaluation. With a negative
+    weight it trains a model to refuse less."""
 
-    type: Literal["refusal"]
-    weight: Weight = 1.0
-    patterns: tuple[Pattern, ...] = ()  # empty: those of the classifier
+    type: Literal["refusal"]  # classifier of refusals
+    weight: Weight = 1.0  # weight of this reward in the sum of all rewards
+    # regular expressions that identify a refusal by its opening; empty: the built-in list
+    patterns: tuple[Pattern, ...] = ()
 
 
 RefusalConfig = Annotated[RefusalRewardConfig | FunctionRewardConfig, Field(discriminator="type")]
-"""What says whether a completion refuses: 1, or 0 for an answer."""
+"""Classifier of refusals: 1 for a refusal, 0 for an answer."""
 RewardConfig = Annotated[
     FunctionRewardConfig
     | MathRewardConfig

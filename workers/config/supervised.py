@@ -1,53 +1,75 @@
-"""Settings of algorithms that learn from what a dataset shows."""
+"""Settings of the methods that train on demonstrations, and of reward models."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from workers.config.base import Count, NonNegative
-from workers.config.optimisation import FromDataset, Sampled
+from workers.config.method import FromDataset, Needs, Sampled
 
 
 class SftConfig(FromDataset):
     """Supervised fine-tuning on the completions of a dataset (of `messages` rows the last turn), or on all tokens."""
 
-    type: Literal["sft"]
-    completion_only_loss: bool = True  # false: prompts are learned, too; of `text` rows every token always is
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-5
+    needs: ClassVar[Needs] = Needs(row="completion", dataset="demonstrations")
+    implementation: ClassVar[str] = "workers.algorithms.sft"
+
+    type: Literal["sft"]  # supervised fine-tuning
+    # train on the completion's tokens only; false: on the prompt's tokens as well; of `text` rows all tokens are
+    # trained on
+    completion_only_loss: bool = True
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-5  # peak learning rate
+
+    @property
+    def trains_on_prompts(self) -> bool:
+        return not self.completion_only_loss
 
 
 class RewardModelConfig(FromDataset):
-    """A reward model from preferences (Bradley-Terry): a number for a text, greater for the chosen one of a pair."""
+    """Reward model trained on preferences (Bradley–Terry): it gives the chosen text of a pair the greater score."""
 
-    type: Literal["reward_model"]
-    batch_size: Count = 64  # pairs per step
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
-    center_rewards_coefficient: NonNegative = 0.0  # weight of (r_chosen + r_rejected)² (arXiv 2312.09244), e.g. 0.01
-    margin_weight: NonNegative = 0.0  # times the row's `margin` (else 1): how far apart to be (arXiv 2307.09288)
+    needs: ClassVar[Needs] = Needs(row="pair", dataset="pairs", head="scores", whole_rows=True)
+    implementation: ClassVar[str] = "workers.algorithms.reward_model"
+
+    type: Literal["reward_model"]  # reward model
+    batch_size: Count = 64  # number of pairs per step
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5  # peak learning rate
+    # weight of (r_chosen + r_rejected)², which centres the scores on 0 (arXiv 2312.09244); 0.01 is usual
+    center_rewards_coefficient: NonNegative = 0.0
+    # weight of the row's `margin` (1 where it has none) as the score difference asked for (arXiv 2307.09288)
+    margin_weight: NonNegative = 0.0
 
 
 class RejectionSamplingConfig(Sampled):
     """Fine-tuning on the best of the policy's own samples (RAFT, arXiv 2304.06767; RFT, arXiv 2308.01825)."""
 
-    type: Literal["rejection_sampling"]
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-5
-    keep_best: Count = 1  # of each prompt's completions
-    min_reward: Annotated[float, Field(allow_inf_nan=False)] | None = None  # what is kept reaches it; None: all do
-    distinct: bool = True  # equal completions of a prompt count once
-    batch_size: Count = 32  # kept completions per optimiser update
-    num_iterations: Count = 1  # passes over what is kept of each step
+    needs: ClassVar[Needs] = Needs(row="completion", prompts=True)
+    implementation: ClassVar[str] = "workers.algorithms.rejection_sampling"
+
+    type: Literal["rejection_sampling"]  # rejection sampling
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-5  # peak learning rate
+    keep_best: Count = 1  # number of completions kept of each prompt, at most
+    # smallest reward of a completion that is kept; None: no threshold
+    min_reward: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    distinct: bool = True  # keep equal completions of a prompt once only
+    batch_size: Count = 32  # number of kept completions per optimiser update
+    num_iterations: Count = 1  # number of passes over the completions kept in each step
 
     @model_validator(mode="after")
     def no_more_than_there_are(self) -> Self:
         if self.keep_best > self.num_generations:
-            raise ValueError("keep_best is how many of the num_generations completions are kept: it cannot be more")
+            raise ValueError("keep_best of the num_generations completions are kept: set it to at most num_generations")
         return self
 
     def num_updates(self, num_rows: int) -> int:
         return math.ceil(num_rows / self.batch_size)
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.prompts_per_step * self.keep_best
 
     @property
     def epochs(self) -> int:

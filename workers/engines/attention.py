@@ -1,10 +1,11 @@
-"""Attention over packed rows: no padding, no token sees another row, completions share their prompt.
+"""Attention over packed rows: no padding, no attention across rows, completions share their prompt.
 
-What a model asks of its attention (a window, chunks, a soft-cap, sinks) is kept: packing is one more condition on who
-may see whom, and the model's own condition is asked about positions within a row, not about places in the flat array.
+The model's own attention (windows, chunks, soft-caps, sinks) is preserved: packing adds a condition to the mask, and
+the model's mask function is called with positions within a row, not with places in the flat array.
 
-On CPU the rows are cut into pieces, and pieces of nearly equal length make a rectangle, one call of scaled-dot-product
-attention each; on a GPU one `flex_attention` call with a block mask does the same (not run on a GPU yet).
+On CPU the rows are cut into pieces, and pieces of nearly equal length form a rectangle: one call of
+scaled-dot-product attention each. On a GPU one `flex_attention` call with a block mask does the same (not run on a GPU
+yet).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from workers.engines.layout import Layout, Rectangle
 from workers.engines.layout import layout_of as layout_of
 
 Visible: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(batch, head, query position, key position) -> bool: what a model's own mask shows a token, in transformers' form."""
+"""Mask function of a model, in transformers' form: (batch, head, query position, key position) -> bool."""
 
-BLOCK = 128  # queries, and keys, of a block of flex_attention
+BLOCK = 128  # queries and keys of a block of flex_attention
 IGNORED = frozenset(
     {
         "cache_position",
@@ -41,29 +42,29 @@ IGNORED = frozenset(
         "use_cache",
     }
 )
-"""Arguments of an attention call that change nothing of its result."""
+"""Arguments of an attention call that do not change its result."""
 
 
 class AttentionError(Exception):
-    """A model asks for attention that cannot be computed over packed rows; the message says what it asked for."""
+    """A model needs attention that cannot be computed over packed rows. The message says which."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedMask:
-    """Who may see whom in layers of one type: what packed attention is given in the place of a mask tensor."""
+    """Mask of the layers of one type. Packed attention receives it in place of a mask tensor."""
 
     layout: Layout
-    masks: tuple[Tensor | None, ...] = ()  # CPU, one per rectangle: [n, 1, Lq, Lk] bool; None: plain causal
+    masks: tuple[Tensor | None, ...] = ()  # CPU: one per rectangle, [n, 1, Lq, Lk] bool; None: plain causal
     blocks: Any = None  # GPU: flex_attention's BlockMask
 
 
 class Reading:
-    """The layout of the forward pass that runs, for what has no argument to be told it by: masks and rotary positions.
+    """Layout of the current forward pass, for masks and rotary positions, which cannot receive it as an argument.
 
-    It stays after the pass, because checkpointed layers run once more in the backward pass.
+    It is kept after the pass, because checkpointed layers run again in the backward pass.
     """
 
-    layout: Layout | None = None  # None: a model's own forward pass, of rows that are not packed
+    layout: Layout | None = None  # None: the model's own forward pass, without packed rows
 
 
 READING = Reading()
@@ -73,16 +74,16 @@ READING = Reading()
 
 
 def packed_mask(layout: Layout, visible: Visible | None = None) -> PackedMask:
-    """Return the mask of a layout's rows under a model's own condition; `visible` None: plain causal attention.
+    """Return the mask of a layout's rows under the model's mask function `visible`; None: plain causal attention.
 
     Raises:
-        AttentionError: a token would see later ones.
+        AttentionError: a token would attend to later ones.
     """
     device = layout.rows.device
     if visible is not None:
         zero = torch.zeros((), dtype=torch.int64, device=device)
         if bool(visible(zero, zero, zero, zero + 1)):
-            raise AttentionError("its tokens see later ones: it is no causal language model as it is configured")
+            raise AttentionError("its tokens attend to later ones: with this config it is not a causal language model")
     if device.type != "cpu":
         return PackedMask(layout, blocks=_blocks(layout, visible))
     return PackedMask(layout, tuple(_rectangle_mask(layout, part, visible) for part in layout.rectangles))
@@ -97,42 +98,41 @@ def _rectangle_mask(layout: Layout, part: Rectangle, visible: Visible | None) ->
     zero = torch.zeros((), dtype=torch.int64)
     seen = visible(zero, zero, queries[:, None, :, None], keys[:, None, None, :])  # [n, 1, Lq, Lk]
     padding = torch.ones(len(part.queries), dtype=torch.bool)
-    padding[part.real] = False  # what padding sees is never read, but it has to see something
+    padding[part.real] = False  # padding must attend to something; its output is never read
     base = part.mask if part.mask is not None else torch.ones(seen.shape[-2:], dtype=torch.bool).tril()[None, None]
     allowed = base & (seen | padding.view(part.num_pieces, 1, -1, 1))
     return part.mask if bool((allowed == base).all()) else allowed
 
 
 def _blocks(layout: Layout, visible: Visible | None) -> Any:
-    """Build flex_attention's BlockMask, a band of queries at a time: S · B places of memory, not the S² of
-    `create_block_mask`."""
+    """Build flex_attention's BlockMask band by band, in S · B memory instead of the S² of `create_block_mask`."""
     from torch.nn.attention.flex_attention import BlockMask
 
     rows, segments, positions = layout.rows, layout.segments, layout.positions
     assert positions is not None
 
-    def together(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         shared = (segments[key] == 0) | (segments[key] == segments[query])
         packed = (rows[query] == rows[key]) & (key <= query) & shared
         return packed if visible is None else packed & visible(batch, head, positions[query], positions[key])
 
     count = len(rows)
     bands = -(-count // BLOCK)
-    shown = torch.zeros(bands, bands, dtype=torch.int64, device=rows.device)  # places of each block that are seen
+    shown = torch.zeros(bands, bands, dtype=torch.int64, device=rows.device)  # unmasked places of each block
     places, zero = torch.arange(count, device=rows.device), torch.zeros((), dtype=torch.int64, device=rows.device)
     for band in range(bands):
-        queries, keys = places[band * BLOCK : (band + 1) * BLOCK], places[: (band + 1) * BLOCK]  # none sees later keys
-        seen = together(zero, zero, queries[:, None], keys[None])
+        queries, keys = places[band * BLOCK : (band + 1) * BLOCK], places[: (band + 1) * BLOCK]  # causal
+        seen = mask_mod(zero, zero, queries[:, None], keys[None])
         seen = F.pad(seen, (0, -len(keys) % BLOCK, 0, BLOCK - len(queries)))
         shown[band, : band + 1] = seen.view(BLOCK, band + 1, BLOCK).sum((0, 2))
     partly = (shown > 0) & (shown < BLOCK**2)
     return BlockMask.from_kv_blocks(
-        *_listed(partly), *_listed(shown == BLOCK**2), BLOCK_SIZE=BLOCK, mask_mod=together, seq_lengths=(count, count)
+        *_listed(partly), *_listed(shown == BLOCK**2), BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(count, count)
     )
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each band of queries: how many blocks of keys are chosen, and all blocks with the chosen ones first."""
+    """Return for each band of queries the number of chosen key blocks, and all blocks with the chosen ones first."""
     first = chosen.int().argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32)[None, None], first.to(torch.int32)[None, None]
 
@@ -153,21 +153,22 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **further: Any,
 ) -> tuple[Tensor, None]:
-    """Attend over packed rows, as transformers' `AttentionInterface` wants it: [1, S, Hq, Dv].
+    """Attend over packed rows, with the signature of transformers' `AttentionInterface`: [1, S, Hq, Dv].
 
-    `softcap`: scores become softcap · tanh(score / softcap). `s_aux` [Hq]: a sink per head, a score that takes its part
-    of the softmax and adds nothing.
+    Args:
+        softcap: scores become softcap · tanh(score / softcap).
+        s_aux: one sink per head [Hq], a score that takes part in the softmax and contributes nothing.
 
     Raises:
-        AttentionError: something else is asked for that would change the result.
+        AttentionError: an argument that would change the result is not supported.
     """
-    asked = sorted(
-        name for name, given in further.items() if name not in IGNORED and given is not None and given is not False
+    unsupported = sorted(
+        name for name, value in further.items() if name not in IGNORED and value is not None and value is not False
     )
     if dropout:
-        asked.append("dropout")
-    if asked or not isinstance(attention_mask, PackedMask):
-        what = f"it asks for {', '.join(asked)}" if asked else "it makes its attention masks itself"
+        unsupported.append("dropout")
+    if unsupported or not isinstance(attention_mask, PackedMask):
+        what = f"it asks for {', '.join(unsupported)}" if unsupported else "it makes its attention masks itself"
         raise AttentionError(f"{type(module).__name__} cannot attend over packed rows: {what}")
     if query.device.type != "cpu":
         return _flex_attention(query, key, value, attention_mask.blocks, scaling, softcap, s_aux), None
@@ -182,7 +183,7 @@ def packed_attention(
 
 
 def _cut(flat: Tensor, index: Tensor, pieces: int) -> Tensor:
-    """[S, H, D] -> [n, H, L, D]."""
+    """Gather pieces: [S, H, D] -> [n, H, L, D]."""
     return flat[index].view(pieces, -1, *flat.shape[1:]).transpose(1, 2)
 
 
@@ -234,7 +235,7 @@ def _flex_attention(
     from torch.nn.attention.flex_attention import AuxRequest
 
     out, aux = _flex()(query, key, value, return_aux=AuxRequest(lse=True), **further)
-    # The softmax over scores and sink is that over the scores, times e^lse / (e^lse + e^sink).
+    # The softmax over scores and sink equals the softmax over scores times e^lse / (e^lse + e^sink).
     share = torch.sigmoid(aux.lse - sinks.float().view(1, -1, 1))
     return (out * share[..., None].to(out.dtype)).transpose(1, 2).contiguous()
 

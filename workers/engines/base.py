@@ -1,26 +1,32 @@
-"""What a learner asks of a training engine and a rollout of a sampler. Fakes in the tests implement the same."""
+"""Interfaces of the engines: training engines for learners, samplers for rollouts. Tests implement them as fakes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from pathlib import Path
 
-from workers.packing import Packed
-from workers.types import Finish, Floats, Ints
-from workers.weights import Manifest
+    import torch
+    from torch import Tensor
+
+    from workers.packing import Packed
+    from workers.types import Finish, Floats, Ints
+    from workers.weights import Manifest
+
+
+class ModelError(Exception):
+    """A model or tokenizer cannot be used as configured. The message names it and the fix."""
 
 
 class EngineError(Exception):
-    """The engine refused or broke; the message says what."""
+    """The engine refused a call or failed in it."""
 
 
 class VersionMismatch(EngineError):
-    """Other weights are held than were asked for, or half of them: nothing was answered."""
+    """The process holds other weights than the call asks for, or incomplete ones. Nothing was computed."""
 
 
 class TrainingEngine(Protocol):
@@ -34,58 +40,70 @@ class TrainingEngine(Protocol):
     def forward(
         self, packed: Packed, temperature: float = 1.0, reference_hidden: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """For the T predicted tokens: log-probabilities and their entropy, or values, or scores, and None. With
-        gradient.
+        """Compute outputs [T] and entropies [T] of the target tokens, with gradient.
 
-        With `reference_hidden` [T, h], the last hidden states of another model: divergences from that model's
-        distributions, and entropy. The engine has been given that model's output layer.
+        Outputs are log-probabilities, or values or scores (then entropies are None). Given `reference_hidden` [T, h],
+        the last hidden states of another model, outputs are divergences from the distributions of that model, whose
+        output layer the engine holds.
         """
         ...
 
     def infer(self, packed: Packed, temperature: float = 1.0, *, adapted: bool = True) -> Tensor:
-        """The same outputs without gradient; not `adapted`: those of the frozen model under the adapters."""
+        """Compute the same outputs [T] without gradient. If not `adapted`, with the adapters disabled."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of `loss`; `last` says that this is the update's last micro-batch."""
+        """Accumulate the gradient of `loss`. `last` marks the last micro-batch of an update."""
         ...
 
     def update(self, learning_rate: float) -> float:
-        """One optimiser update from the gradients summed over ranks; returns their norm before clipping."""
+        """Make one optimiser update from the gradients summed over ranks. Return their norm before clipping."""
         ...
 
     def sum(self, value: float) -> float:
-        """The sum of every rank's `value`, the same on all ranks."""
+        """Return the sum of `value` over all ranks."""
         ...
 
-    def reset_optimizer(self) -> None: ...
+    def reset_optimizer(self) -> None:
+        """Reset the optimiser state to zero."""
+        ...
 
     def reseed(self, seed: int) -> None:
-        """What this rank draws at random from here on (dropout) hangs on `seed` and its number alone."""
+        """Seed the random generator of this rank (dropout) from `seed` and the rank."""
         ...
 
-    def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]: ...
+    def describe_weights(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Return name, dtype and shape of every weight."""
+        ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights one after the other, in the order of `describe_weights`. Every rank must run through it.
-        Adapters are merged into what is yielded, never into the model."""
+        """Yield the full weights in the order of `describe_weights`. Every rank must iterate to the end.
+
+        Adapters are merged into the yielded tensors, never into the model.
+        """
         ...
 
     def adapter(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights of the adapters, and of what is trained whole beside them, under peft's names; nothing without
-        adapters. Every rank must run through it."""
+        """Yield the full weights of the adapters and of fully trained layers, under peft's names.
+
+        Yields nothing without adapters. Every rank must iterate to the end.
+        """
         ...
 
-    def save(self, directory: Path, state: Mapping[str, Any]) -> None: ...
+    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
+        """Write weights, optimiser and `state` to `directory`."""
+        ...
 
-    def load(self, directory: Path) -> Mapping[str, Any]: ...
+    def load(self, directory: Path) -> Mapping[str, Any]:
+        """Restore what `save` has written. Return its `state`."""
+        ...
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion to be drawn, with its own seed."""
+    """One completion to sample, with its own seed."""
 
     tokens: Sequence[int]
     seed: int
@@ -93,6 +111,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
+    """One sampled completion."""
+
     tokens: Ints  # [T]
     logprobs: Floats  # [T]
     finish: Finish
@@ -115,13 +135,13 @@ class Sampler(Protocol):
         stop_token_ids: Sequence[int],
         ignore_eos: bool,
     ) -> list[Response]:
-        """Answers in the order of the requests."""
+        """Sample one completion per request. Return them in the order of the requests."""
         ...
 
     def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
-        """Take one publication; must not generate before a complete one has arrived."""
+        """Load one publication. Until a complete one has arrived, `generate` must fail."""
         ...
 
     def receive_adapter(self, directory: str, version: int) -> None:
-        """Take the adapters of one version; must not generate before they have arrived whole."""
+        """Load the adapters of one version. Until they have arrived completely, `generate` must fail."""
         ...

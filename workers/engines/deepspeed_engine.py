@@ -1,4 +1,4 @@
-"""The only file that imports deepspeed: one rank of a ZeRO-partitioned model, trained or only asked."""
+"""Training engine by DeepSpeed: one rank of a ZeRO-partitioned model. The only file that imports deepspeed."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from workers.config import LearnerConfig, ModelConfig, Optimisation
+from workers.config import Head, LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_buffers, hf_decay, hf_files, hf_models, lora
 from workers.engines.attention import layout_of
 from workers.engines.divergence import OutputLayer, Target
 from workers.engines.hf_check import check_rows
-from workers.needs import Head
 from workers.packing import Packed
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-TAG = "state"  # the directory of DeepSpeed's checkpoint
-STATE = "rlhf"  # in DeepSpeed's checkpoint, beside what it keeps there itself
+TAG = "state"  # directory of DeepSpeed's checkpoint
+STATE = "rlhf"  # key of our state in DeepSpeed's checkpoint
 
 
 def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> torch.device:
-    """Join the gang's process group; the device this rank computes on."""
+    """Join the gang's process group. Return the device of this rank."""
     local_rank = 0  # each rank sees exactly one GPU
     os.environ.update(
         MASTER_ADDR=address,
@@ -48,22 +47,24 @@ def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> 
         LOCAL_RANK=str(local_rank),
     )
     if address.startswith("127."):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a gang on one machine listens to that machine alone
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a gang on one machine listens only there
     if not cuda:
         torch.set_num_threads(1)
-        # DeepSpeed's shared-memory all-reduce for CPUs is compiled at first use and leaves files behind when a rank is
-        # killed; gloo is fast enough for models that are trained on a CPU.
+        # DeepSpeed's shared-memory all-reduce for CPUs is compiled at first use and leaves files behind if a rank is
+        # killed. gloo is fast enough for models that are trained on a CPU.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if cuda else "gloo"
     store = _store(rank, world_size, address, port)
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, world_size=world_size, rank=rank, store=store)
-    deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)  # takes the group that is there
+    deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)  # uses the existing group
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
 
 def _store(rank: int, world_size: int, address: str, port: int) -> TCPStore:
-    """Where the ranks meet. It asks nobody who he is, and left alone it listens on every interface of the machine: here
-    on the one of `address` alone."""
+    """Create the store through which the ranks meet.
+
+    The store has no authentication and listens on every interface by default: here only on that of `address`.
+    """
     listening = None
     if rank == 0:
         with socket.create_server((address, port)) as server:
@@ -74,7 +75,7 @@ def _store(rank: int, world_size: int, address: str, port: int) -> TCPStore:
 
 
 class DeepSpeedEngine:
-    """Implements `TrainingEngine`. `head` says what the model answers for each token."""
+    """Implementation of `TrainingEngine`; without optimiser settings, for inference alone."""
 
     def __init__(
         self,
@@ -88,7 +89,16 @@ class DeepSpeedEngine:
         reference_layer: OutputLayer | None = None,
         beta: float = 0.0,
     ) -> None:
-        """`reference_layer`: of the model that `forward` may be asked to measure its divergence D_`beta` from."""
+        """Load the model and check it.
+
+        Args:
+            optimisation: settings of the optimiser; None: the model is not trained.
+            head: output of the model for each token.
+            reference_layer: output layer of the model from which `forward` can compute the divergence D_`beta`.
+
+        Raises:
+            ModelError: the model is not supported.
+        """
         assert model.path is not None
         self._reference_layer, self._beta = reference_layer and reference_layer.to(device), beta
         torch.manual_seed(seed)
@@ -108,19 +118,19 @@ class DeepSpeedEngine:
         if config.gradient_checkpointing:
             hf_models.enable_checkpointing(self._module)
         if config.zero_stage == 3:
-            # A decoder layer is gathered as one: hooks on each of its parts took a third of a tiny step.
+            # A decoder layer is gathered as one unit: hooks on each of its parts took a third of a tiny step.
             deepspeed.utils.set_z3_leaf_modules(
                 self._module, hf_models.layer_classes(self._module), raise_if_not_found=False
             )
-        given = {"model_parameters": _groups(self._module, optimisation)} if optimisation else {}
-        with redirect_stdout(io.StringIO()):  # it tells of its memory, step by step
-            self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **given)[0]
+        parameters = {"model_parameters": _groups(self._module, optimisation)} if optimisation else {}
+        with redirect_stdout(io.StringIO()):  # DeepSpeed prints its memory
+            self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **parameters)[0]
         self._decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups] if optimisation else []
         hf_buffers.recompute(self._module)
         self._stage = config.zero_stage
         self.apart = self._module.packing.apart
         if optimisation is not None and head != "values":
-            self.describe_weights()  # what could not be exported at the end is refused now
+            self.describe_weights()  # a model that cannot be exported is refused now
         check_rows(self._module, device, path=model.path, longest=config.tokens_per_micro_batch)
 
     # -------------------------------------------------------------------------------------------- compute
@@ -128,7 +138,7 @@ class DeepSpeedEngine:
     def forward(
         self, packed: Packed, temperature: float = 1.0, reference_hidden: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        hf_models.learning(self._module)
+        hf_models.set_loss_mode(self._module)
         further: tuple[Target, ...] = ()
         if reference_hidden is not None:
             assert self._reference_layer is not None
@@ -141,7 +151,7 @@ class DeepSpeedEngine:
             return cast(Tensor, self._engine(*self._inputs(packed), temperature)[0])
 
     def hidden(self, packed: Packed) -> Tensor:
-        """The last hidden states from which the T tokens are predicted, without gradient: [T, h]."""
+        """Return the last hidden states from which the T targets are predicted, without gradient: [T, h]."""
         self._engine.eval()
         tokens, positions, layout, predictors, _ = self._inputs(packed)
         with torch.no_grad():
@@ -155,7 +165,7 @@ class DeepSpeedEngine:
         return tokens, positions, layout, predictors, targets
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
-        """On this rank's device; integers become int64."""
+        """Copy an array to this rank's device. Integers become int64, other numbers float32."""
         wide = array.astype(np.int64) if array.dtype.kind == "i" else array.astype(np.float32)
         return torch.from_numpy(wide).to(self.device)
 
@@ -163,14 +173,14 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages gradients over ranks; losses here are shares of a global sum.
+        # DeepSpeed averages gradients over ranks, but losses here are shares of a sum over ranks.
         self._engine.backward(loss * self.world_size)
 
     def update(self, learning_rate: float) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         norm: Any = None
-        if isinstance(self._engine.optimizer, torch.optim.Optimizer):  # stage 0 in float32: DeepSpeed keeps no norm
+        if isinstance(self._engine.optimizer, torch.optim.Optimizer):  # stage 0 in float32: DeepSpeed has no norm
             norm = nn.utils.get_total_norm([p.grad for p in self._module.parameters() if p.grad is not None])
         self._engine.step()
         return float(self._engine.get_global_grad_norm() or 0.0 if norm is None else norm)
@@ -184,7 +194,7 @@ class DeepSpeedEngine:
         for state in self._states():
             for name, value in state.items():
                 if isinstance(value, Tensor):
-                    value.zero_()  # in place: DeepSpeed has views of it, by which it saves and loads
+                    value.zero_()  # in place: DeepSpeed saves and loads views of it
                 else:
                     state[name] = 0
 
@@ -213,8 +223,8 @@ class DeepSpeedEngine:
 
     @contextmanager
     def _gathered(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Under ZeRO-3 they are whole within it; all ranks enter it together."""
-        # Tied weights come twice, and buffers are whole on every rank.
+        """Gather partitioned weights within the context. All ranks enter it together."""
+        # Tied weights occur twice, and buffers are never partitioned.
         unique = list({id(p): p for p in weights if isinstance(p, nn.Parameter)}.values())
         with deepspeed.zero.GatheredParameters(unique, enabled=self._stage == 3), torch.no_grad():
             yield
@@ -222,7 +232,7 @@ class DeepSpeedEngine:
     # -------------------------------------------------------------------------------------------- state
 
     def save(self, directory: Path, state: Mapping[str, Any]) -> None:
-        # A frozen base is where model.path says.
+        # The frozen base of adapters is not saved: it is at model.path.
         self._engine.save_checkpoint(
             str(directory),
             tag=TAG,
@@ -232,22 +242,25 @@ class DeepSpeedEngine:
 
     def load(self, directory: Path) -> Mapping[str, Any]:
         saved_ranks = len(list((directory / TAG).glob("*_optim_states.pt")))
-        if saved_ranks in (0, self.world_size):  # 0: stage 0, of which every rank has all
+        if saved_ranks in (0, self.world_size):  # 0: stage 0, where every rank has the full state
             return self._load(directory, TAG)
-        with self._resharded(directory) as whole:
-            return self._load(whole.parent, whole.name)
+        with self._resharded(directory) as universal:
+            return self._load(universal.parent, universal.name)
 
     def _load(self, directory: Path, tag: str) -> Mapping[str, Any]:
         path, state = self._engine.load_checkpoint(str(directory), tag=tag, load_module_strict=not self._adapters)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/{tag}")
         if self._decays:
-            self._disentangle()
+            self._repair_groups()
         return cast("Mapping[str, Any]", state[STATE])
 
-    def _disentangle(self) -> None:
-        """Of a universal checkpoint DeepSpeed gives every group of parameters at stage 3 the settings of the first one,
-        and all of them one step counter, which each would advance."""
+    def _repair_groups(self) -> None:
+        """Restore the weight decay and step counter of each parameter group.
+
+        When DeepSpeed loads a universal checkpoint at stage 3, it gives all groups the settings of the first one, and
+        one shared step counter, which each group would advance.
+        """
         for group, decay in zip(self._engine.optimizer.param_groups, self._decays, strict=True):
             group["weight_decay"] = decay
         for state in self._states():
@@ -255,22 +268,25 @@ class DeepSpeedEngine:
                 state["step"] = state["step"].clone()
 
     def _states(self) -> Iterable[dict[str, Any]]:
-        """Of torch's optimiser, which DeepSpeed's own is wrapped around."""
+        """Return the states of torch's optimiser inside DeepSpeed's wrapper."""
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         return cast("Iterable[dict[str, Any]]", inner.state.values())
 
     @contextmanager
     def _resharded(self, directory: Path) -> Iterator[Path]:
-        """A checkpoint of another number of ranks as DeepSpeed's universal one: each parameter and its moments whole,
-        of which a rank takes its part. Rank 0 makes it, beside the checkpoint; it is gone afterwards."""
-        whole = directory.parent.with_name(f".{directory.parent.name}-{directory.name}.partial")
+        """Convert a checkpoint of another number of ranks to DeepSpeed's universal format within the context.
+
+        The format holds each parameter and its moments in full, and each rank reads its part. Rank 0 writes it beside
+        the checkpoint and removes it afterwards.
+        """
+        universal = directory.parent.with_name(f".{directory.parent.name}-{directory.name}.partial")
         if self.rank == 0:
-            shutil.rmtree(whole, ignore_errors=True)
+            shutil.rmtree(universal, ignore_errors=True)
             with redirect_stdout(io.StringIO()):
                 ds_to_universal.main(
                     Namespace(
                         input_folder=str(directory / TAG),
-                        output_folder=str(whole),
+                        output_folder=str(universal),
                         num_extract_workers=1,
                         num_merge_workers=1,
                         keep_temp_folder=False,
@@ -281,20 +297,21 @@ class DeepSpeedEngine:
         dist.barrier()
         self._engine._config.load_universal_checkpoint = True
         try:
-            yield whole
+            yield universal
         finally:
             self._engine._config.load_universal_checkpoint = False
         dist.barrier()
         if self.rank == 0:
-            shutil.rmtree(whole)
-            (whole.parent / "latest_universal").unlink(missing_ok=True)
+            shutil.rmtree(universal)
+            (universal.parent / "latest_universal").unlink(missing_ok=True)
 
     def free(self) -> None:
-        """Give back the memory it holds; the process group stays, for the next engine. All ranks do so together."""
-        self._engine.destroy()  # its hooks, which hold the modules
-        modules = parameter_offload.FWD_MODULE_STACK  # and those that ZeRO-3 has begun with stay in here
+        """Release the engine's memory. The process group remains for the next engine. All ranks call it together."""
+        self._engine.destroy()  # removes hooks, which refer to the modules
+        # ZeRO-3 keeps references in two more places: a global stack, and caches of methods.
+        modules = parameter_offload.FWD_MODULE_STACK
         modules[:] = [module for module in modules if module is not self._module]
-        for method in vars(PartitionedParameterCoordinator).values():  # and in what its methods remember
+        for method in vars(PartitionedParameterCoordinator).values():
             for cell in getattr(method, "__closure__", None) or ():
                 if hasattr(cell.cell_contents, "cache_clear"):
                     cell.cell_contents.cache_clear()
@@ -306,7 +323,7 @@ class DeepSpeedEngine:
 
 
 def _groups(module: nn.Module, optimisation: Optimisation) -> list[dict[str, Any]]:
-    """The trained parameters, those that weight decay is for and those that it is not. Without it: all in one."""
+    """Group the trained parameters by whether weight decay applies to them; without weight decay, all in one group."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not optimisation.weight_decay:
         return [{"params": list(trained.values())}]
@@ -319,21 +336,21 @@ def _groups(module: nn.Module, optimisation: Optimisation) -> list[dict[str, Any
 
 
 def _settings(model: ModelConfig, config: LearnerConfig, optimisation: Optimisation | None) -> dict[str, Any]:
-    """DeepSpeed's own configuration."""
+    """Return DeepSpeed's configuration."""
     mixed = model.dtype == "bfloat16"
-    # DeepSpeed's stage 0 adds up bfloat16 gradients in bfloat16, and starts AdamW with a dummy update that decays.
-    # Its stage 1 computes the right update, each rank a share of it.
+    # DeepSpeed's stage 0 accumulates bfloat16 gradients in bfloat16, and starts AdamW with a dummy update that applies
+    # weight decay. Stage 1 computes the correct update, sharded over ranks.
     zero: dict[str, Any] = {"stage": max(1, config.zero_stage) if mixed else config.zero_stage}
     if config.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = config.param_persistence_threshold
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # boundaries are set by hand: micro-batches differ in number
+        "gradient_accumulation_steps": 1,  # `backward` sets the boundaries, because the number of micro-batches varies
         "zero_optimization": zero,
         "bf16": {"enabled": mixed},
         "steps_per_print": 2**31,
     }
-    if mixed:  # gradients of bfloat16 weights are added up in float32, over micro-batches as over ranks
+    if mixed:  # accumulate gradients in float32 over micro-batches and ranks
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
         settings["communication_data_type"] = "fp32"
     if optimisation is None:

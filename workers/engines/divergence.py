@@ -1,13 +1,13 @@
-"""How far a model's next-token distribution is from another model's, without ever holding logits of all tokens.
+"""Divergence of a model's next-token distributions from another model's, without storing the logits of all tokens.
 
-With p the student's softmax and q the teacher's, both at one temperature, and m = (1 − β) p + β q:
+With p the student's softmax and q the teacher's, both at the same temperature, and m = (1 − β) p + β q:
 
     D_β = β KL(q‖m) + (1 − β) KL(p‖m)        0 < β < 1   generalised Jensen–Shannon (arXiv 2306.13649, equation 1)
-    D_0 = KL(q‖p)                            forward KL: covers what the teacher may say
-    D_1 = KL(p‖q)                            reverse KL: says only what the teacher would say
+    D_0 = KL(q‖p)                            forward KL: mass-covering
+    D_1 = KL(p‖q)                            reverse KL: mode-seeking
 
-The ends are the limits of D_β / (β (1 − β)), as D_β itself vanishes there. As in TRL's GKD no factor makes up for the
-temperature. With z the student's logits divided by it, the gradient of a token's value is
+The ends are the limits of D_β / (β (1 − β)), because D_β itself vanishes there. As in TRL's GKD, no factor compensates
+for the temperature. With z the student's logits divided by the temperature, the gradient for one token is
 
     β = 0: ∂D/∂z = p − q        else: ∂D/∂z = p (g − Σ p g),  g = log p − log q (β = 1), (1 − β)(log p − log m) (β < 1)
 """
@@ -27,7 +27,7 @@ from workers.engines.logits import PLAIN, LogitTransform
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputLayer:
-    """What turns a model's last hidden states into logits: f(h Wᵀ + b)."""
+    """Output layer of a model, from its last hidden states to logits: f(h Wᵀ + b)."""
 
     weight: Tensor  # [V, h]
     bias: Tensor | None = None  # [V]
@@ -40,7 +40,7 @@ class OutputLayer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """The distributions of another model at T positions, as that model's last hidden states and its output layer."""
+    """Distributions of another model at T positions, given by its last hidden states and its output layer."""
 
     hidden: Tensor  # [T, h]
     layer: OutputLayer
@@ -56,11 +56,11 @@ def divergences(
     chunk: int,
     transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """D_β of each position and the student's entropy there, float32 [T] both; gradient for the first alone.
+    """Return D_β and the student's entropy at each position, float32 [T] both. Only D_β has a gradient.
 
-    `hidden` [T, h], `weight` [V, h], `bias` [V] and `transform` are the student's. Where one output layer has more rows
-    than the other (embeddings padded to a round number) both end with the shorter: no token of a shared tokenizer is
-    cut off.
+    `hidden` [T, h], `weight` [V, h], `bias` [V] and `transform` are the student's. If one output layer has more rows
+    than the other (embeddings padded to a round number), the extra rows are ignored: no token of a shared tokenizer is
+    lost. `chunk` positions are computed at a time.
     """
     assert len(hidden) == len(target.hidden), (hidden.shape, target.hidden.shape)
     return cast(
@@ -70,7 +70,7 @@ def divergences(
 
 
 class _ChunkedDivergence(torch.autograd.Function):
-    """`chunk` rows of both models' logits at a time, formed anew in the backward pass: [chunk, V] instead of [T, V]."""
+    """Divergences from `chunk` rows of logits at a time, recomputed in the backward pass: [chunk, V] memory."""
 
     @staticmethod
     def forward(
@@ -116,8 +116,10 @@ class _ChunkedDivergence(torch.autograd.Function):
 def _distributions(
     hidden: Tensor, student: OutputLayer, target: Target, temperature: float, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | float | None]]:
-    """Log-probabilities of student and teacher, a chunk of positions at a time, [c, V] and [c, V], with the slope of
-    the student's logit transform there; None: it has none."""
+    """Yield log-probabilities [c, V] of student and teacher for one chunk of positions at a time.
+
+    The last item is the slope of the student's logit transform, or None if it has no transform.
+    """
     size = min(len(student.weight), len(target.layer.weight))
     for start in range(0, len(hidden), chunk):
         part = slice(start, min(start + chunk, len(hidden)))
@@ -136,12 +138,12 @@ def _logits(hidden: Tensor, layer: OutputLayer, size: int) -> Tensor:
 
 
 def _wide(hidden: Tensor) -> torch.dtype:
-    """Sums over a vocabulary are taken in float32 at least."""
+    """Return the dtype for sums over a vocabulary: at least float32."""
     return torch.promote_types(hidden.dtype, torch.float32)
 
 
 def _value(ours: Tensor, theirs: Tensor, beta: float) -> Tensor:
-    """D_β from log-probabilities [c, V]: [c]."""
+    """Compute D_β [c] from log-probabilities [c, V]."""
     if beta == 0:
         return _kl(theirs, ours)
     if beta == 1:
@@ -151,7 +153,7 @@ def _value(ours: Tensor, theirs: Tensor, beta: float) -> Tensor:
 
 
 def _gradient(ours: Tensor, theirs: Tensor, beta: float) -> Tensor:
-    """∂D_β / ∂ the student's logits: [c, V]."""
+    """Compute the gradient of D_β for the student's logits: [c, V]."""
     p = ours.exp()
     if beta == 0:
         return p - theirs.exp()
@@ -164,5 +166,5 @@ def _mixture(ours: Tensor, theirs: Tensor, beta: float) -> Tensor:
 
 
 def _kl(of: Tensor, to: Tensor) -> Tensor:
-    """KL(of‖to) from log-probabilities [c, V]: [c]."""
+    """Compute KL(of‖to) [c] from log-probabilities [c, V]."""
     return (of.exp() * (of - to)).sum(-1)

@@ -1,4 +1,4 @@
-"""What is read off the hidden states: token log-probabilities, without ever holding logits of all tokens, or values."""
+"""Heads on a model's hidden states: token log-probabilities (without storing all logits), values and scores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from workers.engines.logits import PLAIN, LogitTransform
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """log softmax(f(h Wᵀ + b))[target] and its entropy, `chunk` rows of logits at a time; f is `transform`.
+    """Compute log softmax(f(h Wᵀ + b))[target] and its entropy, `chunk` rows of logits at a time; f is `transform`.
 
-    The logits are formed anew in the backward pass instead of kept: 4 products instead of 3, and [chunk, V] instead of
-    [T, V] memory (the idea of cut cross-entropy, arXiv 2411.09009).
+    The logits are recomputed in the backward pass: 4 matrix products instead of 3, but [chunk, V] instead of [T, V]
+    memory (the idea of cut cross-entropy, arXiv 2411.09009).
     """
 
     @staticmethod
@@ -52,7 +52,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         grad_logprobs = grads[0]
         grad_hidden = torch.empty_like(hidden)
-        # Under adapters the output layer is frozen: nothing as large as the vocabulary is made for it.
+        # With adapters the output layer is frozen, and no gradient as large as the vocabulary is allocated.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for part in _chunks(len(hidden), ctx.chunk):
@@ -74,19 +74,19 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def decoder_of(model: Any) -> Any:
-    """Return what turns tokens into the hidden states that the output layer of a language model reads."""
+    """Return the decoder of a language model: from tokens to the hidden states that its output layer reads."""
     model = _language_model(model)
-    found = model.get_decoder()
-    return getattr(model, "model", model) if found is model else found
+    decoder = model.get_decoder()
+    return getattr(model, "model", model) if decoder is model else decoder
 
 
 def output_layer_of(model: Any) -> Any:
-    """Return what turns hidden states into logits; None: there is no such layer."""
+    """Return the output layer of a language model: from hidden states to logits. None: it has none."""
     return _language_model(model).get_output_embeddings()
 
 
 def _language_model(model: Any) -> Any:
-    """Return the innermost model with an output layer: some composites hold a language model whole."""
+    """Return the innermost model with an output layer: some composites contain a complete language model."""
     inner = model.get_decoder()
     if inner is model or getattr(inner, "get_output_embeddings", lambda: None)() is None:
         return model
@@ -109,19 +109,19 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 class TokenLogprobs(nn.Module):
-    """A causal language model that answers log-probabilities of given tokens: float32 [T], with their entropy [T].
+    """A causal language model that returns log-probabilities of given tokens, float32 [T], and entropies [T].
 
-    Given a `target` it answers, instead, how far its distributions are from that model's; without `targets`, the
-    hidden states [T, h] that its distributions are read off.
+    Given a `target`, it returns divergences from that model's distributions instead; without `targets`, the last
+    hidden states [T, h].
 
-    The model's output layer itself is taught to do so (rather than its weight taken from outside), because ZeRO-3
-    gathers a partitioned weight exactly when the module that owns it is called.
+    The forward method of the model's output layer is replaced, and its weight not used from outside, because ZeRO-3
+    gathers a partitioned weight only when the module that owns it is called.
     """
 
     def __init__(
         self, model: nn.Module, chunk: int, transform: LogitTransform = PLAIN, packing: Packing = PACKED
     ) -> None:
-        """`transform`: what the model does to its logits. `packing`: how it may be given rows."""
+        """Wrap `model`. `chunk`: rows of logits that are computed at a time."""
         super().__init__()
         self.model = model
         self.packing = packing
@@ -160,7 +160,7 @@ class TokenLogprobs(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         model = cast(Any, self.model)
         states = _read(decoder_of(model), tokens, positions, layout, predictors, self.packing)
-        # Some decoders answer in float32 whatever their weights are.
+        # Some decoders return float32 regardless of the dtype of their weights.
         hidden = self._transform.hidden(states).to(output_layer_of(model).weight.dtype)
         if targets is None:
             return hidden, None
@@ -169,14 +169,14 @@ class TokenLogprobs(nn.Module):
     def alone(self, tokens: Tensor, last: int) -> Tensor:
         """Return the log-probabilities of the last tokens of one text [L], by the model's own forward pass: [last]."""
         logits = cast(Any, self.model)(input_ids=tokens[None], use_cache=False).logits[0, -last - 1 : -1]
-        found: Tensor = logits.float().log_softmax(-1).gather(1, tokens[-last:, None])[:, 0]
-        return found
+        logprobs: Tensor = logits.float().log_softmax(-1).gather(1, tokens[-last:, None])[:, 0]
+        return logprobs
 
 
 class TokenValues(nn.Module):
-    """A decoder with a scalar head: the value of the state in which each token is about to be chosen, float32 [T].
+    """A decoder with a scalar head: the value of the state before each token, float32 [T].
 
-    The head starts at zero, so that the first advantages are the rewards, unless it is given.
+    A new head starts at zero, so that the first advantages are the rewards.
     """
 
     def __init__(
@@ -206,15 +206,15 @@ class TokenValues(nn.Module):
     def alone(self, tokens: Tensor, last: int) -> Tensor:
         """Return the values before the last tokens of one text [L], by the decoder's own forward pass: [last]."""
         hidden = _alone(self.model, tokens)[-last - 1 : -1].to(self.value_head.weight.dtype)
-        found: Tensor = self.value_head(hidden)[:, 0].float()
-        return found
+        values: Tensor = self.value_head(hidden)[:, 0].float()
+        return values
 
 
 class TokenScores(nn.Module):
-    """A decoder with the bias-free `score` layer of AutoModelForSequenceClassification: a number for what has been read
-    up to each token, float32 [T]. The parameters have the names that transformers gives them.
+    """A decoder with the bias-free `score` layer of AutoModelForSequenceClassification: a score at each token.
 
-    The product is formed in float32: in bfloat16 scores near 4 would be 1/32 apart, and a group's would often be equal.
+    Scores are float32 [T]. Parameters have the names that transformers gives them. The product is computed in float32:
+    in bfloat16, scores near 4 would be multiples of 1/32, and those of a group often equal.
     """
 
     def __init__(self, decoder: nn.Module, score: nn.Linear, packing: Packing = PACKED) -> None:
@@ -236,26 +236,26 @@ class TokenScores(nn.Module):
 
     def alone(self, tokens: Tensor, last: int) -> Tensor:
         """Return the scores at the tokens before the last ones of a text [L], by its own forward pass: [last]."""
-        found: Tensor = self.score(_alone(self.model, tokens)[-last - 1 : -1])[:, 0]
-        return found
+        scores: Tensor = self.score(_alone(self.model, tokens)[-last - 1 : -1])[:, 0]
+        return scores
 
 
 def _read(
     decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, packing: Packing
 ) -> Tensor:
-    """Return the hidden states from which the tokens are predicted, however the rows are given to the model: [T, h]."""
+    """Return the hidden states from which the targets are predicted, for any packing: [T, h]."""
     layout = layout.arranged(packing)
     if layout.taken is None:
         return _hidden(decoder, tokens, positions, layout)[predictors]
     READING.layout = layout
-    given = tokens[layout.taken]
+    arranged = tokens[layout.taken]
     if layout.apart:
-        states = decoder(input_ids=given, use_cache=False).last_hidden_state
+        states = decoder(input_ids=arranged, use_cache=False).last_hidden_state
     else:
         states = decoder(
-            input_ids=given,
+            input_ids=arranged,
             position_ids=positions[layout.taken],
-            attention_mask=torch.ones_like(given),
+            attention_mask=torch.ones_like(arranged),
             use_cache=False,
         ).last_hidden_state
     return cast(Tensor, states.flatten(0, 1)[layout.read])
@@ -264,8 +264,8 @@ def _read(
 def _hidden(decoder: nn.Module, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     """Return the hidden states of the packed positions: [S, h]."""
     READING.layout = layout
-    # A mask of ones: transformers is not to find the ends of packed rows by their positions, which completions of one
-    # prompt share.
+    # With a mask of ones transformers does not derive the ends of packed rows from the positions, which would be wrong
+    # for completions that share a prompt.
     mask = torch.ones_like(tokens[None])
     output = decoder(input_ids=tokens[None], position_ids=positions[None], attention_mask=mask, use_cache=False)
     return cast(Tensor, output.last_hidden_state[0])

@@ -1,8 +1,8 @@
-"""Buffers that a model computes of its config: frequencies of rotary embeddings, scales, masks.
+"""Buffers that a model computes from its config: frequencies of rotary embeddings, scales, masks.
 
-They are no part of a checkpoint. transformers computes them in float32 after loading, whatever the weights' dtype is;
-but under ZeRO-3 DeepSpeed turns every tensor that a constructor makes into the weights' dtype. A rotary frequency
-rounded to bfloat16 is off by up to 1 part in 512: at position 600 a rotation is off by a radian.
+Checkpoints do not contain them. transformers computes them in float32 after loading, whatever the dtype of the weights.
+Under ZeRO-3, however, DeepSpeed casts every tensor that a constructor makes to the dtype of the weights. A rotary
+frequency rounded to bfloat16 is off by up to 1 part in 512: at position 600 a rotation is off by a radian.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from transformers import PreTrainedModel
 
 
 def recompute(module: nn.Module) -> None:
-    """Replace the computed buffers of the models in `module` by those that plain transformers computes, to the bit.
-    Once it is loaded: nothing is partitioned any more that is made from here on."""
+    """Replace the computed buffers of the models in `module` by exactly those of plain transformers.
+
+    Call it after loading, when DeepSpeed no longer partitions new tensors.
+    """
     for model in _outermost(module):
-        there = _computed(model)
+        owners = _computed(model)
         for name, buffer in _by_transformers(model).items():
-            owner, attribute = there[name]
+            owner, attribute = owners[name]
             setattr(owner, attribute, buffer.to(getattr(owner, attribute).device))
 
 
 def _outermost(module: nn.Module) -> Iterator[PreTrainedModel]:
-    """Models of transformers that are no part of another one."""
+    """Yield the models of transformers that are not part of another one."""
     if isinstance(module, PreTrainedModel):
         yield module
         return
@@ -37,7 +39,7 @@ def _outermost(module: nn.Module) -> Iterator[PreTrainedModel]:
 
 
 def _computed(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Every buffer that is in no checkpoint, by its name: the module that owns it, and how it is called there."""
+    """Return (owner, attribute) of every buffer that is not part of a checkpoint, by name."""
     return {
         f"{name}.{attribute}".replace(".base_layer.", "."): (owner, attribute)
         for name, owner in model.named_modules()
@@ -47,13 +49,13 @@ def _computed(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 
 def _by_transformers(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The computed buffers of a model of this class and config, as `from_pretrained` makes them; no weight is made."""
+    """Compute the buffers of a model of this class and config like `from_pretrained`, without allocating weights."""
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         for context in type(model).get_init_context(model.dtype, False, False, None):
             stack.enter_context(context)
         empty: Any = type(model)(deepcopy(model.config))
     for tensor in (*empty.parameters(), *empty.buffers()):
-        tensor._is_hf_initialized = True  # and is left as it is below
+        tensor._is_hf_initialized = True  # so that `initialize_weights` leaves it alone
     for part in empty.modules():
         part.__dict__.pop("_is_hf_initialized", None)
     computed = _computed(empty)

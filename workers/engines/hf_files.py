@@ -1,8 +1,8 @@
-"""What the weights of a model are called, in memory and in the files of its family, and Hugging Face directories.
+"""Names of a model's weights in memory and in files, and export to Hugging Face directories.
 
-transformers may hold a family's weights otherwise than its files do: a mixture's experts are one parameter in memory
-and a tensor each in a file, and names differ. What leaves the learner, into a directory or into an engine, has the
-names and shapes of the files, made by the conversions with which `save_pretrained` makes them.
+transformers may hold weights differently than the files of a family do: the experts of a mixture are one parameter in
+memory and one tensor each in a file, and names differ. Exported and published weights have the names and shapes of the
+files, converted as `save_pretrained` does.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from transformers.utils import cached_file
 
 from workers.config import ModelConfig
 from workers.engines import lora as adapters
+from workers.engines.base import ModelError
 from workers.engines.divergence import OutputLayer
 from workers.engines.heads import TokenScores, output_layer_of
 from workers.engines.hf_models import (
     DTYPES,
-    ModelError,
     Module,
     auto_class,
     logit_transform,
     padding_token,
     reads_apart,
 )
-from workers.weights import save_tensors
+from workers.segment import save_tensors
 
-SCORE = "score.weight"  # of a reward model, beside its decoder
+SCORE = "score.weight"  # score layer of a reward model
 Described: TypeAlias = Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
 
 
@@ -48,12 +48,13 @@ Described: TypeAlias = Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
 
 
 def weight_names(module: Module) -> dict[str, Tensor]:
-    """Every weight under the name that transformers gives it in memory: parameters, tied ones (`lm_head.weight`)
-    included, as an engine that is not sent the tied head keeps its old one, and the buffers that a checkpoint holds.
-    With adapters: the base's, and of a reward model the score layer that is trained.
+    """Return every weight by its name in memory: parameters, and the buffers that a checkpoint contains.
+
+    Tied weights (`lm_head.weight`) are included, because an engine that does not receive the tied head keeps its old
+    one. With adapters, the weights are those of the base, and the trained score layer of a reward model.
 
     Raises:
-        ModelError: of a reward model whose family has no reward models in transformers.
+        ModelError: transformers has no reward models of this family.
     """
     if isinstance(module, TokenScores):
         decoder = {_prefix(module) + name: weight for name, weight in _held(module.model).items()}
@@ -63,28 +64,29 @@ def weight_names(module: Module) -> dict[str, Tensor]:
 
 def _held(model: nn.Module) -> dict[str, Tensor]:
     parameters = adapters.base_names(model.named_parameters(remove_duplicate=False))
-    passing = {
+    non_persistent = {
         f"{place}.{name}".removeprefix(".")
         for place, m in model.named_modules()
         for name in m._non_persistent_buffers_set
     }
-    buffers = adapters.base_names((n, b) for n, b in model.named_buffers(remove_duplicate=False) if n not in passing)
+    named = model.named_buffers(remove_duplicate=False)
+    buffers = adapters.base_names((name, buffer) for name, buffer in named if name not in non_persistent)
     return {**parameters, **buffers}
 
 
 def adapters_of(module: Module) -> dict[str, adapters.Adapter]:
-    """Every adapter under the name that transformers gives in memory to the layer it is in."""
+    """Return every adapter by the name in memory of its layer."""
     prefix = _prefix(module) if isinstance(module, TokenScores) else ""
     return {prefix + name: adapter for name, adapter in adapters.adapters(module.model).items()}
 
 
 def trained_whole(module: Module) -> dict[str, Tensor]:
-    """What of a model with adapters is published as it is, and is no part of the base: a reward model's score layer."""
+    """Return the fully trained weights of a model with adapters: the score layer of a reward model."""
     return {name: weight for name, weight in weight_names(module).items() if weight.requires_grad}
 
 
 def by_layer(weights: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Neighbouring weights of one decoder layer together, so that one layer at a time is whole in memory."""
+    """Group weights by decoder layer, so that only one layer at a time need be gathered in memory."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, weight in weights.items():
         parts = name.split(".")
@@ -95,26 +97,26 @@ def by_layer(weights: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def _prefix(module: TokenScores) -> str:
-    """Of the decoder's names in a reward model: `model.`, or as of GPT-2 `transformer.`."""
+    """Return the prefix of the decoder's names in a reward model: `model.`, or `transformer.` for GPT-2."""
     empty, decoder = _reward_model(module), type(module.model)
-    place = next((name for name, part in empty.named_modules() if type(part) is decoder), None)
-    held = None if place is None else {f"{place}.{name}" for name in _held(module.model)} | {SCORE}
+    prefix = next((name for name, part in empty.named_modules() if type(part) is decoder), None)
+    held = None if prefix is None else {f"{prefix}.{name}" for name in _held(module.model)} | {SCORE}
     if held != set(_held(empty)):
         raise ModelError(
-            f"a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama, and {type(empty).__name__} "
+            f"reward models must be a decoder with a `score` layer, as of Qwen2 or Llama, and {type(empty).__name__} "
             "is none; use a model of another family"
         )
-    return f"{place}."
+    return f"{prefix}."
 
 
 @lru_cache(maxsize=1)
 def _reward_model(module: TokenScores) -> Any:
-    """The reward model that transformers would make of a decoder, without storage."""
+    """Return the reward model that transformers makes from a decoder, without storage."""
     return _empty(cast(Any, module.model).config, scores=True)
 
 
 def _empty(config: Any, *, scores: bool) -> Any:
-    """A model without storage, of the class that a directory with this config is loaded as."""
+    """Return a model without storage, of the class with which a directory with this config is loaded."""
     if not scores:
         with torch.device("meta"):
             return auto_class(config).from_config(config)
@@ -132,18 +134,21 @@ def _empty(config: Any, *, scores: bool) -> Any:
 
 
 def as_stored(module: Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of `weights`, whole layers of the model in `module`, as a file of its family holds them. A tensor may be a
-    view of what it was made of."""
+    """Convert complete layers of the model to the names and shapes of its family's files.
+
+    A returned tensor may be a view of its source.
+    """
     model = _reward_model(module) if isinstance(module, TokenScores) else module.model
     return _stored(model, weights)
 
 
 def describe(module: Module) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-    """Name, type and shape of every weight as a file holds it, layer by layer; a shape is that of the whole weight also
-    where this process has a part of it.
+    """Return name, dtype and shape of every weight as in files, layer by layer.
+
+    A shape is that of the full weight, even if this process holds a shard of it.
 
     Raises:
-        ModelError: when a conversion needs more than one layer at a time.
+        ModelError: a conversion needs more than one layer at a time.
     """
     whole = {n: torch.empty(_shape(w), dtype=w.dtype, device="meta") for n, w in weight_names(module).items()}
     stored = [item for group in by_layer(whole) for item in as_stored(module, group).items()]
@@ -158,25 +163,23 @@ def _shape(weight: Tensor) -> tuple[int, ...]:
 
 def _stored(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     conversions = getattr(model, "_weight_conversions", None)
-    if conversions is None:  # not loaded from a file
+    if conversions is None:  # the model was not loaded from a file
         conversions = [
             c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)
         ]
-    else:  # under ZeRO-3 all that could be are listed, also what no name in the file asked for
+    else:  # under ZeRO-3 the list includes conversions that the file did not need
         conversions = [c for c in conversions if c.was_used()]
     if not conversions:
         return dict(weights)
-    asked: Any = SimpleNamespace(
-        _weight_conversions=conversions, config=model.config, get_parameter=model.get_parameter
-    )
-    return cast("dict[str, Tensor]", revert_weight_conversion(asked, dict(weights)))
+    stub: Any = SimpleNamespace(_weight_conversions=conversions, config=model.config, get_parameter=model.get_parameter)
+    return cast("dict[str, Tensor]", revert_weight_conversion(stub, dict(weights)))
 
 
 def _tied(model: Any) -> set[str]:
-    """The names in a file of the weights that are stored once, under another name."""
+    """Return the file names of tied weights, which files contain only under another name."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    again = {name: named[name] for name in getattr(model, "all_tied_weights_keys", {}) if name in named}
-    return set(_stored(model, again))
+    tied = {name: named[name] for name in getattr(model, "all_tied_weights_keys", {}) if name in named}
+    return set(_stored(model, tied))
 
 
 # ------------------------------------------------------------------------------------------------ directories
@@ -190,9 +193,14 @@ def export(
     *,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write a Hugging Face directory: `weights` in shards of up to `shard_bytes`, each written as soon as it is
-    complete, and all else (config, tokenizer, chat template, generation config) from the model `source`, a directory or
-    a hub id."""
+    """Write a Hugging Face directory.
+
+    Args:
+        source: directory or Hub id of the model from which config, tokenizer, chat template and generation config come.
+        described: name, dtype and shape of each weight, see `describe`.
+        weights: the weights. A shard is written as soon as it is complete.
+        shard_bytes: maximum size of a shard.
+    """
     target.mkdir(parents=True, exist_ok=True)
     config = transformers.AutoConfig.from_pretrained(source)
     scores = any(name == SCORE for name, _, _ in described)
@@ -226,56 +234,61 @@ def export(
 
 
 def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:
-    """Make this the config of a reward model: AutoModelForSequenceClassification finds its class, its one label, and
-    the padding token that it needs for more than one text at a time, if there is one."""
+    """Turn `config` into that of a reward model: its class, its single label and its padding token.
+
+    AutoModelForSequenceClassification needs a padding token to score several texts at once.
+    """
     config.architectures = [transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
     config.num_labels = 1
-    if pad >= 0:  # else it was a reward model without one, and stays so
+    if pad >= 0:  # -1: a reward model without one
         config.pad_token_id = pad
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def load_output_layer(model: ModelConfig) -> OutputLayer:
-    """What turns the last hidden states of `model` into logits, read from its files and nothing else of it."""
+    """Load the output layer of `model`, and no other weights, from its files.
+
+    Raises:
+        ModelError: the model is not supported, or its files do not contain the layer.
+    """
     assert model.path is not None
     config = transformers.AutoConfig.from_pretrained(model.path)
-    reads_apart(model.path, config, auto_class(config))  # refused here, too
+    reads_apart(model.path, config, auto_class(config))  # raises ModelError
     empty = _empty(config, scores=False)
     head = output_layer_of(empty)
     named = dict(empty.named_parameters(remove_duplicate=False))
     weight = {name for name, p in named.items() if p is head.weight}  # more than one name: tied to the embeddings
     bias = {name for name, p in named.items() if p is getattr(head, "bias", None)}
-    # Files may have either name: that of the family's files, or that in memory.
+    # A file may use the name of the family's files or the name in memory.
     weight, bias = (names | set(_stored(empty, {n: named[n] for n in names})) for names in (weight, bias))
-    found = _read(model.path, weight | bias)
-    if not weight & found.keys():
+    tensors = _read(model.path, weight | bias)
+    if not weight & tensors.keys():
         raise ModelError(
             f"{model.path}: no {' or '.join(sorted(weight))} in its *.safetensors files; save the model with "
             "save_pretrained, which writes safetensors"
         )
     dtype = DTYPES[model.dtype]
-    weights, biases = ([found[name].to(dtype) for name in sorted(names & found.keys())] for names in (weight, bias))
+    weights, biases = ([tensors[name].to(dtype) for name in sorted(names & tensors.keys())] for names in (weight, bias))
     transform = logit_transform(model.path, empty)
     return OutputLayer(weight=weights[0], bias=biases[0] if biases else None, transform=transform)
 
 
 def _read(path: str, names: Collection[str]) -> dict[str, Tensor]:
-    """Those of the tensors `names` that the safetensors files of the model at `path` hold; of a hub model nothing but
-    the files they are in is fetched."""
+    """Read the tensors in `names` that the safetensors files of a model contain. Only these files are downloaded."""
     index = _file(path, "model.safetensors.index.json")
     places: dict[str, str] = {}
     if index is not None:
         places = json.loads(index.read_text())["weight_map"]
     files = {places[name] for name in names if name in places} if places else {"model.safetensors"}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in filter(None, (_file(path, name) for name in sorted(files))):
         with cast(Any, safe_open)(file, framework="pt") as opened:
             stored = set(opened.keys())
-            found |= {name: opened.get_tensor(name) for name in names if name in stored}
-    return found
+            tensors |= {name: opened.get_tensor(name) for name in names if name in stored}
+    return tensors
 
 
 def _file(path: str, name: str) -> Path | None:
-    """A file of the model at `path`, a directory or a hub id; None: it has none of this name."""
-    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
+    """Return a file of the model at `path`, a directory or a Hub id; None: there is no such file."""
+    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else Path(file)

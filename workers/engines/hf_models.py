@@ -1,47 +1,37 @@
-"""Models and schedules: transformers, but for the text (hf_text.py) and for names and directories (hf_files.py).
-
-What of transformers is slow to import (models, tokenizers) is asked for by attribute, where it is used: a driver wants
-the names of the workers' methods alone, and starts two seconds earlier.
-"""
+"""Loading of transformers models, and learning-rate schedules. hf_text.py has the text, hf_files.py the files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import PreTrainedTokenizerFast, dynamic_module_utils
+from transformers import dynamic_module_utils
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from workers.config import LoraConfig
+from workers.config import Head, LoraConfig
 from workers.engines import hf_logits, hf_packing
 from workers.engines import lora as adapters
 from workers.engines.attention import AttentionError
+from workers.engines.base import ModelError
 from workers.engines.heads import TokenLogprobs, TokenScores, TokenValues, decoder_of, output_layer_of
 from workers.engines.layout import Packing
 from workers.engines.logits import LogitTransform
-from workers.needs import Head
 from workers.positions import positions_of
 
-dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # code that a model brings along is never run, and nobody is asked to
-disable_progress_bar()  # of loading and writing files: the run has its own
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # custom code of a model is never run; no prompt asks whether to
+disable_progress_bar()  # a run shows its own progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PARTITIONED_AT_WORK = (
+PARTITIONED_TOO_EARLY = (
     *(AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError),
     ZeroDivisionError,
 )
-"""What constructors raise that compute with weights which ZeRO-3 has taken apart already."""
+"""Exceptions of constructors that compute with weights which ZeRO-3 has already partitioned."""
 Module: TypeAlias = TokenLogprobs | TokenValues | TokenScores
-
-
-class ModelError(Exception):
-    """A model or tokenizer cannot be used as asked; the message says which and what to do."""
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -57,7 +47,7 @@ def load(
     deepspeed: Mapping[str, Any] | None = None,
     lora: LoraConfig | None = None,
 ) -> Module:
-    """The model at `path` as a module that answers what `head` says."""
+    """Load the model at `path` with the given head."""
     match head:
         case "logprobs":
             return load_policy(path, dtype, chunk=chunk, deepspeed=deepspeed, lora=lora)
@@ -70,7 +60,7 @@ def load(
 def load_policy(
     path: str, dtype: str, *, chunk: int, deepspeed: Mapping[str, Any] | None = None, lora: LoraConfig | None = None
 ) -> TokenLogprobs:
-    """The causal language model at `path` as a module that answers log-probabilities.
+    """Load the causal language model at `path` with a head of token log-probabilities.
 
     With `deepspeed` (a ZeRO-3 config) the weights are partitioned while they are loaded, so that no rank ever holds the
     whole model.
@@ -82,9 +72,11 @@ def load_policy(
 def load_critic(
     path: str, dtype: str, *, deepspeed: Mapping[str, Any] | None = None, lora: LoraConfig | None = None
 ) -> TokenValues:
-    """The decoder of the model at `path` with a value head that starts at zero. Of a reward model the score layer is
-    the value head: what it says of a whole text is the first guess of what a part of it is worth. The head is trained
-    whole, also with adapters."""
+    """Load the decoder of the model at `path` with a value head, which starts at zero.
+
+    The score layer of a reward model becomes its value head: the score of a whole text is a first estimate of the value
+    of its parts. The head is fully trained, even with adapters.
+    """
     if is_scorer(path):
         scorer, packing = _load_scorer(path, dtype, deepspeed, lora)
         return TokenValues(
@@ -102,41 +94,46 @@ def load_scorer(
     deepspeed: Mapping[str, Any] | None = None,
     lora: LoraConfig | None = None,
 ) -> TokenScores:
-    """The reward model at `path`; of a causal language model the decoder, with a score layer drawn by `seed` as
-    transformers would draw it: normal, of the model's `initializer_range`. The layer is trained whole, also with
-    adapters."""
+    """Load the reward model at `path`, or the decoder of a causal language model with a new score layer.
+
+    The new layer is initialised from `seed` as transformers does: normal, with the model's `initializer_range`. The
+    layer is fully trained, even with adapters.
+    """
     if is_scorer(path):
         model, packing = _load_scorer(path, dtype, deepspeed, lora)
         return TokenScores(decoder_of(model), model.score, packing)
     model, packing = _load(path, dtype, deepspeed, lora)
     score = nn.Linear(_hidden_size(model), 1, bias=False, dtype=DTYPES[dtype])
     spread = float(getattr(model.config, "initializer_range", 0.02))
-    # Drawn in float32 by a generator of its own: the same on all ranks, whatever they have drawn before.
-    drawn = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed)) * spread
-    score.weight.data.copy_(drawn)
+    # In float32 from a separate generator: equal on all ranks, whatever state their generators have.
+    initial = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed)) * spread
+    score.weight.data.copy_(initial)
     return TokenScores(decoder_of(model), score, packing)
 
 
 def is_scorer(path: str) -> bool:
-    """Whether the model at `path` is one for sequence classification, which reward models are."""
-    named = getattr(transformers.AutoConfig.from_pretrained(path), "architectures", None) or ()
-    return any(name.endswith("ForSequenceClassification") for name in named)
+    """Return True if the model at `path` is a reward model, that is, one for sequence classification."""
+    architectures = getattr(transformers.AutoConfig.from_pretrained(path), "architectures", None) or ()
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
 
 
 def padding_token(path: str) -> int:
-    """The token that a reward model looks past to find a text's last one; -1: none.
+    """Return the token that a reward model skips to find the last token of a text; -1: none.
 
-    A reward model's config names it. A reward model that is made of a language model gets the tokenizer's padding
-    token, or where it has none (that the model knows) the end of sequence, as TRL has it: a text is then scored at the
-    token before its end.
+    The config of a reward model names it. A reward model made from a language model gets the tokenizer's padding token
+    or, if that is missing or not in the model's vocabulary, the end of sequence, as in TRL. A text is then scored at
+    the token before its end.
+
+    Raises:
+        ModelError: the tokenizer has neither.
     """
     config = transformers.AutoConfig.from_pretrained(path).get_text_config()
     if is_scorer(path):
         given = getattr(config, "pad_token_id", None)
         return -1 if given is None else int(given)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
-    known = range(config.vocab_size)
-    chosen = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t in known), None)
+    vocabulary = range(config.vocab_size)
+    chosen = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t in vocabulary), None)
     if chosen is None:
         raise ModelError(f"{path}: the tokenizer has neither a padding token nor an end of sequence; set one of them")
     return int(chosen)
@@ -147,10 +144,10 @@ def _load_scorer(
 ) -> tuple[Any, Packing]:
     labels = transformers.AutoConfig.from_pretrained(path).num_labels
     if labels != 1:
-        raise ModelError(f"{path}: a reward model answers one number, this one has {labels} labels; use one with one")
+        raise ModelError(f"{path}: a reward model must have one label, this one has {labels} labels; use another one")
     model, packing, missing = _from_pretrained(transformers.AutoModelForSequenceClassification, path, dtype, deepspeed)
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ModelError(f"{path}: a reward model is a decoder with a `score` layer here, as of Qwen2 or Llama")
+        raise ModelError(f"{path}: no `score` layer; use a reward model of a decoder family such as Qwen2 or Llama")
     _require_weights(path, model, missing, [decoder_of(model), model.score])
     if lora is not None:
         adapters.attach(decoder_of(model), lora)
@@ -164,7 +161,7 @@ def _load(
     model, packing, missing = _from_pretrained(auto, path, dtype, deepspeed)
     if output_layer_of(model) is None:
         kind = f"models of type {model.config.model_type}"
-        raise ModelError(f"{path}: {kind} are not supported: they have no layer that answers logits of tokens")
+        raise ModelError(f"{path}: {kind} are not supported: they have no output layer for token logits")
     _require_weights(path, model, missing, _text(model))
     _freeze_all_but_text(model)
     if lora is not None:
@@ -173,67 +170,77 @@ def _load(
 
 
 def auto_class(config: Any) -> Any:
-    """What loads a language model of this config: a vision-language model is used for its text.
+    """Return the auto class that loads a language model with this config; of a vision-language model, text is used.
 
     Raises:
-        ModelError: there is no causal language model of its type.
+        ModelError: transformers has no causal language model of this type.
     """
     if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM
     if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return transformers.AutoModelForImageTextToText
-    raise ModelError(f"transformers has no causal language model of type {config.model_type}; give a decoder-only one")
+    raise ModelError(f"transformers has no causal language model of type {config.model_type}; use a decoder-only model")
 
 
 def _from_pretrained(
     auto: Any, path: str, dtype: str, deepspeed: Mapping[str, Any] | None
 ) -> tuple[Any, Packing, set[str]]:
-    """The model at `path`, how it may be given rows, and the names of the weights that its files lack."""
+    """Load a model. Return it, how rows are given to it, and the names of the weights that its files lack."""
     config = transformers.AutoConfig.from_pretrained(path)
     if getattr(config, "quantization_config", None):
-        raise ModelError(f"{path}: its weights are quantised; give the model in float32 or bfloat16")
-    _without_dropout(config)
+        raise ModelError(f"{path}: its weights are quantised; use the model in float32 or bfloat16")
+    _disable_dropout(config)
     reason = reads_apart(path, config, auto)
-    given = {} if reason else {"attn_implementation": hf_packing.NAME}
+    attention = {} if reason else {"attn_implementation": hf_packing.NAME}
     hf_packing.register()
     sharding = _sharded_loading(deepspeed) if deepspeed else None  # in force while it is alive
     try:
-        model, told = auto.from_pretrained(path, config=config, dtype=DTYPES[dtype], output_loading_info=True, **given)
-    except PARTITIONED_AT_WORK as error:
+        model, info = auto.from_pretrained(
+            path, config=config, dtype=DTYPES[dtype], output_loading_info=True, **attention
+        )
+    except PARTITIONED_TOO_EARLY as error:
         if sharding is None:
             raise
         raise ModelError(
-            f"{path}: models of type {config.model_type} cannot be loaded in parts ({type(error).__name__}: {error}); "
+            f"{path}: models of type {config.model_type} cannot be partitioned ({type(error).__name__}: {error}); "
             "set zero_stage to 2"
         ) from error
     del sharding
     limit = hf_packing.encode_by_own_length(model)
-    return model, Packing(apart=reason is not None, max_shared_length=limit), set(told["missing_keys"])
+    return model, Packing(apart=reason is not None, max_shared_length=limit), set(info["missing_keys"])
 
 
 def reads_apart(path: str, config: Any, auto: Any) -> str | None:
-    """Why the model at `path` must be given its rows apart; None: they may be packed. Raises ModelError where it is
-    right neither way."""
+    """Return the reason why the model at `path` must read each completion in a row of its own; None: rows are packed.
+
+    Raises:
+        ModelError: the model is not supported either way.
+    """
     try:
         return hf_packing.reads_apart(auto._model_mapping[type(config)], config)
     except AttentionError as error:
         raise ModelError(f"{path}: models of type {config.model_type} are not supported: {error}") from error
 
 
-def _without_dropout(config: Any) -> None:
-    """Switch off dropout and layer drop in a model's config, in place: checkpointed layers are in training mode. The
-    config that is exported is read anew."""
+def _disable_dropout(config: Any) -> None:
+    """Set dropout and layer drop to 0 in a model's config, because checkpointed layers run in training mode.
+
+    The exported config is not affected: it is read from the original file.
+    """
     for name, value in list(vars(config).items()):
         if isinstance(value, transformers.PreTrainedConfig):
-            _without_dropout(value)
+            _disable_dropout(value)
         elif isinstance(value, float) and "drop" in name:
             setattr(config, name, 0.0)
 
 
-def learning(module: Module) -> None:
-    """Put a model in the mode in which its loss is computed: nothing of it is random, so that a ratio compares the same
-    function before and after. What a user asked for remains: adapters' own dropout, and checkpointed layers, which
-    transformers checkpoints in training mode alone."""
+def set_loss_mode(module: Module) -> None:
+    """Put a model in the mode in which its loss is computed: evaluation mode, with two exceptions.
+
+    Evaluation mode has no randomness, so that probability ratios compare the same function before and after. The
+    exceptions are the dropout of adapters, and checkpointed layers, which transformers checkpoints in training mode
+    only.
+    """
     module.eval()
     for part in module.modules():
         if isinstance(part, GradientCheckpointingLayer):
@@ -243,7 +250,7 @@ def learning(module: Module) -> None:
 
 
 def _freeze_all_but_text(model: Any) -> None:
-    """Of a vision-language model train what text passes through; the rest stays, and is exported, as it was."""
+    """Freeze the parts of a vision-language model that text does not pass through."""
     trained = {id(p) for module in _text(model) for p in module.parameters()}
     for p in model.parameters():
         if id(p) not in trained:
@@ -251,27 +258,23 @@ def _freeze_all_but_text(model: Any) -> None:
 
 
 def _text(model: Any) -> list[Any]:
-    """What text passes through on its way to logits."""
+    """Return the modules that text passes through on its way to logits."""
     return [decoder_of(model), output_layer_of(model), model.get_input_embeddings()]
 
 
 def _require_weights(path: str, model: Any, missing: set[str], layers: list[Any]) -> None:
-    """Refuse a model whose files lack weights of `layers`, which transformers has drawn at random.
-
-    Raises:
-        ModelError: the message names the first of them.
-    """
+    """Raise ModelError if a model's files lack weights of `layers`, which transformers then initialises at random."""
     used = {id(t) for layer in layers for t in (*layer.parameters(), *layer.buffers())}
-    named = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
-    if lost := sorted(name for name in missing if id(named.get(name)) in used):
+    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+    if lacking := sorted(name for name in missing if id(tensors.get(name)) in used):
         raise ModelError(
-            f"{path}: its files lack weights of {type(model).__name__} ({len(lost)}, as {lost[0]}), which is what "
-            f"transformers loads of type {model.config.model_type}; they would be random"
+            f"{path}: its files lack weights of {type(model).__name__} ({len(lacking)}, as {lacking[0]}), the class "
+            f"that transformers loads for type {model.config.model_type}; they would be random"
         )
 
 
 def logit_transform(path: str, model: Any) -> LogitTransform:
-    """What the model at `path` does to its logits. Raises ModelError where that is of no known form."""
+    """Return the logit transform of the model at `path`. Raises ModelError if it has no known form."""
     try:
         return hf_logits.logit_transform(model)
     except hf_logits.Unrecognised as error:
@@ -283,7 +286,7 @@ def _hidden_size(model: Any) -> int:
 
 
 def _sharded_loading(deepspeed: Mapping[str, Any]) -> Any:
-    # Imported here: it imports all of DeepSpeed, which only learners need.
+    # Imported here because it imports all of DeepSpeed.
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     return HfDeepSpeedConfig(dict(deepspeed))
@@ -295,16 +298,19 @@ def enable_checkpointing(module: Module) -> None:
 
 
 def layer_classes(module: Module) -> list[str]:
-    """Names of the classes that a model's decoder layers are of."""
+    """Return the names of the classes of a model's decoder layers."""
     return sorted(cast(Any, module.model)._no_split_modules or ())
 
 
 def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
-    """Factor of the learning rate at each optimiser update of `total`; `warmup` is a count, or a share when below 1."""
+    """Return a function from the index of an optimiser update, of `total`, to its learning-rate factor.
+
+    `warmup` is a number of updates or, if below 1, a share of `total`.
+    """
     warmup_updates = round(warmup * total) if warmup < 1 else round(warmup)
     kind = "constant_with_warmup" if name == "constant" else name
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    # transformers' warm-up starts at exactly 0, which would waste the first update: ours is one later throughout.
+    # transformers' warm-up starts at 0, which would waste the first update: its schedule is used from index 1 on.
     shift = 1 if warmup_updates else 0
     lambdas = transformers.get_scheduler(
         kind, optimizer, num_warmup_steps=warmup_updates, num_training_steps=total + shift
@@ -313,62 +319,5 @@ def schedule(name: str, *, warmup: float, total: int) -> Callable[[int], float]:
 
 
 def max_positions(path: str) -> int | None:
-    """The longest sequence the model was built for; None when its config does not say."""
+    """Return the length of the longest sequence of the model at `path`; None: its config has no limit."""
     return positions_of(transformers.AutoConfig.from_pretrained(path).to_dict())
-
-
-def create_model(directory: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-    """A randomly initialised model with its tokenizer as a Hugging Face directory: for laptops and tests.
-
-    `config` is a config.json without vocabulary and special tokens, as `{"model_type": "qwen2", "hidden_size": 192}`.
-    """
-    torch.manual_seed(seed)
-    full = transformers.AutoConfig.for_model(
-        **config,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model: Any = transformers.AutoModelForCausalLM
-    model.from_config(full, dtype=torch.float32).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
-def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One token per character, plus <pad>, <eos> and <unk>."""
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def bpe_tokenizer(corpus: Iterable[str], vocab_size: int, chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `corpus`, with <s>, </s>, <pad> and chat markers."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = chat_template
-    return fast

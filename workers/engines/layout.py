@@ -1,8 +1,8 @@
-"""Where the positions of a micro-batch stand in a model's input, and which rows they belong to.
+"""Layout of a micro-batch in a model's input.
 
 packed     one row of all positions, [1, S]; completions share their prompt
-unshared   one row of all positions, [1, S'], each completion with a prompt of its own
-apart      one row per completion, [n, L], filled up at the end: for models that cannot tell packed rows apart
+unshared   one row of all positions, [1, S'], each completion with its own copy of the prompt
+apart      one row per completion, [n, L], padded at the end: for models that do not support packed rows
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 
 from workers.packing import Packed
 
-WASTE = 0.25  # share of a rectangle that may be padding before a new one is begun
-SMALL = 64  # keys; pieces below share a rectangle whatever they waste: another call costs more
+WASTE = 0.25  # maximum share of padding in a rectangle
+SMALL = 64  # pieces of at most so many keys share a rectangle regardless of padding: another call costs more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
-    """How a model may be given its rows. Example: a Mamba model reads them apart: `Packing(apart=True)`."""
+    """Way in which rows are given to a model. Example: a Mamba model reads completions apart: `Packing(apart=True)`."""
 
-    apart: bool = False  # it mixes what stands in one row, whatever the mask says
-    max_shared_length: int | None = None  # tokens; the positions of longer sequences are encoded by their own length
+    apart: bool = False  # each completion is a row of its own
+    max_shared_length: int | None = None  # tokens; longer sequences need positions encoded by their own length
 
 
 PACKED = Packing()
@@ -35,33 +35,35 @@ PACKED = Packing()
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """n pieces of nearly equal length: Lq queries each, Lk keys each. Padding points at real positions, and is masked
-    or never read."""
+    """Padded pieces of nearly equal length: n pieces of Lq queries and Lk keys.
 
-    queries: Tensor  # [n * Lq] int64 into the flat positions
-    keys: Tensor  # [n * Lk] int64 into the flat positions
-    real: Tensor  # [positions of these pieces] int64: where in the queries each one stands
-    flat: Tensor  # [positions of these pieces] int64: where in the flat array each one stands
+    Padding points at real positions. It is masked or never read.
+    """
+
+    queries: Tensor  # [n * Lq] int64 indices of flat positions
+    keys: Tensor  # [n * Lk] int64 indices of flat positions
+    real: Tensor  # [positions of these pieces] int64: index of each in `queries`
+    flat: Tensor  # [positions of these pieces] int64: index of each in the flat array
     num_pieces: int
     mask: Tensor | None  # [n, 1, Lq, Lk] bool; None: queries are keys, plain causal
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A model's input and who may see whom in it, worked out once per micro-batch and used by every layer."""
+    """Arrangement of a model's input, computed once per micro-batch and used by every layer."""
 
-    rows: Tensor  # [S] which row each position of the input belongs to
+    rows: Tensor  # [S] row of each position of the input
     segments: Tensor  # [S]
     positions: Tensor | None = None  # [S] within the row
-    packed: Packed | None = None  # None: nothing of the rows is asked for
+    packed: Packed | None = None  # None: unused
     apart: bool = False
-    taken: Tensor | None = None  # [n, L] which flat position stands at each place of the input; None: all, in one row
-    read: Tensor | None = None  # [T] where in n * L each predicted token is read: at its predictor in its own text
-    lengths: tuple[int, ...] | None = None  # input positions of each row, where rows are read by their own length
+    taken: Tensor | None = None  # [n, L] flat position at each place of the input; None: all positions in one row
+    read: Tensor | None = None  # [T] place in n * L at which each target is read: its predictor in its own text
+    lengths: tuple[int, ...] | None = None  # input positions of each row, if rows are encoded by their own length
 
     @cached_property
     def rectangles(self) -> list[Rectangle]:
-        """The pieces of the rows, for attention on a CPU."""
+        """Rectangles of the rows, for attention on a CPU."""
         assert self.packed is not None
         shares = self.taken is None and bool((self.packed.row_sizes > 1).any())
         sizes = self.packed.row_sizes if shares else np.ones(int(self.rows[-1]) + 1, np.int64)
@@ -69,13 +71,13 @@ class Layout:
 
     @property
     def unread(self) -> int:
-        """Tokens at the end of a row's text that are no input: the last one, where it only is predicted."""
+        """Number of tokens at the end of a text that are not inputs: 1 if the last token is only predicted, else 0."""
         assert self.packed is not None
         inputs = int((self.packed.segments > 0).sum())
         return int(inputs < int(self.packed.completion_lengths.sum()))
 
     def arranged(self, packing: Packing) -> Layout:
-        """Return the layout in which a model that reads rows by `packing` is given the same rows."""
+        """Return the layout of the same rows for a model with the given packing."""
         if packing == PACKED:
             return self
         assert self.packed is not None
@@ -111,20 +113,22 @@ def _layout(
 
 
 def sequences(packed: Packed) -> list[NDArray[np.int64]]:
-    """Return the flat positions of each completion after those of its prompt."""
-    found = []
+    """Return the flat positions of each text: a prompt followed by one of its completions."""
+    texts = []
     begins = np.concatenate([[0], np.cumsum(packed.row_lengths)])
     for row, size in enumerate(packed.row_sizes):
         flat = np.arange(begins[row], begins[row + 1])
         segments = packed.segments[flat]
         prompt = flat[segments == 0]
-        found += [np.concatenate([prompt, flat[segments == k + 1]]) for k in range(size)]
-    return found
+        texts += [np.concatenate([prompt, flat[segments == k + 1]]) for k in range(size)]
+    return texts
 
 
 def _read(packed: Packed, texts: list[NDArray[np.int64]], begins: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each predicted token is read, if text i begins at `begins[i]`: [T]. The end of a prompt has as many copies
-    as there are completions, and they differ where positions are encoded by a text's length."""
+    """Return the place at which each target is read, if text i begins at `begins[i]`: [T].
+
+    Each completion reads its own copy of the prompt: copies differ if positions are encoded by the length of the text.
+    """
     predictors = np.split(packed.predictors, np.cumsum(packed.completion_lengths)[:-1])
     read = [begin + np.searchsorted(flat, own) for begin, flat, own in zip(begins, texts, predictors, strict=True)]
     return np.concatenate(read)
@@ -170,24 +174,27 @@ def _apart(packed: Packed, device: torch.device) -> Layout:
 
 
 def _rectangles(row_of: NDArray[Any], segments: NDArray[Any], shared: NDArray[np.bool_]) -> list[Rectangle]:
-    """A row with one completion is one causal piece. A row with several is a causal prompt, and one piece for each
-    completion whose keys are the prompt and itself: completions are never computed against each other."""
+    """Cut rows into pieces and group them into rectangles.
+
+    A row with one completion is one causal piece. A row with several is a causal piece for the prompt, and one piece
+    for each completion, whose keys are the prompt and the completion itself.
+    """
     segments = np.where(shared[row_of], segments, 0)
     begins = np.flatnonzero(np.diff(row_of, prepend=-1) | np.diff(segments, prepend=-1))
     lengths = np.diff(begins, append=len(row_of))
-    first = np.searchsorted(row_of, np.arange(len(shared)))  # where each row begins
+    first = np.searchsorted(row_of, np.arange(len(shared)))  # begin of each row
     prompts = np.bincount(row_of[begins], weights=np.where(segments[begins] == 0, lengths, 0)).astype(np.int64)
     prefixes = np.where(segments[begins] == 0, 0, prompts[row_of[begins]])
     result = []
     for alone in (True, False):
         pieces = np.flatnonzero((prefixes == 0) == alone)
-        for cut in _alike(lengths, prefixes, pieces):
+        for cut in _similar(lengths, prefixes, pieces):
             result.append(_rectangle(begins[cut], lengths[cut], first[row_of[begins[cut]]], prefixes[cut]))
     return result
 
 
-def _alike(lengths: Any, prefixes: Any, pieces: Any) -> list[Any]:
-    """The pieces in groups of similar size, longest prefixes first."""
+def _similar(lengths: Any, prefixes: Any, pieces: Any) -> list[Any]:
+    """Group pieces of similar size, longest prefixes first."""
     order = pieces[np.lexsort((-lengths[pieces], -prefixes[pieces]))]
     cuts: list[Any] = []
     start = 0
@@ -200,7 +207,7 @@ def _alike(lengths: Any, prefixes: Any, pieces: Any) -> list[Any]:
 
 
 def _fits(lengths: Any, prefixes: Any, head: int, piece: int) -> bool:
-    """Whether `piece` may share the rectangle that `head` began, and has the longest prefix of."""
+    """Return True if `piece` may share the rectangle of `head`, which has the longest prefix in it."""
     if lengths[head] + prefixes[head] <= SMALL and lengths[piece] + prefixes[piece] <= SMALL:
         return True
     least = 1 - WASTE
@@ -215,10 +222,10 @@ def _rectangle(begins: Any, lengths: Any, prefix_begins: Any, prefixes: Any) -> 
     keys, mask = own, None
     if prefix_width:
         prefix_place = np.arange(prefix_width)[None]
-        known = prefix_place < prefixes[:, None]  # [n, P]
-        keys = np.concatenate([prefix_begins[:, None] + np.where(known, prefix_place, 0), own], axis=1)
+        in_prefix = prefix_place < prefixes[:, None]  # [n, P]
+        keys = np.concatenate([prefix_begins[:, None] + np.where(in_prefix, prefix_place, 0), own], axis=1)
         causal = np.broadcast_to(place[:, :, None] >= place[:, None, :], (len(begins), width, width))
-        seen = np.broadcast_to(known[:, None, :], (len(begins), width, prefix_width))
+        seen = np.broadcast_to(in_prefix[:, None, :], (len(begins), width, prefix_width))
         mask = torch.from_numpy(np.concatenate([seen, causal], axis=2))[:, None]
     return Rectangle(
         queries=torch.from_numpy(own.reshape(-1)),

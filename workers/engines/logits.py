@@ -1,4 +1,4 @@
-"""What a model does to its logits after its output layer, and to its hidden states before it."""
+"""Scaling and soft-capping of a model's logits, and scaling of the hidden states before its output layer."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ class LogitTransform:
     input_scale: float = 1.0
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return the transformed logits, float32 as they are given; the given ones may be changed."""
+        """Transform float32 logits. The argument may be modified."""
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def slope(self, transformed: Tensor) -> Tensor | float:
-        """Return ∂z/∂x where z is `transformed`."""
+        """Return ∂z/∂x at z = `transformed`."""
         if self.cap is None:
             return self.scale
         return self.scale * (1 - (transformed / self.cap) ** 2)
 
     def hidden(self, hidden: Tensor) -> Tensor:
-        """Return the hidden states [T, h] that the output layer is given, in their own precision."""
+        """Return the input [T, h] of the output layer, in the dtype of the hidden states."""
         return hidden if self.input_scale == 1.0 else hidden * self.input_scale
 
 
 PLAIN = LogitTransform()
 
 
-def fitted(given: Tensor, answered: Tensor, input_scale: float) -> LogitTransform | None:
-    """Return the transform that made `answered` [V] of the logits `given` [V], some of them tiny and some huge; None:
-    there is none of this form."""
-    if given.shape != answered.shape or not bool(torch.isfinite(answered).all()):
+def fit(logits: Tensor, transformed: Tensor, input_scale: float) -> LogitTransform | None:
+    """Return the transform that maps `logits` [V] to `transformed` [V]; None: there is none of this form.
+
+    The logits must include very small and very large values.
+    """
+    if logits.shape != transformed.shape or not bool(torch.isfinite(transformed).all()):
         return None
-    least = given.abs().argmin()
-    scale = float(answered[least] / given[least])
-    if torch.allclose(answered, given * scale, rtol=1e-5, atol=0.0):
+    smallest = logits.abs().argmin()
+    scale = float(transformed[smallest] / logits[smallest])
+    if torch.allclose(transformed, logits * scale, rtol=1e-5, atol=0.0):
         return LogitTransform(scale=scale, input_scale=input_scale)
-    cap = float(answered.abs().max())
-    found = LogitTransform(scale=scale, cap=cap, input_scale=input_scale)
-    return found if torch.allclose(answered, found(given.clone()), rtol=1e-4, atol=1e-6 * cap) else None
+    cap = float(transformed.abs().max())
+    capped = LogitTransform(scale=scale, cap=cap, input_scale=input_scale)
+    return capped if torch.allclose(transformed, capped(logits.clone()), rtol=1e-4, atol=1e-6 * cap) else None

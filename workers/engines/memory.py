@@ -1,4 +1,4 @@
-"""Memory that is free is given back to the machine, and not kept by the process."""
+"""Return of free memory to the GPU and the operating system."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import gc
 import torch
 
 
-def give_back() -> None:
-    """Collect what nobody refers to, and return its memory to the GPU and to the operating system."""
+def release() -> None:
+    """Collect garbage and return free memory to the GPU and to the operating system."""
     gc.collect()  # modules and their hooks refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; it keeps a model's worth of free memory otherwise
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps as much free memory as a model takes otherwise
     if trim is not None:
         trim(0)

@@ -1,7 +1,7 @@
-"""Generation by vLLM, and the receiving end of weight publication. The sending end of NCCL is vllm_sender.py.
+"""Generation by vLLM, and the receiving side of weight publication. vllm_sender.py is the sending side of NCCL.
 
-The engine lives in the actor's own process: no orphan children, deterministic scheduling, tensors without pickling.
-Set `environment()` before this module is imported.
+The engine runs in the actor's own process: no orphaned children, deterministic scheduling, no pickling of tensors.
+`workers.rollout.environment()` must be set before this module is imported.
 """
 
 from __future__ import annotations
@@ -34,29 +34,28 @@ from vllm.model_executor.models.interfaces import supports_lora
 
 from workers.engines import lora
 from workers.engines.base import EngineError, Request, Response, VersionMismatch
+from workers.segment import Segment
 from workers.types import Finish
-from workers.weights import Entry, Manifest, Segment
+from workers.weights import Entry, Manifest
 
 if TYPE_CHECKING:
     from workers.config import RolloutConfig
 
 SHARED_MEMORY = "rlhf_shared_memory"
-CPU_BATCHED_TOKENS = 4096  # of one engine step, at least
-# Measured with vLLM 0.32 on a CPU, float32, tiny models.
+CPU_BATCHED_TOKENS = 4096  # minimum of `max_num_batched_tokens` on a CPU
+# Families that do not work, measured with vLLM 0.32 on a CPU in float32 with tiny models.
 WRONG = dict.fromkeys(
     ("Cohere2MoeForCausalLM", "CTRLLMHeadModel", "DogeForCausalLM", "Ernie4_5_MoeForCausalLM", "GPTNeoXForCausalLM"),
-    "answers with log-probabilities that are far off the model's",
+    "returns log-probabilities that are far from the model's",
 )
-NOT_TAKING = dict.fromkeys(
-    ("ExaoneMoeForCausalLM", "GptOssForCausalLM"), "keeps its old experts when new weights arrive"
-)
+STALE = dict.fromkeys(("ExaoneMoeForCausalLM", "GptOssForCausalLM"), "keeps its old experts when new weights arrive")
 
 
 # ------------------------------------------------------------------------------------------------ generation
 
 
 class VllmEngine:
-    """One vLLM engine; a process can hold only one, for life."""
+    """One vLLM engine. A process can create only one."""
 
     def __init__(
         self,
@@ -69,11 +68,20 @@ class VllmEngine:
         cuda: bool,
         adapter_rank: int | None = None,
     ) -> None:
-        """`adapter_rank`: of the adapters that will be published; None: whole weights will be."""
+        """Start the engine.
+
+        Args:
+            path: model directory.
+            max_model_len: tokens of the longest sequence.
+            adapter_rank: rank of the adapters that will be published; None: full weights will be published.
+
+        Raises:
+            EngineError: vLLM cannot serve the model, or an environment variable makes it unsafe.
+        """
         if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION") not in (None, "0"):
             raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: messages would fall back to pickle; unset it")
         if os.environ.get("VLLM_SERVER_DEV_MODE") not in (None, "0"):
-            raise EngineError("VLLM_SERVER_DEV_MODE is set: it opens calls that run anything they are sent; unset it")
+            raise EngineError("VLLM_SERVER_DEV_MODE is set: it opens calls that run any code; unset it")
         self.check(path, dtype, adapters=adapter_rank is not None, cuda=cuda)
         machine: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_utilization}
@@ -81,7 +89,7 @@ class VllmEngine:
             else {
                 "kv_cache_memory_bytes": config.cpu_kv_cache_mib * 2**20,
                 "enforce_eager": True,
-                # After a part of a prompt vLLM winds the request's generator back, which CPU generators cannot do.
+                # After a chunk of a prompt vLLM rewinds the request's generator, which CPU generators do not support.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_model_len),
             }
@@ -90,7 +98,7 @@ class VllmEngine:
             {"weight_transfer_config": {"backend": "nccl" if cuda else SHARED_MEMORY}}
             | {"worker_extension_cls": "" if cuda else f"{__name__}.Registration"}
             if adapter_rank is None
-            # One adapter at a time, and none kept beside it: there is no older one that could be used by mistake.
+            # One adapter at a time, and none cached: no older one can be used by mistake.
             else {"enable_lora": True, "max_lora_rank": _padded(adapter_rank), "max_loras": 1, "max_cpu_loras": 1}
         )
         self._llm = LLM(
@@ -100,10 +108,10 @@ class VllmEngine:
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
-            # In an actor vLLM would choose Ray, and ask the actor's own placement group for more GPUs than it has.
+            # In an actor vLLM would choose Ray, and request more GPUs of the actor's placement group than it has.
             distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,
             seed=seed,
-            logprobs_mode="processed_logprobs",  # of the distribution that is really sampled from
+            logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
             skip_tokenizer_init=True,
             disable_log_stats=True,
             **machine,
@@ -112,39 +120,39 @@ class VllmEngine:
         self._connected = False
         self._adapted = adapter_rank is not None
         self._adapter: LoRARequest | None = None
-        self._receiving: int | None = None  # a version that has begun to arrive
+        self._receiving: int | None = None  # version whose transfer has begun
 
     @staticmethod
     def check(path: str, dtype: str, *, adapters: bool, cuda: bool) -> None:
-        """Ask vLLM whether it can serve the model at `path`, before anything of it is loaded.
+        """Check that vLLM can serve the model at `path`, before loading it.
 
         Raises:
-            EngineError: it has no implementation of the model, or none that takes adapters.
+            EngineError: vLLM does not support the model, or no adapters of it, or computes wrong results with it.
         """
         try:
-            named = ModelConfig(model=path, dtype=dtype, trust_remote_code=False, skip_tokenizer_init=True)
-        except ValueError as error:  # pydantic's, of many lines
-            raise EngineError(f"{path}: vLLM cannot read this model: {_first_fault(error)}") from error
+            config = ModelConfig(model=path, dtype=dtype, trust_remote_code=False, skip_tokenizer_init=True)
+        except ValueError as error:  # of pydantic, with many lines
+            raise EngineError(f"{path}: vLLM cannot read this model: {_summary(error)}") from error
         try:
-            served, _ = ModelRegistry.resolve_model_cls(named.architectures, model_config=named)
+            model_class, _ = ModelRegistry.resolve_model_cls(config.architectures, model_config=config)
         except ValueError as error:
             raise EngineError(
-                f"{path}: vLLM cannot sample from {' or '.join(named.architectures)}; use a method without samples "
+                f"{path}: vLLM cannot sample from {' or '.join(config.architectures)}; use a method without samples "
                 f"(offline dpo, kto, sft, reward_model) or another model ({error})"
             ) from error
-        known = WRONG if adapters else WRONG | NOT_TAKING
-        if fault := next((f"{name} {known[name]}" for name in named.architectures if name in known), None):
+        faults = WRONG if adapters else WRONG | STALE
+        if fault := next((f"{name} {faults[name]}" for name in config.architectures if name in faults), None):
             raise EngineError(f"{path}: vLLM's {fault}; use a method without samples, or another model")
-        # With adapters vLLM runs experts by Triton.
-        if adapters and not cuda and named.get_num_experts():
+        # With adapters vLLM computes experts with Triton, which needs a GPU.
+        if adapters and not cuda and config.get_num_experts():
             raise EngineError(
-                "model.lora: vLLM on a CPU takes no adapters for a mixture of experts; remove it (whole weights are "
+                "model.lora: vLLM on a CPU takes no adapters for a mixture of experts; remove it (full weights are "
                 "then published), or use a method without samples"
             )
-        if adapters and not supports_lora(served):
+        if adapters and not supports_lora(model_class):
             raise EngineError(
-                f"model.lora: vLLM's {served.__name__} takes no adapters; remove it (whole weights are then published) "
-                "or use a method without samples"
+                f"model.lora: vLLM's {model_class.__name__} takes no adapters; remove it (full weights are then "
+                "published) or use a method without samples"
             )
 
     def generate(
@@ -158,7 +166,7 @@ class VllmEngine:
         stop_token_ids: Sequence[int],
         ignore_eos: bool,
     ) -> list[Response]:
-        """Answers in the order of the requests. Prompts that repeat are prefilled once (prefix cache)."""
+        """Sample one completion per request, in the order of the requests. Repeated prompts are prefilled once."""
         params = [
             SamplingParams(
                 max_tokens=max_tokens,
@@ -167,8 +175,8 @@ class VllmEngine:
                 top_k=top_k,
                 seed=r.seed,
                 stop_token_ids=list(stop_token_ids),
-                ignore_eos=ignore_eos,  # vLLM knows the end token of the model by itself
-                logprobs=0,  # the sampled token's own
+                ignore_eos=ignore_eos,  # vLLM also stops at the model's end-of-sequence token
+                logprobs=0,  # of the sampled token alone
                 flat_logprobs=True,
                 detokenize=False,
             )
@@ -180,15 +188,16 @@ class VllmEngine:
         outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
         for output in outputs:
             if self._adapted and _version(output.lora_request) != self.version:
-                raise EngineError(f"asked version {self.version}, version {_version(output.lora_request)} answered")
+                raise EngineError(f"version {_version(output.lora_request)} was sampled instead of {self.version}")
         return [_response(output.outputs[0]) for output in outputs]
 
     # -------------------------------------------------------------------------------------------- weights
 
     def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
-        """Take one publication over all four phases; afterwards the prefix cache is empty.
+        """Receive one publication in vLLM's four phases, and reset the prefix cache.
 
-        A failure leaves the engine half loaded: it generates no more before a complete publication has arrived.
+        After a failure the engine may be partially loaded: it refuses to generate until a complete publication has
+        arrived.
         """
         self._receiving = version
         if not self._connected:
@@ -201,25 +210,25 @@ class VllmEngine:
         self._receiving = None
 
     def receive_adapter(self, directory: str, version: int) -> None:
-        """Take the adapters of `version` from `directory` and sample from them from now on.
+        """Load the adapters of `version` from `directory` and use them for sampling, unless they are loaded already.
 
-        vLLM knows an adapter by a number: the version is that number, so an old one cannot pass for a new one. When it
-        fails the engine generates no more. What it holds already is not taken again.
+        vLLM identifies an adapter by a number. The version is that number, so an old adapter cannot be mistaken for a
+        new one. After a failure the engine refuses to generate.
 
         Raises:
-            EngineError: when the directory holds another version or none, or vLLM did not load it.
+            EngineError: the directory holds another version or none, or vLLM did not load it.
         """
         if self._receiving is None and version == self.version:
             return
         self._receiving = version
-        found = lora.written_version(Path(directory))
-        if found != version:
+        written = lora.written_version(Path(directory))
+        if written != version:
             raise EngineError(
-                f"{directory} holds {'no adapter' if found is None else f'version {found}'}, not version {version}"
+                f"{directory} holds {'no adapter' if written is None else f'version {written}'}, not version {version}"
             )
         engine = self._llm.llm_engine
         if version in engine.list_loras():
-            raise EngineError(f"the adapters of version {version} are there already, and vLLM would keep the old ones")
+            raise EngineError(f"vLLM already holds adapters of version {version} and would not reload them")
         request = LoRARequest(f"version-{version}", version, directory)
         engine.add_lora(request)
         if engine.list_loras() != {version}:
@@ -231,22 +240,22 @@ class VllmEngine:
 
     @property
     def version(self) -> int:
-        """Of the last publication that was received completely; 0: the weights it was started with."""
+        """Version of the last complete publication; 0: the initial weights."""
         if self._adapted:
             return _version(self._adapter)
         reported = self._llm.get_weight_version()
         return int(reported) if reported and reported.isdigit() else 0
 
 
-def _first_fault(error: ValueError) -> str:
-    """What pydantic found, without the name of the class, the link to its pages and the list of all architectures."""
+def _summary(error: ValueError) -> str:
+    """Return the message of a pydantic error, without class name, link and the list of all architectures."""
     lines = [line.strip() for line in str(error).splitlines()]
     fault = next((line for line in lines if line.startswith("Value error")), lines[0]).removeprefix("Value error, ")
     return fault.partition(" [type=")[0].partition(". Supported architectures")[0]
 
 
 def _padded(rank: int) -> int:
-    """The smallest rank vLLM has room for that is no smaller."""
+    """Return the smallest rank that vLLM supports and that is at least `rank`."""
     return int(min(size for size in get_args(MaxLoRARanks) if size >= rank))
 
 
@@ -280,7 +289,7 @@ class SharedMemoryUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):  # type: ignore[misc]
-    """Weight-transfer backend for CPU: the learner has written a segment, the engine maps and loads it."""
+    """Weight-transfer backend of vLLM for CPUs: maps the segment that the learner has written, and loads it."""
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
@@ -290,8 +299,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         self._segment = Segment(init_info.path)
 
     def start_weight_update(self) -> None:
-        if not os.environ.get("NOFIX"):
-            _forget_experts_kernels(self.model)
+        _drop_expert_kernels(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
@@ -300,13 +308,13 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         columns = zip(update_info.names, update_info.dtype_names, update_info.shapes, update_info.offsets, strict=True)
         entries = [Entry(name=n, dtype=d, shape=tuple(s), offset=o) for n, d, s, o in columns]
         model: Any = self.model
-        if not hasattr(model, "lm_head"):  # as of Gemma 2: the embeddings are its head, and the name is unknown to it
+        if not hasattr(model, "lm_head"):  # for example Gemma 2, which uses the embeddings as its head
             entries = [entry for entry in entries if entry.name != "lm_head.weight"]
         expected = {name for name, _ in model.named_parameters()}
-        # Cloned: layer-wise reload may keep what it is given until the layer is complete, and the segment is rewritten.
-        taken = model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
-        if taken is not None and (kept := sorted(expected - taken)):
-            raise EngineError(f"weights that were sent did not reach {', '.join(kept[:5])} ({len(kept)}) of the engine")
+        # Cloned, because layer-wise reload may keep tensors until the layer is complete, and the segment is rewritten.
+        loaded = model.load_weights((n, t.clone()) for n, t in self._segment.read(entries))
+        if loaded is not None and (stale := sorted(expected - loaded)):
+            raise EngineError(f"no weights arrived for {', '.join(stale[:5])} ({len(stale)}) of the engine")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -314,7 +322,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
     def finish_weight_update(self) -> None:
         if untouched := _untouched(self.model):
             raise EngineError(
-                f"the engine did not take the new weights of {', '.join(untouched[:5])} ({len(untouched)}), and would "
+                f"the engine did not load the new weights of {', '.join(untouched[:5])} ({len(untouched)}), and would "
                 "keep the old ones; use a method without samples for this model"
             )
         finalize_layerwise_reload(self.model, self.model_config)
@@ -323,10 +331,12 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
         self._segment = None
 
 
-def _forget_experts_kernels(model: Any) -> None:
-    """Have a mixture's experts packed anew when their weights arrive. vLLM packs them for the CPU's kernel when it sets
-    the kernel up, and takes a kernel that is there for a sign that only storage has to be filled: it would be filled
-    with weights as they are in a file, which the kernel would read as packed ones."""
+def _drop_expert_kernels(model: Any) -> None:
+    """Drop the kernels of a mixture's experts, so that new weights are packed for them again.
+
+    vLLM packs expert weights for the CPU kernel when it creates the kernel. If the kernel exists, vLLM copies weights
+    into its storage unpacked, and the kernel would misread them.
+    """
     for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
@@ -334,14 +344,16 @@ def _forget_experts_kernels(model: Any) -> None:
 
 
 def _untouched(model: Any) -> list[str]:
-    """Layers with weights that nothing has arrived for: vLLM gives them their old ones back and logs a line. Where
-    a GPU's share of a vocabulary is padding alone, weights without elements arrive."""
+    """Return the layers that have received no weights: vLLM would restore their old ones and only log it.
+
+    A GPU's share of a vocabulary may be padding alone; it receives weights without elements.
+    """
     waiting = {n: (m, get_layerwise_info(m)) for n, m in model.named_modules() if not is_deferred_attention_layer(m)}
     return [n for n, (m, i) in waiting.items() if m._parameters and i.can_load() and not i.loaded_weights]
 
 
 class Registration:
-    """Named as worker_extension_cls, so that every worker process of the engine imports this module."""
+    """Class for `worker_extension_cls`, by which every worker process of the engine imports this module."""
 
 
 if SHARED_MEMORY not in WeightTransferEngineFactory._registry:

@@ -1,4 +1,4 @@
-"""The learner's end of an NCCL publication: of vLLM it imports what sends weights, and no engine."""
+"""Sending side of a weight publication by NCCL. Imports vLLM's weight transfer, but no engine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from workers.weights import Manifest
 
 
 class NcclSender:
-    """The learner's end of an NCCL publication; every policy rank builds and calls it. Not run on a GPU yet.
+    """Sender of weights by NCCL. Every policy rank creates and calls it. Not run on a GPU yet.
 
-    The engines' end is driven by the orchestrator (`VllmEngine.receive`), so the client of vLLM's trainer is mute.
+    The orchestrator drives the receiving side (`VllmEngine.receive`), so the client of vLLM's trainer does nothing.
     """
 
     def __init__(self, manifest: Manifest, rank: int, weights: Any) -> None:
@@ -29,7 +29,7 @@ class NcclSender:
             NCCLTrainerInitInfo(
                 master_address=meet.address, master_port=meet.port, world_size=meet.world_size, packed=True, rank=rank
             ),
-            client=_MuteClient(),
+            client=_NullClient(),
             source=_Source(manifest, weights),
         )
 
@@ -37,7 +37,7 @@ class NcclSender:
         self._trainer.send_weights()
 
 
-class _MuteClient:
+class _NullClient:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
 
     def start_weight_update(self) -> None: ...
@@ -48,7 +48,7 @@ class _MuteClient:
 
 
 class _Source(WeightSource):  # type: ignore[misc]
-    """A learner's gathered weights as vLLM's trainer wants them; `weights()` starts a fresh pass on every rank."""
+    """Weights of a learner in the interface of vLLM's trainer. `weights()` starts a new pass on every rank."""
 
     def __init__(self, manifest: Manifest, weights: Any) -> None:
         self._manifest, self._weights = manifest, weights

@@ -1,1 +1,1 @@
-"""Files that workers write into the run directory: durable, checksummed, and quarantined where a row is at fault."""
+"""Files that workers write into the run directory: durable and checksummed; prompts that crash an engine are listed."""

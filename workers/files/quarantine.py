@@ -1,10 +1,10 @@
-"""A prompt that ends its engine each time it is sampled: found by elimination, and left out from then on.
+"""Quarantine of prompts that crash the engine each time they are sampled. They are isolated and then left out.
 
-    twice         the same call again, as it was
-    after that    prompt by prompt; one with which the engine has died twice, alone, is written down and left out
+    first two crashes    the same call is repeated unchanged
+    after that           prompts are sampled one by one; one that crashes the engine twice, alone, is quarantined
 
-What a call was at when its process died stands in a file beside those it keeps. So the next process knows it, of this
-attempt or of the one after it, and the driver need not.
+What a call samples is noted in a file beside the experience. The next process reads the note, in this attempt or a
+later one; the driver is not involved.
 """
 
 from __future__ import annotations
@@ -17,45 +17,49 @@ from typing import Any
 
 from workers.types import Prompt
 
-TOGETHER, ALONE = 2, 2  # deaths
+TOGETHER, ALONE = 2, 2  # crashes of a call before prompts are sampled one by one, and of one prompt before quarantine
 LIST = "quarantined.jsonl"  # in the directory of the rollouts
-BEGUN, WHOLE, ANSWERED = "begun", "whole", "answered"
+BEGUN, WHOLE, ANSWERED = "begun", "whole", "answered"  # notes of a call; other notes are prompt ids
 Encoded = tuple[Prompt, list[int]]
 
 
 @contextmanager
-def trial(keep: str | None, index: int) -> Iterator[Trial]:
-    """Around one call of engine `index`. What is raised in it is an answer: only a death is none. `keep`: how the names
-    of the call's files begin; None: it is not kept, and nobody will know of it."""
-    made = Trial(keep, index)
+def trial(file_prefix: str | None, index: int) -> Iterator[Trial]:
+    """Watch one call of engine `index`. An exception counts as an answer; only a crash of the process does not.
+
+    `file_prefix` is that of the call's files; None: the call writes none and is not watched.
+    """
+    watched = Trial(file_prefix, index)
     try:
-        yield made
+        yield watched
     finally:
-        made.note(ANSWERED)
+        watched.note(ANSWERED)
 
 
 class Trial:
-    """One call, with what the ones before it died of. `left_out` are the prompts that it must not sample."""
+    """One call, and the crashes of its previous attempts. `left_out` are the prompts that it must not sample."""
 
-    def __init__(self, keep: str | None, index: int) -> None:
-        self._notes = None if keep is None else Path(f"{keep}rollout-{index}.tried")
-        died_of = [] if self._notes is None else _deaths(self._notes)
-        self._alone = len(died_of) >= TOGETHER
+    def __init__(self, file_prefix: str | None, index: int) -> None:
+        self._notes = None if file_prefix is None else Path(f"{file_prefix}rollout-{index}.tried")
+        crashes = [] if self._notes is None else _crashes(self._notes)
+        self._one_by_one = len(crashes) >= TOGETHER
         self.left_out: set[str] = set()
-        if keep is not None:
-            self.left_out = self._judge(Path(f"{keep}x").parents[1] / LIST, died_of)
+        if file_prefix is not None:
+            self.left_out = self._quarantine(Path(f"{file_prefix}x").parents[1] / LIST, crashes)
         self.note(BEGUN)
 
-    def _judge(self, path: Path, died_of: Sequence[str]) -> set[str]:
-        known = {entry["prompt"] for entry in quarantined(path)}
-        for prompt in {one for one in died_of if one not in (BEGUN, WHOLE) and died_of.count(one) >= ALONE} - known:
-            _append(path, {"prompt": prompt, "deaths": len(died_of)})
-            known.add(prompt)
-        return known
+    def _quarantine(self, path: Path, crashes: Sequence[str]) -> set[str]:
+        """Add the prompts that have crashed the engine alone to the list at `path`. Return all prompts in it."""
+        listed = {entry["prompt"] for entry in quarantined(path)}
+        guilty = {note for note in crashes if note not in (BEGUN, WHOLE) and crashes.count(note) >= ALONE}
+        for prompt in guilty - listed:
+            _append(path, {"prompt": prompt, "deaths": len(crashes)})
+            listed.add(prompt)
+        return listed
 
     def batches(self, prompts: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-        """What to sample together; it is noted before it begins."""
-        if not self._alone:
+        """Yield the prompts to sample together. Each batch is noted before it is sampled."""
+        if not self._one_by_one:
             self.note(WHOLE)
             yield prompts
             return
@@ -64,34 +68,35 @@ class Trial:
             yield [one]
 
     def note(self, tried: str) -> None:
+        """Append a note to the call's file."""
         if self._notes is not None:
             _append(self._notes, tried)
 
 
 def quarantined(path: Path) -> list[dict[str, Any]]:
-    """What a run's list says: `{"prompt": "prompts.jsonl:17", "deaths": 4}` of each."""
+    """Read the list of quarantined prompts: `{"prompt": "prompts.jsonl:17", "deaths": 4}` each."""
     return _lines(path)
 
 
-def _deaths(notes: Path) -> list[str]:
-    """What each process died of that has begun the call and not answered it, since it was answered last."""
-    deaths: list[str] = []
+def _crashes(notes: Path) -> list[str]:
+    """Return the last note of each process that has crashed in the call since it was last answered."""
+    crashes: list[str] = []
     last = ""
     for tried in [*_lines(notes), BEGUN]:
         if tried == BEGUN and last:
-            deaths = [] if last == ANSWERED else [*deaths, last]
+            crashes = [] if last == ANSWERED else [*crashes, last]
         last = tried
-    return deaths
+    return crashes
 
 
 def _append(path: Path, line: Any) -> None:
     with path.open("a") as file:
-        file.write(f"\n{json.dumps(line)}")  # the one before may be torn: its process has died
+        file.write(f"\n{json.dumps(line)}")  # the line before may be torn: its process has crashed
 
 
 def _lines(path: Path) -> list[Any]:
-    found = []
+    lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            lines.append(json.loads(line))
+    return lines

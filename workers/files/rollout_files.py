@@ -1,10 +1,10 @@
-"""Experience and its scores as files, written by the worker that made them, so that neither is ever made twice.
+"""Files of experience and scores, written by the workers that made them, so that neither is made twice.
 
-    rollout-0.safetensors   tokens, log-probabilities, versions; no texts: prompts are the dataset's
-    reward-0.safetensors    rewards by scorer, and the samples to read
-    rollout-0.json          the receipt: what was written, for the driver, which reads no tokens
+    rollout-0.safetensors   tokens, log-probabilities, versions; no texts: prompts are in the dataset
+    reward-0.safetensors    rewards by scorer, and samples as text
+    rollout-0.json          manifest for the driver, which reads no tokens
 
-A file is on disk under its name before its worker answers; its receipt is a message and need not last.
+A worker returns only after its file is on disk. The manifest is a message and need not be durable.
 """
 
 from __future__ import annotations
@@ -22,36 +22,40 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from workers.files import durable
-from workers.types import Experience, Prompt, Ragged, Sample, Scores, merge, merge_scores
+from workers.ragged import Ragged
+from workers.types import Experience, Prompt, Sample, Scores, merge, merge_scores
 
-FACTS = "facts"  # where safetensors' own metadata keeps what is no array
+FACTS = "facts"  # key of the safetensors metadata for everything that is not an array
 
 
 class StoredFileError(RuntimeError):
-    """A file is not what its worker wrote, or belongs to other prompts."""
+    """A file does not have the content that its worker wrote, or belongs to other prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """What a worker wrote. Example: `StoredFile(path="/runs/a/rollouts/step-3/rollout-0.safetensors", bytes=4096,
-    sha256="9a12…", completions=32, versions=(2, 2))`; scores have no `versions`."""
+    """Manifest of a file.
+
+    Example: `StoredFile(path="/runs/a/rollouts/step-3/rollout-0.safetensors", bytes=4096, sha256="9a12…",
+    completions=32, versions=(2, 2))`. Scores have no `versions`.
+    """
 
     path: str
     bytes: int
     sha256: str
     completions: int
-    versions: tuple[int, int] | None = None  # the oldest and the newest weights that sampled them
+    versions: tuple[int, int] | None = None  # oldest and newest weights that sampled the completions
 
 
-def receipt(stem: str) -> StoredFile:
-    """What the worker that was told to write `stem` wrote."""
-    told = json.loads(Path(f"{stem}.json").read_bytes())
-    return StoredFile(**{**told, "versions": told["versions"] and tuple(told["versions"])})
+def read_manifest(stem: str) -> StoredFile:
+    """Read the manifest of the file `stem`.safetensors."""
+    manifest = json.loads(Path(f"{stem}.json").read_bytes())
+    return StoredFile(**{**manifest, "versions": manifest["versions"] and tuple(manifest["versions"])})
 
 
 def write_experience(stem: str, experience: Experience) -> None:
-    """Keep what was sampled as `stem`.safetensors. Raises OSError when the disk refuses it."""
-    assert experience.rewards is None, "rewards of a dataset are the dataset's"
+    """Write sampled experience to `stem`.safetensors. Raises OSError if the disk fails."""
+    assert experience.rewards is None, "the rewards of a dataset are stored in the dataset"
     arrays = {
         "prompt_tokens": experience.prompt_tokens.values,
         "prompt_offsets": experience.prompt_tokens.offsets,
@@ -76,17 +80,17 @@ def write_experience(stem: str, experience: Experience) -> None:
 
 
 def read_experience(files: Sequence[tuple[str, str]], prompts: Sequence[Prompt]) -> Experience:
-    """What was kept in files of (path, SHA-256), as one; `prompts` are those that were asked.
+    """Read and merge experience from files of (path, SHA-256). `prompts` are the prompts of the step.
 
     Raises:
-        KeptError: a file is not what was written, or speaks of other prompts.
+        StoredFileError: a file is corrupt, or contains other prompts.
     """
-    asked = {prompt.id: prompt for prompt in prompts}
-    return merge([_experience(path, digest, asked) for path, digest in files])
+    by_id = {prompt.id: prompt for prompt in prompts}
+    return merge([_experience(path, digest, by_id) for path, digest in files])
 
 
 def write_scores(stem: str, scores: Scores) -> None:
-    """Keep what was scored as `stem`.safetensors. Raises OSError when the disk refuses it."""
+    """Write scores to `stem`.safetensors. Raises OSError if the disk fails."""
     names = list(scores.by_scorer)
     arrays = {"rewards": scores.rewards, **{f"scorer {i}": scores.by_scorer[name] for i, name in enumerate(names)}}
     facts = {"scorers": names, "samples": [asdict(s) for s in scores.samples], "seconds": scores.seconds}
@@ -94,16 +98,16 @@ def write_scores(stem: str, scores: Scores) -> None:
 
 
 def read_scores(files: Sequence[tuple[str, str]]) -> Scores:
-    """What was kept in files of (path, SHA-256), as one. Raises KeptError as `read_experience` does."""
+    """Read and merge scores from files of (path, SHA-256). Raises StoredFileError if one is corrupt."""
     return merge_scores([_scores(path, digest) for path, digest in files])
 
 
-def _experience(path: str, digest: str, asked: Mapping[str, Prompt]) -> Experience:
+def _experience(path: str, digest: str, by_id: Mapping[str, Prompt]) -> Experience:
     arrays, facts = _read(path, digest)
-    if strange := [id for id in facts["prompts"] if id not in asked]:
-        raise StoredFileError(f"{path}: prompt {strange[0]} is none of those that this step asks")
+    if unknown := [id for id in facts["prompts"] if id not in by_id]:
+        raise StoredFileError(f"{path}: prompt {unknown[0]} is not a prompt of this step")
     return Experience(
-        prompts=tuple(asked[id] for id in facts.pop("prompts")),
+        prompts=tuple(by_id[id] for id in facts.pop("prompts")),
         prompt_tokens=Ragged(values=arrays["prompt_tokens"], offsets=arrays["prompt_offsets"]),
         completions=Ragged(values=arrays["completions"], offsets=arrays["completion_offsets"]),
         group_offsets=arrays["group_offsets"],
@@ -131,18 +135,18 @@ def _write(
     completions: int,
     versions: tuple[int, int] | None,
 ) -> None:
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    data = safetensors.numpy.save(whole, metadata={FACTS: json.dumps(facts)})
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    data = safetensors.numpy.save(contiguous, metadata={FACTS: json.dumps(facts)})
     path = Path(f"{stem}.safetensors")
     durable.replace(path, data)
     digest = hashlib.sha256(data).hexdigest()
-    told = StoredFile(path=str(path), bytes=len(data), sha256=digest, completions=completions, versions=versions)
-    Path(f"{stem}.json").write_text(json.dumps(asdict(told)))
+    manifest = StoredFile(path=str(path), bytes=len(data), sha256=digest, completions=completions, versions=versions)
+    Path(f"{stem}.json").write_text(json.dumps(asdict(manifest)))
 
 
 def _read(path: str, digest: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise StoredFileError(f"{path}: not what was written")
-    with safe_open(path, framework="numpy") as kept:
-        return {name: kept.get_tensor(name) for name in kept.keys()}, json.loads(kept.metadata()[FACTS])  # noqa: SIM118
+            raise StoredFileError(f"{path}: corrupt: its SHA-256 does not match")
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()[FACTS])  # noqa: SIM118

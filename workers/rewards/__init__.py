@@ -1,6 +1,7 @@
-"""Scorers: each turns completions into one number per completion.
+"""Scorers: each returns one number per completion.
 
-A scorer is imported where it is built: `rlhf validate` reads what some of them say of a row, and wants no other.
+A scorer's module is imported when the scorer is built. `rlhf validate` uses the row checks of some modules and must not
+load the others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from workers.rewards.base import Scorer
 
 
 def build(config: RewardConfig, *, num_cpus: int = 1) -> Scorer:
-    """Return the scorer that a recipe's `reward:` entry asks for, on a worker with so many cores."""
+    """Build the scorer of a recipe's `reward` entry, for a worker with `num_cpus` cores."""
     match config:
         case FunctionRewardConfig():
             from workers.rewards.function import FunctionScorer

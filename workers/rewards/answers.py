@@ -1,11 +1,10 @@
-r"""Answers as people and datasets write them, told apart and put into the one spelling that math-verify reads.
+r"""Parsing of answers: separate them from the text around them and normalise them to LaTeX for math-verify.
 
     \sqrt{2}, $\sqrt{2}$, √2, \boxed{\sqrt{2}}, … #### \sqrt{2}       →  \sqrt{2}
     \text{Yes}, **yes**, "Yes."                                       →  the words `yes`
     (B), \textbf{(B)}, B., (B) 12                                     →  the choice B
 
-Words are compared as words: as a product of letters `listen` would equal `silent`. Units stand beside a number and are
-left out.
+Words are compared as words: as a product of letters, `listen` would equal `silent`. Units beside a number are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ WHOLE = (re.compile(r"\$\$(.+)\$\$", re.DOTALL), re.compile(r"\\\[(.+)\\\]", re.
 INLINE = re.compile(r"(?<!\\)\$[^$]+(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 GSM8K = re.compile(r"####\s*(\S[^\n]*)\s*\Z")
-TOLD = re.compile(r"\b(?:answer|result|solution)\b[*_]*\s*(?:is|=|:)[*_]*\s*:?\s*", re.IGNORECASE)
+ANNOUNCEMENT = re.compile(r"\b(?:answer|result|solution)\b[*_]*\s*(?:is|=|:)[*_]*\s*:?\s*", re.IGNORECASE)
 BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|and|or|,\s*and|,\s*or)?[\s$]*")
 
 CHOICE = re.compile(r"\(?([A-Z])\)?[.:]?")
@@ -65,21 +64,17 @@ SIGNS: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    r"""One answer, read. Example: of `\textbf{(B) }12` the choice is "B", `rest` "12" and `latex` "(B) 12".
+    r"""Parsed answer. Example: `\textbf{(B) }12` has the choice "B", the rest "12" and the LaTeX "(B) 12"."""
 
-    `words` None: it is mathematics. `choice` None: it names no letter. `rest` None: nothing follows the letter. `base`
-    None: its digits have no base.
-    """
-
-    latex: str
-    words: str | None
-    choice: str | None = None
-    rest: str | None = None
-    base: str | None = None
+    latex: str  # normalised LaTeX
+    words: str | None  # normalised words; None: it is mathematics
+    choice: str | None = None  # letter of a multiple-choice answer; None: there is none
+    rest: str | None = None  # text after the letter; None: nothing follows it
+    base: str | None = None  # base of a number such as 101_2; None: the base is not given
 
 
-def read(text: str) -> Answer:
-    """The answer that `text` is: the whole of it, without a sentence around it."""
+def parse(text: str) -> Answer:
+    """Parse `text`, which is an answer without a sentence around it."""
     text = _bare(text)
     plain = _plain(text)
     letter, rest = _choice(plain)
@@ -94,51 +89,51 @@ def read(text: str) -> Answer:
 
 
 def wrong_solution(value: object) -> str:
-    """What keeps a dataset's solution from being compared with anything; empty when nothing does."""
+    """Return why a dataset's solution cannot be compared with an answer, or an empty string if it can."""
     if isinstance(value, dict | list | tuple):
         return f"is {'an object' if isinstance(value, dict) else 'a list'}, not one answer"
-    answer = stated(text := str(value))
-    return "" if _plain(_bare(text if answer is None else answer)) else "says nothing"
+    answer = marked_answer(text := str(value))
+    return "" if _plain(_bare(text if answer is None else answer)) else "contains no answer"
 
 
-def stated(text: str) -> str | None:
-    """The answer that a text sets apart, in a box or behind `####`; None: it sets none apart."""
+def marked_answer(text: str) -> str | None:
+    """Return the answer that is marked in the text, by a box or by `####`. None: no answer is marked."""
     if (boxed := _boxed(text)) is not None:
         return boxed
-    found = GSM8K.search(text)
-    return found[1].strip() if found else None
+    marked = GSM8K.search(text)
+    return marked[1].strip() if marked else None
 
 
-def stated_answer(text: str) -> tuple[str, bool]:
-    """What is said last: what stands behind the last "answer is", or else the whole text; and whether it does."""
-    *_, last = [None, *TOLD.finditer(text)]
+def final_statement(text: str) -> tuple[str, bool]:
+    """Return the text after the last "answer is" and True, or the whole text and False."""
+    *_, last = [None, *ANNOUNCEMENT.finditer(text)]
     tail = text if last is None else text[last.end() :]
     return tail.strip().strip("*`").strip(), last is not None
 
 
 def is_prose(text: str) -> bool:
-    """Whether mathematics stands in it between other words, set off by `$` or the like."""
+    """Return whether the text is prose that contains mathematics between `$` or similar delimiters."""
     text = _without_prices(text).strip()
     return bool(INLINE.search(text)) and _bare(text) == text
 
 
 def is_set_off(text: str) -> bool:
-    """Whether it is all mathematics between `$` or the like, a price, or LaTeX with nothing to set it off."""
+    """Return whether all of the text is mathematics between delimiters, a price, or LaTeX without delimiters."""
     text = text.strip().rstrip(".")
     return _bare(text) != text or ("\\" in text and is_expression(text))
 
 
 def is_expression(text: str) -> bool:
-    """Whether it is one line of mathematics without a word of prose."""
+    """Return whether the text is one line of mathematics without prose."""
     if "\n" in text or INLINE.search(text) or ("\\" not in text and SPACED.search(text)):
         return False
     plain = _plain(text)
-    known = plain.casefold() in NUMBERS or WITH_UNIT.fullmatch(_plain(CURRENCY.sub("", text)))
-    return bool(known) or not any(w.casefold() not in MATHS for w in WORD.findall(_without_commands(text)))
+    is_number = plain.casefold() in NUMBERS or WITH_UNIT.fullmatch(_plain(CURRENCY.sub("", text)))
+    return bool(is_number) or not any(w.casefold() not in MATHS for w in WORD.findall(_without_commands(text)))
 
 
 def _boxed(text: str) -> str | None:
-    """What the last box holds; of boxes that follow one another (`\\boxed{1}, \\boxed{2}`) all of it."""
+    """Return the content of the last box, or of all boxes that follow one another (`\\boxed{1}, \\boxed{2}`)."""
     boxes = [(m.start(), end, text[m.end() : end - 1]) for m in BOX.finditer(text) if (end := _closed(text, m.end()))]
     if not boxes:
         return None
@@ -151,7 +146,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _closed(text: str, start: int) -> int:
-    """Behind the brace that closes the one before `start`; 0 where none does."""
+    """Return the position after the brace that closes the one before `start`, or 0 if there is none."""
     depth, i = 1, start
     while i < len(text):
         if text[i] == "\\":
@@ -165,26 +160,26 @@ def _closed(text: str, start: int) -> int:
 
 
 def _bare(text: str) -> str:
-    """Without what sets it off as mathematics, or a full stop behind it."""
+    """Remove the delimiters of mathematics and a final full stop."""
     text = text.strip().rstrip(".").strip() if not text.strip().endswith("..") else text.strip()
     text = _without_prices(text)
     if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1].replace("\\$", ""):
         return _bare(text[1:-1])
     for pattern in WHOLE:
-        if (found := pattern.fullmatch(text)) and not INLINE.search(found[1]):
-            return _bare(found[1])
+        if (match := pattern.fullmatch(text)) and not INLINE.search(match[1]):
+            return _bare(match[1])
     return text
 
 
 def _without_prices(text: str) -> str:
-    """A `$` that stands before a number, as every one in the text does, is a price and no mathematics."""
+    """Remove the `$` signs if each of them stands before a number: they are prices, not delimiters."""
     signs = [i for i, c in enumerate(text) if c == "$" and text[i - 1 : i] != "\\"]
     prices = [i for i in signs if text[i + 1 : i + 2].isdigit() and not text[:i].rstrip().endswith(("$", "{"))]
     return re.sub(r"(?<!\\)\$", "", text) if signs and len(prices) == len(signs) else text
 
 
 def _plain(text: str) -> str:
-    """As it is read: no text commands, no emphasis."""
+    """Remove text commands and emphasis."""
     while (unwrapped := TEXT.sub(r"\1", text)) != text:
         text = unwrapped
     text = re.sub(r"\\[ ,;:!]|~|\\quad", " ", text).replace("\\left", "").replace("\\right", "")
@@ -192,20 +187,20 @@ def _plain(text: str) -> str:
 
 
 def _choice(plain: str) -> tuple[str | None, str | None]:
-    if found := CHOICE.fullmatch(plain):
-        return found[1], None
-    if (found := LABEL.fullmatch(plain)) and not OTHER_CHOICE.search(found[3]):
-        return found[1] or found[2], found[3]
+    if match := CHOICE.fullmatch(plain):
+        return match[1], None
+    if (match := LABEL.fullmatch(plain)) and not OTHER_CHOICE.search(match[3]):
+        return match[1] or match[2], match[3]
     return None, None
 
 
 def _words(plain: str) -> str | None:
-    """None where it is mathematics."""
-    said = " ".join(re.sub(r"[,;]?\s+and\s+|[,;]\s*", ", ", plain.casefold()).strip("() ").split())
-    if said in NUMBERS or NOT_WORDS.search(said) or WITH_UNIT.fullmatch(said) or PRODUCT.fullmatch(said):
+    """Return the normalised words. None: the text is mathematics."""
+    text = " ".join(re.sub(r"[,;]?\s+and\s+|[,;]\s*", ", ", plain.casefold()).strip("() ").split())
+    if text in NUMBERS or NOT_WORDS.search(text) or WITH_UNIT.fullmatch(text) or PRODUCT.fullmatch(text):
         return None
-    words = [word for word in WORD.findall(said) if word not in MATHS]
-    return said if words or said in SHORT_WORDS or re.search(r"\d:\d\d ?[ap]\.?m", said) else None
+    words = [word for word in WORD.findall(text) if word not in MATHS]
+    return text if words or text in SHORT_WORDS or re.search(r"\d:\d\d ?[ap]\.?m", text) else None
 
 
 def _without_commands(text: str) -> str:
@@ -213,8 +208,8 @@ def _without_commands(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    if found := TEXT.fullmatch(text.strip()):
-        text = found[1].strip()
+    if match := TEXT.fullmatch(text.strip()):
+        text = match[1].strip()
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
     text = ROOT.sub(lambda m: rf"\sqrt{{{next(g for g in m.groups() if g is not None)}}}", text)
@@ -222,20 +217,20 @@ def _latex(text: str) -> str:
     text = NUMBERS.get(_plain(text).casefold(), text)
     text = re.sub(r"\binfinity\b", lambda _: r"\infty", text, flags=re.IGNORECASE)
     text = GROUPS.sub(lambda m: re.sub(r"\D", "", m[0]), text)
-    if found := MIXED.fullmatch(text):
-        return rf"{found[1]}\frac{{{found[2]}}}{{{found[3]}}}"
-    if found := SCIENTIFIC.fullmatch(text):
-        return rf"{found[1]} \times 10^{{{int(found[2])}}}"
+    if match := MIXED.fullmatch(text):
+        return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
+    if match := SCIENTIFIC.fullmatch(text):
+        return rf"{match[1]} \times 10^{{{int(match[2])}}}"
     text = REPEATING.sub(_as_fraction, text)
     text = FRACTION_OF_LETTER.sub(r"\\\1{\2}{\3}", FRACTION.sub(r"\\\1{\2}{\3}", text))
-    if found := WITH_UNIT.fullmatch(_plain(text)):
-        return found[1]
+    if match := WITH_UNIT.fullmatch(_plain(text)):
+        return match[1]
     return text
 
 
-def _as_fraction(found: re.Match[str]) -> str:
-    r"""0.1\overline{6} = (16 − 1) / 90."""
-    whole, start, period = found[1] or "0", found[2], found[3]
+def _as_fraction(match: re.Match[str]) -> str:
+    r"""Convert a repeating decimal to a fraction: 0.1\overline{6} = (16 − 1) / 90."""
+    whole, start, period = match[1] or "0", match[2], match[3]
     scale = 10 ** len(start)
     value = Fraction(int(whole + start + period) - int(whole + start), scale * (10 ** len(period) - 1))
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"

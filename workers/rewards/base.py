@@ -1,4 +1,4 @@
-"""What a scorer is given and what it may answer."""
+"""Interface of a scorer, and checks of what it returns."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class RewardError(Exception):
-    """A reward function broke its contract; the message names the function, the rows and what it returned."""
+    """A scorer failed or returned something invalid. The message names the scorer, the rows and what was returned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completed:
-    """Completions to be scored: n of each, aligned. `completions` are strings, or message lists for conversations."""
+    """n completions to score. The three sequences are aligned. A completion is a string, or a list of messages."""
 
     prompts: Sequence[Prompt]
     completions: Sequence[Text]
@@ -28,33 +28,40 @@ class Completed:
 
 
 class Scorer(Protocol):
-    """One source of reward."""
+    """Source of rewards."""
 
-    name: str  # as metrics have it: rewards/{name}/mean
+    name: str  # name in the metrics: rewards/{name}/mean
 
     def score(self, completed: Completed) -> Floats:
-        """One number per completion; NaN where the scorer passes. Raises RewardError when it cannot be trusted."""
+        """Return one number per completion, NaN where the scorer abstains.
+
+        Raises:
+            RewardError: the scorer failed or returned something invalid.
+        """
         ...
 
 
-def checked(name: str, told: Mapping[str, Any], prompts: Sequence[Prompt]) -> Floats:
-    """What `function_child` tells of an answer as float32, or a RewardError that says what is wrong with it. `None`
-    entries become NaN."""
-    if "row" in told:
-        where = prompts[told["row"]].id if told["row"] < len(prompts) else f"row {told['row']}"
+def rewards_of(name: str, reply: Mapping[str, Any], prompts: Sequence[Prompt]) -> Floats:
+    """Return the rewards in a reply of `function_child` as float32. `None` entries become NaN.
+
+    Raises:
+        RewardError: the reply has no rewards, a wrong number of them, or one that is not a finite number.
+    """
+    if "row" in reply:
+        where = prompts[reply["row"]].id if reply["row"] < len(prompts) else f"row {reply['row']}"
         raise RewardError(
-            f"reward {name} returned {told['value']} ({told['kind']}) for prompt {where}; "
-            "return a float, or None to pass"
+            f"reward {name} returned {reply['value']} ({reply['kind']}) for prompt {where}; "
+            "return a float, or None to abstain"
         )
-    if "rewards" not in told:
+    if "rewards" not in reply:
         raise RewardError(
-            f"reward {name} returned {told.get('kind')}; it must return a list of numbers, one per completion"
+            f"reward {name} returned {reply.get('kind')}; it must return a list of numbers, one per completion"
         )
-    answer = told["rewards"]
-    if len(answer) != len(prompts):
-        raise RewardError(f"reward {name} returned {len(answer)} rewards for {len(prompts)} completions")
-    values = np.asarray([math.nan if value is None else value for value in answer], np.float64)
-    wrong = [i for i, value in enumerate(answer) if value is not None and not abs(value) <= LARGEST]
+    rewards = reply["rewards"]
+    if len(rewards) != len(prompts):
+        raise RewardError(f"reward {name} returned {len(rewards)} rewards for {len(prompts)} completions")
+    values = np.asarray([math.nan if value is None else value for value in rewards], np.float64)
+    wrong = [i for i, value in enumerate(rewards) if value is not None and not abs(value) <= LARGEST]
     if wrong:
         raise RewardError(
             f"reward {name} returned {values[wrong[0]]} for {rows([prompts[i] for i in wrong])}; rewards must be finite"
@@ -63,12 +70,12 @@ def checked(name: str, told: Mapping[str, Any], prompts: Sequence[Prompt]) -> Fl
 
 
 def rows(prompts: Sequence[Prompt]) -> str:
-    """Example: "prompts p.jsonl:1, p.jsonl:2 and 3 more"."""
+    """Name the prompts, for example "prompts p.jsonl:1, p.jsonl:2 and 3 more"."""
     ids = list(dict.fromkeys(p.id for p in prompts))
     more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
     return f"prompt{'s' if len(ids) > 1 else ''} {', '.join(ids[:3])}{more}"
 
 
 def last_text(completion: Text) -> str:
-    """What was said: of a conversation the last message."""
+    """Return the completion's text; of a conversation, that of the last message."""
     return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")

@@ -1,14 +1,14 @@
-"""Programs that a completion holds, run against the tests of its row.
+"""Code reward: run the program in a completion against the tests of its row.
 
-Tests come in the shapes that the field's datasets have them (the column's value, or its text as JSON):
+Accepted formats of the tests (value of the column, or its JSON text):
 
     ["assert add(1, 2) == 3", …]                                      MBPP: `test_list`
-    "def check(f): …\\ncheck(add)"                                    any Python that raises when it is not content
+    "def check(f): …\\ncheck(add)"                                    Python that raises an error if the test fails
     {"inputs": ["1 2\\n", …], "outputs": ["3\\n", …]}                 APPS, TACO, verl: standard input and output
-    {"fn_name": "add", "inputs": [[1, 2], …], "outputs": [3, …]}      the same, of a function or `Solution.add`
+    {"fn_name": "add", "inputs": [[1, 2], …], "outputs": [3, …]}      the same for a function or `Solution.add`
     [{"input": "1 2\\n", "output": "3\\n"}, …], {"test_cases": […]}   open-r1: `verification_info`
 
-Expected outputs never enter the sandbox; assertions do, and run in the program's own process.
+Expected outputs never enter the sandbox. Assertions do, and run in the program's process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from workers.config import CodeRewardConfig
 from workers.rewards.base import Completed, RewardError, last_text
-from workers.rewards.sandbox import Ran, Sandbox
+from workers.rewards.sandbox import ProgramResult, Sandbox
 from workers.types import Floats, Prompt
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
@@ -35,14 +35,14 @@ LEN_TOKEN = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assertions:
-    """Python that follows the program. Example: `Assertions(source="assert add(1, 2) == 3")`."""
+    """Python code that is appended to the program. Example: `Assertions(source="assert add(1, 2) == 3")`."""
 
     source: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Input:
-    """What is typed, and what must be printed. Example: `Input(given="1 2\\n", expected="3\\n")`."""
+    """Standard input and expected output. Example: `Input(given="1 2\\n", expected="3\\n")`."""
 
     given: str
     expected: str
@@ -50,7 +50,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """What a function is given and must return. Example: `Call(function="add", arguments=[1, 2], expected=3)`."""
+    """Function call and expected result. Example: `Call(function="add", arguments=[1, 2], expected=3)`."""
 
     function: str
     arguments: Sequence[Any]
@@ -61,18 +61,24 @@ Test = Assertions | Input | Call
 
 
 class CodeScorer:
-    """1 when the program passes all tests of its row, else 0; with partial credit the share that it passes. NaN for a
-    row without tests."""
+    """1 if the program passes all tests of its row, else 0; with partial credit, the share of tests that it passes.
+
+    NaN for a row without tests.
+    """
 
     name = "code"
 
     def __init__(self, config: CodeRewardConfig, *, num_parallel: int = 1) -> None:
-        """Raises NoSandboxError where programs cannot be run safely."""
+        """Start the sandbox. Raises NoSandboxError if programs cannot be run safely on this machine."""
         self._config, self._num_parallel = config, num_parallel
         self._sandbox = Sandbox(timeout_s=config.timeout_s, memory_mib=config.memory_mib)
 
     def score(self, completed: Completed) -> Floats:
-        """Raises RewardError for a row whose tests cannot be read, before any program is run."""
+        """Return one number per completion.
+
+        Raises:
+            RewardError: the tests of a row cannot be read; this is checked before any program is run.
+        """
         tests = [read_tests(prompt, self._config.tests_column) for prompt in completed.prompts]
         programs = [program(last_text(completion)) for completion in completed.completions]
         with ThreadPoolExecutor(self._num_parallel) as pool:
@@ -91,34 +97,34 @@ class CodeScorer:
 
 
 def program(text: str) -> str:
-    """The last block that is fenced as Python or as nothing in particular; where nothing is fenced the whole text."""
+    """Return the last fenced block marked as Python or unmarked. If nothing is fenced, return the whole text."""
     blocks = FENCE.findall(text)
     fitting = [code for language, code in blocks if language.lower() in PYTHON]
     return fitting[-1] if fitting else "" if blocks else text
 
 
 def passes(sandbox: Sandbox, source: str, test: Test) -> bool:
-    """Whether the program `source` does what `test` wants, in a sandbox of its own."""
+    """Run the program `source` in a sandbox of its own and return whether it passes `test`."""
     match test:
         case Assertions():
             token = secrets.token_hex(LEN_TOKEN)
-            ran = sandbox.run(f"{source}\n\n{test.source}\n", {"way": "assertions", "token": token})
-            return _ended(ran) and ran.output.decode("ascii", "replace") == token
+            result = sandbox.run(f"{source}\n\n{test.source}\n", {"mode": "assertions", "token": token})
+            return _succeeded(result) and result.output.decode("ascii", "replace") == token
         case Input():
-            ran = sandbox.run(source, {"way": "input"}, test.given.encode())
-            return _ended(ran) and _lines(ran.output.decode("utf-8", "replace")) == _lines(test.expected)
+            result = sandbox.run(source, {"mode": "input"}, test.given.encode())
+            return _succeeded(result) and _lines(result.output.decode("utf-8", "replace")) == _lines(test.expected)
         case Call():
-            order = {"way": "call", "function": test.function, "arguments": test.arguments}
-            ran = sandbox.run(source, order)
-            return _ended(ran) and _returned(ran.output, test.expected)
+            order = {"mode": "call", "function": test.function, "arguments": test.arguments}
+            result = sandbox.run(source, order)
+            return _succeeded(result) and _returned(result.output, test.expected)
 
 
-def _ended(ran: Ran) -> bool:
-    return ran.end == "exit" and ran.code == 0
+def _succeeded(result: ProgramResult) -> bool:
+    return result.end == "exit" and result.code == 0
 
 
 def _lines(text: str) -> list[str]:
-    """Without blanks at the ends of lines and lines without text at the end, which no task means."""
+    """Split into lines without trailing white space and trailing empty lines, which no task specifies."""
     return [line.rstrip() for line in text.rstrip().splitlines()]
 
 
@@ -127,25 +133,25 @@ def _returned(output: bytes, expected: Any) -> bool:
         value = json.loads(output)
     except (ValueError, RecursionError):
         return False
-    return bool(value == expected or [value] == expected)  # some datasets have what is expected alone in a list
+    return bool(value == expected or [value] == expected)  # some datasets wrap the expected value in a list
 
 
 # ------------------------------------------------------------------------------------------------ tests
 
 
 def read_tests(prompt: Prompt, column: str) -> Sequence[Test]:
-    """The tests in a row's column. Raises RewardError, which names the row, for what is in none of the shapes above."""
+    """Read the tests in a row's column. Raises RewardError, naming the row, if their format is unknown."""
     if column not in prompt.columns:
         raise RewardError(
             f"prompt {prompt.id} has no column {column!r}; it has {sorted(prompt.columns)}. "
-            "Set tests_column to the one that holds the tests"
+            "Set tests_column to the column with the tests"
         )
     try:
         return _tests(prompt.columns[column])
     except (KeyError, TypeError, ValueError) as error:
         raise RewardError(
             f"the tests of prompt {prompt.id} (column {column!r}) cannot be read: {error}; give assertions, "
-            "inputs and outputs, or test_cases, as docs/rewards.md has them"
+            "inputs and outputs, or test_cases in a format of docs/rewards.md"
         ) from None
 
 
@@ -181,13 +187,13 @@ def _one(test: Any) -> Test:
 def _test(given: Any, wanted: Any, function: str | None) -> Test:
     if function is not None:
         if not isinstance(given, Sequence) or isinstance(given, str):
-            raise ValueError(f"the arguments of {function} are no list: {given!r}")
+            raise ValueError(f"the arguments of {function} are not a list: {given!r}")
         return Call(function=function, arguments=list(given), expected=wanted)
     return Input(given=_typed(given), expected=_typed(wanted))
 
 
 def _typed(text: Any) -> str:
-    """Some datasets give a list of lines."""
+    """Join a list of lines, which some datasets give, to text."""
     if isinstance(text, Sequence) and not isinstance(text, str):
         return "\n".join(map(str, text)) + "\n"
     if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""A user's Python function, with TRL's signature, in a process of its own."""
+"""User's reward function with TRL's signature, in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import signal
 from typing import Any
 
 from workers.config import FunctionRewardConfig
-from workers.rewards.base import Completed, RewardError, checked, rows
-from workers.rewards.function_process import Died, FunctionProcess, raised
+from workers.rewards.base import Completed, RewardError, rewards_of, rows
+from workers.rewards.function_process import FunctionProcess, ProcessDied, raised_error
 from workers.types import Floats
 
 
 class FunctionScorer:
     """Calls the function once per batch, with the dataset's columns as keyword lists. Async functions are awaited.
 
-    A function that raises, hangs, leaks or dies ends the run with an error that says so: a reward is never guessed. It
-    is asked a second time only where it cannot be to blame, when its process was killed from outside.
+    A function that raises an error, hangs, exceeds a limit or crashes stops the run with an error: a reward is never
+    guessed. A batch is retried once only if the process was killed from outside.
     """
 
     def __init__(self, config: FunctionRewardConfig) -> None:
         self._config = config
-        self._process = self._started()
+        self._process = self._start()
         self.name = self._process.name
 
     def score(self, completed: Completed) -> Floats:
@@ -32,30 +32,31 @@ class FunctionScorer:
             "completions": list(completed.completions),
             "completion_ids": list(completed.completion_ids),
         }
-        told = self._ask(arguments)
-        if "raised" in told:
-            limit = f" (its limit is memory_mib = {self._config.memory_mib})" if "MemoryError" in told["raised"] else ""
-            raise raised(
-                f"reward {self.name}", told, f"{limit}, on a batch of {len(prompts)} completions ({rows(prompts)})"
+        reply = self._call(arguments)
+        if "raised" in reply:
+            is_memory = "MemoryError" in reply["raised"]
+            limit = f" (its limit is memory_mib = {self._config.memory_mib})" if is_memory else ""
+            raise raised_error(
+                f"reward {self.name}", reply, f"{limit}, on a batch of {len(prompts)} completions ({rows(prompts)})"
             )
-        if changed := told.get("changed"):
+        if changed := reply.get("changed"):
             raise RewardError(
-                f"reward {self.name} changed its argument `{changed[0]}`, which the rest of the recipe reads too; "
+                f"reward {self.name} changed its argument `{changed[0]}`, which other rewards read as well; "
                 "work on a copy"
             )
-        return checked(self.name, told, prompts)
+        return rewards_of(self.name, reply, prompts)
 
-    def _ask(self, arguments: dict[str, Any]) -> Any:
-        if not self._process.close.alive:  # an earlier batch ended it, and whoever asks again wants an answer
-            self._process = self._started()
+    def _call(self, arguments: dict[str, Any]) -> Any:
+        if not self._process.close.alive:  # an earlier batch ended the process, and this batch is a retry
+            self._process = self._start()
         try:
-            return self._process.ask(arguments)
-        except Died as death:
+            return self._process.call(arguments)
+        except ProcessDied as death:
             if death.signal not in (signal.SIGKILL, signal.SIGTERM):
                 raise
-        self._process = self._started()
-        return self._process.ask(arguments)
+        self._process = self._start()
+        return self._process.call(arguments)
 
-    def _started(self) -> FunctionProcess:
+    def _start(self) -> FunctionProcess:
         config = self._config
         return FunctionProcess(config.function, timeout_s=config.timeout_s, memory_mib=config.memory_mib)

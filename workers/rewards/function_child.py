@@ -1,14 +1,15 @@
-"""The process that a reward function runs in: `python -P function_child.py TARGET REQUESTS ANSWERS MEMORY_MIB PARENT`.
+"""Process that a reward function runs in: `python -P function_child.py TARGET REQUESTS REPLIES MEMORY_MIB PARENT`.
 
-It imports nothing of ours, so that the function finds the modules it would find anywhere else. Requests and answers are
-JSON behind their length (8 bytes, big-endian). A request is the function's keyword arguments; an answer is one of
+It imports no module of this project, so that the function's imports resolve as they would anywhere else. Requests and
+replies are JSON after their length (8 bytes, big-endian). A request holds the function's keyword arguments. A reply is
+one of
 
-    {"name": "reward"}                                              the function is there (once, before any request)
-    {"rewards": [1.0, null], "changed": ["completions"]}            and which arguments are no longer what they were
-    {"kind": "float"}                                               it returned no list
-    {"row": 3, "kind": "str", "value": "'2'"}                       an entry of its list is no number
+    {"name": "reward"}                                              the function is loaded (once, before any request)
+    {"rewards": [1.0, null], "changed": ["completions"]}            rewards, and the arguments that were modified
+    {"kind": "float"}                                               the function did not return a list
+    {"row": 3, "kind": "str", "value": "'2'"}                       an entry of the list is not a number
     {"raised": "ZeroDivisionError: …", "traceback": "…", "place": "mine.py:7"}
-    {"missing": "mine.py has no function `reward` …"}               it cannot be loaded
+    {"missing": "mine.py has no function `reward` …"}               the function cannot be loaded
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ PR_SET_PDEATHSIG = 1
 
 
 class NoFunctionError(Exception):
-    """The target names no function; the message says what is there instead."""
+    """The target does not name a usable function. The message says why."""
 
 
 def load(target: str) -> Callable[..., Any]:
-    """The function at `path/to/file.py:name` or `package.module:name`; raises NoFunctionError when there is none."""
+    """Load the function `path/to/file.py:name` or `package.module:name`. Raises NoFunctionError if there is none."""
     place, _, name = target.rpartition(":")
     if not place:
         raise NoFunctionError(
@@ -65,10 +66,10 @@ def _module(place: str) -> Any:
 
 
 def check_signature(function: Callable[..., Any], where: str) -> None:
-    """Raises NoFunctionError for one that cannot be called with `completions`."""
+    """Check that the function accepts `completions`. Raises NoFunctionError if it does not."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # written in C: only a call can tell
+    except (TypeError, ValueError):  # written in C: it has no signature to check
         return
     takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if "completions" not in takes and not any(p.kind == p.VAR_KEYWORD for p in parameters):
@@ -79,17 +80,17 @@ def check_signature(function: Callable[..., Any], where: str) -> None:
 
 
 def answer(function: Callable[..., Any], request: bytes) -> dict[str, Any]:
-    """Call the function and say what came of it, in the forms that stand at the top of this file."""
+    """Call the function and return the reply, in one of the forms listed in the module docstring."""
     arguments = json.loads(request)
     try:
         returned = function(**arguments)
         if inspect.isawaitable(returned):
             returned = asyncio.run(_awaited(returned))
-    except BaseException as error:  # SystemExit too: it is the function's word, not ours
-        return _raised(error)
-    told = _told(returned)
+    except BaseException as error:  # SystemExit as well: the function raised it
+        return _error_reply(error)
+    reply = _result_reply(returned)
     changed = _changed(arguments, request)
-    return {**told, "changed": changed} if changed else told
+    return {**reply, "changed": changed} if changed else reply
 
 
 async def _awaited(returned: Any) -> Any:
@@ -97,16 +98,16 @@ async def _awaited(returned: Any) -> Any:
 
 
 def _changed(arguments: dict[str, Any], request: bytes) -> list[str]:
-    """The arguments that no longer say what the request said; written again, an untouched request is itself."""
+    """Return the names of the arguments that differ from the request. Unmodified arguments encode to the same bytes."""
     try:
         if json.dumps(arguments).encode() == request:
             return []
-    except (TypeError, ValueError, RecursionError):  # something was put in that JSON has no word for
+    except (TypeError, ValueError, RecursionError):  # the function inserted something that JSON cannot represent
         pass
     return [name for name, value in json.loads(request).items() if arguments[name] != value]
 
 
-def _told(returned: Any) -> dict[str, Any]:
+def _result_reply(returned: Any) -> dict[str, Any]:
     numpy = sys.modules.get("numpy")
     array = numpy is not None and isinstance(returned, numpy.ndarray) and returned.ndim == 1
     if not array and (not isinstance(returned, Sequence) or isinstance(returned, str | bytes)):
@@ -117,7 +118,7 @@ def _told(returned: Any) -> dict[str, Any]:
             return {"row": row, "kind": type(value).__name__, "value": _shown(value)}
         try:
             rewards.append(None if value is None else float(value))
-        except OverflowError:  # a whole number beyond every float
+        except OverflowError:  # an integer beyond the range of floats
             return {"row": row, "kind": f"{type(value).__name__}, too large", "value": _shown(value)}
     return {"rewards": rewards}
 
@@ -125,11 +126,11 @@ def _told(returned: Any) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     try:
         return reprlib.repr(value)
-    except Exception:  # a __repr__ of the user's; a number of too many digits
+    except Exception:  # in a __repr__ of the user's, or for an integer with too many digits
         return "?"
 
 
-def _raised(error: BaseException) -> dict[str, Any]:
+def _error_reply(error: BaseException) -> dict[str, Any]:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     return {
         "raised": traceback.format_exception_only(error)[-1].strip()[:2000],
@@ -145,7 +146,7 @@ def _read(source: int, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         part = os.read(source, min(size - len(data), 2**20))
-        if not part:  # nobody asks any more
+        if not part:  # the worker has closed the pipe
             os._exit(0)
         data += part
     return bytes(data)
@@ -163,32 +164,32 @@ def _limit(memory_mib: int, parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel knew
+    if os.getppid() != parent:  # the parent died before prctl
         os._exit(1)
 
 
 def main() -> None:
-    target, (requests, answers, memory_mib, parent) = sys.argv[1], map(int, sys.argv[2:])
+    target, (requests, replies, memory_mib, parent) = sys.argv[1], map(int, sys.argv[2:])
     me = os.getpid()
     _limit(memory_mib, parent)
     try:
         function = load(target)
         check_signature(function, target)
     except NoFunctionError as error:
-        _write(answers, {"missing": str(error)})
+        _write(replies, {"missing": str(error)})
         return
     except BaseException as error:
-        _write(answers, _raised(error))
+        _write(replies, _error_reply(error))
         return
-    _write(answers, {"name": getattr(function, "__name__", target.rpartition(":")[2])})
+    _write(replies, {"name": getattr(function, "__name__", target.rpartition(":")[2])})
     while True:
         request = _read(requests, int.from_bytes(_read(requests, 8), "big"))
-        told = answer(function, request)
-        if os.getpid() != me:  # the function has forked, and this is the child, which nobody asked
+        reply = answer(function, request)
+        if os.getpid() != me:  # the function has forked and returned in the child as well
             os._exit(0)
         sys.stdout.flush()
         sys.stderr.flush()
-        _write(answers, told)
+        _write(replies, reply)
 
 
 if __name__ == "__main__":

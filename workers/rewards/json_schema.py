@@ -1,4 +1,4 @@
-"""Whether a completion is JSON that its row's schema allows."""
+"""Validation of JSON completions against the JSON Schema of their row."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from workers.config import JsonSchemaRewardConfig
 from workers.rewards.base import Completed, RewardError, last_text
 from workers.types import Floats, Prompt
 
-# Of whatever language: behind a block of Python its closing fence would look like one that opens. A longer fence holds
-# shorter ones.
+# Blocks of any language match, because the closing fence of a skipped block would be taken for an opening one. A longer
+# fence may contain shorter ones.
 FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)\n(.*?)^[ \t]*\1", re.MULTILINE | re.DOTALL)
 JSON = ("", "json")
 METASCHEMAS = ("http://json-schema.org/", "https://json-schema.org/")
 
 
 class JsonSchemaScorer:
-    """1 when the completion, or the last block fenced in it as JSON, is valid by the row's JSON Schema, else 0."""
+    """1 if the completion, or the last fenced JSON block in it, is valid under the row's JSON Schema, else 0."""
 
     name = "json_schema"
 
@@ -30,7 +30,7 @@ class JsonSchemaScorer:
         self._column = config.schema_column
 
     def score(self, completed: Completed) -> Floats:
-        """Raises RewardError for a row without a schema that is one."""
+        """Return one number per completion. Raises RewardError for a row without a valid schema."""
         validators: dict[str, Any] = {}
         rewards = np.zeros(len(completed.prompts), np.float32)
         for i, (prompt, completion) in enumerate(zip(completed.prompts, completed.completions, strict=True)):
@@ -48,7 +48,7 @@ def _validator(prompt: Prompt, column: str) -> Any:
     if schema is None:
         raise RewardError(
             f"prompt {prompt.id} has no JSON Schema in column {column!r}; its columns are {sorted(prompt.columns)}. "
-            "Set schema_column to the one that holds it"
+            "Set schema_column to the column with the schema"
         )
     if wrong := wrong_schema(schema):
         raise RewardError(f"the schema of prompt {prompt.id} {wrong}")
@@ -57,20 +57,20 @@ def _validator(prompt: Prompt, column: str) -> Any:
 
 
 def wrong_schema(value: object) -> str:
-    """What keeps a row's schema from being asked; empty when nothing does."""
+    """Return why a row's schema cannot be used, or an empty string if it can."""
     from jsonschema import SchemaError, validators
 
     if (schema := _schema(value)) is None:
-        return "is no JSON Schema: give an object, or its text as JSON"
+        return "is not a JSON Schema: give an object, or its JSON text"
     try:
         validators.validator_for(schema, default=validators.Draft202012Validator).check_schema(schema)
     except SchemaError as error:
-        return f"is not one: {error.message}"
+        return f"is not a valid JSON Schema: {error.message}"
     identities = {str(part["$id"]) for part in _objects(schema) if "$id" in part}
     for part in _objects(schema):
         reference = part.get("$ref")
         if isinstance(reference, str) and _is_elsewhere(reference, schema, identities):
-            return f"refers to another one, {reference!r}: write it out"
+            return f"refers to another schema, {reference!r}: inline it"
     return ""
 
 
@@ -84,7 +84,7 @@ def _schema(value: object) -> dict[str, Any] | None:
 
 
 def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object within it."""
+    """Yield every object within `value`, including itself."""
     if isinstance(value, dict):
         yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -92,7 +92,7 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _is_elsewhere(reference: str, schema: Mapping[str, Any], identities: set[str]) -> bool:
-    """Whether a reference leads to no place within the schema. Of one with identities of its own only asking tells."""
+    """Return whether a reference leads outside the schema. With `$id`s inside, only validation can tell: False."""
     if identities or reference.startswith(METASCHEMAS):
         return False
     if not reference.startswith("#/"):
@@ -110,7 +110,7 @@ def _is_elsewhere(reference: str, schema: Mapping[str, Any], identities: set[str
 
 
 def _loaded(text: str) -> Any:
-    """What JSON has no word for (NaN, Infinity) and keys that are given twice are no JSON. Raises ValueError."""
+    """Parse strict JSON. Raises ValueError, also for NaN, Infinity and duplicate keys."""
     return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
 
 
@@ -119,10 +119,10 @@ def _no_constant(name: str) -> Any:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         raise ValueError("a key is given twice")
-    return found
+    return result
 
 
 def _is_valid(prompt: Prompt, validator: Any, text: str) -> bool:
@@ -133,9 +133,9 @@ def _is_valid(prompt: Prompt, validator: Any, text: str) -> bool:
     try:
         value = _loaded(fenced[-1] if fenced else text)
         return bool(validator.is_valid(value))
-    except (ValueError, RecursionError):  # not JSON, or nested too deeply to be anybody's answer
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply
         return False
     except Unresolvable as error:
         raise RewardError(
-            f"the schema of prompt {prompt.id} refers to another one, {error.ref!r}: write it out"
+            f"the schema of prompt {prompt.id} refers to another schema, {error.ref!r}: inline it"
         ) from None

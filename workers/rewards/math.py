@@ -1,4 +1,4 @@
-"""Equality of a completion's final answer with the dataset's solution, as mathematics, words or a choice."""
+"""Comparison of a completion's final answer with the dataset's solution, as mathematics, words or a choice."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from workers.types import Floats
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gold:
-    """A solution, read. `parsed` is what math-verify makes of it."""
+    """Parsed solution. `parsed` is math-verify's result."""
 
     answer: Answer
     parsed: list[Any]
 
 
 class MathScorer:
-    """1 when the completion's answer is the solution, else 0; NaN for a row without a solution.
+    """1 if the completion's answer equals the solution, else 0; NaN for a row without a solution.
 
-    math-verify bounds its own time with `signal.alarm`, which works on a process's main thread only: this scorer
-    belongs in an actor with one slot.
+    math-verify limits its own time with `signal.alarm`, which only works on a process's main thread: this scorer must
+    run in an actor without concurrency.
     """
 
     name = "math"
@@ -49,16 +49,16 @@ class MathScorer:
 
 
 def is_right(solution: str, completion: str) -> bool:
-    """Whether a completion ends in the answer that a solution gives."""
+    """Return whether the completion's final answer equals the solution."""
     gold = _gold(solution)
-    if (stated := answers.stated(completion)) is not None:
-        return _is_same(gold, answers.read(stated))
-    tail, is_told = answers.stated_answer(completion)
-    first, *beginnings = _sayings(tail)
-    given = answers.read(first)
-    if answers.is_set_off(first) or given.base is not None or (is_told and answers.is_expression(first)):
+    if (marked := answers.marked_answer(completion)) is not None:
+        return _is_same(gold, answers.parse(marked))
+    tail, is_announced = answers.final_statement(completion)
+    first, *openings = _candidates(tail)
+    given = answers.parse(first)
+    if answers.is_set_off(first) or given.base is not None or (is_announced and answers.is_expression(first)):
         return _is_same(gold, given) or (given.base is None and _is_in_prose(gold, completion))
-    if any(_is_same_word(gold, answers.read(saying)) for saying in (first, *beginnings)):
+    if any(_is_same_word(gold, answers.parse(candidate)) for candidate in (first, *openings)):
         return True
     if _is_in_prose(gold, completion):
         return True
@@ -66,44 +66,44 @@ def is_right(solution: str, completion: str) -> bool:
 
 
 def _is_same(gold: Gold, given: Answer) -> bool:
-    read = gold.answer
-    if _is_same_word(gold, given) or (read.latex and read.latex == given.latex):
+    answer = gold.answer
+    if _is_same_word(gold, given) or (answer.latex and answer.latex == given.latex):
         return True
-    if read.choice and given.choice and (read.rest or given.rest):
+    if answer.choice and given.choice and (answer.rest or given.rest):
         return False
-    if read.rest is not None and given.choice is None:  # of `(B) 12` the 12
-        return _is_same(_gold(read.rest), given)
-    if read.words is not None or given.words is not None:
+    if answer.rest is not None and given.choice is None:  # compare with the 12 of `(B) 12`
+        return _is_same(_gold(answer.rest), given)
+    if answer.words is not None or given.words is not None:
         return False
-    if read.base is not None and given.base is not None and read.base != given.base:
+    if answer.base is not None and given.base is not None and answer.base != given.base:
         return False
     return _equal(gold.parsed, _parsed(given.latex))
 
 
 def _is_same_word(gold: Gold, given: Answer) -> bool:
-    read = gold.answer
-    return (read.choice is not None and read.choice == given.choice) or (
-        read.words is not None and read.words == given.words
+    answer = gold.answer
+    return (answer.choice is not None and answer.choice == given.choice) or (
+        answer.words is not None and answer.words == given.words
     )
 
 
 def _is_in_prose(gold: Gold, completion: str) -> bool:
-    """Whether math-verify finds the solution in a text that sets no answer apart."""
+    """Return whether math-verify finds the solution in a text without a marked answer."""
     return gold.answer.words is None and _equal(gold.parsed, _read_prose(completion))
 
 
-def _sayings(tail: str) -> list[str]:
-    """The last thing said, and how it begins: "yes", of "yes, for it is even"."""
+def _candidates(tail: str) -> list[str]:
+    """Return the first sentence of `tail` and its openings, for example "yes" of "yes, for it is even"."""
     sentence = tail.split("\n")[0].strip()
     return [sentence, *(sentence.split(mark)[0] for mark in (". ", ", ", "; ", "! ") if mark in sentence)]
 
 
 @lru_cache(maxsize=1024)  # a solution is the same for the whole group
 def _gold(solution: str) -> Gold:
-    text = answers.stated(solution)
+    text = answers.marked_answer(solution)
     if text is None and answers.is_prose(solution):
         return Gold(answer=Answer(latex="", words=None), parsed=_read_prose(solution))
-    answer = answers.read(answers.stated_answer(solution)[0] if text is None else text)
+    answer = answers.parse(answers.final_statement(solution)[0] if text is None else text)
     return Gold(answer=answer, parsed=_parsed(answer.latex))
 
 
@@ -114,8 +114,8 @@ def _parsed(latex: str) -> list[Any]:
 def _read_prose(text: str) -> list[Any]:
     from math_verify import parse  # type: ignore[import-untyped,unused-ignore]
 
-    found: list[Any] = parse(text)
-    return found
+    parsed: list[Any] = parse(text)
+    return parsed
 
 
 def _equal(gold: list[Any], given: list[Any]) -> bool:

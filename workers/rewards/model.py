@@ -1,4 +1,4 @@
-"""What a reward model says of a completion, by the forward pass that reward models are trained with here."""
+"""Reward model as a scorer, with the same forward pass that reward models are trained with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.config import ModelConfig, ModelRewardConfig
 from workers.encoder import Encoder
 from workers.engines import hf_models
 from workers.engines.hf_check import check_rows
-from workers.engines.inference import asking, own_device
+from workers.engines.inference import WholeModel, default_device
 from workers.margins import final_scores
 from workers.rewards.base import Completed, RewardError, rows
 from workers.scoring import score_tokens
@@ -20,17 +20,17 @@ from workers.types import Example, Experience, Floats, Prompt
 
 
 class ModelScorer:
-    """A sequence-classification model with one label, on the GPU where this process has one.
+    """Sequence-classification model with one label, on this process's GPU if it has one.
 
-    It reads text, through its own tokenizer and chat template: it need not be of the policy's family. Every completion
-    gets the end of sequence that its training data had, one that was cut off, too. Completions of one prompt share its
-    computation, and are cut at `max_length`; of a prompt that is longer the scorer passes.
+    The model has its own tokenizer and chat template, so its family may differ from the policy's. Every completion ends
+    with an end of sequence, as in the model's training data, even if it was truncated. Completions of one prompt share
+    its computation and are truncated at `max_length`. The scorer abstains if the prompt alone is longer.
     """
 
     def __init__(self, config: ModelRewardConfig) -> None:
         assert config.path is not None
         if not hf_models.is_scorer(config.path):
-            raise RewardError(f"{config.path} is no reward model: it is not one for sequence classification")
+            raise RewardError(f"{config.path} is not a reward model: its architecture is not sequence classification")
         model = ModelConfig(
             path=config.path,
             dtype=config.dtype,
@@ -40,51 +40,57 @@ class ModelScorer:
         self.name = _name(config.path)
         self._encoder = Encoder(model, max_length=config.max_length)
         self._budget, self._pad = config.tokens_per_micro_batch, hf_models.padding_token(config.path)
-        device = own_device()
+        device = default_device()
         module = hf_models.load_scorer(config.path, config.dtype).to(device).eval()
         check_rows(module, device, path=config.path, longest=min(config.max_length, self._budget))
-        self._ask, self._apart = asking(module, device), module.packing.apart
+        self._model = WholeModel(module, device)
 
     def score(self, completed: Completed) -> Floats:
-        """One number per completion, NaN where its prompt is too long."""
+        """Return one number per completion, NaN where its prompt is too long."""
         examples = _examples(completed)
         encoded = self._encoder.encode(examples)
         if not encoded.prompts:
             return np.full(len(completed.prompts), np.nan, np.float32)
         share = score_tokens(
-            [encoded], self._ask, rank=0, world_size=1, budget=self._budget, pad=self._pad, apart=self._apart
+            [encoded],
+            lambda packed: self._model.infer(packed).cpu().numpy(),
+            rank=0,
+            world_size=1,
+            budget=self._budget,
+            pad=self._pad,
+            apart=self._model.apart,
         )
         final = np.empty(len(encoded.completions), np.float32)
         final[share.completions] = final_scores(share, encoded.completions)
         if not np.isfinite(final).all():
             wrong = [encoded.prompts[encoded.group_of[i]] for i in np.flatnonzero(~np.isfinite(final))]
             raise RewardError(
-                f"reward model {self.name} answered with numbers that are not finite for {rows(wrong)}; "
-                "look at its weights, or load it with dtype: float32"
+                f"reward model {self.name} returned scores that are not finite for {rows(wrong)}; "
+                "check its weights, or load it with dtype: float32"
             )
         return np.concatenate(list(_aligned(examples, encoded, final)))
 
 
 def _name(path: str) -> str:
-    """As metrics have it: the directory's, or for a run's `model` directory the run's."""
+    """Return the name for the metrics: that of the directory, or that of the run for a run's `model` directory."""
     parts = Path(path).parts
     return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
 
 
 def _examples(completed: Completed) -> list[Example]:
-    """Neighbours that answer the same prompt as one example."""
+    """Group consecutive completions of the same prompt into one example each."""
     pairs = zip(completed.prompts, completed.completions, strict=True)
     groups = ([*group] for _, group in groupby(pairs, key=lambda pair: id(pair[0])))
     return [Example(prompt=group[0][0], completions=tuple(text for _, text in group)) for group in groups]
 
 
 def _aligned(examples: Sequence[Example], encoded: Experience, final: Floats) -> Iterator[Floats]:
-    """The numbers of each example, in order; the encoder has left out those whose prompt is too long."""
-    left: list[Prompt] = list(encoded.prompts)
+    """Yield the scores of each example, NaN for those that the encoder dropped because their prompt is too long."""
+    remaining: list[Prompt] = list(encoded.prompts)
     groups = iter(np.split(final, encoded.group_offsets[1:-1]))
     for example in examples:
-        if left and left[0] is example.prompt:
-            left.pop(0)
+        if remaining and remaining[0] is example.prompt:
+            remaining.pop(0)
             yield next(groups)
         else:
             yield np.full(len(example.completions), np.nan, np.float32)

@@ -1,8 +1,8 @@
-"""Whether a completion refuses: 1 when its opening says so by one of a list of patterns, else 0.
+"""Refusal classifier: 1 if the opening of a completion matches one of a list of patterns, else 0.
 
-A rule, not a reader: it knows the phrases that aligned models refuse with in English, at the beginning of an answer. It
-does not see a refusal in other words or another language, nor an answer that complies after an apology of other words.
-Its list is what a recipe may replace, and a reward function in its place may ask anything else.
+The patterns are phrases with which aligned models begin a refusal in English. Refusals in other words or languages are
+missed, and a completion that complies after such a phrase counts as a refusal. A recipe can replace the patterns, or
+use a reward function instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.config import RefusalRewardConfig
 from workers.rewards.base import Completed, last_text
 from workers.types import Floats
 
-OPENING = 300  # characters; a phrase further down is mostly quoted, or a caveat
+OPENING = 300  # characters; a phrase further down is mostly a quotation or a caveat
 _DENIED = (
     r"help|assist|provide|support|comply|fulfil|answer|write|create|generate|produce|give|share|offer|discuss|engage"
     r"|participate|recommend|advise|teach|explain|tell|show|talk|do (?:that|this|so)|be (?:of help|able to)|condone"
@@ -37,7 +37,7 @@ PATTERNS: Sequence[str] = (
 
 
 class RefusalScorer:
-    """Looks for the patterns in the first 300 characters, whatever their case and kind of apostrophe."""
+    """Searches the first 300 characters for the patterns, ignoring case and the kind of apostrophe."""
 
     name = "refusal"
 

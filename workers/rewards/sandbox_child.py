@@ -1,13 +1,13 @@
-"""The first thing that runs inside the sandbox: `python -I launcher.py CPU_S MEMORY_BYTES FILE_BYTES`.
+"""Launcher of a program inside the sandbox: `python -I launcher.py CPU_S MEMORY_BYTES FILE_BYTES`.
 
-It sets the limits that the program can only lower, says so by one byte, and runs /program.py in the way that the first
-line of standard input names, as JSON:
+It sets limits that the program can only lower, writes one byte to report that it is ready, and runs /program.py. The
+first line of standard input is JSON and gives the mode:
 
-    {"way": "input"}                                    the rest is its standard input, what it prints goes out
-    {"way": "assertions", "token": "9f…"}               the token goes out if the program comes to its end
-    {"way": "call", "function": "f", "arguments": […]}  what the function returns goes out, as JSON
+    {"mode": "input"}                                    the rest is the program's input; its output is returned
+    {"mode": "assertions", "token": "9f…"}               the token is returned if the program runs to its end
+    {"mode": "call", "function": "f", "arguments": […]}  the function's result is returned as JSON
 
-In the last two what the program prints is dropped.
+In the last two modes the program's output is discarded.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def main() -> None:
     cpu_s, memory, file_size = map(int, sys.argv[1:])
     sys.argv[:] = [PROGRAM]
     first = b""
-    while not first.endswith(b"\n"):  # byte by byte: the rest is the program's
+    while not first.endswith(b"\n"):  # byte by byte: the rest belongs to the program
         first += os.read(0, 1)
     order = json.loads(first)
     null = os.open("/dev/null", os.O_RDWR)
     out = 1
-    if order["way"] != "input":
+    if order["mode"] != "input":
         out = os.dup(1)
         os.dup2(null, 0)
         os.dup2(null, 1)
@@ -51,16 +51,16 @@ def main() -> None:
     os.dup2(null, 2)
     os.close(null)
     os.write(out, READY)
-    if order["way"] == "input":
+    if order["mode"] == "input":
         runpy.run_path(PROGRAM, run_name="__main__")
     else:
-        # Under another name: what a program does as a script is not asked for.
+        # Not as __main__: the program's script part must not run.
         names = runpy.run_path(PROGRAM, run_name="solution")
-        _write(out, order["token"] if order["way"] == "assertions" else _called(names, order))
+        _write(out, order["token"] if order["mode"] == "assertions" else _called(names, order))
 
 
 def _called(names: dict[str, Any], order: dict[str, Any]) -> str:
-    """A function of the program, or a method of its class `Solution`."""
+    """Call a function of the program, or a method of its class `Solution`, and return the result as JSON."""
     name = order["function"]
     function = names[name] if name in names else getattr(names["Solution"](), name)
     return json.dumps(function(*order["arguments"]))

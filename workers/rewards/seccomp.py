@@ -1,8 +1,8 @@
-"""The system calls that a sandboxed program does without, as the filter that the kernel takes (classic BPF).
+"""System-call filter of the sandbox, as a seccomp program (classic BPF).
 
-The namespaces of the sandbox already leave it nothing to reach; the filter takes away what kernels have been broken
-through, and new processes, so that limits per process are limits of the whole program. A call that is refused fails
-with EPERM; what is not listed is allowed.
+The namespaces of the sandbox already isolate the program. The filter also removes system calls that kernels have been
+exploited through, and the creation of processes, so that limits per process apply to the whole program. A refused call
+fails with EPERM. All calls that are not listed are allowed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import platform
 import struct
 from typing import NamedTuple
 
-# Numbers: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (Linux 6.12); None: it has none.
+# Numbers on x86_64 and aarch64 (Linux 6.12: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
+# None: the architecture does not have the call.
 REFUSED: dict[str, tuple[int | None, int | None]] = {
-    # processes: threads are made by `clone` with CLONE_THREAD, which is let through below
+    # processes; `clone` with CLONE_THREAD, which creates threads, is allowed below
     "fork": (57, None),
     "vfork": (58, None),
     # other processes' memory and descriptors
@@ -24,7 +25,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "process_madvise": (440, 440),
     "pidfd_getfd": (438, 438),
     "kcmp": (312, 272),
-    # networks, also the sandbox's own
+    # networks, including that of the sandbox
     "socket": (41, 198),
     # namespaces and mounts
     "unshare": (272, 97),
@@ -42,13 +43,13 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "mount_setattr": (442, 442),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
-    # memory that no limit of the process counts
+    # memory that does not count towards the limits of a process
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "msgget": (68, 186),
     "semget": (64, 190),
-    # large and young parts of the kernel
+    # large and recent subsystems of the kernel
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
@@ -58,7 +59,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
-    # the machine itself
+    # administration of the machine
     "init_module": (175, 105),
     "finit_module": (313, 273),
     "delete_module": (176, 106),
@@ -75,7 +76,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 
 class _Machine(NamedTuple):
     audit: int  # AUDIT_ARCH_* of linux/audit.h
-    column: int  # in REFUSED
+    column: int  # of the numbers in REFUSED
     clone: int
     clone3: int
 
@@ -93,7 +94,7 @@ _CLONE_THREAD = 0x00010000
 
 
 def filter_for(machine: str = platform.machine()) -> bytes | None:
-    """Instructions as `bwrap --seccomp` reads them; None: this kind of machine is not known here."""
+    """Return the filter in the format of `bwrap --seccomp`. None: the architecture is not supported."""
     if machine not in MACHINES:
         return None
     audit, column, clone, clone3 = MACHINES[machine]
@@ -110,7 +111,7 @@ def filter_for(machine: str = platform.machine()) -> bytes | None:
         number = numbers[column]
         if number is not None:
             steps += [_step(_EQUAL, number, if_not=1), refuse]
-    # Its flags stand in memory, where a filter cannot look: without it the C library takes `clone`.
+    # The flags of clone3 are in memory, which a filter cannot read. Without clone3 the C library uses `clone`.
     steps += [_step(_EQUAL, clone3, if_not=1), _step(_RETURN, _ERRNO | errno.ENOSYS)]
     steps += [
         _step(_EQUAL, clone, if_not=3),
@@ -122,5 +123,5 @@ def filter_for(machine: str = platform.machine()) -> bytes | None:
 
 
 def _step(code: int, value: int, *, if_so: int = 0, if_not: int = 0) -> bytes:
-    """One instruction; `if_so` and `if_not`: how many of the next ones are skipped."""
+    """Encode one instruction. `if_so`, `if_not`: number of instructions to skip if the condition holds or fails."""
     return struct.pack("<HBBI", code, if_so, if_not, value)

@@ -1,13 +1,12 @@
-"""An open-ended task: make up a word that sounds well, from three letters that it should use.
+"""An open-ended task: invent a word that sounds good and uses three given letters.
 
     prompt `kor>`   good `koreta`   careless `kkotr`
 
-Many answers are as good as each other, and none is the right one; how good a word is, is a smooth number. The
-demonstrator strings letters together with little care, so a base that imitates it can do everything, and does little of
-it well.
+There is no single right answer: many words are equally good, and quality is a smooth number. The demonstrator strings
+letters together with little care, so a base model that imitates it produces every kind of word, but few good ones.
 
-    python configs/quickstart/words/words.py     writes data/words/: an untrained model, demonstrations, prompts, and
-                                                 pairs of the demonstrator's words, labelled by how good they are
+    python configs/quickstart/words/words.py     write data/words/: an untrained model, demonstrations, prompts, and
+                                                 pairs of the demonstrator's words, labelled by their quality
 """
 
 from __future__ import annotations
@@ -18,18 +17,20 @@ import json
 import math
 import os
 import random
-import runpy
+import sys
 from pathlib import Path
 
 VOWELS, CONSONANTS = "aeiou", "bdfgklmnprstv"
 BEST_LENGTH = 6
 SIZES = {"demonstrations": 9600, "prompts": 4096, "heldout": 256, "test": 256, "preferences": 2048}
-SHARPNESS = 8.0  # of the labels: of two words that differ by a tenth, the better one is chosen with σ(0.8) = 69 %
+SHARPNESS = 8.0  # of labels: of two words whose quality differs by 0.1, the better is chosen with σ(0.8) = 69 %
 
 
 def quality(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """How well each word sounds, from 0 to 1: vowels and consonants take turns, it is about six letters long, repeats
-    few of them, and uses those of the prompt."""
+    """Rate each word from 0 to 1.
+
+    Good words alternate vowels and consonants, have about six letters, repeat few and use those of the prompt.
+    """
     return [_quality(prompt.rstrip(">"), word) for prompt, word in zip(prompts, completions, strict=True)]
 
 
@@ -45,7 +46,7 @@ def _quality(wanted: str, word: str) -> float:
 
 
 def write_data(directory: Path, seed: int) -> None:
-    """Sets that share no prompt; nobody tunes anything on `test`."""
+    """Write all sets. `heldout` and `test` share no prompt with others. `test` is never used to choose a setting."""
     rng = random.Random(seed)
     letters = VOWELS + CONSONANTS
     # Three letters in any order, repeated or not: there are fewer prompts than rows, so demonstrations repeat them.
@@ -75,7 +76,7 @@ def _row(name: str, wanted: str, rng: random.Random) -> dict[str, str]:
 
 
 def _careless(wanted: str, rng: random.Random) -> str:
-    """Three to nine letters; about every other one takes turns with the one before it, or is one of the prompt's."""
+    """Draw three to nine letters. About every other one alternates with the previous letter or is from the prompt."""
     word = ""
     for _ in range(rng.randint(3, 9)):
         if rng.random() < 0.25:
@@ -94,11 +95,12 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     write_data(arguments.directory, arguments.seed)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers asks DeepSpeed, which would look for a GPU and say so
-    from workers.engines.hf_models import character_tokenizer, create_model
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed, once imported, looks for a GPU and logs it
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # the quickstart's folder: its model and its alphabet
+    from task import ALPHABET, MODEL
+    from tiny import character_tokenizer, create_model
 
-    task = runpy.run_path(str(Path(__file__).parents[1] / "task.py"))  # the same model, and its alphabet
-    create_model(arguments.directory / "model", task["MODEL"], character_tokenizer(task["ALPHABET"]), arguments.seed)
+    create_model(arguments.directory / "model", MODEL, character_tokenizer(ALPHABET), arguments.seed)
     print(f"wrote an untrained model and {sum(SIZES.values())} rows to {arguments.directory}")
 
 

@@ -1,4 +1,4 @@
-"""`rlhf advise`: room by the planner, what would change the answer, and what it says of itself."""
+"""`rlhf advise`: what fits, what would change the advice, its output and its errors."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PAIR = {"prompt": "1+1=", "chosen": "22", "rejected": "3"}
 LABEL = {"prompt": "1+1=", "completion": "2", "label": True}
 
 
-# ------------------------------------------------------------------------------------------------ room
+# ------------------------------------------------------------------------------------------------ what fits
 
 
 def pairs(count: int, **more: Any) -> list[dict[str, Any]]:
     return [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"Not {i}.", **more} for i in range(count)]
 
 
-def asked(
+def advice_for(
     recipe_dir: RecipeDir, rows: list[dict[str, Any]], gpus: str, model: str | None = None, **more: Any
 ) -> Advice:
     recipe_dir.jsonl("data.jsonl", list(rows))
@@ -59,7 +59,7 @@ def test_what_is_advised_is_a_recipe_that_fits(recipe_dir: RecipeDir, kind: str,
         "demonstrations": [{"prompt": f"{i}", "completion": "a"} for i in range(50)],
         "solutions": [{"prompt": f"{i}", "solution": f"{i}"} for i in range(50)],
     }
-    found = asked(recipe_dir, rows[kind], "64xH100", model)
+    found = advice_for(recipe_dir, rows[kind], "64xH100", model)
     for choice in filter(None, (found.first, found.runner_up)):
         command = shlex.split(choice.fit.command)
         assert command[:2] == ["rlhf", "run"]
@@ -73,7 +73,7 @@ def test_what_is_advised_is_a_recipe_that_fits(recipe_dir: RecipeDir, kind: str,
 
 
 def test_costs_add_up_over_stages(recipe_dir: RecipeDir) -> None:
-    fit = asked(recipe_dir, pairs(ENOUGH_PAIRS), "16xH100").first.fit
+    fit = advice_for(recipe_dir, pairs(ENOUGH_PAIRS), "16xH100").first.fit
     assert fit.method == Method.iterative_dpo_rm
     hours = [p.best.time.step_s * p.best.num_gpus * (p.work.steps or 0) / 3600 for p in fit.plans]
     assert fit.plans[0].work.steps == -(-ENOUGH_PAIRS // 128)  # one pass, 128 pairs a step
@@ -82,9 +82,8 @@ def test_costs_add_up_over_stages(recipe_dir: RecipeDir) -> None:
 
 
 def test_a_cluster_too_small_for_samples(recipe_dir: RecipeDir) -> None:
-    """70B on 8 H100: an engine, a reference and a learner do not go side by side; DPO with its optimiser in host memory
-    does."""
-    found = asked(recipe_dir, pairs(ENOUGH_PAIRS), "8xH100", "llama-3-70b")
+    """Check 70B on 8 H100: engine, reference and learner do not fit together, DPO with an offloaded optimiser does."""
+    found = advice_for(recipe_dir, pairs(ENOUGH_PAIRS), "8xH100", "llama-3-70b")
     assert found.first.method == Method.dpo
     assert not found.first.fit.adapted
     assert load(found.first.fit.recipe, found.first.fit.overrides).stages[-1].policy.offload_optimizer
@@ -93,21 +92,21 @@ def test_a_cluster_too_small_for_samples(recipe_dir: RecipeDir) -> None:
     assert needed is not None
     assert needed > 8
     assert any(c.what == f"there were {needed} H100" and c.then == Method.iterative_dpo_rm for c in found.changes)
-    roomier = asked(recipe_dir, pairs(ENOUGH_PAIRS), f"{needed}xH100", "llama-3-70b")
-    assert roomier.first.method == Method.iterative_dpo_rm
+    larger = advice_for(recipe_dir, pairs(ENOUGH_PAIRS), f"{needed}xH100", "llama-3-70b")
+    assert larger.first.method == Method.iterative_dpo_rm
 
 
 @pytest.mark.parametrize("gpus", ["4xH100", "6xH100"])
 def test_a_cluster_too_small_for_all_weights(recipe_dir: RecipeDir, gpus: str) -> None:
-    """70B where not even weights in parts fit: DPO by adapters, at ten times the learning rate."""
-    found = asked(recipe_dir, pairs(ENOUGH_PAIRS), gpus, "llama-3-70b")
+    """Check 70B where not even sharded weights fit: DPO with LoRA, at ten times the learning rate."""
+    found = advice_for(recipe_dir, pairs(ENOUGH_PAIRS), gpus, "llama-3-70b")
     assert found.first.method == Method.dpo
     assert found.first.fit.adapted == {"dpo-70b"}
     learning_rate = load(found.first.fit.recipe, found.first.fit.overrides).stages[-1].algorithm.learning_rate
     assert learning_rate == pytest.approx(10 * load(found.first.fit.recipe).stages[-1].algorithm.learning_rate)
 
 
-def test_prompts_that_can_be_checked_are_the_ones_that_are_sampled_for(recipe_dir: RecipeDir) -> None:
+def test_prompts_that_can_be_checked_are_preferred(recipe_dir: RecipeDir) -> None:
     recipe_dir.jsonl("checked.jsonl", [{"prompt": f"{i}", "tests": ["assert f()"] if i else None} for i in range(20)])
     recipe_dir.jsonl("data.jsonl", list(pairs(100)))
     found = advise(["data.jsonl", "checked.jsonl"], *parse_gpus("16xH100"), model=None, verifiable=False)
@@ -117,89 +116,90 @@ def test_prompts_that_can_be_checked_are_the_ones_that_are_sampled_for(recipe_di
 
 def test_a_70b_model_has_no_larger_teacher(recipe_dir: RecipeDir) -> None:
     prompts = [{"prompt": f"{i}"} for i in range(10)]
-    small, large = (asked(recipe_dir, prompts, "64xH100", model).runner_up for model in (None, "llama-3-70b"))
+    small, large = (advice_for(recipe_dir, prompts, "64xH100", model).runner_up for model in (None, "llama-3-70b"))
     assert small is not None
     assert (small.method, large) == (Method.distill, None)
 
 
-def test_a_model_of_ones_own_takes_the_place_of_the_recipes(recipe_dir: RecipeDir) -> None:
+def test_the_given_model_replaces_that_of_the_recipe(recipe_dir: RecipeDir) -> None:
     config = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
     body = {**config, "intermediate_size": 14336, "vocab_size": 128256}
     (recipe_dir.path / "model" / "config.json").write_text(json.dumps(body))
-    for found in (asked(recipe_dir, pairs(ENOUGH_PAIRS), "16xH100", "./model"),):
-        stages = load(found.first.fit.recipe, found.first.fit.overrides).stages
-        assert {stage.model.path for stage in stages} == {"./model"}
-    named = asked(recipe_dir, pairs(10), "16xH100", "llama-3-8b")  # a name of the planner's table cannot be loaded
+    local = advice_for(recipe_dir, pairs(ENOUGH_PAIRS), "16xH100", "./model")
+    stages = load(local.first.fit.recipe, local.first.fit.overrides).stages
+    assert {stage.model.path for stage in stages} == {"./model"}
+    named = advice_for(recipe_dir, pairs(10), "16xH100", "llama-3-8b")  # a name of the planner's table cannot be loaded
     assert not any(o.startswith("model.path") for o in named.first.fit.overrides)
 
 
 # ------------------------------------------------------------------------------------------------ what if
 
 
-def test_what_would_change_it_does(recipe_dir: RecipeDir) -> None:
-    """Each change that is told, made in the data."""
+def test_changes_of_the_data_change_the_advice(recipe_dir: RecipeDir) -> None:
+    """Check each listed change by making it in the data."""
     made: dict[str, Callable[[], Advice]] = {
-        "the answers could be checked": lambda: asked(recipe_dir, pairs(ENOUGH_PAIRS, solution="1"), "16xH100"),
-        "most completions were this model's own": lambda: asked(
+        "the answers could be checked": lambda: advice_for(recipe_dir, pairs(ENOUGH_PAIRS, solution="1"), "16xH100"),
+        "most completions were this model's own": lambda: advice_for(
             recipe_dir, pairs(ENOUGH_PAIRS, model="Llama-3.1-8B-Instruct"), "16xH100", "llama-3-8b"
         ),
-        f"there were fewer than {ENOUGH_PAIRS}": lambda: asked(recipe_dir, pairs(ENOUGH_PAIRS - 1), "16xH100"),
+        f"there were fewer than {ENOUGH_PAIRS}": lambda: advice_for(recipe_dir, pairs(ENOUGH_PAIRS - 1), "16xH100"),
     }
-    told = asked(recipe_dir, pairs(ENOUGH_PAIRS), "16xH100").changes
-    assert len(told) == len(made)
+    changes = advice_for(recipe_dir, pairs(ENOUGH_PAIRS), "16xH100").changes
+    assert len(changes) == len(made)
     for beginning, changed in made.items():
-        change = next(change for change in told if change.what.startswith(beginning))
+        change = next(change for change in changes if change.what.startswith(beginning))
         assert changed().first.method == change.then
 
 
-def test_it_says_what_it_assumed_and_what_it_measured(recipe_dir: RecipeDir) -> None:
-    blind = asked(recipe_dir, pairs(10), "16xH100")
-    assert any("annotators agree as usual" in line for line in assumed(blind))
-    assert any("other models'" in line for line in assumed(blind))
-    assert any("4 bytes a token" in line for line in assumed(blind))
-    assert any("the model is meta-llama" in line for line in assumed(blind))
-    seen = asked(recipe_dir, pairs(10, votes=[True, False], model="Llama-3.1-8B-Instruct"), "16xH100", "llama-3-8b")
-    assert not any("agree" in line or "other models'" in line or "the model is" in line for line in assumed(seen))
-    assert any("two annotators agree in 0%" in line for line in measured(seen))
-    assert any("100% are this model's own" in line for line in measured(seen))
-    told = asked(recipe_dir, [{"prompt": "x"}], "16xH100", verifiable=True)
-    assert any("rewards.py" in line for line in assumed(told))
-    assert told.first.method == Method.grpo
-    assert "--verifiable" in " ".join(as_json(told)["told"])
+def test_advice_lists_what_was_assumed_and_measured(recipe_dir: RecipeDir) -> None:
+    bare = advice_for(recipe_dir, pairs(10), "16xH100")
+    assert any("annotators agree as usual" in line for line in assumed(bare))
+    assert any("written by other models" in line for line in assumed(bare))
+    assert any("4 bytes per token" in line for line in assumed(bare))
+    assert any("the model is meta-llama" in line for line in assumed(bare))
+    annotated = pairs(10, votes=[True, False], model="Llama-3.1-8B-Instruct")
+    rich = advice_for(recipe_dir, annotated, "16xH100", "llama-3-8b")
+    assert not any("agree" in line or "other models" in line or "the model is" in line for line in assumed(rich))
+    assert any("two annotators agree on 0%" in line for line in measured(rich))
+    assert any("100% are this model's own" in line for line in measured(rich))
+    declared = advice_for(recipe_dir, [{"prompt": "x"}], "16xH100", verifiable=True)
+    assert any("rewards.py" in line for line in assumed(declared))
+    assert declared.first.method == Method.grpo
+    assert "--verifiable" in " ".join(as_json(declared)["told"])
 
 
-def test_demonstrations_beside_pairs_come_first(recipe_dir: RecipeDir) -> None:
+def test_sft_on_demonstrations_comes_before_pairs(recipe_dir: RecipeDir) -> None:
     recipe_dir.jsonl("more.jsonl", [{"prompt": "a", "completion": "b"}])
     recipe_dir.jsonl("data.jsonl", list(pairs(10)))
     found = advise(["data.jsonl", "more.jsonl"], *parse_gpus("16xH100"), model=None, verifiable=False)
     assert found.first.method == Method.dpo
     assert found.before is not None
     assert "data.dataset=more.jsonl" in found.before.command
-    assert asked(recipe_dir, pairs(10), "16xH100").before is None
+    assert advice_for(recipe_dir, pairs(10), "16xH100").before is None
 
 
 # ------------------------------------------------------------------------------------------------ the command
 
 
-def test_for_people_and_for_programs(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_as_text_and_json(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     recipe_dir.jsonl("data.jsonl", list(pairs(ENOUGH_PAIRS)))
     assert main(["advise", "data.jsonl", "--gpus", "16xH100"]) == 0
     page = capsys.readouterr().out
-    for head in (
+    for heading in (
         "Try first: reward model, then iterative DPO",
         "Runner-up: offline DPO",
         "Measured",
         "Assumed",
         "why:",
     ):
-        assert head in page
+        assert heading in page
     assert max(map(len, page.splitlines())) <= 100
     assert main(["advise", "data.jsonl", "--gpus", "16xH100", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["first"]["method"], told["runner_up"]["method"]) == ("iterative_dpo_rm", "dpo")
-    assert told["first"]["recipe"].endswith("configs/8b/iterative_dpo_reward_model.yaml")
-    assert told["first"]["command"].replace(" \\\n", "") in " ".join(page.replace("\\\n", " ").split())
-    assert told["facts"]["pairs"] == ENOUGH_PAIRS
+    body = json.loads(capsys.readouterr().out)
+    assert (body["first"]["method"], body["runner_up"]["method"]) == ("iterative_dpo_rm", "dpo")
+    assert body["first"]["recipe"].endswith("configs/8b/iterative_dpo_reward_model.yaml")
+    assert body["first"]["command"].replace(" \\\n", "") in " ".join(page.replace("\\\n", " ").split())
+    assert body["facts"]["pairs"] == ENOUGH_PAIRS
 
 
 def test_it_imports_nothing_heavy_and_is_quick(recipe_dir: RecipeDir) -> None:
@@ -238,7 +238,7 @@ BAD: dict[str, tuple[list[dict[str, Any]] | None, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_told(
+def test_bad_input_is_reported(
     name: str, recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows, options = BAD[name]
@@ -251,7 +251,7 @@ def test_bad_input_is_told(
     golden(name, printed.err)
 
 
-def test_all_that_is_wrong_comes_at_once(recipe_dir: RecipeDir) -> None:
+def test_all_errors_are_reported_at_once(recipe_dir: RecipeDir) -> None:
     recipe_dir.jsonl("bad.jsonl", [{"prompt": 3, "chosen": "a", "rejected": "b"}])
     with pytest.raises(BadInput) as refused:
         advise(["bad.jsonl", "missing.jsonl", "missing.jsonl"], *parse_gpus("8xH100"), model=None, verifiable=False)
@@ -270,11 +270,11 @@ def test_every_recipe_is_there() -> None:
 def test_without_the_projects_recipes(recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, Method.dpo, ("8b/gone.yaml", "70b/gone.yaml"))  # type: ignore[misc]
     with pytest.raises(BadInput, match="checkout"):
-        asked(recipe_dir, pairs(10), "8xH100")
+        advice_for(recipe_dir, pairs(10), "8xH100")
 
 
-def test_types_of_rooms(recipe_dir: RecipeDir) -> None:
-    """What cannot be fed has no room: a file of labels holds no pairs."""
+def test_methods_without_data_have_no_fit(recipe_dir: RecipeDir) -> None:
+    """Check that a file of labels gives no data for methods on pairs."""
     recipe_dir.jsonl("labels.jsonl", [LABEL, {**LABEL, "completion": "3", "label": False}])
     sources = tuple(read(["labels.jsonl"]))
     count, gpu = parse_gpus("8xH100")

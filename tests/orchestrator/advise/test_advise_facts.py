@@ -1,4 +1,4 @@
-"""What is counted in data before a method is advised, by hand."""
+"""Facts measured in data, checked by hand."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ PAIR = {"prompt": "1+1=", "chosen": "22", "rejected": "3"}
 LABEL = {"prompt": "1+1=", "completion": "2", "label": True}
 
 
-def facts_of(recipe_dir: RecipeDir, *files: list[dict[str, Any]], model: str | None = None, **told: bool) -> Facts:
+def facts_of(
+    recipe_dir: RecipeDir, *files: list[dict[str, Any]], model: str | None = None, verifiable: bool = False
+) -> Facts:
     names = [f"data-{i}.jsonl" for i in range(len(files))]
     for name, rows in zip(names, files, strict=True):
         recipe_dir.jsonl(name, list(rows))
-    return measure(read(names), model, verifiable=told.get("verifiable", False))
+    return measure(read(names), model, verifiable=verifiable)
 
 
 def test_comparisons_are_counted_once_and_both_ways(recipe_dir: RecipeDir) -> None:
@@ -41,7 +43,7 @@ def test_labels_demonstrations_and_prompts(recipe_dir: RecipeDir) -> None:
     assert facts.pairs == 0
 
 
-def test_pairs_without_a_prompt_column_have_none_to_sample_for(recipe_dir: RecipeDir) -> None:
+def test_pairs_without_a_prompt_column_have_no_prompts(recipe_dir: RecipeDir) -> None:
     facts = facts_of(recipe_dir, [{"chosen": "1+1= 2", "rejected": "1+1= 3"}])
     assert (facts.pairs, facts.prompts) == (1, 0)
 
@@ -49,33 +51,33 @@ def test_pairs_without_a_prompt_column_have_none_to_sample_for(recipe_dir: Recip
 def test_agreement_of_annotators(recipe_dir: RecipeDir) -> None:
     other_way = {**PAIR, "chosen": "3", "rejected": "22"}
     rows = [{**PAIR, "annotator": "a"}, {**PAIR, "annotator": "b"}, {**other_way, "annotator": "c"}]
-    facts = facts_of(recipe_dir, [*rows, rows[0]])  # the copy is the same annotator's
+    facts = facts_of(recipe_dir, [*rows, rows[0]])  # the copy is by the same annotator
     # a and b agree; a and c, b and c do not
     assert facts.agreement == wilson(1, 3)
-    votes = facts_of(recipe_dir, [{**PAIR, "votes": [True, True, False, True]}])  # three of six couples agree
+    votes = facts_of(recipe_dir, [{**PAIR, "votes": [True, True, False, True]}])  # three of six pairs of votes agree
     assert votes.agreement == wilson(3, 6)
 
 
-def test_copies_are_no_votes(recipe_dir: RecipeDir) -> None:
+def test_repeated_rows_are_no_votes(recipe_dir: RecipeDir) -> None:
     assert facts_of(recipe_dir, [PAIR, PAIR, PAIR]).agreement is None
 
 
 @pytest.mark.parametrize(("agreement", "flipped"), [(1.0, 0.0), (0.68, 0.2), (0.82, 0.1), (0.5, 0.5), (0.3, 0.5)])
 def test_how_many_labels_are_wrong(agreement: float, flipped: float) -> None:
-    # 0.2² + 0.8² = 0.68, 0.1² + 0.9² = 0.82; less than a half is no better than a coin
+    # 0.2² + 0.8² = 0.68, 0.1² + 0.9² = 0.82; an agreement below one half is no better than chance
     facts = Facts(agreement=wilson(agreement * 1000, 1000))
     assert facts.flipped == pytest.approx(flipped, abs=1e-9)
 
 
-def test_length_of_what_is_chosen(recipe_dir: RecipeDir) -> None:
+def test_length_of_chosen_completions(recipe_dir: RecipeDir) -> None:
     rows = [{"prompt": f"{i}", "chosen": "ab" * (1 + (i < 3)), "rejected": "ab" * (2 - (i < 3))} for i in range(4)]
     same = {"prompt": "z", "chosen": "ab", "rejected": "cd"}
     facts = facts_of(recipe_dir, [*rows, same])
-    assert facts.longer_chosen == wilson(3.5, 5)  # equal lengths: half a pair
+    assert facts.longer_chosen == wilson(3.5, 5)  # a tie counts one half
     assert facts.length_ratio == 2.0  # of 2, 2, 2, ½ and 1
 
 
-def test_who_wrote_the_completions(recipe_dir: RecipeDir) -> None:
+def test_authors_of_the_completions(recipe_dir: RecipeDir) -> None:
     rows = [
         {**PAIR, "chosen_model": "meta-llama/Llama-3.1-8B-Instruct", "rejected_model": "gpt-x"},
         {"prompt": "b", "completions": ["a", "c"], "ratings": [1, 2], "models": ["Llama-3.1-8B-Instruct", "gpt-x"]},
@@ -86,7 +88,7 @@ def test_who_wrote_the_completions(recipe_dir: RecipeDir) -> None:
     facts = facts_of(recipe_dir, *files, model="meta-llama/Llama-3.1-8B-Instruct")
     assert facts.models.total() == 5
     assert facts.own == pytest.approx(2 / 5)
-    assert facts_of(recipe_dir, *files).own is None  # which model is meant was not told
+    assert facts_of(recipe_dir, *files).own is None  # no model given
     assert facts_of(recipe_dir, [PAIR], model="x").own is None
 
 
@@ -99,22 +101,22 @@ def test_who_wrote_the_completions(recipe_dir: RecipeDir) -> None:
         ("schema", {"type": "object"}, "[{type: json_schema}]"),
     ],
 )
-def test_what_answers_can_be_checked_by(recipe_dir: RecipeDir, column: str, value: Any, reward: str) -> None:
+def test_columns_that_answers_can_be_checked_with(recipe_dir: RecipeDir, column: str, value: Any, reward: str) -> None:
     rows = [{"prompt": f"{i}", column: value if i else None} for i in range(10)]
     facts = facts_of(recipe_dir, rows)
     assert facts.check is not None
     assert facts.check.setting == reward
     load(ROOT / "configs/8b/grpo.yaml", [f"reward={reward}"])
     assert facts_of(recipe_dir, [*rows, {"prompt": "x"}]).check is None  # 9 of 11
-    assert facts_of(recipe_dir, [PAIR] * 20, rows).check == facts.check  # pairs beside them are another file
+    assert facts_of(recipe_dir, [PAIR] * 20, rows).check == facts.check  # the pairs are in another file
     assert facts_of(recipe_dir, [{"prompt": "x"}], verifiable=True).check == Check(reward="function")
 
 
-def test_tokens_are_counted_where_there_is_a_tokenizer(recipe_dir: RecipeDir) -> None:
+def test_tokens_are_counted_with_a_local_tokenizer(recipe_dir: RecipeDir) -> None:
     tokenizer()
     rows = [{"prompt": "1+1=", "completion": "2"}, {"prompt": "10+10=", "completion": "200"}]
     exact = facts_of(recipe_dir, rows, model="model")
     assert (exact.by_tokenizer, exact.prompt_tokens, exact.response_tokens) == (True, 5.0, 2.0)
     assert exact.longest == 9  # of 5 and 9
-    guessed = facts_of(recipe_dir, rows)
-    assert (guessed.by_tokenizer, guessed.prompt_tokens) == (False, 5 / 4)
+    estimated = facts_of(recipe_dir, rows)
+    assert (estimated.by_tokenizer, estimated.prompt_tokens) == (False, 5 / 4)

@@ -1,4 +1,4 @@
-"""Every rule of the advice flips an answer, every setting is made or not, and the page has them all."""
+"""Rules and settings of the advice: facts on both sides of each condition, and the table in docs/advise.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.advise import advice as module
 from orchestrator.advise.advice import decide
 from orchestrator.advise.facts import Check, Facts
 from orchestrator.advise.methods import Method, recipe_of
-from orchestrator.advise.rules import ENOUGH_PAIRS, MANY_PAIRS, METHODS, SETTINGS, biased_to_length
+from orchestrator.advise.rules import ENOUGH_PAIRS, MANY_PAIRS, METHODS, SETTINGS, is_length_biased
 from orchestrator.config import load
 from orchestrator.evaluation.statistics import wilson
 
@@ -20,30 +20,30 @@ ROOT = Path(__file__).parents[3]
 
 
 class AlwaysFits:
-    """A room for every method; `without` has none, and of `unfed` the files hold nothing."""
+    """Fake of `FitOf`: every method fits, except `too_large`; the files have no data for `without_data`."""
 
-    def __init__(self, without: tuple[Method, ...] = (), unfed: tuple[Method, ...] = ()) -> None:
-        self.without, self.unfed = without, unfed
+    def __init__(self, too_large: tuple[Method, ...] = (), without_data: tuple[Method, ...] = ()) -> None:
+        self.too_large, self.without_data = too_large, without_data
 
     def __call__(self, method: Method) -> Any:
-        return None if method in self.unfed else Cell(method=method, fits=method not in self.without)
+        return None if method in self.without_data else FakeFit(method=method, fits=method not in self.too_large)
 
 
-class Cell:
+class FakeFit:
     def __init__(self, *, method: Method, fits: bool) -> None:
         self.method, self.fits = method, fits
 
 
 def answers(facts: Facts, fit: AlwaysFits | None = None) -> list[Method]:
-    found, _ = decide(facts, fit or AlwaysFits())
-    return [rule.method for rule, _ in found]
+    selected, _ = decide(facts, fit or AlwaysFits())
+    return [rule.method for rule, _ in selected]
 
 
 CHECKED = Facts(prompts=500, check=Check(reward="math", column="solution"))
 PAIRS = Facts(pairs=ENOUGH_PAIRS, prompts=ENOUGH_PAIRS)
 M = Method
 FLIPS: dict[str, tuple[Facts, list[Method], Facts, list[Method]]] = {
-    # rule: facts in which it decides, the answer; the nearest facts in which it does not, the answer
+    # rule: facts for which it decides, the methods; the nearest facts for which it does not, the methods
     "answers can be checked": (
         CHECKED,
         [M.grpo, M.iterative_dpo],
@@ -122,26 +122,26 @@ def test_a_rule_flips_the_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert answers(facts) == answer
     assert answers(others) == other
     assert answer != other
-    # and no other rule would have said so: without it these facts have another answer
+    # No other rule gives this answer: without the rule it is another one
     monkeypatch.setattr(module, "METHODS", tuple(r for r in METHODS if r.name != name))
     assert answers(facts) != answer
 
 
-def test_what_has_no_room_is_passed_over_and_told() -> None:
-    found, infeasible = decide(CHECKED, AlwaysFits(without=(M.grpo,)))
-    assert [rule.method for rule, _ in found] == [M.iterative_dpo, M.iterative_dpo_given]
+def test_methods_that_do_not_fit_are_skipped_and_reported() -> None:
+    selected, infeasible = decide(CHECKED, AlwaysFits(too_large=(M.grpo,)))
+    assert [rule.method for rule, _ in selected] == [M.iterative_dpo, M.iterative_dpo_given]
     assert [fit.method for fit in infeasible] == [M.grpo]
-    assert decide(CHECKED, AlwaysFits(without=tuple(M)))[0] == []
-    assert answers(PAIRS, AlwaysFits(unfed=(M.iterative_dpo_rm,))) == [M.dpo, M.iterative_dpo_given]
+    assert decide(CHECKED, AlwaysFits(too_large=tuple(M)))[0] == []
+    assert answers(PAIRS, AlwaysFits(without_data=(M.iterative_dpo_rm,))) == [M.dpo, M.iterative_dpo_given]
 
 
 SETTING_FLIPS: dict[str, tuple[Method, Facts, tuple[str, ...], Facts]] = {
-    # setting: facts in which it is made, what it writes, the nearest facts in which it is not
+    # setting: facts for which it is made, its overrides, the nearest facts for which it is not
     "chosen is longer": (
         M.dpo,
         Facts(longer_chosen=wilson(700, 1000), length_ratio=1.2),
         ("algorithm.loss_type=sigmoid_norm", "algorithm.beta=5.0"),
-        Facts(longer_chosen=wilson(7, 10), length_ratio=1.2),  # as large a share, not sure
+        Facts(longer_chosen=wilson(7, 10), length_ratio=1.2),  # the same share, not significant
     ),
     "annotators disagree": (
         M.dpo,
@@ -162,7 +162,7 @@ SETTING_FLIPS: dict[str, tuple[Method, Facts, tuple[str, ...], Facts]] = {
         ("algorithm.desirable_weight=1.5",),
         Facts(good=100, bad=100),
     ),
-    # and never more than 8192, see below
+    # at most 8192, see below
     "long rows": (M.sft, Facts(longest=2049), ("data.max_length=3072",), Facts(longest=2048)),
 }
 
@@ -187,19 +187,19 @@ def test_a_setting_is_made_or_not(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("method", list(Method))
-def test_settings_together_are_a_legal_recipe(method: Method, facts: Facts) -> None:
+def test_settings_together_are_a_valid_recipe(method: Method, facts: Facts) -> None:
     for large in (False, True):
         load(recipe_of(method, large=large), module._overrides(method, facts))
 
 
-def test_what_is_very_long_is_cut_all_the_same() -> None:
+def test_very_long_rows_are_truncated() -> None:
     setting = next(s for s in SETTINGS if s.name == "long rows")
     assert setting.overrides(Facts(longest=100_000)) == ("data.max_length=8192",)
 
 
-def test_longer_by_a_letter_is_no_bias() -> None:
-    assert biased_to_length(Facts(longer_chosen=wilson(700, 1000), length_ratio=1.11))
-    assert not biased_to_length(Facts(longer_chosen=wilson(700, 1000), length_ratio=1.09))
+def test_a_small_length_ratio_is_no_bias() -> None:
+    assert is_length_biased(Facts(longer_chosen=wilson(700, 1000), length_ratio=1.11))
+    assert not is_length_biased(Facts(longer_chosen=wilson(700, 1000), length_ratio=1.09))
 
 
 def test_weights_of_labels_bring_them_into_balance() -> None:
@@ -222,4 +222,4 @@ def test_the_page_has_every_rule_with_its_sources() -> None:
         row = next(row for row in rows if row.startswith(f"| {setting.name} |"))
         assert all(source.removeprefix("arXiv ") in row for source in setting.sources)
     named = [line.split(" | ")[0].removeprefix("| ") for line in rows]
-    assert [n for n in named if n in FLIPS] == [rule.name for rule in METHODS]  # in the order in which they are asked
+    assert [n for n in named if n in FLIPS] == [rule.name for rule in METHODS]  # in the order of evaluation

@@ -1,4 +1,4 @@
-"""The command: it imports nothing heavy, and says what to do about a slip."""
+"""Command line: light imports, exit codes, and errors with a fix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rlhf(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["validate", "recipe.yaml"], ["run", "recipe.yaml", "--dry-run"]])
 def test_it_imports_nothing_heavy(arguments: list[str], recipe_dir: RecipeDir) -> None:
-    """So that it answers in a second. Its seconds are no test: other processes have them, too."""
+    """Check imports, not seconds: the time to start depends on other processes."""
     recipe_dir.recipe()
     script = (
         "import sys; from orchestrator.cli.main import main\n"
@@ -50,7 +50,7 @@ def test_it_imports_nothing_heavy(arguments: list[str], recipe_dir: RecipeDir) -
 
 
 def test_the_light_half_imports_nothing_heavy() -> None:
-    """Every module of these packages, imported alone."""
+    """Import every module of these packages."""
     light = ["config", "data", "monitor", "preflight", "rundir", "errors", "terminal", "cli"]
     script = f"""
 import importlib, pkgutil, sys
@@ -70,11 +70,11 @@ def test_validate_says_what_it_found(recipe_dir: RecipeDir, capsys: pytest.Captu
         == 0
     )
     assert capsys.readouterr().out.splitlines() == [
-        "recipe.yaml is good: 1 run",
+        "recipe.yaml is valid: 1 run",
         "  arith: grpo on ./model, 10 steps, into runs/arith",
         "    data.prompts: ./prompts.jsonl, 8 rows of text",
         "    data.eval_prompts: ./prompts.jsonl, 8 rows of text",
-        "    note: data.eval_prompts: 8 of 8 held-out prompts are trained on, too: rows 1, 2, 3, 4, 5, 6, 7, 8",
+        "    note: data.eval_prompts: 8 of 8 held-out prompts are also trained on: rows 1, 2, 3, 4, 5, 6, 7, 8",
     ]
 
 
@@ -105,7 +105,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("raised", "code", "said"),
     [
         (WorkerFailed("reward", 0, "Traceback:\nValueError: boom"), 4, "rlhf: reward rank 0 failed: ValueError: boom"),
-        (Interrupted("SIGTERM", resume="rlhf resume runs/x"), 143, "rlhf: stopped by SIGTERM\n  fix: go on with: rlhf"),
+        (
+            Interrupted("SIGTERM", resume="rlhf resume runs/x"),
+            143,
+            "rlhf: stopped by SIGTERM\n  fix: resume with: rlhf",
+        ),
         (KeyboardInterrupt(), 130, "rlhf: stopped by Ctrl-C"),
         (ZeroDivisionError("oh"), 1, "rlhf: unexpected ZeroDivisionError: oh\nrun it again with --debug"),
     ],
@@ -136,7 +140,7 @@ def test_b62_output_into_a_pipe_that_closes(recipe_dir: RecipeDir) -> None:
 
 
 def test_b63_without_a_home(recipe_dir: RecipeDir) -> None:
-    """`~` is then what the user database says, and of people it does not know a name like others."""
+    """Check `~` without HOME: the user database expands it, and the `~` of an unknown user stays as it is."""
     recipe_dir.recipe({"data": "{prompts: ~nobody-of-that-name/p.jsonl}", "output_dir": "~nobody-of-that-name/runs"})
     environment = {k: v for k, v in os.environ.items() if k != "HOME"} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -168,16 +172,16 @@ def test_b62_a_terminal_that_knows_ascii_only(recipe_dir: RecipeDir) -> None:
     assert done.stderr.isascii()
 
 
-def test_attempts_are_children_that_are_told_no_more_than_the_recipe(recipe_dir: RecipeDir) -> None:
+def test_attempts_are_child_processes(recipe_dir: RecipeDir) -> None:
     recipe_dir.recipe({"data": "{prompts: ./nowhere.jsonl}"})
     done = rlhf("run", "--attempts", "3", "recipe.yaml", cwd=recipe_dir.path)
     assert done.returncode == 2
     assert "nowhere.jsonl" in done.stderr
-    assert done.stderr.count("attempt 1 of 3 ended (bad_input); another attempt would meet the same") == 1
+    assert done.stderr.count("attempt 1 of 3 ended (bad_input); another attempt would fail in the same way") == 1
     assert "attempt 2" not in done.stderr
 
 
-def test_why_tells_of_a_run(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_why_explains_the_end_of_a_run(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     recipe_dir.recipe()
     assert main(["why", "runs/arith"]) == 2
     assert "not a run directory" in capsys.readouterr().err
@@ -188,7 +192,7 @@ def test_why_tells_of_a_run(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == (
         "runs/arith ended in attempt 1, 0 steps done (exit code 4)\n"
         "  worker_failed: reward rank 0 failed: boom\n"
-        "nothing was begun: run the recipe again\n"
+        "nothing to resume: run the recipe again\n"
     )
 
 
@@ -196,7 +200,7 @@ def test_why_tells_of_a_run(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture
 def test_a_users_file_that_would_hide_ours_is_named(
     name: str, recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the installed command runs: the current directory is not on its own path, and is on the actors'."""
+    """Run as the installed command: the current directory is not on its path, but on that of the actors."""
     recipe = recipe_dir.recipe()
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_text("raise SystemExit('the wrong one')\n")
@@ -208,7 +212,7 @@ def test_a_users_file_that_would_hide_ours_is_named(
     assert f"would be imported instead of this program's own package `{package}`" in done.stderr
     assert str(recipe_dir.path / name.partition("/")[0]) in done.stderr
     assert not Path("runs").exists()
-    # What a job uploads is in front of its actors' path; nobody listens at this address.
+    # A job's upload is first on the path of its actors. No server listens at this address.
     assert main(["submit", recipe, "--cluster", "http://127.0.0.1:1"]) == 2
     assert f"own package `{package}`" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""COMPARE.yaml: what it asks for, what is wrong with it, and that what is done is not done again."""
+"""COMPARE.yaml: its runs, its errors, and the reuse of complete runs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.font_manager  # noqa: F401 - finds its cache before a test moves HOME
+import matplotlib.font_manager  # noqa: F401 - builds its cache before a test changes HOME
 import pytest
 from recipe_dir import OFFLINE_DPO, RecipeDir
-from run_on_disk import live
+from run_on_disk import write_attempt
 from test_comparison import answers
 
 from orchestrator.cli.main import main
@@ -62,11 +62,11 @@ def test_every_setting_and_seed_is_a_run_of_its_own(comparison: Path) -> None:
     assert len({r.config.directory for r in runs}) == 6
 
 
-def test_the_one_of_the_quickstart_is_good() -> None:
-    found = load_comparison(ROOT / "configs" / "quickstart" / "compare.yaml")
-    assert {r.method for r in found.runs} == {"PPO", "GRPO", "offline DPO", "iterative DPO"}
-    assert {r.task for r in found.runs} == {"sorting", "words"}
-    known = read_known(ROOT / "configs" / "quickstart" / str(found.config.known))
+def test_the_comparison_of_the_quickstart_is_valid() -> None:
+    loaded = load_comparison(ROOT / "configs" / "quickstart" / "compare.yaml")
+    assert {r.method for r in loaded.runs} == {"PPO", "GRPO", "offline DPO", "iterative DPO"}
+    assert {r.task for r in loaded.runs} == {"sorting", "words"}
+    known = read_known(ROOT / "configs" / "quickstart" / str(loaded.config.known))
     assert [m.name for m in known.methods] == ["PPO", "GRPO", "offline DPO", "iterative DPO"]
 
 
@@ -83,7 +83,7 @@ def test_the_one_of_the_quickstart_is_good() -> None:
         ("compare-nothing-held-out", "{data.eval_prompts: ./heldout.jsonl}", "{}"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said(
+def test_errors_are_reported(
     comparison: Path,
     name: str,
     before: str,
@@ -96,15 +96,15 @@ def test_what_is_wrong_is_said(
     golden(name, capsys.readouterr().err)
 
 
-def test_what_is_done_is_not_done_again(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of six finished runs only the report is made; `rlhf run` would need a cluster, and a model that is one."""
+def test_complete_runs_are_reused(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that only the report of six complete runs is written: starting a run would need a cluster and a model."""
     for i, run in enumerate(load_comparison(comparison).runs):
         directory = RunDirectory.create(run.config, run.recipe.text)
-        live(directory, answers=answers(2.0 if run.method == "GRPO" else 0.2, i))
+        write_attempt(directory, answers=answers(2.0 if run.method == "GRPO" else 0.2, i))
     assert main(["compare", str(comparison)]) == 0
-    told = capsys.readouterr().out
-    assert told.count("complete, reused") == 6
-    assert "adding: GRPO ahead at equal compute" in told
+    printed = capsys.readouterr().out
+    assert printed.count("complete, reused") == 6
+    assert "adding: GRPO ahead at equal compute" in printed
     written = Path("runs/two")
     body = json.loads((written / "comparison.json").read_text())
     assert body["tasks"][0]["order"] == ["GRPO", "offline DPO"]
@@ -113,19 +113,19 @@ def test_what_is_done_is_not_done_again(comparison: Path, capsys: pytest.Capture
     assert (written / "report.md").read_text().startswith("# two\n")
 
 
-def test_a_run_that_is_lost_is_missing_and_said_to_be(comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = load_comparison(comparison)
-    for i, run in enumerate(found.runs[:-1]):
-        live(RunDirectory.create(run.config, run.recipe.text), answers=answers(1.0, i))
+def test_a_failed_run_is_reported_as_missing(comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_comparison(comparison)
+    for i, run in enumerate(loaded.runs[:-1]):
+        write_attempt(RunDirectory.create(run.config, run.recipe.text), answers=answers(1.0, i))
     monkeypatch.setattr("orchestrator.compare.runs.child_command", lambda *_: [sys.executable, "-c", "exit(3)"])
-    said: list[str] = []
-    outcome = run_comparison(found, say=said.append)
+    printed: list[str] = []
+    outcome = run_comparison(loaded, say=printed.append)
     assert [line.partition(":")[0] for line in outcome.lost] == ["adding, offline DPO, seed 1"]
-    assert any("exit code 3" in line for line in said)
-    assert "offline DPO, seed 1" in (found.config.directory / "report.md").read_text()
+    assert any("exit code 3" in line for line in printed)
+    assert "offline DPO, seed 1" in (loaded.config.directory / "report.md").read_text()
 
 
-# ------------------------------------------------------------------------------------------------ a known world
+# ------------------------------------------------------------------------------------------------ known optimum
 
 
 KNOWN = {
@@ -137,20 +137,20 @@ KNOWN = {
 }
 
 
-def test_what_a_method_misses_of_the_best_is_a_share(tmp_path: Path) -> None:
+def test_shortfall_is_a_share_of_the_possible_gain(tmp_path: Path) -> None:
     path = tmp_path / "known.json"
     path.write_text(json.dumps(KNOWN))
     known = read_known(path)
-    assert shortfall(known, known.methods[0]) == pytest.approx(0.25)  # half of 1 missing, and nothing: their mean
+    assert shortfall(known, known.methods[0]) == pytest.approx(0.25)  # mean of 1/2 and 0
     card = known_card(known)
-    assert "&lt;PPO&gt; misses 25.0 %" in card.picture
+    assert "&lt;PPO&gt; falls short by 25.0 %" in card.picture
     path.write_text("{}")
-    with pytest.raises(Exception, match="not the points of a world"):
+    with pytest.raises(Exception, match="not a file of known optima"):
         read_known(path)
     assert isinstance(known, KnownOptimum)
 
 
-def test_recipes_of_made_up_words_agree_on_all_but_the_method() -> None:
+def test_recipes_of_the_words_task_differ_only_in_the_method() -> None:
     recipes = [p for p in sorted((ROOT / "configs/quickstart/words").glob("*.yaml")) if p.stem != "base"]
     stages = [load(recipe).stages[-1] for recipe in recipes]
     assert len({(s.model.path, s.data.eval_prompts, s.rollout.max_completion_length) for s in stages}) == 1

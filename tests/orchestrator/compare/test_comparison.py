@@ -1,4 +1,4 @@
-"""The arithmetic of a comparison, by hand where it can be, and on methods whose order is planted."""
+"""The arithmetic of a comparison: by hand, and on simulated methods whose order is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from run_on_disk import run_on_disk
 
 from orchestrator.cli.main import main
-from orchestrator.compare.answer import Answer as Told
+from orchestrator.compare.answer import Answer as TaskAnswer
 from orchestrator.compare.answer import answer, at_equal_kl
 from orchestrator.compare.frontier import KlGap, beats, front_of, matchup, mixture_at, points_of
 from orchestrator.compare.page import Section, as_json, page
@@ -49,39 +49,40 @@ def curve(
     draw: int = 0,
     ends: float = 40.0,
 ) -> RunCurve:
-    """Whose answers get better by `gain` over 40 steps, at a KL that grows to `kl`; `luck` is how much a seed is worth.
-    A prompt's difficulty is shared by all."""
+    """Simulate a run whose gold score rises by `gain` over 40 steps, at a KL that grows to `kl`.
+
+    `luck` is the standard deviation between seeds. All runs share the difficulty of the prompts."""
     generator = np.random.default_rng([draw, seed, *map(ord, method + setting)])
     difficulty = np.random.default_rng(draw).normal(size=(N, 1))
-    fortune = luck * generator.normal()
+    offset = luck * generator.normal()
 
     def gold(share: float) -> np.ndarray:
-        return difficulty + share * (gain + fortune) + generator.normal(size=(N, K))
+        return difficulty + share * (gain + offset) + generator.normal(size=(N, K))
 
     evals = [eval_point(s, gold(s / 40), kl=kl * (s / 40) ** 2, spent=ends * s / 4) for s in (0, 20, 40)]
     name = f"{method}-{setting}-{seed}"
     return RunCurve(name=name, method=method, setting=setting, seed=seed, ended="all steps done", evals=tuple(evals))
 
 
-def field(*curves: RunCurve) -> TaskRuns:
+def task_runs(*curves: RunCurve) -> TaskRuns:
     base = np.concatenate([one.evals[0].gold for one in curves], axis=1)
     return TaskRuns(curves=curves, prompts=PROMPTS, base=base, mode="sampled", gold="the reward", kl_of="samples")
 
 
-def told(made: TaskRuns) -> Told:
-    return answer(made, task="sorting", about="", unit="worker")
+def compared(runs: TaskRuns) -> TaskAnswer:
+    return answer(runs, task="sorting", about="", unit="worker")
 
 
 # ------------------------------------------------------------------------------------------------ by hand
 
 
-def test_an_answer_beats_those_it_is_better_than() -> None:
+def test_win_rate_of_two_sets_of_answers() -> None:
     ours, theirs = np.asarray([[1.0, 2.0]]), np.asarray([[1.0, 0.0, 3.0]])
     assert beats(ours, theirs)[0] == pytest.approx((0.5 + 1 + 0 + 1 + 1 + 0) / 6)
     np.testing.assert_allclose(beats(ours, ours), [0.5])
 
 
-def test_the_front_is_what_nothing_beats_in_both() -> None:
+def test_the_front_has_the_points_that_none_beats_in_both() -> None:
     points = [(1.0, 0.6), (2.0, 0.55), (2.0, 0.7), (3.0, 0.7), None, (0.5, 0.4), (4.0, 0.9)]
     assert front_of(points) == [5, 0, 2, 6]
 
@@ -93,14 +94,14 @@ def test_between_two_evaluations_a_run_is_a_mixture() -> None:
     assert [(weight, m.step) for weight, m in found] == [(0.75, 20), (0.25, 40)]
     assert mixture_at(one, "device_seconds", 200.0) == [(1.0, one.evals[1])]
     assert mixture_at(one, "device_seconds", 405.0) == [(1.0, one.evals[2])]  # within the slack
-    assert mixture_at(one, "device_seconds", 450.0) is None  # nothing is extrapolated
+    assert mixture_at(one, "device_seconds", 450.0) is None  # no extrapolation
     unknown = eval_point(20, one.evals[1].gold, spent=math.nan)
     lost = RunCurve(name="", method="", setting="", seed=0, ended="", evals=(one.evals[0], unknown))
     assert mixture_at(lost, "device_seconds", 100.0) is None
 
 
-def test_seeds_are_drawn_beside_prompts() -> None:
-    """Of S seeds with no spread over prompts, the variance of the mean is that of the seeds over S, without bias."""
+def test_seeds_and_prompts_are_drawn_together() -> None:
+    """Check that without spread over prompts the variance of the mean of S seeds is their variance / S, unbiased."""
     seeds = np.asarray([0.0, 1.0, 2.0, 5.0])
     values = np.repeat(seeds[:, None], 50, 1)
 
@@ -123,74 +124,76 @@ def test_a_single_seed_leaves_the_interval_to_the_prompts() -> None:
 
 
 def test_points_of_a_method_are_over_its_seeds() -> None:
-    made = field(curve("PPO", "beta 1", 0, gain=1.0), curve("PPO", "beta 1", 1, gain=1.0))
-    middle, end = points_of(made, "PPO")
+    runs = task_runs(curve("PPO", "beta 1", 0, gain=1.0), curve("PPO", "beta 1", 1, gain=1.0))
+    middle, end = points_of(runs, "PPO")
     assert (middle.step, middle.is_end, end.step, end.is_end) == (20, False, 40, True)
     assert (middle.num_seeds, end.spent["device_seconds"], end.length) == (2, 400.0, 5.0)
     assert middle.kl is not None
     assert middle.kl.value == 1.0  # a quarter of 4
-    wins = [beats(one.evals[2].gold, made.base).mean() for one in made.curves]
+    wins = [beats(one.evals[2].gold, runs.base).mean() for one in runs.curves]
     assert end.win.value == pytest.approx(np.mean(wins))
     assert end.win.low < end.win.value < end.win.high
     assert middle.on_front
     assert end.on_front
 
 
-# ------------------------------------------------------------------------------------------------ planted
+# ------------------------------------------------------------------------------------------------ simulated methods
 
 
 def test_a_method_that_is_better_is_ahead() -> None:
-    made = field(*(curve(m, "", s, gain=g, luck=0.05) for m, g in (("PPO", 0.4), ("DPO", 1.2)) for s in range(3)))
-    found = told(made)
-    assert list(found.order) == ["DPO", "PPO"]
-    (only,) = found.matchups["device_seconds"]
+    methods = (("PPO", 0.4), ("DPO", 1.2))
+    result = compared(task_runs(*(curve(m, "", s, gain=g, luck=0.05) for m, g in methods for s in range(3))))
+    assert list(result.order) == ["DPO", "PPO"]
+    (only,) = result.matchups["device_seconds"]
     assert (only.ours, only.theirs, only.verdict) == ("DPO", "PPO", 1)
     # P(x + 0.8 > y) of two standard normals: Φ(0.8 / √2) = 0.714
     assert only.win.low < 0.714 < only.win.high
-    assert found.headline.startswith("DPO ahead at equal compute (400 worker-seconds): 7")
+    assert result.headline.startswith("DPO ahead at equal compute (400 worker-seconds): 7")
 
 
-def test_methods_that_are_equal_are_said_to_be() -> None:
-    """Nineteen times in twenty; three seeds leave the share of seeds itself uncertain."""
+def test_equal_methods_show_no_difference() -> None:
+    """Check the false positive rate, nominally one in twenty; with three seeds the interval itself is uncertain."""
     verdicts = []
     for draw in range(40):
         curves = [curve(m, "", s, gain=1.0, luck=0.1, draw=draw) for m in ("PPO", "DPO") for s in range(3)]
-        found = matchup(field(*curves), "PPO", "DPO", "device_seconds", 400.0)
-        assert found is not None
-        verdicts.append(found.verdict)
+        result = matchup(task_runs(*curves), "PPO", "DPO", "device_seconds", 400.0)
+        assert result is not None
+        verdicts.append(result.verdict)
     assert sum(v != 0 for v in verdicts) <= 6, verdicts
 
 
-def test_choosing_among_settings_does_not_make_a_winner() -> None:
-    """PPO has eight settings, all equal to DPO's one: were the best chosen by the prompts that judge it, its win rate
-    would be above ½."""
+def test_choosing_among_settings_is_no_advantage() -> None:
+    """Check a method with eight settings against an equal one with a single setting.
+
+    If the best setting were chosen on the prompts that judge it, its win rate would be above ½."""
     wins = []
     for draw in range(30):
         curves = [curve("PPO", f"b{i}", 0, gain=1.0, draw=draw) for i in range(8)]
-        found = matchup(field(*curves, curve("DPO", "", 0, gain=1.0, draw=draw)), "PPO", "DPO", "device_seconds", 400.0)
-        assert found is not None
-        wins.append(found.win.value)
+        runs = task_runs(*curves, curve("DPO", "", 0, gain=1.0, draw=draw))
+        result = matchup(runs, "PPO", "DPO", "device_seconds", 400.0)
+        assert result is not None
+        wins.append(result.win.value)
     assert abs(np.mean(wins) - 0.5) < 2.5 * np.std(wins) / math.sqrt(len(wins))
 
 
-def test_at_equal_cost_who_is_dearer_is_compared_where_it_was_then() -> None:
-    """Both gain alike by the step, but a step of PPO costs four times as much."""
-    cheap, dear = (curve(m, "", 0, gain=2.0, ends=e) for m, e in (("DPO", 40.0), ("PPO", 160.0)))
-    found = matchup(field(cheap, dear), "DPO", "PPO", "device_seconds", 400.0)
-    assert found is not None
-    assert found.verdict == 1
-    by_tokens = matchup(field(cheap, dear), "DPO", "PPO", "tokens", 4000.0)
+def test_at_equal_cost_the_expensive_method_is_compared_at_an_earlier_step() -> None:
+    """Check two methods with the same gain per step, of which PPO costs four times as much per step."""
+    cheap, expensive = (curve(m, "", 0, gain=2.0, ends=e) for m, e in (("DPO", 40.0), ("PPO", 160.0)))
+    result = matchup(task_runs(cheap, expensive), "DPO", "PPO", "device_seconds", 400.0)
+    assert result is not None
+    assert result.verdict == 1
+    by_tokens = matchup(task_runs(cheap, expensive), "DPO", "PPO", "tokens", 4000.0)
     assert by_tokens is not None
     assert by_tokens.verdict == 0
 
 
 def test_at_equal_kl_the_fronts_decide() -> None:
-    """The same gain at half the KL: at equal KL it is ahead, though at equal compute it is not."""
+    """Check a method with the same gain at half the KL: it is ahead at equal KL, but not at equal compute."""
     curves = [curve(m, "", s, gain=1.5, kl=k) for m, k in (("near", 4.0), ("far", 8.0)) for s in range(3)]
-    found = told(field(*curves))
-    (only,) = found.matchups["device_seconds"]
+    result = compared(task_runs(*curves))
+    (only,) = result.matchups["device_seconds"]
     assert only.verdict == 0
-    (sentence,) = [at_equal_kl(a, b, gaps) for (a, b), gaps in found.gaps.items()]
+    (sentence,) = [at_equal_kl(a, b, gaps) for (a, b), gaps in result.gaps.items()]
     assert "near ahead at" in sentence
     assert "far ahead" not in sentence
 
@@ -200,7 +203,7 @@ def gap(kl: float, low: float, high: float) -> KlGap:
 
 
 @pytest.mark.parametrize(
-    ("found", "sentence"),
+    ("gaps", "sentence"),
     [
         (
             [gap(5, -0.1, 0.1), gap(10, -0.02, 0.1)],
@@ -218,30 +221,30 @@ def gap(kl: float, low: float, high: float) -> KlGap:
         ),
         (
             [KlGap(kl=1, difference=None)],
-            "At equal KL nothing can be said of DPO and PPO: they were measured at different ones.",
+            "No comparison of DPO and PPO at equal KL: they were measured at different KLs.",
         ),
     ],
 )
-def test_what_holds_at_equal_kl_in_words(found: list[KlGap], sentence: str) -> None:
-    assert at_equal_kl("DPO", "PPO", found) == sentence
+def test_sentences_at_equal_kl(gaps: list[KlGap], sentence: str) -> None:
+    assert at_equal_kl("DPO", "PPO", gaps) == sentence
 
 
-def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
+def test_the_page_and_the_json_agree(tmp_path: Path) -> None:
     curves = [curve(m, x, s, gain=g) for m, x, g in (("PPO", "b1", 0.5), ("<DPO>", "b2", 1.0)) for s in (0, 1)]
-    made = told(field(*curves))
-    stories = []
+    result = compared(task_runs(*curves))
+    records = []
     for one in curves:
         from orchestrator.report.run_record import RunRecord
 
         name = one.name.strip("<>").replace("<", "").replace(">", "")
-        stories.append(RunRecord.read(run_on_disk(tmp_path, name), one.name))
-    section = Section(answer=made, stories=stories, lost=["PPO b3, seed 1: a worker failed"])
+        records.append(RunRecord.read(run_on_disk(tmp_path, name), one.name))
+    section = Section(answer=result, records=records, lost=["PPO b3, seed 1: a worker failed"])
     files = page("test", [section])
     html = files["report.html"]
-    body = as_json(made)
+    body = as_json(result)
     assert body["answer"].replace("<DPO>", "&lt;DPO&gt;") in html
     assert "<DPO>" not in html
-    assert "2 seeds: the spread between seeds is guessed from very few of them." in html
+    assert "2 seeds: the spread between seeds is estimated from very few of them." in html
     assert "PPO b3, seed 1: a worker failed" in html
     assert body["compared_at"] == {"device_seconds": 400.0, "seconds": 100.0, "tokens": 4000.0}
     assert len(body["points"]) == 4
@@ -249,8 +252,8 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path) -> None:
     shown = re.findall(r"!\[.*\]\((.*)\)", files["report.md"])
     assert shown == ["frontier-sorting.svg"]
     picture = ElementTree.fromstring(files["frontier-sorting.svg"])
-    told_names = [text.strip() for text in picture.itertext() if text.strip() in ("PPO", "<DPO>")]
-    assert sorted(told_names) == ["<DPO>", "PPO"]
+    names = [text.strip() for text in picture.itertext() if text.strip() in ("PPO", "<DPO>")]
+    assert sorted(names) == ["<DPO>", "PPO"]
     assert "var(" not in files["frontier-sorting.svg"]
 
 
@@ -296,21 +299,21 @@ def test_finished_runs_are_compared_without_a_cluster(
 ) -> None:
     runs = [str(d.path) for d in two_methods(tmp_path)]
     monkeypatch.chdir(tmp_path)
-    assert main(["compare", *runs, "--output", "told"]) == 0
+    assert main(["compare", *runs, "--output", "report"]) == 0
     printed = capsys.readouterr().out
     assert "GRPO ahead at equal" in printed
-    written = ["comparison.json", "frontier-told.svg", "report.html", "report.md"]
-    assert sorted(p.name for p in Path("told").iterdir()) == written
-    assert main(["compare", *runs, "--output", "told", "--gold", "gold"]) == 0
-    assert "PPO ahead at equal" in capsys.readouterr().out  # that scorer sees it the other way round
+    written = ["comparison.json", "frontier-report.svg", "report.html", "report.md"]
+    assert sorted(p.name for p in Path("report").iterdir()) == written
+    assert main(["compare", *runs, "--output", "report", "--gold", "gold"]) == 0
+    assert "PPO ahead at equal" in capsys.readouterr().out  # this scorer prefers the other method
 
 
-def test_greedy_answers_and_the_kl_of_the_batches_are_enough(tmp_path: Path, capsys: Any) -> None:
+def test_greedy_answers_and_the_kl_of_training_batches_are_enough(tmp_path: Path, capsys: Any) -> None:
     runs = [str(d.path) for d in two_methods(tmp_path, mode="greedy")]
-    assert main(["compare", *runs, "--output", str(tmp_path / "told")]) == 0
-    html = (tmp_path / "told" / "report.html").read_text()
-    assert "Answers are greedy ones" in html
-    assert "the batches that were learned from" in html
+    assert main(["compare", *runs, "--output", str(tmp_path / "report")]) == 0
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "The answers are greedy" in html
+    assert "The KL is measured on the training batches" in html
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,14 +321,14 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest
     changes = ["model.path=./another", "rollout.max_completion_length=7"]
     other = run_on_disk(tmp_path, "b", answers=answers(1.0, 0), overrides=changes)
     assert main(["compare", str(good.path), str(other.path)]) == 2
-    told = capsys.readouterr().err
-    assert "model.path is ./another in b and ./model in a" in told
-    assert "rollout.max_completion_length is 7 in b" in told
-    silent = run_on_disk(tmp_path, "c")
-    assert main(["compare", str(good.path), str(silent.path)]) == 2
+    errors = capsys.readouterr().err
+    assert "model.path is ./another in b and ./model in a" in errors
+    assert "rollout.max_completion_length is 7 in b" in errors
+    without_answers = run_on_disk(tmp_path, "c")
+    assert main(["compare", str(good.path), str(without_answers.path)]) == 2
     assert "set evaluation: {num_samples: 8}" in capsys.readouterr().err
     assert main(["compare", str(good.path)]) == 2
-    assert "give two runs or more" in capsys.readouterr().err
-    fellow = run_on_disk(tmp_path, "d", answers=answers(1.0, 0))
-    assert main(["compare", str(good.path), str(fellow.path), "--gold", "proxy"]) == 2
+    assert "give at least two runs" in capsys.readouterr().err
+    other_good = run_on_disk(tmp_path, "d", answers=answers(1.0, 0))
+    assert main(["compare", str(good.path), str(other_good.path), "--gold", "proxy"]) == 2
     assert "the scorers of this run are: gold, proxy" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every class of bad recipe gets its golden text and exit code 2. The B numbers are the catalogue's."""
+"""Golden error text and exit code 2 for every class of bad recipe. bad_input.py lists the classes by B number."""
 
 from __future__ import annotations
 

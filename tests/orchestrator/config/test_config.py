@@ -1,4 +1,4 @@
-"""Recipes that are good: stages, overrides, names, and what is resolved."""
+"""Valid recipes: stages, overrides, names, and the resolved config."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from shipped import RECIPES
 
 from orchestrator.cli.main import main
 from orchestrator.config import RunConfig, load, resolved
-from orchestrator.config.conflicts import RULES, conflicts
+from orchestrator.config.conflicts import RULES, find_conflicts
 from orchestrator.config.key_index import PEERS, all_keys, known_keys, suggest
 from orchestrator.config.recipe import from_resolved
 from orchestrator.errors import BadInput
-from workers.config import FunctionRewardConfig, ModelRewardConfig
-from workers.needs import NEEDS
+from workers.config import METHODS, FunctionRewardConfig, ModelRewardConfig
 
 BASE = """
 name: base
@@ -68,16 +67,16 @@ def test_a_config_is_frozen(recipe_dir: RecipeDir) -> None:
 
 def test_conflicts_cannot_be_written_in_python_either(recipe_dir: RecipeDir) -> None:
     (config,) = load(recipe_dir.recipe()).stages
-    assert conflicts(config) == []
-    with pytest.raises(ValidationError, match="nothing says how good they are"):
+    assert find_conflicts(config) == []
+    with pytest.raises(ValidationError, match="but nothing scores them"):
         RunConfig.model_validate({**dict(config), "reward": ()})
 
 
 def test_every_rule_on_conflicts_has_a_golden_text() -> None:
-    """The names of the rules, so that a new one is noticed here and gets its case in test_bad_recipes."""
-    names = "data_source reward steps batches lengths overlong dynamic_sampling roles sampling lora checkpoints"
+    """List the rules: a new one fails here until it gets its case in test_bad_recipes."""
+    names = "source reward steps evaluation batches lengths overlong dynamic_sampling roles sampling lora checkpoints"
     names += " reporting pair_loss teacher distillation"
-    assert [rule.__name__.removeprefix("_") for rule in RULES] == names.split()
+    assert [rule.__name__ for rule in RULES] == names.split()
 
 
 def test_resolved_is_complete_and_comes_back_equal(two_stages: Path) -> None:
@@ -126,7 +125,7 @@ def test_a_stage_starts_from_the_model_of_an_earlier_one(two_stages: Path) -> No
     assert final.model.path == str(base.model_directory) == "elsewhere/base/model"
     assert final.model.dtype == "float32"
     assert recipe.before(final) == (base,)
-    assert main(["validate", str(two_stages)]) == 0  # the model that is not there yet is not asked for
+    assert main(["validate", str(two_stages)]) == 0  # the model of an earlier stage need not exist yet
 
 
 def test_names_may_contain_dots(two_stages: Path) -> None:
@@ -142,14 +141,14 @@ def test_a_name_is_made_of_algorithm_model_and_content(two_stages: Path) -> None
     assert len(first) == len("grpo--base--") + 6
     assert first == again != other
     elsewhere = load(two_stages, ["cluster.device=cpu", "output_dir=x"]).stages[1].name
-    assert elsewhere == first  # where it runs is not what it is
+    assert elsewhere == first  # settings of where it runs are not part of the id
 
 
 def test_every_peers_spelling_leads_to_a_key_that_exists() -> None:
     assert {ours for answers in PEERS.values() for ours in answers} <= set(all_keys())
 
 
-@pytest.mark.parametrize("algorithm", NEEDS)
+@pytest.mark.parametrize("algorithm", METHODS)
 def test_a_missing_letter_is_forgiven_for_every_key(algorithm: str) -> None:
     data = {"algorithm": {"type": algorithm}}
     ambiguous = {

@@ -1,4 +1,4 @@
-"""Every setting is read by some code: one that nobody reads promises what does not happen."""
+"""Every setting is read by some code: a setting that no code reads has no effect."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from orchestrator.config import RunConfig, load, resolved
 from orchestrator.config.recipe import from_resolved
 from orchestrator.evaluation.suite import SuiteConfig
 
-WHOLE = [
-    "ModelConfig.trust_remote_code",  # never true: the type refuses it
-    "ScoringConfig.logprob_chunk_tokens",  # these four likewise
+NOT_READ_BY_NAME = [
+    "ModelConfig.trust_remote_code",  # always False: the type refuses True
+    "ScoringConfig.logprob_chunk_tokens",  # these four
     "ScoringConfig.num_ranks",
     "ScoringConfig.tokens_per_micro_batch",
     "ScoringConfig.zero_stage",
 ]
-"""Settings that no code reads by their name, each with its reason."""
+"""Settings that no code reads by name, each with the reason."""
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def classes(annotation: object) -> Iterator[type[BaseModel]]:
-    """The settings classes that an annotation names."""
+    """Yield the settings classes in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -37,20 +37,20 @@ def classes(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def mounted() -> dict[type[BaseModel], set[str]]:
-    """Every settings class, with the keys that its settings stand below."""
+    """Return every settings class with the keys under which it occurs."""
     found: dict[type[BaseModel], set[str]] = defaultdict(set)
-    left: list[tuple[type[BaseModel], str]] = [(RunConfig, ""), (SuiteConfig, ""), (CompareConfig, "")]
-    while left:
-        cls, key = left.pop()
+    queue: list[tuple[type[BaseModel], str]] = [(RunConfig, ""), (SuiteConfig, ""), (CompareConfig, "")]
+    while queue:
+        cls, key = queue.pop()
         if key in found[cls]:
             continue
         found[cls].add(key)
-        left += [(inner, name) for name, f in cls.model_fields.items() for inner in classes(f.annotation)]
+        queue += [(inner, name) for name, f in cls.model_fields.items() for inner in classes(f.annotation)]
     return found
 
 
 class Reads:
-    """What a file reads: attributes with what stands before them, and the names that it knows."""
+    """Attributes that a file reads, each with the name before it, and all names that it uses."""
 
     def __init__(self, path: Path) -> None:
         nodes = list(ast.walk(ast.parse(path.read_text())))
@@ -70,8 +70,11 @@ def _last(node: ast.expr) -> str:
 
 
 def unread(files: list[Reads], settings: dict[type[BaseModel], set[str]]) -> list[str]:
-    """Settings that no file reads. Of a name that several classes have, a file counts that knows the class, or that
-    reads it right behind the key that the class stands at."""
+    """Return the settings that no file reads.
+
+    A name that several classes have counts as read in a file that uses the class, or that reads it right after the key
+    under which the class occurs.
+    """
     owners: dict[str, set[type[BaseModel]]] = defaultdict(set)
     for cls in settings:
         for name in cls.model_fields:
@@ -80,7 +83,7 @@ def unread(files: list[Reads], settings: dict[type[BaseModel], set[str]]) -> lis
     for cls, keys in settings.items():
         known = {c.__name__ for c in cls.__mro__ if c not in (BaseModel, object)} - {"Settings"}
         for name in cls.model_fields:
-            alone = len({owner.__module__ for owner in owners[name]}) == 1  # one line reads it of all kinds of reward
+            alone = len({owner.__module__ for owner in owners[name]}) == 1  # e.g. read from all types of reward at once
             if not any(
                 name in file.attributes
                 and (alone or file.names & known or any((key, name) in file.pairs for key in keys))
@@ -94,7 +97,7 @@ def test_every_setting_is_read() -> None:
     files = [Reads(path) for package in ("orchestrator", "workers") for path in (ROOT / package).rglob("*.py")]
     alarms = {cls for cls in mounted() if cls.__module__ == "orchestrator.config.alarms"}  # read by name: RULES
     settings = {cls: keys for cls, keys in mounted().items() if cls not in alarms}
-    assert unread(files, settings) == WHOLE
+    assert unread(files, settings) == NOT_READ_BY_NAME
 
 
 def test_a_setting_that_nobody_reads_is_found(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_a_setting_that_nobody_reads_is_found(tmp_path: Path) -> None:
     assert unread(files, settings) == ["Workers.timeout_s"]
 
 
-def test_a_run_that_wrote_down_a_setting_that_is_gone_goes_on(recipe_dir: RecipeDir) -> None:
+def test_a_run_with_a_setting_that_was_removed_since_can_be_resumed(recipe_dir: RecipeDir) -> None:
     (config,) = load(recipe_dir.recipe()).stages
     old = resolved(config)
     old["reward_workers"]["timeout_s"] = 300.0

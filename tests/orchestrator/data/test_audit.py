@@ -1,4 +1,4 @@
-"""What is odd about data, against comparing every row with every other."""
+"""Suspicious rows, checked against a comparison of every row with every other one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PAIRS = st.lists(
 
 
 def seen(example: Example) -> tuple[str, ...]:
-    """As a reader sees it; only these texts occur."""
+    """Return the texts as a reader sees them, for the texts in TEXTS."""
     return tuple(str(t).strip().replace("e\u0301", "é") for t in (example.prompt.text, *example.completions))
 
 
@@ -53,7 +53,7 @@ def test_contradicting_rows_name_the_first_that_says_the_opposite(examples: list
 
 
 @given(PAIRS)
-def test_each_comparison_counts_once_with_what_was_said_of_it(examples: list[Example]) -> None:
+def test_each_comparison_counts_once_with_its_votes(examples: list[Example]) -> None:
     said = {seen(example) for example in examples}
     both = {claim for claim in said if (claim[0], claim[2], claim[1]) in said}
     votes = comparisons(examples)
@@ -91,7 +91,7 @@ def test_a_long_list_of_rows_is_short() -> None:
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> TokenCounter:
-    """One token per character; a prompt begins with one more; the model takes 40."""
+    """Tokenizer with one token per character and one more at the start of a prompt; the model takes 40."""
     vocabulary = {token: i for i, token in enumerate(["<s>", "<unk>", *"abc"])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
@@ -122,14 +122,15 @@ def test_what_is_no_tokenizer_is_not_known(content: str | None, tmp_path: Path) 
 
 
 def test_only_a_few_seconds_of_text_are_measured(tokens: TokenCounter) -> None:
-    found = lengths.of_prompts([prompt("a" * 60)] * 5, tokens, max_tokens=50, max_bytes=100)
+    found = lengths.measure_prompts([prompt("a" * 60)] * 5, tokens, max_tokens=50, max_bytes=100)
     assert (found.measured, found.dropped) == (2, [0, 1])
-    assert lengths.of_prompts([prompt("a" * 20)] * 5, tokens, max_tokens=50).measured == 5  # too short to be counted
+    found = lengths.measure_prompts([prompt("a" * 20)] * 5, tokens, max_tokens=50)
+    assert found.measured == 5  # too short to be tokenised
 
 
 def test_what_is_cut_leaves_room_for_the_end(tokens: TokenCounter) -> None:
-    """Prompt 4 tokens of 20: 16 are left, of which the end of the sequence takes one."""
+    """Leave 16 of 20 tokens after a prompt of 4; the end of the sequence takes one of them."""
     rows = [("a" * 15, "b"), ("a" * 16, "b"), ("a" * 16 + "b", "a" * 16 + "c"), ("a" * 15 + "b", "a" * 15 + "c")]
     examples = [Example(prompt=prompt("abc"), completions=row, scores=(1.0, 0.0)) for row in rows]
-    found = lengths.of_examples(examples, tokens, max_tokens=20)
-    assert (found.dropped, found.cut, found.equal) == ([], [1, 2, 3], [2])
+    found = lengths.measure_examples(examples, tokens, max_tokens=20)
+    assert (found.dropped, found.truncated, found.equal) == ([], [1, 2, 3], [2])

@@ -1,4 +1,4 @@
-"""Data that are good: TRL's formats, found from the data, and the order in which rows are taken."""
+"""Valid data: detection of TRL's formats, and the order of rows in batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recipe_dir import RecipeDir
 
 from orchestrator.data import batch_indices, read_examples, read_prompts
-from orchestrator.data.formats import COLUMNS, Format, common_beginning, detect
+from orchestrator.data.formats import COLUMNS, Format, common_length, detect
 from orchestrator.data.remarks import remarks
 from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput
@@ -116,7 +116,7 @@ def test_conversations_stay_conversations(read: Any) -> None:
     assert (example.prompt.text, example.completions) == ([user("1+1=")], ([assistant("2")], [assistant("3")]))
 
 
-def test_an_implicit_prompt_is_the_common_beginning(read: Any) -> None:
+def test_an_implicit_prompt_is_the_common_start(read: Any) -> None:
     (example,) = read("dpo", {"chosen": "The sky is blue.", "rejected": "The sky is green."})
     assert (example.prompt.text, example.completions) == ("The sky is", (" blue.", " green."))
     chosen, rejected = [user("a"), assistant("b")], [user("a"), assistant("c")]
@@ -167,7 +167,7 @@ def test_a_prompt_and_the_beginning_of_its_answers_are_one_conversation(
 )
 def test_a_prompt_that_contradicts_its_answers_is_refused(prompt: Any, beginning: Any, read: Any) -> None:
     row = {"prompt": prompt, "chosen": [*beginning, assistant("x")], "rejected": [*beginning, assistant("y")]}
-    with pytest.raises(BadInput, match=r"data\.jsonl:1: `chosen` begins with another turn than `prompt` has"):
+    with pytest.raises(BadInput, match=r"data\.jsonl:1: `chosen` starts with another message than `prompt`"):
         read("dpo", row)
 
 
@@ -205,12 +205,13 @@ def test_only_the_assistant_speaks_in_what_is_learned(answer: Any, read: Any) ->
         ("dpo", ("prompt", "chosen", "rejected")),
     ):
         rows = [{**plain, "chosen": [assistant("yes")]}, row]
-        with pytest.raises(BadInput, match=r"data\.jsonl:2: an answer has turns of users or tools in it"):
+        with pytest.raises(BadInput, match=r"data\.jsonl:2: a completion contains messages of users or tools"):
             read(algorithm, *({name: each[name] for name in columns} for each in rows))
     rated = {"prompt": [user("a")], "completions": [[assistant("no")], answer], "ratings": [1, 2]}
-    with pytest.raises(BadInput, match="an answer has turns of users or tools in it"):
+    with pytest.raises(BadInput, match="a completion contains messages of users or tools"):
         read("dpo", rated)
-    assert read("reward_model", row)[0].completions == (answer, [assistant("no")])  # it learns a number, and no token
+    # A reward model is trained on one number per text, not on tokens.
+    assert read("reward_model", row)[0].completions == (answer, [assistant("no")])
     several = [assistant("one"), assistant("two")]
     assert read("sft", {"prompt": [user("a")], "completion": several})[0].completions == (several,)
 
@@ -287,9 +288,9 @@ def test_detection_takes_the_most_particular_format() -> None:
 
 
 def test_a_space_before_the_difference_belongs_to_the_completions() -> None:
-    assert common_beginning("It is red", "It is blue") == len("It is")
-    assert common_beginning("same", "same again") == len("same")
-    assert common_beginning("a", "b") == 0
+    assert common_length("It is red", "It is blue") == len("It is")
+    assert common_length("same", "same again") == len("same")
+    assert common_length("a", "b") == 0
 
 
 @pytest.mark.parametrize(
@@ -325,7 +326,7 @@ def test_a_folder_that_datasets_saved(recipe_dir: RecipeDir) -> None:
 
 
 def test_a_huge_line_is_read_in_bounded_memory(recipe_dir: RecipeDir) -> None:
-    """A sparse file stands in for it; the row behind it is still read."""
+    """Read a sparse file with one huge line; the row after it is still read."""
     import tracemalloc
 
     path = recipe_dir.path / "p.jsonl"
@@ -359,7 +360,7 @@ def test_no_batch_has_a_row_twice(num_rows: int, batch_size: int, seed: int) -> 
 
 
 def test_the_order_changes_only_where_a_row_would_come_twice() -> None:
-    """Seed 0 shuffles 3 rows as 0 1 2, 2 1 0, …: the batch 2 2 became 2 1, and the 2 that it lost comes after it."""
+    """Shuffle 3 rows with seed 0 as 0 1 2, 2 1 0, …: the batch 2 2 becomes 2 1, and its second 2 comes after it."""
     assert batch_indices(3, 3, 1, seed=0).tolist() == [2, 1, 0]
     assert [batch_indices(3, 2, step, seed=0).tolist() for step in range(3)] == [[0, 1], [2, 1], [2, 0]]
 
@@ -374,7 +375,7 @@ def test_a_batch_depends_on_nothing_but_its_arguments() -> None:
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
-    """A run that was started last year resumes with the same rows."""
+    """Check that a run resumes with the same rows under later versions of numpy."""
     assert batch_indices(8, 8, 0, seed=0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
 
 
@@ -391,19 +392,21 @@ def test_rows_of_a_golden_file_read_the_same_twice(recipe_dir: RecipeDir) -> Non
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "weights", "told"),
+    ("good", "bad", "weights", "expected"),
     [
         (4, 4, {}, []),
         (4, 3, {}, []),  # 4/3
         (3, 6, {"desirable_weight": 2.0}, []),
-        (3, 6, {}, ["3 desirable and 6 undesirable rows weigh 0.50 to 1: with algorithm.desirable_weight from 2.00 to "
-                    "2.67 it would be 1 to 1.33, as KTO's authors advise"]),
-        (6, 3, {"undesirable_weight": 0.5}, ["6 desirable and 3 undesirable rows weigh 4.00 to 1: with "
-                    "algorithm.desirable_weight from 0.25 to 0.33 it would be 1 to 1.33, as KTO's authors advise"]),
+        (3, 6, {}, ["3 desirable and 6 undesirable rows have a weight ratio of 0.50: set "
+                    "algorithm.desirable_weight from 2.00 to 2.67 for the recommended 1 to 1.33"]),
+        (6, 3, {"undesirable_weight": 0.5}, ["6 desirable and 3 undesirable rows have a weight ratio of 4.00: set "
+                    "algorithm.desirable_weight from 0.25 to 0.33 for the recommended 1 to 1.33"]),
     ],
 )  # fmt: skip
-def test_unbalanced_feedback_is_remarked_on(good: int, bad: int, weights: dict[str, float], told: list[str]) -> None:
+def test_unbalanced_feedback_is_remarked_on(
+    good: int, bad: int, weights: dict[str, float], expected: list[str]
+) -> None:
     prompt = Prompt(id="p", text="")
     examples = [Example(prompt=prompt, completions=("a",), scores=(float(i < good),)) for i in range(good + bad)]
-    assert remarks(examples, KtoConfig.model_validate({"type": "kto", **weights})) == told
+    assert remarks(examples, KtoConfig.model_validate({"type": "kto", **weights})) == expected
     assert remarks(examples, SftConfig(type="sft")) == []

@@ -1,4 +1,4 @@
-"""What configs/quickstart/task.py writes is what its recipes need, and no set knows a prompt of another."""
+"""Data written by configs/quickstart/task.py: formats, answers, and sets without common prompts."""
 
 from __future__ import annotations
 

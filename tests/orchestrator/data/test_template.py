@@ -1,4 +1,4 @@
-"""Chat templates without transformers: the text and the tokens that transformers makes of the same files."""
+"""Chat templates without transformers: the same text and tokens as by transformers, from the same files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from templates import CHATML, GEMMA, LLAMA_3, MARKERS, MISTRAL, STYLES
 
+from configs.quickstart.tiny import bpe_tokenizer
 from orchestrator.data.template import ChatTemplate
 from orchestrator.data.tokens import TokenCounter
 from workers.config import ModelConfig
 from workers.conversation import TextError
-from workers.engines.hf_models import bpe_tokenizer
 from workers.engines.hf_text import TextCodec
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a<b": {}}}}}
@@ -59,7 +59,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def told(render: Callable[[], str]) -> str | Exception:
+def result(render: Callable[[], str]) -> str | Exception:
     try:
         return render()
     except Exception as error:
@@ -76,8 +76,8 @@ def test_templates_write_what_transformers_has_them_write(style: str, directory:
         for arguments in ARGUMENTS:
             for asked in (True, False):
                 how = {"add_generation_prompt": asked, **arguments}
-                expected = told(partial(theirs.tokenizer.apply_chat_template, messages, tokenize=False, **how))
-                found = told(partial(ours.tokenizer.render, messages, **how))
+                expected = result(partial(theirs.tokenizer.apply_chat_template, messages, tokenize=False, **how))
+                found = result(partial(ours.tokenizer.render, messages, **how))
                 if isinstance(expected, Exception):
                     assert isinstance(found, TextError)
                     assert str(expected) in found.what
@@ -126,7 +126,7 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
     (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("another file")
     assert write(ChatTemplate.of(tmp_path), user("a"), tools=[TOOL]) == "another file"
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(TextError, match="none is called default: tool_use"):
+    with pytest.raises(TextError, match="none of several is called default: tool_use"):
         write(ChatTemplate.of(tmp_path), user("a"))
 
 
@@ -137,7 +137,7 @@ def test_special_tokens_of_older_directories(tmp_path: Path) -> None:
     assert write(ChatTemplate.of(newer)) == "<new>"
 
 
-def test_what_a_template_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+def test_errors_of_a_template_keep_its_message(tmp_path: Path) -> None:
     for template, messages, why in (
         (GEMMA, [system("a"), user("b")], "System role not supported"),
         (MISTRAL, [user("a"), user("b")], "Conversation roles must alternate"),

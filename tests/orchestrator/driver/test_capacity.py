@@ -1,4 +1,4 @@
-"""What a run is told before its first model is loaded, by the GPUs that its cluster really has."""
+"""Check of a run against the GPUs of its cluster, before the first model is loaded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from orchestrator.errors import BadInput
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-class NumbersOnly(LocalCluster):
-    """A cluster that says which GPUs it has."""
+class ClusterOf(LocalCluster):
+    """Cluster with the given GPUs."""
 
     def __init__(self, *accelerators: str) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class NumbersOnly(LocalCluster):
         return self._accelerators
 
 
-def test_what_it_ran_on_is_written_down(tmp_path: Path) -> None:
-    check_capacity(load(CONFIGS / "8b/dpo.yaml").stages[-1], NumbersOnly("H100"), tmp_path)
+def test_the_devices_are_recorded(tmp_path: Path) -> None:
+    check_capacity(load(CONFIGS / "8b/dpo.yaml").stages[-1], ClusterOf("H100"), tmp_path)
     assert json.loads((tmp_path / "devices.json").read_text()) == {"cuda": True, "accelerators": ["H100"]}
 
 
@@ -36,22 +36,22 @@ def test_what_it_ran_on_is_written_down(tmp_path: Path) -> None:
     ("accelerators", "refused"),
     [
         (("A100-40G",), True),
-        (("A100-40G", "H100"), False),  # it may be placed on the larger ones
-        (("T4",), False),  # not known: no opinion
+        (("A100-40G", "H100"), False),  # the larger GPU counts
+        (("T4",), False),  # unknown to the planner: not checked
         (("T4", "A100-40G"), False),
         ((), False),  # a CPU
     ],
 )
-def test_only_what_is_known_not_to_fit_is_refused(tmp_path: Path, accelerators: tuple[str, ...], refused: bool) -> None:
+def test_a_role_that_does_not_fit_is_refused(tmp_path: Path, accelerators: tuple[str, ...], refused: bool) -> None:
     config = load(CONFIGS / "70b/dpo.yaml").stages[-1]  # 52.7 GB per learner rank
     if not refused:
-        check_capacity(config, NumbersOnly(*accelerators), tmp_path)
+        check_capacity(config, ClusterOf(*accelerators), tmp_path)
         return
     with pytest.raises(BadInput, match="policy does not fit: policy lacks"):
-        check_capacity(config, NumbersOnly(*accelerators), tmp_path)
-    assert (tmp_path / "devices.json").exists()  # whoever asks why finds what it was
+        check_capacity(config, ClusterOf(*accelerators), tmp_path)
+    assert (tmp_path / "devices.json").exists()  # recorded even so
 
 
-def test_a_model_that_nobody_knows_is_let_through(tmp_path: Path) -> None:
+def test_a_model_that_the_planner_does_not_know_is_not_checked(tmp_path: Path) -> None:
     config = load(CONFIGS / "70b/dpo.yaml", ["model.path=someone/unknown"]).stages[-1]
-    check_capacity(config, NumbersOnly("A100-40G"), tmp_path)
+    check_capacity(config, ClusterOf("A100-40G"), tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or they are none, and damage is found before anything is loaded."""
+"""Checkpoints: complete or ignored; damage is found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.rundir.manifest import State, list_checkpoints, verify
 
 
 class Saver:
-    """A policy of two ranks and a critic, and the checkpoints of their run."""
+    """Policy of two ranks and a critic, and a checkpointer for them."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.events: Events = []
@@ -52,7 +52,7 @@ def names(directory: Path) -> list[str]:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def test_a_checkpoint_holds_every_rank_the_state_and_what_they_are(saver: Saver, directory: Path) -> None:
+def test_a_checkpoint_holds_every_rank_the_state_and_a_manifest(saver: Saver, directory: Path) -> None:
     path = saver.save(3)
     assert path == directory / "step-3"
     assert saver.events == ["policy 0: save policy", "policy 1: save policy", "critic 0: save critic"]
@@ -65,36 +65,36 @@ def test_a_checkpoint_holds_every_rank_the_state_and_what_they_are(saver: Saver,
     assert verify(path) == ""
 
 
-def test_the_newest_few_are_kept(saver: Saver, directory: Path) -> None:
+def test_the_newest_checkpoints_are_kept(saver: Saver, directory: Path) -> None:
     saver.save(2, 10, 9, 11)
-    assert names(directory) == ["step-10", "step-11"]  # by number: 9 came after 10 and is older
+    assert names(directory) == ["step-10", "step-11"]  # by number: 9 was saved after 10 but is older
     assert [p.name for p in list_checkpoints(directory)] == ["step-10", "step-11"]
 
 
 def test_a_step_that_is_saved_again_is_replaced(saver: Saver, directory: Path) -> None:
     saver.save(3)
-    (directory / "step-3" / "left over").write_text("")
+    (directory / "step-3" / "leftover").write_text("")
     saver.save(3)
-    assert not (directory / "step-3" / "left over").exists()
+    assert not (directory / "step-3" / "leftover").exists()
     assert verify(directory / "step-3") == ""
 
 
 class DyingLearner(FakeLearner):
-    """Writes half a file and dies."""
+    """Learner that fails after it has written a file."""
 
     def save(self, directory: str, state: Any) -> None:
         super().save(directory, state)
         raise OSError("no space left on device")
 
 
-def test_a_failed_save_takes_nothing_away(saver: Saver, directory: Path) -> None:
+def test_a_failed_save_deletes_no_checkpoint(saver: Saver, directory: Path) -> None:
     saver.save(1, 2)
     broken: Any = LocalGang("policy", [DyingLearner([])])
     with pytest.raises(OSError, match="no space left"):
         Checkpointer(Learners(broken, None), directory, keep=1).save(State(next_step=3, reference_version=0))
-    assert names(directory) == ["step-1", "step-2"]  # and none of its bytes
+    assert names(directory) == ["step-1", "step-2"]  # nothing of the failed one
     assert newest(directory)[0].name == "step-2"
-    saver.save(3)  # and nothing of the failed one is in the next
+    saver.save(3)  # the next one is complete
     assert names(directory) == ["step-2", "step-3"]
 
 
@@ -116,7 +116,7 @@ def test_the_newest_is_found_with_its_state_and_loaded(saver: Saver, directory: 
     ]
 
 
-def test_what_was_not_finished_is_not_seen(saver: Saver, directory: Path) -> None:
+def test_an_incomplete_checkpoint_is_ignored(saver: Saver, directory: Path) -> None:
     saver.save(8)
     (directory / ".step-9.partial" / "policy").mkdir(parents=True)
     (directory / "step-10" / "policy").mkdir(parents=True)  # without a manifest
@@ -151,27 +151,27 @@ def test_damage_is_found_and_the_one_before_is_taken(
     path = saver.save(8, 9)
     damage(path / name)
     assert verify(path) == message
-    found, _, refused = newest(directory)
-    assert (found.name, refused) == ("step-8", [f"{path}: {message}"])
+    checkpoint, _, refused = newest(directory)
+    assert (checkpoint.name, refused) == ("step-8", [f"{path}: {message}"])
 
 
 def test_with_nothing_to_go_on_from_it_says_what_it_found(saver: Saver, directory: Path) -> None:
-    with pytest.raises(ResumeError, match="none was finished before the run stopped"):
+    with pytest.raises(ResumeError, match="none was completed before the run stopped"):
         newest(directory)
     flip(saver.save(8) / "state.json")
     with pytest.raises(ResumeError, match=r"step-8: state\.json is not what was written"):
         newest(directory)
 
 
-def test_one_that_the_ledger_calls_complete_and_nobody_sees_is_told(
+def test_a_missing_checkpoint_that_the_ledger_lists_is_reported(
     saver: Saver, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.driver.checkpoint.LAG_S", 0.0)
-    with pytest.raises(ResumeError, match="step-9: the ledger calls it complete, and it is not there"):
+    with pytest.raises(ResumeError, match="step-9: missing, although the ledger lists it as complete"):
         newest(directory, (9, 0))
     saver.save(8)
     path, _, refused = newest(directory, (9, 2))
-    told = f"{directory}/step-9-update-2: the ledger calls it complete, and it is not there"
-    assert (path.name, refused) == ("step-8", [told])
+    missing = f"{directory}/step-9-update-2: missing, although the ledger lists it as complete"
+    assert (path.name, refused) == ("step-8", [missing])
     saver.save(9, 10)
     assert [newest(directory, expected)[2] for expected in ((9, 0), (9, 2), (10, 0))] == [[], [], []]

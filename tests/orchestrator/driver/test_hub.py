@@ -1,4 +1,4 @@
-"""F36: a model hub that does not answer. Each case is a process of its own: what the hub is, its library reads once."""
+"""F36: a model hub that does not answer. Each case is a process: the hub's library reads its environment once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print("offline:", os.environ.get("HF_HUB_OFFLINE"), "ray" in sys.modules)
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """Takes connections, and answers none: as a network that swallows what is sent."""
+    """Endpoint that accepts connections and never answers, as with a network that drops packets."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -47,7 +47,7 @@ def refuses() -> str:
 
 
 @pytest.fixture
-def knows_nothing() -> Iterator[str]:
+def empty_hub() -> Iterator[str]:
     class NotFound(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(404)
@@ -60,7 +60,7 @@ def knows_nothing() -> Iterator[str]:
 
 @pytest.fixture
 def has_a_bert() -> Iterator[str]:
-    """Gives out one model, of a family that is refused."""
+    """Hub with one model, of a family that is refused."""
     files = {
         f"/api/models/{NAME}": {"id": NAME, "sha": COMMIT},
         f"/{NAME}/resolve/main/config.json": {"model_type": "bert", "max_position_embeddings": 512},
@@ -70,8 +70,8 @@ def has_a_bert() -> Iterator[str]:
         def do_GET(self) -> None:
             body = json.dumps(files.get(self.path, {})).encode()
             self.send_response(200 if self.path in files else 404)
-            told = {"Content-Length": str(len(body)), "ETag": f'"{len(body)}"', "X-Repo-Commit": COMMIT}
-            for name, value in told.items():
+            headers = {"Content-Length": str(len(body)), "ETag": f'"{len(body)}"', "X-Repo-Commit": COMMIT}
+            for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
@@ -94,11 +94,12 @@ def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 def environment(endpoint: str, home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RAY_"))}
-    return {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "no_proxy": "*"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RAY_"))}
+    return {**others, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "no_proxy": "*"}
 
 
-def told(recipe_dir: RecipeDir, endpoint: str, **variables: str) -> list[str]:
+def output_lines(recipe_dir: RecipeDir, endpoint: str, **variables: str) -> list[str]:
+    """Return what SCRIPT prints for a recipe with NAME as its model."""
     recipe_dir.recipe({"model": f"{{path: {NAME}}}"})
     variables = {**environment(endpoint, recipe_dir.path / "home"), **variables}
     command = [sys.executable, "-c", SCRIPT]
@@ -106,7 +107,7 @@ def told(recipe_dir: RecipeDir, endpoint: str, **variables: str) -> list[str]:
 
 
 def download(home: Path) -> Path:
-    """A copy as the hub's library keeps it."""
+    """Create a copy in the cache of the hub's library."""
     folder = home / "hub" / f"models--{NAME.replace('/', '--')}"
     snapshot = folder / "snapshots" / "0a1b"
     snapshot.mkdir(parents=True)
@@ -121,7 +122,7 @@ def download(home: Path) -> Path:
 def test_f36_without_a_copy_it_is_an_error_before_anything_is_started(
     recipe_dir: RecipeDir, hub: str, request: pytest.FixtureRequest
 ) -> None:
-    lines = told(recipe_dir, request.getfixturevalue(hub))
+    lines = output_lines(recipe_dir, request.getfixturevalue(hub))
     what = f"the model hub does not answer, and there is no copy of {NAME} on this machine"
     assert lines[0] == f"hub_unreachable: model.path: {what}"
     assert lines[1].startswith("  why: ")
@@ -131,40 +132,40 @@ def test_f36_without_a_copy_it_is_an_error_before_anything_is_started(
 
 def test_f36_a_copy_will_do(recipe_dir: RecipeDir, refuses: str) -> None:
     snapshot = download(recipe_dir.path / "home")
-    assert told(recipe_dir, refuses) == [
-        f"the model hub does not answer: {NAME} is taken from the cache ({snapshot})",
+    assert output_lines(recipe_dir, refuses) == [
+        f"the model hub does not answer: {NAME} is loaded from the cache ({snapshot})",
         "offline: 1 False",
     ]
     (snapshot / "model.safetensors").unlink()
-    assert told(recipe_dir, refuses)[0].startswith("hub_unreachable: "), "half a copy is none"
+    assert output_lines(recipe_dir, refuses)[0].startswith("hub_unreachable: "), "an incomplete copy does not count"
 
 
 def test_f36_workers_of_another_machine_have_a_cache_of_their_own(recipe_dir: RecipeDir, refuses: str) -> None:
-    lines = told(recipe_dir, refuses, RAY_ADDRESS="head:6379")
-    assert "workers look in theirs" in lines[0]
+    lines = output_lines(recipe_dir, refuses, RAY_ADDRESS="head:6379")
+    assert "workers use their own" in lines[0]
     assert lines[1] == "offline: 1 False"
 
 
-def test_a_model_that_the_hub_does_not_know(recipe_dir: RecipeDir, knows_nothing: str) -> None:
-    lines = told(recipe_dir, knows_nothing)
-    assert lines[0] == f"bad_input: model.path: the hub does not give out {NAME}"
+def test_a_model_that_the_hub_does_not_have(recipe_dir: RecipeDir, empty_hub: str) -> None:
+    lines = output_lines(recipe_dir, empty_hub)
+    assert lines[0] == f"bad_input: model.path: the hub has no accessible model {NAME}"
     assert lines[-1] == "offline: None False"
 
 
-def test_a_model_of_the_hub_is_looked_at_before_anything_is_started(recipe_dir: RecipeDir, has_a_bert: str) -> None:
-    lines = told(recipe_dir, has_a_bert)
+def test_a_model_of_the_hub_is_checked_before_anything_is_started(recipe_dir: RecipeDir, has_a_bert: str) -> None:
+    lines = output_lines(recipe_dir, has_a_bert)
     assert lines[0] == f"bad_input: model.path = {NAME}: models of type bert are not supported"
     assert lines[-1] == "offline: None False"
 
 
-def test_a_copy_of_a_model_of_the_hub_is_looked_at_when_the_hub_is_silent(recipe_dir: RecipeDir, refuses: str) -> None:
+def test_a_cached_model_is_checked_if_the_hub_does_not_answer(recipe_dir: RecipeDir, refuses: str) -> None:
     snapshot = download(recipe_dir.path / "home")
     (snapshot / "config.json").write_text('{"model_type": "bert"}')
-    lines = told(recipe_dir, refuses)
+    lines = output_lines(recipe_dir, refuses)
     assert any(f"model.path = {NAME}: models of type bert are not supported" in line for line in lines)
 
 
-def test_a_directory_is_nothing_to_ask_the_hub_for(recipe_dir: RecipeDir, refuses: str) -> None:
+def test_the_hub_is_not_asked_for_a_directory(recipe_dir: RecipeDir, refuses: str) -> None:
     recipe_dir.recipe()
     assert main(["validate", "recipe.yaml"]) == 0
     command = [sys.executable, "-c", SCRIPT]

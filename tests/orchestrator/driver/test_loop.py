@@ -1,4 +1,4 @@
-"""The loop against fakes, event by event: what happens in which order, and from which version of the weights."""
+"""Loop against fakes, event by event: the order of events, and the version of the weights in each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.driver import loop
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher
 from orchestrator.pipeline.reference import NoReference, ReferenceGang, Teacher
-from orchestrator.pipeline.roles import asks_states, gang_plans
+from orchestrator.pipeline.roles import gang_plans
 from orchestrator.pipeline.sources import DatasetSource, RolloutSource
 from workers.types import Example, Prompt, Sampling
 
@@ -30,12 +30,12 @@ SFT = {"type": "sft", "batch_size": 2, "max_steps": 3}
 def config(algorithm: dict[str, Any], **keys: Any) -> RunConfig:
     data = {"dataset": "rows.jsonl"} if algorithm["type"] == "sft" else {"prompts": "prompts.jsonl"}
     reward = [] if algorithm["type"] == "sft" else [{"type": "math"}]
-    whole = {"name": "test", "model": {"path": "m"}, "data": data, "algorithm": algorithm, "reward": reward, **keys}
-    return RunConfig.model_validate_json(json.dumps(whole))
+    body = {"name": "test", "model": {"path": "m"}, "data": data, "algorithm": algorithm, "reward": reward, **keys}
+    return RunConfig.model_validate_json(json.dumps(body))
 
 
 class Run:
-    """A run of fakes: `events` is its story from the first step on."""
+    """Run of fakes. `events` are its events from the first step on."""
 
     def __init__(self, run: RunConfig, **stand_ins: Callable[..., Any]) -> None:
         self.events: Events = []
@@ -70,7 +70,7 @@ class Run:
 
     def _reference_policy(self, run: RunConfig, gangs: dict[str, Any]) -> Any:
         if "teacher" in gangs:
-            return Teacher(gangs["teacher"], temperature=0.5, states=asks_states(run))
+            return Teacher(gangs["teacher"], temperature=0.5, states=run.algorithm.needs_teacher_states)
         if "reference" not in gangs:
             return NoReference()
         return ReferenceGang(
@@ -82,10 +82,10 @@ class Run:
         )
 
     def _source(self, run: RunConfig, gangs: dict[str, Any]) -> Any:
-        begun, max_steps = self.parts["reference_policy"].begin, self._max_steps
+        on_begin, max_steps = self.parts["reference_policy"].begin, self._max_steps
         if "dataset" in gangs:
             rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS]
-            return DatasetSource(gangs["dataset"], rows, batch_size=2, seed=0, max_steps=max_steps, begun=begun)
+            return DatasetSource(gangs["dataset"], rows, batch_size=2, seed=0, max_steps=max_steps, on_begin=on_begin)
         return RolloutSource(
             gangs["rollout"],
             gangs.get("reward"),
@@ -94,15 +94,15 @@ class Run:
             prompts_per_step=2,
             max_staleness=run.max_staleness,
             max_steps=max_steps,
-            begun=begun,
+            on_begin=on_begin,
         )
 
-    def go(self, first_step: int = 0, max_steps: int | None = None, **parts: Any) -> bool:
-        whole = loop.Parts(**{**self.parts, **parts})
-        return loop.run(whole, first_step=first_step, max_steps=max_steps or self._max_steps)
+    def go(self, steps_done: int = 0, max_steps: int | None = None, **parts: Any) -> bool:
+        all_parts = loop.Parts(**{**self.parts, **parts})
+        return loop.run(all_parts, steps_done=steps_done, max_steps=max_steps or self._max_steps)
 
 
-# ------------------------------------------------------------------------------------------------ stories
+# ------------------------------------------------------------------------------------------------ order of events
 
 
 def test_a_synchronous_run() -> None:
@@ -230,7 +230,7 @@ def test_rounds_of_iterative_dpo_move_the_reference(tmp_path: Path, monkeypatch:
     assert [(m["ref/age"], m["ref/refreshed"]) for m in run.recorder.metrics] == [(0, 0), (0, 1)]
 
 
-def test_a_dataset_has_nobody_to_publish_to() -> None:
+def test_a_run_on_a_dataset_publishes_nothing() -> None:
     run = Run(config(SFT))
     assert run.go(max_steps=2)
     assert run.events == [
@@ -250,42 +250,42 @@ def test_a_dataset_has_nobody_to_publish_to() -> None:
     ]
 
 
-# ------------------------------------------------------------------------------------------------ its ends
+# ------------------------------------------------------------------------------------------------ end of the loop
 
 
 def answers(*values: Any) -> Callable[[], Any]:
-    """Gives one value per call; a test whose script runs out fails."""
+    """Return a function that gives one value per call, and fails when it has no more."""
     script: Iterator[Any] = iter(values)
     return lambda: next(script)
 
 
-def test_a_stop_is_heard_between_steps() -> None:
+def test_a_stop_takes_effect_between_steps() -> None:
     run = Run(config(GRPO))
     assert not run.go(stop=answers(False, False, True))
     assert run.events[-1] == "committed 1"
     assert "planned 2" not in run.events
 
 
-def test_a_resumed_run_takes_the_batches_of_its_own_steps() -> None:
+def test_a_resumed_run_takes_the_batches_of_the_steps_that_are_left() -> None:
     run = Run(config(GRPO))
-    assert run.go(first_step=2)
+    assert run.go(steps_done=2)
     assert run.events[:2] == ["planned 2", "rollout 0: generate p2 p0 from v0"]
     assert [e for e in run.events if e.startswith("committed")] == ["committed 2"]
 
 
 class DyingLearner(FakeLearner):
     def step(self, step: int, *scored: Any, **more: Any) -> Any:
-        raise RuntimeError("the optimiser has gone")
+        raise RuntimeError("the optimiser failed")
 
 
-def test_what_fails_is_not_committed() -> None:
+def test_a_step_that_fails_is_not_committed() -> None:
     run = Run(config(GRPO), policy=DyingLearner)
-    with pytest.raises(RuntimeError, match="the optimiser has gone"):
+    with pytest.raises(RuntimeError, match="the optimiser failed"):
         run.go()
     assert run.events[-1] == "arrived 0"
 
 
-def test_the_driver_s_own_time_is_what_it_did_not_wait() -> None:
+def test_the_driver_s_own_time_excludes_waiting() -> None:
     run = Run(config(GRPO))
     run.go(max_steps=1, waited_s=answers(10.0, 12.5))
     (metrics,) = run.recorder.metrics

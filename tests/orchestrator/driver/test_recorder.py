@@ -1,4 +1,4 @@
-"""What a step leaves behind: ledger, metrics, rounds, samples, evaluations and checkpoints."""
+"""Recorder: ledger, metrics, rounds, samples, evaluations and checkpoints of each step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import pytest
 from fakes import Events, EventSink, experience
 
 from orchestrator.cluster.local import Done
+from orchestrator.config import RunConfig
 from orchestrator.driver.checkpoint import Pace
+from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.recorder import Recorder
+from orchestrator.driver.resume import ResumePoint
 from orchestrator.driver.rollouts import Rollouts
 from orchestrator.driver.summary import idle_warning, serve_command
 from orchestrator.evaluation.held_out import Evaluation
@@ -33,21 +36,36 @@ from workers.types import Drift, Metrics, Sample, Scores
 SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4", reward=1.0, version=0, finish="stop", length=2)
 
 
-class ScriptedHeldOut:
+class ScriptedEvaluator:
+    """Evaluator whose reward is 0.625, and 0.125 more each time."""
+
     role = "rollout"
 
-    """Finds a reward of 0.5, and 0.125 more each time."""
-
     def __init__(self, events: Events) -> None:
-        self._events, self._found = events, 0.5
+        self._events, self._reward = events, 0.5
 
     def evaluate(self) -> Evaluation:
         self._events.append("evaluated")
-        self._found += 0.125
-        return Evaluation(metrics={"eval/reward": self._found}, samples=(SAMPLE,))
+        self._reward += 0.125
+        return Evaluation(metrics={"eval/reward": self._reward}, samples=(SAMPLE,))
 
 
-class RememberingCheckpointer:
+def config(*, evaluate_every: int | None, rounds: bool, max_device_seconds: float | None) -> RunConfig:
+    body = {
+        "name": "test",
+        "model": {"path": "m"},
+        "data": {"prompts": "prompts.jsonl", "eval_prompts": "eval.jsonl"},
+        "algorithm": {"type": "dpo" if rounds else "grpo", "prompts_per_step": 2, "max_steps": 5},
+        "reward": [{"type": "math"}],
+        "evaluation": {"every": evaluate_every},
+        "max_device_seconds": max_device_seconds,
+    }
+    return RunConfig.model_validate_json(json.dumps(body))
+
+
+class RecordingCheckpointer:
+    """Checkpointer that keeps the states it is to save."""
+
     def __init__(self, events: Events) -> None:
         self._events = events
         self.states: list[State] = []
@@ -64,56 +82,69 @@ class RememberingCheckpointer:
 
 
 class RecorderFixture:
-    """A recorder with everything it writes to."""
+    """Recorder of the second attempt of a run, with everything it writes to."""
 
-    def __init__(self, path: Path, *, held_out: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        evaluated: bool = True,
+        sampled: bool = True,
+        steps_done: int = 0,
+        reference_version: int = 0,
+        max_steps: int = 5,
+        evaluate_every: int | None = 2,
+        pace: Pace | None = None,
+        rounds: bool = False,
+        max_device_seconds: float | None = None,
+    ) -> None:
         self.events: Events = []
         self.directory = RunDirectory(path)
         self.ledger = Ledger.open(self.directory.ledger)
         self.sink = EventSink(self.events)
-        self.checkpointer = RememberingCheckpointer(self.events)
+        self.checkpointer = RecordingCheckpointer(self.events)
         self.rollouts = Rollouts(self.directory.rollouts, self.ledger, attempt=2, note=self.sink.note)
-        parts: tuple[Any, ...] = (
-            self.directory,
-            self.ledger,
-            Monitor([JsonlSink(MetricsFile(self.directory.metrics)), self.sink]),
-            self.checkpointer,
-            ScriptedHeldOut(self.events) if held_out else None,
+        attempt = AttemptContext(
+            number=2,
+            config=config(evaluate_every=evaluate_every, rounds=rounds, max_device_seconds=max_device_seconds),
+            directory=self.directory,
+            ledger=self.ledger,
+            monitor=Monitor([JsonlSink(MetricsFile(self.directory.metrics)), self.sink]),
         )
-        given = {
-            "attempt": 2,
-            "steps_done": 0,
-            "num_tokens": 0.0,
-            "max_steps": 5,
-            "evaluate_every": 2,
-            "pace": Pace(2),
-            "rollouts": self.rollouts,
-            "rounds": False,
-            **settings,
-        }
-        self.recorder = Recorder(*parts, **given)
+        state = State(next_step=steps_done, reference_version=reference_version)
+        checkpointer: Any = self.checkpointer
+        self.recorder = Recorder(
+            attempt,
+            ResumePoint(checkpoint=None, state=state, about={}),
+            checkpointer,
+            ScriptedEvaluator(self.events) if evaluated else None,
+            max_steps=max_steps,
+            pace=pace or Pace(2),
+            rollouts=self.rollouts if sampled else None,
+        )
 
-    def step(self, step: int, decision: Decision | None = None, **metrics: float) -> None:
-        """One step of the loop; `_` stands for `/` in the names of metrics."""
-        self.recorder.planned(step)
-        self.recorder.arrived(step, self.sampled(step))
-        self.recorder.trained(step, decision)
+    def step(self, index: int, decision: Decision | None = None, **metrics: float) -> None:
+        """Record one step of the loop. `_` stands for `/` in the names of metrics."""
+        self.recorder.planned(index)
+        self.recorder.arrived(index, self.sampled(index))
+        self.recorder.trained(index, decision)
         given: Metrics = {"timing/step": 0.5, "num_tokens": 100.0, "num_updates": 1.0}
-        self.recorder.committed(step, given | {n.replace("_", "/"): v for n, v in metrics.items()}, None)
+        self.recorder.committed(index, given | {n.replace("_", "/"): v for n, v in metrics.items()}, None)
 
-    def sampled(self, step: int) -> PendingBatch:
-        """One completion of one prompt, and its score, as the workers leave them behind."""
-        place, made = self.rollouts.place(step, 0), experience([([7], [[1, 2]])], logprobs=[-1.0, -2.0], version=step)
+    def sampled(self, index: int) -> PendingBatch:
+        """Write one completion of one prompt and its score to disk, as the workers do."""
+        prefix = self.rollouts.file_prefix(index, 0)
+        made = experience([([7], [[1, 2]])], logprobs=[-1.0, -2.0], version=index)
         scores = Scores(rewards=np.ones(1, np.float32), by_scorer={"one": np.ones(1, np.float32)})
-        write_experience(f"{place}rollout-0", made)
-        write_scores(f"{place}reward-0", scores)
+        write_experience(f"{prefix}rollout-0", made)
+        write_scores(f"{prefix}reward-0", scores)
         pending = PendingBatch(
             experience=[Done(made)],
             scores=[Done(scores)],
-            kept=(f"{place}rollout-0",),
-            kept_scores=(f"{place}reward-0",),
+            file_stems=(f"{prefix}rollout-0",),
+            score_file_stems=(f"{prefix}reward-0",),
         )
-        self.rollouts.begun(step, pending)
+        self.rollouts.register(index, pending)
         return pending
 
     def rows(self) -> list[dict[str, Any]]:
@@ -128,10 +159,10 @@ def recorded(tmp_path: Path) -> RecorderFixture:
     return RecorderFixture(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ facts and cadence
+# ------------------------------------------------------------------------------------------------ facts and intervals
 
 
-def test_the_facts_of_a_turn_in_order(recorded: RecorderFixture) -> None:
+def test_the_facts_of_a_step_in_order(recorded: RecorderFixture) -> None:
     recorded.step(0)
     facts = ["PLANNED", "GENERATED", "SCORED", "TRAINED", "PUBLISHED", "COMMITTED"]
     assert recorded.facts() == [(fact, 1) for fact in facts]
@@ -149,8 +180,8 @@ def test_a_checkpoint_is_named_in_the_ledger_when_it_is_there(recorded: Recorder
 def test_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_path: Path) -> None:
     recorded = RecorderFixture(tmp_path, evaluate_every=2, pace=Pace(3))
     recorded.recorder.baseline()
-    for step in range(5):
-        recorded.step(step)
+    for index in range(5):
+        recorded.step(index)
     assert [e for e in recorded.events if e.startswith(("told", "saved", "evaluated"))] == [
         "evaluated",
         "told of 0",
@@ -173,16 +204,16 @@ def test_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_p
     ]
 
 
-def test_without_a_cadence_only_the_ends_are_evaluated(tmp_path: Path) -> None:
+def test_without_an_interval_only_the_ends_are_evaluated(tmp_path: Path) -> None:
     recorded = RecorderFixture(tmp_path, evaluate_every=None)
     recorded.recorder.baseline()
-    for step in range(5):
-        recorded.step(step)
+    for index in range(5):
+        recorded.step(index)
     assert [r["step"] for r in recorded.rows() if "eval/reward" in r] == [0, 5]
 
 
-def test_without_held_out_prompts_nothing_is_evaluated(tmp_path: Path) -> None:
-    recorded = RecorderFixture(tmp_path, held_out=False, evaluate_every=1)
+def test_without_an_evaluator_nothing_is_evaluated(tmp_path: Path) -> None:
+    recorded = RecorderFixture(tmp_path, evaluated=False, evaluate_every=1)
     recorded.recorder.baseline()
     recorded.step(0)
     assert [r["step"] for r in recorded.rows()] == [1]
@@ -206,7 +237,7 @@ def test_a_state_is_saved_once(recorded: RecorderFixture) -> None:
         (Decision(action="keep", reason="", version=3), 3),
         (Decision(action="refresh", reason="", version=4), 4),
     ],
-    ids=["not asked yet", "kept", "refreshed"],
+    ids=["no decision yet", "kept", "refreshed"],
 )
 def test_a_checkpoint_knows_the_reference(tmp_path: Path, decision: Decision | None, version: int) -> None:
     recorded = RecorderFixture(tmp_path, steps_done=4, reference_version=3)
@@ -218,8 +249,8 @@ def test_a_checkpoint_knows_the_reference(tmp_path: Path, decision: Decision | N
 
 
 @pytest.mark.parametrize("sampled", [True, False])
-def test_who_is_busy(tmp_path: Path, sampled: bool) -> None:
-    recorded = RecorderFixture(tmp_path, held_out=False, **({} if sampled else {"rollouts": None}))
+def test_phases_of_a_step(tmp_path: Path, sampled: bool) -> None:
+    recorded = RecorderFixture(tmp_path, evaluated=False, sampled=sampled)
     recorded.recorder.planned(0)
     assert recorded.events == (["rollout is generating"] if sampled else [])
     recorded.recorder.arrived(0, recorded.sampled(0))
@@ -231,15 +262,16 @@ def test_who_is_busy(tmp_path: Path, sampled: bool) -> None:
 # ------------------------------------------------------------------------------------------------ metrics
 
 
-def test_tokens_add_up_over_turns_and_attempts(tmp_path: Path) -> None:
-    recorded = RecorderFixture(tmp_path, num_tokens=1000.0)
-    recorded.step(0)
+def test_tokens_add_up_over_steps_and_attempts(tmp_path: Path) -> None:
+    MetricsFile(RunDirectory(tmp_path).metrics).append(1, {"num_tokens": 1000.0})  # by an earlier attempt
+    recorded = RecorderFixture(tmp_path, steps_done=1)
     recorded.step(1)
-    assert [r["num_tokens"] for r in recorded.rows()] == [1100, 1200]
-    assert [r["throughput/tokens_per_s"] for r in recorded.rows()] == [200, 200]  # 100 in half a second
+    recorded.step(2)
+    assert [r["num_tokens"] for r in recorded.rows()] == [1000, 1100, 1200]
+    assert [r["throughput/tokens_per_s"] for r in recorded.rows()[1:]] == [200, 200]  # 100 in half a second
 
 
-def test_scorers_are_told_by_name_leaving_out_what_they_passed_on(recorded: RecorderFixture) -> None:
+def test_metrics_of_each_scorer_leave_out_completions_without_a_score(recorded: RecorderFixture) -> None:
     scores = [
         Scores(
             rewards=np.float32([1, 3]),
@@ -262,11 +294,11 @@ def test_scorers_are_told_by_name_leaving_out_what_they_passed_on(recorded: Reco
     assert "rewards/silent/mean" not in row
 
 
-def test_the_first_turn_that_learned_nothing_is_told(recorded: RecorderFixture) -> None:
-    for step, updates in enumerate((4.0, 0.0, 0.0)):
-        recorded.recorder.committed(step, {"timing/step": 1.0, "num_updates": updates}, None)
-    told = [event for event in recorded.events if "learned nothing" in str(event)]
-    assert told == ["step 2 learned nothing: no group of completions had rewards that differ enough"]
+def test_the_first_step_without_an_update_is_reported(recorded: RecorderFixture) -> None:
+    for index, updates in enumerate((4.0, 0.0, 0.0)):
+        recorded.recorder.committed(index, {"timing/step": 1.0, "num_updates": updates}, None)
+    notes = [event for event in recorded.events if "made no update" in str(event)]
+    assert notes == ["step 2 made no update: no group of completions had rewards that differ enough"]
 
 
 def test_the_end_of_a_run_tells_the_share_of_turns_that_learned_nothing() -> None:
@@ -275,7 +307,7 @@ def test_the_end_of_a_run_tells_the_share_of_turns_that_learned_nothing() -> Non
         *({"step": i + 1, "num_updates": n} for i, n in enumerate((4.0, 0.0, 0.0))),
     ]
     (warning,) = idle_warning(rows, "step")
-    assert warning.startswith("warning: 2 of 3 steps (67%) learned nothing, because")
+    assert warning.startswith("warning: 2 of 3 steps (67%) made no update, because")
     assert idle_warning(rows[:2], "step") == []
 
 
@@ -319,7 +351,7 @@ def test_a_round_is_written_with_its_decision(tmp_path: Path) -> None:
     assert recorded.rows()[0]["round/index"] == 2
 
 
-def test_where_a_step_is_no_round_no_round_is_written(recorded: RecorderFixture) -> None:
+def test_without_rounds_no_round_is_written(recorded: RecorderFixture) -> None:
     recorded.step(0)
     assert recorded.recorder.pairs_file(0) is None
     assert not (recorded.directory.path / "rounds").exists()
@@ -330,7 +362,7 @@ def test_where_a_step_is_no_round_no_round_is_written(recorded: RecorderFixture)
 
 
 def placed(recorded: RecorderFixture) -> None:
-    """On so many devices that a millisecond of work is more than any budget here."""
+    """Place the run on so many devices that a millisecond of work exceeds any budget here."""
     recorded.ledger.append(Fact.placed, attempt=2, step=0, devices={"policy": 1e9})
 
 
@@ -364,7 +396,7 @@ def test_what_earlier_attempts_spent_counts(tmp_path: Path) -> None:
 
 
 class ScriptedClock:
-    """Stands still until it is moved."""
+    """Clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -377,32 +409,32 @@ class ScriptedClock:
 
 
 def saved_at(clock: ScriptedClock, path: Path, minutes: list[float], *, save_s: float = 0.0) -> list[int]:
-    """The turns after which there was a checkpoint, when turn i takes `minutes[i]` and saving takes `save_s`."""
-    recorded = RecorderFixture(path, pace=Pace(None, clock), max_steps=99, held_out=False, evaluate_every=None)
+    """Return the steps that are followed by a checkpoint, if index i takes `minutes[i]` and saving takes `save_s`."""
+    recorded = RecorderFixture(path, pace=Pace(None, clock), max_steps=99, evaluated=False, evaluate_every=None)
     recorded.checkpointer.while_saving = lambda: clock.move(save_s)
-    for step, took in enumerate(minutes):
-        clock.move(60 * took)
-        recorded.step(step)
+    for index, duration in enumerate(minutes):
+        clock.move(60 * duration)
+        recorded.step(index)
     return [step for fact, step in recorded.facts() if fact == "CHECKPOINT"]
 
 
 def test_by_the_clock_a_checkpoint_is_due_ten_minutes_after_the_last(tmp_path: Path) -> None:
-    """4, 8, 12: the third turn; then 4, 8, 12 again."""
+    """Minutes 4, 8, 12: the third step; then 4, 8, 12 again."""
     assert saved_at(ScriptedClock(), tmp_path, [4.0] * 7) == [3, 6]
 
 
-def test_a_turn_that_is_longer_than_that_is_saved(tmp_path: Path) -> None:
+def test_each_step_that_takes_longer_is_saved(tmp_path: Path) -> None:
     assert saved_at(ScriptedClock(), tmp_path, [30.0, 30.0]) == [1, 2]
 
 
 def test_a_checkpoint_that_takes_long_is_rare(tmp_path: Path) -> None:
-    """Two minutes of saving are 5 % of 2 + 38: the next is due after 38 minutes of work, four turns of ten."""
+    """Two minutes of saving are 5 % of 2 + 38: the next is due after 38 minutes of work, four steps of ten minutes."""
     assert saved_at(ScriptedClock(), tmp_path, [10.0] * 9, save_s=120.0) == [1, 5, 9]
 
 
-def test_the_last_turn_is_saved_whatever_the_clock_says(tmp_path: Path) -> None:
+def test_the_last_step_is_saved_whatever_the_clock_says(tmp_path: Path) -> None:
     recorded = RecorderFixture(
-        tmp_path, pace=Pace(None, ScriptedClock()), max_steps=2, held_out=False, evaluate_every=None
+        tmp_path, pace=Pace(None, ScriptedClock()), max_steps=2, evaluated=False, evaluate_every=None
     )
     recorded.step(0)
     recorded.step(1)

@@ -1,4 +1,4 @@
-"""A run may go on with other hardware; what it learns is never changed."""
+"""Overrides on resume: hardware may change, settings of training may not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.rundir.directory import RunDirectory
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
-    whole = {
+    body = {
         "name": "a",
         "output_dir": str(tmp_path),
         "model": {"path": "m"},
@@ -24,13 +24,13 @@ def directory(tmp_path: Path) -> RunDirectory:
         "reward": [{"type": "math"}],
         "policy": {"num_ranks": 2},
     }
-    return RunDirectory.create(RunConfig.model_validate_json(json.dumps(whole)), "")
+    return RunDirectory.create(RunConfig.model_validate_json(json.dumps(body)), "")
 
 
-def test_where_it_runs_may_change_and_is_kept(directory: RunDirectory) -> None:
+def test_hardware_may_change_and_is_recorded(directory: RunDirectory) -> None:
     new = apply_overrides(directory, ["policy.num_ranks=1", "checkpoint.keep=5"])
     assert (new.policy.num_ranks, new.checkpoint.keep) == (1, 5)
-    assert directory.config().policy.num_ranks == 2  # nothing is written before the run is held
+    assert directory.config().policy.num_ranks == 2  # nothing is written before the attempt holds the lock
     assert record_overrides(directory, new) == {"checkpoint.keep": 5, "policy.num_ranks": 1}
     assert directory.config() == new
     assert record_overrides(directory, new) == {}
@@ -46,13 +46,13 @@ def test_what_it_learns_may_not(directory: RunDirectory) -> None:
     assert "policy.num_ranks" in caught.value.problems[0].fix
 
 
-def test_a_slip_is_named(directory: RunDirectory) -> None:
+def test_a_misspelt_override_is_named(directory: RunDirectory) -> None:
     with pytest.raises(BadInput, match="num_rank"):
         apply_overrides(directory, ["policy.num_rank=1"])
 
 
-def test_every_key_that_may_change_is_one() -> None:
+def test_every_key_that_may_change_exists() -> None:
     from orchestrator.config.key_index import all_keys
 
-    known = set(all_keys())
-    assert [key for key in MAY_CHANGE if key not in known and not any(k.startswith(f"{key}.") for k in known)] == []
+    keys = set(all_keys())
+    assert [key for key in MAY_CHANGE if key not in keys and not any(k.startswith(f"{key}.") for k in keys)] == []

@@ -1,4 +1,4 @@
-"""Attempt after attempt: which ends are gone on from, what is said, and that nothing stays behind."""
+"""Supervisor: when another attempt is started, what is reported, and that no process is left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.errors import Superseded
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.incidents import read_incidents
 
-LIFE = Path(__file__).parents[1] / "fake_attempt.py"
+FAKE_ATTEMPT = Path(__file__).parents[1] / "fake_attempt.py"
 
 
 def ended(cause: str, reached: int, run: str = "grpo") -> Ended:
@@ -24,37 +24,37 @@ def ended(cause: str, reached: int, run: str = "grpo") -> Ended:
 
 
 @pytest.mark.parametrize(
-    ("now", "before", "left", "go_on", "reason"),
+    ("now", "before", "left", "retry", "reason"),
     [
         (ended("worker_failed", 3), None, 2, True, "2 attempts left"),
         (ended("killed", 0), None, 1, True, "one attempt left"),
         (ended("worker_failed", 3), None, 0, False, "no attempts are left"),
-        (ended("bad_input", 0), None, 2, False, "another attempt would meet the same: bad_input"),
-        (ended("disk_full", 3), None, 2, False, "another attempt would meet the same: disk_full"),
-        (ended("superseded", 3), None, 2, False, "another attempt would meet the same: superseded"),
-        (ended("user", 3), None, 2, False, "another attempt would meet the same: user"),
+        (ended("bad_input", 0), None, 2, False, "another attempt would fail in the same way: bad_input"),
+        (ended("disk_full", 3), None, 2, False, "another attempt would fail in the same way: disk_full"),
+        (ended("superseded", 3), None, 2, False, "another attempt would fail in the same way: superseded"),
+        (ended("user", 3), None, 2, False, "another attempt would fail in the same way: user"),
         (ended("killed", 3), ended("worker_failed", 3), 2, False, "two attempts in a row ended after step 3, without"),
         (ended("killed", 0), ended("killed", 0), 2, False, "ended before the first step was done, without any"),
         (ended("killed", 4), ended("killed", 3), 2, True, "2 attempts left"),
-        # It went back to a checkpoint and came less far: another place, so perhaps another cause.
+        # It resumed from a checkpoint and got less far: another step, so perhaps another cause.
         (ended("killed", 2), ended("killed", 3), 2, True, "2 attempts left"),
-        # The next stage of a recipe is at its first step: that is progress.
+        # It failed at the first step of the recipe's next stage: that is progress.
         (ended("killed", 0, run="dpo"), ended("killed", 0, run="base"), 2, True, "2 attempts left"),
     ],
 )
-def test_the_rule(now: Ended, before: Ended | None, left: int, go_on: bool, reason: str) -> None:
+def test_the_rule(now: Ended, before: Ended | None, left: int, retry: bool, reason: str) -> None:
     verdict = judge(now, before, attempts_left=left)
-    assert verdict.go_on == go_on
+    assert verdict.retry == retry
     assert reason in verdict.reason
 
 
-class Told:
-    """What a supervisor of `endings` came to."""
+class SupervisedRun:
+    """Supervisor of fake attempts with these endings, after it has ended, and what it printed."""
 
     def __init__(self, directory: Path, *endings: str, attempts: int = 3) -> None:
-        self.said: list[str] = []
-        command = [sys.executable, str(LIFE), str(directory), *endings]
-        self.code = Supervisor(command, [directory], attempts=attempts, say=self.said.append).run()
+        self.lines: list[str] = []
+        command = [sys.executable, str(FAKE_ATTEMPT), str(directory), *endings]
+        self.code = Supervisor(command, [directory], attempts=attempts, say=self.lines.append).run()
         self.run = RunDirectory(directory)
 
     @property
@@ -62,80 +62,82 @@ class Told:
         return self.run.read_exit() or {}
 
 
-def test_a_run_that_fails_and_is_killed_comes_to_its_end(tmp_path: Path) -> None:
-    told = Told(tmp_path / "run", "2:worker_failed", "4:kill", "done")
-    assert told.code == 0
-    assert (told.exit["cause"], told.exit["attempt"]) == ("completed", 3)
-    assert told.said == [
+def test_a_run_that_fails_and_is_killed_is_completed(tmp_path: Path) -> None:
+    supervised = SupervisedRun(tmp_path / "run", "2:worker_failed", "4:kill", "done")
+    assert supervised.code == 0
+    assert (supervised.exit["cause"], supervised.exit["attempt"]) == ("completed", 3)
+    assert supervised.lines == [
         "attempt 1 of 3 ended (worker_failed); 2 attempts left: starting attempt 2 of 3",
         "attempt 2 of 3 ended (killed); one attempt left: starting attempt 3 of 3",
     ]
-    incidents = read_incidents(told.run.incidents)
+    incidents = read_incidents(supervised.run.incidents)
     assert [(i.attempt, i.step, i.action) for i in incidents] == [(1, 2, "next attempt"), (2, 4, "next attempt")]
     assert incidents[0].what == "it was worker_failed"
     assert "was killed by SIGKILL" in incidents[1].what
 
 
-def test_the_last_exit_is_told_by_the_supervisor_where_the_driver_could_not(tmp_path: Path) -> None:
-    told = Told(tmp_path / "run", "1:kill", "3:kill", attempts=2)
-    assert told.code == told.exit["exit_code"] == 128 + signal.SIGKILL
-    assert (told.exit["cause"], told.exit["attempt"], told.exit["step"]) == ("killed", 2, 3)
-    assert told.exit["first_cause"]["role"] == "driver"
-    assert f"(pid {told.exit['first_cause']['pid']}) was killed by SIGKILL" in told.exit["message"]
-    assert "giving up" in told.said[-1]
+def test_the_supervisor_writes_exit_json_if_the_driver_could_not(tmp_path: Path) -> None:
+    supervised = SupervisedRun(tmp_path / "run", "1:kill", "3:kill", attempts=2)
+    assert supervised.code == supervised.exit["exit_code"] == 128 + signal.SIGKILL
+    assert (supervised.exit["cause"], supervised.exit["attempt"], supervised.exit["step"]) == ("killed", 2, 3)
+    assert supervised.exit["first_cause"]["role"] == "driver"
+    assert f"(pid {supervised.exit['first_cause']['pid']}) was killed by SIGKILL" in supervised.exit["message"]
+    assert "giving up" in supervised.lines[-1]
 
 
-def test_a_driver_that_ends_without_a_word_is_followed_by_another(tmp_path: Path) -> None:
-    told = Told(tmp_path / "run", "1:quiet", "done")
-    assert told.code == 0
-    assert "without a word" in read_incidents(told.run.incidents)[0].what
+def test_a_driver_that_exits_without_exit_json_is_followed_by_another(tmp_path: Path) -> None:
+    supervised = SupervisedRun(tmp_path / "run", "1:quiet", "done")
+    assert supervised.code == 0
+    assert "without writing exit.json" in read_incidents(supervised.run.incidents)[0].what
 
 
 @pytest.mark.parametrize(("cause", "code"), [("bad_input", 2), ("error", 1)])
-def test_what_would_be_met_again_is_not_tried_again(tmp_path: Path, cause: str, code: int) -> None:
-    told = Told(tmp_path / "run", f"1:{cause}", "done")
-    assert (told.code, told.exit["attempt"]) == (code, 1)
-    assert f"another attempt would meet the same: {cause}: giving up" in told.said[0]
+def test_a_failure_that_would_repeat_is_not_retried(tmp_path: Path, cause: str, code: int) -> None:
+    supervised = SupervisedRun(tmp_path / "run", f"1:{cause}", "done")
+    assert (supervised.code, supervised.exit["attempt"]) == (code, 1)
+    assert f"another attempt would fail in the same way: {cause}: giving up" in supervised.lines[0]
 
 
-def test_two_attempts_that_come_to_the_same_step_are_the_last(tmp_path: Path) -> None:
-    told = Told(tmp_path / "run", "2:worker_failed", attempts=9)
-    assert (told.code, told.exit["attempt"]) == (4, 2)
-    assert "two attempts in a row ended after step 2, without any progress: giving up" in told.said[-1]
-    assert read_incidents(told.run.incidents)[-1].action == "gave up"
+def test_two_attempts_that_end_at_the_same_step_are_the_last(tmp_path: Path) -> None:
+    supervised = SupervisedRun(tmp_path / "run", "2:worker_failed", attempts=9)
+    assert (supervised.code, supervised.exit["attempt"]) == (4, 2)
+    assert "two attempts in a row ended after step 2, without any progress: giving up" in supervised.lines[-1]
+    assert read_incidents(supervised.run.incidents)[-1].action == "gave up"
 
 
-def test_an_exit_of_an_attempt_before_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_the_exit_json_of_an_earlier_attempt_is_not_used(tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    subprocess.run([sys.executable, str(LIFE), str(directory), "2:worker_failed"], check=False)
+    subprocess.run([sys.executable, str(FAKE_ATTEMPT), str(directory), "2:worker_failed"], check=False)
     refuses = [sys.executable, "-c", "import sys; sys.exit(2)"]
-    said: list[str] = []
-    assert Supervisor(refuses, [directory], attempts=3, say=said.append).run() == 2
-    assert said == ["attempt 1 of 3 ended (bad_input); another attempt would meet the same: bad_input: giving up"]
-
-
-def test_nothing_is_written_down_for_a_driver_that_was_superseded(tmp_path: Path) -> None:
-    told = Told(tmp_path / "run", "2:superseded", "done")
-    assert told.code == Superseded.exit_code
-    assert told.said == [
-        "attempt 1 of 3 ended (superseded); another attempt would meet the same: superseded: giving up"
+    lines: list[str] = []
+    assert Supervisor(refuses, [directory], attempts=3, say=lines.append).run() == 2
+    assert lines == [
+        "attempt 1 of 3 ended (bad_input); another attempt would fail in the same way: bad_input: giving up"
     ]
-    assert told.exit == {}
-    assert read_incidents(told.run.incidents) == []
 
 
-def test_no_process_of_an_attempt_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "CLEAN_UP_S", 0.2)  # it will not go by itself
-    told = Told(tmp_path / "run", "1:orphan", "done")
-    assert told.code == 0
+def test_nothing_is_written_for_a_driver_that_was_superseded(tmp_path: Path) -> None:
+    supervised = SupervisedRun(tmp_path / "run", "2:superseded", "done")
+    assert supervised.code == Superseded.exit_code
+    assert supervised.lines == [
+        "attempt 1 of 3 ended (superseded); another attempt would fail in the same way: superseded: giving up"
+    ]
+    assert supervised.exit == {}
+    assert read_incidents(supervised.run.incidents) == []
+
+
+def test_no_process_of_an_attempt_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "CLEAN_UP_S", 0.2)  # the orphan does not end by itself
+    supervised = SupervisedRun(tmp_path / "run", "1:orphan", "done")
+    assert supervised.code == 0
     state = Path("/proc", (tmp_path / "run" / "orphan").read_text(), "stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
-def test_a_signal_is_handed_on_and_ends_it_all(tmp_path: Path) -> None:
+def test_a_signal_is_forwarded_and_ends_the_supervisor(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from orchestrator.driver.supervise import Supervisor\n"
-        f"command = [sys.executable, {str(LIFE)!r}, {str(tmp_path / 'run')!r}, '1:wait']\n"
+        f"command = [sys.executable, {str(FAKE_ATTEMPT)!r}, {str(tmp_path / 'run')!r}, '1:wait']\n"
         f"sys.exit(Supervisor(command, [Path({str(tmp_path / 'run')!r})], attempts=3, say=print).run())\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as supervisor:
@@ -143,5 +145,5 @@ def test_a_signal_is_handed_on_and_ends_it_all(tmp_path: Path) -> None:
         assert supervisor.stdout.readline() == "waiting\n"
         supervisor.terminate()
         assert supervisor.wait() == 143
-        assert supervisor.stdout.read() == "", "it was asked to end: nothing is started, nothing is to be said"
+        assert supervisor.stdout.read() == "", "no attempt is started after the signal"
     assert RunDirectory(tmp_path / "run").last_attempt == 1

@@ -1,4 +1,4 @@
-"""Evaluations and rankings in one process: the real reward workers, scoring ranks and files, a sampler of torch."""
+"""Evaluations and rankings in one process: real reward workers, scoring ranks and files, with a sampler in torch."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "workers"))
 
 import cpu_run
 
+from configs.quickstart.tiny import character_tokenizer, create_model
 from orchestrator.errors import BadInput, JudgeFailed
 from orchestrator.evaluation import rank as ranking
 from orchestrator.evaluation.evaluate import EvaluationSpec, evaluate, spec
@@ -30,23 +31,22 @@ from orchestrator.evaluation.result import Result, read_result, read_samples
 from orchestrator.evaluation.rows import Row
 from orchestrator.evaluation.show import show
 from orchestrator.evaluation.suite import Suite, SuiteConfig
-from workers.engines import hf_models
 
 pytestmark = pytest.mark.slow
 
 ALPHABET = cpu_run.ALPHABET
-NO_REFUSAL = {"type": "refusal", "patterns": ["^a"]}  # what a model of eight letters can say
+NO_REFUSAL = {"type": "refusal", "patterns": ["^a"]}  # something that a model of eight letters can write
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and its twin, another one of the same family, one of another, prompts, prompts to refuse."""
+    """Write a model, a copy of it, another model of the family, one of another family, and both kinds of prompts."""
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("task")
     cpu_run.write_task(directory)
     shutil.copytree(directory / "model", directory / "twin")
-    hf_models.create_model(directory / "other", cpu_run.SHAPE, hf_models.character_tokenizer(ALPHABET), seed=1)
-    hf_models.create_model(directory / "stranger", cpu_run.SHAPE, hf_models.character_tokenizer("xyzabcde>"), seed=1)
+    create_model(directory / "other", cpu_run.SHAPE, character_tokenizer(ALPHABET), seed=1)
+    create_model(directory / "stranger", cpu_run.SHAPE, character_tokenizer("xyzabcde>"), seed=1)
     rows = [{"prompt": f"{a}{b}{a}>"} for a in "abcd" for b in "efgh"]
     (directory / "harmful.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return directory
@@ -72,11 +72,11 @@ def run(given: Suite, models: EvaluationSpec, output: Path) -> tuple[Result, lis
 
 
 def log_prob(path: Path, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> float:
-    """By transformers alone, one completion at a time."""
+    """Compute log p(tokens | prompt) with transformers alone."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    whole = torch.tensor([[*prompt, *tokens]])
+    ids = torch.tensor([[*prompt, *tokens]])
     with torch.no_grad():
-        logps = (model(whole).logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+        logps = (model(ids).logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
     return float(logps.gather(1, torch.tensor(tokens)[:, None]).sum())
 
 
@@ -88,7 +88,7 @@ def test_a_whole_evaluation(task: Path, tmp_path: Path) -> None:
     safety = {"harmful": str(task / "harmful.jsonl"), "benign": str(task / "prompts.jsonl"), "refusal": NO_REFUSAL}
     found, rows = run(suite(task, **safety), models, tmp_path / "out")
 
-    # 5 prompts: once greedily and three times sampled, by each of two models; 5 more of each kind to refuse.
+    # 5 prompts, answered once greedily and three times sampled by each of two models; 5 more of each refusal set.
     counted = [(r.model, r.prompt_set, r.mode) for r in rows]
     assert {key: counted.count(key) for key in set(counted)} == {
         (model, prompt_set, mode): count
@@ -120,10 +120,11 @@ def test_a_whole_evaluation(task: Path, tmp_path: Path) -> None:
     won = [np.sign((r.reward or 0) - (theirs[r.prompt_id].reward or 0)) / 2 + 0.5 for r in greedy]
     assert found.win_rates["greedy/win_rate/letters_a"].value == pytest.approx(np.mean(won))
 
-    told = found.models
-    assert told["model"]["path"] == str(task / "other")
-    assert told["model"]["weights"].keys() == {"model.safetensors"}
-    assert told["against"]["sha256"] == told["base"]["sha256"] != told["model"]["sha256"]
+    models_written = found.models
+    assert models_written["model"]["path"] == str(task / "other")
+    assert models_written["model"]["weights"].keys() == {"model.safetensors"}
+    against, base = models_written["against"], models_written["base"]
+    assert against["sha256"] == base["sha256"] != models_written["model"]["sha256"]
     assert found.prompts["prompts"]["rows"] == 5
     assert found.cost["generated_tokens"] == sum(len(r.tokens) for r in rows)
     assert found.suite["config"]["rollout"]["temperature"] == 0.9
@@ -141,13 +142,13 @@ def test_the_kl_is_of_exact_log_probabilities_at_the_sampling_temperature(task: 
     assert all(not row.log_ratios for row in rows if row.mode == "greedy")
 
 
-def test_a_model_is_no_way_from_its_twin(task: Path, tmp_path: Path) -> None:
+def test_the_kl_to_a_copy_of_the_model_is_zero(task: Path, tmp_path: Path) -> None:
     models = spec(str(task / "twin"), against="base", base=str(task / "model"), reference=str(task / "twin"))
     found, _ = run(suite(task), models, tmp_path / "out")
     assert found.figures["model"]["kl/base"].value == pytest.approx(0, abs=1e-6)
     assert found.figures["model"]["kl/reference"].value == 0.0
     assert found.figures["against"]["kl/base"].value == 0.0
-    # The same prompts with the same seeds: the same completions, so every pair is a tie.
+    # Equal prompts and seeds give equal completions, so every pair is a tie.
     assert {name: f.value for name, f in found.win_rates.items() if "win_rate" in name} == {
         f"{mode}/{kind}/letters_a": pytest.approx(0.5)
         for mode in ("greedy", "sampled")
@@ -167,7 +168,7 @@ def test_the_same_evaluation_gives_the_same_rows_and_another_seed_others(task: P
     assert rows != others
 
 
-def test_what_is_not_known_is_said(task: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_in_the_remarks(task: Path, tmp_path: Path) -> None:
     found, _ = run(
         suite(task, rollout={"max_prompt_length": 8, "max_completion_length": 6}),
         spec(str(task / "other")),
@@ -189,7 +190,7 @@ def test_prompts_that_are_too_long_are_counted(task: Path, tmp_path: Path) -> No
     )
     assert {row.prompt for row in samples} == {"ab>"}
     assert found.prompts["prompts"]["dropped"] == 1
-    assert any("1 of prompts are longer" in remark for remark in found.remarks)
+    assert any("prompts: 1 prompts are left out" in remark for remark in found.remarks)
     assert found.figures["model"]["greedy/reward"].low is None, "one prompt has no interval"
 
 
@@ -197,8 +198,8 @@ def test_prompts_that_are_too_long_are_counted(task: Path, tmp_path: Path) -> No
 
 
 def test_a_judge_decides_pairs(task: Path, tmp_path: Path) -> None:
-    with endpoint(longer) as told:
-        judge = {"url": told.url, "model": "gold", "name": "longer"}
+    with endpoint(longer) as server:
+        judge = {"url": server.url, "model": "gold", "name": "longer"}
         models = spec(str(task / "other"), against=str(task / "model"))
         found, rows = run(suite(task, judge=judge), models, tmp_path / "out")
     greedy = [r for r in rows if r.mode == "greedy"]
@@ -213,8 +214,8 @@ def test_a_judge_decides_pairs(task: Path, tmp_path: Path) -> None:
 
 
 def test_a_judge_that_fails_loses_nothing_else(task: Path, tmp_path: Path) -> None:
-    with endpoint(lambda body, n: (401, b"no")) as told:
-        judge = {"url": told.url, "model": "gold"}
+    with endpoint(lambda body, n: (401, b"no")) as server:
+        judge = {"url": server.url, "model": "gold"}
         models = spec(str(task / "other"), against=str(task / "model"))
         with pytest.raises(JudgeFailed, match="HTTP 401"):
             run(suite(task, judge=judge), models, tmp_path / "out")
@@ -227,10 +228,10 @@ def test_a_judge_that_fails_loses_nothing_else(task: Path, tmp_path: Path) -> No
 
 def test_the_judges_key_is_written_nowhere(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_ACCESS", "correct-horse-battery")
-    with endpoint(lambda body, n: (200, verdict("A" if shown(body)["answer_a"] else "B"))) as told:
-        judge = {"url": told.url, "model": "gold", "api_key_env": "JUDGE_ACCESS"}
+    with endpoint(lambda body, n: (200, verdict("A" if shown(body)["answer_a"] else "B"))) as server:
+        judge = {"url": server.url, "model": "gold", "api_key_env": "JUDGE_ACCESS"}
         run(suite(task, judge=judge), spec(str(task / "other"), against=str(task / "model")), tmp_path / "out")
-        assert told.headers[0]["Authorization"] == "Bearer correct-horse-battery"
+        assert server.headers[0]["Authorization"] == "Bearer correct-horse-battery"
     for path in (tmp_path / "out").iterdir():
         assert "correct-horse" not in path.read_text()
 
@@ -267,14 +268,14 @@ def test_everything_that_is_wrong_is_said_before_anything_starts(task: Path, tmp
 
 def test_a_result_is_never_written_over(task: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text("{}")
-    with pytest.raises(BadInput, match="there is a result already"):
+    with pytest.raises(BadInput, match="the directory has a result already"):
         run(suite(task), spec(str(task / "model")), tmp_path)
     with pytest.raises(BadInput, match="not an evaluation"):
         read_result(tmp_path)
 
 
-def test_a_base_that_nobody_knows(task: Path) -> None:
-    with pytest.raises(BadInput, match="no base is known"):
+def test_an_unknown_base_is_refused(task: Path) -> None:
+    with pytest.raises(BadInput, match="the base is unknown"):
         spec(str(task / "model"), against="base")
 
 
@@ -288,12 +289,12 @@ def test_a_run_knows_its_base_and_its_reference(task: Path, tmp_path: Path) -> N
     models = spec(str(run_directory), against="base")
     assert (models.model.name, models.model.path) == ("run", str(run_directory / "model"))
     assert models.base == str(task / "model")
-    # Three rounds with a new reference for each: the last one learned against the policy of the second.
+    # Three rounds, each with a new reference: the last round trained against the policy of the second.
     assert models.reference == str(run_directory / "reference" / "version-2")
     assert spec(str(run_directory / "model")).base == models.base
     ranked = ranking.settings(models.model, str(task / "prompts.jsonl"), 4, 0.1, ["rollout.max_prompt_length=5"])
     lengths = (ranked.rollout.max_prompt_length, ranked.rollout.max_completion_length)
-    assert lengths == (5, settings.rollout.max_completion_length), "as in the run, but for what is asked"
+    assert lengths == (5, settings.rollout.max_completion_length), "the run's lengths, except for the override"
     shutil.rmtree(run_directory / "reference")
     assert spec(str(run_directory)).reference is None
     found, _ = run(suite(task), replace(models, against=None), tmp_path / "out")
@@ -324,9 +325,11 @@ def test_a_ranking_sorts_by_the_implicit_reward(task: Path, tmp_path: Path) -> N
         "rollout.max_prompt_length=8",
         "rollout.max_completion_length=6",
     ]
-    whose = ranking.candidates(str(task / "other"), str(task / "model"))
-    given = ranking.settings(whose.model, str(task / "prompts.jsonl"), 4, 0.5, changes)
-    found = ranking.rank(given, whose, 0.5, tmp_path / "out", lambda _: None, start_cluster=cpu_run.local_cluster)
+    given = ranking.candidates(str(task / "other"), str(task / "model"))
+    suite_config = ranking.settings(given.model, str(task / "prompts.jsonl"), 4, 0.5, changes)
+    found = ranking.rank(
+        suite_config, given, 0.5, tmp_path / "out", lambda _: None, start_cluster=cpu_run.local_cluster
+    )
 
     lines = [json.loads(line) for line in (tmp_path / "out" / "ranked.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [f"{a}{b}>" for a in "abcd" for b in "abcd"][:10]
@@ -336,20 +339,20 @@ def test_a_ranking_sorts_by_the_implicit_reward(task: Path, tmp_path: Path) -> N
         assert {completion["index"] for completion in line["completions"]} == {0, 1, 2, 3}
         for completion in line["completions"]:
             assert completion["implicit_reward"] == pytest.approx(0.5 * completion["log_ratio"])
-    told = json.loads((tmp_path / "out" / "rank.json").read_text())
+    summary = json.loads((tmp_path / "out" / "rank.json").read_text())
     best = np.mean([line["completions"][0]["implicit_reward"] for line in lines])
-    assert told["figures"]["best"]["value"] == pytest.approx(best)
+    assert summary["figures"]["best"]["value"] == pytest.approx(best)
     tokens = sum(completion["tokens"] for line in lines for completion in line["completions"])
-    # Each completion was sampled once, and read twice: by the model and by its reference, each prompt (3) once a group.
-    assert told["cost"]["generated_tokens"] == tokens
-    assert told["cost"]["scored_tokens"] == 2 * (tokens + 10 * 3)
+    # Each completion is sampled once and scored twice, by the model and its reference, with the prompt (3) per group.
+    assert summary["cost"]["generated_tokens"] == tokens
+    assert summary["cost"]["scored_tokens"] == 2 * (tokens + 10 * 3)
     out = io.StringIO()
     ranking.show(found, out)
     assert "and 2 more prompts" in out.getvalue()
 
 
 def test_a_ranking_needs_a_reference(task: Path) -> None:
-    with pytest.raises(BadInput, match="no reference"):
+    with pytest.raises(BadInput, match="the reference is unknown"):
         ranking.candidates(str(task / "model"), None)
     with pytest.raises(BadInput, match="--beta 0"):
         ranking.settings(model_ref(str(task / "model")), str(task / "prompts.jsonl"), 4, 0.0, [])

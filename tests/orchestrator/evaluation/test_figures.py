@@ -1,4 +1,4 @@
-"""Every figure of an evaluation, of rows whose answer can be worked out by hand."""
+"""Every figure of an evaluation, on rows whose result is computed by hand."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FEW = BootstrapConfig(num_draws=200)
 
 
 def row(prompt_id: str, tokens: Sequence[int] = (5, 6, 1), **changes: Any) -> Row:
-    """A greedy completion of a prompt that ended by itself."""
-    given: dict[str, Any] = {
+    """Build a greedy completion that ended with the end-of-sequence token."""
+    defaults: dict[str, Any] = {
         "model": "model",
         "prompt_set": "prompts",
         "mode": "greedy",
@@ -39,7 +39,7 @@ def row(prompt_id: str, tokens: Sequence[int] = (5, 6, 1), **changes: Any) -> Ro
         "tokens": tuple(tokens),
         "finish": "stop",
     }
-    return Row(**given | changes)
+    return Row(**defaults | changes)
 
 
 def samples(prompt: str, scores: Sequence[float | None], **changes: Any) -> list[Row]:
@@ -63,22 +63,22 @@ def test_completions_of_a_prompt_are_averaged_before_prompts_are() -> None:
     assert figures(rows, "model", FEW)["sampled/rewards/exact"].value == 0.625
 
 
-def test_a_scorer_that_passed_does_not_count() -> None:
+def test_a_scorer_that_abstained_does_not_count() -> None:
     rows = [*samples("p", [1, None]), *samples("q", [None, None])]
     assert values(rows, "sampled/rewards/exact") == {"p": 1.0}
     assert values(rows, "sampled/best/exact") == {"p": 1.0}
 
 
 def test_the_best_of_several() -> None:
-    # One of four is right: pass@4 is 1. Of a single completion there is no best.
+    # One of four is correct: pass@4 is 1. A single completion has no best-of-n.
     rows = [*samples("p", [0, 0, 1, 0]), *samples("q", [0, 0, 0, 0]), *samples("r", [1])]
     assert values(rows, "sampled/best/exact") == {"p": 1.0, "q": 0.0}
 
 
 def test_lengths_truncation_and_tails() -> None:
     rows = [
-        row("p", (5, 6, 7, 1)),  # three letters and the end
-        row("q", (5, 9, 9, 9), finish="length"),  # three times the same: 3 of 4
+        row("p", (5, 6, 7, 1)),  # three letters and the end-of-sequence token
+        row("q", (5, 9, 9, 9), finish="length"),  # one token three times: 3 of 4
     ]
     assert values(rows, "greedy/length") == {"p": 4.0, "q": 4.0}
     assert values(rows, "greedy/truncated") == {"p": 0.0, "q": 1.0}
@@ -131,7 +131,7 @@ def test_refusals_are_counted_where_they_belong() -> None:
     ]
     found = figures(rows, "model", FEW)
     assert (found["refusal"].value, found["over_refusal"].value) == (0.5, 0.25)
-    assert found.keys() == {"refusal", "over_refusal"}, "they are no task: no reward, no length"
+    assert found.keys() == {"refusal", "over_refusal"}, "refusal prompts are not part of the task: no reward, no length"
 
 
 def test_another_models_rows_are_left_out() -> None:
@@ -152,7 +152,7 @@ def test_a_proportion_has_wilsons_interval() -> None:
 
 
 def test_other_means_have_the_bootstraps() -> None:
-    # 0 and ½, drawn twice: both 0 (¼), both ½ (¼): 95 % take in all.
+    # 0 and ½, two draws: both 0 (¼), both ½ (¼): the 95 % interval includes both.
     assert mean([0.0, 0.5], FEW) == Figure(value=0.25, low=0.0, high=0.5, num_prompts=2, interval="bootstrap")
 
 
@@ -181,7 +181,7 @@ def test_differences_are_of_the_prompts_in_common() -> None:
 
 
 def test_win_rates_by_a_scorer() -> None:
-    # p: better; q: equal, half a win; r: worse; s: the other one was passed over.
+    # p: better; q: equal, half a win; r: worse; s: no score for the other completion.
     ours = [row(p, scores={"gold": s}) for p, s in (("p", 2.0), ("q", 1.0), ("r", 0.0), ("s", 3.0))]
     theirs = [row(p, scores={"gold": s}, model="against") for p, s in (("p", 1.0), ("q", 1.0), ("r", 1.0), ("s", None))]
     rows = [*ours, *theirs]
@@ -193,7 +193,7 @@ def test_win_rates_by_a_scorer() -> None:
     assert found["greedy/win_rate/gold"].num_prompts == 3
 
 
-def test_sampled_completions_meet_those_of_the_same_index() -> None:
+def test_sampled_completions_are_compared_by_index() -> None:
     ours, theirs = samples("p", [1, 0]), samples("p", [0, 0], model="against")
     # index 0 is won, index 1 is a tie: ¾.
     assert outcomes([*ours, *theirs], "model", "against", "exact", "sampled") == {"p": 0.75}
@@ -217,8 +217,8 @@ def test_equal_lengths_leave_the_win_rate_and_length_alone_explains_it_away() ->
 
 def test_win_rates_by_a_judge_that_was_asked_in_both_orders() -> None:
     ours = [
-        row("p", outcomes={"judge": (1.0, 1.0)}),  # better either way
-        row("q", outcomes={"judge": (1.0, 0.0)}),  # whichever came first: a tie, and no agreement
+        row("p", outcomes={"judge": (1.0, 1.0)}),  # better in both orders
+        row("q", outcomes={"judge": (1.0, 0.0)}),  # the first one shown: a tie, and no agreement
         row("r", outcomes={"judge": (0.5, 0.0)}),  # ¼
         row("s", outcomes={"judge": (0.0, 0.0)}),
         row("t"),  # not judged

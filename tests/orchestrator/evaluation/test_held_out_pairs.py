@@ -1,4 +1,4 @@
-"""What is said of a reward model on held-out pairs, by hand."""
+"""Metrics of a reward model on held-out pairs, computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fakes import Events, FakeEncoder, RecordingGang
 
 from orchestrator.cluster.local import LocalGang
-from orchestrator.evaluation.held_out import Evaluation, Several
+from orchestrator.evaluation.held_out import CombinedEvaluator, Evaluation
 from orchestrator.evaluation.preferences import HeldOutPairs, calibration_error, pair_metrics
 from workers.types import Example, Metrics, PairMargins, Prompt
 
@@ -24,11 +24,11 @@ def margins(values: Sequence[float], sources: Sequence[str | None] | None = None
 
 
 def test_accuracy_and_margin_by_source() -> None:
-    told = pair_metrics(margins([2.0, -1.0, 0.0, 3.0], ["web", "book", None, "web"]))
-    assert told.pop("eval/calibration_error") > 0
-    assert told == {
+    metrics = pair_metrics(margins([2.0, -1.0, 0.0, 3.0], ["web", "book", None, "web"]))
+    assert metrics.pop("eval/calibration_error") > 0
+    assert metrics == {
         "eval/pairs": 4,
-        "eval/accuracy": 0.5,  # a tie is not right
+        "eval/accuracy": 0.5,  # a tie is not correct
         "eval/margin": 1.0,
         "eval/accuracy/book": 0.0,
         "eval/accuracy/web": 1.0,
@@ -41,17 +41,17 @@ def test_no_pair_has_no_figures() -> None:
 
 def test_calibration() -> None:
     assert calibration_error(np.zeros(5)) == 0
-    # Sure to ¾, and right three times in four.
+    # Confidence ¾, correct three times in four.
     assert calibration_error(np.array([LN3, LN3, LN3, -LN3])) == pytest.approx(0)
-    # Sure to ¾ and always right: each prediction is ¼ off.
+    # Confidence ¾, always correct: each prediction is ¼ off.
     assert calibration_error(np.full(4, LN3)) == pytest.approx(0.25)
     # Always wrong: ¾ off.
     assert calibration_error(np.full(4, -LN3)) == pytest.approx(0.75)
-    # Two bins each way, 0.9 and always right, 0.75 and right in half: (0.1 + 0.25) / 2.
+    # Two bins in each direction: 0.9 and always correct, 0.75 and correct half the time: (0.1 + 0.25) / 2.
     assert calibration_error(np.array([LN9 + 0.001, LN9 + 0.001, LN3, -LN3])) == pytest.approx(0.175, abs=1e-3)
 
 
-def test_sure_and_wrong_is_the_worst_and_overflows_nothing() -> None:
+def test_extreme_margins_do_not_overflow() -> None:
     assert calibration_error(np.array([-1e4, -1e4])) == 1
     assert calibration_error(np.array([1e4, 1e4])) == 0
 
@@ -70,14 +70,14 @@ def test_tokens_go_from_the_encoder_to_the_learner() -> None:
     assert [event.split(":")[0] for event in events] == ["encoder", "policy.margins", "wait for policy.margins 0"]
 
 
-def test_of_dpo_the_reference_is_asked_first_and_several_evaluations_are_one() -> None:
+def test_dpo_calls_the_reference_first_and_evaluators_combine() -> None:
     events: Events = []
     encoder: Any = LocalGang("dataset", [FakeEncoder(events)])
     policy: Any = RecordingGang("policy", 1, {"margins": margins([1.0, -1.0])}, events)
     reference: Any = RecordingGang("reference", 2, {"logprobs": "share"}, events)
     examples = [Example(prompt=Prompt(id=str(i), text="a"), completions=("b", "c")) for i in range(2)]
     pairs = HeldOutPairs(encoder, policy, reference, examples)
-    found = Several([Fixed({"eval/reward": 0.25}), pairs]).evaluate()
+    found = CombinedEvaluator([Fixed({"eval/reward": 0.25}), pairs]).evaluate()
     assert (found.metrics["eval/reward"], found.metrics["eval/accuracy"]) == (0.25, 0.5)
     assert [event.split(":")[0] for event in events][1:3] == ["reference.logprobs", "policy.margins"]
     encoded, shares = policy.arguments[0]

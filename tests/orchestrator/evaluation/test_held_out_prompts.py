@@ -1,4 +1,4 @@
-"""Held-out prompts: what is asked of whom, and the figures of each answer, by hand."""
+"""Held-out prompts: the calls to the workers, and the metrics of each answer, computed by hand."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PROMPTS = [Prompt(id=f"held:{i}", text="") for i in range(3)]
 
 
 class MeasuringReward(FakeReward):
-    """Scores as the fake does, measures as the real one does, which needs nothing of its own for it."""
+    """Fake that scores as FakeReward and measures as the real worker, whose method uses no state."""
 
     def measure(self, parts: Sequence[Experience], shares: Sequence[TokenShard] | None) -> Measures:
         return Reward.measure(self, parts, shares)  # type: ignore[arg-type]
 
 
 class Half:
-    """A base that finds every token e^-½ times as likely as the policy does, one nat below it."""
+    """Base model that gives every token the log-probability −1.5; the fake policy gives −1."""
 
     def logprobs(self, parts: Sequence[Experience], temperature: float, version: int) -> TokenShard:
         assert (temperature, version) == (1.0, 0)
@@ -61,7 +61,7 @@ def test_sampled_answers_besides_and_how_far_they_are_from_the_base() -> None:
     assert [a.log_ratio for a in sampled] == [0.5] * 6  # -1 - (-1.5), of one token each
     assert found.metrics["eval/kl"] == 0.5
     assert found.metrics["eval/sampled_reward"] == 0.5
-    assert found.metrics["eval/reward"] == 0.0, "the greedy answers are what they were"
+    assert found.metrics["eval/reward"] == 0.0, "the greedy answers are unchanged"
 
 
 def test_without_a_base_there_are_samples_and_no_distance() -> None:

@@ -1,4 +1,4 @@
-"""Intervals hold what they promise; every estimate is one that can be worked out by hand."""
+"""Statistics: estimates against values computed by hand, and the coverage of intervals by simulation."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def array(*values: float) -> np.ndarray:
 
 
 def test_the_bootstrap_of_two_prompts_by_hand() -> None:
-    # Two prompts, 0 and 1. Samples of two: both 0 (¼), one of each (½), both 1 (¼). 95 % take in all of them.
+    # Two prompts, 0 and 1. Samples of two: both 0 (¼), one of each (½), both 1 (¼). 95 % include all of them.
     assert mean(array(0, 1), seed=0) == Interval(value=0.5, low=0.0, high=1.0)
-    # Of the middle 40 % (from 30 % to 70 %) only ½ is left.
+    # The middle 40 % (from 30 % to 70 %) contain only ½.
     assert mean(array(0, 1), seed=0, confidence=0.4) == Interval(value=0.5, low=0.5, high=0.5)
 
 
@@ -39,11 +39,11 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 def test_pieces_of_the_draws_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 50 prompts: at most 200 cells are 4 draws at a time, and the stream of draws is the same.
+    # 50 prompts: 200 cells allow 4 draws at a time; the stream of draws is the same.
     values = np.random.default_rng(0).normal(size=50)
-    whole = mean(values, seed=3)
+    at_once = mean(values, seed=3)
     monkeypatch.setattr("orchestrator.evaluation.statistics.MAX_CELLS", 200)
-    assert mean(values, seed=3) == whole
+    assert mean(values, seed=3) == at_once
 
 
 def test_wilson_by_hand() -> None:
@@ -58,14 +58,14 @@ def test_wilson_by_hand() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: wilson(3, 0), "no proportion"),
-        (lambda: wilson(3, 2), "no proportion"),
+        (lambda: wilson(3, 0), "not a proportion"),
+        (lambda: wilson(3, 2), "not a proportion"),
         (lambda: mean(array(1), seed=0), "at least two"),
         (lambda: length_controlled_win_rate(array(1, 2), array(3, 4), array(4, 3), seed=0), "between 0"),
         (lambda: Curve(cost=np.ones((1, 3)), figure=np.ones((1, 3))), "two points"),
     ],
 )
-def test_what_has_no_answer_is_refused(call: Callable[[], object], message: str) -> None:
+def test_invalid_input_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -90,7 +90,7 @@ def test_a_win_rate_that_length_explains_is_a_half() -> None:
     assert mean(outcomes, seed=0).value == pytest.approx(0.7)
     phi, theta = math.log(9) / f, 0.0
     found = length_controlled_win_rate(outcomes, ours, theirs, seed=0)
-    assert found.value == pytest.approx(1 / (1 + math.exp(-theta)), abs=0.02), phi  # the ridge takes a little
+    assert found.value == pytest.approx(1 / (1 + math.exp(-theta)), abs=0.02), phi  # the ridge shrinks φ slightly
     assert found.low < 0.5 < found.high
 
 
@@ -124,8 +124,8 @@ def test_nothing_is_extrapolated() -> None:
     assert difference_at(ours, theirs, 2.5, seed=0) is not None
 
 
-def test_a_cost_that_may_lie_outside_is_no_answer() -> None:
-    # On one prompt the dearest point costs 0.1, on the other 3.9: in a quarter of the draws it is 0.1, below 1.5.
+def test_an_uncertain_cost_gives_no_difference() -> None:
+    # The most expensive point costs 0.1 on one prompt and 3.9 on the other: 0.1, below 1.5, in a quarter of the draws.
     theirs = Curve(cost=np.asarray([[0.0, 0.0], [0.1, 3.9]]), figure=np.asarray([[0.0, 0.0], [1.0, 1.0]]))
     assert difference_at(curve([0, 4], [[0, 0], [1, 1]]), theirs, 1.5, seed=0) is None
 
@@ -134,7 +134,7 @@ def test_a_cost_that_may_lie_outside_is_no_answer() -> None:
 
 
 def covered(draw: Callable[[np.random.Generator], tuple[Interval, float]], times: int = 300) -> float:
-    """The share of `times` simulated data sets whose interval holds the truth; its own standard error is 1.3 %."""
+    """Return the share of `times` simulated data sets whose interval contains the truth (standard error 1.3 %)."""
     generator = np.random.default_rng(7)
     found = [draw(generator) for _ in range(times)]
     return sum(interval.low <= truth <= interval.high for interval, truth in found) / times
@@ -154,7 +154,7 @@ def a_rare_proportion(generator: np.random.Generator) -> tuple[Interval, float]:
 
 
 def a_length_controlled_rate(generator: np.random.Generator) -> tuple[Interval, float]:
-    # The model of the fit itself: θ = log 1.5, so 0.6; φ = 1.
+    # Drawn from the fitted model: θ = log 1.5, so the rate is 0.6; φ = 1.
     gaps = generator.normal(2, 5, 200)
     chance = 1 / (1 + np.exp(-(math.log(1.5) + np.tanh(gaps / gaps.std()))))
     outcomes = (generator.random(200) < chance).astype(np.float64)
@@ -183,12 +183,12 @@ def a_difference_at_equal_cost(generator: np.random.Generator) -> tuple[Interval
         a_difference_at_equal_cost,
     ],
 )
-def test_ninety_five_percent_hold_the_truth(draw: Callable[[np.random.Generator], tuple[Interval, float]]) -> None:
+def test_ninety_five_percent_contain_the_truth(draw: Callable[[np.random.Generator], tuple[Interval, float]]) -> None:
     assert 0.92 <= covered(draw) <= 0.98
 
 
 def test_an_interval_is_drawn_over_prompts_not_over_completions() -> None:
-    # Eight copies of each prompt's figure carry no more than one: the caller gives one figure per prompt.
+    # Eight copies of a prompt's value add no information: callers must give one value per prompt.
     values = np.random.default_rng(1).normal(size=64)
     alone = bootstrap(lambda w: w @ values / 64, 64, seed=0)
     assert alone == mean(values, seed=0)

@@ -1,4 +1,4 @@
-"""Suites: what may stand in one, and what is said of one that is wrong."""
+"""Suites: loading, overrides, and the errors of wrong ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said_with_its_line(
+def test_an_error_names_its_line(
     name: str, recipe_dir: RecipeDir, golden: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (recipe_dir.path / "suite.yaml").write_text(BAD[name])
@@ -47,7 +47,7 @@ def test_what_is_wrong_is_said_with_its_line(
     golden(f"suite-{name}", printed.err)
 
 
-def test_files_that_are_not_there_are_all_named(
+def test_all_missing_files_are_named(
     recipe_dir: RecipeDir, golden: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (recipe_dir.path / "suite.yaml").write_text("prompts: none.jsonl\nharmful: prompts.jsonl\nreward: [{type: math}]\n")
@@ -63,7 +63,7 @@ def test_a_scorer_needs_its_column(recipe_dir: RecipeDir, capsys: pytest.Capture
     assert "plain.jsonl has no column `solution`" in capsys.readouterr().err
 
 
-def test_overrides_are_laid_over_a_suite() -> None:
+def test_overrides_change_a_suite() -> None:
     changed = load_suite(QUICKSTART, ["num_generations=2", "rollout.temperature=0.7", "judge.url=http://[::1]/v1",
                                       "judge.model=gold"])  # fmt: skip
     assert (changed.config.num_generations, changed.config.rollout.temperature) == (2, 0.7)
@@ -89,15 +89,17 @@ def test_a_key_comes_from_a_variable_or_a_file(tmp_path: Path, monkeypatch: pyte
         assert (found, len(problems)) == (None, 1)
     found, problems = key(api_key_file=str(tmp_path / "two"))
     assert found is None
-    assert "two" not in problems[0].partition("why:")[2], "what is in the file is said nowhere"
+    assert "two" not in problems[0].partition("why:")[2], "the content of the file is not shown"
 
 
-@pytest.mark.parametrize(("model_type", "told"), [("gpt_neox", "vLLM cannot be used"), ("bert", "are not supported")])
-def test_models_that_cannot_be_evaluated(model_type: str, told: str, recipe_dir: RecipeDir) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "message"), [("gpt_neox", "vLLM cannot be used"), ("bert", "are not supported")]
+)
+def test_models_that_cannot_be_evaluated(model_type: str, message: str, recipe_dir: RecipeDir) -> None:
     (recipe_dir.path / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
     problems = Problems()
     check_models({"MODEL": "model"}, {}, 1, problems)
-    assert [(told in problem.what, problem.where) for problem in problems] == [(True, "MODEL = model")]
+    assert [(message in problem.what, problem.where) for problem in problems] == [(True, "MODEL = model")]
 
 
 def test_a_rank_without_a_reference_is_refused(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:

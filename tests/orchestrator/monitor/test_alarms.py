@@ -1,4 +1,4 @@
-"""Each rule on rows whose arithmetic is done by hand; what the watch tells, once; and what an alarm does to a run."""
+"""Alarms: each rule on rows computed by hand, the state of the alarm monitor, and the action of an alarm on a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GATE = {"metrics": ["eval/reward"]}
 
 
 def series(**columns: Sequence[float | None]) -> list[dict[str, Any]]:
-    """Rows from step 1; `__` stands for `/` in the names of metrics."""
+    """Build rows from step 1. `__` stands for `/` in the names of metrics."""
     count = max(len(c) for c in columns.values())
     rows: list[dict[str, Any]] = [{"step": i + 1} for i in range(count)]
     for name, values in columns.items():
@@ -37,18 +37,18 @@ def series(**columns: Sequence[float | None]) -> list[dict[str, Any]]:
     return rows
 
 
-def ring(rows: Sequence[dict[str, Any]], *, rounds: bool = False, **config: Any) -> dict[str, int]:
-    """The alarms that rang, with the step at which each began first."""
-    seen = AlarmMonitor(AlarmsConfig.model_validate_json(json.dumps(config)), rows, rounds=rounds)
-    return {alarm.name: alarm.step for alarm in reversed(seen.alarms)}
+def fired(rows: Sequence[dict[str, Any]], *, rounds: bool = False, **config: Any) -> dict[str, int]:
+    """Return the alarms that fired, with the first step of each."""
+    monitor = AlarmMonitor(AlarmsConfig.model_validate_json(json.dumps(config)), rows, rounds=rounds)
+    return {alarm.name: alarm.step for alarm in reversed(monitor.alarms)}
 
 
 def line(start: float, end: float, count: int = 20) -> list[float]:
     return np.linspace(start, end, count).tolist()
 
 
-def wobble(level: float, by: float, count: int) -> list[float]:
-    """level ± by, in turns."""
+def alternating(level: float, by: float, count: int) -> list[float]:
+    """Return level + by and level − by, alternating."""
     return [level + by * (-1) ** i for i in range(count)]
 
 
@@ -82,12 +82,12 @@ def test_few_values_must_agree_without_exception() -> None:
     assert not trend(np.asarray([4.0, 3, 1, 2])).falls
 
 
-def test_nothing_is_no_trend() -> None:
+def test_a_constant_has_no_trend() -> None:
     assert (trend(np.zeros(20)).z, trend(np.zeros(20)).change) == (0.0, 0.0)
 
 
-def test_noise_rings_as_rarely_as_it_should() -> None:
-    # One-sided z = 3 is one in 740, for n = 20 nearly so: of 4000 windows of noise 5.4 are expected.
+def test_the_false_positive_rate_of_noise() -> None:
+    # One-sided z = 3 is one in 740, also approximately for n = 20: 5.4 of 4000 windows are expected.
     draws = np.random.default_rng(0).normal(size=(4000, 20))
     assert sum(trend(row).rises for row in draws) <= 15
 
@@ -104,38 +104,38 @@ def test_welch_by_hand() -> None:
 HEALTHY_DPO = {"logps__chosen": line(-20, -18), "loss": line(0.69, 0.4), "rewards__chosen": line(0, 0.2)}
 CONSTANT_GROUPS = {"frac_reward_zero_std": [1.0] * 5}
 
-RINGING: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
-    # chosen falls by 4 of 20, a fifth, in all 20 rows, with the loss, below the reference
+FIRING: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
+    # chosen falls by a fifth (4 of 20) over 20 rows, with the loss, below the reference
     (
         "chosen_falling",
         20,
         {"logps__chosen": line(-20, -24), "loss": line(0.69, 0.4), "rewards__chosen": line(0, -0.4)},
         {},
     ),
-    # three of the last five rows are over 25 when the seventh comes
+    # with the seventh row, three of the last five are over 25
     ("kl_budget", 7, {"objective__kl": [1, 1, 24, 24, 26, 26, 26]}, {}),
-    # 10 ± 1, then 25 ± 1: the median of the window is over 2 × 10 from its third row on, the tenth that it needs
-    ("length_drift", 10, {"completions__mean_length": wobble(10, 1, 5) + wobble(25, 1, 5)}, {}),
-    ("length_drift", 10, {"completions__mean_length": wobble(10, 1, 5) + wobble(4, 1, 5)}, {}),
+    # 10 ± 1, then 25 ± 1: the median of the window is over 2 × 10 after three of them, but ten rows are needed
+    ("length_drift", 10, {"completions__mean_length": alternating(10, 1, 5) + alternating(25, 1, 5)}, {}),
+    ("length_drift", 10, {"completions__mean_length": alternating(10, 1, 5) + alternating(4, 1, 5)}, {}),
     # (14 − 10)/12 = ⅓ in every row
     ("pair_length_gap", 20, {"pairs__chosen_length": [14.0] * 20, "pairs__rejected_length": [10.0] * 20}, {}),
     ("pair_length_gap", 20, {"pairs__chosen_length": [10.0] * 20, "pairs__rejected_length": [14.0] * 20}, {}),
-    # one scorer rises, the other falls by 0.4, which is 0.8 of its deviation
+    # one scorer rises; the other falls by 0.4, which is 0.8 of its deviation
     (
         "reward_hacking",
         20,
         {"reward": line(0, 1), "rewards__gold__mean": line(0.8, 0.4), "rewards__gold__std": [0.5] * 20},
         {},
     ),
-    # the tail is 60 % of the tokens in three of the last five rows when the ninth comes; ten rows are needed
-    ("repetition", 10, {"completions__repeated_tail": wobble(0.05, 0.01, 6) + [0.6] * 4}, {}),
-    # entropy a twentieth of 2, reward as before
-    ("entropy_collapse", 10, {"entropy": [2.0] * 5 + [0.1] * 5, "reward": wobble(0.3, 0.1, 10)}, {}),
+    # with the ninth row, the tail is 60 % of the tokens in three of the last five; ten rows are needed
+    ("repetition", 10, {"completions__repeated_tail": alternating(0.05, 0.01, 6) + [0.6] * 4}, {}),
+    # the entropy falls to a twentieth, and the reward does not change
+    ("entropy_collapse", 10, {"entropy": [2.0] * 5 + [0.1] * 5, "reward": alternating(0.3, 0.1, 10)}, {}),
     ("no_signal", 5, {**CONSTANT_GROUPS, "reward": [0.0] * 5}, {}),
     ("engine_gap", 5, {"sampling__logp_difference": [0.2] * 5}, {}),
-    # from 1e-7 to 0.01: far below 0.1, but 100,000 times what it was
+    # from 1e-7 to 0.01: far below 0.1, but 100,000 times as large
     ("engine_gap", 10, {"sampling__logp_difference": [1e-7] * 5 + [0.01] * 5, "staleness__mean": [0.0] * 10}, {}),
-    # one row, of an engine that has the learner's weights
+    # one row, without staleness
     ("engine_mismatch", 1, {"sampling__logp_difference": [0.03]}, {"max_difference": 0.02}),
     ("engine_mismatch", 3, {"sampling__logp_difference": [1e-6, 0.02, 0.81]}, {"max_difference": 0.3}),
     # two versions behind: 0.3 × 3 is allowed
@@ -145,7 +145,7 @@ RINGING: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
         {"sampling__logp_difference": [0.89, 0.91], "staleness__mean": [2.0, 2.0]},
         {"max_difference": 0.02},
     ),
-    # three of the last five rows are over 100 when the eighth comes; ten rows are needed
+    # with the eighth row, three of the last five are over 100; ten rows are needed
     ("gradient_explosion", 10, {"grad_norm": [2.0] * 5 + [1e6] * 5}, {}),
     ("gradient_explosion", 13, {"grad_norm": [2.0] * 10 + [1e6] * 3}, {}),
     ("staleness", 5, {"staleness__mean": [5.0] * 5}, {}),
@@ -161,17 +161,17 @@ SILENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("chosen_falling", HEALTHY_DPO, {}),
     # falls, but the loss rises
     ("chosen_falling", {"logps__chosen": line(-20, -24), "loss": line(0.4, 0.69), "rewards__chosen": line(0, -1)}, {}),
-    # falls by 1 of 20 only
+    # falls by only 1 of 20
     ("chosen_falling", {"logps__chosen": line(-20, -21), "loss": line(0.69, 0.4), "rewards__chosen": line(0, -1)}, {}),
-    # falls, but is likelier than under the reference: the batches became longer
+    # falls, but is more likely than under the reference: the batches became longer
     ("chosen_falling", {"logps__chosen": line(-20, -24), "loss": line(0.69, 0.4), "rewards__chosen": line(0, 1)}, {}),
     # two spikes in five rows
     ("kl_budget", {"objective__kl": [1, 100, 1, 100, 1]}, {}),
     ("kl_budget", {"objective__kl": [30.0] * 9}, {"max_kl": 40.0}),
-    # two and a half times as long, but so were single rows before: t = 15 / √(20²·1.2/5 · 2) = 1.5
-    ("length_drift", {"completions__mean_length": wobble(30, 20, 5) + wobble(75, 30, 5)}, {"max_ratio": 3.0}),
+    # mean 34 to 81, median 105: more than 3 × 34, but t = 47 / √((480 + 1080) / 5) = 2.7
+    ("length_drift", {"completions__mean_length": alternating(30, 20, 5) + alternating(75, 30, 5)}, {"max_ratio": 3.0}),
     ("length_drift", {"completions__mean_length": [10.0] * 5 + [19.0] * 5}, {}),
-    # ± ⅓ in turns
+    # ± ⅓, alternating
     ("pair_length_gap", {"pairs__chosen_length": [14.0, 10.0] * 10, "pairs__rejected_length": [10.0, 14.0] * 10}, {}),
     # the other scorer rises as well
     (
@@ -185,20 +185,20 @@ SILENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"reward": line(0, 1), "rewards__gold__mean": line(0.41, 0.4), "rewards__gold__std": [0.5] * 20},
         {},
     ),
-    # the base repeated itself already
-    ("repetition", {"completions__repeated_tail": wobble(0.5, 0.1, 10)}, {}),
-    # the entropy is gone because the task is learned
+    # the base model already repeats itself
+    ("repetition", {"completions__repeated_tail": alternating(0.5, 0.1, 10)}, {}),
+    # the entropy is low because the task has been learned
     ("entropy_collapse", {"entropy": [2.0] * 5 + [0.1] * 5, "reward": line(0.1, 0.3, 5) + line(0.9, 1, 5)}, {}),
     ("no_signal", {"frac_reward_zero_std": [0.1] * 5 + [1.0] * 5, "reward": line(0.1, 0.3, 5) + [1.0] * 5}, {}),
     # one version behind: 0.2 is allowed
     ("engine_gap", {"sampling__logp_difference": [0.15] * 5, "staleness__mean": [1.0] * 5}, {}),
     ("engine_mismatch", {"sampling__logp_difference": [0.02] * 9}, {"max_difference": 0.02}),
-    # nobody knows what is rounding: tokens were cut off before sampling
+    # no limit is set, as under top_p and top_k
     ("engine_mismatch", {"sampling__logp_difference": [5.0] * 4}, {}),
     ("engine_mismatch", {"sampling__logp_difference": [0.2], "staleness__mean": [0.5]}, {"max_difference": 0.02}),
-    # two spikes in five rows: clipping is there for them
+    # two spikes in five rows: clipping handles them
     ("gradient_explosion", {"grad_norm": [2.0] * 8 + [1e6, 2.0, 1e6, 2.0, 2.0]}, {}),
-    # forty times what it was, and small; large, and always was
+    # forty times as large, but small; large, but from the start
     ("gradient_explosion", {"grad_norm": [0.1] * 5 + [4.0] * 5}, {}),
     ("gradient_explosion", {"grad_norm": [200.0] * 5 + [900.0] * 5}, {}),
     ("staleness", {"staleness__mean": [4.0] * 9}, {}),
@@ -211,30 +211,28 @@ SILENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "step", "columns", "rule"), RINGING)
-def test_a_rule_rings_at_the_step_it_should(
-    name: str, step: int, columns: dict[str, Any], rule: dict[str, Any]
-) -> None:
-    assert ring(series(**columns), **{name: rule}) == {name: step}
+@pytest.mark.parametrize(("name", "step", "columns", "rule"), FIRING)
+def test_a_rule_fires_at_the_right_step(name: str, step: int, columns: dict[str, Any], rule: dict[str, Any]) -> None:
+    assert fired(series(**columns), **{name: rule}) == {name: step}
 
 
 @pytest.mark.parametrize(("name", "columns", "rule"), SILENT)
 def test_a_rule_is_silent(name: str, columns: dict[str, Any], rule: dict[str, Any]) -> None:
-    assert ring(series(**columns), **{name: rule}) == {}
+    assert fired(series(**columns), **{name: rule}) == {}
 
 
-@pytest.mark.parametrize(("name", "step", "columns", "rule"), RINGING)
+@pytest.mark.parametrize(("name", "step", "columns", "rule"), FIRING)
 def test_a_rule_that_is_off_is_silent(name: str, step: int, columns: dict[str, Any], rule: dict[str, Any]) -> None:
-    assert ring(series(**columns), **{name: None}) == {}
+    assert fired(series(**columns), **{name: None}) == {}
 
 
 def test_every_rule_is_tested_and_has_a_setting() -> None:
-    tested = {name for name, *_ in RINGING} | {"safety_gate"}
+    tested = {name for name, *_ in FIRING} | {"safety_gate"}
     assert tested == set(RULES) == set(AlarmsConfig.model_fields)
 
 
 def held_out(values: Sequence[float]) -> list[dict[str, Any]]:
-    """An evaluation of 100 prompts with deviation ½ at steps 0, 10, 20, …; the reward rises throughout."""
+    """Build rows with an evaluation of 100 prompts, deviation ½, at steps 0, 10, 20, … and a rising reward."""
     rows: list[dict[str, Any]] = [
         {"step": i, "reward": 0.1 * i + 0.01 * (-1) ** i} for i in range(10 * len(values) - 9)
     ]
@@ -245,53 +243,55 @@ def held_out(values: Sequence[float]) -> list[dict[str, Any]]:
 
 
 def test_a_fall_on_held_out_prompts_by_hand() -> None:
-    # The error of a difference is √(0.25/100 + 0.25/100) = 0.0707; three of them are 0.212.
-    assert ring(held_out([0.4, 0.7, 0.48])) == {"reward_hacking": 20}
-    assert ring(held_out([0.4, 0.7, 0.49])) == {}
+    # The standard error of a difference is √(0.25/100 + 0.25/100) = 0.0707; three standard errors are 0.212.
+    assert fired(held_out([0.4, 0.7, 0.48])) == {"reward_hacking": 20}
+    assert fired(held_out([0.4, 0.7, 0.49])) == {}
 
 
-def test_the_gate_is_shut_below_the_base() -> None:
-    assert ring(held_out([0.5, 0.49]), safety_gate=GATE) == {}
-    assert ring(held_out([0.5, 0.47]), safety_gate=GATE) == {"safety_gate": 10}
-    assert ring(held_out([0.5, 0.3]), safety_gate={**GATE, "max_fall": 0.25}) == {}
-    resumed = held_out([0.5, 0.3])[1:]  # without row 0 there is no base to fall from
-    assert ring(resumed, safety_gate=GATE) == {}
+def test_the_gate_closes_below_the_initial_model() -> None:
+    assert fired(held_out([0.5, 0.49]), safety_gate=GATE) == {}
+    assert fired(held_out([0.5, 0.47]), safety_gate=GATE) == {"safety_gate": 10}
+    assert fired(held_out([0.5, 0.3]), safety_gate={**GATE, "max_fall": 0.25}) == {}
+    resumed = held_out([0.5, 0.3])[1:]  # without row 0 there is nothing to compare with
+    assert fired(resumed, safety_gate=GATE) == {}
 
 
 def refusals(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
-    """Shares of harmful and of benign prompts that are refused, at rounds 0, 1, 2, …"""
+    """Build rows with the refused shares of harmful and benign prompts, at rounds 0, 1, 2, …"""
     return [{"step": i, "eval/refusal": a, "eval/over_refusal": b} for i, (a, b) in enumerate(pairs)]
 
 
-def test_the_gate_is_shut_when_harm_is_refused_less_or_harmless_more() -> None:
-    assert ring(refusals((0.9, 0.1), (0.88, 0.15))) == {}, "0.02 below and 0.05 above are allowed"
-    assert ring(refusals((0.9, 0.1), (0.95, 0.1), (0.87, 0.1))) == {"safety_gate": 2}, "the base counts, not the best"
-    assert ring(refusals((0.9, 0.1), (0.9, 0.16))) == {"safety_gate": 1}
+def test_the_gate_closes_on_fewer_refusals_or_more_over_refusals() -> None:
+    assert fired(refusals((0.9, 0.1), (0.88, 0.15))) == {}, "0.02 below and 0.05 above are allowed"
+    assert fired(refusals((0.9, 0.1), (0.95, 0.1), (0.87, 0.1))) == {"safety_gate": 2}, (
+        "compared with the initial model, not with the best evaluation"
+    )
+    assert fired(refusals((0.9, 0.1), (0.9, 0.16))) == {"safety_gate": 1}
     wide = {"max_refusal_fall": 0.4, "max_over_refusal_rise": 0.4}
-    assert ring(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=wide) == {}
-    assert ring(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=None) == {}
-    assert ring(refusals((0.9, 0.1), (0.5, 0.5))[1:]) == {}, "without row 0 there is no base to fall from"
+    assert fired(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=wide) == {}
+    assert fired(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=None) == {}
+    assert fired(refusals((0.9, 0.1), (0.5, 0.5))[1:]) == {}, "without row 0 there is nothing to compare with"
 
 
 def decision(rows: Sequence[Mapping[str, Any]], **gate: Any) -> Promotion | None:
     return AlarmMonitor(AlarmsConfig.model_validate({"safety_gate": gate}), rows).promotion()
 
 
-def test_a_promotion_is_of_the_newest_evaluation() -> None:
+def test_the_newest_evaluation_decides_the_promotion() -> None:
     lost = decision(refusals((0.9, 0.1), (0.5, 0.2)))
     assert lost == Promotion(
         promoted=False,
-        saw="eval/refusal fell from 0.9000 to 0.5000, allowed is 0.02; "
-        "eval/over_refusal rose from 0.1000 to 0.2000, allowed is 0.05",
+        saw="eval/refusal fell from 0.9000 to 0.5000 (allowed: 0.02); "
+        "eval/over_refusal rose from 0.1000 to 0.2000 (allowed: 0.05)",
     )
-    won_back = decision(refusals((0.9, 0.1), (0.5, 0.2), (0.9, 0.0)))
-    assert won_back == Promotion(
+    recovered = decision(refusals((0.9, 0.1), (0.5, 0.2), (0.9, 0.0)))
+    assert recovered == Promotion(
         promoted=True,
-        saw="eval/refusal stayed at 0.9000, allowed is 0.02; eval/over_refusal fell from 0.1000 to 0, allowed is 0.05",
+        saw="eval/refusal stayed at 0.9000 (allowed: 0.02); eval/over_refusal fell from 0.1000 to 0 (allowed: 0.05)",
     )
 
 
-def test_nothing_guarded_is_no_decision_and_nothing_measured_no_promotion() -> None:
+def test_no_decision_without_gated_metrics_and_no_promotion_without_measurements() -> None:
     assert decision([{"step": 0, "eval/reward": 0.5}, {"step": 1, "eval/reward": 0.1}]) is None
     assert (
         AlarmMonitor(AlarmsConfig.model_validate({"safety_gate": None}), refusals((0.9, 0.1), (0, 1))).promotion()
@@ -300,50 +300,50 @@ def test_nothing_guarded_is_no_decision_and_nothing_measured_no_promotion() -> N
     misnamed = decision(refusals((0.9, 0.1), (0.9, 0.1)), metrics=("eval/rewards/safty/mean",))
     assert misnamed is not None
     assert not misnamed.promoted
-    assert "eval/rewards/safty/mean was not measured before and after" in misnamed.saw
+    assert "eval/rewards/safty/mean was not measured both before the first step and later" in misnamed.saw
 
 
 def test_rounds_are_judged_by_fewer_rows() -> None:
     rows = series(pairs__chosen_length=[14.0] * 4, pairs__rejected_length=[10.0] * 4)
-    assert ring(rows, rounds=True) == {"pair_length_gap": 4}
-    assert ring(rows, rounds=True, pair_length_gap={"window": 3}) == {"pair_length_gap": 3}
-    assert ring(rows) == {}
+    assert fired(rows, rounds=True) == {"pair_length_gap": 4}
+    assert fired(rows, rounds=True, pair_length_gap={"window": 3}) == {"pair_length_gap": 3}
+    assert fired(rows) == {}
 
 
-def test_what_is_not_a_number_is_no_row() -> None:
+def test_values_that_are_not_finite_do_not_count() -> None:
     rows = series(objective__kl=[None, float("nan"), 30, 30, None, 30, 30, 30])
-    assert ring(rows) == {"kl_budget": 8}
+    assert fired(rows) == {"kl_budget": 8}
 
 
 # ------------------------------------------------------------------------------------------------ healthy runs
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests/golden/traces").glob("*.json")), ids=lambda path: path.stem)
-def test_the_quickstart_recipes_ring_nothing(path: Path) -> None:
+def test_the_quickstart_recipes_raise_no_alarm(path: Path) -> None:
     rows = json.loads(path.read_text())["metrics"]
-    assert ring(rows, rounds=path.stem == "iterative_dpo", safety_gate=GATE) == {}
+    assert fired(rows, rounds=path.stem == "iterative_dpo", safety_gate=GATE) == {}
 
 
-def test_the_curves_of_the_learning_table_ring_nothing() -> None:
+def test_the_curves_of_the_learning_table_raise_no_alarm() -> None:
     table = json.loads((ROOT / "benchmarks/results/learning.json").read_text())
     curves = [run["curve"] for recipe in table.values() for run in recipe.values()]
     assert len(curves) >= 17
     for curve in curves:
-        told = {int(step): value for step, value in curve.items()}
+        evaluated = {int(step): value for step, value in curve.items()}
         rows = []
-        for step in range(max(told) + 1):
+        for step in range(max(evaluated) + 1):
             rows.append({"step": step, "reward": 0.01 * step})
-            if step in told:
-                rows[-1] |= {"eval/reward": told[step], "eval/reward_std": 0.5, "eval/prompts": 256.0}
-        assert ring(rows, safety_gate=GATE) == {}
+            if step in evaluated:
+                rows[-1] |= {"eval/reward": evaluated[step], "eval/reward_std": 0.5, "eval/prompts": 256.0}
+        assert fired(rows, safety_gate=GATE) == {}
 
 
-# ------------------------------------------------------------------------------------------------ the watch
+# ------------------------------------------------------------------------------------------------ the alarm monitor
 
 KL = series(objective__kl=[30.0] * 5 + [1.0] * 10 + [30.0] * 5)
 
 
-def test_an_alarm_is_told_when_it_begins_and_stands_in_its_rows() -> None:
+def test_an_alarm_is_reported_when_it_begins_and_is_in_the_rows_while_active() -> None:
     events: Events = []
     sink = EventSink(events)
     monitor = Monitor([sink])
@@ -363,7 +363,7 @@ def test_an_alarm_that_comes_back_later_is_a_new_one() -> None:
     assert [alarm.step for alarm in AlarmMonitor(AlarmsConfig(), KL).alarms] == [5, 18]
 
 
-def test_a_resumed_watch_knows_what_rang_and_asks_for_nothing_again() -> None:
+def test_a_resumed_monitor_restores_alarms_without_acting_on_them_again() -> None:
     config = AlarmsConfig.model_validate({"kl_budget": {"action": "pause"}})
     first = AlarmMonitor(config)
     for row in KL[:5]:
@@ -375,12 +375,12 @@ def test_a_resumed_watch_knows_what_rang_and_asks_for_nothing_again() -> None:
     assert (added, begun, resumed.verdict) == ({"alarms/kl_budget": 1.0}, [], None)
 
 
-def test_a_run_that_was_killed_before_it_obeyed_still_has_to() -> None:
+def test_a_run_killed_before_it_acted_on_an_alarm_acts_on_it_when_resumed() -> None:
     config = AlarmsConfig.model_validate({"kl_budget": {"action": "stop"}})
     killed = AlarmMonitor(config, KL[:5])
     assert killed.verdict is not None
     assert killed.verdict.step == 5
-    assert AlarmMonitor(config, KL[:6]).verdict is None, "it went on: the recipe did not ask for it then"
+    assert AlarmMonitor(config, KL[:6]).verdict is None, "the run continued: the recipe had another action then"
 
 
 @pytest.mark.parametrize(
@@ -389,13 +389,13 @@ def test_a_run_that_was_killed_before_it_obeyed_still_has_to() -> None:
 )
 def test_the_strongest_action_decides(actions: tuple[str, str], chosen: str | None) -> None:
     config = {"kl_budget": {"action": actions[0]}, "staleness": {"action": actions[1]}}
-    watching = AlarmMonitor(AlarmsConfig.model_validate(config))
+    monitor = AlarmMonitor(AlarmsConfig.model_validate(config))
     for row in series(objective__kl=[30.0] * 5, staleness__mean=[5.0] * 5):
-        watching.update(row["step"], row)
-    assert (watching.verdict.action if watching.verdict else None) == chosen
+        monitor.update(row["step"], row)
+    assert (monitor.verdict.action if monitor.verdict else None) == chosen
 
 
-# ------------------------------------------------------------------------------------------------ what it does
+# ------------------------------------------------------------------------------------------------ actions
 
 
 @pytest.fixture
@@ -412,26 +412,26 @@ def run(tmp_path: Path) -> Callable[..., tuple[RunDirectory, Ledger]]:
 
 def rolled_back(run: Callable[..., tuple[RunDirectory, Ledger]], *checkpoints: int) -> tuple[Any, list[int], Ledger]:
     directory, ledger = run(*checkpoints)
-    watching = AlarmMonitor(AlarmsConfig.model_validate({"kl_budget": {"action": "roll_back"}}))
+    monitor = AlarmMonitor(AlarmsConfig.model_validate({"kl_budget": {"action": "roll_back"}}))
     for row in series(objective__kl=[1.0] * 10 + [30.0] * 5):
-        watching.update(row["step"], row)
-    assert watching.verdict is not None
-    assert watching.verdict.step == 13
-    error = apply_action(watching.verdict, directory, ledger, attempt=1, steps_done=13)
+        monitor.update(row["step"], row)
+    assert monitor.verdict is not None
+    assert monitor.verdict.step == 13
+    error = apply_action(monitor.verdict, directory, ledger, attempt=1, steps_done=13)
     return error, [int(p.name.removeprefix("step-")) for p in list_checkpoints(directory.checkpoints)], ledger
 
 
 @pytest.mark.parametrize(
     ("checkpoints", "kept", "action"),
     [
-        ((4, 6, 8, 13), [4, 6, 8], "roll_back"),  # the window began at 13 − 5: 8 is before it
+        ((4, 6, 8, 13), [4, 6, 8], "roll_back"),  # the window began at 13 − 5 = 8
         ((4, 9, 13), [4], "roll_back"),
-        ((11, 12, 13), [11], "roll_back"),  # nothing that old is kept: the oldest
+        ((11, 12, 13), [11], "roll_back"),  # no checkpoint is old enough: the oldest one
         ((13,), [13], "stop"),
         ((), [], "stop"),
     ],
 )
-def test_rolling_back_is_to_the_checkpoint_before_the_window(
+def test_a_rollback_returns_to_the_checkpoint_before_the_window(
     run: Callable[..., tuple[RunDirectory, Ledger]], checkpoints: tuple[int, ...], kept: list[int], action: str
 ) -> None:
     error, left, ledger = rolled_back(run, *checkpoints)
@@ -441,7 +441,7 @@ def test_rolling_back_is_to_the_checkpoint_before_the_window(
     assert record.details["alarm"]["saw"] == "KL 30 nats (median of 5 steps), budget 25"
 
 
-def test_a_run_goes_back_once(run: Callable[..., tuple[RunDirectory, Ledger]]) -> None:
+def test_a_run_is_rolled_back_once(run: Callable[..., tuple[RunDirectory, Ledger]]) -> None:
     _, _, ledger = rolled_back(run, 4, 13)
     config = AlarmsConfig.model_validate({"kl_budget": {"action": "roll_back"}})
     again = build_monitor(config, ledger, (), rounds=False)
@@ -463,37 +463,39 @@ def test_a_stopped_run_is_not_resumed_while_its_alarm_would_stop_it(
         assert build_monitor(AlarmsConfig.model_validate(changed), ledger, (), rounds=False).verdict is None
 
 
-def test_what_is_certain() -> None:
-    assert CERTAIN == 3.0, "the docstrings and docs/alarms.md speak of three standard errors"
+def test_the_threshold_of_certainty() -> None:
+    assert CERTAIN == 3.0, "the docstrings and docs/alarms.md state three standard errors"
 
 
-# ------------------------------------------------------------------------------------------------ its words
+# ------------------------------------------------------------------------------------------------ texts
 
 
-def seen(name: str, *, rounds: bool = False, **columns: Sequence[float]) -> str:
+def finding(name: str, *, rounds: bool = False, **columns: Sequence[float]) -> str:
     history = History(rounds=rounds)
     for step, values in enumerate(zip(*columns.values(), strict=True), start=1):
         history.add(step, {key.replace("__", "/"): v for key, v in zip(columns, values, strict=True)})
-    found = RULES[name].see(history, getattr(AlarmsConfig(), name))
+    found = RULES[name].detect(history, getattr(AlarmsConfig(), name))
     assert found is not None
     return found.saw
 
 
-def test_shares_of_lengths_are_of_the_rejected_one() -> None:
-    """7.0 / 14.8 = 0.473: 53 % shorter; 14.0 / 10.0: 40 % longer."""
-    assert seen("pair_length_gap", pairs__chosen_length=[7.0] * 20, pairs__rejected_length=[14.8] * 20) == (
+def test_length_differences_are_relative_to_the_rejected_length() -> None:
+    # 7.0 / 14.8 = 0.473: 53 % shorter; 14.0 / 10.0: 40 % longer.
+    assert finding("pair_length_gap", pairs__chosen_length=[7.0] * 20, pairs__rejected_length=[14.8] * 20) == (
         "chosen completions are 53% shorter than rejected ones (7.0 against 14.8 tokens, mean of 20 steps)"
     )
     rounds = {"pairs__chosen_length": [14.0] * 4, "pairs__rejected_length": [10.0] * 4}
-    assert seen("pair_length_gap", rounds=True, **rounds) == (
+    assert finding("pair_length_gap", rounds=True, **rounds) == (
         "chosen completions are 40% longer than rejected ones (14.0 against 10.0 tokens, mean of 4 rounds)"
     )
 
 
-def test_lengths_whose_means_say_the_opposite_of_most_steps() -> None:
-    """19 steps of 10 against 5, a gap of 2/3; one of 10 against 200, of -1.81: their mean is 0.543. The means of the
-    lengths are 10 and (19 * 5 + 200) / 20 = 14.75."""
-    assert seen("pair_length_gap", pairs__chosen_length=[10.0] * 20, pairs__rejected_length=[5.0] * 19 + [200.0]) == (
-        "lengths of chosen and rejected completions differ by +54% of their mean, step by step "
+def test_lengths_whose_means_contradict_most_steps() -> None:
+    # 19 steps of 10 against 5, a gap of 2/3, and one of 10 against 200, a gap of -1.81: the mean gap is 0.543.
+    # The mean lengths are 10 and (19 * 5 + 200) / 20 = 14.75.
+    assert finding(
+        "pair_length_gap", pairs__chosen_length=[10.0] * 20, pairs__rejected_length=[5.0] * 19 + [200.0]
+    ) == (
+        "lengths of chosen and rejected completions differ by +54% of their mean, per step "
         "(10.0 against 14.8 tokens, mean of 20 steps)"
     )

@@ -1,4 +1,4 @@
-"""What a person sees: the lines, the screen, and that no terminal can stop a run."""
+"""Consoles: the lines, the screen, and terminals and pipes that must not stop a run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SAMPLE = Sample(
 
 
 class Clock:
-    """Stands until it is moved."""
+    """Fake clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -91,19 +91,19 @@ def screen(width: int, encoding: str = "utf-8", outcome: Outcome | None = None) 
     clock = Clock()
     import threading
 
-    shown = Screen(Progress(RUN, clock), threading.Lock())
-    shown.outcome = outcome
-    shown.progress.step(0, {"eval/reward": 0.25}, ())
+    drawn = Screen(Progress(RUN, clock), threading.Lock())
+    drawn.outcome = outcome
+    drawn.progress.step(0, {"eval/reward": 0.25}, ())
     for step in (1, 2, 3):
-        shown.progress.phase("rollout", "generating 16 × 8")
+        drawn.progress.phase("rollout", "generating 16 × 8")
         clock.now += 3.0
-        shown.progress.phase("rollout", "")
-        shown.progress.phase("policy", "learning")
+        drawn.progress.phase("rollout", "")
+        drawn.progress.phase("policy", "learning")
         clock.now += 1.0
-        shown.progress.step(step, {"reward": 0.25 * step, "kl": 0.01}, (SAMPLE,))
+        drawn.progress.step(step, {"reward": 0.25 * step, "kl": 0.01}, (SAMPLE,))
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
     console = Console(file=file, width=width, force_terminal=True, color_system=None, legacy_windows=False)
-    console.print(shown)
+    console.print(drawn)
     file.seek(0)
     return file.read()
 
@@ -138,7 +138,7 @@ def test_the_screen_in_ascii() -> None:
     assert "_=#" in text
 
 
-def test_the_last_screen_says_how_it_ended() -> None:
+def test_the_last_screen_shows_no_remaining_time() -> None:
     text = screen(80, outcome=Outcome(ok=True, message="done"))
     assert "left" not in text
     assert "idle" not in text
@@ -178,7 +178,7 @@ def demo(stdout: int, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_b62_nobody_reads_the_pipe() -> None:
-    """`rlhf run … | head`: the run goes on and ends well."""
+    """Check that `rlhf run … | head` continues and succeeds."""
     reader, writer = os.pipe()
     os.close(reader)
     done = demo(writer)
@@ -226,7 +226,7 @@ def _drain(descriptor: int) -> bytes:
     try:
         while chunk := os.read(descriptor, 65536):
             chunks.append(chunk)
-    except OSError:  # the other side is closed
+    except OSError:  # the other end is closed
         pass
     os.close(descriptor)
     return b"".join(chunks)

@@ -1,4 +1,4 @@
-"""Metrics on disk, Weights & Biases that can do no harm, and the order in which sinks hear of things."""
+"""Metrics file, Weights & Biases (whose failures must not affect a run), and the order of calls to sinks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def info(directory: Path) -> RunInfo:
 
 
 class RecordingSink:
-    """Remembers what it is told."""
+    """Sink that records its calls."""
 
     def __init__(self) -> None:
         self.events: list[object] = []
@@ -49,7 +49,7 @@ class RecordingSink:
         self.events.append(("close", outcome.message))
 
 
-def test_every_sink_hears_everything_in_order(tmp_path: Path) -> None:
+def test_every_sink_gets_every_call_in_order(tmp_path: Path) -> None:
     sinks = [RecordingSink(), RecordingSink()]
     monitor = Monitor(sinks)
     monitor.start(info(tmp_path))
@@ -80,7 +80,7 @@ def test_a_line_per_step_with_the_names_as_given(tmp_path: Path) -> None:
     ]
 
 
-def test_a_resumed_run_tells_of_each_step_once(tmp_path: Path) -> None:
+def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.rewind(0)
     assert not file.path.exists()
@@ -108,7 +108,7 @@ def test_a_metrics_file_that_cannot_be_written_stops_the_run(recipe_dir: RecipeD
 
 
 class FakeWandb:
-    """The module and its run. `during` is called inside `init`, to fail or to hang there."""
+    """Fake of the wandb module and its run. `during` is called inside `init`, to fail or to hang there."""
 
     def __init__(self, during: Callable[[], None] = lambda: None) -> None:
         self.during = during
@@ -130,8 +130,8 @@ class FakeWandb:
         self.events.append(("finish", exit_code))
 
 
-def follow(fake: FakeWandb, directory: Path, config: WandbConfig | None = None, **settings: Any) -> list[str]:
-    """A whole run of two steps, failed in the end; what was notified."""
+def report_to(fake: FakeWandb, directory: Path, config: WandbConfig | None = None, **settings: Any) -> list[str]:
+    """Report a run of two steps that fails. Return the notes."""
     notes: list[str] = []
     sink = WandbSink(config or WandbConfig(), notify=notes.append, module=lambda: fake, **settings)
     sink.start(info(directory))
@@ -143,7 +143,7 @@ def follow(fake: FakeWandb, directory: Path, config: WandbConfig | None = None, 
 
 def test_wandb_gets_every_row_with_its_step(recipe_dir: RecipeDir) -> None:
     fake = FakeWandb()
-    assert follow(fake, recipe_dir.path) == []
+    assert report_to(fake, recipe_dir.path) == []
     assert fake.events == [
         ("define", "*", "train/global_step"),
         {"loss": 0.5, "train/global_step": 1},
@@ -168,9 +168,9 @@ def test_wandb_is_offline_without_a_key(recipe_dir: RecipeDir, monkeypatch: pyte
     assert mode(WandbConfig(mode="offline")) == "offline"
 
 
-def test_wandb_is_told_what_the_run_is(recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_description_of_the_run(recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeWandb()
-    follow(fake, recipe_dir.path, WandbConfig(project="mine", tags=("a", "b")))
+    report_to(fake, recipe_dir.path, WandbConfig(project="mine", tags=("a", "b")))
     first = fake.arguments
     assert {k: first[k] for k in ("project", "name", "job_type", "tags", "mode", "dir", "config")} == {
         "project": "mine",
@@ -185,8 +185,8 @@ def test_wandb_is_told_what_the_run_is(recipe_dir: RecipeDir, monkeypatch: pytes
     monkeypatch.setenv("WANDB_API_KEY", "k")
     monkeypatch.setenv("WANDB_NAME", "elsewhere")
     monkeypatch.setenv("WANDB_PROJECT", "elsewhere")
-    follow(fake, recipe_dir.path)
-    assert fake.arguments["id"] == first["id"]  # the next attempt goes on in the same wandb run
+    report_to(fake, recipe_dir.path)
+    assert fake.arguments["id"] == first["id"]  # the next attempt continues the same wandb run
     assert fake.arguments["resume"] == "allow"
     assert not {"name", "project"} & fake.arguments.keys()  # left to the variables
 
@@ -195,19 +195,19 @@ def test_f35_wandb_that_raises_is_told_once(recipe_dir: RecipeDir) -> None:
     def fail() -> None:
         raise ConnectionError("no route to host\nmore")
 
-    assert follow(FakeWandb(fail), recipe_dir.path) == [
-        "wandb is off (ConnectionError: no route to host); metrics.jsonl goes on"
+    assert report_to(FakeWandb(fail), recipe_dir.path) == [
+        "wandb is off (ConnectionError: no route to host); metrics.jsonl is still written"
     ]
 
 
 def test_f35_wandb_that_hangs_delays_nothing(recipe_dir: RecipeDir) -> None:
     never = threading.Event()
     started = time.monotonic()
-    notes = follow(FakeWandb(lambda: never.wait() and None), recipe_dir.path, close_deadline_s=0.05, max_rows=1)
+    notes = report_to(FakeWandb(lambda: never.wait() and None), recipe_dir.path, close_deadline_s=0.05, max_rows=1)
     assert time.monotonic() - started < 5
     assert notes == [
         "wandb did not finish in time; metrics.jsonl is complete",
-        "wandb was too slow for 2 rows; metrics.jsonl has them",
+        "wandb was too slow: 2 rows are missing there; metrics.jsonl has them",
     ]
     never.set()
 

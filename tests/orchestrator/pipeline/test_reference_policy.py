@@ -92,7 +92,7 @@ def test_a_reference_that_never_changes_scores_as_soon_as_there_is_something() -
     never = reference_policy(events, "never")
     never.begin(3, [Done(None)])
     assert events == SCORED
-    assert len(never.logprobs(3, [Done(None)])) == 2
+    assert len(never.logprobs(3, [Done(None)]).handles or ()) == 2
     assert events == SCORED  # and not again
     never.logprobs(4, [Done(None)])
     assert events == SCORED * 2
@@ -103,16 +103,16 @@ def test_every_round_the_policy_becomes_the_reference() -> None:
     moving = reference_policy(events, "every_round")
     moving.begin(3, [Done(None)])
     assert events == []  # it may be another one by then
-    moving.logprobs(3, [Done(None)])
+    decision = moving.logprobs(3, [Done(None)]).decision
     assert events == [*REFRESHED, *SCORED]
     assert moving.version == 3
-    assert moving.decision() == Decision(action="refresh", reason="reference.refresh is every_round", version=3)
+    assert decision == Decision(action="refresh", reason="reference.refresh is every_round", version=3)
 
 
 def test_a_reference_that_is_still_right_has_measured_with_what_it_scored() -> None:
     events: Events = []
     kept = reference_policy(events, "when_drifted", drift=NEAR)
-    assert len(kept.logprobs(3, [Done(None)])) == 2
+    assert len(kept.logprobs(3, [Done(None)]).handles or ()) == 2
     assert events == [*SCORED, "reference 0: drift of 2 shares"]
     assert kept.version == 0
 
@@ -120,12 +120,12 @@ def test_a_reference_that_is_still_right_has_measured_with_what_it_scored() -> N
 def test_a_reference_that_is_too_far_off_is_replaced_and_asked_again() -> None:
     events: Events = []
     replaced = reference_policy(events, "when_drifted", drift=FAR)
-    assert len(replaced.logprobs(3, [Done(None)])) == 2
+    scored = replaced.logprobs(3, [Done(None)])
+    assert len(scored.handles or ()) == 2
     assert events == [*SCORED, "reference 0: drift of 2 shares", *REFRESHED, *SCORED]
     assert replaced.version == 3
-    decision = replaced.decision()
-    assert decision is not None
-    assert decision.drift == FAR
+    assert scored.decision is not None
+    assert scored.decision.drift == FAR
 
 
 def test_a_resumed_run_brings_back_the_reference_it_had() -> None:
@@ -149,11 +149,11 @@ def test_metrics() -> None:
     }
     refreshed = Decision(action="refresh", reason="", version=5)
     assert metrics_of(refreshed, step=5) == {"ref/age": 0.0, "ref/refreshed": 1.0}
-    assert metrics_of(NoReference().decision(), step=5) == {}
+    assert metrics_of(NoReference().logprobs(5, []).decision, step=5) == {}
 
 
 def test_without_a_reference_there_are_no_log_probabilities() -> None:
-    assert NoReference().logprobs(0, []) is None
+    assert NoReference().logprobs(0, []).handles is None
 
 
 def test_a_teacher_is_asked_once_and_as_soon_as_there_is_something() -> None:
@@ -162,11 +162,12 @@ def test_a_teacher_is_asked_once_and_as_soon_as_there_is_something() -> None:
     teacher = Teacher(gang, temperature=1.0, states=True)
     teacher.begin(3, [Done(None)])
     assert events == ["reference 0: hidden states", "reference 1: hidden states"]
-    assert [handle.result().has_vectors for handle in teacher.logprobs(3, [Done(None)])] == [True, True]
+    scored = teacher.logprobs(3, [Done(None)])
+    assert [handle.result().has_vectors for handle in scored.handles or ()] == [True, True]
     assert len(events) == 2
     teacher.logprobs(4, [Done(None)])
     assert len(events) == 4
-    assert teacher.decision() is None
+    assert scored.decision is None
 
 
 def test_under_adapters_the_policy_answers_for_its_base() -> None:
@@ -175,6 +176,7 @@ def test_under_adapters_the_policy_answers_for_its_base() -> None:
     base = AdapterOffReference(policy, temperature=0.7, cache=True)
     base.begin(3, [])
     assert events == [], "the gang is learning the step before"
-    assert len(base.logprobs(3, [])) == 2
+    scored = base.logprobs(3, [])
+    assert len(scored.handles or ()) == 2
     assert events == ["policy 0: base logprobs at 0.7 cached", "policy 1: base logprobs at 0.7 cached"]
-    assert metrics_of(base.decision(), 3) == {"ref/age": 3.0, "ref/refreshed": 0.0}
+    assert metrics_of(scored.decision, 3) == {"ref/age": 3.0, "ref/refreshed": 0.0}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fakes import Events, FakeLearner, experience
 
+from configs.quickstart.tiny import character_tokenizer, create_model
 from orchestrator.cluster.base import wait
 from orchestrator.cluster.local import LocalGang
 from orchestrator.pipeline.publishing import EnginePublisher
@@ -18,7 +19,6 @@ from orchestrator.pipeline.reference import ReferenceGang
 from orchestrator.pipeline.sources import RolloutSource
 from workers.config import ModelConfig, ReferenceConfig, RolloutConfig
 from workers.engines.base import Request, Response, VersionMismatch
-from workers.engines.hf_models import character_tokenizer, create_model
 from workers.reference import Reference
 from workers.rollout import Rollout
 from workers.types import Finish, Prompt, Sampling, merge
@@ -175,7 +175,7 @@ class TestReference:
         return gang.all(Ready.sample)
 
     def test_it_answers_for_the_version_that_the_run_holds(self, reference_policy: ReferenceGang, sampled: Any) -> None:
-        (share,) = wait(reference_policy.logprobs(0, sampled))
+        (share,) = wait(reference_policy.logprobs(0, sampled).handles or ())
         assert len(share.values) == 2
 
     def test_it_does_not_answer_for_another(self, reference_policy: ReferenceGang, sampled: Any, model: Path) -> None:

@@ -1,4 +1,4 @@
-"""The planner against published runs: the bounds it must keep, and what stands outside of them by name."""
+"""The planner against published runs: its error bounds, and the named exceptions to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_point_of_the_file_that_can_be_predicted_is() -> None:
 @pytest.mark.parametrize("point", of_kind(*BOUNDS), ids=lambda point: point.id)
 def test_it_is_within_its_bound(point: Point) -> None:
     if point.id in EXCEPTIONS:
-        assert point.is_outside, f"{point.id} is inside by now: an exception less"
+        assert point.is_outside, f"{point.id} is within its bound: remove the exception"
     else:
         assert abs(point.ratio - 1) <= BOUNDS[point.kind], f"ratio {point.ratio:.2f}"
 
@@ -38,14 +38,14 @@ def test_the_median_error() -> None:
     assert back_test.median_error(POINTS) <= 0.07
 
 
-def test_nothing_that_was_fitted_is_said_not_to_be() -> None:
-    """Only two of the points with a bound of 15 % were not used for a constant."""
+def test_fitted_points_are_marked() -> None:
+    """Check that only two of the points with a bound of 15 % are marked as used for no constant."""
     free = [p.id for p in of_kind("backtest-train", "backtest-e2e") if p.fitted.startswith("nothing")]
     assert free == ["nemorl-v0_5-llama-3_1-8b-1off-16-step", "nemorl-v0_5-qwen3-32b-1off-64-step"]
 
 
-def test_another_gpu_and_another_release_stay_near() -> None:
-    """Nothing was fitted to these: the honest ones, and as far off as the page says."""
+def test_error_on_another_gpu_and_another_release() -> None:
+    """Check the points to which no constant was fitted."""
     assert all(0.85 <= point.ratio <= 1.17 for point in of_kind("backtest-extra"))
     assert all(0.8 <= point.ratio <= 1.55 for point in of_kind(back_test.ANOTHER_GPU))
 
@@ -60,14 +60,14 @@ def test_another_gpu_and_another_release_stay_near() -> None:
         ("GRPO of 16, the engine's log-probabilities, no reference", 20.1, 0.0, 66),
         ("Online DPO of 2, 8B reward model", 20.1, 5.8, 76),
         ("Offline DPO, reference each step", 20.1, 5.2, 25.4),
-        ("Offline DPO, reference kept over 3 epochs", 20.1, 1.7, 21.9),
-        ("the same, prompts computed once per pair", 15.1, 1.3, 16.4),
+        ("Offline DPO, reference cached over 3 epochs", 20.1, 1.7, 21.9),
+        ("Offline DPO, cached reference, prompts computed once per pair", 15.1, 1.3, 16.4),
     ],
 )
 def test_the_worked_example(name: str, learn: float, score: float, step: float) -> None:
     row = next(row for row in worked_example() if row.name == name)
     assert row.learn == pytest.approx(learn, rel=0.01)
-    # Printed to one decimal: 1.3 may be 1.26
+    # The expected value has one decimal: 1.3 may be 1.26
     assert row.score == pytest.approx(score, rel=0.01, abs=0.05)
     assert row.step == pytest.approx(step, rel=0.05)
 

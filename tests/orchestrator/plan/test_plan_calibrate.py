@@ -1,4 +1,4 @@
-"""A run made with known constants gives them back; a real one would show how well they hold."""
+"""Calibration recovers the constants of a simulated run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRUE = replace(
     train_mfu=0.11,
     score_mfu=0.11 * 0.45 / 0.35,
     update_overhead_s=0.5,
-    # an engine half as fast in everything
+    # an engine half as fast in every term
     prefill_mfu=0.275,
     decode_mbu=0.3,
     decode_mfu=0.35,
@@ -37,15 +37,20 @@ RESPONSES = (200, 900, 400, 1000, 300, 800, 500, 700, 600, 250, 950)
 
 
 def a_run(
-    tmp_path: Path, recipe: str, constants: Constants, gpu: Gpu, responses: tuple[int, ...] = RESPONSES, **told: object
+    tmp_path: Path,
+    recipe: str,
+    constants: Constants,
+    gpu: Gpu,
+    responses: tuple[int, ...] = RESPONSES,
+    **devices: object,
 ) -> RunDirectory:
-    """The directory of a run whose times are those of the planner under `constants`."""
+    """Write the directory of a run whose times are the planner's under `constants`."""
     config = load(CONFIGS / recipe, [f"output_dir={tmp_path}"]).stages[-1]
     directory = RunDirectory(tmp_path / config.name)
     directory.logs(1).mkdir(parents=True)
     directory.resolved.write_text(json.dumps(resolved(config)))
-    if told:
-        (directory.logs(1) / "devices.json").write_text(json.dumps(told))
+    if devices:
+        (directory.logs(1) / "devices.json").write_text(json.dumps(devices))
     with open(directory.metrics, "w") as metrics:
         tokens = 0.0
         for i, response in enumerate(responses):
@@ -73,18 +78,18 @@ def a_row(config: RunConfig, constants: Constants, gpu: Gpu, response: int) -> d
 
 def test_it_finds_the_constants_that_made_the_run(tmp_path: Path) -> None:
     directory = a_run(tmp_path, "8b/grpo.yaml", TRUE, GPUS["H200"], cuda=True, accelerators=["H200"])
-    found = calibrate(directory)
-    assert found.device is GPUS["H200"]
-    assert found.fitted_steps == 5  # ten after the first, every other one
+    calibration = calibrate(directory)
+    assert calibration.device is GPUS["H200"]
+    assert calibration.fitted_steps == 5  # every other of the ten after the first
     for name in Constants.__dataclass_fields__:
-        assert getattr(found.constants, name) == pytest.approx(getattr(TRUE, name), rel=1e-3), name
-    assert {check.phase for check in found.checks} == {"learn", "generate", "publish", "step"}
-    assert all(check.ratio == pytest.approx(1, rel=1e-3) for check in found.checks)
-    assert "train_mfu" in "\n".join(describe(found))
+        assert getattr(calibration.constants, name) == pytest.approx(getattr(TRUE, name), rel=1e-3), name
+    assert {check.phase for check in calibration.checks} == {"learn", "generate", "publish", "step"}
+    assert all(check.ratio == pytest.approx(1, rel=1e-3) for check in calibration.checks)
+    assert "train_mfu" in "\n".join(describe(calibration))
 
 
-def test_a_run_that_changed_half_way_is_seen_in_the_check(tmp_path: Path) -> None:
-    """Steps that were fitted ran twice as fast as those between: the check says so."""
+def test_checks_show_when_held_out_steps_differ(tmp_path: Path) -> None:
+    """Check the ratio if the fitted steps ran twice as fast as the steps between them."""
     directory = a_run(tmp_path, "8b/grpo.yaml", TRUE, GPUS["H100"], cuda=True, accelerators=["H100"])
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     for row in rows[2::2]:
@@ -96,29 +101,29 @@ def test_a_run_that_changed_half_way_is_seen_in_the_check(tmp_path: Path) -> Non
 
 def test_updates_of_one_size_leave_no_fixed_cost(tmp_path: Path) -> None:
     directory = a_run(tmp_path, "8b/grpo.yaml", TRUE, GPUS["H100"], (500,) * 8, cuda=True, accelerators=["H100"])
-    found = calibrate(directory)
-    assert found.constants.update_overhead_s == 0.0
-    assert found.constants.train_mfu < TRUE.train_mfu  # the fixed cost is in it
-    assert all(check.ratio == pytest.approx(1, rel=1e-3) for check in found.checks)
+    calibration = calibrate(directory)
+    assert calibration.constants.update_overhead_s == 0.0
+    assert calibration.constants.train_mfu < TRUE.train_mfu  # it includes the fixed cost
+    assert all(check.ratio == pytest.approx(1, rel=1e-3) for check in calibration.checks)
 
 
-def test_a_run_on_cpus_without_samples(tmp_path: Path) -> None:
-    """On a dataset nothing but learning is timed; prompt and completion are taken to be equally long."""
+def test_a_run_on_cpus_with_a_dataset(tmp_path: Path) -> None:
+    """Check a run that times only learning; prompts and completions are assumed to be equally long."""
     constants = replace(DEFAULT, train_mfu=0.2, score_mfu=0.2 * 0.45 / 0.35)
     directory = a_run(tmp_path, "8b/sft.yaml", constants, CPU_RANK, (100,) * 6, cuda=False, accelerators=[])
-    found = calibrate(directory)
-    assert found.device is CPU_RANK
-    assert found.constants.train_mfu == pytest.approx(0.2)
-    assert found.constants.decode_mbu == DEFAULT.decode_mbu
-    assert {check.phase for check in found.checks} == {"learn", "step"}
+    calibration = calibrate(directory)
+    assert calibration.device is CPU_RANK
+    assert calibration.constants.train_mfu == pytest.approx(0.2)
+    assert calibration.constants.decode_mbu == DEFAULT.decode_mbu
+    assert {check.phase for check in calibration.checks} == {"learn", "step"}
 
 
-def test_what_cannot_be_calibrated_on(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     short = a_run(tmp_path / "a", "8b/grpo.yaml", TRUE, GPUS["H100"], (500,) * 3, cuda=True, accelerators=["H100"])
     with pytest.raises(BadInput, match="3 steps with timings"):
         calibrate(short)
     strange = a_run(tmp_path / "b", "8b/grpo.yaml", TRUE, GPUS["H100"], cuda=True, accelerators=["T4"])
-    with pytest.raises(BadInput, match="its GPUs are T4"):
+    with pytest.raises(BadInput, match="the run's GPUs are T4"):
         calibrate(strange)
 
 
@@ -126,11 +131,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     directory = a_run(tmp_path, "8b/grpo.yaml", TRUE, GPUS["H200"], cuda=True, accelerators=["H200"])
     recipe = str(CONFIGS / "8b/grpo.yaml")
     assert main(["plan", recipe, "--calibrate", str(directory.path), "--json", "--prompt-tokens", "100"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["gpu"] == "H200"  # the run's, as no other was asked for
+    body = json.loads(capsys.readouterr().out)
+    assert body["gpu"] == "H200"  # the run's GPU, as --gpus is not given
     config = load(recipe).stages[-1]
     work = work_of(config, Lengths(prompt=100))
     expected = step_time(config, shapes_of(config), GPUS["H200"], work, TRUE).step_s
-    assert told["step_s"] == pytest.approx(expected, rel=1e-3)
+    assert body["step_s"] == pytest.approx(expected, rel=1e-3)
     assert main(["plan", "--calibrate", str(directory.path)]) == 0
     assert "predicted" in capsys.readouterr().out

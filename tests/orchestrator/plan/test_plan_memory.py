@@ -1,4 +1,4 @@
-"""Bytes of each role, with the arithmetic written out, and properties that hold whatever the numbers are."""
+"""Bytes of each role, with the arithmetic written out, and properties that hold for any numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPES = st.sampled_from(sorted(TABLE.values(), key=lambda s: s.name))
 
 @pytest.mark.parametrize(("ranks", "gigabytes"), [(16, 79.4), (32, 39.7), (64, 19.85), (128, 9.92)])
 def test_states_of_70b_under_zero_3(ranks: int, gigabytes: float) -> None:
-    """18 bytes per parameter over all ranks: 2 weights, 4 gradients, 4 master, 8 moments."""
+    """Check 18 bytes per parameter over all ranks: 2 weights, 4 gradients, 4 master, 8 moments."""
     on_gpu, host = zero_bytes(
         L70.num_params, Sharding(ranks=ranks, zero_stage=3), trained=L70.num_params, offload=False
     )
@@ -42,24 +42,24 @@ def test_states_of_70b_under_zero_3(ranks: int, gigabytes: float) -> None:
     ("stage", "width", "offload", "gpu", "host"),
     [
         # 1000 parameters on 4 ranks
-        (0, 2, False, 2000 + 6000 + 12_000 / 4, 0),  # run as stage 1
+        (0, 2, False, 2000 + 6000 + 12_000 / 4, 0),  # runs as stage 1
         (1, 2, False, 2000 + 6000 + 12_000 / 4, 0),  # gradients of a micro-batch, 2 bytes, and their sum, 4
         (2, 2, False, 2000 + 16_000 / 4, 0),
         (3, 2, False, 18_000 / 4, 0),
-        (2, 2, True, 2000 + 4000 / 4, 12_000 / 4),  # master weights and moments are the host's
-        (3, 2, True, 2000 / 4, 20_000 / 4),  # and at stage 3 gradients, and a copy of them
-        (0, 4, False, 4000 + 4000 + 8000, 0),  # float32 weights are their own master
-        (2, 4, False, 4000 + (4000 + 4000 + 8000) / 4, 0),  # but stage 2 updates a copy
+        (2, 2, True, 2000 + 4000 / 4, 12_000 / 4),  # master weights and moments in host memory
+        (3, 2, True, 2000 / 4, 20_000 / 4),  # at stage 3 also gradients, and a copy of them
+        (0, 4, False, 4000 + 4000 + 8000, 0),  # float32 weights are their own master copy
+        (2, 4, False, 4000 + (4000 + 4000 + 8000) / 4, 0),  # but stage 2 updates a second copy
         (3, 4, False, 16_000 / 4, 0),
     ],
 )
-def test_who_holds_what(stage: int, width: int, offload: bool, gpu: float, host: float) -> None:
+def test_states_of_each_zero_stage(stage: int, width: int, offload: bool, gpu: float, host: float) -> None:
     sharding = Sharding(ranks=4, zero_stage=stage, weight_bytes=width)
     assert zero_bytes(1000, sharding, trained=1000, offload=offload) == (gpu, host)
 
 
 def test_adapters_leave_the_base_without_gradients() -> None:
-    # 2 bytes of 1000 frozen weights and of 10 adapters' over 2 ranks, and 16 more of the adapters'
+    # 2 bytes for each of 1000 frozen and 10 adapter weights over 2 ranks, and 16 more for the adapter weights
     sharding = Sharding(ranks=2, zero_stage=3)
     assert zero_bytes(1010, sharding, trained=10, offload=False) == ((2 * 1010 + 16 * 10) / 2, 0)
 
@@ -79,7 +79,7 @@ def test_activations_and_logits() -> None:
 
 @pytest.mark.slow
 def test_activations_are_what_autograd_keeps() -> None:
-    """Counted on the real decoder layers of transformers, whatever they may be in its next version."""
+    """Recount the activations on the decoder layers of the installed transformers."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2}
@@ -87,7 +87,7 @@ def test_activations_are_what_autograd_keeps() -> None:
     model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).model
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
-    alive = []  # else a place in memory could be counted as two arrays
+    alive = []  # keeps tensors alive, so that no address is reused
 
     def keep(tensor: object) -> object:
         storage = tensor.untyped_storage()  # type: ignore[attr-defined]
@@ -113,7 +113,7 @@ def test_gathered_layers() -> None:
 
 
 def test_a_learner_by_hand() -> None:
-    """8B on 8 ranks, 16384 tokens with checkpointing, logits 2048 rows at a time."""
+    """Check 8B on 8 ranks, 16384 tokens with checkpointing, logits 2048 rows at a time."""
     memory = learner_memory(L8, Sharding(ranks=8, zero_stage=3), tokens=16384, checkpointing=True, chunk=2048)
     parts = {name: size / GB for name, size in memory.parts}
     assert parts["states"] == pytest.approx(18 * 8.030 / 8, rel=1e-3)
@@ -123,17 +123,17 @@ def test_a_learner_by_hand() -> None:
     assert parts["gathered"] == pytest.approx(2 + 2 + 1.050673)
     assert parts["runtime"] == 5
     assert memory.total / GB == pytest.approx(sum(parts.values()))
-    assert "stepping" not in parts  # 4 bytes of 1.0e9 gradients are less than what passed through before
+    assert "stepping" not in parts  # 4 bytes of 1.0e9 gradients are less than the temporary buffers before
 
 
-def test_an_optimiser_step_may_be_the_fullest_moment() -> None:
-    # One rank, one token: almost nothing passes through, and the step holds 1e9 gradients in float32
+def test_the_peak_may_be_the_optimiser_step() -> None:
+    # One rank, one token: the temporary buffers are small, and the optimiser step holds 1e9 gradients in float32
     memory = learner_memory(L8, Sharding(ranks=1, zero_stage=3), tokens=1, checkpointing=True, chunk=1)
-    passing = sum(memory.part(name) for name in ("gathered", "activations", "logits"))
-    assert memory.part("stepping") == pytest.approx(4e9 - passing)
+    temporary = sum(memory.part(name) for name in ("gathered", "activations", "logits"))
+    assert memory.part("stepping") == pytest.approx(4e9 - temporary)
 
 
-def test_a_reference_whole_and_in_shares() -> None:
+def test_a_reference_whole_and_sharded() -> None:
     for ranks, gigabytes in ((16, 8.8), (32, 4.4), (64, 2.2), (128, 1.1)):
         memory = scorer_memory(L70, Sharding(ranks=ranks, zero_stage=3), tokens=1024, chunk=512)
         assert memory.part("weights") / GB == pytest.approx(gigabytes, rel=5e-3)
@@ -142,14 +142,14 @@ def test_a_reference_whole_and_in_shares() -> None:
     assert whole.part("gathered") == 0
 
 
-def test_an_engine_takes_what_it_may() -> None:
+def test_an_engine_fills_its_limit() -> None:
     engine = Engine(shape=L70, gpu=GPUS["H100"], tensor_parallel=4, utilization=0.9)
     # (4 x 80e9 x 0.9 - 2 x 70.55e9 - 4 x 2e9) / 327,680 bytes per token
     assert engine.kv_tokens == pytest.approx(423_600, rel=1e-3)
     assert Engine(shape=L70, gpu=GPUS["H100"], tensor_parallel=8).kv_tokens == pytest.approx(1.278e6, rel=1e-3)
     memory = engine_memory(engine, longest=4096)
     assert memory.total == pytest.approx(0.9 * 80e9)
-    # On two GPUs the weights alone are 70.6 GB each: what one sequence needs comes on top of what there is not
+    # On two GPUs the weights alone are 70.6 GB each: no memory is left for the one sequence that is needed
     small = Engine(shape=L70, gpu=GPUS["H100"], tensor_parallel=2)
     assert small.kv_tokens < 0
     assert engine_memory(small, longest=4096).total > 0.9 * 80e9
@@ -164,7 +164,7 @@ def test_memory_of_nothing() -> None:
 def test_more_ranks_never_hold_more(
     shape: ModelShape, ranks: int, times: int, tokens: int, checkpointing: bool, stage: int
 ) -> None:
-    """Beyond one rank, which gathers nothing: what a rank holds never grows with the number of ranks."""
+    """Check that the memory of a rank never grows with the number of ranks, from two on: one rank gathers nothing."""
 
     def held(n: int) -> float:
         return learner_memory(
@@ -189,7 +189,7 @@ def test_more_tokens_never_take_less(
 
 
 @given(SHAPES, st.integers(1, 64), st.integers(0, 2), st.integers(1, 30_000))
-def test_each_measure_saves_something_or_nothing(shape: ModelShape, ranks: int, stage: int, tokens: int) -> None:
+def test_no_saving_costs_memory(shape: ModelShape, ranks: int, stage: int, tokens: int) -> None:
     def states(zero_stage: int, *, offload: bool = False) -> float:
         sharding = Sharding(ranks=ranks, zero_stage=zero_stage)
         return zero_bytes(shape.num_params, sharding, trained=shape.num_params, offload=offload)[0]

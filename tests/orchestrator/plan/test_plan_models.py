@@ -1,4 +1,4 @@
-"""Shapes: how many parameters a model has, and where its shape is found."""
+"""Model shapes: parameter counts, and where shapes are found."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_mixture_counts_all_experts_and_uses_some() -> None:
     shape = TABLE["mixtral-8x7b"]
     # An expert: 3 x 4096 x 14336 = 176,160,768. 32 layers with 8 of them, of which 6 are idle for a token.
     assert shape.num_params - shape.active_params == 32 * 6 * 176_160_768
-    assert shape.num_params == pytest.approx(46.7e9, rel=2e-3)  # as its makers say: 46.7 B, 12.9 B active
+    assert shape.num_params == pytest.approx(46.7e9, rel=2e-3)  # published: 46.7 B, 12.9 B active
     assert shape.active_params == pytest.approx(12.9e9, rel=2e-3)
 
 
@@ -74,13 +74,13 @@ def test_hub_ids_are_known_offline(path: str, name: str) -> None:
     assert find(path) is TABLE[name]
 
 
-def test_a_directory_and_the_hub_cache_say_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_are_read_from_a_directory_and_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = tmp_path / "model"
     local.mkdir()
     (local / "config.json").write_text(json.dumps(LLAMA))
-    found = find(str(local))
-    assert found is not None
-    assert (found.name, found.num_params, found.head_dim) == ("model", 8_030_261_248, 128)
+    shape = find(str(local))
+    assert shape is not None
+    assert (shape.name, shape.num_params, shape.head_dim) == ("model", 8_030_261_248, 128)
     snapshot = tmp_path / "hub" / "models--someone--tiny" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps({**LLAMA, "tie_word_embeddings": True, "num_hidden_layers": 2}))
@@ -100,7 +100,7 @@ def test_a_mixture_and_a_nested_config(tmp_path: Path) -> None:
     assert (shape.experts, shape.active_experts, shape.intermediate, shape.head_dim) == (128, 8, 768, 64)
 
 
-def test_what_a_config_lacks_is_named(tmp_path: Path) -> None:
+def test_missing_keys_of_a_config_are_named(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"n_embd": 768, "vocab_size": 50257}))
     with pytest.raises(BadInput, match="missing: hidden_size, num_hidden_layers, num_attention_heads, intermediate"):

@@ -40,7 +40,7 @@ def test_flops_of_a_token() -> None:
     # 70B at 512 tokens: 2 x 70.554e9 + 2 x 80 x 8192 x 512 = 141.107e9 + 0.671e9; of 1024 x 1024 tokens: 148.7 PFLOP
     assert forward_flops(L70, 512) == 2 * L70.num_params + 2 * 80 * 8192 * 512
     assert 1024 * 1024 * forward_flops(L70, 512) == pytest.approx(148.7e15, rel=1e-3)
-    # of a mixture only what a token passes through
+    # a mixture counts only the parameters used for a token
     mixtral = TABLE["mixtral-8x7b"]
     assert forward_flops(mixtral, 0) == 2 * mixtral.active_params
 
@@ -54,14 +54,14 @@ def test_learning_and_scoring() -> None:
     assert score == pytest.approx(5.22, rel=1e-2)
     half = learning_s(L70, H100, tokens=tokens, context=512, gpus=64, constants=DEFAULT, mfu=0.7)
     assert half == pytest.approx(learn / 2)
-    # A frozen base passes gradients on and gets none: 2 of 3
+    # A frozen base passes gradients through and gets none: 2 of 3
     frozen = learning_s(L70, H100, tokens=tokens, context=512, gpus=64, constants=DEFAULT, frozen=True)
     assert frozen == pytest.approx(learn * 2 / 3)
 
 
 @pytest.mark.parametrize(("bandwidth", "seconds"), [(400e9, 2.6), (200e9, 5.3), (100e9, 10.6), (50e9, 21.2)])
 def test_zero_3_between_nodes(bandwidth: float, seconds: float) -> None:
-    """70B, 2 micro-steps, 8 nodes: 2 x 3 x 141.1 GB x 7/8 over 0.7 of the links."""
+    """Check 70B, 2 micro-steps, 8 nodes: 2 x 3 x 141.1 GB x 7/8 over 0.7 of the link bandwidth."""
     constants = replace(DEFAULT, node_bytes_per_s=bandwidth)
     assert zero3_traffic_s(L70, micro_steps=2, gpus=64, constants=constants) == pytest.approx(seconds, rel=2e-2)
     assert zero3_traffic_s(L70, micro_steps=2, gpus=8, constants=constants) == 0
@@ -76,7 +76,7 @@ def test_a_decoding_step() -> None:
     # Reading 2e9 bytes and 10 sequences of 100 tokens with 4 bytes each, from 2 x 3.35e12 x 0.6; and 80 us each
     expected = (2 * n + 10 * 100 * 4) / (2 * 3.35e12 * 0.6) + 10 * 80e-6
     assert decode_step_s(engine, running=10, context=100, constants=DEFAULT) == pytest.approx(expected)
-    # 100,000 sequences at once compute longer than they read: 1e5 x 2e9 FLOP at 2 x 989e12 x 0.7
+    # With 100,000 sequences computing takes longer than reading: 1e5 x 2e9 FLOP at 2 x 989e12 x 0.7
     expected = 1e5 * (2 * n + 2 * 100) / (2 * 989e12 * 0.7) + 1e5 * 80e-6
     assert decode_step_s(engine, running=1e5, context=100, constants=DEFAULT) == pytest.approx(expected)
     # 500 prompt tokens at 0.55 of 2 x 989e12
@@ -86,10 +86,10 @@ def test_a_decoding_step() -> None:
 
 def test_experts_that_no_token_chooses_are_not_read() -> None:
     shape = TABLE["mixtral-8x7b"]
-    # One token takes 2 of 8 experts: 6 of 8 are left alone. Very many take all of them.
+    # One token uses 2 of 8 experts and leaves 6 idle; very many tokens use all of them
     assert weights_read(shape, 1) == pytest.approx(2 * shape.active_params, rel=1e-6)
     assert weights_read(shape, 1000) == pytest.approx(2 * shape.num_params)
-    # Two tokens leave an expert with probability (3/4)^2: 7/16 of them are read, on average
+    # Two tokens leave an expert idle with probability (3/4)^2: 7/16 of them are read on average
     all_experts = 32 * 8 * 3 * 4096 * 14336
     assert weights_read(shape, 2) == pytest.approx(2 * (shape.num_params - 9 / 16 * all_experts))
 
@@ -97,14 +97,14 @@ def test_experts_that_no_token_chooses_are_not_read() -> None:
 def test_throughput_of_a_full_engine() -> None:
     engine = Engine(shape=ROUND, gpu=H100, tensor_parallel=1, max_running=8)
     step = decode_step_s(engine, running=8, context=150, constants=DEFAULT)
-    # 8 sequences make 100 tokens in 100 steps; each costs its prefill, too
+    # 8 sequences generate 100 tokens each in 100 steps; each also costs its prefill
     expected = 100 / (100 * step / 8 + prefill_s(engine, 100, DEFAULT))
     assert throughput(engine, prompt=100, response=100, constants=DEFAULT) == pytest.approx(expected)
     assert throughput(Engine(shape=L70, gpu=H100, tensor_parallel=2), prompt=1, response=1, constants=DEFAULT) == 0
 
 
 def test_one_sequence_alone() -> None:
-    """32 tokens: 16 steps while it is 10 tokens long, 16 while it is 26."""
+    """Check 32 tokens: 16 steps at a length of 10 tokens, 16 at 26."""
     engine = Engine(shape=ROUND, gpu=H100, tensor_parallel=1)
     steps = [decode_step_s(engine, running=1, context=c, constants=DEFAULT) for c in (10, 26)]
     expected = prefill_s(engine, 10, DEFAULT) + 16 * sum(steps)
@@ -112,14 +112,14 @@ def test_one_sequence_alone() -> None:
     assert took == pytest.approx(expected)
 
 
-def test_two_that_do_not_run_together_take_turns() -> None:
+def test_sequences_that_do_not_fit_together_run_one_after_another() -> None:
     one = Engine(shape=ROUND, gpu=H100, tensor_parallel=1, max_running=1)
 
-    def alone(count: int) -> float:
+    def duration(count: int) -> float:
         return generation_s(one, sequences=count, prompt=10.0, response=64.0, longest=64, group=1, constants=DEFAULT)
 
-    assert alone(2) == pytest.approx(2 * alone(1))
-    # and where a sequence does not fit at all there is no time
+    assert duration(2) == pytest.approx(2 * duration(1))
+    # The time is infinite if not one sequence fits
     large = Engine(shape=L70, gpu=H100, tensor_parallel=2)
     assert (
         generation_s(large, sequences=1, prompt=10.0, response=10.0, longest=10, group=1, constants=DEFAULT) == math.inf
@@ -131,19 +131,19 @@ def test_lengths_have_their_mean_and_their_cap() -> None:
     assert lengths.mean() == pytest.approx(512, rel=2e-3)
     assert lengths.max() == 2048
     assert len(np.unique(np.sort(lengths)[:-32])) > 900  # quantiles, not copies
-    # neighbours differ: the order is not the sorted one
+    # The lengths are shuffled: neighbours differ
     assert abs(np.corrcoef(lengths[:-1], lengths[1:])[0, 1]) < 0.5  # sorted: 1
     assert (response_lengths(4, mean=600.0, longest=512, sigma=0.6) == 512).all()
 
 
 def test_publication() -> None:
-    # 141 GB: 0.9 + 141/500 when all GPUs send; 0.9 + 141/11.5 from one rank; 1 GB through files is written and read
+    # 141 GB: 0.9 + 141/500 if all GPUs send; 0.9 + 141/11.5 from one rank; 1 GB through files is written and read
     assert sharded_s(141e9, DEFAULT) == pytest.approx(0.9 + 0.282)
     assert broadcast_s(141e9, DEFAULT) == pytest.approx(0.9 + 141 / 11.5)
     assert through_files_s(1e9, DEFAULT) == pytest.approx(0.9 + 2)
 
 
-def test_gpus_are_asked_for_in_words() -> None:
+def test_parsing_of_gpus() -> None:
     assert parse_gpus("64xH100") == (64, H100)
     assert parse_gpus("h200") == (None, GPUS["H200"])
     assert parse_gpus("8xA100") == (8, GPUS["A100-80"])
@@ -163,7 +163,7 @@ def test_generation_never_gets_shorter_with_more_to_do(
 ) -> None:
     engine = Engine(shape=TABLE["llama-3-8b"], gpu=H100, tensor_parallel=1, max_running=64)
 
-    def took(count: int, constants: object = DEFAULT) -> float:
+    def duration(count: int) -> float:
         return generation_s(
             engine,
             sequences=count,
@@ -174,7 +174,7 @@ def test_generation_never_gets_shorter_with_more_to_do(
             constants=DEFAULT,
         )
 
-    few, many = took(sequences), took(sequences + more)
-    # Other quantiles are drawn for another number: the longest of few may be shorter than the longest of many
+    few, many = duration(sequences), duration(sequences + more)
+    # The quantiles depend on the number of sequences: the longest of few may exceed the longest of many
     assert few <= many * 1.02
     assert math.isfinite(many)

@@ -1,4 +1,4 @@
-"""Every class of bad data gets its golden text and exit code 2, with the lines. The B numbers are the catalogue's."""
+"""Golden error text and exit code 2 for every class of bad data. bad_input.py lists the classes by B number."""
 
 from __future__ import annotations
 
@@ -363,9 +363,9 @@ def test_b48_zstd_and_a_bomb(recipe_dir: RecipeDir, golden: Golden, capsys: pyte
     refused("recipe.yaml", "b48-zstd", golden, capsys)
     recipe_dir.recipe({"data": "{prompts: ./bomb.parquet}"})
     assert main(["validate", "recipe.yaml"]) == 2
-    said = capsys.readouterr().err  # how small the file is depends on pyarrow
+    printed = capsys.readouterr().err  # the size of the file depends on pyarrow
     assert re.search(
-        r"bomb\.parquet: unpacks to far more.*\d{4} bytes unpack to 80 MiB.*the limit is 1000", said, re.DOTALL
+        r"bomb\.parquet: decompression bomb.*\d{4} bytes decompress to 80 MiB.*the limit is 1000", printed, re.DOTALL
     )
 
 

@@ -1,4 +1,4 @@
-"""Models that a recipe cannot use: what is said of their files before anything is loaded."""
+"""Models that a recipe cannot use, refused by their files before anything is loaded."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_composite_has_the_faults_of_its_own_type_and_those_of_its_text(
     (recipe_dir.path / "model" / "config.json").write_text(json.dumps(config))
     recipe_dir.recipe(OFFLINE_DPO)
     assert main(["validate", "recipe.yaml"]) == 0
-    assert "models of type mamba read rows apart" in capsys.readouterr().out
+    assert "models of type mamba cannot take packed rows" in capsys.readouterr().out
     config = {"model_type": "gemma4", "text_config": {"model_type": "gemma4_text"}}
     (recipe_dir.path / "model" / "config.json").write_text(json.dumps(config))
     recipe_dir.recipe({**OFFLINE_DPO, "policy": "{zero_stage: 3}"})
@@ -168,7 +168,7 @@ def test_weights_that_are_quantised(recipe_dir: RecipeDir, golden: Golden, capsy
 
 
 def _two_stages(recipe_dir: RecipeDir) -> None:
-    """both.yaml: sft, and grpo on what it makes."""
+    """Write both.yaml: sft, then grpo on its model."""
     recipe_dir.recipe(
         {"data": "{dataset: ./demos.jsonl}", "algorithm": "{type: sft, batch_size: 4}", "reward": None}, "base.yaml"
     )
@@ -189,9 +189,9 @@ def test_a_model_that_reads_rows_apart_says_what_it_costs(
     _of_type(recipe_dir, "mamba")
     recipe_dir.recipe()
     assert main(["validate", "recipe.yaml"]) == 0
-    told = capsys.readouterr().out
-    assert "models of type mamba read rows apart" in told
-    assert "a prompt is computed 2 times, once per completion" in told
+    printed = capsys.readouterr().out
+    assert "models of type mamba cannot take packed rows" in printed
+    assert "each prompt is computed 2 times, once per completion" in printed
 
 
 def test_adapters_for_layers_that_the_model_has_not(
@@ -322,7 +322,7 @@ def _with_positions(directory: str, number: int) -> None:
 def test_b37_more_tokens_than_positions(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """512 + 1024 = 1536 tokens; 512 - 512 leaves no room for a completion, 1535 - 512 leaves 1023."""
+    """Expect 512 + 1024 = 1536 tokens; 512 - 512 leaves no room for a completion, 1535 - 512 leaves 1023."""
     _with_positions("model", 512)
     lengths = "{max_prompt_length: 512, max_completion_length: 1024}"
     recipe_dir.recipe({"rollout": lengths})
@@ -359,7 +359,7 @@ def test_b37_positions_of_critic_teacher_reward_model_and_rows(
     recipe_dir.recipe({**rows, **distill})
     refused("recipe.yaml", "b37-positions-of-rows", golden, capsys)
     recipe_dir.recipe({"data": "{dataset: ./demos.jsonl}", "algorithm": "{type: sft, batch_size: 4}", "reward": None})
-    _with_positions("model", 512)  # rows are cut there, which is told where one is
+    _with_positions("model", 512)  # rows are truncated there, which is reported for each
     assert main(["validate", "recipe.yaml"]) == 0
 
 

@@ -1,4 +1,4 @@
-"""What is worth saying of data that can be learned from: counted with its rows, and refused when nothing is left."""
+"""Remarks on valid data, with row numbers, and the refusal of data of which nothing is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KTO: Mapping[str, str | None] = {"data": "{dataset: ./feedback.jsonl}", "reward"
 
 
 def notes(capsys: pytest.CaptureFixture[str], recipe: str = "recipe.yaml") -> list[str]:
-    """What `rlhf validate` remarks on a recipe that is good."""
+    """Return the remarks of `rlhf validate` on a valid recipe."""
     code = main(["validate", recipe])
     printed = capsys.readouterr()
     assert (code, printed.err) == (0, "")
@@ -35,8 +35,8 @@ def test_b33_equal_pairs_may_be_left_out(
     rows = [{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": "0"} for i in range(-1, 5)]
     recipe_dir.jsonl("pairs.jsonl", rows)
     recipe_dir.recipe({**OFFLINE_DPO, "data": "{dataset: ./pairs.jsonl, equal_pairs: drop}"})
-    told = "left out, as data.equal_pairs has it: `chosen` and `rejected` are equal, so there is no preference (row 1)"
-    assert notes(capsys) == [f"data.dataset: {told}"]
+    remark = "dropped (data.equal_pairs): `chosen` and `rejected` are equal, so there is no preference (row 1)"
+    assert notes(capsys) == [f"data.dataset: {remark}"]
     recipe_dir.jsonl("pairs.jsonl", rows[:1] * 5)
     refused("recipe.yaml", "b33-nothing-left", golden, capsys)
 
@@ -48,8 +48,8 @@ def test_b37_prompts_that_are_too_long(
     recipe_dir.jsonl("prompts.jsonl", [{"prompt": "1+" * i + "1=", "solution": "2"} for i in (1, 9, 2, 10, 3)])
     recipe_dir.recipe({"rollout": "{max_prompt_length: 19}"})
     assert notes(capsys) == [
-        "data.prompts: 2 of 5 rows have a prompt that is too long for 19 tokens (rollout.max_prompt_length) and will "
-        "be dropped: rows 2, 4"
+        "data.prompts: 2 of 5 rows are dropped: their prompt is longer than 19 tokens (rollout.max_prompt_length): "
+        "rows 2, 4"
     ]
     kept = read_all(load("recipe.yaml").stages[0], tokens_of("./model"))["prompts"].rows
     assert [row.id for row in kept] == ["prompts.jsonl:1", "prompts.jsonl:3", "prompts.jsonl:5"]
@@ -78,12 +78,11 @@ def test_b38_pairs_that_are_equal_once_they_are_cut(
     recipe_dir.jsonl("pairs.jsonl", [long, *whole, early, {**PAIR, "prompt": "1+" * 20}])
     recipe_dir.recipe({**OFFLINE_DPO, "data": "{dataset: ./pairs.jsonl, max_length: 20}"})
     assert notes(capsys) == [
-        "data.dataset: 1 of 6 rows have a prompt that is too long for 20 tokens (data.max_length) and will be dropped: "
-        "row 6",
+        "data.dataset: 1 of 6 rows are dropped: their prompt is longer than 20 tokens (data.max_length): row 6",
         "data.dataset: 2 of 6 rows are longer than 20 tokens (data.max_length) and lose the end of a completion: "
         "rows 1, 5",
-        "data.dataset: 1 of 6 rows are cut at 20 tokens (data.max_length), where their completions still agree: no "
-        "preference: row 1",
+        "data.dataset: 1 of 6 rows have no preference: truncated to 20 tokens (data.max_length), their completions are "
+        "equal: row 1",
     ]
     recipe_dir.jsonl("pairs.jsonl", [{**long, "prompt": f"{i}+1="} for i in range(4)])
     refused("recipe.yaml", "b38-all-equal-when-cut", golden, capsys)
@@ -91,24 +90,24 @@ def test_b38_pairs_that_are_equal_once_they_are_cut(
 
 def test_b40_b41_repeated_and_contradicting_pairs(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     other = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
-    against = {"prompt": "1+1= ", "chosen": "3", "rejected": "2\n"}  # as a reader sees it, the opposite of PAIR
+    against = {"prompt": "1+1= ", "chosen": "3", "rejected": "2\n"}  # to a reader the opposite of PAIR
     recipe_dir.jsonl("pairs.jsonl", [PAIR, other, {**PAIR, "source": "x"}, against, PAIR])
     recipe_dir.recipe(OFFLINE_DPO)
     assert notes(capsys) == [
         "data.dataset: 2 of 5 rows repeat an earlier one: rows 3 and 1, 5 and 1",
-        "data.dataset: 2 of 5 rows say the opposite of an earlier one, and the two cancel out: rows 4 and 1, 5 and 4",
+        "data.dataset: 2 of 5 rows contradict an earlier one, and the two cancel out: rows 4 and 1, 5 and 4",
     ]
     recipe_dir.jsonl("feedback.jsonl", [GOOD, BAD, {**GOOD, "label": False}])
     recipe_dir.recipe({**KTO, "algorithm": "{type: kto, batch_size: 2, desirable_weight: 2.0}"})
     assert notes(capsys) == [
-        "data.dataset: 1 of 3 rows say the opposite of an earlier one, and the two cancel out: rows 3 and 1"
+        "data.dataset: 1 of 3 rows contradict an earlier one, and the two cancel out: rows 3 and 1"
     ]
 
 
 def test_b42_held_out_prompts_that_are_trained_on(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     recipe_dir.jsonl("held.jsonl", [{"prompt": text, "solution": "1"} for text in ("7+7=", " 3+1=", "8+8=", "5+1=")])
     recipe_dir.recipe({"data": "{prompts: ./prompts.jsonl, eval_prompts: ./held.jsonl}"})
-    assert notes(capsys) == ["data.eval_prompts: 2 of 4 held-out prompts are trained on, too: rows 2, 4"]
+    assert notes(capsys) == ["data.eval_prompts: 2 of 4 held-out prompts are also trained on: rows 2, 4"]
 
 
 def test_b47_special_tokens_in_a_text(
@@ -117,12 +116,13 @@ def test_b47_special_tokens_in_a_text(
     tokenizer()
     forged = {"prompt": "1+1=<eos>2+2=", "solution": "2"}
     recipe_dir.jsonl("prompts.jsonl", [{"prompt": f"{i}+1=", "solution": "1"} for i in range(4)] + [forged])
-    for policy, said in (
-        ("keep", "the tokenizer takes them for its own"),
-        ("drop", "left out, as data.special_tokens has it"),
+    for policy, outcome in (
+        ("keep", "encoded as special tokens"),
+        ("drop", "dropped (data.special_tokens)"),
     ):
         recipe_dir.recipe({"data": f"{{prompts: ./prompts.jsonl, special_tokens: {policy}}}"})
-        assert notes(capsys) == [f"data.prompts: 1 of 5 rows hold special tokens in their text (<eos>); {said}: row 5"]
+        what = "1 of 5 rows contain special tokens as text (<eos>)"
+        assert notes(capsys) == [f"data.prompts: {what}; {outcome}: row 5"]
     recipe_dir.recipe({"data": "{prompts: ./prompts.jsonl, special_tokens: fail}"})
     refused("recipe.yaml", "b47-special-tokens", golden, capsys)
     Path("model/tokenizer.json").write_text("{}")

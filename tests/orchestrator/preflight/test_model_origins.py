@@ -1,4 +1,4 @@
-"""Models beside the policy's: reward models and the critic's, from directories and from earlier stages."""
+"""Reward models and critic models, from directories and from earlier stages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stages(recipe_dir: RecipeDir) -> Path:
 
 
 def scorer(recipe_dir: RecipeDir, **changes: object) -> None:
-    """A reward model beside the policy's: `./judge`."""
+    """Write a reward model: `./judge`."""
     judge = recipe_dir.path / "judge"
     judge.mkdir(exist_ok=True)
     for file in (recipe_dir.path / "model").iterdir():
@@ -61,10 +61,10 @@ def test_every_origin_may_be_an_earlier_stage(stages: Path) -> None:
     assert judge.path == final.critic_model.path == "runs/judge/model"
     assert judge.from_stage is None
     assert judge.weight == 0.5
-    assert main(["validate", str(stages)]) == 0  # what is not there yet is not asked for
+    assert main(["validate", str(stages)]) == 0  # models of earlier stages need not exist yet
 
 
-def test_the_gangs_are_told_of_them(stages: Path) -> None:
+def test_the_gangs_get_these_models(stages: Path) -> None:
     judge, _, final = load(stages).stages
     (policy, dataset) = gang_plans(judge, cuda=False, max_steps=2)
     assert [policy.role, dataset.role] == ["policy", "dataset"]

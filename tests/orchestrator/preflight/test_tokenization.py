@@ -1,4 +1,4 @@
-"""Rows are rendered and encoded before anything starts: each that cannot become tokens is named, with the way out."""
+"""Rows are tokenised as a trial before anything starts. Each row that fails is reported, with a fix."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assistant(text: str) -> dict[str, Any]:
 
 
 def chat_model(template: str, directory: str = "model", end: str = "<eos>", special: bool = False) -> None:
-    """One token per character, per marker and for two lines. `special`: whether <think> is a special one."""
+    """Write a tokenizer with one token per character, marker and blank line. `special`: <think> is a special token."""
     alphabet = [chr(i) for i in range(32, 127)] + ["\n"]
     vocabulary = {token: i for i, token in enumerate(["<eos>", "<unk>", *alphabet])}
     characters = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -141,8 +141,8 @@ def test_letters_that_a_tokenizer_has_no_token_for(
     refused("recipe.yaml", "text-no-token", golden, capsys)
 
 
-def test_the_driver_looks_again(recipe_dir: RecipeDir) -> None:
-    """A resume does not validate its recipe."""
+def test_the_driver_checks_rows_again(recipe_dir: RecipeDir) -> None:
+    """Check that the driver checks rows itself: a resume does not validate the recipe."""
     chat_model(GEMMA)
     prompts(recipe_dir, ASKED, ASKED, SYSTEM, ASKED)
     (config,) = load(Path(recipe_dir.recipe())).stages
@@ -158,9 +158,8 @@ def test_a_turn_end_that_is_no_end(recipe_dir: RecipeDir, capsys: pytest.Capture
     prompts(recipe_dir, *[ASKED] * 4)
     recipe_dir.recipe()
     assert notes(capsys) == [
-        "data.prompts: the chat template ends the assistant's turn with <|im_end|>, which neither "
-        "tokenizer_config.json nor generation_config.json calls an end of sequence; answers that are sampled here stop "
-        "at it, too"
+        "data.prompts: the chat template ends the assistant's turn with <|im_end|>, which is an end of sequence "
+        "neither in tokenizer_config.json nor in generation_config.json; sampled completions stop at it as well"
     ]
     number = tokenizers.Tokenizer.from_file("model/tokenizer.json").token_to_id("<|im_end|>")
     Path("model/generation_config.json").write_text(json.dumps({"eos_token_id": [number]}))
@@ -172,8 +171,8 @@ def test_a_turn_without_an_end(recipe_dir: RecipeDir, capsys: pytest.CaptureFixt
     recipe_dir.jsonl("demos.jsonl", [{"prompt": ASKED, "completion": [assistant("2")]}] * 4)
     recipe_dir.recipe(SFT)
     assert notes(capsys)[:1] == [
-        "data.dataset: the chat template ends the assistant's turn with no token of its own: answers of a dataset "
-        "teach no end, and sampled ones stop at the end of sequence alone"
+        "data.dataset: the chat template ends the assistant's turn without a token: completions of a dataset do not "
+        "train the policy to stop, and sampled ones stop only at the end of sequence"
     ]
 
 
@@ -184,14 +183,14 @@ def test_answers_that_begin_before_the_generation_prompt_ends(
     rows = [{"prompt": [user(str(i))], "completion": [assistant(a)]} for i, a in enumerate(answers)]
     recipe_dir.jsonl("demos.jsonl", rows)
     recipe_dir.recipe(SFT)
-    told = (
-        "rows have an answer that does not go on where the generation prompt ends (a thinking template, or a token "
-        "across the boundary); from the first difference on it is learned as the answer"
+    what = (
+        "rows have a completion that does not start where the generation prompt ends (a thinking template, or a token "
+        "across the boundary); the policy is trained on all tokens from the first difference on"
     )
     chat_model(CHATML, end="<|im_end|>")
-    assert notes(capsys) == [f"data.dataset: 2 of 4 {told}: rows 2, 4"]
+    assert notes(capsys) == [f"data.dataset: 2 of 4 {what}: rows 2, 4"]
     chat_model(R1, end="<|end_of_sentence|>")
-    assert notes(capsys) == [f"data.dataset: 4 of 4 {told}: rows 1, 2, 3, 4"]
+    assert notes(capsys) == [f"data.dataset: 4 of 4 {what}: rows 1, 2, 3, 4"]
 
 
 def test_what_a_template_leaves_out(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,8 +199,8 @@ def test_what_a_template_leaves_out(recipe_dir: RecipeDir, capsys: pytest.Captur
     recipe_dir.jsonl("demos.jsonl", [*rows, {"prompt": ASKED, "completion": [assistant("2")]}])
     recipe_dir.recipe(SFT)
     assert notes(capsys) == [
-        "data.dataset: 2 of 3 rows have an answer that the chat template does not write in full; what it leaves out is "
-        "not learned: rows 1, 2"
+        "data.dataset: 2 of 3 rows have a completion that the chat template renders only in part; the policy is not "
+        "trained on the rest: rows 1, 2"
     ]
 
 
@@ -210,14 +209,12 @@ def test_tools_that_a_template_makes_nothing_of(recipe_dir: RecipeDir, capsys: p
     chat_model(CHATML, end="<|im_end|>")
     prompts(recipe_dir, *[ASKED] * 4, tools=tools)
     recipe_dir.recipe()
-    assert notes(capsys) == [
-        "data.prompts: the chat template makes nothing of `tools`: no prompt shows them to the model"
-    ]
+    assert notes(capsys) == ["data.prompts: the chat template ignores `tools`: no prompt shows them to the model"]
     chat_model(LLAMA_3, end="<|eot_id|>")
     assert notes(capsys) == []
     recipe_dir.jsonl("prompts.jsonl", [{"prompt": "1+1=", "solution": "2", "tools": tools}] * 4)
     assert notes(capsys) == [
-        "data.prompts: 4 of 4 rows are plain text and have `tools`, which a chat template alone shows to the model: "
+        "data.prompts: 4 of 4 rows are plain text and have `tools`, which only a chat template shows to the model: "
         "rows 1, 2, 3, 4"
     ]
 
@@ -236,35 +233,38 @@ def test_special_tokens_that_rewards_do_not_see(recipe_dir: RecipeDir, capsys: p
     assert notes(capsys) == []
 
 
-def test_what_could_not_be_looked_at_is_said(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_could_not_be_checked_are_reported(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     chat_model(GEMMA)
     Path("model/tokenizer.json").unlink()
     Path("model/tokenizer.model").write_bytes(b"\0")
     prompts(recipe_dir, *[ASKED] * 4)
     recipe_dir.recipe()
     assert notes(capsys) == [
-        "data.prompts: there is no tokenizer.json of ./model that can be read here: the chat template was tried on "
-        "these rows, and no tokens were counted"
+        "data.prompts: ./model has no tokenizer.json that can be read here: rows were rendered with the chat template, "
+        "but no tokens counted"
     ]
     recipe_dir.jsonl("prompts.jsonl", [{"prompt": "1+1=", "solution": "2"}] * 4)
     assert notes(capsys) == [
-        "data.prompts: ./model has no tokenizer.json: no row was tried with its tokenizer, and no tokens counted"
+        "data.prompts: ./model has no tokenizer.json: rows were not tokenised, and no tokens counted"
     ]
     recipe_dir.recipe({"model": "{path: someone/model}"})
     assert notes(capsys) == [
-        "data.prompts: the tokenizer of someone/model is not on this machine: no row was tried with it"
+        "data.prompts: the tokenizer of someone/model is not on this machine: rows were not tokenised"
     ]
 
 
 def test_a_template_s_own_tokens_count(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
-    """<|im_start|>, user, a line, four characters, <|im_end|>, a line; <|im_start|>, assistant, a line: 23 tokens."""
+    """Count 23 tokens: <|im_start|>user\\n, 4 characters, <|im_end|>\\n and <|im_start|>assistant\\n.
+
+    Markers are one token each, all else is one token per character: 1 + 5 + 4 + 2 + 1 + 10.
+    """
     chat_model(CHATML, end="<|im_end|>")
     prompts(recipe_dir, *[ASKED] * 4, [user("10+1=")])
     assert len(TokenCounter.of(Path("model")).prompt(ASKED)) == 23  # type: ignore[union-attr]
     recipe_dir.recipe({"rollout": "{max_prompt_length: 23}"})
     assert notes(capsys) == [
-        "data.prompts: 1 of 5 rows have a prompt that is too long for 23 tokens (rollout.max_prompt_length) and will "
-        "be dropped: row 5"
+        "data.prompts: 1 of 5 rows are dropped: their prompt is longer than 23 tokens (rollout.max_prompt_length): "
+        "row 5"
     ]
 
 
@@ -276,7 +276,7 @@ def row(i: int, text: Any, *answers: Any, **columns: Any) -> Any:
     return Example(prompt=prompt, completions=answers) if answers else prompt
 
 
-def test_of_a_large_file_every_kind_of_row_is_looked_at() -> None:
+def test_of_a_large_file_every_kind_of_row_is_checked() -> None:
     long = CHEAP_BYTES // 1000
     rows = [row(i, [user("x" * long)]) for i in range(10_000)]
     assert pick(rows[:100]) == list(range(100))
@@ -291,7 +291,7 @@ def test_of_a_large_file_every_kind_of_row_is_looked_at() -> None:
     assert max(b - a for a, b in pairwise(found)) < 20
 
 
-def test_templates_are_told_the_day_the_run_began(recipe_dir: RecipeDir) -> None:
+def test_template_dates_are_the_start_of_the_run(recipe_dir: RecipeDir) -> None:
     (config,) = load(Path(recipe_dir.recipe({"reward": "[{type: math}, {type: model, path: ./scorer}]"}))).stages
     began = dated(config, 1709251199.0)  # 2024-02-29, a second before midnight, UTC
     assert began.model.template_date == "2024-02-29T23:59:59"
@@ -300,8 +300,8 @@ def test_templates_are_told_the_day_the_run_began(recipe_dir: RecipeDir) -> None
     assert dated(config, 1709251199.0).model.template_date == "2026-01-01"
 
 
-def test_every_worker_is_told_the_same_day(recipe_dir: RecipeDir) -> None:
-    """Whatever reads text: the driver starts its gangs with this config, in a resume as in the beginning."""
+def test_every_worker_has_the_same_template_date(recipe_dir: RecipeDir) -> None:
+    """Check all roles that render text: the driver starts its gangs with this config, also after a resume."""
     rewards = {"reward": "[{type: model, path: ./scorer}]", "evaluation": "{refusal: {type: refusal}}"}
     data = {"data": "{prompts: ./prompts.jsonl, eval_harmful: ./prompts.jsonl, eval_benign: ./prompts.jsonl}"}
     (config,) = load(Path(recipe_dir.recipe({**rewards, **data}))).stages

@@ -1,15 +1,19 @@
-"""Reports as a person sees them: in a real browser, offline, on a desk and on a phone, by day and by night."""
+"""Reports in a real browser, offline: on a desktop and a phone, in the light and the dark scheme."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import Browser, executable
-from run_on_disk import run_on_disk, told_alarm
-from test_comparison import curve, field, told
+from run_on_disk import exit_alarm, run_on_disk
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
+
+from test_comparison import compared, curve, task_runs
 
 from orchestrator.compare.known_optimum import KnownOptimum, known_card
 from orchestrator.compare.page import Section, page
@@ -60,13 +64,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One run with an alarm and a long prompt, two runs, and a comparison with a known world."""
+    """Write the report of a run with an alarm and a long prompt, the report of two runs, and a comparison."""
     root = tmp_path_factory.mktemp("pages")
-    alarmed = run_on_disk(root, "grpo-a", exit={"alarms": [told_alarm()]}, prompt=LONG, answer=LONG)
+    alarmed = run_on_disk(root, "grpo-a", exit={"alarms": [exit_alarm()]}, prompt=LONG, answer=LONG)
     failed = run_on_disk(root, "ppo-b", kind="ppo", exit={"cause": "worker_failed", "message": LONG, "exit_code": 4})
     settings = (("PPO", "kl_coef 0.01", 0.5), ("PPO", "kl_coef 0.1", 0.2), ("offline DPO", "beta 0.1", 1.0))
     curves = [curve(m, x, s, gain=g, kl=3 * g) for m, x, g in settings for s in (0, 1)]
-    stories = [RunRecord.read(run_on_disk(root, f"run-{i}"), one.name) for i, one in enumerate(curves)]
+    records = [RunRecord.read(run_on_disk(root, f"run-{i}"), one.name) for i, one in enumerate(curves)]
     known = KnownOptimum.model_validate(
         {
             "about": "a small world",
@@ -79,7 +83,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {
         "run": report([alarmed]).html,
         "runs": report([alarmed, failed]).html,
-        "comparison": page("a comparison", [Section(answer=told(field(*curves)), stories=stories, lost=[])],
+        "comparison": page("a comparison", [Section(answer=compared(task_runs(*curves)), records=records, lost=[])],
                            [known_card(known)])["report.html"],
     }  # fmt: skip
     keep = os.environ.get("RLHF_KEEP_PAGES")
@@ -91,14 +95,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("width", "height"), SCREENS)
 @pytest.mark.parametrize("name", ["run", "runs", "comparison"])
-def test_a_page_can_be_read(browser: Browser, pages: dict[str, Path], name: str, width: int, height: int) -> None:
+def test_a_page_is_readable(browser: Browser, pages: dict[str, Path], name: str, width: int, height: int) -> None:
     browser.open(pages[name], width=width, height=height)
-    assert browser.requested() == [pages[name].as_uri()], "it asks for nothing but itself"
+    assert browser.requested() == [pages[name].as_uri()], "the page requests another resource"
     assert browser.complaints() == []
     pictures = browser.evaluate(PICTURES)
     assert len(pictures) >= 5
     assert browser.evaluate("innerWidth") == width
-    assert browser.evaluate("document.documentElement.scrollWidth") <= width, "it has to be scrolled sideways"
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than the screen"
     for found in pictures:
         assert found["width"] >= 280, found
         assert found["height"] >= 60, found
@@ -113,8 +117,8 @@ def test_a_page_can_be_read(browser: Browser, pages: dict[str, Path], name: str,
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_colour_stands_out_from_the_paper(browser: Browser, pages: dict[str, Path], dark: bool) -> None:
-    """4.5 for text and 3 for graphics: WCAG 2.2, 1.4.3 and 1.4.11."""
+def test_every_colour_has_enough_contrast(browser: Browser, pages: dict[str, Path], dark: bool) -> None:
+    """Check the contrast ratios of WCAG 2.2, 1.4.3 and 1.4.11: 4.5 for text, 3 for graphics."""
     browser.open(pages["comparison"], width=1200, height=900, dark=dark)
     ratios = browser.evaluate(CONTRASTS)
     assert {name: ratio for name, ratio in ratios.items() if ratio < (3 if name.startswith("s") else 4.5)} == {}
@@ -123,7 +127,7 @@ def test_every_colour_stands_out_from_the_paper(browser: Browser, pages: dict[st
 
 
 def test_the_browser_sees_a_page_that_is_too_wide(browser: Browser, tmp_path: Path) -> None:
-    """Of the test itself: what it looks for, it finds."""
+    """Check the tests themselves: they detect a page that is too wide, requests a resource and has an empty chart."""
     bad = tmp_path / "bad.html"
     picture = '<figure><svg aria-label="x. y" viewBox="0 0 9 9" width="700" height="9"></svg></figure>'
     bad.write_text(f'<meta name="viewport" content="width=device-width"><img src="http://127.0.0.1:9/x.png">{picture}')

@@ -1,4 +1,4 @@
-"""`rlhf report`: what is on the page, what must never be, and that nothing in a run directory can stop it."""
+"""Report pages of `rlhf report`: their content, hostile and secret text, and damaged run directories."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_on_disk import run_on_disk, told_alarm
+from run_on_disk import exit_alarm, run_on_disk
 
 from orchestrator.cli.main import main
 from orchestrator.driver.summary import write_report
@@ -23,7 +23,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr", "base"}
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: tags with their attributes, text, and whether all is closed in order."""
+    """Parsed page: tags with their attributes, and text. Checks that elements are closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -55,23 +55,23 @@ def page(*directories: RunDirectory) -> Page:
     return found
 
 
-def test_the_page_tells_how_it_went(tmp_path: Path) -> None:
+def test_the_page_shows_the_results(tmp_path: Path) -> None:
     found = page(run_on_disk(tmp_path))
     assert "GRPO: 40 steps in" in found.text
     assert "The held-out reward went from 0.4000 to 0.9000." in found.text
     assert "all steps done" in found.text
     titles = [attrs["aria-label"] or "" for tag, attrs in found.tags if tag == "svg"]
     assert any(t.startswith("Held-out reward. greedy answers") and "0.4000 at step 0" in t for t in titles)
-    assert any(t.startswith("Where the time went") for t in titles)
+    assert any(t.startswith("Time by phase") for t in titles)
     assert any("policy: " in t and "worker-seconds on 2 workers" in t for t in titles)
-    assert "One seed: what another one would have given is not known." in found.text
+    assert "One seed: the variation between seeds is unknown." in found.text
     samples = [found.text.count(f"4 at {step}") for step in (0, 20, 40)]
     assert samples == [4, 4, 4]
-    assert "4 at 10" not in found.text  # neither start, middle nor end
+    assert "4 at 10" not in found.text  # step 10 is neither start, middle nor end
 
 
-def test_it_opens_offline_and_runs_nothing(tmp_path: Path) -> None:
-    """Of all the ways in which a page can fetch or run something, it has none; and it forbids them to itself."""
+def test_the_page_loads_and_runs_nothing(tmp_path: Path) -> None:
+    """Check that the page has no script and no external resource, and that its security policy forbids them."""
     html = report([run_on_disk(tmp_path)]).html
     found = Page(html)
     assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "img", "base", "form"}
@@ -85,7 +85,7 @@ def test_it_opens_offline_and_runs_nothing(tmp_path: Path) -> None:
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
 
 
-def test_every_reference_within_a_picture_is_there(tmp_path: Path) -> None:
+def test_every_reference_within_a_chart_resolves(tmp_path: Path) -> None:
     found = page(run_on_disk(tmp_path), run_on_disk(tmp_path, "grpo-b"))
     ids = {attrs["id"] for _, attrs in found.tags if "id" in attrs}
     used = {attrs["href"] or "" for tag, attrs in found.tags if tag == "use"}
@@ -94,7 +94,7 @@ def test_every_reference_within_a_picture_is_there(tmp_path: Path) -> None:
     assert {u.removeprefix("#") for u in used} | {c.removeprefix("url(#").removesuffix(")") for c in clipped} <= ids
 
 
-def test_pictures_take_their_colours_from_the_page(tmp_path: Path) -> None:
+def test_charts_take_their_colours_from_the_page(tmp_path: Path) -> None:
     html = report([run_on_disk(tmp_path)]).html
     pictures = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
     assert "var(--s0)" in pictures
@@ -103,20 +103,20 @@ def test_pictures_take_their_colours_from_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["prompt", "answer"])
-def test_a_hostile_text_is_only_text(tmp_path: Path, where: str) -> None:
+def test_hostile_text_is_escaped(tmp_path: Path, where: str) -> None:
     directory = run_on_disk(tmp_path, **{where: HOSTILE})  # type: ignore[arg-type]
     made = report([directory])
     found = Page(made.html)
     assert HOSTILE in found.text
     assert not {tag for tag, _ in found.tags} & {"script", "img"}
-    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", made.markdown)  # code spans, by CommonMark's rule
+    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", made.markdown)  # without code spans, by the rule of CommonMark
     assert "<" not in outside
     assert "alert" not in outside
-    assert "49" not in found.text.split("${")[1][:8]  # nobody has worked out a template in it
+    assert "49" not in found.text.split("${")[1][:8]  # it was not evaluated as a template
 
 
-def test_a_hostile_ending_and_alarm_are_only_text(tmp_path: Path) -> None:
-    alarm = told_alarm(saw=HOSTILE)
+def test_hostile_messages_and_alarms_are_escaped(tmp_path: Path) -> None:
+    alarm = exit_alarm(saw=HOSTILE)
     ending = {"cause": "worker_failed", "message": HOSTILE, "exit_code": 4, "alarms": [alarm]}
     made = report([run_on_disk(tmp_path, exit=ending)])
     found = Page(made.html)
@@ -125,7 +125,7 @@ def test_a_hostile_ending_and_alarm_are_only_text(tmp_path: Path) -> None:
     assert not {tag for tag, _ in found.tags} & {"script", "img"}
 
 
-def test_no_secret_leaves_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "correct horse & battery")
     token = "hf_" + "a" * 30
     ending = {"cause": "error", "message": f"{token}: correct horse & battery", "exit_code": 1}
@@ -136,26 +136,26 @@ def test_no_secret_leaves_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert "[redacted]" in text
 
 
-def test_alarms_are_told_and_marked(tmp_path: Path) -> None:
-    ending = {"alarms": [told_alarm()]}
+def test_alarms_are_listed_and_marked(tmp_path: Path) -> None:
+    ending = {"alarms": [exit_alarm()]}
     found = page(run_on_disk(tmp_path, exit=ending))
-    assert "From step 31 on: KL 31 nats, over 25." in found.text
+    assert "Since step 31: KL 31 nats, over 25." in found.text
     assert "Try: raise the coefficient" in found.text
     labels = [a["aria-label"] or "" for tag, a in found.tags if tag == "svg"]
     assert any("alarm kl_budget at step 31" in label for label in labels)
 
 
-def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+def test_several_runs_are_compared(tmp_path: Path) -> None:
     a, b = run_on_disk(tmp_path, "grpo-a"), run_on_disk(tmp_path, "ppo-b", kind="ppo", steps=20)
     found = page(a, b)
     assert "2 runs" in found.text
-    told = {d.key: d.values for d in config_differences(read_all([a, b]))}
-    assert told["algorithm.type"] == ("grpo", "ppo")
-    assert "name" not in told
-    assert "data.prompts" not in told  # shared
+    values = {d.key: d.values for d in config_differences(read_all([a, b]))}
+    assert values["algorithm.type"] == ("grpo", "ppo")
+    assert "name" not in values
+    assert "data.prompts" not in values  # shared
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_equal_name_get_unique_names(tmp_path: Path) -> None:
     for seed in ("seed-0", "seed-1"):
         (tmp_path / seed).mkdir()
     directories = [run_on_disk(tmp_path / seed) for seed in ("seed-0", "seed-1")]
@@ -163,55 +163,57 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_single_run_is_compared_with_the_defaults(tmp_path: Path) -> None:
-    told = {d.key: d.values for d in config_differences([RunRecord.read(run_on_disk(tmp_path))])}
-    assert told["algorithm.max_steps"] == ("40",)
-    assert "seed" not in told
-    assert "checkpoint.every" not in told
+    values = {d.key: d.values for d in config_differences([RunRecord.read(run_on_disk(tmp_path))])}
+    assert values["algorithm.max_steps"] == ("40",)
+    assert "seed" not in values
+    assert "checkpoint.every" not in values
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("metrics.jsonl", b'{"step": 0}\n{"step": 1, "reward": nothing}\n', "metrics.jsonl: 1 line cannot be read"),
-        ("resolved.json", b"{", "resolved.json: not what was written"),
+        ("resolved.json", b"{", "resolved.json: missing or damaged"),
         ("samples/eval-step-0.parquet", b"PAR1", "samples/eval-step-0.parquet: ArrowInvalid"),
         ("exit.json", b"\xff", ""),
         ("incidents.jsonl", b"[]\n{}\n", ""),
         ("recipe.yaml", b"\xff\xfe", ""),
     ],
 )
-def test_what_is_damaged_is_told_and_the_rest_is_shown(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+def test_damaged_files_are_reported_and_the_rest_is_shown(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     directory = run_on_disk(tmp_path)
     (directory.path / name).write_bytes(content)
     found = page(directory)
-    assert told in found.text
-    assert "What was not measured" in found.text
+    assert message in found.text
+    assert "Not measured" in found.text
 
 
-def test_a_ledger_that_was_edited_is_told(tmp_path: Path) -> None:
+def test_an_edited_ledger_is_reported(tmp_path: Path) -> None:
     directory = run_on_disk(tmp_path)
     lines = directory.ledger.read_text().splitlines(keepends=True)
     directory.ledger.write_text("".join([lines[0], *lines[2:]]))
-    assert "a record is damaged, and whole ones follow it" in page(directory).text
+    assert "a record is damaged, but later ones are intact" in page(directory).text
 
 
 def test_a_run_that_never_began_has_a_report(tmp_path: Path) -> None:
     directory = run_on_disk(tmp_path, steps=0, rows=[{}])
     for name in ("metrics.jsonl", "ledger.jsonl", "exit.json"):
         (directory.path / name).unlink()
-    assert "ended without a word" in page(directory).text
+    assert "ended without writing exit.json" in page(directory).text
 
 
-def test_the_command_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_the_command_writes_the_output_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     directory = run_on_disk(tmp_path)
     assert main(["report", str(directory.path)]) == 0
     assert directory.report.read_text().startswith("<!doctype html>")
-    assert main(["report", str(directory.path), "--output", "told.md"]) == 0
-    assert Path("told.md").read_text().startswith("# grpo-a\n")
+    assert main(["report", str(directory.path), "--output", "report.md"]) == 0
+    assert Path("report.md").read_text().startswith("# grpo-a\n")
     capsys.readouterr()
-    assert main(["report", str(directory.path), "--output", "told.pdf"]) == 2
-    assert "name a file .html or .md" in capsys.readouterr().err
+    assert main(["report", str(directory.path), "--output", "report.pdf"]) == 2
+    assert "give a file that ends in .html or .md" in capsys.readouterr().err
     assert main(["report", "nowhere"]) == 2
     assert "not a run directory" in capsys.readouterr().err
 
@@ -239,7 +241,7 @@ def test_no_text_leaves_its_code_span(text: str, code: str) -> None:
     assert markdown_code(text) == code
 
 
-# ------------------------------------------------------------------------------------------------ how far it went
+# ------------------------------------------------------------------------------------------------ distance notes
 
 
 DPO = (
@@ -251,31 +253,32 @@ DPO = (
 )
 
 
-def told_of_distance(directory: RunDirectory) -> str:
+def distance_notes(directory: RunDirectory) -> str:
+    """Return the notes about an unmeasured distance from the initial model."""
     return " ".join(line for line in not_measured(RunRecord.read(directory)) if "KL" in line or "reference" in line)
 
 
 def test_offline_dpo_has_a_reference(tmp_path: Path) -> None:
     rows = [{"loss": 0.7, "rewards/chosen": 0.1, "timing/step": 1.0}] * 41
     offline = run_on_disk(tmp_path, "offline", kind="dpo", rows=rows, overrides=DPO)
-    assert "there is a reference, and no KL to it was measured: a dataset's" in told_of_distance(offline)
+    assert "there is a reference, but no KL to it was measured: a dataset's" in distance_notes(offline)
     without = run_on_disk(tmp_path, "simpo", kind="dpo", rows=rows, overrides=(*DPO, "algorithm.loss_type=simpo"))
-    assert "there is no reference, and no KL was measured" in told_of_distance(without)
+    assert "there is no reference, and no KL was measured" in distance_notes(without)
 
 
 def test_the_noise_of_a_reference_that_follows_the_policy_is_not_drawn(tmp_path: Path) -> None:
     rows = [{"loss": 0.7, "objective/kl": 1e-8 * step, "timing/step": 1.0} for step in range(41)]
     follows = run_on_disk(tmp_path, "follows", kind="dpo", rows=rows, overrides=("reference.refresh=every_round",))
     assert "KL to the reference" not in page(follows).text
-    assert "the policy of the round before" in told_of_distance(follows)
+    assert "the policy of the previous round" in distance_notes(follows)
     stays = run_on_disk(tmp_path, "stays", kind="dpo", rows=rows)
     assert "KL to the reference" in page(stays).text
-    assert told_of_distance(stays) == ""
+    assert distance_notes(stays) == ""
 
 
-def test_held_out_refusals_are_held_out(tmp_path: Path) -> None:
+def test_refusal_prompts_count_as_held_out_data(tmp_path: Path) -> None:
     rows = [{"loss": 0.7, "eval/refusal": 1.0, "timing/step": 1.0}] * 41
     harmful = ("data.eval_prompts=null", "data.eval_harmful=./harmful.jsonl")
-    told = " ".join(not_measured(RunRecord.read(run_on_disk(tmp_path, "safe", rows=rows, overrides=harmful))))
-    assert "held out" not in told
-    assert "no evaluation was written down" not in told
+    notes = " ".join(not_measured(RunRecord.read(run_on_disk(tmp_path, "safe", rows=rows, overrides=harmful))))
+    assert "held out" not in notes
+    assert "no evaluation was recorded" not in notes

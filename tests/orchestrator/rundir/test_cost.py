@@ -1,4 +1,4 @@
-"""What a run has cost, from ledgers written out by hand."""
+"""Cost of a run, from ledgers written by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEVICES = {"policy": 2.0, "rollout": 1.0}
 
 
 def ledger(*facts: tuple[float, int, Fact, int, dict[str, Any]]) -> list[Record]:
-    """(time, attempt, fact, step, details) of each record."""
+    """Return records from tuples of (time, attempt, fact, step, details)."""
     return [
         Record(seq=i, attempt=attempt, step=step, fact=fact, details=details, time=at)
         for i, (at, attempt, fact, step, details) in enumerate(facts)
@@ -26,7 +26,7 @@ ONE_STEP = (
     (137.0, 1, Fact.committed, 1, {"evaluating_s": 2.0}),
 )
 KILLED = (*ONE_STEP, (137.0, 1, Fact.planned, 2, {}), (141.0, 1, Fact.trained, 2, {}))
-GONE_ON = (
+RESUMED = (
     *KILLED,
     (900.0, 2, Fact.attempt, 1, {}),  # next morning
     (901.0, 2, Fact.placed, 1, {"devices": {"policy": 1.0, "rollout": 1.0}}),
@@ -44,27 +44,29 @@ def test_a_step_costs_its_seconds_on_every_device_without_the_evaluation() -> No
 
 
 def test_what_a_failure_cost_counts() -> None:
-    """14 s on three devices, of which 4 s were lost; then 10 s of loading again and 10 s of work on two; the night
-    between them is nobody's."""
-    records = ledger(*GONE_ON)
+    """14 s on three devices, of which 4 s were lost; then 10 s of loading and 10 s of work on two devices.
+
+    The night between the attempts costs nothing.
+    """
+    records = ledger(*RESUMED)
     assert Meter(records).device_seconds == 3 * 14 + 2 * 10 + 2 * 10
     assert Meter(records).seconds == 14 + 10 + 10
     assert by_step(records) == {1: (30.0, 10.0), 2: (82.0, 34.0)}
 
 
-def test_a_meter_reads_on_where_it_was() -> None:
-    records = ledger(*GONE_ON)
+def test_a_meter_adds_only_new_records() -> None:
+    records = ledger(*RESUMED)
     meter = Meter(records[:6])
     meter.read(records)
     assert meter.device_seconds == Meter(records).device_seconds
 
 
-def test_a_run_that_never_worked_has_loaded() -> None:
+def test_a_run_without_a_step_has_only_loaded() -> None:
     meter = Meter(ledger(*ONE_STEP[:2], (112.0, 1, Fact.alarm, 0, {})))
     assert (meter.attempts[0].loading_s, meter.device_seconds) == (7.0, 0.0)
 
 
-def test_a_ledger_of_before_tells_seconds_but_no_devices() -> None:
+def test_a_ledger_without_placed_records_has_seconds_but_no_devices() -> None:
     meter = Meter(ledger(*(fact for fact in ONE_STEP if fact[2] != Fact.placed)))
     assert (meter.device_seconds, meter.seconds) == (0.0, 10.0)
     assert Meter([]).device_seconds == 0.0

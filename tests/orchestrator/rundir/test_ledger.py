@@ -1,4 +1,4 @@
-"""The ledger: what is appended is there, half a record at the end is not, damage in the middle is an error."""
+"""Ledger: appended records are read back, an incomplete one at the end is ignored, other damage is an error."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_a_record_is_one_line_with_its_schema_and_checksum(path: Path) -> None:
 
 def test_a_tail_torn_at_any_byte_is_cut_off_and_written_over(path: Path) -> None:
     written = write(path, steps=1)
-    whole = path.read_bytes()
-    last = len(whole.splitlines(keepends=True)[-1])
+    content = path.read_bytes()
+    last = len(content.splitlines(keepends=True)[-1])
     for left in range(last):
-        path.write_bytes(whole[: len(whole) - last + left])
+        path.write_bytes(content[: len(content) - last + left])
         with Ledger.open(path) as ledger:
             assert ledger.records == written[:-1]
             assert ledger.torn_bytes == left
@@ -82,8 +82,8 @@ def test_a_record_that_is_missing_or_doubled_is_damage(path: Path) -> None:
             read_ledger(path)
 
 
-def test_a_full_disk_leaves_nothing_behind(path: Path) -> None:
-    """RLIMIT_FSIZE stands in for it: a write beyond it comes back short, then fails."""
+def test_a_full_disk_leaves_no_partial_record(path: Path) -> None:
+    """Simulate a full disk with RLIMIT_FSIZE: a write beyond it is short, and the next one fails."""
     import resource
     import signal
 
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_nothing_behind(path: Path) -> None:
     assert len(read_ledger(path)[0]) == len(written) + 1
 
 
-def test_nothing_that_json_lacks_is_recorded(path: Path) -> None:
+def test_values_that_json_cannot_represent_are_refused(path: Path) -> None:
     with Ledger.open(path) as ledger:
         with pytest.raises(ValueError, match="not JSON compliant"):
             ledger.append(Fact.trained, attempt=1, step=1, loss=float("nan"))
@@ -116,27 +116,27 @@ BEGUN, SAVED, WITHIN = (Fact.attempt, 0, {}), (Fact.checkpoint, 3, {}), (Fact.ch
 
 
 @pytest.mark.parametrize(
-    ("facts", "standing"),
+    ("facts", "expected"),
     [
         ([BEGUN], None),
         ([BEGUN, SAVED], (3, 0)),
         ([BEGUN, SAVED, WITHIN], (3, 2)),
-        ([BEGUN, SAVED, (Fact.attempt, 2, {})], (2, 0)),  # it was damaged: the one before it was taken
+        ([BEGUN, SAVED, (Fact.attempt, 2, {})], (2, 0)),  # the newest was damaged: the one before was used
         ([BEGUN, SAVED, (Fact.alarm, 4, {"action": "pause"})], (3, 0)),
-        ([BEGUN, SAVED, (Fact.alarm, 4, {"action": "roll_back"})], None),  # it may be gone
+        ([BEGUN, SAVED, (Fact.alarm, 4, {"action": "roll_back"})], None),  # it may have been deleted
     ],
 )
 def test_which_checkpoint_must_be_there(
-    path: Path, facts: list[tuple[Fact, int, dict[str, Any]]], standing: tuple[int, int] | None
+    path: Path, facts: list[tuple[Fact, int, dict[str, Any]]], expected: tuple[int, int] | None
 ) -> None:
     with Ledger.open(path) as ledger:
         for fact, step, details in facts:
             ledger.append(fact, attempt=1, step=step, **details)
-        assert checkpointed(ledger.records) == standing
+        assert checkpointed(ledger.records) == expected
 
 
-def test_what_a_superseded_driver_wrote_at_the_last_moment_does_not_count(path: Path) -> None:
-    """It had looked at the fence, was stopped, and wrote when the next attempt had begun."""
+def test_a_late_record_of_a_superseded_driver_does_not_count(path: Path) -> None:
+    """Append a record of the old driver after the next attempt has started, as if it had checked the fence before."""
     with Ledger.open(path) as old:
         old.append(Fact.attempt, attempt=1, step=0)
         with Ledger.open(path) as new:

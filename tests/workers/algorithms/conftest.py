@@ -1,4 +1,4 @@
-"""Builders of small, literal evidence. Arrays are read-only, as they come out of Ray's object store."""
+"""Builders of small, literal batches. Arrays are read-only, like those from Ray's object store."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from workers.algorithms.base import MicroBatch, totals_of
+from workers.ragged import Ragged, TokenVectors
 from workers.types import (
     Experience,
     Finish,
     Prompt,
-    Ragged,
     ScoredBatch,
     TokenShard,
-    TokenVectors,
     TrainBatch,
     assemble_vectors,
 )
@@ -55,7 +54,7 @@ def _scored(
     finish: Sequence[Finish] | None = None,
     seed: int = 0,
 ) -> ScoredBatch:
-    """Groups of completions of these lengths: `[[2, 1], [3]]` is a prompt with two and a prompt with one.
+    """Return groups of completions of these lengths: `[[2, 1], [3]]` is a prompt with two and a prompt with one.
 
     Prompt g has g + 1 tokens, all 100 + g; completion i consists of tokens i. Per-token fields are flat.
     """
@@ -84,7 +83,7 @@ def _scored(
 
 
 def _micro_batch(lengths: Sequence[Sequence[int]], **arrays: Sequence[float] | TokenVectors) -> MicroBatch:
-    """A micro-batch that is the whole update: rows of completions of these lengths, fields of TrainBatch."""
+    """Return a micro-batch that is the whole update: rows of completions of these lengths, fields of TrainBatch."""
     flat = [length for row in lengths for length in row]
     batch = TrainBatch(
         prompts=Ragged.of([[1]] * len(lengths)),

@@ -1,9 +1,9 @@
-"""How near each method comes to the optimum of what it really optimises, on the world of `benchmarks/world.py`.
+"""Distance of each trained method from the optimum of its objective, on the world of `benchmarks/world.py`.
 
-    python tests/workers/algorithms/proof.py           writes proof.json and docs/proof.md (`make proof`)
-    python tests/workers/algorithms/proof.py dpo ppo   computes the rows of these methods anew, the others stay
+    python tests/workers/algorithms/proof.py           writes proof.json and docs/evidence/proof.md (`make proof`)
+    python tests/workers/algorithms/proof.py dpo ppo   computes the rows of these methods again and keeps the others
 
-A method with a known optimum adds one line to `ROWS`. Rows that the settings do not know yet are left out.
+A method with a known optimum adds one line to `ROWS`. Rows with settings that do not exist yet are left out.
 """
 
 from __future__ import annotations
@@ -40,34 +40,37 @@ from benchmarks.world import (  # noqa: E402
 from workers.config import AlgorithmConfig  # noqa: E402
 
 SEEDS = tuple(range(10))
-VALUES, PAGE = HERE / "proof.json", HERE.parents[2] / "docs" / "proof.md"
+VALUES, PAGE = HERE / "proof.json", HERE.parents[2] / "docs" / "evidence" / "proof.md"
 
 Optimum: TypeAlias = Callable[[World], Tensor]  # the probabilities of whole completions: [PROMPTS, completions]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Example: `Row(settings={"type": "dpo", "beta": 0.5}, formula="π_ref exp(r/β)", optimum=tilted, steps=400)`."""
+    """Method with a known optimum.
 
-    settings: dict[str, Any]  # what the row is about: shown, and given to the method
-    formula: str  # of the optimum, up to normalisation
+    Example: `Row(settings={"type": "dpo", "beta": 0.5}, formula="π_ref exp(r/β)", optimum=tilted, steps=400)`.
+    """
+
+    settings: dict[str, Any]  # settings of the method; shown in the table
+    formula: str  # formula of the optimum, up to normalisation
     optimum: Optimum
     steps: int
     lr: float = 0.1
-    sampling: dict[str, Any] = field(default_factory=dict)  # how much is sampled and learned per step: not shown
-    loop: dict[str, Any] = field(default_factory=dict)  # further arguments of the `Trainer`: shown
+    sampling: dict[str, Any] = field(default_factory=dict)  # sampling and training per step; not shown in the table
+    loop: dict[str, Any] = field(default_factory=dict)  # further arguments of the `Trainer`; shown in the table
     completions: Sequence[Sequence[int]] = field(default_factory=lambda: TWO_TOKENS)
 
     @property
     def name(self) -> str:
-        """Example: `dpo beta=0.5`."""
+        """Name in the table, for example `dpo beta=0.5`."""
         return " ".join(
             [self.settings["type"], *(f"{k}={v}" for k, v in (self.settings | self.loop).items() if k != "type")]
         )
 
     @property
     def is_known(self) -> bool:
-        """Whether our settings have the method and its arguments; any other fault of a row is an error."""
+        """True if our settings have the method and its arguments. Any other invalid setting is an error."""
         try:
             TypeAdapter(AlgorithmConfig).validate_python(self.settings | self.sampling)
         except ValidationError as error:
@@ -77,7 +80,7 @@ class Row:
         return True
 
     def measure(self, seed: int) -> dict[str, float]:
-        """KL to the optimum in nats, of the prompt where it is largest: of the reference, and of what was learned."""
+        """Measure the KL to the optimum before and after training, in nats, for the prompt where it is largest."""
         world = World([list(c) for c in self.completions], seed=seed)
         optimum = self.optimum(world)
         trainer = Trainer(world, steps=self.steps, lr=self.lr, **self.settings, **self.sampling, **self.loop)
@@ -88,7 +91,7 @@ class Row:
 
 
 def per_token(world: World, log_weights: Tensor, slopes: Tensor) -> Tensor:
-    """exp(log_weights + |y| (slopes + c)) with c of each prompt such that it sums to 1."""
+    """Compute exp(log_weights + |y| (slopes + c)) with c of each prompt such that it sums to 1."""
     lengths = torch.from_numpy(world.tokens.lengths).double()
     low, high = torch.full((PROMPTS, 1), -60.0).double(), torch.full((PROMPTS, 1), 60.0).double()
     for _ in range(100):
@@ -109,9 +112,9 @@ def without_reference(world: World) -> Tensor:
 
 
 def in_deviations(optimum: Callable[[World, float], Tensor], coefficient: float) -> Optimum:
-    """The optimum whose β is `coefficient` times the deviation σ of the advantages at that optimum.
+    """Return the optimum whose β is `coefficient` times the standard deviation σ of the advantages at that optimum.
 
-    It is where β ↦ `coefficient` σ(π_β) stays, found from the reference on, where training starts.
+    It is the fixed point of β ↦ `coefficient` σ(π_β), iterated from the reference, where training starts.
     """
 
     def of(world: World) -> Tensor:
@@ -125,7 +128,7 @@ def in_deviations(optimum: Callable[[World, float], Tensor], coefficient: float)
 
 
 def win_rate(world: World) -> Tensor:
-    """With p(y), how often y beats a draw from the data, in place of the reward."""
+    """Return the optimum with p(y), the probability that y beats a draw from the data, in place of the reward."""
     rewards = world.rewards.astype(np.float64)
     beats = 1 / (1 + np.exp(rewards[:, None, :] - rewards[:, :, None]))  # [prompt, y, other]
     data = world.probabilities(torch.zeros_like(world.reference)).numpy()
@@ -216,7 +219,7 @@ ROWS: Sequence[Row] = (
         optimum=tilted,
         steps=1000,
         lr=0.02,
-        sampling={"prompts_per_step": 512},  # its baseline leaves noise at the optimum
+        sampling={"prompts_per_step": 512},  # its baseline leaves gradient noise at the optimum
     ),
     _dpo(TILTED, tilted),
     Row(
@@ -237,21 +240,20 @@ ROWS: Sequence[Row] = (
 
 # ------------------------------------------------------------------------------------------------ page
 
-HEAD = """# Each method reaches the optimum it is said to have
+HEAD = """# Distance of each method from its closed-form optimum
 
-The world is small enough to list: 3 prompts, completions of at most 2 tokens out of 4, a random reference far from
-uniform, random rewards r, a table of logits as policy. Each method is trained in it through its real `prepare` and
-`loss`, and compared with the optimum π* of what it really optimises, which has a closed form. β = {beta}, {seeds}
-worlds.
+The world can be enumerated: 3 prompts, completions of at most 2 tokens out of 4, a random reference that is far from
+uniform, random rewards r, and a table of logits as the policy. Each method is trained in it with its own `prepare` and
+`loss`, and compared with the optimum π* of its objective, which has a closed form. β = {beta}, {seeds} worlds.
 
-DPO learns from pairs that are labelled by the Bradley–Terry model of r: of a dataset, or with `own_samples` of what the
-policy says at the start of a step, where `refresh` is that of the reference. σ is the deviation of the advantages at
-the optimum, λ and c are what makes it sum to 1.
+DPO is trained on pairs labelled by the Bradley–Terry model of r. The pairs are those of a dataset or, with
+`own_samples`, samples of the policy at the start of a step; `refresh` is the setting of the reference. σ is the
+standard deviation of the advantages at the optimum. λ and c are such that π* sums to 1.
 
-KL(π‖π*) in nats, of the prompt where it is largest. *Before*: of the reference, where training starts, mean over
-worlds. What is left afterwards is the noise of sampling.
+The table gives KL(π‖π*) in nats, for the prompt where it is largest. *Before* is the KL of the reference, where
+training starts, as the mean over worlds. The remaining KL after training is sampling noise.
 
-`make proof` writes this page; `tests/workers/algorithms/test_proof.py` computes some of it anew.
+`make proof` writes this page. `tests/workers/algorithms/test_proof.py` computes some of its values again.
 
 | method and settings | π* (up to normalisation) | before | after, mean | after, max |
 |---|---|--:|--:|--:|
@@ -266,8 +268,9 @@ def page(values: dict[str, list[dict[str, float]]]) -> str:
 
 def _line(row: Row, values: list[dict[str, float]]) -> str:
     before, after = [v["before"] for v in values], [v["after"] for v in values]
+    formula = row.formula.replace("|", "\\|")  # in a table
     return (
-        f"| `{row.name}` | {row.formula} | {statistics.mean(before):.2f} "
+        f"| `{row.name}` | {formula} | {statistics.mean(before):.2f} "
         f"| {statistics.mean(after):.1e} | {max(after):.1e} |\n"
     )
 

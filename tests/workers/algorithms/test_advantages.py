@@ -15,7 +15,8 @@ from workers.algorithms.advantages import (
     token_rewards,
     whiten,
 )
-from workers.types import Floats, Ragged
+from workers.ragged import Ragged
+from workers.types import Floats
 
 
 def floats(*values: float) -> Floats:

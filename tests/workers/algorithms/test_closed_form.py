@@ -1,4 +1,4 @@
-"""Each algorithm, trained through its real `prepare` and `loss`, reaches the optimum it is said to have.
+"""Check that each algorithm, trained with its own `prepare` and `loss`, reaches its closed-form optimum.
 
 The world is that of benchmarks/world.py."""
 
@@ -22,7 +22,8 @@ from benchmarks.world import (
     tilted,
 )
 from workers.algorithms.base import MicroBatch, totals_of
-from workers.types import Ragged, TrainBatch
+from workers.ragged import Ragged
+from workers.types import TrainBatch
 
 
 def test_ppo() -> None:
@@ -57,7 +58,7 @@ def test_dpo() -> None:
 
 @pytest.mark.parametrize(("scale_rewards", "loss_type"), [("none", "dapo"), ("group", "dapo"), ("none", "grpo")])
 def test_grpo_with_the_kl_in_the_reward(scale_rewards: str, loss_type: str) -> None:
-    """At the optimum all completions are worth the same, however they are scaled and weighted."""
+    """Check the optimum for all scales and weights: there all completions have the same penalised reward."""
     world = World(TWO_TOKENS, seed=0)
     settings = {
         "beta": BETA,
@@ -71,7 +72,7 @@ def test_grpo_with_the_kl_in_the_reward(scale_rewards: str, loss_type: str) -> N
 
 @pytest.mark.parametrize("group_size", [4, 128])
 def test_grpo_with_the_kl_in_the_loss(group_size: int) -> None:
-    """Another optimum; and in small groups the group's own mean makes β larger by G/(G − 1)."""
+    """Check the optimum of the forward KL. In small groups the group's own mean raises β by G/(G − 1)."""
     world = World(ONE_TOKEN, seed=0)
     settings = {"beta": BETA, "kl_placement": "loss", "scale_rewards": "none"}
     groups = {"num_generations": group_size, "prompts_per_step": 256 // group_size}
@@ -90,7 +91,7 @@ def test_distillation_by_policy_gradient_reaches_the_teacher() -> None:
 
 
 def test_the_policy_gradient_of_distillation_is_that_of_the_reverse_kl_in_each_state() -> None:
-    """Over all 13 completions: Σ_y π(y) Σ_t ∇(−ρ_t A_t) = Σ_s π(s) ∇KL(π(·|s)‖π_T)."""
+    """Check Σ_y π(y) Σ_t ∇(−ρ_t A_t) = Σ_s π(s) ∇KL(π(·|s)‖π_T) over all 13 completions."""
     world = World(TWO_TOKENS, seed=1)
     trainer = Trainer(world, steps=1, lr=0.1, type="distill", objective="policy_gradient", beta=1.0, num_generations=13)
     policy, probabilities = trainer.policy, world.probabilities(trainer.policy)

@@ -1,4 +1,4 @@
-"""The optima of the critic-free methods, and of PPO with the KL in its loss, in the world of benchmarks/world.py."""
+"""Optima of the critic-free methods, and of PPO with the KL in its loss, in the world of benchmarks/world.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COEFFICIENT = 2.0  # small ones have no optimum inside: the deviation vanishes a
 
 
 def deviation(world: World, policy: Tensor) -> float:
-    """Of r − V over the step's completions, V the mean of each prompt: what PPO's whitening divides by."""
+    """Return the standard deviation of r − V over a step's completions, V being each prompt's mean: PPO's whitening."""
     rewards = torch.from_numpy(world.rewards).double()
     values = (policy * rewards).sum(1, keepdim=True)
     return float((policy * (rewards - values).square()).sum(1).mean().sqrt())
@@ -23,7 +23,7 @@ def deviation(world: World, policy: Tensor) -> float:
 
 @pytest.mark.parametrize("group_size", [2, 16])
 def test_rloo(group_size: int) -> None:
-    """The completion is not in its own baseline, so the group's size does not move the optimum."""
+    """Check that the optimum does not depend on the group size: the completion is not in its own baseline."""
     world = World(TWO_TOKENS, seed=0)
     groups = {"num_generations": group_size, "prompts_per_step": 128 // group_size}
     trainer = Trainer(world, steps=200, lr=0.1, type="rloo", beta=BETA, **groups)
@@ -39,7 +39,7 @@ def test_reinforce_without_a_baseline() -> None:
 
 @pytest.mark.parametrize("group_size", [2, 128])
 def test_reinforce_with_the_groups_mean(group_size: int) -> None:
-    """The group's own mean shortens the score's gradient by (G − 1)/G and leaves that of the KL."""
+    """Check that the group's own mean reduces the gradient of the score by (G − 1)/G but not that of the KL."""
     world = World(TWO_TOKENS, seed=0)
     groups = {"num_generations": group_size, "prompts_per_step": 512 // group_size}
     policy = Trainer(world, steps=250, lr=0.05, type="reinforce++", beta=BETA, baseline="group", **groups).run()
@@ -49,7 +49,7 @@ def test_reinforce_with_the_groups_mean(group_size: int) -> None:
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_ppo_with_the_kl_in_the_loss(estimator: str) -> None:
-    """Advantages are whitened, the KL is not: β counts in units of the advantages' deviation at the optimum."""
+    """Check that β is in units of the advantages' deviation at the optimum: advantages are whitened, the KL is not."""
     world = World(ONE_TOKEN, seed=0)
     settings: dict[str, Any] = {"kl_placement": "loss", "kl_estimator": estimator, "num_ppo_epochs": 1}
     policy = Trainer(world, steps=300, lr=0.05, type="ppo", kl_coef=COEFFICIENT, prompts_per_step=512, **settings).run()
@@ -60,7 +60,7 @@ def test_ppo_with_the_kl_in_the_loss(estimator: str) -> None:
 
 
 def test_grpo_with_the_ratio_of_a_sequence() -> None:
-    """GSPO without the group's deviation: 1/|y| of each completion's gradient, and the same optimum."""
+    """Check GSPO without the group's deviation: 1/|y| of each completion's gradient, and the same optimum."""
     world = World(TWO_TOKENS, seed=0)
     settings = {"beta": BETA, "kl_placement": "reward", "scale_rewards": "none", "loss_type": "grpo"}
     groups = {"num_generations": 64, "prompts_per_step": 1, "importance_sampling_level": "sequence"}

@@ -1,11 +1,11 @@
-"""The DPO family, trained through its real `prepare` and `loss`, reaches the optimum each is said to have.
+"""Check that the DPO family and KTO, trained with their own `prepare` and `loss`, reach their closed-form optima.
 
 The world is that of `benchmarks/world.py`. Completions of data are drawn uniformly and labelled by the Bradley–Terry
-model of the rewards r. Where no optimum is finite (hinge, KTO), what is known of the limit is tested.
+model of the rewards r. Where no optimum is finite (hinge, KTO), properties of the limit are tested.
 
-Not tested here: label smoothing, `margin_weight`, `dpop_lambda`, `sft_weight` and a `simpo_gamma` above 0. What they
-ask of a pair is not a difference of two numbers, one for each completion, so what all pairs agree on has no closed
-form; their arithmetic is in `test_margins.py`.
+Not tested here: label smoothing, `margin_weight`, `dpop_lambda`, `sft_weight` and a `simpo_gamma` above 0. The margin
+that they ask for is not a difference of two numbers, one per completion, so the optimum has no closed form. Their
+arithmetic is tested in `test_preference_losses.py`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from benchmarks.world import (
 )
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.algorithms.ops import completion_sums
-from workers.types import Experience, Finish, Prompt, Ragged, ScoredBatch, TrainBatch
+from workers.ragged import Ragged
+from workers.types import Experience, Finish, Prompt, ScoredBatch, TrainBatch
 
 PAIRS: dict[str, Any] = {"type": "dpo", "num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
 
 
 class Labelled(World):
-    """`label(r_first − r_second, lots in [0, 1))` says whether the first of a pair is preferred."""
+    """Pairs labelled by `label(r_first − r_second, lots in [0, 1))`: True if the first of a pair is preferred."""
 
     label: Callable[[Any, Any], Any]
 
@@ -51,7 +52,7 @@ class Labelled(World):
 
 
 class FlippedAtRandom(Labelled):
-    """Bradley–Terry labels, a fifth of them flipped."""
+    """Bradley–Terry labels, of which a fifth is flipped."""
 
     @staticmethod
     def label(difference: Any, lots: Any) -> Any:
@@ -60,7 +61,7 @@ class FlippedAtRandom(Labelled):
 
 
 class Certain(Labelled):
-    """The greater reward always wins."""
+    """Labels by which the greater reward always wins."""
 
     @staticmethod
     def label(difference: Any, lots: Any) -> Any:
@@ -76,7 +77,7 @@ def train(world: World, *, steps: int = 400, lr: float = 0.1, **settings: Any) -
 
 
 def normalised(log_weights: Tensor, slopes: Tensor) -> Tensor:
-    """exp(log_weights + c · slopes), with c of each prompt such that it sums to 1."""
+    """Compute exp(log_weights + c · slopes), with c of each prompt such that it sums to 1."""
     low, high = torch.full((PROMPTS, 1), -50.0).double(), torch.full((PROMPTS, 1), 50.0).double()
     for _ in range(100):
         c = (low + high) / 2
@@ -90,7 +91,7 @@ def lengths_of(world: World) -> Tensor:
 
 
 def test_robust_dpo_does_not_mind_flipped_labels() -> None:
-    """π_ref exp(r/β), as if no label had been flipped; the sigmoid loss believes the labels and stops short of it."""
+    """Check π_ref exp(r/β), as if no label were flipped. The sigmoid loss trusts the labels and does not reach it."""
     world = FlippedAtRandom(TWO_TOKENS, seed=0)
     robust = train(world, beta=BETA, loss_type="robust", label_smoothing=0.2)
     assert_reaches(tilted(world), robust, world)
@@ -99,7 +100,7 @@ def test_robust_dpo_does_not_mind_flipped_labels() -> None:
 
 
 def test_a_reward_per_token() -> None:
-    """sigmoid_norm makes (log π − log π_ref)/|y| of each pair differ by r/β: π = π_ref exp(|y| (r/β + c))."""
+    """Check π = π_ref exp(|y| (r/β + c)): under sigmoid_norm (log π − log π_ref)/|y| of each pair differs by r/β."""
     world = World(TWO_TOKENS, seed=0)
     lengths, rewards = lengths_of(world), torch.from_numpy(world.rewards).double()
     optimum = normalised(world.probabilities(world.reference).log() + lengths * rewards / BETA, lengths)
@@ -109,7 +110,7 @@ def test_a_reward_per_token() -> None:
 
 
 def test_simpo_at_gamma_0() -> None:
-    """The same without a reference: π = exp(|y| (r/β + c))."""
+    """Check the same without a reference: π = exp(|y| (r/β + c))."""
     world = World(TWO_TOKENS, seed=0)
     lengths, rewards = lengths_of(world), torch.from_numpy(world.rewards).double()
     optimum = normalised(lengths * rewards / 2, lengths)
@@ -118,11 +119,11 @@ def test_simpo_at_gamma_0() -> None:
 
 @pytest.mark.parametrize("kind", [World, Certain])
 def test_ipo(kind: type[World]) -> None:
-    """The target of a pair's score difference is ±1/(2β) by its label, (2P(y beats y′) − 1)/(2β) on average.
+    """Check IPO. The target of a pair's score difference is ±1/(2β), (2P(y beats y′) − 1)/(2β) on average.
 
-    Least squares over all pairs, y and y′ both drawn from μ, leaves the score s(y) = p(y)/β + c with p(y) the
+    Least squares over all pairs, with y and y′ drawn from μ, gives the score s(y) = p(y)/β + c, where p(y) is the
     probability to beat a draw from μ. Scores are log-ratios per token: π = π_ref exp(|y| (p/β + c)). It is finite even
-    where the better one always wins, where the sigmoid loss would drive log-ratios apart without end.
+    if the better completion always wins, where the log-ratios under the sigmoid loss diverge.
     """
     world = kind(TWO_TOKENS, seed=0)
     rewards = world.rewards.astype(np.float64)
@@ -136,7 +137,7 @@ def test_ipo(kind: type[World]) -> None:
 
 
 def test_length_costs_reward() -> None:
-    """R-DPO takes r − α|y| for the reward: π_ref exp((r − α|y|)/β)."""
+    """Check R-DPO's optimum π_ref exp((r − α|y|)/β)."""
     world = World(TWO_TOKENS, seed=0)
     weights = tilted(world) * (-0.6 * lengths_of(world) / BETA).exp()
     policy = train(world, beta=BETA, length_alpha=0.6)
@@ -145,7 +146,7 @@ def test_length_costs_reward() -> None:
 
 
 def test_hinge_leaves_nothing_to_pay() -> None:
-    """Of certain labels every pair can be ahead by 1: log π/π_ref rises by 1/β or more from each to the next better."""
+    """Check that every pair is ahead by 1 if labels are certain: log π/π_ref of the better is at least 1/β higher."""
     world = Certain(TWO_TOKENS, seed=0)
     policy = train(world, beta=2.0, loss_type="hinge")
     ratios = (policy / world.probabilities(world.reference)).log().numpy()
@@ -155,13 +156,13 @@ def test_hinge_leaves_nothing_to_pay() -> None:
 
 
 def test_online_dpo_with_a_fixed_reference() -> None:
-    """The optimum of plain DPO does not depend on who sampled the pairs, so it is that of the offline run."""
+    """Check that the optimum is that of the offline run: it does not depend on the distribution of the pairs."""
     world = World(TWO_TOKENS, seed=0)
     assert_reaches(tilted(world), train(world, own_samples=True, beta=BETA), world)
 
 
 def test_where_the_better_always_wins_nothing_holds_it_back() -> None:
-    """Pairs that scores make are of this kind: beyond π* everything goes to the best completion, with β as it was."""
+    """Check that without label noise, as in pairs from scores, the policy moves beyond π* to the best completion."""
     world = Certain(TWO_TOKENS, seed=0)
     policy = train(world, steps=150, own_samples=True, beta=BETA)
     best = world.rewards.argmax(1)
@@ -170,7 +171,7 @@ def test_where_the_better_always_wins_nothing_holds_it_back() -> None:
 
 
 def rounds(world: World, *, steps: int, **settings: Any) -> Tensor:
-    """Each samples a whole pool, and makes many updates of it with a fresh optimizer."""
+    """Train in rounds, each of which samples a pool and makes many updates with a fresh optimizer."""
     pool = {**PAIRS, "prompts_per_step": 65536, "reset_optimizer": True}
     return Trainer(world, steps=steps, lr=0.1, own_samples=True, **pool, **settings).run()
 
@@ -181,7 +182,7 @@ def test_rounds_with_a_fixed_reference_reach_the_same() -> None:
 
 
 def test_three_rounds_of_iterative_dpo() -> None:
-    """Each round tilts its reference by exp(r/β), and the next one starts from there: π_ref exp(3r/β)."""
+    """Check π_ref exp(3r/β): each round multiplies its reference by exp(r/β), and the next one starts from there."""
     world = World(TWO_TOKENS, seed=0)
     first = rounds(world, steps=1, refresh="every_round", beta=3 * BETA)
     assert_reaches(tilted(world, 3 * BETA), first, world)
@@ -190,7 +191,7 @@ def test_three_rounds_of_iterative_dpo() -> None:
 
 
 class Feedback(Trainer):
-    """Completions of a uniform table, each with the next row's; desirable with the probability σ(r)."""
+    """Completions of a uniform policy, each with the next row's; desirable with the probability σ(r)."""
 
     def update_of(self, batch: TrainBatch, rows: Index, prompts: Index, completions: Index) -> MicroBatch:
         assert batch.baseline is not None
@@ -233,11 +234,12 @@ class Feedback(Trainer):
 
 @pytest.mark.parametrize("undesirable_weight", [1.0, 2.0])
 def test_kto_goes_by_the_majority(undesirable_weight: float) -> None:
-    """Its cost is a straight line in σ(β (ρ − z)), so there is no interior optimum to compare with.
+    """Check KTO's limit. Its loss is linear in σ(β (ρ − z)), so there is no interior optimum to compare with.
 
-    In the limit all probability is on completions for which desirable_weight · q > undesirable_weight · (1 − q), where
-    q is how often they are called desirable; a heavier undesirable_weight raises the bar. How it is shared among these
-    is not said: where σ is 1 already, nothing is gained. A prompt without such a completion is left out here.
+    In the limit all probability is on completions with desirable_weight · q > undesirable_weight · (1 − q), where q is
+    the probability of being labelled desirable; a larger undesirable_weight raises the threshold. The distribution over
+    these completions is not determined, because the loss is flat where σ is 1. Prompts without such a completion are
+    left out.
     """
     world = World(TWO_TOKENS, seed=0)
     settings = {"type": "kto", "beta": 1.0, "undesirable_weight": undesirable_weight}

@@ -1,4 +1,4 @@
-"""Distillation: what a step becomes, and the loss of a token."""
+"""Distillation: the batch of a step, and the loss of a token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from workers.algorithms.base import MicroBatch
 from workers.algorithms.distill import loss, prepare
 from workers.config import DistillConfig
-from workers.types import Ragged, ScoredBatch, TokenShard, assemble_vectors
+from workers.ragged import Ragged
+from workers.types import ScoredBatch, TokenShard, assemble_vectors
 
 DIVERGENCE = DistillConfig(type="distill")
 GRADIENT = DistillConfig(type="distill", objective="policy_gradient", beta=1.0)
@@ -72,7 +73,7 @@ def test_vectors_of_several_ranks_are_found_where_they_lie() -> None:
     vectors = assemble_vectors(shares, completions)
     assert vectors.take(np.arange(6)).tolist() == [[0], [1], [10], [20], [21], [22]]
     assert vectors.take(np.array([3, 2, 3])).tolist() == [[20], [10], [20]]
-    with pytest.raises(ValueError, match="1 of 6 tokens got no vector"):
+    with pytest.raises(ValueError, match="1 of 6 tokens have no vector"):
         assemble_vectors(shares[:2], completions)
 
 

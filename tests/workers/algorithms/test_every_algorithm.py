@@ -1,4 +1,4 @@
-"""What holds for each loss in the table: it may be split over micro-batches, in any order and precision."""
+"""Properties of every loss: it adds up over micro-batches, in any order and precision."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import Loss, MicroBatch, Stats, totals_of
-from workers.config import AlgorithmConfig
-from workers.needs import NEEDS
+from workers.config import METHODS, AlgorithmConfig
 from workers.types import Finish, ScoredBatch, Totals, TrainBatch
 
 SETTINGS: list[dict[str, Any]] = [
@@ -57,7 +56,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 class Case:
-    """A batch of 100-odd tokens, the loss to be tried on it, and outputs of a model for its tokens."""
+    """Batch of about 100 tokens, the loss to test, and outputs of a model for the tokens."""
 
     def __init__(
         self,
@@ -106,7 +105,7 @@ def case(
 
 
 def learn(case: Case, *micro_batches: NDArray[np.int64]) -> tuple[float, Tensor, dict[str, float]]:
-    """Loss, gradient for each token's output and stats, added up over micro-batches of these rows."""
+    """Return the loss, the gradient of each token's output and the stats, summed over micro-batches of these rows."""
     outputs = case.outputs.clone().requires_grad_()
     total, sums = 0.0, dict[str, float]()
     for rows in micro_batches:
@@ -180,9 +179,9 @@ def test_outputs_of_another_length_are_refused(case: Case) -> None:
 def test_the_table_has_one_record_for_each_config() -> None:
     union, _ = get_args(AlgorithmConfig)
     types = [get_args(config.model_fields["type"].annotation)[0] for config in get_args(union)]
-    assert types == list(ALGORITHMS) == list(NEEDS)
-    assert all(record.needs is NEEDS[name] for name, record in ALGORITHMS.items())
-    assert all((record.critic_loss is not None) == record.needs.critic for record in ALGORITHMS.values())
+    assert types == list(ALGORITHMS) == list(METHODS)
+    for name, record in ALGORITHMS.items():
+        assert (record.critic_loss is not None) == METHODS[name].needs.critic
 
 
 def test_totals_of_some_rows(case: Case) -> None:

@@ -13,7 +13,7 @@ from workers.algorithms.grpo import loss, prepare
 from workers.config import GrpoConfig
 from workers.types import Finish, ScoredBatch
 
-EvidenceOf = Callable[..., ScoredBatch]
+MakeScored = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 LN2 = math.log(2)
 
@@ -22,7 +22,7 @@ def config(**settings: Any) -> GrpoConfig:
     return GrpoConfig.model_validate({"type": "grpo", **settings})
 
 
-def test_prepare_spreads_the_advantage_over_the_completion(scored: EvidenceOf) -> None:
+def test_prepare_spreads_the_advantage_over_the_completion(scored: MakeScored) -> None:
     given = scored([[2, 1], [1, 1]], rewards=[1, 0, 2, 2], logprobs=[-1, -2, -3, -4, -5])
     batch, _ = prepare(given, config(scale_rewards="none"))
     assert batch.advantages is not None
@@ -33,7 +33,7 @@ def test_prepare_spreads_the_advantage_over_the_completion(scored: EvidenceOf) -
     assert [prompt.tolist() for prompt in batch.prompts] == [[100], [101, 101]]
 
 
-def test_kl_in_the_reward_is_taken_off_before_the_mean(scored: EvidenceOf) -> None:
+def test_kl_in_the_reward_is_taken_off_before_the_mean(scored: MakeScored) -> None:
     # Σ k1 = (−1 − 2) − (−2 − 2) = 1 and (−3) − (−1) = −2; with β = ½ the rewards 1 0 become ½ and 1, mean ¾.
     given = scored([[2, 1]], rewards=[1, 0], logprobs=[-1, -2, -3], reference=[-2, -2, -1])
     batch, metrics = prepare(given, config(beta=0.5, kl_placement="reward", scale_rewards="none"))
@@ -44,7 +44,7 @@ def test_kl_in_the_reward_is_taken_off_before_the_mean(scored: EvidenceOf) -> No
     assert metrics["objective/rlhf_reward"] == 0.75
 
 
-def test_masked_completions_count_in_the_mean_only(scored: EvidenceOf) -> None:
+def test_masked_completions_count_in_the_mean_only(scored: MakeScored) -> None:
     stop, length = Finish.stop, Finish.length
     given = scored(
         [[2, 1], [1, 3], [1, 1]],
@@ -66,7 +66,7 @@ def test_masked_completions_count_in_the_mean_only(scored: EvidenceOf) -> None:
     assert batch.reference_logprobs.tolist() == [0, 1, 7, 8]
 
 
-def test_all_masked_is_a_batch_without_rows(scored: EvidenceOf) -> None:
+def test_all_masked_is_a_batch_without_rows(scored: MakeScored) -> None:
     given = scored([[1, 1]], rewards=[1, 0], logprobs=[-1, -1], finish=[Finish.length] * 2)
     batch, metrics = prepare(given, config(mask_truncated_completions=True))
     assert batch.num_rows == 0
@@ -167,7 +167,7 @@ def test_cispo_cuts_the_weight_and_keeps_the_gradient(micro_batch: MicroBatchOf)
     assert stats["clip_ratio/high_mean"].item() == 0.5
 
 
-def test_overlong_completions_by_hand(scored: EvidenceOf) -> None:
+def test_overlong_completions_by_hand(scored: MakeScored) -> None:
     # Of 10 tokens the last 4 cost: 6 nothing, 8 a half, 10 and 12 one. Mean of the penalties −2.5/4.
     given = scored([[6, 8, 10, 12]], rewards=[1, 1, 1, 1], logprobs=[0] * 36)
     batch, metrics = prepare(given, config(overlong_buffer=4, overlong_length=10, scale_rewards="none"))
@@ -177,7 +177,7 @@ def test_overlong_completions_by_hand(scored: EvidenceOf) -> None:
     assert batch.advantages[[0, 6, 14, 24]].tolist() == [0.625, 0.125, -0.375, -0.375]
 
 
-def test_groups_of_equal_rewards_are_left_out(scored: EvidenceOf) -> None:
+def test_groups_of_equal_rewards_are_left_out(scored: MakeScored) -> None:
     given = scored([[1, 2], [1, 1], [1, 1]], rewards=[0.1, 0.1, 1, 0, 1, 1], logprobs=[0] * 7)
     batch, metrics = prepare(given, config(dynamic_sampling=True))
     assert batch.sources is not None
@@ -190,11 +190,11 @@ def test_groups_of_equal_rewards_are_left_out(scored: EvidenceOf) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"loss_type": "cispo"}, "give epsilon_high"),
-        ({"loss_type": "cispo", "epsilon_high": 5.0, "delta": 7.0}, "not delta"),
-        ({"delta": 1.2}, "must be above 1 \\+ epsilon_high"),
-        ({"overlong_buffer": 4}, "go together"),
-        ({"overlong_buffer": 4, "overlong_length": 3}, "cannot be longer"),
+        ({"loss_type": "cispo"}, "set epsilon_high"),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "delta": 7.0}, "leave delta out"),
+        ({"delta": 1.2}, "set it above 1 \\+ epsilon_high"),
+        ({"overlong_buffer": 4}, "or neither"),
+        ({"overlong_buffer": 4, "overlong_length": 3}, "at most overlong_length"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict[str, Any], text: str) -> None:

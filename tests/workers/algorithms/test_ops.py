@@ -76,7 +76,7 @@ def test_k1_and_k3_have_the_kl_as_their_mean(estimator: Estimator) -> None:
     ids=["k1: nothing", "k2: KL(policy, other)", "k3: KL(other, policy)"],
 )
 def test_what_each_estimator_minimises_as_a_loss(estimator: Estimator, objective: Estimator) -> None:
-    """The expectation over sampled tokens of the estimator's gradient: no gradient through the sampling."""
+    """Check the expected gradient of each estimator over sampled tokens, without a gradient through the sampling."""
     logits, q = _policy_and_other()
     policy = logits.softmax(0)
     (of_loss,) = torch.autograd.grad((policy.detach() * estimator(policy.log(), q.log())).sum(), logits)

@@ -13,7 +13,7 @@ from workers.algorithms.ppo import critic_loss, loss, prepare
 from workers.config import PpoConfig
 from workers.types import Finish, ScoredBatch
 
-EvidenceOf = Callable[..., ScoredBatch]
+MakeScored = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 
 
@@ -22,7 +22,7 @@ def config(**settings: Any) -> PpoConfig:
 
 
 @pytest.fixture
-def sampled(scored: EvidenceOf) -> ScoredBatch:
+def sampled(scored: MakeScored) -> ScoredBatch:
     return scored(
         [[2], [1]],
         rewards=[1, 3],
@@ -45,7 +45,7 @@ def test_prepare_by_hand(sampled: ScoredBatch) -> None:
     assert batch.advantages.tolist() == pytest.approx([-1 / root, -7 / root, 8 / root])
 
 
-def test_each_completion_is_a_row_with_its_prompt(scored: EvidenceOf) -> None:
+def test_each_completion_is_a_row_with_its_prompt(scored: MakeScored) -> None:
     two_each = scored([[1, 2], [1, 1]], rewards=[0] * 4, logprobs=[0] * 5, values=[0] * 5)
     batch, _ = prepare(two_each, config(kl_coef=0.0))
     assert [prompt.tolist() for prompt in batch.prompts] == [[100], [100], [101, 101], [101, 101]]
@@ -165,7 +165,7 @@ def test_a_kl_in_the_loss_is_not_in_the_reward(sampled: ScoredBatch) -> None:
         ({"kl_estimator": "k3"}, "kl_estimator is k1 with kl_placement reward"),
         ({"kl_placement": "loss"}, "k2 or k3 with kl_placement loss"),
         ({"kl_coef": 0.0, "adaptive_kl": {}}, "would stay at 0"),
-        ({"adaptive_kl": {"horizon": 63}}, r"at least those of one step \(64\)"),
+        ({"adaptive_kl": {"horizon": 63}}, r"at least that of one step \(64\)"),
     ],
 )
 def test_kl_settings_that_contradict_each_other(settings: dict[str, Any], text: str) -> None:

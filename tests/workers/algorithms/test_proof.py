@@ -1,4 +1,4 @@
-"""docs/proof.md says what the methods do: the page is that of proof.json, and some of proof.json is computed anew."""
+"""Check that docs/evidence/proof.md is what proof.json gives, and compute some entries of proof.json again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_world_is_solved(row: Row) -> None:
 @pytest.mark.parametrize("row", FAST, ids=lambda row: row.name)
 @pytest.mark.parametrize("seed", [0, 7])
 def test_computed_anew(row: Row, seed: int) -> None:
-    """On another machine a sample may fall on the other side of a rounding, which moves what is left of the noise."""
+    """On another machine rounding may change a sample, and with it the remaining noise."""
     found, written = row.measure(seed), committed()[row.name][seed]
     assert found["before"] == pytest.approx(written["before"], rel=1e-6)
     assert found["after"] == pytest.approx(written["after"], rel=0.5, abs=1e-3)

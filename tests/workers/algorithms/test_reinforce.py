@@ -13,7 +13,7 @@ from workers.algorithms.reinforce import loss, prepare
 from workers.config import ReinforceConfig
 from workers.types import ScoredBatch
 
-EvidenceOf = Callable[..., ScoredBatch]
+MakeScored = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 
 
@@ -21,7 +21,7 @@ def config(**settings: Any) -> ReinforceConfig:
     return ReinforceConfig.model_validate({"type": "reinforce++", **settings})
 
 
-def test_discounted_returns_by_hand(scored: EvidenceOf) -> None:
+def test_discounted_returns_by_hand(scored: MakeScored) -> None:
     # k1 = 0.5 −1 0, with β = ½ the token rewards are −0.25, 0.5 + 1, 3; at γ = ½ the returns 0.5, 1.5, 3.
     # Mean 5/3. Deviations −7/6 −1/6 8/6, squares add up to 114/36, variance 57/36.
     given = scored([[2], [1]], rewards=[1, 3], logprobs=[-1, -2, -0.5], reference=[-1.5, -1, -0.5])
@@ -33,7 +33,7 @@ def test_discounted_returns_by_hand(scored: EvidenceOf) -> None:
     assert metrics["objective/non_score_reward"] == -0.5 * -0.25
 
 
-def test_the_groups_mean_is_taken_off_the_score(scored: EvidenceOf) -> None:
+def test_the_groups_mean_is_taken_off_the_score(scored: MakeScored) -> None:
     # Groups at 0 ± 1 and 10 ± 1 are alike: ±1, of variance 4/3 over n − 1. Without the mean the second group wins.
     given = scored([[1, 1], [1, 1]], rewards=[-1, 1, 9, 11], logprobs=[0] * 4)
     batch, metrics = prepare(given, config(beta=0, baseline="group"))
@@ -47,7 +47,7 @@ def test_the_groups_mean_is_taken_off_the_score(scored: EvidenceOf) -> None:
 
 
 @pytest.mark.parametrize("baseline", ["none", "group"])
-def test_equal_rewards_teach_nothing(scored: EvidenceOf, baseline: str) -> None:
+def test_equal_rewards_teach_nothing(scored: MakeScored, baseline: str) -> None:
     given = scored([[2, 1], [1, 1]], rewards=[3] * 4, logprobs=[-1] * 5, reference=[-1] * 5)
     batch, _ = prepare(given, config(baseline=baseline))
     assert batch.advantages is not None

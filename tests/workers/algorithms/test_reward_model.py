@@ -20,7 +20,7 @@ def config(**settings: Any) -> RewardModelConfig:
 
 
 def test_best_and_worst_of_each_group_make_a_row(scored: Callable[..., ScoredBatch]) -> None:
-    # Of the first group 1 is best and 0 worst; the second is undecided and says nothing.
+    # Of the first group 1 is best and 0 worst; the second is a tie and gives no pair.
     batch, metrics = prepare(scored([[2, 3, 1], [1, 1]], rewards=[0.0, 2.5, 1.0, 4.0, 4.0]), config())
     assert [completion.tolist() for completion in batch.completions] == [[1, 1, 1], [0, 0]]
     assert [prompt.tolist() for prompt in batch.prompts] == [[100]]

@@ -11,7 +11,7 @@ from workers.algorithms.rloo import loss, prepare
 from workers.config import RlooConfig
 from workers.types import ScoredBatch
 
-EvidenceOf = Callable[..., ScoredBatch]
+MakeScored = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
 
 
@@ -19,8 +19,8 @@ def config(**settings: Any) -> RlooConfig:
     return RlooConfig.model_validate({"type": "rloo", **settings})
 
 
-def test_the_baseline_is_the_mean_of_the_others(scored: EvidenceOf) -> None:
-    # 1 − (0 + 2)/2, 0 − (1 + 2)/2, 2 − (1 + 0)/2; and a group of equal rewards, which says nothing.
+def test_the_baseline_is_the_mean_of_the_others(scored: MakeScored) -> None:
+    # 1 − (0 + 2)/2, 0 − (1 + 2)/2, 2 − (1 + 0)/2; and a group of equal rewards, with advantages 0.
     given = scored([[2, 1, 1], [1, 2]], rewards=[1, 0, 2, 5, 5], logprobs=[0] * 7)
     batch, metrics = prepare(given, config(beta=0))
     assert batch.advantages is not None
@@ -29,7 +29,7 @@ def test_the_baseline_is_the_mean_of_the_others(scored: EvidenceOf) -> None:
     assert metrics["frac_reward_zero_std"] == 0.5
 
 
-def test_kl_in_the_reward_by_hand(scored: EvidenceOf) -> None:
+def test_kl_in_the_reward_by_hand(scored: MakeScored) -> None:
     # Σ k1 = (−1 − 2) − (−2 − 2) = 1 and (−3) − (−1) = −2; with β = ½ the rewards 1 0 become ½ and 1.
     given = scored([[2, 1]], rewards=[1, 0], logprobs=[-1, -2, -3], reference=[-2, -2, -1])
     batch, metrics = prepare(given, config(beta=0.5))
@@ -39,7 +39,7 @@ def test_kl_in_the_reward_by_hand(scored: EvidenceOf) -> None:
     assert metrics["objective/rlhf_reward"] == 0.75
 
 
-def test_normalised_advantages(scored: EvidenceOf) -> None:
+def test_normalised_advantages(scored: MakeScored) -> None:
     # Leave-one-out: −2 2, of deviation √8 over n − 1.
     given = scored([[1, 1]], rewards=[1, 3], logprobs=[0, 0])
     batch, _ = prepare(given, config(beta=0, normalize_advantages=True))

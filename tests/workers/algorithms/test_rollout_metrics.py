@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from workers.algorithms.metrics import rollout_metrics
+from workers.ragged import Ragged
 from workers.repetition import repeated_tails
-from workers.types import Finish, Ragged, ScoredBatch
+from workers.types import Finish, ScoredBatch
 
-EvidenceOf = Callable[..., ScoredBatch]
+MakeScored = Callable[..., ScoredBatch]
 
 
-def test_all_figures_by_hand(scored: EvidenceOf) -> None:
+def test_all_figures_by_hand(scored: MakeScored) -> None:
     given = scored(
         [[1, 3], [2, 4]],
         rewards=[0, 2, 5, 5],
@@ -43,19 +44,19 @@ def test_all_figures_by_hand(scored: EvidenceOf) -> None:
     )
 
 
-def test_figures_that_do_not_exist_are_left_out(scored: EvidenceOf) -> None:
+def test_figures_that_do_not_exist_are_left_out(scored: MakeScored) -> None:
     metrics = rollout_metrics(scored([[1], [1]], rewards=[0, 2], logprobs=[-1, -1], finish=[Finish.length] * 2))
     absent = {"reward_std", "frac_reward_zero_std", "objective/kl", "completions/mean_terminated_length"}
     assert not absent & metrics.keys()
 
 
-def test_groups_of_one_do_not_count_as_constant(scored: EvidenceOf) -> None:
+def test_groups_of_one_do_not_count_as_constant(scored: MakeScored) -> None:
     metrics = rollout_metrics(scored([[1], [1, 1]], rewards=[0, 1, 3], logprobs=[-1, -1, -1]))
     assert metrics["frac_reward_zero_std"] == 0
     assert metrics["reward_std"] == pytest.approx(math.sqrt(2))
 
 
-def test_a_completion_beyond_ten_nats_is_saturated(scored: EvidenceOf) -> None:
+def test_a_completion_beyond_ten_nats_is_saturated(scored: MakeScored) -> None:
     # Log-ratios 10.5 and −9.5, a mean of ½.
     metrics = rollout_metrics(scored([[1], [1]], rewards=[0, 2], logprobs=[-0.5, -10.5], reference=[-11, -1]))
     assert (metrics["objective/kl"], metrics["drift/saturated"]) == (0.5, 0.5)

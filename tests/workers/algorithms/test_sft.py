@@ -22,7 +22,7 @@ def test_the_first_completion_of_each_prompt_is_learned(scored: Callable[..., Sc
 
 
 def test_a_prompt_without_completion_is_refused(scored: Callable[..., ScoredBatch]) -> None:
-    with pytest.raises(AssertionError, match="teaches nothing"):
+    with pytest.raises(AssertionError, match="needs a completion"):
         prepare(scored([[1], []]), CONFIG)
 
 

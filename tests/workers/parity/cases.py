@@ -1,5 +1,7 @@
-"""What is compared with TRL: settings as each side spells them, and batches drawn from a seed. Numpy alone: both
-environments import it."""
+"""Cases of the comparison with TRL: the settings of both sides, and random batches.
+
+This module needs numpy only, because both environments import it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import numpy as np
 
 VOCABULARY, PAD, EOS = 64, 0, 1
 MAX_COMPLETION_LENGTH = 12
-SEEDS = (0, 1)  # of the batches of each case
+SEEDS = (0, 1)  # one batch of each case per seed
 
 Kind: TypeAlias = Literal["demonstrations", "pairs", "even_pairs", "labelled", "groups"]
 Rows: TypeAlias = list[dict[str, Any]]
@@ -19,20 +21,20 @@ Rows: TypeAlias = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """Example: `Case(ours={"type": "dpo"}, trainer="dpo", trl={"beta": 0.1}, rows="pairs")`.
+    """Settings to compare with TRL.
 
-    `trainer` None: TRL has nothing that this could be compared with, `note` says why.
+    Example: `Case(ours={"type": "dpo"}, trainer="dpo", trl={"beta": 0.1}, rows="pairs")`.
     """
 
-    ours: dict[str, Any]  # the recipe's `algorithm`
-    trainer: str | None = None
+    ours: dict[str, Any]  # `algorithm` of our recipe
+    trainer: str | None = None  # TRL's trainer; None: TRL has nothing to compare with, and `note` says why
     trl: dict[str, Any] = field(default_factory=dict)  # arguments of the trainer's config
     rows: Kind = "demonstrations"
     note: str = ""
 
     @property
     def name(self) -> str:
-        """Example: `dpo loss_type=ipo beta=0.1`."""
+        """Name in the table, for example `dpo loss_type=ipo beta=0.1`."""
         settings = [f"{key}={value}" for key, value in self.ours.items() if key != "type"]
         return " ".join([self.ours["type"], *settings])
 
@@ -66,7 +68,7 @@ CASES: Sequence[Case] = (
     _grpo(delta=1.5),
     _grpo(importance_sampling_level="sequence", loss_type="grpo", epsilon=0.003, epsilon_high=0.004),
     _grpo(loss_type="cispo", epsilon_high=5.0),
-    _alone("TRL's GRPO has the KL in the loss alone; see rloo", type="grpo", beta=0.1, kl_placement="reward"),
+    _alone("TRL's GRPO has the KL in the loss only; see rloo", type="grpo", beta=0.1, kl_placement="reward"),
     Case(ours={"type": "rloo", "beta": 0.1}, trainer="rloo", trl={"beta": 0.1}, rows="groups"),
     Case(
         ours={"type": "rloo", "beta": 0.0, "normalize_advantages": True},
@@ -78,7 +80,7 @@ CASES: Sequence[Case] = (
     _alone("TRL has none since 1.11", type="ppo"),
     _dpo(beta=0.1),
     _dpo(beta=0.5),
-    _alone("TRL's sigmoid does not know label_smoothing", type="dpo", label_smoothing=0.1),
+    _alone("TRL's sigmoid loss has no label_smoothing", type="dpo", label_smoothing=0.1),
     _dpo(
         {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
         rows="even_pairs",
@@ -113,7 +115,7 @@ CASES: Sequence[Case] = (
 
 
 def draw(kind: Kind, seed: int) -> Rows:
-    """Rows of tokens, all ragged: prompts of 1 to 6 tokens, completions of 1 to MAX_COMPLETION_LENGTH."""
+    """Draw ragged rows of tokens: prompts of 1 to 6 tokens, completions of 1 to MAX_COMPLETION_LENGTH."""
     rng = np.random.Generator(np.random.Philox(seed))
 
     def tokens(least: int, most: int) -> list[int]:
@@ -138,7 +140,7 @@ def draw(kind: Kind, seed: int) -> Rows:
 
 
 def _group(rng: np.random.Generator, tokens: Any, completion: Any) -> dict[str, Any]:
-    """A prompt with 4 completions, one of them without an end."""
+    """Draw a prompt with 4 completions, one of them without an end of sequence."""
     cut = tokens(MAX_COMPLETION_LENGTH, MAX_COMPLETION_LENGTH)
     rewards = [float(np.float32(r)) for r in rng.normal(size=4)]
     return {"prompt": tokens(1, 6), "completions": [completion(), completion(), completion(), cut], "rewards": rewards}

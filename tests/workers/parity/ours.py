@@ -1,6 +1,6 @@
-"""Our side of the parity table: a learner's whole step on the batches that TRL's values are of.
+"""Our side of the parity table: a learner's whole step on the batches that TRL's values were computed on.
 
-    python tests/workers/parity/ours.py      writes docs/parity.md (`make parity` makes TRL's values first)
+    python tests/workers/parity/ours.py      writes docs/evidence/parity.md (`make parity` makes TRL's values first)
 
 Reference and old log-probabilities come from our own forward passes, advantages from our own `prepare`.
 """
@@ -26,25 +26,24 @@ from torch_engine import learner_of  # noqa: E402
 
 from workers.config import AlgorithmConfig  # noqa: E402
 from workers.learner import Learner  # noqa: E402
-from workers.needs import NEEDS  # noqa: E402
 from workers.types import Experience, Finish, Scores, TokenShard, assemble, merge_stats  # noqa: E402
 
 MODELS = HERE / "models"
-TABLE = HERE.parents[2] / "docs" / "parity.md"
+TABLE = HERE.parents[2] / "docs" / "evidence" / "parity.md"
 LOSS_TOLERANCE, NORM_TOLERANCE = 2e-5, 1e-3  # relative
 MARKS = dict(zip(dict.fromkeys(case.note for case in CASES if case.trainer and case.note), "¹²³⁴⁵", strict=False))
-SMALL = 0.05  # a loss that is nothing but cancelling advantages is measured against this instead of itself
+SMALL = 0.05  # smallest denominator of the relative difference: a loss of cancelling advantages is close to 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Value:
-    """Example: `Value(loss=0.6931, grad_norm=1.25)`."""
+    """Result of one batch. Example: `Value(loss=0.6931, grad_norm=1.25)`."""
 
     loss: float
     grad_norm: float
 
     def difference(self, other: Value) -> tuple[float, float]:
-        """Relative difference from `other` of the loss and of the gradient's norm."""
+        """Return the relative difference from `other` of the loss and of the gradient norm."""
         return (
             abs(self.loss - other.loss) / max(abs(other.loss), SMALL),
             abs(self.grad_norm - other.grad_norm) / other.grad_norm,
@@ -53,7 +52,7 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compared:
-    """A case with what both sides found on each batch; `ours` is None where our settings do not know it yet."""
+    """Case with the values of both sides on each batch. `ours` is None if our settings do not have it yet."""
 
     case: Case
     ours: tuple[Value, ...] | None
@@ -61,7 +60,7 @@ class Compared:
 
     @property
     def differences(self) -> tuple[float, float]:
-        """The largest over the batches: of the loss, and of the gradient's norm."""
+        """Largest differences over the batches, of the loss and of the gradient norm."""
         assert self.ours is not None
         pairs = [a.difference(b) for a, b in zip(self.ours, self.trl, strict=True)]
         return max(p[0] for p in pairs), max(p[1] for p in pairs)
@@ -74,12 +73,12 @@ class Compared:
 
 @cache
 def golden() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((HERE / "trl_values.json").read_text())
-    return found
+    values: dict[str, Any] = json.loads((HERE / "trl_values.json").read_text())
+    return values
 
 
 def is_known(case: Case) -> bool:
-    """Whether our settings have the method and all its arguments; any other fault of a case is an error."""
+    """Return whether our settings have the method and its arguments. Any other invalid setting is an error."""
     try:
         TypeAdapter(AlgorithmConfig).validate_python(case.ours)
     except ValidationError as error:
@@ -97,15 +96,14 @@ def compare(case: Case) -> Compared:
 
 
 def value(case: Case, rows: Rows) -> Value:
-    """Loss and gradient norm of one step of a learner."""
-    needs = NEEDS[case.ours["type"]]
+    """Compute the loss and the gradient norm of one step of a learner."""
     config: Any = TypeAdapter(AlgorithmConfig).validate_python(case.ours)
     given, rewards = _experience(case, rows)
     reference = _logprobs("reference", given) if config.needs_reference else None
-    if needs.on_policy:
+    if config.needs.on_policy:
         sampled = assemble([_logprobs("sampler", given)], given.completions)
         given, rewards = _experience(case, rows, logprobs=sampled.tolist())
-    head: Any = getattr(needs, "head", "logprobs")
+    head = config.needs.head
     learner, _ = learner_of(MODELS / ("reward" if head == "scores" else "policy"), case.ours, head=head)
     stats = merge_stats(
         [learner.step(0, [given], [Scores(rewards=np.float32(rewards), by_scorer={})], reference and [reference], None)]
@@ -123,8 +121,10 @@ def _frozen(model: str) -> Learner:
 
 
 def _experience(case: Case, rows: Rows, logprobs: list[float] | None = None) -> tuple[Experience, list[float]]:
-    """The rows as groups of completions with their scores: a pair is best first, a labelled row lends its completion to
-    the one before."""
+    """Convert the rows to groups of completions with scores.
+
+    A pair has its best completion first. A labelled row's completion is also the mismatched one of the row before.
+    """
     match case.rows:
         case "demonstrations":
             groups, rewards = [(r["prompt"], [r["completion"]]) for r in rows], [0.0] * len(rows)
@@ -143,19 +143,18 @@ def _experience(case: Case, rows: Rows, logprobs: list[float] | None = None) -> 
 
 # ------------------------------------------------------------------------------------------------ table
 
-HEAD = """# The same numbers as TRL
+HEAD = """# Losses and gradients equal to TRL's
 
 Loss and gradient norm of one optimiser update by TRL {trl} and by this project, on the same tokens, rewards and
-weights (a Qwen2 of {size} with random weights, {batches} ragged batches per row, float32). TRL's values
-come from its own trainers: their collation, forward passes, old and reference log-probabilities, advantages and loss.
-Ours come from a learner's whole step: `prepare`, packing, forward pass, loss, backward pass. Sampled methods are given
-the same completions and rewards; what sampled them is another model than what learns, so that ratios differ from 1 and
-clipping is at work.
+weights: a Qwen2 of {size} with random weights, {batches} ragged batches per row, float32. TRL's values are computed
+by its own trainers, including collation, forward passes, old and reference log-probabilities, advantages and loss. Ours
+are computed by a learner's whole step: `prepare`, packing, forward pass, loss and backward pass. Methods that sample
+are given the same completions and rewards. The completions were sampled from another model than the one that is
+trained, so that ratios differ from 1 and clipping takes effect.
 
-`tests/workers/parity/test_parity.py` asks for a relative difference below {loss:.0e} of the loss (a loss below
-{small} in size is measured against {small}) and below {norm:.0e} of the gradient's norm, and fails when this page is
-out of date. `make parity` makes TRL's values anew and writes this page; `python tests/workers/parity/ours.py` only
-writes it.
+`tests/workers/parity/test_parity.py` requires a relative difference below {loss:.0e} of the loss (relative to {small}
+if the loss is smaller) and below {norm:.0e} of the gradient norm, and fails if this page is out of date. `make parity`
+computes TRL's values again and writes this page. `python tests/workers/parity/ours.py` only writes it.
 
 | method and settings | loss, ours | loss, TRL | difference | gradient norm, ours | TRL | difference |
 |---|--:|--:|--:|--:|--:|--:|
@@ -163,7 +162,7 @@ writes it.
 
 
 def table(found: list[Compared]) -> str:
-    """docs/parity.md. Values are those of the first batch, differences the largest of all."""
+    """Return docs/evidence/parity.md. Values are those of the first batch, differences the largest of all batches."""
     versions = golden()["versions"]
     head = HEAD.format(
         trl=versions["trl"],

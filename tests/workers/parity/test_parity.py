@@ -1,4 +1,4 @@
-"""One optimiser update here is one optimiser update of TRL's: same loss, same gradient, from the same tokens."""
+"""Check that one optimiser update has the loss and the gradient of TRL's, given the same tokens."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def test_the_values_are_of_these_batches() -> None:
 
 
 def test_every_batch_of_groups_is_clipped_and_truncated() -> None:
-    """Else clipping and masking would agree because they do nothing."""
+    """Check that clipping and masking take effect, so that their agreement means something."""
     values = golden()["values"]
     assert values["grpo beta=0.0"] != values["grpo epsilon=0.1 epsilon_high=0.3"]
     assert values["grpo beta=0.0"] != values["grpo mask_truncated_completions=True"]
 
 
 def test_the_page_is_up_to_date(found: dict[str, Compared]) -> None:
-    """Numbers to their printed precision; differences are floating-point noise and may vary between machines."""
+    """Compare numbers at their printed precision. Differences are floating-point noise and vary between machines."""
     assert _stable(TABLE.read_text()) == _stable(table(list(found.values()))), "run python tests/workers/parity/ours.py"
 
 
 def _stable(page: str) -> list[list[str]]:
-    """Each row's cells without its differences, numbers to three places."""
+    """Return each row's cells without the differences, and numbers with two decimals."""
     rows = [line.split("|") for line in page.splitlines()]
     kept = [[*r[:4], *r[5:7]] if len(r) == 9 else r for r in rows]
     return [[re.sub(r"^ (-?\d+\.\d\d)\d+ $", r"\1", cell) for cell in row] for row in kept]

@@ -1,12 +1,13 @@
 """TRL's side of the parity table: loss and gradient norm by TRL's own trainers, on the batches of `cases.py`.
 
-Run by TRL's own Python (`requirements/trl.txt`); writes models/ and trl_values.json beside this file. Tokens, rewards
-and weights are given. Everything from the forward pass on is TRL's: reference, old log-probabilities, advantages, loss.
+Run it with TRL's own Python (`requirements/trl.txt`). It writes models/ and trl_values.json beside this file. Tokens,
+rewards and weights are given. Everything else is TRL's: forward passes, reference, old log-probabilities, advantages,
+loss.
 
-    policy     what is trained
-    reference  what it is held to
-    sampler    what drew the completions: held in place of the policy while TRL computes old log-probabilities
-    reward     a reward model
+    policy     model that is trained
+    reference  reference model
+    sampler    model that sampled the completions; it replaces the policy while TRL computes old log-probabilities
+    reward     reward model
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def arguments(case: Case, num_rows: int, directory: str) -> dict[str, Any]:
 
 
 def dataset(**columns: Any) -> datasets.Dataset:
-    """A row for the constructor, which wants a dataset; it is never learned from."""
+    """Return a dataset of one row for the constructor, which requires one. It is not trained on."""
     return datasets.Dataset.from_dict({name: [value] * 2 for name, value in columns.items()})
 
 
@@ -190,7 +191,7 @@ def reward(case: Case, rows: Rows, directory: str) -> tuple[Any, Any]:
 
 
 class GivenRLOOTrainer(RLOOTrainer):
-    """RLOOTrainer has no `rollout_func`: prompts and completions are handed over where it would make them."""
+    """RLOOTrainer with given prompts and completions, because RLOOTrainer has no `rollout_func`."""
 
     given: tuple[list[list[int]], list[list[int]]]
 
@@ -246,7 +247,7 @@ def _sampled(case: Case, num_rows: int, directory: str) -> dict[str, Any]:
 
 
 def _scored(trainer: Any, num_rows: int) -> Any:
-    """TRL's old and reference log-probabilities and advantages of the completions given."""
+    """Return TRL's old and reference log-probabilities and advantages of the given completions."""
     if trainer.ref_model is not None:
         trainer.ref_model.load_state_dict(load("reference").state_dict())
     trainer.model.load_state_dict(load("sampler").state_dict())

@@ -1,0 +1,202 @@
+"""A server process that has imported heavy modules and forks workers from itself, in milliseconds instead of seconds.
+
+    python fork_server.py --serve SOCKET MODULE …      import the modules and serve
+    python -I -S fork_server.py SOCKET script args …   run a script in a fork; exit with its status
+
+Ray starts workers by the second form (`py_executable`): a worker is a process of its own that Ray starts, watches and
+kills as any other, without its seconds of imports. Where the server is gone, the script runs in a plain interpreter.
+Nothing of this program and nothing but the standard library is imported here: the second form must start fast.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+MAX_REQUEST_BYTES = 2**20
+NETWORK = "/proc/thread-self/ns/net"
+
+
+@contextmanager
+def fork_server(path: str, modules: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Serve forks with `modules` imported at the socket `path`, from now until the end of the context.
+
+    The modules are imported while the caller goes on; a request waits for them. `environment` is added to that of this
+    process: variables that libraries read while they are imported must be those of the workers.
+    """
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve", path, *modules],
+        stdin=subprocess.PIPE,  # its end tells the server that this process is gone, however it ended
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is the driver's
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+    )
+    try:
+        yield
+    finally:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait()
+
+
+def worker_command(path: str) -> str:
+    """Return the command that starts a Python script in a fork: Ray's `py_executable`."""
+    return f"{sys.executable} -I -S {__file__} {path}"
+
+
+def request(path: str, arguments: list[str]) -> int:
+    """Run `arguments` in a fork with the environment, directory and files of this process; return its exit status."""
+    try:
+        connection = ask(path, arguments, dict(os.environ), (0, 1, 2))
+        forked = connection.recv(64)
+    except OSError:
+        forked = b""
+    if not forked:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    status = connection.recv(64)
+    return int(status) if status else 1
+
+
+def ask(path: str, arguments: list[str], environment: dict[str, str], files: tuple[int, int, int]) -> socket.socket:
+    """Return a connection that delivers the process id of the fork, and its exit status when it has ended.
+
+    `files` become its standard input, output and error. The fork is killed when the connection is closed.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(path)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_REQUEST_BYTES)
+    body = json.dumps([arguments, environment, os.getcwd()]).encode()
+    network = os.open(NETWORK, os.O_RDONLY)  # the caller may be in a network namespace of its own
+    connection.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (*files, network)))])
+    os.close(network)
+    return connection
+
+
+def serve(path: str, modules: Sequence[str]) -> None:
+    """Import `modules`, then fork on request until standard input ends."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        # Ray reads its environment, with the id of the job, while it is imported: each fork imports it itself, and
+        # modules that would import it here (vLLM, for an executor that workers do not use) do without it.
+        sys.modules["ray"] = None  # type: ignore[assignment]
+        for module in modules:
+            importlib.import_module(module)
+        del sys.modules["ray"]
+        _serve(listener)
+
+
+def _serve(listener: socket.socket) -> None:
+    _, woken = wake_up = socket.socketpair()
+    for end in wake_up:
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, _nothing)
+    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    waiting: dict[int, socket.socket] = {}
+    while True:
+        readable, _, _ = select.select([listener, wake_up[0], sys.stdin, *waiting.values()], [], [])
+        if sys.stdin in readable:
+            break
+        for pid in [pid for pid, connection in waiting.items() if connection in readable]:
+            os.kill(pid, signal.SIGKILL)  # the process that asked for the fork is gone
+            waiting.pop(pid).close()
+        if wake_up[0] in readable:
+            with suppress(BlockingIOError):
+                wake_up[0].recv(4096)
+            _report_ended(waiting)
+        if listener in readable:
+            connection, _ = listener.accept()
+            if pid := _fork(connection, listener):
+                connection.send(str(pid).encode())
+                waiting[pid] = connection
+    for pid in waiting:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by waking up `select` alone."""
+
+
+def _report_ended(waiting: dict[int, socket.socket]) -> None:
+    """Send the exit status of each fork that has ended to the process that asked for it."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            code = os.waitstatus_to_exitcode(ended[1])
+            if connection := waiting.pop(ended[0], None):
+                with suppress(OSError):
+                    connection.send(str(code if code >= 0 else 128 - code).encode())
+                connection.close()
+
+
+def _fork(connection: socket.socket, listener: socket.socket) -> int:
+    """Return the process id of a new fork; 0 when the process that asked for it is gone already."""
+    body, files, _, _ = socket.recv_fds(connection, MAX_REQUEST_BYTES, 4)
+    if not body:
+        return 0
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            listener.close()
+            connection.close()
+            *standard, network = files
+            _enter(network)
+            for target, file in enumerate(standard):
+                os.dup2(file, target)
+            for file in files:
+                os.close(file)
+            status = _become(*json.loads(body))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    for file in files:
+        os.close(file)
+    return pid
+
+
+def _enter(network: int) -> None:
+    """Enter a network namespace, unless this thread is in it."""
+    if os.fstat(network).st_ino != os.stat(NETWORK).st_ino and ctypes.CDLL(None, use_errno=True).setns(network, 0):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def _become(arguments: list[str], environment: dict[str, str], directory: str) -> int:
+    """Run a script as `__main__`, as the interpreter does; return its exit status."""
+    import runpy
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(directory)
+    while arguments[0].startswith("-"):  # options of the interpreter: Ray asks for unbuffered output
+        arguments.pop(0)
+    sys.argv = arguments
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2], sys.argv[3:])
+    else:
+        sys.exit(request(sys.argv[1], sys.argv[2:]))

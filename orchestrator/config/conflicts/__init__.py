@@ -1,0 +1,25 @@
+"""Conflicts between settings that are valid alone but not together. Each names its keys, the reason and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from orchestrator.config.conflicts import data, method, schedule
+from orchestrator.config.conflicts.conflict import Conflict, ConflictsError
+
+if TYPE_CHECKING:
+    from orchestrator.config.run import RunConfig
+
+__all__ = ["RULES", "Conflict", "ConflictsError", "find_conflicts"]
+
+RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
+    data.source, data.reward, schedule.steps, schedule.evaluation, data.batches, data.lengths, data.overlong,
+    data.dynamic_sampling, method.roles, data.sampling, method.lora, schedule.checkpoints, schedule.reporting,
+    method.pair_loss, method.teacher, method.distillation,
+)  # fmt: skip
+
+
+def find_conflicts(config: RunConfig) -> list[Conflict]:
+    """Return all conflicts of `config`, in the order of the rules."""
+    return [conflict for rule in RULES for conflict in rule(config)]

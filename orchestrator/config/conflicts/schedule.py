@@ -1,0 +1,84 @@
+"""Conflicts about the course of a run: steps, evaluations, checkpoints and reporting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from orchestrator.config.conflicts.conflict import Conflict
+from orchestrator.config.conflicts.data import trains_on_samples
+
+if TYPE_CHECKING:
+    from orchestrator.config.run import RunConfig
+
+
+def steps(config: RunConfig) -> Iterator[Conflict]:
+    max_steps = config.algorithm.max_steps
+    if trains_on_samples(config) and max_steps is None:
+        yield Conflict(
+            keys=("algorithm.max_steps",),
+            why="prompts can be sampled again and again, so the run would never end",
+            fix="give the number of steps (iterative DPO: of rounds), for example `max_steps: 100`",
+        )
+    every = config.checkpoint.every
+    if max_steps is not None and every is not None and every > max_steps:
+        yield Conflict(
+            keys=("checkpoint.every", "algorithm.max_steps"),
+            why="nothing would be saved before the end",
+            fix=f"set checkpoint.every to a value from 1 to {max_steps}",
+        )
+
+
+def evaluation(config: RunConfig) -> Iterator[Conflict]:
+    """Yield evaluation settings without data. Pairs suit a reward model, which answers no prompts, and offline DPO."""
+    algorithm, data = config.algorithm, config.data
+    scores = algorithm.needs.head == "scores"
+    pairs = algorithm.implicit_reward_beta is not None and data.dataset is not None
+    held_out = {*data.answered} - {"prompts"} or data.eval_dataset is not None
+    if config.evaluation.num_samples and data.eval_prompts is None:
+        yield Conflict(
+            keys=("evaluation.num_samples", "data.eval_prompts"),
+            why="there are no prompts to answer",
+            fix="give data.eval_prompts, or remove evaluation.num_samples",
+        )
+    if config.evaluation.every is not None and not held_out:
+        rows = "data.eval_dataset"
+        wanted = rows if scores else "data.eval_prompts"
+        either = f"{rows} (pairs), data.eval_prompts with a reward" if pairs else wanted
+        yield Conflict(
+            keys=("evaluation.every", rows if pairs else wanted),
+            why="there is nothing to evaluate on",
+            fix=f"give {either}, or remove evaluation.every",
+        )
+    if data.eval_dataset is not None and not (scores or pairs):
+        yield Conflict(
+            keys=("data.eval_dataset", "algorithm.type"),
+            why="only a reward model, and DPO on a dataset, are evaluated on preferences",
+            fix="give data.eval_prompts instead, or train on data.dataset with reward_model or dpo",
+        )
+
+
+def checkpoints(config: RunConfig) -> Iterator[Conflict]:
+    in_rounds = config.algorithm.needs.rounds and config.data.prompts is not None
+    if config.checkpoint.every_updates is not None and not in_rounds:
+        yield Conflict(
+            keys=("checkpoint.every_updates", "algorithm.type"),
+            why="only the rounds of iterative DPO are long enough to be saved in between",
+            fix="remove it; checkpoint.every counts steps",
+        )
+    rolling_back = [name for name, rule in config.alarms if getattr(rule, "action", None) == "roll_back"]
+    if rolling_back and config.checkpoint.every is None:
+        yield Conflict(
+            keys=(f"alarms.{rolling_back[0]}.action", "checkpoint.every"),
+            why="roll_back needs a checkpoint from before the alarm, and by time there may be none",
+            fix="set checkpoint.every to a number of steps, and checkpoint.keep so that the alarm's window is covered",
+        )
+
+
+def reporting(config: RunConfig) -> Iterator[Conflict]:
+    if "wandb" not in config.report_to and config.wandb != type(config.wandb)():
+        yield Conflict(
+            keys=("wandb", "report_to"),
+            why="wandb is configured but nothing reports to it",
+            fix="add `report_to: [wandb]`, or remove wandb",
+        )

@@ -1,0 +1,59 @@
+"""Types shared by the monitor and its sinks: the run, its outcome, and the protocol of a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from workers.types import Metrics, Sample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """Description of a run, given to every sink at the start.
+
+    Example: `RunInfo(name="arith-grpo", kind="grpo", model="models/arith", directory=Path("runs/arith-grpo"),
+    num_steps=40, roles=("rollout", "reward", "policy"))`.
+    """
+
+    name: str
+    kind: str  # algorithm.type of the recipe, such as sft, grpo, ppo or dpo; iter_dpo for iterative DPO
+    model: str
+    directory: Path
+    num_steps: int | None  # None: unknown
+    roles: tuple[str, ...] = ()
+    first_step: int = 0  # number of steps completed by earlier attempts
+    attempt: int = 1
+    stage: int = 1
+    num_stages: int = 1
+    step_word: str = "step"  # "round" for iterative DPO
+    config: Mapping[str, Any] = field(default_factory=dict)  # resolved config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """End of a run, and what to do next.
+
+    Example: `Outcome(ok=True, message="done: 40 steps in 2:10", hints=("model: runs/arith-grpo/model",))`.
+    """
+
+    ok: bool
+    message: str
+    hints: tuple[str, ...] = ()
+
+
+class Sink(Protocol):
+    """Receiver of everything a run reports. An optional sink handles its own failures."""
+
+    def start(self, run: RunInfo) -> None: ...
+
+    def phase(self, role: str, text: str) -> None:
+        """Report what a role is doing. An empty text means that it is idle."""
+
+    def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self, outcome: Outcome) -> None: ...

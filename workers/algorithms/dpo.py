@@ -1,0 +1,132 @@
+"""Direct preference optimisation (arXiv 2305.18290) and its variants: offline, online and iterative with one loss.
+
+    L = mean over pairs of cost(h) + sft_weight · (−log π(y_c) / |y_c|)
+
+h is the margin by which the chosen y_c is ahead of the rejected y_r. `preference_losses.py` defines h and, for each
+`loss_type`, its cost. For plain DPO h = β log(π(y_c)/π_ref(y_c)) − β log(π(y_r)/π_ref(y_r)) and cost(h) = −log σ(h).
+
+Optimum. The optimum of E_π[r] − β KL(π‖π_ref) is π* ∝ π_ref exp(r/β), hence r = β log(π*/π_ref) + const. In the
+Bradley–Terry model, P(y_c preferred) = σ(r(y_c) − r(y_r)), the constant cancels and the negative log-likelihood of the
+model is L. Preferences that follow r therefore lead to the same π* as PPO, whatever distribution the completions were
+drawn from, as long as it covers them. No KL is estimated. At π = π_ref the loss of every pair is log 2.
+
+On its own samples (online or iterative) the distribution that pairs are drawn from follows the policy, and no gradient
+flows through it. With ρ = β log(π/π_ref) the mean gradient is, up to a factor, Σ_y π(y) g(y) ∇log π(y) with
+
+    g(y) = Σ_y' π(y') [σ(ρ(y) − ρ(y')) − σ(r(y) − r(y'))].
+
+Σ_y c(y) ∇log π(y) vanishes only where c is a multiple of π, so g is constant. Since σ(a) + σ(−a) = 1, its mean under π
+is zero, so g(y) = 0 for all y. At the y where ρ − r is greatest no term of g is negative, hence all are zero and ρ − r
+is the same for all y: the optimum is π* again, and it is the only one. `refresh: every_round` replaces π_ref by the
+last round's π, so that k rounds end at π_ref exp(k r/β).
+
+This holds for labels drawn from the Bradley–Terry model. Where the completion with the greater score always wins, as in
+pairs made from scores, the sigmoid loss has no interior optimum: log-ratios grow as long as training goes on, and β,
+the learning rate and the number of updates determine how far. `ipo` has an interior optimum.
+
+Optimum of each `loss_type`:
+
+    sigmoid       π*; with `label_smoothing` s the loss rises again for σ(h) > 1 − s (https://ericmitchell.ai/cdpo.pdf)
+    robust        π*, even if a share s of the labels is flipped at random (arXiv 2403.00409)
+    sigmoid_norm  π = π_ref exp(|y| (r/β + c)), c such that it sums to 1: a reward per token
+    simpo         as sigmoid_norm without π_ref, at γ = 0; γ > 0 asks for a larger margin than the preferences imply
+    ipo           π = π_ref exp(|y| (p(y)/β + c)) with p(y) the probability that y is preferred to another
+                  completion of the data (arXiv 2310.12036): finite even where one completion always wins
+    hinge         any π in which the preferred completion of each pair is ahead by 1 (arXiv 2305.10425)
+
+`length_alpha` α (arXiv 2403.19159) uses r − α|y| as the reward: π ∝ π_ref exp((r − α|y|)/β). `ld_alpha`
+(arXiv 2409.06411) reduces the weight of the tokens that only the longer completion has. `dpop_lambda` (arXiv
+2402.13228) and `sft_weight` (arXiv 2404.19733) keep up the probability of the chosen completion, which may fall while
+the margin grows. `margin_weight` asks for a larger margin where the scores are further apart. These three move the
+optimum away from π*, towards the chosen completions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from workers.algorithms.base import Algorithm, MicroBatch, Stats
+from workers.algorithms.metrics import num_tokens, rollout_metrics
+from workers.algorithms.ops import completion_means, completion_sums, share
+from workers.algorithms.pairs import SELECTIONS, Pairs
+from workers.algorithms.preference_losses import COSTS, by_side, log_ratios, margin
+from workers.config import DpoConfig
+from workers.types import Experience, Metrics, ScoredBatch, TrainBatch
+
+
+def prepare(scored: ScoredBatch, config: DpoConfig) -> tuple[TrainBatch, Metrics]:
+    """Make one row of each pair, chosen before rejected. The batch is empty if no pair has a margin."""
+    experience, rewards, reference = scored.experience, scored.rewards, scored.reference_logprobs
+    assert rewards is not None
+    assert reference is not None or not config.needs_reference
+    pairs = SELECTIONS[config.pair_selection](
+        rewards,
+        experience.group_offsets,
+        pairs_per_prompt=config.pairs_per_prompt,
+        min_margin=config.min_margin,
+        seed=scored.seed,
+    )
+    picked = np.stack([pairs.chosen, pairs.rejected], axis=1).reshape(-1)  # [2P]
+    batch = TrainBatch(
+        prompts=experience.prompt_tokens.take(experience.group_of[pairs.chosen]),
+        completions=experience.completions.take(picked),
+        row_offsets=2 * np.arange(len(pairs) + 1),
+        reference_logprobs=None if reference is None else reference[experience.completions.positions(picked)],
+        margins=pairs.margins,
+        sources=picked,
+    )
+    sampled = experience.logprobs is not None
+    facts = rollout_metrics(scored) if sampled else {"num_tokens": float(num_tokens(experience))}
+    if experience.temperature != 1:
+        for name in ("objective/kl", "drift/saturated"):
+            facts.pop(name, None)  # the reference's log-probabilities are at temperature 1
+    return batch, facts | _pair_metrics(pairs, experience)
+
+
+def loss(logprobs: Tensor, batch: MicroBatch, config: DpoConfig) -> tuple[Tensor, Stats]:
+    """Compute the loss of `loss_type` plus the supervised term, averaged over the update's pairs. `logprobs`: [T].
+
+    The reward of a completion in the stats is β times its log-ratio; without a reference, β times its mean
+    log-probability.
+    """
+    assert len(batch.lengths) == 2 * batch.num_rows, "a row is a chosen and a rejected completion"
+    ratios = log_ratios(logprobs, batch, config)
+    losses = COSTS[config.loss_type].cost(margin(ratios, batch, config), config)
+    nll, _ = by_side(-completion_means(logprobs, batch))
+    losses = losses + config.sft_weight * nll
+    chosen, rejected = by_side(config.beta * (ratios if config.needs_reference else ratios / batch.lengths))
+    chosen_logps, rejected_logps = by_side(completion_sums(logprobs, batch))
+    pairs = batch.totals.rows
+    return losses.sum() / pairs, {
+        "loss": share(losses, pairs),
+        "nll_loss": share(nll, pairs),
+        "rewards/chosen": share(chosen, pairs),
+        "rewards/rejected": share(rejected, pairs),
+        "rewards/margins": share(chosen - rejected, pairs),
+        "rewards/accuracies": share(chosen > rejected, pairs),
+        "logps/chosen": share(chosen_logps, pairs),
+        "logps/rejected": share(rejected_logps, pairs),
+    }
+
+
+def _pair_metrics(pairs: Pairs, experience: Experience) -> Metrics:
+    """Return the number of pairs and, if there are any, their mean margin and lengths.
+
+    A group is saturated if it gives no pair: its scores are equal, or closer than `min_margin`.
+    """
+    num_groups = len(experience.prompts)
+    num_paired = len(np.unique(experience.group_of[pairs.chosen]))
+    metrics = {"pairs/count": float(len(pairs)), "pairs/saturated_groups": 1 - num_paired / num_groups}
+    if len(pairs):
+        lengths, margin = experience.completions.lengths, float(pairs.margins.mean(dtype=np.float64))
+        metrics |= {
+            "pairs/margin": margin,
+            "objective/scores_margin": margin,
+            "pairs/chosen_length": float(lengths[pairs.chosen].mean()),
+            "pairs/rejected_length": float(lengths[pairs.rejected].mean()),
+        }
+    return metrics
+
+
+ALGORITHM = Algorithm(prepare=prepare, loss=loss)
