@@ -1,10 +1,10 @@
-"""Our side of the benchmarks: a long-lived worker with real Ray actors, vLLM and ZeRO-3, driven by `orchestrator.driver`.
+"""Our side of the benchmarks: a long-lived worker with real Ray actors, vLLM, ZeRO-3 and the loop of the driver.
 
 Gangs are started once per workload, and every request starts from a checkpoint of the original model, so that a repeat
 includes no start-up on either side. Rows and prompts come in file order, as on TRL's side.
 
-Cores: policy and reference have one rank per core, and there is one vLLM engine per core, each with one thread. Only one
-of these roles works at a time, except that the reference scores the next batch when a core is free.
+Cores: policy and reference have one rank per core, and there is one vLLM engine per core, each with one thread. Only
+one of these roles works at a time, except that the reference scores the next batch when a core is free.
 """
 
 from __future__ import annotations

@@ -131,9 +131,7 @@ class Bench:
         self.workload = workload
         available = json.loads((workload / "workload.json").read_text())["num_steps"]
         if self.steps > available:
-            raise NotReported(
-                f"{name} has data for {available} steps: use --steps {available} or fewer", exit_code=2
-            )
+            raise NotReported(f"{name} has data for {available} steps: use --steps {available} or fewer", exit_code=2)
         self.sides = {side: worker.ask("hello", cores=options.cores) for side, worker in workers.items()}
         wanted = set(filter(None, options.variants.split(",")))
         self.contestants = [

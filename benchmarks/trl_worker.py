@@ -1,68 +1,68 @@
 """TRL's side of the benchmarks: its own trainers, through their public interface, as a long-lived worker.
 
-Run by TRL's own Python (`requirements/trl.txt`); the requests are those of `protocol.py`. Two subclasses add clocks and
-counters and change nothing else.
+It runs in TRL's own environment (`requirements/trl.txt`) and answers the requests of `protocol.py`. Two subclasses only
+add clocks and counters.
 
-What TRL 1.16 with transformers 5.19 does, read in its source and seen in runs; the other side must do the same work.
+The behaviour of TRL 1.16 with transformers 5.19, from its source and from runs; the other side must do the same work:
 
 Both trainers
-- `use_cpu=True` is needed: without it the default `bf16=True` refuses to start on a machine without a GPU. With it, the
-  literal default on CPU is bfloat16 autocast over float32 weights (variant `default-bf16`). The equal-work variants set
-  `bf16=False`; weights are float32 in any case.
+- `use_cpu=True` is required: without it the default `bf16=True` does not start on a machine without a GPU. With it, the
+  default on CPU is bfloat16 autocast over float32 weights (variant `default-bf16`). The equal-work variants set
+  `bf16=False`; weights are float32 in all variants.
 - Optimizer: `torch.optim.AdamW(fused=True)`, eps 1e-8, weight decay 0 (TRL's defaults; betas 0.9 and 0.999 unless the
   workload says otherwise). Gradients are clipped at norm 1; `grad_norm` is logged before clipping. The default
   schedule is linear to zero over the run without warm-up; we set `lr_scheduler_type="constant"`.
-- `gradient_checkpointing=True` is the default: one more forward of the body per step.
+- `gradient_checkpointing=True` is the default: one more forward pass of the body per step.
 - Log-probabilities come from `ChunkedLogProbFunction`: tiles of 4,096 tokens by 32,768 words, float32, recomputed in
   the backward. On a GPU only completion positions go through it; **on CPU all positions of the padded rectangle do**
-  (`_use_triton` is false), prompts and padding too. Entropy, mean logit and top-1 accuracy for its metrics come along.
-- Rows are padded to the longest of the micro-batch; `pad_to_multiple_of="auto"` pads no further on CPU.
+  (`_use_triton` is false), prompts and padding included. It also computes entropy, mean logit and top-1 accuracy.
+- Rows are padded to the longest of the micro-batch; `pad_to_multiple_of="auto"` adds no more padding on CPU.
 - Attention is SDPA with a padding mask.
 
 DPOTrainer
 - Text (not conversational): the end token is appended to chosen and rejected if missing; prompt, prompt + chosen and
-  prompt + rejected are tokenised each as one string with special tokens on (a BOS would appear if the tokenizer adds
-  one; ours adds none), and the completion begins where the token lists part. Rows over `max_length` (1024) are cut at
-  the end (`keep_start`); a prompt that fills it drops the row. The workload has no such row.
-- The order is random by default; `train_sampling_strategy="sequential"` is file order. Chosen rows first, then
-  rejected, in one forward of 2 x batch rows, right-padded.
+  prompt + rejected are each tokenised as one string with special tokens (with a BOS if the tokenizer adds one; ours
+  adds none), and the completion begins where the token lists diverge. Rows over `max_length` (1024) are truncated at
+  the end (`keep_start`); a row whose prompt fills it is dropped. The workload has no such row.
+- The order is random by default; `train_sampling_strategy="sequential"` is file order. Chosen rows come first, then
+  rejected ones, in one right-padded forward pass of 2 x batch rows.
 - Loss: mean over pairs of -logsigmoid(0.1 * ((c - c_ref) - (r - r_ref))) with sums over completion tokens, end token
-  included. With gradient accumulation the mean of equal micro-batches: the same number. Dropout is switched off.
-- The reference is a second copy, one forward per step without gradient checkpointing, same micro-batch;
-  `precompute_ref_log_probs` replaces it by one pass over the data inside the constructor (`cache_s`).
+  included. Gradient accumulation takes the mean of equal micro-batches: the same number. Dropout is disabled.
+- The reference is a second copy with one forward pass per step, without gradient checkpointing, on the same
+  micro-batches; `precompute_ref_log_probs` replaces it by one pass over the data in the constructor (`cache_s`).
 
 GRPOTrainer
-- Prompts are tokenised with special tokens on, left-padded, `generate`d in one batch of all samples of the step with
-  the KV cache (temperature 1, top_p 1, top_k off), and cut after the first end token. `RepeatSampler` gives each prompt
-  `num_generations` rows in a row; the order is random by default, `shuffle_dataset=False` is file order.
-- Literal defaults are one prompt x 8 samples per update; the workload's update has more prompts, so `default` keeps the
-  micro-batch of 8 and accumulates (`steps_per_generation` follows: still one generation per update).
+- Prompts are tokenised with special tokens, left-padded, passed to `generate` in one batch of all samples of the step
+  with the KV cache (temperature 1, top_p 1, no top_k), and truncated after the first end token. `RepeatSampler` repeats
+  each prompt `num_generations` times; the order is random by default, `shuffle_dataset=False` is file order.
+- The defaults are one prompt x 8 samples per update; the workload's update has more prompts, so `default` keeps the
+  micro-batch of 8 and accumulates gradients (`steps_per_generation` follows: still one generation per update).
 - Advantage: (reward - mean of the group) / (standard deviation of the group, with Bessel's correction, + 1e-4).
 - Loss type `dapo` (default): sum over all completion tokens of -min(r A, clip(r, 0.8, 1.2) A), divided by the number of
   completion tokens of the whole batch of the update (end token counted, all micro-batches together). `beta=0`: no
-  reference. One update per batch: the old log-probabilities are the new ones detached, no extra forward, r = 1.
+  reference. One update per batch: the old log-probabilities are the new ones detached, without an extra forward pass,
+  so r = 1.
 - `generation_kwargs={"min_new_tokens": n}` with `max_completion_length=n` fixes the length (the end token is
   forbidden).
-- Samples of a step are shuffled among micro-batches before learning: no effect on the sums.
+- Samples of a step are shuffled among micro-batches before the update: no effect on the sums.
 
-Settings tried for the best variant on CPU, and what came of it
-- DPO micro-batches of one pair with accumulation: same loss, 1.4 times fewer padded tokens, half the memory: in.
-- `gradient_checkpointing=False`: same loss, about a tenth less time: in. `precompute_ref_log_probs`: in.
-- `padding_free=True`: 1.16 warns, "temporarily unavailable", and pads: nothing to gain. Liger and FlashAttention need
-  a GPU. `group_by_length` makes other batches, so other losses; with micro-batches of one pair there is nothing left
-  for it to save.
-- bfloat16 autocast: other losses (0.2 % at the second step of DPO), so never equal work; optional variants. It takes a
-  sixth less processor time on DPO, more on the letters.
-- `use_vllm=True` is the other side's engine, left out by the definition of the benchmark.
+Settings tried for the best variant on CPU
+- DPO micro-batches of one pair with accumulation: same loss, 1.4 times fewer padded tokens, half the memory: used.
+- `gradient_checkpointing=False`: same loss, about a tenth less time: used. `precompute_ref_log_probs`: used.
+- `padding_free=True`: 1.16 warns, "temporarily unavailable", and pads: no gain. Liger and FlashAttention need a GPU.
+  `group_by_length` gives other batches, so other losses; with micro-batches of one pair it has nothing to save.
+- bfloat16 autocast: other losses (0.2 % at the second step of DPO), so not equal work; optional variants. It takes a
+  sixth less CPU time on DPO, more on the letters.
+- `use_vllm=True` is the other side's engine: excluded by the definition of the benchmark.
 - GRPO micro-batches of 4 to 128 samples without gradient checkpointing: the whole batch of 128 is twice as fast as the
-  default on the letters; on `grpo-long` 8 to 32 are alike and 8 takes the least memory; on `grpo-mixed` 2 and 4 are
-  the fastest, 32 a third slower (`BEST_MICRO_BATCH`).
-- `torch_compile=True` works on CPU, compiles for minutes at every new shape, and its steps were no faster: out.
-- Two threads beat one on two free cores (letters 0.31 against 0.47 s a step) and are 5 to 50 times slower when
-  another process takes one of them, because the OpenMP runtime spins while it waits. `OMP_WAIT_POLICY=PASSIVE` heals
-  that and costs 20 to 40 % on free cores: left at the default, the fastest, and disturbed rounds are not counted.
+  default on the letters; on `grpo-long` 8 to 32 are equally fast and 8 takes the least memory; on `grpo-mixed` 2 and 4
+  are the fastest, 32 is a third slower (`BEST_MICRO_BATCH`).
+- `torch_compile=True` works on CPU, but compiles for minutes at every new shape, with no faster steps: not used.
+- Two threads are faster than one on two free cores (letters 0.31 against 0.47 s per step) and 5 to 50 times slower when
+  another process takes one of the cores, because the OpenMP runtime spins while it waits. `OMP_WAIT_POLICY=PASSIVE`
+  avoids that and costs 20 to 40 % on free cores: the default is kept, and disturbed rounds are not counted.
 - `cache_implementation="static"`: same samples, no gain on CPU (generation is never compiled: `disable_compile=True`).
-- `use_transformers_continuous_batching=True` starts on CPU and is about 70 times slower (22 s a batch, 12 GB).
+- `use_transformers_continuous_batching=True` starts on CPU and is about 70 times slower (22 s per batch, 12 GB).
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _described(settings: dict[str, Any]) -> dict[str, Any]:
     shown = {"bf16": False} | settings
     if "gradient_checkpointing" in settings and "per_device_train_batch_size" not in settings:
         shown |= {"per_device_train_batch_size": f"the fastest for each workload ({BEST_MICRO_BATCH})"}
-    about = "TRL's defaults but for " + ", ".join(f"{key}={value}" for key, value in shown.items())
+    about = "TRL's defaults except " + ", ".join(f"{key}={value}" for key, value in shown.items())
     return {"about": about, "same_work": not other_dtype, "optional": other_dtype}
 
 
@@ -173,7 +173,7 @@ def _curves(trainer: DPOTrainer | GRPOTrainer) -> dict[str, list[float]]:
 
 
 class TimedDPOTrainer(DPOTrainer):
-    """`DPOTrainer` with a clock around the building of its cache of reference log-probabilities."""
+    """A `DPOTrainer` that times the building of its cache of reference log-probabilities."""
 
     cache_s = 0.0
 
@@ -212,7 +212,7 @@ def dpo(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dpo_tokens(trainer: DPOTrainer) -> dict[str, int]:
-    """A forward covers the padded rectangle of a micro-batch; on CPU all its positions but the last are scored."""
+    """Count tokens: a forward pass covers the padded micro-batch; on CPU all its positions but the last are scored."""
     lengths_P2 = [
         (len(row["prompt_ids"]) + len(row["chosen_ids"]), len(row["prompt_ids"]) + len(row["rejected_ids"]))
         for row in trainer.train_dataset
@@ -230,7 +230,7 @@ def _dpo_tokens(trainer: DPOTrainer) -> dict[str, int]:
 
 
 class TimedGRPOTrainer(GRPOTrainer):
-    """`GRPOTrainer` with a clock around its generation and a count of its tokens."""
+    """A `GRPOTrainer` that times its generation and counts its tokens."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.generate_s: list[float] = []
@@ -245,7 +245,7 @@ class TimedGRPOTrainer(GRPOTrainer):
         return prompt_ids, completion_ids, *rest
 
     def _count(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> None:
-        """The batch is padded once, as a whole: prompts on the left, completions on the right."""
+        """Count tokens: the whole batch is padded at once, prompts on the left and completions on the right."""
         width = max(map(len, prompt_ids)) + max(map(len, completion_ids))
         self.tokens["prompt"] += sum(map(len, prompt_ids))
         self.tokens["generated"] += sum(map(len, completion_ids))
@@ -298,7 +298,7 @@ def _grpo_arguments(settings: dict[str, Any], request: dict[str, Any], output_di
 
 
 def _replay(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Callable[..., dict[str, Any]]:
-    """TRL's own hook for foreign rollouts, fed from the file: the groups of the next prompts, in order."""
+    """Return a rollout function, TRL's hook for external rollouts, that reads the groups from the file in order."""
     groups = iter(read_rows(Path(settings["replay_path"])))
 
     def rollout(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
@@ -309,6 +309,6 @@ def _replay(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Cal
 
 
 if __name__ == "__main__":
-    datasets.disable_caching()  # otherwise the second request finds the first one's reference log-probabilities
+    datasets.disable_caching()  # otherwise the second request would reuse the first one's reference log-probabilities
     datasets.disable_progress_bars()
     serve({"hello": hello, "dpo": dpo, "grpo": grpo})

@@ -56,55 +56,30 @@ def worked_example() -> list[Example]:
         return scoring_s(shape, H100, tokens=share * tokens, context=context, gpus=64, constants=DEFAULT)
 
     large, small = LLAMA_70B, LLAMA_8B
+    rows = (
+        # PPO scores with four models: old policy, reference, critic, reward model.
+        ("PPO, 70B critic and reward model", generate(1), 2 * learn(large), 4 * score(large)),
+        (
+            "PPO, 8B critic and reward model",
+            generate(1),
+            learn(large) + learn(small),
+            2 * score(large) + 2 * score(small),
+        ),
+        ("GRPO of 16, reference and old log-probabilities", generate(16), learn(large), 2 * score(large)),
+        ("GRPO of 16, the engine's log-probabilities, no reference", generate(16), learn(large), 0.0),
+        ("Online DPO of 2, 8B reward model", generate(2), learn(large), score(large) + score(small)),
+        ("Offline DPO, reference each step", 0.0, learn(large), score(large)),
+        ("Offline DPO, reference cached over 3 epochs", 0.0, learn(large), score(large) / 3),
+        (
+            "Offline DPO, cached reference, prompts computed once per pair",
+            0.0,
+            learn(large, 0.75),
+            score(large, 0.75) / 3,
+        ),
+    )
     return [
-        Example(
-            name="PPO, 70B critic and reward model",
-            generate=generate(1),
-            learn=2 * learn(large),
-            score=4 * score(large),  # old, reference, values, rewards
-        ),
-        Example(
-            name="PPO, 8B critic and reward model",
-            generate=generate(1),
-            learn=learn(large) + learn(small),
-            score=2 * score(large) + 2 * score(small),
-        ),
-        Example(
-            name="GRPO of 16, reference and old log-probabilities",
-            generate=generate(16),
-            learn=learn(large),
-            score=2 * score(large),
-        ),
-        Example(
-            name="GRPO of 16, the engine's log-probabilities, no reference",
-            generate=generate(16),
-            learn=learn(large),
-            score=0.0,
-        ),
-        Example(
-            name="Online DPO of 2, 8B reward model",
-            generate=generate(2),
-            learn=learn(large),
-            score=score(large) + score(small),
-        ),
-        Example(
-            name="Offline DPO, reference each step",
-            generate=0.0,
-            learn=learn(large),
-            score=score(large),
-        ),
-        Example(
-            name="Offline DPO, reference cached over 3 epochs",
-            generate=0.0,
-            learn=learn(large),
-            score=score(large) / 3,
-        ),
-        Example(
-            name="Offline DPO, cached reference, prompts computed once per pair",
-            generate=0.0,
-            learn=learn(large, 0.75),
-            score=score(large, 0.75) / 3,
-        ),
+        Example(name=name, generate=generating, learn=learning, score=scoring)
+        for name, generating, learning, scoring in rows
     ]
 
 

@@ -1,31 +1,30 @@
-"""Models and data of the benchmarks, made in code from a seed: no hub, no download.
+"""Models and data of the benchmarks, generated from a seed without any download.
 
     python -m benchmarks.workloads dpo grpo-letters grpo-long grpo-mixed --root DIR
 
 Both sides of a benchmark read the same directory, so equal work starts from equal files. Texts are the same on every
-machine; trained weights and what is sampled from them differ in the last digits from one kind of CPU to another.
+machine; trained weights and samples from them differ in the last digits between types of CPU.
 
     <root>/<name>-<hash of the settings>/
-      workload.json     everything a worker must know (see `WORKLOADS`); a worker takes no other settings
-      model/            a Hugging Face directory: Qwen2 shape, float32, tied embeddings, with its tokenizer
+      workload.json     all settings of a worker (see `WORKLOADS`)
+      model/            Hugging Face directory: Qwen2 shape, float32, tied embeddings, with its tokenizer
       data.jsonl        dpo: {"prompt", "chosen", "rejected"} · grpo: {"prompt", "answer"}, in the order of use
-      replay.jsonl      grpo only: {"completions": [[token, …], …]}, groups of the first prompts: equal learning is
-      proven on them
+      replay.jsonl      grpo only: {"completions": [[token, …], …]}, groups for the first prompts, on which equal work
+                        is checked
 
-Only torch, transformers and numpy are imported: what the environments of both sides have.
+Only torch, transformers and numpy are imported, which the environments of both sides have.
 
 Why these workloads
 - `dpo`: 11M parameters, vocabulary 32,000, so the output layer is 73 % of the arithmetic (about 2 % at 70B: the ratio
-  on this shape is not the ratio of a large model). Lengths are lognormal with the means of UltraFeedback-like data:
-  prompt 231, completion 228, and a batch of 8 pairs padded to its longest row holds 1.6 times its real tokens.
+  on this shape is not the ratio of a large model). Lengths are log-normal with the means of UltraFeedback-like data:
+  prompt 231, completion 228. A batch of 8 pairs padded to its longest row has 1.6 times its real tokens.
 - `grpo-letters`: the quickstart's task on its 1.65M model after a short supervised stage. Completions have 5 to 10
   tokens.
 - `grpo-long`: the body of `dpo` with a vocabulary of 4,096 (4.2M parameters; the output layer is a quarter of the
-  arithmetic), prompts of 64 tokens, completions of exactly 128: short prompts, no stragglers, nothing to save but
-  overhead.
-- `grpo-mixed`: the same model with lengths as real runs have them: prompts as in `dpo`, and completions that end by
-  themselves, each next token being the end with probability 1/120, up to 192 tokens. The longest of a batch is then
-  about twice the mean.
+  arithmetic), prompts of 64 tokens, completions of exactly 128: no padding and no stragglers, so only overhead can be
+  saved.
+- `grpo-mixed`: the same model with realistic lengths: prompts as in `dpo`, and completions in which each next token is
+  the end token with probability 1/120, up to 192 tokens. The longest of a batch is about twice the mean.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     },
 }
 COMMON = {"seed": 0, "dtype": "float32", "adam_eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
-"""Of every workload: AdamW, a constant learning rate, gradients clipped by their norm, weights in float32."""
+"""Settings of every workload: AdamW, a constant learning rate, gradients clipped by norm, float32 weights."""
 
 
 # ---------------------------------------------------------------------------------------------- rewards, for both sides
@@ -123,13 +122,14 @@ COMMON = {"seed": 0, "dtype": "float32", "adam_eps": 1e-8, "weight_decay": 0.0, 
 def exact_answer(
     prompts: list[str], completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: Any
 ) -> list[float]:
-    """1.0 where the text equals the answer. An answer has at most 6 letters and a completion up to 10 tokens, so equal
-    text also means that the model stopped by itself."""
+    """Return 1.0 for each completion equal to the answer.
+
+    An answer has at most 6 letters and a completion up to 10 tokens, so an equal text also ended with the end token."""
     return [float(text == right) for text, right in zip(completions, answer, strict=True)]
 
 
 def even_share(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """The share of tokens with an even id: cheap, and different for every sample."""
+    """Return the share of tokens with an even id: cheap, and different for every sample."""
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
@@ -140,10 +140,10 @@ REWARDS = {"exact_answer": exact_answer, "even_share": even_share}
 
 
 def _words_vocabulary(vocab_size: int) -> tuple[list[str], list[tuple[str, str]], list[str]]:
-    """Tokens, merges and words of a byte-pair encoding in which every word (a space and three syllables) is one token.
+    """Return tokens, merges and words of a BPE in which every word (a space and three syllables) is one token.
 
-    Only a token that begins with the space ("\u0120" in byte-level spelling) ever merges with a syllable, so a text has
-    one reading, and joining two texts of words joins their tokens.
+    Only tokens that begin with the space ("\u0120" in byte-level notation) merge with a syllable. So a text has one
+    tokenisation, and that of two joined texts is the concatenation of theirs.
     """
     pairs = [(consonant, vowel) for consonant in "bcdfghjklmnprstvwxyz" for vowel in "aeiou"]
     syllables = [consonant + vowel for consonant, vowel in pairs]
@@ -157,22 +157,24 @@ def _words_vocabulary(vocab_size: int) -> tuple[list[str], list[tuple[str, str]]
 
 
 def words_tokenizer(vocab_size: int) -> Qwen2Tokenizer:
-    """One token per word, every word begins with its space: the text of N words has N tokens. No BOS is ever added."""
+    """Return a tokenizer with one token per word (with its leading space) and no BOS."""
     tokens, merges, _ = _words_vocabulary(vocab_size)
     assert len(tokens) == vocab_size
     return _qwen2_tokenizer(tokens, merges)
 
 
 def letters_tokenizer(vocab_size: int) -> Qwen2Tokenizer:
-    """One token per printable ASCII character. No BOS is ever added."""
+    """Return a tokenizer with one token per printable ASCII character and no BOS."""
     tokens = [PAD, EOS, "\u0120", *map(chr, range(33, 127))]
     assert len(tokens) <= vocab_size
     return _qwen2_tokenizer(tokens, [])
 
 
 def _qwen2_tokenizer(tokens: list[str], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
-    """The model family's own class: for the model type qwen2, AutoTokenizer silently rebuilds any other class from this
-    one's parts, and a word-level vocabulary would come back as a tokenizer that finds no tokens."""
+    """Create a tokenizer of the model family's own class.
+
+    For the model type qwen2, AutoTokenizer silently converts any other class to this one, and a word-level vocabulary
+    would become a tokenizer that finds no tokens."""
     vocab = {token: index for index, token in enumerate(tokens)}
     return Qwen2Tokenizer(vocab, merges, unk_token=PAD, pad_token=PAD, eos_token=EOS, padding_side="left")
 
@@ -181,7 +183,7 @@ def _qwen2_tokenizer(tokens: list[str], merges: list[tuple[str, str]]) -> Qwen2T
 
 
 def build_model(settings: dict[str, Any]) -> Qwen2ForCausalLM:
-    """Qwen2 shape with random weights, half as many key-value heads as heads, tied embeddings, float32."""
+    """Create a Qwen2 model with random float32 weights, half as many key-value heads as heads, and tied embeddings."""
     torch.manual_seed(settings["seed"])
     config = Qwen2Config(
         **settings["model"],
@@ -202,23 +204,23 @@ def build_model(settings: dict[str, Any]) -> Qwen2ForCausalLM:
 
 @torch.no_grad()
 def make_end_likely(model: Qwen2ForCausalLM, probability: float) -> None:
-    """Give the end token about this probability at every position, whatever came before.
+    """Give the end token about this probability at every position, whatever the context.
 
-    A model with random weights would end once in a vocabulary. So the first number of every token's vector becomes 1,
-    which the layers carry through to the last hidden state, and that of the end token a little more: its logit, taken
-    with the same (tied) vectors, is then above the others' by a constant, found in a few steps of Newton's method.
+    With random weights the end token has a probability of 1 / vocabulary. So the first component of every embedding is
+    set to 1, which the layers carry to the last hidden state, and that of the end token slightly higher. With tied
+    embeddings its logit then exceeds the others by a constant, which a few Newton steps determine.
     """
     vectors = model.get_input_embeddings().weight  # [V, h]
     vectors[:, 0] = 1.0
     some_text = torch.randint(2, len(vectors), (4, 256), generator=torch.Generator().manual_seed(0))
     hidden = model.eval().get_decoder()(input_ids=some_text).last_hidden_state
     for _ in range(5):
-        found = (hidden @ vectors.T).softmax(-1)[..., 1].mean().item()
-        vectors[1, 0] += np.log(probability / found) / hidden[..., 0].mean().item()
+        current = (hidden @ vectors.T).softmax(-1)[..., 1].mean().item()
+        vectors[1, 0] += np.log(probability / current) / hidden[..., 0].mean().item()
 
 
 def _careless_answer(letters: str, rng: np.random.Generator) -> str:
-    """Sorted letters, the last two swapped with probability 0.25 (4 letters) or 0.65 (5 and 6 letters)."""
+    """Sort the letters, and swap the last two with probability 0.25 (4 letters) or 0.65 (5 and 6 letters)."""
     answer = sorted(letters)
     if rng.random() < (0.25 if len(letters) == 4 else 0.65):
         answer[-2:] = answer[:-3:-1]
@@ -230,7 +232,7 @@ def _letters_prompt(rng: np.random.Generator) -> str:
 
 
 def _sft_batch(tokenizer: Qwen2Tokenizer, rng: np.random.Generator, rows: int) -> dict[str, torch.Tensor]:
-    """Right-padded demonstrations; the loss is on the answer and its end alone."""
+    """Draw right-padded demonstrations with the loss on the answer and its end token only."""
     drawn = [_letters_prompt(rng) for _ in range(rows)]
     texts = [(letters + PROMPT_END, _careless_answer(letters, rng) + EOS) for letters in drawn]
     ids = [tokenizer(prompt + answer)["input_ids"] for prompt, answer in texts]
@@ -244,7 +246,7 @@ def _sft_batch(tokenizer: Qwen2Tokenizer, rng: np.random.Generator, rows: int) -
 
 
 def supervise(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, settings: dict[str, Any]) -> None:
-    """Short supervised stage on a careless demonstrator, so that rewards vary within a group (about half are right)."""
+    """Fine-tune briefly on careless demonstrations, so that rewards vary within a group (about half are correct)."""
     rng = np.random.default_rng(settings["seed"])
     steps, warmup = settings["sft_steps"], 20
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
@@ -274,7 +276,7 @@ def _text(num_tokens: int, words: list[str], rng: np.random.Generator) -> str:
 
 
 def preference_rows(settings: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """Pairs of random words. Completions are one token short of their length: the end token completes them."""
+    """Yield pairs of random words. A completion has one word less than its length, for the end token."""
     rng = np.random.default_rng(settings["seed"])
     words = _words_vocabulary(settings["vocab_size"])[-1]
     count = settings["num_steps"] * settings["pairs_per_step"]
@@ -286,8 +288,8 @@ def preference_rows(settings: dict[str, Any]) -> Iterator[dict[str, str]]:
 
 
 def prompt_rows(settings: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """Prompts in the order of use, with the answer where the task has one."""
-    rng = np.random.default_rng(settings["seed"] + 1)  # not the supervised stage's stream
+    """Yield prompts in the order of use, with the answer if the task has one."""
+    rng = np.random.default_rng(settings["seed"] + 1)  # another stream than the supervised stage's
     words = _words_vocabulary(settings["vocab_size"])[-1] if settings["reward"] != "exact_answer" else []
     for _ in range(settings["num_steps"] * settings["prompts_per_step"]):
         if settings["reward"] == "exact_answer":
@@ -302,7 +304,7 @@ def prompt_rows(settings: dict[str, Any]) -> Iterator[dict[str, str]]:
 def sampled_groups(
     model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: list[dict[str, str]], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """For each prompt its group, sampled from the starting model; each completion up to and with its end token."""
+    """Sample a group for each prompt from the initial model; completions include their end token."""
     torch.manual_seed(settings["seed"])
     inputs = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True, return_token_type_ids=False)
     sampled = (
@@ -335,7 +337,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def load_settings(directory: Path) -> dict[str, Any]:
-    """`workload.json` with the absolute paths of its files added."""
+    """Read `workload.json`, and add the absolute paths of its files."""
     settings = json.loads((directory / "workload.json").read_text())
     files = {"model_path": "model", "data_path": "data.jsonl", "replay_path": "replay.jsonl"}
     return settings | {key: str(directory / name) for key, name in files.items()}
@@ -360,7 +362,7 @@ def _fill(directory: Path, settings: dict[str, Any]) -> None:
 
 
 def ensure(name: str, root: Path) -> Path:
-    """The directory of a workload, made if missing (aside, then renamed: never half a directory)."""
+    """Return the directory of a workload; if missing, create it under another name and rename it when complete."""
     settings = {"name": name, **COMMON, **WORKLOADS[name]}
     source = Path(__file__).read_bytes()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + source).hexdigest()[:12]
@@ -375,11 +377,13 @@ def ensure(name: str, root: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="make the models and data of the benchmarks; print their directories")
+    parser = argparse.ArgumentParser(
+        description="create the models and data of the benchmarks, print their directories"
+    )
     parser.add_argument("names", nargs="+", choices=sorted(WORKLOADS))
     parser.add_argument("--root", type=Path, required=True)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # sums in one order, whatever the number of cores
+    torch.set_num_threads(1)  # the order of sums does not depend on the number of cores
     for name in arguments.names:
         print(ensure(name, arguments.root), flush=True)
 

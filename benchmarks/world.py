@@ -1,8 +1,8 @@
 """An enumerable world with a known optimum, and a trainer that uses the real `prepare` and `loss` of any algorithm.
 
-There are 3 prompts, and completions of at most 2 tokens out of EOS, a, b, c: EOS alone, or one of a, b, c followed by any
-token, 13 in total. The policy is a table of logits with one row per state, and the critic a table of values. Reference
-and rewards are random, the reference far from uniform. So the optimum of E[r] − β KL has a closed form.
+There are 3 prompts, and completions of at most 2 tokens out of EOS, a, b, c: EOS alone, or one of a, b, c followed by
+any token, 13 in total. The policy is a table of logits with one row per state, and the critic a table of values.
+Reference and rewards are random, the reference far from uniform. So the optimum of E[r] − β KL has a closed form.
 """
 
 from __future__ import annotations

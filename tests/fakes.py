@@ -1,6 +1,6 @@
-"""Stand-ins that record what is asked of them, and builders of small, literal experience.
+"""Fakes that record their calls, and builders of small, literal experience.
 
-The workers of a gang write into one shared list of events, so that a test can compare the whole story of a step.
+The workers of a gang append to one shared list of events, so that a test can compare all calls of a step.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def experience(
     version: int = 0,
     **changes: Any,
 ) -> Experience:
-    """Groups of (prompt, completions) as tokens; arrays are read-only, as they come out of Ray's object store.
+    """Return experience of (prompt, completions) as tokens, with read-only arrays like those of Ray's object store.
 
     Prompt g has the id `p<g>`. `logprobs` are flat; None: as from a dataset.
     """
@@ -80,7 +80,7 @@ def read_only(value: Any) -> None:
 
 
 class FakeRollout:
-    """Answers each prompt with one token, its place in the fan-out, sampled from the version it was last given."""
+    """Rollout whose i-th completion of a prompt is the token i, sampled from the last received version."""
 
     def __init__(self, events: Events, *, index: int = 0, **_: Any) -> None:
         self._events, self._index, self._version = events, index, 0
@@ -90,7 +90,7 @@ class FakeRollout:
         prompts: Sequence[Prompt],
         sampling: Sampling,
         versions: tuple[int, int] | None = None,
-        keep: str | None = None,
+        file_prefix: str | None = None,
     ) -> Experience:
         self._events.append(f"rollout {self._index}: generate {' '.join(p.id for p in prompts)} from v{self._version}")
         group = [[token] for token in range(sampling.num_generations)]
@@ -106,12 +106,12 @@ class FakeRollout:
 
 
 class FakeReward:
-    """Rewards each completion with its first token."""
+    """Reward that scores each completion with its first token."""
 
     def __init__(self, events: Events, **_: Any) -> None:
         self._events = events
 
-    def score(self, parts: Sequence[Experience], keep: str | None = None) -> Scores:
+    def score(self, parts: Sequence[Experience], file_prefix: str | None = None) -> Scores:
         whole = merge(parts)
         self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
         rewards = np.array([float(tokens[0]) for tokens in whole.completions], np.float32)
@@ -119,7 +119,7 @@ class FakeReward:
 
 
 class FakeReference:
-    """Answers nothing but that it was asked; measures the drift that it is told to."""
+    """Reference that returns empty shares and a given drift."""
 
     def __init__(self, events: Events, *, rank: int = 0, drift: Drift | None = None, **_: Any) -> None:
         self._events, self._rank, self._drift, self._version = events, rank, drift, 0
@@ -138,13 +138,13 @@ class FakeReference:
         return TokenShard(completions=np.zeros(0, np.int64), values=np.zeros((0, 4), np.float32))
 
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShard]) -> Drift:
-        assert self._drift is not None, "nobody was expected to measure"
+        assert self._drift is not None, "no drift was expected to be measured"
         self._events.append(f"reference {self._rank}: drift of {len(shares)} shares")
         return self._drift
 
 
 class FakeLearner:
-    """Learns nothing; says from which versions it was to learn. What it saves is a file with `weights`."""
+    """Learner that records the versions it should train on. Its checkpoint is a file with `weights`."""
 
     def __init__(self, events: Events, *, head: str = "logprobs", rank: int = 0, **_: Any) -> None:
         self._events = events
@@ -202,7 +202,7 @@ class FakeLearner:
 
 
 class FakeEncoder:
-    """Encodes every example as one token."""
+    """Encoder that encodes every example as one token."""
 
     def __init__(self, events: Events, **_: Any) -> None:
         self._events = events
@@ -216,7 +216,7 @@ class FakeEncoder:
 
 
 class EventRecorder:
-    """Stands in for the Recorder: what the loop tells it is an event, and the metrics are kept."""
+    """Recorder whose calls are events; metrics are stored in a list."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -244,7 +244,7 @@ class EventRecorder:
 
 
 class EventSink:
-    """A sink of the monitor that remembers: notes and phases as events, steps as rows."""
+    """Sink of the monitor that records notes and phases as events, and steps as rows."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -256,7 +256,7 @@ class EventSink:
         self._events.append(f"{role} is {text}" if text else f"{role} is done")
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
-        self._events.append(f"told of {step}")
+        self._events.append(f"logged {step}")
         self.rows[step] = dict(metrics)
 
     def note(self, text: str) -> None:
@@ -270,7 +270,7 @@ class EventSink:
 
 @dataclass(frozen=True)
 class RecordedHandle:
-    """An answer that tells when it was waited for."""
+    """Handle whose waits are events."""
 
     name: str
     value: Any
@@ -285,7 +285,7 @@ class RecordedHandle:
 
 
 class RecordingGang:
-    """`size` members that answer each method from `answers`; every call and every wait is an event."""
+    """Gang of `size` members that return the result for a method from `answers`; calls and waits are events."""
 
     def __init__(self, role: str, size: int, answers: Mapping[str, Any], events: Events) -> None:
         self.role, self._size, self._answers, self._events = role, size, answers, events

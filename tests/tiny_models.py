@@ -71,8 +71,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def write(directory: Path, family: str, **changes: Any) -> Path:
-    """A model of `family` with a token per character, whose every weight and buffer is drawn: none is at the value that
-    a loader would give it by itself."""
+    """Write a model of `family` with a character tokenizer.
+
+    Every weight and buffer is random, so that none has the value that a loader gives it by default.
+    """
     from configs.quickstart.tiny import character_tokenizer  # some importers run without the clone on their path
 
     tokenizer = character_tokenizer(ALPHABET)
@@ -87,7 +89,7 @@ def write(directory: Path, family: str, **changes: Any) -> Path:
 
 
 def disturb(model: Any) -> None:
-    """Move every weight and every buffer that a checkpoint holds away from where it was initialised."""
+    """Add noise to every weight and to every buffer that a checkpoint contains."""
     persistent = model.state_dict().keys()
     moved = [*model.parameters(), *(b for name, b in model.named_buffers() if name in persistent)]
     generator = torch.Generator().manual_seed(1)

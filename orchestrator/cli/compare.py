@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,13 +90,17 @@ def _run_comparison(path: Path, *, dry_run: bool, fresh: bool) -> int:
         preflight(run.recipe)
     from orchestrator.cluster.ray_start import one_for_all
     from orchestrator.compare.runs import run_comparison
+    from orchestrator.pipeline.roles import preloaded
     from orchestrator.rundir.directory import RunDirectory
     from orchestrator.rundir.existing import move_aside
 
     for run in comparison.runs:
         move_aside(run.recipe, fresh=fresh, restart_last=False, say=say)
     missing = [run.config for run in comparison.runs if not RunDirectory(run.config.directory).is_complete]
-    with one_for_all(missing[0].cluster) if missing else nullcontext():
+    with ExitStack() as stack:
+        if missing:
+            stack.enter_context(preloaded(missing[0].cluster))
+            stack.enter_context(one_for_all(missing[0].cluster))
         return _show(run_comparison(comparison, say=say, extra=extra))
 
 

@@ -51,7 +51,7 @@ class GangPlan:
     """Plan of one gang: `start(**arguments[i])` creates the worker of member i, in its own process.
 
     `restarts` is for workers whose results depend only on the call and on the weights they hold: a member that died or
-    hangs is replaced, and the calls that it owed are submitted again. Members that meet are all replaced.
+    hangs is replaced, and its unfinished calls are submitted again. Members that meet are all replaced.
     """
 
     role: str
@@ -61,6 +61,7 @@ class GangPlan:
     meet: bool = False  # members form a process group: `start` also gets `address` and `port` of member 0
     restarts: int = 0  # limit for the role in one attempt; 0: the first death ends the attempt
     slow: bool = False  # takes longest to start, so it starts first if not all gangs can start at once
+    preload: str | None = None  # kind of fork server that members are forked from, where this machine has one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
 """A server process that has imported heavy modules and forks workers from itself, in milliseconds instead of seconds.
 
-    python fork_server.py --serve SOCKET MODULE …      import the modules and serve
+    python fork_server.py --serve FD MODULE …          import the modules, then fork on every connection to FD
     python -I -S fork_server.py SOCKET script args …   run a script in a fork; exit with its status
 
 Ray starts workers by the second form (`py_executable`): a worker is a process of its own that Ray starts, watches and
@@ -30,22 +30,26 @@ NETWORK = "/proc/thread-self/ns/net"
 
 
 @contextmanager
-def fork_server(path: str, modules: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Serve forks with `modules` imported at the socket `path`, from now until the end of the context.
+def fork_server(path: str, modules: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[int]:
+    """Serve forks with `modules` imported at the socket `path`; the context has the server's process id.
 
     The modules are imported while the caller goes on; a request waits for them. `environment` is added to that of this
     process: variables that libraries read while they are imported must be those of the workers.
     """
-    server = subprocess.Popen(
-        [sys.executable, __file__, "--serve", path, *modules],
-        stdin=subprocess.PIPE,  # its end tells the server that this process is gone, however it ended
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is the driver's
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
-    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        server = subprocess.Popen(
+            [sys.executable, "-P", __file__, "--serve", str(listener.fileno()), *modules],
+            stdin=subprocess.PIPE,  # its end tells the server that this process is gone, however it ended
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C is the driver's
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+        )
     try:
-        yield
+        yield server.pid
     finally:
         assert server.stdin is not None
         server.stdin.close()
@@ -85,18 +89,22 @@ def ask(path: str, arguments: list[str], environment: dict[str, str], files: tup
     return connection
 
 
-def serve(path: str, modules: Sequence[str]) -> None:
+def serve(listening: int, modules: Sequence[str]) -> None:
     """Import `modules`, then fork on request until standard input ends."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(path)
-        listener.listen(64)
+    with socket.socket(fileno=listening) as listener:
         # Ray reads its environment, with the id of the job, while it is imported: each fork imports it itself, and
         # modules that would import it here (vLLM, for an executor that workers do not use) do without it.
         sys.modules["ray"] = None  # type: ignore[assignment]
         for module in modules:
             importlib.import_module(module)
         del sys.modules["ray"]
-        _serve(listener)
+        try:
+            _serve(listener)
+        finally:  # the process that made the socket may have been killed
+            path = listener.getsockname()
+            with suppress(OSError):
+                os.unlink(path)
+                os.rmdir(os.path.dirname(path))
 
 
 def _serve(listener: socket.socket) -> None:
@@ -155,7 +163,7 @@ def _fork(connection: socket.socket, listener: socket.socket) -> int:
             listener.close()
             connection.close()
             *standard, network = files
-            _enter(network)
+            enter(network)
             for target, file in enumerate(standard):
                 os.dup2(file, target)
             for file in files:
@@ -172,7 +180,7 @@ def _fork(connection: socket.socket, listener: socket.socket) -> int:
     return pid
 
 
-def _enter(network: int) -> None:
+def enter(network: int) -> None:
     """Enter a network namespace, unless this thread is in it."""
     if os.fstat(network).st_ino != os.stat(NETWORK).st_ino and ctypes.CDLL(None, use_errno=True).setns(network, 0):
         raise OSError(ctypes.get_errno(), "setns")
@@ -197,6 +205,6 @@ def _become(arguments: list[str], environment: dict[str, str], directory: str) -
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        serve(sys.argv[2], sys.argv[3:])
+        serve(int(sys.argv[2]), sys.argv[3:])
     else:
         sys.exit(request(sys.argv[1], sys.argv[2:]))

@@ -1,8 +1,8 @@
 """One call to a member of a gang: where it was sent, what it takes as input, and how it is sent again.
 
-A call keeps its arguments, which may be the results of other calls. When a member is lost, it is restarted, and the
-calls that it still owed are submitted again in their order, then those that waited for their results. A result that
-exists is not computed again, unless the ranks of the gang have to run together.
+A call keeps its arguments, which may be the results of other calls. When a member is lost, it is restarted, and its
+unfinished calls are submitted again in their order, then those that waited for their results. A result that exists is
+not computed again, unless the ranks of the gang have to run together.
 
     ray_calls       Call: the state of one call
     ray_recovery    the table of failures that are retried; restarting a member, resubmitting calls
@@ -60,7 +60,7 @@ class CalledGang(Protocol):
     def restarts_members(self) -> bool: ...
 
     def restart(self, loss: LostWorker) -> None:
-        """Replace the lost member and resubmit the calls that it owed. Raise if it cannot be replaced."""
+        """Replace the lost member and resubmit its unfinished calls. Raise if it cannot be replaced."""
         ...
 
 

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.base import GangPlan, Restart
 from orchestrator.cluster.heartbeat import HeartbeatMonitor
+from orchestrator.cluster.preload import fork_command
 from orchestrator.cluster.ray_calls import Clock, Members
 from orchestrator.cluster.ray_gang import RayGang
 from orchestrator.cluster.ray_handle import RayHandle, first
@@ -29,13 +30,17 @@ from orchestrator.errors import ClusterError, PlacementError, Problem, Shortfall
 MACHINE_LOST = "a machine of the cluster was lost, and the others have no room: bring it back, or ask for less"
 
 
+def _is_alone() -> bool:
+    """Return whether this machine is the whole cluster."""
+    if ray.util.client.ray.is_connected():
+        return False
+    here = ray.get_runtime_context().get_node_id()
+    return all(node["NodeID"] == here for node in ray.nodes() if node["Alive"])
+
+
 def _lanes() -> float:
     """Return how many members may start at once: one per core if this machine is the whole cluster, else any number."""
-    if ray.util.client.ray.is_connected():
-        return math.inf
-    here = ray.get_runtime_context().get_node_id()
-    is_alone = all(node["NodeID"] == here for node in ray.nodes() if node["Alive"])
-    return len(os.sched_getaffinity(0)) if is_alone else math.inf
+    return len(os.sched_getaffinity(0)) if _is_alone() else math.inf
 
 
 def _ignore(restart: Restart) -> None:
@@ -187,6 +192,9 @@ class RayCluster:
 
     def _actor(self, plan: GangPlan, group: PlacementGroup, bundle: int, index: int) -> Any:
         log_file = None if self._logs is None else str(self._logs / f"{plan.role}-{index}.log")
+        environment: dict[str, Any] = {"env_vars": dict(plan.resources.environment)}
+        if plan.preload is not None and not self.cuda and _is_alone() and (command := fork_command(plan.preload)):
+            environment["py_executable"] = command
         return (
             ray.remote(Host)
             .options(
@@ -195,7 +203,7 @@ class RayCluster:
                 max_restarts=0,
                 max_concurrency=1,  # methods run on the process's main thread
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-                runtime_env={"env_vars": dict(plan.resources.environment)},
+                runtime_env=environment,
             )
             .remote(plan.role, index, log_file, self._heartbeats.tick_s)
         )

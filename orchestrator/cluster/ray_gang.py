@@ -128,7 +128,7 @@ class RayGang(Generic[W]):
         return self._plan.restarts > 0 and not self._restarting
 
     def restart(self, loss: LostWorker) -> None:
-        """Replace a lost member and resubmit the calls that it owed. Members that meet are all replaced.
+        """Replace a lost member and resubmit its unfinished calls. Members that meet are all replaced.
 
         Raises:
             FleetExhausted: the role has used up its restarts.
@@ -149,7 +149,7 @@ class RayGang(Generic[W]):
                 break
             except WorkerFailed as error:
                 loss = LostWorker(self, loss.rank, loss.actor, error, "start", loss.call)
-        self._resubmit_owed(ranks)
+        self._resubmit_unfinished(ranks)
 
     def _report(self, loss: LostWorker) -> None:
         error = loss.error
@@ -188,7 +188,7 @@ class RayGang(Generic[W]):
         subset.actors = [self.actors[rank] for rank in ranks]
         return subset
 
-    def _resubmit_owed(self, ranks: Sequence[int]) -> None:
+    def _resubmit_unfinished(self, ranks: Sequence[int]) -> None:
         calls = [h for c in self._calls if (h := c()) is not None and h.rank in ranks]
         # Members that meet run a fan-out together: if one of its calls is lost, all of them are resubmitted.
         broken = {id(h.fan_out) for h in calls if self._plan.meet and is_lost(h)}

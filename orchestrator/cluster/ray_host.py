@@ -67,8 +67,8 @@ class Host:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.close(descriptor)
-        heart = (self._actor, context.get_node_id(), beat_s)
-        threading.Thread(target=_send_heartbeats, args=heart, daemon=True).start()
+        arguments = (self._actor, context.get_node_id(), beat_s)
+        threading.Thread(target=_send_heartbeats, args=arguments, daemon=True).start()
 
     def meeting_point(self) -> tuple[str, int]:
         with socket.socket() as probe:

@@ -184,8 +184,8 @@ class Jobs:
         """Ask a job to end. Raise BadInput if there is no such job or it has ended."""
         job = self.get(id)
         if job.is_finished:
-            why = f"it has ended: {job.status}"
-            raise BadInput(Problem(what=f"job {id} cannot be stopped", where=self._address, why=why))
+            what, why = f"job {id} cannot be stopped", f"it has ended: {job.status}"
+            raise BadInput(Problem(what=what, where=self._address, why=why))
         with _translated(self._address):
             self._client.stop_job(id)
         return job
@@ -227,9 +227,8 @@ def _translated(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        fix = "set RAY_AUTH_TOKEN_PATH to the cluster's token file"
-        problem = Problem(what="the token was refused", where=address, why=_first_line(error), fix=fix)
-        raise ClusterError(problem) from None
+        what, fix = "the token was refused", "set RAY_AUTH_TOKEN_PATH to the cluster's token file"
+        raise ClusterError(Problem(what=what, where=address, why=_first_line(error), fix=fix)) from None
     except OSError as error:  # requests' and the socket's
         fix = "is the cluster still up? check its address and your network"
         problem = Problem(what="the connection broke", where=address, why=_first_line(error), fix=fix)
@@ -237,8 +236,7 @@ def _translated(address: str) -> Iterator[None]:
     except RuntimeError as error:
         if "status code 404" in str(error):
             raise _UnknownJobError from None
-        problem = Problem(what="the job server refused", where=address, why=_first_line(error))
-        raise ClusterError(problem) from None
+        raise ClusterError(Problem(what="the job server refused", where=address, why=_first_line(error))) from None
 
 
 def _first_line(error: Exception) -> str:

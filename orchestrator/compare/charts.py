@@ -26,7 +26,7 @@ LABELS: dict[Axis, str] = {
 
 def frontier(answer: Answer) -> Markup:
     """Draw win rate against KL: each method's front with its intervals, and all measured points behind it."""
-    with figure(4.6, 3.3) as (made, (axes,)):
+    with figure(4.6, 3.3) as (fig, (axes,)):
         axes.axhline(50, color=GRID, linewidth=1)
         for i, method in enumerate(answer.runs.methods):
             _front(axes, i, [p for p in answer.points[method] if p.kl is not None])
@@ -34,7 +34,7 @@ def frontier(answer: Answer) -> Markup:
         axes.set_ylabel("win rate against the base, %")
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         about = "; ".join(_front_text(method, answer.points[method]) for method in answer.runs.methods)
-        return inline(made, title="Win rate against KL", about=about)
+        return inline(fig, title="Win rate against KL", about=about)
 
 
 def _front(axes: Axes, i: int, points: Sequence[Point]) -> None:
@@ -67,7 +67,7 @@ def _front_text(method: str, points: Sequence[Point]) -> str:
 
 def spending(answer: Answer, axis: Axis) -> Markup:
     """Draw win rate against cost, one line per setting, with the interval at its end."""
-    with figure(3.7, 2.5) as (made, (axes,)):
+    with figure(3.7, 2.5) as (fig, (axes,)):
         axes.axhline(50, color=GRID, linewidth=1)
         ends = []
         for i, method in enumerate(answer.runs.methods):
@@ -86,4 +86,4 @@ def spending(answer: Answer, axis: Axis) -> Markup:
         axes.set_xlabel(LABELS[axis].format(unit=answer.unit), labelpad=1)
         axes.set_ylabel("win rate, %")
         axes.locator_params(axis="x", nbins=6)
-        return inline(made, title=f"Win rate against {LABELS[axis].format(unit=answer.unit)}", about="; ".join(ends))
+        return inline(fig, title=f"Win rate against {LABELS[axis].format(unit=answer.unit)}", about="; ".join(ends))

@@ -76,7 +76,7 @@ def _percent(share: float) -> str:
 
 
 def _picture(known: KnownOptimum) -> Markup:
-    with figure(4.6, 3.0) as (made, (axes,)):
+    with figure(4.6, 3.0) as (fig, (axes,)):
         best = np.asarray(sorted(known.best))
         axes.plot(best[:, 0], best[:, 1], color=INK, linewidth=1.2, linestyle=(0, (5, 2)), zorder=1)
         lines = [f"the optimum reaches {number(best[-1, 1])} at {number(best[-1, 0])}"]
@@ -92,4 +92,4 @@ def _picture(known: KnownOptimum) -> Markup:
         xy = (1.12 * right, float(np.interp(1.12 * right, best[:, 0], best[:, 1])))
         axes.annotate("best possible", xy, xytext=(0, 5), textcoords="offset points", color=MUTED, ha="right")
         axes.set_xlim(0, 1.15 * right)
-        return inline(made, title="Methods against the known optimum", about="; ".join(lines))
+        return inline(fig, title="Methods against the known optimum", about="; ".join(lines))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from orchestrator.errors import Alarmed, Interrupted, Superseded
 from orchestrator.monitor import open_monitor
 from orchestrator.monitor.alarms import AlarmMonitor
 from orchestrator.pipeline.learning import Learners
-from orchestrator.pipeline.roles import gang_plans
+from orchestrator.pipeline.roles import gang_plans, preloaded
 from orchestrator.preflight.data_files import remarks
 from orchestrator.preflight.model_family import unpacked_remark
 from orchestrator.preflight.tokenization import dated
@@ -65,13 +65,14 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, debug: bool = False) -> i
         RlhfError: a stage failed, was interrupted, or was ended by an alarm. Its exit.json is written.
     """
     move_aside(recipe, fresh=fresh, say=print)
-    with StopRequest() as stop:
+    with StopRequest() as stop, ExitStack() as stack:
         for index, config in enumerate(recipe.stages):
             directory = RunDirectory.create(config, recipe.text)
             if directory.is_complete:
                 unsure = "" if directory.read_inputs() is not None else "; its inputs were not recorded"
                 print(f"{config.name}: complete, reused ({directory.model}){unsure}")
             else:
+                stack.enter_context(preloaded(config.cluster))
                 run_attempts(config, directory, stop, stage=(index + 1, len(recipe.stages)))
     return 0
 
@@ -92,7 +93,7 @@ def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False
     expected = checkpointed(read_ledger(directory.ledger)[0])
     if expected is not None or list_checkpoints(directory.checkpoints):
         newest(directory.checkpoints, expected)  # raises before anything is started
-    with StopRequest() as stop:
+    with StopRequest() as stop, preloaded(config.cluster):
         run_attempts(config, directory, stop)
     return 0
 

@@ -6,12 +6,14 @@ Light at import: workers import torch and vLLM in their constructors. The planne
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.cluster.base import GangPlan, Resources
+from orchestrator.cluster.preload import Preload, fork_servers
 from orchestrator.config import ClusterConfig, RunConfig
 from workers import learner
 from workers.config import (
@@ -32,6 +34,34 @@ from workers.rollout import Rollout
 from workers.rollout import environment as rollout_environment
 
 Origin = TypeVar("Origin", bound=ModelOrigin)
+
+PRELOADS = {
+    "torch": Preload(
+        modules=(
+            "workers.updates",
+            "workers.engines.deepspeed_engine",
+            "workers.engines.inference",
+            "workers.engines.lora",
+            "workers.rewards.function",
+            "transformers.models.auto.modeling_auto",
+        ),
+        environment={"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    ),
+    "vllm": Preload(modules=("workers.engines.vllm_engine",), environment=rollout_environment(cuda=False)),
+}
+"""What workers on a CPU import. vLLM is apart: it changes classes of transformers in the process that imports it."""
+
+
+@contextmanager
+def preloaded(cluster: ClusterConfig) -> Iterator[None]:
+    """Import what workers import once, in fork servers, if this machine is the whole cluster and has no GPU.
+
+    Forks of processes that have imported CUDA builds were not tried on a GPU.
+    """
+    is_here = cluster.address is None and "RAY_ADDRESS" not in os.environ
+    has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
+    with fork_servers(PRELOADS) if is_here and not has_gpu else nullcontext():
+        yield
 
 
 def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPlan]:
@@ -149,7 +179,7 @@ def rollout_plan(
     members = [{**common, "index": i} for i in range(settings.num_engines)]
     gpus = settings.tensor_parallel_size if cuda else 0
     plan = plan_of("rollout", Rollout, members, cluster, gpus=gpus, environment=rollout_environment(cuda=cuda))
-    return replace(plan, slow=True)  # vLLM
+    return replace(plan, slow=True, preload="vllm")
 
 
 def _reward(
@@ -214,7 +244,15 @@ def plan_of(
     )
     # Learners hold what is nowhere else: theirs is the newest checkpoint, and the next attempt.
     restarts = 0 if role in ("policy", "critic") else cluster.restarts_per_role
-    return GangPlan(role=role, start=start, arguments=members, resources=resources, meet=meet, restarts=restarts)
+    return GangPlan(
+        role=role,
+        start=start,
+        arguments=members,
+        resources=resources,
+        meet=meet,
+        restarts=restarts,
+        preload="torch",
+    )
 
 
 def _torch(cuda: bool) -> Mapping[str, str]:

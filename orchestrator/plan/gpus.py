@@ -44,7 +44,7 @@ GPUS: Mapping[str, Gpu] = {
     )
 }
 CPU_RANK = Gpu(name="CPU", flops=50e9, bytes_per_s=10e9, memory_bytes=1e12, price=0.0)
-"""One CPU thread in float32, about 50 GFLOP/s: the peak for efficiencies fitted to a CPU run. Its memory is not planned."""
+"""One CPU thread in float32, about 50 GFLOP/s: the peak for efficiencies fitted to a CPU run. Memory is not planned."""
 LARGEST = max(GPUS.values(), key=lambda gpu: gpu.memory_bytes)
 COUNT_AND_NAME = re.compile(r"(?:(?P<count>[1-9]\d{0,5})\s*[x×*]\s*)?(?P<name>[A-Za-z][\w-]*)")
 

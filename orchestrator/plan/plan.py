@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def changes_training(self) -> bool:
-        """True if the best placement has shorter sequences than the recipe."""
+        """Shorter sequences in the best placement than in the recipe."""
         return bool(self.placements) and _changes_training(self.placements[0].changes)
 
     @property
@@ -114,7 +114,7 @@ def shapes_of(config: RunConfig, before: Sequence[RunConfig] = ()) -> Shapes:
     Raises:
         BadInput: if the shape of any model is not found.
     """
-    made = {str(stage.model_directory): stage for stage in before}
+    outputs = {str(stage.model_directory): stage for stage in before}
     named = {"policy": config.model.path}
     if config.algorithm.needs.critic:
         named["critic"] = config.critic_model.path if config.critic_model else config.model.path
@@ -123,8 +123,8 @@ def shapes_of(config: RunConfig, before: Sequence[RunConfig] = ()) -> Shapes:
     named |= {f"reward.{i}": r.path for i, r in enumerate(config.reward) if isinstance(r, ModelRewardConfig)}
     problems, shapes = Problems(), {}
     for role, path in named.items():
-        while path in made:
-            path = made[path].model.path
+        while path in outputs:
+            path = outputs[path].model.path
         assert path is not None
         if shape := find(path):
             shapes[role] = shape

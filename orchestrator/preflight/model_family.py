@@ -6,7 +6,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import local
 from orchestrator.errors import Problems
 from orchestrator.preflight.model_files import config_of, positive_int, read_json
-from workers.config import DistillConfig, ModelRewardConfig
+from workers.config import ModelRewardConfig, Sampled
 from workers.families import Family, family_of
 from workers.positions import unstretched_positions_of
 
@@ -88,8 +88,9 @@ def unpacked_remark(config: RunConfig) -> str | None:
     family = _family(config.model.path) if config.model.path is not None else None
     if family is None or family.rows != "apart":
         return None
-    num_sampled = getattr(config.algorithm, "num_generations", None) if config.data.prompts is not None else None
-    count = num_sampled or (2 if config.algorithm.needs.row == "pair" else 1)
+    algorithm, on_prompts = config.algorithm, config.data.prompts is not None
+    in_dataset_row = 2 if algorithm.needs.row == "pair" else 1
+    count = algorithm.num_generations if on_prompts and isinstance(algorithm, Sampled) else in_dataset_row
     cost = f"each prompt is computed {count} times, once per completion" if count > 1 else "micro-batches are padded"
     models = f"models of type {family.name} cannot take packed rows"
     return f"model.path = {config.model.path}: {models} ({family.why}): {cost}"
@@ -101,8 +102,7 @@ def _family(path: str) -> Family | None:
 
 def _is_sampled_from(config: RunConfig, key: str) -> bool:
     """Return whether the engines hold the model of `key`: the policy, or a teacher whose completions are trained on."""
-    teacher_samples = isinstance(config.algorithm, DistillConfig) and config.algorithm.sampler == "teacher"
-    return bool(config.data.answered) and key == ("teacher.model" if teacher_samples else "model")
+    return bool(config.data.answered) and key == ("teacher.model" if config.algorithm.teacher_samples else "model")
 
 
 def _bfloat16_setting(config: RunConfig, key: str) -> str | None:

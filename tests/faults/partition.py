@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import forkserver
+from orchestrator.cluster import fork_server
 
 NEAR, FAR = "10.213.7.1", "10.213.7.2"
 
@@ -24,12 +24,12 @@ class Network:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """What this thread starts meanwhile is on the far side."""
-        before, there = os.open(forkserver.NETWORK, os.O_RDONLY), os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        before, there = os.open(fork_server.NETWORK, os.O_RDONLY), os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         try:
-            forkserver.enter(there)
+            fork_server.enter(there)
             yield
         finally:
-            forkserver.enter(before)
+            fork_server.enter(before)
             os.close(before)
             os.close(there)
 
@@ -67,7 +67,7 @@ def is_possible() -> bool:
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode == 0
     if made:
         _ip("netns", "del", probe)
-    return made and Path(forkserver.NETWORK).exists()
+    return made and Path(fork_server.NETWORK).exists()
 
 
 def _ip(*arguments: str) -> None:

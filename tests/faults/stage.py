@@ -1,10 +1,10 @@
-"""One Ray cluster and one fork server, on which life after life of a run is played. Its processes can be found by role.
+"""One Ray cluster and one fork server for many attempts at runs, whose processes can be found by role.
 
 with Stage.open(directory) as stage:
-    life = stage.life(config)                   a driver, in a process of its own
-    stage.members(life)["rollout", 0]           the process id of an actor
-    with stage.node(num_cpus=32): ...           a machine more
-    with stage.elsewhere() as other: ...        another cluster, for what does not survive
+    attempt = stage.attempt(config)             a driver, in a process of its own
+    stage.members(attempt)["rollout", 0]        the process id of an actor
+    with stage.node(num_cpus=32): ...           one more machine
+    with stage.elsewhere() as other: ...        another cluster, for faults that it does not survive
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import os
 import secrets
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,11 +22,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import forkserver
-
+from orchestrator.cluster import fork_server
 from orchestrator.config import RunConfig
 
 HERE = Path(__file__).parent
+PRELOADED = (
+    "cpu_run",
+    "jsonschema",
+    "orchestrator.monitor",
+    "requests",
+    "transformers.models.qwen2.modeling_qwen2",
+    "uvloop",
+    "workers.rewards.function",
+    "workers.updates",
+)
 HEAD_CPUS, STORE_BYTES = 64, 100 * 2**20
 WATCHFUL = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 """A node that is lost is noticed in seconds, one that is slow still has its ten of them for each answer."""
@@ -73,9 +80,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Stage:
-    """What every life is played on."""
+    """The cluster and the fork server that attempts share."""
 
-    server: subprocess.Popen[str]
+    server: int  # its process id: the processes of attempts are its children
     socket: str
     environment: dict[str, str]
     cluster: Any
@@ -93,24 +100,10 @@ class Stage:
         os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"} | WATCHFUL
         maybe_enable_token_auth_if_token_available()
-        server = subprocess.Popen(
-            [sys.executable, str(HERE / "forkserver.py"), socket],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
         try:
-            with _head() as cluster:
-                assert server.stdout is not None
-                assert server.stdout.readline() == "ready\n", "the fork server did not start"
+            with fork_server.fork_server(socket, PRELOADED) as server, _head() as cluster:
                 yield cls(server, socket, _environment(cluster, socket), cluster)
         finally:
-            assert server.stdin is not None
-            assert server.stdout is not None
-            server.stdin.close()
-            server.wait()
-            server.stdout.close()
             os.environ.clear()
             os.environ.update(before)
 
@@ -149,20 +142,20 @@ class Stage:
         with (directory / "output.log").open("a") as log, open(os.devnull) as nothing:
             files = (nothing.fileno(), log.fileno(), log.fileno())
             script = [str(HERE / "fake_engines.py"), str(recipe)]
-            return Attempt(config, forkserver.ask(self.socket, script, self.environment | variables, files))
+            return Attempt(config, fork_server.ask(self.socket, script, self.environment | variables, files))
 
     def script(self, path: Path, *arguments: str, output: Path) -> int:
         """Runs another driver to its end; its exit status."""
         with output.open("w") as log, open(os.devnull) as nothing:
             files = (nothing.fileno(), log.fileno(), log.fileno())
-            with forkserver.ask(self.socket, [str(path), *arguments], self.environment, files) as connection:
+            with fork_server.ask(self.socket, [str(path), *arguments], self.environment, files) as connection:
                 connection.recv(64)  # its process id
                 return int(connection.recv(64) or 1)
 
     def members(self, attempt: Attempt) -> dict[Member, int]:
         """Process ids of what is alive of it. An actor is known by the file it logs to."""
         found = {} if attempt.ended() else {("driver", 0): attempt.pid}
-        for pid in Path(f"/proc/{self.server.pid}/task/{self.server.pid}/children").read_text().split():
+        for pid in Path(f"/proc/{self.server}/task/{self.server}/children").read_text().split():
             with suppress(OSError):
                 log = Path(os.readlink(f"/proc/{pid}/fd/1"))
                 if log.is_relative_to(attempt.directory / "logs"):
@@ -194,8 +187,7 @@ def _head(**arguments: Any) -> Iterator[Any]:
 
 def _environment(cluster: Any, socket: str) -> dict[str, str]:
     """Of drivers on this cluster: its workers are forks of the server behind the socket."""
-    worker = f"{sys.executable} -I -S {HERE / 'forkserver.py'} {socket}"
-    job = {"runtime_env": {"py_executable": worker}}
+    job = {"runtime_env": {"py_executable": fork_server.worker_command(socket)}}
     return os.environ | {"RAY_ADDRESS": cluster.address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
 
 

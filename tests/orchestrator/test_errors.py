@@ -1,4 +1,4 @@
-"""The tree of errors: what each says, its exit code, its cause."""
+"""The tree of errors: text, exit code and cause of each."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ ERRORS = {
     "fleet-exhausted": FleetExhausted(DEATH, "generate", restarts=3, of_this_call=4),
     "cluster-lost": ClusterLost(26.2, address="head:6379"),
     "hub-unreachable": HubUnreachable("Qwen/Qwen3-0.6B", "model.path", "ConnectError: Connection refused"),
-    "limit-reached": LimitReached("open files", 1024, told="[Errno 24] Too many open files: 'x'", fix="raise it"),
+    "limit-reached": LimitReached("open files", 1024, reason="[Errno 24] Too many open files: 'x'", fix="raise it"),
     "superseded": Superseded("runs/x", "process 4711 on node-3"),
     "judge": JudgeFailed(Problem(what="the endpoint refuses", where="judge.url = http://localhost:8000/v1")),
     "interrupted": Interrupted("SIGINT", resume="rlhf resume runs/x"),
@@ -72,7 +72,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_it_says(name: str, golden: Callable[[str, str], None]) -> None:
+def test_texts(name: str, golden: Callable[[str, str], None]) -> None:
     golden(f"tree-{name}", f"{ERRORS[name]}\n")
 
 
@@ -102,7 +102,7 @@ def test_exit_codes_and_causes() -> None:
     }
 
 
-def test_the_tree_is_as_it_is_drawn() -> None:
+def test_the_tree_is_as_documented() -> None:
     assert ResumeError.__bases__ == (BadInput,)
     assert {cls.__bases__ for cls in (PlacementError, ClusterLost)} == {(ClusterError,)}
     failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, StoreFull, VersionMismatch, NotFinite, FleetExhausted)
@@ -136,6 +136,6 @@ def test_secrets_are_never_printed(secret: str) -> None:
     assert secret not in str(WorkerFailed("reward", 0, f"ValueError: bad key {secret}"))
 
 
-def test_credentials_of_a_url_are_taken_out() -> None:
+def test_credentials_are_removed_from_urls() -> None:
     assert redact("http://me:s3cret@host:8265/x") == "http://[redacted]@host:8265/x"
     assert redact("http://host:8265/x@y") == "http://host:8265/x@y"

@@ -1,4 +1,4 @@
-"""What the system grants a process: too little is refused before anything starts, and a limit that is hit is named."""
+"""Limits of the system: too low ones are refused before anything starts, and one that is reached is named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.errors import ClusterError, LimitReached
 
 
 @pytest.fixture(autouse=True)
-def as_they_were() -> Iterator[None]:
+def restored_limits() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -27,12 +27,12 @@ def test_f50_limits_that_a_cluster_would_reach_are_refused() -> None:
         limits.refuse_low(lambda number: (256, 512) if number == resource.RLIMIT_NOFILE else (100_000, 100_000))
     assert str(refused.value).splitlines() == [
         "this machine: too few open files",
-        "  why: the limit is 512, and a Ray cluster on this machine takes 1024",
+        "  why: the limit is 512, and a Ray cluster on this machine needs 1024",
         f"  fix: {limits.RAISE}",
     ]
 
 
-def test_what_may_be_raised_is_raised() -> None:
+def test_soft_limits_are_raised() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
     limits.refuse_low()
@@ -47,9 +47,9 @@ def test_f50_a_process_that_may_open_no_more_files_says_so_and_can_still_write()
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
         with pytest.raises(OSError, match="Too many open files") as hit:
             os.open(os.devnull, os.O_RDONLY)
-        told = limits.explain(hit.value)
-        assert isinstance(told, LimitReached)
-        assert f"the driver has reached its limit of open files: {lowest}" in str(told)
+        error = limits.explain(hit.value)
+        assert isinstance(error, LimitReached)
+        assert f"the driver has reached its limit of open files: {lowest}" in str(error)
         spare.give_up()
         os.close(os.open(os.devnull, os.O_RDONLY))
 
@@ -71,7 +71,7 @@ def test_a_temporary_directory_that_is_too_long_for_sockets_is_refused() -> None
     assert limits.long_sockets("/" + "ü" * (room // 2), pid=4321)  # two bytes each
 
 
-def test_validate_says_so(
+def test_validate_refuses_a_long_temporary_directory(
     recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)

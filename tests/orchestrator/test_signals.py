@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, by calling the handlers that are installed."""
+"""Ctrl-C and SIGTERM. The tests call the installed handlers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from orchestrator.errors import Interrupted
 from orchestrator.signals import StopRequest, interruption
 
-NOTE = "stopping after this step, with a checkpoint; once more to stop at once"
+NOTE = "stopping after this step, with a checkpoint; interrupt again to stop at once"
 
 
 def arrive(number: signal.Signals) -> None:
-    """What Python does when the signal arrives."""
+    """Call the handler, as Python does when the signal arrives."""
     handler = signal.getsignal(number)
     assert callable(handler)
     handler(number, None)
@@ -31,46 +31,46 @@ def test_outside_the_loop_a_signal_ends_the_run_at_once(number: signal.Signals, 
 
 
 def test_in_the_loop_the_first_signal_asks_and_the_second_ends() -> None:
-    told: list[str] = []
-    with StopRequest() as stop, stop.graceful(told.append):
+    notes: list[str] = []
+    with StopRequest() as stop, stop.graceful(notes.append):
         assert not stop.requested()
         arrive(signal.SIGINT)
         assert stop.requested()
-        assert told == [NOTE]
+        assert notes == [NOTE]
         with pytest.raises(Interrupted) as caught:
             arrive(signal.SIGTERM)
-    assert told == [NOTE]
+    assert notes == [NOTE]
     assert (stop.signal, caught.value.exit_code) == ("SIGTERM", 143)
 
 
 def test_after_the_loop_a_signal_ends_at_once_again() -> None:
-    told: list[str] = []
+    notes: list[str] = []
     with StopRequest() as stop:
-        with stop.graceful(told.append):
+        with stop.graceful(notes.append):
             pass
         with pytest.raises(Interrupted):
             arrive(signal.SIGINT)
-    assert told == []
+    assert notes == []
 
 
 def test_an_error_in_the_loop_leaves_it_too() -> None:
-    told: list[str] = []
+    notes: list[str] = []
     with StopRequest() as stop:
-        with pytest.raises(ZeroDivisionError), stop.graceful(told.append):
+        with pytest.raises(ZeroDivisionError), stop.graceful(notes.append):
             raise ZeroDivisionError
         with pytest.raises(Interrupted):
             arrive(signal.SIGINT)
-    assert told == []
+    assert notes == []
 
 
-def test_the_handlers_before_it_come_back() -> None:
+def test_the_previous_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in StopRequest.SIGNALS]
     with StopRequest():
         assert [signal.getsignal(number) for number in StopRequest.SIGNALS] != before
     assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
 
 
-def test_a_signal_that_ray_made_an_error_of_is_still_the_signal() -> None:
+def test_an_error_of_ray_that_a_signal_caused_is_the_signal() -> None:
     error = SystemError("returned a result with an exception set")
     assert interruption(error) is None
     error.__cause__ = stopped = Interrupted("SIGTERM")

@@ -12,6 +12,9 @@ import families
 import pytest
 from attempts import Run
 
+from orchestrator.config import ClusterConfig
+from orchestrator.pipeline.roles import preloaded
+
 
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -20,7 +23,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     token = tmp_path_factory.mktemp("ray") / "token"
     token.write_text(os.environ["RLHF_TEST_RAY_TOKEN"])
-    with pytest.MonkeyPatch.context() as environment:
+    with preloaded(ClusterConfig()), pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Ray reads its mode when it is imported, which other tests may have done: as `ray start` does it.

@@ -1,9 +1,9 @@
-"""One rank of a DeepSpeed gang, beside plain torch in the same process: what differs between the two.
+"""Comparison of one rank of a DeepSpeed gang with plain torch in the same process.
 
     python bfloat16_rank.py RANK WORLD_SIZE PORT OUT WORK
 
-WORK is a JSON object of a name for each: "loading" or "updates", the model's directory, its dtype, and fields of
-LearnerConfig. Rank 0 writes what it found to OUT/<name>.json.
+WORK is a JSON object. For each name it has "loading" or "updates", the model's directory, its dtype, and fields of
+LearnerConfig. Rank 0 writes the differences to OUT/<name>.json.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from workers.engines.deepspeed_engine import DeepSpeedEngine
 
 ALGORITHM = SftConfig(type="sft", learning_rate=1e-3, adam_epsilon=1e-5, weight_decay=0.1, max_grad_norm=0.5)
-LENGTH, LATE = 1000, 600  # of a row, and from where on a rotary frequency must be exact
-MICRO_BATCHES = (64, 3, 3, 3)  # on each rank, of each update
-SAVED, FRESH = 2, 3  # updates before the checkpoint, and before the optimizer is reset
+LENGTH, LATE = 1000, 600  # length of a row, and the token from which on rotary frequencies must be exact
+MICRO_BATCHES = (64, 3, 3, 3)  # per rank and update
+SAVED, FRESH = 2, 3  # updates before the checkpoint, and before the optimizer reset
 
 
 def row(seed: int, length: int) -> Packed:
@@ -50,7 +50,7 @@ def start(path: str, dtype: Any, config: LearnerConfig, device: torch.device) ->
 
 
 def loading(path: str, dtype: str, config: LearnerConfig, device: torch.device, out: Path) -> dict[str, Any]:
-    """Buffers that are not those of plain transformers to the bit; and its log-probabilities late in a long row."""
+    """Compare buffers with those of plain transformers, and log-probabilities late in a long row."""
     engine = start(path, dtype, config, device)
     plain: Any = AutoModelForCausalLM.from_pretrained(path, dtype=hf_models.DTYPES[dtype])
     ours, theirs = (dict(m.named_buffers(remove_duplicate=False)) for m in (engine._module.model, plain))
@@ -70,8 +70,8 @@ def loading(path: str, dtype: str, config: LearnerConfig, device: torch.device, 
 
 
 class Plain:
-    """The same weights in one process: gradients of each micro-batch in the model's dtype, their sum, the master
-    weights and torch's own AdamW in float32."""
+    """Reference training in one process: micro-batch gradients in the model's dtype; their sum, the master weights and
+    torch's own AdamW in float32."""
 
     def __init__(self, path: str, dtype: str) -> None:
         self.module = hf_models.load_policy(path, dtype, chunk=64)
@@ -104,8 +104,10 @@ class Plain:
 
 
 def updates(path: str, dtype: str, config: LearnerConfig, device: torch.device, out: Path) -> dict[str, Any]:
-    """The largest difference of master weights, moments and norms after each update, relative to the largest moment;
-    and whether an engine that loads what was saved goes on to the bit."""
+    """Compare master weights, moments and norms after each update, and check that a loaded checkpoint resumes exactly.
+
+    Differences are relative to the largest moment.
+    """
     engine, plain = start(path, dtype, config, device), Plain(path, dtype)
     found: dict[str, Any] = {"masters": [], "moments": [], "norms": [], "published": []}
     resumed = None
@@ -119,8 +121,8 @@ def updates(path: str, dtype: str, config: LearnerConfig, device: torch.device, 
             engine.reset_optimizer()
             plain.optimizer = plain.fresh()
         norm = plain.update([loss_of(engine, step, i, count) for i in range(count * engine.world_size)])
-        told = learn(engine, step, count)
-        found["norms"].append(abs(told / norm - 1))
+        own_norm = learn(engine, step, count)
+        found["norms"].append(abs(own_norm / norm - 1))
         for name, largest in differences(engine, plain).items():
             found[name].append(largest)
         if step == SAVED and resumed is not None:
@@ -156,7 +158,7 @@ def differences(engine: DeepSpeedEngine, plain: Plain) -> dict[str, float]:
     weights = {f"model.{name}": weight.clone() for name, weight in engine.weights()}
     for name, parameter in engine._module.named_parameters():
         master = plain.masters[name]
-        held = safe_get_full_fp32_param(parameter)  # None where the weights are their own masters
+        held = safe_get_full_fp32_param(parameter)  # None if there are no separate master weights
         masters.append(float(((parameter if held is None else held) - master).detach().abs().max()))
         published.append(float((weights[name] - plain.module.get_parameter(name)).abs().max()))
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -172,7 +174,7 @@ def moment_of(engine: DeepSpeedEngine, parameter: nn.Parameter, name: str) -> Te
         held: Tensor = optimizer.state[parameter][name]
         return held
     if getattr(optimizer, "_hp_optimizer_states_linked", False) and not hasattr(optimizer, "linked_by_test"):
-        # Stages 1 and 2 link moments when the first group of parameters has some: again, now that the second one has.
+        # Stages 1 and 2 link moments when the first parameter group has some: link again, now that the second one has.
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
         optimizer.linked_by_test = True

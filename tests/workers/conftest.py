@@ -1,5 +1,5 @@
-"""Tiny models with their tokenizers, made once per session: a tied Qwen2 that reads characters, an untied Llama with
-BPE and a chat template. Their weights are large, so that attention is far from uniform and a wrong mask shows."""
+"""Tiny models with tokenizers, made once per session: a tied Qwen2 with a character tokenizer, an untied Llama with
+BPE and a chat template. Their weights are large, so that attention is far from uniform and a wrong mask is visible."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["qwen2", "llama"])
 def model(request: pytest.FixtureRequest) -> Path:
-    """Each family in turn."""
+    """Return the path of each family's model."""
     path: Path = request.getfixturevalue(request.param)
     return path

@@ -1,11 +1,11 @@
-"""One rank of a teacher or of its student over gloo, as a process of its own.
+"""One rank of a teacher or of its student over gloo, in a process of its own.
 
     python distill_rank.py RANK WORLD_SIZE PORT OUT teacher|student STUDENT TEACHER [SETTINGS]
 
-The teacher's ranks write their shares of the hidden states, the model partitioned over them, to
-OUT/hidden-WORLD_SIZE-RANK.npz. The student's read those of two ranks, learn from them, and rank 0 writes, for each of
-the SETTINGS (JSON: a name and fields of LearnerConfig), its weights to OUT/<name>.safetensors and the divergences
-to OUT/<name>.json.
+The teacher is partitioned over its ranks. They write their shares of the hidden states to
+OUT/hidden-WORLD_SIZE-RANK.npz. The student's ranks read the shares of two ranks and train on them. For each of the
+SETTINGS (JSON: a name and fields of LearnerConfig), rank 0 writes the weights to OUT/<name>.safetensors and the
+divergences to OUT/<name>.json.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def learn(
             model, config, ALGORITHM, head="logprobs", device=device, seed=0, reference_layer=layer, beta=ALGORITHM.beta
         )
         learner = Learner(engine, model, config, ALGORITHM, head="logprobs", seed=0, max_steps=STEPS)
-        told = [learner.step(i, given(), None, read_shares(out, 2), None) for i in range(STEPS)]
-        divergences = [engine.sum(stats.sums["divergence"]) for stats in told]
+        steps = [learner.step(i, given(), None, read_shares(out, 2), None) for i in range(STEPS)]
+        divergences = [engine.sum(stats.sums["divergence"]) for stats in steps]
         weights = whole(engine)
         if rank == 0:
             save_file(weights, out / f"{name}.safetensors")

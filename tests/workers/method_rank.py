@@ -1,9 +1,9 @@
-"""One rank of a DeepSpeed gang, as a process of its own: two steps of every method, and the weights that came of them.
+"""One rank of a DeepSpeed gang in a process of its own: makes two steps of every method.
 
     python method_rank.py RANK WORLD_SIZE PORT OUT MODEL SETTINGS
 
-SETTINGS is a JSON object of LearnerConfig's fields. Rank 0 writes the weights to OUT/<method>.safetensors and what the
-ranks told together to OUT/<method>-<rank>.json.
+SETTINGS is a JSON object of LearnerConfig's fields. Rank 0 writes the weights to OUT/<method>.safetensors, and each
+rank its statistics to OUT/<method>-<rank>.json.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def main() -> None:
         head = algorithm.get("head", "logprobs")
         engine = DeepSpeedEngine(model, settings, config, head=head, device=device, seed=SEED)
         learner = Learner(engine, model, settings, config, head=head, seed=3, max_steps=4)
-        told = [asdict(learner.step(i, *scored(algorithm))) for i in range(STEPS)]
+        steps = [asdict(learner.step(i, *scored(algorithm))) for i in range(STEPS)]
         weights = whole(engine)
-        (out / f"{name_of(algorithm)}-{rank}.json").write_text(json.dumps(told))
+        (out / f"{name_of(algorithm)}-{rank}.json").write_text(json.dumps(steps))
         if rank == 0:
             save_file(weights, out / f"{name_of(algorithm)}.safetensors")
     torch.distributed.destroy_process_group()

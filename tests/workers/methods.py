@@ -1,4 +1,4 @@
-"""Every method with some settings, and a step's evidence that all of them can learn from."""
+"""Every method with some settings, and the input of a step that all of them can train on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUPS = [
 ]
 REWARDS = [1.0, 0.0, 0.25, 2.0, 1.0, 0.5, 0.75, 1.0, 0.0, 0.5]
 NUM_TOKENS = 32
-# Adam divides by the size of the gradient: where that is nothing but rounding (a key's bias), epsilon keeps it small.
+# Adam divides by the size of the gradient. Where the gradient is only rounding (a key's bias), epsilon limits the step.
 COMMON = {"learning_rate": 1e-3, "adam_epsilon": 1e-5}
 ALGORITHMS: list[dict[str, Any]] = [
     {"type": "sft", **COMMON},
@@ -32,7 +32,7 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"type": "ppo", **COMMON, "num_ppo_epochs": 1, "adaptive_kl": {"target": 0.1, "horizon": 64}},
     {"type": "ppo", **COMMON, "num_ppo_epochs": 1, "adaptive_kl": {"target": 0.1, "horizon": 64}, "head": "values"},
 ]
-MORE: list[dict[str, Any]] = [  # whose updates are compared on real ranks alone
+MORE: list[dict[str, Any]] = [  # compared on real ranks only
     {"type": "kto", **COMMON},
     {"type": "grpo", "loss_type": "dr_grpo", "fixed_length": 8, "scale_rewards": "none", **COMMON},
     {"type": "grpo", "loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.05, **COMMON},
@@ -45,12 +45,12 @@ MORE: list[dict[str, Any]] = [  # whose updates are compared on real ranks alone
 
 
 def scored(algorithm: dict[str, Any], **changes: Any) -> tuple[Any, ...]:
-    """The arguments of a step; log-probabilities near those of an untrained model, so that ratios are near 1."""
+    """Return the arguments of a step. Log-probabilities are near those of an untrained model, so ratios are near 1."""
     rng = np.random.Generator(np.random.Philox(11))
     noise = [(rng.normal(0, 0.1, NUM_TOKENS) - 2.5).astype(np.float32) for _ in range(3)]
     whole = np.arange(len(REWARDS))
     sampled = experience(GROUPS, logprobs=list(noise[0]), **changes)
-    labels = 0.9 if algorithm["type"] == "kto" else 0.0  # of each group's first completion, one is then undesirable
+    labels = 0.9 if algorithm["type"] == "kto" else 0.0  # subtracted, so that one first completion is undesirable
     scores = [Scores(rewards=np.float32(REWARDS) - np.float32(labels), by_scorer={})]
     reference = [TokenShard(completions=whole, values=noise[1])]
     values = [TokenShard(completions=whole, values=noise[2] + 3)] if algorithm["type"] == "ppo" else None

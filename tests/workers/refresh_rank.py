@@ -1,9 +1,9 @@
-"""A reference of one rank that is loaded six times, and what it holds after each.
+"""A reference of one rank that is loaded six times.
 
-    python refresh_rank.py RANK WORLD_SIZE PORT TOLD FIRST SECOND
+    python refresh_rank.py RANK WORLD_SIZE PORT OUT FIRST SECOND
 
-FIRST and SECOND are directories of models, loaded in turn. TOLD becomes a JSON object: of each ZeRO stage the bytes of
-all living tensors after each load, and the log-probabilities at the end.
+FIRST and SECOND are model directories, loaded alternately. OUT is written as a JSON object: for each ZeRO stage the
+bytes of all living tensors after each load, and the log-probabilities at the end.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def living() -> int:
         if type(thing) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             storage = thing.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
-    return sum(size for size in sizes.values() if size > 1000)  # weights; a few numbers are nobody's leak
+    return sum(size for size in sizes.values() if size > 1000)  # weights only
 
 
 def main() -> None:
-    port, told, models = int(sys.argv[3]), {}, sys.argv[5:7]
+    port, results, models = int(sys.argv[3]), {}, sys.argv[5:7]
     sampled = experience(GROUPS)
     for stage in (3, 0):
         held = []
@@ -44,9 +44,9 @@ def main() -> None:
             reference.load(models[load % 2], load)
             last = assemble([reference.logprobs([sampled], version=load)], sampled.completions)
             held.append(living())
-        told[f"stage-{stage}"] = {"tensors": held, "last": last.tolist()}
+        results[f"stage-{stage}"] = {"tensors": held, "last": last.tolist()}
         reference.free()
-    Path(sys.argv[4]).write_text(json.dumps(told))
+    Path(sys.argv[4]).write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
 

@@ -1,9 +1,10 @@
-"""One rank of a gang that saves after two updates and goes on, or that goes on from what another gang has saved.
+"""One rank of a gang that saves a checkpoint after two updates and continues, or that resumes another gang's.
 
     python reshard_rank.py RANK WORLD_SIZE PORT OUT WORK
 
-WORK is a JSON object of a name for each: the model's directory, fields of LearnerConfig (and `dtype`), and the name of
-what to load (null: it starts anew, and saves). Rank 0 writes the weights after all updates to OUT/<name>.safetensors.
+WORK is a JSON object. For each name it has the model's directory, fields of LearnerConfig (and `dtype`), and the name
+of the checkpoint to load (null: start from the model, and save). Rank 0 writes the weights after all updates to
+OUT/<name>.safetensors.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def main() -> None:
         model = ModelConfig(path=path, dtype=changes.get("dtype", "float32"), lora=adapters)
         learner, engine = start(model, LearnerConfig(num_ranks=world_size, **fields), device)
         if loaded is not None:
-            assert learner.load(str(out / loaded / "policy")) == {"turn": SAVED}
+            assert learner.load(str(out / loaded / "policy")) == {"step": SAVED}
         for step in range(0 if loaded is None else SAVED, len(BATCHES)):
             if step == SAVED and loaded is None:
-                learner.save(str(out / name / "policy"), {"turn": SAVED})
+                learner.save(str(out / name / "policy"), {"step": SAVED})
             learner.step(step, batch(step), None, None, None)
         weights = whole(engine)
         if rank == 0:

@@ -1,4 +1,4 @@
-"""Packed rows give what Hugging Face gives for each sequence alone."""
+"""Packed rows give the same results as Hugging Face for each sequence alone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_rows_of_nearly_equal_length_share_a_rectangle() -> None:
     packed = packed_rows([[3] * n for n in lengths], [[[1]]] * 4)
     first, second, third = layout_of(packed, CPU).rectangles
     assert (first.num_pieces, second.num_pieces, third.num_pieces) == (2, 1, 1)
-    # The rows of 160 and 120 start at 170 and 330; the shorter one is filled up with its own first position.
+    # The rows of 160 and 120 start at 170 and 330; the shorter one is padded with its own first position.
     assert first.queries.tolist() == [*range(170, 330), *range(330, 450), *[330] * 40]
     assert first.keys.tolist() == first.queries.tolist()
     assert first.real.tolist() == list(range(280))
@@ -82,10 +82,10 @@ def test_small_rows_share_a_rectangle_whatever_their_lengths() -> None:
 
 
 def test_a_shared_prompt_by_hand() -> None:
-    # p0 | a0 | b0 b1 at 0 | 1 | 2 3: the prompt is a piece of its own, and each completion sees the prompt and itself.
+    # p0 | a0 | b0 b1 at 0 | 1 | 2 3: the prompt is a separate piece, and each completion attends to prompt and itself.
     prompt, completions = layout_of(packed_rows([[3]], [[[4, 1], [5, 6, 1]]]), CPU).rectangles
     assert (prompt.queries.tolist(), prompt.mask) == ([0], None)
-    assert completions.queries.tolist() == [2, 3, 1, 1]  # the longer first, the other filled up
+    assert completions.queries.tolist() == [2, 3, 1, 1]  # the longer first, the other padded
     assert completions.keys.tolist() == [0, 2, 3, 0, 1, 1]
     assert completions.flat.tolist() == [2, 3, 1]
     assert completions.mask is not None

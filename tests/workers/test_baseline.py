@@ -1,4 +1,4 @@
-"""The learner measures a batch's baseline with the weights of now, over the whole update and all ranks."""
+"""The baseline of a batch is measured with the current weights, over the whole update and all ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.learner import Learner
 from workers.packing import pack
 from workers.types import Experience, StepStats, TokenShard, merge_stats
 
-# Each row's own completion, and the next row's.
+# Each row's own completion and that of the next row.
 GROUPS = [
     ([3, 4, 5], [[6, 7, 1], [3, 4, 5, 6, 7, 8, 1]]),
     ([11], [[3, 4, 5, 6, 7, 8, 1], [5, 1]]),
@@ -41,7 +41,7 @@ def step(model: Path, *, others: float = 0.0, **settings: Any) -> tuple[StepStat
 
 
 def mean_of_the_mismatched(engine: TorchEngine) -> float:
-    """By another way: rows of the mismatched completions alone."""
+    """Compute the baseline in another way, from rows of the mismatched completions alone."""
     rows: Experience = experience([(prompt, completions[1:]) for prompt, completions in GROUPS])
     packed = pack(rows.prompt_tokens, rows.completions, rows.group_offsets, np.arange(4))
     return float((engine.infer(packed).numpy().astype(np.float64) - REFERENCE).sum()) / 4
@@ -66,7 +66,7 @@ def test_it_is_measured_anew_before_each_update(qwen2: Path) -> None:
 
 def test_a_far_baseline_takes_the_gradient_of_the_desirable_away(qwen2: Path) -> None:
     near, far = (step(qwen2, others=others)[1].gradients[0].norm() for others in (0.0, 4000.0))
-    assert far < 1e-3 * near  # every completion is hopelessly below z = 1000
+    assert far < 1e-3 * near  # every completion is far below z = 1000
 
 
 def test_many_micro_batches_are_one(qwen2: Path) -> None:

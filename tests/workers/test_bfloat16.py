@@ -1,5 +1,5 @@
-"""bfloat16 under every ZeRO stage: computed buffers stay in float32, gradients are added up in float32, and AdamW
-starts from nothing. Plain transformers and torch, in one process, say what is right."""
+"""bfloat16 under every ZeRO stage: computed buffers stay in float32, gradients are accumulated in float32, and AdamW
+starts from zero. The expected values are those of plain transformers and torch in one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from configs.quickstart.tiny import character_tokenizer, create_model
 
 pytestmark = pytest.mark.stack
 
-ALPHABET = "abcdefgh>:"  # ids from 3, as bfloat16_rank.py draws them
+ALPHABET = "abcdefgh>:"  # ids from 3, which bfloat16_rank.py uses
 LONG = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -45,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "longrope", "short_factor": [1.1] * 4, "long_factor": [3.3] * 4, **STRETCHED},
         "original_max_position_embeddings": 512,
     },
-    # Rotary frequencies of each kind of layer, and a scale of the embeddings; a buffer that is in the checkpoint.
+    # Rotary frequencies for each kind of layer, a scale of the embeddings, and a buffer that is in the checkpoint.
     "gemma3_text": {"model_type": "gemma3_text", "layer_types": ["full_attention"] * 2, "head_dim": 8},
     "glm4_moe": {
         "model_type": "glm4_moe",
@@ -84,45 +84,50 @@ def out(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(out: Path, name: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
-    return told
+    result: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    return result
 
 
 @pytest.mark.parametrize("name", LOADED)
 def test_buffers_are_those_of_plain_transformers_to_the_bit(out: Path, name: str) -> None:
-    told = found(out, name)
-    assert told["buffers"] >= 2
-    assert told["wrong"] == []
+    result = found(out, name)
+    assert result["buffers"] >= 2
+    assert result["wrong"] == []
 
 
 @pytest.mark.parametrize("name", [name for name in LOADED if "glm4" not in name])
 def test_late_tokens_have_the_log_probabilities_of_plain_transformers(out: Path, name: str) -> None:
-    """A model as small as this one is off by 3e-3 nats in the mean where rotary frequencies are rounded to bfloat16,
-    real ones by 0.2; and by 1e-7 where they are not."""
+    """Compare log-probabilities late in a long row.
+
+    With rotary frequencies rounded to bfloat16 a model as small as this one is off by 3e-3 nats on average, a real one
+    by 0.2. Without rounding the difference is 1e-7.
+    """
     assert found(out, name)["gap"] < 1e-4
 
 
 @pytest.mark.parametrize("name", UPDATED)
 def test_gradients_of_many_micro_batches_are_added_up_in_float32(out: Path, name: str) -> None:
-    """The first moment is a tenth of the clipped gradient: in bfloat16 the sum of 64 is off by half a percent."""
-    told = found(out, name)
-    assert max(told["moments"]) < 2e-5
-    assert max(told["norms"]) < 1e-5
+    """Compare the first moment, a tenth of the clipped gradient: a sum of 64 in bfloat16 is off by half a percent."""
+    result = found(out, name)
+    assert max(result["moments"]) < 2e-5
+    assert max(result["norms"]) < 1e-5
 
 
 @pytest.mark.parametrize("name", UPDATED)
 def test_every_update_is_that_of_a_fresh_adamw(out: Path, name: str) -> None:
-    """The first and the second, norms and biases without weight decay, and one after the optimiser was reset: an update
-    is 1e-3, decay 1e-4 of a weight."""
-    told = found(out, name)
-    assert len(told["masters"]) == 4
-    assert max(told["masters"]) < 2e-6
-    # Of two masters that close one may be rounded up, and one down.
-    assert max(told["published"]) < (0.01 if name.startswith("bfloat16") else 2e-6)
+    """Compare two updates and one after an optimiser reset, with weight decay on all but norms and biases.
+
+    An update is 1e-3, decay 1e-4 of a weight.
+    """
+    result = found(out, name)
+    assert len(result["masters"]) == 4
+    assert max(result["masters"]) < 2e-6
+    # Of two master weights this close, one may be rounded up and the other down.
+    assert max(result["published"]) < (0.01 if name.startswith("bfloat16") else 2e-6)
 
 
 @pytest.mark.parametrize("name", UPDATED)
 def test_a_checkpoint_keeps_master_weights_moments_and_buffers(out: Path, name: str) -> None:
-    told = found(out, name)
-    assert told["resumed_to_the_bit"]
-    assert told["buffers_resumed"]
+    result = found(out, name)
+    assert result["resumed_to_the_bit"]
+    assert result["buffers_resumed"]

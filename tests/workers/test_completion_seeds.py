@@ -1,4 +1,4 @@
-"""The seeds of completions: each its own, and those of a prompt that comes once as they always were."""
+"""Seeds of completions: one for each, and stable for a prompt that occurs once."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def test_a_prompt_that_comes_again_gets_other_seeds() -> None:
 
 
 def test_a_seed_never_changes() -> None:
-    """A completion that was lost last year is drawn again, equal: the first 63 bits of BLAKE2b of 0/p.jsonl:1/0/0."""
+    """Check the first 63 bits of BLAKE2b of 0/p.jsonl:1/0/0: a change would break resuming older runs."""
     assert completion_seed(0, "p.jsonl:1", 0, 0) == 2613144498831103627

@@ -1,4 +1,4 @@
-"""DeepSpeed on real ranks over gloo makes the weights that a plain torch loop makes, however it is cut up."""
+"""DeepSpeed ranks over gloo get the same weights as a plain torch loop, for any partition."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REWARD_MODELS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def out(qwen2: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory with what one rank and two ranks made of both models."""
+    """Train both models on one rank and on two ranks. Return the output directory."""
     directory = tmp_path_factory.mktemp("zero")
     for world_size in (1, 2):
         settings = {
@@ -54,7 +54,7 @@ def out(qwen2: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @dataclass(frozen=True)
 class Plain:
-    """What a dozen lines of torch make of the same updates."""
+    """Result of the same updates in plain torch."""
 
     family: str
     weights: list[dict[str, Tensor]]  # after each
@@ -88,17 +88,17 @@ def plain(request: pytest.FixtureRequest) -> Plain:
             group["lr"] = ALGORITHM.learning_rate * (1 - step / len(BATCHES))
         optimizer.step()
         made.weights.append({n: p.detach().clone() for n, p in model.named_parameters(remove_duplicate=False)})
-    assert min(made.norms) > ALGORITHM.max_grad_norm  # so that clipping is a part of what is compared
+    assert min(made.norms) > ALGORITHM.max_grad_norm  # so that gradients are clipped
     return made
 
 
 @dataclass(frozen=True)
 class Made:
-    """What the gang made of it under one setting."""
+    """Result of the gang under one setting."""
 
     weights: dict[str, Tensor]  # before the last update
     fresh: dict[str, Tensor]  # after it
-    told: dict[str, Any]
+    results: dict[str, Any]
 
 
 @pytest.fixture(params=SETTINGS)
@@ -123,24 +123,24 @@ def test_a_fresh_optimizer_has_forgotten_everything(made: Made, plain: Plain) ->
 
 
 def test_norms_and_losses_are_those_of_plain_torch(made: Made, plain: Plain) -> None:
-    assert made.told["grad_norms"] == pytest.approx(plain.norms, rel=1e-4)
-    assert made.told["losses"] == pytest.approx(plain.losses, rel=1e-5)
+    assert made.results["grad_norms"] == pytest.approx(plain.norms, rel=1e-4)
+    assert made.results["losses"] == pytest.approx(plain.losses, rel=1e-5)
 
 
 def test_a_gradient_that_is_nan_on_one_rank_is_refused_by_all(made: Made) -> None:
-    """DeepSpeed leaves such an update out without a word."""
-    assert re.match(r"step 4, update 1 of 1: a gradient of norm (nan|inf), on prompts ", made.told["refused"])
+    """Check the error, because DeepSpeed silently skips such an update."""
+    assert re.match(r"step 4, update 1 of 1: a gradient of norm (nan|inf), on prompts ", made.results["refused"])
 
 
 def test_weights_come_under_their_names_as_described(made: Made, plain: Plain) -> None:
-    assert made.told["sent"] == made.told["described"]
-    assert made.told["sent"] == [[n, "torch.float32", list(w.shape)] for n, w in plain.weights[0].items()]
-    assert "lm_head.weight" in plain.weights[0]  # in the tied model, too
+    assert made.results["sent"] == made.results["described"]
+    assert made.results["sent"] == [[n, "torch.float32", list(w.shape)] for n, w in plain.weights[0].items()]
+    assert "lm_head.weight" in plain.weights[0]  # also in the tied model
 
 
 def test_a_checkpoint_is_exact(made: Made) -> None:
-    assert made.told["resumed_to_the_bit"]
-    assert made.told["state"] == {"turn": 2}
+    assert made.results["resumed_to_the_bit"]
+    assert made.results["state"] == {"step": 2}
 
 
 @pytest.mark.parametrize("name", REWARD_MODELS)
@@ -148,8 +148,8 @@ def test_a_reward_model_is_that_of_plain_torch(name: str, out: Path, model: Path
     learner, engine = learner_of(model, REWARD_MODEL.model_dump(), head="scores", max_steps=len(PAIRS), draw=4)
     rewards = [experience(rows, rewards=[1.0, 0.0] * len(rows)) for rows in PAIRS]
     losses = [learner.step(i, [given], None, None, None).sums["loss"] for i, given in enumerate(rewards)]
-    told = json.loads((out / f"{model.name}-{name}.json").read_text())
-    assert told["losses"] == pytest.approx(losses, rel=1e-4)
-    assert told["resumed_to_the_bit"]
-    assert told["loaded_to_the_bit"]
+    results = json.loads((out / f"{model.name}-{name}.json").read_text())
+    assert results["losses"] == pytest.approx(losses, rel=1e-4)
+    assert results["resumed_to_the_bit"]
+    assert results["loaded_to_the_bit"]
     assert_same(load_file(out / f"{model.name}-{name}.safetensors"), dict(engine.weights()))

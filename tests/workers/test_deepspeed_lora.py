@@ -1,4 +1,4 @@
-"""Adapters under every ZeRO stage learn what a plain torch loop over peft's own parameters learns; the base stays."""
+"""Adapters under every ZeRO stage train like a plain torch loop over peft's parameters; the base is unchanged."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def out(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Plain:
-    """What plain torch makes of the same updates."""
+    """Result of the same updates in plain torch."""
 
-    adapter: dict[str, Tensor]  # at the end, by peft's names
+    adapter: dict[str, Tensor]  # at the end, by peft's name
     merged: dict[str, Tensor]  # before the fresh optimizer, by the model's
     norms: list[float]
     losses: list[float]
@@ -124,42 +124,42 @@ def test_the_base_is_untouched_to_the_bit(name: str, out: Path, qwen2: Path) -> 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_norms_losses_and_checkpoint(name: str, out: Path, plain: Plain) -> None:
-    told = json.loads((out / f"{name}.json").read_text())
-    assert told["grad_norms"] == pytest.approx(plain.norms, rel=1e-4)
-    assert told["losses"] == pytest.approx(plain.losses, rel=1e-5)
-    assert told["resumed_to_the_bit"]
-    assert told["sent"] == told["described"]
+    results = json.loads((out / f"{name}.json").read_text())
+    assert results["grad_norms"] == pytest.approx(plain.norms, rel=1e-4)
+    assert results["losses"] == pytest.approx(plain.losses, rel=1e-5)
+    assert results["resumed_to_the_bit"]
+    assert results["sent"] == results["described"]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_critic_keeps_its_adapters_and_its_whole_head(name: str, out: Path) -> None:
-    told = json.loads((out / f"{name}.json").read_text())
-    assert told["critic_adapters_learned"]
-    assert told["critic_resumed_to_the_bit"]
+    results = json.loads((out / f"{name}.json").read_text())
+    assert results["critic_adapters_learned"]
+    assert results["critic_resumed_to_the_bit"]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_checkpoint_holds_no_base(name: str, out: Path) -> None:
-    """It is where model.path says; 70 billion frozen weights are not written again at every checkpoint."""
+    """Check that checkpoints do not contain the frozen base, which is at model.path."""
     states = torch.load(_first(out / f"{name}-checkpoint"), weights_only=False)
-    # A tied output layer stays: DeepSpeed knows a frozen weight by its first name only.
+    # A tied output layer is saved: DeepSpeed recognises a frozen weight only by its first name.
     assert [n for n in states["module"] if "lora_" not in n and n != "model.lm_head.weight"] == []
     assert not states.get("frozen_param_fragments")
 
 
 @pytest.mark.parametrize("name", REWARD_MODELS)
 def test_a_reward_model_with_adapters_is_that_of_plain_torch(name: str, out: Path, qwen2: Path) -> None:
-    torch.manual_seed(4)  # as the ranks start: it draws the adapters
+    torch.manual_seed(4)  # like the ranks: it initialises the adapters
     recipe = REWARD_MODEL.model_dump()
     learner, engine = learner_of(
         qwen2, recipe, head="scores", max_steps=len(PAIRS), draw=4, adapters=LoraConfig(**LORA)
     )
     rewards = [experience(rows, rewards=[1.0, 0.0] * len(rows)) for rows in PAIRS]
     losses = [learner.step(i, [given], None, None, None).sums["loss"] for i, given in enumerate(rewards)]
-    told = json.loads((out / f"{name}.json").read_text())
-    assert told["losses"] == pytest.approx(losses, rel=1e-4)
-    assert told["resumed_to_the_bit"]
-    assert told["loaded_to_the_bit"]
+    results = json.loads((out / f"{name}.json").read_text())
+    assert results["losses"] == pytest.approx(losses, rel=1e-4)
+    assert results["resumed_to_the_bit"]
+    assert results["loaded_to_the_bit"]
     assert_same(load_file(out / f"{name}.safetensors"), dict(engine.weights()))
     adapter = dict(engine.adapter())
     assert_same(load_file(out / f"{name}-model" / "adapter" / "adapter_model.safetensors"), adapter)

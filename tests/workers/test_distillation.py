@@ -1,4 +1,4 @@
-"""A teacher's hidden states, its output layer and a learner together: what Hugging Face and plain torch make of it."""
+"""Distillation from a teacher's hidden states and output layer, compared with Hugging Face and plain torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GROUPS = [([3, 4, 5], [[6, 7, 1], [8, 1]]), ([11], [[3, 4, 5, 6, 7, 8, 1]]), ([9
 NUM_TOKENS = 16
 BETAS = (0.0, 0.5, 1.0)
 SETTINGS = {"type": "distill", "learning_rate": 1e-2, "adam_epsilon": 1e-5, "temperature": 0.8}
-TEACHER = {  # of another shape than its student
+TEACHER = {  # another shape than the student's
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 1,
@@ -40,7 +40,7 @@ TEACHER = {  # of another shape than its student
 
 @pytest.fixture(params=["qwen2", "llama"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
-    """Student and teacher of a family; the tied one of qwen2 and the untied one of llama."""
+    """Return student and teacher of a family: tied qwen2, untied llama."""
     student: Path = request.getfixturevalue(request.param)
     config = {"model_type": request.param, "tie_word_embeddings": request.param == "qwen2", **TEACHER}
     create_model(tmp_path / "teacher", config, AutoTokenizer.from_pretrained(student), seed=7)
@@ -55,7 +55,7 @@ def answers(teacher: Path, given: Experience, num_ranks: int = 1, dtype: Any = "
 
 
 def plain_logits(model: Any) -> Tensor:
-    """At every predicted position: [T, V]."""
+    """Return the logits at every predicted position: [T, V]."""
     return torch.cat(
         [
             model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
@@ -124,7 +124,7 @@ def test_micro_batches_and_ranks_add_up(pair: tuple[Path, Path]) -> None:
     (_,), (many,), _ = step(pair, budget=1)
     assert len(many.forwards) >= len(GROUPS)
     torch.testing.assert_close(many.gradients[0], one.gradients[0], atol=1e-5, rtol=1e-4)
-    stats, ranks, _ = step(pair, num_ranks=4)  # one has nothing to do
+    stats, ranks, _ = step(pair, num_ranks=4)  # one rank has no rows
     torch.testing.assert_close(sum(e.gradients[0] for e in ranks), one.gradients[0], atol=1e-5, rtol=1e-4)
     assert merge_stats(stats)["divergence"] == pytest.approx(whole.sums["divergence"], rel=1e-5)
 
@@ -169,7 +169,7 @@ def test_the_output_layer_is_found_among_many_files(pair: tuple[Path, Path], tmp
     assert torch.equal(layer.weight, model.get_output_embeddings().weight.bfloat16())
 
 
-def test_a_model_without_safetensors_is_told_of(qwen2: Path, tmp_path: Path) -> None:
+def test_a_model_without_safetensors_is_refused(qwen2: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((qwen2 / "config.json").read_text())
     with pytest.raises(ModelError, match=r"no lm_head.weight or model.embed_tokens.weight in its \*.safetensors"):
         load_output_layer(ModelConfig(path=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""Teacher and student on real DeepSpeed ranks over gloo: the weights that one process makes, however it is cut up."""
+"""Teacher and student on DeepSpeed ranks over gloo get the same weights as one process, for any partition."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS: dict[int, dict[str, dict[str, Any]]] = {  # by number of ranks: a name
 
 @pytest.fixture(scope="module")
 def made(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that is partitioned over two ranks, and what one and two ranks of a student have learned from it."""
+    """Run a teacher on two ranks, and train students on one and two ranks from it."""
     out = tmp_path_factory.mktemp("distillation")
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = {"model_type": "llama", "num_key_value_heads": 1, "initializer_range": 0.2, **sizes}

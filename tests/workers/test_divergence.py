@@ -1,4 +1,4 @@
-"""Divergences from another model: by hand on three tokens, against plain torch, whatever the chunk."""
+"""Divergences from another model: by hand on three tokens, and against plain torch for several chunk sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ P_TO_M = 1 / 2 * (3 * LN2 - LN5) + 1 / 4 * (2 * LN2 - LN3) + 1 / 4 * -LN2  # log
 def of_logits(
     student: Tensor, teacher: Tensor, beta: float, *, temperature: float = 1.0, chunk: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """The hidden states are the logits, the output layers the identity."""
+    """Compute divergences with the logits as hidden states and the identity as output layers."""
     layer = OutputLayer(weight=torch.eye(teacher.shape[1], dtype=teacher.dtype))
     target = Target(hidden=teacher, layer=layer, beta=beta)
     identity = torch.eye(student.shape[1], dtype=student.dtype)
@@ -59,7 +59,7 @@ def test_gradients_by_hand() -> None:
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(beta: float) -> None:
     same = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     student = same.clone().requires_grad_()
-    value, _ = of_logits(student, same + 3.0, beta, temperature=0.7)  # a constant more is the same distribution
+    value, _ = of_logits(student, same + 3.0, beta, temperature=0.7)  # a constant is no change
     value.sum().backward()
     assert student.grad is not None
     torch.testing.assert_close(value, torch.zeros_like(value), atol=1e-14, rtol=0)
@@ -73,7 +73,7 @@ def test_the_ends_are_the_limits_of_what_lies_between() -> None:
 
 
 def plain(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> Tensor:
-    """The definition in plain torch, with probabilities instead of logarithms."""
+    """Compute the definition in plain torch, with probabilities instead of logarithms."""
     p, q = (student / temperature).softmax(-1), (teacher / temperature).softmax(-1)
     if beta == 0:
         return (q * (q / p).log()).sum(-1)

@@ -52,7 +52,7 @@ def test_what_is_too_long_is_cut_or_dropped_and_counted(qwen2: Path) -> None:
 
 
 def test_b14_an_end_that_is_also_padding_is_learned(qwen2: Path, tmp_path: Path) -> None:
-    """Nothing is padded here, so nothing can take the end of a sequence for padding and hide it from the loss."""
+    """Check that an end of sequence equal to the padding token is trained on. Nothing is padded here."""
     directory = tmp_path / "model"
     shutil.copytree(qwen2, directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -84,14 +84,14 @@ def test_conversations(llama: Path) -> None:
     row = example([{"role": "user", "content": "what"}], [{"role": "assistant", "content": "four"}])
     encoded = encoder(llama, 60).encode([row])
     (prompt,), (completion,) = list(encoded.prompt_tokens), list(encoded.completions)
-    # <s> 0, </s> 1, <pad> 2, <|user|> 3, <|assistant|> 4: the prompt asks for the assistant, who ends the answer.
+    # <s> 0, </s> 1, <pad> 2, <|user|> 3, <|assistant|> 4: the prompt ends in 4, the answer in 1.
     assert (prompt[0], prompt[-2], prompt[-1]) == (3, 1, 4)
     assert completion[-1] == 1
     assert not {3, 4} & set(completion.tolist())
 
 
 def test_each_row_gets_the_completion_of_the_one_before(qwen2: Path) -> None:
-    # Room for 6 tokens. The second row is dropped, so the third gets the first's; the first the last's, cut.
+    # Room for 6 tokens. The second row is dropped, so the third gets the first's; the first gets the last's, truncated.
     rows = [
         example("abc>", "d", scores=(1.0,)),
         example("abcdef", "a", scores=(1.0,)),
@@ -103,7 +103,7 @@ def test_each_row_gets_the_completion_of_the_one_before(qwen2: Path) -> None:
     assert encoded.group_offsets.tolist() == [0, 2, 4, 6]
     assert encoded.rewards is not None
     assert encoded.rewards.tolist() == [1, 0, 1, 0, 0, 0]
-    assert (encoded.num_dropped, encoded.num_truncated) == (1, 1)  # the cut of a mismatched completion is no loss
+    assert (encoded.num_dropped, encoded.num_truncated) == (1, 1)  # a truncated mismatched completion is not counted
 
 
 # ------------------------------------------------------------------------------------------------ language modelling
@@ -114,7 +114,7 @@ def whole(model: Path, max_length: int = 60) -> Encoder:
 
 
 def test_of_a_text_every_token_but_the_first_is_learned(qwen2: Path, llama: Path) -> None:
-    # The Qwen2 tokenizer has no start token, so a text without a prompt would have nothing to begin with.
+    # The Qwen2 tokenizer has no start token, so the first token of a text has no predictor.
     for encode in (encoder(qwen2, 10), whole(qwen2)):
         encoded = encode.encode([example("", "abc")])
         assert [p.tolist() for p in encoded.prompt_tokens] == [[3]]
@@ -144,6 +144,6 @@ def test_a_conversation_as_a_whole_is_what_the_template_says(llama: Path) -> Non
 
 
 def test_a_text_of_one_token_teaches_nothing(llama: Path) -> None:
-    # The tokenizer of these tests adds no start token, so an empty text is the end alone.
+    # This tokenizer adds no start token, so an empty text is only the end of sequence.
     encoded = whole(llama).encode([example("", "")])
     assert (len(encoded.prompts), encoded.num_dropped) == (0, 1)

@@ -18,7 +18,7 @@ LN2 = math.log(2)
 
 
 class Table(nn.Module):
-    """A language model whose hidden state at a position is its token's row of a table."""
+    """Language model whose hidden state at a position is the row of a table for its token."""
 
     def __init__(self, table: list[list[float]], head: list[list[float]], bias: list[float] | None = None) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Table(nn.Module):
 
 
 class Composite(nn.Module):
-    """A model that holds a language model whole, and has no output layer of its own."""
+    """Model that contains a complete language model and has no output layer itself."""
 
     def __init__(self, held: nn.Module) -> None:
         super().__init__()

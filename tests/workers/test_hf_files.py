@@ -1,4 +1,4 @@
-"""What leaves the learner is what others read: the family's names, every buffer, merged adapters, score layers."""
+"""Exported and published weights: the family's names, every buffer, merged adapters, score layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workers.engines.heads import TokenLogprobs, TokenScores
 
 TEXT = torch.arange(3, 40)[None]
 LORA = LoraConfig(r=4, lora_alpha=8)
-# One for each way of being stored: plain and tied, buffers, experts that are one parameter in memory, other names.
+# One family for each kind of storage: plain and tied, buffers, experts as one parameter in memory, other names.
 MIXTURES = [
     "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe",
     "phimoe", "ernie4_5_moe",
@@ -41,12 +41,12 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def plain(directory: Path) -> Any:
-    """The model as transformers alone runs it: what it answers hangs on nothing of ours but the files."""
+    """Load a model with plain transformers, which depends on nothing of ours but the files."""
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
 
 
 def adapted(directory: Path) -> Any:
-    """The model with adapters that have learned something."""
+    """Load a model with adapters whose weights are not zero."""
     torch.manual_seed(0)
     model = plain(directory)
     lora.attach(model, LORA)
@@ -62,11 +62,11 @@ def logits(model: Any) -> Tensor:
 
 
 def sent(module: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a module as an engine sends them."""
+    """Yield the weights of a module as a training engine publishes them."""
     adapters = hf_files.adapters_of(module)
     for layer in hf_files.by_layer(hf_files.weight_names(module)):
-        learned = {n: a for n in layer if (a := adapters.get(n.removesuffix(".weight")))}
-        yield from hf_files.as_stored(module, lora.merged(layer, learned)).items()
+        adapted = {n: a for n in layer if (a := adapters.get(n.removesuffix(".weight")))}
+        yield from hf_files.as_stored(module, lora.merged(layer, adapted)).items()
 
 
 def exported(source: Path, module: Any, target: Path, **settings: Any) -> Path:
@@ -132,12 +132,12 @@ def test_shards_hold_a_mixture_too(family: Path, tmp_path: Path) -> None:
 def test_merged_adapters_are_the_adapted_model(family: Path, tmp_path: Path) -> None:
     model = adapted(family)
     want = logits(model)
-    assert not torch.allclose(want, logits(plain(family)), atol=0.1), "the adapters have learned something"
+    assert not torch.allclose(want, logits(plain(family)), atol=0.1), "the adapters have an effect"
     merged = reloaded(exported(family, TokenLogprobs(model, 64), tmp_path / "out"))
     torch.testing.assert_close(logits(merged), want, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # peft corrects it when it loads, and says so
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # peft corrects it on loading, with a warning
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "glm4_moe", "deepseek_v3", "qwen2_moe"], indirect=True)
 def test_an_adapter_directory_is_the_adapted_model_for_peft(family: Path, tmp_path: Path) -> None:
     model = adapted(family)
@@ -156,15 +156,17 @@ def test_experts_and_routers_have_no_adapters(tmp_path: Path) -> None:
     model = plain(tiny_models.write(tmp_path, "glm4_moe"))
     lora.attach(model, LoraConfig(r=4))
     names = {name.rpartition(".")[2] for name in lora.adapters(model)}
-    # The first layer's MLP is dense, with the names that peft takes for the experts'.
+    # The first layer's MLP is dense, with names that peft confuses with the experts.
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
     for target in ("gate_up_proj", "experts", "down_proj"):
-        with pytest.raises(lora.LoraError, match=f"`{target}` is not a linear layer .*use some of: k_proj, o_proj, q_proj"):
+        with pytest.raises(
+            lora.LoraError, match=f"`{target}` is not a linear layer .*use some of: k_proj, o_proj, q_proj"
+        ):
             lora.attach(plain(tmp_path), LoraConfig(r=4, target_modules=(target,)))
 
 
 def test_a_transposed_weight_is_merged_transposed() -> None:
-    # A = [[3, 4]], B = [[5], [6]], scaling 1: B A = [[15, 20], [18, 24]], of an [in, out] weight its transpose.
+    # A = [[3, 4]], B = [[5], [6]], scaling 1: B A = [[15, 20], [18, 24]]; transposed for an [in, out] weight.
     down, up = torch.nn.Parameter(torch.tensor([[3.0, 4.0]])), torch.nn.Parameter(torch.tensor([[5.0], [6.0]]))
     zero = torch.zeros(2, 2)
     assert lora.Adapter(down, up, 1.0).merged(zero).tolist() == [[15, 20], [18, 24]]
@@ -206,7 +208,7 @@ def test_the_output_layer_is_read_under_the_name_in_the_file(tmp_path: Path) -> 
 
 
 def others_may_read(file: Path) -> bool:
-    """As far as they may read a file that is simply written there."""
+    """Return the read permissions of others, compared with a plainly written file."""
     beside = file.with_name("beside")
     beside.touch()
     return file.stat().st_mode == beside.stat().st_mode

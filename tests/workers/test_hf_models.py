@@ -1,4 +1,4 @@
-"""Models and tokenizers as Hugging Face directories: read, asked for text, and written again."""
+"""Models as Hugging Face directories: loading, export, and refusals; learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_schedule(name: str, warmup: float, factors: list[float]) -> None:
 
 
 def changed_weights(model: Path) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...]]], dict[str, Tensor]]:
-    """The policy's weights after a step in some direction: described, and by name."""
+    """Return description and weights of the policy after a change of all weights."""
     policy = load_policy(str(model), "float32", chunk=64)
     with torch.no_grad():
         for i, parameter in enumerate(policy.parameters()):
@@ -69,7 +69,7 @@ def test_export_and_load_again(model: Path, tmp_path: Path) -> None:
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= names
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "float32"
-    # transformers writes a generation config only where the model has one worth telling.
+    # transformers writes a generation config only if it differs from the default.
     assert ("generation_config.json" in names) == (model / "generation_config.json").exists()
     before, after = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(tmp_path / "out")
     assert after("what is ab>")["input_ids"] == before("what is ab>")["input_ids"]

@@ -1,4 +1,4 @@
-"""Text of plain strings and conversations as tokens, and back."""
+"""Encoding and decoding of strings and conversations."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_template_arguments_reach_the_template(tmp_path: Path) -> None:
 
 
 def test_an_answer_begins_where_it_differs_from_the_generation_prompt(tmp_path: Path) -> None:
-    # Asked: ab>d:  Answered: ab>b>  They share ab>, and the rest is the answer, as TRL has it.
+    # Prompt: ab>d:  Conversation: ab>b>  They share ab>, and the rest is the answer, as in TRL.
     template = "{% for m in messages %}{{ m.content }}>{% endfor %}{% if add_generation_prompt %}d:{% endif %}"
     codec = save_tokenizer(tmp_path, template)
     encoded = codec.encode_row(CONVERSATION, [ANSWER])
     assert (encoded.prompt, encoded.completions, encoded.moved) == ([3, 4, 11], [[4, 11]], True)
-    assert codec.encode_prompt(CONVERSATION) == [3, 4, 11, 6, 12]  # what is sampled for is the whole of it
-    # Of two answers the prompt is what all three share.
+    assert codec.encode_prompt(CONVERSATION) == [3, 4, 11, 6, 12]  # sampling uses the whole prompt
+    # With two answers the prompt is the beginning that all three texts share.
     both = codec.encode_row(CONVERSATION, [ANSWER, [{"role": "assistant", "content": "d:a"}]])
     assert (both.prompt, both.completions) == ([3, 4, 11], [[4, 11], [6, 12, 3, 11]])
 

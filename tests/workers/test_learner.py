@@ -1,4 +1,4 @@
-"""What one rank of a learner does with a step's evidence, on an engine that is torch alone."""
+"""Steps of one learner rank on an engine of plain torch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_ranks_add_up_to_one(qwen2: Path, algorithm: dict[str, Any]) -> None:
     torch.testing.assert_close(sum(gradients), engine.gradients[0], atol=1e-5, rtol=1e-4)
     assert len({len(engine.forwards) for _, engine, _ in ranks}) == 1
     added, whole = figures(*(stats for stats, _, _ in ranks)), figures(alone)
-    assert added.pop("grad_norm") != whole.pop("grad_norm")  # each of these engines sees its own share alone
+    assert added.pop("grad_norm") != whole.pop("grad_norm")  # each of these engines has only its own share
     assert added == pytest.approx(whole, rel=1e-5, abs=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_a_rank_without_rows_computes_along_and_adds_nothing(qwen2: Path, algori
 
 
 def test_the_denominators_are_those_of_the_update(qwen2: Path) -> None:
-    # The mean of −log p over all tokens of the four first completions, though they came in four micro-batches.
+    # The mean of −log p over all tokens of the four first completions, which are in four micro-batches.
     stats, engine, _ = step(qwen2, SFT, budget=1)
     firsts = [(prompt, completions[:1]) for prompt, completions in GROUPS]
     logprobs = logprobs_of(learner_of(qwen2, SFT)[1], experience(firsts))
@@ -104,7 +104,7 @@ def test_passes_and_mini_batches(qwen2: Path) -> None:
     assert [len(p.completion_lengths) for p in engine.forwards] == [5] * 6
     _, again, _ = step(qwen2, ppo)
     assert torch.equal(weights(again), weights(engine))
-    _, later, _ = step(qwen2, ppo, at=1)  # its rows are shuffled by (seed, step)
+    _, later, _ = step(qwen2, ppo, at=1)  # rows are shuffled by (seed, step)
     assert [p.targets.tolist() for p in later.forwards] != [p.targets.tolist() for p in engine.forwards]
 
 
@@ -149,10 +149,10 @@ def test_a_resumed_learner_goes_on_as_if_nothing_had_happened(
     qwen2: Path, algorithm: dict[str, Any], tmp_path: Path
 ) -> None:
     _, straight, learner = step(qwen2, algorithm, at=0)
-    learner.save(str(tmp_path / "checkpoint"), {"turn": 1})
+    learner.save(str(tmp_path / "checkpoint"), {"step": 1})
     after = learner.step(1, *scored(algorithm))
     _, resumed, other = step(qwen2, algorithm, at=3)
-    assert other.load(str(tmp_path / "checkpoint")) == {"turn": 1}
+    assert other.load(str(tmp_path / "checkpoint")) == {"step": 1}
     again = other.step(1, *scored(algorithm))
     assert torch.equal(weights(resumed), weights(straight))
     assert figures(again) == figures(after)
@@ -183,7 +183,7 @@ def test_a_step_in_which_nothing_is_kept_says_so(qwen2: Path) -> None:
 
 
 def test_a_controlled_coefficient_moves_and_comes_back(qwen2: Path, tmp_path: Path) -> None:
-    # A KL that is over 20 % above its target: every step of 10 completions multiplies by 1 + 0.2 · 10/64.
+    # The KL is more than 20 % above its target: every step of 10 completions multiplies by 1 + 0.2 · 10/64.
     adaptive = {"type": "ppo", **COMMON, "kl_coef": 0.1, "adaptive_kl": {"target": 1e-6, "horizon": 64}}
     sampled, scores, _, values = scored(adaptive)
     reference = [TokenShard(completions=np.arange(10), values=np.full(NUM_TOKENS, -9, np.float32))]
@@ -192,9 +192,9 @@ def test_a_controlled_coefficient_moves_and_comes_back(qwen2: Path, tmp_path: Pa
     for power in range(2):
         found = learner.step(power, sampled, scores, reference, values).facts["kl_coef"]
         assert found == pytest.approx(0.1 * factor**power, rel=1e-12)
-    learner.save(str(tmp_path / "checkpoint"), {"turn": 2})
+    learner.save(str(tmp_path / "checkpoint"), {"step": 2})
     fresh, _ = learner_of(qwen2, adaptive)
-    assert fresh.load(str(tmp_path / "checkpoint")) == {"turn": 2}
+    assert fresh.load(str(tmp_path / "checkpoint")) == {"step": 2}
     assert fresh.step(2, sampled, scores, reference, values).facts["kl_coef"] == pytest.approx(0.1 * factor**2)
 
 
@@ -215,4 +215,4 @@ def test_the_learners_own_logprobs_correct_the_engines(qwen2: Path) -> None:
     name = "sampling/importance_sampling_ratio/"
     assert stats.facts[f"{name}mean"] == pytest.approx(float(ratios.mean()), rel=1e-5)
     assert stats.facts[f"{name}min"] == pytest.approx(float(ratios.min()), rel=1e-5)
-    assert stats.sums["clip_ratio/region_mean"] == 0  # it learns from the distribution that it starts with
+    assert stats.sums["clip_ratio/region_mean"] == 0  # the old log-probabilities are the learner's own

@@ -1,4 +1,4 @@
-"""What a learner does beside learning: probe the engine, report facts, infer, publish and export its weights."""
+"""Learner functions other than training: comparison with the engine, metrics, inference, publication and export."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCORES = [Scores(rewards=REWARDS, by_scorer={})]
 
 
 def own_logprobs(engine: TorchEngine, temperature: float = 1.0) -> Floats:
-    """What the engine itself makes of all completions."""
+    """Return the engine's own log-probabilities of all completions."""
     plain = experience(GROUPS)
     packed = pack(plain.prompt_tokens, plain.completions, plain.group_offsets, np.arange(len(GROUPS)))
     found: Floats = engine.infer(packed, temperature).numpy()
@@ -38,7 +38,7 @@ def own_logprobs(engine: TorchEngine, temperature: float = 1.0) -> Floats:
 
 
 def sampled(engine: TorchEngine, off: Any = 0.0, **changes: Any) -> Experience:
-    """Experience from an engine whose log-probabilities are `off` the learner's."""
+    """Return experience whose log-probabilities differ by `off` from the learner's."""
     temperature = changes.get("temperature", 1.0)
     return experience(GROUPS, logprobs=list(own_logprobs(engine, temperature) + off), **changes)
 

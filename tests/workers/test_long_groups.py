@@ -1,4 +1,4 @@
-"""A group that is longer than a micro-batch is cut, and nothing that is learned or told depends on where."""
+"""A group longer than a micro-batch is cut. Updates and metrics do not depend on where."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ METHODS: list[dict[str, Any]] = [
 
 
 class DoubleEngine(TorchEngine):
-    """In float64: norms and log-probabilities, too, which the product computes in float32 whatever the model is. What
-    is left between two ways to add up is rounding of 1e-16."""
+    """Engine in float64, including the norms and log-probabilities that the product computes in float32.
+
+    Different orders of summation then differ by rounding of 1e-16 only.
+    """
 
     @classmethod
     def of(cls, engine: TorchEngine) -> DoubleEngine:
@@ -90,14 +92,14 @@ def test_cut_and_whole_are_the_same_step(qwen2: Path, method: dict[str, Any], bu
     for cut, uncut in zip(many.gradients, one.gradients, strict=True):
         assert uncut.abs().max() > 1e-3
         torch.testing.assert_close(cut, uncut, rtol=1e-6, atol=1e-10)
-    told, expected = figures(parts), figures(whole)
-    assert told.keys() == expected.keys()
+    actual, expected = figures(parts), figures(whole)
+    assert actual.keys() == expected.keys()
     assert expected["loss"] != 0 or "clip_ratio/low_mean" in expected
-    assert told == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert actual == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_ranks_share_the_parts_of_one_group(qwen2: Path) -> None:
-    """One group alone, which is all there is to learn from: two ranks, and neither is idle."""
+    """Train on a single group: both ranks get a part of it."""
     method = METHODS[0]
     sampled, scores, reference, _ = scored(method)
     first = _only_the_first(sampled[0])
@@ -105,19 +107,19 @@ def test_ranks_share_the_parts_of_one_group(qwen2: Path) -> None:
     scores = [type(scores[0])(rewards=scores[0].rewards[: SIZES[0]], by_scorer={})]
     reference = [TokenShard(completions=np.arange(SIZES[0]), values=reference[0].values[:tokens])]
 
-    def learned(rank: int, world_size: int, budget: int) -> tuple[StepStats, DoubleEngine]:
+    def train_step(rank: int, world_size: int, budget: int) -> tuple[StepStats, DoubleEngine]:
         learner, engine = learner_of(qwen2, method, rank=rank, world_size=world_size, budget=budget)
         double = DoubleEngine.of(engine)
         return learner.step(0, [first], scores, reference, None), double
 
-    alone, engine = learned(0, 1, 10_000)
-    ranks = [learned(rank, 2, 7) for rank in range(2)]
+    alone, engine = train_step(0, 1, 10_000)
+    ranks = [train_step(rank, 2, 7) for rank in range(2)]
     assert [[m.completion_lengths.tolist() for m in e.forwards] for _, e in ranks] == [[[5]], [[3, 2]]]
     added = sum(e.gradients[0] for _, e in ranks)
     torch.testing.assert_close(added, engine.gradients[0], rtol=1e-6, atol=1e-10)
-    told, expected = figures(*(stats for stats, _ in ranks)), figures(alone)
-    assert told.pop("grad_norm") != expected.pop("grad_norm")  # each of these engines sees its own share alone
-    assert told == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    actual, expected = figures(*(stats for stats, _ in ranks)), figures(alone)
+    assert actual.pop("grad_norm") != expected.pop("grad_norm")  # each of these engines has only its own share
+    assert actual == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 def _only_the_first(sampled: Experience) -> Experience:

@@ -1,4 +1,4 @@
-"""Adapters in a model, what is written of them, and the base under them as the reference."""
+"""Adapters in a model, their files, and the base model under them as the reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GROUPS = [([3, 4, 5], [[6, 7, 1]]), ([9, 10], [[5, 6, 7, 1]]), ([11], [[1]])]
 
 
 def trained(model: Path, config: LoraConfig = CONFIG) -> tuple[Learner, TorchEngine]:
-    """A learner whose adapters have made three updates."""
+    """Return a learner after three updates of its adapters."""
     torch.manual_seed(0)
     learner, engine = learner_of(model, SFT, adapters=config)
     for step in range(3):
@@ -35,7 +35,7 @@ def trained(model: Path, config: LoraConfig = CONFIG) -> tuple[Learner, TorchEng
 
 
 def by_transformers(model: Any) -> NDArray[np.float32]:
-    """Log-probabilities of the completions in GROUPS by one plain forward pass each."""
+    """Compute the log-probabilities of the completions in GROUPS by one plain forward pass each."""
     parts = []
     for prompt, (completion,) in GROUPS:
         with torch.no_grad():
@@ -50,7 +50,7 @@ def test_a_merged_weight_is_computed_by_hand() -> None:
     weight = torch.tensor([[1.0, 2.0]])
     assert adapter.merged(weight).tolist() == [[31.0, 42.0]]
     assert weight.tolist() == [[1.0, 2.0]]
-    # In bfloat16 256 + 2 · 0.5 = 257 is no number; it is rounded once, to even.
+    # 256 + 2 · 0.5 = 257 is not a number of bfloat16: it is rounded once, to even.
     small = lora.Adapter(torch.nn.Parameter(torch.tensor([[1.0]])), torch.nn.Parameter(torch.tensor([[0.5]])), 2)
     assert small.merged(torch.tensor([[256.0]], dtype=torch.bfloat16)).item() == 256.0
 
@@ -78,14 +78,16 @@ def test_only_the_named_layers_get_adapters(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["c_attn", "lm_head", "embed_tokens"])
 def test_a_layer_that_is_not_there_is_named_with_those_that_are(model: Path, name: str) -> None:
-    with pytest.raises(lora.LoraError, match=rf"`{name}` is not a linear layer .*: down_proj, gate_proj, k_proj, o_proj"):
+    with pytest.raises(
+        lora.LoraError, match=rf"`{name}` is not a linear layer .*: down_proj, gate_proj, k_proj, o_proj"
+    ):
         hf_models.load_policy(str(model), "float32", chunk=64, lora=LoraConfig(target_modules=("q_proj", name)))
 
 
 def test_every_start_is_the_same_and_the_base(model: Path) -> None:
     def start(burnt: int) -> dict[str, Tensor]:
         torch.manual_seed(5)
-        torch.rand(burnt)  # as loading may, on one rank and not on another
+        torch.rand(burnt)  # loading may draw random numbers, on some ranks only
         module = hf_models.load_policy(str(model), "float32", chunk=64, lora=CONFIG)
         return {n: a.down.detach() for n, a in lora.adapters(module.model).items()}
 
@@ -149,7 +151,7 @@ def test_merged_model_and_adapter_are_the_learner(model: Path, targets: Any, tmp
     assert lora.written_version(tmp_path / "model" / "adapter") is None
 
 
-def test_an_adapter_says_of_which_version_it_is(qwen2: Path, tmp_path: Path) -> None:
+def test_an_adapter_records_its_version(qwen2: Path, tmp_path: Path) -> None:
     learner, _ = trained(qwen2)
     learner.send_adapter(str(tmp_path / "a"), 7)
     assert lora.written_version(tmp_path / "a") == 7
@@ -170,7 +172,7 @@ def test_a_critic_trains_its_head_beside_its_adapters_and_keeps_both(qwen2: Path
     given = experience(GROUPS, logprobs=[-1.0] * 8, rewards=[1.0, 0.0, 2.0])
     zeros = [critic.infer([given])]
     assert not zeros[0].values.any()
-    for step in range(2):  # the head starts at zero, so the first update moves the head alone
+    for step in range(2):  # the head starts at zero, so the first update moves only the head
         critic.step(step, [given], None, zeros, zeros)
     assert all(a.up.detach().abs().max() > 0 for a in engine.adapters.values())
     critic.save(str(tmp_path / "critic"), {})
@@ -180,7 +182,7 @@ def test_a_critic_trains_its_head_beside_its_adapters_and_keeps_both(qwen2: Path
 
 
 def test_dropout_hangs_on_the_step_alone(model: Path) -> None:
-    """A run that goes on in another process draws what the first one would have drawn."""
+    """Check that a run resumed in another process draws the same dropout masks."""
     after = []
     for drawn_before in (0, 7):
         torch.manual_seed(0)

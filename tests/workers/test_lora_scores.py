@@ -1,4 +1,4 @@
-"""Adapters in a reward model: what is trained, what is written of it, and who reads that."""
+"""Adapters in a reward model: training, files, and loading them again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def packed_texts() -> Packed:
 
 
 def scores(engine: TorchEngine, *, adapted: bool = True) -> list[float]:
-    """Of the texts, read at their last token."""
+    """Return the scores of the texts, read at their last token."""
     ends = np.cumsum(pairs().completions.lengths) - 1
     return engine.infer(packed_texts(), adapted=adapted)[ends].tolist()
 
@@ -71,7 +71,7 @@ def classifier(directory: Path, **changes: Any) -> Any:
 
 @pytest.fixture
 def judge(model: Path, tmp_path: Path) -> Path:
-    """A reward model that was trained whole."""
+    """Return a reward model that was trained without adapters."""
     learner, _ = start(model, None)
     learner.step(0, [pairs()], None, None, None)
     learner.export(str(tmp_path / "judge"))
@@ -109,9 +109,9 @@ def test_it_starts_as_the_whole_model_would(model: Path) -> None:
 
 def test_it_learns_which_is_chosen(model: Path) -> None:
     learner, engine = start(model)
-    told = [merge_stats([learner.step(i, [pairs()], None, None, None)]) for i in range(12)]
-    assert told[-1]["loss"] < 0.1 < 0.2 < told[0]["loss"]
-    assert told[-1]["accuracy"] == 1
+    metrics = [merge_stats([learner.step(i, [pairs()], None, None, None)]) for i in range(12)]
+    assert metrics[-1]["loss"] < 0.1 < 0.2 < metrics[0]["loss"]
+    assert metrics[-1]["accuracy"] == 1
     assert all(adapter.up.abs().max() > 0 for adapter in engine.adapters.values())
 
 
@@ -166,9 +166,9 @@ def test_the_adapter_is_one_of_peft_s_for_sequence_classification(model: Path, t
 
 def test_another_one_goes_on_from_what_was_saved(model: Path, tmp_path: Path) -> None:
     learner, engine = trained(model, steps=2)
-    learner.save(str(tmp_path / "checkpoint"), {"turn": 2})
+    learner.save(str(tmp_path / "checkpoint"), {"step": 2})
     again, other = start(model)
-    assert again.load(str(tmp_path / "checkpoint")) == {"turn": 2}
+    assert again.load(str(tmp_path / "checkpoint")) == {"step": 2}
     for each in (learner, again):
         each.step(2, [pairs()], None, None, None)
     assert scores(other) == scores(engine)

@@ -1,5 +1,5 @@
-"""Every method makes the same update on one rank as on two, whatever the partition and the token budget: to 1e-5 the
-weights that one process with plain torch makes in one micro-batch."""
+"""Every method makes the same updates on one rank and on two, for any partition and token budget: the weights equal
+those of plain torch in one process and one micro-batch to 1e-5."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GANGS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of Learner
 
 @pytest.fixture(scope="module", params=GANGS)
 def out(request: pytest.FixtureRequest, qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a gang made of every method."""
+    """Run every method in each gang. Return the output directory."""
     directory = tmp_path_factory.mktemp("methods")
     world_size, settings = GANGS[request.param]
     start_ranks("method_rank.py", world_size, [str(directory), str(qwen2), json.dumps(settings)])
@@ -52,24 +52,24 @@ def untrained(model: Path, method: int) -> Iterator[tuple[str, Tensor]]:
 
 @cache
 def plainly(model: Path, method: int) -> tuple[dict[str, Tensor], list[Metrics]]:
-    """Weights and figures by torch alone, in one process."""
+    """Compute weights and metrics with plain torch in one process."""
     learner, engine = start(model, method)
-    told = [figures(learner.step(i, *scored(METHODS[method]))) for i in range(STEPS)]
-    return {name: weight.clone() for name, weight in engine.weights()}, told
+    steps = [figures(learner.step(i, *scored(METHODS[method]))) for i in range(STEPS)]
+    return {name: weight.clone() for name, weight in engine.weights()}, steps
 
 
 @pytest.mark.parametrize("method", range(len(METHODS)), ids=[name_of(a) for a in METHODS])
 def test_weights_and_figures_are_those_of_one_process(out: Path, qwen2: Path, method: int) -> None:
     name = name_of(METHODS[method])
-    expected, told = plainly(qwen2, method)
+    expected, steps = plainly(qwen2, method)
     made = load_file(out / f"{name}.safetensors")
     assert sorted(made) == sorted(expected)
     assert (
         max((expected[n] - weight).abs().max() for n, weight in untrained(qwen2, method)) > 1e-6
-    )  # there was something to learn
+    )  # the weights have changed
     for weight in expected:
         torch.testing.assert_close(made[weight], expected[weight], atol=1e-5, rtol=0, msg=weight)
     ranks = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-[0-9].json"))]
-    for step, whole in enumerate(told):
+    for step, whole in enumerate(steps):
         stats = [StepStats(**rank[step]) for rank in ranks]
         assert figures(*stats) == pytest.approx(whole, rel=1e-4, abs=1e-5)

@@ -25,7 +25,7 @@ def test_the_example_of_the_docstring() -> None:
 
 
 def test_some_rows_in_an_order_of_their_own() -> None:
-    # Rows: (1 2 | 10), (3 | 20 21, 30), (4 | 40). A completion of one token is no input at all.
+    # Rows: (1 2 | 10), (3 | 20 21, 30), (4 | 40). A completion of one token has no inputs.
     prompts, completions = Ragged.of([[1, 2], [3], [4]]), Ragged.of([[10], [20, 21], [30], [40]])
     packed = pack(prompts, completions, np.array([0, 1, 3, 4]), np.array([1, 0]))
     assert packed.tokens.tolist() == [3, 20, 1, 2]
@@ -51,7 +51,7 @@ def rows_of(planned: list[list[np.ndarray]]) -> list[list[list[int]]]:
 
 
 def test_a_plan_by_hand() -> None:
-    # Longest first, each to the emptier of two bins: 5→a 4→b 3→b(7) 3→a(8) 3→b(10). The fuller bin goes to rank 0.
+    # Longest first, each into the emptier of two bins: 5→a 4→b 3→b(7) 3→a(8) 3→b(10). The fuller bin goes to rank 0.
     assert rows_of(plan([5, 4, 3, 3, 3], num_ranks=2, budget=10)) == [[[1, 2, 4]], [[0, 3]]]
 
 
@@ -101,7 +101,7 @@ def test_a_long_row_is_cut_between_completions() -> None:
     assert offsets.tolist() == [0, 2, 4, 5]
     assert parts.tolist() == [0, 2, 3]
     assert input_lengths(cut_prompts, completions, offsets).tolist() == [13, 13, 8]
-    # Read at the token, a completion takes a position more: 3 + 6 + 6 is just the budget, 3 + 6 + 6 of 14 is not.
+    # Read at the token, a completion takes one more position: 3 + 6 + 6 fits a budget of 15, but not of 14.
     assert len(cut(prompts, completions, np.array([0, 4, 5]), budget=15, pad=0)[1]) == 4
     assert len(cut(prompts, completions, np.array([0, 4, 5]), budget=14, pad=0)[1]) == 6
 
@@ -132,7 +132,7 @@ def test_every_cut(rows: list[tuple[int, list[int]]], budget: int, pad: int | No
         assert all(cut_prompts[part].tolist() == prompts[row].tolist() for part in of_row)
         if input_lengths(prompts, completions, offsets, pad)[row] <= budget:
             assert len(of_row) == 1
-        for part in of_row[:-1]:  # no two neighbours have room in one
+        for part in of_row[:-1]:  # no two neighbours fit into one
             first = completions.lengths[cut_offsets[part + 1]] - (pad is None)
             assert lengths[part] + first > budget
 
@@ -181,7 +181,7 @@ def test_nothing_to_learn_from_is_no_update() -> None:
 
 
 def test_a_reward_model_reads_at_the_token() -> None:
-    # Rows: (1 2 | 10 11, 20), (3 | 30): the last token is an input, too.
+    # Rows: (1 2 | 10 11, 20), (3 | 30): the last token is an input as well.
     prompts, completions, offsets = Ragged.of([[1, 2], [3]]), Ragged.of([[10, 11], [20], [30]]), np.array([0, 2, 3])
     packed = pack(prompts, completions, offsets, np.array([0, 1]), pad=0)
     assert packed.tokens.tolist() == [1, 2, 10, 11, 20, 3, 30]
@@ -192,7 +192,7 @@ def test_a_reward_model_reads_at_the_token() -> None:
 
 
 def test_padding_tokens_are_looked_past() -> None:
-    # 0 pads: `5 0 6 0 0` is read at 6 in the end, and `0 7 0` at the prompt, 7 and 7; `0` at the prompt.
+    # 0 is padding: `5 0 6 0 0` is read at 6 in the end, `0 7 0` at the prompt, 7 and 7, and `0` at the prompt.
     prompts, completions = Ragged.of([[1, 2]]), Ragged.of([[5, 0, 6, 0, 0], [0, 7, 0], [0]])
     packed = pack(prompts, completions, np.array([0, 3]), np.array([0]), pad=0)
     assert packed.tokens.tolist() == [1, 2, 5, 0, 6, 0, 0, 0, 7, 0, 0]

@@ -1,4 +1,4 @@
-"""How long a sequence may be, by what config.json says: as vLLM derives it, and as configs of the field have it."""
+"""Maximum sequence length from config.json, as vLLM derives it, for configs of common models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES: tuple[tuple[str, dict[str, Any], int | None], ...] = (
         131072,
     ),
     (
-        "yarn: likewise",
+        "yarn: in the limit",
         {
             "max_position_embeddings": 131072,
             "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},

@@ -1,4 +1,4 @@
-"""More ranks or fewer go on from a checkpoint: weights and moments are those of a run without a break."""
+"""A checkpoint resumes on more or fewer ranks with the weights and moments of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def out(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks and one made of it, each going on from what the other had saved."""
+    """Run gangs of two ranks and of one, each resuming the other's checkpoint."""
     directory = tmp_path_factory.mktemp("resharding")
     for ranks in (2, 1):
         work = {f"{name}-{ranks}": (str(qwen2), fields, None) for name, fields in SETTINGS.items()}
@@ -44,12 +44,12 @@ def out(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("saved", "ranks"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_gang_of_another_size_goes_on(out: Path, name: str, saved: int, ranks: int) -> None:
-    """The last two of four updates, whose steps hang on the moments of the first two."""
+    """Compare the last two of four updates, which depend on the moments of the first two."""
     whole = load_file(out / f"{name}-{saved}.safetensors")
     resumed = load_file(out / f"{name}-{saved}-to-{ranks}.safetensors")
     assert sorted(resumed) == sorted(whole)
     for weight in whole:
-        # Sums of other halves round in other places: in bfloat16 one step of a weight (1/256) on the way.
+        # Other partial sums round differently: in bfloat16 by one step of a weight (1/256).
         rtol = 1 / 128 if name.startswith("bfloat16") else 0
         torch.testing.assert_close(resumed[weight], whole[weight], atol=1e-5, rtol=rtol, msg=weight)
 

@@ -1,4 +1,4 @@
-"""What workers keep comes back as it was, and only that."""
+"""Stored experience and scores are read back unchanged; other files are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4 ✓", reward=1.0, v
 
 
 def sampled(first: int, version: int) -> Experience:
-    """Two prompts from number `first` on, with three completions."""
+    """Return experience of two prompts, starting at number `first`, with three completions."""
     return experience(
         [([3, 4, 5], [[6, 7, 1], [8]]), ([9], [[5, 1]])],
         logprobs=[-0.5, -1.25, -0.1, -3.0, -0.7, -0.2],
@@ -55,10 +55,10 @@ def test_experience_of_several_engines_comes_back_as_one(tmp_path: Path) -> None
     stems = [str(tmp_path / f"rollout-{i}") for i in range(2)]
     for stem, part in zip(stems, parts, strict=True):
         write_experience(stem, part)
-    told = [read_manifest(stem) for stem in stems]
-    assert [(t.completions, t.versions) for t in told] == [(3, (3, 3)), (3, (4, 4))]
-    assert [Path(t.path).stat().st_size for t in told] == [t.bytes for t in told]
-    assert_equal(read_experience([(t.path, t.sha256) for t in told], PROMPTS), merge(parts))
+    stored = [read_manifest(stem) for stem in stems]
+    assert [(t.completions, t.versions) for t in stored] == [(3, (3, 3)), (3, (4, 4))]
+    assert [Path(t.path).stat().st_size for t in stored] == [t.bytes for t in stored]
+    assert_equal(read_experience([(t.path, t.sha256) for t in stored], PROMPTS), merge(parts))
 
 
 def test_samples_without_logprobs_and_engines_without_prompts_come_back(tmp_path: Path) -> None:
@@ -67,17 +67,17 @@ def test_samples_without_logprobs_and_engines_without_prompts_come_back(tmp_path
         "idle": experience([], logprobs=[], prompts=()),
     }.items():
         write_experience(str(tmp_path / name), made)
-        told = read_manifest(str(tmp_path / name))
-        assert_equal(read_experience([(told.path, told.sha256)], PROMPTS), made)
+        stored = read_manifest(str(tmp_path / name))
+        assert_equal(read_experience([(stored.path, stored.sha256)], PROMPTS), made)
 
 
 def test_scores_come_back_with_their_scorers_in_order(tmp_path: Path) -> None:
     by_scorer = {"math": np.array([1, np.nan], np.float32), "a length": np.array([0.5, 0.25], np.float32)}
     scores = Scores(rewards=np.array([1.5, 0.25], np.float32), by_scorer=by_scorer, samples=(SAMPLE,), seconds=0.5)
     write_scores(str(tmp_path / "reward-0"), scores)
-    told = read_manifest(str(tmp_path / "reward-0"))
-    assert (told.completions, told.versions) == (2, None)
-    found = read_scores([(told.path, told.sha256)])
+    stored = read_manifest(str(tmp_path / "reward-0"))
+    assert (stored.completions, stored.versions) == (2, None)
+    found = read_scores([(stored.path, stored.sha256)])
     assert list(found.by_scorer) == ["math", "a length"]
     for name, values in by_scorer.items():
         np.testing.assert_array_equal(found.by_scorer[name], values)
@@ -86,14 +86,14 @@ def test_scores_come_back_with_their_scorers_in_order(tmp_path: Path) -> None:
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     write_experience(str(tmp_path / "rollout-0"), sampled(0, version=3))
-    told = read_manifest(str(tmp_path / "rollout-0"))
+    stored = read_manifest(str(tmp_path / "rollout-0"))
     write_experience(str(tmp_path / "rollout-0"), sampled(0, version=4))
     with pytest.raises(StoredFileError, match=r"rollout-0\.safetensors: corrupt: its SHA-256 does not match"):
-        read_experience([(told.path, told.sha256)], PROMPTS)
+        read_experience([(stored.path, stored.sha256)], PROMPTS)
 
 
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
     write_experience(str(tmp_path / "rollout-0"), sampled(2, version=3))
-    told = read_manifest(str(tmp_path / "rollout-0"))
+    stored = read_manifest(str(tmp_path / "rollout-0"))
     with pytest.raises(StoredFileError, match="prompt p2 is not a prompt of this step"):
-        read_experience([(told.path, told.sha256)], PROMPTS[:2])
+        read_experience([(stored.path, stored.sha256)], PROMPTS[:2])

@@ -1,4 +1,4 @@
-"""Rows as a model wants them: windows on positions, texts by their own length, apart, and nothing random in a loss."""
+"""Rows for different models: attention windows, rotary positions by length, rows apart, no randomness in a loss."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_window_is_counted_in_positions_of_the_text() -> None:
     prompt, completions = mask.masks
     assert prompt is None, "two tokens are within a window of two"
     assert completions is not None
-    seen = [[[0, 1, 1, 0], [0, 0, 1, 1]]] * 2  # of p0 p1 x0 x1: x0 sees p1 and itself, x1 sees x0 and itself
+    seen = [[[0, 1, 1, 0], [0, 0, 1, 1]]] * 2  # in p0 p1 x0 x1: x0 attends to p1 and itself, x1 to x0 and itself
     assert completions[:, 0].int().tolist() == seen
 
 
@@ -99,7 +99,7 @@ def test_what_attention_does_not_know_is_refused(asked_for: dict[str, Any], name
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 4])
 def test_the_way_of_gpus_is_the_way_of_cpus(window: int | None, softcap: float | None) -> None:
-    """flex_attention, which a GPU compiles, run as it is; sinks need its log-sum-exp, which it has on GPUs alone."""
+    """Compare with flex_attention, uncompiled. Sinks need its log-sum-exp, which it returns on GPUs only."""
     layout = layout_of(packed(rows_of()), CPU)
     places = len(layout.rows)
     query, key, value = heads(4, 16, places, 0), heads(2, 16, places, 1), heads(2, 8, places, 2)
@@ -116,7 +116,7 @@ def test_the_way_of_gpus_is_the_way_of_cpus(window: int | None, softcap: float |
 
 @pytest.mark.parametrize("window", [None, 270])
 def test_a_block_mask_is_that_of_torch_without_its_memory(window: int | None) -> None:
-    """Rows longer and shorter than a block, prompts that are shared across blocks, and an end in the midst of one."""
+    """Test rows longer and shorter than a block, prompts shared across blocks, and an end within a block."""
     layout = layout_of(packed(rows_of([(300, (90, 5)), (2, (3,)), (100, (60, 60, 60)), (7, (140,))])), CPU)
     visible = None if window is None else sliding_window_causal_mask_function(window)
     ours = attention._blocks(layout, visible)
@@ -133,7 +133,7 @@ def test_a_block_mask_is_that_of_torch_without_its_memory(window: int | None) ->
 
 
 def test_a_sink_takes_its_part_of_the_softmax() -> None:
-    # One token sees itself alone: weight e^s / (e^s + e^sink) with s = 0 and sink = log 3 is a quarter of its value.
+    # A token attends to itself: weight e^s / (e^s + e^sink) with s = 0 and sink = log 3 is a quarter of its value.
     layout = layout_of(packed([(np.asarray([3]), [np.asarray([4])])]), CPU)
     zero, value = torch.zeros(1, 1, 1, 2), torch.tensor([[[[8.0, 4.0]]]])
     out, _ = packed_attention(
@@ -168,7 +168,7 @@ def test_what_is_neither_a_factor_nor_a_soft_cap_is_not_fitted() -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_a_divergence_is_of_the_transformed_logits(beta: float) -> None:
-    """Against autograd over whole distributions: a student with a factor and a teacher with a soft-cap."""
+    """Compare with autograd over whole distributions: a student with a factor, a teacher with a soft-cap."""
     g = torch.Generator().manual_seed(0)
     hidden, weight, theirs, their_weight = (
         torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((5, 4), (7, 4), (5, 3), (7, 3))
@@ -244,14 +244,14 @@ def test_a_long_text_changes_no_short_one(kind: str, tmp_path: Path) -> None:
     path = write(tmp_path, model_type="llama", rope_parameters=LONG[kind], **limit)
     policy = load_policy(path, "float32", chunk=7).eval()
     assert policy.packing.max_shared_length == 24
-    # One prompt, texts of 6, 24 and 25 tokens: the last is over the limit though 24 of it are inputs.
+    # One prompt, texts of 6, 24 and 25 tokens: the last exceeds the limit although only 24 of its tokens are inputs.
     rows = [*rows_of([(5, (1, 19, 20))]), *rows_of(seed=3)]
     assert any(len(p) + len(c) > 60 for p, group in rows for c in group)
     with torch.no_grad():
         ours, _ = asked(policy, packed(rows))
         wanted = []
         for prompt, group in rows:
-            for completion in group:  # a fresh model: dynamic frequencies stay as large as they once were
+            for completion in group:  # a new model, because dynamic frequencies never shrink again
                 plain = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
                 wanted.append(alone(plain, [(prompt, [completion])])[0])
     torch.testing.assert_close(ours, torch.cat(wanted), atol=1e-4, rtol=1e-4)
@@ -269,7 +269,7 @@ def test_short_texts_of_such_a_model_share_their_prompt(tmp_path: Path) -> None:
 
 
 def test_a_model_that_has_dropout_has_none_in_a_loss(tmp_path: Path) -> None:
-    """GPT-2 drops a tenth of everything in training mode: its first DPO loss was 0.5238 instead of log 2."""
+    """Check GPT-2, which has dropout of 0.1: with it the first DPO loss was 0.5238 instead of log 2."""
     write_tiny(tmp_path, "gpt2")
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.resid_pdrop > 0
@@ -290,13 +290,13 @@ def test_a_model_that_has_dropout_has_none_in_a_loss(tmp_path: Path) -> None:
 
 @pytest.fixture
 def afterwards() -> Iterator[None]:
-    """What a test registers with transformers is ours again after it."""
+    """Restore our registrations in transformers after each test."""
     yield
     hf_packing.register()
 
 
 def windowless(**_: Any) -> PackedMask:
-    """Packed attention that forgets every window, as it once did."""
+    """Register packed attention that ignores windows."""
     assert attention.READING.layout is not None
     return packed_mask(attention.READING.layout)
 
@@ -330,7 +330,7 @@ def test_a_wrong_logit_transform_is_found_at_load(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("afterwards")
 def test_a_run_whose_learner_forgets_the_window_stops_in_its_first_step(tmp_path: Path) -> None:
-    """An engine samples as the model says; a learner without its windows once went on to the end, exit code 0."""
+    """Check that the mismatch alarm stops a run whose learner ignores windows that the engine applies."""
     path = Path(write(tmp_path, model_type="mistral", sliding_window=6))
     rows = rows_of(LENGTHS)
     with torch.no_grad():

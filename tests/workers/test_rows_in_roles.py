@@ -1,4 +1,4 @@
-"""What a row brings along reaches every role that reads it: the engine, the dataset role, rewards, reward models."""
+"""Tools and template arguments of a row reach every role: rollout, dataset, rewards and reward models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tokenizer(directory: Path, template: str) -> PreTrainedTokenizerFast:
 
 
 class NotingSampler:
-    """Answers with one token, and keeps what it was asked and where it was to stop."""
+    """Sampler that returns one token, and records prompts and stop tokens."""
 
     version = 0
 
@@ -59,7 +59,7 @@ class NotingSampler:
 
 
 class NotingRollout(Rollout):
-    """The real role on that sampler."""
+    """Rollout role with that sampler."""
 
     sampler: NotingSampler
 
@@ -117,19 +117,19 @@ def bare(completions, **_):
 
 
 @pytest.mark.parametrize(("skip", "scores"), [(True, [0.0, 1.0]), (False, [1.0, 0.0])])
-def test_rewards_see_special_tokens_where_they_are_told_to(skip: bool, scores: list[float], directory: Path) -> None:
+def test_rewards_see_special_tokens_if_configured(skip: bool, scores: list[float], directory: Path) -> None:
     known = tokenizer(directory, CHATML)
     (directory / "mine.py").write_text(FUNCTION)
     rewards = [FunctionRewardConfig(type="function", function=f"{directory}/mine.py:{f}") for f in ("closed", "bare")]
     model = ModelConfig(path=str(directory))
     worker = Reward(model, rewards, index=0, num_workers=1, num_samples=1, skip_special_tokens=skip)
     tokens = known("<think>two</think>four<|im_end|>", add_special_tokens=False)["input_ids"]
-    # A tool was called before: that message says nothing but the call.
+    # The message before consists of a tool call alone.
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
     asked = [*ASKED, call, {"role": "tool", "content": "2"}]
     prompt = Prompt(id="p:1", text=asked)
-    told = worker.score([experience([([3], [tokens])], prompts=(prompt,), logprobs=[-1.0] * len(tokens))])
-    assert [float(told.by_scorer[name][0]) for name in ("closed", "bare")] == scores
-    assert told.samples[0].prompt == (
+    scored = worker.score([experience([([3], [tokens])], prompts=(prompt,), logprobs=[-1.0] * len(tokens))])
+    assert [float(scored.by_scorer[name][0]) for name in ("closed", "bare")] == scores
+    assert scored.samples[0].prompt == (
         'user: what\nassistant: [{"function": {"name": "f", "arguments": {"a": 1}}}]\ntool: 2'
     )

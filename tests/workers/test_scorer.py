@@ -1,4 +1,4 @@
-"""A reward model that was trained here is one that transformers loads, and both say the same of a text."""
+"""Reward models: training, and equal scores after loading with transformers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def pairs() -> Experience:
 
 def train(model: Path, steps: int, **settings: Any) -> tuple[Learner, TorchEngine, list[dict[str, float]]]:
     learner, engine = learner_of(model, SETTINGS | settings, head="scores", max_steps=steps)
-    told = [merge_stats([learner.step(i, [pairs()], None, None, None)]) for i in range(steps)]
-    return learner, engine, told
+    metrics = [merge_stats([learner.step(i, [pairs()], None, None, None)]) for i in range(steps)]
+    return learner, engine, metrics
 
 
 def scores_of(learner: Learner, given: Experience) -> list[float]:
@@ -46,7 +46,7 @@ def scores_of(learner: Learner, given: Experience) -> list[float]:
 
 
 def hugging_face(directory: Path, texts: list[list[int]], side: str) -> list[float]:
-    """What transformers says of these texts in one padded batch."""
+    """Return transformers' scores of these texts in one padded batch."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, padding_side=side)
     batch = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
@@ -55,10 +55,10 @@ def hugging_face(directory: Path, texts: list[list[int]], side: str) -> list[flo
 
 
 def test_it_learns_which_is_chosen(model: Path) -> None:
-    learner, _, told = train(model, 12)
-    assert told[-1]["loss"] < 0.1 < 0.3 < told[0]["loss"]
-    assert told[-1]["accuracy"] == 1
-    assert told[-1]["min_reward"] < told[-1]["mean_reward"] < told[-1]["max_reward"]
+    learner, _, metrics = train(model, 12)
+    assert metrics[-1]["loss"] < 0.1 < 0.3 < metrics[0]["loss"]
+    assert metrics[-1]["accuracy"] == 1
+    assert metrics[-1]["min_reward"] < metrics[-1]["mean_reward"] < metrics[-1]["max_reward"]
     scores = np.array(scores_of(learner, pairs())).reshape(-1, 2)
     assert (scores[:, 0] > scores[:, 1]).all()
 
@@ -66,11 +66,11 @@ def test_it_learns_which_is_chosen(model: Path) -> None:
 def test_the_first_loss_is_that_of_the_scores_before(model: Path) -> None:
     learner, _ = learner_of(model, SETTINGS, head="scores")
     before = np.array(scores_of(learner, pairs())).reshape(-1, 2)
-    told = merge_stats([learner.step(0, [pairs()], None, None, None)])
-    assert told["loss"] == pytest.approx(np.log1p(np.exp(before[:, 1] - before[:, 0])).mean(), rel=1e-4)
-    assert told["min_reward"] == pytest.approx(before.min(), rel=1e-4)
-    assert told["max_reward"] == pytest.approx(before.max(), rel=1e-4)
-    assert told["mean_reward"] == pytest.approx(before.mean(), abs=1e-4)
+    metrics = merge_stats([learner.step(0, [pairs()], None, None, None)])
+    assert metrics["loss"] == pytest.approx(np.log1p(np.exp(before[:, 1] - before[:, 0])).mean(), rel=1e-4)
+    assert metrics["min_reward"] == pytest.approx(before.min(), rel=1e-4)
+    assert metrics["max_reward"] == pytest.approx(before.max(), rel=1e-4)
+    assert metrics["mean_reward"] == pytest.approx(before.mean(), abs=1e-4)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -106,7 +106,7 @@ def test_training_goes_on_from_a_reward_model(model: Path, tmp_path: Path) -> No
 
 
 def test_without_a_padding_token_the_end_is_looked_past(llama: Path, tmp_path: Path) -> None:
-    # As TRL has it: the end of sequence pads, so a text is scored at the token before it, by both.
+    # As in TRL, the end of sequence serves as padding, so both score a text at the token before it.
     source = tmp_path / "source"
     shutil.copytree(llama, source)
     settings = json.loads((source / "tokenizer_config.json").read_text())

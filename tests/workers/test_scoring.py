@@ -12,7 +12,7 @@ GROUPS = [([3], [[10, 11], [12]]), ([3, 4], [[13, 14, 15]]), ([5], [[16], [17]])
 
 
 class Echo:
-    """Scores every token with itself, and counts how often it was asked."""
+    """Model that scores every token with itself, and records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
@@ -66,7 +66,7 @@ def test_nothing_to_score_is_no_forward_pass() -> None:
 
 
 def epochs(batches: list[list[object]], world_size: int) -> list[tuple[list[TokenShard], list[int]]]:
-    """What the ranks answer to each batch, and how often each asked its model."""
+    """Return the ranks' shares of each batch, and the number of forward passes of each rank."""
     caches = [ScoreCache() for _ in range(world_size)]
     answers = []
     for groups in batches:
@@ -90,9 +90,9 @@ def test_a_second_epoch_asks_for_nothing_in_whatever_order(world_size: int) -> N
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_only_new_rows_are_asked_for(world_size: int) -> None:
-    new = ([3], [[10, 11], [13]])  # a known prompt and a known completion, but another group
+    new = ([3], [[10, 11], [13]])  # a cached prompt and a cached completion, but another group
     _, (_, asked) = epochs([GROUPS[:2], [*GROUPS[:2], new]], world_size)
-    assert asked == [1] * world_size  # the rank without work asks too, and throws the answer away
+    assert asked == [1] * world_size  # the rank without work computes too, and discards the result
 
 
 def test_equal_rows_of_one_batch_are_remembered_once() -> None:

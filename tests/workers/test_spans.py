@@ -1,4 +1,4 @@
-"""A step cut into spans is the step as it was: the same updates, the same figures."""
+"""A step in several spans makes the same updates and reports the same metrics as in one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ UPDATES = 6  # three pairs, twice
 
 
 def learn(model: Path, *spans: UpdateRange) -> tuple[StepStats, TorchEngine]:
-    """One step on PAIRS, of which the reference says what the policy says."""
+    """Make one step on PAIRS, with a reference equal to the policy."""
     learner, engine = learner_of(model, DPO)
     parts = [experience(PAIRS, rewards=[1.0, 0.0] * 3)]
     reference = [learner.infer(parts)]
-    told = [merge_ranks([_step(learner, parts, reference, span)]) for span in spans]
-    whole = told[0]
-    for stats in told[1:]:
+    spans_stats = [merge_ranks([_step(learner, parts, reference, span)]) for span in spans]
+    whole = spans_stats[0]
+    for stats in spans_stats[1:]:
         whole = merge_spans(whole, stats)
     return whole, engine
 

@@ -127,8 +127,8 @@ def test_assemble_puts_every_share_in_its_place() -> None:
 @pytest.mark.parametrize(
     ("given_shares", "message"),
     [
-        ([share([1], [20])], "4 of 5 tokens got no number"),
-        ([share([0, 1, 2], [1, 2, np.nan, 4, 5])], "1 of 5 tokens got no number"),
+        ([share([1], [20])], "4 of 5 tokens have no value, or NaN"),
+        ([share([0, 1, 2], [1, 2, np.nan, 4, 5])], "1 of 5 tokens have no value, or NaN"),
     ],
     ids=["a share is missing", "a number is not one"],
 )

@@ -25,7 +25,7 @@ def manifest_of(weights: dict[str, Tensor]) -> Manifest:
 
 
 def test_weights_lie_one_after_the_other_on_64_byte_boundaries() -> None:
-    # 24, 4, 4 and 160 bytes, and 4 of a checksum after each.
+    # 24, 4, 4 and 160 bytes, each followed by a checksum of 4 bytes.
     manifest = manifest_of(WEIGHTS)
     assert manifest.entries == (
         Entry(name="embed", dtype="float32", shape=(2, 3), offset=0),
@@ -61,13 +61,13 @@ def test_what_is_written_is_read_by_whoever_maps_the_segment(tmp_path: Path) -> 
             assert torch.equal(received[name], weight), name
     assert (tmp_path / "segment").stat().st_mode & 0o777 == 0o600
     writer.remove()
-    writer.remove()  # done already: nothing to do
+    writer.remove()  # no error if it is already removed
     assert not (tmp_path / "segment").exists()
 
 
 @pytest.mark.parametrize("at", [0, 25, 64 + 3, 128, 192 + 159, 192 + 162])
 def test_a_bit_that_flips_on_the_way_is_found(tmp_path: Path, at: int) -> None:
-    """In a weight, or in its checksum."""
+    """Flip a bit in a weight or in its checksum."""
     path, manifest = tmp_path / "segment", manifest_of(WEIGHTS)
     Segment(str(path), manifest.num_bytes).write(manifest.entries, WEIGHTS.items())
     raw = bytearray(path.read_bytes())

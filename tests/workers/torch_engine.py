@@ -21,11 +21,11 @@ from workers.packing import Packed
 
 
 class TorchEngine:
-    """`TrainingEngine` for one process: the same models and attention, torch's own AdamW, no process group.
+    """Training engine for one process: the product's models and attention, torch's own AdamW, no process group.
 
-    `gradients` keeps the flat gradient of every update, `learning_rates` its rate, `forwards` and `temperatures` what
-    was computed, `summed` what was to be added up over ranks. As one of several ranks it sees its own share of the
-    gradient only, and does not learn from it; what the others add in `sum` it is told as `sum_of_others`.
+    The engine records the flat gradient and the learning rate of every update, the batches and temperatures of forward
+    passes, and the arguments of `sum`. As one of several ranks it has only its own share of the gradient, and makes no
+    updates; `sum_of_others` is what the other ranks contribute to `sum`.
     """
 
     device = torch.device("cpu")
@@ -164,7 +164,7 @@ def learner_of(
     teacher: Path | None = None,
     adapters: LoraConfig | None = None,
 ) -> tuple[Learner, TorchEngine]:
-    """A learner of `model` with an engine to look into. `algorithm` as a recipe has it."""
+    """Return a learner of `model` and its engine. `algorithm` has the form of a recipe."""
     config: Any = TypeAdapter(AlgorithmConfig).validate_python(dict(algorithm))
     engine = TorchEngine(
         model, config, head=head, rank=rank, world_size=world_size, draw=draw, teacher=teacher, adapters=adapters

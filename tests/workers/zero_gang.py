@@ -1,4 +1,4 @@
-"""Starts the ranks of a gang, each a process of its own, and waits for them."""
+"""Start of a gang's ranks, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def free_port() -> int:
 
 
 def run_ranks(world_size: int, settings: Mapping[str, tuple[str, Mapping[str, Any]]], out: Path) -> None:
-    """All settings (the model's directory, and fields) in one gang of `zero_rank.py`."""
+    """Run all settings (model directory and fields) in one gang of `zero_rank.py`."""
     start_ranks("zero_rank.py", world_size, [str(out), json.dumps(settings)])
 
 
 def start_ranks(script: str, world_size: int, arguments: Sequence[str]) -> None:
-    """One process per rank, `script RANK WORLD_SIZE PORT arguments...`, to its end."""
+    """Run one process per rank, `script RANK WORLD_SIZE PORT arguments...`, and wait for them."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
@@ -45,8 +45,8 @@ def start_ranks(script: str, world_size: int, arguments: Sequence[str]) -> None:
         for rank in range(world_size)
     ]
     try:
-        told = [rank.communicate(timeout=180)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=180)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(told)
+    assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(outputs)

@@ -1,12 +1,14 @@
-"""One rank of a DeepSpeed gang, as a process of its own: four updates under several settings, and what came of them.
+"""One rank of a DeepSpeed gang in a process of its own: makes four updates under several settings.
 
     python zero_rank.py RANK WORLD_SIZE PORT OUT SETTINGS
 
-SETTINGS is a JSON object: a name, the model's directory, and fields of LearnerConfig. Rank 0 writes the weights as they
-are published to OUT/<name>.safetensors after three updates, and to OUT/<name>-fresh.safetensors after one more with a
-fresh optimizer; to OUT/<name>.json their description, statistics, and whether another learner, that loaded what this
-one had saved after two updates, made the third one to the bit; and what it says of one more update, in which the
-gradient of the last rank alone is NaN.
+SETTINGS is a JSON object: a name, the model's directory, and fields of LearnerConfig. Rank 0 writes
+
+    OUT/<name>.safetensors          the published weights after three updates
+    OUT/<name>-fresh.safetensors    the published weights after one more update, with a fresh optimizer
+    OUT/<name>.json                 description of the weights, statistics, whether another learner that loaded the
+                                    checkpoint after two updates made the third one bit-identically, and the error of
+                                    one more update in which the gradient of the last rank alone is NaN
 
 With `lora` among the fields also the adapters, at the start (OUT/<name>-start) and at the end (OUT/<name>-adapter), and
 the frozen base after all updates (OUT/<name>-base.safetensors).
@@ -61,7 +63,7 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
     if model.lora is not None:
         learner.send_adapter(str(out / f"{name}-start"), 0)
     stats = [learner.step(i, batch(i), None, None, None) for i in range(SAVED)]
-    learner.save(str(out / f"{name}-checkpoint"), {"turn": SAVED})
+    learner.save(str(out / f"{name}-checkpoint"), {"step": SAVED})
     stats += [learner.step(i, batch(i), None, None, None) for i in range(SAVED, FRESH)]
     resumed, anew = start(model, config, device)
     state = resumed.load(str(out / f"{name}-checkpoint"))
@@ -82,7 +84,7 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
     if engine.rank == 0:
         save_file(after, out / f"{name}.safetensors")
         save_file(fresh, out / f"{name}-fresh.safetensors")
-        told = {
+        results = {
             "described": [(n, str(dtype), shape) for n, dtype, shape in engine.describe_weights()],
             "sent": [(n, str(w.dtype), tuple(w.shape)) for n, w in after.items()],
             "state": dict(state),
@@ -92,12 +94,12 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
             "refused": refused,
         }
         if model.lora is not None:
-            told |= critic
-        (out / f"{name}.json").write_text(json.dumps(told))
+            results |= critic
+        (out / f"{name}.json").write_text(json.dumps(results))
 
 
 def refusal(learner: Learner, engine: Any) -> str:
-    """On every rank; empty where nobody has noticed."""
+    """Return the error of a step with a NaN gradient on the last rank; empty if there is none."""
     sound = engine.forward
 
     def forward(*asked: Any) -> Any:
@@ -115,8 +117,7 @@ def refusal(learner: Learner, engine: Any) -> str:
 
 
 def run_scores(name: str, model: ModelConfig, config: LearnerConfig, device: torch.device, out: Path) -> None:
-    """A reward model: its losses and weights, what another learner makes of what this one had saved after its first
-    update, and what is loaded from the directory it was exported to."""
+    """Train a reward model; write its losses and weights, and whether they are resumed and reloaded exactly."""
     batches = [[experience(rows, rewards=[1.0, 0.0] * len(rows))] for rows in PAIRS]
     learner, engine = start_scores(model, config, device, seed=4)
     stats = []
@@ -136,12 +137,12 @@ def run_scores(name: str, model: ModelConfig, config: LearnerConfig, device: tor
     losses = [engine.sum(s.sums["loss"]) for s in stats]
     if engine.rank == 0:
         save_file(weights, out / f"{name}.safetensors")
-        told = {
+        results = {
             "losses": losses,
             "resumed_to_the_bit": all(torch.equal(weights[n], again[n]) for n in weights),
             "loaded_to_the_bit": all(torch.equal(weights[n], loaded[n]) for n in weights),
         }
-        (out / f"{name}.json").write_text(json.dumps(told))
+        (out / f"{name}.json").write_text(json.dumps(results))
 
 
 def start_scores(
@@ -154,7 +155,7 @@ def start_scores(
 
 
 def start(model: ModelConfig, config: LearnerConfig, device: torch.device) -> tuple[Learner, DeepSpeedEngine]:
-    from workers.engines.deepspeed_engine import DeepSpeedEngine  # not where only the batches above are wanted
+    from workers.engines.deepspeed_engine import DeepSpeedEngine  # not needed by those that import the batches
 
     engine = DeepSpeedEngine(model, config, ALGORITHM, head="logprobs", device=device, seed=0)
     return Learner(engine, model, config, ALGORITHM, head="logprobs", seed=0, max_steps=len(BATCHES)), engine
@@ -165,7 +166,7 @@ def whole(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 
 
 def base_of(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """The weights under the adapters."""
+    """Return the weights under the adapters."""
     from workers.engines import hf_files
 
     named = hf_files.weight_names(engine._module)
@@ -174,7 +175,7 @@ def base_of(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 
 
 def critic_of(model: ModelConfig, config: LearnerConfig, device: torch.device, checkpoint: Path) -> dict[str, bool]:
-    """What of an adapted critic has learned after two steps, and whether another one that loads it answers the same."""
+    """Return which parts of a critic with adapters two steps have trained, and whether it resumes exactly."""
     from workers.engines.deepspeed_engine import DeepSpeedEngine
 
     ppo = PpoConfig(type="ppo", critic_learning_rate=1e-2)
@@ -184,7 +185,7 @@ def critic_of(model: ModelConfig, config: LearnerConfig, device: torch.device, c
         engine = DeepSpeedEngine(model, config, ppo, head="values", device=device, seed=0)
         critics.append((Learner(engine, model, config, ppo, head="values", seed=0, max_steps=4), engine))
     (learner, engine), (other, _) = critics
-    for step in range(2):  # the head starts at zero: the first step moves it alone
+    for step in range(2):  # the head starts at zero: the first step moves only the head
         zeros = [TokenShard(completions=np.arange(2), values=np.zeros(5, np.float32))]
         learner.step(step, given, None, zeros, zeros)
     learner.save(str(checkpoint), {})

@@ -30,7 +30,7 @@ class Needs:
     teacher: bool = False  # it trains on the token distributions of another model (`teacher.model`)
     head: Head = "logprobs"  # output of the model that is trained
     on_policy: bool = False  # its loss needs log-probabilities at the temperature of sampling
-    whole_rows: bool = False  # a row must not be split over micro-batches: its loss compares the completions in it
+    whole_rows: bool = False  # no row is split over micro-batches: the loss is that of a row as a whole
     rounds: bool = False  # a step on its own samples is a round: long, and the reference may be refreshed after it
 
 
@@ -64,24 +64,24 @@ class Method(Optimisation):
 
     @property
     def resets_optimizer(self) -> bool:
-        """True if every step starts with a fresh optimiser and a fresh learning-rate schedule."""
+        """Flag: every step starts with a fresh optimiser and a fresh learning-rate schedule."""
         return False
 
     @property
     def trains_on_prompts(self) -> bool:
-        """True if the tokens of a dataset row's prompt are trained on like those of its completion."""
+        """Flag: the tokens of a dataset row's prompt are trained on like those of its completion."""
         return False
 
     # -------------------------------------------------------------------------------------------- other models
 
     @property
     def needs_reference(self) -> bool:
-        """True if a reference is loaded: only where its log-probabilities have weight under these settings."""
+        """Flag: a reference is loaded, because its log-probabilities have weight under these settings."""
         return self.needs.reference
 
     @property
     def needs_old_logprobs(self) -> bool:
-        """True if the learner computes the log-probabilities of the samples itself before it trains on them."""
+        """Flag: the learner computes the log-probabilities of the samples itself before it trains on them."""
         return False
 
     @property
@@ -91,7 +91,7 @@ class Method(Optimisation):
 
     @property
     def teacher_samples(self) -> bool:
-        """True if the rollout engines hold the teacher instead of the policy."""
+        """Flag: the rollout engines hold the teacher instead of the policy."""
         return False
 
     @property
@@ -102,7 +102,7 @@ class Method(Optimisation):
 
     @property
     def needs_teacher_states(self) -> bool:
-        """True if the teacher returns hidden states, which give its distribution over the vocabulary."""
+        """Flag: the teacher returns hidden states, which give its distribution over the vocabulary."""
         return self.divergence_beta is not None
 
     def loss_temperature(self, sampling: float) -> float:

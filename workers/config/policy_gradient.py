@@ -41,7 +41,7 @@ class PolicyGradient(Sampled):
 
 
 class GrpoConfig(PolicyGradient):
-    """Group-relative policy optimisation (arXiv 2402.03300), with Dr. GRPO, DAPO, GSPO and CISPO as settings."""
+    """Group-relative policy optimisation (GRPO, arXiv 2402.03300), and its variants as settings."""
 
     needs: ClassVar[Needs] = Needs(row="group", prompts=True, reference=True, on_policy=True)
     implementation: ClassVar[str] = "workers.algorithms.grpo"

@@ -48,7 +48,7 @@ class DpoConfig(Sampled, FromDataset):
     # weight of the penalty where the chosen completion's probability falls below the reference's (DPO-positive, arXiv
     # 2402.13228)
     dpop_lambda: NonNegative = 0.0
-    margin_weight: NonNegative = 0.0  # share of the pair's score margin that the loss asks for as a margin
+    margin_weight: NonNegative = 0.0  # weight of the pair's score margin in the margin that the loss asks for
     simpo_gamma: NonNegative = 0.5  # target reward margin of SimPO (arXiv 2405.14734)
     # weight of the chosen completion's negative log-likelihood per token (RPO, arXiv 2404.19733)
     sft_weight: NonNegative = 0.0

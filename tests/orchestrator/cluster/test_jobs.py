@@ -1,4 +1,4 @@
-"""Jobs: submitted once, found again, and every failure of the connection named by its step."""
+"""Jobs: submission, look-up, and failures of the connection, each named by its step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REQUEST = JobRequest(id="rlhf-arith-12345678", entrypoint="rlhf run grpo.yaml")
 
 @dataclass
 class FakeDetails:
-    """What Ray tells about a job."""
+    """Ray's details of a job."""
 
     submission_id: str
     status: str = "RUNNING"
@@ -40,7 +40,7 @@ class FakeDetails:
 
 
 class FakeJobClient:
-    """Ray's client. `refusals` are what the next submissions raise."""
+    """Ray's client. The next submissions raise the `refusals`."""
 
     def __init__(self, *jobs: FakeDetails, refusals: tuple[str, ...] = ()) -> None:
         self.jobs = {job.submission_id: job for job in jobs}
@@ -96,7 +96,7 @@ def test_f31_the_same_again_finds_the_first(status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["FAILED", "STOPPED"])
-def test_what_failed_may_be_tried_again(status: str) -> None:
+def test_a_job_that_failed_may_be_submitted_again(status: str) -> None:
     client = FakeJobClient(FakeDetails(REQUEST.id, status), FakeDetails(f"{REQUEST.id}-2", status))
     assert jobs(client).submit(REQUEST).job.id == f"{REQUEST.id}-3"
 
@@ -111,13 +111,13 @@ def test_f31_of_two_at_once_the_slower_finds_the_first() -> None:
     assert (submitted.is_new, submitted.job.id) == (False, REQUEST.id)
 
 
-def test_a_young_cluster_is_given_time() -> None:
+def test_submission_waits_for_the_agent_of_a_new_cluster() -> None:
     client = FakeJobClient(refusals=("No available agent to submit job", "No available agent to submit job"))
     assert jobs(client).submit(REQUEST).is_new
     assert [e for e in client.events if e[0] == "sleep"] == [("sleep", BACKOFF_S[0]), ("sleep", BACKOFF_S[1])]
 
 
-def test_a_cluster_that_stays_without_agents_is_given_up(golden: Golden) -> None:
+def test_submission_gives_up_on_a_cluster_without_agents(golden: Golden) -> None:
     client = FakeJobClient(refusals=("No available agent to submit job",) * 20)
     with pytest.raises(ClusterError) as caught:
         jobs(client).submit(REQUEST)
@@ -138,7 +138,7 @@ def test_b61_unknown_and_finished_jobs(golden: Golden) -> None:
     golden("b61-unknown-and-finished", f"{said[0]}\n{caught.value}\n")
 
 
-def test_an_empty_cluster_says_so(golden: Golden) -> None:
+def test_errors_on_a_cluster_without_jobs(golden: Golden) -> None:
     said = []
     for action in (lambda j: j.get("x"), Jobs.newest):
         with pytest.raises(BadInput) as caught:
@@ -178,7 +178,7 @@ def test_a_connection_that_breaks_is_a_cluster_error(error: Exception) -> None:
 # ------------------------------------------------------------------------------------------- the upload
 
 
-def test_what_is_uploaded_is_small_and_holds_no_secrets(tmp_path: Path, golden: Golden) -> None:
+def test_the_upload_is_small_and_holds_no_secrets(tmp_path: Path, golden: Golden) -> None:
     for name in (".git/x", "runs/a/model/x", ".env", "id.pem", "a/__pycache__/x", ".mypy_cache/x"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 100)
@@ -192,7 +192,7 @@ def test_what_is_uploaded_is_small_and_holds_no_secrets(tmp_path: Path, golden: 
     golden("jobs-upload-too-large", f"{caught.value}\n")
 
 
-def test_the_upload_is_told_to_ray(tmp_path: Path) -> None:
+def test_ray_gets_the_directory_and_the_excludes(tmp_path: Path) -> None:
     client = FakeJobClient()
     jobs(client).submit(JobRequest(id="rlhf-x", entrypoint="x", working_dir=tmp_path))
     assert client.events == [("submit", "rlhf-x", {"working_dir": str(tmp_path), "excludes": list(EXCLUDES)})]
@@ -202,7 +202,7 @@ def test_the_upload_is_told_to_ray(tmp_path: Path) -> None:
 
 
 class FakeDashboard:
-    """Answers GET by path: (status without the token, status with it, body)."""
+    """HTTP server that answers GET by path: (status without the token, status with it, body)."""
 
     def __init__(self, answers: Mapping[str, tuple[int, int, str]], token: str = "right") -> None:
         self.requests: list[tuple[str, str | None]] = []
@@ -270,7 +270,7 @@ def test_b59_which_step_failed(
     said["old ray"] = failure(dashboard((401, 200), version='{"ray_version": "2.40.1"}').address)
     golden("b59-connection", "".join(f"# {name}\n{text}\n" for name, text in said.items()))
     assert Server.at(protected.address).check() == "2.60.0"
-    assert ("/api/jobs/", None) in protected.requests  # asked without the token first: is it open?
+    assert ("/api/jobs/", None) in protected.requests  # the first request has no token: is the cluster open?
 
 
 def test_s1_an_open_cluster_is_refused_unless_it_is_this_machine(
@@ -297,7 +297,7 @@ def test_addresses_as_people_write_them(address: str, url: str) -> None:
     assert server_url(address) == url
 
 
-def test_addresses_that_cannot_be(golden: Golden) -> None:
+def test_invalid_addresses(golden: Golden) -> None:
     said = []
     for address in ("ray://head:10001", "ftp://head", "http://", "http://me:s3cret@head:8265", "http://head:port"):
         with pytest.raises(BadInput) as caught:

@@ -1,3 +1,5 @@
+"""Gangs of plain objects in this process."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +11,7 @@ from orchestrator.cluster.local import LocalCluster, LocalGang
 
 
 class Adder:
-    """Adds what it is given to its own number."""
+    """Worker that adds an argument to its own number."""
 
     def __init__(self, number: int, **meeting: Any) -> None:
         self.number, self.meeting = number, meeting
@@ -24,7 +26,7 @@ class Adder:
         return sum(parts)
 
 
-class Doubter:
+class FakeAdder:
     def __init__(self, number: int) -> None:
         self.number = number
 
@@ -46,12 +48,12 @@ def test_one_all_and_each() -> None:
     assert wait(GANG.each(Adder.add, [(1,), (2,)])) == [11, 22]
 
 
-def test_each_wants_arguments_for_everyone() -> None:
+def test_each_needs_arguments_for_every_member() -> None:
     with pytest.raises(ValueError, match="shorter than argument 1"):
         GANG.each(Adder.add, [(1,)])
 
 
-def test_handles_become_values_on_their_way() -> None:
+def test_handles_are_replaced_by_their_results() -> None:
     handles = GANG.all(Adder.add)
     assert GANG.one(Adder.add, handles[1]).result() == 30
     assert GANG.one(Adder.total, handles).result() == 30
@@ -69,6 +71,6 @@ def test_a_cluster_starts_every_member_of_every_plan() -> None:
 
 
 def test_stand_ins_are_called_by_the_name_of_the_method() -> None:
-    gangs = LocalCluster({"adder": Doubter}).spawn([plan("adder"), plan("other")])
+    gangs = LocalCluster({"adder": FakeAdder}).spawn([plan("adder"), plan("other")])
     assert wait(gangs["adder"].all(Adder.add, 3)) == ["1 + 3?", "2 + 3?"]
     assert wait(gangs["other"].all(Adder.add, 3)) == [4, 5]

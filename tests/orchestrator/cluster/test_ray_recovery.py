@@ -90,12 +90,12 @@ def call() -> Call:
 
 
 def in_a_task(cause: Exception) -> RayTaskError:
-    """An error as it arrives when a worker could not get its arguments or store its result."""
+    """Wrap an error as Ray does if a worker could not get its arguments or store its result."""
     return RayTaskError("generate", "Traceback …", cause, actor_id="aa00")
 
 
 def raised(kind: str, traceback: str = "Traceback …\nError: wrong") -> RayTaskError:
-    """An exception of class `kind` that a worker raised."""
+    """Return the exception of class `kind` of a worker, as it arrives."""
     return in_a_task(Failure("rollout", 0, "aa00", kind, traceback, 4711))
 
 

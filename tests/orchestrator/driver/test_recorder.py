@@ -184,16 +184,16 @@ def test_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_p
         recorded.step(index)
     assert [e for e in recorded.events if e.startswith(("told", "saved", "evaluated"))] == [
         "evaluated",
-        "told of 0",
-        "told of 1",
+        "logged 0",
+        "logged 1",
         "evaluated",
-        "told of 2",
-        "told of 3",
+        "logged 2",
+        "logged 3",
         "saved 3",
         "evaluated",
-        "told of 4",
+        "logged 4",
         "evaluated",
-        "told of 5",
+        "logged 5",
         "saved 5",
     ]
     assert [(r["step"], r["eval/reward"]) for r in recorded.rows() if "eval/reward" in r] == [

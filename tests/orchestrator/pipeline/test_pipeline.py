@@ -1,4 +1,4 @@
-"""The phases of a step, each alone: where batches come from, who learns, how weights are published."""
+"""The phases of a step, one by one: sources of batches, training, publication of weights."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def rewards(events: Events) -> Any:
     return LocalGang("reward", [FakeReward(events)])
 
 
-class Told:
-    """Remembers of which steps it was told, and how many handles came with each."""
+class RecordedBegin:
+    """Callback that records each step that has begun, and its number of handles."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int]] = []
@@ -40,7 +40,7 @@ class Told:
         self.steps.append((step, len(experience)))
 
 
-def rollout_source(events: Events, told: Told, *, max_staleness: int, max_steps: int = 3) -> RolloutSource:
+def rollout_source(events: Events, on_begin: RecordedBegin, *, max_staleness: int, max_steps: int = 3) -> RolloutSource:
     return RolloutSource(
         rollouts(events),
         rewards(events),
@@ -49,7 +49,7 @@ def rollout_source(events: Events, told: Told, *, max_staleness: int, max_steps:
         prompts_per_step=2,
         max_staleness=max_staleness,
         max_steps=max_steps,
-        begun=told,
+        on_begin=on_begin,
     )
 
 
@@ -73,7 +73,7 @@ def test_prompts_are_shared_out_over_the_engines_in_order() -> None:
     assert pending.scores[0].result().rewards.tolist() == [0, 1] * 5
 
 
-def test_samples_that_nobody_scores_are_there_when_they_are_sampled() -> None:
+def test_without_a_reward_gang_a_batch_waits_for_its_samples() -> None:
     events: Events = []
     pending = sample(PROMPTS[:2], SAMPLING, rollouts(events), None)
     pending.wait()
@@ -82,12 +82,12 @@ def test_samples_that_nobody_scores_are_there_when_they_are_sampled() -> None:
 
 
 class LevelReward(FakeReward):
-    """Rewards every completion of p0, p1 and p2 alike, and those of other prompts differently."""
+    """Reward that is equal for all completions of p0, p1 and p2, and differs for other prompts."""
 
     def score(self, parts: Sequence[Experience], keep: str | None = None) -> Scores:
-        whole = merge(parts)
-        self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
-        rewards = np.array([r for p in whole.prompts for r in (0, p.id in ("p3", "p4"))], np.float32)
+        experience = merge(parts)
+        self._events.append(f"reward: score {' '.join(p.id for p in experience.prompts)}")
+        rewards = np.array([r for p in experience.prompts for r in (0, p.id in ("p3", "p4"))], np.float32)
         return Scores(rewards=rewards, by_scorer={}, seconds=0.5)
 
 
@@ -98,37 +98,37 @@ class LevelReward(FakeReward):
 def test_generation_runs_ahead_by_the_staleness_and_never_past_the_end(
     max_staleness: int, begun_by_step: list[list[int]]
 ) -> None:
-    events, told = Events(), Told()
-    source = rollout_source(events, told, max_staleness=max_staleness)
+    events, on_begin = Events(), RecordedBegin()
+    source = rollout_source(events, on_begin, max_staleness=max_staleness)
     for step, begun in enumerate(begun_by_step):
-        told.steps.clear()
+        on_begin.steps.clear()
         pending = source.take(step)
-        assert told.steps == [(future, 1) for future in begun]
+        assert on_begin.steps == [(future, 1) for future in begun]
         assert prompts_of(pending) == [[["p0", "p1"], ["p2", "p1"], ["p2", "p0"]][step]]
     assert len([e for e in events if e.startswith("rollout")]) == 3
 
 
 def test_a_dataset_is_encoded_one_step_ahead() -> None:
-    events, told = Events(), Told()
+    events, on_begin = Events(), RecordedBegin()
     encoder: Any = LocalGang("dataset", [FakeEncoder(events)])
     rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS[:3]]
-    source = DatasetSource(encoder, rows, batch_size=2, seed=0, max_steps=3, begun=told)
+    source = DatasetSource(encoder, rows, batch_size=2, seed=0, max_steps=3, on_begin=on_begin)
     assert prompts_of(source.take(0)) == [["p0", "p1"]]
     assert events == ["encoder: encode p0 p1", "encoder: encode p2 p1"]
     assert prompts_of(source.take(1)) == [["p2", "p1"]]
     assert prompts_of(source.take(2)) == [["p2", "p0"]]
     assert events[2:] == ["encoder: encode p2 p0"]
-    assert told.steps == [(0, 1), (1, 1), (2, 1)]
+    assert on_begin.steps == [(0, 1), (1, 1), (2, 1)]
 
 
-def test_a_step_takes_no_row_twice_where_fewer_are_left_than_it_asks_for() -> None:
+def test_a_step_takes_no_row_twice_if_the_dataset_is_smaller_than_a_batch() -> None:
     encoder: Any = LocalGang("dataset", [FakeEncoder(Events())])
     rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS[:3]]
-    source = DatasetSource(encoder, rows, batch_size=5, seed=0, max_steps=3, begun=Told())
+    source = DatasetSource(encoder, rows, batch_size=5, seed=0, max_steps=3, on_begin=RecordedBegin())
     assert [sorted(source.rows(step)) for step in range(3)] == [[0, 1, 2]] * 3
 
 
-def test_an_arrival_is_there_when_its_last_part_is() -> None:
+def test_a_pending_batch_waits_for_its_last_part() -> None:
     events: Events = []
     sampled, scored = (RecordedHandle(name, None, events) for name in ("experience", "scores"))
     PendingBatch(experience=[sampled], scores=[scored, scored]).wait()
@@ -152,13 +152,13 @@ def dynamic_source(events: Events, *, max_resamples: int, num_prompts: int = 5) 
         prompts_per_step=2,
         max_staleness=0,
         max_steps=8,
-        begun=Told(),
+        on_begin=RecordedBegin(),
         max_resamples=max_resamples,
     )
 
 
 def test_groups_without_signal_are_replaced_by_further_prompts() -> None:
-    """p3 and p4 alone have signal: sampled until two groups have it, each further prompt but once."""
+    """Only p3 and p4 have signal. Prompts are sampled, none twice, until two groups have it."""
     rounds = set()
     for step in range(8):
         events: Events = []
@@ -187,7 +187,7 @@ def test_resampling_ends_at_its_limit_and_with_the_prompts() -> None:
 # ------------------------------------------------------------------------------------------------ learning
 
 
-def test_policy_and_critic_learn_from_the_same_evidence() -> None:
+def test_policy_and_critic_train_on_the_same_batch() -> None:
     events: Events = []
     experience: Done[Experience] = rollouts(events).one(FakeRollout.generate, PROMPTS[:1], SAMPLING)
     pending = PendingBatch(experience=[experience], scores=rewards(events).all(FakeReward.score, [experience]))
@@ -201,11 +201,11 @@ def test_policy_and_critic_learn_from_the_same_evidence() -> None:
         "policy 1: learn step 3 from v0 with scores values",
         "critic 0: learn step 3 from v0 with scores values",
     ]
-    # Shares of the two ranks add up, and the critic's figures have a name of their own.
+    # The ranks' shares are summed, and the critic's metrics have a prefix.
     assert metrics == {"loss": 1.0, "num_tokens": 8.0, "critic/loss": 0.5, "critic/num_tokens": 8.0}
 
 
-def test_the_policy_is_asked_before_it_learns_where_the_engine_is_corrected() -> None:
+def test_importance_sampling_takes_log_probabilities_from_before_the_first_update() -> None:
     events: Events = []
     experience: Done[Experience] = rollouts(events).one(FakeRollout.generate, PROMPTS[:1], SAMPLING)
     pending = PendingBatch(experience=[experience], scores=rewards(events).all(FakeReward.score, [experience]))
@@ -255,7 +255,7 @@ def test_a_publication_waits_until_the_one_before_it_was_received() -> None:
     ]
 
 
-def test_through_memory_an_engine_reads_what_has_been_written() -> None:
+def test_through_memory_an_engine_reads_after_the_learner_has_written() -> None:
     through_memory, policy, rollout = publisher([], cuda=False)
     through_memory.publish(7)
     assert policy.arguments == [("/dev/shm/x", None), ()]
@@ -274,7 +274,7 @@ def test_over_nccl_both_ends_run_at_once() -> None:
 
 def test_an_adapter_is_removed_when_its_successor_was_received(tmp_path: Path) -> None:
     events: Events = []
-    (tmp_path / "adapters" / "version-9").mkdir(parents=True)  # of an attempt that was killed
+    (tmp_path / "adapters" / "version-9").mkdir(parents=True)  # left by an attempt that was killed
     gangs: tuple[Any, Any] = (
         RecordingGang("policy", 2, {"send_adapter": 0.5}, events),
         RecordingGang("rollout", 1, {"receive_adapter": 0.25}, events),
@@ -297,4 +297,4 @@ def test_an_adapter_is_removed_when_its_successor_was_received(tmp_path: Path) -
     ]
     directory, version, after = gangs[1].arguments[0]
     assert (Path(directory).name, version) == ("version-1", 1)
-    assert len(after) == 2, "it is read when every rank has written"
+    assert len(after) == 2, "it is read after every rank has written"

@@ -1,4 +1,4 @@
-"""When the reference is replaced, and what that takes."""
+"""Reference policies: when the reference is refreshed, and how."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAR = Drift(kl=1.5, spread=0.5, saturated=0.25, num_completions=8)
 
 
 def nobody_measures() -> Drift:
-    raise AssertionError("the answer does not hang on the drift")
+    raise AssertionError("the decision does not depend on the drift")
 
 
 # ------------------------------------------------------------------------------------------------ the rule
@@ -52,7 +52,7 @@ def test_decide(
     assert (found.drift is None) == (measure is nobody_measures)
 
 
-def test_the_limit_itself_is_no_drift() -> None:
+def test_a_drift_equal_to_the_limit_keeps_the_reference() -> None:
     config = ReferenceConfig(refresh="when_drifted", max_kl=1.5)
     assert decide(config, step=5, version=2, measure=lambda: FAR).action == "keep"
 
@@ -61,7 +61,7 @@ def test_the_limit_itself_is_no_drift() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -87,13 +87,13 @@ REFRESHED = [
 ]
 
 
-def test_a_reference_that_never_changes_scores_as_soon_as_there_is_something() -> None:
+def test_a_reference_that_never_changes_scores_as_soon_as_it_can() -> None:
     events: Events = []
     never = reference_policy(events, "never")
     never.begin(3, [Done(None)])
     assert events == SCORED
     assert len(never.logprobs(3, [Done(None)]).handles or ()) == 2
-    assert events == SCORED  # and not again
+    assert events == SCORED  # not scored again
     never.logprobs(4, [Done(None)])
     assert events == SCORED * 2
 
@@ -102,14 +102,14 @@ def test_every_round_the_policy_becomes_the_reference() -> None:
     events: Events = []
     moving = reference_policy(events, "every_round")
     moving.begin(3, [Done(None)])
-    assert events == []  # it may be another one by then
+    assert events == []  # the reference may be refreshed by then
     decision = moving.logprobs(3, [Done(None)]).decision
     assert events == [*REFRESHED, *SCORED]
     assert moving.version == 3
     assert decision == Decision(action="refresh", reason="reference.refresh is every_round", version=3)
 
 
-def test_a_reference_that_is_still_right_has_measured_with_what_it_scored() -> None:
+def test_a_reference_that_is_kept_does_not_score_again_after_the_measurement() -> None:
     events: Events = []
     kept = reference_policy(events, "when_drifted", drift=NEAR)
     assert len(kept.logprobs(3, [Done(None)]).handles or ()) == 2
@@ -117,7 +117,7 @@ def test_a_reference_that_is_still_right_has_measured_with_what_it_scored() -> N
     assert kept.version == 0
 
 
-def test_a_reference_that_is_too_far_off_is_replaced_and_asked_again() -> None:
+def test_a_reference_that_has_drifted_is_refreshed_and_scores_again() -> None:
     events: Events = []
     replaced = reference_policy(events, "when_drifted", drift=FAR)
     scored = replaced.logprobs(3, [Done(None)])
@@ -128,7 +128,7 @@ def test_a_reference_that_is_too_far_off_is_replaced_and_asked_again() -> None:
     assert scored.decision.drift == FAR
 
 
-def test_a_resumed_run_brings_back_the_reference_it_had() -> None:
+def test_a_resumed_run_loads_the_reference_that_it_had() -> None:
     events: Events = []
     reference_policy(events, "every_round", version=3)
     assert events == ["reference 0: load version-3", "reference 1: load version-3"]
@@ -156,7 +156,7 @@ def test_without_a_reference_there_are_no_log_probabilities() -> None:
     assert NoReference().logprobs(0, []).handles is None
 
 
-def test_a_teacher_is_asked_once_and_as_soon_as_there_is_something() -> None:
+def test_a_teacher_scores_once_and_as_soon_as_it_can() -> None:
     events: Events = []
     gang: Any = LocalGang("teacher", [FakeReference(events, rank=rank) for rank in range(2)])
     teacher = Teacher(gang, temperature=1.0, states=True)
@@ -170,12 +170,12 @@ def test_a_teacher_is_asked_once_and_as_soon_as_there_is_something() -> None:
     assert scored.decision is None
 
 
-def test_under_adapters_the_policy_answers_for_its_base() -> None:
+def test_with_adapters_the_policy_scores_for_its_base() -> None:
     events: Events = []
     policy: Any = LocalGang("policy", [FakeLearner(events, rank=rank) for rank in range(2)])
     base = AdapterOffReference(policy, temperature=0.7, cache=True)
     base.begin(3, [])
-    assert events == [], "the gang is learning the step before"
+    assert events == [], "the gang is training on the step before"
     scored = base.logprobs(3, [])
     assert len(scored.handles or ()) == 2
     assert events == ["policy 0: base logprobs at 0.7 cached", "policy 1: base logprobs at 0.7 cached"]

@@ -1,4 +1,4 @@
-"""Which gangs the recipes need, and that every member can be started with what it is given."""
+"""Gangs of the recipes, and the arguments that their members are started with."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config(recipe: str, *overrides: str) -> RunConfig:
     return load(CONFIGS / "quickstart" / recipe, overrides).stages[-1]
 
 
-def test_every_quickstart_recipe_is_told_of_here() -> None:
+def test_every_quickstart_recipe_is_listed_here() -> None:
     assert {path.name for path in QUICKSTART} == set(GANGS)
 
 
@@ -70,7 +70,7 @@ def test_only_kto_compares_with_mismatched_completions(recipe: str) -> None:
     assert plan.arguments[0]["mismatched"] == (recipe == "kto.yaml")
 
 
-def test_gpus_go_to_those_who_compute() -> None:
+def test_gpus_go_to_the_gangs_that_compute() -> None:
     wide = config("ppo.yaml", "rollout.tensor_parallel_size=4", "rollout.num_engines=2")
     plans = gang_plans(wide, cuda=True, max_steps=4)
     assert {p.role: p.resources.gpus for p in plans} == {
@@ -93,13 +93,13 @@ def test_policy_and_critic_differ_in_head_and_settings() -> None:
     assert gang_plans(unset, cuda=False, max_steps=7)[1].arguments[0]["config"] == unset.policy
 
 
-def test_an_evaluation_needs_engines_even_where_learning_does_not() -> None:
+def test_an_evaluation_needs_engines_even_if_training_does_not() -> None:
     evaluated = config("base.yaml", "data.eval_prompts=heldout.jsonl", "reward=[{type: math}]", "evaluation.every=50")
     roles = [p.role for p in gang_plans(evaluated, cuda=False, max_steps=4)]
     assert roles == ["policy", "rollout", "reward", "dataset"]
 
 
-def test_refusals_are_looked_for_by_workers_of_their_own() -> None:
+def test_refusals_are_detected_by_a_gang_of_their_own() -> None:
     safe = config("iterative_dpo.yaml", "data.eval_harmful=harmful.jsonl", "data.eval_benign=benign.jsonl")
     plans = {p.role: p for p in gang_plans(safe, cuda=False, max_steps=3)}
     assert [c.type for c in plans["refusal"].arguments[0]["configs"]] == ["refusal"]
@@ -108,7 +108,7 @@ def test_refusals_are_looked_for_by_workers_of_their_own() -> None:
     assert {"rollout", "refusal"} <= {p.role for p in gang_plans(offline, cuda=False, max_steps=3)}
 
 
-def test_a_reference_that_weighs_nothing_is_not_loaded() -> None:
+def test_a_reference_without_a_coefficient_is_not_loaded() -> None:
     def roles(recipe: str, *overrides: str) -> set[str]:
         return {p.role for p in gang_plans(config(recipe, *overrides), cuda=False, max_steps=4)}
 
@@ -116,14 +116,14 @@ def test_a_reference_that_weighs_nothing_is_not_loaded() -> None:
     assert "reference" not in roles("ppo.yaml", "algorithm.kl_coef=0.0")
 
 
-def test_the_policy_is_told_of_its_teacher() -> None:
+def test_the_policy_gets_the_model_of_its_teacher() -> None:
     def plans(*overrides: str) -> dict[str, Any]:
         return {p.role: p for p in gang_plans(config("distill.yaml", *overrides), cuda=False, max_steps=4)}
 
     divergence = plans("teacher.num_ranks=2", "teacher.zero_stage=3")
-    told = [a["teacher"] for a in divergence["policy"].arguments]
-    assert told == [a["model"] for a in divergence["teacher"].arguments]
-    assert all(model.path.endswith("runs/quickstart-grpo/model") for model in told)
+    models = [a["teacher"] for a in divergence["policy"].arguments]
+    assert models == [a["model"] for a in divergence["teacher"].arguments]
+    assert all(model.path.endswith("runs/quickstart-grpo/model") for model in models)
     assert {a["config"].zero_stage for a in divergence["teacher"].arguments} == {3}
     nothing_scores = plans("reward=[]", "data.eval_prompts=null", "evaluation.every=null")
     assert "reward" not in nothing_scores
@@ -137,7 +137,7 @@ def test_engines_that_sample_for_a_student_hold_its_teacher() -> None:
     assert rollout.arguments[0]["student"].path.endswith("runs/quickstart-base/model")
 
 
-def test_adapters_need_a_reference_only_when_it_moves() -> None:
+def test_adapters_need_a_reference_only_if_it_is_refreshed() -> None:
     adapted = "model.lora={r: 8}"
     for recipe in ("ppo.yaml", "iterative_dpo.yaml"):
         plans = gang_plans(config(recipe, adapted, "reference={refresh: never}"), cuda=False, max_steps=4)
@@ -146,7 +146,7 @@ def test_adapters_need_a_reference_only_when_it_moves() -> None:
     lora = {p.role: p.arguments[0]["model"].lora for p in moving if p.role in ("policy", "reference", "rollout")}
     assert lora["policy"] is not None
     assert lora["policy"] == lora["rollout"]
-    assert lora["reference"] is None, "it is given merged models"
+    assert lora["reference"] is None, "it loads merged models"
 
 
 def test_no_secret_and_no_accelerator_on_a_cpu() -> None:
@@ -167,18 +167,18 @@ def test_paths_are_absolute_where_actors_run(tmp_path: Path, monkeypatch: pytest
     assert absolute(ModelConfig(path="model")).path == os.path.join(tmp_path, "model")
     assert absolute(ModelConfig(path="Qwen/Qwen3-0.6B")).path == "Qwen/Qwen3-0.6B"
     (reward,) = [p for p in gang_plans(config("grpo.yaml"), cuda=False, max_steps=4) if p.role == "reward"]
-    (told,) = reward.arguments[0]["configs"]
-    assert told.function == f"{tmp_path}/configs/quickstart/task.py:exact_sort"
+    (scorer,) = reward.arguments[0]["configs"]
+    assert scorer.function == f"{tmp_path}/configs/quickstart/task.py:exact_sort"
 
 
-def test_a_base_is_held_for_the_evaluation_where_no_reference_stays() -> None:
+def test_the_evaluation_gets_the_base_model_if_no_reference_keeps_it() -> None:
     def roles(recipe: str, *overrides: str) -> set[str]:
         given = config(recipe, "evaluation={num_samples: 4}", *overrides)
         return {p.role for p in gang_plans(given, cuda=False, max_steps=4)}
 
     assert "base" in roles("grpo.yaml")  # without a KL it has no reference
     assert "base" not in roles("grpo.yaml", "algorithm.beta=0.1")
-    assert "base" in roles("iterative_dpo.yaml")  # its reference moves
+    assert "base" in roles("iterative_dpo.yaml")  # its reference is refreshed
     assert "base" not in roles("iterative_dpo.yaml", "reference.refresh=never")
     assert "base" not in roles("grpo_lora.yaml")  # it is under the adapters
     assert "base" not in {p.role for p in gang_plans(config("grpo.yaml"), cuda=False, max_steps=4)}

@@ -1,4 +1,4 @@
-"""Nothing is learned from other weights than were asked for: the real roles refuse, whatever is injected."""
+"""Workers refuse to answer with other weights than the call asks for, whatever publications are broken."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NUM_ENGINES = 3
 
 
 class LossySampler:
-    """An engine whose next publication may go wrong: `lost` leaves it where it is, `broken` raises on the way."""
+    """Engine whose next publication may fail: `lost` keeps the old weights, `broken` raises."""
 
     def __init__(self) -> None:
         self.version, self.next = 0, ""
@@ -57,7 +57,7 @@ class LossySampler:
 
 
 class LossyRollout(Rollout):
-    """The real role on such an engine."""
+    """Real rollout worker with a lossy engine."""
 
     sampler: LossySampler
 
@@ -73,8 +73,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class House:
-    """Three engines behind a publisher and a source that may run `max_staleness` versions ahead."""
+class Setup:
+    """Three engines, a publisher and a source that may run `max_staleness` versions ahead."""
 
     def __init__(self, model: Path, max_staleness: int = 0) -> None:
         config, origin = RolloutConfig(max_prompt_length=8, max_completion_length=4), ModelConfig(path=str(model))
@@ -90,11 +90,11 @@ class House:
             prompts_per_step=6,
             max_staleness=max_staleness,
             max_steps=9,
-            begun=lambda step, handles: None,
+            on_begin=lambda step, handles: None,
         )
 
     def versions(self, step: int) -> list[int]:
-        """That the batch of a step would be learned from."""
+        """Return the versions that the batch of a step was sampled from."""
         return sorted(set(merge(wait(self.source.take(step).experience)).versions.tolist()))
 
     def publish_and_begin(self, version: int) -> None:
@@ -102,54 +102,54 @@ class House:
         self.source._begin(version)
 
 
-def test_a_batch_is_of_the_version_that_learns_from_it(model: Path) -> None:
-    house = House(model)
-    assert house.versions(0) == [0]
-    house.publisher.publish(1)
-    assert house.versions(1) == [1]
+def test_a_batch_is_of_the_version_that_trains_on_it(model: Path) -> None:
+    setup = Setup(model)
+    assert setup.versions(0) == [0]
+    setup.publisher.publish(1)
+    assert setup.versions(1) == [1]
 
 
 def test_a_hundred_publications_that_reach_half_of_the_engines_give_no_batch(model: Path) -> None:
-    house, rng, refused = House(model), random.Random(0), 0
+    setup, rng, refused = Setup(model), random.Random(0), 0
     for version in range(1, 101):
         lagging = rng.randrange(NUM_ENGINES)
-        house.engines[lagging].sampler.next = how = rng.choice(["lost", "broken"])
-        # In this process a call is over when it returns, so that a broken publication is refused where it is made.
+        setup.engines[lagging].sampler.next = how = rng.choice(["lost", "broken"])
+        # In this process a call has ended when it returns, so a broken publication raises at once.
         with pytest.raises(VersionMismatch, match=r"version \d+ did not arrive|was asked for version \d+"):
-            house.publish_and_begin(version)
+            setup.publish_and_begin(version)
         refused += 1
-        assert house.engines[lagging].sampler.version == version - 1, how
-        house.engines[lagging].sampler.next = ""
-        for engine in house.engines:
-            engine.sampler.version = version  # brought up again
-        house.publisher._under_way = ()
-        assert len(wait(house.source._begin(version).experience)) == NUM_ENGINES
+        assert setup.engines[lagging].sampler.version == version - 1, how
+        setup.engines[lagging].sampler.next = ""
+        for engine in setup.engines:
+            engine.sampler.version = version  # restored
+        setup.publisher._under_way = ()
+        assert len(wait(setup.source._begin(version).experience)) == NUM_ENGINES
     assert refused == 100
 
 
 def test_a_lagging_engine_may_answer_within_the_staleness_and_not_beyond(model: Path) -> None:
-    house = House(model, max_staleness=1)
-    assert house.versions(0) == [0]  # and of version 0 is what was begun ahead, for step 1
-    house.engines[1].sampler.next = "lost"
-    house.publisher.publish(1)
+    setup = Setup(model, max_staleness=1)
+    assert setup.versions(0) == [0]  # the batch of step 1, which was begun ahead, is of version 0 too
+    setup.engines[1].sampler.next = "lost"
+    setup.publisher.publish(1)
     with pytest.raises(VersionMismatch, match=r"holds version 0 of the policy, .* one of versions 1 to 2"):
-        house.source.take(1)
-    house.engines[1].sampler.version, house.engines[1].sampler.next = 1, ""  # brought up again
-    assert house.versions(1) == [0]
-    house.publisher.publish(2)
-    assert house.versions(2) == [1]
+        setup.source.take(1)
+    setup.engines[1].sampler.version, setup.engines[1].sampler.next = 1, ""  # restored
+    assert setup.versions(1) == [0]
+    setup.publisher.publish(2)
+    assert setup.versions(2) == [1]
 
 
 def test_an_engine_that_is_ahead_is_refused_too(model: Path) -> None:
-    house = House(model)
-    for engine in house.engines:
+    setup = Setup(model)
+    for engine in setup.engines:
         engine.sampler.version = 5
     with pytest.raises(VersionMismatch, match=r"holds version 5 of the policy, and was asked for version 4$"):
-        house.source.take(4)
+        setup.source.take(4)
 
 
 class TestReference:
-    """The real one, of one rank."""
+    """Real reference worker with one rank."""
 
     @pytest.fixture
     def reference_policy(self, model: Path) -> ReferenceGang:
@@ -174,26 +174,26 @@ class TestReference:
         gang: Any = LocalGang("rollout", [Ready()])
         return gang.all(Ready.sample)
 
-    def test_it_answers_for_the_version_that_the_run_holds(self, reference_policy: ReferenceGang, sampled: Any) -> None:
+    def test_it_scores_for_the_version_that_the_run_holds(self, reference_policy: ReferenceGang, sampled: Any) -> None:
         (share,) = wait(reference_policy.logprobs(0, sampled).handles or ())
         assert len(share.values) == 2
 
-    def test_it_does_not_answer_for_another(self, reference_policy: ReferenceGang, sampled: Any, model: Path) -> None:
+    def test_it_refuses_another_version(self, reference_policy: ReferenceGang, sampled: Any, model: Path) -> None:
         self.reference.load(str(model), version=3)
         with pytest.raises(VersionMismatch, match="the reference holds version 3, and was asked for version 0"):
             reference_policy.logprobs(0, sampled)
 
-    def test_a_refresh_that_breaks_off_leaves_no_version(self, reference_policy: ReferenceGang, sampled: Any) -> None:
+    def test_a_refresh_that_fails_leaves_no_version(self, reference_policy: ReferenceGang, sampled: Any) -> None:
         with pytest.raises(OSError, match="connect"):
-            self.reference.load("no-such-model", version=1)  # no directory, and nothing is fetched here
+            self.reference.load("no-such-model", version=1)  # no such directory, and tests download nothing
         with pytest.raises(VersionMismatch, match="asked for version 0"):
             reference_policy.logprobs(0, sampled)
 
-    def test_a_new_one_is_brought_to_the_version_of_the_run(
+    def test_a_new_worker_loads_the_version_of_the_run(
         self, reference_policy: ReferenceGang, sampled: Any, model: Path
     ) -> None:
         reference_policy.version = 4
-        reference_policy._bring(LocalGang("reference", [self.reference]))  # type: ignore[arg-type]
+        reference_policy._restore_state(LocalGang("reference", [self.reference]))  # type: ignore[arg-type]
         assert len(wait(reference_policy._score(sampled, 1.0))) == 1
 
 

@@ -68,8 +68,9 @@ def test_every_role_of_a_gang_has_its_memory() -> None:
     assert roles == set(MEMORY) - {"base"}  # held-out samples are evaluated on request alone
 
 
-def test_held_out_samples_of_a_method_without_a_reference_take_a_gang_of_their_own() -> None:
-    config = load(CONFIGS / "8b" / "grpo.yaml", ["evaluation.num_samples=4"]).stages[-1]
+def test_a_method_without_a_reference_has_a_base_gang_for_held_out_samples() -> None:
+    overrides = ["evaluation.num_samples=4", "data.eval_prompts=held-out.jsonl"]
+    config = load(CONFIGS / "8b" / "grpo.yaml", overrides).stages[-1]
     assert "base" in {d.role for d in demands(config, shapes_of(config), H100, work_of(config, Lengths()))}
 
 

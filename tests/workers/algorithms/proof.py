@@ -70,7 +70,7 @@ class Row:
 
     @property
     def is_known(self) -> bool:
-        """True if our settings have the method and its arguments. Any other invalid setting is an error."""
+        """Flag: our settings have the method and its arguments. Any other invalid setting is an error."""
         try:
             TypeAdapter(AlgorithmConfig).validate_python(self.settings | self.sampling)
         except ValidationError as error:

@@ -1,7 +1,7 @@
 """Check that the code in CONTRIBUTING's section "A new algorithm" is all that a new method needs.
 
-The packages are copied, the three edits of the section are made in the copy, and a process that imports the copy loads,
-plans and trains a recipe with the new method.
+The packages are copied, the three edits of the section are made in the copy, and a process that imports the copy
+validates, plans and trains a recipe with the new method.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ def test_three_edits_add_a_method(tree: Path, qwen2: Path) -> None:
     ]
     assert edited == ["workers/algorithms/rwr.py", "workers/config/algorithms.py", "workers/config/policy_gradient.py"]
     (tree / "recipe.yaml").write_text(RECIPE.format(model=qwen2))
+    (tree / "prompts.jsonl").write_text('{"prompt": "ab>"}\n{"prompt": "ba>"}\n')
+    (tree / "reward.py").write_text("def reward(completions, **_): return [1.0] * len(completions)")
     paths = (tree, ROOT, ROOT / "tests", ROOT / "tests/workers")  # the root for `configs`, which is not copied
-    run = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, "recipe.yaml"],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
@@ -76,13 +78,14 @@ def test_three_edits_add_a_method(tree: Path, qwen2: Path) -> None:
         text=True,
         timeout=300,
     )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
     assert Path(result["module"]).is_relative_to(tree)
     assert (result["type"], result["temperature"]) == ("rwr", 0.5)
-    # Planned: 2 prompts with 2 completions each, one update per step, no reference and no critic.
+    # 2 prompts with 2 completions each, one update per step, no reference and no critic.
     assert result["work"] == {"sequences": 4, "updates": 1, "steps": 3}
-    assert result["roles"] == ["policy", "rollout"]
+    assert result["on GPUs"] == ["policy", "rollout"]
+    assert result["gangs"] == ["policy", "rollout", "reward"]
     # Rewards 1 0 and 0.5 0.5: weights exp((r − 1)/½) = 1, e⁻² and e⁻¹, e⁻¹ on 2, 1, 1 and 2 of 6 tokens.
     assert result["weights"] == pytest.approx([1, 1, math.exp(-2), math.exp(-1), math.exp(-1), math.exp(-1)])
     # On policy log π = log π_old = −1 everywhere, so L is the mean weight.
@@ -93,19 +96,22 @@ def test_three_edits_add_a_method(tree: Path, qwen2: Path) -> None:
 
 
 def run(recipe: str) -> dict[str, Any]:
-    """Load, plan and train a recipe with the new method, in the process that imports the copy."""
+    """Validate, plan and train a recipe with the new method, in the process that imports the copy."""
     import numpy as np
     import torch
     from fakes import experience
     from torch_engine import learner_of
 
+    from orchestrator.cli.main import main
     from orchestrator.config import load
+    from orchestrator.pipeline.roles import gang_plans
     from orchestrator.plan.gpus import GPUS
     from orchestrator.plan.plan import make_plan
     from workers.algorithms import ALGORITHMS
     from workers.algorithms.base import MicroBatch, totals_of
     from workers.types import ScoredBatch, Scores
 
+    assert main(["validate", recipe]) == 0
     (config,) = load(recipe).stages
     plan = make_plan(config, GPUS["H100"])
     method: Any = config.algorithm
@@ -113,7 +119,8 @@ def run(recipe: str) -> dict[str, Any]:
     record = ALGORITHMS[method.type]
     given = experience([([3, 4], [[5, 6], [7]]), ([8], [[9], [10, 1]])], logprobs=[-1.0] * 6)
     rewards = np.array([1.0, 0.0, 0.5, 0.5], np.float32)
-    batch, _ = record.prepare(ScoredBatch(experience=given, rewards=rewards, seed=0), method)
+    scored = ScoredBatch(experience=given, rewards=rewards, reference_logprobs=None, values=None, seed=0)
+    batch, _ = record.prepare(scored, method)
     rows = np.arange(batch.num_rows)
     loss, _ = record.loss(torch.full((6,), -1.0), MicroBatch.of(batch, rows, totals_of(batch, rows)), method)
     assert batch.advantages is not None
@@ -127,7 +134,8 @@ def run(recipe: str) -> dict[str, Any]:
         "type": method.type,
         "temperature": method.temperature,
         "work": {name: getattr(plan.work, name) for name in ("sequences", "updates", "steps")},
-        "roles": [demand.role for demand in plan.demands],
+        "on GPUs": [demand.role for demand in plan.demands],
+        "gangs": [gang.role for gang in gang_plans(config, cuda=False, max_steps=3)],
         "weights": batch.advantages.tolist(),
         "loss": loss.item(),
         "step": stats.facts,
