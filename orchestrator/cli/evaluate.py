@@ -73,10 +73,12 @@ def evaluate(
     from orchestrator.evaluation import evaluate as evaluation
     from orchestrator.evaluation.result import as_json as to_json
     from orchestrator.evaluation.show import show
+    from orchestrator.pipeline.roles import preloaded
 
     models = evaluation.spec(model, against=against, base=base, reference=reference)
     directory = output or Path("evaluations") / f"{models.model.name}--{suite.stem}"
-    result = evaluation.evaluate(loaded, models, directory, _report)
+    with preloaded(loaded.config.cluster):
+        result = evaluation.evaluate(loaded, models, directory, _report)
     if as_json:
         say(to_json(result))
     else:
@@ -114,11 +116,13 @@ def rank(
 ) -> int:
     """Sample n completions per prompt and rank them by DPO's implicit reward β log π(y)/π_ref(y) (best of n)."""
     from orchestrator.evaluation import rank as ranking
+    from orchestrator.pipeline.roles import preloaded
 
     candidates = ranking.candidates(model, reference)
     directory = output or Path("ranked") / f"{candidates.model.name}--{Path(prompts).stem}"
     suite = ranking.settings(candidates.model, prompts, n, beta, overrides or ())
-    result = ranking.rank(suite, candidates, beta, directory, _report)
+    with preloaded(suite.cluster):
+        result = ranking.rank(suite, candidates, beta, directory, _report)
     if as_json:
         say(ranking.as_json(result))
     else:

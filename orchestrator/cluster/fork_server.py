@@ -53,6 +53,7 @@ def fork_server(path: str, modules: Sequence[str], environment: Mapping[str, str
     finally:
         assert server.stdin is not None
         server.stdin.close()
+        server.terminate()  # at once while it still imports; else it sees that its input has ended, and kills its forks
         server.wait()
 
 
@@ -112,6 +113,7 @@ def _serve(listener: socket.socket) -> None:
     for end in wake_up:
         end.setblocking(False)
     signal.signal(signal.SIGCHLD, _nothing)
+    signal.signal(signal.SIGTERM, _nothing)
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
     waiting: dict[int, socket.socket] = {}
     while True:
@@ -159,6 +161,7 @@ def _fork(connection: socket.socket, listener: socket.socket) -> int:
         status = 1
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             listener.close()
             connection.close()

@@ -24,7 +24,7 @@ from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.errors import BadInput, Problem
 from orchestrator.evaluation.rows import Mode, PromptSet, Row, number_or_none
 from orchestrator.evaluation.suite import SuiteConfig
-from orchestrator.pipeline.roles import absolute, preloaded, reward_plan, rollout_plan, scoring_plan
+from orchestrator.pipeline.roles import absolute, reward_plan, rollout_plan, scoring_plan
 from orchestrator.pipeline.sources import sample
 from orchestrator.signals import StopRequest
 from workers.config import ModelConfig, ReferenceConfig
@@ -59,7 +59,7 @@ def cluster_for(suite: SuiteConfig, output: Path, log: Log, start_cluster: Calla
     Raises:
         ClusterError: the cluster could not be started.
     """
-    with StopRequest(), preloaded(suite.cluster):
+    with StopRequest():
         log("starting Ray")
         logs = output.absolute() / "logs"
         cluster = start_cluster(suite.cluster, log_directory=logs, on_restart=lambda r: log(_restart_text(r)))

@@ -344,9 +344,9 @@ def test_a_run_whose_learner_forgets_the_window_stops_in_its_first_step(tmp_path
         if forgets:
             AttentionMaskInterface.register(hf_packing.NAME, windowless)
         metrics = merge_stats([learner.step(0, [given], [rewards], None, None)])
-        watch = AlarmMonitor(AlarmsConfig(engine_mismatch=EngineMismatch(max_difference=MISMATCH["float32"])))
-        watch.see(1, metrics)
-        return watch.verdict
+        monitor = AlarmMonitor(AlarmsConfig(engine_mismatch=EngineMismatch(max_difference=MISMATCH["float32"])))
+        monitor.update(1, metrics)
+        return monitor.verdict
 
     assert verdict(forgets=False) is None
     stopped = verdict(forgets=True)

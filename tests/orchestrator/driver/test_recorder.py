@@ -182,7 +182,7 @@ def test_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_p
     recorded.recorder.baseline()
     for index in range(5):
         recorded.step(index)
-    assert [e for e in recorded.events if e.startswith(("told", "saved", "evaluated"))] == [
+    assert [e for e in recorded.events if e.startswith(("logged", "saved", "evaluated"))] == [
         "evaluated",
         "logged 0",
         "logged 1",
