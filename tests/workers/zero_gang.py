@@ -1,17 +1,36 @@
-"""Start of a gang's ranks, each in a process of its own."""
+"""Start of a gang's ranks, each a fork of one process that has imported torch and DeepSpeed."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.fork_server import fork_server, worker_command
+from orchestrator.pipeline.roles import PRELOADS
+
 HERE = Path(__file__).parent
+FAMILIES = ("transformers.models.qwen2.modeling_qwen2", "transformers.models.llama.modeling_llama")
+
+
+@cache
+def _python() -> list[str]:
+    """Return the command that runs a script in a fork; the server ends with this process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    socket_path = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='rlhf-ranks-'))}/socket"
+    modules, environment = (*PRELOADS["torch"].modules, *FAMILIES, "fakes"), PRELOADS["torch"].environment
+    stack.enter_context(fork_server(socket_path, modules, {**environment, "PYTHONWARNINGS": "ignore"}))
+    return worker_command(socket_path).split()
 
 
 def free_port() -> int:
@@ -36,7 +55,7 @@ def start_ranks(script: str, world_size: int, arguments: Sequence[str]) -> None:
     port = free_port()
     ranks = [
         subprocess.Popen(
-            [sys.executable, HERE / script, str(rank), str(world_size), str(port), *arguments],
+            [*_python(), str(HERE / script), str(rank), str(world_size), str(port), *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
