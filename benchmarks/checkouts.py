@@ -99,7 +99,7 @@ def child() -> None:
     from workers.config import LearnerConfig, ModelConfig, SftConfig
     from workers.engines import deepspeed_engine
     from workers.packing import pack
-    from workers.ragged import Ragged
+    from workers.types import Ragged  # not workers.ragged, which older checkouts do not have
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])

@@ -83,24 +83,6 @@ class VllmEngine:
         if os.environ.get("VLLM_SERVER_DEV_MODE") not in (None, "0"):
             raise EngineError("VLLM_SERVER_DEV_MODE is set: it opens calls that run any code; unset it")
         self.check(path, dtype, adapters=adapter_rank is not None, cuda=cuda)
-        machine: dict[str, Any] = (
-            {"gpu_memory_utilization": config.gpu_memory_utilization}
-            if cuda
-            else {
-                "kv_cache_memory_bytes": config.cpu_kv_cache_mib * 2**20,
-                "enforce_eager": True,
-                # After a chunk of a prompt vLLM rewinds the request's generator, which CPU generators do not support.
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_model_len),
-            }
-        )
-        weights: dict[str, Any] = (
-            {"weight_transfer_config": {"backend": "nccl" if cuda else SHARED_MEMORY}}
-            | {"worker_extension_cls": "" if cuda else f"{__name__}.Registration"}
-            if adapter_rank is None
-            # One adapter at a time, and none cached: no older one can be used by mistake.
-            else {"enable_lora": True, "max_lora_rank": _padded(adapter_rank), "max_loras": 1, "max_cpu_loras": 1}
-        )
         self._llm = LLM(
             model=path,
             dtype=dtype,
@@ -114,8 +96,8 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
             skip_tokenizer_init=True,
             disable_log_stats=True,
-            **machine,
-            **weights,
+            **_device_settings(config, max_model_len, cuda=cuda),
+            **_publication_settings(adapter_rank, cuda=cuda),
         )
         self._connected = False
         self._adapted = adapter_rank is not None
@@ -245,6 +227,28 @@ class VllmEngine:
             return _version(self._adapter)
         reported = self._llm.get_weight_version()
         return int(reported) if reported and reported.isdigit() else 0
+
+
+def _device_settings(config: RolloutConfig, max_model_len: int, *, cuda: bool) -> dict[str, Any]:
+    if cuda:
+        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+    return {
+        "kv_cache_memory_bytes": config.cpu_kv_cache_mib * 2**20,
+        "enforce_eager": True,
+        # After a chunk of a prompt vLLM rewinds the request's generator, which CPU generators do not support.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, max_model_len),
+    }
+
+
+def _publication_settings(adapter_rank: int | None, *, cuda: bool) -> dict[str, Any]:
+    if adapter_rank is None:
+        return {
+            "weight_transfer_config": {"backend": "nccl" if cuda else SHARED_MEMORY},
+            "worker_extension_cls": "" if cuda else f"{__name__}.Registration",
+        }
+    # One adapter at a time, and none cached: no older one can be used by mistake.
+    return {"enable_lora": True, "max_lora_rank": _padded(adapter_rank), "max_loras": 1, "max_cpu_loras": 1}
 
 
 def _summary(error: ValueError) -> str:
