@@ -104,7 +104,7 @@ class BadInput(RlhfError):
 
 
 class ResumeError(BadInput):
-    """There is no run to resume, or it cannot be resumed as requested."""
+    """No run to resume, or a run that cannot be resumed as requested."""
 
     cause = "cannot_resume"
 

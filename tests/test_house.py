@@ -139,7 +139,7 @@ def test_private_names_of_libraries_are_used_for_a_reason() -> None:
 BANNED_OPENINGS = re.compile(
     r"`|(?:What|Whatever|Which|Whichever|Who|Whoever|Where|Wherever|How|Of|Whether|Raises|Returns|Yields|Example|Likewise"
     r"|It|Its|They|Their|Theirs|This|These|That|Those|He|She|None|So|As|Also|And|Or|But|If|When|While|For|In|With|By|On|At"
-    r"|To|Not|Is|Are|There|True|False)\b"
+    r"|To|Not|Is|Are|There)\b"
 )
 
 

@@ -46,7 +46,7 @@ class Demand:
 
     @property
     def spans_nodes(self) -> bool:
-        """True where one actor asks for more GPUs than a node has, which no placement can give it."""
+        """True if one actor asks for more GPUs than a node has, which no placement can give it."""
         return self.gpus > GPUS_PER_NODE
 
     @property
@@ -82,7 +82,7 @@ def adapter_params(config: RunConfig, shape: ModelShape) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Load:
-    """What the roles of a run hold, and the lengths (tokens) of the rows that they work on."""
+    """Models that the roles of a run hold, and the lengths (tokens) of the rows that they work on."""
 
     config: RunConfig
     shapes: Shapes

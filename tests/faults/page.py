@@ -155,8 +155,8 @@ The driver, loop, ledger, checkpoints, recorder, learner and losses are the prod
 T4, T5, T7 and T8 play in one process with stand-ins that are deterministic to the bit (`tests/faults/cpu_run.py`):
 torch for DeepSpeed, a sampler with a seed per completion for vLLM, direct calls for Ray. T2 and T10 play on a real Ray
 cluster whose actors hold the same stand-ins, two ranks of a learner in a gloo group and two engines among them; Ray
-starts its workers by forking a process that has its imports done (`orchestrator/cluster/fork_server.py`), and watches and
-buries them as any other. A run there is killed up to ten times, and a kill is good when the whole run is. "T2 real
+starts its workers by forking a process that has its imports done (`orchestrator/cluster/fork_server.py`), and watches
+and buries them as any other. A run there is killed up to ten times, and a kill is good when the whole run is. "T2 real
 engines" has no stand-in at all: on one machine and version its engines repeat themselves to the bit; on a GPU they are
 not promised to. Its first series found that `rlhf resume` refused a run killed before its first checkpoint (mended),
 and that after a driver's death two agents of Ray itself may try for a minute to tell their dead head: a run that leaves
