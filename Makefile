@@ -3,12 +3,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart docs test test-faults fuzz bad-input check bench back-test table alarms families parity \
+.PHONY: help setup quickstart docs test test-quick test-faults fuzz bad-input check bench back-test table alarms families parity \
     proof frontier golden golden-check lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
+TEST_PARALLEL := python -m pytest -n $(or $(JOBS),2) --dist loadfile
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 help: ## list the targets
@@ -24,8 +25,12 @@ docs: .venv-docs/lock.stamp ## build the documentation in site/, in an environme
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 	@echo "docs: done; open site/index.html"
 
-test: setup ## run all tests
-	@$(IN_VENV) python -m pytest
+test: test-quick ## run all tests: the quick ones, then those on real DeepSpeed ranks, Ray and vLLM
+	@$(IN_VENV) $(TEST_PARALLEL) -m 'stack and not long' tests/workers
+	@$(IN_VENV) python -m pytest -m 'stack and not long' tests/faults tests/stack
+
+test-quick: setup ## run the tests that start neither Ray nor vLLM nor DeepSpeed ranks (3 minutes)
+	@$(IN_VENV) $(TEST_PARALLEL) -m 'not stack and not long'
 
 test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/evidence/reliability.md (hours)
 	@$(IN_VENV) python -m pytest -m long
@@ -37,10 +42,11 @@ fuzz: setup ## fuzz every parser for MINUTES=20 each, one after another: docs/ev
 bad-input: setup ## write docs/evidence/bad_input.md from the names of the tests
 	@$(IN_VENV) python tests/orchestrator/bad_input.py
 
-check: setup ## lint, format and type check
+check: setup ## lint, format, types, the rules of the house, and every command and link in README and docs
 	@$(IN_VENV) ruff check
 	@$(IN_VENV) ruff format --check
 	@$(IN_VENV) mypy
+	@$(IN_VENV) python -m pytest -q tests/test_house.py tests/test_architecture.py tests/docs
 
 bench: setup ## measure side by side with TRL
 	@$(IN_VENV) TORCH_CPU_INDEX=$(CPU_INDEX) python -m benchmarks.run
