@@ -18,3 +18,11 @@ from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)  # nothing here depends on how busy the machine is
 settings.load_profile("untimed")
+
+
+def pytest_configure() -> None:
+    os.environ.setdefault("RLHF_TEST_SEED", str(secrets.randbelow(2**16)))
+
+
+def pytest_report_header() -> str:
+    return f"sampled faults: RLHF_TEST_SEED={os.environ['RLHF_TEST_SEED']}"

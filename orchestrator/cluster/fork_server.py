@@ -163,6 +163,7 @@ def _fork(connection: socket.socket, listener: socket.socket) -> int:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
+            os.setpgid(0, 0)  # Ray kills the whole process group of a worker that is to end
             listener.close()
             connection.close()
             *standard, network = files

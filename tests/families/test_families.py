@@ -37,7 +37,7 @@ REFUSED = {
     "deepseek_v32": "indexed_attention",
     "shieldgemma2": "its files lack weights of Gemma3ForConditionalGeneration",
     "t5gemma2": "it is an encoder-decoder",
-    "xlnet": "no causal language model",
+    "xlnet": "not a causal language model",
 }
 
 
