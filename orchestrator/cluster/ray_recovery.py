@@ -202,7 +202,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def recover(call: Call, loss: LostWorker) -> None:
-    """Restart a worker that was lost on the way to the result of `call`, and resubmit the call.
+    """Restart a worker that was lost on the way to the result of `call`, and resubmit what was lost of its fan-out.
+
+    An input that was lost fails all calls that wait for it: ranks of a collective would wait for each other.
 
     Raises:
         WorkerFailed: the reason for the loss, if the call or the worker may not be retried.
@@ -212,7 +214,8 @@ def recover(call: Call, loss: LostWorker) -> None:
     if loss.call is not None:
         loss.call.num_losses += 1
     loss.gang.restart(loss)
-    resubmit(call)
+    for lost in (call, *call.siblings()):
+        resubmit(lost)
 
 
 def resubmit(call: Call, *, together: bool = False) -> None:

@@ -145,6 +145,15 @@ def test_a_gang_that_meets_is_started_again_whole(stage: Stage, told: Told) -> N
     assert set(first) == {"address", "port"} == set(meeting)
 
 
+@pytest.mark.timeout(120)
+def test_ranks_of_a_collective_are_all_asked_again_when_what_they_wait_for_was_lost(stage: Stage, told: Told) -> None:
+    answers = stage.gang("pure").all(Teller.tell, 1, "collective")
+    totals = stage.gang("met").all(Teller.total_together, answers, "together")
+    stage.strike("collective")
+    assert wait(totals) == [17, 17]
+    assert told() == [("pure", "tell")]
+
+
 def test_a_member_that_holds_the_wrong_version_is_replaced_by_one_that_does_not(stage: Stage, told: Told) -> None:
     pure = stage.gang("pure")
     wait(pure.each(Teller.learn, [(TOLD,), (TOLD - 1,)]))  # half a publication
