@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Self
 
 MARK = "RLHF_TEST_COMMAND"
+FORKS = "RLHF_FORK_SERVERS"
 
 
 class Command:
-    """`rlhf …`, running. Ray is its own: neither the session's head nor another's token is in its environment."""
+    """`rlhf …`, running. Ray and fork servers are its own: nothing in its environment leads to those of the session."""
 
     def __init__(self, *arguments: str, cwd: Path, variables: Mapping[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", FORKS))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.cli", *arguments],
             cwd=cwd,
