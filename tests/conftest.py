@@ -1,22 +1,22 @@
-"""What every test starts from: nothing is fetched, and a test keeps one core busy."""
+"""Environment of every test: no downloads, and one thread per process."""
 
 from __future__ import annotations
 
 import os
 import secrets
 
-# Before torch, transformers and DeepSpeed are imported, which read these once.
+# Set before torch, transformers and DeepSpeed are imported, because they read these variables only once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# A process keeps the first token that Ray has read: all clusters of a session have the same one.
+# Ray reads its token once per process, so all clusters of a test session share one token.
 os.environ.setdefault("RLHF_TEST_RAY_TOKEN", secrets.token_hex(32))
 
 from hypothesis import settings
 
-settings.register_profile("untimed", deadline=None)  # nothing here depends on how busy the machine is
+settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("untimed")
 
 

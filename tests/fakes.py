@@ -48,9 +48,10 @@ def experience(
     version: int = 0,
     **changes: Any,
 ) -> Experience:
-    """Return experience of (prompt, completions) as tokens, with read-only arrays like those of Ray's object store.
+    """Return experience of groups (prompt, completions) of tokens, with read-only arrays as in Ray's object store.
 
-    Prompt g has the id `p<g>`. `logprobs` are flat; None: as from a dataset.
+    Prompt g gets the id `p<g>`. `logprobs` holds one value per completion token, all completions in a row; it is None
+    for experience from a dataset.
     """
     completions = [tokens for _, group in groups for tokens in group]
     given: dict[str, Any] = {
@@ -80,7 +81,7 @@ def read_only(value: Any) -> None:
 
 
 class FakeRollout:
-    """Rollout whose i-th completion of a prompt is the token i, sampled from the last received version."""
+    """Rollout whose i-th completion of a prompt is the token i, sampled at the last received version."""
 
     def __init__(self, events: Events, *, index: int = 0, **_: Any) -> None:
         self._events, self._index, self._version = events, index, 0
@@ -119,7 +120,7 @@ class FakeReward:
 
 
 class FakeReference:
-    """Reference that returns empty shares and a given drift."""
+    """Reference that returns empty shards and a given drift."""
 
     def __init__(self, events: Events, *, rank: int = 0, drift: Drift | None = None, **_: Any) -> None:
         self._events, self._rank, self._drift, self._version = events, rank, drift, 0
@@ -144,7 +145,7 @@ class FakeReference:
 
 
 class FakeLearner:
-    """Learner that records the versions it should train on. Its checkpoint is a file with `weights`."""
+    """Learner that records the versions of the experience it trains on. Its checkpoint is a file with `weights`."""
 
     def __init__(self, events: Events, *, head: str = "logprobs", rank: int = 0, **_: Any) -> None:
         self._events = events
@@ -216,7 +217,7 @@ class FakeEncoder:
 
 
 class EventRecorder:
-    """Recorder whose calls are events; metrics are stored in a list."""
+    """Recorder that records its calls as events and stores the metrics in a list."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -270,7 +271,7 @@ class EventSink:
 
 @dataclass(frozen=True)
 class RecordedHandle:
-    """Handle whose waits are events."""
+    """Handle that records each wait as an event."""
 
     name: str
     value: Any
@@ -285,7 +286,7 @@ class RecordedHandle:
 
 
 class RecordingGang:
-    """Gang of `size` members that return the result for a method from `answers`; calls and waits are events."""
+    """Gang whose members return the result of a method from `answers`. Calls and waits are recorded as events."""
 
     def __init__(self, role: str, size: int, answers: Mapping[str, Any], events: Events) -> None:
         self.role, self._size, self._answers, self._events = role, size, answers, events

@@ -1,4 +1,4 @@
-"""What is shipped under configs/, by kind."""
+"""Paths of the files that are shipped under configs/, by kind."""
 
 from __future__ import annotations
 

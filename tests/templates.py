@@ -1,4 +1,4 @@
-"""Chat templates of the styles that models come with, as those models write them, cut to what tells them apart."""
+"""Chat templates in the styles of common model families, reduced to the parts in which they differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of DESIGN.md about who may import whom, read off the source, and what the light half costs."""
+"""Rules of DESIGN.md checked on the source: allowed imports, light modules, no unpickling, valid shipped files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.evaluation.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
 
-# A package imports only what stands on an earlier line, or on its own; the longest prefix of a name says where it is.
+# A module may import modules of its own line and of earlier lines. The longest matching prefix decides its line.
 ORDER = [
     {"workers.ragged", "workers.types", "workers.vocabulary", "workers.positions", "workers.families"},
     {"workers.conversation"},
@@ -113,7 +113,10 @@ TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.item
 
 
 def imports(name: str) -> Iterator[str]:
-    """Everything that a module imports anywhere in it; of `from a import b`, `a.b` where that is a module of ours."""
+    """Yield every name that a module imports, also inside functions.
+
+    For `from a import b`, yield `a.b` if that is a module of this repository, else `a`.
+    """
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -131,7 +134,7 @@ def is_in(name: str, package: str) -> bool:
 
 
 def line_of(name: str) -> int:
-    """Where in ORDER a module stands; packages themselves (`workers`) stand before everything."""
+    """Return the index of a module's line in ORDER, or -1 for the two root packages."""
     found = [(len(entry), i) for i, line in enumerate(ORDER) for entry in line if is_in(name, entry)]
     if not found and name in ("workers", "orchestrator"):
         return -1
@@ -195,7 +198,7 @@ def test_nothing_evaluates_or_unpickles_what_it_was_sent() -> None:
 
 
 def test_insecure_serialization_is_only_ever_looked_up() -> None:
-    """vLLM falls back to pickle where the variable is set: we refuse it and never set it."""
+    """Check that we only read the variable with which vLLM falls back to pickle (to refuse it), and never set it."""
     variable = "VLLM_ALLOW_INSECURE_SERIALIZATION"
     mentions, lookups = 0, 0
     for tree in TREES.values():

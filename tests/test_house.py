@@ -1,4 +1,4 @@
-"""The shape of the source: sizes, package rings, private imports of libraries, and the opening words of docstrings."""
+"""Rules for the source: sizes, import cycles, private names of libraries, and opening words of docstrings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 8
 MANY_PARAMETERS = {
     "orchestrator/pipeline/sources.py:RolloutSource": "two gangs, their work and its limits: none belongs to another",
 }
-"""Constructors with more parameters, each with the reason."""
+"""Constructors with more than MAX_PARAMETERS parameters, each with the reason."""
 
 
 def test_files_are_short() -> None:
@@ -57,7 +57,7 @@ def test_functions_fit_a_screen() -> None:
 
 def _parameters(function: Function) -> int:
     every = function.args
-    return len(every.posonlyargs) + len(every.args) + len(every.kwonlyargs) - 1  # self
+    return len(every.posonlyargs) + len(every.args) + len(every.kwonlyargs) - 1  # without `self`
 
 
 def test_constructors_take_few_parameters() -> None:
@@ -85,7 +85,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 
 def _package(path: Path) -> str:
-    """Return the package of a file under orchestrator/ or workers/; a module beside the packages is its own."""
+    """Return the package of a file under orchestrator/ or workers/, or the module itself if it is in no package."""
     return ".".join(path.with_suffix("").parts[:2])
 
 
@@ -108,11 +108,11 @@ PRIVATE = {
     "ray.experimental.internal_kv._internal_kv_get": KV,
     "ray.experimental.internal_kv._internal_kv_put": KV,
 }
-"""Private names of libraries that are used, each with the reason."""
+"""Private names of libraries that we use, each with the reason."""
 
 
 def _used(tree: ast.Module) -> Iterator[str]:
-    """Yield what a module imports, and every dotted name that begins with a module that it imports."""
+    """Yield every imported name, and every dotted name that begins with an imported module."""
     modules = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -149,12 +149,12 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield getattr(node, "lineno", 1), text
 
 
-@pytest.mark.parametrize("part", SHIPPED)
+@pytest.mark.parametrize("part", [*SHIPPED, "docs", "tests"])
 def test_docstrings_open_with_a_verb_or_the_name_of_a_thing(part: str) -> None:
-    """Ruff's D401 asks for the imperative; these openings leave the reader to recover the subject."""
+    """Check for openings that hide the subject of the sentence. Ruff's D401 checks only for the imperative."""
     wrong = [
         f"{path}:{line}: {text.splitlines()[0]}"
-        for path, tree in OURS.items()
+        for path, tree in TREES.items()
         if path.parts[0] == part
         for line, text in _docstrings(tree)
         if BANNED_OPENINGS.match(text)

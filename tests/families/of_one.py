@@ -1,4 +1,4 @@
-"""What the table says of one family: in both dtypes, through DeepSpeed at every stage, merged and exported."""
+"""Table row of one family: both dtypes, DeepSpeed at every ZeRO stage, merged adapters, and export."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ STAGES = (0, 1, 2, 3)  # of ZeRO
 
 
 def row_of(name: str, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
-    """Return how rows are given to a family ("-": no small model of it runs), why, the figures, and what is wrong."""
+    """Return the table row of a family: how rows are fed to the model, why, the figures, and what is wrong.
+
+    `rows` is "-" if no small model of the family can be built.
+    """
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made, "model")
         try:
@@ -75,7 +78,7 @@ def figures(verdict: Verdict) -> str:
 
 
 def _answer(ask: Callable[[], Verdict]) -> Verdict:
-    """A crash is no refusal."""
+    """Return the verdict of `ask`, or a wrong one if it crashes, because a crash is not a refusal."""
     try:
         return ask()
     except Exception as error:
@@ -94,8 +97,10 @@ def _why_apart(directory: Path) -> str:
 
 
 def partitioned(directory: Path, stages: tuple[int, ...], dtypes: list[str]) -> tuple[str, list[str]]:
-    """Return the largest difference and the worst gradient at ZeRO stages in float32, and what is wrong in either
-    dtype."""
+    """Return the figures of the worst ZeRO stage in float32, and what is wrong in either dtype.
+
+    If stage 3 is refused, the reason replaces the figures.
+    """
     from workers.engines import deepspeed_engine
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -105,7 +110,7 @@ def partitioned(directory: Path, stages: tuple[int, ...], dtypes: list[str]) -> 
     for dtype in dtypes:
         for stage in stages:
             verdict = _answer(lambda dtype=dtype, stage=stage: _at_stage(directory, dtype, stage))
-            if verdict.refused and stage == 3:  # by the product; or it breaks, and is refused as the table says so
+            if verdict.refused and stage == 3:  # by our checks, or because it crashes: the table lists both as refused
                 return f"refused: {verdict.refused}", wrong
             if verdict.refused or verdict.wrong:
                 wrong.append(f"ZeRO {stage}, {dtype}: {verdict}")
@@ -144,14 +149,14 @@ def _at_stage(directory: Path, dtype: str, stage: int) -> Verdict:
 
 @torch.no_grad()
 def exported(directory: Path, target: Path, *, adapted: bool) -> str:
-    """Return how far the exported model, loaded by transformers, is from the module that was exported."""
+    """Return the largest difference (nats) between the exported model, loaded by transformers, and its source."""
     from tests.workers.torch_engine import TorchEngine
 
     try:
         adapters = LoraConfig(r=2, lora_alpha=8) if adapted else None
         engine = TorchEngine(directory, SFT, adapters=adapters)
         check_rows(engine.module, CPU, path=str(directory), longest=100)
-        for adapter in engine.adapters.values():  # they start at zero, and would not be missed
+        for adapter in engine.adapters.values():  # adapters start at zero, so a lost one would not be noticed
             torch.nn.init.normal_(adapter.up, std=0.1, generator=torch.Generator().manual_seed(1))
         hf_files.export(str(directory), engine.describe_weights(), engine.weights(), target)
     except (ModelError, lora.LoraError, AttentionError) as error:

@@ -1,4 +1,4 @@
-"""Rows of prompts with completions, and what plain transformers says of each text alone."""
+"""Rows of prompts with completions, and the log-probabilities of plain transformers for each text alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from workers.ragged import Ragged
 
 VOCABULARY = range(3, 93)  # tokens without a special meaning
 
-# Prompts and completions by their lengths: shared prompts, texts far shorter and far longer than a window of 6 or a
-# chunk of 8, a completion of one token, which is no input at all.
+# Lengths of prompts and of their completions: shared prompts, texts much shorter and much longer than a window of 6 or
+# a chunk of 8, and a completion of one token, which is never an input.
 LENGTHS = [(4, (4, 3, 6)), (19, (3, 5)), (2, (1,)), (5, (9,)), (1, (2, 3, 4, 1, 3)), (50, (31, 3))]
 
 
 def rows_of(lengths: Sequence[tuple[int, Sequence[int]]] = LENGTHS, seed: int = 0) -> list[tuple[Any, list[Any]]]:
-    """Return random tokens of these lengths: (prompt, its completions) of each row."""
+    """Return rows of random tokens with these lengths, each as (prompt, completions)."""
     rng = np.random.Generator(np.random.Philox(seed))
 
     def draw(count: int) -> Any:
@@ -38,14 +38,14 @@ def packed(rows: Sequence[tuple[Any, list[Any]]], pad: int | None = None) -> Pac
 
 
 def asked(module: Any, batch: Packed, temperature: float = 1.0) -> Any:
-    """Return what a module answers for a micro-batch on the CPU: a number for each token, with its entropy."""
+    """Return a module's log-probability and entropy for each token of a micro-batch, on the CPU."""
     arrays = (batch.tokens, batch.positions, batch.predictors, batch.targets)
     tokens, positions, predictors, targets = (torch.from_numpy(a.astype(np.int64)) for a in arrays)
     return module(tokens, positions, layout_of(batch, torch.device("cpu")), predictors, targets, temperature)
 
 
 def alone(model: Any, rows: Sequence[tuple[Any, list[Any]]], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities and entropies of the completions' tokens by a plain model, one text at a time."""
+    """Return log-probabilities and entropies of the completion tokens from a plain model, one text at a time."""
     logprobs, entropies = [], []
     for prompt, completions in rows:
         for completion in completions:
@@ -59,7 +59,7 @@ def alone(model: Any, rows: Sequence[tuple[Any, list[Any]]], temperature: float 
 
 
 def as_new(model: Any) -> None:
-    """Undo what dynamic RoPE keeps of the longest text so far, as if the model had just been loaded."""
+    """Reset dynamic RoPE, which remembers the longest text so far, to its state after loading."""
     for module in model.modules():
         if hasattr(module, "original_inv_freq") and hasattr(module, "max_seq_len_cached"):
             module.max_seq_len_cached = module.original_max_seq_len

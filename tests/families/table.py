@@ -1,14 +1,14 @@
-"""Judge every family of the installed transformers and write down what came of it:
+"""Judge every family of the installed transformers and write the results:
 
     docs/families.md           the table, with the figures
-    workers/families.json      which are refused, and which are read apart: what `rlhf validate` knows
+    workers/families.json      the families that are refused or read apart, for `rlhf validate`
 
-    tests/families/found.json  both are made of this
+    tests/families/found.json  the data from which the other two are generated
 
     python -m tests.families.table [--jobs N] [FAMILY ...]
 
-Each family has a process of its own. With names only their rows are made anew. Fails when any family is wrong without
-a word.
+Each family runs in a process of its own. With names, only the rows of these families are updated. The command fails if
+any family is silently wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTLY = {
     "engine_lora": "Not with vLLM and adapters",
     "engine_lora_cpu": "Not with vLLM's build for CPUs and adapters",
 }
-ENGINE = ("engine", "engine_lora", "engine_lora_cpu", "asked", "published")  # tests/families/engine.py has found these
+ENGINE = ("engine", "engine_lora", "engine_lora_cpu", "asked", "published")  # written by tests/families/engine.py
 COLUMNS = ("float32", "bfloat16", "zero", "lora", "export")
 
 
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     given = parser.parse_args()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Imported before processes are forked: nothing of it is done twice.
+    # Imported before processes are forked, so that no process repeats the imports.
     import transformers
 
     import workers.engines.deepspeed_engine  # noqa: F401
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def one(name: str) -> dict[str, Any]:
-    """Return what is found of a family, in a process of its own that has all imported already."""
+    """Return the row of a family. Runs in a forked process that has everything imported already."""
     import torch
 
     from tests.families.of_one import row_of
@@ -75,7 +75,7 @@ def one(name: str) -> dict[str, Any]:
 
 
 def gathered(pool: Any, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return the rows of all families, each told as it comes."""
+    """Return the rows of all families, and print each as it arrives."""
     asked = {name: pool.apply_async(one, (name,)) for name in names}
     found: dict[str, dict[str, Any]] = {}
     for name, answer in asked.items():
@@ -89,7 +89,7 @@ def gathered(pool: Any, names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def write(found: dict[str, dict[str, Any]]) -> None:
-    """Write what was found, and the page and the table of it."""
+    """Write the results, and the page and the table that are generated from them."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
@@ -106,13 +106,13 @@ def write(found: dict[str, dict[str, Any]]) -> None:
 def known(row: dict[str, Any]) -> dict[str, str]:
     def refusal(column: str) -> str:
         kind, _, why = row.get(column, "").partition(": ")
-        return why.removeprefix("model.lora: ").partition("; ")[0] if kind == "refused" else ""  # the fix is our own
+        return why.removeprefix("model.lora: ").partition("; ")[0] if kind == "refused" else ""  # our error has a fix
 
     told = {"why": row["why"], "lora": refusal("lora"), "zero3": refusal("zero")}
     told["bfloat16"] = row.get("refused_bfloat16", "")
     told |= {key: row.get(key, "") for key in ENGINE[:3]}
     if told["engine_lora"]:
-        told["engine_lora_cpu"] = ""  # the same holds there
+        told["engine_lora_cpu"] = ""  # implied by engine_lora
     return {"rows": row["rows"]} | {key: text for key, text in told.items() if text}
 
 
@@ -144,7 +144,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 
 def by_reason(why: dict[str, str]) -> list[str]:
-    """Return a line for each reason, with the families that it holds for."""
+    """Return one line per reason, with the families to which it applies."""
     names: dict[str, list[str]] = {}
     for name, reason in why.items():
         names.setdefault(reason, []).append(f"`{name}`")
@@ -152,7 +152,7 @@ def by_reason(why: dict[str, str]) -> list[str]:
 
 
 def served(row: dict[str, Any]) -> str:
-    """Whether vLLM samples from a family, in a word; "-": it was not asked."""
+    """Return a word on whether vLLM samples from a family, or "-" if that was not measured."""
     if "asked" not in row:
         return "-"
     if "engine" in row:

@@ -1,6 +1,6 @@
-"""The product's log-probabilities, entropies and gradients of a family are those of plain transformers, or it refuses.
+"""Equality of our log-probabilities, entropies and gradients with plain transformers, or refusal, for some families.
 
-`make families` asks all families, also partitioned over ranks, and writes docs/families.md.
+`make families` checks all families, also with partitioned weights, and writes docs/families.md.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 SAMPLE = {
     "llama": "packed",
     "mistral": "packed",  # a window in every layer
-    "gemma2": "packed",  # windows in turns, a soft-cap on scores and one on logits
-    "gemma3": "packed",  # a vision-language model, of which the text is read
+    "gemma2": "packed",  # alternating windows, soft-caps on scores and on logits
+    "gemma3": "packed",  # a vision-language model, read as text only
     "gpt_oss": "packed",  # sinks, experts
-    "llama4_text": "apart",  # chunks, queries scaled by their place
+    "llama4_text": "apart",  # chunks, queries scaled by position
     "cohere2": "packed",  # scaled logits
-    "deepseek_v3": "packed",  # values of another width than keys
+    "deepseek_v3": "packed",  # values and keys of different widths
     "gpt2": "packed",  # dropout, learned positions
     "bloom": "apart",  # ALiBi
-    "mamba2": "apart",  # a state
+    "mamba2": "apart",  # a recurrent state
     "qwen3_next": "apart",  # linear attention beside attention
 }
 REFUSED = {

@@ -1,4 +1,4 @@
-"""Random small models and random packings: what is packed is what plain transformers says of each text alone."""
+"""Random small models and random packings: packed rows equal plain transformers on each text alone."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ ROWS = st.lists(
 
 
 def asking(examples: int) -> Any:
-    """Hypothesis, the same examples each time; a model is drawn for each."""
+    """Return Hypothesis settings with the same examples each time. Building a model for each example is slow."""
     return settings(max_examples=examples, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -123,7 +123,7 @@ def test_packed_is_plain_in_many_more_cases(**case: Any) -> None:
 
 
 def compare(config: dict[str, Any], lengths: list[tuple[int, list[int]]], seed: int, temperature: float) -> None:
-    """Assert that numbers and gradients of packed rows are those of each text alone."""
+    """Check that log-probabilities, entropies and gradients of packed rows are those of each text alone."""
     torch.manual_seed(seed)
     full = transformers.AutoConfig.for_model(**config, bos_token_id=1, eos_token_id=2)
     with tempfile.TemporaryDirectory() as directory:

@@ -1,4 +1,4 @@
-"""Tiny models of all families: that they build, run, and show what is special in them."""
+"""Tests of the tiny models: they build, run, and exercise what is special in their family."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 from tests.families.tiny import LARGEST, Unbuildable, families, tiny, tiny_config, tiny_model, write_tiny
 from tests.families.values import READING_MORE, TWO_WAY, UNBUILDABLE
 
-# What transformers' own modules of some families touch in torch 2.13.
+# Transformers' modules of some families use it in torch 2.13.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 ROW = torch.randint(3, 90, (1, 20), generator=torch.Generator().manual_seed(1))

@@ -1,6 +1,6 @@
-"""A tiny, randomly drawn model of each decoder that transformers has.
+"""Tiny, randomly initialised models of every decoder family in transformers.
 
-A model shows what is special in its family. `values` holds what the families are made small with.
+Each model exercises what is special in its family. `values` holds the small values of the configs.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tests.families.values import FORCED, IMAGE_TEXT, OWN, PARTS, SMALL, UNBUILDABLE
 
 LARGEST = 3_000_000  # parameters
-SPREAD = 0.15  # of a matrix: below, a tiny model attends to all of its tokens alike
+SPREAD = 0.15  # standard deviation of a matrix; below it, the attention of a tiny model is nearly uniform
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?+-*/=()[]{}<>'\"#$%&@^_~|"
 
 
 class Unbuildable(Exception):
-    """A family of which transformers builds no small language model that runs on tokens alone."""
+    """Family for which transformers builds no small language model that runs on tokens alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """A family's small config with the automatic class that builds it."""
+    """Small config of a family, and the auto class that builds it."""
 
     model_type: str
     config: PreTrainedConfig
     auto: Literal["causal", "image-text"]
 
     def build(self) -> Any:
-        """Return the model as transformers draws it."""
+        """Return the model as transformers initialises it."""
         auto: Any = (
             transformers.AutoModelForCausalLM if self.auto == "causal" else transformers.AutoModelForImageTextToText
         )
@@ -47,12 +47,12 @@ class Tiny:
 
 
 def families() -> list[str]:
-    """Return the names of all families, those that cannot be built with them."""
+    """Return the names of all families, including those that cannot be built."""
     return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *IMAGE_TEXT})
 
 
 def tiny(model_type: str) -> Tiny:
-    """Return the small config of a family with how it is built; raise Unbuildable where that cannot be."""
+    """Return the small config of a family and its auto class; raise Unbuildable if the family cannot be built."""
     if model_type in UNBUILDABLE:
         raise Unbuildable(f"{model_type}: {UNBUILDABLE[model_type]}")
     auto: Literal["causal", "image-text"] = "image-text" if model_type in IMAGE_TEXT else "causal"
@@ -60,14 +60,14 @@ def tiny(model_type: str) -> Tiny:
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
-    """Return the small config of a family; raise Unbuildable where transformers cannot build or run one."""
+    """Return the small config of a family; raise Unbuildable if transformers cannot build or run one."""
     return tiny(model_type).config
 
 
 def tiny_model(model_type: str, seed: int = 0) -> Any:
-    """Return a tiny model of a family, in float32, for evaluation, drawn by `seed`."""
+    """Return a tiny float32 model of a family in evaluation mode, initialised with `seed`."""
     family = tiny(model_type)
-    with torch.device("meta"):  # a default that was not made small must not take the machine's memory
+    with torch.device("meta"):  # a default that was not made small could fill the memory
         size = sum(p.numel() for p in family.build().parameters())
     if size > LARGEST:
         raise AssertionError(f"{model_type}: {size:,} parameters; values.py makes too little of it small")
@@ -105,7 +105,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def shrunk(family: type[PreTrainedConfig]) -> PreTrainedConfig:
-    """Return a config of `family` with small values, its parts with it."""
+    """Return a config of `family` with small values, also in its sub-configs."""
     own = OWN.get(family.model_type, {})
     parts = {name: shrunk(CONFIG_MAPPING[part]) for name, part in PARTS.get(family.model_type, {}).items()}
     if family.has_no_defaults_at_init:
@@ -119,7 +119,7 @@ def shrunk(family: type[PreTrainedConfig]) -> PreTrainedConfig:
 
 
 def small_values(family: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Return the small values of what the family's default config has."""
+    """Return the small values of the fields in the family's default config."""
     fields = family().to_dict()
     known = {k: fields[k] for k in SMALL if k in fields and not isinstance(fields[k], list | tuple | dict)}
     chosen = {k: SMALL[k] for k, v in known.items() if v is not None or k in FORCED}
@@ -129,7 +129,7 @@ def small_values(family: type[PreTrainedConfig]) -> dict[str, Any]:
     for name in ("layer_types", "layers_block_type", "indexer_types"):
         if len(kinds := list(dict.fromkeys(fields.get(name) or ()))) > 1:
             chosen[name] = [kinds[i % len(kinds)] for i in range(layers)]
-    if len(kinds := list(dict.fromkeys(fields.get("mlp_layer_types") or ()))) > 1:  # the dense ones come first
+    if len(kinds := list(dict.fromkeys(fields.get("mlp_layer_types") or ()))) > 1:  # dense layers come first
         chosen["mlp_layer_types"] = [kinds[i * len(kinds) // layers] for i in range(layers)]
     return chosen
 
@@ -139,9 +139,9 @@ def small_values(family: type[PreTrainedConfig]) -> dict[str, Any]:
 
 @torch.no_grad()
 def stir(model: nn.Module, seed: int) -> None:
-    """Draw anew what transformers starts at a constant, and widen what it starts close to zero.
+    """Add noise to weights that transformers initialises to a constant, and scale up those it initialises near zero.
 
-    A bias of zeros, a norm of ones or a sink of zeros can be lost, and the logits stay.
+    A zero bias, a norm of ones or a zero sink could be lost without changing the logits.
     """
     generator = torch.Generator().manual_seed(seed)
     kept = model.state_dict(keep_vars=True)  # parameters, and the buffers that are saved

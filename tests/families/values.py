@@ -1,16 +1,16 @@
-"""The small values of a tiny model's config: by attribute, and what a single family has of its own.
+"""Small config values of the tiny models: by attribute, and by family.
 
-The values are small, and none of them is neutral: a window is shorter than a row of a test, a scale is not one, a bias
-is there. A mechanism that a family has takes part in each logit.
+No value is neutral: a window is shorter than a test row, a scale is not one, a bias is enabled. So each mechanism of a
+family affects every logit.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-WINDOW, CHUNK = 6, 8  # tokens that a sliding window and a chunk of attention hold
+WINDOW, CHUNK = 6, 8  # tokens in a sliding window and in an attention chunk
 
-# Only what the family's own default config has, under this name and with a value, is set.
+# Set only if the family's default config has the attribute with a value.
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), 96),
     **dict.fromkeys(
@@ -127,7 +127,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("linear_num_key_heads", "linear_num_heads"), 2),
     "linear_num_value_heads": 4,
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
-    # Scales and caps: none is one, or out of reach.
+    # Scales and caps: no scale is one, and no cap is out of reach.
     **dict.fromkeys(("logit_scale", "lm_head_multiplier"), 0.5),
     **dict.fromkeys(("logits_scaling", "logits_mup_width_multiplier"), 2.0),
     **dict.fromkeys(("attention_multiplier", "key_multiplier", "attn_scale"), 0.6),
@@ -139,18 +139,18 @@ SMALL: dict[str, Any] = {
     "query_pre_attn_scalar": 12,
     "floor_scale": 4,
     **dict.fromkeys(("attention_bias", "mlp_bias", "add_qkv_bias", "conv_bias", "use_qkv_bias", "qkv_bias"), True),
-    # The rest of the family's own parts.
+    # Other mechanisms of single families.
     **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank", "rotary_dim", "rel_extent", "d_rel"), 8),
     "altup_num_inputs": 2,
     **dict.fromkeys(("layerdrop", "decoder_layerdrop", "encoder_layerdrop"), 0.0),
-    # Transformers draws weights by this: at 0.02 a tiny model attends to all of its tokens alike.
+    # Standard deviation of the initial weights: at 0.02 the attention of a tiny model is nearly uniform.
     **dict.fromkeys(("initializer_range", "init_std", "embedding_initializer_range", "embed_init_std"), 0.2),
     "is_decoder": True,
-    # Eyes: a picture of four patches.
+    # Vision: a picture of four patches.
     "image_size": 28,
     "patch_size": 14,
 }
-# Set also where the default config says None.
+# Set even if the default is None.
 FORCED = {"sliding_window", "head_dim", "num_key_value_heads", "final_logit_softcapping", "logit_scale"}
 FORCED |= {"attn_logit_softcapping", "n_group", "topk_group", "num_experts_per_tok", "n_inner", "n_routed_experts"}
 
@@ -161,12 +161,12 @@ WHOLE_AXES = {**THREE_AXES, "partial_rotary_factor": 1.0}
 EQUAL_AXES = {**THREE_AXES, "mrope_section": [1, 1, 2]}
 WINDOWED = {"use_sliding_window": True, "layer_types": MIXED}
 
-SHARED_KEYS = {  # by the last two layers, which take them from the first two
+SHARED_KEYS = {  # the last two layers reuse the keys of the first two
     "layer_types": MIXED,
     **{"global_head_dim": 16, "num_global_key_value_heads": 1, "num_kv_shared_layers": 2},
 }
 
-# Of an autoencoder of pictures, and of what stands between a tower and its projector.
+# Values of an image autoencoder, and of the neck between a vision tower and its projector.
 SMALL_CODES = {"base_channels": 32, "channel_multiplier": [1, 1], "latent_channels": 32, "num_embeddings": 16}
 SMALL_NECK = {"output_channels": 8, "mlp_dim": 48, "global_attn_indexes": [1, 3]}
 SMALL_NECK_OF_FORMULAS = {
@@ -175,19 +175,19 @@ SMALL_NECK_OF_FORMULAS = {
     "decoder_hidden_size": 32,
 }
 
-# The model types of a composite's parts, where those that it takes by default are not the family's or cannot be built.
+# Model types of a composite's parts, if the default ones belong to another family or cannot be built.
 PARTS: dict[str, dict[str, str]] = {
     "diffusion_gemma": {"vision_config": "gemma4_vision"},
-    "fast_vlm": {"vision_config": "siglip_vision_model"},  # its own is of the library timm, which is not installed
+    "fast_vlm": {"vision_config": "siglip_vision_model"},  # its own needs the library timm, which is not installed
     "granite4_vision": {"text_config": "granite4_vision_text"},
     "vision-encoder-decoder": {"encoder": "vit", "decoder": "trocr"},
 }
 
-# By the model type of a config or of a part of it; None leaves an attribute to the family.
+# Values by the model type of a config or sub-config; None leaves an attribute at the family's default.
 OWN: dict[str, dict[str, Any]] = {
     "": SMALL_NECK_OF_FORMULAS,  # the tower of pp_formulanet has no model type
     **{
-        family: {"num_key_value_heads": 4}  # latent attention has a key and a value for each of its heads
+        family: {"num_key_value_heads": 4}  # latent attention has one key and one value per head
         for family in (
             *("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "kimi_linear", "youtu"),
         )
@@ -202,7 +202,7 @@ OWN: dict[str, dict[str, Any]] = {
     "cohere2_vision": {"alignment_intermediate_size": 48},
     "cohere_compass_text": {
         "layer_types": MIXED,
-        "rope_parameters": {SLIDING: EQUAL_AXES, FULL: None},  # no positions where it attends to all
+        "rope_parameters": {SLIDING: EQUAL_AXES, FULL: None},  # layers with full attention have no positions
     },
     "cosmos3_edge": {"projector_hidden_size": 48},
     "cosmos3_edge_text": {"rope_parameters": THREE_AXES},
@@ -339,13 +339,13 @@ OWN: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid_sliding", "hybrid"] * 2, "router_hidden_size": 16},
 }
 
-# Composites that cannot be asked for the next token of a text alone: encoder-decoders, and what needs a picture.
+# Composites that cannot predict the next token of text alone: encoder-decoders, and models that need a picture.
 READING_MORE = (
     *("blip", "blip-2", "diffusion_gemma", "florence2", "idefics", "instructblip", "instructblipvideo", "kosmos-2"),
     *("pi0", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder"),
 )
 
-# Composites that no automatic class of language models builds.
+# Composites that AutoModelForCausalLM does not build.
 IMAGE_TEXT = (
     *("internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"),
     *("aya_vision", "ernie4_5_vl_moe", "glm4v", "glm4v_moe", "idefics3", "lfm2_vl", "llava_next"),
@@ -360,7 +360,7 @@ IMAGE_TEXT = (
     *READING_MORE,
 )
 
-# Families that look ahead when they are given tokens alone: what they say of a token depends on later ones.
+# Families that look ahead when given tokens alone: the logits of a token depend on later tokens.
 TWO_WAY = {
     "cpmant": "it attends to the whole of the text that it is given",
     "paligemma": "it attends to the whole of a prompt, and tokens alone are a prompt",

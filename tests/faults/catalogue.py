@@ -1,7 +1,7 @@
-"""The sixty faults, and the test that injects each: T11.
+"""Catalogue of the sixty faults, with the test that injects each one: figure T11.
 
-A fault is "automated" when a test injects it, "simulated" when a test injects its effect on the product, "missing" when
-there is no test yet, and "needs hardware" when one machine without a GPU and Kubernetes cannot have it.
+A fault is "automated" if a test injects it, "simulated" if a test injects only its effect on the product, "missing" if
+it has no test yet, and "needs hardware" if it cannot be injected on one machine without a GPU and Kubernetes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ BAD_REWARD = "workers/test_rewards.py::test_an_answer_that_cannot_be_trusted_nam
 
 @dataclass(frozen=True)
 class Fault:
-    """Example: `Fault("F14", "one flipped bit in a shard", "automated", "faults/test_damage.py::test_…")`."""
+    """A fault and the test that injects it.
+
+    Example: `Fault("F14", "one flipped bit in a shard", "automated", "faults/test_damage.py::test_…")`.
+    """
 
     number: str
     what: str
     state: State
-    test: str = ""  # below tests/
-    why: str = ""  # what is simulated, missing or needed
+    test: str = ""  # file below tests/, and function
+    why: str = ""  # what is simulated or missing, or which hardware it needs
 
 
 FAULTS = (
@@ -145,7 +148,7 @@ FAULTS = (
 
 
 def table() -> str:
-    """As Markdown, with the count of each state."""
+    """Return the catalogue as Markdown, headed by the number of faults in each state."""
     counts = Counter(fault.state for fault in FAULTS)
     told = ", ".join(f"{counts[state]} {state}" for state in ("automated", "simulated", "missing", "needs hardware"))
     rows = [f"| {f.number} | {f.what} | {f.state} | {f'`{f.test}`' if f.test else ''} | {f.why} |" for f in FAULTS]

@@ -1,4 +1,7 @@
-"""One world per algorithm: what its uninterrupted run comes to. A fork is a machine, so nothing here starts threads."""
+"""Fixture with the uninterrupted run of each algorithm.
+
+Tests fork this process as if it were a machine, so nothing here may start a thread.
+"""
 
 from __future__ import annotations
 

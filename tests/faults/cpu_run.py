@@ -1,7 +1,8 @@
-"""A whole run in one process, deterministic to the bit: the real driver, loop, ledger, checkpoints, learner and losses.
+"""A whole run in one process, deterministic to the bit, with the product's driver, loop, ledger, learner and losses.
 
-What stands in: torch for DeepSpeed, a sampler of transformers for vLLM, direct calls for Ray. A fork of this process is
-a machine that can be killed at any moment. `fake_engines.py` puts the same engines into real Ray actors.
+Three parts are replaced: DeepSpeed by torch, vLLM by a sampler based on transformers, and Ray by direct calls. A fork
+of this process acts as a machine that can be killed at any moment. `fake_engines.py` puts the same engines into real
+Ray actors.
 """
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ from workers.types import Finish
 from workers.weights import Manifest
 
 ALPHABET = "abcdefgh>"
-REWARD = Path(__file__).with_name(
-    "letter_reward.py"
-)  # a process of its own imports it at every start: it is to be light
+REWARD = Path(__file__).with_name("letter_reward.py")  # kept light: every start imports it in a new process
 SHAPE = {
     "model_type": "qwen2",
     "hidden_size": 16,
@@ -51,10 +50,10 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 BLOCK = 4096
-APART = ("timing/", "throughput/", "restarts/")  # what a clock says of a step, and who was started again in it
+APART = ("timing/", "throughput/", "restarts/")  # metrics that depend on wall time or restarts
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
 MAX_STALENESS = {"grpo-ahead": 1}
-EVERY_UPDATES = {"iterative-dpo-updates": 1}  # saved after each update of a round
+EVERY_UPDATES = {"iterative-dpo-updates": 1}  # a checkpoint after each update of a round
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"type": "grpo", "beta": 0.1, **SAMPLED},
     "grpo-ahead": {"type": "grpo", "beta": 0.1, **SAMPLED},
@@ -65,8 +64,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 
 def write_task(directory: Path) -> None:
-    """A model and prompts; what `config` names."""
-    from configs.quickstart.tiny import character_tokenizer, create_model  # actors import this file without the clone
+    """Write the model and the prompts that `config` refers to."""
+    from configs.quickstart.tiny import character_tokenizer, create_model  # actors import this file without `configs`
 
     create_model(directory / "model", SHAPE, character_tokenizer(ALPHABET), seed=0)
     rows = [{"prompt": f"{a}{b}>"} for a in ALPHABET[:4] for b in ALPHABET[:4]]
@@ -95,8 +94,8 @@ def local_cluster(*_: Any, **__: Any) -> LocalCluster:
 
 
 def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_cluster) -> None:
-    """From wherever the directory says the run stands to its end."""
-    from orchestrator.driver.driver import Attempt  # which imports Ray, and is for actors to import later
+    """Start or resume a run, from the state of its directory, and run it to the end."""
+    from orchestrator.driver.driver import Attempt  # imports Ray: too early where an actor imports this file
 
     torch.set_num_threads(1)
     directory = RunDirectory.create(settings, "")
@@ -107,13 +106,13 @@ def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_clust
 
 
 def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
-    """What a run came to: a hash of its weights, and its metrics without what a clock says."""
+    """Return the SHA-256 of a run's weights, and its metrics without those that depend on wall time or restarts."""
     weights = hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
     return weights, [{k: v for k, v in row.items() if not any(p in k for p in APART)} for row in rows(directory)]
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
-    """Its metrics, as far as it has come."""
+    """Return the metrics of a run so far, one row per step."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -130,7 +129,7 @@ def learner(
     port: int = 0,
     **_: Any,
 ) -> Learner:
-    """In place of `workers.learner.join`."""
+    """Build a learner in place of `workers.learner.join`."""
     torch.manual_seed(seed)
     if config.num_ranks > 1:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -141,8 +140,10 @@ def learner(
 
 
 class SavedEngine(TorchEngine):
-    """Its state goes to disk block by block, so that a crash can come between any two. Several ranks learn together:
-    their losses are shares of one sum, and so are their gradients."""
+    """Torch engine that writes its state block by block, so that a crash can fall between any two blocks.
+
+    With several ranks, each holds a share of the loss and of the gradient; the shares are summed over all ranks.
+    """
 
     def update(self, learning_rate: float) -> float:
         parameters = [p for p in self._trained() if p.grad is not None]
@@ -180,14 +181,14 @@ class SavedEngine(TorchEngine):
 
 
 class TorchRollout(Rollout):
-    """The rollout role on a sampler that is torch alone."""
+    """Rollout role with a sampler in plain torch."""
 
     def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Any:
         return TorchSampler(str(model.path))
 
 
 class TorchSampler:
-    """`VllmEngine`'s part: a seed per request, so that any of them can be drawn again, equal."""
+    """Replacement for `VllmEngine` with one seed per request, so that any completion can be reproduced exactly."""
 
     def __init__(self, path: str) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -231,4 +232,4 @@ class TorchSampler:
 
 
 STARTS: dict[str, Callable[..., Any]] = {"policy": learner, "critic": learner, "rollout": TorchRollout}
-"""What a role starts with here, where it is not what it starts with otherwise."""
+"""Constructors by role, where they differ from those of the product."""

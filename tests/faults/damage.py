@@ -1,4 +1,4 @@
-"""Bits that flip and ends that are cut off, in a finished run's checkpoint and ledger."""
+"""Flipped bits and truncated files in the checkpoint and the ledger of a finished run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.rundir.manifest import verify
 
 
 def harm(path: Path, draw: random.Random) -> None:
-    """One bit of a file, or its end."""
+    """Flip one bit of a file, or cut off its end."""
     raw = bytearray(path.read_bytes())
     if draw.random() < 0.5:
         raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
@@ -22,7 +22,7 @@ def harm(path: Path, draw: random.Random) -> None:
 
 
 def checkpoint_is_refused(checkpoint: Path, copy: Path, seed: int) -> bool:
-    """Damages one file of a copy; true when the copy is refused."""
+    """Damage one file of a copy of the checkpoint and return whether the copy is refused."""
     draw = random.Random(seed)
     shutil.copytree(checkpoint, copy)
     harm(draw.choice(sorted(p for p in copy.rglob("*") if p.is_file())), draw)
@@ -32,7 +32,7 @@ def checkpoint_is_refused(checkpoint: Path, copy: Path, seed: int) -> bool:
 
 
 def ledger_is_not_believed(ledger: Path, copy: Path, seed: int) -> bool:
-    """Damages a copy; true when it is refused, or read up to the damage and no further."""
+    """Damage a copy of the ledger and return whether it is refused, or read only up to the damage."""
     whole, _, _ = read_ledger(ledger)
     shutil.copy(ledger, copy)
     harm(copy, random.Random(seed))

@@ -1,6 +1,6 @@
-"""A run on real Ray: the real driver and real actors, with the engines of `cpu_run.py` in them.
+"""A run on real Ray: the real driver and real actors, which hold the engines of `cpu_run.py`.
 
-python fake_engines.py CONFIG.json        one attempt at a run, on the Ray cluster at RAY_ADDRESS
+python fake_engines.py CONFIG.json        one attempt of a run, on the Ray cluster at RAY_ADDRESS
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).parents[i] / part) for i, part in ((0, ""), (
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import cpu_run  # noqa: E402 - neighbours, found by the paths above
+import cpu_run  # noqa: E402 - sibling modules, on the path set above
 
 from orchestrator.cluster.base import GangPlan  # noqa: E402
 from orchestrator.cluster.ray_cluster import RayCluster  # noqa: E402
@@ -26,7 +26,7 @@ from orchestrator.errors import RlhfError  # noqa: E402
 
 
 class StandInCluster(RayCluster):
-    """Ray's, whose actors hold the engines of `cpu_run.py`."""
+    """Ray cluster whose actors hold the engines of `cpu_run.py`."""
 
     def spawn(self, plans: Sequence[GangPlan]) -> Any:
         return super().spawn([replace(p, start=cpu_run.STARTS.get(p.role, p.start)) for p in plans])

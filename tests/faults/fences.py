@@ -1,7 +1,7 @@
-"""Publications that half arrive, and references that are not the ones they should be: T8.
+"""Partial weight publications, and references of the wrong version: figure T8.
 
-One of two engines does not take a version, or only a part of it, or fails at it; or the reference does not take the one
-it is refreshed to. A witness stands before the learner: whatever stops the batch has to stop it before it gets there.
+One of two engines ignores a version, applies half of it, or fails while receiving it; or the reference ignores a
+refresh. A witness in front of the learner records every wrong batch: the product must stop the batch before that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workers.types import Experience, TokenShard
 from workers.weights import Manifest
 
 ENGINE_FAULTS = ("keeps the old one", "takes a half of it", "fails at it")
-FLIPPED_BIT = "is sent a flipped bit"  # not drawn: T8 counts what arrives as it was sent
+FLIPPED_BIT = "is sent a flipped bit"  # not drawn at random: T8 counts weights that arrive as they were sent
 REFERENCE_FAULT = "reference keeps the old one"
 NUM_ENGINES = 2
 
@@ -39,28 +39,32 @@ def config(world: run_in_process.World, name: str) -> RunConfig:
 
 
 def undisturbed(world: run_in_process.World) -> Any:
-    """What the run comes to when everything arrives."""
+    """Return the outcome of the run without a fault."""
     name = f"{world.algorithm}-in-step"
     assert run_in_process.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0
     return cpu_run.outcome(world.root / name / "run")
 
 
 def half_synced(world: run_in_process.World, expected: Any, seed: int) -> bool:
-    """One fault at a random version, then on to the end. Raises AssertionError when a wrong batch was learned from."""
+    """Inject a random fault at a random version, then resume the run to its end.
+
+    Raises:
+        AssertionError: when a wrong batch was trained on, or the outcome is not `expected`.
+    """
     draw = random.Random(f"{world.algorithm} {seed}")
     faults = (*ENGINE_FAULTS, REFERENCE_FAULT) if world.algorithm == "iterative-dpo" else ENGINE_FAULTS
     fault, engine = draw.choice(faults), draw.randrange(NUM_ENGINES)
-    version = draw.randint(1, 2)  # of three: the last one is not sampled from
+    version = draw.randint(1, 2)  # of three versions: nothing is sampled from the last one
     return stopped(world, expected, f"{world.algorithm}-half-{seed}", fault, engine, version)
 
 
 def stopped(world: run_in_process.World, expected: Any, name: str, fault: str, engine: int, version: int) -> bool:
-    """The run `name` with this fault at this version, then on to the end. Raises like `half_synced`."""
+    """Inject `fault` at `version` into the run `name`, then resume it to its end. Raises like `half_synced`."""
     ahead = cpu_run.MAX_STALENESS.get(world.algorithm, 0)
     witness, happened = world.root / f"{name}.witness", world.root / f"{name}.happened"
 
     def disturbed(disk: object) -> None:
-        # What the product says of it, it may say in its own words: here it counts what was learned from.
+        # Any error will do: this test is about the batches that were trained on.
         with suppress(RlhfError, EngineError):
             cpu_run.run(
                 config(world, name), lambda *_, **__: _cluster(fault, engine, version, witness, happened, ahead)
@@ -98,7 +102,7 @@ def _cluster(fault: str, engine: int, version: int, witness: Path, happened: Pat
 
 
 class Faulty(cpu_run.TorchSampler):
-    """An engine to which one version does not come as it should, once."""
+    """Engine that receives one version wrongly, once."""
 
     def __init__(self, sound: Any, fault: str, version: int, happened: Path) -> None:
         self.__dict__ |= sound.__dict__
@@ -124,7 +128,7 @@ class Faulty(cpu_run.TorchSampler):
 
 
 class Witnessed(Learner):
-    """Writes down what it learned from, where that is not of one version, or of an older one than may be."""
+    """Learner that records batches of mixed versions, or of a version outside the allowed staleness."""
 
     def __init__(self, sound: Learner, witness: Path, ahead: int) -> None:
         self.__dict__ |= sound.__dict__
@@ -139,7 +143,7 @@ class Witnessed(Learner):
 
 
 class StuckReference(Reference):
-    """A reference that does not take one refresh, and writes down what it says after it."""
+    """Reference that ignores one refresh, and records every use of its outdated weights."""
 
     def __init__(self, at: str, witness: Path, happened: Path, **arguments: Any) -> None:
         self._at, self._witness, self._happened, self._stuck = at, witness, happened, False

@@ -1,7 +1,8 @@
-"""Answers that nobody fetches, until there is no room for another: `python full_store.py CPUS`, on the cluster at
-RAY_ADDRESS, by a worker that takes so many CPUs.
+"""Fill the object store with results that nobody fetches, until there is no room for another one.
 
-Prints one line of JSON: how many answers there was room for, and what was said then.
+    python full_store.py CPUS        on the cluster at RAY_ADDRESS, with a worker that takes this many CPUs
+
+The script prints one line of JSON: how many results fitted, and the error that followed.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ sys.path[:0] = [str(Path(__file__).parents[i] / part) for i, part in ((0, ""), (
 
 import numpy as np  # noqa: E402
 
-from orchestrator.cluster.base import GangPlan, Resources  # noqa: E402 - found by the paths above
+from orchestrator.cluster.base import GangPlan, Resources  # noqa: E402 - on the path set above
 from orchestrator.cluster.ray_cluster import RayCluster  # noqa: E402
 from orchestrator.config import ClusterConfig  # noqa: E402
 from orchestrator.errors import RlhfError  # noqa: E402
 
-ANSWER_BYTES, ENOUGH = 20 * 2**20, 12  # more than any store here has
+ANSWER_BYTES, ENOUGH = 20 * 2**20, 12  # together more than any store in these tests holds
 
 
 class Filler:
-    """A worker whose answers are large."""
+    """Worker that returns large results."""
 
     def __init__(self) -> None:
         self.num_answers = 0

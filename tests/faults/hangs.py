@@ -1,10 +1,10 @@
-"""A process that is stopped, not dead: how long until the run says so. T10.
+"""Time from stopping a process (SIGSTOP) until the run reports it: figure T10.
 
     python tests/faults/hangs.py --hangs 20        adds to tests/faults/measured/pieces.jsonl
 
-SIGSTOP of a random member at a random moment of a run on real Ray. Ray goes on to call it alive: it is the missing
-heartbeat that ends the attempt, by a typed error. Restarts in place are switched off, so that there is an error to time
-for every role.
+A random member of a run on real Ray is stopped at a random moment. Ray still considers the process alive; the missing
+heartbeat ends the attempt with a typed error. Restarts in place are switched off, so that every role has an error to
+time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "workers", HERE.parents[1])]
 
-import cpu_run  # noqa: E402 - neighbours, found by the paths above
+import cpu_run  # noqa: E402 - sibling modules, on the path set above
 import kills  # noqa: E402
 from measurements import PIECES, Piece, add, command, pieces, tell  # noqa: E402
 from stage import Stage, eventually  # noqa: E402
@@ -36,7 +36,11 @@ SETTINGS = {"heartbeat_timeout_s": DEADLINE_S, "restarts_per_role": 0}
 
 
 def hang(stage: Stage, task: Path, algorithm: str, seed: int) -> float:
-    """Seconds from SIGSTOP to the exit.json that names it. Raises AssertionError when none came, or another cause."""
+    """Return the seconds from SIGSTOP to the exit.json that names the stopped member.
+
+    Raises:
+        AssertionError: when there was no exit.json in time, or it names another cause.
+    """
     draw, output = random.Random(f"hang {algorithm} {seed}"), task / f"hang-{algorithm}-{seed}"
     cluster = ClusterConfig.model_validate(SETTINGS)
     config = kills.configuration(task, output, algorithm).model_copy(update={"cluster": cluster})
@@ -64,7 +68,7 @@ def hang(stage: Stage, task: Path, algorithm: str, seed: int) -> float:
 
 
 def run(*, hangs: int, minutes: float) -> None:
-    """Adds trials until there are `hangs`, or the time is over."""
+    """Add trials until there are `hangs`, or `minutes` have passed."""
     begun = time.monotonic()
     task = Path(tempfile.mkdtemp(prefix="rlhf-hangs-"))
     there = sum(piece.trials for piece in pieces() if piece.figure == "T10")

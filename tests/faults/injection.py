@@ -1,12 +1,13 @@
-"""Faults of a disk, below the product and above the kernel: `os` is watched, and at one operation something happens.
+"""Disk faults, injected between the product and the kernel by wrapping functions of `os`.
 
-    kill at operation n          SIGKILL before it; before the second half of it, where it writes
-    power cut at operation n     SIGKILL, and what was not fsynced is lost: bytes and names
-    full disk after n bytes      ENOSPC, with a part written first
+    kill at operation n          SIGKILL before it; for a write, optionally after half of its bytes
+    power cut at operation n     SIGKILL, and everything that was not fsynced is lost: bytes and names
+    full disk after n bytes      ENOSPC, after a partial write
     broken disk                  EIO
 
-Operations are those by which the product makes state: write, fsync, rename, truncate, remove, create a directory.
-What other libraries write in one go (weights by safetensors, samples by parquet) is seen when it is fsynced or renamed.
+Operations are those by which the product changes files: write, fsync, rename, truncate, remove, create a directory.
+Files that other libraries write by themselves (weights by safetensors, samples by parquet) are seen when they are
+fsynced or renamed.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ BY_FILE = ("write", "fsync", "ftruncate")
 
 
 class Disk:
-    """Watches what happens to files below `root`. `operations` is how many there were so far."""
+    """Watcher of all file operations below `root`. `operations` is their number so far."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.operations, self.log = str(root), 0, list[str]()
         self.kill_at: int | None = None
         self.half = False  # kill in the middle of a write instead of before it
-        self.bytes_left: int | None = None  # None: as many as you like
-        self.full_below = ""  # only in paths with this in them are bytes counted
-        self.broken_below: str | None = None  # no write reaches paths with this in them; None: all do
+        self.bytes_left: int | None = None  # None: no limit
+        self.full_below = ""  # count bytes only in paths that contain this
+        self.broken_below: str | None = None  # writes fail in paths that contain this; None: in no path
         self.on_kill: Callable[[], None] = lambda: None
         self.on_fsync: Callable[[int], None] = lambda file: None
         self._real = {name: getattr(os, name) for name in (*BY_PATH, *BY_FILE)}
@@ -88,7 +89,7 @@ class Disk:
             data = bytes(data)[: self.bytes_left]
             self.bytes_left -= len(data)
             if not data:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # without a name, as the system does
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # without a file name, as the system does
         written: int = self._real["write"](file, data)
         return written
 
@@ -106,8 +107,10 @@ class Disk:
 
 
 class FakeDisk:
-    """What would still be there after a power cut: the bytes of each file when it was last fsynced, and the names in
-    each directory when it was last fsynced. A file's later bytes may have arrived, in part; so may a directory's names.
+    """Model of the files that survive a power cut.
+
+    Every file keeps the bytes, and every directory the names, of its last fsync. Later changes may survive as well: a
+    part of the bytes appended to a file, or the newer names of a directory.
     """
 
     def __init__(self, disk: Disk, survivors: Path, seed: int) -> None:
@@ -115,7 +118,7 @@ class FakeDisk:
         self._bytes = dict[int, bytes]()  # by inode
         self._names = dict[int, dict[str, int]]()
         self._directories = set[int]()
-        self._held = list[int]()  # an open file keeps its inode from being given to another
+        self._held = list[int]()  # open files, so that no inode is reused
         disk.on_fsync, disk.on_kill = self._fsynced, self._write_survivors
 
     def _fsynced(self, file: int) -> None:
@@ -149,7 +152,7 @@ class FakeDisk:
     def _content(self, inode: int, there: Path | None) -> bytes:
         lasting = self._bytes.get(inode, b"")
         present = there.read_bytes() if there is not None else lasting
-        if present.startswith(lasting):  # an append: some of it may have arrived
+        if present.startswith(lasting):  # an append: a part of it may have survived
             return present[: self._random.randint(len(lasting), len(present))]
         return self._random.choice([lasting, present])
 
@@ -159,6 +162,6 @@ def _names(directory: Path) -> dict[str, int]:
 
 
 def swap(directory: Path, survivors: Path) -> None:
-    """The machine is on again: what survived is all there is."""
+    """Replace the directory by its survivors, as after switching the machine on again."""
     shutil.rmtree(directory)
     survivors.rename(directory)

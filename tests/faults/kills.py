@@ -1,13 +1,13 @@
-"""SIGKILL at random moments of a run on real Ray, until the run has ended in spite of it: T2, T3, T9.
+"""SIGKILL at random moments of a run on real Ray, which must still reach its end: figures T2, T3 and T9.
 
     python tests/faults/kills.py --kills 100 --algorithm grpo       adds to tests/faults/measured/kills.jsonl
-    python tests/faults/kills.py --minutes 4                        all three in turn, for that long
+    python tests/faults/kills.py --minutes 4                        all three algorithms in turn, for that long
 
-The driver, loop, ledger, checkpoints, learner, losses, Ray and its actors are the product's; the engines in the actors
-are those of `cpu_run.py`, deterministic to the bit. A run of twelve steps is killed up to ten times: somewhere in it, a
-driver, a rank of the policy or critic, one of two rollout engines, the reference or the reward worker. What is not
-healed in place is resumed. In the end its weights and metrics must be those of the run that nobody killed, and its
-ledger must know of every step once.
+The driver, loop, ledger, checkpoints, learner, losses and actors are the product's, on real Ray. The engines in the
+actors are those of `cpu_run.py`, deterministic to the bit. A run of twelve steps is killed up to ten times at random
+moments. Each kill hits the driver, a rank of the policy or critic, one of two rollout engines, the reference or the
+reward worker. The run is resumed after every failure that is not repaired in place. At the end its weights and metrics
+must equal those of the undisturbed run, and its ledger must list every step exactly once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "workers", HERE.parents[1])
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import cpu_run  # noqa: E402 - neighbours, found by the paths above
+import cpu_run  # noqa: E402 - sibling modules, on the path set above
 from measurements import KILLS, add, machine, read, tell, today  # noqa: E402
 from stage import Attempt, Member, Stage, eventually  # noqa: E402
 
@@ -41,8 +41,8 @@ from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
 
 STEPS, KILLS_PER_RUN = 12, 10
 FACTS_PER_STEP = 6  # PLANNED, SCORED, TRAINED, PUBLISHED, COMMITTED, CHECKPOINT
-AT_THE_START = 0.15  # the share of kills while the actors are still starting
-ATTEMPT_S = 240.0  # nothing here takes that long: a hang
+AT_THE_START = 0.15  # share of kills while the actors are still starting
+ATTEMPT_S = 240.0  # an attempt that takes longer hangs
 MEMBERS: dict[str, list[Member]] = {
     "grpo": [("policy", 0), ("policy", 1), ("reference", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
     "ppo": [("policy", 0), ("policy", 1), ("critic", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
@@ -52,27 +52,27 @@ MEMBERS: dict[str, list[Member]] = {
 
 @dataclass
 class Kill:
-    """One SIGKILL and what became of it."""
+    """One SIGKILL and its effect on the run."""
 
     member: Member
-    facts: int  # records in the ledger when it came
-    after: str  # the last of them
+    facts: int  # number of ledger records at that moment
+    after: str  # the last ledger record at that moment
     delay_ms: int
     attempt: int
-    went_on: str = ""  # "in place", or by the next "attempt"
-    cause: str = ""  # that the attempt's exit.json gave; empty: killed without a word
+    went_on: str = ""  # how the run recovered: "in place", or by the next "attempt"
+    cause: str = ""  # from the attempt's exit.json; empty: the driver was killed before it wrote one
 
 
 @dataclass
 class Played:
-    """A run from its beginning to its end."""
+    """Kills of a run, from its first attempt to its end."""
 
     kills: list[Kill] = field(default_factory=list)
-    left_behind: int = 0  # lives that left an actor behind
+    left_behind: int = 0  # number of attempts that left an actor behind
 
 
 def configuration(task: Path, output: Path, algorithm: str) -> RunConfig:
-    """Two ranks that learn together, two engines, a checkpoint after each step."""
+    """Return the config of a run with two learner ranks, two engines and a checkpoint after each step."""
     return cpu_run.config(
         task,
         output,
@@ -94,7 +94,7 @@ def play(
     num_kills: int = KILLS_PER_RUN,
     until: float = math.inf,
 ) -> Played:
-    """Lives of a run, with kills in them until there were enough or the time is over, then to its end."""
+    """Run attempts, killing processes until `num_kills` or `until` is reached, and then on to the end of the run."""
     played, number = Played(), 0
     while True:
         attempt, number = stage.attempt(config), number + 1
@@ -102,13 +102,13 @@ def play(
             if (kill := _kill(stage, attempt, algorithm, draw, number)) is None:
                 break
             played.kills.append(kill)
-            # In place it goes on to a fact that it had not before; else it ends.
+            # An attempt that recovers in place adds records to its ledger; any other attempt ends.
             if eventually(lambda: attempt.ended() or len(attempt.records) > kill.facts + 2, ATTEMPT_S):  # noqa: B023
                 kill.went_on = "attempt" if attempt.ended() else "in place"
         assert attempt.ended(ATTEMPT_S), f"attempt {number} hangs: {attempt.directory}"
         played.left_behind += not stage.clean(attempt)
         if attempt.status != 0 and played.kills and (last := played.kills[-1]).attempt == number:
-            last.cause, last.went_on = attempt.cause, "attempt"  # those before it in this life were healed
+            last.cause, last.went_on = attempt.cause, "attempt"  # earlier kills were repaired in place
         if attempt.status == 0:
             return played
         assert played.kills, f"it failed by itself: {(attempt.directory.parent / 'output.log').read_text()[-2000:]}"
@@ -116,7 +116,7 @@ def play(
 
 
 def _kill(stage: Stage, attempt: Attempt, algorithm: str, draw: random.Random, number: int) -> Kill | None:
-    """Waits for a random moment and kills a random member there; None when the run was over before."""
+    """Wait for a random moment and kill a random member. Return None if the attempt ends first."""
     member = draw.choice([("driver", 0), *MEMBERS[algorithm]])
     before = len(attempt.records)
     early = draw.random() < AT_THE_START
@@ -137,7 +137,7 @@ def _kill(stage: Stage, attempt: Attempt, algorithm: str, draw: random.Random, n
 
 
 def redone_by_attempt(directory: Path) -> list[int]:
-    """Steps whose work was thrown away when the second attempt began, the third, and so on."""
+    """Count the steps whose work was discarded when the second attempt began, the third, and so on."""
     records = read_ledger(directory / "ledger.jsonl")[0]
     starts = [i for i, r in enumerate(records) if r.fact == "ATTEMPT"]
     totals = [account(records[: start + 1]).redone for start in starts]
@@ -145,7 +145,7 @@ def redone_by_attempt(directory: Path) -> list[int]:
 
 
 def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, until: float) -> list[dict[str, Any]]:
-    """One run, killed; a line for each kill of it. No kill comes after `until`."""
+    """Run once with kills, none of them after `until`, and return one line per kill."""
     started, output = time.monotonic(), task / f"{algorithm}-{seed}"
     config = configuration(task, output, algorithm)
     directory, played, wrong = output / config.name, Played(), ""
@@ -184,10 +184,10 @@ def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, un
 
 
 def run(algorithms: list[str], *, kills: int, minutes: float) -> None:
-    """Adds lines until there are `kills` of each, or the time is over."""
+    """Add lines until there are `kills` of each algorithm, or `minutes` have passed."""
     until = time.monotonic() + 60 * minutes
     with ExitStack() as stack:
-        task = Path(tempfile.mkdtemp(prefix="rlhf-kills-"))  # stays when something was wrong
+        task = Path(tempfile.mkdtemp(prefix="rlhf-kills-"))  # kept after a failure
         stage = stack.enter_context(Stage.open(task))
         cpu_run.write_task(task)
         expected = dict[str, Any]()
@@ -206,7 +206,7 @@ def run(algorithms: list[str], *, kills: int, minutes: float) -> None:
 
 
 def _count(algorithm: str) -> tuple[int, int]:
-    """Kills so far, and the next seed."""
+    """Return the number of kills so far and the next seed."""
     lines = [line for line in read(KILLS) if line["figure"] == f"T2 {algorithm}"]
     return len(lines), max((line["seed"] + 1 for line in lines), default=0)
 

@@ -1,13 +1,13 @@
-"""The reward of the runs here."""
+"""Reward functions of the runs in these tests."""
 
 import random
 
 
 def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """A reward any policy can learn: the share of the letter a."""
+    """Return the share of the letter a in each completion: a reward that any policy can learn."""
     return [c.count("a") / max(1, len(c)) for c in completions]
 
 
 def moody(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """Another one every time it is asked."""
+    """Return random rewards, different on every call."""
     return [random.random() for _ in completions]

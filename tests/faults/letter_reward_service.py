@@ -1,4 +1,4 @@
-"""The reward of `letter_reward.py` from a service: an HTTP server on this machine, and the function that asks it."""
+"""The reward of `letter_reward.py` as a service: an HTTP server on this machine, and a function that calls it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ URL = "LETTERS_SERVICE_URL"
 
 
 def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[float]:
-    """As anybody would write it: it waits for as long as the service takes."""
+    """Request the rewards from the service, without a timeout, as a user would write it."""
     with urllib.request.urlopen(os.environ[URL], json.dumps(completions).encode()) as answer:
         rewards: list[float] = json.loads(answer.read())
     return rewards
@@ -24,8 +24,8 @@ def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[f
 
 @contextmanager
 def service(awake: Path, answers: int) -> Iterator[None]:
-    """In a process of its own: after so many answers it takes requests and answers none before `awake` is there."""
-    import http.server  # not in the process of the function
+    """Serve `answers` requests from a forked process, then hold all others until the file `awake` exists."""
+    import http.server  # only the server needs it, not the process of the reward
 
     from letter_reward import letters_a as own
 
@@ -37,7 +37,7 @@ def service(awake: Path, answers: int) -> Iterator[None]:
             while Handler.left == 0 and not awake.exists():
                 time.sleep(0.05)
             Handler.left -= 1
-            with suppress(OSError):  # nobody waits for it any more
+            with suppress(OSError):  # the client has given up
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(json.dumps(own([], completions)).encode())

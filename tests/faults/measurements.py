@@ -1,4 +1,4 @@
-"""What was measured, piece by piece, so that hours can be done in slices: one JSON object per line, appended."""
+"""Records of what was measured, appended as JSON lines, so that hours of trials can be done in slices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KILLS = Path(__file__).parent / "measured" / "kills.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Trials of one figure: which failed and why, steps done again after each, and what was measured of them.
+    """Trials of one figure: the failures and their reasons, the steps redone, and the values measured.
 
     Example: `Piece(figure="T4", command="report.py", trials=3, redone=(0, 1, 1), seconds=6.1, machine="…", date="…")`.
     """
@@ -29,13 +29,16 @@ class Piece:
     trials: int = 0
     failures: tuple[str, ...] = ()
     redone: tuple[int, ...] = ()
-    values: tuple[float, ...] = ()  # of each trial, in seconds
-    seconds: float = 0.0  # wall time of all of it
+    values: tuple[float, ...] = ()  # measured in each trial, in seconds
+    seconds: float = 0.0  # wall time of all trials
     machine: str = field(default_factory=lambda: machine())
     date: str = field(default_factory=lambda: today())
 
     def tried(self, what: str, trial: Callable[[], int | bool]) -> Piece:
-        """With one trial more: it fails by an AssertionError or by answering False. A number: of steps redone."""
+        """Run one more trial and return this piece with its result added.
+
+        A trial fails by an AssertionError or OSError, or by returning False. An integer is the number of steps redone.
+        """
         try:
             found = trial()
             assert found is not False, "it was believed"
@@ -72,12 +75,12 @@ def today() -> str:
 
 
 def command() -> str:
-    """As it was called, from the root of the repository."""
+    """Return the command line of this process, relative to the root of the repository."""
     script = os.path.relpath(sys.argv[0], Path(__file__).parents[2])
     return " ".join(["python", script, *sys.argv[1:]])
 
 
 def tell(text: str) -> None:
-    """On a terminal, one line that changes."""
+    """Show a line of progress on a terminal, in place of the previous one."""
     if sys.stderr.isatty():
         print(f"\r{text:<100}", end="", file=sys.stderr, flush=True)

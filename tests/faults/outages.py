@@ -1,7 +1,7 @@
-"""What is lost all at once, or only for a while: gangs, machines, replies, heads of clusters, room of any kind.
+"""Outages, some of them temporary: whole gangs, machines, replies, heads of clusters, memory and disk space.
 
-Each is a run of `kills.configuration` on a stage, struck when its ledger has so many records; in the end it is to be
-what the run is that nobody struck.
+Each fault hits a run of `configuration` when its ledger has a given number of records. The outcome must equal that of
+the undisturbed run.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from orchestrator.rundir.incidents import Incident, read_incidents
 from orchestrator.rundir.ledger import account, read_ledger
 
 ALGORITHM, STEPS = "grpo", 6
-CPUS_OF_FOUR = 16  # of six members four fit on the head of a stage, the others need 32 CPUs elsewhere
-ELSEWHERE = {"rollout", "reward"}  # the roles of the last two: of engine 1, and of the reward worker
+CPUS_OF_FOUR = 16  # four of the six members fit on the head node of a stage; the others need 32 CPUs elsewhere
+ELSEWHERE = {"rollout", "reward"}  # the roles of those others: engine 1 and the reward worker
 
 
 def configuration(task: Path, name: str, **cluster: Any) -> RunConfig:
@@ -34,14 +34,14 @@ def configuration(task: Path, name: str, **cluster: Any) -> RunConfig:
 
 
 def undisturbed(stage: Stage, task: Path) -> Any:
-    """What the run comes to when nothing is lost."""
+    """Return the outcome of the run without a fault."""
     config = configuration(task, "undisturbed")
     goes_on(stage, config)
     return cpu_run.outcome(task / "undisturbed" / config.name)
 
 
 def goes_on(stage: Stage, config: RunConfig) -> None:
-    """One life more, to the end."""
+    """Run one more attempt, to the end of the run."""
     attempt = stage.attempt(config)
     assert attempt.ended(ATTEMPT_S), "it hangs"
     assert attempt.status == 0, told(attempt)
@@ -49,13 +49,16 @@ def goes_on(stage: Stage, config: RunConfig) -> None:
 
 
 def reach(attempt: Attempt, facts: int) -> None:
-    """Until its ledger has that many records."""
+    """Wait until the ledger of an attempt has `facts` records."""
     assert eventually(lambda: attempt.ended() or len(attempt.records) >= facts, ATTEMPT_S), "it never came to that"
     assert not attempt.ended(), f"it ended before: {told(attempt)}"
 
 
 def strike(stage: Stage, attempt: Attempt, members: Sequence[Member], *, but_not: Sequence[int] = ()) -> list[int]:
-    """SIGKILL to all of these at once, when all are there, as processes other than `but_not`. Returns their ids."""
+    """Send SIGKILL to all `members` at once and return their process ids.
+
+    The signal is sent when every member is alive, in a process other than those of `but_not`.
+    """
     pids: list[int] = []
 
     def found() -> bool:
@@ -70,7 +73,7 @@ def strike(stage: Stage, attempt: Attempt, members: Sequence[Member], *, but_not
 
 
 def ended(stage: Stage, attempt: Attempt) -> dict[str, Any]:
-    """What exit.json says of a life that ends by itself and leaves nobody behind."""
+    """Wait for an attempt that ends by itself and leaves no actor behind, and return its exit.json."""
     assert attempt.ended(ATTEMPT_S), "it hangs"
     assert stage.clean(attempt), "an actor was left behind"
     found: dict[str, Any] = json.loads((attempt.directory / "exit.json").read_text())

@@ -1,4 +1,4 @@
-"""docs/evidence/reliability.md, from what was measured."""
+"""Page docs/evidence/reliability.md, generated from the measurements."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ ROWS = {
     "T19": "requests without a token to every port that a run and a job server open: refused, but for three of Ray's "
     "exporters for Prometheus on the loopback, which have no switch (`SECURITY.md`)",
 }
-"""In the order of the page."""
+"""Descriptions of the figures, in the order of the page."""
 
 
 def write(measured: Sequence[Piece], kills: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-    """The page, which is written, and whether there was any failure."""
+    """Write the page. Return its text, and whether any trial failed."""
     measured = [*measured, *map(_piece, kills)]
     redone = [steps for p in measured for steps in p.redone]
     failures = [f"- {p.figure}: {why}" for p in measured for why in p.failures]
@@ -73,7 +73,7 @@ def write(measured: Sequence[Piece], kills: Sequence[dict[str, Any]]) -> tuple[s
 
 
 def _piece(kill: dict[str, Any]) -> Piece:
-    """A run stands or falls with all its kills."""
+    """Convert a kill to a piece. The kill counts as failed when its run failed."""
     real = kill["figure"] == "T2 real engines"
     return Piece(
         figure=kill["figure"],
@@ -117,7 +117,7 @@ def _hangs(seconds: Sequence[float]) -> list[str]:
 
 
 def _roles(kills: Sequence[dict[str, Any]]) -> list[str]:
-    """Who was killed on real Ray, and how it went on."""
+    """Return a table of the kills on real Ray by role, and how many were repaired in place."""
     if not kills:
         return []
     figures = list(dict.fromkeys(kill["figure"] for kill in kills))

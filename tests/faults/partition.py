@@ -1,4 +1,4 @@
-"""A network of its own for a node, and a cable that can be pulled. For root: whoever may make network namespaces."""
+"""A separate network for one node, connected by a link that can be cut. Creating the network namespace takes root."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NEAR, FAR = "10.213.7.1", "10.213.7.2"
 
 @dataclass(frozen=True)
 class Network:
-    """Two addresses with a cable between them: NEAR is in the network that everything else is in, FAR alone in its."""
+    """Two connected addresses: NEAR in the default network, FAR alone in a network namespace."""
 
     name: str
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """What this thread starts meanwhile is on the far side."""
+        """Enter the far namespace: processes that this thread starts meanwhile are on the far side."""
         before, there = os.open(fork_server.NETWORK, os.O_RDONLY), os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         try:
             fork_server.enter(there)
@@ -34,7 +34,7 @@ class Network:
             os.close(there)
 
     def cut(self) -> None:
-        """Nothing gets through, and nobody is told."""
+        """Drop all packets, without an error on either side."""
         _ip("link", "set", f"{self.name}a", "down")
 
     def mend(self) -> None:

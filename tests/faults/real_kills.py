@@ -1,9 +1,10 @@
-"""SIGKILL at random moments of a run with the real vLLM and DeepSpeed, by the commands a user calls.
+"""SIGKILL at random moments of a run with the real vLLM and DeepSpeed, started by the commands of a user.
 
     python tests/faults/real_kills.py --kills 10        adds to tests/faults/measured/kills.jsonl
 
-`rlhf run` of a recipe of tests/stack on a tiny model, killed, `rlhf resume`, killed again, resumed. On one machine and
-version both engines repeat themselves to the bit, so the weights and metrics have to be those of the undisturbed run.
+A recipe of tests/stack is started on a tiny model by `rlhf run`, killed, resumed by `rlhf resume`, killed again, and
+resumed. On one machine and version both engines reproduce their results to the bit, so the weights and metrics must
+equal those of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import families  # noqa: E402 - neighbours, found by the paths above
+import families  # noqa: E402 - sibling modules, on the path set above
 import kill_role  # noqa: E402
 from attempts import Run  # noqa: E402
 from measurements import KILLS, add, machine, read, tell, today  # noqa: E402
@@ -34,13 +35,13 @@ from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
 FIGURE = "T2 real engines"
 PER_RUN = 2
 MOMENT_S = 0.5
-STEPS = 3  # of grpo.yaml
+STEPS = 3  # max_steps of grpo.yaml
 MEMBERS: list[kill_role.Member] = [("driver", 0), ("policy", 0), ("rollout", 0), ("reward", 0)]
 FACTS = ("PLANNED", "SCORED", "TRAINED", "COMMITTED")
 
 
 def planned(seed: int) -> list[tuple[kill_role.Member, str, float]]:
-    """Who is killed after which fact: one in the first step and one in the second, so that a later life has both."""
+    """Draw the kills of a run, one in the first step and one in the last: member, ledger record, delay after it."""
     draw = random.Random(f"real {seed}")
     return [
         (draw.choice(MEMBERS), f"{draw.choice(FACTS)} {step}", round(draw.uniform(0, MOMENT_S), 2))
@@ -49,7 +50,7 @@ def planned(seed: int) -> list[tuple[kill_role.Member, str, float]]:
 
 
 def trial(family: Path, seed: int, whole: Any) -> list[dict[str, Any]]:
-    """One run, killed; a line for each kill of it."""
+    """Run once with kills and return one line per kill."""
     name, wrong, told, started = f"struck-{seed}", "", list[str](), time.monotonic()
     run, plan, redone = Run(family / "runs" / name), planned(seed), 0
     try:
@@ -73,7 +74,7 @@ def trial(family: Path, seed: int, whole: Any) -> list[dict[str, Any]]:
             "after": after,
             "delay_ms": round(1000 * delay_s),
             "went_on": "attempt" if how == "resumed" else how,
-            "redone": redone if i == 0 else 0,  # of the run: which kill it was is not told apart
+            "redone": redone if i == 0 else 0,  # total of the run: not known per kill
             "wrong": wrong,
             "seconds": seconds,
             "machine": machine(),
@@ -84,7 +85,10 @@ def trial(family: Path, seed: int, whole: Any) -> list[dict[str, Any]]:
 
 
 def run(*, kills: int, minutes: float, family: Path | None = None) -> None:
-    """Adds lines until there are `kills`, or the time is over. `family`: where a former slice has left the model."""
+    """Add lines until there are `kills`, or `minutes` have passed.
+
+    `family` is a directory with the model and the undisturbed run of an earlier slice.
+    """
     until = time.monotonic() + 60 * minutes
     family = family or Path(tempfile.mkdtemp(prefix="rlhf-real-kills-"))
     if not (family / "model").is_dir():

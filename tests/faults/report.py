@@ -1,12 +1,12 @@
-"""Every figure of docs/evidence/reliability.md: measured in pieces, added up, written down.
+"""Measure every figure of docs/evidence/reliability.md, in pieces that add up, and write the page.
 
-    make test-faults                                        all of them anew (hours on 2 cores; the page has the times)
-    python tests/faults/report.py --minutes 4 --only T1     goes on where the pieces so far have ended
-    python tests/faults/report.py --page                    the page alone, from the pieces that are there
+    make test-faults                                        all figures anew (hours on 2 cores; the page has the times)
+    python tests/faults/report.py --minutes 4 --only T1     continues after the pieces recorded so far
+    python tests/faults/report.py --page                    only writes the page, from the recorded pieces
 
-In one process, by the stand-ins of `cpu_run.py`: crash points, kills of the driver, power cuts, full disks, damage,
-fences (T1, T2 driver, T4, T5, T7, T8). On real Ray, with the same stand-ins in its actors: `kills.py` (T2, T3) and
-`hangs.py` (T10). With the real vLLM and DeepSpeed: `real_kills.py`. What the tests count by themselves: `suites.py`
+In one process, with the stand-ins of `cpu_run.py`: crash points, kills of the driver, power cuts, full disks, damage,
+fences (T1, T2 driver, T4, T5, T7, T8). On real Ray, with the same stand-ins in the actors: `kills.py` (T2, T3) and
+`hangs.py` (T10). With the real vLLM and DeepSpeed: `real_kills.py`. From counts of ordinary tests: `suites.py`
 (T17, T18, T19).
 """
 
@@ -31,7 +31,7 @@ sys.path[:0] = [str(p) for p in (HERE, HERE.parent / "workers", ROOT)]
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import cpu_run  # noqa: E402 - neighbours, found by the paths above
+import cpu_run  # noqa: E402 - sibling modules, on the path set above
 import damage  # noqa: E402
 import fences  # noqa: E402
 import page  # noqa: E402
@@ -41,13 +41,13 @@ import torch  # noqa: E402
 from measurements import KILLS, PIECES, Piece, add, command, pieces, read, tell  # noqa: E402
 
 POWER_CUTS, DAMAGES, FENCES, BLOCK = 100, 1000, 100, 4096
-DRIVER_KILLS = 100  # of each algorithm
-KILLS_ON_RAY, REAL_KILLS, HANGS = 100, 10, 20  # the first is of each algorithm
+DRIVER_KILLS = 100  # for each algorithm
+KILLS_ON_RAY, REAL_KILLS, HANGS = 100, 10, 20  # the first one for each algorithm
 
 
 @dataclass(frozen=True)
 class Series:
-    """Trials that are counted off, so that a later piece can go on where an earlier one has ended."""
+    """Numbered trials of one figure, so that a later piece can continue where an earlier one ended."""
 
     figure: str
     total: int
@@ -67,7 +67,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Worlds:
-    """One per algorithm, built when they are asked for."""
+    """One world per algorithm, built on first use."""
 
     root: Path
 
@@ -75,13 +75,13 @@ class Worlds:
     def all(self) -> list[run_in_process.World]:
         return [run_in_process.build(self.root, algorithm) for algorithm in cpu_run.ALGORITHMS]
 
-    @cache  # noqa: B019 - they live as long as the process
+    @cache  # noqa: B019 - the instance lives as long as the process
     def in_step(self, index: int) -> Any:
         return fences.undisturbed(self.all[index])
 
 
 def series(worlds: Worlds, scratch: Path) -> Iterator[Series]:
-    """What happens in one process. Nothing here may start a thread: a fork is a machine."""
+    """Yield the figures that are measured in this process. Trials fork it, so nothing here may start a thread."""
     for world in worlds.all:
         yield _crash_points(world)
         yield Series(
@@ -163,7 +163,7 @@ def _measure(only: list[str], until: float) -> None:
         for one in series(Worlds(root), Path(directory)):
             if wanted(one.figure):
                 one.measure(until)
-    # Ray has threads, and what has threads cannot be forked: a process each.
+    # Ray starts threads, and a process with threads must not be forked: each script gets a new process.
     for figure, script, *arguments in (
         ("T2", "kills.py", "--kills", str(KILLS_ON_RAY)),
         ("T10", "hangs.py", "--hangs", str(HANGS)),

@@ -1,4 +1,4 @@
-"""Lives of a run: each in a process of its own that may be killed, until one reaches the end."""
+"""Attempts of a run, each in a forked process that may be killed, until one of them reaches the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import cpu_run
 from injection import Disk, FakeDisk, swap
 
-import orchestrator.driver.driver  # noqa: F401 - here, so that no fork has to
+import orchestrator.driver.driver  # noqa: F401 - imported once, before the forks
 from orchestrator.config import RunConfig
 from orchestrator.errors import DiskFailed, Superseded
 from orchestrator.rundir.ledger import account, read_ledger
@@ -27,19 +27,19 @@ MAX_ATTEMPTS, MAX_TRIES = 3, 8
 
 @dataclass(frozen=True)
 class World:
-    """A task and what its uninterrupted run came to, for one algorithm and checkpoint interval."""
+    """A task and the outcome of its uninterrupted run, for one algorithm and checkpoint interval."""
 
     root: Path
     algorithm: str
     every: int
     expected: tuple[str, list[dict[str, Any]]]
-    log: list[str]  # every operation of it on the disk
-    num_bytes: int  # that it wrote
-    seconds: float  # that it took
+    log: list[str]  # every disk operation of that run
+    num_bytes: int  # number of bytes that it wrote
+    seconds: float  # its wall time
 
     @property
     def directory(self) -> Path:
-        """Of the uninterrupted run."""
+        """Directory of the uninterrupted run."""
         return self.root / f"whole-{self.algorithm}-{self.every}" / "run"
 
     def config(self, name: str) -> RunConfig:
@@ -69,17 +69,19 @@ def build(root: Path, algorithm: str, every: int = 1) -> World:
 
 
 def live(root: Path, attempt: Callable[[Disk], None], *, killed_after_s: float | None = None) -> int:
-    """One life in a fork; its exit status: 0, 1 when the disk failed it, 6 when it was superseded, 2 for any other
-    error that it ended by, -9 when it was killed."""
+    """Run one attempt in a fork and return its exit status.
+
+    0: it returned. 1: the disk failed. 6: another driver superseded it. 2: any other error. -9: it was killed.
+    """
     pid = begin(root, attempt)
     if killed_after_s is not None:
         time.sleep(killed_after_s)
-        os.kill(pid, signal.SIGKILL)  # it is a zombie at least: nobody has waited for it
+        os.kill(pid, signal.SIGKILL)  # the process id is still valid: nobody has waited for the process
     return end(pid)
 
 
 def begin(root: Path, attempt: Callable[[Disk], None]) -> int:
-    """The process id of a life that has just begun."""
+    """Fork a process that runs one attempt, and return its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -98,14 +100,19 @@ def begin(root: Path, attempt: Callable[[Disk], None]) -> int:
 
 
 def end(pid: int) -> int:
-    """Waits for a life; its exit status."""
+    """Wait for a forked attempt and return its exit status."""
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
 
 
 def taken_over(world: World, records: int) -> None:
-    """A driver is stopped when its ledger has that many records, its lock is let go, another driver begins, and the
-    first wakes up in the middle of that. Raises AssertionError when it is not fenced off, or disturbs the other one."""
+    """Stop a driver, let a second one take over, and wake the first while the second is running.
+
+    The first driver is stopped when its ledger has `records` records, and its lock is then removed.
+
+    Raises:
+        AssertionError: when the first driver is not fenced off, or disturbs the second.
+    """
     name = f"{world.algorithm}-zombie-{records}"
     directory = world.root / name / "run"
 
@@ -123,7 +130,7 @@ def taken_over(world: World, records: int) -> None:
     wait_for(records)
     os.kill(old, signal.SIGSTOP)
     assert live(world.root / name, attempt) == 2, "as long as the lock holds, nobody else begins"
-    (directory / "lock").unlink()  # as shared storage lets go of it, when the machine of its holder is cut off
+    (directory / "lock").unlink()  # as shared storage releases it when the holder's machine is cut off
     before = (directory / "ledger.jsonl").read_bytes().count(b"\n")
     new = begin(world.root / name, attempt)
     wait_for(before + 2)
@@ -136,17 +143,17 @@ def taken_over(world: World, records: int) -> None:
 
 
 def killed_at(world: World, operation: int, *, half: bool = False) -> int:
-    """Killed once at an operation, then run to the end. Returns how many steps were done again.
+    """Kill a run at a disk operation, run it to the end, and return the number of steps redone.
 
     Raises:
-        AssertionError: when the end is not that of the uninterrupted run.
+        AssertionError: when the outcome is not that of the uninterrupted run.
     """
 
     return go_on(world, stop_at(world, operation, half=half))
 
 
 def stop_at(world: World, operation: int, *, half: bool = False) -> str:
-    """The name of a run that was killed there."""
+    """Kill a run at a disk operation and return its name."""
 
     def attempt(disk: Disk) -> None:
         disk.kill_at, disk.half = operation, half
@@ -158,7 +165,10 @@ def stop_at(world: World, operation: int, *, half: bool = False) -> str:
 
 
 def killed_somewhere(world: World, seed: int) -> int:
-    """Killed at a random moment of its time; earlier, when it had ended before: it was timed on a busier machine."""
+    """Kill a run at a random moment, run it to the end, and return the number of steps redone.
+
+    A run that ends before it is killed is tried again with half the time: it was timed on a busier machine.
+    """
     draw, name = random.Random(seed), f"{world.algorithm}-random-{seed}"
     for tries in range(MAX_TRIES):
         moment = draw.uniform(0, world.seconds / 2**tries)
@@ -169,7 +179,7 @@ def killed_somewhere(world: World, seed: int) -> int:
 
 
 def power_cut_at(world: World, operation: int, seed: int) -> int:
-    """The same, and what was not fsynced is lost."""
+    """Cut the power at a disk operation, run to the end from the surviving files, and return the steps redone."""
     name = f"{world.algorithm}-cut-{operation}-{seed}"
     survivors = world.root / f"{name}-survivors"
 
@@ -184,7 +194,10 @@ def power_cut_at(world: World, operation: int, seed: int) -> int:
 
 
 def full_after(world: World, num_bytes: int) -> int:
-    """A disk that is full after `num_bytes`: the life ends by itself, and the next one finds room again."""
+    """Fill the disk after `num_bytes`, run to the end, and return the number of steps redone.
+
+    The first attempt must end by itself; the next one has room again.
+    """
 
     def attempt(disk: Disk) -> None:
         disk.bytes_left = num_bytes
@@ -196,7 +209,7 @@ def full_after(world: World, num_bytes: int) -> int:
 
 
 def go_on(world: World, name: str) -> int:
-    """Resumes until the end; how many steps were done again."""
+    """Resume a run until its end, check the outcome, and return the number of steps redone."""
     directory = world.root / name / "run"
     for _ in range(MAX_ATTEMPTS):
         if live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0:

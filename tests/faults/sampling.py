@@ -1,8 +1,8 @@
-"""The seed by which a run of the tests draws its sample of the faults."""
+"""Seed with which a session of the tests samples the faults."""
 
 from __future__ import annotations
 
 import os
 
 SEED = int(os.environ["RLHF_TEST_SEED"])
-"""Drawn by tests/conftest.py unless it is set, and printed in the head of a run."""
+"""Random seed, drawn by tests/conftest.py unless the variable is set, and printed in the header of the session."""

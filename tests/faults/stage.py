@@ -1,10 +1,10 @@
-"""One Ray cluster and one fork server for many attempts at runs, whose processes can be found by role.
+"""One Ray cluster and one fork server for many attempts of runs, whose processes can be found by role.
 
 with Stage.open(directory) as stage:
-    attempt = stage.attempt(config)             a driver, in a process of its own
+    attempt = stage.attempt(config)             a driver, in a separate process
     stage.members(attempt)["rollout", 0]        the process id of an actor
     with stage.node(num_cpus=32): ...           one more machine
-    with stage.elsewhere() as other: ...        another cluster, for faults that it does not survive
+    with stage.elsewhere() as other: ...        another cluster, for faults that a cluster does not survive
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ PRELOADED = (
 )
 HEAD_CPUS, STORE_BYTES = 64, 100 * 2**20
 WATCHFUL = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-"""A node that is lost is noticed in seconds, one that is slow still has its ten of them for each answer."""
+"""Settings with which Ray notices a lost node in seconds. A slow node still has ten seconds for each answer."""
 Member = tuple[str, int]
 """Role and rank; the driver is `("driver", 0)`."""
 
 
 class Attempt:
-    """One attempt at a run: a driver that was forked, and the actors it has on the cluster."""
+    """One attempt of a run: a forked driver, and its actors on the cluster."""
 
     def __init__(self, config: RunConfig, connection: Any) -> None:
         self.directory = Path(config.output_dir) / config.name
         self.started = time.monotonic()
         self._connection = connection
         self.pid = int(connection.recv(64))
-        self.status: int | None = None  # None: it is alive
+        self.status: int | None = None  # None: still alive
 
     def ended(self, within_s: float = 0.0) -> bool:
-        """Whether it has, now or within a time."""
+        """Return whether the attempt has ended, after waiting for up to `within_s` seconds."""
         if self.status is None and select.select([self._connection], [], [], within_s)[0]:
             self.status = int(self._connection.recv(64) or 1)
             self._connection.close()
@@ -62,7 +62,7 @@ class Attempt:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The whole lines of the run's ledger."""
+        """Complete records of the run's ledger."""
         try:
             lines = (self.directory / "ledger.jsonl").read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class Attempt:
 
     @property
     def cause(self) -> str:
-        """What exit.json says; empty when there is none."""
+        """Cause given in exit.json; empty if there is no exit.json."""
         try:
             return str(json.loads((self.directory / "exit.json").read_text())["cause"])
         except (FileNotFoundError, ValueError):
@@ -80,9 +80,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Stage:
-    """The cluster and the fork server that attempts share."""
+    """Cluster and fork server that attempts share."""
 
-    server: int  # its process id: the processes of attempts are its children
+    server: int  # process id of the fork server, the parent of all processes of attempts
     socket: str
     environment: dict[str, str]
     cluster: Any
@@ -90,7 +90,7 @@ class Stage:
     @classmethod
     @contextmanager
     def open(cls, directory: Path) -> Iterator[Stage]:
-        """A Ray head of its own with a token of its own; nothing of it is left behind."""
+        """Start a Ray head with its own token, and a fork server. Stop both at the end."""
         from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
         token, socket = directory / "token", str(directory / "forks")
@@ -109,7 +109,7 @@ class Stage:
 
     @contextmanager
     def elsewhere(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Stage]:
-        """The same on a Ray head of its own, which alone has these variables."""
+        """Start another Ray head, the only one with `variables` in its environment, and yield a stage on it."""
         before = dict(os.environ)
         with ExitStack() as stack:
             os.environ |= variables
@@ -122,7 +122,7 @@ class Stage:
 
     @contextmanager
     def node(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Any]:
-        """One machine more, by Ray's words: a raylet of its own, which `lose` kills with all that lives on it."""
+        """Add a machine to the cluster: a raylet, which `lose` kills together with everything that runs on it."""
         node = self.cluster.add_node(**{"object_store_memory": STORE_BYTES, "env_vars": dict(variables), **arguments})
         try:
             yield node
@@ -134,7 +134,7 @@ class Stage:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def attempt(self, config: RunConfig, **variables: str) -> Attempt:
-        """`variables`: of the driver alone."""
+        """Start an attempt. `variables` are set in the environment of the driver only."""
         directory = Path(config.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         recipe = directory / "config.json"
@@ -145,7 +145,7 @@ class Stage:
             return Attempt(config, fork_server.ask(self.socket, script, self.environment | variables, files))
 
     def script(self, path: Path, *arguments: str, output: Path) -> int:
-        """Runs another driver to its end; its exit status."""
+        """Run another driver script to its end and return its exit status."""
         with output.open("w") as log, open(os.devnull) as nothing:
             files = (nothing.fileno(), log.fileno(), log.fileno())
             with fork_server.ask(self.socket, [str(path), *arguments], self.environment, files) as connection:
@@ -153,7 +153,7 @@ class Stage:
                 return int(connection.recv(64) or 1)
 
     def members(self, attempt: Attempt) -> dict[Member, int]:
-        """Process ids of what is alive of it. An actor is known by the file it logs to."""
+        """Return the process ids of the living members of an attempt. An actor is identified by its log file."""
         found = {} if attempt.ended() else {("driver", 0): attempt.pid}
         for pid in Path(f"/proc/{self.server}/task/{self.server}/children").read_text().split():
             with suppress(OSError):
@@ -164,7 +164,7 @@ class Stage:
         return found
 
     def clean(self, attempt: Attempt, within_s: float = 30.0) -> bool:
-        """Whether a life that has ended leaves no actor behind. What it leaves is killed."""
+        """Return whether an ended attempt leaves no actor behind. Kill the actors that it leaves."""
         if eventually(lambda: not self.members(attempt), within_s):
             return True
         for pid in self.members(attempt).values():
@@ -186,7 +186,7 @@ def _head(**arguments: Any) -> Iterator[Any]:
 
 
 def _environment(cluster: Any, socket: str) -> dict[str, str]:
-    """Of drivers on this cluster: its workers are forks of the server behind the socket."""
+    """Return the environment of drivers on this cluster, whose workers are forked by the server at `socket`."""
     job = {"runtime_env": {"py_executable": fork_server.worker_command(socket)}}
     return os.environ | {"RAY_ADDRESS": cluster.address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
 

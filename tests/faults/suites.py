@@ -1,8 +1,8 @@
-"""Figures that are the tests themselves, counted: T17 secrets, T18 escapes, T19 doors.
+"""Figures that count ordinary tests: T17 secrets, T18 escapes, T19 open ports.
 
     python tests/faults/suites.py [T17 …]       adds to tests/faults/measured/pieces.jsonl
 
-A test that was skipped (no bubblewrap on this machine, say) is not counted as a trial.
+A skipped test (on a machine without bubblewrap, for example) does not count as a trial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-from measurements import PIECES, Piece, add  # noqa: E402 - a neighbour, found by the path above
+from measurements import PIECES, Piece, add  # noqa: E402 - a sibling module, on the path set above
 
 SUITES = {
     "T17": ["tests/stack/test_secrets_and_doors.py", "tests/stack/test_jobs_on_a_cluster.py", "-k", "t17"],
@@ -27,7 +27,7 @@ SUITES = {
 
 
 def count(figure: str) -> Piece:
-    """Runs a suite: a trial is a test that ran."""
+    """Run a suite and return it as a piece, in which each test that ran is a trial."""
     with tempfile.TemporaryDirectory() as directory:
         told = Path(directory) / "junit.xml"
         asked = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={told}", *SUITES[figure]]

@@ -1,4 +1,4 @@
-"""What an alarm does to a whole run: it pauses, stops, goes back, or keeps a model from being written."""
+"""Effects of an alarm on a whole run: it pauses, stops, rolls back, or keeps a model from being written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(task: Path, output: Path, **rules: Any) -> RunConfig:
-    """GRPO of six steps; its KL is over 1e-4 from the second on, so that the median of three rows is in the third."""
+    """Return the config of six steps of GRPO.
+
+    The KL exceeds 1e-4 from step 2 on, so the median of three rows exceeds it in step 3.
+    """
     whole = cpu_run.config(task, output, "grpo", checkpoint={"every": 1, "keep": 4}, alarms=rules).model_dump(
         mode="json"
     )
@@ -58,7 +61,7 @@ def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = cpu_run.loc
 
 
 def ending(settings: RunConfig) -> dict[str, Any]:
-    """exit.json of a run that an alarm ends."""
+    """Run until an alarm ends the run, and return its exit.json."""
     with pytest.raises(Alarmed):
         run(settings)
     return RunDirectory.create(settings, "").read_exit() or {}
@@ -104,7 +107,7 @@ def test_a_run_goes_back_once_and_is_stopped_when_it_meets_the_same(task: Path, 
     settings = recipe(task, tmp_path, **kl("roll_back"))
     exit = ending(settings)
     directory = RunDirectory.create(settings, "")
-    # The window of three rows begins before the first step: the oldest checkpoint, of step 1.
+    # The window of three rows begins before the first step, so the oldest checkpoint is used, that of step 1.
     assert facts(directory, Fact.attempt) == [0, 1]
     told = [r.details for r in read_ledger(directory.ledger)[0] if r.fact == Fact.alarm]
     assert [details["action"] for details in told] == ["roll_back", "stop"]
@@ -121,14 +124,17 @@ def test_gradients_that_explode_are_clipped_and_the_run_pauses(task: Path, tmp_p
     directory = RunDirectory.create(settings, "")
     rows = cpu_run.rows(directory.path)
     assert [row["grad_norm"] > 1e4 for row in rows] == [False] * 4 + [True] * 2
-    # Cut to a norm of 1, two updates are two updates: the policy is about where it would have been.
+    # Clipped to a norm of 1, the two exploding updates move the policy about as far as ordinary ones.
     _, sound = cpu_run.outcome(run(recipe(task, tmp_path / "plain", kl_budget=None)).path)
     assert rows[-1]["objective/kl"] < 2 * sound[-1]["objective/kl"]
     assert directory.checkpoint(6).is_dir()
 
 
 def guarded(task: Path, output: Path, pattern: str, rounds: int = 2, **gate: Any) -> RunConfig:
-    """Rounds of DPO for the letter a. What counts as a refusal is `pattern`; harmful prompts are those of the task."""
+    """Return a config with rounds of DPO for the letter a, behind a safety gate.
+
+    `pattern` defines a refusal. The prompts of the task serve as harmful prompts.
+    """
     prompts = str(task / "prompts.jsonl")
     settings = cpu_run.config(
         task,
@@ -149,7 +155,7 @@ def promotions(directory: RunDirectory) -> list[tuple[int, bool]]:
     return [(r.step, r.details["promoted"]) for r in records if r.fact == Fact.promotion]
 
 
-LOST = "^[^a]"  # what the rounds unlearn: an answer that does not begin with a
+LOST = "^[^a]"  # behaviour that the rounds unlearn: a completion that does not begin with a
 
 
 def test_a_round_that_costs_refusals_stops_the_run_and_its_model_is_not_promoted(task: Path, tmp_path: Path) -> None:
@@ -173,7 +179,7 @@ def test_a_gate_that_only_warns_lets_the_rounds_go_on_and_the_model_not_out(task
     assert (exit["cause"], exit["exit_code"], exit["step"]) == ("alarm_stop", 5, 2)
     assert "the model is not promoted: eval/refusal fell" in exit["message"]
     assert (promotions(directory), directory.model.exists()) == ([(2, False)], False)
-    # Whoever wants it all the same takes the gate away.
+    # A user who wants the model nevertheless removes the gate.
     with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop:
         anyway = apply_overrides(directory, ["alarms.safety_gate=null"])
         run_attempts(anyway, directory, stop, start_cluster=cpu_run.local_cluster)
@@ -195,7 +201,7 @@ def test_a_model_that_kept_its_refusals_is_promoted(task: Path, tmp_path: Path) 
 def test_a_gate_that_is_shut_after_the_last_step_keeps_the_model_from_being_written(
     tmp_path: Path, metric: str, written: bool
 ) -> None:
-    # Rewarded for the letter a, with the next evaluation after the last of ten steps.
+    # The reward is for the letter a. The evaluation after the first one follows the last of ten steps.
     (proxy,) = (case for case in alarms.CASES if case.name == "safety_gate")
     gate = {"alarms": {"safety_gate": {"metrics": [metric]}}}
     case = replace(proxy, algorithm={**proxy.algorithm, "max_steps": 10}, changes=gate)

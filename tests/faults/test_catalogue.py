@@ -1,4 +1,4 @@
-"""Whoever says that a fault is tested names the test."""
+"""Consistency of the catalogue of faults: each fault that counts as tested names an existing test."""
 
 from __future__ import annotations
 

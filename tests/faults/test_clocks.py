@@ -1,4 +1,4 @@
-"""A clock that jumps: order is by number alone, and every deadline by a clock that cannot be set."""
+"""A clock that jumps: order depends on sequence numbers alone, and deadlines on a clock that cannot be set."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DAYS_3 = 3 * 86400.0
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_a_clock_that_jumps_back_changes_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """By three days after the first step, and by three more in the attempt after a kill."""
+    """Set the clock back by three days after the first step, and by three more in the attempt after a kill."""
     run, real = world.root / "clock" / "run", time.time
 
     def first(disk: Disk) -> None:
         metrics = run / "metrics.jsonl"
-        time.time = lambda: real() - DAYS_3 * (metrics.exists() and metrics.stat().st_size > 0)  # of this fork
+        time.time = lambda: real() - DAYS_3 * (metrics.exists() and metrics.stat().st_size > 0)  # in this fork only
         disk.kill_at = world.log.index("mkdir run/.model.partial")
         cpu_run.run(world.config("clock"))
 
@@ -46,7 +46,7 @@ def test_a_clock_that_jumps_back_changes_nothing(world: World, capsys: pytest.Ca
 
 
 def test_the_clock_that_can_be_set_is_for_people_alone() -> None:
-    """Whoever asks it writes down or shows a time; what waits, waits by the monotonic one."""
+    """Check that the wall clock is used only to record or show a time. Waiting uses the monotonic clock."""
     asking = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|today|utcnow)\(|\bgmtime\(|st_mtime|\bgetmtime\(")
     found = {
         str(path.relative_to(ROOT))
@@ -55,9 +55,9 @@ def test_the_clock_that_can_be_set_is_for_people_alone() -> None:
         if asking.search(path.read_text())
     }
     assert found == {
-        "orchestrator/cli/jobs.py",  # when a job began
-        "orchestrator/data/template.py",  # the date that a chat template asks for
-        "orchestrator/evaluation/evaluate.py",  # when it was
+        "orchestrator/cli/jobs.py",  # duration of a running job
+        "orchestrator/data/template.py",  # date for chat templates
+        "orchestrator/evaluation/evaluate.py",  # date of the evaluation
         "orchestrator/rundir/incidents.py",
         "orchestrator/rundir/ledger.py",
         "orchestrator/rundir/why.py",  # how long ago

@@ -1,5 +1,8 @@
-"""A run that is killed, cut off or starved at any moment ends as if nothing had happened: weights to the bit, metrics,
-and every step learned from once. A sample that is drawn anew in every run; `make test-faults` does all of them."""
+"""Runs that are killed, cut off from power or out of disk space at any moment, and resumed to the end.
+
+The weights must be equal to the bit to those of the uninterrupted run, the metrics equal, and every step trained on
+exactly once. Each session draws a new sample of the moments; `make test-faults` does all of them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def test_killed_at_any_operation_on_the_disk(world: World) -> None:
 
 @pytest.mark.parametrize("world", ["grpo-ahead", "iterative-dpo-updates"], indirect=True)
 def test_killed_at_any_record_of_the_ledger(world: World) -> None:
-    """Also where the engines sample a version ahead: what was in flight is that of the uninterrupted run."""
+    """Check also that rollouts in flight are those of the uninterrupted run, where engines sample a version ahead."""
     records = [i for i, line in enumerate(world.log) if line == "write run/ledger.jsonl"]
     for operation in (records[i] for i in _sample(len(records))):
         assert run_in_process.killed_at(world, operation, half=operation % 2 == 1) <= world.every
@@ -54,7 +57,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(world: World) -> None:
 
 
 def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None:
-    """Full in the middle of the second checkpoint, whose bytes are given back; the first one is as it was."""
+    """Fill the disk in the middle of the second checkpoint. Its bytes are freed, and the first checkpoint is intact."""
     size = sum(p.stat().st_size for p in world.directory.joinpath("checkpoints/step-2").rglob("*"))
     name = f"{world.algorithm}-named"
 
@@ -75,7 +78,7 @@ def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_a_disk_that_breaks_in_a_checkpoint_is_named(world: World) -> None:
-    """EIO, in what a learner writes of the second one."""
+    """Raise EIO where a learner writes to the second checkpoint."""
 
     def attempt(disk: Disk) -> None:
         disk.broken_below = ".step-2.partial"
@@ -96,7 +99,7 @@ def test_a_disk_that_breaks_in_a_checkpoint_is_named(world: World) -> None:
         ("OSError: [Errno 5] Input/output error: '/runs/a/rollouts/x'", "disk_failed", "/runs/a/rollouts/x"),
         ("OSError: [Errno 30] Read-only file system", "disk_failed", "/runs/a"),
         ("OSError: [Errno 28] No space left on device", "disk_full", "/runs/a"),
-        ("OSError: [Errno 5] Input/output error: '/models/base'", "worker_failed", ""),  # not what the run writes
+        ("OSError: [Errno 5] Input/output error: '/models/base'", "worker_failed", ""),  # outside the run directory
         ("RuntimeError: after [Errno 5] Input/output error came more", "worker_failed", ""),
     ],
 )
@@ -123,7 +126,7 @@ def test_a_disk_that_cannot_be_written_ends_the_run_before_its_first_step(world:
 
 
 def test_the_log_of_operations_is_that_of_a_commit(world: World) -> None:
-    """The injector sees what it is meant to see: were it blind, every test above would hold."""
+    """Check that the injector sees the operations of a commit. With a blind injector every test above would pass."""
     assert world.log.index("write run/checkpoints/.step-2.partial/manifest.json") < world.log.index(
         "rename run/checkpoints/.step-2.partial"
     )

@@ -1,4 +1,7 @@
-"""Damage is found before anything is believed. Here a sample; `make test-faults` does a thousand."""
+"""Damaged files, which must be detected before anything in them is used.
+
+The tests here are a sample; `make test-faults` does a thousand.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
     attempt = [r for r in records if r.fact == "ATTEMPT"][-1]
     assert attempt.step == 2
     assert attempt.details["refused"] == [f"{state.parent}: state.json is not what was written"]
-    # Sampled and scored by the attempt before: neither is done again.
+    # Recalled from the attempt before, not sampled and scored again.
     assert [r.details["recalled"] for r in records if r.step == 3 and r.fact in ("GENERATED", "SCORED")] == (
         [False, False, True, True]
     )
@@ -79,12 +82,12 @@ def test_checkpoints_that_are_gone_never_mean_step_0(world: World, monkeypatch: 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: World) -> None:
-    """As on shared storage: another machine sees the newest checkpoint a little later."""
+    """Simulate shared storage, on which another machine sees the newest checkpoint a little later."""
     name = run_in_process.stop_at(
         world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
     )
     run = world.root / name / "run"
-    stale = [3]  # looks that are shown the old content
+    stale = [3]  # listings that still show the old content
 
     def lagging(path: Any = ".") -> Any:
         if str(path) != str(run / "checkpoints") or not stale[0]:
@@ -94,7 +97,7 @@ def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: Wor
             return contextlib.nullcontext([entry for entry in found if entry.name != "step-3"])
 
     def attempt(disk: object) -> None:
-        os.scandir = lagging  # type: ignore[assignment]  # of this fork
+        os.scandir = lagging  # type: ignore[assignment]  # in this fork only
         cpu_run.run(world.config(name))
         assert stale == [0], "it was never asked"
 
@@ -106,7 +109,7 @@ def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: Wor
 
 
 def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
-    """By the version that the engines hold: in a synchronous run the same completions, to the bit."""
+    """Check that the current engines sample it again: in a synchronous run the same completions, to the bit."""
     operation = next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
     name = run_in_process.stop_at(world, operation)
     run = world.root / name / "run"
@@ -122,7 +125,7 @@ def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
 
 
 def test_data_that_changed_are_refused(world: World) -> None:
-    """The prompts of a run that was stopped are those of the whole world, so they are put back."""
+    """Change the prompts of a stopped run. They are restored at the end, because all runs of the world share them."""
     name = run_in_process.stop_at(
         world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
     )
@@ -144,7 +147,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def lose_a_record(path: Path, fact: str) -> None:
-    """With the sequence and the hashes mended, so that only arithmetic can tell."""
+    """Remove a record and rewrite the others with valid numbers and hashes, so that only accounting can notice."""
     from dataclasses import replace
 
     kept = [r for r in read_ledger(path)[0] if not (r.fact == fact and r.step == 2)]

@@ -1,4 +1,4 @@
-"""A run of conversations from beginning to end, and the day that its templates are told when it goes on later."""
+"""A run on conversations from start to end, and the date that its chat templates see when it is resumed later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.config import RunConfig
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Record
 
-# The letter a for the first of a month, and b for every other day.
+# The prompt begins with the letter a on the first of a month, and with b on any other day.
 TEMPLATE = (
     "{{ 'a' if strftime_now('%d') == '01' else 'b' }}{% for m in messages %}{{ m.content }}>{% endfor %}"
     "{% if add_generation_prompt %}c{% endif %}"
@@ -46,11 +46,11 @@ def test_a_run_of_conversations(settings: RunConfig) -> None:
 
 
 class Noted(Exception):
-    """A cluster has seen enough."""
+    """Signal that a cluster has recorded its plans."""
 
 
 class NotingCluster(LocalCluster):
-    """Keeps what it is to start, and starts nothing."""
+    """Cluster that records the plans it is given, and starts nothing."""
 
     plans: Sequence[GangPlan] = ()
 

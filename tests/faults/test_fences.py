@@ -1,5 +1,7 @@
-"""What half arrived is learned from by nobody, and a run is written by one driver. Here a sample; `make test-faults`
-does a hundred of the first."""
+"""Partial publications, which must never be trained on, and two drivers of one run, of which only one may write.
+
+The tests here are a sample; `make test-faults` does a hundred partial publications.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ def test_a_batch_of_mixed_versions_is_never_learned_from(world: World) -> None:
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 @pytest.mark.parametrize("engine", range(fences.NUM_ENGINES))
 def test_a_publication_in_which_a_bit_flipped_is_never_sampled_from(world: World, engine: int) -> None:
-    """The lowest of one weight in the segment, where no figure would show it: the checksum does."""
+    """Flip the lowest bit of one weight in the segment: no metric would show it, but the checksum does."""
     expected = fences.undisturbed(world)
     assert fences.stopped(world, expected, "grpo-flipped", fences.FLIPPED_BIT, engine, 1)
 

@@ -1,5 +1,8 @@
-"""What a run on real Ray survives, or ends by in so many words: processes that are killed or stopped; machines,
-replies, heads and room that are lost. Here one run each; `make test-faults` does more, and what is marked as long."""
+"""Faults that a run on real Ray survives, or reports by a typed error.
+
+Processes are killed or stopped; machines, replies, heads, memory and disk space are lost. There is one run for each
+fault; `make test-faults` does more, and the tests that are marked as long.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def task(stage: Stage) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(stage: Stage, task: Path) -> Any:
-    """What the run of `losses.configuration` comes to when nothing is lost."""
+    """Return the outcome of the run of `outages.configuration` without a fault."""
     return outages.undisturbed(stage, task)
 
 
@@ -138,7 +141,7 @@ def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(
     refused = stage.attempt(config)
     assert refused.ended(ATTEMPT_S)
     assert refused.status == 2, "as long as the lock holds, nobody else begins"
-    (old.directory / "lock").unlink()  # as shared storage lets go of it, when the machine of its holder is cut off
+    (old.directory / "lock").unlink()  # as shared storage releases it when the holder's machine is cut off
     new = stage.attempt(config)
     assert eventually(lambda: new.ended() or new.records[-1]["attempt"] == 2, ATTEMPT_S)
     os.kill(old.pid, signal.SIGCONT)
@@ -153,7 +156,7 @@ def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(
 
 @pytest.mark.long
 def test_f44_a_reply_that_is_lost_has_its_effect_once(stage: Stage, task: Path, expected: Any) -> None:
-    """Ray throws away every 25th reply to a call: the call was made, and its caller is told that it failed."""
+    """Let Ray discard one in 25 replies: the call was executed, but its caller sees a failure."""
     config, lost = configuration(task, "replies"), 0
     shares = {"req_failure_prob": 0, "resp_failure_prob": 4, "in_flight_failure_prob": 0}
     losing = json.dumps({"CoreWorkerService.grpc_client.PushTask": {"num_failures": -1, **shares}})
@@ -171,7 +174,7 @@ def test_f44_a_reply_that_is_lost_has_its_effect_once(stage: Stage, task: Path, 
 
 @pytest.mark.long
 def test_f45_a_machine_without_memory_is_named(stage: Stage, task: Path) -> None:
-    """Ray's own monitor ends processes of a machine whose memory is used to more than its threshold: here, to any."""
+    """Lower the threshold of Ray's memory monitor until any use exceeds it: the monitor kills processes there."""
     config = configuration(task, "memory", cpus_per_worker=outages.CPUS_OF_FOUR)
     variables = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
     with stage.node(variables, num_cpus=32):
@@ -183,7 +186,7 @@ def test_f45_a_machine_without_memory_is_named(stage: Stage, task: Path) -> None
 
 @pytest.mark.long
 def test_f47_a_full_store_on_a_full_disk_is_named(stage: Stage, task: Path) -> None:
-    """The disk counts as full when Ray's monitor sees it used to more than its threshold: here, to any."""
+    """Lower the threshold of Ray's disk monitor until any use exceeds it: the disk counts as full."""
     variables, output = {"RAY_local_fs_capacity_threshold": "0.0001"}, task / "store.log"
     with stage.node(variables, num_cpus=100, object_store_memory=80 * 2**20):
         assert stage.script(Path(outages.__file__).with_name("full_store.py"), "80", output=output) == 0
@@ -209,7 +212,7 @@ def test_f50_a_driver_that_may_open_no_more_files_says_so(stage: Stage, task: Pa
 
 @pytest.mark.long
 def test_f24_a_head_that_does_not_answer_for_a_while_is_waited_for(stage: Stage, task: Path, expected: Any) -> None:
-    """What a restart of a head with fault tolerance looks like from outside; with Redis itself, below."""
+    """Suspend the head, which looks like a restart with fault tolerance. The next test restarts it from Redis."""
     attempt = stage.attempt(configuration(task, "silent-head"))
     reach(attempt, 10)
     (head,) = stage.cluster.head_node.all_processes["gcs_server"]
@@ -246,10 +249,10 @@ def test_f25_a_head_that_is_lost_ends_the_attempt_and_the_next_cluster_goes_on(
         attempt = other.attempt(config)
         reach(attempt, 10)
         engine = other.members(attempt)["rollout", 0]
-        os.kill(engine, signal.SIGSTOP)  # or the run reaches its end without a head: its calls need none
+        os.kill(engine, signal.SIGSTOP)  # otherwise the run would complete: its calls need no head
         other.cluster.head_node.kill_gcs_server()
         assert attempt.ended(ATTEMPT_S), "it hangs"
-        os.kill(engine, signal.SIGKILL)  # what is stopped cannot see that its cluster is gone
+        os.kill(engine, signal.SIGKILL)  # a stopped process cannot notice that its cluster is gone
         exit = ended(other, attempt)
     assert (exit["cause"], exit["exit_code"], exit["first_cause"]["role"]) == ("cluster_lost", 3, "cluster")
     goes_on(stage, config)

@@ -1,4 +1,4 @@
-"""Numbers that go bad while a run learns: nothing of them is kept, and the run goes on as if they had not been."""
+"""NaN and infinity during training: nothing of the step is kept, and the resumed run is not affected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workers.learner import Learner
 from workers.updates import NotFinite
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-AT = 2  # the step in which it happens
+AT = 2  # step of the fault
 
 
 def steps_of(run: Path, fact: Fact) -> list[int]:
@@ -32,7 +32,7 @@ def steps_of(run: Path, fact: Fact) -> list[int]:
 
 
 def poisoned(role: str, forward: Forward) -> Callable[..., LocalCluster]:
-    """A cluster in which every loss of `role` is computed from `forward` of what it should be, in one step."""
+    """Return a cluster on which `role` computes every loss of one step from `forward` of the true outputs."""
 
     def learner(**arguments: Any) -> Learner:
         made = cpu_run.learner(**arguments)
@@ -56,7 +56,7 @@ def poisoned(role: str, forward: Forward) -> Callable[..., LocalCluster]:
 
 
 def nan_gradient(outputs: torch.Tensor) -> torch.Tensor:
-    """The same outputs, through which no number comes back."""
+    """Return the same outputs, with NaN as their gradient."""
     outputs = outputs * 1
     outputs.register_hook(lambda gradient: gradient * math.nan)
     return outputs
@@ -84,7 +84,7 @@ def test_what_is_not_finite_is_never_kept(world: World, role: str, forward: Forw
 
 
 def test_a_worker_that_says_so_is_told_of_in_our_words() -> None:
-    """By the name of its class, which is all that arrives."""
+    """Check that the error is recognised by the name of its class, which is all that arrives from the worker."""
     call: Any = None
     with pytest.raises(errors.NotFinite, match="policy rank 0 failed"):
         classify(call, Failure("policy", 0, "aa00", NotFinite.__name__, "NotFinite: a gradient of norm nan", 4711))
@@ -92,7 +92,7 @@ def test_a_worker_that_says_so_is_told_of_in_our_words() -> None:
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_a_log_probability_that_is_nan_is_not_recorded(world: World) -> None:
-    """A record would be learned from in every attempt."""
+    """Check that a rollout with NaN is not recorded. A recorded one would be trained on in every attempt."""
 
     class Broken(cpu_run.TorchSampler):
         def generate(self, *asked: Any, **settings: Any) -> list[Response]:

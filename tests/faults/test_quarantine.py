@@ -1,4 +1,4 @@
-"""A prompt that ends its engine each time is found, told of and left out; one that was only near is not."""
+"""Quarantine of a prompt that crashes its engine every time. A prompt that was only in the same batch is kept."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ DEATHS = quarantine.TOGETHER + quarantine.ALONE
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> None:
-    """The whole machine with it: what the next life knows of it, it has read."""
+    """Kill the whole machine with the engine: the next attempt has only the files."""
     with safe_open(world.directory / f"rollouts/step-{AT}/rollout-0.safetensors", framework="numpy") as kept:
         first, poison, *_ = json.loads(kept.metadata()["facts"])["prompts"]
-        tokens = kept.get_tensor("prompt_tokens")[3:6].tolist()  # three letters each
+        tokens = kept.get_tensor("prompt_tokens")[3:6].tolist()  # prompts have three tokens each
 
     class Mortal(cpu_run.TorchSampler):
         def generate(self, requests: Sequence[Request], **settings: Any) -> list[Response]:
@@ -65,7 +65,7 @@ def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> N
 
 
 def batches(keep: str, *prompts: str, dies_at: int | None = None) -> list[list[str]]:
-    """What one call samples together, until it dies in one of them, or answers."""
+    """Return the batches of one call, until the engine dies in batch `dies_at` or the call is answered."""
     made, tried = quarantine.Trial(keep, 0), []
     given = [(Prompt(id=id, text=id), [1]) for id in prompts if id not in made.left_out]
     for i, batch in enumerate(made.batches(given)):
@@ -94,7 +94,7 @@ def test_it_is_found_by_elimination(keep: str, tmp_path: Path) -> None:
 
 
 def test_engines_that_die_of_something_else_cost_no_prompt(keep: str, tmp_path: Path) -> None:
-    """Killed wherever they were: together, then at one prompt and at another."""
+    """Kill engines at different places: in the common batch, then at one prompt and at another."""
     for dies_at in (0, 0, 1, 2, 0):
         batches(keep, "a", "b", "c", dies_at=dies_at)
     assert batches(keep, "a", "b", "c") == [["a"], ["b"], ["c"]]

@@ -1,4 +1,7 @@
-"""Rewards that do not come, or are others when asked again: no score is guessed, and none that is recorded replaced."""
+"""Rewards that do not arrive, or that differ when they are requested again.
+
+No score is invented, and no recorded score is replaced.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def test_a_service_that_does_not_answer_holds_the_step(world: World, tmp_path: P
 
 @grpo
 def test_the_first_score_that_was_recorded_counts(world: World) -> None:
-    """Killed between SCORED and TRAINED: what the next attempt learns from is what was recorded."""
+    """Kill a run between SCORED and TRAINED. The next attempt must train on the recorded scores."""
     settings, run = config(world, "moody", f"{HERE}/letter_reward.py:moody"), world.root / "moody" / "run"
     told = read_ledger(world.directory / "ledger.jsonl")[0]
     scored = next(i for i, record in enumerate(told) if (record.fact, record.step) == (Fact.scored, 2))

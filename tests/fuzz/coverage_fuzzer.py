@@ -1,8 +1,8 @@
-"""A small coverage-guided fuzzer: inputs that reach new lines of ours are kept and changed further.
+"""A small coverage-guided fuzzer: inputs that reach new lines of `orchestrator/` are kept and mutated further.
 
-The one loop:  pick an input ──► change it ──► parse it under limits ──► new edges? keep it   a crash? keep that, too
+The loop:  pick an input ──► mutate it ──► parse it under limits ──► keep it if it reached new edges or crashed
 
-An edge is a pair of lines of `orchestrator/` that followed one another within one function.
+An edge is a pair of lines of `orchestrator/` that ran one after the other within one function.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 
 from parsers import ROOT, Parser
 
-LONGEST = 32 * 1024  # bytes of an input
-SECONDS = 5.0  # of processor time for one input; a thousand times what it takes
-MEMORY_BYTES = 2 * 2**30  # address space, beyond what the process had before
+LONGEST = 32 * 1024  # maximum size of an input in bytes
+SECONDS = 5.0  # CPU time limit for one input, about a thousand times what one takes
+MEMORY_BYTES = 2 * 2**30  # address space limit, in addition to what the process uses
 OURS = str(ROOT / "orchestrator")
 
 Edge = tuple[CodeType, int, int]
@@ -35,7 +35,7 @@ Edge = tuple[CodeType, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Crash:
-    """`kind` names it: two inputs that raise the same error in the same line are one crash."""
+    """An input that crashed a parser. Two inputs that raise the same error in the same line have the same `kind`."""
 
     kind: str
     content: bytes
@@ -44,7 +44,7 @@ class Crash:
 
 @dataclass(kw_only=True)
 class Hunt:
-    """What was done and found so far."""
+    """Progress of a fuzzing session."""
 
     corpus: list[bytes] = field(default_factory=list)
     edges: set[Edge] = field(default_factory=set)
@@ -53,7 +53,7 @@ class Hunt:
 
 
 class _TooSlowError(BaseException):
-    """Not an Exception, so that nothing on the way swallows it."""
+    """Error for an input over the time limit. Not an Exception, so that no handler on the way swallows it."""
 
 
 def hunt(
@@ -64,7 +64,7 @@ def hunt(
     more_seeds: Sequence[bytes] = (),
     before: Callable[[bytes], None] = lambda content: None,
 ) -> Iterator[Hunt]:
-    """Yields the state after every execution, until `until` says so. `before` sees each input first."""
+    """Yield the state after every execution, until `until` returns true. Call `before` with each input beforehand."""
     draw, state = random.Random(seed), Hunt()
     waiting = [*parser.seeds(), *more_seeds]
     with tempfile.TemporaryDirectory(prefix="rlhf-fuzz-", dir=_memory_disk()) as place:
@@ -82,7 +82,7 @@ def hunt(
 
 
 def execute(parser: Parser, content: bytes, place: Path) -> tuple[set[Edge], Crash | None]:
-    """Parses one input in a fresh directory under `place`."""
+    """Parse one input in a fresh directory under `place`. Return the edges reached, and the crash if there was one."""
     directory = place / "input"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -96,7 +96,7 @@ def execute(parser: Parser, content: bytes, place: Path) -> tuple[set[Edge], Cra
 
 
 def smaller(parser: Parser, crash: Crash, place: Path, tries: int = 300) -> Crash:
-    """The same crash from an input with as much cut out as `tries` executions can find."""
+    """Shrink the input of a crash: cut out as much as `tries` executions allow."""
     size = len(crash.content) // 2
     while size and tries:
         for start in range(0, len(crash.content), size):
@@ -117,7 +117,7 @@ def smaller(parser: Parser, crash: Crash, place: Path, tries: int = 300) -> Cras
 
 
 def change(content: bytes, corpus: Sequence[bytes], words: Sequence[bytes], draw: random.Random) -> bytes:
-    """One to eight small changes at random places."""
+    """Apply one to eight small changes at random places."""
     raw = bytearray(content)
     for _ in range(1 << draw.randrange(4)):
         draw.choice(CHANGES)(raw, corpus, words, draw)
@@ -155,7 +155,7 @@ def _word(raw: bytearray, _corpus: Any, words: Sequence[bytes], draw: random.Ran
 
 
 def _number(raw: bytearray, _corpus: Any, _words: Any, draw: random.Random) -> None:
-    """Another number in the place of one that is written out."""
+    """Replace one of the numbers in the text by another value."""
     found = list(re.finditer(rb"-?\d+(\.\d+)?", bytes(raw)))
     if found:
         start, stop = draw.choice(found).span()
@@ -209,7 +209,7 @@ def _tracing(edges: set[Edge]) -> Iterator[None]:
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """Processor time and memory; both end in an exception that counts as a crash."""
+    """Limit CPU time and memory. Exceeding either raises an exception, which counts as a crash."""
 
     def too_slow(*_: Any) -> None:
         raise _TooSlowError(f"more than {SECONDS:g} s of processor time")
@@ -222,7 +222,7 @@ def _limited() -> Iterator[None]:
     started = time.process_time()
     try:
         yield
-        if time.process_time() - started > SECONDS:  # spent where no signal is looked at
+        if time.process_time() - started > SECONDS:  # spent in code that handles no signals
             too_slow()
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -231,7 +231,10 @@ def _limited() -> Iterator[None]:
 
 
 def _kind(error: BaseException) -> str:
-    """`KeyError at orchestrator/driver/checkpoint.py:110`: the last line of ours that it went through."""
+    """Name a crash by its error and the last line of `orchestrator/` in its traceback.
+
+    Example: `KeyError at orchestrator/driver/checkpoint.py:110`.
+    """
     if isinstance(error, _TooSlowError):
         return "too slow"
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,10 +1,10 @@
-"""Fuzz every parser for a while, each in a process of its own: `make fuzz MINUTES=20`, or
+"""Fuzz every parser for a while, each in a separate process: `make fuzz MINUTES=20`, or
 
     python tests/fuzz/fuzz.py --minutes 20 [PARSER …]
 
-A crash is written to tests/fuzz/corpus/PARSER/, which `make test` replays from then on. What was reached is kept under
-.fuzz/ and gone on with the next time. Time spent and executions are added to tests/fuzz/spent.json, and
-docs/evidence/fuzzing.md is written from it.
+A crash is written to tests/fuzz/corpus/PARSER/, which `make test` replays from then on. Inputs that reached new code
+are kept under .fuzz/, and the next session continues from them. Time spent and executions are added to
+tests/fuzz/spent.json, from which docs/evidence/fuzzing.md is written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-import coverage_fuzzer  # noqa: E402 - a neighbour, found by the path above
+import coverage_fuzzer  # noqa: E402 - a sibling module, on the path set above
 from parsers import PARSERS, Parser  # noqa: E402
 
 from benchmarks.machine import description  # noqa: E402
@@ -41,7 +41,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("parsers", nargs="*", metavar="PARSER", help=f"of {', '.join(p.name for p in PARSERS)}")
     options.add_argument("--minutes", type=float, default=20.0, help="for each parser")
-    options.add_argument("--one", help=argparse.SUPPRESS)  # a process of its own: FILE for the last input
+    options.add_argument("--one", help=argparse.SUPPRESS)  # run as a child; the value is a file for the last input
     options.add_argument("--page", action="store_true", help="only write docs/evidence/fuzzing.md anew")
     given = options.parse_args()
     wanted = [p for p in PARSERS if not given.parsers or p.name in given.parsers]
@@ -59,14 +59,14 @@ def main() -> None:
 
 
 def _fuzz(parser: Parser, seconds: float, last: Path) -> None:
-    """Prints one line of JSON with what was done."""
+    """Fuzz one parser for `seconds` and print the result as one line of JSON."""
     end = time.monotonic() + seconds
     reached = REACHED / parser.name
     reached.mkdir(parents=True, exist_ok=True)
     kept = [path.read_bytes() for path in sorted(reached.iterdir())]
     with last.open("r+b") as file, mmap.mmap(file.fileno(), LAST_BYTES) as shown:
 
-        def remember(content: bytes) -> None:  # so that an input that kills the process is known
+        def remember(content: bytes) -> None:  # identifies an input that kills the process
             shown[: 8 + len(content)] = len(content).to_bytes(8, "little") + content
 
         seed = int.from_bytes(os.urandom(6), "little")
@@ -118,7 +118,10 @@ def _tell(parser: Parser, state: coverage_fuzzer.Hunt, left_s: float) -> None:
 
 
 def _supervise(parser: Parser, seconds: float) -> int:
-    """The number of crashes. A process that dies is a crash as well, and the time that is left goes to the next one."""
+    """Fuzz one parser in child processes and return the number of crashes.
+
+    A child that dies counts as a crash, and the next child gets the remaining time.
+    """
     end, crashes = time.monotonic() + seconds, 0
     while (left := end - time.monotonic()) > 1:
         with tempfile.NamedTemporaryFile(prefix="rlhf-fuzz-last-") as last:
@@ -150,7 +153,7 @@ def _add(entry: dict[str, Any]) -> None:
 
 
 def page() -> str:
-    """docs/evidence/fuzzing.md, of what was spent and found."""
+    """Return the text of docs/evidence/fuzzing.md, from the recorded sessions and crashes."""
     spent = json.loads(SPENT.read_text())
     machine = spent[-1]["machine"]
     rows = []

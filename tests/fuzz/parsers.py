@@ -1,6 +1,6 @@
-"""Everything that reads what people, or a damaged disk, wrote: one function from bytes each, and what it starts from.
+"""Parsers of everything that people, or a damaged disk, may have written: one function of bytes each, with its seeds.
 
-The contract of all of them: it returns, or it raises an RlhfError. Anything else is a crash.
+The contract of each parser: it returns, or it raises an RlhfError. Anything else is a crash.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ YAML_WORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Parser:
-    """`parse` takes the input and an empty directory of its own. `words` are put into inputs by the mutator."""
+    """A parser under test. `parse` takes an input and an empty directory; the mutator inserts `words` into inputs."""
 
     name: str
     seeds: Callable[[], Sequence[bytes]]
@@ -87,7 +87,7 @@ class Parser:
 
 
 def allowed(call: Callable[[], Any]) -> Any:
-    """What `call` returns; None where it refuses its input as it should."""
+    """Return the result of `call`, or None if it refuses its input by an RlhfError with a message."""
     try:
         return call()
     except RlhfError as error:
@@ -104,7 +104,7 @@ def _recipe(content: bytes, directory: Path) -> None:
     loaded = allowed(lambda: load(directory / "recipe.yaml"))
     if loaded is not None:
         allowed(lambda: preflight(loaded))
-    for config in loaded.stages if loaded else ():  # what is accepted can be written down and read again
+    for config in loaded.stages if loaded else ():  # an accepted recipe can be written and read again
         assert from_resolved(json.loads(json.dumps(resolved(config))), "resolved.json") == config
 
 
@@ -113,7 +113,7 @@ def _recipes() -> Sequence[bytes]:
 
 
 def _overrides(content: bytes, directory: Path) -> None:
-    """One override per line, as the shell hands them over."""
+    """Parse one override per line, decoded as the arguments of a command are."""
     (directory / "recipe.yaml").write_bytes(b"stages:\n- {" + b", ".join(RECIPE.splitlines()) + b"}\n")
     texts = content.decode("utf-8", "surrogateescape").split("\n")
     allowed(lambda: load(directory / "recipe.yaml", texts))
@@ -153,7 +153,7 @@ def _parquet(content: bytes, directory: Path) -> None:
 
 
 def _parquet_seeds() -> Sequence[bytes]:
-    """Plain, compressed, with a dictionary, nested, and of the types that have no place in JSON."""
+    """Return files that are plain, compressed, dictionary-encoded or nested, and one with types that JSON lacks."""
     tables = [pa.Table.from_pylist([row, row]) for row in EXAMPLE_ROWS]
     strange = {
         "prompt": pa.array(["a", "b"]),
@@ -180,7 +180,7 @@ def _parquet_seeds() -> Sequence[bytes]:
 
 
 def _ledger(content: bytes, directory: Path) -> None:
-    """As it is, and with every line that is an object signed again, or nothing would get past the checksum."""
+    """Parse the ledger as it is, and with every JSON object signed again, to get past the checksums."""
     for name, raw in (("raw", content), ("signed", _signed(content))):
         (path := directory / name).write_bytes(raw)
         allowed(lambda: _open_and_append(path))
@@ -220,7 +220,7 @@ STATE = b"\n--- state.json\n"
 
 
 def _manifest(content: bytes, directory: Path) -> None:
-    """A manifest and, after a line that says so, the state beside it: as they are, and signed again."""
+    """Parse a manifest and the state that follows the `STATE` separator, as they are and signed again."""
     manifest, _, state = content.partition(STATE)
     (step := directory / "step-3").mkdir()
     (directory / "outside").write_bytes(b"")
@@ -234,7 +234,7 @@ def _manifest(content: bytes, directory: Path) -> None:
 
 
 def _signed_manifest(manifest: bytes, state: bytes) -> bytes:
-    """With the right size and digest of state.json, if it lists that file at all."""
+    """Return the manifest with the right size and digest of state.json, if it lists that file at all."""
     try:
         body = json.loads(manifest)
         body.pop("sha256", None)
@@ -255,7 +255,7 @@ def _manifests() -> Sequence[bytes]:
 
 
 def _run_name(content: bytes, directory: Path) -> None:
-    """A name is refused, or it is that of a directory right under output_dir; nothing else is touched."""
+    """Check that a name is refused, or gives a directory directly under output_dir and touches nothing else."""
     name = content.decode("utf-8", "surrogateescape")
     (root := directory / "runs").mkdir()
     data = {"name": name, "output_dir": str(root), "model": {"path": "m"}, "data": {"prompts": "p.jsonl"},

@@ -1,4 +1,7 @@
-"""Every input that once crashed a parser, and a few hundred new ones: `make fuzz` is the long version."""
+"""Replay of every input that once crashed a parser, and a few hundred new inputs.
+
+`make fuzz` is the long version.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SECONDS = 1.5  # for each parser
 
 @pytest.fixture(autouse=True)
 def any_warning_is_only_that() -> Iterator[None]:
-    """Bytes at random make libraries warn; what counts is what is raised."""
+    """Ignore the warnings of libraries about random bytes: only exceptions count."""
     import warnings
 
     with warnings.catch_warnings():
@@ -36,7 +39,7 @@ def test_what_crashed_once_is_refused(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 def test_new_inputs(parser: Parser) -> None:
-    """The same ones every time, as many as there is time for: the seeds, then changes of them."""
+    """Parse the same inputs every time, as many as time allows: the seeds, then mutations of them."""
     end, state = time.monotonic() + SECONDS, coverage_fuzzer.Hunt()
     few = len(parser.seeds()) + 5
     for now in coverage_fuzzer.hunt(parser, until=lambda s: s.executions >= few and time.monotonic() > end, seed=0):
@@ -46,7 +49,7 @@ def test_new_inputs(parser: Parser) -> None:
 
 
 def test_seeds_are_understood(tmp_path: Path) -> None:
-    """A fuzzer whose seeds are all refused at once would find nothing: at least one of each gets further."""
+    """Check that one seed of each parser gets further than garbage. Otherwise the fuzzer would find nothing."""
     for parser in PARSERS:
         reached = [len(coverage_fuzzer.execute(parser, seed, tmp_path)[0]) for seed in parser.seeds()]
         assert max(reached) > len(coverage_fuzzer.execute(parser, b"\0", tmp_path)[0]), parser.name
@@ -98,7 +101,7 @@ def test_changes_are_the_same_for_the_same_seed() -> None:
 
 
 def test_the_page_is_that_of_the_record() -> None:
-    """`python tests/fuzz/fuzz.py --page` writes it; every crash in the corpus is told there."""
+    """Check the page that `python tests/fuzz/fuzz.py --page` writes, and that it lists every crash in the corpus."""
     written = (Path(__file__).parents[2] / "docs" / "evidence" / "fuzzing.md").read_text()
     assert written == page()
     told = json.loads((CORPUS / "found.json").read_text())

@@ -1,8 +1,8 @@
-"""T18 as Markdown, for docs/evidence/reliability.md: every escape, whether it was blocked, and how its program ended.
+"""Print T18 as Markdown for docs/evidence/reliability.md: each escape, its verdict, and how its program ended.
 
     python tests/security/escape_report.py
 
-T17 and T19 are counted by `pytest tests/stack/test_secrets_and_doors.py -rP`, which has the real run they need.
+T17 and T19 need a real run and are reported by `pytest tests/stack/test_secrets_and_doors.py -rP`.
 """
 
 from __future__ import annotations

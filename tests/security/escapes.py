@@ -1,7 +1,7 @@
-"""T18: programs that try to get out of the sandbox, or to take more than they are given.
+"""T18: programs that try to escape from the sandbox or to exceed its limits.
 
-Each prints ESCAPED when it got what it tried. As a control every harmless one also runs without the sandbox, where it
-must succeed: a payload that never works proves nothing.
+A program prints ESCAPED if its attempt succeeds. As a control, every harmless program also runs without the sandbox,
+where it must succeed: a payload that never works proves nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def escaped(*what): print("ESCAPED", *what, flush=True)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surroundings:
-    """What lies outside: a file with a secret, a file of the reward's code, a TCP port that listens, an abstract Unix
-    socket that listens, a process."""
+    """Targets outside the sandbox: a file with a secret, a file with the reward's code, a listening TCP port, a
+    listening abstract Unix socket, and a process."""
 
     secret: str
     reward_file: str
@@ -36,7 +36,7 @@ class Surroundings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Escape:
-    """`control`: whether it is run without the sandbox, too."""
+    """Program that tries one escape. With `control`, it also runs without the sandbox."""
 
     name: str
     body: str
@@ -49,7 +49,7 @@ def program(escape: Escape, outside: Surroundings) -> str:
 
 
 def without_sandbox(escape: Escape, outside: Surroundings, directory: Path) -> bytes:
-    """What it prints when nothing holds it, in a process that has the secret in its environment and an open file."""
+    """Return the output of an escape without the sandbox, with a secret in its environment and an inherited file."""
     opened = os.open(outside.secret, os.O_RDONLY)
     try:
         return subprocess.run(
@@ -233,4 +233,4 @@ os._exit(0)""",
     "stop at the end of the program": "import sys; sys.stdout.close(); sys.exit()",
     "catch every error": "import sys; sys.excepthook = lambda *_: print('passed')",
 }
-"""Programs that do not pass, whatever they claim, against `assert wanted() == 1`."""
+"""Programs that claim to pass `assert wanted() == 1` and must fail."""

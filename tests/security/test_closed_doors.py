@@ -1,4 +1,4 @@
-"""What is refused before it can do harm: open clusters, old libraries, foreign files, names that lead out."""
+"""Refusals before any harm is done: open clusters, old libraries, code in model directories, path traversal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from workers.engines.base import ModelError
 
 @pytest.fixture
 def dashboard() -> Iterator[Callable[[int], str]]:
-    """The address of a server that answers every request with a status."""
+    """Yield a function that starts a server answering every request with one status, and returns its address."""
     servers = []
 
     def start(status: int) -> str:
@@ -144,8 +144,10 @@ USES: dict[str, Callable[[str], object]] = {
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory whose config and tokenizer name code of their own, as two kinds: one that transformers knows,
-    and one that only the code could load."""
+    """Write two model directories whose config and tokenizer refer to custom code, and return their parent.
+
+    `known` has a model type of transformers. `unknown` could be loaded only by the custom code.
+    """
     root = tmp_path_factory.mktemp("evil")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = {"model_type": "qwen2", **sizes, "num_key_value_heads": 2}
@@ -170,7 +172,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_s10_code_in_a_model_directory_never_runs(
     evil: Path, kind: str, use: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even where someone who is asked would say yes."""
+    """Check that custom code does not run, even if a user would agree when asked."""
     monkeypatch.setattr("builtins.input", lambda *_: "yes")
     try:
         USES[use](str(evil / kind))
@@ -181,7 +183,7 @@ def test_s10_code_in_a_model_directory_never_runs(
 
 
 def test_s10_the_payload_is_one(evil: Path) -> None:
-    """A payload that would not run anyway proves nothing."""
+    """Check that the payload runs when custom code is trusted: one that never runs would prove nothing."""
     load = f"AutoConfig.from_pretrained({str(evil / 'unknown')!r}, trust_remote_code=True)"
     script = f"from transformers import AutoConfig; {load}"
     try:

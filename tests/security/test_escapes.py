@@ -1,4 +1,4 @@
-"""T18: nothing that a program tries gets out of the sandbox, and nothing that it claims counts as a test passed."""
+"""T18: no program escapes from the sandbox, and no program forges a passed test."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_no_escape(sandbox: Sandbox, outside: Surroundings, escape: Escape) -> N
 
 
 def left_behind() -> list[int]:
-    """Sandboxes of this process that are still there a moment after their end."""
+    """Return the process ids of sandboxes that are still running after a grace period of two seconds."""
     for _ in range(100):
         found = [p.pid for p in psutil.Process().children(recursive=True) if p.name() == "bwrap"]
         if not found:

@@ -1,4 +1,4 @@
-"""Running the recipes of this folder, and reading what a run left behind."""
+"""Run the recipes of this folder and read the run directories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLOCKS = ("timing/", "throughput/", "critic/timing/")
 
 @dataclass(frozen=True)
 class Run:
-    """The directory of a run."""
+    """Run directory, with readers of its files."""
 
     path: Path
 
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def facts(self) -> list[str]:
-        """As `PLANNED 1`: the fact and its step."""
+        """Facts of the ledger with their steps, such as `PLANNED 1`."""
         return [f"{record['fact']} {record['step']}" for record in read_jsonl(self.path / "ledger.jsonl")]
 
     @property
@@ -56,7 +56,7 @@ def recipe(name: str, *overrides: str) -> Recipe:
 
 
 def run(name: str, family: Path, *overrides: str) -> Run:
-    """Runs a recipe in the directory of a family, from this process; the run of its last stage."""
+    """Run a recipe in this process, in the directory of a model family, and return the run of its last stage."""
     before = Path.cwd()
     os.chdir(family)
     try:

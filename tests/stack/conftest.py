@@ -1,4 +1,7 @@
-"""One Ray head for the session: a run connects to it, brings its own actors and takes them along when it ends."""
+"""Fixtures of the stack tests: one Ray head for the session, directories of model families, and finished runs.
+
+A run connects to the head, starts its own actors there and removes them when it ends.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with preloaded(ClusterConfig()), pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray reads its mode when it is imported, which other tests may have done: as `ray start` does it.
+        # Ray reads its authentication mode on import, which may have happened already: read it again, as `ray start`.
         maybe_enable_token_auth_if_token_available()
         cluster = Cluster(
             initialize_head=True,
@@ -53,5 +56,5 @@ def llama(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(head: None) -> Callable[..., Run]:
-    """Runs a recipe to its end, once however many tests look at it."""
+    """Return a function that runs a recipe to its end, once per session for the same arguments."""
     return cache(attempts.run)

@@ -1,8 +1,8 @@
-"""A Ray cluster of nodes whose GPUs are only numbers, in a process of its own: it is asked what it would place.
+"""Print which recipes Ray can place on a cluster of nodes whose GPUs exist only in its configuration.
 
     python tests/stack/fake_gpus.py NODES GPUS < [[recipe, [override, …]], …]  →  {"accelerators": […], "placed": […]}
 
-A process keeps the token of the first cluster it has seen: another cluster needs another process.
+A process keeps the token of its first cluster, so each cluster needs a process of its own.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(num_nodes: int, gpus_per_node: int, recipes: list[tuple[str, list[str]]
 
 
 def is_placed(cluster: Any, recipe: str, overrides: list[str]) -> bool:
-    """Whether Ray finds a place for every actor of the recipe's last stage; none is started."""
+    """Return whether Ray finds a place for every actor of the recipe's last stage, without starting any."""
     from ray.util.placement_group import remove_placement_group
 
     from orchestrator.config import load

@@ -1,4 +1,4 @@
-"""Two families of models with the same task in their own formats, each a directory with the same files in it."""
+"""Two model families with the same task: directories with the same files, each in the data format of its family."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPE = {
 
 
 def write_qwen2(directory: Path) -> None:
-    """Tied embeddings, a token per character, data in plain text."""
+    """Write a family with tied embeddings, one token per character, and plain-text data."""
     load(f"{TASK}:write_data")(directory, seed=0)
     demonstrations = read_jsonl(directory / "demonstrations.jsonl")
     write_jsonl(directory / "pairs.jsonl", (_pair(row["prompt"]) for row in demonstrations[:256]))
@@ -44,7 +44,7 @@ def write_qwen2(directory: Path) -> None:
 
 
 def write_llama(directory: Path, qwen2: Path) -> None:
-    """A head of its own, BPE, a chat template; the same data as conversations in TRL's format."""
+    """Write a family with an untied head, BPE, a chat template, and the data of `qwen2` as TRL conversations."""
     for name in ("demonstrations", "prompts", "heldout", "pairs", "long"):
         write_jsonl(directory / f"{name}.jsonl", map(_as_conversation, read_jsonl(qwen2 / f"{name}.jsonl")))
     corpus = [row["prompt"] + row["completion"] for row in read_jsonl(qwen2 / "demonstrations.jsonl")]
@@ -67,6 +67,6 @@ def _pair(prompt: str) -> dict[str, str]:
 
 
 def _as_conversation(row: dict[str, str]) -> dict[str, Any]:
-    """Prompt and answers become lists of messages; further columns stay as they are."""
+    """Convert the prompt and the completions of a row to lists of messages, and keep its other columns."""
     roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
     return {k: [{"role": roles[k], "content": v}] if k in roles else v for k, v in row.items()}

@@ -1,4 +1,4 @@
-"""SIGKILL to one process of a command: its driver, or the actor of a role."""
+"""Send SIGKILL to one process of a command: its driver, or the actor of a role."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from attempts import RECIPES, Run
 from processes import Command
 
 Member = tuple[str, int]
-"""Role and rank; the driver is `("driver", 0)`."""
+"""Role and rank of a process; the driver is `("driver", 0)`."""
 LIFE_S = 400.0
-APART = ("timing/", "throughput/", "restarts/")  # what a clock says of a step, and who was started again in it
+APART = ("timing/", "throughput/", "restarts/")  # metrics that differ between attempts
 
 
 def strike(command: Command, run: Run, member: Member, after: str, delay_s: float = 0.0) -> bool:
-    """Kills `member` that long after the fact `after` came into the ledger; false when the command ended before."""
+    """Kill `member` `delay_s` seconds after the next fact `after` in the ledger.
+
+    Return False if the command ended before.
+    """
     until, before = time.monotonic() + LIFE_S, len(_facts(run))
     while after not in _facts(run)[before:]:
         if command.has_ended():
@@ -40,7 +43,7 @@ def _facts(run: Run) -> list[str]:
 
 
 def _actor(command: Command, run: Run, member: Member) -> int | None:
-    """An actor is known by the file that it logs to."""
+    """Return the process id of an actor, which is identified by its log file, or None."""
     for pid in command.left_behind():
         with suppress(OSError):
             log = Path(os.readlink(f"/proc/{pid}/fd/1"))
@@ -50,8 +53,11 @@ def _actor(command: Command, run: Run, member: Member) -> int | None:
 
 
 def struck(family: Path, recipe: str, name: str, strikes: Sequence[tuple[Member, str, float]]) -> list[str]:
-    """Runs a recipe to its end in spite of strikes (who, after which fact, seconds after it), by `rlhf run` and `rlhf
-    resume`; how each of them was survived."""
+    """Run a recipe to its end with `rlhf run` and `rlhf resume`, killing one process in each attempt.
+
+    A strike is (member, fact in the ledger, seconds after that fact). Return what each strike led to: "missed" (the
+    command ended before), "in place" (the member was restarted) or "resumed" (the next attempt continued the run).
+    """
     run, told = Run(family / "runs" / name), list[str]()
     arguments = ["run", str(RECIPES / f"{recipe}.yaml"), f"name={name}"]
     for member, after, delay_s in strikes:
@@ -69,6 +75,6 @@ def struck(family: Path, recipe: str, name: str, strikes: Sequence[tuple[Member,
 
 
 def outcome(run: Run) -> tuple[str, list[dict[str, Any]]]:
-    """What a run came to: its weights, and its metrics without what differs from life to life."""
+    """Return the digest of a run's weights, and its metrics without those that differ between attempts."""
     rows = [{k: v for k, v in row.items() if not any(part in k for part in APART)} for row in run.metrics]
     return run.weights_digest, rows

@@ -1,6 +1,8 @@
-"""Publish weights to a vLLM engine of this process, and say how far its log-probabilities are from the model's: those
-it was started with, the same ones published, others, and the first ones again. A line of JSON, a list that grows, after
-each."""
+"""Publish weights to a vLLM engine and print how far its log-probabilities are from the model's.
+
+The engine is measured as it was started, after the same weights were published, after other weights, and after the
+first weights again. After each measurement, a JSON list of the differences so far (nats) is printed on one line.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ PROMPTS = [np.arange(3, 23, dtype=np.int32), np.arange(60, 27, -1, dtype=np.int3
 
 
 def models(directory: Path) -> tuple[Any, Any]:
-    """The model that is there, and one with other weights."""
+    """Return the model in a directory, and a copy with other weights."""
     first = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     other = copy.deepcopy(first)
     tiny_models.disturb(other)
@@ -36,7 +38,10 @@ def models(directory: Path) -> tuple[Any, Any]:
 
 
 def answer(asked: Connection, directory: Path) -> None:
-    """Log-probabilities by plain transformers. In a process of its own: vLLM changes classes of transformers."""
+    """Compute log-probabilities with plain transformers until None is received.
+
+    Runs in a process without vLLM, which modifies classes of transformers.
+    """
     both = models(directory)
     while (told := asked.recv()) is not None:
         which, prompt, completion = told
@@ -101,8 +106,8 @@ def main(directory: Path, tensor_parallel_size: int = 1) -> None:
             publish(engine, both[which], version, str(directory / "segment"))
             gaps.append(gap(engine, asked, which))
             print(json.dumps(gaps), flush=True)
-    os._exit(0)  # the engine's threads would be waited for
+    os._exit(0)  # a normal exit would wait for the engine's threads
 
 
-if __name__ == "__main__":  # processes that are spawned import this file, too
+if __name__ == "__main__":  # spawned processes import this file as well
     main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

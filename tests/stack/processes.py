@@ -1,6 +1,6 @@
-"""A command in a session of its own, and whoever it starts: of its session, or with a mark in its environment.
+"""Run a command in a session of its own and find the processes it starts, by session or by an environment variable.
 
-Neither is enough: a sandbox is a session of its own, and Ray's agents write their names over parts of their environ.
+Neither is enough alone: a sandbox has its own session, and Ray's agents overwrite part of their environment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FORKS = "RLHF_FORK_SERVERS"
 
 
 class Command:
-    """`rlhf …`, running. Ray and fork servers are its own: nothing in its environment leads to those of the session."""
+    """Running `rlhf` command. Its environment hides the Ray head and the fork servers of the test session."""
 
     def __init__(self, *arguments: str, cwd: Path, variables: Mapping[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
@@ -46,7 +46,7 @@ class Command:
         self._process.wait()
 
     def read_until(self, text: str) -> None:
-        """Until a line that has `text` in it, or the end."""
+        """Read the output up to a line that contains `text`, and fail if there is none."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.output += line
@@ -55,11 +55,11 @@ class Command:
         raise AssertionError(f"{text!r} never came:\n{self.output}")
 
     def press_ctrl_c(self) -> None:
-        """As a terminal does it: to the whole group in the foreground."""
+        """Send SIGINT to the whole process group, as a terminal does."""
         os.killpg(self._process.pid, signal.SIGINT)
 
     def terminate(self) -> None:
-        """As a scheduler does it: to the process that it started."""
+        """Send SIGTERM to the command alone, as a scheduler does."""
         self._process.terminate()
 
     @property
@@ -70,7 +70,7 @@ class Command:
         return self._process.poll() is not None
 
     def exit_code(self) -> int:
-        """When it has ended."""
+        """Wait until the command ends, and return its exit code."""
         rest, _ = self._process.communicate()
         self.output += rest
         return self._process.returncode
@@ -79,16 +79,19 @@ class Command:
         return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and self._started(p)]
 
     def leaves_nothing_behind(self) -> bool:
-        """Ray's workers notice a moment later that their cluster is gone. Its two agents at times want to tell the head
-        of it first, which is gone, too, and give up after a minute."""
+        """Return whether all processes of the command have ended within 90 seconds.
+
+        Ray's workers notice the end of their cluster with a delay. Its two agents sometimes try to reach the head,
+        which has ended too, and give up after a minute.
+        """
         return eventually(lambda: not self.left_behind(), within_s=90.0)
 
     def _started(self, process: Path) -> bool:
         try:
             if os.getsid(int(process.name)) == self._process.pid:
-                return bool((process / "cmdline").read_bytes())  # else it has ended, and nobody has asked how
+                return bool((process / "cmdline").read_bytes())  # empty for a zombie
             return f"{MARK}={self._mark}".encode() in (process / "environ").read_bytes()
-        except OSError:  # it ended, or is not ours
+        except OSError:  # the process has ended, or belongs to another user
             return False
 
 

@@ -1,4 +1,4 @@
-"""Rewards of the recipes here, for plain text and for conversations alike."""
+"""Reward functions of the recipes in this folder, for plain text and for conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Answer = str | Sequence[Mapping[str, str]]
 
 
 def letters_in_place(completions: list[Answer], solution: list[str], **_: object) -> list[float]:
-    """The share of letters that stand where the solution has them: models that know little differ in it too."""
+    """Return the share of letters in the right place, in which even weak models differ."""
     return [_share(_text(answer), right) for answer, right in zip(completions, solution, strict=True)]
 
 
@@ -24,7 +24,10 @@ def raises_on_its_second_batch(completions: list[Answer], **_: object) -> list[f
 
 
 def is_killed_by_every_batch_but_the_first(completions: list[Answer], **_: object) -> list[float]:
-    """Of all processes that ever score: each kills its worker, for the function has a process of its own."""
+    """Kill the reward worker on every batch except the first batch of the whole run.
+
+    The function runs in a child process of the worker, so its parent is killed.
+    """
     scored = Path(__file__).with_name("scored-the-first-batch")
     if scored.exists():
         os.kill(os.getppid(), signal.SIGKILL)

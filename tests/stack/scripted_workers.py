@@ -1,4 +1,4 @@
-"""Workers that sleep, die and raise when they are told to: what actors of `test_restarts.py` run."""
+"""Workers that sleep, die and raise on request: the actors of `test_restarts.py` and `test_starts.py`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 IMPORTS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-"""In the environment of an actor, so that it finds this file."""
+"""Environment variables with which an actor can import this file."""
 
 
 class VersionMismatch(Exception):
-    """Known by its name, as the engines' own."""
+    """Error of a worker with the wrong version. The cluster recognises it by its class name."""
 
 
 class Teller:
-    """A worker whose answers depend on the call and on what it was last told."""
+    """Worker whose answers depend on the call and on the last value it learned."""
 
     def __init__(self, number: int, directory: str, **meeting: Any) -> None:
         self._number, self._directory, self._told, self._meeting = number, Path(directory), 0, meeting
@@ -33,7 +33,10 @@ class Teller:
         return self._meeting
 
     def tell(self, question: int, sleeps_once: str = "") -> tuple[int, int, int]:
-        """(number, question, what it was told). The first call ever that bears a name `sleeps_once` never ends."""
+        """Return (number, question, last learned value).
+
+        The first call with a given `sleeps_once`, in any process, sleeps for ten minutes.
+        """
         self._sleep(sleeps_once)
         return self._number, question, self._told
 
@@ -43,14 +46,14 @@ class Teller:
         return sum(sum(answer) for answer in answers)
 
     def total_together(self, answers: list[tuple[int, int, int]], name: str) -> int:
-        """Add up the answers once both members of the gang are in this call, as ranks of a collective are."""
+        """Add up the answers once both members of the gang are in this call, like ranks in a collective."""
         (self._directory / f"{name}-{self._number}").touch()
         while len(list(self._directory.glob(f"{name}-*"))) < 2:
             time.sleep(0.01)
         return sum(sum(answer) for answer in answers)
 
     def num_totals(self) -> int:
-        """How often this process was asked for one."""
+        """Return the number of `total` calls that this process has received."""
         return self._totals
 
     def tell_if_told(self, what: int) -> int:
@@ -76,7 +79,7 @@ class Teller:
 
 
 class Sluggard:
-    """A worker whose start takes `seconds`, or ends its process; `directory`/`name` says when it began and ended."""
+    """Worker that takes `seconds` to start, then dies or writes its begin and end times to `directory`/`name`."""
 
     def __init__(self, name: str, seconds: float, directory: str, dies: bool = False) -> None:
         began = time.time()

@@ -1,4 +1,4 @@
-"""`rlhf compare` by its command line: real runs, each to its budget, and the page of them."""
+"""End-to-end test of `rlhf compare`: real runs, each up to its budget, and the report page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student learns from a teacher that has seen more: on its own samples, which nothing scores, and on a dataset."""
+"""Distillation runs: a student trains without a reward, on its own samples, its teacher's samples, or a dataset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_on_its_own_samples(finished: Finished, qwen2: Path) -> None:
     assert max(run.figures("sampling/logp_difference_max")) < 1e-4
     assert min(run.figures("completions/mean_length")) > 0
     assert not run.figures("reward")
-    assert not (run.path / "samples").exists()  # a reward worker shows them
+    assert not (run.path / "samples").exists()  # only a reward worker writes samples
     roles = {path.name.partition("-")[0] for path in (run.path / "logs" / "attempt-1").glob("*.log")}
     assert roles == {"policy", "teacher", "rollout"}
 
@@ -37,7 +37,7 @@ def test_by_policy_gradient(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2, *GRADIENT, *LESS_NOISE)
     assert_learned(run, steps=12)
     assert run.figures("objective/kl")[0] > 0
-    assert set(run.figures("clip_ratio/region_mean")) == {0.0}  # one update a step
+    assert set(run.figures("clip_ratio/region_mean")) == {0.0}  # one update per step
 
 
 def test_on_a_dataset_with_a_partitioned_teacher(finished: Finished, qwen2: Path) -> None:
@@ -49,7 +49,7 @@ def test_on_a_dataset_with_a_partitioned_teacher(finished: Finished, qwen2: Path
 def test_on_samples_of_the_teacher(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2, *SAMPLED)
     assert_learned(run)
-    assert not run.figures("staleness/max")  # they are as good in any version
+    assert not run.figures("staleness/max")  # the teacher's samples do not become stale
     assert not run.figures("timing/publish")
 
 

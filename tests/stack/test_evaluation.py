@@ -1,4 +1,4 @@
-"""`rlhf evaluate` and `rlhf rank` by their command lines, on real Ray, vLLM and scoring ranks."""
+"""End-to-end tests of `rlhf evaluate` and `rlhf rank` with real Ray, vLLM and scoring ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.evaluation.result import read_result, read_samples
 
 pytestmark = pytest.mark.stack
 
-# Three gangs of twenty CPUs leave no room for others on a head of 64: each phase must give back what it held.
+# Three gangs of 20 CPUs leave no room for others on a head of 64 CPUs: each phase must release its workers.
 SUITE = """
 prompts: {data}/heldout.jsonl
 harmful: {data}/heldout.jsonl
@@ -32,7 +32,7 @@ cluster: {{cpus_per_worker: 20}}
 
 @pytest.fixture(scope="module")
 def other(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the same family with other weights."""
+    """Write a model of the same family with other weights, and return its directory."""
     directory = tmp_path_factory.mktemp("other") / "model"
     config = {"model_type": "qwen2", "tie_word_embeddings": True, **SHAPE}
     create_model(directory, config, character_tokenizer("abcdefghijkl>"), seed=1)

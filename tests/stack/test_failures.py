@@ -1,5 +1,4 @@
-"""What goes wrong in a worker, or does not fit the cluster, is said in the words of who it happened to; and what can be
-made good is made good."""
+"""Failures of workers, and plans that do not fit: errors name the role, and recoverable failures change no result."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from orchestrator.errors import FleetExhausted, PlacementError, WorkerFailed
 from orchestrator.pipeline.roles import gang_plans
 from orchestrator.rundir.incidents import read_incidents
 
-GPUS = {"policy": 2, "critic": 1, "reference": 1, "rollout": 1}  # of ppo.yaml
+GPUS = {"policy": 2, "critic": 1, "reference": 1, "rollout": 1}  # in ppo.yaml
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("head")]
 
@@ -57,7 +56,7 @@ def test_workers_that_are_killed_one_after_the_other_change_nothing(finished: Fi
         done = beside.submit(lambda: [struck.append(strike(run, after, who)) for after, who in strikes])
         attempts.run("drifting", qwen2, "name=struck")
         done.result(timeout=1)
-    # A later row may know of one more: the next step was begun when the kill came.
+    # Only the last row is checked: a kill may come after the next step has begun, and is then counted in a later row.
     assert run.metrics[-1]["restarts/rollout"] == run.metrics[-1]["restarts/reward"] == 1
     assert without_restarts(run) == whole.metrics_without_clocks
     assert run.weights_digest == whole.weights_digest
@@ -86,7 +85,7 @@ def test_a_learner_that_is_killed_ends_the_attempt_and_the_next_one_the_run(fini
 
 
 def strike(run: Run, after: int, worker: str) -> int:
-    """Kills the process that writes the log of `worker`, once `after` steps are committed. Returns its pid."""
+    """Kill the process that writes the log of `worker` once step `after` is committed, and return its pid."""
     assert eventually(lambda: run.path.joinpath("ledger.jsonl").exists(), within_s=200)
     assert eventually(lambda: f"COMMITTED {after}" in run.facts, within_s=200)
     log = str(run.path / "logs" / "attempt-1" / f"{worker}.log")
@@ -96,7 +95,7 @@ def strike(run: Run, after: int, worker: str) -> int:
 
 
 def writes(process: Path, log: str) -> bool:
-    """Whether it is the actor whose log that is; what an actor starts writes there too."""
+    """Return whether a process is the actor that writes a log, rather than a process that the actor started."""
     try:
         is_actor = (process / "cmdline").read_bytes().startswith(b"ray::")
         return is_actor and str((process / "fd" / "1").readlink()) == log

@@ -1,4 +1,4 @@
-"""Jobs on a real cluster that asks for a token: refused without it, run with it, submitted once, stopped, listed."""
+"""Jobs on a real cluster with token authentication: refused without the token, run, submitted once, stopped, listed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """(address of the dashboard, token file) of a one-node cluster with a HOME of its own."""
+    """Start a one-node cluster with a HOME of its own, and yield the address of its dashboard and its token file."""
     home = tmp_path_factory.mktemp("home")
     token = home / "token"
     token.write_text("a" * 64)
@@ -84,7 +84,7 @@ def test_a_job_from_submission_to_its_log(
 ) -> None:
     address, token = cluster
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere.else:1")  # the address that was given counts
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere.else:1")  # an explicit address takes precedence
     for variable in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(ClusterError, match="the token step failed"):
@@ -152,7 +152,7 @@ def test_t19_nobody_without_the_token_gets_an_answer(cluster: tuple[str, Path], 
 def test_t17_no_secret_of_the_sender_travels_with_a_job(
     cluster: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray shows a job's entrypoint, metadata and environment to everyone who may list jobs."""
+    """Check what Ray lists of a job: everyone who may list jobs sees its entrypoint, metadata and environment."""
     address, token = cluster
     canaries = {"WANDB_API_KEY": secrets.token_hex(20), "HF_TOKEN": f"hf_{secrets.token_hex(16)}"}
     for name, value in canaries.items():

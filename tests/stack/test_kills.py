@@ -1,5 +1,7 @@
-"""A process of a run is killed, with the real engines: the run ends where it would have ended. `make test-faults` does
-more of it, at random."""
+"""Kills of processes with the real engines: the run ends with the results of an uninterrupted one.
+
+`make test-faults` kills more processes, at random times.
+"""
 
 from __future__ import annotations
 

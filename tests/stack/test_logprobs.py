@@ -1,4 +1,4 @@
-"""The engine's log-probabilities are the learner's: before the first publication and after every one."""
+"""Agreement of the log-probabilities of engine, learner and reference, before and after every publication."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REFERENCES = {"qwen2": "{num_ranks: 1, zero_stage: 0}", "llama": "{num_ranks: 2,
 
 @dataclass
 class House:
-    """The gangs of a run without its loop."""
+    """Gangs of a run without its loop."""
 
     policy: Gang[Learner]
     reference: Gang[Reference]
@@ -50,7 +50,7 @@ class House:
         return self.rollout.one(Rollout.generate, self.prompts, sampling).result()
 
     def learn(self) -> None:
-        """A step whose rewards are drawn at random: the weights change, whatever to."""
+        """Train one step on random rewards, so that the weights change."""
         experience = self.sample()
         rewards = np.random.default_rng(self.version).random(len(experience.completions), np.float32)
         assert self._step(experience, rewards)["num_updates"] > 0
@@ -60,13 +60,16 @@ class House:
         self.publisher.publish(self.version)
 
     def gap(self, experience: Experience) -> float:
-        """The greatest difference of engine and learner, as a step reports it: with equal rewards it learns nothing."""
+        """Return the largest difference (nats) between engine and learner.
+
+        A training step reports it. Rewards are equal, so the step makes no update.
+        """
         metrics = self._step(experience, np.zeros(len(experience.completions), np.float32))
         assert metrics["num_updates"] == 0
         return metrics["sampling/logp_difference_max"]
 
     def refresh(self) -> Path:
-        """The reference takes the policy's weights, by way of a directory."""
+        """Load the policy's weights into the reference through a directory, and return that directory."""
         directory = self.directory / f"version-{self.version}"
         wait(self.policy.all(Learner.export, str(directory)))
         wait(self.reference.all(Reference.load, str(directory)))
@@ -163,7 +166,7 @@ def test_an_ignored_end_token_does_not_end_a_completion(house: House) -> None:
 
 
 def test_more_completions_than_the_cache_holds_agree_as_well(house: House) -> None:
-    """Requests wait, or are put back and prefilled again, together with their own generators."""
+    """Check requests that wait, or are preempted and prefilled again with their own random generators."""
     sampling = Sampling(num_generations=48, max_completion_length=100, ignore_eos=True)
     crowd = house.rollout.one(Rollout.generate, house.prompts, sampling).result()
     again = house.rollout.one(Rollout.generate, house.prompts, sampling).result()
@@ -176,7 +179,7 @@ def _texts(experience: Experience) -> list[list[int]]:
 
 
 def _by_transformers(directory: Path, experience: Experience) -> NDArray[np.float32]:
-    """One plain forward pass per completion: nothing of ours but the exported weights."""
+    """Return log-probabilities of the exported weights by plain transformers, one forward pass per completion."""
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     parts = []
     for prompt, tokens in zip(experience.group_of, experience.completions, strict=True):

@@ -1,4 +1,4 @@
-"""Published adapters: the engine samples from exactly the version it reports, and from nothing after a failure."""
+"""Publication of adapters: the engine samples from the version it reports, and does not sample after a failure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from workers.types import Experience, Prompt, Sampling, Scores, assemble, merge_
 pytestmark = pytest.mark.stack
 
 TOLERANCE = 1e-4
-LORA = "model.lora={r: 4, lora_alpha: 8}"  # vLLM keeps room for rank 8: what is padded must not count
+LORA = "model.lora={r: 4, lora_alpha: 8}"  # vLLM allocates rank 8: the padding must have no effect
 
 
 @dataclass
 class House:
-    """The gangs of a run without its loop."""
+    """Gangs of a run without its loop."""
 
     policy: Gang[Learner]
     rollout: Gang[Rollout]
@@ -54,7 +54,10 @@ class House:
         assert self.learn(experience, rewards)["num_updates"] > 0
 
     def gap(self) -> float:
-        """Engine against learner: with equal rewards nothing is learned."""
+        """Return the largest difference (nats) between engine and learner.
+
+        A training step reports it. Rewards are equal, so the step makes no update.
+        """
         experience = self.sample()
         assert set(experience.versions) == {self.version}
         metrics = self.learn(experience, np.zeros(len(experience.completions)))
@@ -94,7 +97,7 @@ def test_engine_and_learner_agree_before_and_after_every_publication(house: Hous
         assert house.gap() > 100 * TOLERANCE, "the engine still has the adapters of the version before"
         house.publish()
         assert house.gap() < TOLERANCE
-        # The base under the adapters answers what it answered before anything was learned.
+        # The base model with adapters disabled keeps its first log-probabilities.
         shares = wait(house.policy.all(Learner.base_logprobs, [first], 1.0, False))
         np.testing.assert_allclose(assemble(shares, first.completions), first.logprobs, atol=TOLERANCE)
     assert sorted(p.name for p in house.directory.iterdir()) == ["version-2", "version-3"]
@@ -120,5 +123,5 @@ def test_a_failed_publication_is_noticed_and_nothing_is_sampled_after_it(house: 
         wait(house.rollout.all(Rollout.receive_adapter, str(torn), next_version, None))
     with pytest.raises(RlhfError, match="did not arrive whole"):
         house.sample()
-    house.publish()  # a whole one brings the engine back
+    house.publish()  # a complete publication makes the engine usable again
     assert house.gap() < TOLERANCE

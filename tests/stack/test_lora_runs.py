@@ -1,4 +1,4 @@
-"""Whole runs with adapters: no reference is loaded, the model is merged at the end, a resumed run is the same run."""
+"""Complete LoRA runs: no reference is loaded, the model is merged at the end, and a resumed run has equal results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LORA = "model.lora={r: 4, lora_alpha: 8}"
 def test_ppo_with_an_adapted_critic_goes_on_after_a_stop_as_if_there_had_been_none(
     finished: Finished, qwen2: Path
 ) -> None:
-    """Its reference is its own base, and adapters are what it publishes."""
+    """Check a resumed run whose reference is its own base model and that publishes adapters."""
     fewer = (LORA, "algorithm.max_steps=4")
     whole = finished("ppo", qwen2, "name=ppo-lora", *fewer)
     assert_adapted(whole, base=qwen2 / "runs" / "base" / "model")
@@ -51,7 +51,7 @@ def test_dpo_whose_reference_is_the_merged_policy_of_every_round(finished: Finis
 
 
 def test_offline_dpo_starts_at_log_two(finished: Finished, qwen2: Path) -> None:
-    """Its base is asked once of each row of the dataset."""
+    """Check the losses of a run whose base model computes the reference log-probabilities once per row."""
     run = finished("offline", qwen2, "name=offline-lora", LORA)
     assert run.metrics[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert run.metrics[-1]["rewards/margins"] > 0
@@ -79,7 +79,7 @@ def test_a_reward_model(finished: Finished, qwen2: Path) -> None:
 
 
 def assert_adapted(run: Run, base: Path) -> None:
-    """Synchronous, without a reference gang; its model is the base with its adapter, and the directory is tidy."""
+    """Check that a run was synchronous, had no reference gang, left no adapters behind and merged its adapter."""
     assert_synchronous(run)
     logs = {path.stem.rpartition("-")[0] for path in (run.path / "logs" / "latest").glob("*.log")}
     assert {"policy", "rollout"} <= logs

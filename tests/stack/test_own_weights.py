@@ -1,4 +1,4 @@
-"""Weights of families that are hard to publish reach the engine, and what does not reach it is refused."""
+"""Publication of weights for families with unusual layouts: the weights arrive, or the family is refused."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.stack
 
 
 def run(directory: Path, *further: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: there is one engine in a process, for life."""
+    """Run own_weights.py in a process of its own, because a process can start only one engine."""
     paths = os.pathsep.join(map(str, (HERE.parents[1], HERE.parent)))
     command = [sys.executable, str(HERE / "own_weights.py"), str(directory), *further]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gemma2"])  # experts that are packed; a head that has no name
+@pytest.mark.parametrize("family", ["qwen3_moe", "gemma2"])  # packed experts; a tied output layer
 def test_the_engine_answers_as_the_model_before_and_after_every_publication(family: str, tmp_path: Path) -> None:
     done = run(tiny_models.write(tmp_path, family))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -32,7 +32,7 @@ def test_the_engine_answers_as_the_model_before_and_after_every_publication(fami
 
 
 def test_an_engine_in_two_parts_answers_as_the_model(tmp_path: Path) -> None:
-    """Tensor-parallel workers are processes of the engine's own, each with its half of every layer."""
+    """Check an engine whose two tensor-parallel workers are processes of their own, with half of every layer each."""
     done = run(tiny_models.write(tmp_path, "qwen3", num_key_value_heads=2), "2")
     assert done.returncode == 0, done.stderr[-2000:]
     gaps = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""What the planner says fits is what Ray places: placement groups on two nodes of eight GPUs that are not there."""
+"""Agreement of the planner with Ray, which places groups on two nodes with eight pretended GPUs each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOO_WIDE = ["policy.num_ranks=8", "rollout.num_engines=1", "rollout.tensor_paral
 
 
 def fitting() -> list[tuple[str, list[str]]]:
-    """The three best placements of each recipe, and an engine that takes a whole node."""
+    """Return the three best placements of each recipe, and one with an engine that takes a whole node."""
     found = []
     for recipe in RECIPES:
         loaded = load(CONFIGS / recipe)

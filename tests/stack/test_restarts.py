@@ -1,4 +1,4 @@
-"""A process that dies or hangs in the middle of a call is started again in its place; what it owed is done again."""
+"""Restarts in place: a process that dies or hangs during a call is replaced, and its unfinished calls run again."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ from orchestrator.errors import FleetExhausted, NoHeartbeat, WorkerFailed
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("head")]
 
 HEARTBEAT_S = 6.0
-TOLD = 7  # what every restarted member is told, as an engine is given the newest weights
+TOLD = 7  # the value that a restarted member learns, as an engine receives the latest weights
 
 
 class Stage:
-    """`pure` members are started again, `frail` ones twice, `learner` ones never, `met` ones only together."""
+    """Cluster with four gangs.
+
+    `pure` members are restarted up to 20 times, `frail` members twice, `learner` members never, and `met` members up
+    to 20 times but only together.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.told: list[tuple[Restart, float]] = []
@@ -50,7 +54,7 @@ class Stage:
         return GangPlan(role=role, start=Teller, arguments=arguments, resources=resources, meet=meet, restarts=restarts)
 
     def strike(self, name: str, with_signal: signal.Signals = signal.SIGKILL) -> int:
-        """Sends it to the process that sleeps under this name, as soon as it does."""
+        """Send a signal to the process that sleeps under this name, once it sleeps, and return its pid."""
         sleeper = self._directory / name
         assert eventually(lambda: sleeper.exists() and bool(sleeper.read_text()), within_s=60)
         pid = int(sleeper.read_text())
@@ -71,7 +75,7 @@ def stage(head: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stag
 
 @pytest.fixture
 def told(stage: Stage) -> Callable[[], list[tuple[str, str]]]:
-    """Role and method of each restart since the test began."""
+    """Return a function that lists the role and method of each restart since the test began."""
     before = len(stage.told)
     return lambda: [(restart.role, restart.method) for restart, _ in stage.told[before:]]
 
@@ -84,7 +88,7 @@ def test_a_member_that_is_killed_owes_nothing_in_the_end_and_the_others_go_on(st
     pure, met = stage.gang("pure"), stage.gang("met")
     before = wait(pure.all(Teller.pid))
     answers = pure.all(Teller.tell, 1, "killed")
-    totals = met.all(Teller.total, answers)  # waits for it in other processes, and is lost with it
+    totals = met.all(Teller.total, answers)  # runs in other processes and depends on the lost answer
     pid = stage.strike("killed")
     assert wait(totals) == [17, 17]
     assert wait(answers) == RIGHT
@@ -99,7 +103,7 @@ def test_a_stopped_process_counts_as_dead(stage: Stage, told: Told) -> None:
     totals = stage.gang("met").all(Teller.total, answers)
     pid = stage.strike("stopped", signal.SIGSTOP)
     stopped = time.monotonic()
-    assert wait(totals) == [17, 17]  # who waits looks for whoever it waits for
+    assert wait(totals) == [17, 17]  # waiting for a result also checks the workers of its inputs
     assert told() == [("pure", "tell")]
     assert stage.told[-1][1] - stopped < HEARTBEAT_S + 10
     assert "sent no heartbeat" in stage.told[-1][0].why
@@ -156,7 +160,7 @@ def test_ranks_of_a_collective_are_all_asked_again_when_what_they_wait_for_was_l
 
 def test_a_member_that_holds_the_wrong_version_is_replaced_by_one_that_does_not(stage: Stage, told: Told) -> None:
     pure = stage.gang("pure")
-    wait(pure.each(Teller.learn, [(TOLD,), (TOLD - 1,)]))  # half a publication
+    wait(pure.each(Teller.learn, [(TOLD,), (TOLD - 1,)]))  # an incomplete publication
     assert wait(pure.all(Teller.tell_if_told, TOLD)) == [TOLD, TOLD]
     assert told() == [("pure", "tell_if_told")]
     assert stage.told[-1][0].rank == 1

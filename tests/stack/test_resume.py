@@ -1,4 +1,4 @@
-"""A run that is stopped by a signal ends cleanly, and goes on as if nothing had happened."""
+"""Runs that are stopped by a signal: they end cleanly and resume to the results of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def assert_stopped(run: Run, output: str, *, cause: str, exit_code: int, steps: 
 
 
 def resume(run: Run, output: str) -> None:
-    """By the command that was printed."""
+    """Resume a run with the command that it printed."""
     printed = re.search(r"rlhf (resume \S+)", output)
     assert printed is not None
     with Command(*printed[1].split(), cwd=run.path.parent.parent) as command:

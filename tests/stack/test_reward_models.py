@@ -1,4 +1,4 @@
-"""A reward model is trained, is the reward of a policy and the start of a critic; and samples that are filtered."""
+"""Runs that train a reward model, use it as a reward and as the start of a critic; and rejection sampling."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ JUDGED = SAMPLED - {"rewards/letters_in_place/mean", "rewards/letters_in_place/s
 
 @pytest.fixture
 def family(finished: Finished, qwen2: Path) -> Path:
-    """A directory in which all stages have run."""
+    """Return a directory in which all stages of `judged` have run."""
     finished("judged", qwen2)
     return qwen2
 
 
 def texts_scored(directory: Path, pairs: list[tuple[str, str]]) -> list[float]:
-    """What transformers says of these prompts with their completions."""
+    """Return the scores of these (prompt, completion) pairs by plain transformers."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).requires_grad_(
         False
     )

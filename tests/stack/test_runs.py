@@ -1,4 +1,4 @@
-"""Whole runs from a recipe to a model, and the directory that each leaves behind."""
+"""Complete runs from a recipe to a model, and their run directories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.stack
 
 Finished = Callable[..., Run]
 
-# Names are what dashboards are made of.
+# Metric names are checked because dashboards depend on them.
 LEARNED = {
     "step", "train/global_step", "loss", "learning_rate", "grad_norm", "entropy", "num_tokens", "num_updates",
     "timing/step", "timing/driver", "timing/learn", "timing/generate", "throughput/tokens_per_s",
@@ -110,11 +110,11 @@ def test_what_is_complete_is_reused_without_a_cluster(
     assert run.facts == before
 
 
-# ------------------------------------------------------------------------------------------------ what is asserted
+# ------------------------------------------------------------------------------------------------ assertions
 
 
 def assert_whole(run: Run, config: RunConfig, names: set[str]) -> None:
-    """The run directory of a run that went to its end without a stop."""
+    """Check the run directory of a run that completed in one attempt."""
     steps, every = config.algorithm.max_steps, config.checkpoint.every
     assert steps is not None
     assert json.loads((run.path / "resolved.json").read_text()) == resolved(config)
@@ -125,7 +125,7 @@ def assert_whole(run: Run, config: RunConfig, names: set[str]) -> None:
         *facts_of_steps(steps, every, sampled=config.data.prompts is not None),
         f"FINISHED {steps}",
     ]
-    ahead = config.max_staleness > 0  # what is sampled ahead is durable before its step is planned
+    ahead = config.max_staleness > 0  # rollouts sampled ahead are durable before their step is planned
     assert (sorted(run.facts) if ahead else run.facts) == (sorted(expected) if ahead else expected)
     assert run.exit | {"message": "", "alarms": []} == {
         "cause": "completed", "message": "", "exit_code": 0, "attempt": 1, "step": steps, "resume": None, "alarms": [],
@@ -166,7 +166,7 @@ def assert_samples(run: Run, config: RunConfig) -> None:
 
 
 def assert_synchronous(run: Run) -> None:
-    """The engine loaded the model that the stage before has written, and every version that followed."""
+    """Check that the engine held the model of the previous stage and then every published version."""
     assert set(run.figures("staleness/max")) == {0}
     assert max(run.figures("sampling/logp_difference_max")) < 1e-4
 

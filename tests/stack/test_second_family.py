@@ -1,4 +1,4 @@
-"""Another family of models (a head of its own, BPE, a chat template) and a user's conversations: the same recipes."""
+"""The same recipes with a second model family (untied head, BPE, chat template) and conversational data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""T17 and T19 on a real run: its secrets stay where they were given, and its doors open to this machine alone."""
+"""T17 and T19 on a real run: its secrets do not leak, and its ports are open to this machine alone."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def reward(completions, **_):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """A run that failed in its third step, with secrets in its environment and in a token file."""
+    """Run that failed in its third step, with secrets in its environment and in a token file."""
 
     run: Run
     secrets: dict[str, str]
     output: str
     command_lines: list[str]
-    session: Path  # Ray's own directory
+    session: Path  # Ray's session directory
     listening: set[tuple[str, int]] = field(default_factory=set)
     answers: dict[int, tuple[int, str]] = field(default_factory=dict)  # to an anonymous GET, by port
 
@@ -61,7 +61,7 @@ def seen(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     variables = {**canaries, "RAY_AUTH_TOKEN_PATH": str(token)}
     with Command("run", str(RECIPES / "grpo.yaml"), *overrides, cwd=qwen2, variables=variables) as command:
         command.read_until("step 1/3")
-        os.kill(command.pid, signal.SIGSTOP)  # or it is over before it has been looked at
+        os.kill(command.pid, signal.SIGSTOP)  # else the run may end before it is inspected
         command_lines = [" ".join(p.cmdline()) for p in family(command)]
         listening, answers = doors(command)
         os.kill(command.pid, signal.SIGCONT)
@@ -84,12 +84,14 @@ def family(command: Command) -> list[psutil.Process]:
 
 
 def doors(command: Command) -> tuple[set[tuple[str, int]], dict[int, tuple[int, str]]]:
-    """Where it listens, and the answers there. Ray's agent opens its door on its own time, on a busy machine after the
-    first steps: it is waited for."""
+    """Return the addresses on which a command listens, and the answers to an anonymous GET, by port.
+
+    Ray's agent opens its port late, on a busy machine after the first steps, so it is polled for up to a minute.
+    """
     for _ in range(12):
         connections = [c for p in family(command) for c in p.net_connections()]
         listening = {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
-        with ThreadPoolExecutor(len(listening)) as threads:  # what speaks no HTTP may take its time to say nothing
+        with ThreadPoolExecutor(len(listening)) as threads:  # a port without HTTP may run into the timeout
             told = zip(listening, threads.map(lambda door: anonymous_get(door[1]), listening), strict=True)
             answers = {port: answer for (_, port), answer in told if answer is not None}
         if any(status >= 400 for status, _ in answers.values()):
@@ -99,7 +101,10 @@ def doors(command: Command) -> tuple[set[tuple[str, int]], dict[int, tuple[int, 
 
 
 def anonymous_get(port: int) -> tuple[int, str] | None:
-    """Status and beginning of the answer; None for what speaks no HTTP. Not by way of a proxy, where there is one."""
+    """Return the status and the first characters of the answer, or None if the port does not speak HTTP.
+
+    Proxies are bypassed.
+    """
     with requests.Session() as session:
         session.trust_env = False
         try:
@@ -110,7 +115,7 @@ def anonymous_get(port: int) -> tuple[int, str] | None:
 
 
 def hits(seen: Seen, *files: Path) -> list[str]:
-    """Which secret stands in which file, as it is or as UTF-16."""
+    """Return which secret is in which file, as UTF-8 or UTF-16."""
     return [
         f"{name} in {path}"
         for path in files
@@ -170,7 +175,7 @@ def test_t19_every_port_is_bound_to_this_machine(seen: Seen) -> None:
 
 
 def test_t19_no_port_answers_without_a_token(seen: Seen) -> None:
-    """But for Ray's own exporters of figures for Prometheus, which take no orders: they have no switch."""
+    """Check that no port answers except Ray's Prometheus exporters, which take no commands and cannot be disabled."""
     print("ports", len(seen.listening), "speaking HTTP", seen.answers)
     answered = [text for status, text in seen.answers.values() if status < 400]
     assert set(answered) <= {"# HELP "}
@@ -191,7 +196,7 @@ def test_t19_a_token_of_our_own_is_for_its_owner_alone(monkeypatch: pytest.Monke
 
 
 class Payload:
-    """Pickled, it writes a file when it is unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, flag: Path) -> None:
         self.flag = flag
@@ -203,7 +208,7 @@ class Payload:
 def test_s9_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_never_loaded(
     seen: Seen, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(seen.run.path.parents[1])  # where its recipe's paths start
+    monkeypatch.chdir(seen.run.path.parents[1])  # paths in the recipe are relative to this directory
     flag = tmp_path / "flag"
     payload = pickle.dumps(Payload(flag))
     pickle.loads(payload)

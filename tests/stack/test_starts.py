@@ -1,4 +1,4 @@
-"""Workers start as many at a time as there are cores for, the slowest first."""
+"""Start order of workers: as many at a time as there are cores, the slow ones first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is compared with its golden trace; `make golden-check` runs and compares."""
+"""Comparison of metrics with a golden trace. `make golden-check` runs the recipes and compares them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shipped import QUICKSTART
 
 @pytest.fixture
 def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
-    """Writes a trace of one line as if a machine had made it."""
+    """Return a function that writes a trace of one line as if the given machine had made it."""
 
     def write(machine: dict[str, str]) -> None:
         row = {"step": 1, "loss": 0.5, "kl": 0.0}

@@ -1,12 +1,12 @@
-"""Golden traces: every figure of the first steps of each quickstart recipe that is not a clock, as it was when made.
+"""Golden traces: all metrics except clocks of the first steps of each quickstart recipe.
 
     python tests/stack/traces.py              runs the recipes, writes tests/golden/traces/ (`make golden`, 20 minutes)
     python tests/stack/traces.py grpo dpo     runs these alone
     python tests/stack/traces.py --check      runs them and compares (`make golden-check`)
 
-Exact to the bit on the kind of machine that made them, and compared there alone: elsewhere a token that falls on the
-other side of a rounding makes another run. A change that alters what is learned, however little, shows here. It is then
-either a mistake or worth a sentence in the commit that makes the traces anew.
+A trace is exact to the bit, and is compared only on the kind of machine that made it: elsewhere a rounding difference
+can change a sampled token, and with it the rest of the run. Every change of what is learned, however small, shows here.
+Such a change is either a mistake or is explained in the commit that writes the new traces.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from attempts import Run
 
 from orchestrator.config import load
 
-Figures: TypeAlias = Sequence[Mapping[str, Any]]  # a row for each line of metrics.jsonl
+Figures: TypeAlias = Sequence[Mapping[str, Any]]  # one row per line of metrics.jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "traces"
 QUICKSTART = ROOT / "configs" / "quickstart"
-STEPS, ROUNDS = 10, 1  # a round is half a thousand prompts
+STEPS, ROUNDS = 10, 1  # a round has 512 prompts
 MACHINE = ("vendor_id", "cpu family", "model", "model name", "stepping")
 
 
 def machine() -> dict[str, str]:
-    """What a float depends on."""
+    """Return the properties of this machine and of torch that floating-point results depend on."""
     lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     told = {key.strip(): value.strip() for key, value in lines}
     return {key: told.get(key, "") for key in MACHINE} | {"torch": importlib.metadata.version("torch")}
 
 
 def differences(found: Figures, name: str) -> list[str]:
-    """How a run differs from its trace, a line each; one line when the trace was made by another kind of machine."""
+    """Return one line per difference between a run and its trace; a single line if another machine made the trace."""
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     if golden["machine"] != machine():
         return [f"{name}: made by {golden['machine']}, this is {machine()}: they cannot be compared"]
@@ -62,7 +62,10 @@ def differences(found: Figures, name: str) -> list[str]:
 
 
 def run(name: str, house: Path) -> Figures:
-    """The first steps of a recipe, in a directory that has the quickstart's data; stages before it are shared."""
+    """Return the metrics of the first steps of a recipe, run in a directory with the quickstart's data.
+
+    Recipes share the first of several stages, which runs to its end.
+    """
     source = QUICKSTART / f"{name}.yaml"
     *_, last = stages = load(source).stages
     overrides = []

@@ -1,4 +1,4 @@
-"""`rlhf advise`: what fits, what would change the advice, its output and its errors."""
+"""Tests of `rlhf advise`: what fits, what would change the advice, its output and its errors."""
 
 from __future__ import annotations
 

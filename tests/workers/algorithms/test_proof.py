@@ -27,7 +27,7 @@ def test_every_world_is_solved(row: Row) -> None:
 @pytest.mark.parametrize("row", FAST, ids=lambda row: row.name)
 @pytest.mark.parametrize("seed", [0, 7])
 def test_computed_anew(row: Row, seed: int) -> None:
-    """On another machine rounding may change a sample, and with it the remaining noise."""
+    """Compare with the committed figures. Rounding on another machine may change a sample and the remaining noise."""
     found, written = row.measure(seed), committed()[row.name][seed]
     assert found["before"] == pytest.approx(written["before"], rel=1e-6)
     assert found["after"] == pytest.approx(written["after"], rel=0.5, abs=1e-3)
