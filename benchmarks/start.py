@@ -30,12 +30,12 @@ def main() -> None:
     options = parser.parse_args()
     other = options.other.resolve()
     with tempfile.TemporaryDirectory(prefix="rlhf-start-") as directory:
-        here = Path(directory)
-        for checkout in (HERE, other):
-            _prepare(checkout, here / checkout.name)
+        ours_directory, theirs_directory = Path(directory, "here"), Path(directory, "there")
+        _prepare(HERE, ours_directory)
+        _prepare(other, theirs_directory)
         pairs = []
         for turn in range(options.turns):
-            ours, theirs = _start(HERE, here / HERE.name), _start(other, here / other.name)
+            ours, theirs = _start(HERE, ours_directory), _start(other, theirs_directory)
             print(f"turn {turn + 1}: {ours:.1f} s here, {theirs:.1f} s there", flush=True)
             pairs.append((ours, theirs))
     mine, others = zip(*pairs, strict=True)
