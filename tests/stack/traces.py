@@ -21,13 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from attempts import Run
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # for configs/, which is not installed
 
-from orchestrator.config import load
+from attempts import Run  # noqa: E402
+
+from orchestrator.config import load  # noqa: E402
 
 Figures: TypeAlias = Sequence[Mapping[str, Any]]  # one row per line of metrics.jsonl
 
-ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "traces"
 QUICKSTART = ROOT / "configs" / "quickstart"
 STEPS, ROUNDS = 10, 1  # a round has 512 prompts
