@@ -29,7 +29,7 @@ test: test-quick ## run all tests: the quick ones, then those on real DeepSpeed 
 	@$(IN_VENV) $(TEST_PARALLEL) -m 'stack and not long' tests/workers
 	@$(IN_VENV) python -m pytest -m 'stack and not long' tests/faults tests/stack
 
-test-quick: setup ## run the tests that start neither Ray nor vLLM nor DeepSpeed ranks (3 minutes)
+test-quick: setup ## run the tests that start neither Ray nor vLLM nor DeepSpeed ranks (5 minutes)
 	@$(IN_VENV) $(TEST_PARALLEL) -m 'not stack and not long'
 
 test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/evidence/reliability.md (hours)

@@ -193,7 +193,7 @@ class RayCluster:
     def _actor(self, plan: GangPlan, group: PlacementGroup, bundle: int, index: int) -> Any:
         log_file = None if self._logs is None else str(self._logs / f"{plan.role}-{index}.log")
         environment: dict[str, Any] = {"env_vars": dict(plan.resources.environment)}
-        if plan.preload is not None and not self.cuda and _is_alone() and (command := fork_command(plan.preload)):
+        if not self.cuda and plan.preload and (command := fork_command(plan.preload)) and _is_alone():
             environment["py_executable"] = command
         return (
             ray.remote(Host)

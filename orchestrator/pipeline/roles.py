@@ -35,6 +35,9 @@ from workers.rollout import environment as rollout_environment
 
 Origin = TypeVar("Origin", bound=ModelOrigin)
 
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+"""Environment of every worker."""
+
 PRELOADS = {
     "torch": Preload(
         modules=(
@@ -45,9 +48,11 @@ PRELOADS = {
             "workers.rewards.function",
             "transformers.models.auto.modeling_auto",
         ),
-        environment={"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        environment={**ENVIRONMENT, "DS_ACCELERATOR": "cpu"},
     ),
-    "vllm": Preload(modules=("workers.engines.vllm_engine",), environment=rollout_environment(cuda=False)),
+    "vllm": Preload(
+        modules=("workers.engines.vllm_engine",), environment={**ENVIRONMENT, **rollout_environment(cuda=False)}
+    ),
 }
 """What workers on a CPU import. vLLM is apart: it changes classes of transformers in the process that imports it."""
 
@@ -240,7 +245,7 @@ def plan_of(
     resources = Resources(
         cpus=cluster.cpus_per_worker,
         gpus=gpus,
-        environment={"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", **(environment or {})},
+        environment={**ENVIRONMENT, **(environment or {})},
     )
     # Learners hold what is nowhere else: theirs is the newest checkpoint, and the next attempt.
     restarts = 0 if role in ("policy", "critic") else cluster.restarts_per_role

@@ -7,6 +7,7 @@ exactly once. Each session draws a new sample of the moments; `make test-faults`
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -15,14 +16,13 @@ import pytest
 import run_in_process
 from injection import Disk
 from run_in_process import World
-from sampling import SEED
 
 from orchestrator import disk
 from orchestrator.errors import DiskFailed, WorkerFailed
 from orchestrator.rundir.ledger import read_ledger
 from orchestrator.rundir.manifest import verify
 
-SAMPLE = 3
+SAMPLE, SEED = 3, int(os.environ["RLHF_TEST_SEED"])  # tests/conftest.py draws the seed and prints it
 every_world = pytest.mark.parametrize("world", cpu_run.ALGORITHMS, indirect=True)
 
 
