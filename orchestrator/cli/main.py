@@ -93,7 +93,7 @@ def run(
     _refuse_too_large(loaded)
     from orchestrator.driver.driver import run_recipe
 
-    return run_recipe(loaded, fresh=fresh, debug=_debug)
+    return run_recipe(loaded, fresh=fresh)
 
 
 @app.command()

@@ -55,7 +55,7 @@ from workers.learner import Learner
 from workers.weights import remove_orphans, segment_path
 
 
-def run_recipe(recipe: Recipe, *, fresh: bool = False, debug: bool = False) -> int:
+def run_recipe(recipe: Recipe, *, fresh: bool = False) -> int:
     """Run every stage of a recipe that is not complete yet. Return 0.
 
     Args:
@@ -77,7 +77,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, debug: bool = False) -> i
     return 0
 
 
-def resume_run(path: Path, overrides: Sequence[str] = (), *, debug: bool = False) -> int:
+def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
     """Resume a run from its newest checkpoint, or from the beginning if it stopped before the first. Return 0.
 
     Raises:
