@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.options import directory_option
 from orchestrator.errors import BadInput, Problem
 from orchestrator.terminal import say
 
@@ -38,12 +39,7 @@ def compare(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="DIR",
-            help="Directory for the result (only when comparing finished runs; default: runs/comparison).",
-        ),
+        Path | None, directory_option("runs/comparison", use="only when comparing finished runs; ")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs of the comparison without starting any.")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.options import directory_option
 from orchestrator.terminal import say
 
 Model = Annotated[
@@ -55,15 +56,7 @@ def evaluate(
             help="Reference model for the second KL. Known automatically when MODEL is a run.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="DIR",
-            help="Directory for the result (default: evaluations/MODEL--SUITE).",
-            show_default=False,
-        ),
-    ] = None,
+    output: Annotated[Path | None, directory_option("evaluations/MODEL--SUITE")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Evaluate a model on a suite: accuracy, win rate, KL, diversity and refusals, with confidence intervals."""
@@ -103,15 +96,7 @@ def rank(
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Number of completions per prompt.", min=2)] = 8,
     beta: Annotated[float, typer.Option("--beta", help="Scale β of the implicit reward: beta of the DPO run.")] = 0.1,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="DIR",
-            help="Directory for the result (default: ranked/MODEL--FILE).",
-            show_default=False,
-        ),
-    ] = None,
+    output: Annotated[Path | None, directory_option("ranked/MODEL--FILE")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Sample n completions per prompt and rank them by DPO's implicit reward β log π(y)/π_ref(y) (best of n)."""

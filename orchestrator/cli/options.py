@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,3 +63,9 @@ TokenFile = Annotated[
     ),
 ]
 JobId = Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the job (default: the newest job).")]
+
+
+def directory_option(default: str, use: str = "") -> Any:
+    """Return the option `--output` of a command that writes a directory; `use` says when it has an effect."""
+    text = f"Directory for the result ({use}default: {default})."
+    return typer.Option("--output", metavar="DIR", help=text, show_default=False)
