@@ -5,7 +5,8 @@
 
 Ray starts workers by the second form (`py_executable`): a worker is a process of its own that Ray starts, watches and
 kills as any other, without its seconds of imports. Where the server is gone, the script runs in a plain interpreter.
-Nothing of this program and nothing but the standard library is imported here: the second form must start fast.
+Nothing of this program and nothing but the standard library is imported here: the second form must start fast. The
+fork server of `multiprocessing` forks for its own parent alone, which a worker of Ray is not.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -51,6 +53,8 @@ def fork_server(path: str, modules: Sequence[str], environment: Mapping[str, str
     try:
         yield server.pid
     finally:
+        if (status := server.poll()) is not None:  # nothing else tells of it: workers started in plain interpreters
+            warnings.warn(f"a fork server ended early, with status {status}", RuntimeWarning, stacklevel=2)
         assert server.stdin is not None
         server.stdin.close()
         server.terminate()  # at once while it still imports; else it sees that its input has ended, and kills its forks
