@@ -32,6 +32,7 @@ def environment(*, cuda: bool) -> Mapping[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM would bind whole cores otherwise
         "VLLM_HOST_IP": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles one function of the sampler, which takes seconds and a C++ compiler
     }
 
 

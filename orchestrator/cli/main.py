@@ -87,13 +87,16 @@ def run(
             move_aside(loaded, fresh=True, say=say)
         directories = [config.directory for config in loaded.stages]
         return _supervised("run", str(recipe), *(overrides or ()), directories=directories, attempts=attempts)
-    from orchestrator.preflight.preflight import preflight
+    from orchestrator.pipeline.roles import preloaded
 
-    preflight(loaded)
-    _refuse_too_large(loaded)
-    from orchestrator.driver.driver import run_recipe
+    with preloaded(loaded.stages[-1].cluster):  # workers' modules are imported while the recipe is checked
+        from orchestrator.preflight.preflight import preflight
 
-    return run_recipe(loaded, fresh=fresh)
+        preflight(loaded)
+        _refuse_too_large(loaded)
+        from orchestrator.driver.driver import run_recipe
+
+        return run_recipe(loaded, fresh=fresh)
 
 
 @app.command()

@@ -1,6 +1,6 @@
-"""A server process that has imported heavy modules and forks workers from itself, in milliseconds instead of seconds.
+"""A process that has imported heavy modules and forks workers from itself, in milliseconds instead of seconds.
 
-    python fork_server.py --serve FD MODULE …          import the modules, then fork on every connection to FD
+    python fork_server.py --serve PLAN                 import modules, then fork on every connection to a socket
     python -I -S fork_server.py SOCKET script args …   run a script in a fork; exit with its status
 
 Ray starts workers by the second form (`py_executable`): a worker is a process of its own that Ray starts, watches and
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -23,42 +24,60 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
+from typing import NamedTuple
 
 MAX_REQUEST_BYTES = 2**20
 NETWORK = "/proc/thread-self/ns/net"
 
 
-@contextmanager
-def fork_server(path: str, modules: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[int]:
-    """Serve forks with `modules` imported at the socket `path`; the context has the server's process id.
+class Preload(NamedTuple):
+    """Modules that workers of a kind import, and the environment that must be set before."""
 
-    The modules are imported while the caller goes on; a request waits for them. `environment` is added to that of this
-    process: variables that libraries read while they are imported must be those of the workers.
+    modules: Sequence[str] = ()
+    environment: Mapping[str, str] = {}
+
+
+NOTHING = Preload()
+
+
+@contextmanager
+def fork_servers(preloads: Mapping[str, Preload], shared: Preload = NOTHING) -> Iterator[int]:
+    """Serve forks at the socket paths of `preloads`; the context has the process id of the server of the last one.
+
+    The modules are imported while the caller goes on; a request waits for them. Those in `shared` are imported once, by
+    the process that every server is a fork of.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(path)
-        listener.listen(64)
-        server = subprocess.Popen(
-            [sys.executable, "-P", __file__, "--serve", str(listener.fileno()), *modules],
-            stdin=subprocess.PIPE,  # its end tells the server that this process is gone, however it ended
+    with ExitStack() as stack:
+        servers = []
+        for path, preload in preloads.items():
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            listener.bind(path)
+            listener.listen(64)
+            servers.append((listener.fileno(), *preload))
+        process = subprocess.Popen(
+            [sys.executable, "-P", __file__, "--serve", json.dumps([*shared, servers])],
+            stdin=subprocess.PIPE,  # its end tells the servers that this process is gone, however it ended
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=[listener.fileno()],
+            pass_fds=[listening for listening, *_ in servers],
             start_new_session=True,  # Ctrl-C is the driver's
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     try:
-        yield server.pid
+        yield process.pid
     finally:
-        if (status := server.poll()) is not None:  # nothing else tells of it: workers started in plain interpreters
+        status = process.poll()
+        assert process.stdin is not None
+        process.stdin.close()
+        with suppress(ProcessLookupError):  # at once while they import; else they see that their input has ended
+            os.killpg(process.pid, signal.SIGTERM)
+        if status is None and (status := process.wait()) == -signal.SIGTERM:
+            status = 0
+        if status:  # nothing else tells of it: workers started in plain interpreters
             warnings.warn(f"a fork server ended early, with status {status}", RuntimeWarning, stacklevel=2)
-        assert server.stdin is not None
-        server.stdin.close()
-        server.terminate()  # at once while it still imports; else it sees that its input has ended, and kills its forks
-        server.wait()
 
 
 def worker_command(path: str) -> str:
@@ -94,17 +113,54 @@ def ask(path: str, arguments: list[str], environment: dict[str, str], files: tup
     return connection
 
 
-def serve(listening: int, modules: Sequence[str]) -> None:
-    """Import `modules`, then fork on request until standard input ends."""
+def serve(
+    modules: Sequence[str],
+    environment: Mapping[str, str],
+    servers: Sequence[tuple[int, Sequence[str], Mapping[str, str]]],
+) -> int:
+    """Import the shared modules, fork a process for each but the last of `servers`, and be the last one.
+
+    Each server imports its modules, then forks on request until standard input ends.
+
+    Returns:
+        The exit status: 1 if another server has failed.
+    """
+    # Ray reads its environment, with the id of the job, while it is imported: each fork imports it itself, and
+    # modules that would import it here (vLLM, for an executor that workers do not use) do without it.
+    sys.modules["ray"] = None  # type: ignore[assignment]
+    gc.disable()  # imports make millions of objects that stay
+    _import(modules, environment)
+    others = set()
+    *first, last = servers
+    for position, server in enumerate(first):
+        if pid := os.fork():
+            others.add(pid)
+            os.close(server[0])  # the fork's alone: if it fails, requests must not wait
+        else:
+            for listening, *_ in servers[position + 1 :]:
+                os.close(listening)
+            return _serve(*server, others=set())
+    return _serve(*last, others=others)
+
+
+def _import(modules: Sequence[str], environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    for module in modules:
+        importlib.import_module(module)
+
+
+def _serve(listening: int, modules: Sequence[str], environment: Mapping[str, str], *, others: Set[int]) -> int:
+    """Import `modules`, then fork on request until standard input ends.
+
+    Returns:
+        1 if one of the servers with the process ids `others`, forked from this process, has failed; else 0.
+    """
     with socket.socket(fileno=listening) as listener:
-        # Ray reads its environment, with the id of the job, while it is imported: each fork imports it itself, and
-        # modules that would import it here (vLLM, for an executor that workers do not use) do without it.
-        sys.modules["ray"] = None  # type: ignore[assignment]
-        for module in modules:
-            importlib.import_module(module)
+        _import(modules, environment)
         del sys.modules["ray"]
+        gc.freeze()  # collections in a fork pass over what it shares with the others, and copy none of it
         try:
-            _serve(listener)
+            return int(_fork_on_request(listener, others))
         finally:  # the process that made the socket may have been killed
             path = listener.getsockname()
             with suppress(OSError):
@@ -112,7 +168,7 @@ def serve(listening: int, modules: Sequence[str]) -> None:
                 os.rmdir(os.path.dirname(path))
 
 
-def _serve(listener: socket.socket) -> None:
+def _fork_on_request(listener: socket.socket, others: Set[int]) -> bool:
     _, woken = wake_up = socket.socketpair()
     for end in wake_up:
         end.setblocking(False)
@@ -120,6 +176,7 @@ def _serve(listener: socket.socket) -> None:
     signal.signal(signal.SIGTERM, _nothing)
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
     waiting: dict[int, socket.socket] = {}
+    failed = False
     while True:
         readable, _, _ = select.select([listener, wake_up[0], sys.stdin, *waiting.values()], [], [])
         if sys.stdin in readable:
@@ -130,7 +187,7 @@ def _serve(listener: socket.socket) -> None:
         if wake_up[0] in readable:
             with suppress(BlockingIOError):
                 wake_up[0].recv(4096)
-            _report_ended(waiting)
+            failed |= _reap(waiting, others, os.WNOHANG)
         if listener in readable:
             connection, _ = listener.accept()
             if pid := _fork(connection, listener):
@@ -138,21 +195,29 @@ def _serve(listener: socket.socket) -> None:
                 waiting[pid] = connection
     for pid in waiting:
         os.kill(pid, signal.SIGKILL)
+    return _reap(waiting, others, 0) or failed
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
     """Handle a signal by waking up `select` alone."""
 
 
-def _report_ended(waiting: dict[int, socket.socket]) -> None:
-    """Send the exit status of each fork that has ended to the process that asked for it."""
+def _reap(waiting: dict[int, socket.socket], others: Set[int], options: int) -> bool:
+    """Send the exit status of each fork that has ended to the process that asked for it.
+
+    Returns:
+        Whether one of the servers `others` has failed.
+    """
+    failed = False
     with suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+        while (ended := os.waitpid(-1, options)) != (0, 0):
             code = os.waitstatus_to_exitcode(ended[1])
+            failed |= ended[0] in others and code > 0
             if connection := waiting.pop(ended[0], None):
                 with suppress(OSError):
                     connection.send(str(code if code >= 0 else 128 - code).encode())
                 connection.close()
+    return failed
 
 
 def _fork(connection: socket.socket, listener: socket.socket) -> int:
@@ -170,6 +235,7 @@ def _fork(connection: socket.socket, listener: socket.socket) -> int:
             os.setpgid(0, 0)  # Ray kills the whole process group of a worker that is to end
             listener.close()
             connection.close()
+            gc.enable()
             *standard, network = files
             enter(network)
             for target, file in enumerate(standard):
@@ -213,6 +279,10 @@ def _become(arguments: list[str], environment: dict[str, str], directory: str) -
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        serve(int(sys.argv[2]), sys.argv[3:])
+        status = 1
+        try:
+            status = serve(*json.loads(sys.argv[2]))
+        finally:
+            os._exit(status)  # to take all modules apart would cost seconds
     else:
         sys.exit(request(sys.argv[1], sys.argv[2:]))

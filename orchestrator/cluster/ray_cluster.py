@@ -38,9 +38,13 @@ def _is_alone() -> bool:
     return all(node["NodeID"] == here for node in ray.nodes() if node["Alive"])
 
 
-def _lanes() -> float:
-    """Return how many members may start at once: one per core if this machine is the whole cluster, else any number."""
-    return len(os.sched_getaffinity(0)) if _is_alone() else math.inf
+def _lanes(plans: Sequence[GangPlan]) -> float:
+    """Return how many members may start at once.
+
+    One per core if this machine is the whole cluster and a member imports its modules itself, else any number.
+    """
+    forked = all(plan.preload is not None and fork_command(plan.preload) is not None for plan in plans)
+    return len(os.sched_getaffinity(0)) if _is_alone() and not forked else math.inf
 
 
 def _ignore(restart: Restart) -> None:
@@ -102,10 +106,10 @@ class RayCluster:
     def _start(self, plans: Sequence[GangPlan]) -> None:
         """Start the workers: as many at a time as there are cores, the slowest first.
 
-        A starting worker imports for seconds. If more start than there are cores, they share them, and the slowest is
-        still importing when all others are done.
+        A worker that is no fork imports for seconds. If more start than there are cores, they share them, and the
+        slowest is still importing when all others are done.
         """
-        lanes, starting = _lanes(), list[RayHandle[None]]()
+        lanes, starting = _lanes(plans), list[RayHandle[None]]()
         for plan in sorted(plans, key=lambda plan: not plan.slow):
             while starting and len(starting) + len(plan.arguments) > lanes:
                 starting.remove(first(starting, self._config.start_timeout_s))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.cluster.base import GangPlan, Resources
-from orchestrator.cluster.preload import Preload, fork_servers
+from orchestrator.cluster.fork_server import Preload
+from orchestrator.cluster.preload import serve_forks
 from orchestrator.config import ClusterConfig, RunConfig
 from workers import learner
 from workers.config import (
@@ -38,6 +39,16 @@ Origin = TypeVar("Origin", bound=ModelOrigin)
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 """Environment of every worker."""
 
+CPU_ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "TORCHDYNAMO_DISABLE": "1",  # DeepSpeed decorates an optimizer with torch.compile: 2 s of imports for each rank
+}
+"""Environment of workers that compute with torch on a CPU, the engines apart."""
+
+SHARED_PRELOAD = Preload(
+    modules=("transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
+    environment={**ENVIRONMENT, **CPU_ENVIRONMENT},
+)
 PRELOADS = {
     "torch": Preload(
         modules=(
@@ -46,13 +57,9 @@ PRELOADS = {
             "workers.engines.inference",
             "workers.engines.lora",
             "workers.rewards.function",
-            "transformers.models.auto.modeling_auto",
-        ),
-        environment={**ENVIRONMENT, "DS_ACCELERATOR": "cpu"},
+        )
     ),
-    "vllm": Preload(
-        modules=("workers.engines.vllm_engine",), environment={**ENVIRONMENT, **rollout_environment(cuda=False)}
-    ),
+    "vllm": Preload(modules=("workers.engines.vllm_engine",), environment=rollout_environment(cuda=False)),
 }
 """What workers on a CPU import. vLLM is apart: it changes classes of transformers in the process that imports it."""
 
@@ -65,7 +72,7 @@ def preloaded(cluster: ClusterConfig) -> Iterator[None]:
     """
     is_here = cluster.address is None and "RAY_ADDRESS" not in os.environ
     has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
-    with fork_servers(PRELOADS) if is_here and not has_gpu else nullcontext():
+    with serve_forks(PRELOADS, SHARED_PRELOAD) if is_here and not has_gpu else nullcontext():
         yield
 
 
@@ -134,7 +141,7 @@ def _learner(
     }
     members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
     return plan_of(
-        role, learner.join, members, config.cluster, gpus=1 if cuda else 0, meet=True, environment=_torch(cuda)
+        role, learner.join, members, config.cluster, gpus=1 if cuda else 0, meet=True, environment=_environment(cuda)
     )
 
 
@@ -163,7 +170,7 @@ def _teacher(config: RunConfig, settings: TeacherConfig, *, cuda: bool) -> GangP
 def scoring_plan(role: str, members: list[dict[str, Any]], cluster: ClusterConfig, *, cuda: bool) -> GangPlan:
     """Return a gang of ranks that compute log-probabilities; `members` are the arguments of each `Reference`."""
     gpus = 1 if cuda else 0
-    return plan_of(role, Reference, members, cluster, gpus=gpus, meet=True, environment=_torch(cuda))
+    return plan_of(role, Reference, members, cluster, gpus=gpus, meet=True, environment=_environment(cuda))
 
 
 def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
@@ -228,7 +235,7 @@ def reward_plan(
         for i in range(num_workers)
     ]
     computes = any(isinstance(r, ModelRewardConfig) for r in rewards)
-    environment = _torch(cuda) if computes else {}
+    environment = _environment(cuda) if computes else {}
     return plan_of(role, Reward, members, cluster, gpus=1 if cuda and computes else 0, environment=environment)
 
 
@@ -260,8 +267,8 @@ def plan_of(
     )
 
 
-def _torch(cuda: bool) -> Mapping[str, str]:
-    return {} if cuda else {"DS_ACCELERATOR": "cpu"}
+def _environment(cuda: bool) -> Mapping[str, str]:
+    return {} if cuda else CPU_ENVIRONMENT
 
 
 def absolute(model: Origin) -> Origin:

@@ -101,7 +101,7 @@ class Stage:
         os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"} | WATCHFUL
         maybe_enable_token_auth_if_token_available()
         try:
-            with fork_server.fork_server(socket, PRELOADED) as server, _head() as cluster:
+            with fork_server.fork_servers({socket: fork_server.Preload(PRELOADED)}) as server, _head() as cluster:
                 yield cls(server, socket, _environment(cluster, socket), cluster)
         finally:
             os.environ.clear()

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.fork_server import fork_server, worker_command
-from orchestrator.pipeline.roles import PRELOADS
+from orchestrator.cluster.fork_server import Preload, fork_servers, worker_command
+from orchestrator.pipeline.roles import PRELOADS, SHARED_PRELOAD
 
 HERE = Path(__file__).parent
 FAMILIES = ("transformers.models.qwen2.modeling_qwen2", "transformers.models.llama.modeling_llama")
@@ -28,8 +28,8 @@ def _python() -> list[str]:
     stack = ExitStack()
     atexit.register(stack.close)
     socket_path = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='rlhf-ranks-'))}/socket"
-    modules, environment = (*PRELOADS["torch"].modules, *FAMILIES, "fakes"), PRELOADS["torch"].environment
-    stack.enter_context(fork_server(socket_path, modules, {**environment, "PYTHONWARNINGS": "ignore"}))
+    preload = Preload((*PRELOADS["torch"].modules, *FAMILIES, "fakes"), {"PYTHONWARNINGS": "ignore"})
+    stack.enter_context(fork_servers({socket_path: preload}, SHARED_PRELOAD))
     return worker_command(socket_path).split()
 
 

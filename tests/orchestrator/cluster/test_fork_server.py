@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.fork_server import fork_server, worker_command
-from orchestrator.cluster.preload import VARIABLE, Preload, fork_command, fork_servers
+from orchestrator.cluster.fork_server import Preload, fork_servers, worker_command
+from orchestrator.cluster.preload import VARIABLE, fork_command, serve_forks
 
 SCRIPT = """
 import os, sys
@@ -28,7 +28,7 @@ SLEEP = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(6
 @pytest.fixture
 def socket(tmp_path: Path) -> Iterator[str]:
     path = str(tmp_path / "forks")
-    with fork_server(path, ["colorsys"]):
+    with fork_servers({path: Preload(["colorsys"])}):
         yield path
 
 
@@ -87,7 +87,7 @@ def test_a_signal_that_kills_a_fork_is_reported(socket: str, tmp_path: Path) -> 
 
 
 def test_the_end_of_the_server_ends_its_forks(tmp_path: Path) -> None:
-    with fork_server(str(tmp_path / "forks"), []):
+    with fork_servers({str(tmp_path / "forks"): Preload()}):
         process, pid = sleeping(str(tmp_path / "forks"), tmp_path)
     process.communicate(timeout=60)
     assert is_gone(pid)
@@ -101,25 +101,46 @@ def test_without_a_server_a_plain_interpreter_runs_the_script(tmp_path: Path) ->
     assert process.returncode == 7
 
 
-def test_modules_that_cannot_be_imported_cost_the_preload_alone(tmp_path: Path) -> None:
-    def plain() -> None:
-        with fork_server(str(tmp_path / "forks"), ["no_such_module"]):
-            process = start(str(tmp_path / "forks"), SCRIPT, tmp_path)
-            assert process.communicate(timeout=60)[0].startswith("plain")
+@pytest.mark.parametrize("position", [0, 1])
+def test_modules_that_cannot_be_imported_cost_the_preload_alone(tmp_path: Path, position: int) -> None:
+    preloads = [Preload(["colorsys"]), Preload(["colorsys"])]
+    preloads[position] = Preload(["no_such_module"])
+    paths = [str(tmp_path / "first"), str(tmp_path / "second")]
+
+    def outputs() -> list[str]:
+        with fork_servers(dict(zip(paths, preloads, strict=True))):
+            return [start(path, SCRIPT, tmp_path).communicate(timeout=60)[0].split()[0] for path in paths]
 
     with pytest.warns(RuntimeWarning, match="a fork server ended early, with status 1"):
-        plain()
+        kinds = outputs()
+    assert kinds == ["plain" if index == position else "preloaded" for index in range(2)]
+
+
+def test_servers_share_what_they_import_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "common.py").write_text("import os\npid, shared = os.getpid(), os.environ['SHARED']\n")
+    (tmp_path / "own.py").write_text("import os\nname, shared = os.environ['NAME'], os.environ['SHARED']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    script = "import common, own\nprint(common.pid, common.shared, own.name, own.shared)"
+    paths = {str(tmp_path / name): Preload(["own"], {"NAME": name}) for name in ("first", "second")}
+    with fork_servers(paths, Preload(["common"], {"SHARED": "yes"})) as last:
+        found = [start(path, script, tmp_path).communicate(timeout=60)[0].split() for path in paths]
+    assert found == [[str(last), "yes", name, "yes"] for name in ("first", "second")]
+
+
+def test_a_fork_passes_over_what_it_shares_when_it_collects(socket: str, tmp_path: Path) -> None:
+    script = "import gc\nprint(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))"
+    assert start(socket, script, tmp_path).communicate(timeout=60)[0].split() == ["True", "True"]
 
 
 def test_servers_are_found_by_kind_and_shared_with_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert fork_command("torch") is None
-    with fork_servers({"torch": Preload(modules=("colorsys",))}):
+    with serve_forks({"torch": Preload(["colorsys"])}):
         command = fork_command("torch")
         assert command is not None
         assert command.startswith(sys.executable)
         assert fork_command("vllm") is None
-        with fork_servers({"vllm": Preload(modules=())}):  # those of the process around it serve
+        with serve_forks({"vllm": Preload()}):  # those of the process around it serve
             assert fork_command("vllm") is None
     assert fork_command("torch") is None
     assert VARIABLE not in os.environ
