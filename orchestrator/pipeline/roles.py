@@ -57,9 +57,15 @@ PRELOADS = {
             "workers.engines.inference",
             "workers.engines.lora",
             "workers.rewards.function",
+            "deepspeed.ops.op_builder.all_ops",
+            "deepspeed.runtime.zero.muon.muon_optimizer",
+            "peft",
         )
     ),
-    "vllm": Preload(modules=("workers.engines.vllm_engine",), environment=rollout_environment(cuda=False)),
+    "vllm": Preload(
+        modules=("workers.engines.vllm_engine", "vllm.v1.worker.cpu_worker"),
+        environment=rollout_environment(cuda=False),
+    ),
 }
 """What workers on a CPU import. vLLM is apart: it changes classes of transformers in the process that imports it."""
 
