@@ -93,7 +93,7 @@ CASES = (
     Case(
         name="length_drift",
         alarm="length_drift",
-        fault="a reward for every token, learning rate / 3",
+        fault="a reward for each token, learning rate / 3",
         method="GRPO",
         algorithm={"beta": 0.0, "learning_rate": 1e-3},
         rewards={"length": 1.0},
@@ -117,7 +117,7 @@ CASES = (
     Case(
         name="repetition",
         alarm="repetition",
-        fault="the same proxy alone",
+        fault="only the proxy that counts one letter",
         method="PPO",
         algorithm={"kl_coef": 1e-4},
         rewards={"letters_a": 1.0},
@@ -125,7 +125,7 @@ CASES = (
     Case(
         name="entropy_collapse",
         alarm="entropy_collapse",
-        fault="a reward of noise, no KL, learning rate × 30",
+        fault="a random reward, no KL, learning rate × 30",
         method="GRPO",
         algorithm={"beta": 0.0, "learning_rate": 1e-1},
         rewards={"noise": 1.0},
@@ -161,14 +161,14 @@ CASES = (
     Case(
         name="reference_saturation",
         alarm="reference_saturation",
-        fault="rounds against a reference that is never refreshed, learning rate × 10, β / 10",
+        fault="no refresh of the reference between rounds, learning rate × 10, β / 10",
         method="iterative DPO",
         algorithm={"learning_rate": 3e-2, "beta": 0.01},
     ),
     Case(
         name="safety_gate",
         alarm="safety_gate",
-        fault="the proxy, with a gate on a metric that it destroys",
+        fault="the proxy that counts one letter, with a gate on a metric that this proxy lowers",
         method="GRPO",
         algorithm={"beta": 0.0},
         rewards={"letters_a": 1.0, "without_a": 0.0},

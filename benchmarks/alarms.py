@@ -256,15 +256,15 @@ def write_page(results: Mapping[str, Any]) -> None:
 
 def _tables(results: Mapping[str, Any]) -> str:
     measured = [case for case in CASES if case.name in results]
-    lines = ["| alarm | planted fault | method | fired | at step, median (range) | other alarms that fired, runs |"]
+    lines = ["| alarm | planted fault | method | fired | at step, median (range) | other alarms that fired (runs) |"]
     lines += ["|---|---|---|--:|---|---|"]
     lines += [_planted(case, list(results[case.name].values())) for case in measured if case.alarm]
-    lines += ["", "| healthy runs of | silent | alarms that fired |", "|---|--:|---|"]
+    lines += ["", "| healthy runs | without an alarm | alarms that fired |", "|---|--:|---|"]
     lines += [_healthy(case, list(results[case.name].values())) for case in measured if not case.alarm]
     machine, runs = description(), [run for case in measured for run in results[case.name].values()]
     minutes, until = sum(run["seconds"] for run in runs) / 60, max(run["date"] for run in runs)
     where = f"{machine['cpu']}, {machine['cpu_cores']} cores shared with other work"
-    lines += ["", f"{len(runs)} runs, {minutes:.0f} minutes on {where}, up to {until}, by `make alarms`."]
+    lines += ["", f"{len(runs)} runs in {minutes:.0f} minutes on {where}, by `make alarms`; the last on {until}."]
     return "\n".join([*lines, ""])
 
 

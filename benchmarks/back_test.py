@@ -78,7 +78,7 @@ class Training:
     context: int
     mfu: float
     flops: float = H100.flops
-    fitted: str = "its efficiency"
+    fitted: str = "the MFU of this run"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +106,7 @@ TRAINING: Mapping[str, Training] = {
     "mbridge-70b-pretrain-fp8": Training(shape=LLAMA_70B, context=8192, mfu=0.36, flops=FP8_FLOPS, fitted="nothing"),
     "mbridge-405b-pretrain-fp8": Training(shape=LLAMA_405B, context=8192, mfu=0.36, flops=FP8_FLOPS, fitted="nothing"),
 }
-_SWITCH = "the 20 s switch, together with one other point"
+_SWITCH = "the switch time of 20 s, fitted to this and one other point"
 LOOPS: Mapping[str, Loop] = {
     "nemorl-v0_5-llama-3_1-8b-on-16-step": Loop(
         shape=LLAMA_8B, gpus=16, tokens=1019, sigma=0.6, tensor_parallel=1, fitted=_SWITCH
@@ -170,7 +170,7 @@ def _predict(row: Mapping[str, str]) -> tuple[float, str] | None:
     if id in LOOPS:
         return loop_s(LOOPS[id]), LOOPS[id].fitted
     if _is_decoding(row):
-        return _decoding(row, DEFAULT), "four decoding constants, to these 16 points"
+        return _decoding(row, DEFAULT), "four decoding constants, fitted to these 16 points"
     if _is_another_gpu(row):
         return _decoding(row, DEFAULT), "nothing"
     if id in VLLM:
@@ -179,13 +179,13 @@ def _predict(row: Mapping[str, str]) -> tuple[float, str] | None:
     if id.startswith("sync-") and "kind=backtest-sync" in row["note"]:
         size = re.search(r"sync ([\d.]+) GB", row["workload"])
         assert size is not None, row["workload"]
-        return sharded_s(float(size[1]) * 1e9, DEFAULT), "latency and bandwidth, to these 6 points"
+        return sharded_s(float(size[1]) * 1e9, DEFAULT), "latency and bandwidth, fitted to these 6 points"
     if id == "titan-8b-fsdp-mem":
         return memory_8b() / 2**30, "nothing; the factor of selective checkpointing is assumed"
     if "kind=backtest-ratio" in row["note"]:
         return 3.0, "nothing: a backward pass costs two forward passes"
     if id in ("tulu3-70b-dpo", "tulu3-8b-dpo"):
-        return floor_h(id), "nothing; 1000 tokens per pair assumed, efficiency 0.40"
+        return floor_h(id), "nothing; 1000 tokens per pair and an efficiency of 0.40 are assumed"
     return None
 
 
@@ -296,7 +296,7 @@ def _summary(every: Sequence[Point]) -> Iterator[str]:
         "backtest-extra": "compared only after fitting",
         "backtest-ratio": "training time / scoring time",
         "backtest-memory": "memory",
-        "floor": "slow systems, against a lower bound",
+        "floor": "slow systems, compared with a lower bound",
     }
     yield "| kind | points | median of \\|ratio − 1\\| | ratios | bound | outside |"
     yield "|---|--:|--:|---|--:|--:|"
@@ -323,7 +323,7 @@ def median_error(every: Sequence[Point]) -> float:
 
 
 def _table(every: Sequence[Point]) -> Iterator[str]:
-    yield "| run | predicted | published | ratio | constants fitted to it |"
+    yield "| run | predicted | published | ratio | fitted constants |"
     yield "|---|--:|--:|--:|---|"
     order = (*BOUNDS, ANOTHER_GPU, "backtest-extra", "backtest-ratio", "backtest-memory", "floor")
     for point in sorted(every, key=lambda p: order.index(p.kind)):

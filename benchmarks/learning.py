@@ -171,13 +171,13 @@ _README_HEAD = f"""Greedy accuracy on 256 unseen prompts, mean of seeds {", ".jo
 and minutes for the whole command from a finished base (the machine had other work at times):
 """
 
-_PAGE_HEAD = """# Does it learn?
+_PAGE_HEAD = """# Learning curves
 
-Every recipe of `configs/quickstart/` over its seeds: mean (lowest – highest). Each seed has its own untrained
-model, data and base. Held-out figures: greedy accuracy on 256 unseen prompts, or accuracy on
-unseen pairs for the reward model. Minutes are those of the whole command from a finished base, on a machine that had
-other work at times: the lowest are nearest to those of a quiet one. Written by `make table`; all figures are in
-[benchmarks/results/learning.json](../../benchmarks/results/learning.json).
+Every recipe of `configs/quickstart/`, over its seeds: mean (lowest – highest). Each seed has its own untrained model,
+data and base model. The figures are measured on held-out data: greedy accuracy on 256 unseen prompts, or accuracy on
+unseen pairs for the reward model. Minutes are the time of the whole command, which starts from a finished base model.
+The machine ran other work at times, so the lowest times are closest to those of an idle machine. `make table` writes
+this page. All figures are in [benchmarks/results/learning.json](../../benchmarks/results/learning.json).
 """
 
 

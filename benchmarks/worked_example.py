@@ -84,7 +84,7 @@ def worked_example() -> list[Example]:
 
 
 def example_table() -> Iterator[str]:
-    yield "| 70B on 64 H100, 1024 completions | generate s | learn s | score s | step s | GPU-h per 1000 | $ |"
+    yield "| 70B on 64 H100, 1024 completions | generate s | train s | score s | step s | GPU-h per 1000 | $ |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     for row in worked_example():
         hours = row.step * 64 / 3600 * 1000 / 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 
@@ -22,6 +23,10 @@ settings.load_profile("untimed")
 
 def pytest_configure() -> None:
     os.environ.setdefault("RLHF_TEST_SEED", str(secrets.randbelow(2**16)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # garbage collection skips all objects defined so far, so that a fork copies none
 
 
 def pytest_report_header() -> str:

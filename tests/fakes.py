@@ -64,9 +64,9 @@ def experience(
         "finish": np.full(len(completions), Finish.stop, np.int32),
         "rewards": None if rewards is None else np.array(rewards, np.float32),
     }
-    made = Experience(**given | changes)
-    read_only(made)
-    return made
+    batch = Experience(**given | changes)
+    read_only(batch)
+    return batch
 
 
 def read_only(value: Any) -> None:
@@ -298,8 +298,8 @@ class RecordingGang:
     def meeting_point(self) -> tuple[str, int]:
         return "10.0.0.7", 29500
 
-    def when_restarted(self, bring: Callable[[Any], None]) -> None:
-        self.bring = bring
+    def when_restarted(self, restore_state: Callable[[Any], None]) -> None:
+        self.restore_state = restore_state
 
     def all(self, method: Callable[..., Any], *args: Any) -> list[RecordedHandle]:
         self._events.append(f"{self.role}.{method.__name__}")

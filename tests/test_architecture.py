@@ -152,7 +152,7 @@ def test_imports_only_point_upward() -> None:
     assert wrong == []
 
 
-def test_workers_know_neither_orchestrator_nor_ray() -> None:
+def test_workers_import_neither_orchestrator_nor_ray() -> None:
     wrong = [
         f"{name} imports {imported}"
         for name in MODULES

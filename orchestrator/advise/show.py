@@ -215,7 +215,7 @@ def as_json(advice: Advice) -> dict[str, Any]:
             "longest": facts.longest,
         },
         "measured": measured(advice),
-        "told": given(advice),
+        "given": given(advice),
         "assumed": assumed(advice),
         "changes": [{"what": change.what, "then": change.then} for change in advice.changes],
     }

@@ -153,7 +153,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return {
         "task": answer.task,
         "answer": answer.headline,
-        "told": list(sentences(answer)),
+        "sentences": list(sentences(answer)),
         "unit": answer.unit,
         "gold": runs.gold,
         "answers": runs.mode,

@@ -43,7 +43,7 @@ def test_files_that_a_page_names_exist(name: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_the_walk_names_the_stations_of_a_step() -> None:
+def test_the_walkthrough_names_the_files_of_a_step() -> None:
     text = TEXTS["docs/how-it-is-built/walk.md"]
     named = {repository_path("docs/how-it-is-built/walk.md", target) for target in links(text)}
     assert {
@@ -82,7 +82,7 @@ def test_headings_have_the_anchors_of_the_site() -> None:
 
 
 def test_pages_that_are_written_by_tools_are_where_the_tools_write_them() -> None:
-    """Each tool names its page in a constant, so that a page that is moved is missed here."""
+    """Check the constants in which tools name their pages: a page that was moved is missing here."""
     tools = ("benchmarks/alarms.py", "benchmarks/back_test.py", "benchmarks/learning.py", "tests/fuzz/fuzz.py")
     tools += ("tests/faults/page.py", "tests/families/table.py", "tests/orchestrator/bad_input.py")
     tools += ("tests/workers/parity/ours.py", "tests/workers/algorithms/proof.py")

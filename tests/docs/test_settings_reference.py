@@ -1,4 +1,4 @@
-"""The configuration reference and the JSON schema of a recipe say of every setting what it is."""
+"""The configuration reference and the JSON schema of a recipe describe every setting."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ALL = classes(RunConfig, SuiteConfig, CompareConfig)
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_every_setting_has_a_meaning(cls: SettingsClass) -> None:
-    """A setting without one needs a comment beside its field."""
+    """Find settings without a comment beside their field."""
     assert [setting.name for setting in settings_of(cls) if not setting.meaning] == []
 
 

@@ -26,13 +26,13 @@ BASES: tuple[dict[str, Any], ...] = (
     },
     {"model": {"path": "model"}, "data": {"dataset": "pairs.jsonl"}, "algorithm": {"type": "dpo"}},
 )
-"""Recipes that a part of one is read with."""
+"""Recipes that complete an example that is only a part of a recipe."""
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.page)
 def test_yaml_examples_are_valid(block: Block, tmp_path: Path) -> None:
     values = yaml.safe_load(block.text)
-    if values is None:  # a comment alone
+    if values is None:  # only a comment
         return
     if "tasks" in values:
         CompareConfig.model_validate_json(json.dumps(values))

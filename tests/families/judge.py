@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.families.rows import alone, asked, packed, rows_of
+from tests.families.rows import forward_alone, forward_packed, packed, rows_of
 from workers.engines import hf_models
 from workers.engines.base import ModelError
 from workers.engines.hf_check import check_rows
@@ -54,7 +54,7 @@ def judge(directory: Path, dtype: str = "float32") -> Verdict:
         return refused(directory, error)
     hf_models.set_loss_mode(policy)
     rows = rows_of()
-    logprobs, entropy = asked(policy, packed(rows), TEMPERATURE)
+    logprobs, entropy = forward_packed(policy, packed(rows), TEMPERATURE)
     (logprobs * weights(logprobs)).sum().backward()
     gradients = {n: p.grad for n, p in policy.model.named_parameters(remove_duplicate=False) if p.grad is not None}
     return compared(directory, dtype, policy.packing.apart, logprobs.detach(), entropy, gradients)
@@ -70,7 +70,7 @@ def compared(
 ) -> Verdict:
     """Return the verdict on numbers that we computed for the rows of `rows_of`."""
     plain = plain_model(directory, dtype)
-    theirs, their_entropy = alone(plain, rows_of(), TEMPERATURE)
+    theirs, their_entropy = forward_alone(plain, rows_of(), TEMPERATURE)
     (theirs * weights(theirs)).sum().backward()
     off = length = 0.0
     for name, parameter in plain.named_parameters(remove_duplicate=False):

@@ -14,9 +14,9 @@ from tests.families.judge import (
     CPU,
     TEMPERATURE,
     Verdict,
-    alone,
-    asked,
     compared,
+    forward_alone,
+    forward_packed,
     judge,
     packed,
     plain_model,
@@ -43,8 +43,8 @@ def row_of(name: str, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
 
     `rows` is "-" if no small model of the family can be built.
     """
-    with tempfile.TemporaryDirectory() as made:
-        directory = Path(made, "model")
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary, "model")
         try:
             write_tiny(directory, name)
         except Unbuildable as error:
@@ -67,7 +67,7 @@ def row_of(name: str, stages: tuple[int, ...] = STAGES) -> dict[str, Any]:
         row["zero"], wrong = partitioned(directory, stages, dtypes=[d for d in found if found[d].rows != "refused"])
         row["wrong"] += wrong
         for column, adapted in (("export", False), ("lora", True)):
-            row[column] = exported(directory, Path(made, column), adapted=adapted)
+            row[column] = exported(directory, Path(temporary, column), adapted=adapted)
             if row[column].startswith("wrong"):
                 row["wrong"].append(f"{column}: {row[column]}")
         return row
@@ -77,10 +77,10 @@ def figures(verdict: Verdict) -> str:
     return "refused" if verdict.rows == "refused" else f"{verdict.logprobs:.0e} / {verdict.gradient:.0e}"
 
 
-def _answer(ask: Callable[[], Verdict]) -> Verdict:
-    """Return the verdict of `ask`, or a wrong one if it crashes, because a crash is not a refusal."""
+def _answer(compute_verdict: Callable[[], Verdict]) -> Verdict:
+    """Return the verdict of `compute_verdict`, or a wrong one if it crashes, because a crash is not a refusal."""
     try:
-        return ask()
+        return compute_verdict()
     except Exception as error:
         return Verdict(rows="packed", logprobs=float("nan"), refused=f"it breaks ({error!r})")
 
@@ -162,9 +162,9 @@ def exported(directory: Path, target: Path, *, adapted: bool) -> str:
     except (ModelError, lora.LoraError, AttentionError) as error:
         return "refused: " + str(error).removeprefix(f"{directory}: ")
     try:
-        logprobs, _ = asked(engine.module.eval(), packed(rows_of()))
-        wanted, _ = alone(plain_model(target, "float32"), rows_of())
+        logprobs, _ = forward_packed(engine.module.eval(), packed(rows_of()))
+        expected, _ = forward_alone(plain_model(target, "float32"), rows_of())
     except Exception as error:
         return f"wrong: {type(error).__name__}: {error}"
-    gap = float((logprobs - wanted).abs().max())
+    gap = float((logprobs - expected).abs().max())
     return f"{gap:.0e}" if gap <= CLOSE else f"wrong: {gap:.1e}"

@@ -37,14 +37,14 @@ def packed(rows: Sequence[tuple[Any, list[Any]]], pad: int | None = None) -> Pac
     return pack(Ragged.of(prompts), Ragged.of(flat), offsets, np.arange(len(rows)), pad)
 
 
-def asked(module: Any, batch: Packed, temperature: float = 1.0) -> Any:
+def forward_packed(module: Any, batch: Packed, temperature: float = 1.0) -> Any:
     """Return a module's log-probability and entropy for each token of a micro-batch, on the CPU."""
     arrays = (batch.tokens, batch.positions, batch.predictors, batch.targets)
     tokens, positions, predictors, targets = (torch.from_numpy(a.astype(np.int64)) for a in arrays)
     return module(tokens, positions, layout_of(batch, torch.device("cpu")), predictors, targets, temperature)
 
 
-def alone(model: Any, rows: Sequence[tuple[Any, list[Any]]], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def forward_alone(model: Any, rows: Sequence[tuple[Any, list[Any]]], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and entropies of the completion tokens from a plain model, one text at a time."""
     logprobs, entropies = [], []
     for prompt, completions in rows:

@@ -28,12 +28,12 @@ PAGE, TABLE = ROOT / "docs" / "families.md", ROOT / "workers" / "families.json"
 SECONDS = 900  # for one family
 FOUND = Path(__file__).with_name("found.json")
 PARTLY = {
-    "lora": "Without adapters (`model.lora`)",
-    "bfloat16": "In float32 alone",
+    "lora": "Not with adapters (`model.lora`)",
+    "bfloat16": "Only in float32",
     "zero3": "Not at ZeRO stage 3",
     "engine": "Not with vLLM",
-    "engine_lora": "Not with vLLM and adapters",
-    "engine_lora_cpu": "Not with vLLM's build for CPUs and adapters",
+    "engine_lora": "Not with adapters in vLLM",
+    "engine_lora_cpu": "Not with adapters in vLLM's build for CPUs",
 }
 ENGINE = ("engine", "engine_lora", "engine_lora_cpu", "asked", "published")  # written by tests/families/engine.py
 COLUMNS = ("float32", "bfloat16", "zero", "lora", "export")
@@ -59,7 +59,7 @@ def main() -> int:
     before = json.loads(FOUND.read_text())
     engines = {name: {k: row[k] for k in ENGINE if k in row} for name, row in before.items()}
     write({**(before if given.names else {}), **{name: row | engines.get(name, {}) for name, row in found.items()}})
-    print(f"{len(found)} families, {len(wrong)} wrong without a word: {', '.join(wrong) or 'none'}")
+    print(f"{len(found)} families, {len(wrong)} silently wrong: {', '.join(wrong) or 'none'}")
     return 1 if wrong else 0
 
 
@@ -128,17 +128,17 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             figures = [row.get(column, "").partition(":")[0] for column in COLUMNS]
             figures += [served(row), row.get("published", "-").partition(":")[0]]
             lines.append(f"| `{name}` | {row['rows']} | {' | '.join(figures)} |")
-    lines += ["", "## Read apart, and why", ""]
+    lines += ["", "## Apart: reasons", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "apart"]
     for key, title in PARTLY.items():
-        lines += ["", f"## {title}, and why", ""]
+        lines += ["", f"## {title}: reasons", ""]
         lines += by_reason({n: why for n, row in sorted(found.items()) if (why := known(row).get(key))})
-    lines += ["", "## Not published here: no engine on a CPU starts with the small model", ""]
+    lines += ["", "## Publication not measured: no engine on a CPU starts with the small model", ""]
     cells = {name: row.get("published", "").partition(": ") for name, row in sorted(found.items())}
     lines += by_reason({name: why for name, (kind, _, why) in cells.items() if kind == "-"})
-    lines += ["", "## Refused, and why", ""]
+    lines += ["", "## Refused: reasons", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "refused"]
-    lines += ["", "## Not judged: no small model of them runs on tokens alone", ""]
+    lines += ["", "## Not tested: no small model runs on tokens alone", ""]
     lines += [f"- `{n}`: {row['why']}" for n, row in sorted(found.items()) if row["rows"] == "-"]
     return "\n".join(lines) + "\n"
 
@@ -156,35 +156,38 @@ def served(row: dict[str, Any]) -> str:
     if "asked" not in row:
         return "-"
     if "engine" in row:
-        return "adapters alone" if "engine_lora" not in row else "no"
+        return "only adapters" if "engine_lora" not in row else "no"
     return "no adapters" if "engine_lora" in row else "yes"
 
 
-HEAD = """# Families of models
+HEAD = """# Model families
 
-Written by `make families` ({date}; an hour on 2 cores). Of {total} families of the installed
-transformers {packed} are packed, {apart} are read apart and {refused} are refused; of {unbuilt} no small model can be
-built here. Each is a random model of two to four layers with what is special in the family switched on (windows of 6
-tokens, chunks of 8, sinks, soft-caps, experts, states), and 14 completions of 6 prompts, texts of 3 to 81 tokens.
+Written by `make families` ({date}; an hour on 2 cores). The installed transformers has {total} families: {packed} are
+packed, {apart} are computed apart, {refused} are refused, and of {unbuilt} no small model can be built here. Each
+family is tested on a random model of two to four layers with its special features switched on (windows of 6 tokens,
+chunks of 8, sinks, soft-caps, experts, states). The test data are 14 completions of 6 prompts, in texts of 3 to 81
+tokens.
 
-- **packed**: rows share a forward pass, completions their prompt. **apart**: each completion is a row of its own,
-  filled up to the longest, so a prompt is computed once per completion; right, and slower. **refused**: `rlhf validate`
-  says why.
-- **float32**, **bfloat16**: log-probabilities at temperature 0.8 against plain transformers, one text at a time with
-  `eager` attention: the largest difference in float32, the median in bfloat16 (nats); then how far the gradient is off,
-  as a share of its length. In bfloat16 a token that rounding sends to another expert differs alone.
-- **ZeRO**: the same through DeepSpeed in both dtypes, at stages 0, 1, 2 and 3; the figures are the worst of float32.
-  One rank; gangs of two are in `tests/workers/test_deepspeed.py`.
-- **LoRA, merged**: the merged export against the adapted module. **export**: the exported directory, loaded by
-  transformers, against the module. The largest difference of log-probabilities.
-- **vLLM**: whether it samples from the family, by its registry and what was measured ("no adapters": with whole weights
-  alone; "adapters alone": on a GPU); "-": it was not asked, as it needs torchvision for what also reads pictures.
-  **published**: log-probabilities of an engine on a CPU against the
-  model: as the engine was started, after the same weights were published, others, and the first ones again; the
-  largest difference of the four. "-": not measured, or no engine on a CPU starts with the small model (listed below).
+- **packed**: rows share a forward pass, and completions share their prompt. **apart**: each completion is a separate
+  row, padded to the longest one. The results are right, but slower, because a prompt is computed once per completion.
+  **refused**: `rlhf validate` reports the reason.
+- **float32**, **bfloat16**: two differences from plain transformers, which computes one text at a time with `eager`
+  attention. The first is the difference of log-probabilities at temperature 0.8 in nats: the maximum in float32, the
+  median in bfloat16. The second is the norm of the difference of gradients, relative to the norm of the gradient. The
+  median is used because rounding in bfloat16 may route single tokens to another expert, and such tokens differ a lot.
+- **ZeRO**: the same comparison through DeepSpeed, in both dtypes, at stages 0, 1, 2 and 3, on one rank. The figures are
+  the worst of float32. `tests/workers/test_deepspeed.py` tests two ranks.
+- **LoRA, merged**: largest difference of log-probabilities between the merged export and the module with adapters.
+  **export**: largest difference of log-probabilities between the export, loaded by transformers, and the module.
+- **vLLM**: whether vLLM samples from the family, according to its registry and the measurements. "no adapters": with
+  full weights only. "only adapters": with adapters only, and on a GPU. "-": not determined, because vLLM needs
+  torchvision for models that also read images.
+- **published**: largest difference of log-probabilities between an engine on a CPU and the model, in four states: as
+  started, after the same weights were published, after other weights were published, and after the first weights were
+  published again. "-": not measured, or no engine on a CPU starts with the small model (listed below).
 
-Every rank checks its own model at load in the same way, so a family that is not here, or a config that is, is refused
-then. Not run on a GPU.
+When a rank loads its model, it checks the model in the same way. A model that fails this check is refused at load.
+The check covers families and configs that are not on this page as well. Nothing here was run on a GPU.
 """
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.families.rows import alone, asked, packed, rows_of
+from tests.families.rows import forward_alone, forward_packed, packed, rows_of
 from workers.engines.hf_models import load_policy
 
 POSITIONS = 96
@@ -96,7 +96,7 @@ ROWS = st.lists(
 )
 
 
-def asking(examples: int) -> Any:
+def fixed_examples(examples: int) -> Any:
     """Return Hypothesis settings with the same examples each time. Building a model for each example is slow."""
     return settings(max_examples=examples, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -109,14 +109,14 @@ CASES: dict[str, Any] = {
 }
 
 
-@asking(12)
+@fixed_examples(12)
 @given(**CASES)
 def test_packed_is_plain(**case: Any) -> None:
     compare(**case)
 
 
 @pytest.mark.long
-@asking(300)
+@fixed_examples(300)
 @given(**CASES)
 def test_packed_is_plain_in_many_more_cases(**case: Any) -> None:
     compare(**case)
@@ -127,22 +127,22 @@ def compare(config: dict[str, Any], lengths: list[tuple[int, list[int]]], seed: 
     torch.manual_seed(seed)
     full = transformers.AutoConfig.for_model(**config, bos_token_id=1, eos_token_id=2)
     with tempfile.TemporaryDirectory() as directory:
-        drawn: Any = transformers.AutoModelForCausalLM.from_config(full, dtype=torch.float32)
-        for name, parameter in drawn.named_parameters():
+        model: Any = transformers.AutoModelForCausalLM.from_config(full, dtype=torch.float32)
+        for name, parameter in model.named_parameters():
             if "sinks" in name:
                 torch.nn.init.normal_(parameter)
-        drawn.save_pretrained(directory)
+        model.save_pretrained(directory)
         policy = load_policy(str(Path(directory)), "float32", chunk=5).eval()
-    drawn.set_attn_implementation("eager")
+    model.set_attn_implementation("eager")
     rows = rows_of(lengths, seed)
-    logprobs, entropy = asked(policy, packed(rows), temperature)
-    wanted, wanted_entropy = alone(drawn.eval(), rows, temperature)
-    torch.testing.assert_close(logprobs, wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(entropy, wanted_entropy, atol=1e-3, rtol=1e-3)
-    weights = torch.linspace(-1.0, 1.0, len(wanted))
+    logprobs, entropy = forward_packed(policy, packed(rows), temperature)
+    expected, expected_entropy = forward_alone(model.eval(), rows, temperature)
+    torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(entropy, expected_entropy, atol=1e-3, rtol=1e-3)
+    weights = torch.linspace(-1.0, 1.0, len(expected))
     (logprobs * weights).sum().backward()
-    (wanted * weights).sum().backward()
-    theirs = dict(drawn.named_parameters())
+    (expected * weights).sum().backward()
+    theirs = dict(model.named_parameters())
     for name, parameter in policy.model.named_parameters():
         if theirs[name].grad is not None:
             torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-4, rtol=1e-3, msg=name)

@@ -46,7 +46,7 @@ def check(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", SAMPLE)
-def test_a_tiny_model_runs_and_each_token_hears_of_those_before_it_alone(model_type: str) -> None:
+def test_a_tiny_model_runs_and_each_token_depends_only_on_earlier_ones(model_type: str) -> None:
     check(model_type)
 
 

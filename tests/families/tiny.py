@@ -74,7 +74,7 @@ def tiny_model(model_type: str, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = family.build()
-    stir(model, seed)
+    randomise_constants(model, seed)
     return model.eval()
 
 
@@ -112,8 +112,8 @@ def shrunk(family: type[PreTrainedConfig]) -> PreTrainedConfig:
         return family(**own, **{name: part.to_dict() for name, part in parts.items()})
     if family.sub_configs:
         default = family()
-        known = {name: getattr(default, name, None) for name in family.sub_configs if name not in {*own, *parts}}
-        parts |= {name: shrunk(type(part)) for name, part in known.items() if isinstance(part, PreTrainedConfig)}
+        defaults = {name: getattr(default, name, None) for name in family.sub_configs if name not in {*own, *parts}}
+        parts |= {name: shrunk(type(part)) for name, part in defaults.items() if isinstance(part, PreTrainedConfig)}
     given = {**small_values(family), **parts, **own}
     return family(**{k: v for k, v in given.items() if v is not None})
 
@@ -121,8 +121,8 @@ def shrunk(family: type[PreTrainedConfig]) -> PreTrainedConfig:
 def small_values(family: type[PreTrainedConfig]) -> dict[str, Any]:
     """Return the small values of the fields in the family's default config."""
     fields = family().to_dict()
-    known = {k: fields[k] for k in SMALL if k in fields and not isinstance(fields[k], list | tuple | dict)}
-    chosen = {k: SMALL[k] for k, v in known.items() if v is not None or k in FORCED}
+    defaults = {k: fields[k] for k in SMALL if k in fields and not isinstance(fields[k], list | tuple | dict)}
+    chosen = {k: SMALL[k] for k, v in defaults.items() if v is not None or k in FORCED}
     if "vocab_size" in fields:
         chosen.update(TOKENS)
     layers = chosen.get("num_hidden_layers", 4)
@@ -138,7 +138,7 @@ def small_values(family: type[PreTrainedConfig]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def stir(model: nn.Module, seed: int) -> None:
+def randomise_constants(model: nn.Module, seed: int) -> None:
     """Add noise to weights that transformers initialises to a constant, and scale up those it initialises near zero.
 
     A zero bias, a norm of ones or a zero sink could be lost without changing the logits.

@@ -50,7 +50,7 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 BLOCK = 4096
-APART = ("timing/", "throughput/", "restarts/")  # metrics that depend on wall time or restarts
+EXCLUDED_METRICS = ("timing/", "throughput/", "restarts/")  # metrics that depend on wall time or restarts
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
 MAX_STALENESS = {"grpo-ahead": 1}
 EVERY_UPDATES = {"iterative-dpo-updates": 1}  # a checkpoint after each update of a round
@@ -108,7 +108,9 @@ def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_clust
 def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
     """Return the SHA-256 of a run's weights, and its metrics without those that depend on wall time or restarts."""
     weights = hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
-    return weights, [{k: v for k, v in row.items() if not any(p in k for p in APART)} for row in rows(directory)]
+    return weights, [
+        {k: v for k, v in row.items() if not any(p in k for p in EXCLUDED_METRICS)} for row in rows(directory)
+    ]
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
@@ -133,8 +135,8 @@ def learner(
     torch.manual_seed(seed)
     if config.num_ranks > 1:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        meeting = f"tcp://{address}:{port}"
-        dist.init_process_group("gloo", meeting, timedelta(minutes=30), config.num_ranks, rank)
+        rendezvous = f"tcp://{address}:{port}"
+        dist.init_process_group("gloo", rendezvous, timedelta(minutes=30), config.num_ranks, rank)
     engine = SavedEngine(Path(str(model.path)), algorithm, head=head, rank=rank, world_size=config.num_ranks)
     return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)
 

@@ -11,7 +11,7 @@ from orchestrator.rundir.ledger import read_ledger
 from orchestrator.rundir.manifest import verify
 
 
-def harm(path: Path, draw: random.Random) -> None:
+def damage_file(path: Path, draw: random.Random) -> None:
     """Flip one bit of a file, or cut off its end."""
     raw = bytearray(path.read_bytes())
     if draw.random() < 0.5:
@@ -21,21 +21,21 @@ def harm(path: Path, draw: random.Random) -> None:
     path.write_bytes(raw)
 
 
-def checkpoint_is_refused(checkpoint: Path, copy: Path, seed: int) -> bool:
+def damaged_checkpoint_is_refused(checkpoint: Path, copy: Path, seed: int) -> bool:
     """Damage one file of a copy of the checkpoint and return whether the copy is refused."""
     draw = random.Random(seed)
     shutil.copytree(checkpoint, copy)
-    harm(draw.choice(sorted(p for p in copy.rglob("*") if p.is_file())), draw)
+    damage_file(draw.choice(sorted(p for p in copy.rglob("*") if p.is_file())), draw)
     refused = bool(verify(copy))
     shutil.rmtree(copy)
     return refused
 
 
-def ledger_is_not_believed(ledger: Path, copy: Path, seed: int) -> bool:
+def damaged_ledger_is_detected(ledger: Path, copy: Path, seed: int) -> bool:
     """Damage a copy of the ledger and return whether it is refused, or read only up to the damage."""
     whole, _, _ = read_ledger(ledger)
     shutil.copy(ledger, copy)
-    harm(copy, random.Random(seed))
+    damage_file(copy, random.Random(seed))
     try:
         found, good_bytes, size = read_ledger(copy)
     except ResumeError:

@@ -1,7 +1,7 @@
 """Partial weight publications, and references of the wrong version: figure T8.
 
 One of two engines ignores a version, applies half of it, or fails while receiving it; or the reference ignores a
-refresh. A witness in front of the learner records every wrong batch: the product must stop the batch before that.
+refresh. A wrapper of the learner records every wrong batch that reaches it: the product must stop the batch earlier.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def config(world: run_in_process.World, name: str) -> RunConfig:
 def undisturbed(world: run_in_process.World) -> Any:
     """Return the outcome of the run without a fault."""
     name = f"{world.algorithm}-in-step"
-    assert run_in_process.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0
+    assert run_in_process.run_attempt(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0
     return cpu_run.outcome(world.root / name / "run")
 
 
@@ -61,42 +61,42 @@ def half_synced(world: run_in_process.World, expected: Any, seed: int) -> bool:
 def stopped(world: run_in_process.World, expected: Any, name: str, fault: str, engine: int, version: int) -> bool:
     """Inject `fault` at `version` into the run `name`, then resume it to its end. Raises like `half_synced`."""
     ahead = cpu_run.MAX_STALENESS.get(world.algorithm, 0)
-    witness, happened = world.root / f"{name}.witness", world.root / f"{name}.happened"
+    violations, injected = world.root / f"{name}.violations", world.root / f"{name}.injected"
 
     def disturbed(disk: object) -> None:
         # Any error will do: this test is about the batches that were trained on.
         with suppress(RlhfError, EngineError):
             cpu_run.run(
-                config(world, name), lambda *_, **__: _cluster(fault, engine, version, witness, happened, ahead)
+                config(world, name), lambda *_, **__: _cluster(fault, engine, version, violations, injected, ahead)
             )
 
-    assert run_in_process.live(world.root / name, disturbed) in (0, 2), "it did not end by itself"
-    assert happened.exists(), f"{fault}, version {version}: it never came to that"
-    assert not (world.root / name / "run" / "model").exists(), f"{fault}, version {version}: it went on to the end"
-    assert not witness.exists(), f"{fault}, version {version}: learned from {witness.read_text()}"
+    assert run_in_process.run_attempt(world.root / name, disturbed) in (0, 2), "it did not end by itself"
+    assert injected.exists(), f"{fault}, version {version}: the fault was not injected"
+    assert not (world.root / name / "run" / "model").exists(), f"{fault}, version {version}: the run completed"
+    assert not violations.exists(), f"{fault}, version {version}: trained on {violations.read_text()}"
     for _ in range(run_in_process.MAX_ATTEMPTS):
-        if run_in_process.live(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0:
+        if run_in_process.run_attempt(world.root / name, lambda disk: cpu_run.run(config(world, name))) == 0:
             break
-    assert cpu_run.outcome(world.root / name / "run") == expected, f"{fault}, version {version}: it ended elsewhere"
+    assert cpu_run.outcome(world.root / name / "run") == expected, f"{fault}, version {version}: the outcome differs"
     shutil.rmtree(world.root / name)
-    happened.unlink()
+    injected.unlink()
     return True
 
 
-def _cluster(fault: str, engine: int, version: int, witness: Path, happened: Path, ahead: int) -> LocalCluster:
+def _cluster(fault: str, engine: int, version: int, violations: Path, injected: Path, ahead: int) -> LocalCluster:
     def rollout(*, index: int, **arguments: Any) -> cpu_run.TorchRollout:
-        made = cpu_run.TorchRollout(index=index, **arguments)
+        built = cpu_run.TorchRollout(index=index, **arguments)
         if index == engine and fault != REFERENCE_FAULT:
-            made._engine = Faulty(made._engine, fault, version, happened)
-        return made
+            built._engine = Faulty(built._engine, fault, version, injected)
+        return built
 
     def learner(*, head: Any, **arguments: Any) -> Learner:
-        made = cpu_run.learner(head=head, **arguments)
-        return Witnessed(made, witness, ahead) if head == "logprobs" else made
+        built = cpu_run.learner(head=head, **arguments)
+        return CheckingLearner(built, violations, ahead) if head == "logprobs" else built
 
     def reference(**arguments: Any) -> Reference:
         at = f"version-{version}" if fault == REFERENCE_FAULT else ""
-        return StuckReference(at, witness, happened, **arguments)
+        return StuckReference(at, violations, injected, **arguments)
 
     return LocalCluster({**cpu_run.STARTS, "rollout": rollout, "policy": learner, "reference": reference})
 
@@ -104,14 +104,14 @@ def _cluster(fault: str, engine: int, version: int, witness: Path, happened: Pat
 class Faulty(cpu_run.TorchSampler):
     """Engine that receives one version wrongly, once."""
 
-    def __init__(self, sound: Any, fault: str, version: int, happened: Path) -> None:
-        self.__dict__ |= sound.__dict__
-        self._fault, self._at, self._happened = fault, version, happened
+    def __init__(self, original: Any, fault: str, version: int, injected: Path) -> None:
+        self.__dict__ |= original.__dict__
+        self._fault, self._at, self._injected = fault, version, injected
 
     def receive(self, manifest: Manifest, version: int, rank_offset: int = 1) -> None:
-        if version != self._at or self._happened.exists():
+        if version != self._at or self._injected.exists():
             return super().receive(manifest, version, rank_offset)
-        self._happened.touch()
+        self._injected.touch()
         if self._fault == "keeps the old one":
             return None
         if self._fault == FLIPPED_BIT:
@@ -127,17 +127,17 @@ class Faulty(cpu_run.TorchSampler):
         raise EngineError(f"version {version} was cut off")
 
 
-class Witnessed(Learner):
+class CheckingLearner(Learner):
     """Learner that records batches of mixed versions, or of a version outside the allowed staleness."""
 
-    def __init__(self, sound: Learner, witness: Path, ahead: int) -> None:
-        self.__dict__ |= sound.__dict__
-        self._witness, self._ahead = witness, ahead
+    def __init__(self, original: Learner, violations: Path, ahead: int) -> None:
+        self.__dict__ |= original.__dict__
+        self._violations, self._ahead = violations, ahead
 
     def step(self, step: int, experience: Sequence[Experience], *scored: Any) -> Any:
         seen = {int(version) for part in experience for version in part.versions}
         if len(seen) != 1 or not step - self._ahead <= min(seen) <= step:
-            with self._witness.open("a") as file:
+            with self._violations.open("a") as file:
                 file.write(f"versions {sorted(seen)} in step {step}; ")
         return super().step(step, experience, *scored)
 
@@ -145,21 +145,21 @@ class Witnessed(Learner):
 class StuckReference(Reference):
     """Reference that ignores one refresh, and records every use of its outdated weights."""
 
-    def __init__(self, at: str, witness: Path, happened: Path, **arguments: Any) -> None:
-        self._at, self._witness, self._happened, self._stuck = at, witness, happened, False
+    def __init__(self, at: str, violations: Path, injected: Path, **arguments: Any) -> None:
+        self._at, self._violations, self._injected, self._is_outdated = at, violations, injected, False
         super().__init__(**arguments)
 
     def load(self, path: str, *version: int) -> None:
-        if self._at and Path(path).name == self._at and not self._happened.exists():
-            self._happened.touch()
-            self._stuck = True
+        if self._at and Path(path).name == self._at and not self._injected.exists():
+            self._injected.touch()
+            self._is_outdated = True
             return
-        self._stuck = False
+        self._is_outdated = False
         super().load(path, *version)
 
-    def logprobs(self, *asked: Any) -> TokenShard:
-        answer = super().logprobs(*asked)
-        if self._stuck:
-            with self._witness.open("a") as file:
+    def logprobs(self, *arguments: Any) -> TokenShard:
+        answer = super().logprobs(*arguments)
+        if self._is_outdated:
+            with self._violations.open("a") as file:
                 file.write("log-probabilities of another reference; ")
         return answer

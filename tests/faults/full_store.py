@@ -20,7 +20,7 @@ from orchestrator.cluster.ray_cluster import RayCluster  # noqa: E402
 from orchestrator.config import ClusterConfig  # noqa: E402
 from orchestrator.errors import RlhfError  # noqa: E402
 
-ANSWER_BYTES, ENOUGH = 20 * 2**20, 12  # together more than any store in these tests holds
+ANSWER_BYTES, MAX_ANSWERS = 20 * 2**20, 12  # together more than any store in these tests holds
 
 
 class Filler:
@@ -35,19 +35,19 @@ class Filler:
 
 
 def main() -> None:
-    cluster, kept, said = RayCluster(ClusterConfig()), [], {}
+    cluster, kept, failure = RayCluster(ClusterConfig()), [], {}
     try:
         plan = GangPlan(role="filler", start=Filler, arguments=[{}], resources=Resources(cpus=float(sys.argv[1])))
         gang = cluster.spawn([plan])["filler"]
-        while len(kept) < ENOUGH:
+        while len(kept) < MAX_ANSWERS:
             handle = gang.one(Filler.answer)
             handle.wait()
             kept.append(handle)
     except RlhfError as error:
-        said = {"cause": error.cause, "told": str(error)}
+        failure = {"cause": error.cause, "message": str(error)}
     finally:
         cluster.shutdown()
-    print(json.dumps({"room_for": len(kept), **said}), flush=True)
+    print(json.dumps({"room_for": len(kept), **failure}), flush=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Disk:
         def operate(path: Any, *args: Any, **kwargs: Any) -> Any:
             at = kwargs.get("dir_fd")
             place = os.path.join(os.readlink(f"/proc/self/fd/{at}"), path) if at is not None else str(path)
-            if self._mine(str(args[0]) if name == "symlink" else place):
+            if self._is_below_root(str(args[0]) if name == "symlink" else place):
                 self._count(name, place)
             return self._real[name](path, *args, **kwargs)
 
@@ -66,7 +66,7 @@ class Disk:
     def _by_file(self, name: str) -> Callable[..., Any]:
         def operate(file: int, *args: Any) -> Any:
             place = os.readlink(f"/proc/self/fd/{file}")
-            if not self._mine(place):
+            if not self._is_below_root(place):
                 return self._real[name](file, *args)
             if name == "write":
                 return self._write(file, place, args[0])
@@ -101,7 +101,7 @@ class Disk:
         self.operations += 1
         self.log.append(f"{name} {os.path.relpath(place, self.root)}")
 
-    def _mine(self, place: str) -> bool:
+    def _is_below_root(self, place: str) -> bool:
         path = os.path.abspath(place)
         return path == self.root or path.startswith(self.root + os.sep)
 

@@ -33,7 +33,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cpu_run  # noqa: E402 - sibling modules, on the path set above
-from measurements import KILLS, add, machine, read, tell, today  # noqa: E402
+from measurements import KILLS, add, machine, read, show_progress, today  # noqa: E402
 from stage import Attempt, Member, Stage, eventually  # noqa: E402
 
 from orchestrator.config import RunConfig  # noqa: E402
@@ -59,12 +59,12 @@ class Kill:
     after: str  # the last ledger record at that moment
     delay_ms: int
     attempt: int
-    went_on: str = ""  # how the run recovered: "in place", or by the next "attempt"
+    recovery: str = ""  # how the run recovered: "in place", or by the next "attempt"
     cause: str = ""  # from the attempt's exit.json; empty: the driver was killed before it wrote one
 
 
 @dataclass
-class Played:
+class KilledRun:
     """Kills of a run, from its first attempt to its end."""
 
     kills: list[Kill] = field(default_factory=list)
@@ -85,7 +85,7 @@ def configuration(task: Path, output: Path, algorithm: str) -> RunConfig:
     )
 
 
-def play(
+def run_with_kills(
     stage: Stage,
     config: RunConfig,
     algorithm: str,
@@ -93,26 +93,28 @@ def play(
     *,
     num_kills: int = KILLS_PER_RUN,
     until: float = math.inf,
-) -> Played:
+) -> KilledRun:
     """Run attempts, killing processes until `num_kills` or `until` is reached, and then on to the end of the run."""
-    played, number = Played(), 0
+    killed_run, number = KilledRun(), 0
     while True:
         attempt, number = stage.attempt(config), number + 1
-        while len(played.kills) < num_kills and time.monotonic() < until:
+        while len(killed_run.kills) < num_kills and time.monotonic() < until:
             if (kill := _kill(stage, attempt, algorithm, draw, number)) is None:
                 break
-            played.kills.append(kill)
+            killed_run.kills.append(kill)
             # An attempt that recovers in place adds records to its ledger; any other attempt ends.
             if eventually(lambda: attempt.ended() or len(attempt.records) > kill.facts + 2, ATTEMPT_S):  # noqa: B023
-                kill.went_on = "attempt" if attempt.ended() else "in place"
+                kill.recovery = "attempt" if attempt.ended() else "in place"
         assert attempt.ended(ATTEMPT_S), f"attempt {number} hangs: {attempt.directory}"
-        played.left_behind += not stage.clean(attempt)
-        if attempt.status != 0 and played.kills and (last := played.kills[-1]).attempt == number:
-            last.cause, last.went_on = attempt.cause, "attempt"  # earlier kills were repaired in place
+        killed_run.left_behind += not stage.clean(attempt)
+        if attempt.status != 0 and killed_run.kills and (last := killed_run.kills[-1]).attempt == number:
+            last.cause, last.recovery = attempt.cause, "attempt"  # earlier kills were repaired in place
         if attempt.status == 0:
-            return played
-        assert played.kills, f"it failed by itself: {(attempt.directory.parent / 'output.log').read_text()[-2000:]}"
-        assert number <= 2 * num_kills + 2, f"it does not come to its end: {attempt.directory}"
+            return killed_run
+        assert killed_run.kills, (
+            f"the run failed without a kill: {(attempt.directory.parent / 'output.log').read_text()[-2000:]}"
+        )
+        assert number <= 2 * num_kills + 2, f"the run does not end: {attempt.directory}"
 
 
 def _kill(stage: Stage, attempt: Attempt, algorithm: str, draw: random.Random, number: int) -> Kill | None:
@@ -120,11 +122,11 @@ def _kill(stage: Stage, attempt: Attempt, algorithm: str, draw: random.Random, n
     member = draw.choice([("driver", 0), *MEMBERS[algorithm]])
     before = len(attempt.records)
     early = draw.random() < AT_THE_START
-    wanted = before + (0 if early else draw.randint(1, 2 * FACTS_PER_STEP))
+    num_records = before + (0 if early else draw.randint(1, 2 * FACTS_PER_STEP))
     delay_s = draw.uniform(0, 2.0 if early else 0.1)
 
     def reached() -> bool:
-        return attempt.ended() or (len(attempt.records) >= wanted and member in stage.members(attempt))
+        return attempt.ended() or (len(attempt.records) >= num_records and member in stage.members(attempt))
 
     if not eventually(reached, ATTEMPT_S) or attempt.ended(delay_s):
         return None
@@ -148,17 +150,17 @@ def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, un
     """Run once with kills, none of them after `until`, and return one line per kill."""
     started, output = time.monotonic(), task / f"{algorithm}-{seed}"
     config = configuration(task, output, algorithm)
-    directory, played, wrong = output / config.name, Played(), ""
+    directory, killed_run, wrong = output / config.name, KilledRun(), ""
     try:
-        played = play(stage, config, algorithm, random.Random(f"{algorithm} {seed}"), until=until)
-        told = account(read_ledger(directory / "ledger.jsonl")[0])
-        assert told.lost == told.repeated == (), f"lost {told.lost}, repeated {told.repeated}"
-        assert cpu_run.outcome(directory) == expected, "it ended elsewhere than the run that nobody killed"
-        assert not played.left_behind, f"{played.left_behind} lives left actors behind"
+        killed_run = run_with_kills(stage, config, algorithm, random.Random(f"{algorithm} {seed}"), until=until)
+        accounted = account(read_ledger(directory / "ledger.jsonl")[0])
+        assert accounted.lost == accounted.repeated == (), f"lost {accounted.lost}, repeated {accounted.repeated}"
+        assert cpu_run.outcome(directory) == expected, "the outcome differs from that of the undisturbed run"
+        assert not killed_run.left_behind, f"{killed_run.left_behind} attempts left actors behind"
     except AssertionError as error:
         wrong = str(error).splitlines()[0]
     redone = redone_by_attempt(directory)
-    seconds = (time.monotonic() - started) / max(1, len(played.kills))
+    seconds = (time.monotonic() - started) / max(1, len(killed_run.kills))
     lines = [
         {
             "figure": f"T2 {algorithm}",
@@ -168,15 +170,15 @@ def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, un
             "attempt": kill.attempt,
             "after": kill.after,
             "delay_ms": kill.delay_ms,
-            "went_on": kill.went_on,
+            "went_on": kill.recovery,
             "cause": kill.cause,
-            "redone": redone[kill.attempt - 1] if kill.went_on == "attempt" and kill.attempt <= len(redone) else 0,
+            "redone": redone[kill.attempt - 1] if kill.recovery == "attempt" and kill.attempt <= len(redone) else 0,
             "wrong": wrong,
             "seconds": round(seconds, 1),
             "machine": machine(),
             "date": today(),
         }
-        for kill in played.kills
+        for kill in killed_run.kills
     ]
     if not wrong:
         shutil.rmtree(output)
@@ -197,12 +199,14 @@ def run(algorithms: list[str], *, kills: int, minutes: float) -> None:
                     return
                 if algorithm not in expected:
                     config = configuration(task, task / f"whole-{algorithm}", algorithm)
-                    play(stage, config, algorithm, random.Random(), num_kills=0)
+                    run_with_kills(stage, config, algorithm, random.Random(), num_kills=0)
                     expected[algorithm] = cpu_run.outcome(task / f"whole-{algorithm}" / config.name)
                 count, seed = _count(algorithm)
                 for line in trial(stage, task, algorithm, seed, expected[algorithm], until):
                     add(KILLS, line)
-                    tell(f"{algorithm} {count}: {line['role']} {line['after']} {line['went_on']} {line['wrong']}")
+                    show_progress(
+                        f"{algorithm} {count}: {line['role']} {line['after']} {line['went_on']} {line['wrong']}"
+                    )
 
 
 def _count(algorithm: str) -> tuple[int, int]:
@@ -216,8 +220,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100, help="of each algorithm, with those that are there already")
     parser.add_argument("--algorithm", choices=list(MEMBERS), help="default: all of them in turn")
     parser.add_argument("--minutes", type=float, default=24 * 60.0, help="no new kill after that long")
-    asked = parser.parse_args()
-    run([asked.algorithm] if asked.algorithm else list(MEMBERS), kills=asked.kills, minutes=asked.minutes)
+    options = parser.parse_args()
+    run([options.algorithm] if options.algorithm else list(MEMBERS), kills=options.kills, minutes=options.minutes)
 
 
 if __name__ == "__main__":

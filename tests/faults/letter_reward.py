@@ -8,6 +8,6 @@ def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[f
     return [c.count("a") / max(1, len(c)) for c in completions]
 
 
-def moody(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+def random_rewards(prompts: list[str], completions: list[str], **_: object) -> list[float]:
     """Return random rewards, different on every call."""
     return [random.random() for _ in completions]

@@ -23,24 +23,24 @@ def letters_a(prompts: list[str], completions: list[str], **_: object) -> list[f
 
 
 @contextmanager
-def service(awake: Path, answers: int) -> Iterator[None]:
-    """Serve `answers` requests from a forked process, then hold all others until the file `awake` exists."""
+def service(released: Path, answers: int) -> Iterator[None]:
+    """Serve `answers` requests from a forked process, then hold all others until the file `released` exists."""
     import http.server  # only the server needs it, not the process of the reward
 
-    from letter_reward import letters_a as own
+    from letter_reward import letters_a as local_rewards
 
     class Handler(http.server.BaseHTTPRequestHandler):
         left = answers
 
         def do_POST(self) -> None:
             completions = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            while Handler.left == 0 and not awake.exists():
+            while Handler.left == 0 and not released.exists():
                 time.sleep(0.05)
             Handler.left -= 1
             with suppress(OSError):  # the client has given up
                 self.send_response(200)
                 self.end_headers()
-                self.wfile.write(json.dumps(own([], completions)).encode())
+                self.wfile.write(json.dumps(local_rewards([], completions)).encode())
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -41,7 +41,7 @@ class Piece:
         """
         try:
             found = trial()
-            assert found is not False, "it was believed"
+            assert found is not False, "the damage was not detected"
             redone = self.redone if found is True else (*self.redone, found)
             return replace(self, trials=self.trials + 1, redone=redone)
         except (AssertionError, OSError) as error:
@@ -66,8 +66,8 @@ def pieces() -> list[Piece]:
 
 
 def machine() -> str:
-    told = description()
-    return f"{told['cpu']}, {told['cpu_cores']} cores"
+    described = description()
+    return f"{described['cpu']}, {described['cpu_cores']} cores"
 
 
 def today() -> str:
@@ -80,7 +80,7 @@ def command() -> str:
     return " ".join(["python", script, *sys.argv[1:]])
 
 
-def tell(text: str) -> None:
+def show_progress(text: str) -> None:
     """Show a line of progress on a terminal, in place of the previous one."""
     if sys.stderr.isatty():
         print(f"\r{text:<100}", end="", file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from orchestrator.rundir.ledger import account, read_ledger
 
 ALGORITHM, STEPS = "grpo", 6
 CPUS_OF_FOUR = 16  # four of the six members fit on the head node of a stage; the others need 32 CPUs elsewhere
-ELSEWHERE = {"rollout", "reward"}  # the roles of those others: engine 1 and the reward worker
+ON_SECOND_NODE = {"rollout", "reward"}  # the roles of those others: engine 1 and the reward worker
 
 
 def configuration(task: Path, name: str, **cluster: Any) -> RunConfig:
@@ -36,37 +36,41 @@ def configuration(task: Path, name: str, **cluster: Any) -> RunConfig:
 def undisturbed(stage: Stage, task: Path) -> Any:
     """Return the outcome of the run without a fault."""
     config = configuration(task, "undisturbed")
-    goes_on(stage, config)
+    run_to_end(stage, config)
     return cpu_run.outcome(task / "undisturbed" / config.name)
 
 
-def goes_on(stage: Stage, config: RunConfig) -> None:
+def run_to_end(stage: Stage, config: RunConfig) -> None:
     """Run one more attempt, to the end of the run."""
     attempt = stage.attempt(config)
-    assert attempt.ended(ATTEMPT_S), "it hangs"
-    assert attempt.status == 0, told(attempt)
+    assert attempt.ended(ATTEMPT_S), "the attempt hangs"
+    assert attempt.status == 0, describe(attempt)
     assert stage.clean(attempt), "an actor was left behind"
 
 
 def reach(attempt: Attempt, facts: int) -> None:
     """Wait until the ledger of an attempt has `facts` records."""
-    assert eventually(lambda: attempt.ended() or len(attempt.records) >= facts, ATTEMPT_S), "it never came to that"
-    assert not attempt.ended(), f"it ended before: {told(attempt)}"
+    assert eventually(lambda: attempt.ended() or len(attempt.records) >= facts, ATTEMPT_S), (
+        "the ledger never had that many records"
+    )
+    assert not attempt.ended(), f"the attempt ended before: {describe(attempt)}"
 
 
-def strike(stage: Stage, attempt: Attempt, members: Sequence[Member], *, but_not: Sequence[int] = ()) -> list[int]:
+def kill_all(
+    stage: Stage, attempt: Attempt, members: Sequence[Member], *, except_pids: Sequence[int] = ()
+) -> list[int]:
     """Send SIGKILL to all `members` at once and return their process ids.
 
-    The signal is sent when every member is alive, in a process other than those of `but_not`.
+    The signal is sent when every member is alive, in a process other than those of `except_pids`.
     """
     pids: list[int] = []
 
     def found() -> bool:
-        there = stage.members(attempt)
-        pids[:] = [pid for member in members if (pid := there.get(member, 0)) not in (0, *but_not)]
+        alive = stage.members(attempt)
+        pids[:] = [pid for member in members if (pid := alive.get(member, 0)) not in (0, *except_pids)]
         return len(pids) == len(members) or attempt.ended()
 
-    assert eventually(found, ATTEMPT_S), "they are never there together"
+    assert eventually(found, ATTEMPT_S), "they were never all alive"
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     return pids
@@ -74,7 +78,7 @@ def strike(stage: Stage, attempt: Attempt, members: Sequence[Member], *, but_not
 
 def ended(stage: Stage, attempt: Attempt) -> dict[str, Any]:
     """Wait for an attempt that ends by itself and leaves no actor behind, and return its exit.json."""
-    assert attempt.ended(ATTEMPT_S), "it hangs"
+    assert attempt.ended(ATTEMPT_S), "the attempt hangs"
     assert stage.clean(attempt), "an actor was left behind"
     found: dict[str, Any] = json.loads((attempt.directory / "exit.json").read_text())
     return found
@@ -84,11 +88,11 @@ def incidents(attempt: Attempt) -> list[Incident]:
     return read_incidents(attempt.directory / "incidents.jsonl")
 
 
-def is_as_if_nothing_had_happened(attempt: Attempt, expected: Any) -> None:
+def assert_undisturbed(attempt: Attempt, expected: Any) -> None:
     found = account(read_ledger(attempt.directory / "ledger.jsonl")[0])
     assert found.lost == found.repeated == ()
     assert cpu_run.outcome(attempt.directory) == expected
 
 
-def told(attempt: Attempt) -> str:
+def describe(attempt: Attempt) -> str:
     return f"{attempt.status} {attempt.cause}: {(attempt.directory.parent / 'output.log').read_text()[-2000:]}"

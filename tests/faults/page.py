@@ -14,33 +14,33 @@ from measurements import Piece
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "reliability.md"
 
 ROWS = {
-    "T1 grpo": "killed before every write, fsync, rename and removal of a GRPO run, and in the middle of every write",
-    "T1 grpo-ahead": "the same, GRPO whose engines sample a version ahead (`max_staleness: 1`)",
-    "T1 ppo": "the same, PPO with its critic",
-    "T1 iterative-dpo": "the same, iterative DPO with a reference refresh every round",
-    "T1 iterative-dpo-updates": "the same, iterative DPO with checkpoints within its rounds",
-    "T2 driver grpo": "the one process of a GRPO run killed at a random moment",
-    "T2 driver grpo-ahead": "the same, GRPO a version ahead",
-    "T2 driver ppo": "the same, PPO",
-    "T2 driver iterative-dpo": "the same, iterative DPO",
-    "T2 driver iterative-dpo-updates": "the same, iterative DPO with checkpoints within its rounds",
-    "T4": "power cut at a random operation: what was not fsynced is lost, bytes and names",
-    "T5": "disk full after every 4 KiB of the whole run",
-    "T7 checkpoint": "one bit flipped, or the end cut off, in a file of a checkpoint: refused",
-    "T7 ledger": "the same in the ledger: refused, or read up to the damage and no further",
-    "T8": "one of two engines keeps the old version, takes a half of it or fails at it; or the reference keeps the old "
-    "one: no batch is learned from that was sampled or compared by another version",
-    "T2 grpo": "real Ray: driver, rank of the learner, engine, reference or reward worker killed at a random moment",
-    "T2 ppo": "the same, PPO with its critic",
-    "T2 iterative-dpo": "the same, iterative DPO with a reference refresh every round",
-    "T2 real engines": "real Ray, vLLM and DeepSpeed, by `rlhf run` and `rlhf resume`: driver, learner, engine or "
-    "reward worker of a GRPO run killed at a random moment",
-    "T10": "real Ray: a random process stopped (SIGSTOP) at a random moment: a typed error names it",
-    "T17": "canaries as the token of Ray, wandb and the hub, in a real run and a real job: in no file of the run, log, "
-    "checkpoint, command line, runtime environment or metadata (a trial is a place)",
-    "T18": "programs that try to leave the sandbox of the code reward, and verdicts that they forge: blocked",
-    "T19": "requests without a token to every port that a run and a job server open: refused, but for three of Ray's "
-    "exporters for Prometheus on the loopback, which have no switch (`SECURITY.md`)",
+    "T1 grpo": "GRPO run killed before every write, fsync, rename and removal, and in the middle of every write",
+    "T1 grpo-ahead": "as T1 grpo, with engines that sample one version ahead (`max_staleness: 1`)",
+    "T1 ppo": "as T1 grpo, for PPO with its critic",
+    "T1 iterative-dpo": "as T1 grpo, for iterative DPO with a reference refresh every round",
+    "T1 iterative-dpo-updates": "as T1 grpo, for iterative DPO with checkpoints within its rounds",
+    "T2 driver grpo": "GRPO run in a single process, killed at a random moment",
+    "T2 driver grpo-ahead": "as T2 driver grpo, with engines that sample one version ahead",
+    "T2 driver ppo": "as T2 driver grpo, for PPO",
+    "T2 driver iterative-dpo": "as T2 driver grpo, for iterative DPO",
+    "T2 driver iterative-dpo-updates": "as T2 driver grpo, for iterative DPO with checkpoints within its rounds",
+    "T4": "power cut at a random operation: file contents and names that were not fsynced are lost",
+    "T5": "disk that becomes full, at each multiple of 4 KiB that the run writes",
+    "T7 checkpoint": "checkpoint file with one flipped bit or a missing end: the checkpoint is refused",
+    "T7 ledger": "ledger with one flipped bit or a missing end: refused, or read only up to the damage",
+    "T8": "one of two engines keeps the old version, applies half of the new one or fails while receiving it; or the "
+    "reference keeps the old version: no batch that was sampled or scored by a wrong version is trained on",
+    "T2 grpo": "real Ray: driver, learner rank, engine, reference or reward worker killed at a random moment",
+    "T2 ppo": "as T2 grpo, for PPO with its critic",
+    "T2 iterative-dpo": "as T2 grpo, for iterative DPO with a reference refresh every round",
+    "T2 real engines": "real Ray, vLLM and DeepSpeed, started by `rlhf run` and `rlhf resume`: driver, learner, engine "
+    "or reward worker of a GRPO run killed at a random moment",
+    "T10": "real Ray: random process stopped (SIGSTOP) at a random moment; a typed error names the process",
+    "T17": "canaries as the tokens of Ray, wandb and the hub, in a real run and a real job: they appear in no file of "
+    "the run, log, checkpoint, command line, runtime environment or metadata (one trial per place searched)",
+    "T18": "programs that try to leave the sandbox of the code reward or to forge a verdict: blocked",
+    "T19": "requests without a token to every port that a run and a job server open: refused, except by three of Ray's "
+    "Prometheus exporters on the loopback address, which cannot be disabled (`SECURITY.md`)",
 }
 """Descriptions of the figures, in the order of the page."""
 
@@ -53,16 +53,17 @@ def write(measured: Sequence[Piece], kills: Sequence[dict[str, Any]]) -> tuple[s
     text = "\n".join(
         [
             HEAD,
-            "| | what happens | good | failure rate (95 %) | command | machine | wall time | date |",
+            "| figure | fault and check | trials passed | failure rate (95 %) | command | machine | wall time | date |",
             "|---|---|--:|--:|---|---|--:|---|",
             *(_row(name, [p for p in measured if p.figure == name]) for name in ROWS),
             "",
-            "T6: in every run arithmetic on the ledger found no step lost and none learned from twice. T9, "
-            f"steps done again after a fault: {_spread(redone)}.",
+            "T6: the ledger of every run lists no step as lost and none as trained on twice.",
+            "",
+            f"T9, steps repeated after a fault: {_spread(redone)}.",
             "",
             *_hangs([value for p in measured if p.figure == "T10" for value in p.values]),
             *_roles(kills),
-            *(["Failures:", "", *failures] if failures else ["No failure."]),
+            *(["Failures:", "", *failures] if failures else ["No trial failed."]),
             "",
             TAIL,
             catalogue.table(),
@@ -112,8 +113,8 @@ def _hangs(seconds: Sequence[float]) -> list[str]:
         return []
     ordered = sorted(seconds)
     p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    told = f"median {statistics.median(ordered):.1f} s, p99 {p99:.1f} s, over {len(ordered)}"
-    return [f"T10, from SIGSTOP to the typed error, with a deadline of 10 s: {told}.", ""]
+    spread = f"median {statistics.median(ordered):.1f} s, p99 {p99:.1f} s, over {len(ordered)} trials"
+    return [f"T10, time from SIGSTOP to the typed error, with a heartbeat timeout of 10 s: {spread}.", ""]
 
 
 def _roles(kills: Sequence[dict[str, Any]]) -> list[str]:
@@ -127,10 +128,10 @@ def _roles(kills: Sequence[dict[str, Any]]) -> list[str]:
         f"| {role} | {' | '.join(str(counts[role, figure]) for figure in figures)} | {in_place[role]} |"
         for role in sorted({kill["role"] for kill in kills})
     ]
-    head = f"| killed | {' | '.join(figures)} | of them healed in place |"
+    head = f"| role killed | {' | '.join(figures)} | restarted in place |"
     return [
-        "Kills on real Ray by role; what was not healed in place was resumed by the next attempt. Each is a line of",
-        "`tests/faults/measured/kills.jsonl`, with its seed.",
+        "Kills on real Ray, by role. After a kill without a restart in place, the next attempt resumed the run.",
+        "Each kill is a line of `tests/faults/measured/kills.jsonl`, with its seed.",
         "",
         head,
         "|---|" + "--:|" * (len(figures) + 1),
@@ -141,40 +142,48 @@ def _roles(kills: Sequence[dict[str, Any]]) -> list[str]:
 
 HEAD = """# Reliability, measured
 
-By `make test-faults`, or in pieces by the commands in the table; the pieces are `tests/faults/measured/`.
+Measured by `make test-faults`, or in parts by the commands in the table. The recorded measurements are in
+`tests/faults/measured/`.
 
-A trial is a run in a process that is really killed (SIGKILL), stopped or starved, and resumed until it ends. It counts
-as good when the final weights are equal to the bit and every row of the metrics is equal to those of the uninterrupted
-run, and the ledger knows of every step once. No failure in n trials bounds the failure rate, at 95 %,
-by 1 − 0.05^(1/n), which is about 3/n.
+A trial is a run in a process that is really killed (SIGKILL), stopped or deprived of disk space, and then resumed until
+it ends. A trial passes if the final weights are bit-identical to those of the uninterrupted run, every row of the
+metrics equals that of the uninterrupted run, and the ledger lists every step exactly once. If none of n trials fails,
+the failure rate is below 1 − 0.05^(1/n) at 95 % confidence, which is about 3/n.
 """
 
-TAIL = """## What this is and is not
+TAIL = """## Scope and limits
 
-The driver, loop, ledger, checkpoints, recorder, learner and losses are the product's in every trial. T1, T2 driver,
-T4, T5, T7 and T8 play in one process with stand-ins that are deterministic to the bit (`tests/faults/cpu_run.py`):
-torch for DeepSpeed, a sampler with a seed per completion for vLLM, direct calls for Ray. T2 and T10 play on a real Ray
-cluster whose actors hold the same stand-ins, two ranks of a learner in a gloo group and two engines among them; Ray
-starts its workers by forking a process that has its imports done (`orchestrator/cluster/fork_server.py`), and watches
-and buries them as any other. A run there is killed up to ten times, and a kill is good when the whole run is. "T2 real
-engines" has no stand-in at all: on one machine and version its engines repeat themselves to the bit; on a GPU they are
-not promised to. Its first series found that `rlhf resume` refused a run killed before its first checkpoint (mended),
-and that after a driver's death two agents of Ray itself may try for a minute to tell their dead head: a run that leaves
-nothing behind leaves nothing after 90 s (other lives: 30 s).
+The driver, loop, ledger, checkpoints, recorder, learner and losses are the product's in every trial.
 
-The machine had other work nearly all the time, at a load of about ten on two cores: wall times say little. T5, T7, T18,
-"T2 real engines" and "T2 driver" (but for GRPO) were measured on this code, T17 and T19 just before its last fixes; T1,
-T2 on real Ray, T4, T8 and T10 before drivers were fenced off from each other, weights had checksums and engines left
-out what kills them. `make test` does a sample of each on every change.
+- **T1, T2 driver, T4, T5, T7 and T8** run in one process, with stand-ins that are deterministic to the bit
+  (`tests/faults/cpu_run.py`): torch replaces DeepSpeed, a sampler with a seed per completion replaces vLLM, and direct
+  calls replace Ray.
+- **T2 grpo, T2 ppo, T2 iterative-dpo and T10** run on a real Ray cluster whose actors contain the same stand-ins, among
+  them two learner ranks in a gloo group and two engines. Ray starts its workers by forking a process that has already
+  imported their modules (`orchestrator/cluster/fork_server.py`), and monitors and removes them like any other worker.
+  A T2 run is killed up to ten times; each of its kills counts as passed if the whole run passes.
+- **T2 real engines** has no stand-ins. Its engines give bit-identical results on one machine and version; on a GPU they
+  are not guaranteed to. The first series of this figure found that `rlhf resume` refused a run killed before its first
+  checkpoint, which is fixed. It also found that after the death of a driver, two of Ray's own agents may try for a
+  minute to reach their dead head. A run of this figure therefore has 90 s to end all its processes; the other figures
+  allow 30 s.
 
-The watch of T1, T4 and T5 is on Python's `os`; what a library writes by itself (weights, samples for people) is seen
-when it is fsynced or renamed. A power cut is a model of a disk, not a disk. Nothing here has run on a GPU, on several
-machines or on Kubernetes.
+The machine ran other work nearly all the time, at a load of about ten on two cores, so wall times are not
+representative. T5, T7, T18, "T2 real engines" and "T2 driver" (except grpo) were measured on this code, and T17 and T19
+just before its last fixes. T1, T2 on real Ray, T4, T8 and T10 were measured on older code: before drivers were fenced
+off from each other, before weights had checksums, and before prompts that crash an engine were left out. `make test`
+runs a sample of each figure on every change.
 
-T12, bad input, is [a page of its own](bad_input.md), and so is T13, [fuzzing](fuzzing.md).
+T1, T4 and T5 intercept the calls of Python's `os` module. Files that a library writes by itself (weights, samples for
+people) are intercepted only when they are fsynced or renamed. The power cut is simulated on a model of a disk. Nothing
+here has run on a GPU, on several machines or on Kubernetes.
 
-## The catalogue of faults
+T12 is on the page [Bad input](bad_input.md), T13 on the page [Fuzzing](fuzzing.md).
 
-"automated": a test injects it. "simulated": a test injects its effect on the product, not the fault itself. "missing":
-no test yet. "needs hardware": it cannot be injected on one machine without a GPU or Kubernetes.
+## Catalogue of faults
+
+- **automated**: a test injects the fault.
+- **simulated**: a test injects only the effect of the fault on the product.
+- **missing**: there is no test yet.
+- **needs hardware**: the fault cannot be injected on one machine without a GPU or Kubernetes.
 """

@@ -37,7 +37,7 @@ class Network:
         """Drop all packets, without an error on either side."""
         _ip("link", "set", f"{self.name}a", "down")
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         _ip("link", "set", f"{self.name}a", "up")
 
 
@@ -64,10 +64,10 @@ def is_possible() -> bool:
     if os.geteuid() != 0 or not shutil.which("ip"):
         return False
     probe = f"rlhf{os.getpid() % 100_000}p"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode == 0
-    if made:
+    added = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode == 0
+    if added:
         _ip("netns", "del", probe)
-    return made and Path(fork_server.NETWORK).exists()
+    return added and Path(fork_server.NETWORK).exists()
 
 
 def _ip(*arguments: str) -> None:

@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import families  # noqa: E402 - sibling modules, on the path set above
 import kill_role  # noqa: E402
 from attempts import Run  # noqa: E402
-from measurements import KILLS, add, machine, read, tell, today  # noqa: E402
+from measurements import KILLS, add, machine, read, show_progress, today  # noqa: E402
 
 from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
 
@@ -51,19 +51,23 @@ def planned(seed: int) -> list[tuple[kill_role.Member, str, float]]:
 
 def trial(family: Path, seed: int, whole: Any) -> list[dict[str, Any]]:
     """Run once with kills and return one line per kill."""
-    name, wrong, told, started = f"struck-{seed}", "", list[str](), time.monotonic()
+    name, wrong, recoveries, started = f"killed-{seed}", "", list[str](), time.monotonic()
     run, plan, redone = Run(family / "runs" / name), planned(seed), 0
     try:
-        told = kill_role.struck(family, "grpo", name, plan)
-        learned = account(read_ledger(run.path / "ledger.jsonl")[0])
-        redone = learned.redone
-        assert learned.lost == learned.repeated == (), f"lost {learned.lost}, repeated {learned.repeated}"
-        assert redone <= len(told), f"{redone} steps were done again"
-        assert kill_role.outcome(run) == whole, "it ended elsewhere than the run that nobody killed"
+        recoveries = kill_role.run_with_kills(family, "grpo", name, plan)
+        accounted = account(read_ledger(run.path / "ledger.jsonl")[0])
+        redone = accounted.redone
+        assert accounted.lost == accounted.repeated == (), f"lost {accounted.lost}, repeated {accounted.repeated}"
+        assert redone <= len(recoveries), f"{redone} steps were redone"
+        assert kill_role.outcome(run) == whole, "the outcome differs from that of the undisturbed run"
         shutil.rmtree(run.path)
     except AssertionError as error:
         wrong = str(error).splitlines()[0]
-    kept = [(strike, how) for strike, how in zip(plan, told or ["?"] * len(plan), strict=False) if how != "missed"]
+    kept = [
+        (kill, recovery)
+        for kill, recovery in zip(plan, recoveries or ["?"] * len(plan), strict=False)
+        if recovery != "missed"
+    ]
     seconds = round((time.monotonic() - started) / max(1, len(kept)), 1)
     return [
         {
@@ -73,14 +77,14 @@ def trial(family: Path, seed: int, whole: Any) -> list[dict[str, Any]]:
             "rank": member[1],
             "after": after,
             "delay_ms": round(1000 * delay_s),
-            "went_on": "attempt" if how == "resumed" else how,
+            "went_on": "attempt" if recovery == "resumed" else recovery,
             "redone": redone if i == 0 else 0,  # total of the run: not known per kill
             "wrong": wrong,
             "seconds": seconds,
             "machine": machine(),
             "date": today(),
         }
-        for i, ((member, after, delay_s), how) in enumerate(kept)
+        for i, ((member, after, delay_s), recovery) in enumerate(kept)
     ]
 
 
@@ -95,7 +99,7 @@ def run(*, kills: int, minutes: float, family: Path | None = None) -> None:
         families.write_qwen2(family)
     if not (family / "runs" / "whole" / "model").is_dir():
         shutil.rmtree(family / "runs" / "whole", ignore_errors=True)
-        kill_role.struck(family, "grpo", "whole", [])
+        kill_role.run_with_kills(family, "grpo", "whole", [])
     whole = kill_role.outcome(Run(family / "runs" / "whole"))
     while time.monotonic() < until:
         lines = [line for line in read(KILLS) if line["figure"] == FIGURE]
@@ -103,7 +107,7 @@ def run(*, kills: int, minutes: float, family: Path | None = None) -> None:
             break
         for line in trial(family, max((line["seed"] + 1 for line in lines), default=0), whole):
             add(KILLS, line)
-            tell(f"real {len(lines)}: {line['role']} {line['after']} {line['went_on']} {line['wrong']}")
+            show_progress(f"real {len(lines)}: {line['role']} {line['after']} {line['went_on']} {line['wrong']}")
 
 
 def main() -> None:
@@ -111,8 +115,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="with those that are there already")
     parser.add_argument("--minutes", type=float, default=24 * 60.0, help="no new run after that long")
     parser.add_argument("--family", type=Path, help="a directory that keeps the model between slices")
-    asked = parser.parse_args()
-    run(kills=asked.kills, minutes=asked.minutes, family=asked.family)
+    options = parser.parse_args()
+    run(kills=options.kills, minutes=options.minutes, family=options.family)
 
 
 if __name__ == "__main__":

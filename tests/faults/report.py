@@ -1,6 +1,6 @@
 """Measure every figure of docs/evidence/reliability.md, in pieces that add up, and write the page.
 
-    make test-faults                                        all figures anew (hours on 2 cores; the page has the times)
+    make test-faults                                        all figures again (hours on 2 cores; the page has the times)
     python tests/faults/report.py --minutes 4 --only T1     continues after the pieces recorded so far
     python tests/faults/report.py --page                    only writes the page, from the recorded pieces
 
@@ -38,7 +38,7 @@ import page  # noqa: E402
 import run_in_process  # noqa: E402
 import suites  # noqa: E402
 import torch  # noqa: E402
-from measurements import KILLS, PIECES, Piece, add, command, pieces, read, tell  # noqa: E402
+from measurements import KILLS, PIECES, Piece, add, command, pieces, read, show_progress  # noqa: E402
 
 POWER_CUTS, DAMAGES, FENCES, BLOCK = 100, 1000, 100, 4096
 DRIVER_KILLS = 100  # for each algorithm
@@ -59,7 +59,7 @@ class Series:
         for index in range(first, self.total):
             if time.monotonic() > until:
                 break
-            tell(f"{self.figure}: {index + 1} of {self.total}")
+            show_progress(f"{self.figure}: {index + 1} of {self.total}")
             piece = piece.tried(*self.trial(index))
         if piece.trials:
             add(PIECES, replace(piece, seconds=round(time.monotonic() - started, 1)))
@@ -94,9 +94,11 @@ def series(worlds: Worlds, scratch: Path) -> Iterator[Series]:
     whole = worlds.root / f"whole-{worlds.all[0].algorithm}-1" / "run"
     last, copy = whole / "checkpoints" / "step-3", scratch / "copy"
     half = DAMAGES // 2
-    yield Series("T7 checkpoint", half, lambda i: (f"seed {i}", lambda: damage.checkpoint_is_refused(last, copy, i)))
+    yield Series(
+        "T7 checkpoint", half, lambda i: (f"seed {i}", lambda: damage.damaged_checkpoint_is_refused(last, copy, i))
+    )
     ledger = whole / "ledger.jsonl"
-    yield Series("T7 ledger", half, lambda i: (f"seed {i}", lambda: damage.ledger_is_not_believed(ledger, copy, i)))
+    yield Series("T7 ledger", half, lambda i: (f"seed {i}", lambda: damage.damaged_ledger_is_detected(ledger, copy, i)))
     yield Series("T8", FENCES, lambda i: _fence(worlds, i % len(worlds.all), i))
 
 
@@ -138,10 +140,10 @@ def _fence(worlds: Worlds, index: int, seed: int) -> tuple[str, Callable[[], int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--anew", action="store_true", help="forget the pieces that are there")
-    parser.add_argument("--page", action="store_true", help="measure nothing")
-    parser.add_argument("--only", nargs="*", default=[], help="figures that begin with one of these")
-    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="no new trial after that long")
+    parser.add_argument("--anew", action="store_true", help="discard the recorded measurements first")
+    parser.add_argument("--page", action="store_true", help="measure nothing, only write the page")
+    parser.add_argument("--only", nargs="*", default=[], help="only figures whose name starts with one of these")
+    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="start no new trial after this many minutes")
     asked = parser.parse_args()
     if asked.anew:
         PIECES.unlink(missing_ok=True)

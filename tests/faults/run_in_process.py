@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import cpu_run
+import pandas as pd  # noqa: F401
+import peft  # noqa: F401
+import pyarrow.parquet  # noqa: F401
 from injection import Disk, FakeDisk, swap
 
-import orchestrator.driver.driver  # noqa: F401 - imported once, before the forks
+import orchestrator.driver.driver  # noqa: F401 - imported once, before the forks, as are the others without a use
 from orchestrator.config import RunConfig
 from orchestrator.errors import DiskFailed, Superseded
 from orchestrator.rundir.ledger import account, read_ledger
@@ -61,30 +65,31 @@ def build(root: Path, algorithm: str, every: int = 1) -> World:
         report.write_text("\n".join([str(limit - disk.bytes_left), *disk.log]))
 
     started = time.monotonic()
-    assert live(draft.root / name, attempt) == 0
+    assert run_attempt(draft.root / name, attempt) == 0
     seconds = time.monotonic() - started
     num_bytes, *log = report.read_text().splitlines()
     directory = root / name / "run"
     return World(root, algorithm, every, cpu_run.outcome(directory), log, int(num_bytes), seconds)
 
 
-def live(root: Path, attempt: Callable[[Disk], None], *, killed_after_s: float | None = None) -> int:
+def run_attempt(root: Path, attempt: Callable[[Disk], None], *, killed_after_s: float | None = None) -> int:
     """Run one attempt in a fork and return its exit status.
 
     0: it returned. 1: the disk failed. 6: another driver superseded it. 2: any other error. -9: it was killed.
     """
-    pid = begin(root, attempt)
+    pid = start_attempt(root, attempt)
     if killed_after_s is not None:
         time.sleep(killed_after_s)
         os.kill(pid, signal.SIGKILL)  # the process id is still valid: nobody has waited for the process
-    return end(pid)
+    return wait_for_exit(pid)
 
 
-def begin(root: Path, attempt: Callable[[Disk], None]) -> int:
+def start_attempt(root: Path, attempt: Callable[[Disk], None]) -> int:
     """Fork a process that runs one attempt, and return its process id."""
     pid = os.fork()
     if pid:
         return pid
+    gc.freeze()  # a collection would copy the memory of the whole test session
     status = 2
     try:
         disk = Disk(root)
@@ -99,7 +104,7 @@ def begin(root: Path, attempt: Callable[[Disk], None]) -> int:
         os._exit(status)
 
 
-def end(pid: int) -> int:
+def wait_for_exit(pid: int) -> int:
     """Wait for a forked attempt and return its exit status."""
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
@@ -126,20 +131,20 @@ def taken_over(world: World, records: int) -> None:
             assert time.monotonic() < until, f"there were never {count} records"
             time.sleep(0.001)
 
-    old = begin(world.root / name, attempt)
+    old = start_attempt(world.root / name, attempt)
     wait_for(records)
     os.kill(old, signal.SIGSTOP)
-    assert live(world.root / name, attempt) == 2, "as long as the lock holds, nobody else begins"
+    assert run_attempt(world.root / name, attempt) == 2, "as long as the lock holds, nobody else begins"
     (directory / "lock").unlink()  # as shared storage releases it when the holder's machine is cut off
     before = (directory / "ledger.jsonl").read_bytes().count(b"\n")
-    new = begin(world.root / name, attempt)
+    new = start_attempt(world.root / name, attempt)
     wait_for(before + 2)
     os.kill(old, signal.SIGCONT)
-    assert end(old) == Superseded.exit_code
-    assert end(new) == 0
-    told = json.loads((directory / "exit.json").read_text())
-    assert (told["cause"], told["attempt"]) == ("completed", 2)
-    go_on(world, name)
+    assert wait_for_exit(old) == Superseded.exit_code
+    assert wait_for_exit(new) == 0
+    exit_report = json.loads((directory / "exit.json").read_text())
+    assert (exit_report["cause"], exit_report["attempt"]) == ("completed", 2)
+    run_to_end(world, name)
 
 
 def killed_at(world: World, operation: int, *, half: bool = False) -> int:
@@ -149,7 +154,7 @@ def killed_at(world: World, operation: int, *, half: bool = False) -> int:
         AssertionError: when the outcome is not that of the uninterrupted run.
     """
 
-    return go_on(world, stop_at(world, operation, half=half))
+    return run_to_end(world, stop_at(world, operation, half=half))
 
 
 def stop_at(world: World, operation: int, *, half: bool = False) -> str:
@@ -160,7 +165,7 @@ def stop_at(world: World, operation: int, *, half: bool = False) -> str:
         cpu_run.run(world.config(name))
 
     name = f"{world.algorithm}-killed-{operation}-{half}"
-    assert live(world.root / name, attempt) == -9, f"operation {operation} was not reached"
+    assert run_attempt(world.root / name, attempt) == -9, f"operation {operation} was not reached"
     return name
 
 
@@ -172,8 +177,8 @@ def killed_somewhere(world: World, seed: int) -> int:
     draw, name = random.Random(seed), f"{world.algorithm}-random-{seed}"
     for tries in range(MAX_TRIES):
         moment = draw.uniform(0, world.seconds / 2**tries)
-        if live(world.root / name, lambda disk: cpu_run.run(world.config(name)), killed_after_s=moment) == -9:
-            return go_on(world, name)
+        if run_attempt(world.root / name, lambda disk: cpu_run.run(world.config(name)), killed_after_s=moment) == -9:
+            return run_to_end(world, name)
         shutil.rmtree(world.root / name)
     raise AssertionError(f"it ended {MAX_TRIES} times before it could be killed")
 
@@ -188,9 +193,9 @@ def power_cut_at(world: World, operation: int, seed: int) -> int:
         FakeDisk(disk, survivors, seed)
         cpu_run.run(world.config(name))
 
-    assert live(world.root / name, attempt) == -9, f"operation {operation} was not reached"
+    assert run_attempt(world.root / name, attempt) == -9, f"operation {operation} was not reached"
     swap(world.root / name, survivors)
-    return go_on(world, name)
+    return run_to_end(world, name)
 
 
 def full_after(world: World, num_bytes: int) -> int:
@@ -204,15 +209,17 @@ def full_after(world: World, num_bytes: int) -> int:
         cpu_run.run(world.config(name))
 
     name = f"{world.algorithm}-full-{num_bytes}"
-    assert live(world.root / name, attempt) == 1, f"the disk was not full after {num_bytes} bytes, or worse happened"
-    return go_on(world, name)
+    assert run_attempt(world.root / name, attempt) == 1, (
+        f"the disk was not full after {num_bytes} bytes, or worse happened"
+    )
+    return run_to_end(world, name)
 
 
-def go_on(world: World, name: str) -> int:
+def run_to_end(world: World, name: str) -> int:
     """Resume a run until its end, check the outcome, and return the number of steps redone."""
     directory = world.root / name / "run"
     for _ in range(MAX_ATTEMPTS):
-        if live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0:
+        if run_attempt(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0:
             break
     assert cpu_run.outcome(directory) == world.expected
     found = account(read_ledger(directory / "ledger.jsonl")[0])

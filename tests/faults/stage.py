@@ -4,7 +4,7 @@ with Stage.open(directory) as stage:
     attempt = stage.attempt(config)             a driver, in a separate process
     stage.members(attempt)["rollout", 0]        the process id of an actor
     with stage.node(num_cpus=32): ...           one more machine
-    with stage.elsewhere() as other: ...        another cluster, for faults that a cluster does not survive
+    with stage.second_cluster() as other: ...   another cluster, for faults that a cluster does not survive
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRELOADED = (
     "workers.updates",
 )
 HEAD_CPUS, STORE_BYTES = 64, 100 * 2**20
-WATCHFUL = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+FAST_HEALTH_CHECKS = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 """Settings with which Ray notices a lost node in seconds. A slow node still has ten seconds for each answer."""
 Member = tuple[str, int]
 """Role and rank; the driver is `("driver", 0)`."""
@@ -98,7 +98,7 @@ class Stage:
         token.write_text(os.environ.get("RLHF_TEST_RAY_TOKEN") or secrets.token_hex(32))
         before = dict(os.environ)
         os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-        os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"} | WATCHFUL
+        os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"} | FAST_HEALTH_CHECKS
         maybe_enable_token_auth_if_token_available()
         try:
             with fork_server.fork_servers({socket: fork_server.Preload(PRELOADED)}) as server, _head() as cluster:
@@ -108,7 +108,7 @@ class Stage:
             os.environ.update(before)
 
     @contextmanager
-    def elsewhere(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Stage]:
+    def second_cluster(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Stage]:
         """Start another Ray head, the only one with `variables` in its environment, and yield a stage on it."""
         before = dict(os.environ)
         with ExitStack() as stack:
@@ -122,15 +122,15 @@ class Stage:
 
     @contextmanager
     def node(self, variables: Mapping[str, str] = MappingProxyType({}), **arguments: Any) -> Iterator[Any]:
-        """Add a machine to the cluster: a raylet, which `lose` kills together with everything that runs on it."""
+        """Add a machine to the cluster: a raylet. `remove_machine` kills it with everything that runs on it."""
         node = self.cluster.add_node(**{"object_store_memory": STORE_BYTES, "env_vars": dict(variables), **arguments})
         try:
             yield node
         finally:
             if node in self.cluster.worker_nodes:
-                self.lose(node)
+                self.remove_machine(node)
 
-    def lose(self, node: Any) -> None:
+    def remove_machine(self, node: Any) -> None:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def attempt(self, config: RunConfig, **variables: str) -> Attempt:

@@ -29,10 +29,10 @@ SUITES = {
 def count(figure: str) -> Piece:
     """Run a suite and return it as a piece, in which each test that ran is a trial."""
     with tempfile.TemporaryDirectory() as directory:
-        told = Path(directory) / "junit.xml"
-        asked = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={told}", *SUITES[figure]]
-        subprocess.run(asked, cwd=ROOT, check=False)
-        suite = next(ElementTree.parse(told).iter("testsuite"))
+        results = Path(directory) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={results}", *SUITES[figure]]
+        subprocess.run(command, cwd=ROOT, check=False)
+        suite = next(ElementTree.parse(results).iter("testsuite"))
     failures = tuple(
         f"{case.get('classname')}::{case.get('name')}"
         for case in suite.iter("testcase")

@@ -60,7 +60,7 @@ def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = cpu_run.loc
     return directory
 
 
-def ending(settings: RunConfig) -> dict[str, Any]:
+def run_until_alarm(settings: RunConfig) -> dict[str, Any]:
     """Run until an alarm ends the run, and return its exit.json."""
     with pytest.raises(Alarmed):
         run(settings)
@@ -71,7 +71,7 @@ def facts(directory: RunDirectory, fact: Fact) -> list[int]:
     return [record.step for record in read_ledger(directory.ledger)[0] if record.fact == fact]
 
 
-def test_a_warning_changes_nothing_but_what_is_told(task: Path, tmp_path: Path) -> None:
+def test_a_warning_is_reported_and_changes_nothing_else(task: Path, tmp_path: Path) -> None:
     warned = run(recipe(task, tmp_path / "warned", **kl("warn")))
     weights, rows = cpu_run.outcome(warned.path)
     plain = cpu_run.outcome(run(recipe(task, tmp_path / "plain", kl_budget=None)).path)
@@ -82,9 +82,9 @@ def test_a_warning_changes_nothing_but_what_is_told(task: Path, tmp_path: Path) 
     assert facts(warned, Fact.alarm) == []
 
 
-def test_a_paused_run_goes_on_as_if_nothing_had_been(task: Path, tmp_path: Path) -> None:
+def test_a_paused_run_resumes_with_the_results_of_an_undisturbed_run(task: Path, tmp_path: Path) -> None:
     settings = recipe(task, tmp_path, **kl("pause"))
-    exit = ending(settings)
+    exit = run_until_alarm(settings)
     assert (exit["cause"], exit["exit_code"], exit["step"]) == ("alarm_pause", 5, 3)
     assert exit["resume"].startswith("rlhf resume ")
     resumed = run(settings)
@@ -94,7 +94,7 @@ def test_a_paused_run_goes_on_as_if_nothing_had_been(task: Path, tmp_path: Path)
 
 def test_a_stopped_run_has_a_checkpoint_no_model_and_no_resume(task: Path, tmp_path: Path) -> None:
     settings = recipe(task, tmp_path, **kl("stop"))
-    exit = ending(settings)
+    exit = run_until_alarm(settings)
     directory = RunDirectory.create(settings, "")
     assert (exit["cause"], exit["exit_code"], exit["step"], exit["resume"]) == ("alarm_stop", 5, 3, None)
     assert directory.checkpoint(3).is_dir()
@@ -103,14 +103,14 @@ def test_a_stopped_run_has_a_checkpoint_no_model_and_no_resume(task: Path, tmp_p
         run(settings)
 
 
-def test_a_run_goes_back_once_and_is_stopped_when_it_meets_the_same(task: Path, tmp_path: Path) -> None:
+def test_a_run_rolls_back_once_and_stops_at_the_second_alarm(task: Path, tmp_path: Path) -> None:
     settings = recipe(task, tmp_path, **kl("roll_back"))
-    exit = ending(settings)
+    exit = run_until_alarm(settings)
     directory = RunDirectory.create(settings, "")
     # The window of three rows begins before the first step, so the oldest checkpoint is used, that of step 1.
     assert facts(directory, Fact.attempt) == [0, 1]
-    told = [r.details for r in read_ledger(directory.ledger)[0] if r.fact == Fact.alarm]
-    assert [details["action"] for details in told] == ["roll_back", "stop"]
+    recorded = [r.details for r in read_ledger(directory.ledger)[0] if r.fact == Fact.alarm]
+    assert [details["action"] for details in recorded] == ["roll_back", "stop"]
     assert (exit["cause"], exit["attempt"], exit["step"]) == ("alarm_stop", 2, 3)
     steps = [json.loads(line)["step"] for line in directory.metrics.read_text().splitlines()]
     assert steps == [1, 2, 3]
@@ -125,8 +125,8 @@ def test_gradients_that_explode_are_clipped_and_the_run_pauses(task: Path, tmp_p
     rows = cpu_run.rows(directory.path)
     assert [row["grad_norm"] > 1e4 for row in rows] == [False] * 4 + [True] * 2
     # Clipped to a norm of 1, the two exploding updates move the policy about as far as ordinary ones.
-    _, sound = cpu_run.outcome(run(recipe(task, tmp_path / "plain", kl_budget=None)).path)
-    assert rows[-1]["objective/kl"] < 2 * sound[-1]["objective/kl"]
+    _, plain = cpu_run.outcome(run(recipe(task, tmp_path / "plain", kl_budget=None)).path)
+    assert rows[-1]["objective/kl"] < 2 * plain[-1]["objective/kl"]
     assert directory.checkpoint(6).is_dir()
 
 
@@ -158,9 +158,9 @@ def promotions(directory: RunDirectory) -> list[tuple[int, bool]]:
 LOST = "^[^a]"  # behaviour that the rounds unlearn: a completion that does not begin with a
 
 
-def test_a_round_that_costs_refusals_stops_the_run_and_its_model_is_not_promoted(task: Path, tmp_path: Path) -> None:
+def test_a_drop_in_refusals_stops_the_run_and_the_model_is_not_promoted(task: Path, tmp_path: Path) -> None:
     settings = guarded(task, tmp_path, LOST)
-    exit = ending(settings)
+    exit = run_until_alarm(settings)
     directory = RunDirectory.create(settings, "")
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     assert rows[0]["eval/refusal"] - rows[-1]["eval/refusal"] > 0.02
@@ -172,17 +172,17 @@ def test_a_round_that_costs_refusals_stops_the_run_and_its_model_is_not_promoted
     assert not directory.model.exists()
 
 
-def test_a_gate_that_only_warns_lets_the_rounds_go_on_and_the_model_not_out(task: Path, tmp_path: Path) -> None:
+def test_a_gate_that_only_warns_lets_training_continue_but_blocks_the_model(task: Path, tmp_path: Path) -> None:
     settings = guarded(task, tmp_path, LOST, action="warn")
-    exit = ending(settings)
+    exit = run_until_alarm(settings)
     directory = RunDirectory.create(settings, "")
     assert (exit["cause"], exit["exit_code"], exit["step"]) == ("alarm_stop", 5, 2)
     assert "the model is not promoted: eval/refusal fell" in exit["message"]
     assert (promotions(directory), directory.model.exists()) == ([(2, False)], False)
     # A user who wants the model nevertheless removes the gate.
     with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop:
-        anyway = apply_overrides(directory, ["alarms.safety_gate=null"])
-        run_attempts(anyway, directory, stop, start_cluster=cpu_run.local_cluster)
+        without_gate = apply_overrides(directory, ["alarms.safety_gate=null"])
+        run_attempts(without_gate, directory, stop, start_cluster=cpu_run.local_cluster)
     assert (directory.read_exit() or {})["cause"] == "completed"
     assert directory.model.is_dir()
     assert all(finding.good for finding in audit(directory))
@@ -198,15 +198,13 @@ def test_a_model_that_kept_its_refusals_is_promoted(task: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("metric", "written"), [("eval/rewards/without_a/mean", False), ("eval/reward", True)])
-def test_a_gate_that_is_shut_after_the_last_step_keeps_the_model_from_being_written(
-    tmp_path: Path, metric: str, written: bool
-) -> None:
+def test_a_gate_that_is_shut_after_the_last_step_blocks_the_model(tmp_path: Path, metric: str, written: bool) -> None:
     # The reward is for the letter a. The evaluation after the first one follows the last of ten steps.
     (proxy,) = (case for case in alarms.CASES if case.name == "safety_gate")
     gate = {"alarms": {"safety_gate": {"metrics": [metric]}}}
     case = replace(proxy, algorithm={**proxy.algorithm, "max_steps": 10}, changes=gate)
     rows, exit = alarms.rows_of(case, 0, tmp_path)
-    fell = rows[-1]["eval/rewards/without_a/mean"] - rows[0]["eval/rewards/without_a/mean"]
-    assert (rows[-1]["step"], fell < -0.02) == (10, True)
+    change = rows[-1]["eval/rewards/without_a/mean"] - rows[0]["eval/rewards/without_a/mean"]
+    assert (rows[-1]["step"], change < -0.02) == (10, True)
     assert exit["cause"] == ("completed" if written else "alarm_stop")
     assert (tmp_path / "run" / "model").is_dir() is written

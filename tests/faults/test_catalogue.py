@@ -10,7 +10,7 @@ import catalogue
 TESTS = Path(__file__).parents[1]
 
 
-def test_every_fault_is_told_of_once() -> None:
+def test_every_fault_is_listed_once() -> None:
     assert [fault.number for fault in catalogue.FAULTS] == [f"F{i}" for i in range(1, 61)]
 
 
@@ -24,6 +24,6 @@ def test_every_test_that_is_named_exists() -> None:
             assert name in defined, f"{fault.number}: {fault.test}"
 
 
-def test_what_is_not_tested_says_why_where_there_is_more_to_say() -> None:
+def test_a_fault_without_an_automated_test_gives_the_reason() -> None:
     for fault in catalogue.FAULTS:
         assert fault.why or fault.state in ("automated", "missing"), fault.number

@@ -35,24 +35,24 @@ def test_a_clock_that_jumps_back_changes_nothing(world: World, capsys: pytest.Ca
         time.time = lambda: real() - 2 * DAYS_3
         cpu_run.run(world.config("clock"))
 
-    assert run_in_process.live(world.root / "clock", first) == -9
-    assert run_in_process.live(world.root / "clock", second) == 0
+    assert run_in_process.run_attempt(world.root / "clock", first) == -9
+    assert run_in_process.run_attempt(world.root / "clock", second) == 0
     times = [record.time for record in read_ledger(run / "ledger.jsonl")[0]]
     assert sum(after < before - DAYS_3 / 2 for before, after in itertools.pairwise(times)) == 2
     assert main(["ledger", "verify", str(run)]) == 0
     assert main(["why", str(run)]) == 0
     assert "complete" in capsys.readouterr().out
-    assert run_in_process.go_on(world, "clock") == 0
+    assert run_in_process.run_to_end(world, "clock") == 0
 
 
-def test_the_clock_that_can_be_set_is_for_people_alone() -> None:
+def test_the_wall_clock_only_records_and_shows_times() -> None:
     """Check that the wall clock is used only to record or show a time. Waiting uses the monotonic clock."""
-    asking = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|today|utcnow)\(|\bgmtime\(|st_mtime|\bgetmtime\(")
+    wall_clock = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|today|utcnow)\(|\bgmtime\(|st_mtime|\bgetmtime\(")
     found = {
         str(path.relative_to(ROOT))
         for package in ("orchestrator", "workers")
         for path in (ROOT / package).rglob("*.py")
-        if asking.search(path.read_text())
+        if wall_clock.search(path.read_text())
     }
     assert found == {
         "orchestrator/cli/jobs.py",  # duration of a running job

@@ -56,7 +56,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(world: World) -> None:
         assert run_in_process.full_after(world, num_bytes) <= world.every
 
 
-def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None:
+def test_a_full_disk_is_named_in_exit_json_with_the_resume_command(world: World) -> None:
     """Fill the disk in the middle of the second checkpoint. Its bytes are freed, and the first checkpoint is intact."""
     size = sum(p.stat().st_size for p in world.directory.joinpath("checkpoints/step-2").rglob("*"))
     name = f"{world.algorithm}-named"
@@ -65,15 +65,15 @@ def test_a_full_disk_is_named_in_exit_json_with_the_way_on(world: World) -> None
         disk.bytes_left, disk.full_below = size // 2, ".step-2.partial"
         cpu_run.run(world.config(name))
 
-    assert run_in_process.live(world.root / name, attempt) == 1
+    assert run_in_process.run_attempt(world.root / name, attempt) == 1
     run = world.root / name / "run"
-    told = json.loads((run / "exit.json").read_text())
-    assert (told["cause"], told["step"], told["exit_code"]) == ("disk_full", 2, 1)
-    assert "bytes are free" in told["message"]
-    assert told["resume"] in told["message"]
+    exit_report = json.loads((run / "exit.json").read_text())
+    assert (exit_report["cause"], exit_report["step"], exit_report["exit_code"]) == ("disk_full", 2, 1)
+    assert "bytes are free" in exit_report["message"]
+    assert exit_report["resume"] in exit_report["message"]
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-1"]
     assert verify(run / "checkpoints" / "step-1") == ""
-    assert run_in_process.go_on(world, name) <= 1
+    assert run_in_process.run_to_end(world, name) <= 1
 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
@@ -84,13 +84,13 @@ def test_a_disk_that_breaks_in_a_checkpoint_is_named(world: World) -> None:
         disk.broken_below = ".step-2.partial"
         cpu_run.run(world.config("breaks"))
 
-    assert run_in_process.live(world.root / "breaks", attempt) == 1
+    assert run_in_process.run_attempt(world.root / "breaks", attempt) == 1
     run = world.root / "breaks" / "run"
-    told = json.loads((run / "exit.json").read_text())
-    assert (told["cause"], told["step"]) == ("disk_failed", 2)
-    assert "Input/output error; nothing that was written before is lost" in told["message"]
+    exit_report = json.loads((run / "exit.json").read_text())
+    assert (exit_report["cause"], exit_report["step"]) == ("disk_failed", 2)
+    assert "Input/output error; nothing that was written before is lost" in exit_report["message"]
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-1"]
-    assert run_in_process.go_on(world, "breaks") <= 1
+    assert run_in_process.run_to_end(world, "breaks") <= 1
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_a_disk_that_breaks_in_a_checkpoint_is_named(world: World) -> None:
         ("RuntimeError: after [Errno 5] Input/output error came more", "worker_failed", ""),
     ],
 )
-def test_what_a_worker_says_of_the_disk_is_told_as_the_disk_s(last: str, cause: str, place: str) -> None:
+def test_a_disk_error_of_a_worker_is_reported_as_a_disk_error(last: str, cause: str, place: str) -> None:
     failed = WorkerFailed("rollout", 1, f"Traceback (most recent call last):\n  …\n{last}\n")
-    told = disk.explain(failed, Path("/runs/a"), "rlhf resume /runs/a")
-    assert isinstance(told, DiskFailed if place else WorkerFailed)
-    assert (told.cause, told.problems[0].where) == (cause, place)
+    explained = disk.explain(failed, Path("/runs/a"), "rlhf resume /runs/a")
+    assert isinstance(explained, DiskFailed if place else WorkerFailed)
+    assert (explained.cause, explained.problems[0].where) == (cause, place)
 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
@@ -118,11 +118,11 @@ def test_a_disk_that_cannot_be_written_ends_the_run_before_its_first_step(world:
         disk.broken_below = "checkpoints"
         cpu_run.run(world.config(name))
 
-    assert run_in_process.live(world.root / name, attempt) == 1
+    assert run_in_process.run_attempt(world.root / name, attempt) == 1
     run = world.root / name / "run"
     assert json.loads((run / "exit.json").read_text())["cause"] == "disk_failed"
     assert [r.fact for r in read_ledger(run / "ledger.jsonl")[0]] == []
-    assert run_in_process.go_on(world, name) == 0
+    assert run_in_process.run_to_end(world, name) == 0
 
 
 def test_the_log_of_operations_is_that_of_a_commit(world: World) -> None:

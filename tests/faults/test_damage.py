@@ -32,11 +32,11 @@ def finished(world: World) -> Path:
 
 def test_a_damaged_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
     checkpoint = finished / "checkpoints" / "step-3"
-    assert all(damage.checkpoint_is_refused(checkpoint, tmp_path / "copy", seed) for seed in SEEDS)
+    assert all(damage.damaged_checkpoint_is_refused(checkpoint, tmp_path / "copy", seed) for seed in SEEDS)
 
 
-def test_a_damaged_ledger_is_believed_up_to_the_damage(finished: Path, tmp_path: Path) -> None:
-    assert all(damage.ledger_is_not_believed(finished / "ledger.jsonl", tmp_path / "copy", seed) for seed in SEEDS)
+def test_a_damaged_ledger_is_refused_or_read_up_to_the_damage(finished: Path, tmp_path: Path) -> None:
+    assert all(damage.damaged_ledger_is_detected(finished / "ledger.jsonl", tmp_path / "copy", seed) for seed in SEEDS)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) -> None:
@@ -47,7 +47,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
     name = run_in_process.stop_at(world, operation)
     state = world.root / name / "run" / "checkpoints" / "step-3" / "state.json"
     state.write_bytes(state.read_bytes()[:-1])
-    assert run_in_process.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    assert run_in_process.run_attempt(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
     run = world.root / name / "run"
     records = read_ledger(run / "ledger.jsonl")[0]
     attempt = [r for r in records if r.fact == "ATTEMPT"][-1]
@@ -57,7 +57,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
     assert [r.details["recalled"] for r in records if r.step == 3 and r.fact in ("GENERATED", "SCORED")] == (
         [False, False, True, True]
     )
-    assert run_in_process.go_on(world, name) == 1
+    assert run_in_process.run_to_end(world, name) == 1
 
 
 # ------------------------------------------------------------------------------------------------ rlhf ledger verify
@@ -77,11 +77,11 @@ def test_checkpoints_that_are_gone_never_mean_step_0(world: World, monkeypatch: 
     assert ((run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()) == (ledger, metrics)
     (run / "checkpoints").rmdir()
     aside.rename(run / "checkpoints")
-    assert run_in_process.go_on(world, name) == 0
+    assert run_in_process.run_to_end(world, name) == 0
 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
-def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: World) -> None:
+def test_a_stale_directory_listing_is_read_again(world: World) -> None:
     """Simulate shared storage, on which another machine sees the newest checkpoint a little later."""
     name = run_in_process.stop_at(
         world, next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
@@ -89,7 +89,7 @@ def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: Wor
     run = world.root / name / "run"
     stale = [3]  # listings that still show the old content
 
-    def lagging(path: Any = ".") -> Any:
+    def stale_scandir(path: Any = ".") -> Any:
         if str(path) != str(run / "checkpoints") or not stale[0]:
             return real(path)
         stale[0] -= 1
@@ -97,18 +97,18 @@ def test_a_directory_that_shows_what_it_was_before_is_looked_at_again(world: Wor
             return contextlib.nullcontext([entry for entry in found if entry.name != "step-3"])
 
     def attempt(disk: object) -> None:
-        os.scandir = lagging  # type: ignore[assignment]  # in this fork only
+        os.scandir = stale_scandir  # type: ignore[assignment]  # in this fork only
         cpu_run.run(world.config(name))
-        assert stale == [0], "it was never asked"
+        assert stale == [0], "the directory was never listed"
 
     real = os.scandir
-    assert run_in_process.live(world.root / name, attempt) == 0
+    assert run_in_process.run_attempt(world.root / name, attempt) == 0
     attempts = [r for r in read_ledger(run / "ledger.jsonl")[0] if r.fact == "ATTEMPT"]
     assert (attempts[-1].step, attempts[-1].details) == (3, {})
-    assert run_in_process.go_on(world, name) == 0
+    assert run_in_process.run_to_end(world, name) == 0
 
 
-def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
+def test_a_damaged_rollout_is_sampled_again(world: World) -> None:
     """Check that the current engines sample it again: in a synchronous run the same completions, to the bit."""
     operation = next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
     name = run_in_process.stop_at(world, operation)
@@ -116,9 +116,11 @@ def test_a_damaged_rollout_is_sampled_anew(world: World) -> None:
     flip_a_bit(run / "checkpoints" / "step-3" / "state.json")
     for file in (run / "rollouts" / "step-3").glob("*.safetensors"):
         flip_a_bit(file)
-    assert run_in_process.live(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
-    told = [r.details["recalled"] for r in read_ledger(run / "ledger.jsonl")[0] if r.step == 3 and "files" in r.details]
-    assert told == [False] * 4
+    assert run_in_process.run_attempt(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    recalled = [
+        r.details["recalled"] for r in read_ledger(run / "ledger.jsonl")[0] if r.step == 3 and "files" in r.details
+    ]
+    assert recalled == [False] * 4
     if "ahead" not in world.algorithm:
         assert cpu_run.outcome(run) == world.expected
     shutil.rmtree(world.root / name)
@@ -137,7 +139,7 @@ def test_data_that_changed_are_refused(world: World) -> None:
             cpu_run.run(world.config(name))
     finally:
         prompts.write_text(text)
-    assert run_in_process.go_on(world, name) == 0
+    assert run_in_process.run_to_end(world, name) == 0
 
 
 def flip_a_bit(path: Path) -> None:
@@ -154,10 +156,10 @@ def lose_a_record(path: Path, fact: str) -> None:
     path.write_bytes(b"".join(replace(r, seq=i).line() for i, r in enumerate(kept)))
 
 
-def test_a_finished_run_is_good(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_accepts_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ledger", "verify", str(finished)]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in told] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
         "good  ledger",
         "good  steps",
         "good  checkpoints/step-2",
@@ -165,11 +167,11 @@ def test_a_finished_run_is_good(finished: Path, capsys: pytest.CaptureFixture[st
         "good  rollouts",
         "good  model",
     ]
-    assert "3 trained once, none lost, none repeated" in told[1]
+    assert "3 trained once, none lost, none repeated" in lines[1]
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("change", "reported"),
     [
         (lambda run: flip_a_bit(run / "checkpoints/step-2/state.json"), "step-2: state.json is not what was written"),
         (lambda run: shutil.rmtree(run / "checkpoints/step-3"), "step-3: missing, although the ledger lists it"),
@@ -182,11 +184,11 @@ def test_a_finished_run_is_good(finished: Path, capsys: pytest.CaptureFixture[st
         (lambda run: shutil.rmtree(run / "model"), "missing, although the ledger says that the run is finished"),
     ],
 )
-def test_what_is_not_as_it_was_written_is_told(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], object], told: str
+def test_verify_reports_damage(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], object], reported: str
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy, symlinks=True)
-    harm(copy)
+    change(copy)
     assert main(["ledger", "verify", str(copy)]) == 1
-    assert any(told in line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD "))
+    assert any(reported in line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD "))

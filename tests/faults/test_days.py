@@ -45,31 +45,31 @@ def test_a_run_of_conversations(settings: RunConfig) -> None:
     assert all(row["completions/mean_length"] >= 1 for row in cpu_run.rows(settings.directory))
 
 
-class Noted(Exception):
-    """Signal that a cluster has recorded its plans."""
+class PlansRecorded(Exception):
+    """Signal that the cluster has recorded its plans."""
 
 
-class NotingCluster(LocalCluster):
+class PlanRecordingCluster(LocalCluster):
     """Cluster that records the plans it is given, and starts nothing."""
 
     plans: Sequence[GangPlan] = ()
 
     def spawn(self, plans: Sequence[GangPlan]) -> Any:
         self.plans = plans
-        raise Noted
+        raise PlansRecorded
 
 
-def test_a_run_that_goes_on_later_reads_the_tokens_of_its_first_day(settings: RunConfig) -> None:
+def test_a_run_resumed_later_keeps_the_date_of_its_first_day(settings: RunConfig) -> None:
     directory = RunDirectory.create(settings, "")
     began = Record(seq=0, attempt=1, step=0, fact=Fact.attempt, details={}, time=86399.0)  # 1970-01-01
     directory.ledger.write_bytes(began.line())
-    cluster = NotingCluster(cpu_run.STARTS)
-    with pytest.raises(Noted):
+    cluster = PlanRecordingCluster(cpu_run.STARTS)
+    with pytest.raises(PlansRecorded):
         cpu_run.run(settings, start_cluster=lambda *_, **__: cluster)
     (rollout,) = (plan for plan in cluster.plans if plan.role == "rollout")
     role = cpu_run.TorchRollout(**rollout.arguments[0])
     prompt = role._codec.encode_prompt([{"role": "user", "content": "h"}])
     assert role._codec.decode(prompt) == "ah>c"
-    told = {plan.role: plan.arguments[0]["model"].template_date for plan in cluster.plans}
-    assert {"policy", "rollout", "reward"} <= set(told)
-    assert set(told.values()) == {"1970-01-01T23:59:59"}
+    dates = {plan.role: plan.arguments[0]["model"].template_date for plan in cluster.plans}
+    assert {"policy", "rollout", "reward"} <= set(dates)
+    assert set(dates.values()) == {"1970-01-01T23:59:59"}

@@ -13,7 +13,7 @@ from run_in_process import World
 SAMPLE = 4
 
 
-def test_a_batch_of_mixed_versions_is_never_learned_from(world: World) -> None:
+def test_a_batch_of_mixed_versions_is_never_trained_on(world: World) -> None:
     expected = fences.undisturbed(world)
     for seed in range(SAMPLE):
         assert fences.half_synced(world, expected, seed)
@@ -21,13 +21,13 @@ def test_a_batch_of_mixed_versions_is_never_learned_from(world: World) -> None:
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 @pytest.mark.parametrize("engine", range(fences.NUM_ENGINES))
-def test_a_publication_in_which_a_bit_flipped_is_never_sampled_from(world: World, engine: int) -> None:
+def test_a_publication_with_a_flipped_bit_is_never_sampled_from(world: World, engine: int) -> None:
     """Flip the lowest bit of one weight in the segment: no metric would show it, but the checksum does."""
     expected = fences.undisturbed(world)
     assert fences.stopped(world, expected, "grpo-flipped", fences.FLIPPED_BIT, engine, 1)
 
 
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
-def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(world: World) -> None:
+def test_f30_a_driver_that_wakes_up_after_another_took_over_writes_nothing(world: World) -> None:
     for records in (3, 9):
         run_in_process.taken_over(world, records)

@@ -27,15 +27,15 @@ import partition
 import pytest
 from kills import ATTEMPT_S
 from outages import (
-    ELSEWHERE,
+    ON_SECOND_NODE,
     STEPS,
+    assert_undisturbed,
     configuration,
     ended,
-    goes_on,
     incidents,
-    is_as_if_nothing_had_happened,
+    kill_all,
     reach,
-    strike,
+    run_to_end,
 )
 from stage import Stage, eventually
 
@@ -67,18 +67,18 @@ def expected(stage: Stage, task: Path) -> Any:
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(stage: Stage, task: Path) -> None:
     algorithm = "iterative-dpo"
     whole, killed = (kills.configuration(task, task / name, algorithm) for name in ("whole", "killed"))
-    kills.play(stage, whole, algorithm, random.Random(), num_kills=0)
-    played = kills.play(stage, killed, algorithm, random.Random(1), num_kills=3)
+    kills.run_with_kills(stage, whole, algorithm, random.Random(), num_kills=0)
+    killed_run = kills.run_with_kills(stage, killed, algorithm, random.Random(1), num_kills=3)
     directory = task / "killed" / killed.name
-    assert played.kills
-    assert not played.left_behind
+    assert killed_run.kills
+    assert not killed_run.left_behind
     assert cpu_run.outcome(directory) == cpu_run.outcome(task / "whole" / whole.name)
-    told = account(read_ledger(directory / "ledger.jsonl")[0])
-    assert told.lost == told.repeated == ()
+    accounted = account(read_ledger(directory / "ledger.jsonl")[0])
+    assert accounted.lost == accounted.repeated == ()
     assert all(steps <= 1 for steps in kills.redone_by_attempt(directory))
 
 
-def test_a_process_that_is_stopped_is_told_of(stage: Stage, task: Path) -> None:
+def test_a_stopped_process_is_reported(stage: Stage, task: Path) -> None:
     assert hangs.hang(stage, task, "grpo", seed=0) < hangs.DEADLINE_S + 10
 
 
@@ -88,15 +88,15 @@ def test_f3_all_engines_die_at_once_until_none_may_be_started_again(stage: Stage
     config = configuration(task, "engines", restarts_per_role=3)
     attempt = stage.attempt(config)
     reach(attempt, 8)
-    first = strike(stage, attempt, engines)
-    assert eventually(lambda: len(incidents(attempt)) == 2, ATTEMPT_S), "they were not both started again"
-    strike(stage, attempt, engines, but_not=first)
+    first = kill_all(stage, attempt, engines)
+    assert eventually(lambda: len(incidents(attempt)) == 2, ATTEMPT_S), "the engines were not both restarted"
+    kill_all(stage, attempt, engines, except_pids=first)
     exit = ended(stage, attempt)
     assert (exit["cause"], exit["exit_code"], exit["first_cause"]["role"]) == ("fleet_exhausted", 4, "rollout")
     assert "rollout was restarted 3 times" in exit["message"]
     assert {i.pid for i in incidents(attempt)} >= set(first)
-    goes_on(stage, config)
-    is_as_if_nothing_had_happened(attempt, expected)
+    run_to_end(stage, config)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
@@ -105,14 +105,14 @@ def test_f26_a_machine_is_lost_and_another_takes_its_place(stage: Stage, task: P
     with stage.node(num_cpus=32) as machine:
         attempt = stage.attempt(config)
         reach(attempt, 14)
-        stage.lose(machine)
+        stage.remove_machine(machine)
     with stage.node(num_cpus=32):
-        assert attempt.ended(ATTEMPT_S), "it hangs"
-        assert attempt.status == 0, outages.told(attempt)
+        assert attempt.ended(ATTEMPT_S), "the attempt hangs"
+        assert attempt.status == 0, outages.describe(attempt)
         assert stage.clean(attempt)
-    assert {i.role for i in incidents(attempt)} == ELSEWHERE
+    assert {i.role for i in incidents(attempt)} == ON_SECOND_NODE
     assert all("its machine" in i.what for i in incidents(attempt)), [i.what for i in incidents(attempt)]
-    is_as_if_nothing_had_happened(attempt, expected)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
@@ -121,17 +121,17 @@ def test_f26_a_machine_is_lost_and_no_other_has_room(stage: Stage, task: Path, e
     with stage.node(num_cpus=32) as machine:
         attempt = stage.attempt(config)
         reach(attempt, 14)
-        stage.lose(machine)
+        stage.remove_machine(machine)
         exit = ended(stage, attempt)
     assert (exit["cause"], exit["exit_code"]) == ("placement", 3)
     assert "a machine of the cluster was lost, and the others have no room" in exit["message"]
     with stage.node(num_cpus=32):
-        goes_on(stage, config)
-    is_as_if_nothing_had_happened(attempt, expected)
+        run_to_end(stage, config)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
-def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(
+def test_f30_a_driver_that_wakes_up_after_another_took_over_writes_nothing(
     stage: Stage, task: Path, expected: Any
 ) -> None:
     config = configuration(task, "zombie")
@@ -145,13 +145,13 @@ def test_f30_a_driver_that_wakes_up_when_another_is_at_it_writes_nothing(
     new = stage.attempt(config)
     assert eventually(lambda: new.ended() or new.records[-1]["attempt"] == 2, ATTEMPT_S)
     os.kill(old.pid, signal.SIGCONT)
-    assert old.ended(ATTEMPT_S), "it goes on as if nothing were"
-    assert old.status == Superseded.exit_code, outages.told(old)
+    assert old.ended(ATTEMPT_S), "the superseded driver does not end"
+    assert old.status == Superseded.exit_code, outages.describe(old)
     assert new.ended(ATTEMPT_S)
-    assert new.status == 0, outages.told(new)
+    assert new.status == 0, outages.describe(new)
     assert stage.clean(new)
     assert (new.cause, {r["attempt"] for r in new.records}) == ("completed", {1, 2})
-    is_as_if_nothing_had_happened(new, expected)
+    assert_undisturbed(new, expected)
 
 
 @pytest.mark.long
@@ -159,17 +159,17 @@ def test_f44_a_reply_that_is_lost_has_its_effect_once(stage: Stage, task: Path, 
     """Let Ray discard one in 25 replies: the call was executed, but its caller sees a failure."""
     config, lost = configuration(task, "replies"), 0
     shares = {"req_failure_prob": 0, "resp_failure_prob": 4, "in_flight_failure_prob": 0}
-    losing = json.dumps({"CoreWorkerService.grpc_client.PushTask": {"num_failures": -1, **shares}})
+    lost_replies = json.dumps({"CoreWorkerService.grpc_client.PushTask": {"num_failures": -1, **shares}})
     for _ in range(2):
-        attempt = stage.attempt(config, RAY_testing_rpc_failure=losing)
+        attempt = stage.attempt(config, RAY_testing_rpc_failure=lost_replies)
         if ended(stage, attempt)["cause"] == "completed":
             break
-        assert attempt.cause in ("worker_failed", "fleet_exhausted"), outages.told(attempt)
+        assert attempt.cause in ("worker_failed", "fleet_exhausted"), outages.describe(attempt)
         lost += 1
     else:
-        goes_on(stage, config)
+        run_to_end(stage, config)
     assert lost + len(incidents(attempt)) > 0, "no reply was lost"
-    is_as_if_nothing_had_happened(attempt, expected)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
@@ -180,7 +180,7 @@ def test_f45_a_machine_without_memory_is_named(stage: Stage, task: Path) -> None
     with stage.node(variables, num_cpus=32):
         exit = ended(stage, stage.attempt(config))
     assert (exit["cause"], exit["exit_code"]) == ("host_oom", 4)
-    assert exit["first_cause"]["role"] in ELSEWHERE
+    assert exit["first_cause"]["role"] in ON_SECOND_NODE
     assert "give the machine more memory" in exit["message"]
 
 
@@ -190,13 +190,13 @@ def test_f47_a_full_store_on_a_full_disk_is_named(stage: Stage, task: Path) -> N
     variables, output = {"RAY_local_fs_capacity_threshold": "0.0001"}, task / "store.log"
     with stage.node(variables, num_cpus=100, object_store_memory=80 * 2**20):
         assert stage.script(Path(outages.__file__).with_name("full_store.py"), "80", output=output) == 0
-    told = json.loads(output.read_text().splitlines()[-1])
-    assert (told["cause"], told["room_for"]) == ("store_full", 3), "of 20 MiB each in 80 MiB, less what Ray needs"
-    assert "no room for the result of `answer` from filler rank 0" in told["told"]
+    report = json.loads(output.read_text().splitlines()[-1])
+    assert (report["cause"], report["room_for"]) == ("store_full", 3), "of 20 MiB each in 80 MiB, less what Ray needs"
+    assert "no room for the result of `answer` from filler rank 0" in report["message"]
 
 
 @pytest.mark.long
-def test_f50_a_driver_that_may_open_no_more_files_says_so(stage: Stage, task: Path, expected: Any) -> None:
+def test_f50_a_driver_at_its_file_limit_reports_it(stage: Stage, task: Path, expected: Any) -> None:
     config = configuration(task, "files")
     attempt = stage.attempt(config)
     reach(attempt, 10)
@@ -206,8 +206,8 @@ def test_f50_a_driver_that_may_open_no_more_files_says_so(stage: Stage, task: Pa
     exit = ended(stage, attempt)
     assert (exit["cause"], exit["exit_code"]) == ("limit_reached", 1)
     assert f"the driver has reached its limit of open files: {free}" in exit["message"]
-    goes_on(stage, config)
-    is_as_if_nothing_had_happened(attempt, expected)
+    run_to_end(stage, config)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
@@ -221,54 +221,57 @@ def test_f24_a_head_that_does_not_answer_for_a_while_is_waited_for(stage: Stage,
         attempt.ended(8.0)
     finally:
         os.kill(head.process.pid, signal.SIGCONT)
-    assert attempt.ended(ATTEMPT_S), "it hangs"
-    assert (attempt.status, incidents(attempt)) == (0, []), outages.told(attempt)
-    is_as_if_nothing_had_happened(attempt, expected)
+    assert attempt.ended(ATTEMPT_S), "the attempt hangs"
+    assert (attempt.status, incidents(attempt)) == (0, []), outages.describe(attempt)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server")
 def test_f24_a_head_that_is_killed_and_comes_back_from_redis(stage: Stage, task: Path, expected: Any) -> None:
-    with redis(task) as address, stage.elsewhere({"RAY_REDIS_ADDRESS": address}, gcs_server_port=_free_port()) as other:
+    with (
+        redis(task) as address,
+        stage.second_cluster({"RAY_REDIS_ADDRESS": address}, gcs_server_port=_free_port()) as other,
+    ):
         attempt = other.attempt(configuration(task, "redis"))
         reach(attempt, 10)
         other.cluster.head_node.kill_gcs_server()
         other.cluster.head_node.start_gcs_server()
-        assert attempt.ended(ATTEMPT_S), "it hangs"
-        assert (attempt.status, incidents(attempt)) == (0, []), outages.told(attempt)
+        assert attempt.ended(ATTEMPT_S), "the attempt hangs"
+        assert (attempt.status, incidents(attempt)) == (0, []), outages.describe(attempt)
         assert other.clean(attempt)
-    is_as_if_nothing_had_happened(attempt, expected)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
-def test_f25_a_head_that_is_lost_ends_the_attempt_and_the_next_cluster_goes_on(
+def test_f25_a_head_that_is_lost_ends_the_attempt_and_the_next_cluster_resumes(
     stage: Stage, task: Path, expected: Any
 ) -> None:
     config = configuration(task, "headless")
-    with stage.elsewhere() as other:
+    with stage.second_cluster() as other:
         attempt = other.attempt(config)
         reach(attempt, 10)
         engine = other.members(attempt)["rollout", 0]
         os.kill(engine, signal.SIGSTOP)  # otherwise the run would complete: its calls need no head
         other.cluster.head_node.kill_gcs_server()
-        assert attempt.ended(ATTEMPT_S), "it hangs"
+        assert attempt.ended(ATTEMPT_S), "the attempt hangs"
         os.kill(engine, signal.SIGKILL)  # a stopped process cannot notice that its cluster is gone
         exit = ended(other, attempt)
     assert (exit["cause"], exit["exit_code"], exit["first_cause"]["role"]) == ("cluster_lost", 3, "cluster")
-    goes_on(stage, config)
-    is_as_if_nothing_had_happened(attempt, expected)
+    run_to_end(stage, config)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
 def test_f25_a_head_that_is_lost_when_nobody_needs_it_any_more(stage: Stage, task: Path, expected: Any) -> None:
-    with stage.elsewhere() as other:
+    with stage.second_cluster() as other:
         attempt = other.attempt(configuration(task, "almost"))
         reach(attempt, 6 * STEPS - 8)
         other.cluster.head_node.kill_gcs_server()
-        assert attempt.ended(ATTEMPT_S), "it hangs"
-        assert (attempt.status, attempt.cause) == (0, "completed"), outages.told(attempt)
+        assert attempt.ended(ATTEMPT_S), "the attempt hangs"
+        assert (attempt.status, attempt.cause) == (0, "completed"), outages.describe(attempt)
         assert other.clean(attempt, within_s=90), "Ray ends what has had no head for a minute"
-    is_as_if_nothing_had_happened(attempt, expected)
+    assert_undisturbed(attempt, expected)
 
 
 @pytest.mark.long
@@ -276,7 +279,7 @@ def test_f25_a_head_that_is_lost_when_nobody_needs_it_any_more(stage: Stage, tas
 def test_f43_a_machine_is_cut_off_for_a_moment_and_then_for_good(stage: Stage, task: Path, expected: Any) -> None:
     config = configuration(task, "cut-off", cpus_per_worker=outages.CPUS_OF_FOUR)
     watchful = {"RAY_health_check_timeout_ms": "5000"}
-    with partition.network() as network, stage.elsewhere(watchful, node_ip_address=partition.NEAR) as other:
+    with partition.network() as network, stage.second_cluster(watchful, node_ip_address=partition.NEAR) as other:
         with network.entered():
             far = other.cluster.add_node(num_cpus=40, node_ip_address=partition.FAR)
         with other.node(num_cpus=32, node_ip_address=partition.NEAR):
@@ -284,17 +287,17 @@ def test_f43_a_machine_is_cut_off_for_a_moment_and_then_for_good(stage: Stage, t
             reach(attempt, 14)
             network.cut()
             assert not attempt.ended(3.0)
-            network.mend()
+            network.restore()
             reach(attempt, len(attempt.records) + 12)
             assert incidents(attempt) == [], "a cut of three seconds heals"
             network.cut()
-            assert attempt.ended(ATTEMPT_S), "it hangs"
-            assert attempt.status == 0, outages.told(attempt)
-            assert {i.role for i in incidents(attempt)} == ELSEWHERE
-            network.mend()
-            other.lose(far)
+            assert attempt.ended(ATTEMPT_S), "the attempt hangs"
+            assert attempt.status == 0, outages.describe(attempt)
+            assert {i.role for i in incidents(attempt)} == ON_SECOND_NODE
+            network.restore()
+            other.remove_machine(far)
             assert other.clean(attempt)
-    is_as_if_nothing_had_happened(attempt, expected)
+    assert_undisturbed(attempt, expected)
 
 
 @contextmanager

@@ -35,22 +35,22 @@ def poisoned(role: str, forward: Forward) -> Callable[..., LocalCluster]:
     """Return a cluster on which `role` computes every loss of one step from `forward` of the true outputs."""
 
     def learner(**arguments: Any) -> Learner:
-        made = cpu_run.learner(**arguments)
-        engine: Any = made._engine
-        sound_step, sound_forward, now = made.step, engine.forward, False
+        poisoned_learner = cpu_run.learner(**arguments)
+        engine: Any = poisoned_learner._engine
+        true_step, true_forward, poisoning = poisoned_learner.step, engine.forward, False
 
         def step(at: int, *scored: Any, **further: Any) -> Any:
-            nonlocal now
-            now = at == AT - 1
-            return sound_step(at, *scored, **further)
+            nonlocal poisoning
+            poisoning = at == AT - 1
+            return true_step(at, *scored, **further)
 
-        def bad_forward(*asked: Any) -> Any:
-            outputs, entropy = sound_forward(*asked)
-            return (forward(outputs) if now else outputs), entropy
+        def poisoned_forward(*arguments: Any) -> Any:
+            outputs, entropy = true_forward(*arguments)
+            return (forward(outputs) if poisoning else outputs), entropy
 
-        engine.forward = bad_forward
-        made.step = step  # type: ignore[method-assign]
-        return made
+        engine.forward = poisoned_forward
+        poisoned_learner.step = step  # type: ignore[method-assign]
+        return poisoned_learner
 
     return lambda *_, **__: LocalCluster({**cpu_run.STARTS, role: learner})
 
@@ -63,7 +63,7 @@ def nan_gradient(outputs: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("world", "role", "forward", "saw"),
+    ("world", "role", "forward", "message"),
     [
         ("grpo", "policy", lambda outputs: outputs * math.nan, "a loss that is NaN or infinite"),
         ("grpo", "policy", nan_gradient, "a gradient of norm nan"),
@@ -72,18 +72,18 @@ def nan_gradient(outputs: torch.Tensor) -> torch.Tensor:
     indirect=["world"],
     ids=["loss", "gradient", "critic"],
 )
-def test_what_is_not_finite_is_never_kept(world: World, role: str, forward: Forward, saw: str) -> None:
+def test_what_is_not_finite_is_never_kept(world: World, role: str, forward: Forward, message: str) -> None:
     name = f"nan-{role}"
-    with pytest.raises(NotFinite, match=rf"step {AT}, update 1 of \d: {saw}, on prompts prompts\.jsonl:\d+"):
+    with pytest.raises(NotFinite, match=rf"step {AT}, update 1 of \d: {message}, on prompts prompts\.jsonl:\d+"):
         cpu_run.run(world.config(name), poisoned(role, forward))
     run = world.root / name / "run"
     assert steps_of(run, Fact.trained) == steps_of(run, Fact.checkpoint) == [AT - 1]
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{AT - 1}"]
     assert [row["step"] for row in cpu_run.rows(run)] == [AT - 1]
-    assert run_in_process.go_on(world, name) == 0
+    assert run_in_process.run_to_end(world, name) == 0
 
 
-def test_a_worker_that_says_so_is_told_of_in_our_words() -> None:
+def test_a_not_finite_error_of_a_worker_becomes_one_of_the_orchestrator() -> None:
     """Check that the error is recognised by the name of its class, which is all that arrives from the worker."""
     call: Any = None
     with pytest.raises(errors.NotFinite, match="policy rank 0 failed"):
@@ -95,8 +95,8 @@ def test_a_log_probability_that_is_nan_is_not_recorded(world: World) -> None:
     """Check that a rollout with NaN is not recorded. A recorded one would be trained on in every attempt."""
 
     class Broken(cpu_run.TorchSampler):
-        def generate(self, *asked: Any, **settings: Any) -> list[Response]:
-            answers = super().generate(*asked, **settings)
+        def generate(self, *arguments: Any, **settings: Any) -> list[Response]:
+            answers = super().generate(*arguments, **settings)
             if self.version == AT - 1:
                 answers[0].logprobs[0] = math.nan
             return answers
@@ -108,4 +108,4 @@ def test_a_log_probability_that_is_nan_is_not_recorded(world: World) -> None:
     with pytest.raises(EngineError, match=rf"version {AT - 1} gives log-probabilities that are NaN"):
         cpu_run.run(world.config("nan-rollout"), lambda *_, **__: LocalCluster({**cpu_run.STARTS, "rollout": Rollout}))
     assert steps_of(world.root / "nan-rollout" / "run", Fact.generated) == [AT - 1]
-    assert run_in_process.go_on(world, "nan-rollout") == 0
+    assert run_in_process.run_to_end(world, "nan-rollout") == 0

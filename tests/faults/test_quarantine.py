@@ -35,30 +35,30 @@ def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> N
         first, poison, *_ = json.loads(kept.metadata()["facts"])["prompts"]
         tokens = kept.get_tensor("prompt_tokens")[3:6].tolist()  # prompts have three tokens each
 
-    class Mortal(cpu_run.TorchSampler):
+    class CrashingSampler(cpu_run.TorchSampler):
         def generate(self, requests: Sequence[Request], **settings: Any) -> list[Response]:
             if any(list(request.tokens) == tokens for request in requests):
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().generate(requests, **settings)
 
     class Rollout(cpu_run.TorchRollout):
-        def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Mortal:
-            return Mortal(str(model.path))
+        def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> CrashingSampler:
+            return CrashingSampler(str(model.path))
 
     def attempt(disk: object) -> None:
-        cpu_run.run(world.config("mortal"), lambda *_, **__: LocalCluster({**cpu_run.STARTS, "rollout": Rollout}))
+        cpu_run.run(world.config("crashing"), lambda *_, **__: LocalCluster({**cpu_run.STARTS, "rollout": Rollout}))
 
-    root, run = world.root / "mortal", world.root / "mortal" / "run"
-    assert [run_in_process.live(root, attempt) for _ in range(DEATHS + 1)] == [-signal.SIGKILL] * DEATHS + [0]
+    root, run = world.root / "crashing", world.root / "crashing" / "run"
+    assert [run_in_process.run_attempt(root, attempt) for _ in range(DEATHS + 1)] == [-signal.SIGKILL] * DEATHS + [0]
     assert quarantine.quarantined(run / "rollouts" / quarantine.LIST) == [{"prompt": poison, "deaths": DEATHS}]
     rows, expected = cpu_run.rows(run), world.expected[1]
     assert cpu_run.outcome(run)[1][: AT - 1] == expected[: AT - 1]
     assert [row["data/dropped"] for row in rows] == [0, 0, 1]
     assert main(["ledger", "verify", str(run)]) == 0
-    told: list[str] = []
+    notes: list[str] = []
     with Ledger.open(run / "ledger.jsonl") as ledger:
-        Rollouts(run / "rollouts", ledger, attempt=9, note=told.append)
-    assert [line.partition(" (")[0] for line in told] == [
+        Rollouts(run / "rollouts", ledger, attempt=9, note=notes.append)
+    assert [line.partition(" (")[0] for line in notes] == [
         f"prompt {poison} is left out: it crashed engines {DEATHS} times"
     ]
     assert first != poison
@@ -66,13 +66,13 @@ def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> N
 
 def batches(keep: str, *prompts: str, dies_at: int | None = None) -> list[list[str]]:
     """Return the batches of one call, until the engine dies in batch `dies_at` or the call is answered."""
-    made, tried = quarantine.Trial(keep, 0), []
-    given = [(Prompt(id=id, text=id), [1]) for id in prompts if id not in made.left_out]
-    for i, batch in enumerate(made.batches(given)):
+    trial, tried = quarantine.Trial(keep, 0), []
+    given = [(Prompt(id=id, text=id), [1]) for id in prompts if id not in trial.left_out]
+    for i, batch in enumerate(trial.batches(given)):
         tried.append([prompt.id for prompt, _ in batch])
         if i == dies_at:
             return tried
-    made.note(quarantine.ANSWERED)
+    trial.note(quarantine.ANSWERED)
     return tried
 
 
@@ -82,7 +82,7 @@ def keep(tmp_path: Path) -> str:
     return f"{tmp_path}/step-1/"
 
 
-def test_it_is_found_by_elimination(keep: str, tmp_path: Path) -> None:
+def test_a_crashing_prompt_is_found_by_elimination(keep: str, tmp_path: Path) -> None:
     for _ in range(quarantine.TOGETHER):
         assert batches(keep, "a", "b", "c", dies_at=0) == [["a", "b", "c"]]
     for _ in range(quarantine.ALONE):
@@ -93,7 +93,7 @@ def test_it_is_found_by_elimination(keep: str, tmp_path: Path) -> None:
     assert batches(f"{tmp_path}/step-2/further-1-", "b", "d") == [["d"]]
 
 
-def test_engines_that_die_of_something_else_cost_no_prompt(keep: str, tmp_path: Path) -> None:
+def test_engine_crashes_of_another_cause_quarantine_no_prompt(keep: str, tmp_path: Path) -> None:
     """Kill engines at different places: in the common batch, then at one prompt and at another."""
     for dies_at in (0, 0, 1, 2, 0):
         batches(keep, "a", "b", "c", dies_at=dies_at)
@@ -102,19 +102,19 @@ def test_engines_that_die_of_something_else_cost_no_prompt(keep: str, tmp_path: 
     assert not (tmp_path / quarantine.LIST).exists()
 
 
-def test_what_is_raised_is_an_answer(keep: str) -> None:
-    def asked_wrongly() -> None:
+def test_an_exception_counts_as_an_answer(keep: str) -> None:
+    def raise_in_trial() -> None:
         with quarantine.trial(keep, 0) as trial:
             next(trial.batches([]))
-            raise ValueError("asked wrongly")
+            raise ValueError("wrong arguments")
 
     for _ in range(quarantine.TOGETHER + 1):
-        with pytest.raises(ValueError, match="asked wrongly"):
-            asked_wrongly()
+        with pytest.raises(ValueError, match="wrong arguments"):
+            raise_in_trial()
     assert batches(keep, "a", "b") == [["a", "b"]]
 
 
-def test_a_note_that_was_torn_is_none(keep: str) -> None:
+def test_a_torn_note_is_ignored(keep: str) -> None:
     batches(keep, "a", "b", dies_at=0)
     with Path(f"{keep}rollout-0.tried").open("a") as file:
         file.write('\n"beg')
@@ -122,6 +122,6 @@ def test_a_note_that_was_torn_is_none(keep: str) -> None:
     assert batches(keep, "a", "b") == [["a"], ["b"]]
 
 
-def test_what_is_not_kept_is_not_noted() -> None:
+def test_rollouts_that_are_not_stored_are_not_noted() -> None:
     with quarantine.trial(None, 0) as trial:
         assert (list(trial.batches([])), trial.left_out) == ([[]], set())

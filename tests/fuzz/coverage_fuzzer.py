@@ -43,7 +43,7 @@ class Crash:
 
 
 @dataclass(kw_only=True)
-class Hunt:
+class FuzzState:
     """Progress of a fuzzing session."""
 
     corpus: list[bytes] = field(default_factory=list)
@@ -56,16 +56,16 @@ class _TooSlowError(BaseException):
     """Error for an input over the time limit. Not an Exception, so that no handler on the way swallows it."""
 
 
-def hunt(
+def fuzz(
     parser: Parser,
     *,
-    until: Callable[[Hunt], bool],
+    until: Callable[[FuzzState], bool],
     seed: int,
     more_seeds: Sequence[bytes] = (),
     before: Callable[[bytes], None] = lambda content: None,
-) -> Iterator[Hunt]:
+) -> Iterator[FuzzState]:
     """Yield the state after every execution, until `until` returns true. Call `before` with each input beforehand."""
-    draw, state = random.Random(seed), Hunt()
+    draw, state = random.Random(seed), FuzzState()
     waiting = [*parser.seeds(), *more_seeds]
     with tempfile.TemporaryDirectory(prefix="rlhf-fuzz-", dir=_memory_disk()) as place:
         while not until(state):

@@ -42,7 +42,7 @@ def main() -> None:
     options.add_argument("parsers", nargs="*", metavar="PARSER", help=f"of {', '.join(p.name for p in PARSERS)}")
     options.add_argument("--minutes", type=float, default=20.0, help="for each parser")
     options.add_argument("--one", help=argparse.SUPPRESS)  # run as a child; the value is a file for the last input
-    options.add_argument("--page", action="store_true", help="only write docs/evidence/fuzzing.md anew")
+    options.add_argument("--page", action="store_true", help="only write docs/evidence/fuzzing.md again")
     given = options.parse_args()
     wanted = [p for p in PARSERS if not given.parsers or p.name in given.parsers]
     if given.one:
@@ -71,8 +71,8 @@ def _fuzz(parser: Parser, seconds: float, last: Path) -> None:
 
         seed = int.from_bytes(os.urandom(6), "little")
         told, num_kept, found = 0.0, 0, set[str]()
-        state = coverage_fuzzer.Hunt()
-        for state in coverage_fuzzer.hunt(
+        state = coverage_fuzzer.FuzzState()
+        for state in coverage_fuzzer.fuzz(
             parser, until=lambda _: time.monotonic() > end, seed=seed, more_seeds=kept, before=remember
         ):
             for content in state.corpus[num_kept:]:
@@ -105,7 +105,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _tell(parser: Parser, state: coverage_fuzzer.Hunt, left_s: float) -> None:
+def _tell(parser: Parser, state: coverage_fuzzer.FuzzState, left_s: float) -> None:
     print(
         f"{parser.name}: {state.executions} executions, {len(state.edges)} edges, {len(state.corpus)} inputs kept, "
         f"{len(state.crashes)} crashes, {left_s / 60:.1f} minutes left",
@@ -177,33 +177,34 @@ def page() -> str:
 
 PAGE_TEXT = """# Fuzzing
 
-Written by `make fuzz` (`python tests/fuzz/fuzz.py --page` writes it anew from what was recorded).
+Written by `make fuzz`. `python tests/fuzz/fuzz.py --page` writes the page again from the recorded sessions.
 
-Everything that reads what people, or a damaged disk, wrote is given bytes that nobody would write. The contract: it
-returns, or it raises an `RlhfError` that says what is wrong; within 5 s of processor time and 2 GiB of memory for an
-input of at most 32 KiB. Anything else, the end of the process too, is a crash. Inputs start from good ones (every
-recipe under `configs/`, rows of every format, parquet files of every kind, a real ledger and manifest) and are
-changed: bits, spans, numbers, words of the format, parts of other inputs. Those that reach new pairs of lines of
-`orchestrator/` are kept and changed further. Ledgers and manifests are also tried with their checksums put right, or
-nothing would get past them.
+The fuzzer feeds malformed input to every parser whose input comes from a person or from a damaged disk. The parser must
+return, or raise an `RlhfError` that says what is wrong, within 5 s of CPU time and 2 GiB of memory, for an input of at
+most 32 KiB. Anything else is a crash, including the end of the process.
+
+The fuzzer starts from valid inputs: every recipe under `configs/`, rows of every format, parquet files of every kind, a
+real ledger and a real manifest. It mutates bits, spans, numbers and words of the format, and inserts parts of other
+inputs. Inputs that reach new pairs of consecutive lines (edges) of `orchestrator/` are kept and mutated further.
+Ledgers and manifests are also tried with corrected checksums, because mutated ones would not pass the checksum.
 
 | parser | minutes | executions | edges reached | inputs kept |
 |---|---|---|---|---|
 {rows}
 
-{hours} hours in all, {dates}, on {machine}.
+{hours} hours in total, {dates}, on {machine}.
 
-The machine was busy with other work, and every line was traced: the executions are fewer than those of a quiet machine,
-and all of it is far from the 24 hours that would be worth printing. Minutes and executions are those of all recorded
-runs; edges and inputs those of the last one. Most crashes were found in a first pass of half a minute each, which is
-not recorded.
+The machine was busy with other work and every line was traced, so there are fewer executions than on an idle machine.
+The total is far from the 24 hours that would be worth publishing. Minutes and executions are totals over all recorded
+sessions; edges and inputs are those of the last session. Most crashes were found in a first pass of half a minute per
+parser, which is not recorded.
 
-## Found and mended
+## Crashes found and fixed
 
-{num_found} inputs crashed a parser. They lie in `tests/fuzz/corpus/`, and `make test` tries them again, with new ones
-for a second and a half per parser.
+{num_found} inputs crashed a parser. They are in `tests/fuzz/corpus/`. `make test` replays them and tries new inputs for
+1.5 s per parser.
 
-| parser | what happened |
+| parser | crash |
 |---|---|
 {found}
 """

@@ -176,7 +176,7 @@ def _parquet_seeds() -> Sequence[bytes]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ a run's own files
+# ------------------------------------------------------------------------------------------------ files of a run
 
 
 def _ledger(content: bytes, directory: Path) -> None:
@@ -262,9 +262,9 @@ def _run_name(content: bytes, directory: Path) -> None:
             "algorithm": {"type": "grpo", "max_steps": 1}, "reward": [{"type": "math"}]}  # fmt: skip
     config = allowed(lambda: from_resolved(data, "here"))
     if config is not None:
-        made = allowed(lambda: RunDirectory.create(config, "text"))
-        assert made.path.parent == root
-        assert made.path.is_dir()
+        created = allowed(lambda: RunDirectory.create(config, "text"))
+        assert created.path.parent == root
+        assert created.path.is_dir()
     assert sorted(p.name for p in directory.iterdir()) == ["runs"]
     assert [p.name for p in root.iterdir()] == ([name] if config else [])
     shutil.rmtree(root)

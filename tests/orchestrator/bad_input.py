@@ -21,34 +21,34 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
     "Recipe": {
         1: "misspelt key",
         2: "key on the wrong level",
-        3: "key given twice",
+        3: "duplicate key",
         4: "`1e-6` is text to YAML",
         5: "`no` or `off` is a boolean to YAML",
         6: "beta below 0, 0, NaN, infinite",
         7: "learning rate 0, or above 1",
         8: "groups of one completion",
-        9: "a batch that cannot be split as requested",
+        9: "batch that cannot be split as requested",
         10: "clip range 0, gamma or lambda outside of 0 to 1",
-        11: "lengths that contradict each other",
+        11: "contradictory lengths",
         12: "no model, config or weights; a Git LFS pointer",
-        13: "a tokenizer that is another model's",
-        14: "no end of sequence; an end that is also padding",
+        13: "tokenizer of another model",
+        14: "no end-of-sequence token; an end-of-sequence token that is also padding",
         15: "conversations without a chat template",
-        16: "a reward model whose head has the wrong size",
-        17: "a reference of another architecture",
+        16: "reward model whose head has the wrong size",
+        17: "reference of another architecture",
         18: "more GPUs or CPUs than the cluster has",
         19: "attention heads that cannot be split across GPUs",
-        20: "a ZeRO stage that does not fit into memory",
-        21: "a run's name that would leave its directory",
-        22: "a directory of another config",
+        20: "ZeRO stage that does not fit into memory",
+        21: "run name that leads out of the output directory",
+        22: "run directory of another config",
         23: "resume without a checkpoint",
-        24: "a run that would never save",
+        24: "run that would never save a checkpoint",
         25: "seed below 0",
         26: "unknown algorithm, loss or reward",
-        27: "a reward URL that is invalid, or contains credentials",
-        28: "a secret in a recipe",
-        29: "settings that exclude each other",
-        30: "a list, nothing, binary, too large, an alias bomb",
+        27: "reward URL that is invalid or contains credentials",
+        28: "secret in a recipe",
+        29: "mutually exclusive settings",
+        30: "recipe that is a list, empty, binary, too large, or an alias bomb",
     },
     "Data": {
         31: "no rows",
@@ -56,38 +56,38 @@ CATALOGUE: Mapping[str, Mapping[int, str]] = {
         33: "chosen equals rejected",
         34: "empty text",
         35: "not text",
-        36: "a line of 10 MB, of 1 GB",
+        36: "lines of 10 MB and of 1 GB",
         37: "prompts that are too long",
-        38: "pairs that are equal once they are truncated",
+        38: "pairs that are equal after truncation",
         39: "not UTF-8: BOM, UTF-16, surrogates, NUL",
         40: "repeated pairs",
-        41: "pairs that contradict each other",
-        42: "held-out prompts that are also trained on",
-        43: "parquet: schema, footer, types that run code",
+        41: "contradictory pairs",
+        42: "held-out prompts that are also in the training data",
+        43: "parquet: schema, footer, types that execute code",
         44: "files that are not JSON Lines",
-        45: "NaN, keys given twice, huge numbers, deep nesting",
+        45: "NaN, duplicate keys, huge numbers, deep nesting",
         46: "roles in the wrong order",
-        47: "special tokens in a text",
-        48: "compressed; a decompression bomb",
-        49: "not a file, or one that cannot be read",
+        47: "special tokens in the text",
+        48: "compressed file; decompression bomb",
+        49: "path that is not a file; file that cannot be read",
         50: "fewer rows than a batch",
     },
     "Reward function": {
         51: "raises, exits, crashes the process",
         52: "returns something that is not a number",
-        53: "returns too few or too many",
-        54: "hangs, forks, floods, leaks",
+        53: "returns too few or too many rewards",
+        54: "hangs, forks, floods its output, leaks memory",
         55: "cannot be imported or called",
         56: "changes its arguments",
         57: "the same reward for everything",
     },
     "Command line and cluster": {
-        58: "unknown command or option, one given twice",
+        58: "unknown command or option; option or override given twice",
         59: "no cluster, wrong address, wrong token",
         60: "another version of Ray or Python on the cluster",
-        61: "a job that is unknown or has ended",
-        62: "output closed, no terminal, narrow, ASCII only",
-        63: "nowhere to write, no HOME",
+        61: "job that is unknown or has ended",
+        62: "closed output; no terminal; narrow or ASCII-only terminal",
+        63: "output that cannot be written; HOME not set",
     },
 }
 NOT_SHOWN: Mapping[int, str] = {
@@ -99,15 +99,15 @@ ELSEWHERE: Mapping[int, tuple[str, ...]] = {
     52: ("tests/workers/test_rewards.py::test_an_answer_that_cannot_be_trusted_names_the_row",),
     53: ("tests/workers/test_rewards.py::test_an_answer_that_cannot_be_trusted_names_the_row",),
     57: (
-        "tests/orchestrator/driver/test_recorder.py::test_the_end_of_a_run_tells_the_share_of_turns_that_learned_nothing",
+        "tests/orchestrator/driver/test_recorder.py::test_the_end_of_a_run_reports_the_share_of_steps_without_an_update",
     ),
     18: ("tests/stack/test_failures.py::test_a_plan_that_asks_for_more_gpus_than_there_are_names_the_roles",),
-    23: ("tests/orchestrator/driver/test_checkpoint.py::test_with_nothing_to_go_on_from_it_says_what_it_found",),
+    23: ("tests/orchestrator/driver/test_checkpoint.py::test_without_a_checkpoint_the_error_lists_what_was_found",),
 }
 NOTES: Mapping[int, str] = {
     13: "the tokenizer of a reward model may differ, because it reads text",
-    14: "rows are not padded, so an end of sequence that is also padding is trained on like another token",
-    17: "cannot be written: the reference is the model that the run starts from, or an earlier policy",
+    14: "rows are not padded, so an end-of-sequence token that is also padding is trained on like any other token",
+    17: "no setting allows it: the reference is the model that the run starts from, or an earlier policy",
     18: "exit code 3, because only the cluster knows its resources",
     25: "there is always a seed: 0 if none is given",
     33: "`data.equal_pairs: drop` drops and counts them",
@@ -117,7 +117,7 @@ NOTES: Mapping[int, str] = {
     41: "reported with both rows",
     42: "reported with their rows",
     47: "`data.special_tokens`: keep (reported), drop or fail",
-    60: "another Ray version; Ray itself refuses another Python version",
+    60: "tested for another Ray version; Ray itself refuses another Python version",
 }
 
 
@@ -143,7 +143,7 @@ def page() -> str:
         _HEAD.format(shown=sum(n in found for g in CATALOGUE.values() for n in g), cases=sum(map(len, found.values())))
     ]
     for title, classes in CATALOGUE.items():
-        lines += [f"## {title}\n", "| | bad input | shown by | |", "|---|---|---|---|"]
+        lines += [f"## {title}\n", "| | bad input | tests | remarks |", "|---|---|---|---|"]
         for number, what in classes.items():
             note = NOTES.get(number, "") if number in found else NOT_SHOWN.get(number, "")
             lines.append(f"| B{number} | {what} | {_shown(found.get(number, []))} | {note} |")
@@ -163,10 +163,10 @@ _HEAD = """# Bad input
 
 Generated by `make bad-input` from the names of the tests.
 
-All problems are reported at once, before any actor starts, each with what, where, why and the fix, and without a
-traceback. The exit code is 2 unless noted otherwise. The exact texts are in `tests/golden/errors/`, in files of the
-same names. Findings that are not errors are reported with their rows: as a `note` by `rlhf validate`, and once at the
-start of a run.
+All problems are reported at once, before any actor starts, and without a traceback. Each error text says what is wrong,
+where, why, and how to fix it. The exit code is 2 unless noted otherwise. The exact texts are in `tests/golden/errors/`,
+in files named after the test cases. Findings that are not errors are reported with their rows, as a `note` by
+`rlhf validate` and once at the start of a run.
 
 {shown} of 63 classes are covered by {cases} tests and cases.
 """

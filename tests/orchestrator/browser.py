@@ -128,14 +128,14 @@ class Browser:
         result: dict[str, Any] = answer["result"]
         return result
 
-    def _until(self, wanted: Any) -> dict[str, Any]:
+    def _until(self, matches: Any) -> dict[str, Any]:
         deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
             while b"\0" in self._buffer:
                 line, self._buffer = self._buffer.split(b"\0", 1)
                 event: dict[str, Any] = json.loads(line)
                 self.events.append(event)
-                if wanted(event):
+                if matches(event):
                     return event
             if not select.select([self._receive], [], [], 1.0)[0]:
                 continue

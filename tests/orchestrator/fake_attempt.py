@@ -30,24 +30,24 @@ def main(path: str, *endings: str) -> int:
         first = max((r.step for r in ledger.records if r.fact == Fact.checkpoint), default=0)
         ledger.append(Fact.attempt, attempt=attempt, step=first)
         ending = endings[min(attempt, len(endings)) - 1]
-        steps_done, _, how = ending.rpartition(":")
+        steps_done, _, outcome = ending.rpartition(":")
         for step in range(first + 1, int(steps_done or 9) + 1):
             ledger.append(Fact.committed, attempt=attempt, step=step)
             ledger.append(Fact.checkpoint, attempt=attempt, step=step)
-        if how == "orphan":  # like Ray's processes if they hang
+        if outcome == "orphan":  # like Ray's processes if they hang
             orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
             (directory.path / "orphan").write_text(str(orphan.pid))
-        if how in ("kill", "orphan"):
+        if outcome in ("kill", "orphan"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "quiet":
+        if outcome == "quiet":
             os._exit(1)
-        if how == "superseded":
+        if outcome == "superseded":
             os._exit(6)
-        if how == "wait":
+        if outcome == "wait":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             print("waiting", flush=True)
             time.sleep(600)
-        cause, code = ("completed", 0) if how == "done" else (how, CODES[how])
+        cause, code = ("completed", 0) if outcome == "done" else (outcome, CODES[outcome])
         reached = int(steps_done or 9)
         directory.write_exit(cause=cause, message=f"it was {cause}", exit_code=code, attempt=attempt, step=reached)
         return code

@@ -39,7 +39,7 @@ def test_soft_limits_are_raised() -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, limits.PLENTY)
 
 
-def test_f50_a_process_that_may_open_no_more_files_says_so_and_can_still_write() -> None:
+def test_f50_a_process_at_its_file_limit_reports_it_and_can_still_write() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with limits.Spare() as spare:
         lowest = os.dup(0)

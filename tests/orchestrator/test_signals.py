@@ -30,7 +30,7 @@ def test_outside_the_loop_a_signal_ends_the_run_at_once(number: signal.Signals, 
     assert (caught.value.exit_code, caught.value.cause) == (exit_code, cause)
 
 
-def test_in_the_loop_the_first_signal_asks_and_the_second_ends() -> None:
+def test_in_the_loop_the_first_signal_requests_a_stop_and_the_second_ends_the_run() -> None:
     notes: list[str] = []
     with StopRequest() as stop, stop.graceful(notes.append):
         assert not stop.requested()
@@ -43,7 +43,7 @@ def test_in_the_loop_the_first_signal_asks_and_the_second_ends() -> None:
     assert (stop.signal, caught.value.exit_code) == ("SIGTERM", 143)
 
 
-def test_after_the_loop_a_signal_ends_at_once_again() -> None:
+def test_after_the_loop_a_signal_ends_the_run_at_once_again() -> None:
     notes: list[str] = []
     with StopRequest() as stop:
         with stop.graceful(notes.append):
@@ -53,7 +53,7 @@ def test_after_the_loop_a_signal_ends_at_once_again() -> None:
     assert notes == []
 
 
-def test_an_error_in_the_loop_leaves_it_too() -> None:
+def test_after_an_error_in_the_loop_a_signal_ends_the_run_at_once() -> None:
     notes: list[str] = []
     with StopRequest() as stop:
         with pytest.raises(ZeroDivisionError), stop.graceful(notes.append):

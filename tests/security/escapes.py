@@ -23,7 +23,7 @@ def escaped(*what): print("ESCAPED", *what, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
+class Targets:
     """Targets outside the sandbox: a file with a secret, a file with the reward's code, a listening TCP port, a
     listening abstract Unix socket, and a process."""
 
@@ -43,12 +43,12 @@ class Escape:
     control: bool = True
 
 
-def program(escape: Escape, outside: Surroundings) -> str:
-    values = {name: getattr(outside, name) for name in Surroundings.__dataclass_fields__}
+def program(escape: Escape, outside: Targets) -> str:
+    values = {name: getattr(outside, name) for name in Targets.__dataclass_fields__}
     return PRELUDE.format(**values) + escape.body
 
 
-def without_sandbox(escape: Escape, outside: Surroundings, directory: Path) -> bytes:
+def run_without_sandbox(escape: Escape, outside: Targets, directory: Path) -> bytes:
     """Return the output of an escape without the sandbox, with a secret in its environment and an inherited file."""
     opened = os.open(outside.secret, os.O_RDONLY)
     try:
@@ -64,7 +64,7 @@ def without_sandbox(escape: Escape, outside: Surroundings, directory: Path) -> b
         os.close(opened)
 
 
-def within(sandbox: Sandbox, escape: Escape, outside: Surroundings) -> ProgramResult:
+def run_in_sandbox(sandbox: Sandbox, escape: Escape, outside: Targets) -> ProgramResult:
     return sandbox.run(program(escape, outside), {"mode": "input"})
 
 
@@ -168,7 +168,7 @@ KERNEL = (
         control=False,
     ),
 )
-GREED = (
+RESOURCES = (
     Escape(name="memory bomb", body="x = bytearray(400 * 2**20); escaped()"),
     Escape(name="shared memory bomb", body="import mmap; m = mmap.mmap(-1, 400 * 2**20); escaped()"),
     Escape(name="memory in a memfd", body="os.write(os.memfd_create('x'), b'x' * 2**20); escaped()"),
@@ -213,7 +213,7 @@ escaped()""",
         control=False,
     ),
 )
-ESCAPES = (*READS, *WRITES, *NETWORK, *PROCESSES, *KERNEL, *GREED)
+ESCAPES = (*READS, *WRITES, *NETWORK, *PROCESSES, *KERNEL, *RESOURCES)
 
 FORGERIES = {
     "exit with success": "import sys; sys.exit(0)",
@@ -233,4 +233,4 @@ os._exit(0)""",
     "stop at the end of the program": "import sys; sys.stdout.close(); sys.exit()",
     "catch every error": "import sys; sys.excepthook = lambda *_: print('passed')",
 }
-"""Programs that claim to pass `assert wanted() == 1` and must fail."""
+"""Programs that claim to pass `assert solve() == 1` and must fail."""

@@ -101,27 +101,33 @@ def test_what_is_not_installed_has_no_holes() -> None:
 
 def test_an_interpreter_without_assertions_is_refused() -> None:
     script = "from orchestrator.cluster.ray_start import check_versions; check_versions()"
-    told = subprocess.run([sys.executable, "-O", "-c", script], capture_output=True, text=True).stderr
-    assert "python -O is set" in told
+    stderr = subprocess.run([sys.executable, "-O", "-c", script], capture_output=True, text=True).stderr
+    assert "python -O is set" in stderr
 
 
 # ------------------------------------------------------------------------------------------------ S6: vLLM
 
 
-@pytest.mark.parametrize("variable", ["VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE"])
-def test_s6_an_engine_does_not_start_with_doors_of_vllm_open(variable: str) -> None:
-    script = (
-        "from workers.engines.vllm_engine import VllmEngine; from workers.config import RolloutConfig\n"
-        "VllmEngine('/nowhere', 'float32', 64, RolloutConfig(), seed=0, cuda=False)"
-    )
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "PYTHONPATH": ":".join(sys.path),
-        variable: "1",
-    }
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment).stderr
-    assert told.rstrip().splitlines()[-1].startswith(f"workers.engines.base.EngineError: {variable} is set")
+INSECURE = ["VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE"]
+
+
+def test_s6_an_engine_does_not_start_with_insecure_vllm_variables() -> None:
+    script = f"""
+import os
+from workers.config import RolloutConfig
+from workers.engines.vllm_engine import VllmEngine
+
+for variable in {INSECURE}:
+    os.environ[variable] = "1"
+    try:
+        VllmEngine("/nowhere", "float32", 64, RolloutConfig(), seed=0, cuda=False)
+    except Exception as error:
+        print(type(error).__name__, error)
+    del os.environ[variable]
+"""
+    environment = {"PATH": "/usr/bin:/bin", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": ":".join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment).stdout
+    assert [line.partition(" is set")[0] for line in found.splitlines()] == [f"EngineError {name}" for name in INSECURE]
 
 
 # ------------------------------------------------------------------------------------------------ S10: models' code
@@ -182,13 +188,13 @@ def test_s10_code_in_a_model_directory_never_runs(
     assert "evil" not in sys.modules
 
 
-def test_s10_the_payload_is_one(evil: Path) -> None:
+def test_s10_the_payload_runs_where_it_is_trusted(evil: Path) -> None:
     """Check that the payload runs when custom code is trusted: one that never runs would prove nothing."""
     load = f"AutoConfig.from_pretrained({str(evil / 'unknown')!r}, trust_remote_code=True)"
     script = f"from transformers import AutoConfig; {load}"
     try:
-        told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stderr
-        assert "the payload ran" in told
+        stderr = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stderr
+        assert "the payload ran" in stderr
         assert (evil / "flag").exists()
     finally:
         (evil / "flag").unlink(missing_ok=True)
@@ -215,8 +221,8 @@ def test_s12_no_name_leads_out_of_the_output_directory(tmp_path_factory: pytest.
         config = RunConfig.model_validate(given_)
     except ValidationError:
         return
-    made = RunDirectory.create(config, "text")
-    assert made.path.resolve().parent == (root / "runs").resolve()
+    created = RunDirectory.create(config, "text")
+    assert created.path.resolve().parent == (root / "runs").resolve()
     assert [p.name for p in root.iterdir()] == ["runs"]
 
 
@@ -246,12 +252,12 @@ def test_s12_a_link_in_the_place_of_a_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "variable", ["WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "MY_PASSWORD", "AWS_SECRET_ACCESS_KEY"]
 )
-def test_s5_the_value_of_a_secret_variable_is_taken_out(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s5_the_value_of_a_secret_variable_is_redacted(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "b" * 20 + "7")
     monkeypatch.setenv("RLHF_RUN", "a word that is none")
     assert redact(f"asked with {'b' * 20}7, a word that is none") == "asked with [redacted], a word that is none"
 
 
-def test_s5_a_short_value_is_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s5_a_short_value_is_not_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "true")
     assert redact("it is true") == "it is true"

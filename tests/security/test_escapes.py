@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from escapes import ESCAPES, FORGERIES, Escape, Surroundings, within, without_sandbox
+from escapes import ESCAPES, FORGERIES, Escape, Targets, run_in_sandbox, run_without_sandbox
 
 from workers.rewards.code import Assertions, Call, Input, passes
 from workers.rewards.sandbox import MAX_OUTPUT_BYTES, NoSandboxError, Sandbox
@@ -32,7 +32,7 @@ def sandbox() -> Sandbox:
 
 
 @pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targets]:
     directory = tmp_path_factory.mktemp("outside")
     (directory / "secret").write_text("the secret")
     (directory / "reward.py").write_text("# the reward\n")
@@ -41,7 +41,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as abstract:
         abstract.bind("\0" + name)
         abstract.listen()
-        yield Surroundings(
+        yield Targets(
             secret=str(directory / "secret"),
             reward_file=str(directory / "reward.py"),
             port=listener.getsockname()[1],
@@ -53,10 +53,10 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
 
 
 @pytest.mark.parametrize("escape", ESCAPES, ids=lambda e: e.name)
-def test_no_escape(sandbox: Sandbox, outside: Surroundings, escape: Escape) -> None:
+def test_no_escape(sandbox: Sandbox, outside: Targets, escape: Escape) -> None:
     before = Path(outside.reward_file).read_bytes()
     started = time.monotonic()
-    ran = within(sandbox, escape, outside)
+    ran = run_in_sandbox(sandbox, escape, outside)
     assert b"ESCAPED" not in ran.output
     assert len(ran.output) <= MAX_OUTPUT_BYTES + 2**16
     assert time.monotonic() - started < 20
@@ -76,12 +76,12 @@ def left_behind() -> list[int]:
 
 
 @pytest.mark.parametrize("escape", [e for e in ESCAPES if e.control], ids=lambda e: e.name)
-def test_the_same_succeeds_without_the_sandbox(outside: Surroundings, escape: Escape, tmp_path: Path) -> None:
+def test_the_same_succeeds_without_the_sandbox(outside: Targets, escape: Escape, tmp_path: Path) -> None:
     if escape.name in ("make a user namespace", "trace another process", "open a netlink socket") and os.getuid():
         pytest.skip("takes rights that this user may lack")
     before = Path(outside.reward_file).read_bytes()
     try:
-        assert b"ESCAPED" in without_sandbox(escape, outside, tmp_path)
+        assert b"ESCAPED" in run_without_sandbox(escape, outside, tmp_path)
     finally:
         Path(outside.reward_file).write_bytes(before)
 
@@ -89,24 +89,24 @@ def test_the_same_succeeds_without_the_sandbox(outside: Surroundings, escape: Es
 @pytest.mark.parametrize("forgery", FORGERIES, ids=str)
 def test_no_forged_verdict(sandbox: Sandbox, forgery: str) -> None:
     source = FORGERIES[forgery]
-    assert not passes(sandbox, source, Assertions(source="assert wanted() == 1"))
-    assert not passes(sandbox, source, Call(function="wanted", arguments=[], expected=1))
+    assert not passes(sandbox, source, Assertions(source="assert solve() == 1"))
+    assert not passes(sandbox, source, Call(function="solve", arguments=[], expected=1))
     assert not passes(sandbox, source, Input(given="2\n", expected="4\n"))
 
 
-def test_what_is_asked_for_passes(sandbox: Sandbox) -> None:
-    source = "def wanted(): return 1\nif __name__ == '__main__': print(int(input()) ** 2)"
-    assert passes(sandbox, source, Assertions(source="assert wanted() == 1"))
-    assert passes(sandbox, source, Call(function="wanted", arguments=[], expected=1))
+def test_correct_programs_pass(sandbox: Sandbox) -> None:
+    source = "def solve(): return 1\nif __name__ == '__main__': print(int(input()) ** 2)"
+    assert passes(sandbox, source, Assertions(source="assert solve() == 1"))
+    assert passes(sandbox, source, Call(function="solve", arguments=[], expected=1))
     assert passes(sandbox, source, Input(given="2\n", expected="4\n"))
 
 
-def test_runs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
+def test_runs_are_isolated_from_each_other(sandbox: Sandbox) -> None:
     source = "import os\nprint(sorted(os.listdir('/tmp')))\nopen('/tmp/left', 'w').write('x')"
     assert [sandbox.run(source, {"mode": "input"}).output for _ in range(2)] == [b"[]\n"] * 2
 
 
-def test_the_room_is_as_small_as_described(sandbox: Sandbox) -> None:
+def test_the_sandbox_has_no_more_than_documented(sandbox: Sandbox) -> None:
     source = (
         "import os, threading\nprint(sorted(os.listdir('/')), sorted(os.environ), os.getuid(), os.getpid())\n"
         "thread = threading.Thread(target=print, args=('threads work',)); thread.start(); thread.join()"

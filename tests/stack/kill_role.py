@@ -15,20 +15,20 @@ from processes import Command
 
 Member = tuple[str, int]
 """Role and rank of a process; the driver is `("driver", 0)`."""
-LIFE_S = 400.0
-APART = ("timing/", "throughput/", "restarts/")  # metrics that differ between attempts
+ATTEMPT_S = 400.0
+EXCLUDED_METRICS = ("timing/", "throughput/", "restarts/")  # metrics that differ between attempts
 
 
-def strike(command: Command, run: Run, member: Member, after: str, delay_s: float = 0.0) -> bool:
+def kill(command: Command, run: Run, member: Member, after: str, delay_s: float = 0.0) -> bool:
     """Kill `member` `delay_s` seconds after the next fact `after` in the ledger.
 
     Return False if the command ended before.
     """
-    until, before = time.monotonic() + LIFE_S, len(_facts(run))
+    until, before = time.monotonic() + ATTEMPT_S, len(_facts(run))
     while after not in _facts(run)[before:]:
         if command.has_ended():
             return False
-        assert time.monotonic() < until, f"{after} never came:\n{command.output}"
+        assert time.monotonic() < until, f"{after} was not recorded:\n{command.output}"
         time.sleep(0.02)
     time.sleep(delay_s)
     pid = command.pid if member == ("driver", 0) else _actor(command, run, member)
@@ -52,29 +52,29 @@ def _actor(command: Command, run: Run, member: Member) -> int | None:
     return None
 
 
-def struck(family: Path, recipe: str, name: str, strikes: Sequence[tuple[Member, str, float]]) -> list[str]:
+def run_with_kills(family: Path, recipe: str, name: str, kills: Sequence[tuple[Member, str, float]]) -> list[str]:
     """Run a recipe to its end with `rlhf run` and `rlhf resume`, killing one process in each attempt.
 
-    A strike is (member, fact in the ledger, seconds after that fact). Return what each strike led to: "missed" (the
+    A kill is (member, fact in the ledger, seconds after that fact). Return what each kill led to: "missed" (the
     command ended before), "in place" (the member was restarted) or "resumed" (the next attempt continued the run).
     """
-    run, told = Run(family / "runs" / name), list[str]()
+    run, recoveries = Run(family / "runs" / name), list[str]()
     arguments = ["run", str(RECIPES / f"{recipe}.yaml"), f"name={name}"]
-    for member, after, delay_s in strikes:
+    for member, after, delay_s in kills:
         with Command(*arguments, cwd=family) as command:
-            hit = strike(command, run, member, after, delay_s)
+            killed = kill(command, run, member, after, delay_s)
             code = command.exit_code()
             assert command.leaves_nothing_behind(), f"{member} after {after}: something was left behind"
-        told.append("missed" if not hit else "in place" if code == 0 else "resumed")
+        recoveries.append("missed" if not killed else "in place" if code == 0 else "resumed")
         if code == 0:
-            return told
+            return recoveries
         arguments = ["resume", f"runs/{name}"]
     with Command(*arguments, cwd=family) as command:
         assert command.exit_code() == 0, command.output
-    return told
+    return recoveries
 
 
 def outcome(run: Run) -> tuple[str, list[dict[str, Any]]]:
     """Return the digest of a run's weights, and its metrics without those that differ between attempts."""
-    rows = [{k: v for k, v in row.items() if not any(part in k for part in APART)} for row in run.metrics]
+    rows = [{k: v for k, v in row.items() if not any(part in k for part in EXCLUDED_METRICS)} for row in run.metrics]
     return run.weights_digest, rows

@@ -37,18 +37,18 @@ def models(directory: Path) -> tuple[Any, Any]:
     return first, other
 
 
-def answer(asked: Connection, directory: Path) -> None:
+def answer(connection: Connection, directory: Path) -> None:
     """Compute log-probabilities with plain transformers until None is received.
 
     Runs in a process without vLLM, which modifies classes of transformers.
     """
     both = models(directory)
-    while (told := asked.recv()) is not None:
-        which, prompt, completion = told
+    while (request := connection.recv()) is not None:
+        which, prompt, completion = request
         tokens = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))
         with torch.no_grad():
             logprobs = both[which](tokens[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        asked.send(logprobs.gather(1, tokens[len(prompt) :, None])[:, 0].numpy())
+        connection.send(logprobs.gather(1, tokens[len(prompt) :, None])[:, 0].numpy())
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def plain(directory: Path) -> Iterator[Connection]:
         process.join()
 
 
-def gap(engine: Any, asked: Connection, which: int) -> float:
+def gap(engine: Any, connection: Connection, which: int) -> float:
     from workers.engines.base import Request
 
     requests = [Request(prompt, seed) for seed, prompt in enumerate(PROMPTS, 1)]
@@ -72,8 +72,8 @@ def gap(engine: Any, asked: Connection, which: int) -> float:
     )
     gaps = []
     for prompt, sampled in zip(PROMPTS, answers, strict=True):
-        asked.send((which, prompt, sampled.tokens))
-        gaps.append(float(np.abs(asked.recv() - sampled.logprobs).max()))
+        connection.send((which, prompt, sampled.tokens))
+        gaps.append(float(np.abs(connection.recv() - sampled.logprobs).max()))
     return max(gaps)
 
 
@@ -98,13 +98,13 @@ def main(directory: Path, tensor_parallel_size: int = 1) -> None:
     both = models(directory)
     config = RolloutConfig(max_prompt_length=40, max_completion_length=40, cpu_kv_cache_mib=16, max_num_seqs=4)
     config = config.model_copy(update={"tensor_parallel_size": tensor_parallel_size})
-    with plain(directory) as asked:
+    with plain(directory) as connection:
         engine = VllmEngine(str(directory), "float32", 80, config, seed=0, cuda=False)
-        gaps = [gap(engine, asked, 0)]
+        gaps = [gap(engine, connection, 0)]
         print(json.dumps(gaps), flush=True)
         for version, which in enumerate((0, 1, 0), 1):
             publish(engine, both[which], version, str(directory / "segment"))
-            gaps.append(gap(engine, asked, which))
+            gaps.append(gap(engine, connection, which))
             print(json.dumps(gaps), flush=True)
     os._exit(0)  # a normal exit would wait for the engine's threads
 

@@ -59,7 +59,7 @@ class Command:
         os.killpg(self._process.pid, signal.SIGINT)
 
     def terminate(self) -> None:
-        """Send SIGTERM to the command alone, as a scheduler does."""
+        """Send SIGTERM only to the command, as a scheduler does."""
         self._process.terminate()
 
     @property

@@ -16,29 +16,29 @@ class VersionMismatch(Exception):
     """Error of a worker with the wrong version. The cluster recognises it by its class name."""
 
 
-class Teller:
-    """Worker whose answers depend on the call and on the last value it learned."""
+class ScriptedWorker:
+    """Worker whose answers depend on the call and on the value that was set last."""
 
-    def __init__(self, number: int, directory: str, **meeting: Any) -> None:
-        self._number, self._directory, self._told, self._meeting = number, Path(directory), 0, meeting
+    def __init__(self, number: int, directory: str, **rendezvous: Any) -> None:
+        self._number, self._directory, self._value, self._rendezvous = number, Path(directory), 0, rendezvous
         self._totals = 0
 
-    def learn(self, what: int) -> None:
-        self._told = what
+    def set_value(self, value: int) -> None:
+        self._value = value
 
     def pid(self) -> int:
         return os.getpid()
 
-    def meeting(self) -> Any:
-        return self._meeting
+    def rendezvous(self) -> Any:
+        return self._rendezvous
 
-    def tell(self, question: int, sleeps_once: str = "") -> tuple[int, int, int]:
-        """Return (number, question, last learned value).
+    def answer(self, question: int, sleeps_once: str = "") -> tuple[int, int, int]:
+        """Return (number, question, value that was set last).
 
         The first call with a given `sleeps_once`, in any process, sleeps for ten minutes.
         """
         self._sleep(sleeps_once)
-        return self._number, question, self._told
+        return self._number, question, self._value
 
     def total(self, answers: list[tuple[int, int, int]], sleeps_once: str = "") -> int:
         self._totals += 1
@@ -56,10 +56,10 @@ class Teller:
         """Return the number of `total` calls that this process has received."""
         return self._totals
 
-    def tell_if_told(self, what: int) -> int:
-        if self._told != what:
-            raise VersionMismatch(f"told {self._told}, asked for {what}")
-        return self._told
+    def answer_if_current(self, value: int) -> int:
+        if self._value != value:
+            raise VersionMismatch(f"holds {self._value}, expected {value}")
+        return self._value
 
     def raise_something(self) -> None:
         raise KeyError("something")
@@ -78,7 +78,7 @@ class Teller:
         time.sleep(600)
 
 
-class Sluggard:
+class SlowStarter:
     """Worker that takes `seconds` to start, then dies or writes its begin and end times to `directory`/`name`."""
 
     def __init__(self, name: str, seconds: float, directory: str, dies: bool = False) -> None:

@@ -39,7 +39,7 @@ tasks:
 """
 
 
-def test_methods_are_run_to_their_budget_and_told_of_on_one_page(
+def test_methods_are_run_to_their_budget_and_reported_on_one_page(
     finished: Callable[..., Run], qwen2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished("base", qwen2)

@@ -22,7 +22,7 @@ PARTITIONED = ("teacher.zero_stage=3", "data.max_length=48")
 
 def test_on_its_own_samples(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2)
-    assert_learned(run)
+    assert_trained(run)
     assert set(run.figures("staleness/max")) == {0}
     assert max(run.figures("sampling/logp_difference_max")) < 1e-4
     assert min(run.figures("completions/mean_length")) > 0
@@ -35,25 +35,25 @@ def test_on_its_own_samples(finished: Finished, qwen2: Path) -> None:
 @pytest.mark.long
 def test_by_policy_gradient(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2, *GRADIENT, *LESS_NOISE)
-    assert_learned(run, steps=12)
+    assert_trained(run, steps=12)
     assert run.figures("objective/kl")[0] > 0
     assert set(run.figures("clip_ratio/region_mean")) == {0.0}  # one update per step
 
 
 def test_on_a_dataset_with_a_partitioned_teacher(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2, *DATASET, *PARTITIONED)
-    assert_learned(run)
+    assert_trained(run)
     assert not run.figures("staleness/max")
 
 
 def test_on_samples_of_the_teacher(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2, *SAMPLED)
-    assert_learned(run)
+    assert_trained(run)
     assert not run.figures("staleness/max")  # the teacher's samples do not become stale
     assert not run.figures("timing/publish")
 
 
-def assert_learned(run: Run, steps: int = 6) -> None:
+def assert_trained(run: Run, steps: int = 6) -> None:
     assert run.exit["cause"] == "completed"
     divergence = run.figures("divergence")
     assert len(divergence) == steps

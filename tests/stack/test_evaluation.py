@@ -71,7 +71,7 @@ def test_completions_are_ranked_by_the_implicit_reward(
     values = ["max_prompts=8", "model.dtype=float32", "rollout.max_prompt_length=16", "rollout.max_completion_length=8"]
     given = ["--reference", str(qwen2 / "model"), "--prompts", str(qwen2 / "heldout.jsonl"), "-n", "4", "--json"]
     assert main(["rank", str(other), *given, "--output", str(tmp_path / "out"), *values]) == 0
-    told = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     lines = [json.loads(line) for line in (tmp_path / "out" / "ranked.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     for line in lines:
@@ -79,6 +79,6 @@ def test_completions_are_ranked_by_the_implicit_reward(
         assert ratios == sorted(ratios, reverse=True)
         assert len(ratios) == 4
     tokens = sum(completion["tokens"] for line in lines for completion in line["completions"])
-    assert told["cost"]["generated_tokens"] == tokens
-    assert told["cost"]["device_seconds"] > 0
-    assert told["figures"]["best"]["value"] > told["figures"]["mean"]["value"]
+    assert result["cost"]["generated_tokens"] == tokens
+    assert result["cost"]["device_seconds"] > 0
+    assert result["figures"]["best"]["value"] > result["figures"]["mean"]["value"]

@@ -49,12 +49,12 @@ def test_a_batch_that_kills_every_worker_ends_the_run(qwen2: Path) -> None:
 
 
 def test_workers_that_are_killed_one_after_the_other_change_nothing(finished: Finished, qwen2: Path) -> None:
-    whole, run = finished("drifting", qwen2), Run(qwen2 / "runs" / "struck")
-    strikes = [(1, "rollout-0"), (2, "reference-0"), (3, "reward-0")]
-    struck: list[int] = []
-    with ThreadPoolExecutor(1) as beside:
-        done = beside.submit(lambda: [struck.append(strike(run, after, who)) for after, who in strikes])
-        attempts.run("drifting", qwen2, "name=struck")
+    whole, run = finished("drifting", qwen2), Run(qwen2 / "runs" / "killed")
+    kills = [(1, "rollout-0"), (2, "reference-0"), (3, "reward-0")]
+    killed_pids: list[int] = []
+    with ThreadPoolExecutor(1) as executor:
+        done = executor.submit(lambda: [killed_pids.append(kill_worker(run, after, worker)) for after, worker in kills])
+        attempts.run("drifting", qwen2, "name=killed")
         done.result(timeout=1)
     # Only the last row is checked: a kill may come after the next step has begun, and is then counted in a later row.
     assert run.metrics[-1]["restarts/rollout"] == run.metrics[-1]["restarts/reward"] == 1
@@ -62,15 +62,17 @@ def test_workers_that_are_killed_one_after_the_other_change_nothing(finished: Fi
     assert run.weights_digest == whole.weights_digest
     assert run.facts == whole.facts
     incidents = read_incidents(run.path / "incidents.jsonl")
-    assert [(i.role, i.action) for i in incidents] == [(who[:-2], "restarted") for _, who in strikes]
-    assert [i.pid for i in incidents] == struck
+    assert [(i.role, i.action) for i in incidents] == [(worker[:-2], "restarted") for _, worker in kills]
+    assert [i.pid for i in incidents] == killed_pids
 
 
 @pytest.mark.long
 def test_a_learner_that_is_killed_ends_the_attempt_and_the_next_one_the_run(finished: Finished, qwen2: Path) -> None:
-    whole, run = finished("base", qwen2), Run(qwen2 / "runs" / "beheaded")
-    with Command("run", str(attempts.RECIPES / "base.yaml"), "name=beheaded", "--attempts", "3", cwd=qwen2) as command:
-        pid = strike(run, 7, "policy-1")  # one step after a checkpoint
+    whole, run = finished("base", qwen2), Run(qwen2 / "runs" / "killed-learner")
+    with Command(
+        "run", str(attempts.RECIPES / "base.yaml"), "name=killed-learner", "--attempts", "3", cwd=qwen2
+    ) as command:
+        pid = kill_worker(run, 7, "policy-1")  # one step after a checkpoint
         assert command.exit_code() == 0, command.output
         assert command.leaves_nothing_behind()
     assert f"policy rank 1 failed: its process (pid {pid}) died" in command.output
@@ -84,7 +86,7 @@ def test_a_learner_that_is_killed_ends_the_attempt_and_the_next_one_the_run(fini
     assert f"pid {pid}" in incident.what
 
 
-def strike(run: Run, after: int, worker: str) -> int:
+def kill_worker(run: Run, after: int, worker: str) -> int:
     """Kill the process that writes the log of `worker` once step `after` is committed, and return its pid."""
     assert eventually(lambda: run.path.joinpath("ledger.jsonl").exists(), within_s=200)
     assert eventually(lambda: f"COMMITTED {after}" in run.facts, within_s=200)
@@ -118,8 +120,8 @@ def test_a_plan_that_asks_for_more_gpus_than_there_are_names_the_roles(
             cluster.spawn(gang_plans(config, cuda=True, max_steps=1))
     finally:
         cluster.shutdown()
-    asked = [(s.role, s.resource, s.asked, s.available) for s in refused.value.shortfalls]
-    assert asked == [
+    shortfalls = [(s.role, s.resource, s.asked, s.available) for s in refused.value.shortfalls]
+    assert shortfalls == [
         ("policy", "GPU", 2, 0),
         ("critic", "GPU", 1, 0),
         ("reference", "GPU", 1, 0),

@@ -114,13 +114,13 @@ def test_a_job_from_submission_to_its_log(
     jobs.submit(failing)
     assert finished(jobs, "rlhf-fails-1").exit_code == 2
     sleeper = JobRequest(id="rlhf-fails-1", entrypoint="echo started; sleep 60")
-    again = jobs.submit(sleeper)
-    assert (again.is_new, again.job.id) == (True, "rlhf-fails-1-2")
-    follower = jobs.follow(again.job.id)
-    assert any("started" in chunk for chunk in follower)
-    follower.close()
-    jobs.stop(again.job.id)
-    assert finished(jobs, again.job.id).status == "STOPPED"
+    resubmitted = jobs.submit(sleeper)
+    assert (resubmitted.is_new, resubmitted.job.id) == (True, "rlhf-fails-1-2")
+    log_chunks = jobs.follow(resubmitted.job.id)
+    assert any("started" in chunk for chunk in log_chunks)
+    log_chunks.close()
+    jobs.stop(resubmitted.job.id)
+    assert finished(jobs, resubmitted.job.id).status == "STOPPED"
     assert [job.id for job in jobs.list()] == ["rlhf-fails-1-2", "rlhf-fails-1", "rlhf-hello-1"]
     assert jobs.newest().metadata == {}
 
@@ -162,6 +162,8 @@ def test_t17_no_secret_of_the_sender_travels_with_a_job(
     recipe.write_text("name: a\nmodel: {path: m}\ndata: {dataset: demonstrations.jsonl}\nalgorithm: {type: sft}\n")
     arguments = ["--cluster", address, "--token-file", str(token), "--working-dir", str(tmp_path)]
     assert main(["submit", str(recipe), *arguments]) == 0
-    told = requests.get(f"http://{address}/api/jobs/", headers={"Authorization": f"Bearer {'a' * 64}"}, timeout=10).text
-    assert "rlhf run recipe.yaml" in told
-    assert not [name for name, value in {**canaries, "token": token.read_text()}.items() if value in told]
+    listing = requests.get(
+        f"http://{address}/api/jobs/", headers={"Authorization": f"Bearer {'a' * 64}"}, timeout=10
+    ).text
+    assert "rlhf run recipe.yaml" in listing
+    assert not [name for name, value in {**canaries, "token": token.read_text()}.items() if value in listing]

@@ -22,9 +22,9 @@ def test_a_driver_killed_before_its_first_checkpoint_and_a_killed_learner_change
 ) -> None:
     whole, run = finished("grpo", qwen2), Run(qwen2 / "runs" / "killed-twice")
     planned = [(("driver", 0), "SCORED 1", 0.0), (("policy", 0), "SCORED 3", 0.0)]
-    told = kill_role.struck(qwen2, "grpo", "killed-twice", planned)
-    assert told == ["resumed", "resumed"]
+    recoveries = kill_role.run_with_kills(qwen2, "grpo", "killed-twice", planned)
+    assert recoveries == ["resumed", "resumed"]
     assert kill_role.outcome(run) == kill_role.outcome(whole)
-    learned = account(read_ledger(run.path / "ledger.jsonl")[0])
-    assert (learned.lost, learned.repeated) == ((), ())
-    assert learned.redone <= len(told)
+    accounted = account(read_ledger(run.path / "ledger.jsonl")[0])
+    assert (accounted.lost, accounted.repeated) == ((), ())
+    assert accounted.redone <= len(recoveries)

@@ -34,7 +34,7 @@ REFERENCES = {"qwen2": "{num_ranks: 1, zero_stage: 0}", "llama": "{num_ranks: 2,
 
 
 @dataclass
-class House:
+class Gangs:
     """Gangs of a run without its loop."""
 
     policy: Gang[Learner]
@@ -49,7 +49,7 @@ class House:
         sampling = Sampling(num_generations=4, max_completion_length=12, temperature=temperature, seed=seed)
         return self.rollout.one(Rollout.generate, self.prompts, sampling).result()
 
-    def learn(self) -> None:
+    def train_on_random_rewards(self) -> None:
         """Train one step on random rewards, so that the weights change."""
         experience = self.sample()
         rewards = np.random.default_rng(self.version).random(len(experience.completions), np.float32)
@@ -86,7 +86,7 @@ class House:
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama"])
-def house(request: pytest.FixtureRequest, head: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def gangs(request: pytest.FixtureRequest, head: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gangs]:
     family: Path = request.getfixturevalue(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(family)
@@ -95,83 +95,83 @@ def house(request: pytest.FixtureRequest, head: None, tmp_path_factory: pytest.T
         plans = [p for p in gang_plans(config, cuda=False, max_steps=4) if p.role != "reward"]
         prompts = read_prompts("long.jsonl")
     try:
-        gangs = cluster.spawn(plans)
-        policy, reference, rollout = gangs["policy"], gangs["reference"], gangs["rollout"]
+        spawned = cluster.spawn(plans)
+        policy, reference, rollout = spawned["policy"], spawned["reference"], spawned["rollout"]
         segment = segment_path(f"agreement-{request.param}")
         publisher = EnginePublisher(policy, rollout, cuda=False, segment=segment, tensor_parallel_size=1)
         directory = tmp_path_factory.mktemp(f"agreement-{request.param}")
-        yield House(policy, reference, rollout, publisher, prompts, directory)
+        yield Gangs(policy, reference, rollout, publisher, prompts, directory)
         wait(policy.all(Learner.close))
         assert not Path(segment).exists()
     finally:
         cluster.shutdown()
 
 
-def test_engine_learner_and_reference_agree_before_and_after_every_publication(house: House) -> None:
+def test_engine_learner_and_reference_agree_before_and_after_every_publication(gangs: Gangs) -> None:
     for version in range(3):
         if version:
-            house.learn()
-            assert house.gap(house.sample()) > 100 * TOLERANCE, "the engine still has the old weights"
-            house.publish()
-        directory = house.refresh()
+            gangs.train_on_random_rewards()
+            assert gangs.gap(gangs.sample()) > 100 * TOLERANCE, "the engine still has the old weights"
+            gangs.publish()
+        directory = gangs.refresh()
         for temperature in (1.0, 0.7):
-            experience = house.sample(temperature)
+            experience = gangs.sample(temperature)
             assert set(experience.versions) == {version}
             assert experience.logprobs is not None
-            assert house.gap(experience) < TOLERANCE
-            np.testing.assert_allclose(house.reference_logprobs(experience), experience.logprobs, atol=TOLERANCE)
+            assert gangs.gap(experience) < TOLERANCE
+            np.testing.assert_allclose(gangs.reference_logprobs(experience), experience.logprobs, atol=TOLERANCE)
             np.testing.assert_allclose(_by_transformers(directory, experience), experience.logprobs, atol=TOLERANCE)
 
 
-def test_a_completion_can_be_drawn_again_equal(house: House) -> None:
-    first, again, other = house.sample(seed=1), house.sample(seed=1), house.sample(seed=2)
-    assert _texts(first) == _texts(again)
+def test_equal_seeds_draw_equal_completions(gangs: Gangs) -> None:
+    first, repeated, other = gangs.sample(seed=1), gangs.sample(seed=1), gangs.sample(seed=2)
+    assert _texts(first) == _texts(repeated)
     assert _texts(first) != _texts(other)
 
 
-def test_another_version_of_equal_weights_draws_other_completions(house: House) -> None:
-    before = house.sample()
-    house.publish()
-    after = house.sample()
+def test_another_version_of_equal_weights_draws_other_completions(gangs: Gangs) -> None:
+    before = gangs.sample()
+    gangs.publish()
+    after = gangs.sample()
     assert _texts(before) != _texts(after)
-    assert house.gap(after) < TOLERANCE
+    assert gangs.gap(after) < TOLERANCE
 
 
-def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(house: House) -> None:
-    house.refresh()
+def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(gangs: Gangs) -> None:
+    gangs.refresh()
     config = ReferenceConfig(refresh="when_drifted")
     for sampled_at in (1.0, 0.7):
         reference_policy = ReferenceGang(
-            house.reference,
-            house.policy,
+            gangs.reference,
+            gangs.policy,
             config,
             temperature=1.0,
             sampling_temperature=sampled_at,
-            directory=lambda version: house.directory,
+            directory=lambda version: gangs.directory,
         )
-        experience: Any = house.sample(sampled_at)
+        experience: Any = gangs.sample(sampled_at)
         decision = reference_policy.logprobs(1, [experience]).decision
         assert decision is not None
         assert decision.drift is not None
         assert decision.drift.kl == pytest.approx(0, abs=TOLERANCE)
 
 
-def test_an_ignored_end_token_does_not_end_a_completion(house: House) -> None:
+def test_an_ignored_end_token_does_not_end_a_completion(gangs: Gangs) -> None:
     sampling = Sampling(num_generations=32, max_completion_length=40)
-    ended = house.rollout.one(Rollout.generate, house.prompts, sampling).result()
+    ended = gangs.rollout.one(Rollout.generate, gangs.prompts, sampling).result()
     assert (ended.finish == Finish.stop).any()
-    whole = house.rollout.one(Rollout.generate, house.prompts, replace(sampling, ignore_eos=True)).result()
+    whole = gangs.rollout.one(Rollout.generate, gangs.prompts, replace(sampling, ignore_eos=True)).result()
     assert (whole.finish == Finish.length).all()
     assert (whole.completions.lengths == 40).all()
 
 
-def test_more_completions_than_the_cache_holds_agree_as_well(house: House) -> None:
+def test_more_completions_than_the_cache_holds_agree_as_well(gangs: Gangs) -> None:
     """Check requests that wait, or are preempted and prefilled again with their own random generators."""
     sampling = Sampling(num_generations=48, max_completion_length=100, ignore_eos=True)
-    crowd = house.rollout.one(Rollout.generate, house.prompts, sampling).result()
-    again = house.rollout.one(Rollout.generate, house.prompts, sampling).result()
-    assert _texts(crowd) == _texts(again)
-    assert house.gap(crowd) < TOLERANCE
+    sampled = gangs.rollout.one(Rollout.generate, gangs.prompts, sampling).result()
+    repeated = gangs.rollout.one(Rollout.generate, gangs.prompts, sampling).result()
+    assert _texts(sampled) == _texts(repeated)
+    assert gangs.gap(sampled) < TOLERANCE
 
 
 def _texts(experience: Experience) -> list[list[int]]:

@@ -28,7 +28,7 @@ LORA = "model.lora={r: 4, lora_alpha: 8}"  # vLLM allocates rank 8: the padding 
 
 
 @dataclass
-class House:
+class Gangs:
     """Gangs of a run without its loop."""
 
     policy: Gang[Learner]
@@ -42,16 +42,16 @@ class House:
         sampling = Sampling(num_generations=4, max_completion_length=12)
         return self.rollout.one(Rollout.generate, self.prompts, sampling).result()
 
-    def learn(self, experience: Experience, rewards: Any) -> dict[str, float]:
+    def train(self, experience: Experience, rewards: Any) -> dict[str, float]:
         reference = self.policy.all(Learner.base_logprobs, [experience], 1.0, False)
         scores = [Scores(rewards=np.asarray(rewards, np.float32), by_scorer={})]
         answers = self.policy.all(Learner.step, self.version, [experience], scores, reference, None)
         return dict(merge_stats(wait(answers)))
 
-    def learn_something(self) -> None:
+    def train_on_random_rewards(self) -> None:
         experience = self.sample()
         rewards = np.random.default_rng(self.version).random(len(experience.completions))
-        assert self.learn(experience, rewards)["num_updates"] > 0
+        assert self.train(experience, rewards)["num_updates"] > 0
 
     def gap(self) -> float:
         """Return the largest difference (nats) between engine and learner.
@@ -60,7 +60,7 @@ class House:
         """
         experience = self.sample()
         assert set(experience.versions) == {self.version}
-        metrics = self.learn(experience, np.zeros(len(experience.completions)))
+        metrics = self.train(experience, np.zeros(len(experience.completions)))
         assert metrics["num_updates"] == 0
         return metrics["sampling/logp_difference_max"]
 
@@ -70,7 +70,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(qwen2: Path, head: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def gangs(qwen2: Path, head: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gangs]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(qwen2)
         config = recipe("agreement", LORA).stages[0]
@@ -79,49 +79,49 @@ def house(qwen2: Path, head: None, tmp_path_factory: pytest.TempPathFactory) -> 
         prompts = read_prompts("long.jsonl")
     assert [p.role for p in plans] == ["policy", "rollout", "reward"], "DPO without a second model"
     try:
-        gangs = cluster.spawn([replace(p, restarts=0) for p in plans if p.role != "reward"])
+        spawned = cluster.spawn([replace(p, restarts=0) for p in plans if p.role != "reward"])
         directory = tmp_path_factory.mktemp("run") / "adapters"
-        publisher = AdapterPublisher(gangs["policy"], gangs["rollout"], directory=directory)
-        yield House(gangs["policy"], gangs["rollout"], publisher, prompts, directory)
-        wait(gangs["policy"].all(Learner.close))
+        publisher = AdapterPublisher(spawned["policy"], spawned["rollout"], directory=directory)
+        yield Gangs(spawned["policy"], spawned["rollout"], publisher, prompts, directory)
+        wait(spawned["policy"].all(Learner.close))
     finally:
         cluster.shutdown()
 
 
-def test_engine_and_learner_agree_before_and_after_every_publication(house: House, qwen2: Path) -> None:
-    assert house.gap() < TOLERANCE
-    first = house.sample()
+def test_engine_and_learner_agree_before_and_after_every_publication(gangs: Gangs, qwen2: Path) -> None:
+    assert gangs.gap() < TOLERANCE
+    first = gangs.sample()
     assert first.logprobs is not None
     for _ in range(3):
-        house.learn_something()
-        assert house.gap() > 100 * TOLERANCE, "the engine still has the adapters of the version before"
-        house.publish()
-        assert house.gap() < TOLERANCE
+        gangs.train_on_random_rewards()
+        assert gangs.gap() > 100 * TOLERANCE, "the engine still has the adapters of the version before"
+        gangs.publish()
+        assert gangs.gap() < TOLERANCE
         # The base model with adapters disabled keeps its first log-probabilities.
-        shares = wait(house.policy.all(Learner.base_logprobs, [first], 1.0, False))
+        shares = wait(gangs.policy.all(Learner.base_logprobs, [first], 1.0, False))
         np.testing.assert_allclose(assemble(shares, first.completions), first.logprobs, atol=TOLERANCE)
-    assert sorted(p.name for p in house.directory.iterdir()) == ["version-2", "version-3"]
+    assert sorted(p.name for p in gangs.directory.iterdir()) == ["version-2", "version-3"]
 
 
-def test_a_failed_publication_is_noticed_and_nothing_is_sampled_after_it(house: House, tmp_path: Path) -> None:
-    house.publish()
-    house.sample()
-    house.learn_something()
-    newest, next_version = house.directory / f"version-{house.version}", house.version + 1
-    with pytest.raises(RlhfError, match=f"holds version {house.version}, not version {next_version}"):
-        wait(house.rollout.all(Rollout.receive_adapter, str(newest), next_version, None))  # a stale directory
+def test_a_failed_publication_is_noticed_and_nothing_is_sampled_after_it(gangs: Gangs, tmp_path: Path) -> None:
+    gangs.publish()
+    gangs.sample()
+    gangs.train_on_random_rewards()
+    newest, next_version = gangs.directory / f"version-{gangs.version}", gangs.version + 1
+    with pytest.raises(RlhfError, match=f"holds version {gangs.version}, not version {next_version}"):
+        wait(gangs.rollout.all(Rollout.receive_adapter, str(newest), next_version, None))  # a stale directory
     with pytest.raises(RlhfError, match=f"version {next_version} did not arrive whole"):
-        house.sample()
+        gangs.sample()
     with pytest.raises(RlhfError, match="holds no adapter"):
-        wait(house.rollout.all(Rollout.receive_adapter, str(tmp_path / "nowhere"), next_version, None))
+        wait(gangs.rollout.all(Rollout.receive_adapter, str(tmp_path / "nowhere"), next_version, None))
     with pytest.raises(RlhfError, match="already holds adapters of version"):
-        wait(house.rollout.all(Rollout.receive_adapter, str(newest), house.version, None))
+        wait(gangs.rollout.all(Rollout.receive_adapter, str(newest), gangs.version, None))
     torn = tmp_path / "torn"
-    wait(house.policy.all(Learner.send_adapter, str(torn), next_version))
+    wait(gangs.policy.all(Learner.send_adapter, str(torn), next_version))
     (torn / "adapter_config.json").write_text("{")
     with pytest.raises(RlhfError):
-        wait(house.rollout.all(Rollout.receive_adapter, str(torn), next_version, None))
+        wait(gangs.rollout.all(Rollout.receive_adapter, str(torn), next_version, None))
     with pytest.raises(RlhfError, match="did not arrive whole"):
-        house.sample()
-    house.publish()  # a complete publication makes the engine usable again
-    assert house.gap() < TOLERANCE
+        gangs.sample()
+    gangs.publish()  # a complete publication makes the engine usable again
+    assert gangs.gap() < TOLERANCE

@@ -23,9 +23,7 @@ LORA = "model.lora={r: 4, lora_alpha: 8}"
 
 
 @pytest.mark.long
-def test_ppo_with_an_adapted_critic_goes_on_after_a_stop_as_if_there_had_been_none(
-    finished: Finished, qwen2: Path
-) -> None:
+def test_ppo_with_an_adapted_critic_resumes_with_unchanged_results(finished: Finished, qwen2: Path) -> None:
     """Check a resumed run whose reference is its own base model and that publishes adapters."""
     fewer = (LORA, "algorithm.max_steps=4")
     whole = finished("ppo", qwen2, "name=ppo-lora", *fewer)
@@ -66,8 +64,8 @@ def test_a_reward_model(finished: Finished, qwen2: Path) -> None:
         "policy={num_ranks: 2, param_persistence_threshold: 0}",
     )
     run = finished("offline", qwen2, "name=judge-lora", *changes)
-    base, *learned = run.metrics
-    assert base["eval/accuracy"] < learned[-1]["eval/accuracy"]
+    base, *trained = run.metrics
+    assert base["eval/accuracy"] < trained[-1]["eval/accuracy"]
     merged, loading = AutoModelForSequenceClassification.from_pretrained(
         run.path / "model", dtype=torch.float32, output_loading_info=True
     )

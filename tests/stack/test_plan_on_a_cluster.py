@@ -21,7 +21,7 @@ pytestmark = pytest.mark.stack
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
 NODES = 2
-THERE = NODES * GPUS_PER_NODE
+NUM_GPUS = NODES * GPUS_PER_NODE
 RECIPES = ("8b/grpo.yaml", "8b/dpo.yaml", "8b/ppo_reward_model.yaml", "8b/distill.yaml")
 WHOLE_NODES = ["rollout.tensor_parallel_size=8", "rollout.num_engines=1", "policy.num_ranks=8"]
 TOO_MANY = ["policy.num_ranks=13", "rollout.num_engines=4"]  # 17 of 16
@@ -34,7 +34,7 @@ def fitting() -> list[tuple[str, list[str]]]:
     for recipe in RECIPES:
         loaded = load(CONFIGS / recipe)
         stage = loaded.stages[-1]
-        plan = make_plan(stage, GPUS["H100"], before=loaded.before(stage), given=THERE)
+        plan = make_plan(stage, GPUS["H100"], before=loaded.before(stage), given=NUM_GPUS)
         assert plan.placements
         found += [(recipe, as_overrides(placement.changes)) for placement in plan.placements[:3]]
     return [*found, ("8b/grpo.yaml", WHOLE_NODES)]
@@ -43,16 +43,16 @@ def fitting() -> list[tuple[str, list[str]]]:
 def refused() -> list[tuple[str, list[str]]]:
     for overrides in (TOO_MANY, TOO_WIDE):
         config = load(CONFIGS / "8b/grpo.yaml", overrides).stages[-1]
-        assert not make_plan(config, GPUS["H100"], given=THERE).fits
+        assert not make_plan(config, GPUS["H100"], given=NUM_GPUS).fits
     return [("8b/grpo.yaml", TOO_MANY), ("8b/grpo.yaml", TOO_WIDE)]
 
 
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Any]:
-    asked = [*fitting(), *refused()]
+    requested = [*fitting(), *refused()]
     done = subprocess.run(
         [sys.executable, str(HERE / "fake_gpus.py"), str(NODES), str(GPUS_PER_NODE)],
-        input=json.dumps(asked),
+        input=json.dumps(requested),
         env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         capture_output=True,
         text=True,
@@ -60,18 +60,20 @@ def answers() -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**told, "asked": asked}
+    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**results, "requested": requested}
 
 
-def test_it_knows_its_gpus(answers: dict[str, Any]) -> None:
+def test_the_cluster_reports_its_gpus(answers: dict[str, Any]) -> None:
     assert answers["accelerators"] == ["H100"]
 
 
 def test_what_the_plan_says_fits_is_placed(answers: dict[str, Any]) -> None:
     count = len(fitting())
     not_placed = [
-        asked for asked, placed in zip(answers["asked"][:count], answers["placed"], strict=False) if not placed
+        requested
+        for requested, placed in zip(answers["requested"][:count], answers["placed"], strict=False)
+        if not placed
     ]
     assert not_placed == []
     assert count == 3 * len(RECIPES) + 1

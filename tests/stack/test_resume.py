@@ -45,7 +45,7 @@ def test_sigterm_ends_a_run_after_its_round_and_resume_ends_where_it_would_have_
     assert_equal(stopped, whole)
 
 
-def test_sigterm_while_ray_starts_is_told_as_what_it_is(qwen2: Path) -> None:
+def test_sigterm_while_ray_starts_is_reported_as_a_signal(qwen2: Path) -> None:
     stopped = Run(qwen2 / "runs" / "early")
     with Command("run", str(RECIPES / "base.yaml"), "name=early", cwd=qwen2) as command:
         command.read_until("starting Ray")

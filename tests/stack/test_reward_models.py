@@ -13,7 +13,7 @@ import pytest
 import torch
 from attempts import Run
 from families import read_jsonl
-from test_runs import CLIPPED, CRITICISED, GROUPED, LEARNED, SAMPLED, assert_synchronous, assert_whole, facts_of_steps
+from test_runs import CLIPPED, CRITIC, GROUPED, SAMPLED, TRAINED, assert_synchronous, assert_whole, facts_of_steps
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 pytestmark = pytest.mark.stack
@@ -43,16 +43,16 @@ def test_a_reward_model_is_trained(family: Path) -> None:
     run = Run(family / "runs" / "judge")
     assert run.facts == ["ATTEMPT 0", "PLACED 0", *facts_of_steps(8, 4, sampled=False), "FINISHED 8"]
     names = {"loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "pairs/count", "num_tokens"}
-    base, *learned = run.metrics
-    for row in learned:
+    base, *trained = run.metrics
+    for row in trained:
         assert names - row.keys() == set()
         assert row["min_reward"] <= row["mean_reward"] <= row["max_reward"]
-    assert learned[0]["loss"] == pytest.approx(math.log(2), abs=0.3)
-    assert learned[-1]["loss"] < learned[0]["loss"]
-    assert base["eval/pairs"] == learned[-1]["eval/pairs"] == 256
-    assert base["eval/accuracy"] < learned[-1]["eval/accuracy"]
-    assert base["eval/margin"] < learned[-1]["eval/margin"]
-    assert 0 <= learned[-1]["eval/calibration_error"] <= 1
+    assert trained[0]["loss"] == pytest.approx(math.log(2), abs=0.3)
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    assert base["eval/pairs"] == trained[-1]["eval/pairs"] == 256
+    assert base["eval/accuracy"] < trained[-1]["eval/accuracy"]
+    assert base["eval/margin"] < trained[-1]["eval/margin"]
+    assert 0 <= trained[-1]["eval/calibration_error"] <= 1
     rows = read_jsonl(family / "pairs.jsonl")[:64]
     chosen = texts_scored(run.path / "model", [(row["prompt"], row["chosen"]) for row in rows])
     rejected = texts_scored(run.path / "model", [(row["prompt"], row["rejected"]) for row in rows])
@@ -68,9 +68,9 @@ def test_dpo_is_measured_on_pairs_by_its_implicit_reward(finished: Finished, qwe
     assert last["eval/accuracy"] > 0.5
 
 
-def test_it_is_the_reward_of_a_policy(family: Path) -> None:
+def test_a_policy_is_trained_on_the_reward_model(family: Path) -> None:
     run = Run(family / "runs" / "judged")
-    names = LEARNED | JUDGED | GROUPED | CLIPPED | {"rewards/judge/mean", "rewards/judge/std"}
+    names = TRAINED | JUDGED | GROUPED | CLIPPED | {"rewards/judge/mean", "rewards/judge/std"}
     assert_whole(run, attempts.recipe("judged").stages[2], names)
     assert_synchronous(run)
     assert [row["step"] for row in run.metrics if "eval/rewards/judge/mean" in row] == [0, 3]
@@ -81,14 +81,14 @@ def test_it_is_the_reward_of_a_policy(family: Path) -> None:
 
 def test_a_critic_starts_from_it(family: Path) -> None:
     run = Run(family / "runs" / "criticised")
-    names = LEARNED | SAMPLED | CRITICISED | {"rewards/judge/mean"}
+    names = TRAINED | SAMPLED | CRITIC | {"rewards/judge/mean"}
     assert_whole(run, attempts.recipe("judged").stages[3], names)
     assert_synchronous(run)
 
 
-def test_the_best_samples_are_learned(finished: Finished, qwen2: Path) -> None:
+def test_the_best_samples_are_trained_on(finished: Finished, qwen2: Path) -> None:
     run = finished("kept", qwen2)
-    names = LEARNED | SAMPLED | GROUPED | {"rejection/count", "rejection/kept", "rejection/reward"}
+    names = TRAINED | SAMPLED | GROUPED | {"rejection/count", "rejection/kept", "rejection/reward"}
     assert_whole(run, attempts.recipe("kept").stages[1], names)
     assert_synchronous(run)
     assert run.figures("rejection/count") == [8, 8]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.stack
 Finished = Callable[..., Run]
 
 # Metric names are checked because dashboards depend on them.
-LEARNED = {
+TRAINED = {
     "step", "train/global_step", "loss", "learning_rate", "grad_norm", "entropy", "num_tokens", "num_updates",
     "timing/step", "timing/driver", "timing/learn", "timing/generate", "throughput/tokens_per_s",
 }  # fmt: skip
@@ -36,7 +36,7 @@ PAIRED = {
     "objective/scores_margin", "pairs/count", "ref/age", "ref/refreshed",
 }  # fmt: skip
 CLIPPED = {"clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"}
-CRITICISED = {
+CRITIC = {
     "objective/kl", "objective/non_score_reward", "objective/rlhf_reward", "policy/approxkl_avg",
     "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio",
     "val/num_eos_tokens", "critic/learning_rate", "critic/grad_norm",
@@ -45,26 +45,26 @@ CRITICISED = {
 
 def test_supervised_fine_tuning(finished: Finished, qwen2: Path) -> None:
     run = finished("base", qwen2)
-    assert_whole(run, attempts.recipe("base").stages[0], LEARNED)
+    assert_whole(run, attempts.recipe("base").stages[0], TRAINED)
     assert run.metrics[-1]["loss"] < run.metrics[0]["loss"] - 0.5
     assert not (run.path / "samples").exists()
 
 
 def test_iterative_dpo_with_a_new_reference_every_round(finished: Finished, qwen2: Path) -> None:
     run = finished("rounds", qwen2)
-    assert_whole(run, attempts.recipe("rounds").stages[1], LEARNED | SAMPLED | GROUPED | PAIRED | {"round/index"})
+    assert_whole(run, attempts.recipe("rounds").stages[1], TRAINED | SAMPLED | GROUPED | PAIRED | {"round/index"})
     assert_synchronous(run)
     assert [row["step"] for row in run.metrics if "eval/reward" in row] == [0, 1, 2]
     for index, action in ((1, "keep"), (2, "refresh")):
-        told = round_of(run, index)
-        assert (told["reference"]["action"], told["reference"]["version"]) == (action, index - 1)
+        record = round_of(run, index)
+        assert (record["reference"]["action"], record["reference"]["version"]) == (action, index - 1)
         assert_pairs(run, index)
     assert_loads(run.path / "reference" / "version-1")
 
 
 def test_iterative_dpo_with_a_new_reference_when_it_has_drifted(finished: Finished, qwen2: Path) -> None:
     run = finished("drifting", qwen2)
-    assert_whole(run, attempts.recipe("drifting").stages[1], LEARNED | SAMPLED | GROUPED | PAIRED | {"round/index"})
+    assert_whole(run, attempts.recipe("drifting").stages[1], TRAINED | SAMPLED | GROUPED | PAIRED | {"round/index"})
     assert_synchronous(run)
     first, *later = (round_of(run, index)["reference"] for index in range(1, 7))
     assert (first["action"], first["drift"]) == ("keep", None)
@@ -78,7 +78,7 @@ def test_iterative_dpo_with_a_new_reference_when_it_has_drifted(finished: Finish
 def test_grpo_whose_two_engines_run_one_step_ahead(finished: Finished, qwen2: Path) -> None:
     ahead = ("name=ahead", "max_staleness=1", "rollout.num_engines=2", "algorithm.max_steps=4")
     run = finished("grpo", qwen2, *ahead)
-    assert_whole(run, attempts.recipe("grpo", *ahead).stages[1], LEARNED | SAMPLED | GROUPED | CLIPPED)
+    assert_whole(run, attempts.recipe("grpo", *ahead).stages[1], TRAINED | SAMPLED | GROUPED | CLIPPED)
     assert run.figures("staleness/max") == [0, 1, 1, 1]
     engines = sorted(path.stem for path in (run.path / "logs" / "latest").glob("rollout-*.log"))
     assert engines == ["rollout-0", "rollout-1"]
@@ -86,7 +86,7 @@ def test_grpo_whose_two_engines_run_one_step_ahead(finished: Finished, qwen2: Pa
 
 def test_ppo_with_two_ranks_and_a_critic_of_one(finished: Finished, qwen2: Path) -> None:
     run = finished("ppo", qwen2)
-    assert_whole(run, attempts.recipe("ppo").stages[1], LEARNED | SAMPLED | CRITICISED)
+    assert_whole(run, attempts.recipe("ppo").stages[1], TRAINED | SAMPLED | CRITIC)
     assert_synchronous(run)
     assert run.figures("objective/kl")[0] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
     assert [row["step"] for row in run.metrics if "eval/reward" in row] == [0, 6]
@@ -94,13 +94,13 @@ def test_ppo_with_two_ranks_and_a_critic_of_one(finished: Finished, qwen2: Path)
 
 def test_offline_dpo(finished: Finished, qwen2: Path) -> None:
     run = finished("offline", qwen2)
-    assert_whole(run, attempts.recipe("offline").stages[1], LEARNED | PAIRED)
+    assert_whole(run, attempts.recipe("offline").stages[1], TRAINED | PAIRED)
     assert run.metrics[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "log 2: the policy starts as its reference"
     assert run.metrics[-1]["rewards/margins"] > 0
     assert not (run.path / "rounds").exists()
 
 
-def test_what_is_complete_is_reused_without_a_cluster(
+def test_a_complete_run_is_reused_without_a_cluster(
     finished: Finished, qwen2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = finished("offline", qwen2).facts
@@ -134,7 +134,7 @@ def assert_whole(run: Run, config: RunConfig, names: set[str]) -> None:
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
     for row in rows:
         assert names - row.keys() == set()
-        assert None not in row.values(), "a figure that is not a number"
+        assert None not in row.values(), "a metric that is not a number"
     kept = sorted(path.name for path in (run.path / "checkpoints").iterdir())
     assert kept == sorted(f"step-{n}" for n in (steps - every, steps))
     assert_loads(run.path / "model")
@@ -172,9 +172,9 @@ def assert_synchronous(run: Run) -> None:
 
 
 def round_of(run: Run, index: int) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((run.path / "rounds" / str(index) / "round.json").read_text())
-    assert (told["round"], told["policy_version"]) == (index, index - 1)
-    return told
+    record: dict[str, Any] = json.loads((run.path / "rounds" / str(index) / "round.json").read_text())
+    assert (record["round"], record["policy_version"]) == (index, index - 1)
+    return record
 
 
 def assert_pairs(run: Run, index: int) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from attempts import Run
 from families import read_jsonl
-from test_runs import CLIPPED, GROUPED, LEARNED, SAMPLED, assert_loads, assert_synchronous, assert_whole
+from test_runs import CLIPPED, GROUPED, SAMPLED, TRAINED, assert_loads, assert_synchronous, assert_whole
 from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.stack
@@ -39,7 +39,7 @@ def test_supervised_fine_tuning(finished: Finished, llama: Path) -> None:
 
 def test_grpo(finished: Finished, llama: Path) -> None:
     run = finished("grpo", llama)
-    assert_whole(run, attempts.recipe("grpo").stages[1], LEARNED | SAMPLED | GROUPED | CLIPPED)
+    assert_whole(run, attempts.recipe("grpo").stages[1], TRAINED | SAMPLED | GROUPED | CLIPPED)
     assert_synchronous(run)
     assert max(run.figures("reward")) > 0, "answers reach the reward function as messages, solutions as a column"
     sample = pq.read_table(run.path / "samples" / "step-1.parquet").to_pylist()[0]

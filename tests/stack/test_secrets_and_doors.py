@@ -36,7 +36,7 @@ def reward(completions, **_):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
+class ObservedRun:
     """Run that failed in its third step, with secrets in its environment and in a token file."""
 
     run: Run
@@ -49,7 +49,7 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def observed(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> ObservedRun:
     directory = tmp_path_factory.mktemp("secrets")
     (directory / "scorer.py").write_text(SCORER)
     canaries = {"WANDB_API_KEY": secrets.token_hex(20), "HF_TOKEN": f"hf_{secrets.token_hex(16)}"}
@@ -63,12 +63,12 @@ def seen(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         command.read_until("step 1/3")
         os.kill(command.pid, signal.SIGSTOP)  # else the run may end before it is inspected
         command_lines = [" ".join(p.cmdline()) for p in family(command)]
-        listening, answers = doors(command)
+        listening, answers = open_ports(command)
         os.kill(command.pid, signal.SIGCONT)
         assert command.exit_code() == 4
         assert command.leaves_nothing_behind()
     session = next(a.split("=", 1)[1] for line in command_lines for a in line.split() if a.startswith("--session_dir="))
-    return Seen(
+    return ObservedRun(
         run=Run(qwen2 / "runs" / "secretive"),
         secrets={**canaries, "the token of Ray": canary},
         output=command.output,
@@ -83,7 +83,7 @@ def family(command: Command) -> list[psutil.Process]:
     return [psutil.Process(pid) for pid in command.left_behind()]
 
 
-def doors(command: Command) -> tuple[set[tuple[str, int]], dict[int, tuple[int, str]]]:
+def open_ports(command: Command) -> tuple[set[tuple[str, int]], dict[int, tuple[int, str]]]:
     """Return the addresses on which a command listens, and the answers to an anonymous GET, by port.
 
     Ray's agent opens its port late, on a busy machine after the first steps, so it is polled for up to a minute.
@@ -92,8 +92,8 @@ def doors(command: Command) -> tuple[set[tuple[str, int]], dict[int, tuple[int, 
         connections = [c for p in family(command) for c in p.net_connections()]
         listening = {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
         with ThreadPoolExecutor(len(listening)) as threads:  # a port without HTTP may run into the timeout
-            told = zip(listening, threads.map(lambda door: anonymous_get(door[1]), listening), strict=True)
-            answers = {port: answer for (_, port), answer in told if answer is not None}
+            by_address = zip(listening, threads.map(lambda address: anonymous_get(address[1]), listening), strict=True)
+            answers = {port: answer for (_, port), answer in by_address if answer is not None}
         if any(status >= 400 for status, _ in answers.values()):
             break
         time.sleep(5)
@@ -114,19 +114,19 @@ def anonymous_get(port: int) -> tuple[int, str] | None:
             return None
 
 
-def hits(seen: Seen, *files: Path) -> list[str]:
+def secrets_found(observed: ObservedRun, *files: Path) -> list[str]:
     """Return which secret is in which file, as UTF-8 or UTF-16."""
     return [
         f"{name} in {path}"
         for path in files
-        for name, value in seen.secrets.items()
+        for name, value in observed.secrets.items()
         if value.encode() in (data := path.read_bytes()) or value.encode("utf-16-le") in data
     ]
 
 
 def files_in(directory: Path, pattern: str = "**/*") -> list[Path]:
     found = [p for p in directory.glob(pattern) if p.is_file() and not p.is_symlink()]
-    assert found, f"{directory}/{pattern} holds nothing: the search has lost its object"
+    assert found, f"{directory}/{pattern} holds no file, so nothing would be searched"
     return found
 
 
@@ -144,45 +144,45 @@ def files_in(directory: Path, pattern: str = "**/*") -> list[Path]:
         "wandb/**/*",
     ],
 )
-def test_t17_no_secret_in_the_run_directory(seen: Seen, place: str) -> None:
-    assert hits(seen, *files_in(seen.run.path, place)) == []
+def test_t17_no_secret_in_the_run_directory(observed: ObservedRun, place: str) -> None:
+    assert secrets_found(observed, *files_in(observed.run.path, place)) == []
 
 
-def test_t17_no_secret_in_the_whole_run_directory(seen: Seen) -> None:
-    assert hits(seen, *files_in(seen.run.path)) == []
+def test_t17_no_secret_in_the_whole_run_directory(observed: ObservedRun) -> None:
+    assert secrets_found(observed, *files_in(observed.run.path)) == []
 
 
-def test_t17_the_failure_is_told_without_them(seen: Seen) -> None:
-    assert "raised RuntimeError: asked with [redacted] and [redacted]" in seen.run.exit["message"]
-    assert "raised RuntimeError: asked with [redacted] and [redacted]" in seen.output
-    assert not [name for name, value in seen.secrets.items() if value in seen.output]
+def test_t17_the_failure_is_reported_without_secrets(observed: ObservedRun) -> None:
+    assert "raised RuntimeError: asked with [redacted] and [redacted]" in observed.run.exit["message"]
+    assert "raised RuntimeError: asked with [redacted] and [redacted]" in observed.output
+    assert not [name for name, value in observed.secrets.items() if value in observed.output]
 
 
-def test_t17_no_secret_in_a_command_line(seen: Seen) -> None:
-    assert len(seen.command_lines) > 6
-    assert not [name for name, value in seen.secrets.items() for line in seen.command_lines if value in line]
+def test_t17_no_secret_in_a_command_line(observed: ObservedRun) -> None:
+    assert len(observed.command_lines) > 6
+    assert not [name for name, value in observed.secrets.items() for line in observed.command_lines if value in line]
 
 
-def test_t17_no_secret_in_rays_logs_and_runtime_environments(seen: Seen) -> None:
-    logs = files_in(seen.session, "logs/**/*")
+def test_t17_no_secret_in_rays_logs_and_runtime_environments(observed: ObservedRun) -> None:
+    logs = files_in(observed.session, "logs/**/*")
     assert any("runtime_env" in path.name for path in logs)
-    assert hits(seen, *files_in(seen.session)) == []
+    assert secrets_found(observed, *files_in(observed.session)) == []
 
 
-def test_t19_every_port_is_bound_to_this_machine(seen: Seen) -> None:
-    assert len(seen.listening) >= 5
-    assert {ip for ip, _ in seen.listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+def test_t19_every_port_is_bound_to_this_machine(observed: ObservedRun) -> None:
+    assert len(observed.listening) >= 5
+    assert {ip for ip, _ in observed.listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def test_t19_no_port_answers_without_a_token(seen: Seen) -> None:
+def test_t19_no_port_answers_without_a_token(observed: ObservedRun) -> None:
     """Check that no port answers except Ray's Prometheus exporters, which take no commands and cannot be disabled."""
-    print("ports", len(seen.listening), "speaking HTTP", seen.answers)
-    answered = [text for status, text in seen.answers.values() if status < 400]
+    print("ports", len(observed.listening), "speaking HTTP", observed.answers)
+    answered = [text for status, text in observed.answers.values() if status < 400]
     assert set(answered) <= {"# HELP "}
-    assert len(answered) < len(seen.answers), "the agent of Ray refuses"
+    assert len(answered) < len(observed.answers), "the agent of Ray refuses"
 
 
-def test_t19_a_token_of_our_own_is_for_its_owner_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t19_only_its_owner_may_read_a_token_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator.cluster.ray_start import _new_token
 
     old = os.umask(0)
@@ -206,16 +206,16 @@ class Payload:
 
 
 def test_s9_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_never_loaded(
-    seen: Seen, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    observed: ObservedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(seen.run.path.parents[1])  # paths in the recipe are relative to this directory
+    monkeypatch.chdir(observed.run.path.parents[1])  # paths in the recipe are relative to this directory
     flag = tmp_path / "flag"
     payload = pickle.dumps(Payload(flag))
     pickle.loads(payload)
     assert flag.exists(), "a payload that would not run proves nothing"
     flag.unlink()
     run = tmp_path / "secretive"
-    shutil.copytree(seen.run.path, run, symlinks=True)
+    shutil.copytree(observed.run.path, run, symlinks=True)
     *older, newest = sorted((run / "checkpoints").iterdir())
     for checkpoint in older:
         shutil.rmtree(checkpoint)

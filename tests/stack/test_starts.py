@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted_workers import IMPORTS, Sluggard
+from scripted_workers import IMPORTS, SlowStarter
 
 from orchestrator.cluster import ray_cluster
 from orchestrator.cluster.base import GangPlan, Resources
@@ -23,7 +25,7 @@ Start = Callable[[list[GangPlan]], None]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.setattr(ray_cluster, "_lanes", lambda: 2)
+    monkeypatch.setattr(ray_cluster, "_lanes", lambda plans: 2)
     cluster = RayCluster(ClusterConfig())
     yield cluster.spawn
     cluster.shutdown()
@@ -37,7 +39,7 @@ def plan(
         for i in range(members)
     ]
     return GangPlan(
-        role=role, start=Sluggard, arguments=arguments, resources=Resources(cpus=0.1, environment=IMPORTS), slow=slow
+        role=role, start=SlowStarter, arguments=arguments, resources=Resources(cpus=0.1, environment=IMPORTS), slow=slow
     )
 
 
@@ -48,11 +50,13 @@ def test_two_at_a_time_and_the_slow_one_from_the_beginning(start: Start, tmp_pat
     began = sorted(times, key=lambda name: times[name][0])
     assert {*began[:2]} == {"rollout-0", "policy-0"}
     assert times["pair-0"][0] >= times["rollout-0"][1], "two more beside it would have been three"
-    assert abs(times["pair-0"][0] - times["pair-1"][0]) < 2.0, "members of a gang start together: they may meet"
+    assert abs(times["pair-0"][0] - times["pair-1"][0]) < 2.0, (
+        "members of a gang start together, because they may wait for each other"
+    )
     assert times["reward-0"][0] >= min(times["pair-0"][1], times["pair-1"][1])
 
 
-def test_whoever_is_ready_first_makes_room(start: Start, tmp_path: Path) -> None:
+def test_the_first_worker_that_is_ready_makes_room(start: Start, tmp_path: Path) -> None:
     start([plan("a", tmp_path, 0.2), plan("b", tmp_path, 0.2), plan("c", tmp_path, 0.2),
            plan("rollout", tmp_path, 4.0, slow=True)])  # fmt: skip
     times = {path.name: tuple(map(float, path.read_text().split())) for path in tmp_path.iterdir()}
@@ -61,7 +65,7 @@ def test_whoever_is_ready_first_makes_room(start: Start, tmp_path: Path) -> None
     assert times["b-0"][1] <= times["c-0"][0]
 
 
-def test_one_that_dies_is_told_of_before_the_others_are_there(start: Start, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_reported_before_the_others_are_ready(start: Start, tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(WorkerFailed) as failed:
         start([plan("policy", tmp_path, 0.1, dies=True), plan("reward", tmp_path, 0.1),
@@ -70,7 +74,9 @@ def test_one_that_dies_is_told_of_before_the_others_are_there(start: Start, tmp_
     assert time.monotonic() - began < 50
 
 
-def test_a_machine_that_is_the_whole_cluster_has_as_many_lanes_as_cores(head: None) -> None:
-    cluster = RayCluster(ClusterConfig())
-    assert ray_cluster._lanes() == len(os.sched_getaffinity(0))
+def test_a_machine_that_is_the_whole_cluster_has_as_many_lanes_as_cores(head: None, tmp_path: Path) -> None:
+    cluster, importing = RayCluster(ClusterConfig()), plan("policy", tmp_path, 0.1)
+    forked = replace(importing, preload="torch")  # the session serves forks of this kind
+    assert ray_cluster._lanes([forked, importing]) == len(os.sched_getaffinity(0))
+    assert ray_cluster._lanes([forked]) == math.inf
     cluster.shutdown()

@@ -25,7 +25,7 @@ def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[st
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "reported"),
     [
         ({"step": 1, "loss": 0.5, "kl": 0.0}, []),
         ({"step": 1, "loss": 0.50000001, "kl": 0.0}, ["some, step 1: loss is 0.50000001, the trace has 0.5"]),
@@ -33,19 +33,19 @@ def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[st
     ],
 )
 def test_the_same_machine_is_exact(
-    golden: Callable[[dict[str, str]], None], found: dict[str, Any], told: list[str]
+    golden: Callable[[dict[str, str]], None], found: dict[str, Any], reported: list[str]
 ) -> None:
     golden(traces.machine())
-    assert traces.differences([found], "some") == told
+    assert traces.differences([found], "some") == reported
 
 
 def test_another_kind_of_machine_is_not_compared(golden: Callable[[dict[str, str]], None]) -> None:
     golden({"model name": "another"})
-    (told,) = traces.differences([{"step": 1, "loss": 0.75, "kl": 0.0}], "some")
-    assert "they cannot be compared" in told
+    (reported,) = traces.differences([{"step": 1, "loss": 0.75, "kl": 0.0}], "some")
+    assert "they cannot be compared" in reported
 
 
-def test_a_shorter_run_is_told(golden: Callable[[dict[str, str]], None]) -> None:
+def test_a_shorter_run_is_reported(golden: Callable[[dict[str, str]], None]) -> None:
     golden(traces.machine())
     assert traces.differences([], "some") == ["some: 0 lines of metrics, the trace has 1"]
 

@@ -87,7 +87,7 @@ def _call(command: list[str], house: Path) -> None:
 
 def main() -> None:
     check = "--check" in sys.argv[1:]
-    recipes = sorted(path.stem for path in QUICKSTART.glob("*.yaml") if path.stem not in ("base", "compare"))
+    recipes = sorted(path.stem for path in QUICKSTART.glob("*.yaml") if not path.stem.startswith(("base", "compare")))
     wanted = [name for name in sys.argv[1:] if not name.startswith("--")] or recipes
     told: list[str] = []
     with tempfile.TemporaryDirectory() as directory:

@@ -35,8 +35,8 @@ SAVED, FRESH = 2, 3  # updates before the checkpoint, and before the optimizer r
 
 def row(seed: int, length: int) -> Packed:
     tokens = np.random.default_rng(seed).integers(3, 12, size=length).tolist()
-    made = experience([(tokens[:1], [tokens[1:]])])
-    return pack(made.prompt_tokens, made.completions, made.group_offsets, np.array([0]))
+    batch = experience([(tokens[:1], [tokens[1:]])])
+    return pack(batch.prompt_tokens, batch.completions, batch.group_offsets, np.array([0]))
 
 
 def start(path: str, dtype: Any, config: LearnerConfig, device: torch.device) -> DeepSpeedEngine:

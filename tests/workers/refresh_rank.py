@@ -22,12 +22,12 @@ from workers.reference import Reference
 from workers.types import assemble
 
 
-def living() -> int:
+def num_live_bytes() -> int:
     gc.collect()
     sizes = {}
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
-            storage = thing.untyped_storage()
+    for obj in gc.get_objects():
+        if type(obj) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+            storage = obj.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
     return sum(size for size in sizes.values() if size > 1000)  # weights only
 
@@ -43,7 +43,7 @@ def main() -> None:
         for load in range(6):
             reference.load(models[load % 2], load)
             last = assemble([reference.logprobs([sampled], version=load)], sampled.completions)
-            held.append(living())
+            held.append(num_live_bytes())
         results[f"stage-{stage}"] = {"tensors": held, "last": last.tolist()}
         reference.free()
     Path(sys.argv[4]).write_text(json.dumps(results))

@@ -103,13 +103,13 @@ def test_packed_is_one_by_one(model: Path, temperature: float) -> None:
     # The long prompt, small causal pieces; the long completion, the short one after the same prompt, small ones.
     assert len(layout_of(packed, CPU).rectangles) == 5
     logprobs, entropies = ask(policy, packed, temperature)
-    wanted, wanted_entropies = one_by_one(plain, temperature)
-    torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropies, wanted_entropies, atol=1e-5, rtol=1e-5)
+    expected, expected_entropies = one_by_one(plain, temperature)
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies, expected_entropies, atol=1e-5, rtol=1e-5)
 
-    weights = torch.linspace(-1, 1, len(wanted))
+    weights = torch.linspace(-1, 1, len(expected))
     (logprobs * weights).sum().backward()
-    (wanted * weights).sum().backward()
+    (expected * weights).sum().backward()
     theirs = dict(plain.named_parameters(remove_duplicate=False))
     for name, parameter in weight_names(policy).items():
         torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-4, msg=name)
@@ -121,10 +121,10 @@ def test_a_completion_sees_no_other_one(model: Path) -> None:
     changed = [[list(c) for c in group] for group in COMPLETIONS]
     changed[0][1] = [4, 9, 1]  # tokens 4, 5 and 6 of the flat array
     after, _ = ask(policy, packed_rows(completions=changed))
-    mine = torch.zeros(len(before), dtype=torch.bool)
-    mine[4:7] = True
-    torch.testing.assert_close(before[~mine], after[~mine], atol=1e-6, rtol=0)
-    assert ((before - after).abs()[mine] > 1e-3).all()
+    changed_tokens = torch.zeros(len(before), dtype=torch.bool)
+    changed_tokens[4:7] = True
+    torch.testing.assert_close(before[~changed_tokens], after[~changed_tokens], atol=1e-6, rtol=0)
+    assert ((before - after).abs()[changed_tokens] > 1e-3).all()
 
 
 def test_neighbours_and_order_do_not_matter(model: Path) -> None:

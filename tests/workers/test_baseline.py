@@ -41,7 +41,7 @@ def step(model: Path, *, others: float = 0.0, **settings: Any) -> tuple[StepStat
 
 
 def mean_of_the_mismatched(engine: TorchEngine) -> float:
-    """Compute the baseline in another way, from rows of the mismatched completions alone."""
+    """Compute the baseline in another way, from rows of only the mismatched completions."""
     rows: Experience = experience([(prompt, completions[1:]) for prompt, completions in GROUPS])
     packed = pack(rows.prompt_tokens, rows.completions, rows.group_offsets, np.arange(4))
     return float((engine.infer(packed).numpy().astype(np.float64) - REFERENCE).sum()) / 4
@@ -56,7 +56,7 @@ def test_the_baseline_is_the_mean_over_the_mismatched_completions(qwen2: Path) -
     assert sum(len(p.completion_lengths) for p in engine.forwards) == 4  # no gradient through the mismatched ones
 
 
-def test_it_is_measured_anew_before_each_update(qwen2: Path) -> None:
+def test_the_baseline_is_measured_again_before_each_update(qwen2: Path) -> None:
     _, engine, learner = step(qwen2)
     expected = mean_of_the_mismatched(engine)  # with the weights after the first update
     learner.step(1, *scored())
@@ -64,7 +64,7 @@ def test_it_is_measured_anew_before_each_update(qwen2: Path) -> None:
     assert engine.summed[1] != pytest.approx(engine.summed[0], rel=1e-3)
 
 
-def test_a_far_baseline_takes_the_gradient_of_the_desirable_away(qwen2: Path) -> None:
+def test_a_large_baseline_removes_the_gradient_of_desirable_completions(qwen2: Path) -> None:
     near, far = (step(qwen2, others=others)[1].gradients[0].norm() for others in (0.0, 4000.0))
     assert far < 1e-3 * near  # every completion is far below z = 1000
 

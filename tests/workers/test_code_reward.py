@@ -149,7 +149,7 @@ def test_an_empty_list_expected_is_not_what_a_failure_returns(scorer: Scorer) ->
     assert scorer().score(completed("def f(): return []", "def f(): return object()", tests=tests)).tolist() == [1, 0]
 
 
-def test_a_row_without_tests_is_passed_over(scorer: Scorer) -> None:
+def test_a_row_without_tests_is_skipped(scorer: Scorer) -> None:
     assert np.isnan(scorer().score(completed(ADD, tests=[]))).tolist() == [True]
 
 
@@ -211,8 +211,8 @@ def test_the_filter_decides_as_described(machine: str) -> None:
     assert decide(instructions, audit, clone3) == missing
     assert decide(instructions, audit, 0x40000000 + 39) == refused
     assert decide(instructions, 0x40000003, 1) == killed  # the calls of 32-bit programs
-    known = {numbers[column] for numbers in REFUSED.values()} | {clone, clone3}
-    assert all(decide(instructions, audit, n) == allowed for n in range(600) if n not in known)
+    known_numbers = {numbers[column] for numbers in REFUSED.values()} | {clone, clone3}
+    assert all(decide(instructions, audit, n) == allowed for n in range(600) if n not in known_numbers)
 
 
 def decide(instructions: bytes, audit: int, number: int | None, flags: int = 0) -> int:

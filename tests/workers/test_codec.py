@@ -164,7 +164,7 @@ def test_an_end_after_the_whole_conversation_is_no_rewriting(tmp_path: Path) -> 
     ]
 
 
-# ------------------------------------------------------------------------------------------------ what a row brings
+# ----------------------------------------------------------------------------------------- tools and arguments of a row
 
 TOOL = {"type": "function", "function": {"name": "add"}}
 
@@ -196,7 +196,7 @@ def test_tools_and_arguments_of_a_row_reach_the_template(tmp_path: Path) -> None
         ({"chat_template_kwargs": {"add_generation_prompt": False}}, "which a row cannot set"),
     ],
 )
-def test_what_a_row_may_not_bring(columns: dict[str, Any], why: str, tmp_path: Path) -> None:
+def test_invalid_tools_and_arguments_of_a_row(columns: dict[str, Any], why: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=why):
         codec(tmp_path, CHATML).encode_prompt([user("what")], columns)
 
@@ -238,7 +238,7 @@ def test_a_tool_call_that_a_template_leaves_out_is_refused(tmp_path: Path) -> No
             text_codec.encode_row(prompt, [answer])
 
 
-# ------------------------------------------------------------------------------------------------ days, and text again
+# ----------------------------------------------------------------------------------------- template dates, and decoding
 
 
 def test_a_template_gets_the_date_on_which_the_run_began(tmp_path: Path) -> None:

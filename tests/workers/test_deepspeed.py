@@ -66,7 +66,7 @@ class Plain:
 def plain(request: pytest.FixtureRequest) -> Plain:
     path: Path = request.getfixturevalue(request.param)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    made = Plain(request.param, [], [], [])
+    plain = Plain(request.param, [], [], [])
     for step, rows in enumerate(BATCHES):
         if step in (0, FRESH):
             exempt = [p for n, p in model.named_parameters() if "norm" in n or n.endswith("bias")]
@@ -82,18 +82,18 @@ def plain(request: pytest.FixtureRequest) -> Plain:
         loss = -torch.cat(logprobs).mean()
         optimizer.zero_grad()
         loss.backward()
-        made.losses.append(loss.item())
-        made.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), ALGORITHM.max_grad_norm)))
+        plain.losses.append(loss.item())
+        plain.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), ALGORITHM.max_grad_norm)))
         for group in optimizer.param_groups:
             group["lr"] = ALGORITHM.learning_rate * (1 - step / len(BATCHES))
         optimizer.step()
-        made.weights.append({n: p.detach().clone() for n, p in model.named_parameters(remove_duplicate=False)})
-    assert min(made.norms) > ALGORITHM.max_grad_norm  # so that gradients are clipped
-    return made
+        plain.weights.append({n: p.detach().clone() for n, p in model.named_parameters(remove_duplicate=False)})
+    assert min(plain.norms) > ALGORITHM.max_grad_norm  # so that gradients are clipped
+    return plain
 
 
 @dataclass(frozen=True)
-class Made:
+class GangResult:
     """Result of the gang under one setting."""
 
     weights: dict[str, Tensor]  # before the last update
@@ -102,10 +102,10 @@ class Made:
 
 
 @pytest.fixture(params=SETTINGS)
-def made(request: pytest.FixtureRequest, out: Path, plain: Plain) -> Made:
+def gang(request: pytest.FixtureRequest, out: Path, plain: Plain) -> GangResult:
     name = f"{plain.family}-{request.param}"
     weights, fresh = (load_file(out / f"{name}{suffix}.safetensors") for suffix in ("", "-fresh"))
-    return Made(weights, fresh, json.loads((out / f"{name}.json").read_text()))
+    return GangResult(weights, fresh, json.loads((out / f"{name}.json").read_text()))
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -114,33 +114,33 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         torch.testing.assert_close(ours[name], weight, atol=1e-5, rtol=0, msg=name)
 
 
-def test_weights_are_those_of_plain_torch(made: Made, plain: Plain) -> None:
-    assert_same(made.weights, plain.weights[FRESH - 1])
+def test_weights_are_those_of_plain_torch(gang: GangResult, plain: Plain) -> None:
+    assert_same(gang.weights, plain.weights[FRESH - 1])
 
 
-def test_a_fresh_optimizer_has_forgotten_everything(made: Made, plain: Plain) -> None:
-    assert_same(made.fresh, plain.weights[FRESH])
+def test_a_fresh_optimizer_has_no_state(gang: GangResult, plain: Plain) -> None:
+    assert_same(gang.fresh, plain.weights[FRESH])
 
 
-def test_norms_and_losses_are_those_of_plain_torch(made: Made, plain: Plain) -> None:
-    assert made.results["grad_norms"] == pytest.approx(plain.norms, rel=1e-4)
-    assert made.results["losses"] == pytest.approx(plain.losses, rel=1e-5)
+def test_norms_and_losses_are_those_of_plain_torch(gang: GangResult, plain: Plain) -> None:
+    assert gang.results["grad_norms"] == pytest.approx(plain.norms, rel=1e-4)
+    assert gang.results["losses"] == pytest.approx(plain.losses, rel=1e-5)
 
 
-def test_a_gradient_that_is_nan_on_one_rank_is_refused_by_all(made: Made) -> None:
+def test_a_gradient_that_is_nan_on_one_rank_is_refused_by_all(gang: GangResult) -> None:
     """Check the error, because DeepSpeed silently skips such an update."""
-    assert re.match(r"step 4, update 1 of 1: a gradient of norm (nan|inf), on prompts ", made.results["refused"])
+    assert re.match(r"step 4, update 1 of 1: a gradient of norm (nan|inf), on prompts ", gang.results["refused"])
 
 
-def test_weights_come_under_their_names_as_described(made: Made, plain: Plain) -> None:
-    assert made.results["sent"] == made.results["described"]
-    assert made.results["sent"] == [[n, "torch.float32", list(w.shape)] for n, w in plain.weights[0].items()]
+def test_weights_come_under_their_names_as_described(gang: GangResult, plain: Plain) -> None:
+    assert gang.results["sent"] == gang.results["described"]
+    assert gang.results["sent"] == [[n, "torch.float32", list(w.shape)] for n, w in plain.weights[0].items()]
     assert "lm_head.weight" in plain.weights[0]  # also in the tied model
 
 
-def test_a_checkpoint_is_exact(made: Made) -> None:
-    assert made.results["resumed_to_the_bit"]
-    assert made.results["state"] == {"step": 2}
+def test_a_checkpoint_is_exact(gang: GangResult) -> None:
+    assert gang.results["resumed_to_the_bit"]
+    assert gang.results["state"] == {"step": 2}
 
 
 @pytest.mark.parametrize("name", REWARD_MODELS)

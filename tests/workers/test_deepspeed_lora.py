@@ -106,7 +106,7 @@ def test_adapters_are_those_of_plain_torch(name: str, out: Path, plain: Plain) -
     started = load_file(out / f"{name}-start" / "adapter_model.safetensors")
     ended = load_file(out / f"{name}-adapter" / "adapter_model.safetensors")
     assert_same(ended, plain.adapter)
-    assert all((ended[n] - started[n]).abs().max() > 1e-4 for n in ended), "every adapter has learned"
+    assert all((ended[n] - started[n]).abs().max() > 1e-4 for n in ended), "every adapter was trained"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -163,11 +163,11 @@ def test_a_reward_model_with_adapters_is_that_of_plain_torch(name: str, out: Pat
     assert_same(load_file(out / f"{name}.safetensors"), dict(engine.weights()))
     adapter = dict(engine.adapter())
     assert_same(load_file(out / f"{name}-model" / "adapter" / "adapter_model.safetensors"), adapter)
-    assert all(tensor.any() for tensor in adapter.values()), "every adapter has learned"
+    assert all(tensor.any() for tensor in adapter.values()), "every adapter was trained"
 
 
 @pytest.mark.parametrize("name", REWARD_MODELS)
-def test_its_checkpoint_holds_adapters_and_score_alone(name: str, out: Path) -> None:
+def test_the_checkpoint_of_a_reward_model_holds_only_adapters_and_score_layer(name: str, out: Path) -> None:
     states = torch.load(_first(out / f"{name}-checkpoint"), weights_only=False)
     assert [n for n in states["module"] if "lora_" not in n] == ["score.weight"]
     assert not states.get("frozen_param_fragments")

@@ -74,12 +74,12 @@ def step(
 ) -> tuple[list[StepStats], list[TorchEngine], list[Learner]]:
     given = experience(GROUPS, logprobs=[-2.0] * NUM_TOKENS)
     hidden = answers(pair[1], given, num_ranks=shares)
-    made = [
+    learners = [
         learner_of(pair[0], {**SETTINGS, **settings}, rank=rank, world_size=num_ranks, budget=budget, teacher=pair[1])
         for rank in range(num_ranks)
     ]
-    stats = [learner.step(at, [given], None, hidden, None) for learner, _ in made]
-    return stats, [engine for _, engine in made], [learner for learner, _ in made]
+    stats = [learner.step(at, [given], None, hidden, None) for learner, _ in learners]
+    return stats, [engine for _, engine in learners], [learner for learner, _ in learners]
 
 
 def test_hidden_states_and_output_layer_make_the_teachers_logits(pair: tuple[Path, Path]) -> None:
@@ -110,10 +110,10 @@ def test_loss_and_gradient_are_those_of_plain_torch(pair: tuple[Path, Path], bet
         0.5: ((q * (q / m).log()).sum(-1) + (p * (p / m).log()).sum(-1)) / 2,
         1.0: (p * (p / q).log()).sum(-1),
     }
-    wanted = kls[beta].mean()
-    wanted.backward()
+    expected = kls[beta].mean()
+    expected.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
-    assert stats.sums["loss"] == stats.sums["divergence"] == pytest.approx(wanted.item(), rel=1e-4)
+    assert stats.sums["loss"] == stats.sums["divergence"] == pytest.approx(expected.item(), rel=1e-4)
     assert stats.sums["entropy"] == pytest.approx(-(p * p.log()).sum(-1).mean().item(), rel=1e-5)
     torch.testing.assert_close(engine.gradients[0], gradient, atol=1e-5, rtol=1e-4)
     assert gradient.abs().max() > 1e-3
@@ -130,7 +130,7 @@ def test_micro_batches_and_ranks_add_up(pair: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_learning_brings_the_student_to_its_teacher(pair: tuple[Path, Path], beta: float) -> None:
+def test_training_moves_the_student_to_its_teacher(pair: tuple[Path, Path], beta: float) -> None:
     given = experience(GROUPS)  # as from a dataset
     hidden = answers(pair[1], given)
     learner, _ = learner_of(pair[0], {**SETTINGS, "beta": beta}, teacher=pair[1])

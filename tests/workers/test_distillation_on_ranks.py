@@ -35,7 +35,7 @@ SETTINGS: dict[int, dict[str, dict[str, Any]]] = {  # by number of ranks: a name
 
 
 @pytest.fixture(scope="module")
-def made(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run a teacher on two ranks, and train students on one and two ranks from it."""
     out = tmp_path_factory.mktemp("distillation")
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -48,23 +48,23 @@ def made(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_partitioned_teacher_answers_what_a_whole_one_does(made: Path) -> None:
+def test_a_partitioned_teacher_answers_what_a_whole_one_does(trained: Path) -> None:
     config = ReferenceConfig()
-    model = ModelConfig(path=str(made / "teacher"), dtype="float32")
+    model = ModelConfig(path=str(trained / "teacher"), dtype="float32")
     whole = Reference(model, config, rank=0, address="", port=0, cuda=False, chunk=4).hidden(given())
     completions = experience(GROUPS).completions
     tokens = np.arange(len(completions.values))
-    ours, theirs = (assemble_vectors(shares, completions).take(tokens) for shares in (read_shares(made, 2), [whole]))
+    ours, theirs = (assemble_vectors(shares, completions).take(tokens) for shares in (read_shares(trained, 2), [whole]))
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for settings in SETTINGS.values() for name in settings])
-def test_ranks_make_the_weights_of_one_process(made: Path, qwen2: Path, name: str) -> None:
-    learner, engine = learner_of(qwen2, ALGORITHM.model_dump(), max_steps=STEPS, teacher=made / "teacher")
-    stats = [learner.step(i, given(), None, read_shares(made, 2), None) for i in range(STEPS)]
+def test_ranks_make_the_weights_of_one_process(trained: Path, qwen2: Path, name: str) -> None:
+    learner, engine = learner_of(qwen2, ALGORITHM.model_dump(), max_steps=STEPS, teacher=trained / "teacher")
+    stats = [learner.step(i, given(), None, read_shares(trained, 2), None) for i in range(STEPS)]
     divergences = [s.sums["divergence"] for s in stats]
     assert divergences[-1] < divergences[0]
-    assert json.loads((made / f"{name}.json").read_text()) == pytest.approx(divergences, rel=1e-4)
-    weights = load_file(made / f"{name}.safetensors")
+    assert json.loads((trained / f"{name}.json").read_text()) == pytest.approx(divergences, rel=1e-4)
+    weights = load_file(trained / f"{name}.safetensors")
     for parameter, weight in engine.weights():
         torch.testing.assert_close(weights[parameter], weight, atol=1e-5, rtol=0, msg=parameter)

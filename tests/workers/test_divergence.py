@@ -44,11 +44,11 @@ def test_values_by_hand(beta: float, value: float) -> None:
 
 def test_gradients_by_hand() -> None:
     # β = 0: p − q. β = 1: p (log p/q − D).
-    wanted = {
+    expected = {
         0.0: [3 / 8, 1 / 8, -1 / 2],
         1.0: [1 / 2 * (2 * LN2 - REVERSE), 1 / 4 * (LN2 - REVERSE), 1 / 4 * (-LN3 - REVERSE)],
     }
-    for beta, gradient in wanted.items():
+    for beta, gradient in expected.items():
         student = logits_of(STUDENT).requires_grad_()
         of_logits(student, logits_of(TEACHER), beta)[0].sum().backward()
         assert student.grad is not None
@@ -66,7 +66,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(beta: float) -> None
     torch.testing.assert_close(student.grad, torch.zeros_like(same), atol=1e-14, rtol=0)
 
 
-def test_the_ends_are_the_limits_of_what_lies_between() -> None:
+def test_beta_of_0_and_1_are_limits_of_the_values_between() -> None:
     student, teacher = logits_of(STUDENT), logits_of(TEACHER)
     for beta, end in ((1e-6, FORWARD), (1 - 1e-6, REVERSE)):
         assert of_logits(student, teacher, beta)[0].item() / (beta * (1 - beta)) == pytest.approx(end, rel=1e-4)
@@ -99,8 +99,8 @@ def test_agrees_with_autograd_whatever_the_chunk(beta: float, dtype: torch.dtype
     hidden, weight, bias = (x.clone().requires_grad_() for x in given)
     assert layer.bias is not None
     theirs = (teacher_hidden @ layer.weight.T + layer.bias)[:, :7]
-    wanted = plain((hidden @ weight.T + bias)[:, :7], theirs, beta, temperature)
-    (wanted * weights).sum().backward()
+    expected = plain((hidden @ weight.T + bias)[:, :7], theirs, beta, temperature)
+    (expected * weights).sum().backward()
     tolerance = {"atol": 1e-12, "rtol": 1e-10} if dtype == torch.float64 else {"atol": 1e-5, "rtol": 1e-4}
 
     for chunk in (1, 4, 11, 100):
@@ -109,7 +109,7 @@ def test_agrees_with_autograd_whatever_the_chunk(beta: float, dtype: torch.dtype
         value, entropy = divergences(*ours, target, temperature, chunk)
         assert value.dtype == dtype
         assert not entropy.requires_grad
-        torch.testing.assert_close(value, wanted, **tolerance)
+        torch.testing.assert_close(value, expected, **tolerance)
         (value * weights).sum().backward()
         for one, other in zip(ours, (hidden, weight, bias), strict=True):
             torch.testing.assert_close(one.grad, other.grad, **tolerance)

@@ -51,7 +51,7 @@ def test_what_is_too_long_is_cut_or_dropped_and_counted(qwen2: Path) -> None:
     assert (encoded.num_dropped, encoded.num_truncated) == (2, 2)
 
 
-def test_b14_an_end_that_is_also_padding_is_learned(qwen2: Path, tmp_path: Path) -> None:
+def test_b14_an_end_of_sequence_that_is_also_padding_is_trained_on(qwen2: Path, tmp_path: Path) -> None:
     """Check that an end of sequence equal to the padding token is trained on. Nothing is padded here."""
     directory = tmp_path / "model"
     shutil.copytree(qwen2, directory)
@@ -74,7 +74,7 @@ def test_the_model_s_own_limit_holds(qwen2: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [example("abcdefgh", "a")]], ids=["no row", "no row is left"])
-def test_nothing_is_an_experience_too(qwen2: Path, rows: list[Example]) -> None:
+def test_an_empty_batch_is_encoded(qwen2: Path, rows: list[Example]) -> None:
     encoded = encoder(qwen2, 4).encode(rows)
     assert (len(encoded.prompts), len(encoded.completions), encoded.group_offsets.tolist()) == (0, 0, [0])
     assert encoded.num_dropped == len(rows)
@@ -113,7 +113,7 @@ def whole(model: Path, max_length: int = 60) -> Encoder:
     return Encoder(ModelConfig(path=str(model)), max_length=max_length, train_on_prompts=True)
 
 
-def test_of_a_text_every_token_but_the_first_is_learned(qwen2: Path, llama: Path) -> None:
+def test_every_token_of_a_text_but_the_first_is_trained_on(qwen2: Path, llama: Path) -> None:
     # The Qwen2 tokenizer has no start token, so the first token of a text has no predictor.
     for encode in (encoder(qwen2, 10), whole(qwen2)):
         encoded = encode.encode([example("", "abc")])
@@ -122,28 +122,28 @@ def test_of_a_text_every_token_but_the_first_is_learned(qwen2: Path, llama: Path
         assert encoded.num_dropped == 0
 
 
-def test_a_prompt_that_is_learned_too(qwen2: Path) -> None:
+def test_prompts_can_be_trained_on(qwen2: Path) -> None:
     encoded = whole(qwen2).encode([example("ab>", "cd"), example("a", "b")])
     assert [p.tolist() for p in encoded.prompt_tokens] == [[3], [3]]
     assert [c.tolist() for c in encoded.completions] == [[4, 11, 5, 6, 1], [4, 1]]
 
 
-def test_a_long_prompt_is_something_to_learn(qwen2: Path) -> None:
+def test_a_long_prompt_can_be_trained_on(qwen2: Path) -> None:
     encoded = whole(qwen2, 4).encode([example("abcdefgh", "a")])
     assert [c.tolist() for c in encoded.completions] == [[4, 5, 6]]
     assert (encoded.num_dropped, encoded.num_truncated) == (0, 1)
 
 
-def test_a_conversation_as_a_whole_is_what_the_template_says(llama: Path) -> None:
+def test_a_whole_conversation_is_rendered_by_the_template(llama: Path) -> None:
     question, answer = {"role": "user", "content": "what"}, {"role": "assistant", "content": "four"}
     row = example([question], [answer])
-    learned, asked = whole(llama).encode([row]), encoder(llama, 60).encode([row])
-    tokens = [*learned.prompt_tokens[0], *learned.completions[0]]
-    assert tokens == [*asked.prompt_tokens[0], *asked.completions[0]]
+    whole_text, prompted = whole(llama).encode([row]), encoder(llama, 60).encode([row])
+    tokens = [*whole_text.prompt_tokens[0], *whole_text.completions[0]]
+    assert tokens == [*prompted.prompt_tokens[0], *prompted.completions[0]]
     assert AutoTokenizer.from_pretrained(llama).decode(tokens) == "<|user|>what</s><|assistant|>four</s>"
 
 
-def test_a_text_of_one_token_teaches_nothing(llama: Path) -> None:
+def test_a_text_of_one_token_is_dropped(llama: Path) -> None:
     # This tokenizer adds no start token, so an empty text is only the end of sequence.
     encoded = whole(llama).encode([example("", "")])
     assert (len(encoded.prompts), encoded.num_dropped) == (0, 1)

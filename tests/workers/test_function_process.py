@@ -58,7 +58,7 @@ def processes_of(scorer: FunctionScorer) -> list[int]:
     return function_process._session(scorer._process._process.pid)
 
 
-# ------------------------------------------------------------------------------------------------ its process
+# ------------------------------------------------------------------------------------------------ the process
 
 
 def test_one_process_serves_all_batches_and_ends_with_its_scorer(function: Function) -> None:
@@ -85,11 +85,11 @@ def test_a_batch_larger_than_any_pipe(function: Function) -> None:
 
 
 def test_what_it_prints_goes_to_the_workers_log(function: Function, capfd: pytest.CaptureFixture[str]) -> None:
-    function("def reward(completions, **_):\n    print('told')\n    return [0.0, 0.0]").score(batch())
-    assert capfd.readouterr().out == "told\n"
+    function("def reward(completions, **_):\n    print('printed')\n    return [0.0, 0.0]").score(batch())
+    assert capfd.readouterr().out == "printed\n"
 
 
-def test_a_process_killed_from_outside_is_started_again(function: Function, tmp_path: Path) -> None:
+def test_a_process_killed_from_outside_is_restarted(function: Function, tmp_path: Path) -> None:
     """Check that a new process scores the same batch after the kernel or a person has killed the first one."""
     text = (
         f"import os, signal, pathlib\nflag = pathlib.Path({str(tmp_path)!r}, 'killed')\n"
@@ -216,9 +216,9 @@ def test_b52_tensors_are_named_as_such() -> None:
 
     weights = torch.ones(2, requires_grad=True)
     assert answer(lambda **_: weights, b"{}") == {"kind": "Tensor"}
-    told = answer(lambda **_: [0.0, weights[1]], b"{}")
-    assert (told["row"], told["kind"]) == (1, "Tensor")
-    assert told["value"].startswith("tensor(1.")
+    error = answer(lambda **_: [0.0, weights[1]], b"{}")
+    assert (error["row"], error["kind"]) == (1, "Tensor")
+    assert error["value"].startswith("tensor(1.")
 
 
 # ------------------------------------------------------------------------------------------------ B54

@@ -104,16 +104,16 @@ def test_agrees_with_autograd_whatever_the_chunk(temperature: float) -> None:
 
     plain = [x.clone().requires_grad_() for x in (table, head, bias)]
     logits = (plain[0][predictors] @ plain[1].T + plain[2]) / temperature
-    wanted = logits.log_softmax(-1)
-    (wanted[range(7), targets] * weights).sum().backward()
+    expected = logits.log_softmax(-1)
+    (expected[range(7), targets] * weights).sum().backward()
 
     for chunk in (1, 3, 7, 100):
         model = Table(table.tolist(), head.tolist(), bias.tolist())
         logprobs, entropy = ask(
             TokenLogprobs(model, chunk), list(range(5)), predictors, targets, temperature=temperature
         )
-        torch.testing.assert_close(logprobs, wanted[range(7), targets])
-        torch.testing.assert_close(entropy, -(wanted.exp() * wanted).sum(-1))
+        torch.testing.assert_close(logprobs, expected[range(7), targets])
+        torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1))
         (logprobs * weights).sum().backward()
         for ours, theirs in zip((model.table, model.head.weight, model.head.bias), plain, strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)

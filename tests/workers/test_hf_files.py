@@ -91,11 +91,11 @@ def keys(directory: Path) -> set[str]:
 def test_an_export_is_what_save_pretrained_writes(family: Path, tmp_path: Path) -> None:
     model = plain(family)
     tiny_models.disturb(model)
-    want = logits(model)
+    expected = logits(model)
     out = exported(family, TokenLogprobs(model, 64), tmp_path / "out")
     assert keys(out) == keys(family)
-    assert torch.equal(logits(reloaded(out)), want)
-    assert not torch.allclose(want, logits(plain(family)), atol=0.1), "the model has changed"
+    assert torch.equal(logits(reloaded(out)), expected)
+    assert not torch.allclose(expected, logits(plain(family)), atol=0.1), "the model has changed"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "glm4_moe", "mixtral", "gpt_neox"], indirect=True)
@@ -131,24 +131,24 @@ def test_shards_hold_a_mixture_too(family: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", [*ADAPTED, *MIXTURES], indirect=True)
 def test_merged_adapters_are_the_adapted_model(family: Path, tmp_path: Path) -> None:
     model = adapted(family)
-    want = logits(model)
-    assert not torch.allclose(want, logits(plain(family)), atol=0.1), "the adapters have an effect"
+    expected = logits(model)
+    assert not torch.allclose(expected, logits(plain(family)), atol=0.1), "the adapters have an effect"
     merged = reloaded(exported(family, TokenLogprobs(model, 64), tmp_path / "out"))
-    torch.testing.assert_close(logits(merged), want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # peft corrects it on loading, with a warning
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "glm4_moe", "deepseek_v3", "qwen2_moe"], indirect=True)
 def test_an_adapter_directory_is_the_adapted_model_for_peft(family: Path, tmp_path: Path) -> None:
     model = adapted(family)
-    want = logits(model)
+    expected = logits(model)
     tensors = {
         name: tensor.detach().clone()
         for place, adapter in hf_files.adapters_of(TokenLogprobs(model, 64)).items()
         for name, tensor in zip(lora.tensor_names(place), (adapter.down, adapter.up), strict=True)
     }
     lora.write(tmp_path / "adapter", LORA, str(family), tensors)
-    assert torch.equal(logits(PeftModel.from_pretrained(plain(family), tmp_path / "adapter")), want)
+    assert torch.equal(logits(PeftModel.from_pretrained(plain(family), tmp_path / "adapter")), expected)
     assert others_may_read(tmp_path / "adapter" / lora.WEIGHTS)
 
 
@@ -178,12 +178,12 @@ def test_a_reward_model_scores_alike_after_reload(family: Path, tmp_path: Path) 
     model = plain(family)
     score = Linear(64, 1, bias=False)
     with torch.no_grad():
-        want = score(model.get_decoder().eval()(TEXT).last_hidden_state[:, -1])
+        expected = score(model.get_decoder().eval()(TEXT).last_hidden_state[:, -1])
     out = exported(family, TokenScores(model.get_decoder(), score), tmp_path / "out")
-    assert torch.allclose(logits(reloaded(out, AutoModelForSequenceClassification)), want, atol=1e-6)
+    assert torch.allclose(logits(reloaded(out, AutoModelForSequenceClassification)), expected, atol=1e-6)
     if hasattr(model, "_supports_attention_backend") and model._supports_attention_backend:
-        again = hf_models.load_scorer(str(out), "float32")  # as the reward of another run reads it
-        assert keys(exported(out, again, tmp_path / "again")) == keys(out)
+        reloaded_scorer = hf_models.load_scorer(str(out), "float32")  # as the reward of another run reads it
+        assert keys(exported(out, reloaded_scorer, tmp_path / "again")) == keys(out)
 
 
 def test_a_family_without_reward_models_is_refused(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def others_may_read(file: Path) -> bool:
     return file.stat().st_mode == beside.stat().st_mode
 
 
-def test_files_are_for_whoever_may_read_those_beside_them(tmp_path: Path) -> None:
+def test_exported_files_get_default_permissions(tmp_path: Path) -> None:
     source = tiny_models.write(tmp_path / "source", "llama")
     GenerationConfig(temperature=0.25, do_sample=True).save_pretrained(source)
     (source / "generation_config.json").chmod(0o600)

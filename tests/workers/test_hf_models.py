@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.quickstart.tiny import character_tokenizer, create_model
-from tests.families.rows import alone, asked, packed
+from tests.families.rows import forward_alone, forward_packed, packed
 from workers.engines.base import ModelError
 from workers.engines.hf_files import export, weight_names
 from workers.engines.hf_models import load_policy, schedule
@@ -101,9 +101,9 @@ def test_models_whose_logits_are_scaled_are_right(tmp_path: Path) -> None:
     create_model(tmp_path, config, character_tokenizer("ab"), seed=0)
     policy = load_policy(str(tmp_path), "float32", chunk=8)
     rows = [(np.asarray([3]), [np.asarray([4, 3, 3])])]
-    found, _ = asked(policy, packed(rows))
-    wanted, _ = alone(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), rows)
-    torch.testing.assert_close(found, wanted)
+    found, _ = forward_packed(policy, packed(rows))
+    expected, _ = forward_alone(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), rows)
+    torch.testing.assert_close(found, expected)
 
 
 def test_weights_that_are_quantised_are_refused(llama: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_prompt_and_completion_are_of_one_kind(tmp_path: Path) -> None:
         save_tokenizer(tmp_path).encode_completion("ab", ANSWER)
 
 
-def test_a_tokenizer_must_know_how_to_end(tmp_path: Path) -> None:
+def test_a_tokenizer_needs_an_end_of_sequence(tmp_path: Path) -> None:
     tokenizer = character_tokenizer("ab")
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)

@@ -102,8 +102,8 @@ def test_passes_and_mini_batches(qwen2: Path) -> None:
     stats, engine, _ = step(qwen2, ppo)
     assert stats.facts["num_updates"] == len(engine.learning_rates) == 6
     assert [len(p.completion_lengths) for p in engine.forwards] == [5] * 6
-    _, again, _ = step(qwen2, ppo)
-    assert torch.equal(weights(again), weights(engine))
+    _, repeated, _ = step(qwen2, ppo)
+    assert torch.equal(weights(repeated), weights(engine))
     _, later, _ = step(qwen2, ppo, at=1)  # rows are shuffled by (seed, step)
     assert [p.targets.tolist() for p in later.forwards] != [p.targets.tolist() for p in engine.forwards]
 
@@ -111,12 +111,12 @@ def test_passes_and_mini_batches(qwen2: Path) -> None:
 def test_figures_of_several_updates_are_their_mean(qwen2: Path) -> None:
     standing_still = {**GRPO, "learning_rate": 1e-12}
     once, _, _ = step(qwen2, standing_still)
-    thrice, _, _ = step(qwen2, {**standing_still, "num_iterations": 3})
-    assert thrice.facts["num_updates"] == 3
-    assert figures(thrice) == pytest.approx({**figures(once), "num_updates": 3}, rel=1e-5)
+    three_passes, _, _ = step(qwen2, {**standing_still, "num_iterations": 3})
+    assert three_passes.facts["num_updates"] == 3
+    assert figures(three_passes) == pytest.approx({**figures(once), "num_updates": 3}, rel=1e-5)
 
 
-def test_nothing_to_learn_from_changes_nothing(qwen2: Path) -> None:
+def test_a_step_without_rows_changes_nothing(qwen2: Path) -> None:
     learner, engine = learner_of(qwen2, DPO)
     sampled, _, reference, _ = scored(DPO)
     before = weights(engine)
@@ -145,33 +145,31 @@ def test_the_critic_has_a_rate_of_its_own(qwen2: Path) -> None:
     assert step(qwen2, ppo)[1].learning_rates == [5e-4]
 
 
-def test_a_resumed_learner_goes_on_as_if_nothing_had_happened(
-    qwen2: Path, algorithm: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_resumed_learner_continues_identically(qwen2: Path, algorithm: dict[str, Any], tmp_path: Path) -> None:
     _, straight, learner = step(qwen2, algorithm, at=0)
     learner.save(str(tmp_path / "checkpoint"), {"step": 1})
     after = learner.step(1, *scored(algorithm))
     _, resumed, other = step(qwen2, algorithm, at=3)
     assert other.load(str(tmp_path / "checkpoint")) == {"step": 1}
-    again = other.step(1, *scored(algorithm))
+    repeated = other.step(1, *scored(algorithm))
     assert torch.equal(weights(resumed), weights(straight))
-    assert figures(again) == figures(after)
+    assert figures(repeated) == figures(after)
 
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_fresh_moments_and_a_fresh_schedule_every_round(qwen2: Path, reset: bool) -> None:
     rounds = {**DPO, "pairs_per_prompt": 1, "batch_size": 2, "lr_scheduler_type": "linear", "reset_optimizer": reset}
     _, engine, learner = step(qwen2, rounds, max_steps=2)
-    newcomer, fresh = learner_of(qwen2, rounds, max_steps=2)
+    fresh_learner, fresh = learner_of(qwen2, rounds, max_steps=2)
     fresh.module.load_state_dict(engine.module.state_dict())
-    for each in (learner, newcomer):
+    for each in (learner, fresh_learner):
         each.step(1, *scored(rounds))
     assert torch.equal(weights(fresh), weights(engine)) == reset
     rates = [1e-3, 0.5e-3, 1e-3, 0.5e-3] if reset else [1e-3, 0.75e-3, 0.5e-3, 0.25e-3]
     assert engine.learning_rates == pytest.approx(rates)
 
 
-def test_a_step_in_which_nothing_is_kept_says_so(qwen2: Path) -> None:
+def test_a_step_that_keeps_no_row_is_reported(qwen2: Path) -> None:
     recipe = {"type": "rejection_sampling", "min_reward": 3.0, **COMMON}
     before = weights(learner_of(qwen2, recipe)[1])
     stats, engine, _ = step(qwen2, recipe)
@@ -179,7 +177,7 @@ def test_a_step_in_which_nothing_is_kept_says_so(qwen2: Path) -> None:
     assert torch.equal(weights(engine), before)
 
 
-# ------------------------------------------------------------------------------------------------ the policy's own view
+# --------------------------------------------------------------------------------------- policy metrics and corrections
 
 
 def test_a_controlled_coefficient_moves_and_comes_back(qwen2: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def _only_the_first(sampled: Experience) -> Experience:
     )
 
 
-def test_what_it_says_without_learning_is_the_same(qwen2: Path) -> None:
+def test_log_probabilities_do_not_depend_on_the_budget(qwen2: Path) -> None:
     sampled, *_ = scored(METHODS[0])
     answers = []
     for budget in (10_000, 7):

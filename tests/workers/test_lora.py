@@ -84,10 +84,10 @@ def test_a_layer_that_is_not_there_is_named_with_those_that_are(model: Path, nam
         hf_models.load_policy(str(model), "float32", chunk=64, lora=LoraConfig(target_modules=("q_proj", name)))
 
 
-def test_every_start_is_the_same_and_the_base(model: Path) -> None:
-    def start(burnt: int) -> dict[str, Tensor]:
+def test_initial_adapters_are_deterministic_and_have_no_effect(model: Path) -> None:
+    def start(num_draws: int) -> dict[str, Tensor]:
         torch.manual_seed(5)
-        torch.rand(burnt)  # loading may draw random numbers, on some ranks only
+        torch.rand(num_draws)  # loading may draw random numbers, on some ranks only
         module = hf_models.load_policy(str(model), "float32", chunk=64, lora=CONFIG)
         return {n: a.down.detach() for n, a in lora.adapters(module.model).items()}
 
@@ -101,7 +101,7 @@ def test_every_start_is_the_same_and_the_base(model: Path) -> None:
         assert torch.equal(weight, plain.get_parameter(name)), name
 
 
-def test_the_base_answers_as_before_while_the_policy_learns(model: Path) -> None:
+def test_the_base_is_unchanged_while_the_policy_trains(model: Path) -> None:
     given = experience(GROUPS)
     before = by_transformers(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
     learner, engine = trained(model)
@@ -109,22 +109,22 @@ def test_the_base_answers_as_before_while_the_policy_learns(model: Path) -> None
     policy = assemble([learner.infer([given])], given.completions)
     np.testing.assert_allclose(base, before, atol=1e-5)
     assert np.abs(policy - before).max() > 0.1
-    assert len(engine._trained()) == 2 * 14, "asking the base has frozen nothing that is trained"
+    assert len(engine._trained()) == 2 * 14, "computing with the base has frozen no trained parameter"
 
 
-def test_rows_of_a_dataset_are_asked_of_the_base_once(qwen2: Path) -> None:
+def test_the_base_computes_each_row_of_a_dataset_once(qwen2: Path) -> None:
     learner, engine = trained(qwen2)
     given = experience(GROUPS)
     first = assemble([learner.base_logprobs([given], 1.0, True)], given.completions)
-    asked = len(engine.inferred)
-    again = assemble([learner.base_logprobs([given], 1.0, True)], given.completions)
-    assert len(engine.inferred) == asked
-    np.testing.assert_array_equal(first, again)
+    num_forwards = len(engine.inferred)
+    repeated = assemble([learner.base_logprobs([given], 1.0, True)], given.completions)
+    assert len(engine.inferred) == num_forwards
+    np.testing.assert_array_equal(first, repeated)
     learner.base_logprobs([given], 1.0, False)
-    assert len(engine.inferred) == asked + 1
+    assert len(engine.inferred) == num_forwards + 1
 
 
-def test_the_base_is_asked_at_the_temperature_of_the_loss(qwen2: Path) -> None:
+def test_the_base_uses_the_temperature_of_the_loss(qwen2: Path) -> None:
     learner, _ = trained(qwen2)
     given = experience([([3], [[4]])])
     plain: Any = AutoModelForCausalLM.from_pretrained(qwen2, dtype=torch.float32)
@@ -181,7 +181,7 @@ def test_a_critic_trains_its_head_beside_its_adapters_and_keeps_both(qwen2: Path
     np.testing.assert_array_equal(other.infer([given]).values, critic.infer([given]).values)
 
 
-def test_dropout_hangs_on_the_step_alone(model: Path) -> None:
+def test_dropout_depends_only_on_the_step(model: Path) -> None:
     """Check that a run resumed in another process draws the same dropout masks."""
     after = []
     for drawn_before in (0, 7):
@@ -191,8 +191,8 @@ def test_dropout_hangs_on_the_step_alone(model: Path) -> None:
         torch.rand(drawn_before)
         stats = [learner.step(step, [experience(GROUPS)], None, None, None).sums["loss"] for step in range(2)]
         after.append((stats, {name: tensor.clone() for name, tensor in engine.adapter()}))
-    (losses, first), (again, second) = after
-    assert losses == again
+    (losses, first), (repeated, second) = after
+    assert losses == repeated
     assert all(torch.equal(first[name], second[name]) for name in first)
     engine.module.eval()
     whole, undropped = learner_of(model, SFT, adapters=CONFIG)

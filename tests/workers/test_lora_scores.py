@@ -78,7 +78,7 @@ def judge(model: Path, tmp_path: Path) -> Path:
     return tmp_path / "judge"
 
 
-# ------------------------------------------------------------------------------------------------ what is trained
+# ------------------------------------------------------------------------------------------------ training
 
 
 def assert_trains_adapters_and_score(engine: TorchEngine) -> None:
@@ -91,7 +91,7 @@ def test_adapters_in_every_linear_layer_and_the_score_layer_are_trained(model: P
     assert_trains_adapters_and_score(start(model)[1])
 
 
-def test_so_they_are_in_what_is_a_reward_model_already(judge: Path) -> None:
+def test_adapters_are_also_trained_in_an_existing_reward_model(judge: Path) -> None:
     learner, engine = start(judge)
     assert_trains_adapters_and_score(engine)
     assert scores(engine) == pytest.approx(by_transformers(classifier(judge)), abs=1e-5)
@@ -103,11 +103,11 @@ def test_so_they_are_in_what_is_a_reward_model_already(judge: Path) -> None:
     assert by_transformers(adapter) == pytest.approx(scores(engine), abs=1e-5)
 
 
-def test_it_starts_as_the_whole_model_would(model: Path) -> None:
+def test_initial_scores_equal_those_without_adapters(model: Path) -> None:
     assert scores(start(model)[1]) == scores(start(model, None)[1])
 
 
-def test_it_learns_which_is_chosen(model: Path) -> None:
+def test_training_separates_chosen_from_rejected(model: Path) -> None:
     learner, engine = start(model)
     metrics = [merge_stats([learner.step(i, [pairs()], None, None, None)]) for i in range(12)]
     assert metrics[-1]["loss"] < 0.1 < 0.2 < metrics[0]["loss"]
@@ -115,7 +115,7 @@ def test_it_learns_which_is_chosen(model: Path) -> None:
     assert all(adapter.up.abs().max() > 0 for adapter in engine.adapters.values())
 
 
-def test_without_its_adapters_it_reads_the_base_with_the_score_layer_that_has_learned(model: Path) -> None:
+def test_disabled_adapters_leave_the_base_and_the_trained_score_layer(model: Path) -> None:
     _, engine = trained(model)
     base = AutoModel.from_pretrained(model, dtype=torch.float32)
     last = [base(torch.tensor([text])).last_hidden_state[0, -1].detach() for text in TEXTS]
@@ -124,7 +124,7 @@ def test_without_its_adapters_it_reads_the_base_with_the_score_layer_that_has_le
     assert np.abs(np.subtract(scores(engine), expected)).max() > 0.1
 
 
-# ------------------------------------------------------------------------------------------------ what is written
+# ------------------------------------------------------------------------------------------------ export
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj")])
@@ -164,20 +164,20 @@ def test_the_adapter_is_one_of_peft_s_for_sequence_classification(model: Path, t
     assert by_transformers(loaded) == pytest.approx(scores(engine), abs=1e-5)
 
 
-def test_another_one_goes_on_from_what_was_saved(model: Path, tmp_path: Path) -> None:
+def test_another_learner_resumes_from_the_checkpoint(model: Path, tmp_path: Path) -> None:
     learner, engine = trained(model, steps=2)
     learner.save(str(tmp_path / "checkpoint"), {"step": 2})
-    again, other = start(model)
-    assert again.load(str(tmp_path / "checkpoint")) == {"step": 2}
-    for each in (learner, again):
+    resumed, other = start(model)
+    assert resumed.load(str(tmp_path / "checkpoint")) == {"step": 2}
+    for each in (learner, resumed):
         each.step(2, [pairs()], None, None, None)
     assert scores(other) == scores(engine)
 
 
-# ------------------------------------------------------------------------------------------------ who reads it
+# -------------------------------------------------------------------------------------------- use of the exported model
 
 
-def test_it_is_a_reward(qwen2: Path, tmp_path: Path) -> None:
+def test_the_exported_model_serves_as_a_reward(qwen2: Path, tmp_path: Path) -> None:
     learner, engine = trained(qwen2)
     learner.export(str(tmp_path / "judge" / "model"))
     scorer = build(ModelRewardConfig(type="model", path=str(tmp_path / "judge" / "model"), dtype="float32"))
@@ -186,14 +186,14 @@ def test_it_is_a_reward(qwen2: Path, tmp_path: Path) -> None:
     assert scorer.score(given).tolist() == pytest.approx(scores(engine)[:2], abs=1e-5)
 
 
-def test_a_critic_with_adapters_starts_from_it(model: Path, tmp_path: Path) -> None:
+def test_a_critic_with_adapters_starts_from_the_exported_model(model: Path, tmp_path: Path) -> None:
     trained(model)[0].export(str(tmp_path / "judge"))
     critic = TorchEngine(tmp_path / "judge", PpoConfig(type="ppo"), head="values", adapters=CONFIG)
     named = {name for name, p in critic.module.named_parameters() if p.requires_grad}
     assert {name for name in named if "lora_" not in name} == {"value_head.weight"}
     given = pairs()
     packed = pack(given.prompt_tokens, given.completions, given.group_offsets, np.array([0]))
-    so_far = [[3, 4, 5], [3, 4, 5, 6], [3, 4, 5, 6, 7], [3, 4, 5], [3, 4, 5, 8]]
+    prefixes = [[3, 4, 5], [3, 4, 5, 6], [3, 4, 5, 6, 7], [3, 4, 5], [3, 4, 5, 8]]
     reader = classifier(tmp_path / "judge")
-    expected = [reader(torch.tensor([text])).logits[0, 0].item() for text in so_far]
+    expected = [reader(torch.tensor([text])).logits[0, 0].item() for text in prefixes]
     assert critic.infer(packed).tolist() == pytest.approx(expected, abs=1e-5)

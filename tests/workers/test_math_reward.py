@@ -307,7 +307,7 @@ def test_every_solution_that_can_be_compared_gives_0_or_1() -> None:
     given = [value for value in solutions if not wrong_solution(value)]
     prompts = [Prompt(id=f"p.jsonl:{i}", text="", columns={"solution": value}) for i, value in enumerate(given)]
     completed = Completed(prompts=prompts, completions=["\\boxed{0}"] * len(given), completion_ids=[[0]] * len(given))
-    assert len(given) == 9  # a lone `$` says nothing
+    assert len(given) == 9  # all but a single `$`
     np.testing.assert_array_equal(MathScorer("solution").score(completed), np.zeros(9, np.float32))
 
 

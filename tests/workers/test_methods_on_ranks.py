@@ -62,13 +62,13 @@ def plainly(model: Path, method: int) -> tuple[dict[str, Tensor], list[Metrics]]
 def test_weights_and_figures_are_those_of_one_process(out: Path, qwen2: Path, method: int) -> None:
     name = name_of(METHODS[method])
     expected, steps = plainly(qwen2, method)
-    made = load_file(out / f"{name}.safetensors")
-    assert sorted(made) == sorted(expected)
+    actual = load_file(out / f"{name}.safetensors")
+    assert sorted(actual) == sorted(expected)
     assert (
         max((expected[n] - weight).abs().max() for n, weight in untrained(qwen2, method)) > 1e-6
     )  # the weights have changed
     for weight in expected:
-        torch.testing.assert_close(made[weight], expected[weight], atol=1e-5, rtol=0, msg=weight)
+        torch.testing.assert_close(actual[weight], expected[weight], atol=1e-5, rtol=0, msg=weight)
     ranks = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-[0-9].json"))]
     for step, whole in enumerate(steps):
         stats = [StepStats(**rank[step]) for rank in ranks]

@@ -34,12 +34,12 @@ def exported(model: Path, directory: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_letters(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def letters_model(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(qwen2, tmp_path_factory.mktemp("judge") / "model")
 
 
 @pytest.fixture(scope="module")
-def of_talk(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_model(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(llama, tmp_path_factory.mktemp("rewards") / "talk")
 
 
@@ -65,48 +65,50 @@ def hugging_face(path: Path, tokens: list[list[int]]) -> list[float]:
 
 
 @pytest.mark.parametrize("budget", [16384, 8])
-def test_scores_are_those_of_transformers(of_letters: Path, budget: int) -> None:
+def test_scores_are_those_of_transformers(letters_model: Path, budget: int) -> None:
     one, two = prompt("ab>"), prompt("h>")
     given = completed((one, "ba"), (one, "abcdef"), (two, "a"), (one, ""))
-    scorer = build(settings(of_letters, tokens_per_micro_batch=budget))
+    scorer = build(settings(letters_model, tokens_per_micro_batch=budget))
     tokens = [[3, 4, 11, 4, 3, 1], [3, 4, 11, 3, 4, 5, 6, 7, 8, 1], [10, 11, 3, 1], [3, 4, 11, 1]]
     scores = scorer.score(given)
-    assert scores.tolist() == pytest.approx(hugging_face(of_letters, tokens), abs=1e-5)
+    assert scores.tolist() == pytest.approx(hugging_face(letters_model, tokens), abs=1e-5)
     assert np.std(scores) > 0.05
     assert scorer.name.startswith("judge")  # a run's `model` directory is called by the run
 
 
-def test_conversations_go_through_its_own_template(of_talk: Path) -> None:
+def test_conversations_go_through_its_own_template(chat_model: Path) -> None:
     question, answer = {"role": "user", "content": "what"}, {"role": "assistant", "content": "four"}
-    scorer = build(settings(of_talk))
+    scorer = build(settings(chat_model))
     scores = scorer.score(completed((prompt([question]), [answer])))
-    tokenizer: Any = AutoTokenizer.from_pretrained(of_talk)
+    tokenizer: Any = AutoTokenizer.from_pretrained(chat_model)
     tokens = tokenizer("<|user|>what</s><|assistant|>four</s>", add_special_tokens=False)["input_ids"]
-    assert scores.tolist() == pytest.approx(hugging_face(of_talk, [tokens]), abs=1e-5)
+    assert scores.tolist() == pytest.approx(hugging_face(chat_model, [tokens]), abs=1e-5)
     assert scorer.name == "talk"
 
 
-def test_it_passes_where_the_prompt_is_too_long(of_letters: Path) -> None:
+def test_a_prompt_that_is_too_long_gets_no_score(letters_model: Path) -> None:
     short, long = prompt("ab>"), prompt("abcdef>")
-    scorer = build(settings(of_letters, max_length=6))
+    scorer = build(settings(letters_model, max_length=6))
     scores = scorer.score(completed((long, "a"), (short, "a"), (long, "b"), (long, "c"), (short, "bcdefgh")))
     assert np.isnan(scores).tolist() == [True, False, True, True, False]
     assert scores[[1, 4]].tolist() == pytest.approx(
-        hugging_face(of_letters, [[3, 4, 11, 3, 1], [3, 4, 11, 4, 5, 6]]), abs=1e-5
+        hugging_face(letters_model, [[3, 4, 11, 3, 1], [3, 4, 11, 4, 5, 6]]), abs=1e-5
     )
     assert np.isnan(scorer.score(completed((long, "a")))).all()
 
 
 @pytest.mark.parametrize("pad", [None, 1])
-def test_the_reward_model_s_config_says_what_is_looked_past(of_letters: Path, tmp_path: Path, pad: int | None) -> None:
+def test_the_config_of_the_reward_model_defines_the_padding(
+    letters_model: Path, tmp_path: Path, pad: int | None
+) -> None:
     # Whatever its tokenizer pads with: transformers scores at the last token, or at the one before the end (1).
-    shutil.copytree(of_letters, tmp_path / "judge")
+    shutil.copytree(letters_model, tmp_path / "judge")
     config = json.loads((tmp_path / "judge" / "config.json").read_text())
     (tmp_path / "judge" / "config.json").write_text(json.dumps(config | {"pad_token_id": pad}))
     scores = build(settings(tmp_path / "judge")).score(completed((prompt("ab>"), "ba")))
     assert scores.tolist() == pytest.approx(hugging_face(tmp_path / "judge", [[3, 4, 11, 4, 3, 1]]), abs=1e-5)
     at = [3, 4, 11, 4, 3, 1] if pad is None else [3, 4, 11, 4, 3]
-    assert scores.tolist() == pytest.approx(hugging_face(of_letters, [at]), abs=1e-5)
+    assert scores.tolist() == pytest.approx(hugging_face(letters_model, [at]), abs=1e-5)
     learner, _ = learner_of(tmp_path / "judge", {"type": "reward_model"}, head="scores")
     learner.export(str(tmp_path / "again"))
     assert json.loads((tmp_path / "again" / "config.json").read_text()).get("pad_token_id") == pad
@@ -117,28 +119,28 @@ def test_a_language_model_is_refused(qwen2: Path) -> None:
         build(settings(qwen2))
 
 
-def test_the_policy_may_have_another_tokenizer(qwen2: Path, of_talk: Path) -> None:
+def test_the_policy_may_have_another_tokenizer(qwen2: Path, chat_model: Path) -> None:
     # The policy reads letters (a 3, b 4, > 11), the reward model the BPE of another family.
     sampled = experience([([11], [[3, 4, 1], [4, 1]])], prompts=(prompt("it is"),))
-    config: RewardConfig = settings(of_talk, weight=2.0)
+    config: RewardConfig = settings(chat_model, weight=2.0)
     worker = Reward(ModelConfig(path=str(qwen2)), [config], index=0, num_workers=1, num_samples=0)
     scores = worker.score([sampled])
-    tokenizer: Any = AutoTokenizer.from_pretrained(of_talk)
+    tokenizer: Any = AutoTokenizer.from_pretrained(chat_model)
     texts = [[t for part in ("it is", text) for t in tokenizer(part)["input_ids"]] + [1] for text in ("ab", "b")]
-    assert scores.by_scorer["talk"].tolist() == pytest.approx(hugging_face(of_talk, texts), abs=1e-5)
+    assert scores.by_scorer["talk"].tolist() == pytest.approx(hugging_face(chat_model, texts), abs=1e-5)
     assert scores.rewards.tolist() == pytest.approx((2 * scores.by_scorer["talk"]).tolist())
 
 
 # ------------------------------------------------------------------------------------------------ a critic from it
 
 
-def test_a_critic_starts_from_the_reward_model(of_letters: Path) -> None:
+def test_a_critic_starts_from_the_reward_model(letters_model: Path) -> None:
     """Check that the value before a token is the reward model's score of the text so far."""
-    critic = TorchEngine(of_letters, PpoConfig(type="ppo"), head="values")
+    critic = TorchEngine(letters_model, PpoConfig(type="ppo"), head="values")
     given = experience([([3, 4, 5], [[6, 7, 1]])])
     packed = pack(given.prompt_tokens, given.completions, given.group_offsets, np.array([0]))
-    so_far = [[3, 4, 5], [3, 4, 5, 6], [3, 4, 5, 6, 7]]
-    assert critic.infer(packed).tolist() == pytest.approx(hugging_face(of_letters, so_far), abs=1e-5)
+    prefixes = [[3, 4, 5], [3, 4, 5, 6], [3, 4, 5, 6, 7]]
+    assert critic.infer(packed).tolist() == pytest.approx(hugging_face(letters_model, prefixes), abs=1e-5)
 
 
 def test_a_critic_of_a_language_model_starts_at_zero(qwen2: Path) -> None:

@@ -173,7 +173,7 @@ def test_every_pass_takes_each_row_once_in_an_order_of_its_own() -> None:
     assert [u.tolist() for u in updates(batch_of(20), epochs=2, num_updates=3, seed=2)] != found
 
 
-def test_nothing_to_learn_from_is_no_update() -> None:
+def test_a_step_without_rows_has_no_update() -> None:
     assert updates(batch_of(0), epochs=4, num_updates=0, seed=0) == []
 
 
@@ -191,7 +191,7 @@ def test_a_reward_model_reads_at_the_token() -> None:
     assert packed.row_lengths.tolist() == input_lengths(prompts, completions, offsets, pad=0).tolist() == [5, 2]
 
 
-def test_padding_tokens_are_looked_past() -> None:
+def test_padding_tokens_are_skipped() -> None:
     # 0 is padding: `5 0 6 0 0` is read at 6 in the end, `0 7 0` at the prompt, 7 and 7, and `0` at the prompt.
     prompts, completions = Ragged.of([[1, 2]]), Ragged.of([[5, 0, 6, 0, 0], [0, 7, 0], [0]])
     packed = pack(prompts, completions, np.array([0, 3]), np.array([0]), pad=0)

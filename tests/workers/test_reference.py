@@ -59,11 +59,11 @@ def test_a_refresh_replaces_the_model(qwen2: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(after, by_hugging_face(tmp_path, 1.0), rtol=1e-5, atol=1e-5)
 
 
-def test_a_refresh_forgets_what_the_old_model_said_of_a_dataset(qwen2: Path, tmp_path: Path) -> None:
+def test_a_refresh_discards_cached_log_probabilities(qwen2: Path, tmp_path: Path) -> None:
     frozen, dataset = reference(qwen2), replace(experience(GROUPS), logprobs=None)
     before = assemble([frozen.logprobs([dataset])], dataset.completions)
-    remembered = assemble([frozen.logprobs([dataset])], dataset.completions)
-    assert remembered.tolist() == before.tolist()
+    cached = assemble([frozen.logprobs([dataset])], dataset.completions)
+    assert cached.tolist() == before.tolist()
     model = AutoModelForCausalLM.from_pretrained(qwen2)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(2)
@@ -92,7 +92,7 @@ def test_drift_by_hand(qwen2: Path) -> None:
     assert drift.saturated == pytest.approx(1 / 3)
 
 
-def test_the_policy_is_no_way_off_itself(qwen2: Path) -> None:
+def test_a_reference_equal_to_the_policy_has_no_drift(qwen2: Path) -> None:
     sampled = experience(GROUPS, logprobs=[-1.25] * NUM_TOKENS)
     drift = reference(qwen2).drift([sampled], [share(sampled, [-1.25] * NUM_TOKENS)])
     assert drift == Drift(kl=0.0, spread=0.0, saturated=0.0, num_completions=5)

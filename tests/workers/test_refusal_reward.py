@@ -61,8 +61,8 @@ def test_a_phrase_after_the_opening_does_not_count() -> None:
 def test_scores_of_text_and_of_conversations() -> None:
     scorer = rewards.build(RefusalRewardConfig(type="refusal"))
     prompts = [Prompt(id="p", text=""), Prompt(id="q", text="")]
-    no, yes = "I refuse to answer.", [{"role": "assistant", "content": "Of course."}]
-    scores = scorer.score(Completed(prompts=prompts, completions=[no, yes], completion_ids=[[1], [2]]))
+    refusal, answer = "I refuse to answer.", [{"role": "assistant", "content": "Of course."}]
+    scores = scorer.score(Completed(prompts=prompts, completions=[refusal, answer], completion_ids=[[1], [2]]))
     assert (scorer.name, scores.tolist()) == ("refusal", [1.0, 0.0])
 
 

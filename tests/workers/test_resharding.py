@@ -43,7 +43,7 @@ def out(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("saved", "ranks"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_gang_of_another_size_goes_on(out: Path, name: str, saved: int, ranks: int) -> None:
+def test_a_gang_of_another_size_resumes(out: Path, name: str, saved: int, ranks: int) -> None:
     """Compare the last two of four updates, which depend on the moments of the first two."""
     whole = load_file(out / f"{name}-{saved}.safetensors")
     resumed = load_file(out / f"{name}-{saved}-to-{ranks}.safetensors")

@@ -31,7 +31,7 @@ def begins_right(completions, want, **_):
 def only_b(completions, **_):
     return [1.0 if 'b' in c else None for c in completions]
 
-async def told(completions, **_):
+async def is_message(completions, **_):
     return [1.0 if c == [{"role": "assistant", "content": "aa"}] else 0.0 for c in completions]
 """
 
@@ -93,7 +93,7 @@ def test_workers_share_the_groups_in_order(qwen2: Path, functions: Path) -> None
     assert shares == [[2, 1], [3, 0, 2, 1]]
 
 
-def test_a_worker_without_a_share_calls_nobody(qwen2: Path, functions: Path) -> None:
+def test_a_worker_without_a_share_calls_no_function(qwen2: Path, functions: Path) -> None:
     alone = experience(GROUPS[:1], prompts=PROMPTS[:1], logprobs=[-1] * 5)
     idle = worker(qwen2, functions, ("mine.py:length", 1.0), index=0, num_workers=2).score([alone])
     assert idle.rewards.tolist() == []
@@ -112,7 +112,7 @@ def test_samples_are_the_first_of_each_group_from_the_first_worker(qwen2: Path, 
 
 
 def test_conversations_are_answered_with_a_message(qwen2: Path, functions: Path) -> None:
-    asked = tuple(Prompt(id=f"p{g}", text=[{"role": "user", "content": "hi"}]) for g in range(3))
-    scored = worker(qwen2, functions, ("mine.py:told", 1.0), num_samples=1).score([sampled(prompts=asked)])
+    prompts = tuple(Prompt(id=f"p{g}", text=[{"role": "user", "content": "hi"}]) for g in range(3))
+    scored = worker(qwen2, functions, ("mine.py:is_message", 1.0), num_samples=1).score([sampled(prompts=prompts)])
     assert scored.rewards.tolist() == [1, 0, 0, 0, 0, 0]
     assert json.dumps(scored.samples[0].prompt) == '"user: hi"'

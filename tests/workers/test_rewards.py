@@ -67,7 +67,7 @@ def test_none_is_a_pass(function: Function) -> None:
     assert rewards.tolist() == pytest.approx([np.nan, 2, 0.5], nan_ok=True)
 
 
-def test_numpy_answers_do(function: Function) -> None:
+def test_numpy_answers_are_accepted(function: Function) -> None:
     text = "import numpy as np\ndef reward(completions, **_): return np.array([len(c) for c in completions])"
     assert function(text).score(completed("ab", "c")).tolist() == [2, 1]
 
@@ -130,7 +130,7 @@ def test_the_last_message_of_a_conversation_is_the_answer() -> None:
     assert MathScorer("gold").score(completed(message, columns=[{"gold": 7}])).tolist() == [1]
 
 
-def test_a_solution_that_says_nothing_is_passed_over() -> None:
+def test_an_empty_solution_is_skipped() -> None:
     rewards = MathScorer("solution").score(completed("3", "3", columns=[{"solution": ""}, {"solution": "3"}]))
     assert rewards.tolist() == pytest.approx([np.nan, 1], nan_ok=True)
 

@@ -62,13 +62,13 @@ def test_experience_of_several_engines_comes_back_as_one(tmp_path: Path) -> None
 
 
 def test_samples_without_logprobs_and_engines_without_prompts_come_back(tmp_path: Path) -> None:
-    for name, made in {
+    for name, original in {
         "foreign": experience([([3], [[4]])], prompts=(PROMPTS[0],)),
         "idle": experience([], logprobs=[], prompts=()),
     }.items():
-        write_experience(str(tmp_path / name), made)
+        write_experience(str(tmp_path / name), original)
         stored = read_manifest(str(tmp_path / name))
-        assert_equal(read_experience([(stored.path, stored.sha256)], PROMPTS), made)
+        assert_equal(read_experience([(stored.path, stored.sha256)], PROMPTS), original)
 
 
 def test_scores_come_back_with_their_scorers_in_order(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from configs.quickstart.tiny import create_model
 from orchestrator.config.alarms import AlarmsConfig, EngineMismatch
 from orchestrator.driver.alarm_actions import MISMATCH
 from orchestrator.monitor.alarms import Alarm, AlarmMonitor
-from tests.families.rows import LENGTHS, alone, asked, packed, rows_of
+from tests.families.rows import LENGTHS, forward_alone, forward_packed, packed, rows_of
 from tests.families.tiny import tokenizer, write_tiny
 from workers.engines import attention, hf_packing
 from workers.engines.attention import AttentionError, PackedMask, packed_attention, packed_mask
@@ -83,14 +83,14 @@ def heads(count: int, size: int, places: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("asked_for", "named"),
+    ("arguments", "named"),
     [({"position_bias": torch.zeros(1)}, "position_bias"), ({"dropout": 0.1}, "dropout")],
 )
-def test_what_attention_does_not_know_is_refused(asked_for: dict[str, Any], named: str) -> None:
+def test_unsupported_arguments_of_attention_are_refused(arguments: dict[str, Any], named: str) -> None:
     layout = layout_of(packed(rows_of([(5, (3,))])), CPU)
     q, k, v = (heads(2, 4, 7, seed) for seed in range(3))
     with pytest.raises(AttentionError, match=named):
-        packed_attention(torch.nn.Identity(), q, k, v, packed_mask(layout), **asked_for)
+        packed_attention(torch.nn.Identity(), q, k, v, packed_mask(layout), **arguments)
     with pytest.raises(AttentionError, match="makes its attention masks itself"):
         packed_attention(torch.nn.Identity(), q, k, v, torch.zeros(1, 1, 7, 7))
 
@@ -98,7 +98,7 @@ def test_what_attention_does_not_know_is_refused(asked_for: dict[str, Any], name
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 4])
-def test_the_way_of_gpus_is_the_way_of_cpus(window: int | None, softcap: float | None) -> None:
+def test_attention_on_gpus_equals_attention_on_cpus(window: int | None, softcap: float | None) -> None:
     """Compare with flex_attention, uncompiled. Sinks need its log-sum-exp, which it returns on GPUs only."""
     layout = layout_of(packed(rows_of()), CPU)
     places = len(layout.rows)
@@ -128,8 +128,8 @@ def test_a_block_mask_is_that_of_torch_without_its_memory(window: int | None) ->
     assert torch.equal(ours.to_dense(), theirs.to_dense())
     for kind in ("kv", "full_kv"):
         count = getattr(theirs, f"{kind}_num_blocks")[0, 0]
-        for mine, its, n in zip(*(getattr(m, f"{kind}_indices")[0, 0] for m in (ours, theirs)), count, strict=True):
-            assert torch.equal(mine[:n], its[:n])
+        for own, others, n in zip(*(getattr(m, f"{kind}_indices")[0, 0] for m in (ours, theirs)), count, strict=True):
+            assert torch.equal(own[:n], others[:n])
 
 
 def test_a_sink_takes_its_part_of_the_softmax() -> None:
@@ -188,16 +188,16 @@ def test_a_divergence_is_of_the_transformed_logits(beta: float) -> None:
         (q.exp() * (q - (m if beta else p))).sum(-1),
         (p.exp() * (p - (m if beta < 1 else q))).sum(-1),
     )
-    wanted = {0.0: of_teacher, 1.0: of_student}.get(beta, beta * of_teacher + (1 - beta) * of_student)
-    torch.testing.assert_close(found, wanted)
-    wanted.sum().backward()
+    expected = {0.0: of_teacher, 1.0: of_student}.get(beta, beta * of_teacher + (1 - beta) * of_student)
+    torch.testing.assert_close(found, expected)
+    expected.sum().backward()
     torch.testing.assert_close(ours, (hidden.grad, weight.grad))
 
 
-# ------------------------------------------------------------------------------------------------ apart
+# ----------------------------------------------------------------------------------------------- models without packing
 
 
-def test_rows_of_one_width_go_together_when_they_are_read_apart() -> None:
+def test_without_packing_rows_of_equal_width_share_a_batch() -> None:
     # Widths 9 2 8 2, two completions in the last: 9 and 8 fill 18 of 20, 2 + 2·2 fill 6.
     planned = plan_apart(np.asarray([9, 2, 8, 2]), np.asarray([1, 1, 1, 2]), num_ranks=2, budget=20)
     assert [[rows.tolist() for rows in rank] for rank in planned] == [[[0, 2]], [[1, 3]]]
@@ -213,17 +213,17 @@ def test_a_row_is_as_wide_as_its_longest_completion() -> None:
     assert [rows.tolist() for rows in planned[0]] == [[0], [1]]
 
 
-def test_apart_is_right_with_completions_of_one_prompt(tmp_path: Path) -> None:
+def test_without_packing_completions_of_one_prompt_are_right(tmp_path: Path) -> None:
     write_tiny(tmp_path, "mamba2")
     policy = load_policy(str(tmp_path), "float32", chunk=7).eval()
     assert policy.packing == Packing(apart=True)
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
-        logprobs, _ = asked(policy, packed(rows_of()))
-        torch.testing.assert_close(logprobs, alone(plain, rows_of())[0], atol=1e-5, rtol=1e-5)
+        logprobs, _ = forward_packed(policy, packed(rows_of()))
+        torch.testing.assert_close(logprobs, forward_alone(plain, rows_of())[0], atol=1e-5, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ by length
+# ---------------------------------------------------------------------------------- positions that depend on the length
 
 LONG = {
     "dynamic": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 50.0},
@@ -248,13 +248,13 @@ def test_a_long_text_changes_no_short_one(kind: str, tmp_path: Path) -> None:
     rows = [*rows_of([(5, (1, 19, 20))]), *rows_of(seed=3)]
     assert any(len(p) + len(c) > 60 for p, group in rows for c in group)
     with torch.no_grad():
-        ours, _ = asked(policy, packed(rows))
-        wanted = []
+        ours, _ = forward_packed(policy, packed(rows))
+        expected = []
         for prompt, group in rows:
             for completion in group:  # a new model, because dynamic frequencies never shrink again
                 plain = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-                wanted.append(alone(plain, [(prompt, [completion])])[0])
-    torch.testing.assert_close(ours, torch.cat(wanted), atol=1e-4, rtol=1e-4)
+                expected.append(forward_alone(plain, [(prompt, [completion])])[0])
+    torch.testing.assert_close(ours, torch.cat(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_short_texts_of_such_a_model_share_their_prompt(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_short_texts_of_such_a_model_share_their_prompt(tmp_path: Path) -> None:
     assert layout.arranged(PACKED) is layout
 
 
-# ------------------------------------------------------------------------------------------------ nothing random
+# ------------------------------------------------------------------------------------------------ dropout
 
 
 def test_a_model_that_has_dropout_has_none_in_a_loss(tmp_path: Path) -> None:
@@ -276,11 +276,11 @@ def test_a_model_that_has_dropout_has_none_in_a_loss(tmp_path: Path) -> None:
     policy = load_policy(str(tmp_path), "float32", chunk=7)
     policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     set_loss_mode(policy)
-    before, _ = asked(policy, packed(rows_of()))
-    after, _ = asked(policy, packed(rows_of()))
+    before, _ = forward_packed(policy, packed(rows_of()))
+    after, _ = forward_packed(policy, packed(rows_of()))
     policy.eval()
     assert torch.equal(before, after)
-    torch.testing.assert_close(before, asked(policy, packed(rows_of()))[0])
+    torch.testing.assert_close(before, forward_packed(policy, packed(rows_of()))[0])
     checkpointed = [m for m in policy.modules() if getattr(m, "gradient_checkpointing", False)]
     assert checkpointed
 
@@ -309,7 +309,7 @@ def test_a_check_at_load_says_how_close_rows_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("afterwards")
-def test_a_forgotten_window_is_found_at_load(tmp_path: Path) -> None:
+def test_an_ignored_window_is_found_at_load(tmp_path: Path) -> None:
     path = write(tmp_path, model_type="mistral", sliding_window=16)  # the short texts have 9 and 14 tokens
     policy = load_policy(path, "float32", chunk=7)
     AttentionMaskInterface.register(hf_packing.NAME, windowless)
@@ -325,30 +325,32 @@ def test_a_wrong_logit_transform_is_found_at_load(tmp_path: Path) -> None:
         check_rows(policy, CPU, path=path, longest=96)
 
 
-# ------------------------------------------------------------------------------------------------ beside the engine
+# --------------------------------------------------------------------------------------------- mismatch with the engine
 
 
 @pytest.mark.usefixtures("afterwards")
-def test_a_run_whose_learner_forgets_the_window_stops_in_its_first_step(tmp_path: Path) -> None:
+def test_a_run_whose_learner_ignores_the_window_stops_in_its_first_step(tmp_path: Path) -> None:
     """Check that the mismatch alarm stops a run whose learner ignores windows that the engine applies."""
     path = Path(write(tmp_path, model_type="mistral", sliding_window=6))
     rows = rows_of(LENGTHS)
     with torch.no_grad():
-        sampled, _ = alone(transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), rows)
+        sampled, _ = forward_alone(
+            transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), rows
+        )
     groups = [(prompt.tolist(), [c.tolist() for c in completions]) for prompt, completions in rows]
     given = experience(groups, logprobs=sampled.tolist())
     rewards = Scores(rewards=np.arange(len(given.completions), dtype=np.float32), by_scorer={})
 
-    def verdict(*, forgets: bool) -> Alarm | None:
+    def verdict(*, ignores_window: bool) -> Alarm | None:
         learner, _ = learner_of(path, {"type": "grpo"})
-        if forgets:
+        if ignores_window:
             AttentionMaskInterface.register(hf_packing.NAME, windowless)
         metrics = merge_stats([learner.step(0, [given], [rewards], None, None)])
         monitor = AlarmMonitor(AlarmsConfig(engine_mismatch=EngineMismatch(max_difference=MISMATCH["float32"])))
         monitor.update(1, metrics)
         return monitor.verdict
 
-    assert verdict(forgets=False) is None
-    stopped = verdict(forgets=True)
+    assert verdict(ignores_window=False) is None
+    stopped = verdict(ignores_window=True)
     assert stopped is not None
     assert (stopped.name, stopped.action, stopped.step) == ("engine_mismatch", "stop", 1)

@@ -24,9 +24,9 @@ from workers.types import Example, Finish, Prompt, Sampling
 WITH_TOOLS = "{{ tools | tojson if tools else '' }}{{ mood }}" + CHATML
 TOOL = {"type": "function", "function": {"name": "add"}}
 COLUMNS = {"tools": [TOOL], "chat_template_kwargs": {"mood": "calm"}}
-ASKED = [{"role": "user", "content": "what"}]
+QUESTION = [{"role": "user", "content": "what"}]
 ANSWER = [{"role": "assistant", "content": "four"}]
-SYSTEM = [{"role": "system", "content": "s"}, *ASKED]
+SYSTEM = [{"role": "system", "content": "s"}, *QUESTION]
 WRITTEN = (
     '[{"type": "function", "function": {"name": "add"}}]calm<|im_start|>user\nwhat<|im_end|>\n<|im_start|>assistant\n'
 )
@@ -38,11 +38,11 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tokenizer(directory: Path, template: str) -> PreTrainedTokenizerFast:
-    made = bpe_tokenizer(["what is two and two", "it is four"], 300, template)
-    made.add_special_tokens({"extra_special_tokens": list(MARKERS)})
-    made.save_pretrained(directory)
-    return made
+def write_tokenizer(directory: Path, template: str) -> PreTrainedTokenizerFast:
+    tokenizer = bpe_tokenizer(["what is two and two", "it is four"], 300, template)
+    tokenizer.add_special_tokens({"extra_special_tokens": list(MARKERS)})
+    tokenizer.save_pretrained(directory)
+    return tokenizer
 
 
 class NotingSampler:
@@ -74,30 +74,32 @@ def rollout(directory: Path) -> NotingRollout:
 
 
 def test_prompts_are_sampled_for_with_their_tools_and_stop_at_the_end_of_a_turn(directory: Path) -> None:
-    known = tokenizer(directory, WITH_TOOLS)
+    tokenizer = write_tokenizer(directory, WITH_TOOLS)
     role, sampling = rollout(directory), Sampling(num_generations=1, max_completion_length=4)
-    end = known.convert_tokens_to_ids("<|im_end|>")
-    role.generate([Prompt(id="p:1", text=ASKED, columns=COLUMNS)], sampling)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    role.generate([Prompt(id="p:1", text=QUESTION, columns=COLUMNS)], sampling)
     role.generate([Prompt(id="p:2", text="what", columns=COLUMNS)], sampling)
     warm_up, chat, text = role.sampler.calls
-    assert [known.decode(tokens) for tokens in chat[0]] == [WRITTEN]
-    assert [known.decode(tokens) for tokens in text[0]] == ["what"]
+    assert [tokenizer.decode(tokens) for tokens in chat[0]] == [WRITTEN]
+    assert [tokenizer.decode(tokens) for tokens in text[0]] == ["what"]
     assert (warm_up[1], chat[1], text[1]) == ([1], sorted([1, end]), [1])
-    role.generate([Prompt(id="p:1", text=ASKED)], Sampling(num_generations=1, max_completion_length=4, ignore_eos=True))
+    role.generate(
+        [Prompt(id="p:1", text=QUESTION)], Sampling(num_generations=1, max_completion_length=4, ignore_eos=True)
+    )
     assert role.sampler.calls[-1][1] == []
 
 
 def test_rows_of_a_dataset_are_encoded_with_their_tools(directory: Path) -> None:
-    known = tokenizer(directory, WITH_TOOLS)
+    tokenizer = write_tokenizer(directory, WITH_TOOLS)
     role = Encoder(ModelConfig(path=str(directory)), max_length=200)
-    row = Example(prompt=Prompt(id="d:1", text=ASKED, columns=COLUMNS), completions=(ANSWER,))
+    row = Example(prompt=Prompt(id="d:1", text=QUESTION, columns=COLUMNS), completions=(ANSWER,))
     encoded = role.encode([row])
-    assert known.decode(encoded.prompt_tokens[0]) == WRITTEN
-    assert known.decode(encoded.completions[0]) == "four<|im_end|>\n"
+    assert tokenizer.decode(encoded.prompt_tokens[0]) == WRITTEN
+    assert tokenizer.decode(encoded.completions[0]) == "four<|im_end|>\n"
 
 
 def test_a_row_that_cannot_be_used_is_named_wherever_it_is_met(directory: Path) -> None:
-    tokenizer(directory, GEMMA)
+    write_tokenizer(directory, GEMMA)
     prompt = Prompt(id="p.jsonl:17", text=SYSTEM)
     with pytest.raises(ModelError, match=r"p\.jsonl:17: the chat template refuses it: System role not supported"):
         rollout(directory).generate([prompt], Sampling(num_generations=1, max_completion_length=4))
@@ -118,16 +120,16 @@ def bare(completions, **_):
 
 @pytest.mark.parametrize(("skip", "scores"), [(True, [0.0, 1.0]), (False, [1.0, 0.0])])
 def test_rewards_see_special_tokens_if_configured(skip: bool, scores: list[float], directory: Path) -> None:
-    known = tokenizer(directory, CHATML)
+    tokenizer = write_tokenizer(directory, CHATML)
     (directory / "mine.py").write_text(FUNCTION)
     rewards = [FunctionRewardConfig(type="function", function=f"{directory}/mine.py:{f}") for f in ("closed", "bare")]
     model = ModelConfig(path=str(directory))
     worker = Reward(model, rewards, index=0, num_workers=1, num_samples=1, skip_special_tokens=skip)
-    tokens = known("<think>two</think>four<|im_end|>", add_special_tokens=False)["input_ids"]
-    # The message before consists of a tool call alone.
+    tokens = tokenizer("<think>two</think>four<|im_end|>", add_special_tokens=False)["input_ids"]
+    # The message before consists of only a tool call.
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
-    asked = [*ASKED, call, {"role": "tool", "content": "2"}]
-    prompt = Prompt(id="p:1", text=asked)
+    messages = [*QUESTION, call, {"role": "tool", "content": "2"}]
+    prompt = Prompt(id="p:1", text=messages)
     scored = worker.score([experience([([3], [tokens])], prompts=(prompt,), logprobs=[-1.0] * len(tokens))])
     assert [float(scored.by_scorer[name][0]) for name in ("closed", "bare")] == scores
     assert scored.samples[0].prompt == (

@@ -54,7 +54,7 @@ def hugging_face(directory: Path, texts: list[list[int]], side: str) -> list[flo
     return model(**batch, position_ids=positions).logits[:, 0].tolist()
 
 
-def test_it_learns_which_is_chosen(model: Path) -> None:
+def test_training_separates_chosen_from_rejected(model: Path) -> None:
     learner, _, metrics = train(model, 12)
     assert metrics[-1]["loss"] < 0.1 < 0.3 < metrics[0]["loss"]
     assert metrics[-1]["accuracy"] == 1
@@ -74,7 +74,7 @@ def test_the_first_loss_is_that_of_the_scores_before(model: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_transformers_says_the_same_of_a_text(model: Path, tmp_path: Path, side: str) -> None:
+def test_scores_equal_those_of_transformers(model: Path, tmp_path: Path, side: str) -> None:
     learner, _, _ = train(model, 2)
     learner.export(str(tmp_path / "out"))
     texts = [prompt + completion for prompt, group in PAIRS for completion in group]
@@ -98,14 +98,14 @@ def test_the_directory_is_one_of_a_reward_model(model: Path, tmp_path: Path) -> 
     assert all(torch.equal(theirs[name], weight) for name, weight in engine.weights())
 
 
-def test_training_goes_on_from_a_reward_model(model: Path, tmp_path: Path) -> None:
+def test_training_continues_from_a_reward_model(model: Path, tmp_path: Path) -> None:
     learner, _, _ = train(model, 2)
     learner.export(str(tmp_path / "out"))
-    again, _ = learner_of(tmp_path / "out", SETTINGS, head="scores")
-    assert scores_of(again, pairs()) == pytest.approx(scores_of(learner, pairs()), abs=1e-6)
+    reloaded, _ = learner_of(tmp_path / "out", SETTINGS, head="scores")
+    assert scores_of(reloaded, pairs()) == pytest.approx(scores_of(learner, pairs()), abs=1e-6)
 
 
-def test_without_a_padding_token_the_end_is_looked_past(llama: Path, tmp_path: Path) -> None:
+def test_without_a_padding_token_the_end_of_sequence_is_skipped(llama: Path, tmp_path: Path) -> None:
     # As in TRL, the end of sequence serves as padding, so both score a text at the token before it.
     source = tmp_path / "source"
     shutil.copytree(llama, source)
@@ -143,7 +143,7 @@ def test_a_model_with_many_labels_is_refused(model: Path, tmp_path: Path) -> Non
         load_scorer(str(tmp_path / "out"), "float32")
 
 
-def test_scores_do_not_depend_on_company(model: Path) -> None:
+def test_scores_do_not_depend_on_the_other_rows(model: Path) -> None:
     learner, _ = learner_of(model, SETTINGS, head="scores")
     together = scores_of(learner, pairs())
     alone = [scores_of(learner, experience([(p, [c])]))[0] for p, group in PAIRS for c in group]

@@ -15,10 +15,10 @@ class Echo:
     """Model that scores every token with itself, and records its calls."""
 
     def __init__(self) -> None:
-        self.asked: list[list[int]] = []
+        self.calls: list[list[int]] = []
 
     def __call__(self, packed: Packed) -> Floats:
-        self.asked.append(packed.targets.tolist())
+        self.calls.append(packed.targets.tolist())
         return packed.targets.astype(np.float32)
 
 
@@ -39,12 +39,12 @@ def test_ranks_cover_each_completion_once(world_size: int, budget: int) -> None:
     assert sorted(i for s in shares for i in s.completions.tolist()) == [0, 1, 2, 3, 4]
     completions = experience(GROUPS).completions
     assert assemble(shares, completions).tolist() == completions.values.tolist()
-    assert len({len(echo.asked) for echo in echoes}) == 1
+    assert len({len(echo.calls) for echo in echoes}) == 1
 
 
-def test_an_idle_rank_asks_for_the_first_row_and_says_nothing() -> None:
+def test_an_idle_rank_computes_the_first_row_and_returns_nothing() -> None:
     shares, echoes = score([experience(GROUPS[:1])], world_size=2, budget=100)
-    assert [echo.asked for echo in echoes] == [[[10, 11, 12]], [[10, 11, 12]]]
+    assert [echo.calls for echo in echoes] == [[[10, 11, 12]], [[10, 11, 12]]]
     assert shares[0].completions.tolist() == [0, 1]
     assert shares[1].completions.tolist() == []
     assert shares[1].values.tolist() == []
@@ -58,7 +58,7 @@ def test_the_longest_row_goes_first() -> None:
 
 def test_nothing_to_score_is_no_forward_pass() -> None:
     shares, echoes = score([experience([])], world_size=2, budget=100)
-    assert [echo.asked for echo in echoes] == [[], []]
+    assert [echo.calls for echo in echoes] == [[], []]
     assert [s.values.tolist() for s in shares] == [[], []]
 
 
@@ -77,31 +77,31 @@ def epochs(batches: list[list[object]], world_size: int) -> list[tuple[list[Toke
             for r in range(world_size)
         ]
         assert assemble(shares, part.completions).tolist() == part.completions.values.tolist()
-        answers.append((shares, [len(echo.asked) for echo in echoes]))
+        answers.append((shares, [len(echo.calls) for echo in echoes]))
     return answers
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_second_epoch_asks_for_nothing_in_whatever_order(world_size: int) -> None:
+def test_a_second_epoch_computes_nothing_in_any_order(world_size: int) -> None:
     first, second = epochs([GROUPS, GROUPS[::-1]], world_size)
     assert all(first[1])
     assert second[1] == [0] * world_size
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_only_new_rows_are_asked_for(world_size: int) -> None:
+def test_only_new_rows_are_computed(world_size: int) -> None:
     new = ([3], [[10, 11], [13]])  # a cached prompt and a cached completion, but another group
-    _, (_, asked) = epochs([GROUPS[:2], [*GROUPS[:2], new]], world_size)
-    assert asked == [1] * world_size  # the rank without work computes too, and discards the result
+    _, (_, num_forwards) = epochs([GROUPS[:2], [*GROUPS[:2], new]], world_size)
+    assert num_forwards == [1] * world_size  # the rank without work computes too, and discards the result
 
 
-def test_equal_rows_of_one_batch_are_remembered_once() -> None:
-    _, (shares, asked) = epochs([[GROUPS[0], GROUPS[0]], [GROUPS[0]]], world_size=2)
-    assert asked == [0, 0]
+def test_equal_rows_of_one_batch_are_cached_once() -> None:
+    _, (shares, num_forwards) = epochs([[GROUPS[0], GROUPS[0]], [GROUPS[0]]], world_size=2)
+    assert num_forwards == [0, 0]
     assert sorted(len(s.completions) for s in shares) == [0, 2]
 
 
-def test_a_key_tells_prompt_from_completion_and_one_completion_from_two() -> None:
+def test_a_key_distinguishes_prompt_from_completion_and_one_completion_from_two() -> None:
     groups = [([3], [[4, 5]]), ([3, 4], [[5]]), ([3], [[4], [5]]), ([3], [[4, 5, 0]])]
     given = experience(groups)
     assert len(set(row_keys(given.prompt_tokens, given.completions, given.group_offsets))) == 4
@@ -110,18 +110,20 @@ def test_a_key_tells_prompt_from_completion_and_one_completion_from_two() -> Non
 # ------------------------------------------------------------------------------------------------ long groups
 
 
-def test_a_group_longer_than_the_budget_is_asked_for_in_parts() -> None:
+def test_a_group_longer_than_the_budget_is_computed_in_parts() -> None:
     long = ([3, 4], [[10, 11, 12], [13, 14], [15], [16, 17, 18, 19]])  # 2 + 2 + 1 + 0 + 3 input positions
     shares, echoes = score([experience([long, GROUPS[0]])], world_size=1, budget=5)
-    assert sorted(map(sorted, echoes[0].asked)) == [[10, 11, 12], [10, 11, 12, 13, 14, 15], [16, 17, 18, 19]]
+    assert sorted(map(sorted, echoes[0].calls)) == [[10, 11, 12], [10, 11, 12, 13, 14, 15], [16, 17, 18, 19]]
     assert sorted(shares[0].completions.tolist()) == [0, 1, 2, 3, 4, 5]
     whole = Echo()
     score_tokens([experience([long])], whole, rank=0, world_size=1, budget=5, whole_rows=True)
-    assert {tuple(asked) for asked in whole.asked} == {tuple(range(10, 20))}
+    assert {tuple(targets) for targets in whole.calls} == {tuple(range(10, 20))}
 
 
-def test_parts_are_remembered_by_themselves() -> None:
+def test_parts_are_cached_separately() -> None:
     pair = ([3, 4], [[10, 11, 12], [13, 14, 15]])
     other = ([3, 4], [[10, 11, 12], [16, 17, 18]])
-    _, (_, asked) = epochs([[pair], [other]], world_size=1)  # at a budget of 4 each completion is a row of its own
-    assert asked == [1]
+    _, (_, num_forwards) = epochs(
+        [[pair], [other]], world_size=1
+    )  # at a budget of 4 each completion is a row of its own
+    assert num_forwards == [1]

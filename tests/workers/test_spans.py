@@ -53,9 +53,9 @@ def test_two_spans_are_the_step(model: Path, cut: int) -> None:
     )
 
 
-def test_a_span_says_what_is_left(model: Path) -> None:
-    learned, _ = learn(model, UpdateRange(first=0, count=2))
-    assert (learned.left, learned.facts["num_updates"]) == (4, 2)
+def test_a_span_reports_the_remaining_updates(model: Path) -> None:
+    stats, _ = learn(model, UpdateRange(first=0, count=2))
+    assert (stats.left, stats.facts["num_updates"]) == (4, 2)
 
 
 def test_mean_norms_are_of_all_updates() -> None:

@@ -30,7 +30,7 @@ def test_sequences_lie_one_after_the_other() -> None:
     assert [s.tolist() for s in FOUR] == [[5, 6], [7], [], [8, 9, 1]]
 
 
-def test_nothing_is_a_ragged_too() -> None:
+def test_an_empty_list_is_a_ragged() -> None:
     nothing = Ragged.of([])
     assert (len(nothing), nothing.values.tolist(), nothing.offsets.tolist()) == (0, [], [0])
 
@@ -45,9 +45,9 @@ def test_take_by_hand() -> None:
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 99), max_size=4), min_size=1, max_size=6), st.data())
 def test_take_gives_the_sequences_that_were_named(sequences: list[list[int]], data: st.DataObject) -> None:
-    wanted = data.draw(st.lists(st.integers(0, len(sequences) - 1), max_size=8))
-    taken = Ragged.of(sequences).take(np.array(wanted, np.int64))
-    assert [s.tolist() for s in taken] == [sequences[i] for i in wanted]
+    indices = data.draw(st.lists(st.integers(0, len(sequences) - 1), max_size=8))
+    taken = Ragged.of(sequences).take(np.array(indices, np.int64))
+    assert [s.tolist() for s in taken] == [sequences[i] for i in indices]
 
 
 def test_concat() -> None:
@@ -84,7 +84,7 @@ def test_merge_of_one_is_that_one() -> None:
     assert merge([alone]) is alone
 
 
-def test_a_field_that_one_part_lacks_is_lacking() -> None:
+def test_a_field_that_one_part_lacks_is_none_after_the_merge() -> None:
     sampled = experience([([1], [[2]])], logprobs=[-1], rewards=[1])
     read = experience([([1], [[2]])])
     whole = merge([sampled, read])

@@ -41,13 +41,13 @@ def test_a_full_line_is_not_padded() -> None:
     assert [e.offset for e in describe(described).entries] == [0, 64, 64 + 128]
 
 
-def test_how_it_travels_stands_in_the_manifest() -> None:
-    meeting = Rendezvous(address="10.0.0.7", port=29500, world_size=3)
+def test_the_manifest_names_the_transport() -> None:
+    rendezvous = Rendezvous(address="10.0.0.7", port=29500, world_size=3)
     assert describe([], segment="/dev/shm/x").segment == "/dev/shm/x"
-    assert describe([], rendezvous=meeting).rendezvous == meeting
+    assert describe([], rendezvous=rendezvous).rendezvous == rendezvous
 
 
-def test_what_is_written_is_read_by_whoever_maps_the_segment(tmp_path: Path) -> None:
+def test_every_process_that_maps_the_segment_reads_the_weights(tmp_path: Path) -> None:
     manifest = manifest_of(WEIGHTS)
     writer = Segment(str(tmp_path / "segment"), manifest.num_bytes)
     reader = Segment(str(tmp_path / "segment"))
@@ -66,7 +66,7 @@ def test_what_is_written_is_read_by_whoever_maps_the_segment(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("at", [0, 25, 64 + 3, 128, 192 + 159, 192 + 162])
-def test_a_bit_that_flips_on_the_way_is_found(tmp_path: Path, at: int) -> None:
+def test_a_flipped_bit_is_found(tmp_path: Path, at: int) -> None:
     """Flip a bit in a weight or in its checksum."""
     path, manifest = tmp_path / "segment", manifest_of(WEIGHTS)
     Segment(str(path), manifest.num_bytes).write(manifest.entries, WEIGHTS.items())
@@ -109,17 +109,17 @@ def test_a_reader_needs_a_segment_that_is_there(tmp_path: Path) -> None:
         Segment(str(tmp_path / "nothing"))
 
 
-def test_what_a_killed_driver_left_in_memory_goes_with_the_next_attempt() -> None:
+def test_the_next_attempt_removes_the_segments_of_a_killed_driver() -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     run = uuid.uuid4().hex
-    mine = Path(segment_path(run))
-    orphan, another = (mine.with_name(f"rlhf-{name}-{dead.pid}-weights") for name in (run, f"{run}-2"))
+    own_segment = Path(segment_path(run))
+    orphan, another = (own_segment.with_name(f"rlhf-{name}-{dead.pid}-weights") for name in (run, f"{run}-2"))
     try:
-        for path in (mine, orphan, another):
+        for path in (own_segment, orphan, another):
             path.touch()
         remove_orphans(run)
-        assert [path.exists() for path in (mine, orphan, another)] == [True, False, True]
+        assert [path.exists() for path in (own_segment, orphan, another)] == [True, False, True]
     finally:
-        for path in (mine, orphan, another):
+        for path in (own_segment, orphan, another):
             path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.fork_server import Preload, fork_servers, worker_command
-from orchestrator.pipeline.roles import PRELOADS, SHARED_PRELOAD
+from orchestrator.pipeline.roles import CPU_ENVIRONMENT, PRELOADS, SHARED_PRELOAD
 
 HERE = Path(__file__).parent
 FAMILIES = ("transformers.models.qwen2.modeling_qwen2", "transformers.models.llama.modeling_llama")
@@ -48,6 +48,7 @@ def start_ranks(script: str, world_size: int, arguments: Sequence[str]) -> None:
     """Run one process per rank, `script RANK WORLD_SIZE PORT arguments...`, and wait for them."""
     environment = {
         **os.environ,
+        **CPU_ENVIRONMENT,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONWARNINGS": "ignore",

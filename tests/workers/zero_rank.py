@@ -65,11 +65,11 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
     stats = [learner.step(i, batch(i), None, None, None) for i in range(SAVED)]
     learner.save(str(out / f"{name}-checkpoint"), {"step": SAVED})
     stats += [learner.step(i, batch(i), None, None, None) for i in range(SAVED, FRESH)]
-    resumed, anew = start(model, config, device)
+    resumed, reloaded_engine = start(model, config, device)
     state = resumed.load(str(out / f"{name}-checkpoint"))
     for i in range(SAVED, FRESH):
         resumed.step(i, batch(i), None, None, None)
-    after, again = whole(engine), whole(anew)
+    after, reloaded = whole(engine), whole(reloaded_engine)
     engine.reset_optimizer()
     stats.append(learner.step(FRESH, batch(FRESH), None, None, None))
     fresh = whole(engine)
@@ -88,7 +88,7 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
             "described": [(n, str(dtype), shape) for n, dtype, shape in engine.describe_weights()],
             "sent": [(n, str(w.dtype), tuple(w.shape)) for n, w in after.items()],
             "state": dict(state),
-            "resumed_to_the_bit": all(torch.equal(after[n], again[n]) for n in after),
+            "resumed_to_the_bit": all(torch.equal(after[n], reloaded[n]) for n in after),
             "grad_norms": [s.facts["grad_norm"] for s in stats],
             "losses": losses,
             "refused": refused,
@@ -100,10 +100,10 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
 
 def refusal(learner: Learner, engine: Any) -> str:
     """Return the error of a step with a NaN gradient on the last rank; empty if there is none."""
-    sound = engine.forward
+    true_forward = engine.forward
 
-    def forward(*asked: Any) -> Any:
-        outputs, entropy = sound(*asked)
+    def forward(*arguments: Any) -> Any:
+        outputs, entropy = true_forward(*arguments)
         if engine.rank == engine.world_size - 1:
             outputs.register_hook(lambda gradient: gradient * math.nan)
         return outputs, entropy
@@ -125,7 +125,7 @@ def run_scores(name: str, model: ModelConfig, config: LearnerConfig, device: tor
         stats.append(learner.step(i, given, None, None, None))
         if i == 0:
             learner.save(str(out / f"{name}-checkpoint"), {})
-    resumed, anew = start_scores(model, config, device, seed=5)
+    resumed, reloaded_engine = start_scores(model, config, device, seed=5)
     resumed.load(str(out / f"{name}-checkpoint"))
     for i in range(1, len(batches)):
         resumed.step(i, batches[i], None, None, None)
@@ -133,13 +133,13 @@ def run_scores(name: str, model: ModelConfig, config: LearnerConfig, device: tor
     learner.export(exported)
     torch.distributed.barrier()
     _, reader = start_scores(model.model_copy(update={"path": exported}), config, device, seed=5)
-    weights, again, loaded = whole(engine), whole(anew), whole(reader)
+    weights, reloaded, loaded = whole(engine), whole(reloaded_engine), whole(reader)
     losses = [engine.sum(s.sums["loss"]) for s in stats]
     if engine.rank == 0:
         save_file(weights, out / f"{name}.safetensors")
         results = {
             "losses": losses,
-            "resumed_to_the_bit": all(torch.equal(weights[n], again[n]) for n in weights),
+            "resumed_to_the_bit": all(torch.equal(weights[n], reloaded[n]) for n in weights),
             "loaded_to_the_bit": all(torch.equal(weights[n], loaded[n]) for n in weights),
         }
         (out / f"{name}.json").write_text(json.dumps(results))
@@ -208,8 +208,8 @@ def main() -> None:
         fields = {key: value for key, value in changes.items() if key != "lora"}
         adapters = LoraConfig(**changes["lora"]) if "lora" in changes else None
         model = ModelConfig(path=path, dtype="float32", lora=adapters)
-        live = run_scores if "reward-model" in name else run
-        live(name, model, LearnerConfig(num_ranks=world_size, **fields), device, out)
+        train = run_scores if "reward-model" in name else run
+        train(name, model, LearnerConfig(num_ranks=world_size, **fields), device, out)
     torch.distributed.destroy_process_group()
 
 

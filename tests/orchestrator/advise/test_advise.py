@@ -35,7 +35,7 @@ PAIR = {"prompt": "1+1=", "chosen": "22", "rejected": "3"}
 LABEL = {"prompt": "1+1=", "completion": "2", "label": True}
 
 
-# ------------------------------------------------------------------------------------------------ what fits
+# ------------------------------------------------------------------------------------------------ recipes that fit
 
 
 def pairs(count: int, **more: Any) -> list[dict[str, Any]]:
@@ -65,9 +65,9 @@ def test_what_is_advised_is_a_recipe_that_fits(recipe_dir: RecipeDir, kind: str,
         assert command[:2] == ["rlhf", "run"]
         recipe = load(command[2], [o.replace(REWARD_MODEL, "llama-3-8b") for o in command[3:]])
         for config, plan in zip(recipe.stages, choice.fit.plans, strict=True):
-            again = module.Cluster._plan(found.cluster, recipe, config)
-            assert again.fits, (choice.method, config.name)
-            assert again.time.step_s == pytest.approx(plan.best.time.step_s)
+            replanned = module.Cluster._plan(found.cluster, recipe, config)
+            assert replanned.fits, (choice.method, config.name)
+            assert replanned.time.step_s == pytest.approx(plan.best.time.step_s)
         named = {name for config in recipe.stages for name in (config.data.prompts, config.data.dataset)}
         assert named - {None} == {"data.jsonl"}
 
@@ -132,12 +132,12 @@ def test_the_given_model_replaces_that_of_the_recipe(recipe_dir: RecipeDir) -> N
     assert not any(o.startswith("model.path") for o in named.first.fit.overrides)
 
 
-# ------------------------------------------------------------------------------------------------ what if
+# ------------------------------------------------------------------------------------------------ changes of the data
 
 
 def test_changes_of_the_data_change_the_advice(recipe_dir: RecipeDir) -> None:
     """Check each listed change by making it in the data."""
-    made: dict[str, Callable[[], Advice]] = {
+    advisers: dict[str, Callable[[], Advice]] = {
         "the answers could be checked": lambda: advice_for(recipe_dir, pairs(ENOUGH_PAIRS, solution="1"), "16xH100"),
         "most completions were this model's own": lambda: advice_for(
             recipe_dir, pairs(ENOUGH_PAIRS, model="Llama-3.1-8B-Instruct"), "16xH100", "llama-3-8b"
@@ -145,8 +145,8 @@ def test_changes_of_the_data_change_the_advice(recipe_dir: RecipeDir) -> None:
         f"there were fewer than {ENOUGH_PAIRS}": lambda: advice_for(recipe_dir, pairs(ENOUGH_PAIRS - 1), "16xH100"),
     }
     changes = advice_for(recipe_dir, pairs(ENOUGH_PAIRS), "16xH100").changes
-    assert len(changes) == len(made)
-    for beginning, changed in made.items():
+    assert len(changes) == len(advisers)
+    for beginning, changed in advisers.items():
         change = next(change for change in changes if change.what.startswith(beginning))
         assert changed().first.method == change.then
 
@@ -165,7 +165,7 @@ def test_advice_lists_what_was_assumed_and_measured(recipe_dir: RecipeDir) -> No
     declared = advice_for(recipe_dir, [{"prompt": "x"}], "16xH100", verifiable=True)
     assert any("rewards.py" in line for line in assumed(declared))
     assert declared.first.method == Method.grpo
-    assert "--verifiable" in " ".join(as_json(declared)["told"])
+    assert "--verifiable" in " ".join(as_json(declared)["given"])
 
 
 def test_sft_on_demonstrations_comes_before_pairs(recipe_dir: RecipeDir) -> None:

@@ -168,7 +168,7 @@ SETTING_FLIPS: dict[str, tuple[Method, Facts, tuple[str, ...], Facts]] = {
 
 
 @pytest.mark.parametrize("name", SETTING_FLIPS)
-def test_a_setting_is_made_or_not(name: str) -> None:
+def test_a_setting_is_advised_or_not(name: str) -> None:
     method, facts, written, others = SETTING_FLIPS[name]
     setting = next(setting for setting in SETTINGS if setting.name == name)
     assert method in setting.methods

@@ -64,7 +64,7 @@ print(sorted(set(sys.modules) & {{*{HEAVY!r}, "pyarrow"}}))
     assert done.stdout == "[]\n"
 
 
-def test_validate_says_what_it_found(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_reports_its_findings(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["validate", recipe_dir.recipe({"data": "{prompts: ./prompts.jsonl, eval_prompts: ./prompts.jsonl}"})])
         == 0
@@ -78,8 +78,8 @@ def test_validate_says_what_it_found(recipe_dir: RecipeDir, capsys: pytest.Captu
     ]
 
 
-def test_b58_slips_on_the_command_line(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
-    slips = (
+def test_b58_mistakes_on_the_command_line(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    mistakes = (
         ["rnu", "x.yaml"],
         ["run"],
         ["run", "x.yaml", "--dryrun"],
@@ -89,8 +89,8 @@ def test_b58_slips_on_the_command_line(golden: Golden, capsys: pytest.CaptureFix
         ["jobs", "--cluster", "a", "--cluster=b", "--token-file", "c", "--token-file", "d"],
         ["resume", "runs/x", "--new"],
     )
-    for slip in slips:
-        assert main(slip) == 2
+    for mistake in mistakes:
+        assert main(mistake) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     golden("b58-command-line", printed.err)
@@ -102,7 +102,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "said"),
+    ("raised", "code", "message"),
     [
         (WorkerFailed("reward", 0, "Traceback:\nValueError: boom"), 4, "rlhf: reward rank 0 failed: ValueError: boom"),
         (
@@ -115,7 +115,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_errors_become_exit_codes_without_a_traceback(
-    raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raised: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command() -> int:
         raise raised
@@ -123,7 +123,7 @@ def test_errors_become_exit_codes_without_a_traceback(
     monkeypatch.setattr(cli_main, "app", lambda *_, **__: command())
     assert main(["run"]) == code
     printed = capsys.readouterr().err
-    assert printed.startswith(said)
+    assert printed.startswith(message)
     assert "Traceback (most recent call last)" not in printed
     assert main(["run", "--debug"]) == code
     assert "Traceback (most recent call last)" in capsys.readouterr().err
@@ -156,7 +156,7 @@ def test_b63_without_a_home(recipe_dir: RecipeDir) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_b62_a_terminal_that_knows_ascii_only(recipe_dir: RecipeDir) -> None:
+def test_b62_an_ascii_only_terminal(recipe_dir: RecipeDir) -> None:
     recipe_dir.recipe({"algorithm": "{type: ppo, prompts_per_step: 5, num_mini_batches: 4, max_steps: 2}"})
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -197,7 +197,7 @@ def test_why_explains_the_end_of_a_run(recipe_dir: RecipeDir, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("name", ["orchestrator.py", "workers.py", "workers/__init__.py", "orchestrator/__init__.py"])
-def test_a_users_file_that_would_hide_ours_is_named(
+def test_a_user_file_that_would_shadow_our_package_is_named(
     name: str, recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Run as the installed command: the current directory is not on its path, but on that of the actors."""
@@ -217,13 +217,13 @@ def test_a_users_file_that_would_hide_ours_is_named(
     assert f"own package `{package}`" in capsys.readouterr().err
 
 
-def test_a_folder_of_that_name_that_is_no_package_hides_nothing(recipe_dir: RecipeDir) -> None:
+def test_a_folder_of_that_name_without_a_package_shadows_nothing(recipe_dir: RecipeDir) -> None:
     Path("workers").mkdir()
     Path("workers/notes.txt").write_text("a list of colleagues")
     assert main(["validate", recipe_dir.recipe()]) == 0
 
 
-def test_a_checkout_of_this_program_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_of_this_program_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     refuse_shadows(ROOT, problems := Problems())
     assert problems == []

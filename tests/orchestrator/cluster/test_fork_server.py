@@ -82,8 +82,8 @@ def test_a_signal_that_kills_a_fork_is_reported(socket: str, tmp_path: Path) -> 
     os.killpg(pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
-    again = start(socket, SCRIPT, tmp_path)  # the server was in another process group
-    assert again.communicate(timeout=60)[0].startswith("preloaded")
+    second = start(socket, SCRIPT, tmp_path)  # the server was in another process group
+    assert second.communicate(timeout=60)[0].startswith("preloaded")
 
 
 def test_the_end_of_the_server_ends_its_forks(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_without_a_server_a_plain_interpreter_runs_the_script(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("position", [0, 1])
-def test_modules_that_cannot_be_imported_cost_the_preload_alone(tmp_path: Path, position: int) -> None:
+def test_modules_that_cannot_be_imported_disable_only_the_preload(tmp_path: Path, position: int) -> None:
     preloads = [Preload(["colorsys"]), Preload(["colorsys"])]
     preloads[position] = Preload(["no_such_module"])
     paths = [str(tmp_path / "first"), str(tmp_path / "second")]
@@ -127,7 +127,7 @@ def test_servers_share_what_they_import_first(tmp_path: Path, monkeypatch: pytes
     assert found == [[str(last), "yes", name, "yes"] for name in ("first", "second")]
 
 
-def test_a_fork_passes_over_what_it_shares_when_it_collects(socket: str, tmp_path: Path) -> None:
+def test_garbage_collection_in_a_fork_skips_shared_objects(socket: str, tmp_path: Path) -> None:
     script = "import gc\nprint(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))"
     assert start(socket, script, tmp_path).communicate(timeout=60)[0].split() == ["True", "True"]
 

@@ -88,7 +88,7 @@ def test_a_job_is_submitted_under_its_id() -> None:
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING", "SUCCEEDED"])
-def test_f31_the_same_again_finds_the_first(status: str) -> None:
+def test_f31_an_equal_submission_finds_the_first_job(status: str) -> None:
     client = FakeJobClient(FakeDetails(REQUEST.id, status))
     submitted = jobs(client).submit(REQUEST)
     assert (submitted.is_new, submitted.job.id) == (False, REQUEST.id)
@@ -101,13 +101,13 @@ def test_a_job_that_failed_may_be_submitted_again(status: str) -> None:
     assert jobs(client).submit(REQUEST).job.id == f"{REQUEST.id}-3"
 
 
-def test_f31_of_two_at_once_the_slower_finds_the_first() -> None:
-    class Race(FakeJobClient):
+def test_f31_of_two_simultaneous_submissions_the_slower_finds_the_first() -> None:
+    class RacingJobClient(FakeJobClient):
         def submit_job(self, **request: Any) -> str:
             self.jobs[request["submission_id"]] = FakeDetails(request["submission_id"])
             raise RuntimeError("Request failed with status code 500: Job with submission_id x already exists.")
 
-    submitted = jobs(Race()).submit(REQUEST)
+    submitted = jobs(RacingJobClient()).submit(REQUEST)
     assert (submitted.is_new, submitted.job.id) == (False, REQUEST.id)
 
 
@@ -127,24 +127,24 @@ def test_submission_gives_up_on_a_cluster_without_agents(golden: Golden) -> None
 
 def test_b61_unknown_and_finished_jobs(golden: Golden) -> None:
     client = FakeJobClient(FakeDetails("rlhf-arith-grpo-1", "SUCCEEDED"), FakeDetails("rlhf-other-2"))
-    said = []
+    messages = []
     for action in (Jobs.get, Jobs.logs, Jobs.stop, lambda j, id: list(Jobs.follow(j, id))):
         with pytest.raises(BadInput) as caught:
             action(jobs(client), "rlhf-arith-gpro-1")
-        said.append(str(caught.value))
+        messages.append(str(caught.value))
     with pytest.raises(BadInput) as caught:
         jobs(client).stop("rlhf-arith-grpo-1")
-    assert len(set(said)) == 1
-    golden("b61-unknown-and-finished", f"{said[0]}\n{caught.value}\n")
+    assert len(set(messages)) == 1
+    golden("b61-unknown-and-finished", f"{messages[0]}\n{caught.value}\n")
 
 
 def test_errors_on_a_cluster_without_jobs(golden: Golden) -> None:
-    said = []
+    messages = []
     for action in (lambda j: j.get("x"), Jobs.newest):
         with pytest.raises(BadInput) as caught:
             action(jobs(FakeJobClient()))
-        said.append(str(caught.value))
-    golden("b61-no-jobs", "\n".join(said) + "\n")
+        messages.append(str(caught.value))
+    golden("b61-no-jobs", "\n".join(messages) + "\n")
 
 
 def test_jobs_are_listed_newest_first_and_followed() -> None:
@@ -157,7 +157,7 @@ def test_jobs_are_listed_newest_first_and_followed() -> None:
     assert jobs(client).logs("rlhf-a-1") == "log of rlhf-a-1\n"
 
 
-def test_b60_another_ray_on_the_cluster_is_told_with_both_versions() -> None:
+def test_b60_another_ray_on_the_cluster_is_reported_with_both_versions() -> None:
     import ray
 
     assert jobs(FakeJobClient()).other_ray == ""
@@ -258,17 +258,17 @@ def test_b59_which_step_failed(
     closed = dashboard((401, 200))
     closed.close()
     protected = dashboard((401, 200))
-    said = {
+    messages = {
         "nobody there": failure(closed.address),
         "https against http": failure(f"https://{protected.address}"),
         "no token": failure(protected.address),
     }
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-    said["wrong token"] = failure(dashboard((401, 401), status=403).address)
+    messages["wrong token"] = failure(dashboard((401, 401), status=403).address)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
-    said["not ray"] = failure(dashboard((404, 404), version="<html>", status=200).address)
-    said["old ray"] = failure(dashboard((401, 200), version='{"ray_version": "2.40.1"}').address)
-    golden("b59-connection", "".join(f"# {name}\n{text}\n" for name, text in said.items()))
+    messages["not ray"] = failure(dashboard((404, 404), version="<html>", status=200).address)
+    messages["old ray"] = failure(dashboard((401, 200), version='{"ray_version": "2.40.1"}').address)
+    golden("b59-connection", "".join(f"# {name}\n{text}\n" for name, text in messages.items()))
     assert Server.at(protected.address).check() == "2.60.0"
     assert ("/api/jobs/", None) in protected.requests  # the first request has no token: is the cluster open?
 
@@ -298,13 +298,13 @@ def test_addresses_as_people_write_them(address: str, url: str) -> None:
 
 
 def test_invalid_addresses(golden: Golden) -> None:
-    said = []
+    messages = []
     for address in ("ray://head:10001", "ftp://head", "http://", "http://me:s3cret@head:8265", "http://head:port"):
         with pytest.raises(BadInput) as caught:
             server_url(address)
-        said.append(str(caught.value))
-    assert "s3cret" not in "".join(said)
-    golden("b59-addresses", "\n".join(said) + "\n")
+        messages.append(str(caught.value))
+    assert "s3cret" not in "".join(messages)
+    golden("b59-addresses", "\n".join(messages) + "\n")
 
 
 def test_the_token_comes_from_a_file_or_the_environment(

@@ -13,14 +13,14 @@ from orchestrator.cluster.local import LocalCluster, LocalGang
 class Adder:
     """Worker that adds an argument to its own number."""
 
-    def __init__(self, number: int, **meeting: Any) -> None:
-        self.number, self.meeting = number, meeting
+    def __init__(self, number: int, **rendezvous: Any) -> None:
+        self.number, self.rendezvous = number, rendezvous
 
     def add(self, other: int = 0, *, times: int = 1) -> int:
         return (self.number + other) * times
 
     def where(self) -> dict[str, Any]:
-        return self.meeting
+        return self.rendezvous
 
     def total(self, parts: list[int]) -> int:
         return sum(parts)

@@ -99,7 +99,7 @@ def raised(kind: str, traceback: str = "Traceback …\nError: wrong") -> RayTask
     return in_a_task(Failure("rollout", 0, "aa00", kind, traceback, 4711))
 
 
-# ------------------------------------------------------------------------------------------------ the table
+# ------------------------------------------------------------------------------------------- classification of failures
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_result_that_cannot_be_fetched_is_never_retried(call: Call) -> None:
     assert type(unfetched(call, RayActorError("aa00", NODE_DIED))) is WorkerFailed
 
 
-# ------------------------------------------------------------------------------------------------ texts
+# ------------------------------------------------------------------------------------------------ error texts
 
 
 def test_a_machine_that_is_lost(call: Call) -> None:
@@ -154,8 +154,8 @@ def test_a_machine_that_is_lost(call: Call) -> None:
     assert loss.error.pid == 4711
 
 
-def test_f45_a_process_that_was_ended_for_its_memory_can_be_started_again(call: Call) -> None:
-    """Ray has a separate error for it, which does not name the process."""
+def test_f45_a_process_that_was_killed_for_its_memory_can_be_restarted(call: Call) -> None:
+    """Check the error that Ray has for a lack of memory, which does not name the process."""
     loss = classify(call, OutOfMemoryError(NO_MEMORY))
     assert (loss.rank, loss.actor, loss.method, loss.call) == (0, "aa00", "generate", call)
     assert "running low on memory" in str(loss.error)
@@ -168,13 +168,13 @@ def test_f47_no_room_for_an_answer(call: Call, full: RayError) -> None:
             classify(call, error)
 
 
-def test_f50_a_worker_that_may_open_no_more_files_is_told_how_to(call: Call) -> None:
+def test_f50_the_error_of_a_worker_at_its_file_limit_has_a_fix(call: Call) -> None:
     with pytest.raises(WorkerFailed) as failed:
         classify(call, raised("OSError", "Traceback …\nOSError: [Errno 24] Too many open files: 'x'"))
     assert failed.value.problems[0].fix == limits.RAISE
 
 
-def test_f44_who_cannot_be_reached_is_replaced(call: Call) -> None:
+def test_f44_a_member_that_cannot_be_reached_is_replaced(call: Call) -> None:
     name = ActorID(bytes(range(16)))
     call.gang.members[name.hex()] = (call.gang, 0)
     call.actor = actor(name.hex())
@@ -199,7 +199,7 @@ def test_other_errors_of_ray_are_raised_with_their_text(call: Call, error: RayEr
 # ------------------------------------------------------------------------------------------------ recovery
 
 
-def test_a_call_that_fails_with_its_input_names_the_member_that_owed_the_input() -> None:
+def test_a_call_that_fails_with_its_input_names_the_member_that_computed_the_input() -> None:
     rollout, reward = FakeGang(), FakeGang("reward")
     sampled = a_call(rollout)
     scored = a_call(reward, "score", [sampled])

@@ -66,8 +66,8 @@ def test_the_comparison_of_the_quickstart_is_valid() -> None:
     loaded = load_comparison(ROOT / "configs" / "quickstart" / "compare.yaml")
     assert {r.method for r in loaded.runs} == {"PPO", "GRPO", "offline DPO", "iterative DPO"}
     assert {r.task for r in loaded.runs} == {"sorting", "words"}
-    known = read_known(ROOT / "configs" / "quickstart" / str(loaded.config.known))
-    assert [m.name for m in known.methods] == ["PPO", "GRPO", "offline DPO", "iterative DPO"]
+    optimum = read_known(ROOT / "configs" / "quickstart" / str(loaded.config.known))
+    assert [m.name for m in optimum.methods] == ["PPO", "GRPO", "offline DPO", "iterative DPO"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_failed_run_is_reported_as_missing(comparison: Path, monkeypatch: pyte
 # ------------------------------------------------------------------------------------------------ known optimum
 
 
-KNOWN = {
+KNOWN_OPTIMUM = {
     "about": "a world",
     "x": "KL",
     "y": "reward",
@@ -139,15 +139,15 @@ KNOWN = {
 
 def test_shortfall_is_a_share_of_the_possible_gain(tmp_path: Path) -> None:
     path = tmp_path / "known.json"
-    path.write_text(json.dumps(KNOWN))
-    known = read_known(path)
-    assert shortfall(known, known.methods[0]) == pytest.approx(0.25)  # mean of 1/2 and 0
-    card = known_card(known)
+    path.write_text(json.dumps(KNOWN_OPTIMUM))
+    optimum = read_known(path)
+    assert shortfall(optimum, optimum.methods[0]) == pytest.approx(0.25)  # mean of 1/2 and 0
+    card = known_card(optimum)
     assert "&lt;PPO&gt; falls short by 25.0 %" in card.picture
     path.write_text("{}")
     with pytest.raises(Exception, match="not a file of known optima"):
         read_known(path)
-    assert isinstance(known, KnownOptimum)
+    assert isinstance(optimum, KnownOptimum)
 
 
 def test_recipes_of_the_words_task_differ_only_in_the_method() -> None:

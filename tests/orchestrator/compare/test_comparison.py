@@ -45,16 +45,16 @@ def curve(
     *,
     gain: float,
     kl: float = 4.0,
-    luck: float = 0.0,
+    noise: float = 0.0,
     draw: int = 0,
     ends: float = 40.0,
 ) -> RunCurve:
     """Simulate a run whose gold score rises by `gain` over 40 steps, at a KL that grows to `kl`.
 
-    `luck` is the standard deviation between seeds. All runs share the difficulty of the prompts."""
+    `noise` is the standard deviation between seeds. All runs share the difficulty of the prompts."""
     generator = np.random.default_rng([draw, seed, *map(ord, method + setting)])
     difficulty = np.random.default_rng(draw).normal(size=(N, 1))
-    offset = luck * generator.normal()
+    offset = noise * generator.normal()
 
     def gold(share: float) -> np.ndarray:
         return difficulty + share * (gain + offset) + generator.normal(size=(N, K))
@@ -142,7 +142,7 @@ def test_points_of_a_method_are_over_its_seeds() -> None:
 
 def test_a_method_that_is_better_is_ahead() -> None:
     methods = (("PPO", 0.4), ("DPO", 1.2))
-    result = compared(task_runs(*(curve(m, "", s, gain=g, luck=0.05) for m, g in methods for s in range(3))))
+    result = compared(task_runs(*(curve(m, "", s, gain=g, noise=0.05) for m, g in methods for s in range(3))))
     assert list(result.order) == ["DPO", "PPO"]
     (only,) = result.matchups["device_seconds"]
     assert (only.ours, only.theirs, only.verdict) == ("DPO", "PPO", 1)
@@ -155,7 +155,7 @@ def test_equal_methods_show_no_difference() -> None:
     """Check the false positive rate, nominally one in twenty; with three seeds the interval itself is uncertain."""
     verdicts = []
     for draw in range(40):
-        curves = [curve(m, "", s, gain=1.0, luck=0.1, draw=draw) for m in ("PPO", "DPO") for s in range(3)]
+        curves = [curve(m, "", s, gain=1.0, noise=0.1, draw=draw) for m in ("PPO", "DPO") for s in range(3)]
         result = matchup(task_runs(*curves), "PPO", "DPO", "device_seconds", 400.0)
         assert result is not None
         verdicts.append(result.verdict)

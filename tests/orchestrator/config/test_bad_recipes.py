@@ -278,7 +278,7 @@ def test_names_that_are_allowed(name: str, recipe_dir: RecipeDir) -> None:
     assert main(["validate", "recipe.yaml"]) == 0
 
 
-def test_a_recipe_that_is_not_there_names_those_that_are(
+def test_the_error_for_a_missing_recipe_lists_the_existing_ones(
     recipe_dir: RecipeDir, golden: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe_dir.recipe()

@@ -136,20 +136,20 @@ def test_names_may_contain_dots(two_stages: Path) -> None:
 def test_a_name_is_made_of_algorithm_model_and_content(two_stages: Path) -> None:
     two_stages.write_text(STAGES.replace("  name: final\n", "").replace("- model", "- model"))
     two_stages.write_text(two_stages.read_text().replace("- name: final\n  model", "- model"))
-    first, again, other = (load(two_stages, o).stages[1].name for o in ([], [], ["seed=3"]))
+    first, repeated, other = (load(two_stages, o).stages[1].name for o in ([], [], ["seed=3"]))
     assert first.startswith("grpo--base--")
     assert len(first) == len("grpo--base--") + 6
-    assert first == again != other
-    elsewhere = load(two_stages, ["cluster.device=cpu", "output_dir=x"]).stages[1].name
-    assert elsewhere == first  # settings of where it runs are not part of the id
+    assert first == repeated != other
+    relocated = load(two_stages, ["cluster.device=cpu", "output_dir=x"]).stages[1].name
+    assert relocated == first  # settings of where it runs are not part of the id
 
 
-def test_every_peers_spelling_leads_to_a_key_that_exists() -> None:
+def test_every_key_of_another_library_maps_to_an_existing_key() -> None:
     assert {ours for answers in PEERS.values() for ours in answers} <= set(all_keys())
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
-def test_a_missing_letter_is_forgiven_for_every_key(algorithm: str) -> None:
+def test_every_key_is_suggested_if_a_letter_is_missing(algorithm: str) -> None:
     data = {"algorithm": {"type": algorithm}}
     ambiguous = {
         "model",

@@ -81,12 +81,12 @@ def unread(files: list[Reads], settings: dict[type[BaseModel], set[str]]) -> lis
             owners[name].add(next(c for c in reversed(cls.__mro__) if name in getattr(c, "__annotations__", {})))
     found = []
     for cls, keys in settings.items():
-        known = {c.__name__ for c in cls.__mro__ if c not in (BaseModel, object)} - {"Settings"}
+        class_names = {c.__name__ for c in cls.__mro__ if c not in (BaseModel, object)} - {"Settings"}
         for name in cls.model_fields:
             alone = len({owner.__module__ for owner in owners[name]}) == 1  # e.g. read from all types of reward at once
             if not any(
                 name in file.attributes
-                and (alone or file.names & known or any((key, name) in file.pairs for key in keys))
+                and (alone or file.names & class_names or any((key, name) in file.pairs for key in keys))
                 for file in files
             ):
                 found.append(f"{cls.__name__}.{name}")

@@ -46,20 +46,20 @@ def test_repeated_rows_name_the_first_of_their_kind(examples: list[Example]) -> 
 
 @given(PAIRS)
 def test_contradicting_rows_name_the_first_that_says_the_opposite(examples: list[Example]) -> None:
-    said = [seen(example) for example in examples]
-    opposites = [(p, rejected, chosen) for p, chosen, rejected in said]
-    expected = [(i, said.index(o)) for i, o in enumerate(opposites) if o in said[:i]]
+    comparison_keys = [seen(example) for example in examples]
+    opposites = [(p, rejected, chosen) for p, chosen, rejected in comparison_keys]
+    expected = [(i, comparison_keys.index(o)) for i, o in enumerate(opposites) if o in comparison_keys[:i]]
     assert contradicting(examples) == expected
 
 
 @given(PAIRS)
 def test_each_comparison_counts_once_with_its_votes(examples: list[Example]) -> None:
-    said = {seen(example) for example in examples}
-    both = {claim for claim in said if (claim[0], claim[2], claim[1]) in said}
+    comparison_keys = {seen(example) for example in examples}
+    both = {claim for claim in comparison_keys if (claim[0], claim[2], claim[1]) in comparison_keys}
     votes = comparisons(examples)
-    assert len(votes) == len(said) - len(both) / 2
-    assert sorted(map(sum, votes.values())) == [1] * (len(said) - len(both)) + [2] * (len(both) // 2)
-    assert distinct_prompts([e.prompt for e in examples]) == len({claim[0] for claim in said})
+    assert len(votes) == len(comparison_keys) - len(both) / 2
+    assert sorted(map(sum, votes.values())) == [1] * (len(comparison_keys) - len(both)) + [2] * (len(both) // 2)
+    assert distinct_prompts([e.prompt for e in examples]) == len({claim[0] for claim in comparison_keys})
 
 
 def test_each_voter_has_one_vote() -> None:
@@ -104,7 +104,7 @@ def tokens(tmp_path: Path) -> TokenCounter:
     return found
 
 
-def test_tokens_are_counted_and_special_ones_known(tokens: TokenCounter) -> None:
+def test_tokens_are_counted_and_special_ones_recognised(tokens: TokenCounter) -> None:
     assert tokens.prompt("abc") == [0, 2, 3, 4]
     assert tokens.completion("abc") == [2, 3, 4]
     chat = [{"role": "user", "content": "ab<s>"}, {"role": "assistant", "content": None, "tool_calls": [{}]}]
@@ -115,7 +115,7 @@ def test_tokens_are_counted_and_special_ones_known(tokens: TokenCounter) -> None
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[", '{"added_tokens": 3}'])
-def test_what_is_no_tokenizer_is_not_known(content: str | None, tmp_path: Path) -> None:
+def test_there_is_no_token_counter_without_a_valid_tokenizer(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     assert TokenCounter.of(tmp_path) is None
@@ -128,7 +128,7 @@ def test_only_a_few_seconds_of_text_are_measured(tokens: TokenCounter) -> None:
     assert found.measured == 5  # too short to be tokenised
 
 
-def test_what_is_cut_leaves_room_for_the_end(tokens: TokenCounter) -> None:
+def test_truncation_leaves_room_for_the_end_of_sequence(tokens: TokenCounter) -> None:
     """Leave 16 of 20 tokens after a prompt of 4; the end of the sequence takes one of them."""
     rows = [("a" * 15, "b"), ("a" * 16, "b"), ("a" * 16 + "b", "a" * 16 + "c"), ("a" * 15 + "b", "a" * 15 + "c")]
     examples = [Example(prompt=prompt("abc"), completions=row, scores=(1.0, 0.0)) for row in rows]

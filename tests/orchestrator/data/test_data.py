@@ -195,7 +195,7 @@ TOOL_TURNS = [
 
 
 @pytest.mark.parametrize("answer", [LONGER[1:], TOOL_TURNS], ids=["a user's", "a tool's"])
-def test_only_the_assistant_speaks_in_what_is_learned(answer: Any, read: Any) -> None:
+def test_only_assistant_messages_are_trained_on(answer: Any, read: Any) -> None:
     plain = {"prompt": [user("a")], "rejected": [assistant("no")], "completion": [assistant("x")], "label": False}
     row = {"prompt": [user("a")], "chosen": answer, "rejected": [assistant("no")], "completion": answer, "label": True}
     for algorithm, columns in (
@@ -281,7 +281,7 @@ def test_columnar_files_fill_nulls_into_objects(recipe_dir: RecipeDir) -> None:
     assert (first.columns["info"], first.columns["label"]) == ({"x": 1, "y": None}, None)  # a reward may want them
 
 
-def test_detection_takes_the_most_particular_format() -> None:
+def test_detection_takes_the_most_specific_format() -> None:
     assert {format: detect(columns) for format, columns in COLUMNS.items()} == {format: format for format in Format}
     assert detect(["prompt", "chosen", "rejected", "completion", "label", "x"]) == Format.preference
     assert detect(["question"]) is None
@@ -403,9 +403,7 @@ def test_rows_of_a_golden_file_read_the_same_twice(recipe_dir: RecipeDir) -> Non
                     "algorithm.desirable_weight from 0.25 to 0.33 for the recommended 1 to 1.33"]),
     ],
 )  # fmt: skip
-def test_unbalanced_feedback_is_remarked_on(
-    good: int, bad: int, weights: dict[str, float], expected: list[str]
-) -> None:
+def test_unbalanced_feedback_is_reported(good: int, bad: int, weights: dict[str, float], expected: list[str]) -> None:
     prompt = Prompt(id="p", text="")
     examples = [Example(prompt=prompt, completions=("a",), scores=(float(i < good),)) for i in range(good + bad)]
     assert remarks(examples, KtoConfig.model_validate({"type": "kto", **weights})) == expected

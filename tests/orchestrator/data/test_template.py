@@ -74,10 +74,10 @@ def test_templates_write_what_transformers_has_them_write(style: str, directory:
     written = 0
     for messages in CONVERSATIONS:
         for arguments in ARGUMENTS:
-            for asked in (True, False):
-                how = {"add_generation_prompt": asked, **arguments}
-                expected = result(partial(theirs.tokenizer.apply_chat_template, messages, tokenize=False, **how))
-                found = result(partial(ours.tokenizer.render, messages, **how))
+            for generation in (True, False):
+                options = {"add_generation_prompt": generation, **arguments}
+                expected = result(partial(theirs.tokenizer.apply_chat_template, messages, tokenize=False, **options))
+                found = result(partial(ours.tokenizer.render, messages, **options))
                 if isinstance(expected, Exception):
                     assert isinstance(found, TextError)
                     assert str(expected) in found.what

@@ -155,7 +155,7 @@ def test_damage_is_found_and_the_one_before_is_taken(
     assert (checkpoint.name, refused) == ("step-8", [f"{path}: {message}"])
 
 
-def test_with_nothing_to_go_on_from_it_says_what_it_found(saver: Saver, directory: Path) -> None:
+def test_without_a_checkpoint_the_error_lists_what_was_found(saver: Saver, directory: Path) -> None:
     with pytest.raises(ResumeError, match="none was completed before the run stopped"):
         newest(directory)
     flip(saver.save(8) / "state.json")

@@ -130,7 +130,7 @@ def test_f36_without_a_copy_it_is_an_error_before_anything_is_started(
     assert lines[3] == "offline: None False"
 
 
-def test_f36_a_copy_will_do(recipe_dir: RecipeDir, refuses: str) -> None:
+def test_f36_a_cached_copy_suffices(recipe_dir: RecipeDir, refuses: str) -> None:
     snapshot = download(recipe_dir.path / "home")
     assert output_lines(recipe_dir, refuses) == [
         f"the model hub does not answer: {NAME} is loaded from the cache ({snapshot})",
@@ -165,7 +165,7 @@ def test_a_cached_model_is_checked_if_the_hub_does_not_answer(recipe_dir: Recipe
     assert any(f"model.path = {NAME}: models of type bert are not supported" in line for line in lines)
 
 
-def test_the_hub_is_not_asked_for_a_directory(recipe_dir: RecipeDir, refuses: str) -> None:
+def test_no_request_to_the_hub_for_a_directory(recipe_dir: RecipeDir, refuses: str) -> None:
     recipe_dir.recipe()
     assert main(["validate", "recipe.yaml"]) == 0
     command = [sys.executable, "-c", SCRIPT]

@@ -97,7 +97,7 @@ class Run:
             on_begin=on_begin,
         )
 
-    def go(self, steps_done: int = 0, max_steps: int | None = None, **parts: Any) -> bool:
+    def train(self, steps_done: int = 0, max_steps: int | None = None, **parts: Any) -> bool:
         all_parts = loop.Parts(**{**self.parts, **parts})
         return loop.run(all_parts, steps_done=steps_done, max_steps=max_steps or self._max_steps)
 
@@ -107,7 +107,7 @@ class Run:
 
 def test_a_synchronous_run() -> None:
     run = Run(config({**GRPO, "max_steps": 2}, policy={"num_ranks": 2}))
-    assert run.go()
+    assert run.train()
     assert run.events == [
         "planned 0",
         "rollout 0: generate p0 p1 from v0",
@@ -138,7 +138,7 @@ def test_a_synchronous_run() -> None:
 
 def test_a_run_that_samples_one_version_ahead() -> None:
     run = Run(config({**GRPO, "beta": 0.0}, max_staleness=1))
-    assert run.go()
+    assert run.train()
     assert run.events == [
         "planned 0",
         "rollout 0: generate p0 p1 from v0",
@@ -172,7 +172,7 @@ def test_a_run_that_samples_one_version_ahead() -> None:
 
 def test_a_run_with_a_critic() -> None:
     run = Run(config({"type": "ppo", "prompts_per_step": 2, "max_steps": 1}))
-    assert run.go()
+    assert run.train()
     assert run.events == [
         "planned 0",
         "rollout 0: generate p0 p1 from v0",
@@ -190,17 +190,17 @@ def test_a_run_with_a_critic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "asked"),
+    ("objective", "requested"),
     [({}, "hidden states"), ({"objective": "policy_gradient", "beta": 1.0}, "logprobs at 0.5")],
 )
-def test_distillation_asks_a_teacher_and_needs_no_reward(objective: dict[str, Any], asked: str) -> None:
+def test_distillation_uses_a_teacher_and_needs_no_reward(objective: dict[str, Any], requested: str) -> None:
     distill = {"type": "distill", "prompts_per_step": 2, "max_steps": 1, **objective}
     run = Run(config(distill, teacher={"model": {"path": "t"}}, reward=[]))
-    assert run.go()
+    assert run.train()
     assert run.events == [
         "planned 0",
         "rollout 0: generate p0 p1 from v0",
-        f"reference 0: {asked}",
+        f"reference 0: {requested}",
         "arrived 0",
         "policy 0: learn step 0 from v0 with reference",
         "trained 0",
@@ -214,7 +214,7 @@ def test_rounds_of_iterative_dpo_move_the_reference(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     dpo = {"type": "dpo", "prompts_per_step": 2, "num_generations": 2, "max_steps": 2}
     run = Run(config(dpo, reference={"refresh": "every_round"}))
-    assert run.go()
+    assert run.train()
     second = run.events[run.events.index("planned 1") :]
     assert second[:9] == [
         "planned 1",
@@ -232,7 +232,7 @@ def test_rounds_of_iterative_dpo_move_the_reference(tmp_path: Path, monkeypatch:
 
 def test_a_run_on_a_dataset_publishes_nothing() -> None:
     run = Run(config(SFT))
-    assert run.go(max_steps=2)
+    assert run.train(max_steps=2)
     assert run.events == [
         "planned 0",
         "encoder: encode p0 p1",
@@ -261,14 +261,14 @@ def answers(*values: Any) -> Callable[[], Any]:
 
 def test_a_stop_takes_effect_between_steps() -> None:
     run = Run(config(GRPO))
-    assert not run.go(stop=answers(False, False, True))
+    assert not run.train(stop=answers(False, False, True))
     assert run.events[-1] == "committed 1"
     assert "planned 2" not in run.events
 
 
 def test_a_resumed_run_takes_the_batches_of_the_steps_that_are_left() -> None:
     run = Run(config(GRPO))
-    assert run.go(steps_done=2)
+    assert run.train(steps_done=2)
     assert run.events[:2] == ["planned 2", "rollout 0: generate p2 p0 from v0"]
     assert [e for e in run.events if e.startswith("committed")] == ["committed 2"]
 
@@ -281,13 +281,13 @@ class DyingLearner(FakeLearner):
 def test_a_step_that_fails_is_not_committed() -> None:
     run = Run(config(GRPO), policy=DyingLearner)
     with pytest.raises(RuntimeError, match="the optimiser failed"):
-        run.go()
+        run.train()
     assert run.events[-1] == "arrived 0"
 
 
 def test_the_driver_s_own_time_excludes_waiting() -> None:
     run = Run(config(GRPO))
-    run.go(max_steps=1, waited_s=answers(10.0, 12.5))
+    run.train(max_steps=1, waited_s=answers(10.0, 12.5))
     (metrics,) = run.recorder.metrics
     assert metrics["timing/driver"] == pytest.approx(metrics["timing/step"] - 2.5)
     assert 0 <= metrics["timing/wait_for_batch"] <= metrics["timing/step"]

@@ -134,12 +134,12 @@ class RecorderFixture:
     def sampled(self, index: int) -> PendingBatch:
         """Write one completion of one prompt and its score to disk, as the workers do."""
         prefix = self.rollouts.file_prefix(index, 0)
-        made = experience([([7], [[1, 2]])], logprobs=[-1.0, -2.0], version=index)
+        batch = experience([([7], [[1, 2]])], logprobs=[-1.0, -2.0], version=index)
         scores = Scores(rewards=np.ones(1, np.float32), by_scorer={"one": np.ones(1, np.float32)})
-        write_experience(f"{prefix}rollout-0", made)
+        write_experience(f"{prefix}rollout-0", batch)
         write_scores(f"{prefix}reward-0", scores)
         pending = PendingBatch(
-            experience=[Done(made)],
+            experience=[Done(batch)],
             scores=[Done(scores)],
             file_stems=(f"{prefix}rollout-0",),
             score_file_stems=(f"{prefix}reward-0",),
@@ -170,7 +170,7 @@ def test_the_facts_of_a_step_in_order(recorded: RecorderFixture) -> None:
     assert recorded.recorder.steps_done == 1
 
 
-def test_a_checkpoint_is_named_in_the_ledger_when_it_is_there(recorded: RecorderFixture) -> None:
+def test_a_checkpoint_is_recorded_in_the_ledger_once_it_exists(recorded: RecorderFixture) -> None:
     recorded.step(0)
     recorded.step(1)
     assert recorded.facts()[-2:] == [("COMMITTED", 2), ("CHECKPOINT", 2)]
@@ -239,7 +239,7 @@ def test_a_state_is_saved_once(recorded: RecorderFixture) -> None:
     ],
     ids=["no decision yet", "kept", "refreshed"],
 )
-def test_a_checkpoint_knows_the_reference(tmp_path: Path, decision: Decision | None, version: int) -> None:
+def test_a_checkpoint_records_the_reference_version(tmp_path: Path, decision: Decision | None, version: int) -> None:
     recorded = RecorderFixture(tmp_path, steps_done=4, reference_version=3)
     recorded.step(4, decision)
     assert recorded.checkpointer.states == [State(next_step=5, reference_version=version)]
@@ -301,7 +301,7 @@ def test_the_first_step_without_an_update_is_reported(recorded: RecorderFixture)
     assert notes == ["step 2 made no update: no group of completions had rewards that differ enough"]
 
 
-def test_the_end_of_a_run_tells_the_share_of_turns_that_learned_nothing() -> None:
+def test_the_end_of_a_run_reports_the_share_of_steps_without_an_update() -> None:
     rows = [
         {"step": 0, "eval/reward": 0.5},
         *({"step": i + 1, "num_updates": n} for i, n in enumerate((4.0, 0.0, 0.0))),
@@ -384,7 +384,7 @@ def test_without_a_budget_no_step_is_the_last_but_the_last(tmp_path: Path) -> No
     assert "eval/reward" not in recorded.rows()[-1]
 
 
-def test_what_earlier_attempts_spent_counts(tmp_path: Path) -> None:
+def test_the_cost_of_earlier_attempts_counts(tmp_path: Path) -> None:
     first = RecorderFixture(tmp_path)
     placed(first)
     first.step(0)
@@ -442,7 +442,7 @@ def test_the_last_step_is_saved_whatever_the_clock_says(tmp_path: Path) -> None:
     assert ("CHECKPOINT", 2) in recorded.facts()
 
 
-# ------------------------------------------------------------------------------------------------ what serves a model
+# ------------------------------------------------------------------------------------------------ serve command
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_the_last_step_is_saved_whatever_the_clock_says(tmp_path: Path) -> None:
         (set(), "vllm serve runs/a/model"),
     ],
 )
-def test_what_serves_a_model_is_what_is_installed(installed: set[str], command: str) -> None:
+def test_the_serve_command_uses_an_installed_package(installed: set[str], command: str) -> None:
     def version_of(name: str) -> str:
         if name not in installed:
             raise PackageNotFoundError(name)

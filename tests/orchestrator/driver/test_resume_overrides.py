@@ -36,7 +36,7 @@ def test_hardware_may_change_and_is_recorded(directory: RunDirectory) -> None:
     assert record_overrides(directory, new) == {}
 
 
-def test_what_it_learns_may_not(directory: RunDirectory) -> None:
+def test_settings_that_affect_training_may_not_change(directory: RunDirectory) -> None:
     with pytest.raises(ResumeError) as caught:
         apply_overrides(directory, ["algorithm.learning_rate=0.5", "seed=3", "policy.num_ranks=1"])
     assert [problem.what for problem in caught.value.problems] == [

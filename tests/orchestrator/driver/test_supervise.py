@@ -42,14 +42,14 @@ def ended(cause: str, reached: int, run: str = "grpo") -> Ended:
         (ended("killed", 0, run="dpo"), ended("killed", 0, run="base"), 2, True, "2 attempts left"),
     ],
 )
-def test_the_rule(now: Ended, before: Ended | None, left: int, retry: bool, reason: str) -> None:
+def test_the_rule_for_further_attempts(now: Ended, before: Ended | None, left: int, retry: bool, reason: str) -> None:
     verdict = judge(now, before, attempts_left=left)
     assert verdict.retry == retry
     assert reason in verdict.reason
 
 
 class SupervisedRun:
-    """Supervisor of fake attempts with these endings, after it has ended, and what it printed."""
+    """Supervisor of fake attempts with these endings, after it has ended, with its output."""
 
     def __init__(self, directory: Path, *endings: str, attempts: int = 3) -> None:
         self.lines: list[str] = []

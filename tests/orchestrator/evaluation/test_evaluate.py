@@ -35,7 +35,7 @@ from orchestrator.evaluation.suite import Suite, SuiteConfig
 pytestmark = pytest.mark.slow
 
 ALPHABET = cpu_run.ALPHABET
-NO_REFUSAL = {"type": "refusal", "patterns": ["^a"]}  # something that a model of eight letters can write
+NO_REFUSAL = {"type": "refusal", "patterns": ["^a"]}  # a model of eight letters can generate it
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def run(given: Suite, models: EvaluationSpec, output: Path) -> tuple[Result, lis
 
 
 def log_prob(path: Path, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> float:
-    """Compute log p(tokens | prompt) with transformers alone."""
+    """Compute log p(tokens | prompt) with plain transformers."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     ids = torch.tensor([[*prompt, *tokens]])
     with torch.no_grad():
@@ -160,9 +160,9 @@ def test_the_kl_to_a_copy_of_the_model_is_zero(task: Path, tmp_path: Path) -> No
 
 def test_the_same_evaluation_gives_the_same_rows_and_another_seed_others(task: Path, tmp_path: Path) -> None:
     models = spec(str(task / "other"))
-    (first, rows), (again, same) = (run(suite(task), models, tmp_path / name) for name in ("first", "again"))
+    (first, rows), (repeated, same) = (run(suite(task), models, tmp_path / name) for name in ("first", "again"))
     assert rows == same
-    assert first.figures == again.figures
+    assert first.figures == repeated.figures
     _, others = run(suite(task, seed=1), models, tmp_path / "seed")
     assert [r for r in rows if r.mode == "greedy"] == [r for r in others if r.mode == "greedy"]
     assert rows != others
@@ -239,7 +239,7 @@ def test_the_judges_key_is_written_nowhere(task: Path, tmp_path: Path, monkeypat
 # ------------------------------------------------------------------------------------------------ refused at once
 
 
-def test_everything_that_is_wrong_is_said_before_anything_starts(task: Path, tmp_path: Path) -> None:
+def test_all_problems_are_reported_before_anything_starts(task: Path, tmp_path: Path) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("a cluster was started")
 
@@ -266,7 +266,7 @@ def test_everything_that_is_wrong_is_said_before_anything_starts(task: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_result_is_never_written_over(task: Path, tmp_path: Path) -> None:
+def test_a_result_is_never_overwritten(task: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text("{}")
     with pytest.raises(BadInput, match="the directory has a result already"):
         run(suite(task), spec(str(task / "model")), tmp_path)
@@ -282,7 +282,7 @@ def test_an_unknown_base_is_refused(task: Path) -> None:
 # ------------------------------------------------------------------------------------------------ a run's model
 
 
-def test_a_run_knows_its_base_and_its_reference(task: Path, tmp_path: Path) -> None:
+def test_base_and_reference_of_a_run_are_found_in_its_directory(task: Path, tmp_path: Path) -> None:
     settings = cpu_run.config(task, tmp_path, "iterative-dpo")
     cpu_run.run(settings)
     run_directory = tmp_path / "run"
@@ -305,7 +305,7 @@ def test_a_run_knows_its_base_and_its_reference(task: Path, tmp_path: Path) -> N
         spec(str(run_directory))
 
 
-def test_a_table_for_people(task: Path, tmp_path: Path) -> None:
+def test_the_table_of_results(task: Path, tmp_path: Path) -> None:
     found, _ = run(suite(task), spec(str(task / "other"), against=str(task / "model")), tmp_path / "out")
     out = io.StringIO()
     show(found, out)

@@ -23,7 +23,7 @@ from orchestrator.evaluation.figures import (
 )
 from orchestrator.evaluation.rows import Row, read_rows, write_rows
 
-FEW = BootstrapConfig(num_draws=200)
+FEW_DRAWS = BootstrapConfig(num_draws=200)
 
 
 def row(prompt_id: str, tokens: Sequence[int] = (5, 6, 1), **changes: Any) -> Row:
@@ -60,7 +60,7 @@ def test_completions_of_a_prompt_are_averaged_before_prompts_are() -> None:
     # p: (1 + 0 + 0 + 0) / 4 = ¼; q has one completion, of 1. Over completions it would be 2 of 5; over prompts it is ⅝.
     rows = [*samples("p", [1, 0, 0, 0]), *samples("q", [1])]
     assert values(rows, "sampled/rewards/exact") == values(rows, "sampled/reward") == {"p": 0.25, "q": 1.0}
-    assert figures(rows, "model", FEW)["sampled/rewards/exact"].value == 0.625
+    assert figures(rows, "model", FEW_DRAWS)["sampled/rewards/exact"].value == 0.625
 
 
 def test_a_scorer_that_abstained_does_not_count() -> None:
@@ -116,7 +116,7 @@ def test_kl_is_the_mean_log_ratio_of_samples_alone() -> None:
         row("q", log_ratios={"base": 100.0}),  # greedy: not a sample of the policy
     ]
     assert values(rows, "kl/base") == {"p": 0.5, "q": 1.5}
-    assert figures(rows, "model", FEW)["kl/base"].value == 1.0
+    assert figures(rows, "model", FEW_DRAWS)["kl/base"].value == 1.0
     assert values(rows, "kl/reference") == {"p": pytest.approx(0.3), "q": 0.0}
 
 
@@ -129,7 +129,7 @@ def test_refusals_are_counted_where_they_belong() -> None:
         row("b3", prompt_set="benign", reward=0.0, scores={"refusal": 0.0}),
         row("b4", prompt_set="benign", reward=0.0, scores={"refusal": 0.0}),
     ]
-    found = figures(rows, "model", FEW)
+    found = figures(rows, "model", FEW_DRAWS)
     assert (found["refusal"].value, found["over_refusal"].value) == (0.5, 0.25)
     assert found.keys() == {"refusal", "over_refusal"}, "refusal prompts are not part of the task: no reward, no length"
 
@@ -146,19 +146,19 @@ def test_another_models_rows_are_left_out() -> None:
 
 def test_a_proportion_has_wilsons_interval() -> None:
     # 10 of 10: z² / (n + z²) = 3.8415 / 13.8415 below 1, where the bootstrap would say [1, 1].
-    found = mean([1.0] * 10, FEW)
+    found = mean([1.0] * 10, FEW_DRAWS)
     assert found == Figure(value=1.0, low=pytest.approx(1 - 3.8415 / 13.8415, abs=1e-4), high=1.0, num_prompts=10,
                            interval="wilson")  # fmt: skip
 
 
 def test_other_means_have_the_bootstraps() -> None:
     # 0 and ½, two draws: both 0 (¼), both ½ (¼): the 95 % interval includes both.
-    assert mean([0.0, 0.5], FEW) == Figure(value=0.25, low=0.0, high=0.5, num_prompts=2, interval="bootstrap")
+    assert mean([0.0, 0.5], FEW_DRAWS) == Figure(value=0.25, low=0.0, high=0.5, num_prompts=2, interval="bootstrap")
 
 
 def test_one_prompt_has_no_interval() -> None:
-    assert mean([0.5], FEW) == Figure(value=0.5, low=None, high=None, num_prompts=1, interval=None)
-    assert not mean([0.5], FEW).excludes_zero
+    assert mean([0.5], FEW_DRAWS) == Figure(value=0.5, low=None, high=None, num_prompts=1, interval=None)
+    assert not mean([0.5], FEW_DRAWS).excludes_zero
 
 
 def test_a_wider_confidence_is_wider() -> None:
@@ -175,7 +175,7 @@ def test_differences_are_of_the_prompts_in_common() -> None:
     ours = [row("p", reward=1.0), row("q", reward=0.5), row("r", reward=0.0)]
     theirs = [row(p, reward=r, model="against") for p, r in (("q", 0.25), ("p", 0.75), ("s", 1.0))]
     # p: +¼, q: +¼; r and s have no partner. Both draws are ¼ whatever is drawn.
-    found = differences([*ours, *theirs], "model", "against", FEW)["greedy/reward"]
+    found = differences([*ours, *theirs], "model", "against", FEW_DRAWS)["greedy/reward"]
     assert found == Figure(value=0.25, low=0.25, high=0.25, num_prompts=2, interval="bootstrap")
     assert found.excludes_zero
 
@@ -187,7 +187,7 @@ def test_win_rates_by_a_scorer() -> None:
     rows = [*ours, *theirs]
     assert outcomes(rows, "model", "against", "gold") == {"p": 1.0, "q": 0.5, "r": 0.0}
     assert outcomes(rows, "against", "model", "gold") == {"p": 0.0, "q": 0.5, "r": 1.0}
-    found = win_rates(rows, "model", "against", FEW)
+    found = win_rates(rows, "model", "against", FEW_DRAWS)
     assert found["greedy/win_rate/gold"].value == 0.5
     assert found["greedy/ties/gold"].value == pytest.approx(1 / 3)
     assert found["greedy/win_rate/gold"].num_prompts == 3
@@ -208,14 +208,14 @@ def test_equal_lengths_leave_the_win_rate_and_length_alone_explains_it_away() ->
             for i, won in enumerate(wins)
         ] + [row(f"p{i}", completion="b", scores={"gold": 0.5}, model="against") for i in range(40)]
 
-    equal = win_rates(models(0), "model", "against", FEW)
+    equal = win_rates(models(0), "model", "against", FEW_DRAWS)
     assert equal["greedy/length_controlled_win_rate/gold"].value == pytest.approx(0.75, abs=1e-3)
-    longer = win_rates(models(20), "model", "against", FEW)
+    longer = win_rates(models(20), "model", "against", FEW_DRAWS)
     assert longer["greedy/win_rate/gold"].value == 0.75
     assert longer["greedy/length_controlled_win_rate/gold"].value < 0.55, "only longer answers won"
 
 
-def test_win_rates_by_a_judge_that_was_asked_in_both_orders() -> None:
+def test_win_rates_by_a_judge_that_compared_in_both_orders() -> None:
     ours = [
         row("p", outcomes={"judge": (1.0, 1.0)}),  # better in both orders
         row("q", outcomes={"judge": (1.0, 0.0)}),  # the first one shown: a tie, and no agreement
@@ -225,14 +225,14 @@ def test_win_rates_by_a_judge_that_was_asked_in_both_orders() -> None:
     ]
     rows = [*ours, *(row(p, model="against") for p in "pqrst")]
     assert outcomes(rows, "model", "against", "judge") == {"p": 1.0, "q": 0.5, "r": 0.25, "s": 0.0}
-    found = win_rates(rows, "model", "against", FEW)
+    found = win_rates(rows, "model", "against", FEW_DRAWS)
     assert found["greedy/win_rate/judge"].value == 0.4375
     assert found["greedy/order_consistency/judge"].value == 0.5
 
 
-def test_without_the_other_model_nothing_is_won() -> None:
-    assert win_rates([row("p", scores={"gold": 1.0})], "model", "against", FEW) == {}
-    assert differences([row("p", reward=1.0)], "model", "against", FEW) == {}
+def test_without_the_other_model_there_is_no_win_rate() -> None:
+    assert win_rates([row("p", scores={"gold": 1.0})], "model", "against", FEW_DRAWS) == {}
+    assert differences([row("p", reward=1.0)], "model", "against", FEW_DRAWS) == {}
 
 
 def test_the_same_seed_gives_the_same_intervals() -> None:
@@ -257,7 +257,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     ("text", "why"),
     [("{", "samples.jsonl:1"), ("[]", "samples.jsonl:1"), ('{"model": "model"}', "samples.jsonl:1"), (None, "cannot")],
 )
-def test_what_are_no_rows_is_refused(tmp_path: Path, text: str | None, why: str) -> None:
+def test_invalid_rows_are_refused(tmp_path: Path, text: str | None, why: str) -> None:
     path = tmp_path / "samples.jsonl"
     if text is not None:
         path.write_text(text)

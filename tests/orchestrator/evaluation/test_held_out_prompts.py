@@ -51,7 +51,7 @@ def test_a_greedy_answer_to_each_prompt() -> None:
     ]
 
 
-def test_sampled_answers_besides_and_how_far_they_are_from_the_base() -> None:
+def test_sampled_answers_and_their_kl_to_the_base() -> None:
     base: LocalGang[Any] = LocalGang("base", [Half()])
     found = held_out(Events(), num_samples=2, base=lambda parts: base.all(Reference.logprobs, parts, 1.0, 0)).evaluate()
     sampled = [a for a in found.answers if a.mode == "sampled"]
@@ -64,7 +64,7 @@ def test_sampled_answers_besides_and_how_far_they_are_from_the_base() -> None:
     assert found.metrics["eval/reward"] == 0.0, "the greedy answers are unchanged"
 
 
-def test_without_a_base_there_are_samples_and_no_distance() -> None:
+def test_without_a_base_there_are_samples_and_no_kl() -> None:
     found = held_out(Events(), num_samples=1).evaluate()
     assert {a.log_ratio for a in found.answers} == {None}
     assert "eval/kl" not in found.metrics
@@ -75,8 +75,8 @@ def test_a_log_ratio_is_a_sum_over_its_own_tokens() -> None:
 
     from workers.types import log_ratios
 
-    made = experience([([7], [[1, 2], [3]])], logprobs=[-1.0, -2.0, -0.5])
+    batch = experience([([7], [[1, 2], [3]])], logprobs=[-1.0, -2.0, -0.5])
     share = TokenShard(completions=np.asarray([1, 0]), values=np.asarray([-1.0, -3.0, -3.0], np.float32))
-    np.testing.assert_allclose(log_ratios(made, [share]), [3.0, 0.5])  # (-1+3) + (-2+3), and -0.5+1
+    np.testing.assert_allclose(log_ratios(batch, [share]), [3.0, 0.5])  # (-1+3) + (-2+3), and -0.5+1
     with pytest.raises(ValueError, match="1 of 3 tokens"):
-        log_ratios(made, [TokenShard(completions=np.asarray([0]), values=np.asarray([-3.0, -3.0], np.float32))])
+        log_ratios(batch, [TokenShard(completions=np.asarray([0]), values=np.asarray([-3.0, -3.0], np.float32))])

@@ -38,7 +38,7 @@ def test_the_same_seed_draws_the_same() -> None:
     assert mean(values, seed=3) == mean(values, seed=3) != mean(values, seed=4)
 
 
-def test_pieces_of_the_draws_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     # 50 prompts: 200 cells allow 4 draws at a time; the stream of draws is the same.
     values = np.random.default_rng(0).normal(size=50)
     at_once = mean(values, seed=3)
@@ -164,11 +164,13 @@ def a_length_controlled_rate(generator: np.random.Generator) -> tuple[Interval, 
 
 def a_difference_at_equal_cost(generator: np.random.Generator) -> tuple[Interval, float]:
     # Ours wins with probability 0.5 at KL 1 and 0.8 at KL 3, theirs with 0.5 and 0.6: 0.65 − 0.55 at KL 2.
-    def made(high: float) -> Curve:
+    def simulated_curve(high: float) -> Curve:
         wins = np.stack([generator.random(100) < 0.5, generator.random(100) < high]).astype(np.float64)
         return Curve(cost=np.asarray([[1.0], [3.0]]) + generator.normal(0, 0.3, (2, 100)), figure=wins)
 
-    found = difference_at(made(0.8), made(0.6), 2.0, seed=int(generator.integers(1 << 30)), num_draws=300)
+    found = difference_at(
+        simulated_curve(0.8), simulated_curve(0.6), 2.0, seed=int(generator.integers(1 << 30)), num_draws=300
+    )
     assert found is not None
     return found, 0.1
 

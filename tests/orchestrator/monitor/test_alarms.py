@@ -187,7 +187,7 @@ SILENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     # the base model already repeats itself
     ("repetition", {"completions__repeated_tail": alternating(0.5, 0.1, 10)}, {}),
-    # the entropy is low because the task has been learned
+    # the entropy is low because the policy has converged
     ("entropy_collapse", {"entropy": [2.0] * 5 + [0.1] * 5, "reward": line(0.1, 0.3, 5) + line(0.9, 1, 5)}, {}),
     ("no_signal", {"frac_reward_zero_std": [0.1] * 5 + [1.0] * 5, "reward": line(0.1, 0.3, 5) + [1.0] * 5}, {}),
     # one version behind: 0.2 is allowed
@@ -400,14 +400,14 @@ def test_the_strongest_action_decides(actions: tuple[str, str], chosen: str | No
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., tuple[RunDirectory, Ledger]]:
-    def made(*checkpoints: int) -> tuple[RunDirectory, Ledger]:
+    def create(*checkpoints: int) -> tuple[RunDirectory, Ledger]:
         directory = RunDirectory(tmp_path)
         for step in checkpoints:
             directory.checkpoint(step).mkdir(parents=True)
             (directory.checkpoint(step) / MANIFEST).write_text("{}")
         return directory, Ledger.open(directory.ledger)
 
-    return made
+    return create
 
 
 def rolled_back(run: Callable[..., tuple[RunDirectory, Ledger]], *checkpoints: int) -> tuple[Any, list[int], Ledger]:
@@ -444,11 +444,11 @@ def test_a_rollback_returns_to_the_checkpoint_before_the_window(
 def test_a_run_is_rolled_back_once(run: Callable[..., tuple[RunDirectory, Ledger]]) -> None:
     _, _, ledger = rolled_back(run, 4, 13)
     config = AlarmsConfig.model_validate({"kl_budget": {"action": "roll_back"}})
-    again = build_monitor(config, ledger, (), rounds=False)
+    resumed = build_monitor(config, ledger, (), rounds=False)
     for row in series(objective__kl=[30.0] * 5):
-        again.update(row["step"], row)
-    assert again.verdict is not None
-    assert again.verdict.action == "stop"
+        resumed.update(row["step"], row)
+    assert resumed.verdict is not None
+    assert resumed.verdict.action == "stop"
 
 
 def test_a_stopped_run_is_not_resumed_while_its_alarm_would_stop_it(

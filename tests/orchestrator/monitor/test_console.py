@@ -194,7 +194,7 @@ def test_b62_stdout_is_closed() -> None:
     assert (done.returncode, done.stderr) == (0, "still running\n")
 
 
-def test_b62_a_terminal_that_knows_ascii_only() -> None:
+def test_b62_an_ascii_only_terminal() -> None:
     environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "TERM": "xterm", "CI": ""}
     ours, theirs = pty.openpty()
     done = demo(theirs, **environment)

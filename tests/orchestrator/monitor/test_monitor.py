@@ -191,7 +191,7 @@ def test_wandb_gets_the_description_of_the_run(recipe_dir: RecipeDir, monkeypatc
     assert not {"name", "project"} & fake.arguments.keys()  # left to the variables
 
 
-def test_f35_wandb_that_raises_is_told_once(recipe_dir: RecipeDir) -> None:
+def test_f35_wandb_that_raises_is_reported_once(recipe_dir: RecipeDir) -> None:
     def fail() -> None:
         raise ConnectionError("no route to host\nmore")
 

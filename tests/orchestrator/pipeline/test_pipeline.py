@@ -179,9 +179,9 @@ def test_groups_without_signal_are_replaced_by_further_prompts() -> None:
 
 def test_resampling_ends_at_its_limit_and_with_the_prompts() -> None:
     assert {dynamic_source([], max_resamples=1).take(step).resamples for step in range(8)} == {0, 1}
-    hopeless = dynamic_source([], max_resamples=3, num_prompts=3).take(0)
-    assert sorted(name for part in prompts_of(hopeless) for name in part) == ["p0", "p1", "p2"]
-    assert hopeless.resamples == 1
+    without_signal = dynamic_source([], max_resamples=3, num_prompts=3).take(0)
+    assert sorted(name for part in prompts_of(without_signal) for name in part) == ["p0", "p1", "p2"]
+    assert without_signal.resamples == 1
 
 
 # ------------------------------------------------------------------------------------------------ learning
@@ -232,8 +232,8 @@ def publisher(
     policy = RecordingGang("policy", 2, {"open_weights": MANIFEST, "send_weights": 0.5}, events)
     rollout = RecordingGang("rollout", engines, {"receive_weights": 0.25}, events)
     gangs: tuple[Any, Any] = policy, rollout
-    made = EnginePublisher(*gangs, cuda=cuda, segment="/dev/shm/x", tensor_parallel_size=parallel)
-    return made, policy, rollout
+    publisher = EnginePublisher(*gangs, cuda=cuda, segment="/dev/shm/x", tensor_parallel_size=parallel)
+    return publisher, policy, rollout
 
 
 def test_a_publication_waits_until_the_one_before_it_was_received() -> None:

@@ -26,20 +26,20 @@ NEAR = Drift(kl=0.25, spread=0.5, saturated=0.0, num_completions=8)
 FAR = Drift(kl=1.5, spread=0.5, saturated=0.25, num_completions=8)
 
 
-def nobody_measures() -> Drift:
+def measure_nothing() -> Drift:
     raise AssertionError("the decision does not depend on the drift")
 
 
-# ------------------------------------------------------------------------------------------------ the rule
+# ------------------------------------------------------------------------------------------------ the refresh decision
 
 
 @pytest.mark.parametrize(
     ("refresh", "step", "version", "measure", "decision"),
     [
-        ("never", 5, 0, nobody_measures, ("keep", "reference.refresh is never", 0)),
-        ("every_round", 5, 4, nobody_measures, ("refresh", "reference.refresh is every_round", 5)),
-        ("every_round", 0, 0, nobody_measures, ("keep", "it holds the current policy", 0)),
-        ("when_drifted", 5, 5, nobody_measures, ("keep", "it holds the current policy", 5)),
+        ("never", 5, 0, measure_nothing, ("keep", "reference.refresh is never", 0)),
+        ("every_round", 5, 4, measure_nothing, ("refresh", "reference.refresh is every_round", 5)),
+        ("every_round", 0, 0, measure_nothing, ("keep", "it holds the current policy", 0)),
+        ("when_drifted", 5, 5, measure_nothing, ("keep", "it holds the current policy", 5)),
         ("when_drifted", 5, 2, lambda: NEAR, ("keep", "KL 0.25 <= max_kl 1", 2)),
         ("when_drifted", 5, 2, lambda: FAR, ("refresh", "KL 1.5 > max_kl 1", 5)),
     ],
@@ -49,7 +49,7 @@ def test_decide(
 ) -> None:
     found = decide(ReferenceConfig(refresh=refresh, max_kl=1.0), step=step, version=version, measure=measure)
     assert (found.action, found.reason, found.version) == decision
-    assert (found.drift is None) == (measure is nobody_measures)
+    assert (found.drift is None) == (measure is measure_nothing)
 
 
 def test_a_drift_equal_to_the_limit_keeps_the_reference() -> None:
@@ -57,7 +57,7 @@ def test_a_drift_equal_to_the_limit_keeps_the_reference() -> None:
     assert decide(config, step=5, version=2, measure=lambda: FAR).action == "keep"
 
 
-# ------------------------------------------------------------------------------------------------ what it takes
+# ------------------------------------------------------------------------------------------------ reference policies
 
 
 @pytest.fixture(autouse=True)

@@ -57,9 +57,9 @@ def test_gangs_of_the_quickstart(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", GANGS)
 def test_every_member_can_be_started_with_what_it_is_given(recipe: str, cuda: bool) -> None:
     for plan in gang_plans(config(recipe), cuda=cuda, max_steps=4):
-        meeting: dict[str, Any] = {"address": "", "port": 0} if plan.meet else {}
+        rendezvous: dict[str, Any] = {"address": "", "port": 0} if plan.meet else {}
         for arguments in plan.arguments:
-            inspect.signature(plan.start).bind(**arguments, **meeting)
+            inspect.signature(plan.start).bind(**arguments, **rendezvous)
         ranks = [arguments.get("rank", arguments.get("index", 0)) for arguments in plan.arguments]
         assert ranks == list(range(len(plan.arguments)))
 

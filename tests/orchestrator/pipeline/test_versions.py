@@ -112,14 +112,14 @@ def test_a_batch_is_of_the_version_that_trains_on_it(model: Path) -> None:
 def test_a_hundred_publications_that_reach_half_of_the_engines_give_no_batch(model: Path) -> None:
     setup, rng, refused = Setup(model), random.Random(0), 0
     for version in range(1, 101):
-        lagging = rng.randrange(NUM_ENGINES)
-        setup.engines[lagging].sampler.next = how = rng.choice(["lost", "broken"])
+        faulty_engine = rng.randrange(NUM_ENGINES)
+        setup.engines[faulty_engine].sampler.next = fault = rng.choice(["lost", "broken"])
         # In this process a call has ended when it returns, so a broken publication raises at once.
         with pytest.raises(VersionMismatch, match=r"version \d+ did not arrive|was asked for version \d+"):
             setup.publish_and_begin(version)
         refused += 1
-        assert setup.engines[lagging].sampler.version == version - 1, how
-        setup.engines[lagging].sampler.next = ""
+        assert setup.engines[faulty_engine].sampler.version == version - 1, fault
+        setup.engines[faulty_engine].sampler.next = ""
         for engine in setup.engines:
             engine.sampler.version = version  # restored
         setup.publisher._under_way = ()
@@ -153,7 +153,7 @@ class TestReference:
 
     @pytest.fixture
     def reference_policy(self, model: Path) -> ReferenceGang:
-        made = Reference(
+        worker = Reference(
             ModelConfig(path=str(model), dtype="float32"),
             ReferenceConfig(),
             rank=0,
@@ -162,8 +162,8 @@ class TestReference:
             cuda=False,
             chunk=4,
         )
-        self.reference = made
-        gang: Any = LocalGang("reference", [made])
+        self.reference = worker
+        gang: Any = LocalGang("reference", [worker])
         events: Events = []
         policy: Any = LocalGang("policy", [FakeLearner(events)])
         config = ReferenceConfig(refresh="every_round")
@@ -174,11 +174,15 @@ class TestReference:
         gang: Any = LocalGang("rollout", [Ready()])
         return gang.all(Ready.sample)
 
-    def test_it_scores_for_the_version_that_the_run_holds(self, reference_policy: ReferenceGang, sampled: Any) -> None:
+    def test_the_reference_scores_if_it_holds_the_version_of_the_run(
+        self, reference_policy: ReferenceGang, sampled: Any
+    ) -> None:
         (share,) = wait(reference_policy.logprobs(0, sampled).handles or ())
         assert len(share.values) == 2
 
-    def test_it_refuses_another_version(self, reference_policy: ReferenceGang, sampled: Any, model: Path) -> None:
+    def test_the_reference_refuses_another_version(
+        self, reference_policy: ReferenceGang, sampled: Any, model: Path
+    ) -> None:
         self.reference.load(str(model), version=3)
         with pytest.raises(VersionMismatch, match="the reference holds version 3, and was asked for version 0"):
             reference_policy.logprobs(0, sampled)

@@ -65,7 +65,7 @@ def test_every_role_of_a_gang_has_its_memory() -> None:
         for plan in gang_plans(config, cuda=True, max_steps=1)
         if plan.resources.gpus
     }
-    assert roles == set(MEMORY) - {"base"}  # held-out samples are evaluated on request alone
+    assert roles == set(MEMORY) - {"base"}  # held-out samples are evaluated only on request
 
 
 def test_a_method_without_a_reference_has_a_base_gang_for_held_out_samples() -> None:
@@ -89,13 +89,13 @@ def test_it_plans_every_gang_of_the_quickstart(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MEANT_FOR_GPUS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_our_recipes_fit_the_cluster_they_are_meant_for(path: Path) -> None:
-    meant = re.search(r"Meant for (\d+) GPUs of 80 GB", path.read_text("utf-8").replace("\n# ", " "))
-    assert meant is not None
+    stated = re.search(r"Meant for (\d+) GPUs of 80 GB", path.read_text("utf-8").replace("\n# ", " "))
+    assert stated is not None
     recipe = load(path)
     for config in recipe.stages:
-        plan = make_plan(config, H100, before=recipe.before(config), given=int(meant[1]))
+        plan = make_plan(config, H100, before=recipe.before(config), given=int(stated[1]))
         assert plan.fits, [(s.role, s.short_bytes) for s in plan.shortages]
-        assert plan.asked <= int(meant[1])
+        assert plan.asked <= int(stated[1])
 
 
 # ------------------------------------------------------------------------------------------------ work
@@ -467,7 +467,7 @@ def test_disk_space_of_checkpoints() -> None:
     assert "a checkpoint: 96.4 GB, every 10 min, or less often to spend at most 5% of the time" in text
     assert "peak: 289 GB (checkpoint.keep 2, and one being written)" in text
     lora = planned("70b/dpo_lora.yaml")
-    assert checkpoint_bytes(lora.config, lora.shapes) < 0.02 * 12 * lora.shapes["policy"].num_params  # adapters alone
+    assert checkpoint_bytes(lora.config, lora.shapes) < 0.02 * 12 * lora.shapes["policy"].num_params  # only adapters
 
 
 def test_a_critic_is_in_the_checkpoint_too() -> None:
@@ -477,7 +477,7 @@ def test_a_critic_is_in_the_checkpoint_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["plan"], "no recipe"),
         (["plan", "configs/8b/dpo.yaml", "--gpus", "64 of them"], "write 64xH100"),
@@ -487,11 +487,11 @@ def test_a_critic_is_in_the_checkpoint_too() -> None:
     ],
 )
 def test_bad_arguments(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     assert main(arguments) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_later_stage_has_the_shape_of_the_model_it_starts_from() -> None:

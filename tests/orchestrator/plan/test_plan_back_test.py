@@ -26,7 +26,7 @@ def test_every_point_of_the_file_that_can_be_predicted_is() -> None:
 
 
 @pytest.mark.parametrize("point", of_kind(*BOUNDS), ids=lambda point: point.id)
-def test_it_is_within_its_bound(point: Point) -> None:
+def test_each_prediction_is_within_its_bound(point: Point) -> None:
     if point.id in EXCEPTIONS:
         assert point.is_outside, f"{point.id} is within its bound: remove the exception"
     else:

@@ -321,7 +321,7 @@ def test_rows_that_a_reward_cannot_read(
     golden(f"{name}-that-cannot-be-read", f"{error.value}\n")
 
 
-def test_a_row_that_one_reward_passes_on_may_be_scored_by_another(recipe_dir: RecipeDir) -> None:
+def test_a_row_without_a_score_by_one_reward_may_be_scored_by_another(recipe_dir: RecipeDir) -> None:
     rows = [{"prompt": "a", "solution": "2", "tests": None}, {"prompt": "a", "solution": None, "tests": "assert 1"}]
     recipe_dir.jsonl("prompts.jsonl", [*rows] * 4)
     recipe_dir.recipe({"reward": "[{type: math}, {type: code}]"})
@@ -369,7 +369,7 @@ def test_b48_zstd_and_a_bomb(recipe_dir: RecipeDir, golden: Golden, capsys: pyte
     )
 
 
-def test_b49_a_file_that_breaks_off(recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+def test_b49_a_truncated_file(recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     Path("memory.jsonl").symlink_to("/proc/self/mem")  # a regular file whose first bytes cannot be read
     recipe_dir.recipe({"data": "{prompts: ./memory.jsonl}"})
     refused("recipe.yaml", "b49-input-output-error", golden, capsys)

@@ -57,7 +57,7 @@ LORA = {"model": "{path: ./model, lora: {}}"}
         ("bloom", "family-whose-adapters-no-engine-takes", LORA),
     ],
 )
-def test_models_of_families_that_are_not_right(
+def test_models_of_unsupported_families(
     model_type: str,
     name: str,
     changes: dict[str, str | None],
@@ -80,7 +80,7 @@ def test_models_of_families_that_are_not_right(
         ("bloom", {}),  # whole weights are published
     ],
 )
-def test_what_is_wrong_with_a_family_is_no_matter_where_it_is_not_asked_for(
+def test_a_fault_of_a_family_matters_only_where_the_feature_is_used(
     model_type: str, changes: dict[str, str | None], recipe_dir: RecipeDir
 ) -> None:
     _of_type(recipe_dir, model_type)
@@ -138,7 +138,7 @@ def test_a_later_stage_has_the_faults_of_the_model_that_the_first_began_with(
     refused("both.yaml", "family-not-sampled-in-a-later-stage", golden, capsys)
 
 
-def test_texts_that_engine_and_learner_would_read_by_other_positions(
+def test_texts_that_engine_and_learner_would_read_at_different_positions(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rope = {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 4096}
@@ -183,7 +183,7 @@ def _of_type(recipe_dir: RecipeDir, model_type: str, **further: int) -> None:
     (recipe_dir.path / "model" / "config.json").write_text(json.dumps({"model_type": model_type, **further}))
 
 
-def test_a_model_that_reads_rows_apart_says_what_it_costs(
+def test_the_cost_of_a_model_without_packing_is_reported(
     recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _of_type(recipe_dir, "mamba")
@@ -194,7 +194,7 @@ def test_a_model_that_reads_rows_apart_says_what_it_costs(
     assert "each prompt is computed 2 times, once per completion" in printed
 
 
-def test_adapters_for_layers_that_the_model_has_not(
+def test_adapters_for_layers_that_the_model_lacks(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shapes = {

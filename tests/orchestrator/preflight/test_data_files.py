@@ -68,7 +68,7 @@ def test_b37_a_run_measures_all_rows_and_its_steps_are_of_those_that_fit(recipe_
     assert material.max_steps == 3  # two epochs of three rows, two a step
 
 
-def test_b38_pairs_that_are_equal_once_they_are_cut(
+def test_b38_pairs_that_are_equal_after_truncation(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer()

@@ -77,7 +77,7 @@ def test_the_gangs_get_these_models(stages: Path) -> None:
     assert {p.role: p.resources.gpus for p in gang_plans(final, cuda=False, max_steps=2)}["reward"] == 0
 
 
-def test_a_directory_of_a_reward_model_will_do(recipe_dir: RecipeDir) -> None:
+def test_a_directory_of_a_reward_model_is_accepted(recipe_dir: RecipeDir) -> None:
     scorer(recipe_dir)
     (recipe_dir.path / "model" / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}')
     changes = {

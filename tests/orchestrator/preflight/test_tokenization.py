@@ -61,8 +61,8 @@ def call(name: str) -> dict[str, Any]:
     return {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": name, "arguments": {}}}]}
 
 
-ASKED = [user("1+1=")]
-SYSTEM = [{"role": "system", "content": "s"}, *ASKED]
+QUESTION = [user("1+1=")]
+SYSTEM = [{"role": "system", "content": "s"}, *QUESTION]
 
 
 def test_rows_that_a_template_refuses(
@@ -71,20 +71,20 @@ def test_rows_that_a_template_refuses(
     for name, template, bad in (
         ("text-system-role", GEMMA, SYSTEM),
         ("text-alternation", MISTRAL, [user("a"), user("b")]),
-        ("text-no-content", CHATML.replace("content", "said"), ASKED),
+        ("text-no-content", CHATML.replace("content", "said"), QUESTION),
         ("text-tool-call-left-out", CHATML, [user("a"), call("f"), {"role": "tool", "content": "2"}]),
     ):
         chat_model(template)
-        prompts(recipe_dir, ASKED, ASKED, bad, ASKED)
+        prompts(recipe_dir, QUESTION, QUESTION, bad, QUESTION)
         recipe_dir.recipe()
         refused("recipe.yaml", name, golden, capsys)
 
 
-def test_an_answer_that_a_template_cannot_take(
+def test_an_answer_that_a_template_cannot_render(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat_model(CHATML.replace("m['content']", "(m['content'] if loop.last else 'hidden')"))
-    recipe_dir.jsonl("demos.jsonl", [{"prompt": ASKED, "completion": [assistant(str(i))]} for i in range(4)])
+    recipe_dir.jsonl("demos.jsonl", [{"prompt": QUESTION, "completion": [assistant(str(i))]} for i in range(4)])
     recipe_dir.recipe(SFT)
     refused("recipe.yaml", "text-rewritten-turns", golden, capsys)
 
@@ -93,7 +93,7 @@ def test_turns_of_others_in_an_answer(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = [assistant("2"), user("and 2+2="), assistant("4")]
-    recipe_dir.jsonl("demos.jsonl", [{"prompt": ASKED, "completion": answer}] * 3)
+    recipe_dir.jsonl("demos.jsonl", [{"prompt": QUESTION, "completion": answer}] * 3)
     recipe_dir.recipe(SFT)
     refused("recipe.yaml", "text-other-turns", golden, capsys)
 
@@ -101,7 +101,7 @@ def test_turns_of_others_in_an_answer(
 def test_a_prompt_that_contradicts_its_answers(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sides = {side: [*ASKED, assistant(side)] for side in ("chosen", "rejected")}
+    sides = {side: [*QUESTION, assistant(side)] for side in ("chosen", "rejected")}
     recipe_dir.jsonl("pairs.jsonl", [{"prompt": [user("2+2=")], **sides}])
     recipe_dir.recipe(OFFLINE_DPO)
     refused("recipe.yaml", "text-contradicting-prompt", golden, capsys)
@@ -109,7 +109,7 @@ def test_a_prompt_that_contradicts_its_answers(
 
 def test_tools_that_are_no_schemas(recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     chat_model(LLAMA_3)
-    prompts(recipe_dir, *[ASKED] * 4, tools=["add"])
+    prompts(recipe_dir, *[QUESTION] * 4, tools=["add"])
     recipe_dir.recipe()
     refused("recipe.yaml", "text-tools", golden, capsys)
 
@@ -123,7 +123,7 @@ def test_a_reward_model_reads_by_a_template_of_its_own(
     Path("scorer/config.json").write_text(json.dumps(kind))
     Path("scorer/model.safetensors").write_bytes(b"\0" * 16)
     chat_model(GEMMA, "scorer")
-    prompts(recipe_dir, ASKED, ASKED, ASKED, SYSTEM)
+    prompts(recipe_dir, QUESTION, QUESTION, QUESTION, SYSTEM)
     recipe_dir.recipe({"reward": "[{type: model, path: ./scorer}]"})
     refused("recipe.yaml", "text-reward-model", golden, capsys)
 
@@ -144,7 +144,7 @@ def test_letters_that_a_tokenizer_has_no_token_for(
 def test_the_driver_checks_rows_again(recipe_dir: RecipeDir) -> None:
     """Check that the driver checks rows itself: a resume does not validate the recipe."""
     chat_model(GEMMA)
-    prompts(recipe_dir, ASKED, ASKED, SYSTEM, ASKED)
+    prompts(recipe_dir, QUESTION, QUESTION, SYSTEM, QUESTION)
     (config,) = load(Path(recipe_dir.recipe())).stages
     with pytest.raises(BadInput, match=r"prompts\.jsonl:3: .*System role not supported"):
         Material.read(config)
@@ -153,9 +153,9 @@ def test_the_driver_checks_rows_again(recipe_dir: RecipeDir) -> None:
 # ------------------------------------------------------------------------------------------------ notes
 
 
-def test_a_turn_end_that_is_no_end(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_turn_end_that_is_no_end_of_sequence(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     chat_model(CHATML)
-    prompts(recipe_dir, *[ASKED] * 4)
+    prompts(recipe_dir, *[QUESTION] * 4)
     recipe_dir.recipe()
     assert notes(capsys) == [
         "data.prompts: the chat template ends the assistant's turn with <|im_end|>, which is an end of sequence "
@@ -168,7 +168,7 @@ def test_a_turn_end_that_is_no_end(recipe_dir: RecipeDir, capsys: pytest.Capture
 
 def test_a_turn_without_an_end(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     chat_model("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    recipe_dir.jsonl("demos.jsonl", [{"prompt": ASKED, "completion": [assistant("2")]}] * 4)
+    recipe_dir.jsonl("demos.jsonl", [{"prompt": QUESTION, "completion": [assistant("2")]}] * 4)
     recipe_dir.recipe(SFT)
     assert notes(capsys)[:1] == [
         "data.dataset: the chat template ends the assistant's turn without a token: completions of a dataset do not "
@@ -193,10 +193,10 @@ def test_answers_that_begin_before_the_generation_prompt_ends(
     assert notes(capsys) == [f"data.dataset: 4 of 4 {what}: rows 1, 2, 3, 4"]
 
 
-def test_what_a_template_leaves_out(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_content_that_a_template_leaves_out(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     chat_model(R1.replace("<think>\n", ""), end="<|end_of_sentence|>")
     rows = [{"prompt": [user(str(i))], "completion": [assistant(f"<think>{i}</think>2")]} for i in range(2)]
-    recipe_dir.jsonl("demos.jsonl", [*rows, {"prompt": ASKED, "completion": [assistant("2")]}])
+    recipe_dir.jsonl("demos.jsonl", [*rows, {"prompt": QUESTION, "completion": [assistant("2")]}])
     recipe_dir.recipe(SFT)
     assert notes(capsys) == [
         "data.dataset: 2 of 3 rows have a completion that the chat template renders only in part; the policy is not "
@@ -204,10 +204,10 @@ def test_what_a_template_leaves_out(recipe_dir: RecipeDir, capsys: pytest.Captur
     ]
 
 
-def test_tools_that_a_template_makes_nothing_of(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tools_that_a_template_ignores(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     tools = [{"type": "function", "function": {"name": "add"}}]
     chat_model(CHATML, end="<|im_end|>")
-    prompts(recipe_dir, *[ASKED] * 4, tools=tools)
+    prompts(recipe_dir, *[QUESTION] * 4, tools=tools)
     recipe_dir.recipe()
     assert notes(capsys) == ["data.prompts: the chat template ignores `tools`: no prompt shows them to the model"]
     chat_model(LLAMA_3, end="<|eot_id|>")
@@ -221,7 +221,7 @@ def test_tools_that_a_template_makes_nothing_of(recipe_dir: RecipeDir, capsys: p
 
 def test_special_tokens_that_rewards_do_not_see(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     chat_model(CHATML.replace("assistant\n", "assistant\n<think>"), end="<|im_end|>", special=True)
-    prompts(recipe_dir, *[ASKED] * 4)
+    prompts(recipe_dir, *[QUESTION] * 4)
     recipe_dir.recipe()
     assert notes(capsys) == [
         "data.prompts: rewards do not see <think>, </think>: they are special tokens; set "
@@ -237,7 +237,7 @@ def test_rows_that_could_not_be_checked_are_reported(recipe_dir: RecipeDir, caps
     chat_model(GEMMA)
     Path("model/tokenizer.json").unlink()
     Path("model/tokenizer.model").write_bytes(b"\0")
-    prompts(recipe_dir, *[ASKED] * 4)
+    prompts(recipe_dir, *[QUESTION] * 4)
     recipe_dir.recipe()
     assert notes(capsys) == [
         "data.prompts: ./model has no tokenizer.json that can be read here: rows were rendered with the chat template, "
@@ -259,8 +259,8 @@ def test_a_template_s_own_tokens_count(recipe_dir: RecipeDir, capsys: pytest.Cap
     Markers are one token each, all else is one token per character: 1 + 5 + 4 + 2 + 1 + 10.
     """
     chat_model(CHATML, end="<|im_end|>")
-    prompts(recipe_dir, *[ASKED] * 4, [user("10+1=")])
-    assert len(TokenCounter.of(Path("model")).prompt(ASKED)) == 23  # type: ignore[union-attr]
+    prompts(recipe_dir, *[QUESTION] * 4, [user("10+1=")])
+    assert len(TokenCounter.of(Path("model")).prompt(QUESTION)) == 23  # type: ignore[union-attr]
     recipe_dir.recipe({"rollout": "{max_prompt_length: 23}"})
     assert notes(capsys) == [
         "data.prompts: 1 of 5 rows are dropped: their prompt is longer than 23 tokens (rollout.max_prompt_length): "
@@ -268,7 +268,7 @@ def test_a_template_s_own_tokens_count(recipe_dir: RecipeDir, capsys: pytest.Cap
     ]
 
 
-# ------------------------------------------------------------------------------------------------ which rows, which day
+# ------------------------------------------------------------------------------------- sampling of rows, template dates
 
 
 def row(i: int, text: Any, *answers: Any, **columns: Any) -> Any:
@@ -283,8 +283,8 @@ def test_of_a_large_file_every_kind_of_row_is_checked() -> None:
     odd = {4321: SYSTEM, 6543: [user("a"), call("f"), {"role": "tool", "content": "b"}], 7001: "text"}
     for i, text in odd.items():
         rows[i] = row(i, text)
-    rows[8765] = row(8765, ASKED, tools=[{}])
-    rows[9321] = row(9321, ASKED, chat_template_kwargs={"thinking": True})
+    rows[8765] = row(8765, QUESTION, tools=[{}])
+    rows[9321] = row(9321, QUESTION, chat_template_kwargs={"thinking": True})
     found = pick(rows)
     assert {*odd, 8765, 9321, 0} <= set(found)
     assert 500 < len(found) < 1500  # about as many as make CHEAP_BYTES, from beginning to end

@@ -71,7 +71,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     settings = (("PPO", "kl_coef 0.01", 0.5), ("PPO", "kl_coef 0.1", 0.2), ("offline DPO", "beta 0.1", 1.0))
     curves = [curve(m, x, s, gain=g, kl=3 * g) for m, x, g in settings for s in (0, 1)]
     records = [RunRecord.read(run_on_disk(root, f"run-{i}"), one.name) for i, one in enumerate(curves)]
-    known = KnownOptimum.model_validate(
+    optimum = KnownOptimum.model_validate(
         {
             "about": "a small world",
             "x": "KL",
@@ -80,17 +80,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "methods": ({"name": "PPO", "points": ({"setting": "b", "runs": ((0.5, 0.3), (1.5, 0.8))},)},),
         }
     )
-    made = {
+    pages = {
         "run": report([alarmed]).html,
         "runs": report([alarmed, failed]).html,
         "comparison": page("a comparison", [Section(answer=compared(task_runs(*curves)), records=records, lost=[])],
-                           [known_card(known)])["report.html"],
+                           [known_card(optimum)])["report.html"],
     }  # fmt: skip
     keep = os.environ.get("RLHF_KEEP_PAGES")
     target = Path(keep) if keep else root
-    for name, html in made.items():
+    for name, html in pages.items():
         (target / f"{name}.html").write_text(html)
-    return {name: target / f"{name}.html" for name in made}
+    return {name: target / f"{name}.html" for name in pages}
 
 
 @pytest.mark.parametrize(("width", "height"), SCREENS)

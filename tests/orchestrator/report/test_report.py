@@ -105,11 +105,13 @@ def test_charts_take_their_colours_from_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["prompt", "answer"])
 def test_hostile_text_is_escaped(tmp_path: Path, where: str) -> None:
     directory = run_on_disk(tmp_path, **{where: HOSTILE})  # type: ignore[arg-type]
-    made = report([directory])
-    found = Page(made.html)
+    written = report([directory])
+    found = Page(written.html)
     assert HOSTILE in found.text
     assert not {tag for tag, _ in found.tags} & {"script", "img"}
-    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", made.markdown)  # without code spans, by the rule of CommonMark
+    outside = re.sub(
+        r"(`+)(?!`).*?(?<!`)\1(?!`)", "", written.markdown
+    )  # without code spans, by the rule of CommonMark
     assert "<" not in outside
     assert "alert" not in outside
     assert "49" not in found.text.split("${")[1][:8]  # it was not evaluated as a template
@@ -118,8 +120,8 @@ def test_hostile_text_is_escaped(tmp_path: Path, where: str) -> None:
 def test_hostile_messages_and_alarms_are_escaped(tmp_path: Path) -> None:
     alarm = exit_alarm(saw=HOSTILE)
     ending = {"cause": "worker_failed", "message": HOSTILE, "exit_code": 4, "alarms": [alarm]}
-    made = report([run_on_disk(tmp_path, exit=ending)])
-    found = Page(made.html)
+    written = report([run_on_disk(tmp_path, exit=ending)])
+    found = Page(written.html)
     assert found.text.count(HOSTILE) == 2
     assert "a worker failed" in found.text
     assert not {tag for tag, _ in found.tags} & {"script", "img"}
@@ -129,8 +131,8 @@ def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SOME_API_KEY", "correct horse & battery")
     token = "hf_" + "a" * 30
     ending = {"cause": "error", "message": f"{token}: correct horse & battery", "exit_code": 1}
-    made = report([run_on_disk(tmp_path, exit=ending, answer=f"{token} or correct horse & battery")])
-    for text in (made.html, made.markdown):
+    written = report([run_on_disk(tmp_path, exit=ending, answer=f"{token} or correct horse & battery")])
+    for text in (written.html, written.markdown):
         assert token not in text
         assert "correct horse" not in text
         assert "[redacted]" in text
@@ -271,9 +273,9 @@ def test_the_noise_of_a_reference_that_follows_the_policy_is_not_drawn(tmp_path:
     follows = run_on_disk(tmp_path, "follows", kind="dpo", rows=rows, overrides=("reference.refresh=every_round",))
     assert "KL to the reference" not in page(follows).text
     assert "the policy of the previous round" in distance_notes(follows)
-    stays = run_on_disk(tmp_path, "stays", kind="dpo", rows=rows)
-    assert "KL to the reference" in page(stays).text
-    assert distance_notes(stays) == ""
+    frozen = run_on_disk(tmp_path, "stays", kind="dpo", rows=rows)
+    assert "KL to the reference" in page(frozen).text
+    assert distance_notes(frozen) == ""
 
 
 def test_refusal_prompts_count_as_held_out_data(tmp_path: Path) -> None:

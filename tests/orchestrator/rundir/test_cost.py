@@ -37,13 +37,17 @@ RESUMED = (
 
 def test_a_step_costs_its_seconds_on_every_device_without_the_evaluation() -> None:
     meter = Meter(ledger(*ONE_STEP))
-    (spent,) = meter.attempts
-    assert (spent.loading_s, spent.working_s, spent.evaluating_s) == (20.0, 10.0, 2.0)  # 137 - 125 - 2
+    (attempt_cost,) = meter.attempts
+    assert (attempt_cost.loading_s, attempt_cost.working_s, attempt_cost.evaluating_s) == (
+        20.0,
+        10.0,
+        2.0,
+    )  # 137 - 125 - 2
     assert (meter.device_seconds, meter.seconds) == (30.0, 10.0)
     assert by_step(ledger(*ONE_STEP)) == {1: (30.0, 10.0)}
 
 
-def test_what_a_failure_cost_counts() -> None:
+def test_time_lost_to_a_failure_counts() -> None:
     """14 s on three devices, of which 4 s were lost; then 10 s of loading and 10 s of work on two devices.
 
     The night between the attempts costs nothing.

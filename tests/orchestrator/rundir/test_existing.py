@@ -100,11 +100,11 @@ def test_a_reward_in_a_module_is_compared_by_its_source(recipe_dir: RecipeDir) -
     Path("rewards/__init__.py").write_text("")
     Path("rewards/maths.py").write_text("from .same import equal\n")
     Path("rewards/same.py").write_text("equal = 1\n")
-    made = load(recipe_dir.recipe({"reward": "[{type: function, function: 'rewards.maths:reward'}]"}))
-    finished(made)
-    assert check_existing(made) == []
+    recipe = load(recipe_dir.recipe({"reward": "[{type: function, function: 'rewards.maths:reward'}]"}))
+    finished(recipe)
+    assert check_existing(recipe) == []
     Path("rewards/same.py").write_text("equal = 2\n")
-    assert "reward.0.function (rewards.maths:reward) has changed" in why(made)
+    assert "reward.0.function (rewards.maths:reward) has changed" in why(recipe)
 
 
 def test_other_weights_of_the_same_size_are_another_model(recipe: Recipe) -> None:
@@ -158,11 +158,11 @@ def stages(recipe_dir: RecipeDir) -> Recipe:
         "  data: {prompts: ./prompts.jsonl}\n"
         "  algorithm: {type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10}\n  reward: [{type: math}]\n"
     )
-    made = load("both.yaml")
-    finished(made, 0)
-    finished(made, 1)
-    assert check_existing(made) == []
-    return made
+    recipe = load("both.yaml")
+    finished(recipe, 0)
+    finished(recipe, 1)
+    assert check_existing(recipe) == []
+    return recipe
 
 
 def test_a_stage_whose_model_was_trained_again_is_refused(stages: Recipe) -> None:

@@ -126,7 +126,7 @@ BEGUN, SAVED, WITHIN = (Fact.attempt, 0, {}), (Fact.checkpoint, 3, {}), (Fact.ch
         ([BEGUN, SAVED, (Fact.alarm, 4, {"action": "roll_back"})], None),  # it may have been deleted
     ],
 )
-def test_which_checkpoint_must_be_there(
+def test_the_checkpoint_that_the_ledger_requires(
     path: Path, facts: list[tuple[Fact, int, dict[str, Any]]], expected: tuple[int, int] | None
 ) -> None:
     with Ledger.open(path) as ledger:

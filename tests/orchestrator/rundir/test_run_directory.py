@@ -26,7 +26,7 @@ def config(recipe_dir: RecipeDir) -> RunConfig:
     return load(recipe_dir.recipe()).stages[0]
 
 
-def test_it_keeps_the_recipe_as_written_and_what_ran(config: RunConfig) -> None:
+def test_the_recipe_as_written_and_the_resolved_config_are_stored(config: RunConfig) -> None:
     directory = RunDirectory.create(config, "# mine\nname: arith\n")
     assert directory.path == Path("runs/arith").absolute()
     assert directory.recipe.read_text() == "# mine\nname: arith\n"
@@ -75,7 +75,9 @@ def test_secrets_are_redacted_in_the_copy_of_the_recipe(config: RunConfig) -> No
     assert directory.recipe.read_text() == "# my token: [redacted]\n"
 
 
-def test_b23_resume_of_what_is_no_run(config: RunConfig, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+def test_b23_resume_of_a_directory_that_is_not_a_run(
+    config: RunConfig, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
     RunDirectory.create(config, "")
     assert main(["resume", "runs/arit"]) == 2
     assert main(["resume", "."]) == 2
@@ -141,7 +143,7 @@ def test_f32_two_processes_cannot_hold_one_directory(config: RunConfig) -> None:
     assert subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout == "held\n"
 
 
-def test_f30_a_driver_whose_lock_was_let_go_is_fenced_off(config: RunConfig) -> None:
+def test_f30_a_driver_that_lost_its_lock_is_fenced_off(config: RunConfig) -> None:
     """Replace the lock file while the old driver has it open, as when shared storage releases its lock."""
     directory = RunDirectory.create(config, "")
     with directory.held() as fence, Ledger.open(directory.ledger, fence) as ledger:

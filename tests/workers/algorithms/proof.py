@@ -282,10 +282,10 @@ def committed() -> dict[str, list[dict[str, float]]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    wanted = sys.argv[1:]
-    values = committed() if wanted else {}
+    methods = sys.argv[1:]
+    values = committed() if methods else {}
     for row in ROWS:
-        if row.is_known and (not wanted or row.settings["type"] in wanted):
+        if row.is_known and (not methods or row.settings["type"] in methods):
             values[row.name] = [row.measure(seed) for seed in SEEDS]
             print(_line(row, values[row.name]), end="", flush=True)
     ordered = {row.name: values[row.name] for row in ROWS if row.name in values}

@@ -55,16 +55,16 @@ class FlippedAtRandom(Labelled):
     """Bradley–Terry labels, of which a fifth is flipped."""
 
     @staticmethod
-    def label(difference: Any, lots: Any) -> Any:
+    def label(difference: Any, draws: Any) -> Any:
         wins = sigmoid(difference)
-        return lots < 0.8 * wins + 0.2 * (1 - wins)
+        return draws < 0.8 * wins + 0.2 * (1 - wins)
 
 
 class Certain(Labelled):
     """Labels by which the greater reward always wins."""
 
     @staticmethod
-    def label(difference: Any, lots: Any) -> Any:
+    def label(difference: Any, draws: Any) -> Any:
         return difference > 0
 
 
@@ -90,13 +90,13 @@ def lengths_of(world: World) -> Tensor:
     return torch.from_numpy(world.tokens.lengths).double()
 
 
-def test_robust_dpo_does_not_mind_flipped_labels() -> None:
+def test_robust_dpo_is_unaffected_by_flipped_labels() -> None:
     """Check π_ref exp(r/β), as if no label were flipped. The sigmoid loss trusts the labels and does not reach it."""
     world = FlippedAtRandom(TWO_TOKENS, seed=0)
     robust = train(world, beta=BETA, loss_type="robust", label_smoothing=0.2)
     assert_reaches(tilted(world), robust, world)
-    believing = train(FlippedAtRandom(TWO_TOKENS, seed=0), beta=BETA)
-    assert kl(believing, tilted(world)) > 0.05
+    sigmoid_policy = train(FlippedAtRandom(TWO_TOKENS, seed=0), beta=BETA)
+    assert kl(sigmoid_policy, tilted(world)) > 0.05
 
 
 def test_a_reward_per_token() -> None:
@@ -145,7 +145,7 @@ def test_length_costs_reward() -> None:
     assert kl(policy, tilted(world)) > 0.05
 
 
-def test_hinge_leaves_nothing_to_pay() -> None:
+def test_the_hinge_loss_reaches_zero() -> None:
     """Check that every pair is ahead by 1 if labels are certain: log π/π_ref of the better is at least 1/β higher."""
     world = Certain(TWO_TOKENS, seed=0)
     policy = train(world, beta=2.0, loss_type="hinge")
@@ -161,7 +161,7 @@ def test_online_dpo_with_a_fixed_reference() -> None:
     assert_reaches(tilted(world), train(world, own_samples=True, beta=BETA), world)
 
 
-def test_where_the_better_always_wins_nothing_holds_it_back() -> None:
+def test_without_label_noise_the_policy_moves_beyond_the_optimum() -> None:
     """Check that without label noise, as in pairs from scores, the policy moves beyond π* to the best completion."""
     world = Certain(TWO_TOKENS, seed=0)
     policy = train(world, steps=150, own_samples=True, beta=BETA)
@@ -212,7 +212,7 @@ class Feedback(Trainer):
         mixed = world.rng.permutation(len(prompts))
         prompts, drawn = prompts[mixed], drawn[mixed]
         completions = np.stack([drawn, np.roll(drawn, -1)], 1).reshape(-1)
-        is_good = world.rng.random(len(drawn)) < sigmoid(world.rewards[prompts, drawn])
+        is_desirable = world.rng.random(len(drawn)) < sigmoid(world.rewards[prompts, drawn])
         both = np.repeat(prompts, 2)
         experience = Experience(
             prompts=(Prompt(id="", text=""),) * len(prompts),
@@ -223,7 +223,7 @@ class Feedback(Trainer):
             versions=np.zeros(len(both), np.int32),
             finish=np.full(len(both), Finish.stop, np.int32),
         )
-        rewards = np.stack([is_good, np.zeros_like(is_good)], 1).reshape(-1).astype(np.float32)
+        rewards = np.stack([is_desirable, np.zeros_like(is_desirable)], 1).reshape(-1).astype(np.float32)
         reference = array(world.logprobs(world.reference, both, completions))
         return (
             ScoredBatch(experience=experience, rewards=rewards, reference_logprobs=reference, values=None, seed=step),
@@ -233,7 +233,7 @@ class Feedback(Trainer):
 
 
 @pytest.mark.parametrize("undesirable_weight", [1.0, 2.0])
-def test_kto_goes_by_the_majority(undesirable_weight: float) -> None:
+def test_kto_follows_the_majority_of_labels(undesirable_weight: float) -> None:
     """Check KTO's limit. Its loss is linear in σ(β (ρ − z)), so there is no interior optimum to compare with.
 
     In the limit all probability is on completions with desirable_weight · q > undesirable_weight · (1 − q), where q is

@@ -26,7 +26,9 @@ def test_the_loss_is_the_mean_divergence_of_the_updates_tokens(micro_batch: Call
     assert stats["divergence"].item() == stats["loss"].item() == pytest.approx(0.5)
 
 
-def test_a_sampled_token_is_worth_what_the_teacher_thinks_more_of_it(scored: Callable[..., ScoredBatch]) -> None:
+def test_the_advantage_of_a_sampled_token_is_the_log_ratio_of_teacher_to_policy(
+    scored: Callable[..., ScoredBatch],
+) -> None:
     # The teacher: ½ and ¼. The policy when it sampled: ¼ and ½. Advantages log 2 and −log 2.
     half, quarter = math.log(1 / 2), math.log(1 / 4)
     batch, metrics = prepare(scored([[2]], logprobs=[quarter, half], reference=[half, quarter]), GRADIENT)

@@ -130,7 +130,7 @@ def test_fixed_length_goes_with_dr_grpo(settings: dict[str, Any]) -> None:
         config(**settings)
 
 
-# ------------------------------------------------------------------------------------------------ kin by argument
+# ------------------------------------------------------------------------------------------------ variants by setting
 
 
 def test_the_ratio_of_a_sequence_by_hand(micro_batch: MicroBatchOf) -> None:

@@ -61,7 +61,7 @@ def test_metrics_by_hand(sampled: ScoredBatch) -> None:
     assert metrics["val/num_eos_tokens"] == 1
 
 
-def test_missing_eos_penalty_meets_only_the_unfinished(sampled: ScoredBatch) -> None:
+def test_missing_eos_penalty_applies_only_to_unfinished_completions(sampled: ScoredBatch) -> None:
     free, _ = prepare(sampled, config(kl_coef=0.0, lam=1.0))
     fined, metrics = prepare(sampled, config(kl_coef=0.0, lam=1.0, missing_eos_penalty=2.0))
     assert free.returns is not None

@@ -153,7 +153,7 @@ def test_robust_is_unbiased_under_flipped_labels(h: float, s: float) -> None:
     assert (1 - s) * clean + s * flipped == pytest.approx(-log_sigmoid(h))
 
 
-def test_conservative_cost_is_least_where_the_label_is_right_as_often_as_said() -> None:
+def test_the_conservative_loss_is_minimal_at_the_assumed_label_noise() -> None:
     h = torch.linspace(-6, 6, 2401, dtype=torch.float64)
     least = h[COSTS["sigmoid"].cost(h, config(label_smoothing=0.2)).argmin()].item()
     assert least == pytest.approx(math.log(0.8 / 0.2), abs=0.005)

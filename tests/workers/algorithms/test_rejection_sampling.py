@@ -32,7 +32,7 @@ def kept(*, keep_best: int = 2, min_reward: float | None = None, distinct: bool 
 def test_the_best_of_each_group_and_equal_ones_once() -> None:
     assert {tuple(kept(seed=seed)) for seed in range(20)} == {(1, 3, 4, 5), (2, 3, 4, 5)}
     assert {tuple(kept(seed=seed, distinct=False)) for seed in range(20)} == {(1, 2, 4, 5), (2, 1, 4, 5)}
-    assert kept(keep_best=3)[1:] == [3, 0, 4, 5]  # a group gives what it has
+    assert kept(keep_best=3)[1:] == [3, 0, 4, 5]  # a group has no more completions
 
 
 def test_the_threshold_may_be_reached_and_may_leave_nothing() -> None:

@@ -59,7 +59,7 @@ def test_centring_and_margin(micro_batch: Callable[..., MicroBatch]) -> None:
         config(center_rewards_coefficient=0.1, margin_weight=0.5),
     )
     assert value.item() == pytest.approx(LN2 + 0.9)
-    assert stats["margin"].item() == 1  # of the scores, whatever was asked for
+    assert stats["margin"].item() == 1  # the difference of the scores, not the margin of the batch
 
 
 def test_the_gradient_is_that_of_finite_differences(micro_batch: Callable[..., MicroBatch]) -> None:

@@ -70,7 +70,7 @@ def test_a_completion_beyond_ten_nats_is_saturated(scored: MakeScored) -> None:
         ([3, 2, 3, 2, 3, 2, 3], False, 1.0),  # three and a half times: as far back as it goes
         ([5, 5, 5], False, 1.0),
         ([5, 5], False, 0.0),
-        ([1, 5, 5, 5, 9], True, 3 / 4),  # the end of the sequence is no part of it
+        ([1, 5, 5, 5, 9], True, 3 / 4),  # the end of sequence does not belong to the tail
         ([1, 5, 5, 5, 9], False, 0.0),
         ([5, 5, 5, 1], False, 0.0),  # not a tail
         ([9], True, 0.0),

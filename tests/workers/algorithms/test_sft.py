@@ -13,7 +13,7 @@ from workers.types import ScoredBatch
 CONFIG = SftConfig(type="sft")
 
 
-def test_the_first_completion_of_each_prompt_is_learned(scored: Callable[..., ScoredBatch]) -> None:
+def test_the_first_completion_of_each_prompt_is_trained_on(scored: Callable[..., ScoredBatch]) -> None:
     batch, metrics = prepare(scored([[2], [1, 3]]), CONFIG)
     assert [completion.tolist() for completion in batch.completions] == [[0, 0], [1]]
     assert [prompt.tolist() for prompt in batch.prompts] == [[100], [101, 101]]

@@ -38,12 +38,12 @@ def records(run: Path, fact: Fact) -> list[Record]:
 def test_a_service_that_does_not_answer_holds_the_step(world: World, tmp_path: Path) -> None:
     settings = config(world, "mute", f"{HERE}/letter_reward_service.py:letters_a", timeout_s=4.0)
     run = world.root / "mute" / "run"
-    with letter_reward_service.service(tmp_path / "awake", answers=1):
+    with letter_reward_service.service(tmp_path / "released", answers=1):
         with pytest.raises(RewardError, match="reward letters_a did not answer within timeout_s = 4"):
             cpu_run.run(settings)
         assert [record.step for record in records(run, Fact.scored)] == [1]
         assert [row["step"] for row in cpu_run.rows(run)] == [1]
-        (tmp_path / "awake").touch()
+        (tmp_path / "released").touch()
         cpu_run.run(settings)
     assert cpu_run.outcome(run) == world.expected
 
@@ -51,19 +51,19 @@ def test_a_service_that_does_not_answer_holds_the_step(world: World, tmp_path: P
 @grpo
 def test_the_first_score_that_was_recorded_counts(world: World) -> None:
     """Kill a run between SCORED and TRAINED. The next attempt must train on the recorded scores."""
-    settings, run = config(world, "moody", f"{HERE}/letter_reward.py:moody"), world.root / "moody" / "run"
-    told = read_ledger(world.directory / "ledger.jsonl")[0]
-    scored = next(i for i, record in enumerate(told) if (record.fact, record.step) == (Fact.scored, 2))
+    settings, run = config(world, "random", f"{HERE}/letter_reward.py:random_rewards"), world.root / "random" / "run"
+    recorded = read_ledger(world.directory / "ledger.jsonl")[0]
+    scored_index = next(i for i, record in enumerate(recorded) if (record.fact, record.step) == (Fact.scored, 2))
     appends = [i for i, line in enumerate(world.log) if line == "write run/ledger.jsonl"]
 
     def attempt(disk: Disk) -> None:
-        disk.kill_at = appends[scored + 1]
+        disk.kill_at = appends[scored_index + 1]
         cpu_run.run(settings)
 
-    assert run_in_process.live(world.root / "moody", attempt) == -9
+    assert run_in_process.run_attempt(world.root / "random", attempt) == -9
     assert read_ledger(run / "ledger.jsonl")[0][-1].fact == Fact.scored
     kept = load_file(run / "rollouts" / "step-2" / "reward-0.safetensors")["rewards"]
     cpu_run.run(settings)
-    first, again = (record.details for record in records(run, Fact.scored) if record.step == 2)
-    assert (first["files"], first["recalled"], again["recalled"]) == (again["files"], False, True)
+    first, second = (record.details for record in records(run, Fact.scored) if record.step == 2)
+    assert (first["files"], first["recalled"], second["recalled"]) == (second["files"], False, True)
     assert cpu_run.outcome(run)[1][1]["reward"] == pytest.approx(float(kept.mean()), rel=1e-5)

@@ -104,7 +104,7 @@ def test_on_policy_losses_are_of_the_sampled_temperature(qwen2: Path) -> None:
     assert stats.sums["loss"] == pytest.approx(np.log(2), rel=1e-5)  # the policy is its own reference
 
 
-def test_the_policy_reports_what_the_experience_says_of_itself(qwen2: Path) -> None:
+def test_the_policy_reports_the_metrics_of_the_experience(qwen2: Path) -> None:
     learner, engine = learner_of(qwen2, GRPO)
     versions = np.array([4, 4, 4, 4, 3, 3], np.int32)
     given = sampled(engine, versions=versions, num_dropped=2, num_truncated=1, seconds=1.5)
@@ -114,7 +114,7 @@ def test_the_policy_reports_what_the_experience_says_of_itself(qwen2: Path) -> N
     assert (facts["data/dropped"], facts["data/truncated"], facts["timing/generate"]) == (2, 1, 1.5)
 
 
-def test_the_critic_speaks_of_its_own_learning_only(qwen2: Path) -> None:
+def test_the_critic_reports_only_its_own_metrics(qwen2: Path) -> None:
     critic, _ = learner_of(qwen2, {**PPO, "kl_coef": 0.0}, head="values")
     given = experience(GROUPS, logprobs=[-1.0] * NUM_TOKENS)
     values = [critic.infer([given])]
@@ -150,28 +150,28 @@ def test_the_policy_answers_with_log_probabilities(qwen2: Path) -> None:
 def test_weights_reach_a_reader_by_way_of_the_segment(model: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "segment")
     writer, engine = learner_of(model, GRPO, world_size=2)
-    bystander, _ = learner_of(model, GRPO, rank=1, world_size=2)
+    other_rank, _ = learner_of(model, GRPO, rank=1, world_size=2)
     manifest = writer.open_weights(path, None)
-    assert bystander.open_weights(path, None) == manifest
+    assert other_rank.open_weights(path, None) == manifest
     reader = Segment(path)
     for change in (0.5, 0.25):
         with torch.no_grad():
             for parameter in engine.module.parameters():
                 parameter += change
-        bystander.send_weights()
+        other_rank.send_weights()
         writer.send_weights()
         received = dict(reader.read(manifest.entries))
-        wanted = dict(engine.weights())
-        assert list(received) == list(wanted)
-        assert all(torch.equal(received[name], wanted[name]) for name in wanted)
+        expected = dict(engine.weights())
+        assert list(received) == list(expected)
+        assert all(torch.equal(received[name], expected[name]) for name in expected)
     writer.close()
     assert not Path(path).exists()
 
 
-def test_for_nccl_there_is_a_meeting_and_no_segment(qwen2: Path) -> None:
-    meeting = Rendezvous(address="10.0.0.7", port=29500, world_size=3)
-    manifest = learner_of(qwen2, GRPO)[0].open_weights(None, meeting)
-    assert (manifest.segment, manifest.rendezvous) == (None, meeting)
+def test_nccl_uses_a_rendezvous_and_no_segment(qwen2: Path) -> None:
+    rendezvous = Rendezvous(address="10.0.0.7", port=29500, world_size=3)
+    manifest = learner_of(qwen2, GRPO)[0].open_weights(None, rendezvous)
+    assert (manifest.segment, manifest.rendezvous) == (None, rendezvous)
 
 
 def test_export_is_a_hugging_face_directory(model: Path, tmp_path: Path) -> None:
@@ -207,11 +207,11 @@ def test_the_first_rank_writes_the_pairs(qwen2: Path, tmp_path: Path, rank: int)
         ]
 
 
-# ------------------------------------------------------------------------------------------------ nothing to learn from
+# ------------------------------------------------------------------------------------------------ steps without rows
 
 
 @pytest.mark.parametrize("algorithm", [GRPO, DPO, PPO])
-def test_a_step_whose_prompts_are_all_too_long_says_so(qwen2: Path, algorithm: dict[str, Any]) -> None:
+def test_a_step_whose_prompts_are_all_too_long_is_reported(qwen2: Path, algorithm: dict[str, Any]) -> None:
     learner, _ = learner_of(qwen2, algorithm)
     with pytest.raises(ModelError, match=r"all 7 prompts of step 3 are too long .* rollout\.max_prompt_length"):
         learner.step(
