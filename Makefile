@@ -76,7 +76,7 @@ proof: setup ## train every method on a world with a known optimum: docs/evidenc
 frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)
 	@$(IN_VENV) python -m benchmarks.frontier
 
-golden: setup ## run the first steps of every quickstart recipe and keep their figures in tests/golden/traces/ (20 minutes)
+golden: setup ## run the first steps of every quickstart recipe and keep their figures in tests/golden/traces/ (10 minutes)
 	@$(IN_VENV) python tests/stack/traces.py
 
 golden-check: setup ## run them again and compare

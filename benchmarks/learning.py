@@ -144,7 +144,7 @@ def _call(command: list[str], directory: Path) -> float:
 
 def _table(results: dict[str, Any], recipes: Sequence[str]) -> str:
     """Return one row per measured recipe: mean over its seeds, lowest and highest."""
-    lines = ["| recipe | seeds | base | on the way | end | minutes |", "|---|--:|---|---|---|---|"]
+    lines = ["| recipe | seeds | base | during training | end | minutes |", "|---|--:|---|---|---|---|"]
     for recipe in recipes:
         if recipe in results:
             lines.append(_line(ROWS[recipe], [results[recipe][seed] for seed in sorted(results[recipe])]))

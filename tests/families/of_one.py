@@ -82,7 +82,7 @@ def _answer(compute_verdict: Callable[[], Verdict]) -> Verdict:
     try:
         return compute_verdict()
     except Exception as error:
-        return Verdict(rows="packed", logprobs=float("nan"), refused=f"it breaks ({error!r})")
+        return Verdict(rows="packed", logprobs=float("nan"), refused=f"the forward pass fails ({error!r})")
 
 
 def _why_apart(directory: Path) -> str:

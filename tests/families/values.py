@@ -368,11 +368,11 @@ TWO_WAY = {
     "xlnet": "it attends both ways unless it is given a mask of permutations",
 }
 
-TIMM = "its picture tower is of the library timm, which is not installed"
-SOUND = "it speaks in several books of sound codes at once"
-DRAFT = "it drafts for another model and takes that model's hidden states and keys"
+TIMM = "the vision tower needs the library timm, which is not installed"
+SOUND = "the model generates several audio codebooks in parallel"
+DRAFT = "a draft model for speculative decoding: it reads the target model's hidden states and keys"
 UNBUILDABLE: dict[str, str] = {
-    "evolla": "no automatic class of transformers builds it: they know its config by two names",
+    "evolla": "no auto class of transformers builds the model: its config is registered under two names",
     "gemma3n": f"{TIMM}; gemma3n_text is its text part",
     "gemma4_assistant": DRAFT,
     "gemma4_unified_assistant": DRAFT,

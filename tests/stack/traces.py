@@ -1,6 +1,6 @@
 """Golden traces: all metrics except clocks of the first steps of each quickstart recipe.
 
-    python tests/stack/traces.py              runs the recipes, writes tests/golden/traces/ (`make golden`, 20 minutes)
+    python tests/stack/traces.py              runs the recipes, writes tests/golden/traces/ (`make golden`, 10 minutes)
     python tests/stack/traces.py grpo dpo     runs these alone
     python tests/stack/traces.py --check      runs them and compares (`make golden-check`)
 
@@ -34,13 +34,19 @@ GOLDEN = ROOT / "tests" / "golden" / "traces"
 QUICKSTART = ROOT / "configs" / "quickstart"
 STEPS, ROUNDS = 10, 1  # a round has 512 prompts
 MACHINE = ("vendor_id", "cpu family", "model", "model name", "stepping")
+VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # a virtual machine may hide some of those of its processor
 
 
 def machine() -> dict[str, str]:
     """Return the properties of this machine and of torch that floating-point results depend on."""
     lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-    told = {key.strip(): value.strip() for key, value in lines}
-    return {key: told.get(key, "") for key in MACHINE} | {"torch": importlib.metadata.version("torch")}
+    processor = {key.strip(): value.strip() for key, value in lines}
+    flags = processor.get("flags", "").split()
+    return {
+        **{key: processor.get(key, "") for key in MACHINE},
+        "vectors": " ".join(flag for flag in VECTORS if flag in flags),
+        "torch": importlib.metadata.version("torch"),
+    }
 
 
 def differences(found: Figures, name: str) -> list[str]:
@@ -51,19 +57,19 @@ def differences(found: Figures, name: str) -> list[str]:
     written = golden["metrics"]
     if len(found) != len(written):
         return [f"{name}: {len(found)} lines of metrics, the trace has {len(written)}"]
-    told = []
+    lines = []
     for now, then in zip(found, written, strict=True):
         step = then.get("step", "?")
-        told += [f"{name}, step {step}: {key} is there in one only" for key in sorted(now.keys() ^ then.keys())]
-        told += [
+        lines += [f"{name}, step {step}: {key} is there in one only" for key in sorted(now.keys() ^ then.keys())]
+        lines += [
             f"{name}, step {step}: {key} is {now[key]!r}, the trace has {then[key]!r}"
             for key in sorted(now.keys() & then.keys())
             if now[key] != then[key]
         ]
-    return told
+    return lines
 
 
-def run(name: str, house: Path) -> Figures:
+def run(name: str, directory: Path) -> Figures:
     """Return the metrics of the first steps of a recipe, run in a directory with the quickstart's data.
 
     Recipes share the first of several stages, which runs to its end.
@@ -76,35 +82,35 @@ def run(name: str, house: Path) -> Figures:
         changes = {"algorithm.max_steps": count, "checkpoint.every": count}
         changes |= {"evaluation.every": count} if stage.evaluation.every is not None else {}
         overrides += [f"stages.{stage.name}.{key}={value}" for key, value in changes.items()]
-    _call([str(Path(sys.executable).parent / "rlhf"), "run", str(source), *overrides], house)
-    return Run(house / last.directory).metrics_without_clocks
+    _call([str(Path(sys.executable).parent / "rlhf"), "run", str(source), *overrides], directory)
+    return Run(directory / last.directory).metrics_without_clocks
 
 
-def _call(command: list[str], house: Path) -> None:
+def _call(command: list[str], directory: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    subprocess.run(command, cwd=house, check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=directory, check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
     check = "--check" in sys.argv[1:]
     recipes = sorted(path.stem for path in QUICKSTART.glob("*.yaml") if not path.stem.startswith(("base", "compare")))
-    wanted = [name for name in sys.argv[1:] if not name.startswith("--")] or recipes
-    told: list[str] = []
-    with tempfile.TemporaryDirectory() as directory:
-        house = Path(directory)
-        (house / "configs").symlink_to(ROOT / "configs")
-        _call([sys.executable, "configs/quickstart/task.py"], house)
-        for name in wanted:
+    names = [name for name in sys.argv[1:] if not name.startswith("--")] or recipes
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        (directory / "configs").symlink_to(ROOT / "configs")
+        _call([sys.executable, "configs/quickstart/task.py"], directory)
+        for name in names:
             print(name, flush=True)
-            found = run(name, house)
+            found = run(name, directory)
             if check:
-                told += differences(found, name)
+                lines += differences(found, name)
             else:
                 GOLDEN.mkdir(parents=True, exist_ok=True)
                 trace = {"machine": machine(), "metrics": found}
                 (GOLDEN / f"{name}.json").write_text(json.dumps(trace, indent=1) + "\n")
-    print("\n".join(told))
-    sys.exit(1 if told else 0)
+    print("\n".join(lines))
+    sys.exit(1 if lines else 0)
 
 
 if __name__ == "__main__":
