@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: modules are compiled once
 .PHONY: help setup quickstart docs test test-quick test-faults fuzz bad-input check bench back-test table alarms families parity \
     proof frontier golden golden-check lock clean
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,12 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(p): p for package in ("workers", "orchestrator") for p in (ROOT / package).rglob("*.py")}
-TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Return the syntax tree of every module, by its name."""
+    return {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
 
 
 def imports(name: str) -> Iterator[str]:
@@ -117,7 +123,7 @@ def imports(name: str) -> Iterator[str]:
 
     For `from a import b`, yield `a.b` if that is a module of this repository, else `a`.
     """
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(trees()[name]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -189,7 +195,7 @@ def test_the_light_half_imports_nothing_heavy() -> None:
 def test_nothing_evaluates_or_unpickles_what_it_was_sent() -> None:
     calls = [
         f"{name}:{node.lineno} calls {node.func.id}"
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
     ]
@@ -201,7 +207,7 @@ def test_insecure_serialization_is_only_ever_looked_up() -> None:
     """Check that we only read the variable with which vLLM falls back to pickle (to refuse it), and never set it."""
     variable = "VLLM_ALLOW_INSECURE_SERIALIZATION"
     mentions, lookups = 0, 0
-    for tree in TREES.values():
+    for tree in trees().values():
         for node in ast.walk(tree):
             mentions += isinstance(node, ast.Constant) and node.value == variable
             lookups += isinstance(node, ast.Call) and ast.unparse(node).startswith(f"os.environ.get('{variable}'")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,21 @@ SOURCES = [
     ).stdout.split()
     if (ROOT / name).is_file()
 ]
-TREES = {path.relative_to(ROOT): ast.parse(path.read_text("utf-8")) for path in SOURCES}
-OURS = {path: tree for path, tree in TREES.items() if path.parts[0] in SHIPPED}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """Return the syntax tree of every file, by its path in the repository."""
+    return {path.relative_to(ROOT): ast.parse(path.read_text("utf-8")) for path in SOURCES}
+
+
+@cache
+def shipped_trees() -> dict[Path, ast.Module]:
+    """Return the trees of all files but the tests."""
+    return {path: tree for path, tree in trees().items() if path.parts[0] in SHIPPED}
+
 
 # ------------------------------------------------------------------------------------------------ sizes
 
@@ -40,14 +52,14 @@ MANY_PARAMETERS = {
 
 
 def test_files_are_short() -> None:
-    sizes = {str(path): len((ROOT / path).read_text("utf-8").splitlines()) for path in OURS}
+    sizes = {str(path): len((ROOT / path).read_text("utf-8").splitlines()) for path in shipped_trees()}
     assert {path: size for path, size in sizes.items() if size > MAX_FILE_LINES} == {}
 
 
 def test_functions_fit_a_screen() -> None:
     long = {
         f"{path}:{node.lineno} {node.name}": size
-        for path, tree in OURS.items()
+        for path, tree in shipped_trees().items()
         for node in ast.walk(tree)
         if isinstance(node, Function)
         if (size := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
@@ -63,7 +75,7 @@ def _parameters(function: Function) -> int:
 def test_constructors_take_few_parameters() -> None:
     found = {
         f"{path}:{node.name}": _parameters(method)
-        for path, tree in OURS.items()
+        for path, tree in shipped_trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
         for method in node.body
@@ -90,9 +102,9 @@ def _package(path: Path) -> str:
 
 
 def test_packages_do_not_import_each_other_in_a_ring() -> None:
-    packages = {_package(path) for path in OURS if path.parts[0] in ("orchestrator", "workers")}
+    packages = {_package(path) for path in shipped_trees() if path.parts[0] in ("orchestrator", "workers")}
     uses: dict[str, set[str]] = {package: set() for package in packages}
-    for path, tree in OURS.items():
+    for path, tree in shipped_trees().items():
         if path.parts[0] in ("orchestrator", "workers"):
             named = {".".join(name.split(".")[:2]) for name in _imported(tree)}
             uses[_package(path)] |= (named & packages) - {_package(path)}
@@ -126,7 +138,7 @@ def _used(tree: ast.Module) -> Iterator[str]:
 def test_private_names_of_libraries_are_used_for_a_reason() -> None:
     private = {
         match[0]
-        for tree in OURS.values()
+        for tree in shipped_trees().values()
         for name in _used(tree)
         if name.partition(".")[0] not in {*SHIPPED, *sys.stdlib_module_names}
         if (match := re.match(r"[\w.]*?\._(?!_)\w+", name))
@@ -154,7 +166,7 @@ def test_docstrings_open_with_a_verb_or_the_name_of_a_thing(part: str) -> None:
     """Check for openings that hide the subject of the sentence. Ruff's D401 checks only for the imperative."""
     wrong = [
         f"{path}:{line}: {text.splitlines()[0]}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if path.parts[0] == part
         for line, text in _docstrings(tree)
         if BANNED_OPENINGS.match(text)
