@@ -27,8 +27,7 @@ docs: .venv-docs/lock.stamp ## build the documentation in site/, in an environme
 	@echo "docs: done; open site/index.html"
 
 test: test-quick ## run all tests: the quick ones, then those on real DeepSpeed ranks, Ray and vLLM
-	@$(IN_VENV) $(TEST_PARALLEL) -m 'stack and not long' tests/workers
-	@$(IN_VENV) python -m pytest -m 'stack and not long' tests/faults tests/stack
+	@$(IN_VENV) $(TEST_PARALLEL) -m 'stack and not long'
 
 test-quick: setup ## run the tests that start neither Ray nor vLLM nor DeepSpeed ranks (5 minutes)
 	@$(IN_VENV) $(TEST_PARALLEL) -m 'not stack and not long'

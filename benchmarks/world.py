@@ -131,7 +131,7 @@ class Trainer:
         tokens = world.tokens.take(completions)
         experience = Experience(
             prompts=(Prompt(id="", text=""),) * (PROMPTS * self.config.prompts_per_step),
-            prompt_tokens=Ragged.of([[p] for p in prompts[:: self.config.num_generations]]),
+            prompt_tokens=one_token_each(prompts[:: self.config.num_generations]),
             completions=tokens,
             group_offsets=np.arange(0, len(prompts) + 1, self.config.num_generations),
             logprobs=None if is_dataset else array(world.logprobs(sampler, prompts, completions)),
@@ -155,6 +155,11 @@ class Trainer:
             values = self.world.values(self.critic, prompts, completions)
             self.algorithm.critic_loss(values, micro_batch, self.config)[0].backward()
         self.optimizer.step()
+
+
+def one_token_each(tokens: Index) -> Ragged:
+    """Return sequences of one token."""
+    return Ragged(values=tokens.astype(np.int32), offsets=np.arange(len(tokens) + 1))
 
 
 def sources_of(batch: TrainBatch, rows: Index) -> Index:

@@ -40,8 +40,6 @@ def start_local(config: ClusterConfig) -> None:
     if problems := limits.long_sockets(limits.ray_directory()):
         raise BadInput(problems)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # If the driver is killed, its head ends with it and does not come back: Ray's agents give up soon (default: 60 s).
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     # With RAY_AUTH_MODE unset, Ray turns token authentication on for a new cluster. Setting the variable here would be
     # too late: a part of Ray reads it at import.
     if not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):

@@ -105,31 +105,6 @@ def test_an_interpreter_without_assertions_is_refused() -> None:
     assert "python -O is set" in stderr
 
 
-# ------------------------------------------------------------------------------------------------ S6: vLLM
-
-
-INSECURE = ["VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE"]
-
-
-def test_s6_an_engine_does_not_start_with_insecure_vllm_variables() -> None:
-    script = f"""
-import os
-from workers.config import RolloutConfig
-from workers.engines.vllm_engine import VllmEngine
-
-for variable in {INSECURE}:
-    os.environ[variable] = "1"
-    try:
-        VllmEngine("/nowhere", "float32", 64, RolloutConfig(), seed=0, cuda=False)
-    except Exception as error:
-        print(type(error).__name__, error)
-    del os.environ[variable]
-"""
-    environment = {"PATH": "/usr/bin:/bin", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": ":".join(sys.path)}
-    found = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment).stdout
-    assert [line.partition(" is set")[0] for line in found.splitlines()] == [f"EngineError {name}" for name in INSECURE]
-
-
 # ------------------------------------------------------------------------------------------------ S10: models' code
 
 EVIL = "open({flag!r}, 'a').write('ran')\nraise SystemExit('the payload ran')\n"

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -52,14 +53,37 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targets]:
     victim.wait()
 
 
-@pytest.mark.parametrize("escape", ESCAPES, ids=lambda e: e.name)
-def test_no_escape(sandbox: Sandbox, outside: Targets, escape: Escape) -> None:
-    before = Path(outside.reward_file).read_bytes()
+WAITING = ("threads", "sleep for ever", "live on with closed output")  # end at the limit of wall-clock time, 7 s
+
+
+def escaped_or_hung(sandbox: Sandbox, outside: Targets, escape: Escape) -> str:
+    """Run an escape and return what is wrong, or nothing."""
     started = time.monotonic()
     ran = run_in_sandbox(sandbox, escape, outside)
-    assert b"ESCAPED" not in ran.output
-    assert len(ran.output) <= MAX_OUTPUT_BYTES + 2**16
-    assert time.monotonic() - started < 20
+    if b"ESCAPED" in ran.output:
+        return "it escaped"
+    if len(ran.output) > MAX_OUTPUT_BYTES + 2**16:
+        return f"{len(ran.output)} bytes of output"
+    return f"it took {seconds:.0f} s" if (seconds := time.monotonic() - started) >= 20 else ""
+
+
+@pytest.mark.parametrize("escape", [e for e in ESCAPES if e.name not in WAITING], ids=lambda e: e.name)
+def test_no_escape(sandbox: Sandbox, outside: Targets, escape: Escape) -> None:
+    before = Path(outside.reward_file).read_bytes()
+    assert escaped_or_hung(sandbox, outside, escape) == ""
+    assert_untouched(outside, before)
+
+
+def test_no_escape_by_waiting(sandbox: Sandbox, outside: Targets) -> None:
+    before = Path(outside.reward_file).read_bytes()
+    waiting = [escape for escape in ESCAPES if escape.name in WAITING]
+    with ThreadPoolExecutor(len(WAITING)) as threads:
+        found = dict(zip(WAITING, threads.map(lambda e: escaped_or_hung(sandbox, outside, e), waiting), strict=True))
+    assert found == dict.fromkeys(WAITING, "")
+    assert_untouched(outside, before)
+
+
+def assert_untouched(outside: Targets, before: bytes) -> None:
     assert Path(outside.reward_file).read_bytes() == before
     assert psutil.Process(outside.victim).status() != psutil.STATUS_ZOMBIE
     assert not left_behind()

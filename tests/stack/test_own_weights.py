@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_models
 
+from orchestrator.cluster.preload import fork_command
+
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("head")]
 
 
 def run(directory: Path, *further: str) -> subprocess.CompletedProcess[str]:
     """Run own_weights.py in a process of its own, because a process can start only one engine."""
+    forked = fork_command("vllm")
+    assert forked is not None
     paths = os.pathsep.join(map(str, (HERE.parents[1], HERE.parent)))
-    command = [sys.executable, str(HERE / "own_weights.py"), str(directory), *further]
+    command = [*forked.split(), str(HERE / "own_weights.py"), str(directory), *further]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False)
 
 

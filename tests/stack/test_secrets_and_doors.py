@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import stat
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from attempts import RECIPES, Run
 from processes import Command
 
 from orchestrator.cli.main import main
+from orchestrator.cluster.preload import fork_command
 
 pytestmark = pytest.mark.stack
 
@@ -229,3 +231,27 @@ def test_s9_a_pickle_in_the_place_of_any_file_of_a_checkpoint_is_never_loaded(
         assert not flag.exists()
         slot.write_bytes(kept)
     print(f"{len(slots)} files of a checkpoint, none of them loaded")
+
+
+INSECURE = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
+START_AN_ENGINE = f"""
+import os
+from workers.config import RolloutConfig
+from workers.engines.vllm_engine import VllmEngine
+
+for variable in {INSECURE}:
+    os.environ[variable] = "1"
+    try:
+        VllmEngine("/nowhere", "float32", 64, RolloutConfig(), seed=0, cuda=False)
+    except Exception as error:
+        print(type(error).__name__, error)
+    del os.environ[variable]
+"""
+
+
+def test_s6_an_engine_does_not_start_with_insecure_vllm_variables(head: None, tmp_path: Path) -> None:
+    command = fork_command("vllm")
+    assert command is not None
+    (tmp_path / "start.py").write_text(START_AN_ENGINE)
+    done = subprocess.run([*command.split(), str(tmp_path / "start.py")], stdout=subprocess.PIPE, text=True)
+    assert [line.partition(" is set")[0] for line in done.stdout.splitlines()] == [f"EngineError {n}" for n in INSECURE]

@@ -29,12 +29,12 @@ from benchmarks.world import (
     array,
     assert_reaches,
     kl,
+    one_token_each,
     sources_of,
     tilted,
 )
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.algorithms.ops import completion_sums
-from workers.ragged import Ragged
 from workers.types import Experience, Finish, Prompt, ScoredBatch, TrainBatch
 
 PAIRS: dict[str, Any] = {"type": "dpo", "num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
@@ -216,7 +216,7 @@ class Feedback(Trainer):
         both = np.repeat(prompts, 2)
         experience = Experience(
             prompts=(Prompt(id="", text=""),) * len(prompts),
-            prompt_tokens=Ragged.of([[p] for p in prompts]),
+            prompt_tokens=one_token_each(prompts),
             completions=world.tokens.take(completions),
             group_offsets=np.arange(0, len(both) + 1, 2),
             logprobs=None,
