@@ -26,11 +26,12 @@ docs: .venv-docs/lock.stamp ## build the documentation in site/, in an environme
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 	@echo "docs: done; open site/index.html"
 
-test: test-quick ## run all tests: the quick ones, then those on real DeepSpeed ranks, Ray and vLLM
+test: setup ## run all tests: those in one process, then those on real DeepSpeed ranks, Ray and vLLM (15 minutes)
+	@$(IN_VENV) $(TEST_PARALLEL) -m 'not stack and not long'
 	@$(IN_VENV) $(TEST_PARALLEL) -m 'stack and not long'
 
-test-quick: setup ## run the tests that start neither Ray nor vLLM nor DeepSpeed ranks (5 minutes)
-	@$(IN_VENV) $(TEST_PARALLEL) -m 'not stack and not long'
+test-quick: setup ## run the tests that are over soon and start neither Ray nor vLLM nor DeepSpeed ranks (3 minutes)
+	@$(IN_VENV) $(TEST_PARALLEL) -m 'not stack and not slow and not long'
 
 test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/evidence/reliability.md (hours)
 	@$(IN_VENV) python -m pytest -m long

@@ -64,6 +64,7 @@ def _start(checkout: Path, directory: Path) -> float:
 def _call(checkout: Path, directory: Path, program: str, *arguments: str) -> None:
     command = [str(checkout / ".venv" / "bin" / program), *arguments]
     environment = {**os.environ, "PATH": f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or every start would compile every module
     subprocess.run(command, cwd=directory, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -16,7 +16,10 @@ from workers.engines.attention import AttentionError
 from workers.engines.hf_models import auto_class
 from workers.engines.hf_packing import reads_apart
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
 
 SAMPLE = {
     "llama": "packed",

@@ -16,7 +16,10 @@ from tests.families.tiny import LARGEST, Unbuildable, families, tiny, tiny_confi
 from tests.families.values import READING_MORE, TWO_WAY, UNBUILDABLE
 
 # Transformers' modules of some families use it in torch 2.13.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
 
 ROW = torch.randint(3, 90, (1, 20), generator=torch.Generator().manual_seed(1))
 SAMPLE = ["gemma2", "gpt_oss", "deepseek_v3", "llama4_text", "mamba2", "qwen3_next"]

@@ -54,7 +54,8 @@ def half_synced(world: run_in_process.World, expected: Any, seed: int) -> bool:
     draw = random.Random(f"{world.algorithm} {seed}")
     faults = (*ENGINE_FAULTS, REFERENCE_FAULT) if world.algorithm == "iterative-dpo" else ENGINE_FAULTS
     fault, engine = draw.choice(faults), draw.randrange(NUM_ENGINES)
-    version = draw.randint(1, 2)  # of three versions: nothing is sampled from the last one
+    # Of three versions the last one is not sampled from, nor the one before it where engines are a version ahead.
+    version = draw.randint(1, 2 - cpu_run.MAX_STALENESS.get(world.algorithm, 0))
     return stopped(world, expected, f"{world.algorithm}-half-{seed}", fault, engine, version)
 
 

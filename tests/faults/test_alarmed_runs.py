@@ -26,6 +26,8 @@ from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, read_ledger
 from orchestrator.signals import StopRequest
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 

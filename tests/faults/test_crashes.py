@@ -22,6 +22,8 @@ from orchestrator.errors import DiskFailed, WorkerFailed
 from orchestrator.rundir.ledger import read_ledger
 from orchestrator.rundir.manifest import verify
 
+pytestmark = pytest.mark.slow
+
 SAMPLE, SEED = 1, int(os.environ["RLHF_TEST_SEED"])  # tests/conftest.py draws the seed and prints it
 every_world = pytest.mark.parametrize("world", cpu_run.ALGORITHMS, indirect=True)
 

@@ -22,6 +22,8 @@ from orchestrator.cli.main import main
 from orchestrator.errors import ResumeError
 from orchestrator.rundir.ledger import read_ledger
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(40)
 
 

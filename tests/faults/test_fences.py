@@ -12,6 +12,8 @@ import pytest
 import run_in_process
 from run_in_process import World
 
+pytestmark = pytest.mark.slow
+
 SAMPLE, SEED = 2, int(os.environ["RLHF_TEST_SEED"])  # tests/conftest.py draws the seed and prints it
 
 

@@ -19,6 +19,8 @@ from escapes import ESCAPES, FORGERIES, Escape, Targets, run_in_sandbox, run_wit
 from workers.rewards.code import Assertions, Call, Input, passes
 from workers.rewards.sandbox import MAX_OUTPUT_BYTES, NoSandboxError, Sandbox
 
+pytestmark = pytest.mark.slow
+
 MEMORY_MIB = 256
 
 

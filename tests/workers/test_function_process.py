@@ -20,6 +20,8 @@ from workers.rewards.function import FunctionScorer
 from workers.rewards.function_child import answer
 from workers.types import Prompt
 
+pytestmark = pytest.mark.slow
+
 Function = Callable[..., FunctionScorer]
 HELPERS = """import ctypes, fcntl, os, stat
 def is_writable_pipe(fd):

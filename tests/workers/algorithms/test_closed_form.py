@@ -25,6 +25,8 @@ from workers.algorithms.base import MicroBatch, totals_of
 from workers.ragged import Ragged
 from workers.types import TrainBatch
 
+pytestmark = pytest.mark.slow
+
 
 def test_ppo() -> None:
     world = World(TWO_TOKENS, seed=0)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from benchmarks.world import BETA, ONE_TOKEN, TWO_TOKENS, Trainer, World, assert_reaches, hyperbolic, kl, tilted
 
+pytestmark = pytest.mark.slow
+
 COEFFICIENT = 2.0  # small ones have no optimum inside: the deviation vanishes as the policy becomes certain
 
 

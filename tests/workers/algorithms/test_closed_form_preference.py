@@ -37,6 +37,8 @@ from workers.algorithms.base import MicroBatch, totals_of
 from workers.algorithms.ops import completion_sums
 from workers.types import Experience, Finish, Prompt, ScoredBatch, TrainBatch
 
+pytestmark = pytest.mark.slow
+
 PAIRS: dict[str, Any] = {"type": "dpo", "num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
 
 
