@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from orchestrator.cluster import fork_server
+from orchestrator.cluster import fork_server, preload
 from orchestrator.config import RunConfig
 
 HERE = Path(__file__).parent
@@ -97,6 +97,7 @@ class Stage:
         token.touch(0o600)
         token.write_text(os.environ.get("RLHF_TEST_RAY_TOKEN") or secrets.token_hex(32))
         before = dict(os.environ)
+        os.environ.pop(preload.VARIABLE, None)  # the test session may serve forks, but members are children of this one
         os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         os.environ |= {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"} | FAST_HEALTH_CHECKS
         maybe_enable_token_auth_if_token_available()
