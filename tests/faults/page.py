@@ -169,10 +169,9 @@ The driver, loop, ledger, checkpoints, recorder, learner and losses are the prod
   allow 30 s.
 
 The machine ran other work nearly all the time, at a load of about ten on two cores, so wall times are not
-representative. T5, T7, T18, "T2 real engines" and "T2 driver" (except grpo) were measured on this code, and T17 and T19
-just before its last fixes. T1, T2 on real Ray, T4, T8 and T10 were measured on older code: before drivers were fenced
-off from each other, before weights had checksums, and before prompts that crash an engine were left out. `make test`
-runs a sample of each figure on every change.
+representative. Every row has the date of its measurement; the code has changed since. T1, T2 on real Ray, T4, T8 and
+T10 are older than the fence between drivers, the checksums of weights and the quarantine of prompts that crash an
+engine. `make test` runs a sample of each figure on every change.
 
 T1, T4 and T5 intercept the calls of Python's `os` module. Files that a library writes by itself (weights, samples for
 people) are intercepted only when they are fsynced or renamed. The power cut is simulated on a model of a disk. Nothing
