@@ -38,12 +38,11 @@ def _is_alone() -> bool:
     return all(node["NodeID"] == here for node in ray.nodes() if node["Alive"])
 
 
-def _lanes(plans: Sequence[GangPlan]) -> float:
+def _lanes(*, forked: bool) -> float:
     """Return how many members may start at once.
 
     One per core if this machine is the whole cluster and a member imports its modules itself, else any number.
     """
-    forked = all(plan.preload is not None and fork_command(plan.preload) is not None for plan in plans)
     return len(os.sched_getaffinity(0)) if _is_alone() and not forked else math.inf
 
 
@@ -109,7 +108,7 @@ class RayCluster:
         A worker that is no fork imports for seconds. If more start than there are cores, they share them, and the
         slowest is still importing when all others are done.
         """
-        lanes, starting = _lanes(plans), list[RayHandle[None]]()
+        lanes, starting = _lanes(forked=all(map(self._fork_command, plans))), list[RayHandle[None]]()
         for plan in sorted(plans, key=lambda plan: not plan.slow):
             while starting and len(starting) + len(plan.arguments) > lanes:
                 starting.remove(first(starting, self._config.start_timeout_s))
@@ -194,10 +193,14 @@ class RayCluster:
         if short:
             raise PlacementError(short)
 
+    def _fork_command(self, plan: GangPlan) -> str | None:
+        """Return the command that starts a member in a fork; None if it imports its modules itself."""
+        return fork_command(plan.preload) if plan.preload and not self.cuda and _is_alone() else None
+
     def _actor(self, plan: GangPlan, group: PlacementGroup, bundle: int, index: int) -> Any:
         log_file = None if self._logs is None else str(self._logs / f"{plan.role}-{index}.log")
         environment: dict[str, Any] = {"env_vars": dict(plan.resources.environment)}
-        if not self.cuda and plan.preload and (command := fork_command(plan.preload)) and _is_alone():
+        if command := self._fork_command(plan):
             environment["py_executable"] = command
         return (
             ray.remote(Host)

@@ -25,7 +25,7 @@ Start = Callable[[list[GangPlan]], None]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.setattr(ray_cluster, "_lanes", lambda plans: 2)
+    monkeypatch.setattr(ray_cluster, "_lanes", lambda forked: 2)
     cluster = RayCluster(ClusterConfig())
     yield cluster.spawn
     cluster.shutdown()
@@ -77,6 +77,8 @@ def test_a_worker_that_dies_is_reported_before_the_others_are_ready(start: Start
 def test_a_machine_that_is_the_whole_cluster_has_as_many_lanes_as_cores(head: None, tmp_path: Path) -> None:
     cluster, importing = RayCluster(ClusterConfig()), plan("policy", tmp_path, 0.1)
     forked = replace(importing, preload="torch")  # the session serves forks of this kind
-    assert ray_cluster._lanes([forked, importing]) == len(os.sched_getaffinity(0))
-    assert ray_cluster._lanes([forked]) == math.inf
+    assert cluster._fork_command(importing) is None
+    assert ray_cluster._lanes(forked=False) == len(os.sched_getaffinity(0))
+    assert cluster._fork_command(forked) is not None
+    assert ray_cluster._lanes(forked=True) == math.inf
     cluster.shutdown()
