@@ -9,3 +9,5 @@ SUITES = sorted(CONFIGS.glob("eval/*.yaml"))
 COMPARISONS = sorted(CONFIGS.rglob("compare*.yaml"))
 RECIPES = sorted({*CONFIGS.rglob("*.yaml")} - {*SUITES, *COMPARISONS})
 QUICKSTART = [path for path in RECIPES if path.parent.name == "quickstart"]
+ON_GPUS = [path for path in RECIPES if path.parent.name in ("8b", "70b")]
+PROMPTS = {path.stem: path for path in sorted(CONFIGS.glob("eval/*.jsonl"))}

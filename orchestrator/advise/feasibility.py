@@ -74,6 +74,13 @@ class Feasibility:
         return math.fsum(values) if len(values) == len(self.plans) and all(map(math.isfinite, values)) else None
 
 
+def _safety_prompts(config: RunConfig, recipe: Path) -> list[str]:
+    """Return overrides with absolute paths of the project's safety prompts, for a recipe beside the code."""
+    safety = (("eval_harmful", config.data.eval_harmful), ("eval_benign", config.data.eval_benign))
+    root = recipe.parents[2]
+    return [f"data.{key}={root / source}" for key, source in safety if source is not None and recipe.is_absolute()]
+
+
 def _fits(plan: Plan) -> bool:
     """Return True if the plan fits in some placement with unchanged training."""
     return bool(plan.placements) and not plan.changes_training
@@ -127,6 +134,7 @@ class Cluster:
             for override in (
                 *self._model(config, stages),
                 *self._data(method, config, stages),
+                *_safety_prompts(config, recipe),
                 *(settings if config is stages[-1] else ()),
                 *(_with_adapters(config) if config.name in adapted else ()),
             )
@@ -154,19 +162,22 @@ class Cluster:
         return [f"model.path={self.model}"] if self.model not in (None, path) and path == trained else []
 
     def _data(self, method: Method, config: RunConfig, stages: Sequence[RunConfig]) -> list[str]:
-        if config is not stages[-1]:  # the stage of a reward model
-            overrides = [f"data.dataset={self._largest(ACCEPTS['reward_model']).name}"]
+        if config.data.dataset is not None:
+            trained = "reward_model" if config is not stages[-1] else config.algorithm.type
+            overrides = [f"data.dataset={self._largest(ACCEPTS[trained]).name}"]
             if config.data.eval_dataset is not None:  # pairs of the recipe, unrelated to these data
                 overrides += ["data.eval_dataset=null", "evaluation.every=null"]
             return overrides
-        if config.data.dataset is not None:
-            return [f"data.dataset={self._largest(ACCEPTS[config.algorithm.type]).name}"]
         check = self.facts.check if method in CHECKED else None
         overrides = [f"data.prompts={self._prompts(check.column if check else '')}"]
         if method == Method.iterative_dpo_given:
             overrides.append(f"reward=[{{type: model, path: {REWARD_MODEL}, max_length: 4096}}]")
         elif check is not None and check.reward != "math":
             overrides.append(f"reward={check.setting}")
+        if config.data.eval_prompts is not None:  # prompts of the recipe, unrelated to these data
+            overrides.append("data.eval_prompts=null")
+        if config.evaluation.num_samples:
+            overrides.append("evaluation.num_samples=0")
         return overrides
 
     def _prompts(self, column: str) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.cluster.base import Gang, wait
+from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.evaluation.held_out import Evaluation
 from workers.encoder import Encoder
 from workers.learner import Learner
 from workers.reference import Reference
-from workers.types import Example, Metrics, PairMargins, merge_margins
+from workers.types import Example, Experience, Metrics, PairMargins, TokenShard, merge_margins
 
 NUM_BINS = 10
 
@@ -20,8 +20,7 @@ NUM_BINS = 10
 class HeldOutPairs:
     """Evaluator on held-out pairs, the same at every evaluation.
 
-    The encoder sends tokens to the learner, and the learner returns one margin per pair. `reference`: the reference of
-    DPO, whose implicit reward is the log-ratio to it. None: the learner is a reward model.
+    The encoder sends tokens to the learner, and the learner returns one margin per pair.
     """
 
     role = "policy"
@@ -32,15 +31,32 @@ class HeldOutPairs:
         policy: Gang[Learner],
         reference: Gang[Reference] | None,
         examples: Sequence[Example],
+        *,
+        adapters_off: bool = False,
     ) -> None:
+        """Set the gangs and the pairs.
+
+        Args:
+            encoder: of the dataset.
+            policy: learner of a reward model or of DPO.
+            reference: reference of DPO, whose implicit reward is the log-ratio to it.
+            examples: held-out pairs.
+            adapters_off: the reference of DPO is the policy without its adapters; `reference` is None.
+        """
         self._encoder, self._policy, self._reference, self._examples = encoder, policy, reference, list(examples)
+        self._adapters_off = adapters_off
 
     def evaluate(self) -> Evaluation:
         """Evaluate the learner after all calls already submitted to it."""
         encoded = [self._encoder.one(Encoder.encode, self._examples)]
-        reference = self._reference.all(Reference.logprobs, encoded) if self._reference else None
+        reference = self._reference_logprobs(encoded)
         margins = merge_margins(wait(self._policy.all(Learner.margins, encoded, reference)))
         return Evaluation(metrics=pair_metrics(margins), samples=())
+
+    def _reference_logprobs(self, encoded: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]] | None:
+        if self._adapters_off:
+            return self._policy.all(Learner.base_logprobs, encoded, 1.0, True)
+        return None if self._reference is None else self._reference.all(Reference.logprobs, encoded)
 
 
 def pair_metrics(pairs: PairMargins) -> Metrics:

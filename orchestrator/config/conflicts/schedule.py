@@ -41,6 +41,12 @@ def evaluation(config: RunConfig) -> Iterator[Conflict]:
             why="there are no prompts to answer",
             fix="give data.eval_prompts, or remove evaluation.num_samples",
         )
+    if config.evaluation.temperatures and not config.evaluation.num_samples:
+        yield Conflict(
+            keys=("evaluation.temperatures", "evaluation.num_samples"),
+            why="nothing is sampled at these temperatures",
+            fix="set evaluation.num_samples, or remove evaluation.temperatures",
+        )
     if config.evaluation.every is not None and not held_out:
         rows = "data.eval_dataset"
         wanted = rows if scores else "data.eval_prompts"
@@ -55,6 +61,12 @@ def evaluation(config: RunConfig) -> Iterator[Conflict]:
             keys=("data.eval_dataset", "algorithm.type"),
             why="only a reward model, and DPO on a dataset, are evaluated on preferences",
             fix="give data.eval_prompts instead, or train on data.dataset with reward_model or dpo",
+        )
+    if data.eval_dataset is not None and pairs and not algorithm.needs_reference:
+        yield Conflict(
+            keys=("data.eval_dataset", "algorithm.loss_type"),
+            why="the implicit reward of a pair is relative to a reference, and this loss has none",
+            fix="remove data.eval_dataset, or choose another loss_type",
         )
 
 
