@@ -175,7 +175,7 @@ class WorkerFailed(RlhfError):
 
 
 class DeadlineExceeded(WorkerFailed):
-    """A call to an actor did not end within its deadline."""
+    """A worker made no progress with a call, or a worker did not start in time."""
 
     cause = "deadline"
 
@@ -185,12 +185,13 @@ class DeadlineExceeded(WorkerFailed):
         self.role, self.method, self.seconds, self.traceback, self.pid = role, method, seconds, "", pid
         self.rank = -1 if rank is None else rank  # -1: any of the gang
         worker = role if rank is None else f"{role} rank {rank}"
+        setting = "start_timeout_s" if method == "start" else "progress_timeout_s"
         RlhfError.__init__(
             self,
             Problem(
-                what=f"{worker} did not answer `{method}` within {seconds:g} s",
-                why="it hangs, or the call takes longer than the deadline",
-                fix="see logs/latest of the run; if the call needs more time, raise cluster.call_timeout_s",
+                what=f"{worker} made no progress with `{method}` for {seconds:g} s",
+                why="it hangs, or a single piece of its work takes longer than that",
+                fix=f"see logs/latest of the run; if the work needs more time, raise cluster.{setting}",
             ),
         )
 

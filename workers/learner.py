@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,12 @@ from workers.types import (
     Scores,
     StepStats,
     TokenShard,
+    TrainBatch,
     assemble,
     assemble_vectors,
     merge,
     merge_scores,
+    merge_shards,
 )
 from workers.weights import Manifest, Rendezvous, describe
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from workers.packing import Packed
     from workers.segment import Segment
     from workers.types import Floats
+    from workers.updates import PlannedUpdates
 
 CONTROLLED = "controlled_setting"  # key of a checkpoint's state
 ALL_UPDATES = UpdateRange()
@@ -98,6 +102,7 @@ class Learner:
         self._updater = Updater(
             engine, algorithm, head=head, budget=self._budget, pad=self._pad, seed=seed, max_steps=max_steps
         )
+        self._current: _Current | None = None  # the step that is not finished
         self._base_cache = ScoreCache()  # log-probabilities of the base model under the adapters
         self._manifest: Manifest | None = None  # set by `open_weights`
         self._segment: Segment | None = None
@@ -116,10 +121,10 @@ class Learner:
         old: Sequence[TokenShard] | None = None,
         span: UpdateRange = ALL_UPDATES,
     ) -> StepStats:
-        """Prepare the batch of a step, make its optimiser updates and return their statistics.
+        """Prepare the batch of a step, make optimiser updates on it and return their statistics.
 
-        Every rank receives the whole experience and trains on its share. Inputs that the algorithm does not need are
-        None.
+        Without `span` these are all updates of the step; `more` makes those that `span` leaves. Every rank receives the
+        whole experience and trains on its share. Inputs that the algorithm does not need are None.
 
         Args:
             reference: log-probabilities of the reference, or its hidden states if the loss compares distributions.
@@ -142,7 +147,6 @@ class Learner:
                 "rollout.max_prompt_length (data.max_length for a dataset), or shorten the prompts"
             )
         batch, prepared = self._record.prepare(scored, self._algorithm)
-        temperature = self._algorithm.loss_temperature(scored.experience.temperature)
         difference = None
         if self._head == "logprobs" and span.first == 0:
             difference = engine_difference(self._engine, scored.experience, budget=self._budget)
@@ -151,17 +155,47 @@ class Learner:
             from workers.files.pairs_file import write_pairs
 
             write_pairs(Path(pairs_file), batch, scored, TextCodec(self._model))
+        planned = self._updater.plan(step, batch, self._algorithm)
+        self._current = _Current(step=step, scored=scored, batch=batch, planned=planned)
         # Metrics of the experience are reported by the policy alone, not again by the critic.
         facts = prepared | _experience_facts(scored.experience, step) if self._head != "values" else {}
-        stats = self._updater.run(step, batch, scored.experience, self._algorithm, temperature=temperature, span=span)
+        stats = self._run(self._current, span)
         facts |= stats.facts
-        if not stats.left:
-            self._adapt(scored, facts)
         facts["timing/learn"] = time.perf_counter() - started
         sums, maxima = dict(stats.sums), dict(stats.maxima)
         if difference is not None:
             sums["sampling/logp_difference"], maxima["sampling/logp_difference_max"] = difference
         return StepStats(sums=sums, maxima=maxima, facts=facts, minima=stats.minima, left=stats.left)
+
+    def more(self, step: int, span: UpdateRange) -> StepStats:
+        """Make further updates of the step that `step` has begun, and return their statistics.
+
+        Raises:
+            NotFinite: a loss or a gradient is NaN or infinite.
+        """
+        started = time.perf_counter()
+        assert self._current is not None
+        assert self._current.step == step
+        stats = self._run(self._current, span)
+        stats.facts["timing/learn"] = time.perf_counter() - started
+        return stats
+
+    def _run(self, current: _Current, span: UpdateRange) -> StepStats:
+        """Make updates. After the last one of the step, adapt the setting that the algorithm controls."""
+        temperature = self._algorithm.loss_temperature(current.scored.experience.temperature)
+        stats = self._updater.run(
+            current.step,
+            current.batch,
+            current.planned,
+            current.scored.experience,
+            self._algorithm,
+            temperature=temperature,
+            span=span,
+        )
+        if not stats.left:
+            self._adapt(current.scored, stats.facts)
+            self._current = None
+        return stats
 
     def _adapt(self, scored: ScoredBatch, facts: Metrics) -> None:
         """Report the setting that the algorithm controls, and compute its value for the next step."""
@@ -317,6 +351,16 @@ class Learner:
         self._engine.close()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Current:
+    """Batch of a step, and its updates."""
+
+    step: int
+    scored: ScoredBatch
+    batch: TrainBatch
+    planned: PlannedUpdates
+
+
 def _scored(
     parts: Sequence[Experience],
     scores: Sequence[Scores] | None,
@@ -327,6 +371,9 @@ def _scored(
     seed: int,
 ) -> ScoredBatch:
     experience = merge(parts)
+    reference, values, old = (
+        None if shares is None else merge_shards(shares, parts) for shares in (reference, values, old)
+    )
     hidden = reference is not None and any(share.has_vectors for share in reference)
     return ScoredBatch(
         experience=experience,

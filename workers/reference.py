@@ -131,9 +131,13 @@ class Reference:
 
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShard]) -> Drift:
         """Compute the drift of the sampling policy from the model that computed `shares` (k1 estimate of the KL)."""
-        ratios = log_ratios(merge(parts), shares)
+        experience = merge(parts)
+        ratios = log_ratios(experience, shares)
+        starts, sizes = experience.group_offsets[:-1], np.diff(experience.group_offsets)
+        means = np.add.reduceat(ratios, starts) / sizes if len(starts) > 1 else ratios
         return Drift(
             kl=float(ratios.mean()) if len(ratios) else 0.0,
+            kl_error=float(means.std(ddof=1)) / len(means) ** 0.5 if len(means) > 1 else 0.0,
             spread=float(ratios.std()) if len(ratios) else 0.0,
             saturated=float((np.abs(ratios) > SATURATED).mean()) if len(ratios) else 0.0,
             num_completions=len(ratios),

@@ -8,7 +8,7 @@ from itertools import chain, count
 
 import numpy as np
 
-from workers import rewards
+from workers import progress, rewards
 from workers.config import ModelConfig, RewardConfig
 from workers.conversation import as_text
 from workers.files.rollout_files import read_scores, write_scores
@@ -25,6 +25,7 @@ from workers.types import (
     TokenShard,
     log_ratios,
     merge,
+    merge_shards,
 )
 
 
@@ -83,12 +84,15 @@ class Reward:
             completion_ids=tokens,
         )
         # Without a share no scorer is called: a function that needs columns would fail.
-        by_scorer = {
-            name: s.score(completed) if texts else np.zeros(0, np.float32) for name, s in self._scorers.items()
-        }
+        by_scorer: dict[str, Floats] = {}
+        for name, scorer in self._scorers.items():
+            by_scorer[name] = scorer.score(completed) if texts else np.zeros(0, np.float32)
+            progress.report()
         total = self._total(by_scorer, prompts)
-        # The first completion of the first few prompts, from the first worker: the same prompts in every evaluation.
-        shown = experience.group_offsets[first : min(last, first + self._num_samples)] - begin if first == 0 else ()
+        # The first completion of the first few prompts of the first chunk, from the first worker: the same prompts in
+        # every evaluation.
+        shows = first == 0 and experience.chunk == 0
+        shown = experience.group_offsets[first : min(last, first + self._num_samples)] - begin if shows else ()
         samples = tuple(
             Sample(
                 prompt_id=prompts[i].id,
@@ -101,7 +105,13 @@ class Reward:
             )
             for i in shown
         )
-        scores = Scores(rewards=total, by_scorer=by_scorer, samples=samples, seconds=time.perf_counter() - started)
+        scores = Scores(
+            rewards=total,
+            by_scorer=by_scorer,
+            samples=samples,
+            seconds=time.perf_counter() - started,
+            chunk=experience.chunk,
+        )
         if file_prefix is not None:
             write_scores(f"{file_prefix}reward-{self._index}", scores)
         return scores
@@ -116,7 +126,7 @@ class Reward:
             prompt_ids=tuple(experience.prompts[g].id for g in experience.group_of),
             lengths=experience.completions.lengths,
             finish=experience.finish,
-            log_ratios=None if shares is None else log_ratios(experience, shares),
+            log_ratios=None if shares is None else log_ratios(experience, merge_shards(shares, parts)),
         )
 
     def recall(self, files: Sequence[tuple[str, str]]) -> Scores:

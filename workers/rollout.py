@@ -114,6 +114,7 @@ class Rollout:
         sampling: Sampling,
         versions: tuple[int, int] | None = None,
         file_prefix: str | None = None,
+        chunk: int = 0,
     ) -> Experience:
         """Sample `sampling.num_generations` completions for each prompt.
 
@@ -123,6 +124,7 @@ class Rollout:
         Args:
             versions: oldest and newest version of the policy that may be sampled from; None: any.
             file_prefix: write the experience to a file whose name starts with it, before returning; None: do not.
+            chunk: number of the chunk within its step.
 
         Raises:
             VersionMismatch: the engine holds another version.
@@ -158,6 +160,7 @@ class Rollout:
             temperature=sampling.temperature,
             num_dropped=len(prompts) - len(kept),
             seconds=time.perf_counter() - started,
+            chunk=chunk,
         )
         if file_prefix is not None:
             write_experience(f"{file_prefix}rollout-{self._index}", experience)

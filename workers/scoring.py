@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers import progress
 from workers.packing import Packed, cut, members, pack, shares
 from workers.ragged import Ragged
 from workers.types import Experience, TokenShard, merge
@@ -98,6 +99,7 @@ def score_tokens(
         )
         for rows in planned[rank]:
             output = infer(pack(prompts, completions, offsets, missing[rows] if len(rows) else DUMMY_ROW, pad))
+            progress.report()
             if len(rows):
                 sizes = [int(completions.lengths[members(offsets, missing[[row]])].sum()) for row in rows]
                 results += zip(missing[rows].tolist(), np.split(output, np.cumsum(sizes)[:-1]), strict=True)
@@ -108,6 +110,7 @@ def score_tokens(
         completions=np.concatenate([np.zeros(0, np.int64), *picked]),
         values=np.concatenate([values for _, values in results]) if results else np.zeros(0, np.float32),
         seconds=time.perf_counter() - started,
+        chunk=experience.chunk,
     )
 
 

@@ -1,10 +1,13 @@
-"""Spans of a step's optimiser updates: a checkpoint may be taken between two spans."""
+"""Spans of a step's optimiser updates. The driver asks for one at a time; a checkpoint may follow each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.types import StepStats
+import numpy as np
+
+from workers.types import Metrics, StepStats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,21 +26,37 @@ class Progress:
     stats: StepStats
 
 
-def merge_spans(before: StepStats, after: StepStats) -> StepStats:
-    """Combine the statistics of two spans of one step.
+def merge_spans(spans: Sequence[StepStats]) -> StepStats:
+    """Combine the statistics of consecutive spans of one step.
 
     `sums` are each span's part of the mean over the whole step, so they are added.
     """
-    both = (before, after)
-    made = [s.facts.get("num_updates", 0.0) for s in both]
-    facts = {**before.facts, **after.facts, "num_updates": sum(made)}
-    if "grad_norm" in before.facts and "grad_norm" in after.facts:
-        facts["grad_norm"] = (before.facts["grad_norm"] * made[0] + after.facts["grad_norm"] * made[1]) / sum(made)
-    facts["timing/learn"] = before.facts.get("timing/learn", 0.0) + after.facts.get("timing/learn", 0.0)
+    sums: dict[str, float] = {}
+    for span in spans:
+        for name, value in span.sums.items():
+            sums[name] = sums.get(name, 0.0) + value
+    made = np.asarray([span.facts.get("num_updates", 0.0) for span in spans])
+    facts = {name: value for span in spans for name, value in span.facts.items()}
+    facts["num_updates"] = float(made.sum())
+    if "grad_norm" in facts:
+        norms = np.asarray([span.facts.get("grad_norm", 0.0) for span in spans])
+        facts["grad_norm"] = float((norms * made).sum() / made.sum())
+    facts["timing/learn"] = sum(span.facts.get("timing/learn", 0.0) for span in spans)
     return StepStats(
-        sums={n: before.sums.get(n, 0.0) + after.sums.get(n, 0.0) for n in {**before.sums, **after.sums}},
-        maxima={n: max(s.maxima[n] for s in both if n in s.maxima) for n in {**before.maxima, **after.maxima}},
-        minima={n: min(s.minima[n] for s in both if n in s.minima) for n in {**before.minima, **after.minima}},
+        sums=sums,
+        maxima={n: max(s.maxima[n] for s in spans if n in s.maxima) for s in spans for n in s.maxima},
+        minima={n: min(s.minima[n] for s in spans if n in s.minima) for s in spans for n in s.minima},
         facts=facts,
-        left=after.left,
+        left=spans[-1].left,
     )
+
+
+def of_update(stats: StepStats, num_updates: int) -> Metrics:
+    """Return the metrics of one update: means over that update, not its part of a step of `num_updates` updates.
+
+    Facts about the experience of the step are left out: they belong to the step.
+    """
+    sums = {name: value * num_updates for name, value in stats.sums.items() if not name.startswith("sampling/")}
+    own: Metrics = {name: stats.facts[name] for name in ("grad_norm", "learning_rate") if name in stats.facts}
+    maxima = {name: value for name, value in stats.maxima.items() if not name.startswith("sampling/")}
+    return {**own, **sums, **maxima, **stats.minima}

@@ -9,7 +9,7 @@ store without a copy and arrives read-only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -43,6 +43,7 @@ class Prompt:
     id: str
     text: Text
     columns: Mapping[str, Any] = field(default_factory=dict)
+    gold: Text | None = None  # answer that joins the samples of its group; None: it has none, or none is wanted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,13 +85,14 @@ class Experience:
     completions: Ragged  # int32, N sequences
     group_offsets: NDArray[np.int64]  # [G + 1]
     logprobs: Floats | None  # [T] under the distribution that was sampled from; None: not sampled here (a dataset)
-    versions: Ints  # [N] weights each completion was sampled from
+    versions: Ints  # [N] weights each completion was sampled from; −1: not sampled, a gold answer (`gold.py`)
     finish: Ints  # [N] Finish
     rewards: Floats | None = None  # [N] scores that a dataset provides; None: to be scored, or not needed
     temperature: float = 1.0  # the sampling temperature that `logprobs` refer to
     num_dropped: int = 0  # prompts or rows left out because they were too long
     num_truncated: int = 0  # completions of a dataset that were truncated
     seconds: float = 0.0  # time to generate or encode
+    chunk: int = 0  # number of the chunk within its step, from 0
 
     @property
     def group_of(self) -> NDArray[np.int64]:  # [N]
@@ -98,7 +100,10 @@ class Experience:
 
 
 def merge(parts: Sequence[Experience]) -> Experience:
-    """Concatenate the experience of several engines or encoders. Groups stay whole and in order."""
+    """Concatenate the experience of several engines or encoders, or of several chunks. Groups stay whole and in order.
+
+    The result counts as one chunk, with the number of the first.
+    """
     if len(parts) == 1:
         return parts[0]
     sizes = np.concatenate([np.diff(p.group_offsets) for p in parts])
@@ -116,8 +121,17 @@ def merge(parts: Sequence[Experience]) -> Experience:
         temperature=parts[0].temperature,
         num_dropped=sum(p.num_dropped for p in parts),
         num_truncated=sum(p.num_truncated for p in parts),
-        seconds=max(p.seconds for p in parts),
+        seconds=_seconds(parts),
+        chunk=parts[0].chunk,
     )
+
+
+def _seconds(parts: Sequence[Experience] | Sequence[Scores]) -> float:
+    """Return the time that the parts took. Those of a chunk are made at the same time, chunks one after the other."""
+    longest: dict[int, float] = {}
+    for part in parts:
+        longest[part.chunk] = max(part.seconds, longest.get(part.chunk, 0.0))
+    return sum(longest.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,15 +159,17 @@ class Scores:
     by_scorer: Mapping[str, Floats]  # each [N]
     samples: tuple[Sample, ...] = ()
     seconds: float = 0.0
+    chunk: int = 0  # that of the experience
 
 
 def merge_scores(parts: Sequence[Scores]) -> Scores:
-    """Concatenate the scores of several reward workers."""
+    """Concatenate the scores of several reward workers, or of several chunks."""
     return Scores(
         rewards=np.concatenate([p.rewards for p in parts]),
         by_scorer={name: np.concatenate([p.by_scorer[name] for p in parts]) for name in parts[0].by_scorer},
         samples=tuple(s for p in parts for s in p.samples),
-        seconds=max(p.seconds for p in parts),
+        seconds=_seconds(parts),
+        chunk=parts[0].chunk,
     )
 
 
@@ -161,13 +177,24 @@ def merge_scores(parts: Sequence[Scores]) -> Scores:
 class TokenShard:
     """One rank's share of per-token results: log-probabilities, values or hidden states of some completions."""
 
-    completions: NDArray[np.int64]  # [n] indices into the experience
+    completions: NDArray[np.int64]  # [n] indices into the experience of the chunk
     values: NDArray[Any]  # [t] numbers or [t, h] vectors: of the tokens of these completions, in that order
     seconds: float = 0.0
+    chunk: int = 0  # that of the experience
 
     @property
     def has_vectors(self) -> bool:
         return self.values.ndim == 2
+
+
+def merge_shards(shares: Sequence[TokenShard], parts: Sequence[Experience]) -> list[TokenShard]:
+    """Return the shards with indices into the merged experience, `merge(parts)`."""
+    starts: dict[int, int] = {}
+    total = 0
+    for part in parts:
+        starts.setdefault(part.chunk, total)
+        total += len(part.completions)
+    return [replace(share, completions=share.completions + starts[share.chunk]) for share in shares]
 
 
 def assemble(shares: Sequence[TokenShard], completions: Ragged) -> Floats:
@@ -254,6 +281,8 @@ def assemble_vectors(shares: Sequence[TokenShard], completions: Ragged) -> Token
     return TokenVectors(pieces=tuple(share.values for share in pieces), piece=piece, place=place)
 
 
+Z95 = 1.96
+"""Standard errors on either side of a mean in a 95 % confidence interval."""
 SATURATED = 10.0
 """Log-ratio in nats beyond which the DPO gradient of a completion vanishes."""
 
@@ -262,13 +291,22 @@ SATURATED = 10.0
 class Drift:
     """Distance of the policy that sampled a batch from the reference, over `num_completions` completions.
 
-    Example: `Drift(kl=0.8, spread=0.3, saturated=0.02, num_completions=512)`.
+    Both are taken at the sampling temperature. `kl` is the k1 estimate of KL(policy‖reference): the mean log-ratio of
+    the policy's own samples. Its standard error is over prompts, because completions of a prompt are alike.
+
+    Example: `Drift(kl=0.8, kl_error=0.02, spread=0.3, saturated=0.02, num_completions=512)`.
     """
 
     kl: float  # mean log-ratio of a completion, in nats
+    kl_error: float  # standard error of `kl`, over prompts; with one prompt over completions
     spread: float  # standard deviation of the log-ratios
     saturated: float  # share of completions with |log-ratio| > SATURATED
     num_completions: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bounds of the 95 % confidence interval of the KL."""
+        return self.kl - Z95 * self.kl_error, self.kl + Z95 * self.kl_error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,6 +320,7 @@ class ScoredBatch:
     reference_hidden: TokenVectors | None = None  # [T, h] hidden states from which the reference predicts each token
     seed: int = 0  # for random choices; derived from the run's seed and the step
     learner_logprobs: Floats | None = None  # [T] of the policy before this step, at the sampling temperature
+    by_scorer: Mapping[str, Floats] | None = None  # each [N], as in `Scores`; None: not scored here (a dataset)
 
     @property
     def old_logprobs(self) -> Floats:
@@ -311,6 +350,7 @@ class TrainBatch:
     old_values: Floats | None = None  # [T]
     returns: Floats | None = None  # [T]
     margins: Floats | None = None  # [R] score of chosen minus score of rejected
+    soft_labels: Floats | None = None  # [N] probability that it is preferred; None: 1 if chosen, 0 if rejected
     importance_weights: Floats | None = None  # [T] factor of each token's loss; None: 1
     sources: NDArray[np.int64] | None = None  # [N] index of each completion in the experience; None: the same order
     labels: Floats | None = None  # [R] 1: desirable, 0: undesirable

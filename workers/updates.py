@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from workers import progress
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import MicroBatch, totals_of
 from workers.config import AlgorithmConfig, Head
@@ -57,10 +58,25 @@ class Updater:
         self._loss, self._range_of, self._whole_rows = loss, record.range_of, algorithm.needs.whole_rows
         self._learning_rate = algorithm.learning_rate_of(head)
 
+    def plan(self, step: int, batch: TrainBatch, algorithm: AlgorithmConfig) -> PlannedUpdates:
+        """Choose the rows and the learning rate of each update of a step.
+
+        They depend on the step and its batch alone, so that a resumed run continues exactly.
+        """
+        rows = updates(
+            batch,
+            epochs=algorithm.epochs,
+            num_updates=algorithm.num_updates(batch.num_rows),
+            seed=mix_seeds(self._seed, step),
+        )
+        factors = self._factors(algorithm, step, len(rows))
+        return PlannedUpdates(rows=rows, learning_rates=[self._learning_rate * factor for factor in factors])
+
     def run(
         self,
         step: int,
         batch: TrainBatch,
+        planned: PlannedUpdates,
         experience: Experience,
         algorithm: AlgorithmConfig,
         *,
@@ -75,33 +91,27 @@ class Updater:
         Raises:
             NotFinite: a loss or a gradient is NaN or infinite.
         """
-        # Seeded here, so that a checkpoint need not hold the state of the generator.
-        self._engine.reseed(mix_seeds(self._seed, step, *([span.first] if span.first else [])))
+        count = len(planned.rows)
+        last = count if span.count is None else min(count, span.first + span.count)
         if algorithm.resets_optimizer and span.first == 0:
             self._engine.reset_optimizer()
-        all_updates = updates(
-            batch,
-            epochs=algorithm.epochs,
-            num_updates=algorithm.num_updates(batch.num_rows),
-            seed=mix_seeds(self._seed, step),
-        )
-        chosen = slice(span.first, None if span.count is None else span.first + span.count)
-        planned, factors = all_updates[chosen], self._factors(algorithm, step, len(all_updates))[chosen]
         sums: Metrics = {}
         ranged: list[float] = []
         norms: list[float] = []
-        for i, (rows, factor) in enumerate(zip(planned, factors, strict=True), start=span.first + 1):
-            result = self._accumulate(batch, rows, algorithm, temperature)
+        for i in range(span.first, last):
+            # Seeded here, so that a checkpoint need not hold the state of the generator.
+            self._engine.reseed(mix_seeds(self._seed, step, *([i] if i else [])))
+            result = self._accumulate(batch, planned.rows[i], algorithm, temperature)
             ranged += result.ranged
-            norms.append(self._engine.update(self._learning_rate * factor))
-            place = f"step {step + 1}, update {i} of {len(all_updates)}"
-            require_finite(norms[-1], result.bad_rows, rows, batch, experience, place=place)
+            norms.append(self._engine.update(planned.learning_rates[i]))
+            place = f"step {step + 1}, update {i + 1} of {count}"
+            require_finite(norms[-1], result.bad_rows, planned.rows[i], batch, experience, place=place)
             for name, value in result.stats.items():
-                sums[name] = sums.get(name, 0.0) + value / len(all_updates)
-        facts = {"num_updates": float(len(planned))}
+                sums[name] = sums.get(name, 0.0) + value / count
+        facts = {"num_updates": float(len(norms))}
         if norms:
-            facts |= {"grad_norm": float(np.mean(norms)), "learning_rate": self._learning_rate * factors[-1]}
-        left = max(0, len(all_updates) - span.first - len(planned))
+            facts |= {"grad_norm": float(np.mean(norms)), "learning_rate": planned.learning_rates[last - 1]}
+        left = max(0, count - last)
         if self._range_of is None or not norms:
             return StepStats(sums=sums, maxima={}, facts=facts, left=left)
         name = self._range_of[0]
@@ -111,10 +121,7 @@ class Updater:
         return StepStats(sums=sums, maxima=maxima, facts=facts, minima=minima, left=left)
 
     def _factors(self, algorithm: AlgorithmConfig, step: int, count: int) -> list[float]:
-        """Return the factors of the learning rate for the `count` updates of a step.
-
-        They depend on the step alone, so that a resumed run continues exactly.
-        """
+        """Return the factors of the learning rate for the `count` updates of a step."""
         if algorithm.resets_optimizer:
             first, total = 0, count
         else:
@@ -150,6 +157,7 @@ class Updater:
             outputs, entropy = self._engine.forward(packed, temperature, micro.reference_hidden)
             loss, stats = self._loss(outputs, micro, algorithm)
             self._engine.backward(loss * weight, last=i == len(micro_batches) - 1)
+            progress.report()
             if entropy is not None:
                 stats["entropy"] = entropy.sum() / totals.tokens
             if self._range_of is not None and weight:
@@ -159,6 +167,14 @@ class Updater:
             if not math.isfinite(float(loss.detach())):
                 result.bad_rows += row_of[chosen].tolist()
         return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedUpdates:
+    """Rows of the batch, and learning rate, of each optimiser update of a step."""
+
+    rows: Sequence[NDArray[np.int64]]
+    learning_rates: Sequence[float]
 
 
 @dataclass(kw_only=True, slots=True)

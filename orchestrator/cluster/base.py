@@ -28,12 +28,17 @@ class Handle(Protocol[R_co]):
 
         Raises:
             WorkerFailed: the worker raised or died.
-            DeadlineExceeded: the call did not end within `timeout_s` (None: the cluster's own deadline).
+            DeadlineExceeded: the call did not end within `timeout_s`, or its worker made no progress for
+                `cluster.progress_timeout_s`.
         """
         ...
 
     def wait(self) -> None:
         """Wait for the result without fetching it. Raise as `result` does."""
+        ...
+
+    def has_ended(self) -> bool:
+        """Return whether the call has ended, well or not."""
         ...
 
 
@@ -124,6 +129,10 @@ class Cluster(Protocol):
 
     def accelerators(self) -> list[str]:
         """Return the GPU types of the cluster by Ray's names, sorted. Empty if it has none or does not know them."""
+        ...
+
+    def wait_first(self, handles: Sequence[Handle[Any]]) -> None:
+        """Wait until one of the calls has succeeded. Raise as `Handle.wait` does if one fails."""
         ...
 
     def waited_s(self) -> float:

@@ -1,4 +1,4 @@
-"""Detection of worker processes that are silent, and of a lost cluster.
+"""Detection of worker processes that are silent or make no progress, and of a lost cluster.
 
 Ray lists a stopped process as alive. When its head is lost, Ray ends the driver without giving it a chance to report.
 """
@@ -28,19 +28,21 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Observation:
-    """Last heartbeat seen of a process, and for how long it has not changed."""
+class Observation:
+    """Last heartbeat seen of a process, and for how long parts of it have not changed while the driver was polling."""
 
     beat: Heartbeat
-    silent_s: float
     at: float  # time of this observation
+    silent_s: float = 0.0  # without a new heartbeat
+    stalled_s: float = 0.0  # without progress: with the same calls and pieces of work
 
 
 class HeartbeatMonitor:
-    """Detector of silent worker processes.
+    """Detector of worker processes that are silent or make no progress.
 
     Heartbeats are counters, not timestamps: a worker is silent if its counter has not changed while the driver was
-    polling. Time during which the driver itself was suspended does not count.
+    polling, and it makes no progress if the heartbeats go on but the work does not. Time during which the driver itself
+    was suspended does not count.
     """
 
     def __init__(
@@ -48,26 +50,28 @@ class HeartbeatMonitor:
     ) -> None:
         self.tick_s = min(timeout_s / 4, 2.5)  # interval of heartbeats and of polling
         self._store, self._address, self._clock = store, address, clock
-        self._seen: dict[str, _Observation] = {}
+        self._seen: dict[str, Observation] = {}
         self._unanswered_since: float | None = None
 
-    def silent_s(self, actor: str) -> float:
-        """Return for how long an actor's process has sent no new heartbeat.
+    def observe(self, actor: str) -> Observation | None:
+        """Read the heartbeat of an actor's process.
 
-        0 if it has never sent one, or if the cluster does not answer now.
+        None if it has never sent one, or if the cluster does not answer now.
 
         Raises:
             ClusterLost: the cluster has not answered for LOST_AFTER_S.
         """
         beat, now = self._read(actor), self._clock()
         if beat is None:
-            return 0.0
+            return None
         last = self._seen.get(actor)
-        silent_s = 0.0
-        if last is not None and last.beat == beat:
-            silent_s = last.silent_s + min(now - last.at, 2 * self.tick_s)
-        self._seen[actor] = _Observation(beat, silent_s, now)
-        return silent_s
+        seen = Observation(beat, now)
+        if last is not None and (last.beat.calls, last.beat.progress) == (beat.calls, beat.progress):
+            polled_s = min(now - last.at, 2 * self.tick_s)
+            silent_s = last.silent_s + polled_s if last.beat == beat else 0.0
+            seen = Observation(beat, now, silent_s=silent_s, stalled_s=last.stalled_s + polled_s)
+        self._seen[actor] = seen
+        return seen
 
     def cluster_answers(self) -> bool:
         """Return whether the cluster answers now."""
@@ -76,7 +80,7 @@ class HeartbeatMonitor:
         return self._unanswered_since is None
 
     def pid(self, actor: str) -> int | None:
-        """Return the process id of an actor; None before its first heartbeat. Raise ClusterLost like `silent_s`."""
+        """Return the process id of an actor; None before its first heartbeat. Raise ClusterLost like `observe`."""
         beat = self._read(actor)
         return None if beat is None else beat.pid
 

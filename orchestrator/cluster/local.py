@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from orchestrator.cluster.base import Gang, GangPlan
+from orchestrator.cluster.base import Gang, GangPlan, Handle
 
 W = TypeVar("W")
 R = TypeVar("R")
@@ -24,6 +24,9 @@ class Done(Generic[R]):
 
     def wait(self) -> None:
         pass
+
+    def has_ended(self) -> bool:
+        return True
 
 
 class LocalGang(Generic[W]):
@@ -86,6 +89,9 @@ class LocalCluster:
 
     def accelerators(self) -> list[str]:
         return []
+
+    def wait_first(self, handles: Sequence[Handle[Any]]) -> None:
+        pass
 
     def waited_s(self) -> float:
         return 0.0

@@ -53,7 +53,7 @@ class CalledGang(Protocol):
     clock: Clock
     heartbeats: HeartbeatMonitor
     members: Members
-    deadline_s: float
+    progress_timeout_s: float
     heartbeat_timeout_s: float
 
     @property

@@ -10,20 +10,21 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.cluster.base import GangPlan, Restart
+from orchestrator.cluster.base import GangPlan, Handle, Restart
 from orchestrator.cluster.heartbeat import HeartbeatMonitor
 from orchestrator.cluster.preload import fork_command
-from orchestrator.cluster.ray_calls import Clock, Members
+from orchestrator.cluster.ray_calls import Call, Clock, Members
 from orchestrator.cluster.ray_gang import RayGang
 from orchestrator.cluster.ray_handle import RayHandle, first
 from orchestrator.cluster.ray_host import Host
 from orchestrator.cluster.ray_start import connect, start_local, store
+from orchestrator.cluster.ray_waiting import wait_first
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import ClusterError, PlacementError, Problem, Shortfall
 
@@ -131,6 +132,10 @@ class RayCluster:
     def accelerators(self) -> list[str]:
         names = (key.partition(":") for key in ray.cluster_resources())
         return sorted(name for kind, _, name in names if kind == "accelerator_type")
+
+    def wait_first(self, handles: Sequence[Handle[Any]]) -> None:
+        with self._clock.running():
+            wait_first(cast("Sequence[Call]", handles))
 
     def waited_s(self) -> float:
         return self._clock.waited_s

@@ -14,6 +14,7 @@ from orchestrator.cluster.heartbeat import HeartbeatMonitor
 from orchestrator.cluster.ray_calls import Call, Clock, LostWorker, Members
 from orchestrator.cluster.ray_handle import RayHandle, handles_in, with_slots
 from orchestrator.cluster.ray_recovery import is_lost, resubmit
+from orchestrator.cluster.ray_waiting import START
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import FleetExhausted, WorkerFailed
 
@@ -47,7 +48,7 @@ class RayGang(Generic[W]):
         self.role, self._plan, self._make, self._on_restart = plan.role, plan, make, on_restart
         self._wait_for_places = wait_for_places
         self._config, self.clock, self.heartbeats, self.members = config, clock, heartbeats, members
-        self.deadline_s, self.heartbeat_timeout_s = config.call_timeout_s, config.heartbeat_timeout_s
+        self.progress_timeout_s, self.heartbeat_timeout_s = config.progress_timeout_s, config.heartbeat_timeout_s
         self.actors = [make(rank) for rank in range(len(plan.arguments))]
         members.update({actor._actor_id.hex(): (self, rank) for rank, actor in enumerate(self.actors)})
         self._restore_state: Callable[[Gang[Any]], None] | None = None
@@ -75,7 +76,7 @@ class RayGang(Generic[W]):
 
     def _start(self, rank: int, meeting: Mapping[str, Any]) -> RayHandle[None]:
         plan, arguments = self._plan, {**self._plan.arguments[rank], **meeting}
-        return RayHandle(self, rank, "start", lambda actor: _own_receipt(actor.start.remote(plan.start, arguments)))
+        return RayHandle(self, rank, START, lambda actor: _own_receipt(actor.start.remote(plan.start, arguments)))
 
     # ---------------------------------------------------------------------------------------- calls
 

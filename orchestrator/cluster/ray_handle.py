@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from orchestrator.cluster.ray_calls import FETCH_S, Call
 from orchestrator.cluster.ray_host import Slot
 from orchestrator.cluster.ray_recovery import unfetched
-from orchestrator.cluster.ray_waiting import overdue, silent, wait_for
+from orchestrator.cluster.ray_waiting import lost_worker, overdue, wait_for
 
 R = TypeVar("R")
 
@@ -22,7 +22,7 @@ class RayHandle(Call, Generic[R]):
 
     def result(self, timeout_s: float | None = None) -> R:
         with self.gang.clock.running():
-            wait_for(self, self.gang.deadline_s if timeout_s is None else timeout_s)
+            wait_for(self, timeout_s)
             try:
                 return ray.get(self.ref, timeout=FETCH_S)  # type: ignore[no-any-return]
             except RayError as error:
@@ -30,7 +30,7 @@ class RayHandle(Call, Generic[R]):
 
     def wait(self) -> None:
         with self.gang.clock.running():
-            wait_for(self, self.gang.deadline_s)
+            wait_for(self)
 
 
 def first(handles: Sequence[RayHandle[R]], limit_s: float) -> RayHandle[R]:
@@ -43,7 +43,7 @@ def first(handles: Sequence[RayHandle[R]], limit_s: float) -> RayHandle[R]:
     until, tick_s = time.monotonic() + limit_s, handles[0].gang.heartbeats.tick_s
     while True:
         left_s = max(0.0, until - time.monotonic())
-        ended = next((h for h in handles if h.has_ended() or silent(h) is not None), None)
+        ended = next((h for h in handles if h.has_ended() or lost_worker(h) is not None), None)
         if ended is not None:
             ended.result(limit_s)
             return ended

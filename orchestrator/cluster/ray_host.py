@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_put
 
 from orchestrator.errors import redact
+from workers import progress
 
 NAMESPACE = b"rlhf-heartbeats"
 
@@ -33,20 +35,27 @@ class Slot:
 class Heartbeat:
     """Heartbeat of an actor's process, sent from before its worker starts.
 
-    Example: `Heartbeat(pid=4711, node="3f…", count=12)`.
+    Example: `Heartbeat(pid=4711, node="3f…", count=12, calls=3, progress=40)`: the process executes its second call. A
+    call counts when it begins and when it ends, so the number of calls is odd while one is executed.
     """
 
     pid: int
     node: str
     count: int
+    calls: int = 0
+    progress: int = 0  # pieces of work done (`workers.progress`)
 
     def __str__(self) -> str:
-        return f"{self.pid} {self.node} {self.count}"
+        return f"{self.pid} {self.node} {self.count} {self.calls} {self.progress}"
 
     @classmethod
     def read(cls, text: bytes) -> Heartbeat:
-        pid, node, count = text.decode().split()
-        return cls(int(pid), node, int(count))
+        pid, node, *counts = text.decode().split()
+        return cls(int(pid), node, *map(int, counts))
+
+    @property
+    def is_busy(self) -> bool:
+        return self.calls % 2 == 1
 
 
 class Host:
@@ -67,8 +76,9 @@ class Host:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.close(descriptor)
-        arguments = (self._actor, context.get_node_id(), beat_s)
-        threading.Thread(target=_send_heartbeats, args=arguments, daemon=True).start()
+        self._calls = 0
+        node = context.get_node_id()
+        threading.Thread(target=self._send_heartbeats, args=(node, beat_s), daemon=True).start()
 
     def meeting_point(self) -> tuple[str, int]:
         with socket.socket() as probe:
@@ -83,9 +93,13 @@ class Host:
     def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> tuple[Any, None]:
         """Return the result and a receipt. Fetching the receipt tells how the call ended without moving the result."""
         filled = [_fill(a, resolved) for a in args]
-        return self._guarded(
-            getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()}
-        ), None
+        self._calls += 1
+        try:
+            return self._guarded(
+                getattr(self._worker, name), filled, {k: _fill(v, resolved) for k, v in kwargs.items()}
+            ), None
+        finally:
+            self._calls += 1
 
     def _guarded(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         try:
@@ -94,6 +108,13 @@ class Host:
             text, kind = redact(traceback.format_exc()), type(error).__name__
             print(text, file=sys.stderr, flush=True)  # the actor's own log
             raise Failure(self._role, self._rank, self._actor, kind, text, os.getpid()) from None
+
+    def _send_heartbeats(self, node: str, every_s: float) -> None:
+        for beat in count():
+            state = Heartbeat(os.getpid(), node, beat, self._calls, progress.count())
+            with suppress(Exception):  # the store may answer again later
+                _internal_kv_put(self._actor, str(state), overwrite=True, namespace=NAMESPACE)
+            time.sleep(every_s)
 
 
 class Failure(Exception):
@@ -106,15 +127,6 @@ class Failure(Exception):
         super().__init__(role, rank, actor, kind, traceback, pid)
         self.role, self.rank, self.actor, self.kind = role, rank, actor, kind
         self.traceback, self.pid = traceback, pid
-
-
-def _send_heartbeats(actor: str, node: str, every_s: float) -> None:
-    count = 0
-    while True:
-        with suppress(Exception):  # the store may answer again later
-            _internal_kv_put(actor, str(Heartbeat(os.getpid(), node, count)), overwrite=True, namespace=NAMESPACE)
-        count += 1
-        time.sleep(every_s)
 
 
 def _fill(argument: Any, resolved: Sequence[Any]) -> Any:

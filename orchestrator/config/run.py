@@ -75,6 +75,8 @@ class EvaluationConfig(Settings):
     # number of completions per held-out prompt sampled at temperature 1, beside the greedy one; their rewards and their
     # KL to the model that the run started from are reported; 0: none
     num_samples: Annotated[int, Field(ge=0, le=64)] = 0
+    # further temperatures, at each of which num_samples completions per held-out prompt are sampled and scored
+    temperatures: tuple[Annotated[float, Field(gt=0, le=2)], ...] = ()
 
 
 CHECKPOINT_S = 600.0
@@ -106,7 +108,8 @@ class ClusterConfig(Settings):
     # size of Ray's object store in MiB, where the run starts its own Ray; None: 256
     object_store_memory_mib: Annotated[int, Field(ge=75)] | None = None
     start_timeout_s: Positive = 300.0  # seconds that placing the workers, or starting one of them, may take
-    call_timeout_s: Positive = 1800.0  # seconds that one remote call may take
+    # seconds within which a worker must make progress: complete its call, which is one chunk of a phase or one update
+    progress_timeout_s: Positive = 1800.0
     # seconds without a heartbeat after which a process counts as dead
     heartbeat_timeout_s: Annotated[float, Field(ge=2)] = 180.0
     # number of restarts in place per role and attempt (learners are never restarted in place); 0: the first failure
@@ -121,6 +124,8 @@ class WandbConfig(Settings):
     entity: str | None = None  # team or user in Weights & Biases; None: WANDB_ENTITY
     group: str | None = None  # group of runs in Weights & Biases; None: WANDB_RUN_GROUP
     tags: tuple[str, ...] = ()  # tags of the run in Weights & Biases; empty: WANDB_TAGS
+    # logging of each step's samples to Weights & Biases, as a table of prompts, completions and rewards
+    log_completions: bool = True
     # upload mode; None: WANDB_MODE, or else online where there is an API key, and offline where there is none
     mode: Literal["online", "offline", "disabled"] | None = None
 

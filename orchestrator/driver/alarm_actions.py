@@ -7,15 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.config import RunConfig
-from orchestrator.config.alarms import AlarmsConfig
+from orchestrator.config.alarms import Action, AlarmsConfig
 from orchestrator.driver.checkpoint import roll_back
 from orchestrator.errors import Alarmed, Problem, ResumeError
 from orchestrator.monitor.alarms import Alarm, AlarmMonitor, Promotion
 from orchestrator.monitor.rules import RULES
+from orchestrator.pipeline.reference import Drifted
 from orchestrator.rundir.directory import RunDirectory
-from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.ledger import Fact, Ledger, Record
+from workers.config import ReferenceConfig
 
 GATE = "safety_gate"
+DRIFT = "reference_drift"  # name of the guard that `reference.roll_back_kl` and `abort_kl` set, in ledger and errors
 
 
 def apply_action(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attempt: int, steps_done: int) -> Alarmed:
@@ -23,23 +26,49 @@ def apply_action(alarm: Alarm, directory: RunDirectory, ledger: Ledger, *, attem
 
     A run that has no earlier checkpoint to roll back to is stopped.
     """
-    action, result = alarm.action, ""
+    action, result, target = alarm.action, "", None
     if action == "roll_back":
         target = roll_back(directory.checkpoints, alarm.step - alarm.rows)
         action = "stop" if target is None else action
         result = ": there is no earlier checkpoint" if target is None else f": back to step {target}"
-    ledger.append(Fact.alarm, attempt=attempt, step=steps_done, action=action, alarm=alarm.to_dict())
+    ledger.append(Fact.alarm, attempt=attempt, step=steps_done, action=action, alarm=alarm.to_dict(), target=target)
     resume = f"; or resume with: {directory.resume_command}" if action == "pause" else ""
     return Alarmed(
         alarm.name,
         action,
         Problem(
             what=f"alarm {alarm.name} at step {alarm.step}, {alarm.saw}",
-            where=f"alarms.{alarm.name}.action = {alarm.action}{result}",
+            where=f"{_setting(alarm)}{result}",
             why=alarm.why,
             fix=alarm.fix + resume,
         ),
     )
+
+
+def drift_alarm(drifted: Drifted, config: ReferenceConfig, ledger: Ledger) -> Alarm:
+    """Return the alarm for a policy that drifted too far: `roll_back` once per run, then, or for `abort_kl`, `stop`."""
+    before = [r for r in rolled_back(ledger.records) if r.details["alarm"]["name"] == DRIFT]
+    action: Action = "roll_back" if drifted.decision.action == "roll_back" and not before else "stop"
+    return Alarm(
+        name=DRIFT,
+        step=drifted.step,
+        saw=f"before the next round: {drifted.decision.reason}",
+        why="the last rounds moved the policy so far that what follows builds on samples no reward was made for",
+        fix="lower algorithm.learning_rate, raise algorithm.beta, or raise the limit if the held-out figures are good",
+        action=action,
+        rows=1,
+    )
+
+
+def rolled_back(records: Sequence[Record]) -> list[Record]:
+    """Return the records of the run's rollbacks. Each sampled the steps after its `target` anew, with other prompts."""
+    return [record for record in records if record.rolled_back_to is not None]
+
+
+def _setting(alarm: Alarm) -> str:
+    if alarm.name == DRIFT:
+        return "reference.roll_back_kl" if alarm.action == "roll_back" else "reference.roll_back_kl or abort_kl"
+    return f"alarms.{alarm.name}.action = {alarm.action}"
 
 
 def record_promotion(monitor: AlarmMonitor, ledger: Ledger, *, attempt: int, steps_done: int) -> Promotion | None:
@@ -92,7 +121,8 @@ def build_monitor(
         ResumeError: an alarm has stopped the run for good, and `config` still has that alarm with this action.
     """
     earlier = [record.details for record in ledger.records if record.fact == Fact.alarm]
-    rule = getattr(config, earlier[-1]["alarm"]["name"]) if earlier and earlier[-1]["action"] == "stop" else None
+    stopped = bool(earlier) and earlier[-1]["action"] == "stop"
+    rule = getattr(config, earlier[-1]["alarm"]["name"], None) if stopped else None  # None: the reference's guard
     if rule is not None and rule.action in ("stop", "roll_back"):
         last = earlier[-1]["alarm"]
         raise ResumeError(

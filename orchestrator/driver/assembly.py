@@ -25,7 +25,15 @@ from orchestrator.pipeline.reference import (
     Teacher,
 )
 from orchestrator.pipeline.roles import needs_base, shares_base
-from orchestrator.pipeline.sources import DatasetSource, OnBegin, RolloutSource, RolloutStore, Source
+from orchestrator.pipeline.sources import (
+    DatasetSource,
+    OnBegin,
+    RolloutSource,
+    RolloutStore,
+    Source,
+    completions_per_chunk,
+    retry_seed,
+)
 from orchestrator.preflight.data_files import Source as DataSource
 from orchestrator.preflight.data_files import read_all, tokens_of
 from orchestrator.rundir.directory import RunDirectory
@@ -78,10 +86,26 @@ def step_word(config: RunConfig) -> str:
     return "round" if in_rounds(config) else "step"
 
 
+def prompts_per_step(config: RunConfig, material: Material) -> int:
+    """Return how many prompts a step samples, before dynamic sampling adds further ones."""
+    assert isinstance(config.algorithm, Sampled)
+    return min(config.algorithm.prompts_per_step, len(material.prompts))
+
+
 def build_source(
-    config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]], on_begin: OnBegin, store: RolloutStore | None
+    config: RunConfig,
+    material: Material,
+    gangs: Mapping[str, Gang[Any]],
+    on_begin: OnBegin,
+    store: RolloutStore | None,
+    rollbacks: int = 0,
 ) -> Source:
-    """Build the source of experience: prompts to sample from, or a dataset. `store` None: rollouts are not stored."""
+    """Build the source of experience: prompts to sample from, or a dataset.
+
+    Args:
+        store: store of rollouts; None: they are not stored.
+        rollbacks: how often the run was rolled back. After each, it goes on with other prompts and samples.
+    """
     algorithm = config.algorithm
     if config.data.prompts is None:
         assert isinstance(algorithm, FromDataset)
@@ -105,9 +129,10 @@ def build_source(
             top_p=config.rollout.top_p,
             top_k=config.rollout.top_k,
             ignore_eos=config.rollout.ignore_eos,
-            seed=config.seed,
+            seed=retry_seed(config.seed, rollbacks),
         ),
         prompts_per_step=algorithm.prompts_per_step,
+        prompts_per_chunk=max(1, completions_per_chunk(config.rollout) // algorithm.num_generations),
         max_staleness=config.max_staleness,
         max_resamples=algorithm.resamples,
         max_steps=material.max_steps,
@@ -133,6 +158,7 @@ def build_reference(
         config.reference,
         temperature=temperature,
         sampling_temperature=config.rollout.temperature,
+        measures=in_rounds(config),
         directory=directory.reference,
         version=state.reference_version,
         decided=None if state.decision is None else Decision.of(state.decision),
@@ -170,15 +196,31 @@ def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, G
                 seed=config.seed,
                 num_samples=config.evaluation.num_samples,
                 base=base_logprobs(config, gangs),
+                completions_per_chunk=completions_per_chunk(config.rollout),
             )
         )
     if prompts := {name: held_out[f"eval_{name}"] for name in ("harmful", "benign") if f"eval_{name}" in held_out}:
-        length = config.rollout.max_completion_length
-        refusals = Refusals(gangs["rollout"], gangs["refusal"], prompts, max_completion_length=length, seed=config.seed)
-        evaluators.append(refusals)
+        evaluators.append(
+            Refusals(
+                gangs["rollout"],
+                gangs["refusal"],
+                prompts,
+                max_completion_length=config.rollout.max_completion_length,
+                seed=config.seed,
+                completions_per_chunk=completions_per_chunk(config.rollout),
+            )
+        )
     if "eval_dataset" in held_out:
         pairs = held_out["eval_dataset"]
-        evaluators.append(HeldOutPairs(gangs["dataset"], gangs["policy"], gangs.get("reference"), pairs))
+        evaluators.append(
+            HeldOutPairs(
+                gangs["dataset"],
+                gangs["policy"],
+                gangs.get("reference"),
+                pairs,
+                adapters_off=config.algorithm.needs_reference and shares_base(config),
+            )
+        )
     return CombinedEvaluator(evaluators) if evaluators else None
 
 

@@ -19,16 +19,18 @@ from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import Recipe, RunConfig
 from orchestrator.driver import loop
-from orchestrator.driver.alarm_actions import GATE, apply_action, gate_error, record_promotion
+from orchestrator.driver.alarm_actions import GATE, apply_action, drift_alarm, gate_error, record_promotion, rolled_back
 from orchestrator.driver.assembly import (
     Material,
     build_evaluator,
     build_publisher,
     build_reference,
     build_source,
+    prompts_per_step,
 )
 from orchestrator.driver.capacity import check_capacity, devices_of
 from orchestrator.driver.checkpoint import Checkpointer, Pace, newest
+from orchestrator.driver.chunk_progress import ChunkProgress
 from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.exit_report import explain_error, report_completion, report_failure
 from orchestrator.driver.hub import require_models
@@ -39,8 +41,9 @@ from orchestrator.driver.rollouts import Rollouts
 from orchestrator.driver.summary import write_report
 from orchestrator.errors import Alarmed, Interrupted, Superseded
 from orchestrator.monitor import open_monitor
-from orchestrator.monitor.alarms import AlarmMonitor
+from orchestrator.monitor.alarms import Alarm, AlarmMonitor
 from orchestrator.pipeline.learning import Learners
+from orchestrator.pipeline.reference import Drifted
 from orchestrator.pipeline.roles import gang_plans, preloaded
 from orchestrator.preflight.data_files import remarks
 from orchestrator.preflight.model_family import unpacked_remark
@@ -184,8 +187,13 @@ class Attempt:
         point, alarms = self._resume(attempt, material)
         cluster, gangs = self._start_gangs(attempt, material)
         parts = self._build_parts(attempt, material, point, cluster, gangs, alarms)
-        with self._stop.graceful(attempt.monitor.note):
-            finished = loop.run(parts, steps_done=point.state.next_step, max_steps=material.max_steps)
+        try:
+            with self._stop.graceful(attempt.monitor.note):
+                finished = loop.run(parts, steps_done=point.state.next_step, max_steps=material.max_steps)
+        except Drifted as drifted:
+            parts.recorder.checkpoint(self._steps_done)
+            alarm = drift_alarm(drifted, attempt.config.reference, attempt.ledger)
+            raise self._acted_on(attempt, alarm) from drifted
         self._check_end(attempt, parts.recorder, alarms, finished=finished)
         self._export(parts.learners)
         return material.max_steps
@@ -253,7 +261,14 @@ class Attempt:
             checkpointer.load(point.checkpoint)
         rollouts = None
         if config.data.prompts is not None:
-            rollouts = Rollouts(directory.rollouts, attempt.ledger, attempt=attempt.number, note=monitor.note)
+            rollouts = Rollouts(
+                directory.rollouts,
+                attempt.ledger,
+                attempt=attempt.number,
+                note=monitor.note,
+                wait_first=cluster.wait_first,
+                arrived=ChunkProgress(monitor, prompts_per_step=prompts_per_step(config, material)).arrived,
+            )
             if point.state.updates:
                 rollouts.require(point.state.next_step)
         self._recorder = recorder = Recorder(
@@ -272,7 +287,14 @@ class Attempt:
             recorder.baseline()
         reference_policy = build_reference(config, directory, gangs, point.state)
         return loop.Parts(
-            source=build_source(config, material, gangs, reference_policy.begin, rollouts),
+            source=build_source(
+                config,
+                material,
+                gangs,
+                reference_policy.begin,
+                rollouts,
+                rollbacks=len(rolled_back(attempt.ledger.records)),
+            ),
             reference_policy=reference_policy,
             learners=learners,
             publisher=publisher,
@@ -294,7 +316,7 @@ class Attempt:
             recorder.checkpoint(done)
             if alarms.verdict.name == GATE:
                 record_promotion(alarms, ledger, attempt=attempt.number, steps_done=done)
-            raise apply_action(alarms.verdict, directory, ledger, attempt=attempt.number, steps_done=done)
+            raise self._acted_on(attempt, alarms.verdict)
         if not finished and not recorder.is_spent:
             recorder.checkpoint(done)
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
@@ -302,6 +324,10 @@ class Attempt:
         promotion = record_promotion(alarms, ledger, attempt=attempt.number, steps_done=done)
         if promotion is not None and not promotion.promoted:
             raise gate_error(promotion, directory)
+
+    def _acted_on(self, attempt: AttemptContext, alarm: Alarm) -> Alarmed:
+        done = self._steps_done
+        return apply_action(alarm, attempt.directory, attempt.ledger, attempt=attempt.number, steps_done=done)
 
     def _export(self, learners: Learners) -> None:
         """Write the model, and close the learners."""

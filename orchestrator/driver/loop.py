@@ -5,8 +5,10 @@
       │                       refresh?)      critic)    take        checkpoint,
       └────────────── next version ─────────────────────── it)       evaluation)
 
-The loop does not know which algorithm runs. If an algorithm has no use for a part, the part does nothing
-(`NoReference`, `NoPublisher`). Handles travel, tokens do not; a synchronous run is `max_staleness: 0` in the source.
+Experience is a stream of chunks: while one is sampled, the one before is scored, and the reference reads it. Learning
+goes update by update. The loop does not know which algorithm runs. If an algorithm has no use for a part, the part does
+nothing (`NoReference`, `NoPublisher`). Handles travel, tokens do not; a synchronous run is `max_staleness: 0` in the
+source.
 
 The loop counts steps from 0: the step with index i trains version i of the policy and makes version i + 1. Everything
 that people read counts steps from 1. In this package, `index` is the number of the loop and `step` the number that
@@ -16,15 +18,17 @@ people read. The pipeline and the workers count from 0 as well; their parameter 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from orchestrator.cluster.base import Handle
 from orchestrator.driver.recorder import Recorder
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import Publisher
 from orchestrator.pipeline.reference import ReferencePolicy, metrics_of
-from orchestrator.pipeline.sources import Source
+from orchestrator.pipeline.sources import Chunk, PendingBatch, Source
+from workers.types import TokenShard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,18 +52,34 @@ def run(parts: Parts, *, steps_done: int, max_steps: int) -> bool:
             return False
         started, waited = time.monotonic(), parts.waited_s()
         parts.recorder.planned(index)
-        pending = parts.source.take(index)
-        reference = parts.reference_policy.logprobs(index, pending.experience)
+        pending, reference = experience(parts, index)
         parts.recorder.arrived(index, pending)
         arrived = time.monotonic()
-        pause = partial(parts.recorder.paused, index, reference.decision)
-        metrics = parts.learners.learn(index, pending, reference.handles, parts.recorder.pairs_file(index), pause)
-        parts.recorder.trained(index, reference.decision)
+        decision = parts.reference_policy.decision()
+        metrics = parts.learners.learn(
+            index,
+            pending,
+            reference,
+            parts.recorder.pairs_file(index),
+            pause=partial(parts.recorder.paused, index, decision),
+            updated=partial(parts.recorder.updated, index),
+        )
+        parts.recorder.trained(index, decision)
         metrics |= parts.publisher.publish(index + 1)
-        metrics |= metrics_of(reference.decision, index)
+        metrics |= metrics_of(decision, index)
         metrics |= {f"restarts/{role}": float(count) for role, count in parts.restarts().items()}
         metrics["timing/wait_for_batch"] = arrived - started  # a large share of the step: rollouts are the bottleneck
         metrics["timing/step"] = time.monotonic() - started
         metrics["timing/driver"] = metrics["timing/step"] - (parts.waited_s() - waited)
         parts.recorder.committed(index, metrics, pending.scores)
     return True
+
+
+def experience(parts: Parts, index: int) -> tuple[PendingBatch, Sequence[Handle[TokenShard]] | None]:
+    """Request a step's chunks, and the reference's log-probabilities of each; None if the algorithm uses none."""
+    chunks, scored = list[Chunk](), list[Sequence[Handle[TokenShard]] | None]()
+    for chunk in parts.source.stream(index):
+        chunks.append(chunk)
+        scored.append(parts.reference_policy.logprobs(index, chunk))
+    handles = [handle for shards in scored for handle in shards or ()]
+    return PendingBatch(chunks=chunks), None if None in scored else handles

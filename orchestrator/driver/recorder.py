@@ -25,7 +25,7 @@ from orchestrator.driver.resume import ResumePoint
 from orchestrator.driver.rollouts import Rollouts
 from orchestrator.evaluation.answer import Answer
 from orchestrator.evaluation.held_out import Evaluator
-from orchestrator.monitor.metrics import MetricsFile
+from orchestrator.monitor.metrics import MetricsFile, UpdatesFile
 from orchestrator.pipeline.reference import Decision
 from orchestrator.pipeline.sources import PendingBatch
 from orchestrator.rundir.cost import Meter
@@ -69,6 +69,10 @@ class Recorder:
         self._decision: Decision | None = None  # on the reference, before the newest step
         rows = MetricsFile(attempt.directory.metrics).rows()
         self._num_tokens = max((row.get("num_tokens") or 0.0 for row in rows), default=0.0)  # of all steps so far
+        updates = UpdatesFile(attempt.directory.updates).rows()
+        self._num_updates = updates[-1]["update"] if updates else 0  # of all steps so far
+        self._resumed_updates = resume_point.state.updates  # of the step in progress, by an earlier attempt
+        self._num_chunks = self._num_prompts = 0  # of the newest step
         self._has_warned = False  # about a step without updates
         self._meter = Meter(attempt.ledger.records)
         self.is_spent = self._over_budget()  # updated once per step, before the step is committed
@@ -83,18 +87,30 @@ class Recorder:
     def baseline(self) -> None:
         """Evaluate the initial model."""
         if self._evaluator is not None:
-            self._monitor.step(0, self.evaluate(0), ())
+            self._monitor.step(0, self.evaluate(0) | {"train/global_step": 0.0}, ())
 
     def planned(self, index: int) -> None:
         self._attempt.record(Fact.planned, step=index + 1)
         if self._rollouts is not None:
             self._monitor.phase("rollout", "generating")
 
+    def updated(self, index: int, update: int, num_updates: int, metrics: Metrics) -> None:
+        """Record an optimiser update of a step, the `update`-th of `num_updates`. Rollouts that ended are recorded."""
+        self._num_updates += 1
+        self._monitor.update(index + 1, self._num_updates, metrics)
+        self._monitor.advance(
+            "policy", step=index + 1, done=update, total=num_updates, unit="updates", recalled=self._resumed_updates
+        )
+        if self._rollouts is not None:
+            self._rollouts.record_ended()
+
     def arrived(self, index: int, pending: PendingBatch) -> None:
         """Wait until the batch of this step is complete. Rollouts from now on are for later steps."""
         if self._rollouts is not None:
             self._rollouts.record(index)
             self._monitor.phase("rollout", "")
+            self._num_chunks = len(pending.chunks)
+            self._num_prompts = sum(chunk.prompts for chunk in pending.chunks)
         else:
             pending.wait()
             self._attempt.record(Fact.scored, step=index + 1)
@@ -106,6 +122,7 @@ class Recorder:
 
     def trained(self, index: int, decision: Decision | None) -> None:
         self._monitor.phase("policy", "")
+        self._resumed_updates = 0
         self._decision = decision
         reference = None if decision is None else decision.version
         self._attempt.record(Fact.trained, step=index + 1, reference=reference)
@@ -120,6 +137,10 @@ class Recorder:
             samples = scored.samples
             metrics |= _scorer_metrics(scored)
         metrics["throughput/tokens_per_s"] = metrics.get("num_tokens", 0.0) / metrics["timing/step"]
+        if self._rollouts is not None:
+            metrics["throughput/prompts_per_s"] = self._num_prompts / metrics["timing/step"]
+            metrics["progress/chunks"] = float(self._num_chunks)
+        metrics["train/global_step"] = float(self._num_updates)
         self._num_tokens += metrics.get("num_tokens", 0.0)
         metrics["num_tokens"] = self._num_tokens
         self.is_spent = self._over_budget()

@@ -18,7 +18,7 @@ from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.resume_overrides import record_overrides
 from orchestrator.monitor import RunInfo
 from orchestrator.monitor.alarms import AlarmMonitor
-from orchestrator.monitor.metrics import MetricsFile
+from orchestrator.monitor.metrics import MetricsFile, UpdatesFile
 from orchestrator.pipeline.roles import gang_plans
 from orchestrator.rundir.existing import write_inputs
 from orchestrator.rundir.ledger import Fact, checkpointed
@@ -68,9 +68,10 @@ def find_resume_point(attempt: AttemptContext, material: Material) -> ResumePoin
 
 
 def rewind_metrics(attempt: AttemptContext, point: ResumePoint) -> list[dict[str, Any]]:
-    """Remove the rows after the resume point from the metrics file, and return the others."""
-    metrics = MetricsFile(attempt.directory.metrics)
-    metrics.rewind(point.state.next_step if point.checkpoint else -1)
+    """Remove the rows after the resume point from the metrics files, and return the others of metrics.jsonl."""
+    metrics, state = MetricsFile(attempt.directory.metrics), point.state
+    metrics.rewind(state.next_step if point.checkpoint else -1)
+    UpdatesFile(attempt.directory.updates).rewind(state.next_step, state.updates)
     return metrics.rows()
 
 

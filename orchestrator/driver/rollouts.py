@@ -1,23 +1,25 @@
 """Rollouts on disk, stored until no checkpoint needs them: the workers write the files, the ledger lists them.
 
-    begun ──► experience on disk ──► GENERATED ──► scores on disk ──► SCORED ──► a newer checkpoint ──► dropped
+    requested ──► experience on disk ──► GENERATED ──► scores on disk ──► SCORED ──► a newer checkpoint ──► dropped
 
-A step that the ledger lists as generated is not sampled again, and one that it lists as scored is not scored again: the
-first recorded score counts. A checkpoint waits for the rollouts in flight, so that a resumed run trains on the same
-completions, of the same versions, as an uninterrupted one.
+A step arrives in chunks, each with records of its own. A chunk that the ledger lists as generated is not sampled again,
+and one that it lists as scored is not scored again: the first recorded score counts. A checkpoint waits for the
+rollouts in flight, so that a resumed run trains on the same completions, of the same versions, as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
+from orchestrator.cluster.base import Handle
 from orchestrator.errors import Problem, ResumeError
-from orchestrator.pipeline.sources import PendingBatch, StoredRollouts
+from orchestrator.pipeline.sources import Chunk, StoredChunk
 from orchestrator.rundir.ledger import Fact, Ledger
 from orchestrator.rundir.manifest import damage
 from workers.files.quarantine import LIST, quarantined
@@ -33,41 +35,63 @@ class Rollouts:
     counts from 1.
     """
 
-    def __init__(self, directory: Path, ledger: Ledger, *, attempt: int, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ledger: Ledger,
+        *,
+        attempt: int,
+        note: Callable[[str], None],
+        wait_first: Callable[[Sequence[Handle[Any]]], None],
+        arrived: Callable[[str, int, Chunk], None] = lambda role, index, chunk: None,
+    ) -> None:
+        """Continue the records of a run.
+
+        Args:
+            wait_first: waits until one of several calls has succeeded.
+            arrived: called with "rollout" or "reward" when a chunk of a step is sampled or scored.
+        """
         self._directory, self._ledger, self._attempt, self._note = directory, ledger, attempt, note
-        self._pending: dict[int, PendingBatch] = {}  # by index, not in the ledger yet
-        # Records of earlier attempts by (index, fact), the newest of each.
-        self._recorded = {
-            (r.step - 1, r.fact): r.details for r in ledger.records if r.fact in STORED and "files" in r.details
-        }
+        self._wait_first, self._arrived = wait_first, arrived
+        # Chunks by index of the step, not in the ledger yet: to be generated, to be scored; each in order.
+        self._generating: dict[int, deque[Chunk]] = {}
+        self._scoring: dict[int, deque[Chunk]] = {}
+        # Records of earlier attempts by (index, chunk, fact), the newest of each.
+        self._recorded: dict[tuple[int, int, Fact], Mapping[str, Any]] = {}
+        for record in ledger.records:
+            if record.fact in STORED and "files" in record.details:
+                self._recorded[record.step - 1, record.details["chunk"], record.fact] = record.details
+            elif (target := record.rolled_back_to) is not None:  # the steps after it are sampled anew
+                self._recorded = {key: details for key, details in self._recorded.items() if key[0] < target}
         self._reported = set[str]()  # ids of the quarantined prompts
         self._report_quarantined()
 
     # -------------------------------------------------------------------------------------------- for the source
 
-    def file_prefix(self, index: int, part: int) -> str:
-        """Return the prefix of the files that store the `part`-th sampling of a step."""
+    def file_prefix(self, index: int, chunk: int) -> str:
+        """Return the prefix of the files that store a chunk of a step."""
         directory = self._directory / f"step-{index + 1}"
         disk.make_directory(directory)
-        return f"{directory}/" if part == 0 else f"{directory}/further-{part}-"
+        return f"{directory}/chunk-{chunk}-"
 
-    def find(self, index: int) -> StoredRollouts | None:
-        """Return the verified rollouts of a step; None if it must be sampled."""
-        generated, scored = self._recorded.get((index, Fact.generated)), self._recorded.get((index, Fact.scored))
+    def num_prompts(self, index: int, chunk: int) -> int | None:
+        """Return the number of prompts of a recorded chunk, also if its files are damaged; None if none is recorded."""
+        generated = self._recorded.get((index, chunk, Fact.generated))
+        return None if generated is None else int(generated["prompts"])
+
+    def find(self, index: int, chunk: int) -> StoredChunk | None:
+        """Return a chunk's verified rollouts; None if it must be sampled."""
+        generated, scored = (self._recorded.get((index, chunk, fact)) for fact in STORED)
         if generated is None:
             return None
+        what = f"step {index + 1}, chunk {chunk + 1}"
         if damage := self._damage(generated):
-            self._note(f"step {index + 1} is sampled again: {damage}")
+            self._note(f"{what} is sampled again: {damage}")
             return None
         if scored is not None and (damage := self._damage(scored)):
-            self._note(f"step {index + 1} is scored again: {damage}")
+            self._note(f"{what} is scored again: {damage}")
             scored = None
-        return StoredRollouts(
-            experience=self._files(generated),
-            scores=None if scored is None else self._files(scored),
-            resamples=generated.get("resamples"),
-            rows=tuple(generated["rows"]) if "rows" in generated else None,
-        )
+        return StoredChunk(experience=self._files(generated), scores=None if scored is None else self._files(scored))
 
     def require(self, index: int) -> None:
         """Check that the rollouts of a step are stored. It is trained in part, so it cannot be sampled again.
@@ -75,8 +99,8 @@ class Rollouts:
         Raises:
             ResumeError: the rollouts are missing or damaged.
         """
-        stored = self.find(index)
-        if stored is None or stored.scores is None:
+        chunks = [chunk for step, chunk, fact in self._recorded if step == index and fact == Fact.scored]
+        if not chunks or any((stored := self.find(index, c)) is None or stored.scores is None for c in chunks):
             raise ResumeError(
                 Problem(
                     what=f"the rollouts of step {index + 1} are missing or damaged, and part of the step is trained",
@@ -86,29 +110,66 @@ class Rollouts:
                 )
             )
 
-    def register(self, index: int, pending: PendingBatch) -> None:
-        """Note that the rollouts of a step have been requested."""
-        self._pending[index] = pending
+    def register(self, index: int, chunk: Chunk) -> None:
+        """Note that a chunk of a step has been requested."""
+        self._generating.setdefault(index, deque()).append(chunk)
+        self._scoring.setdefault(index, deque()).append(chunk)
+
+    def wait_for(self, index: int, chunk: int) -> None:
+        """Wait until a chunk of a step is scored and recorded. What else ends meanwhile is recorded at once."""
+        while any(waiting.index <= chunk for waiting in self._scoring.get(index, ())):
+            if not self.record_ended() and (handles := self._next_handles()):  # none: the last one has just ended
+                self._wait_first(handles)
 
     # -------------------------------------------------------------------------------------------- for the recorder
 
     def record(self, index: int) -> None:
-        """Wait for a step's experience, then for its scores, and record each in the ledger."""
-        pending = self._pending.pop(index, None)
-        if pending is None:  # recorded at a checkpoint
-            return
-        for experience in pending.experience:
+        """Wait until all requested chunks of a step are scored, and record each in the ledger."""
+        self.wait_for(index, max((chunk.index for chunk in self._scoring.get(index, ())), default=-1))
+
+    def record_ended(self) -> bool:
+        """Record what has ended, without waiting: the chunks of each step in order. Return whether anything had."""
+        recorded = False
+        for index in sorted(self._scoring):
+            generating, scoring = self._generating[index], self._scoring[index]
+            while generating and all(handle.has_ended() for handle in generating[0].experience):
+                self._generated(index, generating[0])
+                generating.popleft()
+                recorded = True
+            while len(scoring) > len(generating) and all(h.has_ended() for h in scoring[0].scores or ()):
+                self._scored(index, scoring[0])
+                scoring.popleft()
+                recorded = True
+            if not scoring:
+                del self._generating[index], self._scoring[index]
+        return recorded
+
+    def _next_handles(self) -> list[Handle[Any]]:
+        """Return the calls that are recorded next: the first chunk of each kind, of each step."""
+        handles: list[Handle[Any]] = []
+        for index, scoring in self._scoring.items():
+            if generating := self._generating[index]:
+                handles += [h for h in generating[0].experience if not h.has_ended()][:1]
+            if len(scoring) > len(generating):
+                handles += [h for h in scoring[0].scores or () if not h.has_ended()][:1]
+        return handles
+
+    def _generated(self, index: int, chunk: Chunk) -> None:
+        for experience in chunk.experience:
             experience.wait()
-        further = {} if pending.resamples is None else {"resamples": pending.resamples, "rows": list(pending.rows)}
-        self._append(Fact.generated, index, pending.file_stems, further)
-        for scores in pending.scores or ():
+        self._append(Fact.generated, index, chunk, chunk.file_stems)
+        self._arrived("rollout", index, chunk)
+
+    def _scored(self, index: int, chunk: Chunk) -> None:
+        for scores in chunk.scores or ():
             scores.wait()
-        self._append(Fact.scored, index, pending.score_file_stems, {})
+        self._append(Fact.scored, index, chunk, chunk.score_file_stems)
+        self._arrived("reward", index, chunk)
         self._report_quarantined()
 
     def settle(self) -> None:
         """Wait until all rollouts in flight are on disk and in the ledger."""
-        for index in sorted(self._pending):
+        for index in sorted(self._scoring):
             self.record(index)
 
     def drop(self, steps_done: int) -> None:
@@ -127,10 +188,12 @@ class Rollouts:
 
     # -------------------------------------------------------------------------------------------- ledger and files
 
-    def _append(self, fact: Fact, index: int, stems: Sequence[str] | None, further: Mapping[str, Any]) -> None:
-        """Record a step in the ledger. `stems` None: the step was recalled, so its earlier record is repeated."""
-        details = dict(self._recorded[index, fact]) if stems is None else {**self._described(stems), **further}
-        self._ledger.append(fact, attempt=self._attempt, step=index + 1, **{**details, "recalled": stems is None})
+    def _append(self, fact: Fact, index: int, chunk: Chunk, stems: Sequence[str] | None) -> None:
+        """Record a chunk in the ledger. `stems` None: it was recalled, so its earlier record is repeated."""
+        recalled = stems is None
+        details = dict(self._recorded[index, chunk.index, fact]) if stems is None else self._described(stems)
+        details |= {"chunk": chunk.index, "prompts": chunk.prompts, "recalled": recalled}
+        self._ledger.append(fact, attempt=self._attempt, step=index + 1, **details)
 
     def _described(self, stems: Sequence[str]) -> dict[str, Any]:
         written = [read_manifest(stem) for stem in stems]

@@ -25,7 +25,7 @@ from orchestrator.errors import BadInput, Problem
 from orchestrator.evaluation.rows import Mode, PromptSet, Row, number_or_none
 from orchestrator.evaluation.suite import SuiteConfig
 from orchestrator.pipeline.roles import absolute, reward_plan, rollout_plan, scoring_plan
-from orchestrator.pipeline.sources import sample
+from orchestrator.pipeline.sources import completions_per_chunk, sample
 from orchestrator.signals import StopRequest
 from workers.config import ModelConfig, ReferenceConfig
 from workers.reference import Reference
@@ -101,7 +101,7 @@ def answer_prompts(
     try:
         gangs = cluster.spawn(plans)
         return [
-            _answer_set(gangs, prompt_set, mode, prompts[prompt_set], sampling)
+            _answer_set(gangs, suite, prompt_set, mode, prompts[prompt_set], sampling)
             for prompt_set in PROMPT_SETS
             if prompt_set in prompts
             for mode, sampling in _samplings(suite, prompt_set).items()
@@ -134,6 +134,7 @@ def _samplings(suite: SuiteConfig, prompt_set: PromptSet) -> dict[Mode, Sampling
 
 def _answer_set(
     gangs: Mapping[str, Gang[Any]],
+    suite: SuiteConfig,
     prompt_set: PromptSet,
     mode: Mode,
     prompts: Sequence[Prompt],
@@ -141,8 +142,9 @@ def _answer_set(
 ) -> AnswerSet:
     rollout: Gang[Rollout] = gangs["rollout"]
     reward: Gang[Reward] | None = gangs.get("reward" if prompt_set == "prompts" else "refusal")
-    pending = sample(prompts, sampling, rollout, reward)
-    texts = rollout.each(Rollout.texts, [(part,) for part in pending.experience])
+    chunk = completions_per_chunk(suite.rollout)
+    pending = sample(prompts, sampling, rollout, reward, completions_per_chunk=chunk)
+    texts = [h for chunk in pending.chunks for h in rollout.each(Rollout.texts, [(part,) for part in chunk.experience])]
     parts = wait(pending.experience)
     experience = merge(parts)
     if not experience.prompts:
@@ -168,7 +170,11 @@ class LogProbs:
 
     sums: Mapping[str, Mapping[str, NDArray[np.float64]]]  # log p(y) in nats [N], by model path and completions' key
     num_tokens: int  # tokens read, including prompts
-    seconds: float  # busy time, summed over ranks
+    seconds_by_model: Mapping[str, float]  # busy time by model path, summed over ranks
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.seconds_by_model.values())
 
 
 def log_probs(
@@ -207,7 +213,7 @@ def _score(
     completions: Mapping[str, Experience],
 ) -> LogProbs:
     sums: dict[str, dict[str, NDArray[np.float64]]] = {}
-    num_tokens, seconds = 0, 0.0
+    num_tokens, seconds = 0, dict.fromkeys(wanted, 0.0)
     for version, (path, keys) in enumerate(wanted.items()):
         if version:  # the ranks start with the first model
             load = partial(_load, path=str(model_config(suite, path).path), version=version)
@@ -219,8 +225,8 @@ def _score(
             flat = assemble(shares, experience.completions).astype(np.float64)
             sums.setdefault(path, {})[key] = np.add.reduceat(flat, experience.completions.offsets[:-1])
             num_tokens += int(experience.prompt_tokens.lengths.sum() + experience.completions.lengths.sum())
-            seconds += sum(share.seconds for share in shares)
-    return LogProbs(sums=sums, num_tokens=num_tokens, seconds=seconds)
+            seconds[path] += sum(share.seconds for share in shares)
+    return LogProbs(sums=sums, num_tokens=num_tokens, seconds_by_model=seconds)
 
 
 def _load(gang: Gang[Reference], *, path: str, version: int) -> None:

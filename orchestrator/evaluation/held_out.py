@@ -73,6 +73,7 @@ class HeldOut:
         seed: int,
         num_samples: int = 0,
         base: BaseLogprobs | None = None,
+        completions_per_chunk: int | None = None,
     ) -> None:
         """Set the engines and prompts.
 
@@ -84,8 +85,10 @@ class HeldOut:
             seed: seed of the sampling.
             num_samples: sampled answers per prompt, besides the greedy one.
             base: scores the sampled answers under the initial model, for eval/kl. None: no KL is measured.
+            completions_per_chunk: answers that all engines together sample in one call, at most; None: all.
         """
         self._rollout, self._reward, self._prompts, self._base = rollout, reward, prompts, base
+        self._completions_per_chunk = completions_per_chunk
         self._greedy = Sampling(
             num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
         )
@@ -93,9 +96,9 @@ class HeldOut:
 
     def evaluate(self) -> Evaluation:
         """Evaluate the version that the engines hold after all calls already submitted to them."""
-        greedy = sample(self._prompts, self._greedy, self._rollout, self._reward)
+        greedy = self._sample(self._greedy)
         # Submitted before waiting, so that the engines sample while the greedy answers are scored.
-        sampled = None if self._sampled is None else sample(self._prompts, self._sampled, self._rollout, self._reward)
+        sampled = None if self._sampled is None else self._sample(self._sampled)
         scores, answers = self._collect_answers("greedy", greedy)
         metrics = {
             "eval/prompts": float(len(scores.rewards)),
@@ -113,9 +116,15 @@ class HeldOut:
             metrics["eval/kl"] = float(np.mean(ratios))
         return Evaluation(metrics=metrics, samples=scores.samples, answers=(*answers, *drawn_answers))
 
+    def _sample(self, sampling: Sampling) -> PendingBatch:
+        chunk = self._completions_per_chunk
+        return sample(self._prompts, sampling, self._rollout, self._reward, completions_per_chunk=chunk)
+
     def _collect_answers(self, mode: Mode, pending: PendingBatch) -> tuple[Scores, tuple[Answer, ...]]:
         assert pending.scores is not None
-        shares = self._base(pending.experience) if self._base is not None and mode == "sampled" else None
+        shares = None
+        if self._base is not None and mode == "sampled":
+            shares = [share for chunk in pending.chunks for share in self._base(chunk.experience)]
         measures = self._reward.one(Reward.measure, pending.experience, shares).result()
         scores = merge_scores(wait(pending.scores))
         return scores, answers_of(mode, scores, measures)

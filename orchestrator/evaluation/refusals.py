@@ -32,6 +32,7 @@ class Refusals:
         *,
         max_completion_length: int,
         seed: int,
+        completions_per_chunk: int | None = None,
     ) -> None:
         """Set the engines and prompts.
 
@@ -41,7 +42,9 @@ class Refusals:
             prompts: by kind, "harmful" and "benign" or one of them.
             max_completion_length: in tokens.
             seed: seed of the sampling.
+            completions_per_chunk: answers that all engines together sample in one call, at most; None: all.
         """
+        self._completions_per_chunk = completions_per_chunk
         self._rollout, self._refusal, self._prompts = rollout, refusal, prompts
         self._sampling = Sampling(
             num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
@@ -49,8 +52,9 @@ class Refusals:
 
     def evaluate(self) -> Evaluation:
         """Evaluate the version that the engines hold after all calls already submitted to them."""
+        chunk = self._completions_per_chunk
         batches = {
-            kind: sample(prompts, self._sampling, self._rollout, self._refusal)
+            kind: sample(prompts, self._sampling, self._rollout, self._refusal, completions_per_chunk=chunk)
             for kind, prompts in self._prompts.items()
         }
         metrics: Metrics = {}

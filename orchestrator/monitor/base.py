@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.monitor.alarms import Alarm
+from orchestrator.monitor.phase import Phase
 from workers.types import Metrics, Sample
 
 
@@ -45,14 +47,26 @@ class Outcome:
 
 
 class Sink(Protocol):
-    """Receiver of everything a run reports. An optional sink handles its own failures."""
+    """Receiver of everything a run reports. An optional sink handles its own failures.
+
+    A class that inherits from it ignores what it does not override.
+    """
 
     def start(self, run: RunInfo) -> None: ...
 
     def phase(self, role: str, text: str) -> None:
         """Report what a role is doing. An empty text means that it is idle."""
 
+    def advance(self, phase: Phase) -> None:
+        """Report how much of a role's work on a step is done."""
+
+    def update(self, step: int, update: int, metrics: Metrics) -> None:
+        """Report an optimiser update of `step`. `update` counts those of the whole run from 1."""
+
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None: ...
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Report an alarm that begins."""
 
     def note(self, text: str) -> None: ...
 

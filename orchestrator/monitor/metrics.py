@@ -1,10 +1,15 @@
-"""metrics.jsonl: one JSON object per step. Complete, whatever other sinks a run has."""
+"""Metrics on disk, complete whatever other sinks a run has: one JSON object per line.
+
+metrics.jsonl    a line for each step: everything that is known of it
+updates.jsonl    a line for each optimiser update: what the learner measured in it
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +17,24 @@ from orchestrator import disk
 from workers.types import Metrics
 
 
-class MetricsFile:
-    """File with one line per step. A line is fsynced before the checkpoint of its step is written.
-
-    NaN and infinity, which JSON cannot represent, become null.
-
-    Example: `{"step": 3, "train/global_step": 3, "loss": 0.35, "reward": 0.5}`.
-    """
+class _Lines:
+    """File of JSON objects, one per line. A line is fsynced before it counts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, step: int, metrics: Metrics) -> None:
-        """Append the line of a step.
+    def rows(self) -> list[dict[str, Any]]:
+        """Return all complete rows. A partial line that an interrupted write left at the end is ignored."""
+        raw = self.path.read_bytes() if self.path.exists() else b""
+        return [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
+
+    def _append(self, head: Mapping[str, int], metrics: Metrics) -> None:
+        """Append a row. NaN and infinity, which JSON cannot represent, become null.
 
         Raises:
             OSError: the line could not be written completely.
         """
-        row: dict[str, Any] = {"step": step, "train/global_step": step}
-        row |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        row = {**head, **{name: value if math.isfinite(value) else None for name, value in metrics.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         existed = self.path.exists()
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -41,15 +45,45 @@ class MetricsFile:
         if not existed:
             disk.sync_directory(self.path.parent)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return all complete rows. A partial line that an interrupted write left at the end is ignored."""
-        raw = self.path.read_bytes() if self.path.exists() else b""
-        return [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].splitlines()]
-
-    def rewind(self, last_step: int) -> None:
-        """Drop the rows after `last_step`, because a resumed run repeats those steps."""
-        rows = self.rows()
-        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step)
+    def _keep(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        kept = "".join(json.dumps(row) + "\n" for row in rows)
         if not self.path.exists() or self.path.read_text("utf-8") == kept:
             return
         disk.write_atomic(self.path, kept)
+
+
+class MetricsFile(_Lines):
+    """File with one line per step, written before the checkpoint of its step.
+
+    Example: `{"step": 3, "loss": 0.35, "reward": 0.5, "train/global_step": 192.0}`. As in TRL, `train/global_step` is
+    the number of optimiser updates so far.
+    """
+
+    def append(self, step: int, metrics: Metrics) -> None:
+        """Append the line of a step. Raises OSError."""
+        self._append({"step": step}, metrics)
+
+    def rewind(self, last_step: int) -> None:
+        """Drop the rows after `last_step`, because a resumed run repeats those steps."""
+        self._keep([row for row in self.rows() if row["step"] <= last_step])
+
+
+class UpdatesFile(_Lines):
+    """File with one line per optimiser update.
+
+    Example: `{"step": 2, "update": 130, "round": 2, "loss": 0.35, "grad_norm": 1.2, "learning_rate": 5e-07}`: `update`
+    counts the updates of the whole run from 1. `round` is there if steps are rounds.
+    """
+
+    def append(self, step: int, update: int, metrics: Metrics, *, is_round: bool) -> None:
+        """Append the line of an update. Raises OSError."""
+        self._append({"step": step, "update": update, **({"round": step} if is_round else {})}, metrics)
+
+    def rewind(self, last_step: int, updates: int) -> None:
+        """Drop the rows after `last_step`, except for the first `updates` of the step after it."""
+        rows, left = [], updates
+        for row in self.rows():
+            left -= row["step"] == last_step + 1
+            if row["step"] <= last_step or (row["step"] == last_step + 1 and left >= 0):
+                rows.append(row)
+        self._keep(rows)

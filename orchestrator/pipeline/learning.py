@@ -9,12 +9,14 @@ unblocks   publication
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.pipeline.sources import PendingBatch
 from workers.learner import Learner
-from workers.spans import Progress, UpdateRange, merge_spans
-from workers.types import Metrics, TokenShard, flat, merge_ranks, merge_stats
+from workers.spans import Progress, UpdateRange, merge_spans, of_update
+from workers.types import Metrics, StepStats, TokenShard, flat, merge_ranks
 
 
 class Learners:
@@ -46,32 +48,85 @@ class Learners:
         reference: Sequence[Handle[TokenShard]] | None,
         pairs_file: str | None,
         pause: Callable[[Progress], None] = lambda progress: None,
+        updated: Callable[[int, int, Metrics], None] = lambda update, num_updates, metrics: None,
     ) -> Metrics:
-        """Run all updates of a step and return its metrics. `pause` is called between two spans of updates."""
-        values = self.critic.all(Learner.infer, pending.experience) if self.critic else None
-        scored = (pending.experience, pending.scores, reference, values)
-        # A rank executes its calls in order: this runs before the step's first update.
-        old = self.policy.all(Learner.infer, pending.experience, as_sampled=True) if self._needs_old else None
+        """Run all updates of a step, one call each, and return the step's metrics.
+
+        Args:
+            pause: called between two updates, after every `every_updates` of them.
+            updated: called after each update with its number, from 1, the step's number of updates, and its metrics.
+        """
+        inputs = self._inputs(pending, reference)
         progress, self._progress = self._progress, None
         done = 0 if progress is None else progress.updates
-        policy_stats = self.policy.all(
-            Learner.step, step, *scored, pairs_file, old, UpdateRange(first=done, count=self._every)
-        )
-        critic_stats = self.critic.all(Learner.step, step, *scored, None, old) if self.critic else []
-        stats = merge_ranks(wait(policy_stats))
-        if progress is not None:
-            stats = merge_spans(progress.stats, stats)
-        while stats.left:
-            done += self._every or 0
-            pause(Progress(updates=done, stats=stats))
-            policy_stats = self.policy.all(
-                Learner.step, step, *scored, None, old, UpdateRange(first=done, count=self._every)
-            )
-            stats = merge_spans(stats, merge_ranks(wait(policy_stats)))
-        metrics = flat(stats)
-        if critic_stats:
-            for name, value in merge_stats(wait(critic_stats)).items():
-                metrics[name if name.startswith(("loss/", "val/")) else f"critic/{name}"] = value
+        before = None if progress is None else progress.stats  # of the updates before the last pause
+        span: list[Sequence[StepStats]] = []  # of the updates since the last pause, by rank
+        calls = self._begin(step, inputs, pairs_file, UpdateRange(first=done, count=1))
+        critics: list[StepStats] = []
+        while True:
+            ranks = wait(calls.policy)
+            if calls.critic:
+                critics.append(merge_ranks(wait(calls.critic)))
+            merged = merge_ranks(ranks)
+            span.append(ranks)
+            made, left = int(merged.facts["num_updates"]), merged.left
+            done += made
+            pausing = bool(left and self._every and done % self._every == 0)
+            if left and not pausing:  # the next update is on its way while this one is recorded
+                calls = self._go_on(step, done)
+            if made:
+                updated(done, done + left, of_update(merged, done + left))
+            if not left:
+                break
+            if pausing:
+                # Merged here as after a resume, so that both give the same metrics to the bit.
+                before, span = _after(before, span), []
+                pause(Progress(updates=done, stats=before))
+                calls = self._go_on(step, done)
+        metrics = flat(_after(before, span))
+        for name, value in flat(merge_spans(critics)).items() if critics else ():
+            metrics[name if name.startswith(("loss/", "val/")) else f"critic/{name}"] = value
         if pending.resamples is not None:
             metrics["sampling/resamples"] = float(pending.resamples)
         return metrics
+
+    def _inputs(self, pending: PendingBatch, reference: Sequence[Handle[TokenShard]] | None) -> _Inputs:
+        """Request what the learners themselves compute for each chunk, before the step's first update."""
+        values = old = None
+        if self.critic:
+            values = [h for chunk in pending.chunks for h in self.critic.all(Learner.infer, chunk.experience)]
+        if self._needs_old:  # a rank executes its calls in order
+            old = [h for c in pending.chunks for h in self.policy.all(Learner.infer, c.experience, as_sampled=True)]
+        return _Inputs(scored=(pending.experience, pending.scores, reference, values), old=old)
+
+    def _begin(self, step: int, inputs: _Inputs, pairs_file: str | None, span: UpdateRange) -> _Calls:
+        policy = self.policy.all(Learner.step, step, *inputs.scored, pairs_file, inputs.old, span)
+        critic = self.critic.all(Learner.step, step, *inputs.scored, None, inputs.old, span) if self.critic else ()
+        return _Calls(policy=policy, critic=critic)
+
+    def _go_on(self, step: int, done: int) -> _Calls:
+        span = UpdateRange(first=done, count=1)
+        critic = self.critic.all(Learner.more, step, span) if self.critic else ()
+        return _Calls(policy=self.policy.all(Learner.more, step, span), critic=critic)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inputs:
+    """Arguments of `Learner.step`: experience, scores, reference and values; and the policy's log-probabilities."""
+
+    scored: tuple[Any, ...]
+    old: Sequence[Handle[TokenShard]] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Calls:
+    """One update, requested from every rank."""
+
+    policy: Sequence[Handle[StepStats]]
+    critic: Sequence[Handle[StepStats]]
+
+
+def _after(before: StepStats | None, updates: Sequence[Sequence[StepStats]]) -> StepStats:
+    """Combine earlier updates of a step with `updates` [update][rank]: those of each rank first, as in one call."""
+    span = merge_ranks([merge_spans(own) for own in zip(*updates, strict=True)])
+    return span if before is None else merge_spans([before, span])

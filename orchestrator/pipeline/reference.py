@@ -1,8 +1,8 @@
 """The reference policy: its log-probabilities for each step, and the decision when to refresh it.
 
-consumes   the step's experience
+consumes   the chunks of a step, as they are requested
 produces   handles to reference log-probabilities, and a Decision: keep, or refresh from the current policy
-waits for  the measured drift, only if the decision depends on it
+waits for  the step's first chunk, on which the drift is measured before the decision
 unblocks   the learner
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self
 
 from orchestrator import disk
 from orchestrator.cluster.base import Gang, Handle, wait
+from orchestrator.pipeline.sources import Chunk
 from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
@@ -23,12 +24,13 @@ from workers.types import Drift, Experience, Metrics, TokenShard
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Decision to keep or to refresh the reference before a step. `drift` is None if it was not measured.
+    """Decision on the reference before a step: keep it, refresh it from the policy, or distrust the policy.
 
-    Example: `Decision(action="refresh", reason="KL 1.3 > max_kl 1", version=2, drift=Drift(…))`.
+    `drift` is None if it was not measured. Example: `Decision(action="refresh", reason="KL 1.3 ± 0.1 > max_kl 1",
+    version=2, drift=Drift(…))`.
     """
 
-    action: Literal["keep", "refresh"]
+    action: Literal["keep", "refresh", "roll_back", "abort"]
     reason: str
     version: int  # version of the policy that the reference holds from now on
     drift: Drift | None = None
@@ -39,33 +41,40 @@ class Decision:
         return cls(**{**fields, "drift": None if fields["drift"] is None else Drift(**fields["drift"])})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReferenceLogprobs:
-    """Reference log-probabilities of one step, and the decision on the reference that preceded them.
+class Drifted(Exception):
+    """The policy is so far from the reference that the round before is taken back, or the run ends."""
 
-    Example: `ReferenceLogprobs(handles=[…], decision=Decision(action="keep", …))`.
+    def __init__(self, step: int, decision: Decision) -> None:
+        super().__init__(decision.reason)
+        self.step, self.decision = step, decision
+
+
+def decide(config: ReferenceConfig, *, step: int, version: int, drift: Drift | None) -> Decision:
+    """Decide what to do with the reference before `step`. `drift` is None if nothing depends on it.
+
+    A limit counts as exceeded if the lower bound of the KL's confidence interval exceeds it.
     """
 
-    handles: Sequence[Handle[TokenShard]] | None = None  # None: the algorithm uses no reference
-    decision: Decision | None = None  # None: there is nothing to decide
+    def over(limit: float | None, name: str) -> str | None:
+        if drift is None or limit is None or drift.interval[0] <= limit:
+            return None
+        return f"KL {drift.kl:.3g} ± {drift.kl - drift.interval[0]:.2g} > {name} {limit:g}"
 
-
-def decide(config: ReferenceConfig, *, step: int, version: int, measure: Callable[[], Drift]) -> Decision:
-    """Decide whether to refresh the reference before `step`. `measure` is called only if the decision depends on it."""
+    if reason := over(config.abort_kl, "abort_kl"):
+        return Decision(action="abort", reason=reason, version=version, drift=drift)
+    if reason := over(config.roll_back_kl, "roll_back_kl"):
+        return Decision(action="roll_back", reason=reason, version=version, drift=drift)
     if step == version:
-        return Decision(action="keep", reason="it holds the current policy", version=version)
+        return Decision(action="keep", reason="it holds the current policy", version=version, drift=drift)
     if config.refresh == "never":
-        return Decision(action="keep", reason="reference.refresh is never", version=version)
+        return Decision(action="keep", reason="reference.refresh is never", version=version, drift=drift)
     if config.refresh == "every_round":
-        return Decision(action="refresh", reason="reference.refresh is every_round", version=step)
-    drift = measure()
-    over = drift.kl > config.max_kl
-    return Decision(
-        action="refresh" if over else "keep",
-        reason=f"KL {drift.kl:.3g} {'>' if over else '<='} max_kl {config.max_kl:g}",
-        version=step if over else version,
-        drift=drift,
-    )
+        return Decision(action="refresh", reason="reference.refresh is every_round", version=step, drift=drift)
+    assert drift is not None
+    if reason := over(config.max_kl, "max_kl"):
+        return Decision(action="refresh", reason=reason, version=step, drift=drift)
+    reason = f"KL {drift.kl:.3g} ± {drift.kl - drift.interval[0]:.2g} is not certainly over max_kl {config.max_kl:g}"
+    return Decision(action="keep", reason=reason, version=version, drift=drift)
 
 
 class ReferencePolicy(Protocol):
@@ -73,11 +82,17 @@ class ReferencePolicy(Protocol):
 
     version: int
 
-    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
-        """Start scoring experience of a later step, which has been requested, if the reference will not change."""
+    def begin(self, step: int, chunk: Chunk) -> None:
+        """Start scoring a chunk of a later step, which has been requested, if the reference will not change."""
         ...
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs: ...
+    def logprobs(self, step: int, chunk: Chunk) -> Sequence[Handle[TokenShard]] | None:
+        """Score a chunk; None if the algorithm uses no reference. The first chunk of a step decides on a refresh."""
+        ...
+
+    def decision(self) -> Decision | None:
+        """Return the decision on the reference before the newest step; None if there is nothing to decide."""
+        ...
 
 
 class NoReference:
@@ -85,11 +100,14 @@ class NoReference:
 
     version = 0
 
-    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
+    def begin(self, step: int, chunk: Chunk) -> None:
         pass
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs:
-        return ReferenceLogprobs()
+    def logprobs(self, step: int, chunk: Chunk) -> None:
+        return None
+
+    def decision(self) -> None:
+        return None
 
 
 class AdapterOffReference:
@@ -101,13 +119,14 @@ class AdapterOffReference:
         """Create the reference. `temperature` is that of the loss."""
         self._policy, self._temperature, self._cache = policy, temperature, cache
 
-    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
+    def begin(self, step: int, chunk: Chunk) -> None:
         pass  # the policy gang is busy training on the step before
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs:
-        handles = self._policy.all(Learner.base_logprobs, experience, self._temperature, self._cache)
-        decision = Decision(action="keep", reason="it is the model under the adapters", version=self.version)
-        return ReferenceLogprobs(handles=handles, decision=decision)
+    def logprobs(self, step: int, chunk: Chunk) -> Sequence[Handle[TokenShard]]:
+        return self._policy.all(Learner.base_logprobs, chunk.experience, self._temperature, self._cache)
+
+    def decision(self) -> Decision:
+        return Decision(action="keep", reason="it is the model under the adapters", version=self.version)
 
 
 class ReferenceGang:
@@ -121,6 +140,7 @@ class ReferenceGang:
         *,
         temperature: float,
         sampling_temperature: float | None = None,
+        measures: bool = False,
         directory: Callable[[int], Path],
         version: int = 0,
         decided: Decision | None = None,
@@ -130,41 +150,59 @@ class ReferenceGang:
         Args:
             temperature: of the loss.
             sampling_temperature: of the rollout engine (default: `temperature`).
+            measures: measure the drift before every step, not only where `refresh` depends on it.
             directory: returns the directory of a version of the reference.
             version: version of the policy that the reference holds.
             decided: decision already taken for the first step, when resuming in the middle of it.
         """
         self._reference, self._policy, self._config = reference, policy, config
         self._temperature, self._directory, self.version = temperature, directory, version
+        self._measures = measures or config.refresh == "when_drifted"
         self._sampling_temperature = sampling_temperature or temperature
-        self._decided = decided
-        self._begun: dict[int, Sequence[Handle[TokenShard]]] = {}
+        self._decided, self._decision = decided, decided
+        self._begun: dict[tuple[int, int], Sequence[Handle[TokenShard]]] = {}
         reference.when_restarted(self._restore_state)
         self._restore_state(reference)
 
-    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
+    def begin(self, step: int, chunk: Chunk) -> None:
         if self._config.refresh == "never":  # else the reference may be refreshed before the step
-            self._begun[step] = self._score(experience, self._temperature)
+            self._begun[step, chunk.index] = self._score(chunk.experience, self._temperature)
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs:
-        shards = self._begun.pop(step, None)
+    def logprobs(self, step: int, chunk: Chunk) -> Sequence[Handle[TokenShard]]:
+        shards = self._begun.pop((step, chunk.index), None)
+        if chunk.index == 0:
+            shards = self._decide(step, chunk, shards)
+        return shards if shards is not None else self._score(chunk.experience, self._temperature)
 
-        def measure() -> Drift:
-            nonlocal shards
-            # Drift compares distributions at the same temperature: samples at 0.7 are far from any reference at 1.
-            sampled = self._score(experience, self._sampling_temperature)
-            if self._sampling_temperature == self._temperature:
-                shards = sampled
-            return self._reference.one(Reference.drift, experience, sampled).result()
+    def decision(self) -> Decision | None:
+        return self._decision
 
+    def _decide(
+        self, step: int, chunk: Chunk, shards: Sequence[Handle[TokenShard]] | None
+    ) -> Sequence[Handle[TokenShard]] | None:
+        """Decide on the reference before `step`. Return the chunk's log-probabilities, if they have been requested.
+
+        Raises:
+            Drifted: the policy is too far from the reference.
+        """
         decision, self._decided = self._decided, None
         if decision is None:
-            decision = decide(self._config, step=step, version=self.version, measure=measure)
+            drift = None
+            if self._measures:
+                # Drift compares distributions at the same temperature: samples at 0.7 are far from a reference at 1.
+                same = self._sampling_temperature == self._temperature
+                begun = shards if same else None
+                sampled = begun or self._score(chunk.experience, self._sampling_temperature)
+                shards = sampled if same else shards
+                drift = self._reference.one(Reference.drift, chunk.experience, sampled).result()
+            decision = decide(self._config, step=step, version=self.version, drift=drift)
+            if decision.action in ("roll_back", "abort"):
+                raise Drifted(step, decision)
             if decision.action == "refresh":
                 self._refresh(step)
                 shards = None
-        handles = shards if shards is not None else self._score(experience, self._temperature)
-        return ReferenceLogprobs(handles=handles, decision=decision)
+        self._decision = decision
+        return shards
 
     def _score(self, experience: Sequence[Handle[Experience]], temperature: float) -> Sequence[Handle[TokenShard]]:
         return self._reference.all(Reference.logprobs, experience, temperature, self.version)
@@ -190,14 +228,17 @@ class Teacher:
     def __init__(self, teacher: Gang[Reference], *, temperature: float, states: bool) -> None:
         """Create the reference: log-probabilities at `temperature`, or hidden states if `states` is true."""
         self._teacher, self._temperature, self._states = teacher, temperature, states
-        self._begun: dict[int, Sequence[Handle[TokenShard]]] = {}
+        self._begun: dict[tuple[int, int], Sequence[Handle[TokenShard]]] = {}
 
-    def begin(self, step: int, experience: Sequence[Handle[Experience]]) -> None:
-        self._begun[step] = self._score(experience)
+    def begin(self, step: int, chunk: Chunk) -> None:
+        self._begun[step, chunk.index] = self._score(chunk.experience)
 
-    def logprobs(self, step: int, experience: Sequence[Handle[Experience]]) -> ReferenceLogprobs:
-        begun = self._begun.pop(step, None)
-        return ReferenceLogprobs(handles=self._score(experience) if begun is None else begun)
+    def logprobs(self, step: int, chunk: Chunk) -> Sequence[Handle[TokenShard]]:
+        begun = self._begun.pop((step, chunk.index), None)
+        return self._score(chunk.experience) if begun is None else begun
+
+    def decision(self) -> None:
+        return None
 
     def _score(self, experience: Sequence[Handle[Experience]]) -> Sequence[Handle[TokenShard]]:
         if self._states:

@@ -11,9 +11,10 @@ The audit only reads. It loads no model or optimizer state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import ResumeError
 from orchestrator.rundir.directory import RunDirectory
@@ -107,7 +108,12 @@ def _checkpoints(directory: RunDirectory, records: Sequence[Record]) -> Iterator
 def _rollouts(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
     """Check the rollouts of steps after the oldest checkpoint; earlier ones were deleted on purpose."""
     oldest = min((step_of(c) for c in list_checkpoints(directory.checkpoints)), default=0)
-    last = {(r.step, r.fact): r.details for r in records if r.fact in AHEAD and r.step > oldest}
+    last: dict[tuple[int, int, Fact], Mapping[str, Any]] = {}
+    for r in records:
+        if r.fact in AHEAD and r.step > oldest:
+            last[r.step, r.details.get("chunk", 0), r.fact] = r.details
+        elif (target := r.rolled_back_to) is not None:  # the steps after it are sampled anew
+            last = {key: details for key, details in last.items() if key[0] <= target}
     files = [file for details in last.values() for file in details.get("files", ())]
     wrong = list(filter(None, (damage(directory.path, file) for file in files)))
     for why in wrong:

@@ -3,17 +3,23 @@
     PLACED ──loading──► PLANNED (first) ──working──► the last record          of every attempt
                                           └ evaluating, as recorded by COMMITTED
 
-A device is a GPU; on a machine without GPUs, a worker. Two parts are reported but not counted: evaluation, which is not
-part of the method, and the first loading, which takes the same time in a long run as in a short one. What a failure
-costs is counted: lost work, and loading again. A killed attempt counts up to the last record it wrote.
+A device is a GPU; on a machine without GPUs, a worker. Three parts are reported but not counted: evaluation and the
+roles that only measure, which are not part of the method, and the first loading, which takes the same time in a long
+run as in a short one. What a failure costs is counted: lost work, and loading again. A killed attempt counts up to the
+last record it wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from orchestrator.rundir.ledger import Fact, Record
+
+
+def measuring_roles(*, samples: bool) -> frozenset[str]:
+    """Return the roles that serve evaluation alone: engines and scorers are among them unless the run samples."""
+    return frozenset({"base", "refusal"} if samples else {"base", "refusal", "rollout", "reward"})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,9 +37,9 @@ class Spent:
     last: float  # time of the newest record
     evaluating_s: float = 0.0
 
-    @property
-    def num_devices(self) -> float:
-        return sum(self.devices.values())
+    def num_devices(self, measuring: Set[str] = frozenset()) -> float:
+        """Return the number of reserved devices, without those of the roles `measuring`."""
+        return sum(count for role, count in self.devices.items() if role not in measuring)
 
     @property
     def loading_s(self) -> float:
@@ -50,6 +56,7 @@ class Meter:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.attempts: list[Spent] = []
+        self._samples = False  # True once a step was generated
         self._read = 0
         self.read(list(records))
 
@@ -68,18 +75,34 @@ class Meter:
             own.placed, own.devices = record.time, _devices(record.details.get("devices"))
         elif record.fact == Fact.planned and own.begun is None:
             own.begun = record.time
+        elif record.fact == Fact.generated:
+            self._samples = True
         elif record.fact == Fact.committed:
             own.evaluating_s += _number(record.details.get("evaluating_s"))
 
     @property
+    def measuring(self) -> frozenset[str]:
+        """Roles that only measure."""
+        return measuring_roles(samples=self._samples)
+
+    @property
     def device_seconds(self) -> float:
         """Counted device-seconds: the work of all attempts, and loading from the second attempt on."""
-        return sum(a.num_devices * (a.working_s + (a.loading_s if i else 0.0)) for i, a in enumerate(self.attempts))
+        return sum(a.num_devices(self.measuring) * seconds for a, seconds in self._counted())
+
+    @property
+    def measuring_device_seconds(self) -> float:
+        """Device-seconds of the roles that only measure, over the counted periods, and of all roles in evaluations."""
+        idle = sum((a.num_devices() - a.num_devices(self.measuring)) * seconds for a, seconds in self._counted())
+        return idle + sum(a.num_devices() * a.evaluating_s for a in self.attempts)
 
     @property
     def seconds(self) -> float:
         """Counted wall-clock seconds, over the same periods."""
-        return sum(a.working_s + (a.loading_s if i else 0.0) for i, a in enumerate(self.attempts))
+        return sum(seconds for _, seconds in self._counted())
+
+    def _counted(self) -> list[tuple[Spent, float]]:
+        return [(a, a.working_s + (a.loading_s if i else 0.0)) for i, a in enumerate(self.attempts)]
 
 
 def by_step(records: Sequence[Record]) -> dict[int, tuple[float, float]]:

@@ -108,6 +108,15 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def updates(self) -> Path:
+        return self.path / "updates.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """Progress of the step in progress; exists only while a driver runs."""
+        return self.path / "progress.json"
+
+    @property
     def exit(self) -> Path:
         return self.path / "exit.json"
 
@@ -193,6 +202,10 @@ class RunDirectory:
     def read_exit(self) -> dict[str, Any] | None:
         """Return exit.json; None if it is missing or damaged."""
         return _read_object(self.exit)
+
+    def read_progress(self) -> dict[str, Any] | None:
+        """Return progress.json; None if it is missing or damaged, or no driver runs."""
+        return _read_object(self.progress) if self.holder() is not None else None
 
     def read_inputs(self) -> dict[str, str] | None:
         """Return the result of `inputs_of` at the start of the last attempt; None if it was not recorded."""

@@ -63,6 +63,12 @@ class Record:
     details: Mapping[str, Any]
     time: float  # Unix seconds, for people
 
+    @property
+    def rolled_back_to(self) -> int | None:
+        """Number of steps that are kept, if the record stands for a rollback."""
+        is_rollback = self.fact == Fact.alarm and self.details["action"] == "roll_back"
+        return self.details["target"] if is_rollback else None
+
     def line(self) -> bytes:
         body = {
             "v": SCHEMA,

@@ -39,6 +39,7 @@ def _state(
     if holder is not None:
         last = f"; last record in the ledger: {_ago(records[-1].time)}" if records else ""
         yield f"{run} is running: {holder} holds the run's lock, in attempt {attempt}, {done} done{last}"
+        yield from _progress(directory.read_progress() or {})
     elif exit is None and not records:
         yield f"{run} was never started"
     elif exit is None:
@@ -53,6 +54,16 @@ def _state(
     else:
         yield f"{run} ended in attempt {exit.get('attempt')}, {done} done (exit code {exit.get('exit_code')})"
         yield from _first_cause(directory, exit)
+
+
+def _progress(progress: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the step in progress, and what each role is doing, as progress.json has them."""
+    if "step" not in progress:
+        return
+    total = f" of {progress['num_steps']}" if progress.get("num_steps") else ""
+    yield f"  {progress.get('step_word', 'step')} {progress['step']}{total}, {_ago(float(progress.get('time', 0)))}"
+    for role, phase in progress.get("phases", {}).items():
+        yield f"    {role}: {phase.get('text')}"
 
 
 def _first_cause(directory: RunDirectory, exit: Mapping[str, Any]) -> Iterator[str]:

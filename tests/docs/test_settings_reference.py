@@ -96,7 +96,7 @@ def test_an_inherited_setting_has_the_comment_of_its_base() -> None:
 
 def test_units_come_from_the_name_or_the_meaning() -> None:
     units = {f"{cls.__name__}.{setting.name}": setting.unit for cls in ALL for setting in settings_of(cls)}
-    assert units["ClusterConfig.call_timeout_s"] == "s"
+    assert units["ClusterConfig.progress_timeout_s"] == "s"
     assert units["RolloutConfig.cpu_kv_cache_mib"] == "MiB"
     assert units["KlBudget.max_kl"] == "nats per completion"
     assert units["DpoConfig.batch_size"] == "pairs"
@@ -138,6 +138,6 @@ def test_the_schema_refuses_a_misspelt_key() -> None:
 
 def test_the_schema_is_a_schema_and_describes_the_settings() -> None:
     VALIDATOR.check_schema(SCHEMA)
-    described = SCHEMA["$defs"][ClusterConfig.__name__]["properties"]["call_timeout_s"]["description"]
+    described = SCHEMA["$defs"][ClusterConfig.__name__]["properties"]["progress_timeout_s"]["description"]
     assert described.endswith("[s]")
     assert json.loads(text()) == SCHEMA

@@ -52,6 +52,9 @@ class RolloutConfig(Settings):
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.9  # share of a GPU's memory that an engine may use
     cpu_kv_cache_mib: Count = 64  # size of an engine's KV cache in MiB, on CPU
     max_num_seqs: Count = 256  # maximum number of sequences that an engine generates at the same time
+    # number of tokens, of prompts and completions at their maximum lengths, that an engine samples in one call: the
+    # prompts of a step are cut into chunks; a chunk is scored while the next one is sampled
+    tokens_per_chunk: Count = 4_194_304
 
 
 class LearnerConfig(Settings):
@@ -81,8 +84,13 @@ class ReferenceConfig(Settings):
     # at which the KL exceeds max_kl
     refresh: Literal["never", "every_round", "when_drifted"] = "never"
     cache: bool = True  # compute the log-probabilities of a dataset's rows once and reuse them in later epochs
-    # mean KL of policy to reference, in nats per completion, above which the reference is refreshed; for when_drifted
+    # KL of policy to reference, in nats per completion, above which the reference is refreshed; for when_drifted. This
+    # limit and the next two count as exceeded if the lower bound of the KL's 95 % confidence interval exceeds them
     max_kl: Positive = 1.0
+    # KL before a round above which the round before it is taken back: the run returns to the checkpoint before that
+    # round and repeats it once with other prompts; None: never
+    roll_back_kl: Positive | None = None
+    abort_kl: Positive | None = None  # KL before a round above which the run ends; None: never
 
 
 class RewardWorkersConfig(Settings):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from workers import progress
 from workers.config import Head, LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_buffers, hf_decay, hf_files, hf_models, lora
 from workers.engines.attention import layout_of
@@ -211,6 +212,7 @@ class DeepSpeedEngine:
             adapters = {n: a for n in layer if (a := self._adapters.get(n.removesuffix(".weight")))}
             with self._gathered([*layer.values(), *(p for a in adapters.values() for p in (a.down, a.up))]):
                 yield from hf_files.as_stored(self._module, lora.merged(layer, adapters)).items()
+            progress.report()
 
     def adapter(self) -> Iterator[tuple[str, Tensor]]:
         for module, adapter in self._adapters.items():

@@ -6,6 +6,7 @@ The engine runs in the actor's own process: no orphaned children, deterministic 
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+from tqdm import tqdm  # type: ignore[import-untyped]
 from vllm import LLM, SamplingParams
 from vllm.config import ModelConfig
 from vllm.config.lora import MaxLoRARanks
@@ -32,6 +34,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.interfaces import supports_lora
 
+from workers import progress
 from workers.engines import lora
 from workers.engines.base import EngineError, Request, Response, VersionMismatch
 from workers.segment import Segment
@@ -167,7 +170,7 @@ class VllmEngine:
         if self._receiving is not None:
             raise VersionMismatch(f"version {self._receiving} did not arrive whole: nothing to sample from")
         prompts = [{"prompt_token_ids": list(r.tokens)} for r in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
+        outputs = self._llm.generate(prompts, params, use_tqdm=_Reporting, lora_request=self._adapter)
         for output in outputs:
             if self._adapted and _version(output.lora_request) != self.version:
                 raise EngineError(f"version {_version(output.lora_request)} was sampled instead of {self.version}")
@@ -265,6 +268,17 @@ def _padded(rank: int) -> int:
 
 def _version(adapter: LoRARequest | None) -> int:
     return int(adapter.lora_int_id) if adapter is not None else 0
+
+
+class _Reporting(tqdm):  # type: ignore[misc]
+    """vLLM's progress bar, drawn nowhere: each finished completion is reported as progress."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "file": io.StringIO(), "mininterval": 3600.0})
+
+    def update(self, n: float | None = 1) -> bool:
+        progress.report()
+        return bool(super().update(n))
 
 
 def _response(output: Any) -> Response:

@@ -1,37 +1,119 @@
-"""Preference pairs of a step as a parquet file for people to read: texts, scores and provenance."""
+"""Preference pairs of a step as a parquet file: a preference dataset, with the scores and the origin of each side.
+
+    prompt, chosen, rejected   text, or messages where the prompt is a list of messages (TRL's preference format)
+    margin                     score of chosen minus score of rejected, after the length penalty
+    prompt_id                  row of the prompt
+    tools, chat_template_kwargs   arguments of the prompt's chat template as JSON, where it has any
+    SIDE_score, SIDE_rank      reward, and 1 + the number of completions of the group with a higher one
+    SIDE_version               weights that sampled the completion; null: not sampled (a gold answer, a dataset)
+    SIDE_tokens, SIDE_finish   tokens including the end of sequence; `length`: truncated
+
+SIDE is chosen or rejected. `data.dataset` reads the file, and so does `datasets.load_dataset("parquet", …)` for TRL. A
+text lacks only the token that ends the completion. Encoded again, it has the tokens of the sample if those are how the
+tokenizer divides the text, if the template changes nothing in it, and if it is not truncated.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from workers.conversation import as_text
-from workers.types import ScoredBatch, TrainBatch
+from workers.gold import NOT_SAMPLED
+from workers.types import Finish, Prompt, ScoredBatch, Text, TrainBatch
 
 if TYPE_CHECKING:
     from workers.engines.hf_text import TextCodec
 
+ARGUMENTS = ("tools", "chat_template_kwargs")  # columns of a prompt that its chat template reads
+TEXTS = "pairs_text.parquet"  # of the pairs whose prompt is text, where others are messages: a column has one type
+
 
 def write_pairs(path: Path, batch: TrainBatch, scored: ScoredBatch, codec: TextCodec) -> None:
-    """Write one row per pair: texts, scores, margin, lengths, and the weights version that sampled each side."""
+    """Write one row per pair to `path`. If only some prompts are messages, the others go to TEXTS beside it."""
     assert batch.sources is not None
-    experience = scored.experience
-    chosen, rejected = batch.sources[0::2], batch.sources[1::2]
-    groups = experience.group_of
-    prompts = [experience.prompts[groups[i]] for i in chosen]
-    rewards = scored.rewards if scored.rewards is not None else np.full(len(experience.completions), np.nan)
-    columns = {"prompt_id": [p.id for p in prompts], "prompt": [as_text(p.text) for p in prompts]}
-    for side, picked in (("chosen", chosen), ("rejected", rejected)):
-        columns |= {
-            side: codec.decode_batch(experience.completions[i].tolist() for i in picked),
-            f"{side}_score": rewards[picked].tolist(),
-            f"{side}_version": experience.versions[picked].tolist(),
-            f"{side}_tokens": experience.completions.lengths[picked].tolist(),
-        }
-    columns["margin"] = (rewards[chosen] - rewards[rejected]).tolist()
+    assert batch.margins is not None
+    rows = _rows(batch.sources[0::2], batch.sources[1::2], batch.margins, scored, codec)
+    conversations = [row for row in rows if not isinstance(row["prompt"], str)]
+    texts = [row for row in rows if isinstance(row["prompt"], str)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.Table.from_pylist(conversations or texts), path)
+    if conversations and texts:
+        pq.write_table(pa.Table.from_pylist(texts), path.with_name(TEXTS))
+
+
+def _rows(
+    chosen: NDArray[np.int64],
+    rejected: NDArray[np.int64],
+    margins: NDArray[np.float32],
+    scored: ScoredBatch,
+    codec: TextCodec,
+) -> list[dict[str, Any]]:
+    experience = scored.experience
+    prompts = [experience.prompts[group] for group in experience.group_of[chosen]]
+    arguments = [name for name in ARGUMENTS if any(prompt.columns.get(name) for prompt in prompts)]
+    sides = [_side(name, side, scored, codec) for name, side in (("chosen", chosen), ("rejected", rejected))]
+    rows = []
+    for prompt, margin, first, second in zip(prompts, margins.tolist(), *sides, strict=True):
+        answers = {name: _answer(prompt, side.pop(name)) for name, side in (("chosen", first), ("rejected", second))}
+        given = {name: _json(prompt.columns.get(name)) for name in arguments}
+        row = {"prompt_id": prompt.id, "prompt": _messages(prompt.text), **answers, "margin": margin}
+        rows.append(row | given | first | second)
+    return rows
+
+
+def _side(name: str, picked: NDArray[np.int64], scored: ScoredBatch, codec: TextCodec) -> list[dict[str, Any]]:
+    """Return the text and the facts of one completion of each pair."""
+    experience = scored.experience
+    texts = codec.decode_batch((experience.completions[i].tolist() for i in picked), skip_special_tokens=False)
+    scores, ranks = scored.rewards, None if scored.rewards is None else _ranks(scored.rewards, experience.group_offsets)
+    sampled = experience.logprobs is not None
+    return [
+        {
+            name: text,
+            f"{name}_score": None if scores is None else float(scores[i]),
+            f"{name}_rank": None if ranks is None else int(ranks[i]),
+            f"{name}_version": version if sampled and (version := int(experience.versions[i])) != NOT_SAMPLED else None,
+            f"{name}_tokens": int(experience.completions.lengths[i]),
+            f"{name}_finish": Finish(int(experience.finish[i])).name,
+        }
+        for text, i in zip(texts, picked.tolist(), strict=True)
+    ]
+
+
+def _ranks(scores: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return 1 + the number of completions of the same group with a higher score: [N]."""
+    groups = [scores[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    ranks = [1 + (group[None, :] > group[:, None]).sum(1) for group in groups]
+    return np.concatenate([np.zeros(0, np.int64), *ranks])
+
+
+def _answer(prompt: Prompt, text: str) -> Text:
+    return text if isinstance(prompt.text, str) else [{"role": "assistant", "content": text}]
+
+
+def _messages(text: Text) -> Text:
+    """Return a prompt for a parquet file, in which the arguments of all tool calls cannot share one type."""
+    return text if isinstance(text, str) else [_message(message) for message in text]
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
+    return {**message, "tool_calls": [_call(call) for call in calls]} if calls else dict(message)
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(function := call.get("function"), Mapping):
+        return {**call, "function": _call(function)}
+    arguments = call.get("arguments")
+    return dict(call) if arguments is None else {**call, "arguments": _json(arguments)}
+
+
+def _json(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

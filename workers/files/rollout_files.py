@@ -73,6 +73,7 @@ def write_experience(stem: str, experience: Experience) -> None:
         "num_dropped": experience.num_dropped,
         "num_truncated": experience.num_truncated,
         "seconds": experience.seconds,
+        "chunk": experience.chunk,
     }
     versions = experience.versions
     sampled_from = (int(versions.min()), int(versions.max())) if len(versions) else None
@@ -93,7 +94,12 @@ def write_scores(stem: str, scores: Scores) -> None:
     """Write scores to `stem`.safetensors. Raises OSError if the disk fails."""
     names = list(scores.by_scorer)
     arrays = {"rewards": scores.rewards, **{f"scorer {i}": scores.by_scorer[name] for i, name in enumerate(names)}}
-    facts = {"scorers": names, "samples": [asdict(s) for s in scores.samples], "seconds": scores.seconds}
+    facts = {
+        "scorers": names,
+        "samples": [asdict(s) for s in scores.samples],
+        "seconds": scores.seconds,
+        "chunk": scores.chunk,
+    }
     _write(stem, arrays, facts, len(scores.rewards), None)
 
 
@@ -125,6 +131,7 @@ def _scores(path: str, digest: str) -> Scores:
         by_scorer={name: arrays[f"scorer {i}"] for i, name in enumerate(facts["scorers"])},
         samples=tuple(Sample(**sample) for sample in facts["samples"]),
         seconds=facts["seconds"],
+        chunk=facts["chunk"],
     )
 
 

@@ -49,7 +49,7 @@ def test_a_small_recipe_is_filled_with_the_defaults(recipe_dir: RecipeDir) -> No
     (config,) = load(recipe_dir.recipe()).stages
     assert config.algorithm.type == "grpo"
     assert (config.max_staleness, config.checkpoint.every, config.checkpoint.keep) == (0, None, 2)
-    assert (config.cluster.address, config.cluster.call_timeout_s) == (None, 1800.0)
+    assert (config.cluster.address, config.cluster.progress_timeout_s) == (None, 1800.0)
     assert config.critic is None
     assert config.model_directory == Path("runs/arith/model")
 
