@@ -18,6 +18,30 @@ SuiteValues = Annotated[
     list[str] | None,
     typer.Argument(metavar="a.b=c", help="Override a setting of the suite, e.g. seed=1.", show_default=False),
 ]
+MAX_SAMPLES = 256  # the exact chances of the majority take up to half a second per prompt
+By = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--by",
+        metavar="SCORE",
+        help="Score that answers are ranked by: policy or implicit (also policy_per_token, implicit_per_token), "
+        "majority, reward_model=PATH (a run or a model), function=FILE.py:NAME, math, code, json_schema or refusal. "
+        "Give it again to compare scores on the same samples; ranked.jsonl is in the order of the first one. Default: "
+        "policy.",
+        show_default=False,
+    ),
+]
+Gold = Annotated[
+    str | None,
+    typer.Option(
+        "--gold",
+        metavar="SCORER",
+        help="Scorer that measures the chosen answers: reward_model=PATH, function=FILE.py:NAME, math, code, "
+        "json_schema, refusal, run (the reward of the run that produced MODEL) or none. Default: run, if MODEL is a "
+        "run and its reward can score the prompts.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the complete result as JSON.")]
 
 
@@ -86,6 +110,8 @@ def rank(
         str, typer.Option("--prompts", metavar="FILE", help="Prompts: a data source with a column `prompt`.")
     ],
     overrides: SuiteValues = None,
+    by: By = None,
+    gold: Gold = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -94,25 +120,29 @@ def rank(
             help="Reference model of the implicit reward. Known automatically when MODEL is a run.",
         ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Number of completions per prompt.", min=2)] = 8,
+    n: Annotated[int, typer.Option("-n", help="Number of completions per prompt.", min=2, max=MAX_SAMPLES)] = 8,
     beta: Annotated[float, typer.Option("--beta", help="Scale β of the implicit reward: beta of the DPO run.")] = 0.1,
     output: Annotated[Path | None, directory_option("ranked/MODEL--FILE")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Sample n completions per prompt and rank them by DPO's implicit reward β log π(y)/π_ref(y) (best of n)."""
+    """Sample n completions per prompt, rank them by a score, and measure what the best of n gains in a gold score."""
+    from orchestrator.evaluation.rank_spec import spec
+
+    given = spec(model, prompts, by=by or (), gold=gold, reference=reference, n=n, beta=beta, overrides=overrides or ())
     from orchestrator.evaluation import rank as ranking
+    from orchestrator.evaluation.rank_result import RANKED, SUMMARY
+    from orchestrator.evaluation.rank_result import as_json as to_json
+    from orchestrator.evaluation.rank_show import show
     from orchestrator.pipeline.roles import preloaded
 
-    candidates = ranking.candidates(model, reference)
-    directory = output or Path("ranked") / f"{candidates.model.name}--{Path(prompts).stem}"
-    suite = ranking.settings(candidates.model, prompts, n, beta, overrides or ())
-    with preloaded(suite.cluster):
-        result = ranking.rank(suite, candidates, beta, directory, _report)
+    directory = output or Path("ranked") / f"{given.model.name}--{Path(prompts).stem}"
+    with preloaded(given.suite.cluster):
+        result = ranking.rank(given, directory, _report)
     if as_json:
-        say(ranking.as_json(result))
+        say(to_json(result))
     else:
-        ranking.show(result)
-        say(f"all completions, best first: {directory / ranking.RANKED}")
+        show(result)
+        say(f"result: {directory / SUMMARY}   all completions, best first: {directory / RANKED}")
     return 0
 
 

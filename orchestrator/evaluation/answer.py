@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Mode: TypeAlias = Literal["greedy", "sampled"]
+Mode: TypeAlias = Literal["greedy", "sampled", "at_temperature"]
+"""Sampling of an answer: greedy, at temperature 1, or at one of `evaluation.temperatures`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +20,9 @@ class Answer:
 
     mode: Mode
     prompt_id: str
-    index: int  # among the prompt's answers of this mode
+    index: int  # among the prompt's answers of this mode and temperature
     reward: float
     scores: Mapping[str, float | None]  # by scorer; None: the scorer abstained
     length: int  # tokens, including the end-of-sequence token
     log_ratio: float | None  # log π(y) − log π_0(y) in nats, π_0 the initial model; None: not measured
+    temperature: float = 1.0  # of the sampling; 0 for greedy answers

@@ -65,20 +65,24 @@ def test_a_model_is_evaluated_against_its_base(
 
 
 @pytest.mark.usefixtures("head")
-def test_completions_are_ranked_by_the_implicit_reward(
+def test_completions_are_ranked_by_several_scores(
     qwen2: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = ["max_prompts=8", "model.dtype=float32", "rollout.max_prompt_length=16", "rollout.max_completion_length=8"]
+    scores = ["--by", "implicit", "--by", "policy", "--gold", f"function={qwen2}/scorers.py:letters_in_place"]
     given = ["--reference", str(qwen2 / "model"), "--prompts", str(qwen2 / "heldout.jsonl"), "-n", "4", "--json"]
-    assert main(["rank", str(other), *given, "--output", str(tmp_path / "out"), *values]) == 0
+    assert main(["rank", str(other), *given, *scores, "--output", str(tmp_path / "out"), *values]) == 0
     result = json.loads(capsys.readouterr().out)
     lines = [json.loads(line) for line in (tmp_path / "out" / "ranked.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     for line in lines:
-        ratios = [completion["log_ratio"] for completion in line["completions"]]
-        assert ratios == sorted(ratios, reverse=True)
-        assert len(ratios) == 4
+        rewards = [completion["scores"]["implicit"] for completion in line["completions"]]
+        assert rewards == sorted(rewards, reverse=True)
+        assert len(rewards) == 4
     tokens = sum(completion["tokens"] for line in lines for completion in line["completions"])
     assert result["cost"]["generated_tokens"] == tokens
     assert result["cost"]["device_seconds"] > 0
-    assert result["figures"]["best"]["value"] > result["figures"]["mean"]["value"]
+    gold = np.mean([completion["gold"] for line in lines for completion in line["completions"]])
+    assert result["gold"]["mean"]["value"] == pytest.approx(gold)
+    assert [point["n"] for point in result["by"]["policy"]["gains"]["curve"]] == [1, 2, 4]
+    assert result["by"]["implicit"]["best"]["value"] > result["by"]["implicit"]["mean"]["value"]

@@ -24,9 +24,7 @@ import cpu_run
 
 from configs.quickstart.tiny import character_tokenizer, create_model
 from orchestrator.errors import BadInput, JudgeFailed
-from orchestrator.evaluation import rank as ranking
 from orchestrator.evaluation.evaluate import EvaluationSpec, evaluate, spec
-from orchestrator.evaluation.models import model_ref
 from orchestrator.evaluation.result import Result, read_result, read_samples
 from orchestrator.evaluation.rows import Row
 from orchestrator.evaluation.show import show
@@ -292,9 +290,6 @@ def test_base_and_reference_of_a_run_are_found_in_its_directory(task: Path, tmp_
     # Three rounds, each with a new reference: the last round trained against the policy of the second.
     assert models.reference == str(run_directory / "reference" / "version-2")
     assert spec(str(run_directory / "model")).base == models.base
-    ranked = ranking.settings(models.model, str(task / "prompts.jsonl"), 4, 0.1, ["rollout.max_prompt_length=5"])
-    lengths = (ranked.rollout.max_prompt_length, ranked.rollout.max_completion_length)
-    assert lengths == (5, settings.rollout.max_completion_length), "the run's lengths, except for the override"
     shutil.rmtree(run_directory / "reference")
     assert spec(str(run_directory)).reference is None
     found, _ = run(suite(task), replace(models, against=None), tmp_path / "out")
@@ -313,48 +308,3 @@ def test_the_table_of_results(task: Path, tmp_path: Path) -> None:
     assert "greedy/reward" in text
     assert "wins by letters_a (greedy)" in text
     assert f"against  {task / 'model'}" in text
-
-
-# ------------------------------------------------------------------------------------------------ ranking
-
-
-def test_a_ranking_sorts_by_the_implicit_reward(task: Path, tmp_path: Path) -> None:
-    changes = [
-        "max_prompts=10",
-        "model.dtype=float32",
-        "rollout.max_prompt_length=8",
-        "rollout.max_completion_length=6",
-    ]
-    given = ranking.candidates(str(task / "other"), str(task / "model"))
-    suite_config = ranking.settings(given.model, str(task / "prompts.jsonl"), 4, 0.5, changes)
-    found = ranking.rank(
-        suite_config, given, 0.5, tmp_path / "out", lambda _: None, start_cluster=cpu_run.local_cluster
-    )
-
-    lines = [json.loads(line) for line in (tmp_path / "out" / "ranked.jsonl").read_text().splitlines()]
-    assert [line["prompt"] for line in lines] == [f"{a}{b}>" for a in "abcd" for b in "abcd"][:10]
-    for line in lines:
-        rewards = [completion["implicit_reward"] for completion in line["completions"]]
-        assert rewards == sorted(rewards, reverse=True)
-        assert {completion["index"] for completion in line["completions"]} == {0, 1, 2, 3}
-        for completion in line["completions"]:
-            assert completion["implicit_reward"] == pytest.approx(0.5 * completion["log_ratio"])
-    summary = json.loads((tmp_path / "out" / "rank.json").read_text())
-    best = np.mean([line["completions"][0]["implicit_reward"] for line in lines])
-    assert summary["figures"]["best"]["value"] == pytest.approx(best)
-    tokens = sum(completion["tokens"] for line in lines for completion in line["completions"])
-    # Each completion is sampled once and scored twice, by the model and its reference, with the prompt (3) per group.
-    assert summary["cost"]["generated_tokens"] == tokens
-    assert summary["cost"]["scored_tokens"] == 2 * (tokens + 10 * 3)
-    out = io.StringIO()
-    ranking.show(found, out)
-    assert "and 2 more prompts" in out.getvalue()
-
-
-def test_a_ranking_needs_a_reference(task: Path) -> None:
-    with pytest.raises(BadInput, match="the reference is unknown"):
-        ranking.candidates(str(task / "model"), None)
-    with pytest.raises(BadInput, match="--beta 0"):
-        ranking.settings(model_ref(str(task / "model")), str(task / "prompts.jsonl"), 4, 0.0, [])
-    with pytest.raises(BadInput, match=r"rollout\.temperature"):
-        ranking.settings(model_ref(str(task / "model")), str(task / "prompts.jsonl"), 4, 0.1, ["rollout.temperature=0"])

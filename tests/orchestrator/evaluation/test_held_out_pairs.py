@@ -85,6 +85,18 @@ def test_dpo_calls_the_reference_first_and_evaluators_combine() -> None:
     assert len(shares) == 2
 
 
+def test_without_adapters_the_policy_is_its_own_reference() -> None:
+    events: Events = []
+    encoder: Any = LocalGang("dataset", [FakeEncoder(events)])
+    policy: Any = RecordingGang("policy", 2, {"base_logprobs": "share", "margins": margins([1.0, -1.0])}, events)
+    examples = [Example(prompt=Prompt(id=str(i), text="a"), completions=("b", "c")) for i in range(2)]
+    assert HeldOutPairs(encoder, policy, None, examples, adapters_off=True).evaluate().metrics["eval/accuracy"] == 0.5
+    called = [event.split(":")[0] for event in events if event.startswith("policy.")]
+    assert called == ["policy.base_logprobs", "policy.margins"]
+    (_, temperature, cached), (_, shares) = policy.arguments
+    assert (temperature, cached, len(shares)) == (1.0, True, 2)
+
+
 class Fixed:
     role = "rollout"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,19 @@ def test_sampled_answers_and_their_kl_to_the_base() -> None:
     assert found.metrics["eval/kl"] == 0.5
     assert found.metrics["eval/sampled_reward"] == 0.5
     assert found.metrics["eval/reward"] == 0.0, "the greedy answers are unchanged"
+
+
+def test_answers_at_other_temperatures_are_kept_apart() -> None:
+    found = held_out(Events(), num_samples=2, temperatures=[0.5, 0.7]).evaluate()
+    by_temperature = Counter((a.mode, a.temperature) for a in found.answers)
+    assert by_temperature == {
+        ("greedy", 0.0): 3,
+        ("sampled", 1.0): 6,
+        ("at_temperature", 0.5): 6,
+        ("at_temperature", 0.7): 6,
+    }
+    assert found.metrics["eval/reward_at_temperature_0.7"] == found.metrics["eval/sampled_reward"] == 0.5
+    assert held_out(Events(), temperatures=[0.5]).evaluate().answers == held_out(Events()).evaluate().answers
 
 
 def test_without_a_base_there_are_samples_and_no_kl() -> None:
