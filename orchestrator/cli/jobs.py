@@ -8,13 +8,14 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.options import Attempts, Cluster, Fresh, JobId, Overrides, RecipePath, TokenFile
-from orchestrator.errors import BadInput, Problem, Problems
+from orchestrator.errors import BadInput, ClusterError, Problem, Problems
 from orchestrator.terminal import say
 
 if TYPE_CHECKING:
@@ -44,37 +45,30 @@ def submit(
     attempts: Attempts = 1,
     fresh: Fresh = False,
 ) -> int:
-    """Run a recipe as a job on a Ray cluster. Submitting the same recipe, data and code again returns the same job."""
-    from orchestrator.config import load
+    """Run a recipe or a comparison as a job on a Ray cluster.
+
+    Submitting the same recipe, data and code again returns the same job.
+    """
     from orchestrator.preflight.shadowing import refuse_shadows
 
-    loaded = load(recipe, overrides or ())
-    if any(stage.cluster.device == "cuda" for stage in loaded.stages):
-        from orchestrator.plan.refuse import refuse_on_every_gpu
+    submission = _submission(recipe, overrides or [], attempts=attempts, open_is_allowed=allow_open_cluster)
+    for loaded in submission.recipes:
+        if any(stage.cluster.device == "cuda" for stage in loaded.stages):
+            from orchestrator.plan.refuse import refuse_on_every_gpu
 
-        refuse_on_every_gpu(loaded.stages)
+            refuse_on_every_gpu(loaded.stages)
     inside = _inside(recipe, working_dir)
     refuse_shadows(working_dir.resolve(), problems := Problems())
     problems.raise_if_any()
-    _warn_of_lost_results(loaded)
+    _warn_of_lost_results(submission.recipes)
     from orchestrator.cluster.ray_jobs import JobRequest, submission_id
 
-    accepted = ["cluster.allow_open=true"] if allow_open_cluster else []
+    entrypoint = [*submission.command, *(["--fresh"] if fresh else []), str(inside), *submission.overrides]
     request = JobRequest(
-        id=submission_id(loaded.stages[-1].name, _digest(loaded, working_dir, fresh=fresh)),
-        entrypoint=shlex.join(
-            [
-                "rlhf",
-                "run",
-                *(["--attempts", str(attempts)] if attempts > 1 else []),
-                *(["--fresh"] if fresh else []),
-                str(inside),
-                *(overrides or ()),
-                *accepted,
-            ]
-        ),
+        id=submission_id(submission.name, _digest(submission.recipes, working_dir, fresh=fresh)),
+        entrypoint=shlex.join(entrypoint),
         working_dir=working_dir.resolve(),
-        metadata={"rlhf_run": loaded.stages[-1].name, "rlhf_recipe": str(inside)},
+        metadata={"rlhf_run": submission.name, "rlhf_recipe": str(inside)},
     )
     connected = _connect(cluster, token_file, open_is_allowed=allow_open_cluster)
     if connected.other_ray:
@@ -88,6 +82,41 @@ def submit(
     return 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What a job runs: one recipe, or those of a comparison."""
+
+    name: str
+    recipes: tuple[Recipe, ...]
+    command: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def _submission(path: Path, overrides: Sequence[str], *, attempts: int, open_is_allowed: bool) -> Submission:
+    from orchestrator.compare.recipe import is_comparison, load_comparison
+    from orchestrator.config import load
+
+    if not is_comparison(path):
+        recipe = load(path, overrides)
+        supervised = ("--attempts", str(attempts)) if attempts > 1 else ()
+        accepted = ("cluster.allow_open=true",) if open_is_allowed else ()
+        return Submission(
+            name=recipe.stages[-1].name,
+            recipes=(recipe,),
+            command=("rlhf", "run", *supervised),
+            overrides=(*overrides, *accepted),
+        )
+    accepted = ("stages.*.cluster.allow_open=true",) if open_is_allowed else ()
+    given = (*overrides, *((f"attempts={attempts}",) if attempts > 1 else ()))
+    comparison = load_comparison(path, given)
+    return Submission(
+        name=comparison.config.name,
+        recipes=tuple(run.recipe for run in comparison.runs),
+        command=("rlhf", "compare"),
+        overrides=(*given, *accepted),
+    )
+
+
 def jobs(cluster: Cluster, token_file: TokenFile = None) -> int:
     """List the jobs of a cluster, newest first."""
     listed = _connect(cluster, token_file).list()
@@ -99,7 +128,7 @@ def jobs(cluster: Cluster, token_file: TokenFile = None) -> int:
 
 
 def status(cluster: Cluster, id: JobId = None, token_file: TokenFile = None) -> int:
-    """Show the status of a job, and why it ended."""
+    """Show the status of a job, the newest line about its progress in its log, and why it ended."""
     connected = _connect(cluster, token_file)
     job = connected.get(id) if id else connected.newest()
     rows = [
@@ -107,6 +136,7 @@ def status(cluster: Cluster, id: JobId = None, token_file: TokenFile = None) -> 
         ("status", job.status),
         ("started", _when(job.started)),
         ("took", _took(job)),
+        ("progress", _progress(connected, job)),
         ("runs", job.entrypoint),
         ("exit code", "" if job.exit_code is None else str(job.exit_code)),
         ("message", job.message),
@@ -161,18 +191,20 @@ def _inside(recipe: Path, working_dir: Path) -> Path:
         raise BadInput(Problem(what="the recipe would not be uploaded", where=str(recipe), why=why, fix=fix)) from None
 
 
-def _digest(recipe: Recipe, working_dir: Path, *, fresh: bool) -> str:
-    """Return a hash of the resolved recipe and the contents of its files, so that changes make another job."""
+def _digest(recipes: Sequence[Recipe], working_dir: Path, *, fresh: bool) -> str:
+    """Return a hash of the resolved recipes and the contents of their files, so that changes make another job."""
     from orchestrator.config import resolved
     from orchestrator.rundir.inputs import inputs_of
 
-    stages = [[resolved(config), inputs_of(config, working_dir.resolve())] for config in recipe.stages]
+    configs = {str(config.directory): config for recipe in recipes for config in recipe.stages}
+    stages = [[resolved(config), inputs_of(config, working_dir.resolve())] for config in configs.values()]
     content = json.dumps([stages, fresh], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _warn_of_lost_results(recipe: Recipe) -> None:
-    relative = sorted({c.output_dir for c in recipe.stages if not Path(c.output_dir).is_absolute()})
+def _warn_of_lost_results(recipes: Sequence[Recipe]) -> None:
+    directories = {config.output_dir for recipe in recipes for config in recipe.stages}
+    relative = sorted(path for path in directories if not Path(path).is_absolute())
     if relative:
         _report(
             f"output_dir {', '.join(relative)} lies in the job's upload, which Ray removes some time after the job;"
@@ -193,6 +225,21 @@ def _took(job: Job) -> str:
     from orchestrator.monitor.figures import duration
 
     return duration((job.ended or time.time()) - job.started) if job.started else "-"
+
+
+def _progress(connected: Jobs, job: Job) -> str:
+    """Return the newest line about progress in a job's log; empty if there is none yet.
+
+    The log is all that a cluster shows of a job's progress without a shared disk.
+    """
+    from orchestrator.monitor.console import newest_progress
+
+    if job.status == "PENDING":
+        return ""
+    try:
+        return newest_progress(connected.logs(job.id)) or ""
+    except ClusterError as error:  # the machine of the log is gone: the rest of the status is shown nevertheless
+        return f"unknown: {error.problems[0].why}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

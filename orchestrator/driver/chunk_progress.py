@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from orchestrator.monitor import Monitor
 from orchestrator.pipeline.sources import Chunk
@@ -13,7 +14,8 @@ KEPT = 10  # newest steps that are counted: engines may work 8 steps ahead
 class ChunkProgress:
     """Counter of the prompts of each step that are sampled and scored, reported to the monitor."""
 
-    def __init__(self, monitor: Monitor, *, prompts_per_step: int) -> None:
+    def __init__(self, monitor: Monitor, prompts_per_step: Callable[[int], int]) -> None:
+        """Count from 0. `prompts_per_step` returns the number of prompts of a step, by its index."""
         self._monitor, self._prompts_per_step = monitor, prompts_per_step
         self._done = Counter[tuple[str, int]]()  # prompts by role and index of the step
         self._recalled = Counter[tuple[str, int]]()  # those that an earlier attempt did
@@ -39,6 +41,5 @@ class ChunkProgress:
 
     def _report(self, role: str, index: int) -> None:
         done, recalled = self._done[role, index], self._recalled[role, index]
-        self._monitor.advance(
-            role, step=index + 1, done=done, total=self._prompts_per_step, unit="prompts", recalled=recalled
-        )
+        total = self._prompts_per_step(index)
+        self._monitor.advance(role, step=index + 1, done=done, total=total, unit="prompts", recalled=recalled)

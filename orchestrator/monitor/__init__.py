@@ -1,6 +1,6 @@
 """Reports of a run in progress: a metrics file, a console, and services that never block the run.
 
-driver ──► Monitor.start · phase · step · note · close ──► every sink
+driver ──► Monitor.start · phase · advance · update · step · note · close ──► every sink
 """
 
 from orchestrator.monitor.base import Outcome, RunInfo, Sink

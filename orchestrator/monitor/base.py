@@ -1,11 +1,11 @@
-"""Types shared by the monitor and its sinks: the run, its outcome, and the protocol of a sink."""
+"""Types shared by the monitor and its sinks: the run, its outcome, and the base class of sinks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.phase import Phase
@@ -46,13 +46,14 @@ class Outcome:
     hints: tuple[str, ...] = ()
 
 
-class Sink(Protocol):
-    """Receiver of everything a run reports. An optional sink handles its own failures.
+class Sink:
+    """Receiver of everything a run reports. Reports that it does not override are ignored.
 
-    A class that inherits from it ignores what it does not override.
+    An optional sink handles its own failures.
     """
 
-    def start(self, run: RunInfo) -> None: ...
+    def start(self, run: RunInfo) -> None:
+        """Report that the run starts, or that another attempt resumes it."""
 
     def phase(self, role: str, text: str) -> None:
         """Report what a role is doing. An empty text means that it is idle."""
@@ -63,11 +64,14 @@ class Sink(Protocol):
     def update(self, step: int, update: int, metrics: Metrics) -> None:
         """Report an optimiser update of `step`. `update` counts those of the whole run from 1."""
 
-    def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None: ...
+    def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
+        """Report a step that is complete. `samples`: some of its completions."""
 
     def alarm(self, alarm: Alarm) -> None:
         """Report an alarm that begins."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Report anything else that a person should read."""
 
-    def close(self, outcome: Outcome) -> None: ...
+    def close(self, outcome: Outcome) -> None:
+        """Report how the attempt ended. Nothing is reported after it."""

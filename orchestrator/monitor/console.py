@@ -1,8 +1,9 @@
-"""Console of a run: a live screen on a terminal, one line per step anywhere else."""
+"""Console of a run: a live screen on a terminal, lines anywhere else: one per step, and a few within a long step."""
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 import threading
 import time
@@ -12,8 +13,10 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.live import Live
 
+from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.base import Outcome, RunInfo, Sink
 from orchestrator.monitor.figures import duration, headlines, join_within, number, shorten
+from orchestrator.monitor.phase import Phase
 from orchestrator.monitor.progress import Progress
 from orchestrator.monitor.screen import Screen
 from orchestrator.terminal import Forgiving, is_live
@@ -21,6 +24,8 @@ from workers.types import Metrics, Sample
 
 LINE_WIDTH = 100
 REDRAWS_PER_SECOND = 4.0
+WITHIN_STEP_S = 60.0  # seconds between two lines of PlainConsole within a step, at least
+PROGRESS_LINE = re.compile(r"(?:step|round) +\d+(?:/\d+)?  \S.*")
 
 
 def open_console(stream: TextIO | None = None) -> Sink:
@@ -29,15 +34,22 @@ def open_console(stream: TextIO | None = None) -> Sink:
     return LiveConsole(target) if is_live(target) else PlainConsole(target)
 
 
-class PlainConsole:
-    """Console with one line per step, at most 100 columns, without colour:
+def newest_progress(log: str) -> str | None:
+    """Return the newest line that tells how far a run is, from the output of `PlainConsole`; None if there is none."""
+    return next((line for line in reversed(log.splitlines()) if PROGRESS_LINE.fullmatch(line)), None)
+
+
+class PlainConsole(Sink):
+    """Console of lines of at most 100 columns, without colour: one per step, and some within a step of minutes.
 
     step  12/40  reward 0.812  kl 0.0123  length 5.2  loss 0.0312  1.9 s/step  0:53 left
+    round  2/3  rollout 1,536 of 8,192 prompts  12/s  9:14 left  reward 1,408 of 8,192 prompts
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out, self._clock = Forgiving(stream), clock
         self._progress: Progress | None = None
+        self._told = clock()  # when the newest line about progress was printed
 
     def start(self, run: RunInfo) -> None:
         self._progress = Progress(run, self._clock)
@@ -52,21 +64,43 @@ class PlainConsole:
         if self._progress is not None and role not in self._progress.run.roles and text:
             self._print(text)
 
+    def advance(self, phase: Phase) -> None:
+        """Print how far each role is, unless a line was printed, or the phase began, less than WITHIN_STEP_S ago."""
+        progress = self._progress
+        assert progress is not None, "start comes first"
+        progress.advance(phase)
+        now = self._clock()
+        if now - max(self._told, phase.began) < WITHIN_STEP_S:
+            return
+        self._told = now
+        parts = list[str]()
+        for shown in progress.phases.values() if progress.phases else (phase,):
+            first, *rest = shown.parts(now)
+            parts += [f"{shown.role} {first}", *rest]
+        head = self._head(progress.run, phase.step)
+        self._print(f"{head}  {join_within(parts, LINE_WIDTH - len(head) - 2)}")
+
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
         progress = self._progress
         assert progress is not None, "start comes first"
         progress.step(step, metrics, samples)
-        total = progress.run.num_steps
-        count = f"{step:>{len(str(total))}}/{total}" if total else str(step)
+        self._told = self._clock()
         timings = []
         if progress.seconds_per_step is not None:
             timings.append(f"{duration(progress.seconds_per_step)}/{progress.run.step_word}")
         if progress.remaining_s is not None:
             timings.append(f"{duration(progress.remaining_s)} left")
-        head, tail = f"{progress.run.step_word} {count}", "  ".join(timings)
+        head, tail = self._head(progress.run, step), "  ".join(timings)
         shown = [f"{h.label} {number(metrics[h.name], share=h.share)}" for h in headlines(metrics, 8)]
         middle = join_within(shown, LINE_WIDTH - len(head) - len(tail) - 4)
         self._print("  ".join(part for part in (head, middle, tail) if part))
+
+    def _head(self, run: RunInfo, step: int) -> str:
+        total = run.num_steps
+        return f"{run.step_word} " + (f"{step:>{len(str(total))}}/{total}" if total else str(step))
+
+    def alarm(self, alarm: Alarm) -> None:
+        self.note(str(alarm))
 
     def note(self, text: str) -> None:
         self._print(text)
@@ -80,7 +114,7 @@ class PlainConsole:
         self._out.flush()
 
 
-class LiveConsole:
+class LiveConsole(Sink):
     """Screen redrawn in place. Notes and other output scroll above it."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -105,10 +139,18 @@ class LiveConsole:
             with self._lock:
                 self._screen.progress.phase(role, text)
 
+    def advance(self, phase: Phase) -> None:
+        if self._screen is not None:
+            with self._lock:
+                self._screen.progress.advance(phase)
+
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
         if self._screen is not None:
             with self._lock:
                 self._screen.progress.step(step, metrics, samples)
+
+    def alarm(self, alarm: Alarm) -> None:
+        self.note(str(alarm))
 
     def note(self, text: str) -> None:
         self._console.print(shorten(text, 500), markup=False, style="yellow")

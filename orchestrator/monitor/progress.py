@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.monitor.base import RunInfo
+from orchestrator.monitor.phase import Phase
 from workers.types import Metrics, Sample
 
 CURVE_LENGTH = 2000  # values kept per metric
@@ -37,6 +38,7 @@ class Progress:
     marked: float = 0.0  # when the last step ended
     done: int = 0  # completed steps
     activities: dict[str, Activity] = field(default_factory=dict)  # by role
+    phases: dict[str, Phase] = field(default_factory=dict)  # by role: counted work, unfinished
     metrics: Metrics = field(default_factory=dict)
     curves: dict[str, deque[float]] = field(default_factory=dict)
     sample: Sample | None = None
@@ -49,12 +51,23 @@ class Progress:
 
     def phase(self, role: str, text: str) -> None:
         now = self.clock()
+        self.phases.pop(role, None)
         before = self.activities.get(role)
         if before is None and not text:
             return
         self.activities[role] = Activity(text, now, before.busy_until(now) if before else 0.0)
         if role not in self.run.roles and not text:
             del self.activities[role]  # the driver is listed only while it works
+
+    def advance(self, phase: Phase) -> None:
+        """Record counted work. A role whose work on the step is done is idle until it reports again."""
+        activity = self.activities.get(phase.role)
+        if phase.is_done:
+            self.phase(phase.role, "")
+            return
+        if activity is None or not activity.text:
+            self.phase(phase.role, f"{self.run.step_word} {phase.step}")
+        self.phases[phase.role] = phase
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
         now = self.clock()

@@ -26,7 +26,7 @@ RULES: Mapping[str, Rule] = {
         why="the margin grows only because the rejected completions lose probability faster than the chosen ones; "
         "the probability moves to completions outside the pairs",
         fix="lower algorithm.learning_rate, raise algorithm.beta, set algorithm.sft_weight or dpop_lambda, or drop "
-        "pairs that hardly differ (algorithm.min_margin)",
+        "pairs that hardly differ (algorithm.pairs.min_margin)",
     ),
     "kl_budget": Rule(
         detect=detectors.kl_budget,

@@ -3,7 +3,7 @@
 ╭─ arith-grpo  grpo on models/base ───────────────────────────────╮
 │  step 12/40  ━━━━━━━━━━╺━━━━━━━━━━  0:53 left  1.9 s/step  0:23  │
 │                                                                 │
-│  rollout  ⠙  62 % busy  generating 16 × 8  0.8 s                │
+│  rollout  ⠙  62 % busy  1,536 of 8,192 prompts  12/s  9:14 left │
 │  policy      34 % busy  idle                                    │
 │                                                                 │
 │  reward  0.812  ▁▁▂▃▃▄▅▅▆▆▇█  from 0.41                         │
@@ -109,7 +109,7 @@ class Screen:
         return row
 
     def _roles(self, width: int, ascii_only: bool) -> RenderableType:
-        """Draw each role with its current work, the duration of that work, and its busy share."""
+        """Draw each role with its busy share and its work: how much is done, or what it is and for how long."""
         table = Table.grid(padding=(0, 2, 0, 0))
         for justify in ("left", "left", "right", "left"):
             table.add_column(justify=justify, no_wrap=True)
@@ -122,9 +122,12 @@ class Screen:
                 table.add_row(Text(role, style="dim"), " ", share, Text("" if ended else "idle", style="dim"))
                 continue
             spinner = Text(frames[int(now * SPINNER_FRAMES_PER_SECOND) % len(frames)], style="cyan")
-            text = shorten(one_line(activity.text), max(8, width - 38))
-            elapsed = (f"  {duration(now - activity.since)}", "dim")
-            table.add_row(Text(role, style="bold"), spinner, share, Text.assemble(text, elapsed))
+            if phase := self.progress.phases.get(role):
+                text = Text(join_within(phase.parts(now), max(8, width - 28)))
+            else:
+                elapsed = (f"  {duration(now - activity.since)}", "dim")
+                text = Text.assemble(shorten(one_line(activity.text), max(8, width - 38)), elapsed)
+            table.add_row(Text(role, style="bold"), spinner, share, text)
         return table
 
     def _metrics(self, width: int, ascii_only: bool) -> RenderableType:

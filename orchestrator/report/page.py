@@ -22,7 +22,8 @@ from orchestrator.monitor.figures import duration, number, one_line, shorten, sp
 from orchestrator.report import charts
 from orchestrator.report.cost import Phases, role_uses, unit_of
 from orchestrator.report.findings import config_differences, findings, not_measured, samples_of
-from orchestrator.report.panels import PANELS, Series, scorer_panels, series_of
+from orchestrator.report.panels import PANELS, UPDATE_PANELS, Series, scorer_panels, series_of
+from orchestrator.report.rounds import rounds_of
 from orchestrator.report.run_record import RunRecord, read_all
 from orchestrator.report.svg import LIGHT
 from orchestrator.rundir.directory import RunDirectory
@@ -64,6 +65,7 @@ def report(directories: Sequence[RunDirectory]) -> Report:
         "records": records,
         "findings": [list(findings(record)) for record in records],
         "cards": list(cards(records, word)),
+        "rounds": [(record, table) for record in records if (table := rounds_of(record)) is not None],
         "cost": cost_cards(records),
         "times": [(record.name, Phases.of(record)) for record in records if record.records],
         "uses": [use.describe(unit_of(record)) for record in records for use in role_uses(record)],
@@ -86,18 +88,23 @@ def write(path: Path, text: str) -> None:
 
 
 def cards(records: Sequence[RunRecord], word: str) -> list[Card]:
-    """Draw the panels that have data, with the alarms if there is a single run."""
+    """Draw the panels that have data, with the alarms if there is a single run.
+
+    Runs of few long steps also have panels over optimiser updates.
+    """
     alarms = [(alarm.step, alarm.name) for alarm in records[0].alarms] if len(records) == 1 else []
-    return [
-        Card(
-            title=panel.title,
-            about=panel.about,
-            picture=charts.curves(panel, _scaled(series, records) if word == SHARE else series, alarms, word=word),
-            lines=tuple(series),
-        )
-        for panel in (*PANELS, *scorer_panels(records))
-        if (series := series_of(panel, records)) and any(len(line.steps) > 1 for line in series)
-    ]
+    drawn = []
+    for panel in (*PANELS, *UPDATE_PANELS, *scorer_panels(records)):
+        series = series_of(panel, records)
+        if not any(len(line.steps) > 1 for line in series):
+            continue
+        if panel.by_update:
+            picture = charts.curves(panel, series, word="update")
+        else:
+            shown = _scaled(series, records) if word == SHARE else series
+            picture = charts.curves(panel, shown, alarms, word=word)
+        drawn.append(Card(title=panel.title, about=panel.about, picture=picture, lines=tuple(series)))
+    return drawn
 
 
 def _scaled(series: Sequence[Series], records: Sequence[RunRecord]) -> list[Series]:

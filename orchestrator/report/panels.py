@@ -22,6 +22,7 @@ class Panel:
     points: bool = False  # draw a marker for each value, for metrics that are measured occasionally
     unless_constant: bool = False  # leave the panel out if all values are equal
     of_a_reference: bool = False  # leave out runs whose reference is the sampling policy: the value is 0 up to noise
+    by_update: bool = False  # over optimiser updates, for runs of few long steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +116,11 @@ PANELS = (
     ),
     Panel(title="Value loss", about="of the critic", metrics=("loss/value_avg",)),
     Panel(
+        title="Explained variance",
+        about="share of the returns' variance that the critic predicts: 1 is exact, 0 no better than a constant",
+        metrics=("val/explained_variance",),
+    ),
+    Panel(
         title="Engine–learner mismatch",
         about="mean difference of their log-probabilities per token, nats",
         metrics=("sampling/logp_difference",),
@@ -124,6 +130,20 @@ PANELS = (
         about="versions between sampling and training",
         metrics=("staleness/mean",),
         unless_constant=True,
+    ),
+)
+
+
+UPDATE_PANELS = (
+    Panel(
+        title="Loss by update", about="of each optimiser update", metrics=("loss", "loss/policy_avg"), by_update=True
+    ),
+    Panel(title="Gradient norm by update", about="before clipping", metrics=("grad_norm",), by_update=True),
+    Panel(
+        title="Pair accuracy by update",
+        about="share of the update's pairs ranked correctly",
+        metrics=("rewards/accuracies", "accuracy"),
+        by_update=True,
     ),
 )
 
@@ -139,7 +159,10 @@ def _series(panel: Panel, records: Sequence[RunRecord]) -> Iterator[Series]:
     for i, record in enumerate(records):
         if panel.of_a_reference and record.setting("reference.refresh") == "every_round":
             continue
-        curves = [(metric, curve) for metric in panel.metrics if (curve := record.curve(metric))]
+        if panel.by_update and not record.has_long_steps:
+            continue
+        read = record.update_curve if panel.by_update else record.curve
+        curves = [(metric, curve) for metric in panel.metrics if (curve := read(metric))]
         for j, (metric, curve) in enumerate(curves if panel.together else curves[:1]):
             last = metric.rpartition("/")[2]
             yield Series(

@@ -41,6 +41,7 @@ CAUSES = {
     "driver_died": "the driver died",
 }
 GOOD = ("completed", "budget")
+FEW_STEPS = 10  # below this number, curves are also drawn over optimiser updates
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,8 @@ class RunRecord:
     config: Mapping[str, Any]  # resolved config; empty if it cannot be read
     recipe: str
     rows: tuple[Row, ...]  # rows of metrics, oldest first
+    updates: tuple[Row, ...]  # rows of optimiser updates, oldest first
+    rounds: Mapping[int, Mapping[str, Any]]  # content of each round.json; empty if steps are not rounds
     exit: Mapping[str, Any] | None  # content of exit.json; None: no such file
     holder: str | None  # process that holds the run's lock; None: the run is not running
     records: tuple[Record, ...]  # records of the ledger
@@ -71,6 +74,8 @@ class RunRecord:
             config=_object(directory.resolved, wrong) or {},
             recipe=redact(_text(directory.recipe)),
             rows=tuple(_rows(directory.metrics, wrong)),
+            updates=tuple(row for row in _rows(directory.updates, wrong) if isinstance(row.get("update"), int)),
+            rounds=dict(_rounds(directory.path / "rounds", wrong)),
             exit=directory.read_exit(),
             holder=directory.holder(),
             records=tuple(_records(directory.ledger, wrong)),
@@ -160,6 +165,15 @@ class RunRecord:
         """Return (step, value) of every row that has the metric."""
         return [(int(r["step"]), float(r[metric])) for r in self.rows if _is_number(r.get(metric))]
 
+    def update_curve(self, metric: str) -> list[tuple[int, float]]:
+        """Return (update, value) of every optimiser update that has the metric."""
+        return [(row["update"], float(row[metric])) for row in self.updates if _is_number(row.get(metric))]
+
+    @property
+    def has_long_steps(self) -> bool:
+        """True if a curve over the run's steps has few points, and one over its updates has more."""
+        return len(self.rows) < FEW_STEPS and len(self.updates) > len(self.rows)
+
     def total(self, metric: str) -> float:
         return sum(value for _, value in self.curve(metric))
 
@@ -235,6 +249,15 @@ def _rows(path: Path, wrong: list[str]) -> Iterator[Row]:
         bad += 1
     if bad:
         wrong.append(f"{path.name}: {bad} line{'s' * (bad > 1)} cannot be read")
+
+
+def _rounds(directory: Path, wrong: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the number and the content of each round.json, in order."""
+    numbers = sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal()) if directory.is_dir() else []
+    for number in numbers:
+        path = directory / str(number) / "round.json"
+        if path.exists() and (content := _object(path, wrong)) is not None:
+            yield number, content
 
 
 def _records(path: Path, wrong: list[str]) -> Sequence[Record]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.rundir.directory import COMPLETE, RunDirectory
+from orchestrator.rundir.exported import ExportedRound
 from orchestrator.rundir.incidents import Incident, read_incidents
 from orchestrator.rundir.ledger import Fact, Record, read_ledger
 
@@ -51,6 +52,8 @@ def _state(
         if exit.get("cause") == "budget":
             yield f"  {exit.get('message')}"
         yield f"  model: {_short(directory.model)}"
+        if (exported := ExportedRound.of(exit.get("exported"))) is not None:
+            yield f"  model: {exported}"
     else:
         yield f"{run} ended in attempt {exit.get('attempt')}, {done} done (exit code {exit.get('exit_code')})"
         yield from _first_cause(directory, exit)

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.monitor import Outcome, RunInfo
-from orchestrator.monitor.console import LINE_WIDTH, LiveConsole, PlainConsole, open_console
+from orchestrator.monitor import Monitor, Outcome, RunInfo
+from orchestrator.monitor.console import LINE_WIDTH, LiveConsole, PlainConsole, newest_progress, open_console
 from orchestrator.monitor.figures import duration, join_within, number, one_line, sparkline
+from orchestrator.monitor.phase import Phase
 from orchestrator.monitor.progress import Progress
 from orchestrator.monitor.screen import Screen
 from workers.types import Sample
@@ -78,6 +80,48 @@ def test_one_line_per_step() -> None:
     ]
 
 
+ROUND = replace(RUN, kind="iter_dpo", num_steps=3, step_word="round", roles=("rollout", "reward", "policy"))
+
+
+def lines_within(*chunk_s: float, load_s: float = 0.0) -> list[str]:
+    """Return the lines of two rounds of 8 chunks of 1,024 prompts each, which take these seconds."""
+    out, clock = io.StringIO(), Clock()
+    monitor = Monitor([PlainConsole(out, clock)], clock)
+    monitor.start(ROUND)
+    clock.now += load_s
+    for step, seconds in enumerate(chunk_s, start=1):
+        monitor.phase("rollout", "generating")
+        for chunk in range(1, 9):
+            clock.now += seconds
+            monitor.advance("rollout", step=step, done=1024 * chunk, total=8192, unit="prompts")
+            monitor.advance("reward", step=step, done=1024 * (chunk - 1), total=8192, unit="prompts")
+        monitor.step(step, {"reward": 0.5})
+    return out.getvalue().splitlines()[1:]
+
+
+def test_a_long_round_is_not_silent_and_a_short_one_has_one_line() -> None:
+    assert lines_within(40.0, 7.0) == [
+        "round 1/3  rollout 2,048 of 8,192 prompts  25.6/s  4:00 left  reward 0 of 8,192 prompts",
+        "round 1/3  rollout 4,096 of 8,192 prompts  25.6/s  2:40 left  reward 2,048 of 8,192 prompts  25.6/s",
+        "round 1/3  rollout 6,144 of 8,192 prompts  25.6/s  1:20 left  reward 4,096 of 8,192 prompts  25.6/s",
+        "round 1/3  reward 6,144 of 8,192 prompts  25.6/s  0:40 left",
+        "round 1/3  reward 0.5000  5:20/round  10:40 left",
+        "round 2/3  reward 0.5000  3:08/round  3:08 left",
+    ]
+
+
+def test_loading_is_not_a_long_step() -> None:
+    assert lines_within(7.0, load_s=500.0) == ["round 1/3  reward 0.5000  9:16/round  18:32 left"]
+
+
+def test_the_newest_progress_in_a_log() -> None:
+    lines = lines_within(40.0, 7.0)
+    log = ["arith: iter_dpo on models/base, 3 rounds, in runs/arith", *lines, "alarm kl_budget at step 2: x", ""]
+    assert newest_progress("\n".join(log)) == lines[-1]
+    assert newest_progress("\n".join(log[:3])) == lines[1]
+    assert newest_progress("step 1 is sampled again: damaged\nstarting Ray\n") is None
+
+
 @pytest.mark.parametrize("num_steps", [None, 3, 10**9])
 def test_lines_are_never_too_long(num_steps: int | None) -> None:
     out = io.StringIO()
@@ -89,8 +133,6 @@ def test_lines_are_never_too_long(num_steps: int | None) -> None:
 
 def screen(width: int, encoding: str = "utf-8", outcome: Outcome | None = None) -> str:
     clock = Clock()
-    import threading
-
     drawn = Screen(Progress(RUN, clock), threading.Lock())
     drawn.outcome = outcome
     drawn.progress.step(0, {"eval/reward": 0.25}, ())
@@ -101,6 +143,10 @@ def screen(width: int, encoding: str = "utf-8", outcome: Outcome | None = None) 
         drawn.progress.phase("policy", "learning")
         clock.now += 1.0
         drawn.progress.step(step, {"reward": 0.25 * step, "kl": 0.01}, (SAMPLE,))
+    return shown(drawn, width, encoding)
+
+
+def shown(drawn: Screen, width: int, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
     console = Console(file=file, width=width, force_terminal=True, color_system=None, legacy_windows=False)
     console.print(drawn)
@@ -136,6 +182,18 @@ def test_the_screen_in_ascii() -> None:
     text = screen(80, encoding="ascii")
     assert text.isascii()
     assert "_=#" in text
+
+
+def test_the_screen_shows_how_much_of_a_phase_is_done() -> None:
+    clock = Clock()
+    drawn = Screen(Progress(RUN, clock), threading.Lock())
+    drawn.progress.phase("rollout", "generating")
+    clock.now += 128
+    phase = Phase(role="rollout", step=2, unit="prompts", done=1536, total=8192, began=100.0, moved=228.0, moves=6)
+    drawn.progress.advance(phase)
+    assert "1,536 of 8,192 prompts  12/s  9:15 left" in shown(drawn, 80)
+    drawn.progress.advance(replace(phase, done=8192))
+    assert "prompts" not in shown(drawn, 80)
 
 
 def test_the_last_screen_shows_no_remaining_time() -> None:

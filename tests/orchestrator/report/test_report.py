@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ from run_on_disk import exit_alarm, run_on_disk
 
 from orchestrator.cli.main import main
 from orchestrator.driver.summary import write_report
+from orchestrator.monitor.metrics import UpdatesFile
 from orchestrator.report.charts import smooth
 from orchestrator.report.findings import config_differences, not_measured
 from orchestrator.report.page import markdown_code, report
@@ -284,3 +286,61 @@ def test_refusal_prompts_count_as_held_out_data(tmp_path: Path) -> None:
     notes = " ".join(not_measured(RunRecord.read(run_on_disk(tmp_path, "safe", rows=rows, overrides=harmful))))
     assert "held out" not in notes
     assert "no evaluation was recorded" not in notes
+
+
+# ------------------------------------------------------------------------------------------------ rounds and updates
+
+
+def iterative(tmp_path: Path, name: str = "rounds", steps: int = 3) -> RunDirectory:
+    """Return a run of rounds with 20 updates each, and a decision before each round."""
+    rows = [
+        {"loss": 0.7, "reward": 0.25 * step, "pairs/count": 100.0, "drift/kl": 1.5, "drift/kl_error": 0.1}
+        | {"timing/step": 1.0, "num_updates": 20.0}
+        for step in range(steps + 1)
+    ]
+    directory = run_on_disk(tmp_path, name, kind="dpo", steps=steps, rows=rows)
+    updates = UpdatesFile(directory.updates)
+    for update in range(1, 20 * steps + 1):
+        step = (update - 1) // 20 + 1
+        metrics = {"loss": 1 / update, "grad_norm": 2.0, "rewards/accuracies": 0.5}
+        updates.append(step, update, metrics, is_round=True)
+    for step in range(1, steps + 1):
+        directory.round(step).mkdir(parents=True)
+        decision = {"action": "refresh", "reason": f"KL 1.5 > max_kl 1 <{step}>", "version": step, "drift": None}
+        body = {"round": step, "reference": decision if step > 1 else None}
+        (directory.round(step) / "round.json").write_text(json.dumps(body))
+    return directory
+
+
+def test_a_run_of_few_rounds_is_drawn_over_its_updates(tmp_path: Path) -> None:
+    labels = [a["aria-label"] or "" for tag, a in page(iterative(tmp_path)).tags if tag == "svg"]
+    (loss,) = [label for label in labels if label.startswith("Loss by update.")]
+    assert "1 at update 1, 0.0167 at update 60" in loss
+    assert sum("by update" in label.partition(".")[0] for label in labels) == 3
+
+
+def test_a_run_of_many_steps_is_not(tmp_path: Path) -> None:
+    labels = [a["aria-label"] or "" for tag, a in page(iterative(tmp_path, steps=12)).tags if tag == "svg"]
+    assert any(label.startswith("Loss.") for label in labels)
+    assert not any("by update" in label for label in labels)
+
+
+def test_a_table_lists_the_rounds(tmp_path: Path) -> None:
+    written = report([iterative(tmp_path)])
+    lines = written.markdown[written.markdown.index("## Rounds") :].splitlines()
+    assert [line for line in lines if line.startswith("|")][:5] == [
+        "| round | reference, before the round | KL to it, nats | pairs | updates | training reward |",
+        "|---|---|---|---|---|---|",
+        "| 1 |  | 1.50 ± 0.1960 | 100 | 20 | 0.2500 |",
+        "| 2 | refresh: KL 1.5 > max_kl 1 &lt;2> | 1.50 ± 0.1960 | 100 | 20 | 0.5000 |",
+        "| 3 | refresh: KL 1.5 > max_kl 1 &lt;3> | 1.50 ± 0.1960 | 100 | 20 | 0.7500 |",
+    ]
+    assert "refresh: KL 1.5 > max_kl 1 <2>" in Page(written.html).text
+    assert "Rounds" not in page(run_on_disk(tmp_path)).text
+
+
+def test_a_damaged_round_is_reported(tmp_path: Path) -> None:
+    directory = iterative(tmp_path)
+    (directory.round(2) / "round.json").write_text("{")
+    (directory.path / "rounds" / "notes").mkdir()
+    assert "round.json: missing or damaged" in page(directory).text

@@ -22,6 +22,7 @@ ONE_STEP = (
     (100.0, 1, Fact.attempt, 0, {}),
     (105.0, 1, Fact.placed, 0, {"devices": DEVICES}),
     (125.0, 1, Fact.planned, 1, {}),
+    (129.0, 1, Fact.generated, 1, {}),
     (131.0, 1, Fact.trained, 1, {}),
     (137.0, 1, Fact.committed, 1, {"evaluating_s": 2.0}),
 )
@@ -74,3 +75,15 @@ def test_a_ledger_without_placed_records_has_seconds_but_no_devices() -> None:
     meter = Meter(ledger(*(fact for fact in ONE_STEP if fact[2] != Fact.placed)))
     assert (meter.device_seconds, meter.seconds) == (0.0, 10.0)
     assert Meter([]).device_seconds == 0.0
+
+
+def test_roles_that_only_measure_are_not_counted() -> None:
+    """The base always measures; engines and scorers do in a run that trains on a dataset."""
+    devices = {"policy": 2.0, "rollout": 3.0, "reward": 1.0, "base": 4.0, "dataset": 0.0}
+    sampled = [(*fact[:4], {"devices": devices}) if fact[2] == Fact.placed else fact for fact in ONE_STEP]
+    offline = [fact for fact in sampled if fact[2] != Fact.generated]
+    assert Meter(ledger(*sampled)).device_seconds == (2 + 3 + 1) * 10
+    assert Meter(ledger(*sampled)).measuring_device_seconds == 4 * 10 + 10 * 2
+    assert Meter(ledger(*offline)).device_seconds == 2 * 10
+    assert Meter(ledger(*offline)).measuring_device_seconds == 8 * 10 + 10 * 2
+    assert by_step(ledger(*offline)) == {1: (20.0, 10.0)}

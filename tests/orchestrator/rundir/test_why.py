@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,18 @@ def test_an_incomplete_incident_is_skipped(run: RunDirectory) -> None:
     with run.incidents.open("a") as file:
         file.write('{"attempt": 1, "st')
     assert [incident.what for incident in read_incidents(run.incidents)] == ["first"]
+
+
+def test_a_run_in_the_middle_of_a_round(run: RunDirectory) -> None:
+    shown = {"text": "1,536 of 8,192 prompts  12/s  9:14 left", "done": 1536, "total": 8192}
+    body = {"schema": 1, "step": 2, "step_word": "round", "num_steps": 3, "time": time.time(), "phases": {}}
+    with run.held():
+        run.progress.write_text(json.dumps(body | {"phases": {"rollout": shown}}))
+        assert explain(run)[1:] == [
+            "  round 2 of 3, just now",
+            "    rollout: 1,536 of 8,192 prompts  12/s  9:14 left",
+        ]
+        run.progress.write_text("[]")
+        assert len(explain(run)) == 1
+    run.progress.write_text(json.dumps(body))  # of a driver that was killed
+    assert not any("round 2" in line for line in explain(run))
