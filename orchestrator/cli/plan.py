@@ -81,7 +81,8 @@ def plan(
 ) -> int:
     """Estimate memory, time per step and cost of a recipe without starting it.
 
-    Exit code: 3 if the recipe does not fit as written (with --compare: in no placement), else 0.
+    Exit code: 3 if the recipe does not fit as written, or one of its calls may not end within its time limit (with
+    --compare: if no placement fits), else 0.
     """
     from orchestrator.config import load
     from orchestrator.plan.gpus import parse_gpus

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -74,6 +75,25 @@ def larger_gpu(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, ro
         if demand is not None and demand.fits:
             return other
     return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shortage:
+    """A role that does not fit, and what would make it fit."""
+
+    role: str
+    short_bytes: float  # per GPU; 0: memory is enough, but one actor needs more GPUs than a node has
+    changes: Changes | None  # the nearest change with which it fits; None: none found
+    larger: Gpu | None  # the smallest GPU on which it fits unchanged; None: none in the table
+
+
+def shortage_of(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, demand: Demand) -> Shortage:
+    return Shortage(
+        role=demand.role,
+        short_bytes=demand.short_bytes,
+        changes=nearest(config, shapes, gpu, lengths, demand.role),
+        larger=larger_gpu(config, shapes, gpu, lengths, demand.role),
+    )
 
 
 def _demand_of(role: str, candidates: Sequence[Demand]) -> Demand | None:

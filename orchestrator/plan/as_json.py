@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.plan.advice import as_overrides
+from orchestrator.plan.calls import Call
 from orchestrator.plan.checkpoints import checkpoint_bytes, disk_bytes
 from orchestrator.plan.gangs import Demand
 from orchestrator.plan.gpus import PRICES
@@ -15,13 +16,13 @@ from orchestrator.plan.plan import NOT_MEASURED, Plan
 
 TIMES_AND_COSTS = (
     "phases_s", "step_s", "step_s_by_staleness", "step_s_colocated",
-    "gpu_hours_per_1000", "dollars_per_1000", "gpu_hours", "dollars",
+    "calls", "run_s", "evaluation_s", "gpu_hours_per_1000", "dollars_per_1000", "gpu_hours", "dollars",
 )  # fmt: skip
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan. Times and costs are None when the recipe does not fit."""
-    if not plan.fits:  # they would belong to a larger cluster; `placements` has what fits on this one
+    """Return the plan. Times and costs are None when the roles have no room."""
+    if not plan.has_room:  # they would belong to a larger cluster; `placements` has what fits on this one
         return _all_values(plan) | dict.fromkeys(TIMES_AND_COSTS)
     return _all_values(plan)
 
@@ -46,6 +47,8 @@ def _all_values(plan: Plan) -> dict[str, Any]:
             }
             for shortage in plan.shortages
         ],
+        "calls": [_call(call) for call in plan.calls],
+        "overrides_to_end": as_overrides(plan.ending) if plan.late else None,
         "fewest_gpus": plan.fewest,
         "work": asdict(plan.work) | {"sequences": plan.work.sequences},
         "phases_s": {
@@ -55,6 +58,9 @@ def _all_values(plan: Plan) -> dict[str, Any]:
         "step_s": _finite(plan.time.step_s),
         "step_s_by_staleness": {"0": _finite(plan.synchronous.step_s), "1": _finite(plan.one_ahead.step_s)},
         "step_s_colocated": _finite(plan.colocated.step_s),
+        "load_s": dict(plan.load),
+        "evaluation_s": None if plan.evaluation is None else _finite(plan.evaluation.seconds),
+        "run_s": None if plan.run_s is None else _finite(plan.run_s),
         "gpu_hours_per_1000": _finite(plan.gpu_hours_per_1000()),
         "dollars_per_1000": _finite(plan.gpu_hours_per_1000() * plan.price),
         "gpu_hours": None if total is None else _finite(total),
@@ -85,6 +91,10 @@ def _role(demand: Demand) -> dict[str, Any]:
         "parts": dict(demand.memory.parts),
         "fits": demand.fits,
     }
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return asdict(call) | {"seconds": _finite(call.seconds), "ends": call.ends}
 
 
 def _placement(placement: Placement) -> dict[str, Any]:

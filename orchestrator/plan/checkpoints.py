@@ -1,4 +1,4 @@
-"""Disk space and interval of a run's checkpoints.
+"""Disk space of a run's checkpoints.
 
 DeepSpeed saves the float32 master weights and AdamW's two moments: 12 bytes per trained parameter. Below ZeRO-3 it
 also saves the module's own weights. A frozen base is not saved.
@@ -6,11 +6,7 @@ also saves the module's own weights. A frozen base is not saved.
 
 from __future__ import annotations
 
-import math
-
 from orchestrator.config import RunConfig
-from orchestrator.config.run import CHECKPOINT_S, CHECKPOINT_SHARE
-from orchestrator.plan.format import seconds
 from orchestrator.plan.gangs import Shapes, adapter_params, headless
 from workers.config import LearnerConfig
 
@@ -27,27 +23,27 @@ def bytes_per_parameter(*, zero_stage: int, weight_bytes: int) -> int:
 
 def checkpoint_bytes(config: RunConfig, shapes: Shapes) -> float:
     """Return the size of one checkpoint: policy and critic."""
+    return sum(checkpoint_bytes_by_role(config, shapes).values())
+
+
+def checkpoint_bytes_by_role(config: RunConfig, shapes: Shapes) -> dict[str, float]:
+    """Return the bytes that each learner saves."""
     width = 4 if config.model.dtype == "float32" else 2
-    learners: list[tuple[str, LearnerConfig]] = [("policy", config.policy)]
-    learners += [("critic", config.critic or config.policy)] if config.algorithm.needs.critic else []
-    total = 0.0
-    for role, settings in learners:
+    sizes = {}
+    for role, settings in learners(config).items():
         scores = role == "critic" or config.algorithm.needs.head == "scores"
         shape = headless(shapes[role]) if scores else shapes[role]
         trained = adapter_params(config, shape) or shape.num_params
-        total += trained * bytes_per_parameter(zero_stage=settings.zero_stage, weight_bytes=width)
-    return total
+        sizes[role] = trained * float(bytes_per_parameter(zero_stage=settings.zero_stage, weight_bytes=width))
+    return sizes
+
+
+def learners(config: RunConfig) -> dict[str, LearnerConfig]:
+    """Return the settings of the policy and, if the method has one, the critic."""
+    critic = {"critic": config.critic or config.policy} if config.algorithm.needs.critic else {}
+    return {"policy": config.policy, **critic}
 
 
 def disk_bytes(config: RunConfig, shapes: Shapes) -> float:
     """Return the peak disk space: the checkpoints that are kept, and one that is being written."""
     return (config.checkpoint.keep + 1) * checkpoint_bytes(config, shapes)
-
-
-def interval_text(config: RunConfig, step_s: float) -> str:
-    """Describe the checkpoint interval, such as "every 20 steps (37 min)"."""
-    every = config.checkpoint.every
-    if every is None:
-        return f"every {CHECKPOINT_S / 60:g} min, or less often to spend at most {CHECKPOINT_SHARE:.0%} of the time"
-    interval = f"every {every} steps" if every > 1 else "every step"
-    return f"{interval} ({seconds(every * step_s)})" if math.isfinite(step_s) else interval

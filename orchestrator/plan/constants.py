@@ -23,7 +23,9 @@ class Constants:
     publish_latency_s: float = 0.9  # fitted to 6 published weight transfers, together with sharded_bytes_per_s
     sharded_bytes_per_s: float = 500e9  # every GPU sends its shard
     broadcast_bytes_per_s: float = 11.5e9  # one rank sends all weights, as this learner does; published: 8 to 15 GB/s
-    disk_bytes_per_s: float = 1e9  # assumed: shared file system, for adapters and a refreshed reference
+    disk_bytes_per_s: float = 1e9  # assumed: a node's share of a shared file system: models, adapters, checkpoints
+    process_start_s: float = 30.0  # assumed: imports, CUDA context, joining the other ranks
+    engine_layer_start_s: float = 1.8  # compilation and CUDA graphs: 145 s published for 80 layers (vllm#19824)
     node_bytes_per_s: float = 400e9  # assumed: eight 400 Gb/s links per node of eight GPUs
     node_efficiency: float = 0.7  # assumed: usable share of those links
     switch_s: float = 20.0  # colocated: sleep, offload, reshard, wake; fitted to two points, at 8B and 32B

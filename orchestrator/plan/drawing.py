@@ -11,6 +11,7 @@ from typing import TextIO, TypeAlias
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.plan.roles import ByRole
 from orchestrator.terminal import Forgiving
 
 BAR = 40  # columns of a bar
@@ -44,17 +45,28 @@ MEMORY_PATTERNS = {
     "reserve": FIXED,
 }
 LEGEND = ((STATES, "weights, optimiser"), (TEMPORARY, "activations, buffers"), (CACHE, "KV cache"), (FIXED, "runtime"))
-MARKS = {"policy": "P", "critic": "C", "reference": "R", "base": "B", "teacher": "T", "rollout": "G", "reward": "W"}
-STYLES = {
-    "policy": "cyan",
-    "critic": "blue",
-    "reference": "yellow",
-    "base": "yellow",
-    "teacher": "yellow",
-    "rollout": "green",
-    "reward": "magenta",
-    "all": "white",
-}
+MARKS = ByRole(
+    policy="P",
+    critic="C",
+    reference="R",
+    base="B",
+    teacher="T",
+    rollout="G",
+    reward="W",
+    refusal="S",
+    dataset="D",
+)
+STYLES = ByRole(
+    policy="cyan",
+    critic="blue",
+    reference="yellow",
+    base="yellow",
+    teacher="yellow",
+    rollout="green",
+    reward="magenta",
+    refusal="magenta",
+    dataset="white",
+)
 
 Piece: TypeAlias = str | tuple[str, str]
 """Text, or text with a style."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
-from orchestrator.plan.advice import as_overrides
+from orchestrator.config import RunConfig
+from orchestrator.config.run import CHECKPOINT_S, CHECKPOINT_SHARE
+from orchestrator.plan.advice import Changes, Shortage, as_overrides
+from orchestrator.plan.calls import SAFETY, Call
 from orchestrator.plan.gpus import GPUS_PER_NODE
 from orchestrator.plan.memory import Memory
-from orchestrator.plan.plan import Shortage
 
 
 def gigabytes(size: float) -> str:
@@ -36,6 +38,15 @@ def dollars(value: float) -> str:
     return f"${value:,.0f}" if value >= 100 else f"${value:.2g}" if value < 1 else f"${value:.1f}"
 
 
+def interval_text(config: RunConfig, step_s: float) -> str:
+    """Describe the checkpoint interval, such as "every 20 steps (37 min)"."""
+    every = config.checkpoint.every
+    if every is None:
+        return f"every {CHECKPOINT_S / 60:g} min, or less often to spend at most {CHECKPOINT_SHARE:.0%} of the time"
+    interval = f"every {every} steps" if every > 1 else "every step"
+    return f"{interval} ({seconds(every * step_s)})" if math.isfinite(step_s) else interval
+
+
 def shortage_text(shortage: Shortage) -> str:
     """Say what a role lacks: "policy lacks 56.9 GB per GPU"."""
     if shortage.short_bytes:
@@ -48,3 +59,17 @@ def suggestion_text(shortage: Shortage) -> str:
     options = [" ".join(as_overrides(shortage.changes))] if shortage.changes else []
     options += [f"{shortage.larger.name} GPUs ({gigabytes(shortage.larger.memory_bytes)})"] if shortage.larger else []
     return ", or ".join(options) or "none of the changes tried is enough: use a smaller model or LoRA (model.lora)"
+
+
+def late_text(call: Call) -> str:
+    """Say what may take too long: "generate: rollout needs 1,200 s for 512 prompts, and twice that exceeds …"."""
+    needs = f"{call.seconds:,.0f} s" if math.isfinite(call.seconds) else "for ever"
+    return (
+        f"{call.phase}: {call.role} needs {needs} for {call.what}, and {SAFETY:g} times that exceeds "
+        f"{call.key} = {call.limit_s:,.0f}"
+    )
+
+
+def ending_text(changes: Changes) -> str:
+    """Name the changes with which every call ends in time."""
+    return " ".join(as_overrides(changes)) or "none: a role does not fit"

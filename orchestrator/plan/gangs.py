@@ -14,12 +14,13 @@ from orchestrator.pipeline.roles import gang_plans
 from orchestrator.plan.gpus import GPUS_PER_NODE, Gpu
 from orchestrator.plan.memory import Memory, Sharding, engine_memory, learner_memory, scorer_memory
 from orchestrator.plan.models import ModelShape
+from orchestrator.plan.roles import ByRole
 from orchestrator.plan.time import Engine
 from orchestrator.plan.work import Work
 from workers.config import LearnerConfig, ModelRewardConfig
 
 Shapes: TypeAlias = Mapping[str, ModelShape]
-"""By role: policy, critic, teacher, and each reward model as reward.0, reward.1 …"""
+"""By role: policy, critic, teacher, a reference that is another model, and each reward model as reward.0, reward.1 …"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +58,11 @@ class Demand:
 def sampler_shape(config: RunConfig, shapes: Shapes) -> ModelShape:
     """Return the shape of the model in the engines."""
     return shapes["teacher" if config.algorithm.teacher_samples else "policy"]
+
+
+def reference_shape(shapes: Shapes) -> ModelShape:
+    """Return the shape of the reference: that of the policy, unless it is another model."""
+    return shapes["reference" if "reference" in shapes else "policy"]
 
 
 def engine_of(config: RunConfig, shapes: Shapes, gpu: Gpu) -> Engine:
@@ -144,13 +150,21 @@ def _learner(role: str, load: _Load, settings: LearnerConfig) -> tuple[Memory, f
 
 
 def _reference(load: _Load) -> tuple[Memory, float]:
+    return _frozen(load, reference_shape(load.shapes))
+
+
+def _base(load: _Load) -> tuple[Memory, float]:
+    return _frozen(load, load.shapes["policy"])
+
+
+def _frozen(load: _Load, shape: ModelShape) -> tuple[Memory, float]:
     settings = load.config.reference
     sharding = Sharding(
         ranks=settings.num_ranks, zero_stage=settings.zero_stage, weight_bytes=_width(load.config.model.dtype)
     )
     tokens = max(settings.tokens_per_micro_batch, load.scored)
     chunk = load.config.policy.logprob_chunk_tokens
-    return scorer_memory(load.shapes["policy"], sharding, tokens=tokens, chunk=chunk), load.gpu.memory_bytes
+    return scorer_memory(shape, sharding, tokens=tokens, chunk=chunk), load.gpu.memory_bytes
 
 
 def _teacher(load: _Load) -> tuple[Memory, float]:
@@ -190,13 +204,19 @@ def _reward(load: _Load) -> tuple[Memory, float]:
     return Memory(parts=tuple(held.items())), load.gpu.memory_bytes
 
 
-MEMORY: Mapping[str, Callable[[_Load], tuple[Memory, float]]] = {
-    "policy": _policy,
-    "critic": _critic,
-    "reference": _reference,
-    "base": _reference,
-    "teacher": _teacher,
-    "rollout": _rollout,
-    "reward": _reward,
-}
+def _on_cpu(load: _Load) -> tuple[Memory, float]:
+    return Memory(parts=()), load.gpu.memory_bytes
+
+
+MEMORY: ByRole[Callable[[_Load], tuple[Memory, float]]] = ByRole(
+    policy=_policy,
+    critic=_critic,
+    reference=_reference,
+    base=_base,
+    teacher=_teacher,
+    rollout=_rollout,
+    reward=_reward,
+    refusal=_on_cpu,
+    dataset=_on_cpu,
+)
 """By role: what one of its GPUs holds, and the bytes that it may hold."""

@@ -149,8 +149,9 @@ def find(path: str) -> ModelShape | None:
         return read(folder / "config.json")
     if (folder / "adapter_config.json").is_file():
         return None
-    if shape := TABLE.get(_plain(path)):
-        return shape
+    plain = _plain(path)
+    if ends := [name for name in TABLE if plain == name or plain.endswith(f"-{name}")]:
+        return TABLE[max(ends, key=len)]  # a fine-tuned model is named after the one it starts from
     cached = _cache() / f"models--{path.replace('/', '--')}" / "snapshots"
     configs = sorted(cached.glob("*/config.json")) if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else []
     return read(configs[-1]) if configs else None

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.config import RunConfig
 from orchestrator.pipeline.roles import has_reference
 from orchestrator.plan.advice import TENSOR_PARALLEL, Changes, apply_changes, fewer_tokens, shorter_sequences
+from orchestrator.plan.calls import calls_of, changes_to_end
 from orchestrator.plan.constants import Constants
 from orchestrator.plan.gangs import Demand, Shapes, demands, headless, sampler_shape
 from orchestrator.plan.gpus import Gpu
@@ -23,7 +24,10 @@ ENGINE_COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """One split of the GPUs: the changes to the recipe, and the resulting memory and step time."""
+    """One split of the GPUs: the changes to the recipe, and the resulting memory and step time.
+
+    The changes contain those with which every call ends within its time limit.
+    """
 
     changes: Changes
     demands: tuple[Demand, ...]
@@ -41,23 +45,29 @@ def placements(
     lengths: Lengths,
     constants: Constants,
     num_gpus: int,
-    *,
-    shorten: bool = True,
 ) -> list[Placement]:
     """Return the placements that fit into `num_gpus`, fastest step first.
 
     Memory savings for the learners are tried in this order, and only if nothing fits without them: gradient
-    checkpointing, smaller micro-batches, optimiser in host memory, and, with `shorten`, shorter sequences, which change
-    the training."""
-    for saved in _savings(config, shorten=shorten):
+    checkpointing, smaller micro-batches, optimiser in host memory, and shorter sequences, which change the training."""
+    for saved in _savings(config, shorten=True):
         base = apply_changes(config, saved)
-        fitting = []
-        for changes in _splits(base, shapes, gpu, lengths, num_gpus):
-            if placement := _placed(base, {**saved, **changes}, shapes, gpu, lengths, constants, num_gpus):
-                fitting.append(placement)
+        fitting = [
+            placed(config, {**saved, **changes}, shapes, gpu, lengths, constants)
+            for changes in _fitting_splits(base, shapes, gpu, lengths, num_gpus)
+        ]
         if fitting:
             return sorted(fitting, key=lambda p: (round(p.time.step_s, 2), p.num_gpus))
     return []
+
+
+def fits_on(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, num_gpus: int) -> bool:
+    """Return whether some placement fits into `num_gpus` with unchanged training."""
+    return any(
+        True
+        for saved in _savings(config, shorten=False)
+        for _ in _fitting_splits(apply_changes(config, saved), shapes, gpu, lengths, num_gpus)
+    )
 
 
 def _savings(config: RunConfig, *, shorten: bool) -> Iterator[dict[str, Any]]:
@@ -81,39 +91,60 @@ def _savings(config: RunConfig, *, shorten: bool) -> Iterator[dict[str, Any]]:
         yield offloaded | shorter
 
 
-def fewest_gpus(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, constants: Constants) -> int | None:
+def fewest_gpus(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths) -> int | None:
     """Return the smallest number of GPUs on which some placement fits, or None if `MAX_GPUS` are not enough."""
     upper = 1
-    while not placements(config, shapes, gpu, lengths, constants, upper, shorten=False):
+    while not fits_on(config, shapes, gpu, lengths, upper):
         upper *= 2
         if upper > MAX_GPUS:
             return None
     lower = upper // 2  # not enough
     while upper - lower > 1:
         middle = (lower + upper) // 2
-        if placements(config, shapes, gpu, lengths, constants, middle, shorten=False):
+        if fits_on(config, shapes, gpu, lengths, middle):
             upper = middle
         else:
             lower = middle
     return upper
 
 
-def _placed(
-    config: RunConfig,
-    changes: Changes,
-    shapes: Shapes,
-    gpu: Gpu,
-    lengths: Lengths,
-    constants: Constants,
-    num_gpus: int,
-) -> Placement | None:
+def placed(
+    config: RunConfig, changes: Changes, shapes: Shapes, gpu: Gpu, lengths: Lengths, constants: Constants
+) -> Placement:
+    """Return `config` with `changes`, and with those with which every call ends within its time limit."""
     after = apply_changes(config, changes)
     work = work_of(after, lengths)
-    needed = demands(after, shapes, gpu, work)
-    if not all(d.fits for d in needed) or sum(d.num_gpus for d in needed) > num_gpus:
-        return None
     time = step_time(after, shapes, gpu, work, constants)
-    return Placement(changes=changes, demands=tuple(needed), time=time)
+    calls = calls_of(after, shapes, gpu, lengths, constants, time)
+    if ending := changes_to_end(after, shapes, gpu, lengths, constants, calls):
+        after, changes = apply_changes(after, ending), {**changes, **ending}
+        time = step_time(after, shapes, gpu, work, constants)
+    return Placement(changes=changes, demands=tuple(demands(after, shapes, gpu, work)), time=time)
+
+
+def _fitting_splits(
+    config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, num_gpus: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the splits in which every role fits, and all together fit into `num_gpus`."""
+    if not _learners_can_fit(config, shapes, gpu, lengths, num_gpus):
+        return
+    for changes in _splits(config, shapes, gpu, lengths, num_gpus):
+        after = apply_changes(config, changes)
+        needed = demands(after, shapes, gpu, work_of(after, lengths))
+        if all(d.fits for d in needed) and sum(d.num_gpus for d in needed) <= num_gpus:
+            yield changes
+
+
+def _learners_can_fit(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, num_gpus: int) -> bool:
+    """Return whether every learner alone fits into `num_gpus`: more ranks take less memory each, one has no buffers."""
+    learners = [role for role in ("policy", "critic") if role == "policy" or config.critic is not None]
+    return all(
+        any(
+            _fits(config, {f"{role}.num_ranks": ranks}, shapes, gpu, lengths, role)
+            for ranks in dict.fromkeys((num_gpus, 1))
+        )
+        for role in learners
+    )
 
 
 def _splits(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, num_gpus: int) -> Iterator[dict[str, Any]]:

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config import RunConfig
+from orchestrator.config.rounds import largest, of_round, round_values
 from orchestrator.errors import Problems
-from orchestrator.plan.advice import Changes, larger_gpu, nearest
+from orchestrator.pipeline.roles import has_reference
+from orchestrator.plan.advice import Changes, Shortage, shortage_of
+from orchestrator.plan.calls import Call, calls_of, changes_to_end
 from orchestrator.plan.constants import DEFAULT, Constants
+from orchestrator.plan.evaluation import EvaluationTime, evaluation_time, num_evaluations
 from orchestrator.plan.gangs import Demand, Shapes, demands
 from orchestrator.plan.gpus import Gpu
+from orchestrator.plan.loading import loading_s
 from orchestrator.plan.models import ModelShape, find
-from orchestrator.plan.placement import Placement, fewest_gpus, placements
+from orchestrator.plan.placement import Placement, fewest_gpus, placed, placements
 from orchestrator.plan.step import StepTime, colocated_time, step_time
 from orchestrator.plan.work import Lengths, Work, work_of
 from workers.config import ModelRewardConfig
@@ -21,25 +26,6 @@ NOT_MEASURED = (
     "Nothing here was measured on a cluster by this project: these are estimates, checked against published runs "
     "(partly in-sample)."
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shortage:
-    """A role that does not fit, and what would make it fit."""
-
-    role: str
-    short_bytes: float  # per GPU; 0: memory is enough, but one actor needs more GPUs than a node has
-    changes: Changes | None  # the nearest change with which it fits; None: none found
-    larger: Gpu | None  # the smallest GPU on which it fits unchanged; None: none in the table
-
-
-def shortage_of(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, demand: Demand) -> Shortage:
-    return Shortage(
-        role=demand.role,
-        short_bytes=demand.short_bytes,
-        changes=nearest(config, shapes, gpu, lengths, demand.role),
-        larger=larger_gpu(config, shapes, gpu, lengths, demand.role),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +40,12 @@ class Plan:
     price: float  # US dollars per GPU-hour
     work: Work
     demands: tuple[Demand, ...]
-    time: StepTime
+    time: StepTime  # of a round with the largest values of `rounds`
+    train_s: float | None  # of all steps; None: their number is unknown
+    load: Mapping[str, float]  # seconds to start each role
+    evaluation: EvaluationTime | None  # None: nothing to evaluate on
+    calls: tuple[Call, ...]
+    ending: Changes  # with which every call ends within its time limit; empty: all do
     synchronous: StepTime  # with max_staleness 0
     one_ahead: StepTime  # with max_staleness 1
     colocated: StepTime  # all roles time-share all GPUs; `rlhf run` does not support it
@@ -83,8 +74,19 @@ class Plan:
         return max(0, self.asked - self.given) if self.given is not None else 0
 
     @property
-    def fits(self) -> bool:
+    def has_room(self) -> bool:
+        """True if every role has the memory and the GPUs that it needs."""
         return not self.shortages and not self.missing_gpus
+
+    @property
+    def late(self) -> tuple[Call, ...]:
+        """Calls that are not certain to end within their time limit."""
+        return tuple(call for call in self.calls if not call.ends)
+
+    @property
+    def fits(self) -> bool:
+        """True if the recipe can run as written: it has room, and every call ends within its time limit."""
+        return self.has_room and not self.late
 
     def gpu_hours(self, step_s: float, gpus: int, steps: int = 1) -> float:
         return step_s * steps * gpus / 3600
@@ -97,9 +99,29 @@ class Plan:
         return self.gpu_hours(time.step_s, gpus) * 1000 / self.work.sequences
 
     @property
+    def load_s(self) -> float:
+        """Seconds from the placement of the roles to the first step."""
+        return max(self.load.values())
+
+    @property
+    def evaluations_s(self) -> float | None:
+        """Seconds of all evaluations; None if the number of steps is unknown."""
+        if self.evaluation is None:
+            return 0.0
+        steps = self.work.steps
+        return None if steps is None else num_evaluations(self.config, steps) * self.evaluation.seconds
+
+    @property
+    def run_s(self) -> float | None:
+        """Seconds of the run with loading and evaluations, without checkpoints; None if its steps are unknown."""
+        if self.train_s is None or self.evaluations_s is None:
+            return None
+        return self.load_s + self.train_s + self.evaluations_s
+
+    @property
     def total_gpu_hours(self) -> float | None:
-        """GPU-hours of the run without evaluation and checkpoints; None if its number of steps is unknown."""
-        return None if self.work.steps is None else self.gpu_hours(self.time.step_s, self.asked, self.work.steps)
+        """GPU-hours of the run with loading and evaluations; None if its number of steps is unknown."""
+        return None if self.run_s is None else self.gpu_hours(self.run_s, self.asked)
 
 
 def _changes_training(changes: Changes) -> bool:
@@ -118,6 +140,8 @@ def shapes_of(config: RunConfig, before: Sequence[RunConfig] = ()) -> Shapes:
     named = {"policy": config.model.path}
     if config.algorithm.needs.critic:
         named["critic"] = config.critic_model.path if config.critic_model else config.model.path
+    if has_reference(config) and config.reference.path is not None:
+        named["reference"] = config.reference.path
     if config.teacher is not None:
         named["teacher"] = config.teacher.model.path
     named |= {f"reward.{i}": r.path for i, r in enumerate(config.reward) if isinstance(r, ModelRewardConfig)}
@@ -149,40 +173,67 @@ def make_plan(
     price: float | None = None,
     lengths: Lengths | None = None,
     constants: Constants = DEFAULT,
+    alternatives: bool = True,
 ) -> Plan:
     """Plan `config` on `given` GPUs of type `gpu` (None: as many as it needs).
+
+    Without `alternatives`, no other placements are looked for, which take most of the time.
 
     Raises:
         BadInput: if the shape of a model is not found.
     """
     lengths = lengths or Lengths()
+    written, config = config, largest(config)
     shapes = shapes_of(config, before)
     work = work_of(config, lengths)
-    needed = demands(config, shapes, gpu, work)
+    needed = tuple(demands(config, shapes, gpu, work))
     asked = sum(demand.num_gpus for demand in needed)
     shortages = tuple(shortage_of(config, shapes, gpu, lengths, demand) for demand in needed if not demand.fits)
-    fitting = bool(not shortages and (given is None or asked <= given))
-    options = [] if fitting and given is None else placements(config, shapes, gpu, lengths, constants, given or asked)
-    same_training = fitting or any(not _changes_training(option.changes) for option in options)
-    fewest = None if same_training else fewest_gpus(config, shapes, gpu, lengths, constants)
-
-    def timed(staleness: int) -> StepTime:
-        return step_time(config.model_copy(update={"max_staleness": staleness}), shapes, gpu, work, constants)
-
+    has_room = not shortages and (given is None or asked <= given)
+    synchronous, one_ahead = (step_time(_stale(config, n), shapes, gpu, work, constants) for n in (0, 1))
+    time = one_ahead if config.max_staleness else synchronous
+    calls = calls_of(config, shapes, gpu, lengths, constants, time)
+    ending = changes_to_end(config, shapes, gpu, lengths, constants, calls)
+    options: list[Placement] = []
+    if alternatives and (given is not None or not has_room):
+        options = placements(config, shapes, gpu, lengths, constants, given or asked)
+    elif has_room and ending:
+        options = [placed(config, ending, shapes, gpu, lengths, constants)]
+    enough = not alternatives or has_room or any(not _changes_training(option.changes) for option in options)
     return Plan(
         name=config.name,
-        config=config,
+        config=written,
         shapes=shapes,
         gpu=gpu,
         given=given,
         price=gpu.price if price is None else price,
         work=work,
-        demands=tuple(needed),
-        time=timed(config.max_staleness),
-        synchronous=timed(0),
-        one_ahead=timed(1),
+        demands=needed,
+        time=time,
+        train_s=_train_s(written, shapes, gpu, lengths, constants, time),
+        load=loading_s(config, shapes, constants),
+        evaluation=evaluation_time(config, shapes, gpu, lengths, constants),
+        calls=calls,
+        ending=ending,
+        synchronous=synchronous,
+        one_ahead=one_ahead,
         colocated=colocated_time(config, shapes, gpu, work, constants, given or asked),
         shortages=shortages,
         placements=tuple(options),
-        fewest=fewest,
+        fewest=None if enough else fewest_gpus(config, shapes, gpu, lengths),
     )
+
+
+def _stale(config: RunConfig, max_staleness: int) -> RunConfig:
+    return config.model_copy(update={"max_staleness": max_staleness})
+
+
+def _train_s(
+    config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, constants: Constants, time: StepTime
+) -> float | None:
+    """Return the time of all steps: of each round by itself if rounds differ. `time` is that of the largest."""
+    steps = work_of(config, lengths).steps
+    if steps is None or not round_values(config, 0):
+        return None if steps is None else steps * time.step_s
+    rounds = (of_round(config, index) for index in range(steps))
+    return sum(step_time(one, shapes, gpu, work_of(one, lengths), constants).step_s for one in rounds)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from orchestrator.plan.advice import as_overrides
-from orchestrator.plan.checkpoints import checkpoint_bytes, disk_bytes, interval_text
+from orchestrator.plan.calls import SAFETY
+from orchestrator.plan.checkpoints import checkpoint_bytes, disk_bytes
 from orchestrator.plan.drawing import (
     BAR,
     FREE,
@@ -21,7 +22,17 @@ from orchestrator.plan.drawing import (
     Page,
     Piece,
 )
-from orchestrator.plan.format import dollars, gigabytes, seconds, shortage_text, suggestion_text
+from orchestrator.plan.evaluation import num_evaluations
+from orchestrator.plan.format import (
+    dollars,
+    ending_text,
+    gigabytes,
+    interval_text,
+    late_text,
+    seconds,
+    shortage_text,
+    suggestion_text,
+)
 from orchestrator.plan.gangs import Demand
 from orchestrator.plan.gpus import CPU_RANK, GPUS_PER_NODE, PRICES
 from orchestrator.plan.memory import TIGHT
@@ -30,6 +41,7 @@ from orchestrator.plan.step import PHASES, StepTime
 
 SHOWN_GPUS = 256  # a larger cluster is counted, not drawn
 SHOWN_PLACEMENTS = 3
+SHOWN_CALL_S = 1.0  # a shorter call is not shown
 PHASES_COMPARED = ("generate", "score", "learn")
 
 
@@ -40,17 +52,21 @@ def show_plan(plan: Plan, stream: TextIO | None = None) -> None:
     if plan.gpu is not CPU_RANK:
         _memory(page, plan)
         _gpu_map(page, plan)
-    if plan.fits:  # otherwise times and costs would belong to a larger cluster
+    if plan.has_room:  # otherwise times and costs would belong to a larger cluster
         _step(page, plan.time)
+        _calls(page, plan)
         _cost(page, plan)
         _disk(page, plan)
     _shortages(page, plan)
+    _late(page, plan)
     _placements(page, plan)
     _assumptions(page, plan)
 
 
 def _header(page: Page, plan: Plan) -> None:
     verdict, style = ("FITS", "bold green") if plan.fits else ("DOES NOT FIT", "bold red")
+    if plan.has_room and plan.late:
+        verdict = "DOES NOT END IN TIME"
     if plan.gpu is CPU_RANK:
         verdict, style = "times only: CPU memory is not planned", ""
     available = plan.asked if plan.given is None else plan.given
@@ -140,20 +156,29 @@ def _step(page: Page, time: StepTime) -> None:
     if not math.isfinite(time.step_s):
         page.line("  it would never end: a role does not fit")
         return
-    start, publish = 0.0, time.phase_s("publish")
     for phase in (p for p in PHASES if p in time.busy):
         for role, duration in time.busy[phase].items():
-            begin = start
-            if time.ahead:
-                earlier = PHASES[: PHASES.index(phase)]
-                begin = sum(time.busy.get(p, {}).get(role, 0.0) for p in earlier)
-                begin = time.step_s - publish if phase == "publish" else begin
+            begin = time.begins[phase][role]
             first = min(BAR - 1, round(begin / time.step_s * BAR))
             width = max(1, min(BAR - first, round(duration / time.step_s * BAR)))
             bar = page.draw(STATES, width)[0], STYLES[role]
             blank = " " * (BAR - first - width)
             page.line(f"  {phase:<9}{role:<10} ", " " * first, bar, blank, f"  {seconds(duration)}")
-        start += time.phase_s(phase)
+
+
+def _calls(page: Page, plan: Plan) -> None:
+    """Print the remote calls, each with its share of the time limit."""
+    page.heading(
+        "Calls",
+        (f"   a call, planned time x {SAFETY:g}, must end within its time limit", ""),
+    )
+    for call in (call for call in plan.calls if call.seconds >= SHOWN_CALL_S):
+        limit = f"of {call.limit_s:,.0f} s"
+        times = f"{call.count:>4} x " if call.count > 1 else " " * 7
+        page.line(
+            f"  {call.phase:<11}{call.role:<10}{times}{call.what:<26}{seconds(call.seconds):>8} ",
+            (f"{limit:>11}", "" if call.ends else "bold red"),
+        )
 
 
 def _cost(page: Page, plan: Plan) -> None:
@@ -165,17 +190,27 @@ def _cost(page: Page, plan: Plan) -> None:
         f"  per 1000 completions: {hours:.3g} GPU-hours, {dollars(hours * plan.price)}"
         f"   ({plan.work.sequences} per step, {plan.work.sequences / plan.time.step_s:.3g}/s)"
     )
-    if (total := plan.total_gpu_hours) is not None and plan.work.steps is not None:
+    if (total := plan.total_gpu_hours) is not None and plan.run_s is not None:
         page.line(
-            f"  the run: {plan.work.steps} steps, {seconds(plan.work.steps * plan.time.step_s)}, "
+            f"  the run: {plan.work.steps} steps, {seconds(plan.run_s)}, "
             f"{total:,.0f} GPU-hours, {dollars(total * plan.price)}"
         )
+        page.line(f"    {_shares(plan)}")
     else:
         page.line("  the run: unknown, as it depends on the size of the dataset; give --rows")
     if plan.work.sampled and plan.synchronous.step_s != plan.one_ahead.step_s:
         synchronous, ahead = seconds(plan.synchronous.step_s), seconds(plan.one_ahead.step_s)
         page.line(f"  max_staleness 0: {synchronous} per step;  1: {ahead}")
         page.line(f"  time-sharing all GPUs (colocated; not supported): {seconds(plan.colocated.step_s)}")
+
+
+def _shares(plan: Plan) -> str:
+    """Return the parts of the run's time besides its steps."""
+    parts = [f"with {seconds(plan.load_s)} of loading"]
+    if plan.evaluation is not None and plan.work.steps is not None:
+        count = num_evaluations(plan.config, plan.work.steps)
+        parts.append(f"{count} evaluations of {seconds(plan.evaluation.seconds)}")
+    return ", ".join(parts)
 
 
 def _disk(page: Page, plan: Plan) -> None:
@@ -186,7 +221,7 @@ def _disk(page: Page, plan: Plan) -> None:
 
 
 def _shortages(page: Page, plan: Plan) -> None:
-    if plan.fits:
+    if plan.has_room:
         return
     page.heading(("Why it does not fit, and the nearest change", "bold red"))
     for shortage in plan.shortages:
@@ -199,6 +234,15 @@ def _shortages(page: Page, plan: Plan) -> None:
         page.line(f"  the minimum with unchanged sequence lengths: {plan.fewest} {plan.gpu.name}")
     elif not plan.placements or plan.changes_training:
         page.line(f"  no number of {plan.gpu.name} is enough with unchanged sequence lengths")
+
+
+def _late(page: Page, plan: Plan) -> None:
+    if not plan.has_room or not plan.late:
+        return
+    page.heading(("Calls that may not end in time, and the change with which they do", "bold red"))
+    for call in plan.late:
+        page.line(f"  {late_text(call)}")
+    page.line("    fix: ", (ending_text(plan.ending), "bold"))
 
 
 def _placements(page: Page, plan: Plan) -> None:
@@ -227,7 +271,7 @@ def _assumptions(page: Page, plan: Plan) -> None:
         page.line(f"  ${plan.price:g} per GPU-hour (--price): {PRICES if plan.price == plan.gpu.price else 'as given'}")
     if any(shape.experts for shape in plan.shapes.values()):
         page.line("  times of mixtures of experts have not been checked against any published run")
-    page.line("  time for evaluation, checkpoints and failures is not included")
+    page.line("  time for checkpoints and failures is not included")
     page.line(f"  {NOT_MEASURED}")
 
 

@@ -1,11 +1,13 @@
 """Estimate the time of a step from the busy time of each role in each phase.
 
+refresh    the drift is measured on the first chunk; policy writes, reference reads, before the chunk is scored
 generate   rollout engines                               up to max_staleness versions ahead of learning
-score      reward, reference or teacher, critic, policy  in parallel, each on its own GPUs
+score      reward, reference or teacher                  each on its own GPUs, one chunk behind generation
+           critic, policy                                after all rewards, before they learn
 learn      policy and critic                             in parallel
 publish    one rank to all engines                       engines and learners wait
 
-synchronous   phases are sequential, each as long as its slowest role
+synchronous   a stream of chunks (generate, score), then learn, then publish
 ahead         phases overlap: as long as the busiest role, then publish
 colocated     every role on all GPUs in turn, plus the switches between them
 """
@@ -13,14 +15,18 @@ colocated     every role on all GPUs in turn, plus the switches between them
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from orchestrator.config import RunConfig
 from orchestrator.pipeline.roles import has_reference, shares_base
+from orchestrator.plan.chunks import chunk_sizes, prompts_per_chunk, streamed_s
 from orchestrator.plan.constants import Constants
-from orchestrator.plan.gangs import Shapes, adapter_params, engine_of, sampler_shape
+from orchestrator.plan.gangs import Shapes, adapter_params, engine_of, reference_shape, sampler_shape
 from orchestrator.plan.gpus import Gpu
+from orchestrator.plan.loading import weights_s
+from orchestrator.plan.scorers import cpu_s
 from orchestrator.plan.time import (
     broadcast_s,
     generation_s,
@@ -32,16 +38,21 @@ from orchestrator.plan.time import (
 from orchestrator.plan.work import Work
 from workers.config import LearnerConfig, ModelRewardConfig, ReferenceConfig, TeacherConfig
 
-PHASES = ("generate", "score", "learn", "publish", "switch")
+PHASES = ("refresh", "generate", "score", "learn", "publish", "switch")
+Busy: TypeAlias = Mapping[str, Mapping[str, float]]
+"""Seconds by phase and role: {"learn": {"policy": 20.1}, …}"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTime:
     """Duration of one step in seconds, with the busy time of each role."""
 
-    busy: Mapping[str, Mapping[str, float]]  # by phase and role: {"learn": {"policy": 20.1}, …}
+    busy: Busy
     step_s: float
     ahead: bool = False  # generation and scoring overlap with learning
+    begins: Busy = field(default_factory=dict)  # seconds from the start of the step; empty: not known
+    chunks: tuple[int, ...] = ()  # prompts, or rows of a dataset, of each chunk of generation and scoring
+    chunk: Busy = field(default_factory=dict)  # seconds of a full chunk
 
     def phase_s(self, phase: str) -> float:
         """Return the busy time of the phase's slowest role; 0 for a phase that does not occur."""
@@ -50,17 +61,25 @@ class StepTime:
 
 def step_time(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants) -> StepTime:
     """Return the time of a step with every role on its own GPUs."""
-    busy: dict[str, dict[str, float]] = {}
-    if work.sampled:
-        busy["generate"] = {"rollout": _generate(config, shapes, gpu, work, constants)}
-    busy["score"] = _score(config, shapes, gpu, work, constants)
+    sizes = chunk_sizes(work.groups, prompts_per_chunk(config.rollout, work.group) if work.sampled else work.groups)
+    by_size = {size: _chunk(config, shapes, gpu, replace(work, groups=size), constants) for size in set(sizes)}
+    parts = [by_size[size] for size in sizes]
+    busy: dict[str, dict[str, float]] = {"refresh": _refresh(config, shapes, parts[0], constants)}
+    for phase in ("generate", "score"):
+        busy[phase] = {role: sum(part[phase][role] for part in parts) for role in parts[0][phase]}
     busy["learn"] = _learn(config, shapes, gpu, work, constants)
-    if work.sampled and not config.algorithm.teacher_samples:  # nothing is published to a teacher
-        busy["publish"] = {"policy": _publish(config, shapes, constants)}
+    # Nothing is published to a teacher. Engines that only evaluate get weights before an evaluation, not in every step.
+    if work.sampled and not config.algorithm.teacher_samples:
+        busy["publish"] = {"policy": publish_s(config, shapes, constants)}
     busy = {phase: roles for phase, roles in busy.items() if any(roles.values())}
     frozen = config.reference.refresh == "never"
     ahead = config.max_staleness > 0 if work.sampled else frozen
-    return StepTime(busy=busy, step_s=_combined_s(busy, ahead=ahead, frozen=frozen), ahead=ahead)
+    decided = sum(parts[0]["generate"].values()) if _measures_drift(config) else 0.0
+    if ahead:
+        begins, step_s = _ahead(busy, frozen=frozen)
+    else:
+        begins, step_s = _in_sequence(busy, parts, _streamed(config), decided)
+    return StepTime(busy=busy, step_s=step_s, ahead=ahead, begins=begins, chunks=sizes, chunk=by_size[max(sizes)])
 
 
 def colocated_time(
@@ -88,18 +107,91 @@ def colocated_time(
     return StepTime(busy=busy, step_s=sum(sum(roles.values()) for roles in busy.values()))
 
 
-def _combined_s(busy: Mapping[str, Mapping[str, float]], *, ahead: bool, frozen: bool) -> float:
+def _streamed(config: RunConfig) -> frozenset[str]:
+    """Return the roles that score a chunk while the engines sample the next one.
+
+    The policy is one of them if it is the reference as well, under its adapters, and needs no scores of its own."""
+    policy = {"policy"} if shares_base(config) and not config.algorithm.needs_old_logprobs else set[str]()
+    return frozenset({"reward", "reference", "teacher"} | policy)
+
+
+def _in_sequence(busy: Busy, parts: Sequence[Busy], streamed: frozenset[str], decided: float) -> tuple[Busy, float]:
+    """Return when each role begins each phase, and the time of the step, if nothing overlaps but a step's chunks.
+
+    Args:
+        streamed: Roles that score a chunk while the next one is sampled. Other roles wait for the whole step's rewards.
+        decided: When the chunk is sampled on which the decision to refresh depends.
+    """
+    generating = [sum(part["generate"].values()) for part in parts]
+    begins: dict[str, dict[str, float]] = {"refresh": {}, "generate": dict.fromkeys(busy.get("generate", {}), 0.0)}
+    refreshed = decided if busy.get("refresh") else 0.0
+    for role, seconds in busy.get("refresh", {}).items():
+        begins["refresh"][role] = refreshed
+        refreshed += seconds
+    score = busy.get("score", {})
+    ends = {
+        role: streamed_s(
+            generating, [part["score"][role] for part in parts], ready=refreshed if role == "reference" else 0.0
+        )
+        for role in score
+        if role in streamed
+    }
+    own = max(sum(generating), refreshed, ends.get("reward", 0.0))  # when the learners score
+    begins["score"] = {role: ends[role] - score[role] if role in ends else own for role in score}
+    learned = max([own, *(begins["score"][role] + seconds for role, seconds in score.items())])
+    begins["learn"] = dict.fromkeys(busy.get("learn", {}), learned)
+    published = learned + max(busy.get("learn", {}).values(), default=0.0)
+    begins["publish"] = dict.fromkeys(busy.get("publish", {}), published)
+    return begins, published + max(busy.get("publish", {}).values(), default=0.0)
+
+
+def _ahead(busy: Busy, *, frozen: bool) -> tuple[Busy, float]:
+    """Return when each role begins each phase, and the time of the step, if phases of different steps overlap."""
     publish = max(busy.get("publish", {}).values(), default=0.0)
-    phases = [phase for phase in ("generate", "score", "learn") if phase in busy]
-    if not ahead:
-        return publish + sum(max(busy[phase].values()) for phase in phases)
+    begins: dict[str, dict[str, float]] = {}
     loads: dict[str, float] = {}
-    for phase in phases:
+    for phase in (phase for phase in PHASES if phase in busy and phase != "publish"):
+        begins[phase] = {role: loads.get(role, 0.0) for role in busy[phase]}
         for role, seconds in busy[phase].items():
             loads[role] = loads.get(role, 0.0) + seconds
     if not frozen and "reference" in loads:  # it may be refreshed before the step, so it cannot run ahead
         loads["policy"] = loads.get("policy", 0.0) + loads.pop("reference")
-    return publish + max(loads.values(), default=0.0)
+    busiest = max(loads.values(), default=0.0)
+    begins["publish"] = dict.fromkeys(busy.get("publish", {}), busiest)
+    return begins, busiest + publish
+
+
+def _chunk(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants) -> Busy:
+    """Return the seconds of a chunk, the prompts of `work`."""
+    generate = {"rollout": _generate(config, shapes, gpu, work, constants)} if work.sampled else {}
+    return {"generate": generate, "score": _score(config, shapes, gpu, work, constants)}
+
+
+def _measures_drift(config: RunConfig) -> bool:
+    """Return whether the reference measures the drift on a step's first chunk, before a refresh."""
+    if not has_reference(config) or config.data.prompts is None:
+        return False
+    return config.algorithm.needs.rounds or config.reference.refresh == "when_drifted"
+
+
+def _refresh(config: RunConfig, shapes: Shapes, first: Busy, constants: Constants) -> dict[str, float]:
+    """Return the time of a refresh before each step, and of the pass over the `first` chunk that measures the drift.
+
+    The log-probabilities of that pass are used again if the reference and the temperature stay the same."""
+    if not has_reference(config) or config.data.prompts is None:
+        return {}
+    refreshed = config.reference.refresh in ("every_round", "ema")
+    sampling = config.rollout.temperature
+    busy = refresh_s(shapes, constants) if refreshed else {}
+    if _measures_drift(config) and (refreshed or config.algorithm.loss_temperature(sampling) != sampling):
+        busy["reference"] = busy.get("reference", 0.0) + first["score"]["reference"]
+    return busy
+
+
+def refresh_s(shapes: Shapes, constants: Constants) -> dict[str, float]:
+    """Return the time of either half of a refresh: rank 0 of the policy writes, then the reference reads."""
+    seconds = weights_s(shapes["policy"].num_params, constants)
+    return {"policy": seconds, "reference": seconds}
 
 
 def _generate(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants) -> float:
@@ -120,7 +212,8 @@ def _score(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: C
     """Return the time of one forward pass over the step's completions, for every model that scores them."""
 
     def forward(role: str, gpus: int, tokens: float) -> float:
-        return scoring_s(shapes[role], gpu, tokens=tokens, context=work.context, gpus=gpus, constants=constants)
+        shape = reference_shape(shapes) if role == "reference" else shapes[role]
+        return scoring_s(shape, gpu, tokens=tokens, context=work.context, gpus=gpus, constants=constants)
 
     def size(settings: LearnerConfig | ReferenceConfig | TeacherConfig) -> tuple[int, float]:
         """Return the role's number of GPUs, and the tokens of a pass."""
@@ -130,22 +223,41 @@ def _score(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: C
     cached = config.reference.cache and not work.sampled
     if config.algorithm.needs_reference:
         role, settings = ("policy", config.policy) if shares_base(config) else ("reference", config.reference)
-        busy[role] = forward("policy", *size(settings)) / (work.epochs if cached else 1)
+        busy[role] = forward(role, *size(settings)) / (work.epochs if cached else 1)
     if config.algorithm.needs_old_logprobs:
         busy["policy"] = busy.get("policy", 0.0) + forward("policy", *size(config.policy))
     if config.teacher is not None:
         busy["teacher"] = forward("teacher", *size(config.teacher))
     if config.algorithm.needs.critic:
         busy["critic"] = forward("critic", *size(config.critic or config.policy))
-    if work.sampled:
-        tokens = work.sequences * work.context  # a reward model reads every completion with its prompt
-        rewards = [i for i, reward in enumerate(config.reward) if isinstance(reward, ModelRewardConfig)]
-        if rewards:
-            busy["reward"] = sum(forward(f"reward.{i}", config.reward_workers.num_workers, tokens) for i in rewards)
-    if has_reference(config) and work.sampled and config.reference.refresh == "every_round":
-        written = 2.0 * shapes["policy"].num_params
-        busy["reference"] += through_files_s(written, constants)
+    if work.sampled and config.reward:
+        busy["reward"] = reward_s(
+            config, shapes, gpu, prompts=work.groups, group=work.group, context=work.context, constants=constants
+        )
     return busy
+
+
+def reward_s(
+    config: RunConfig,
+    shapes: Shapes,
+    gpu: Gpu,
+    *,
+    prompts: int,
+    group: int,
+    context: float,
+    constants: Constants,
+) -> float:
+    """Return the time in which the reward workers score `prompts` with `group` completions each.
+
+    A reward model reads every completion with its prompt, `context` tokens."""
+    workers, tokens = config.reward_workers.num_workers, prompts * group * context
+    forward = sum(
+        scoring_s(shapes[f"reward.{i}"], gpu, tokens=tokens, context=context, gpus=workers, constants=constants)
+        for i, reward in enumerate(config.reward)
+        if isinstance(reward, ModelRewardConfig)
+    )
+    cpus = config.cluster.cpus_per_worker
+    return forward + cpu_s(config.reward, prompts=prompts, group=group, workers=workers, cpus=cpus)
 
 
 def _learn(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants) -> dict[str, float]:
@@ -171,7 +283,7 @@ def _one_learner(config: RunConfig, role: str, shapes: Shapes, gpu: Gpu, work: W
     return max(computing, traffic) + constants.update_overhead_s * updates
 
 
-def _publish(config: RunConfig, shapes: Shapes, constants: Constants) -> float:
+def publish_s(config: RunConfig, shapes: Shapes, constants: Constants) -> float:
     """Return the time to broadcast all weights from one rank, or to pass adapters through a shared directory."""
     shape = sampler_shape(config, shapes)
     if adapters := adapter_params(config, shape):

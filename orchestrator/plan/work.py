@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from orchestrator.config import RunConfig
 from workers.config import FromDataset, Sampled
@@ -11,7 +13,7 @@ from workers.config import FromDataset, Sampled
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lengths:
-    """Mean lengths in tokens, and dataset rows. None: half of the recipe's maximum; an unknown number of rows.
+    """Mean lengths in tokens, and dataset rows. None: half of the recipe's maximum; the rows of a local .jsonl file.
 
     Example: `Lengths(prompt=200, response=900)`.
     """
@@ -70,6 +72,27 @@ def row_tokens(completions: int, prompt: float, response: float, budget: int) ->
     return math.ceil(completions / together) * prompt + completions * response
 
 
+def sampled_lengths(config: RunConfig, lengths: Lengths) -> tuple[float, float]:
+    """Return the mean tokens of a prompt and of a completion that the engines sample."""
+    rollout = config.rollout
+    mean = rollout.max_completion_length if rollout.ignore_eos else rollout.max_completion_length / 2
+    prompt = min(lengths.prompt or rollout.max_prompt_length / 2, rollout.max_prompt_length)
+    return prompt, min(lengths.response or mean, rollout.max_completion_length)
+
+
+def rows_of(source: str | None) -> int | None:
+    """Return the number of rows of a local .jsonl file; None for any other source."""
+    if source is None or not source.endswith(".jsonl") or not Path(source).is_file():
+        return None
+    return _count_rows(source, Path(source).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _count_rows(source: str, changed_ns: int) -> int:
+    with Path(source).open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
 def work_of(config: RunConfig, lengths: Lengths) -> Work:
     return _sampling(config, lengths) if config.data.prompts is not None else _dataset(config, lengths)
 
@@ -78,9 +101,7 @@ def _sampling(config: RunConfig, lengths: Lengths) -> Work:
     algorithm, rollout = config.algorithm, config.rollout
     assert isinstance(algorithm, Sampled)
     groups, group = algorithm.prompts_per_step, algorithm.num_generations
-    prompt = min(lengths.prompt or rollout.max_prompt_length / 2, rollout.max_prompt_length)
-    mean = rollout.max_completion_length if rollout.ignore_eos else rollout.max_completion_length / 2
-    response = min(lengths.response or mean, rollout.max_completion_length)
+    prompt, response = sampled_lengths(config, lengths)
     rows, completions = algorithm.rows_per_step, algorithm.completions_per_row
     unsplit = completions if algorithm.needs.whole_rows else 1
     budget = config.policy.tokens_per_micro_batch
@@ -112,9 +133,9 @@ def _dataset(config: RunConfig, lengths: Lengths) -> Work:
     completions = 2 if algorithm.needs.row == "pair" else 1
     rows, passes = algorithm.batch_size, algorithm.epochs
     steps, epochs = algorithm.max_steps, algorithm.num_train_epochs
-    if lengths.rows is not None:
-        steps = steps or math.ceil(lengths.rows * epochs / rows)
-        epochs = math.ceil(steps * rows / lengths.rows)
+    if num_rows := lengths.rows or rows_of(config.data.dataset):
+        steps = steps or math.ceil(num_rows * epochs / rows)
+        epochs = math.ceil(steps * rows / num_rows)
     row = prompt + completions * response
     # data.max_length limits a prompt with one completion.
     longest_row = longest if completions == 1 else 2 * longest

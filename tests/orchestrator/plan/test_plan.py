@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -9,8 +10,9 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,21 +23,30 @@ from shipped import CONFIGS, QUICKSTART
 from orchestrator.cli.main import main
 from orchestrator.config import RunConfig, load
 from orchestrator.errors import BadInput
+from orchestrator.pipeline import roles
 from orchestrator.pipeline.roles import gang_plans
 from orchestrator.plan.advice import apply_changes, as_overrides
 from orchestrator.plan.as_json import as_json
 from orchestrator.plan.checkpoints import bytes_per_parameter, checkpoint_bytes, disk_bytes
 from orchestrator.plan.constants import DEFAULT
-from orchestrator.plan.gangs import MEMORY, demands, headless
+from orchestrator.plan.evaluation import num_evaluations
+from orchestrator.plan.gangs import demands, headless
 from orchestrator.plan.gpus import GPUS, LARGEST
 from orchestrator.plan.models import TABLE
+from orchestrator.plan.placement import fewest_gpus, fits_on
 from orchestrator.plan.plan import Plan, make_plan, shapes_of
 from orchestrator.plan.refuse import refuse_on_every_gpu, refuse_what_cannot_fit
+from orchestrator.plan.roles import ByRole
+from orchestrator.plan.scorers import SCORERS
 from orchestrator.plan.show import show_comparison, show_plan
 from orchestrator.plan.step import step_time
 from orchestrator.plan.work import Lengths, work_of
+from workers.config import RewardConfig
 
-MEANT_FOR_GPUS = sorted([*CONFIGS.glob("8b/*.yaml"), *CONFIGS.glob("70b/*.yaml")])
+MEANT_FOR_GPUS = sorted(
+    path for size in ("8b", "70b") for path in (CONFIGS / size).glob("*.yaml") if not path.stem.startswith("compare")
+)
+COMPARED = sorted(path for size in ("8b", "70b") for path in (CONFIGS / size / "compare").glob("*.yaml"))
 H100 = GPUS["H100"]
 Golden = Callable[[str, str], None]
 LLAMA_405B = "model.path=meta-llama/Llama-3.1-405B-Instruct"
@@ -56,16 +67,17 @@ def shown(plan: Plan) -> str:
 # ------------------------------------------------------------------------------------------------ gangs
 
 
-def test_every_role_of_a_gang_has_its_memory() -> None:
-    """A role that takes GPUs in a shipped recipe and is missing in the planner's table would be a KeyError."""
-    roles = {
-        plan.role
-        for path in (*MEANT_FOR_GPUS, *QUICKSTART)
-        for config in load(path).stages
-        for plan in gang_plans(config, cuda=True, max_steps=1)
-        if plan.resources.gpus
-    }
-    assert roles == set(MEMORY) - {"base"}  # held-out samples are evaluated only on request
+def test_the_tables_of_roles_have_every_role_that_can_start() -> None:
+    """A role that is missing in `ByRole` would be a KeyError; one that is missing in a table is a type error."""
+    source = inspect.getsource(roles)
+    named = set(re.findall(r'(?:_learner|_reward|scoring_plan|plan_of)\(\s*"(\w+)"|role="(\w+)"', source))
+    assert {name for pair in named for name in pair if name} == {field.name for field in fields(ByRole)}
+
+
+def test_every_type_of_reward_has_a_cost() -> None:
+    """A type that is missing in the planner's table would be a KeyError."""
+    union, _ = get_args(RewardConfig)
+    assert {get_args(config.model_fields["type"].annotation)[0] for config in get_args(union)} == set(SCORERS)
 
 
 def test_a_method_without_a_reference_has_a_base_gang_for_held_out_samples() -> None:
@@ -83,19 +95,16 @@ def test_it_plans_every_gang_of_the_quickstart(path: Path) -> None:
         time = step_time(config, shapes, H100, work, DEFAULT)
         assert 0 < time.step_s < 3600
         assert {role for busy in time.busy.values() for role in busy} <= {
-            d.role for d in demands(config, shapes, H100, work)
+            plan.role for plan in gang_plans(config, cuda=True, max_steps=1)
         }
 
 
-@pytest.mark.parametrize("path", MEANT_FOR_GPUS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_our_recipes_fit_the_cluster_they_are_meant_for(path: Path) -> None:
+@pytest.mark.parametrize("path", [*MEANT_FOR_GPUS, *COMPARED], ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_our_recipes_fit_the_cluster_they_are_meant_for(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory, number of GPUs, and every call within its time limit."""
     stated = re.search(r"Meant for (\d+) GPUs of 80 GB", path.read_text("utf-8").replace("\n# ", " "))
     assert stated is not None
-    recipe = load(path)
-    for config in recipe.stages:
-        plan = make_plan(config, H100, before=recipe.before(config), given=int(stated[1]))
-        assert plan.fits, [(s.role, s.short_bytes) for s in plan.shortages]
-        assert plan.asked <= int(stated[1])
+    assert main(["plan", str(path), "--gpus", f"{stated[1]}xH100"]) == 0, capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ work
@@ -174,7 +183,10 @@ def test_only_adapters_are_published() -> None:
 def test_cost() -> None:
     plan = planned("70b/grpo.yaml", price=2.0)
     assert plan.gpu_hours_per_1000() == pytest.approx(plan.time.step_s * 64 / 3600 * 1000 / 1024)
-    assert plan.total_gpu_hours == pytest.approx(plan.time.step_s * 500 * 64 / 3600)
+    assert plan.evaluation is not None
+    evaluations = num_evaluations(plan.config, 500) * plan.evaluation.seconds
+    assert plan.run_s == pytest.approx(plan.load_s + 500 * plan.time.step_s + evaluations)
+    assert plan.total_gpu_hours == pytest.approx(plan.run_s * 64 / 3600)  # type: ignore[operator]
     assert planned("8b/sft.yaml").total_gpu_hours is None  # its rows are on the hub
 
 
@@ -297,6 +309,26 @@ def test_more_gpus_never_fit_less(recipe: str, gpus: int, more: int) -> None:
     for plan in (few, many):
         assert all(p.num_gpus <= (plan.given or 0) for p in plan.placements)
         assert all(d.fits for p in plan.placements for d in p.demands)
+
+
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_what_no_number_of_ranks_makes_fit_is_found_at_once(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that splits are not enumerated in vain, and that the check skips no split that fits."""
+    tokens = {f"{r}.tokens_per_micro_batch": 131_072 for r in ("policy", "critic", "reference")}
+    config = load(CONFIGS / "70b/ppo.yaml").stages[-1]
+    long = apply_changes(config, {**tokens, f"{role}.gradient_checkpointing": False})
+    shapes = shapes_of(config)
+    found = {n: fits_on(config, shapes, H100, Lengths(), n) for n in (1, 8, 32, 64)}
+    with monkeypatch.context() as patched:
+        patched.setattr("orchestrator.plan.placement._learners_can_fit", lambda *arguments: True)
+        assert {n: fits_on(config, shapes, H100, Lengths(), n) for n in found} == found
+    assert not all(found.values())
+    assert any(found.values())
+    longer = apply_changes(long, {"rollout.max_completion_length": 100_000})
+    monkeypatch.setattr(
+        "orchestrator.plan.placement._splits", lambda *arguments: pytest.fail("the splits are enumerated")
+    )
+    assert fewest_gpus(longer, shapes, H100, Lengths()) is None
 
 
 # ------------------------------------------------------------------------------------------------ refused before a run
