@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workers.config import AlgorithmConfig, Head, LearnerConfig, ModelConfig
 from workers.engines.base import ModelError, TrainingEngine
+from workers.gold import sampled_only
 from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
 from workers.scoring import ScoreCache, score_tokens
 from workers.spans import UpdateRange
@@ -28,7 +29,7 @@ from workers.types import (
     merge_scores,
     merge_shards,
 )
-from workers.weights import Manifest, Rendezvous, describe
+from workers.weights import Average, Manifest, Rendezvous, describe
 
 if TYPE_CHECKING:
     from workers.packing import Packed
@@ -103,12 +104,22 @@ class Learner:
             engine, algorithm, head=head, budget=self._budget, pad=self._pad, seed=seed, max_steps=max_steps
         )
         self._current: _Current | None = None  # the step that is not finished
+        self._base: str | None = None  # state to load before the first update of the step
         self._base_cache = ScoreCache()  # log-probabilities of the base model under the adapters
         self._manifest: Manifest | None = None  # set by `open_weights`
         self._segment: Segment | None = None
         self._sender: Any = None
 
     # -------------------------------------------------------------------------------------------- train
+
+    def begin_round(self, settings: Mapping[str, Any], base: str | None = None) -> None:
+        """Set what differs from round to round, before the calls of a round.
+
+        Args:
+            settings: settings of the algorithm by name, for example `{"learning_rate": 5e-7}`.
+            base: directory, written by `save`, of the state that the round's updates start from; None: the current one.
+        """
+        self._algorithm, self._base = self._algorithm.model_copy(update=settings), base
 
     def step(
         self,
@@ -150,11 +161,14 @@ class Learner:
         difference = None
         if self._head == "logprobs" and span.first == 0:
             difference = engine_difference(self._engine, scored.experience, budget=self._budget)
-        if pairs_file is not None and self._engine.rank == 0 and batch.num_rows:
+        if self._base is not None and span.first == 0:
+            self.load(self._base)
+        if pairs_file is not None and self._engine.rank == 0:
             from workers.engines.hf_text import TextCodec
-            from workers.files.pairs_file import write_pairs
+            from workers.files.round_files import write_round
 
-            write_pairs(Path(pairs_file), batch, scored, TextCodec(self._model))
+            keep = self._algorithm.keeps_groups
+            write_round(Path(pairs_file), batch, scored, TextCodec(self._model), keep_groups=keep)
         planned = self._updater.plan(step, batch, self._algorithm)
         self._current = _Current(step=step, scored=scored, batch=batch, planned=planned)
         # Metrics of the experience are reported by the policy alone, not again by the critic.
@@ -314,18 +328,20 @@ class Learner:
         if self._engine.rank == 0:
             lora.write(directory, self._model.lora, self._model.path, tensors, version)
 
-    def export(self, directory: str) -> None:
-        """Write the model as a Hugging Face directory (rank 0; all ranks gather).
+    def export(self, directory: str, average: Average | None = None) -> None:
+        """Write the model, or the `average` of it and an earlier one, as a Hugging Face directory (rank 0; all gather).
 
-        With adapters the model is the merged one, and its subdirectory `adapter/` holds the adapters for peft.
+        With adapters the model is the merged one, and its subdirectory `adapter/` holds the adapters for peft. An
+        average has none.
         """
         from workers.engines import hf_files
 
         assert self._model.path is not None
-        if self._model.lora is not None:
+        if self._model.lora is not None and average is None:
             self._write_adapter(Path(directory) / "adapter")
         if self._engine.rank == 0:
-            hf_files.export(self._model.path, self._engine.describe_weights(), self._engine.weights(), Path(directory))
+            described, weights = self._engine.describe_weights(), self._engine.weights()
+            hf_files.export(self._model.path, described, weights, Path(directory), average=average)
         else:
             for _ in self._engine.weights():
                 pass
@@ -375,14 +391,16 @@ def _scored(
         None if shares is None else merge_shards(shares, parts) for shares in (reference, values, old)
     )
     hidden = reference is not None and any(share.has_vectors for share in reference)
+    merged = None if scores is None else merge_scores(scores)
     return ScoredBatch(
         experience=experience,
-        rewards=merge_scores(scores).rewards if scores is not None else experience.rewards,
+        rewards=experience.rewards if merged is None else merged.rewards,
         reference_logprobs=assemble(reference, experience.completions) if reference and not hidden else None,
         reference_hidden=assemble_vectors(reference, experience.completions) if reference and hidden else None,
         values=assemble(values, experience.completions) if values is not None else None,
         seed=seed,
         learner_logprobs=assemble(old, experience.completions) if old is not None else None,
+        by_scorer=None if merged is None else merged.by_scorer,
     )
 
 
@@ -393,6 +411,6 @@ def _experience_facts(experience: Experience, version: int) -> Metrics:
         "data/truncated": float(experience.num_truncated),
     }
     if experience.logprobs is not None and len(experience.versions):
-        staleness = version - experience.versions  # step n trains version n of the policy
+        staleness = version - sampled_only(experience).versions  # step n trains version n of the policy
         facts |= {"staleness/mean": float(staleness.mean()), "staleness/max": float(staleness.max())}
     return facts

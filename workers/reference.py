@@ -12,6 +12,7 @@ import numpy as np
 
 from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
 from workers.engines.base import VersionMismatch
+from workers.gold import is_gold, sampled_only
 from workers.scoring import ScoreCache, score_tokens
 from workers.types import SATURATED, Drift, Experience, TokenShard, log_ratios, merge
 
@@ -27,9 +28,31 @@ class Reference:
     """One rank of the reference. With zero_stage 0 every rank holds the model, with 3 it is partitioned over them."""
 
     def __init__(
-        self, model: ModelConfig, config: ReferenceConfig, *, rank: int, address: str, port: int, cuda: bool, chunk: int
+        self,
+        model: ModelConfig,
+        config: ReferenceConfig,
+        *,
+        rank: int,
+        address: str,
+        port: int,
+        cuda: bool,
+        chunk: int,
+        policy: ModelConfig | None = None,
     ) -> None:
-        """Load the model. `chunk`: tokens whose logits are formed at a time. `address`, `port`: for ZeRO-3 alone."""
+        """Load the model.
+
+        Args:
+            address: of the gang, like `port` for ZeRO-3 alone.
+            chunk: tokens whose logits are formed at a time.
+            policy: the policy's model, whose tokenizer a reference of another model must have; None: it is the same.
+
+        Raises:
+            ModelError: the tokenizers differ.
+        """
+        if policy is not None:
+            from workers.engines import hf_text
+
+            hf_text.require_same_tokenizer(policy, model, key="reference.path")
         self._model, self._config, self._rank, self._chunk = model, config, rank, chunk
         if config.zero_stage == 3:
             from workers.engines import deepspeed_engine
@@ -132,7 +155,8 @@ class Reference:
     def drift(self, parts: Sequence[Experience], shares: Sequence[TokenShard]) -> Drift:
         """Compute the drift of the sampling policy from the model that computed `shares` (k1 estimate of the KL)."""
         experience = merge(parts)
-        ratios = log_ratios(experience, shares)
+        ratios = log_ratios(experience, shares)[~is_gold(experience)]
+        experience = sampled_only(experience)
         starts, sizes = experience.group_offsets[:-1], np.diff(experience.group_offsets)
         means = np.add.reduceat(ratios, starts) / sizes if len(starts) > 1 else ratios
         return Drift(

@@ -13,6 +13,7 @@ from workers.config import ModelConfig, RolloutConfig
 from workers.engines.base import EngineError, ModelError, Request, Response, Sampler, VersionMismatch
 from workers.files import quarantine
 from workers.files.rollout_files import read_experience, write_experience
+from workers.gold import gold_tokens, with_gold
 from workers.ragged import Ragged
 from workers.types import Experience, Prompt, Sampling
 from workers.weights import Manifest
@@ -162,6 +163,7 @@ class Rollout:
             seconds=time.perf_counter() - started,
             chunk=chunk,
         )
+        experience = with_gold(experience, [self._gold(p) for p, _ in kept])
         if file_prefix is not None:
             write_experience(f"{file_prefix}rollout-{self._index}", experience)
         return experience
@@ -169,6 +171,10 @@ class Rollout:
     def texts(self, experience: Experience) -> list[str]:
         """Decode each completion, without special tokens: [N]."""
         return self._codec.decode_batch([tokens.tolist() for tokens in experience.completions])
+
+    def _gold(self, prompt: Prompt) -> list[int]:
+        """Encode a prompt's gold answer, if one joins the samples of its group."""
+        return gold_tokens(self._codec, prompt, max_length=self._config.max_completion_length)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         """Encode a prompt. Raises ModelError, which names the row."""

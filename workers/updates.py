@@ -15,6 +15,7 @@ from workers.algorithms.base import MicroBatch, totals_of
 from workers.config import AlgorithmConfig, Head
 from workers.engines import hf_models
 from workers.engines.base import TrainingEngine
+from workers.gold import sampled_only
 from workers.packing import cut, cut_batch, input_lengths, members, pack, shares, updates
 from workers.scoring import DUMMY_ROW
 from workers.spans import UpdateRange
@@ -56,7 +57,7 @@ class Updater:
         loss = record.critic_loss if head == "values" else record.loss
         assert loss is not None
         self._loss, self._range_of, self._whole_rows = loss, record.range_of, algorithm.needs.whole_rows
-        self._learning_rate = algorithm.learning_rate_of(head)
+        self._head = head
 
     def plan(self, step: int, batch: TrainBatch, algorithm: AlgorithmConfig) -> PlannedUpdates:
         """Choose the rows and the learning rate of each update of a step.
@@ -70,7 +71,8 @@ class Updater:
             seed=mix_seeds(self._seed, step),
         )
         factors = self._factors(algorithm, step, len(rows))
-        return PlannedUpdates(rows=rows, learning_rates=[self._learning_rate * factor for factor in factors])
+        peak = algorithm.learning_rate_of(self._head)
+        return PlannedUpdates(rows=rows, learning_rates=[peak * factor for factor in factors])
 
     def run(
         self,
@@ -220,6 +222,7 @@ def engine_difference(engine: TrainingEngine, experience: Experience, *, budget:
     Returns:
         This rank's share of the mean, and the maximum, of |log-probability difference|. None for a dataset.
     """
+    experience = sampled_only(experience)
     if experience.logprobs is None or not len(experience.prompts):
         return None
     completions = experience.completions

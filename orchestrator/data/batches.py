@@ -27,6 +27,28 @@ def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> NDArr
     return stream[start : start + batch_size]
 
 
+@lru_cache(maxsize=8)
+def cut_batches(num_rows: int, sizes: tuple[int, ...], seed: int) -> tuple[NDArray[np.int64], ...]:
+    """Cut the same stream of rows into batches of different sizes. Return the row indices of each batch.
+
+    For equal sizes these are the batches of `batch_indices`. A batch holds at most all rows.
+
+    >>> [batch.tolist() for batch in cut_batches(3, (1, 2, 3), seed=0)]
+    [[0], [1, 2], [2, 1, 0]]
+    """
+    left, epoch = _shuffled(num_rows, 0, seed), 0
+    batches = []
+    for size in (min(size, num_rows) for size in sizes):
+        batch, left = left[:size], left[size:]
+        if len(batch) < size:
+            epoch += 1
+            order = _shuffled(num_rows, epoch, seed)
+            further = np.flatnonzero(~np.isin(order, batch))[: size - len(batch)]
+            batch, left = np.concatenate([batch, order[further]]), np.delete(order, further)
+        batches.append(batch)
+    return tuple(batches)
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(num_rows: int, batch_size: int, epoch: int, seed: int) -> NDArray[np.int64]:
     """Return the order of an epoch.

@@ -15,6 +15,7 @@ from orchestrator.data.formats import (
     detect,
     equal_to_a_reader,
     has_other_turns,
+    is_blank,
     is_conversation,
     joined,
     missing,
@@ -141,6 +142,19 @@ def _preference(values: Mapping[str, Any], id: str) -> Read:
     return _implicit({**values, "chosen": both[0], "rejected": both[1]}, id)
 
 
+def split_pair(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what is wrong with a preference row, and its prompt, chosen and rejected as a method on pairs has them."""
+    wrong, example = (_preference if values.get("prompt") is not None else _implicit)(values, "")
+    if example is not None:
+        chosen, rejected = example.completions
+        return "", {"prompt": example.prompt.text, "chosen": chosen, "rejected": rejected}
+    if wrong == EQUAL and is_conversation(values["chosen"]):  # no preference, but a prompt
+        prompt, answer = values["chosen"][:-1], values["chosen"][-1:]
+        wrong = wrong_prompt(prompt, "the common start") if prompt else "no prompt"
+        return wrong, {"prompt": prompt, "chosen": answer, "rejected": answer}
+    return wrong, {}
+
+
 def _implicit(values: Mapping[str, Any], id: str) -> Read:
     chosen, rejected = values["chosen"], values["rejected"]
     if wrong := wrong_text(chosen, "chosen") or wrong_text(rejected, "rejected"):
@@ -169,6 +183,8 @@ def _pair(
     conversational, margin = is_conversation(prompt), values.get("margin")
     wrong = wrong_prompt(prompt, prompt_is)
     for side, text in (("chosen", chosen), ("rejected", rejected)):
+        if side == "rejected" and is_blank(text) and is_conversation(text) == conversational:
+            continue  # a sampled answer may end at once
         if text != "" or prompt_is == "prompt":  # without a prompt, one text may be the start of the other
             wrong = wrong or wrong_completion(text, side, conversational=conversational)
     if not wrong and equal_to_a_reader(chosen, rejected):

@@ -167,6 +167,15 @@ def wrong_completion(value: Any, column: str, *, conversational: bool) -> str:
     return ""
 
 
+def is_blank(answer: object) -> bool:
+    """Return whether an answer has no text: a blank string, or a message of the assistant with blank content alone."""
+    if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict):
+        message = answer[0]
+        is_text = message.get("role") == "assistant" and not message.get("tool_calls")
+        answer = message.get("content") if is_text else None
+    return isinstance(answer, str) and not answer.strip()
+
+
 def has_other_turns(completion: Text) -> bool:
     """Return whether a completion contains messages of users or tools, which the policy must not be trained on."""
     return not isinstance(completion, str) and any(message["role"] != "assistant" for message in completion)

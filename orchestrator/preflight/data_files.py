@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.rounds import prompts_per_round
 from orchestrator.config.run import RunConfig
 from orchestrator.data import lengths, read_examples, read_prompts
 from orchestrator.data.audit import contradicting, listed, listed_pairs, repeated, row_number, trained_on
+from orchestrator.data.formats import is_blank
 from orchestrator.data.remarks import remarks as remarks_on_labels
 from orchestrator.data.rows import RowProblems
 from orchestrator.data.sources import local
@@ -22,6 +24,7 @@ from orchestrator.errors import BadInput, Problem
 from orchestrator.preflight import tokenization
 from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
 from workers.codec import NO_COLUMNS
+from workers.config import DpoConfig
 from workers.types import Example, Prompt
 
 KEYS = ("prompts", "dataset", "eval_prompts", "eval_harmful", "eval_benign", "eval_dataset")
@@ -35,6 +38,7 @@ class Source:
     key: str  # "data.prompts"
     source: str
     rows: Sequence[Any]  # of Prompt, or of Example where the key ends in `dataset`
+    files: Mapping[str, int]  # number of rows of each file, in their order
     is_complete: bool = True  # False: only the beginning of the source was read
     remarks: tuple[str, ...] = ()
     num_dropped: int = 0  # rows whose prompt is too long
@@ -91,9 +95,29 @@ def read_source(
     Raises:
         BadInput: with every row that cannot be used.
     """
-    source: str | None = getattr(config.data, name)
-    if source is None:
-        return None
+    sources = config.data.prompt_sources if name == "prompts" else (getattr(config.data, name),)
+    read = [
+        _read_one(config, name, source, tokens, max_rows=max_rows, max_bytes=max_bytes)
+        for source in sources
+        if source is not None
+    ]
+    if len(read) < 2:
+        return read[0] if read else None
+    return Source(
+        key=f"data.{name}",
+        source=", ".join(one.source for one in read),
+        rows=with_common_columns([row for one in read for row in one.rows]),
+        files={one.source: len(one.rows) for one in read},
+        is_complete=all(one.is_complete for one in read),
+        remarks=tuple(remark for one in read for remark in one.remarks),
+        num_dropped=sum(one.num_dropped for one in read),
+    )
+
+
+def _read_one(
+    config: RunConfig, name: str, source: str, tokens: TokenCounter | None, *, max_rows: int | None, max_bytes: float
+) -> Source:
+    """Read the rows of one file, see `read_source`."""
     split = config.data.eval_split if name.startswith("eval_") else config.data.split
     dropped = RowProblems(source)
     rows: Sequence[Any]
@@ -102,7 +126,8 @@ def read_source(
         algorithm = config.algorithm.type
         rows = read_examples(source, algorithm=algorithm, split=split, max_rows=max_rows, equal_pairs=equal_pairs)
     else:
-        rows = with_common_columns(read_prompts(source, split=split, max_rows=max_rows))
+        gold = config.algorithm.pairs.gold if name == "prompts" and isinstance(config.algorithm, DpoConfig) else "never"
+        rows = with_common_columns(read_prompts(source, split=split, max_rows=max_rows, gold=gold))
     remarks = [f"dropped (data.equal_pairs): {remark}" for remark in dropped.remarks()]
     rows, further = _special_tokens(config, source, rows, tokens)
     remarks += further
@@ -119,6 +144,7 @@ def read_source(
         key=f"data.{name}",
         source=source,
         rows=rows,
+        files={source: len(rows)},
         is_complete=is_complete,
         remarks=tuple(remarks),
         num_dropped=num_dropped,
@@ -133,15 +159,44 @@ def read_all(config: RunConfig, tokens: TokenCounter | None) -> dict[str, Source
     """
     by_name = {name: read_source(config, name, tokens, max_bytes=math.inf) for name in KEYS}
     sources = {name: source for name, source in by_name.items() if source is not None}
-    if problems := scored_rows(config, sources):
+    if problems := [*scored_rows(config, sources), *prompts_of_rounds(config, sources)]:
         raise BadInput(problems)
     return sources
 
 
 def scored_rows(config: RunConfig, sources: Mapping[str, Source]) -> list[Problem]:
     """Return the problems of rows that the rewards cannot score."""
-    scored = [sources[name] for name in ("prompts", "eval_prompts") if name in sources]
-    return [p for source in scored for p in check_reward_rows(config.reward, source.source, source.rows)]
+    problems = []
+    for source in (sources[name] for name in ("prompts", "eval_prompts") if name in sources):
+        first = 0
+        for file, count in source.files.items():
+            problems += check_reward_rows(config.reward, file, source.rows[first : first + count])
+            first += count
+    return problems
+
+
+def prompts_of_rounds(config: RunConfig, sources: Mapping[str, Source]) -> list[Problem]:
+    """Return the problems of prompts that are too few for the rounds: disjoint parts, or files of single rounds."""
+    source, kind = sources.get("prompts"), config.rounds.prompts
+    if source is None or not source.is_complete or kind in ("stream", "fixed"):
+        return []
+    where, files, sizes = f"rounds.prompts = {kind}", list(source.files.items()), prompts_per_round(config)
+    total = sum(sizes)
+    if kind == "disjoint" and total > len(source.rows):
+        what, why = f"{source.source} has {len(source.rows)} prompts", f"the rounds sample {total}, none of them twice"
+        fix = "give more prompts or fewer rounds, lower algorithm.prompts_per_step, or set rounds.prompts to stream"
+        return [Problem(what=what, where=where, why=why, fix=fix)]
+    by_round = [(*files[i % len(files)], size) for i, size in enumerate(sizes)] if kind != "disjoint" else []
+    return [
+        Problem(
+            what=f"{file} has {count} prompts",
+            where=where,
+            why=f"round {i + 1} samples {size} of this file, each at most once",
+            fix="give it more prompts, or lower algorithm.prompts_per_step",
+        )
+        for i, (file, count, size) in enumerate(by_round)
+        if size > count
+    ]
 
 
 def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
@@ -261,6 +316,8 @@ def _preferences(rows: Sequence[Example]) -> list[str]:
     if disputed := contradicting(rows):
         what = "contradict an earlier one, and the two cancel out"
         remarks.append(f"{len(disputed)} of {len(rows)} rows {what}: {listed_pairs(disputed, rows)}")
+    if blank := [_prompt(row) for row in rows if len(row.completions) == 2 and is_blank(row.completions[1])]:
+        remarks.append(f"{len(blank)} of {len(rows)} rows reject an answer without text: {listed(blank)}")
     return remarks
 
 
@@ -269,4 +326,6 @@ def _prompt(row: Row) -> Prompt:
 
 
 def _answers(row: Row) -> Sequence[Any]:
-    return row.completions if isinstance(row, Example) else ()
+    if isinstance(row, Example):
+        return row.completions
+    return () if row.gold is None else (row.gold,)

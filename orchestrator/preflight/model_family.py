@@ -120,8 +120,8 @@ def _zero3_settings(config: RunConfig, key: str) -> list[str]:
     stages: list[tuple[str, int]] = []
     if key == "model":
         stages.append(("policy.zero_stage", config.policy.zero_stage))
-        if config.algorithm.needs_reference:
-            stages.append(("reference.zero_stage", config.reference.zero_stage))
+    if config.algorithm.needs_reference and key == ("model" if config.reference.path is None else "reference"):
+        stages.append(("reference.zero_stage", config.reference.zero_stage))
     if config.algorithm.needs.critic and key == ("critic_model" if config.critic_model else "model"):
         owner, settings = ("critic", config.critic) if config.critic else ("policy", config.policy)
         stages.append((f"{owner}.zero_stage", settings.zero_stage))

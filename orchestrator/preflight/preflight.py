@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.config.recipe import Recipe
+from orchestrator.config.rounds import largest
 from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.data.tokens import TokenCounter
@@ -17,6 +18,7 @@ from orchestrator.preflight.data_files import (
     KEYS,
     Source,
     SourceSummary,
+    prompts_of_rounds,
     read_source,
     remarks,
     scored_rows,
@@ -70,7 +72,7 @@ def preflight(recipe: Recipe) -> dict[str, StageSummary]:
     for config in recipe.stages:
         tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe), config.model.chat_template_kwargs)
         sources = {name: s for name in KEYS if (s := _data(config, name, tokens, problems))}
-        problems += scored_rows(config, sources)
+        problems += [*scored_rows(config, sources), *prompts_of_rounds(config, sources)]
         data = [source.summary() for source in sources.values()]
         of_stage = Problems()
         _check_counts(config, data, of_stage)
@@ -79,7 +81,11 @@ def preflight(recipe: Recipe) -> dict[str, StageSummary]:
         if config.model.path is not None and config.model.path not in produced:
             check_lora_targets(config.model, of_stage)
         if config.teacher is not None and config.teacher.model.path is not None:
-            _check_teacher_tokenizer(config, recipe, config.teacher.model.path, of_stage)
+            fix = "give a teacher of the same family, or use sft on its completions, which needs no common tokenizer"
+            _check_same_tokenizer(config, recipe, "teacher.model.path", config.teacher.model.path, fix, of_stage)
+        if config.reference.path is not None:
+            fix = "give a model of the same family, or remove reference.path"
+            _check_same_tokenizer(config, recipe, "reference.path", config.reference.path, fix, of_stage)
         check_rewards(config.reward, config.cluster, data, of_stage)
         if isinstance(config.evaluation.refusal, FunctionRewardConfig):
             function = config.evaluation.refusal.function
@@ -97,11 +103,12 @@ def preflight(recipe: Recipe) -> dict[str, StageSummary]:
 
 
 def _data(config: RunConfig, name: str, tokens: TokenCounter | None, problems: Problems) -> Source | None:
-    source: str | None = getattr(config.data, name)
-    if source is None or is_hub_name(source) or local(source).is_dir():
+    given = config.data.prompt_sources if name == "prompts" else (getattr(config.data, name),)
+    sources: list[str] = [source for source in given if source is not None]
+    if not sources or any(is_hub_name(source) or local(source).is_dir() for source in sources):
         return None  # reading these may need a download
-    path = local(source)
-    is_small = not path.is_file() or path.stat().st_size <= READ_WHOLLY_BYTES
+    sizes = [path.stat().st_size for path in map(local, sources) if path.is_file()]
+    is_small = max(sizes, default=0) <= READ_WHOLLY_BYTES
     try:
         return read_source(config, name, tokens, max_rows=None if is_small else MAX_ROWS)
     except BadInput as error:
@@ -115,7 +122,7 @@ def _check_counts(config: RunConfig, data: Sequence[SourceSummary], problems: Pr
         if not source.is_complete or source.key.startswith("data.eval_"):
             continue
         key = "batch_size" if source.key == "data.dataset" else "prompts_per_step"
-        wanted = getattr(config.algorithm, key)
+        wanted = getattr(largest(config).algorithm, key)
         if source.count < wanted:
             problems.add(
                 f"{source.source} has {source.count} rows",
@@ -141,6 +148,7 @@ def _check_models(
     ]
     models += [("critic_model", config.critic_model.path, None)] if config.critic_model else []
     models += [("teacher.model", config.teacher.model.path, False)] if config.teacher else []
+    models += [("reference", config.reference.path, False)] if config.reference.path is not None else []
     scorers = [(i, r) for i, r in enumerate(config.reward) if isinstance(r, ModelRewardConfig)]
     models += [(f"reward.{i}", r.path, True) for i, r in scorers]
     for key, path, scores in models:
@@ -152,7 +160,7 @@ def _check_models(
             if scores is not None:
                 check_stage(produced[path], where, problems, scores=scores)
             continue
-        needs_template = conversational and key not in ("critic_model", "teacher.model")
+        needs_template = conversational and key not in ("critic_model", "teacher.model", "reference")
         check_directory(path, where, problems, needs_template=needs_template)
         check_tokenizer(path, where, problems, writes=scores is False)
         check_family(path, where, problems)
@@ -172,8 +180,10 @@ def _initial_model(path: str, produced: Mapping[str, RunConfig]) -> str:
     return path
 
 
-def _check_teacher_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, problems: Problems) -> None:
-    """Check that teacher and policy share a tokenizer: distributions are compared token by token.
+def _check_same_tokenizer(
+    config: RunConfig, recipe: Recipe, key: str, other: str, fix: str, problems: Problems
+) -> None:
+    """Check that the model at `other` has the policy's tokenizer: distributions are compared token by token.
 
     Tokenizers that cannot be read here are compared when the gangs start.
     """
@@ -182,14 +192,14 @@ def _check_teacher_tokenizer(config: RunConfig, recipe: Recipe, teacher: str, pr
         path = _own_tokenizer(path, config, recipe)
         return None if path is None else read_vocabulary(local(path))
 
-    ours, theirs = vocabulary(config.model.path), vocabulary(teacher)
+    ours, theirs = vocabulary(config.model.path), vocabulary(other)
     if ours is None or theirs is None or not (difference := first_difference(ours, theirs)):
         return
     problems.add(
         f"another tokenizer than model.path = {config.model.path}",
-        where=f"teacher.model.path = {teacher}",
+        where=f"{key} = {other}",
         why=difference,
-        fix="give a teacher of the same family, or use sft on its completions, which needs no common tokenizer",
+        fix=fix,
     )
 
 

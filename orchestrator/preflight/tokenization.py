@@ -28,6 +28,8 @@ MOVED = (
     "have a completion that does not start where the generation prompt ends (a thinking template, or a token across "
     "the boundary); the policy is trained on all tokens from the first difference on"
 )
+MOVED_GOLD = "the gold answer does not start where the generation prompt ends, so the policy would never sample it"
+MOVED_GOLD_FIX = "use a chat template that continues its generation prompt, or set algorithm.pairs.gold to never"
 LEFT_OUT = "have a completion that the chat template renders only in part; the policy is not trained on the rest"
 COMPLETION = [{"role": "assistant", "content": "a"}]
 THOUGHT = re.compile(r"think|thought|reason|answer|solution", re.IGNORECASE)
@@ -135,6 +137,8 @@ def _check_for_policy(
             if answers:
                 encoded = tokens.codec.row(prompt.text, answers, prompt.columns)
                 moved += [prompt] if encoded.moved else []
+                if encoded.moved and prompt.gold is not None:
+                    problems.add(row_number(prompt), MOVED_GOLD, fix=MOVED_GOLD_FIX)
                 left_out += [prompt] if encoded.left_out else []
             else:
                 tokens.codec.encode_prompt(prompt.text, prompt.columns)
@@ -231,4 +235,6 @@ def _prompt(row: Any) -> Prompt:
 
 
 def _answers(row: Any) -> Sequence[Text]:
-    return row.completions if isinstance(row, Example) else ()
+    if isinstance(row, Example):
+        return row.completions
+    return () if row.gold is None else (row.gold,)

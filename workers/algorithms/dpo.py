@@ -1,6 +1,7 @@
 """Direct preference optimisation (arXiv 2305.18290) and its variants: offline, online and iterative with one loss.
 
     L = mean over pairs of cost(h) + sft_weight · (−log π(y_c) / |y_c|)
+                                   + exploration_alpha · (log π(y_c) + log π(y_r)) / 2
 
 h is the margin by which the chosen y_c is ahead of the rejected y_r. `preference_losses.py` defines h and, for each
 `loss_type`, its cost. For plain DPO h = β log(π(y_c)/π_ref(y_c)) − β log(π(y_r)/π_ref(y_r)) and cost(h) = −log σ(h).
@@ -22,7 +23,9 @@ last round's π, so that k rounds end at π_ref exp(k r/β).
 
 This holds for labels drawn from the Bradley–Terry model. Where the completion with the greater score always wins, as in
 pairs made from scores, the sigmoid loss has no interior optimum: log-ratios grow as long as training goes on, and β,
-the learning rate and the number of updates determine how far. `ipo` has an interior optimum.
+the learning rate and the number of updates determine how far. `ipo` has an interior optimum. So has every loss with
+`soft_labels: margin`, which gives each pair the Bradley–Terry probability of its scores as its label: L is then the
+mean over such labels, and leads to π* whichever completions are paired.
 
 Optimum of each `loss_type`:
 
@@ -33,12 +36,31 @@ Optimum of each `loss_type`:
     ipo           π = π_ref exp(|y| (p(y)/β + c)) with p(y) the probability that y is preferred to another
                   completion of the data (arXiv 2310.12036): finite even where one completion always wins
     hinge         any π in which the preferred completion of each pair is ahead by 1 (arXiv 2305.10425)
+    sppo          log(π/π_ref) = (p(y) − 1/2)/β + c π/μ with p(y) as for ipo, completions drawn from μ, and c such that
+                  π sums to 1 (arXiv 2405.00675)
 
 `length_alpha` α (arXiv 2403.19159) uses r − α|y| as the reward: π ∝ π_ref exp((r − α|y|)/β). `ld_alpha`
 (arXiv 2409.06411) reduces the weight of the tokens that only the longer completion has. `dpop_lambda` (arXiv
 2402.13228) and `sft_weight` (arXiv 2404.19733) keep up the probability of the chosen completion, which may fall while
 the margin grows. `margin_weight` asks for a larger margin where the scores are further apart. These three move the
 optimum away from π*, towards the chosen completions.
+
+Nash equilibrium. On its own samples μ is π, so that `sppo` with a fixed reference and random pairs ends where
+π ∝ π_ref exp(P(y beats a draw from π)/β). This is the Nash equilibrium of the preferences with the regulariser
+β KL(π‖π_ref), the limit of Nash-MD (arXiv 2312.00886). It exists for preferences that follow no reward, too. Nash-MD
+itself is not provided: its opponent is sampled from π^(1 − b) π_ref^b, token by token, which needs the logits of two
+models, and an engine holds one.
+
+Self-play (SPIN, arXiv 2401.01335). Where y_c is drawn from the data p_data, y_r from π_ref, and both are always in this
+order, L is the logistic loss of a classifier with the log-odds β log(π/π_ref), so that at the optimum these are
+log(p_data/π_ref) + const: a round leads from π_ref to π_ref (p_data/π_ref)^(1/β). Repeated with `refresh: every_round`
+it ends at p_data for every β > 1/2; at β = 1 the first round does.
+
+Exploration (XPO, arXiv 2405.21046). The bonus lowers the probability of samples of the reference, so that more is left
+for what the reference does not sample. The paper draws one completion of each pair from π and one from π_ref, and has
+the bonus of the latter. In a round with `refresh: every_round` both are drawn from π_ref = π, and the bonus is the mean
+over the two. Where pairs are left out (equal scores, duplicates, truncated completions), their completions are missing
+from the bonus; this is an approximation. The paper's guarantee is for a π_ref that stays the same.
 """
 
 from __future__ import annotations
@@ -49,24 +71,21 @@ from torch import Tensor
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import num_tokens, rollout_metrics
 from workers.algorithms.ops import completion_means, completion_sums, share
-from workers.algorithms.pairs import SELECTIONS, Pairs
-from workers.algorithms.preference_losses import COSTS, by_side, log_ratios, margin
+from workers.algorithms.pairs import pair_metrics, pairs_of
+from workers.algorithms.preference_losses import by_side, log_ratios, pair_losses
+from workers.algorithms.soft_labels import soft_labels
 from workers.config import DpoConfig
-from workers.types import Experience, Metrics, ScoredBatch, TrainBatch
+from workers.gold import sampled_batch
+from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: DpoConfig) -> tuple[TrainBatch, Metrics]:
     """Make one row of each pair, chosen before rejected. The batch is empty if no pair has a margin."""
-    experience, rewards, reference = scored.experience, scored.rewards, scored.reference_logprobs
-    assert rewards is not None
+    experience, reference = scored.experience, scored.reference_logprobs
     assert reference is not None or not config.needs_reference
-    pairs = SELECTIONS[config.pair_selection](
-        rewards,
-        experience.group_offsets,
-        pairs_per_prompt=config.pairs_per_prompt,
-        min_margin=config.min_margin,
-        seed=scored.seed,
-    )
+    sampled = experience.logprobs is not None
+    settings = config.pairs if sampled else config.pairs.for_dataset()
+    pairs, scores = pairs_of(scored, settings)
     picked = np.stack([pairs.chosen, pairs.rejected], axis=1).reshape(-1)  # [2P]
     batch = TrainBatch(
         prompts=experience.prompt_tokens.take(experience.group_of[pairs.chosen]),
@@ -74,29 +93,30 @@ def prepare(scored: ScoredBatch, config: DpoConfig) -> tuple[TrainBatch, Metrics
         row_offsets=2 * np.arange(len(pairs) + 1),
         reference_logprobs=None if reference is None else reference[experience.completions.positions(picked)],
         margins=pairs.margins,
+        soft_labels=soft_labels(scored, scores, picked, config),
         sources=picked,
     )
-    sampled = experience.logprobs is not None
-    facts = rollout_metrics(scored) if sampled else {"num_tokens": float(num_tokens(experience))}
+    facts = rollout_metrics(sampled_batch(scored)) if sampled else {}
+    facts["num_tokens"] = float(num_tokens(experience))
     if experience.temperature != 1:
         for name in ("objective/kl", "drift/saturated"):
             facts.pop(name, None)  # the reference's log-probabilities are at temperature 1
-    return batch, facts | _pair_metrics(pairs, experience)
+    return batch, facts | pair_metrics(pairs, experience, settings if sampled else None)
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: DpoConfig) -> tuple[Tensor, Stats]:
-    """Compute the loss of `loss_type` plus the supervised term, averaged over the update's pairs. `logprobs`: [T].
+    """Compute the loss of `loss_type` plus the supervised term and the exploration bonus. `logprobs`: [T].
 
     The reward of a completion in the stats is β times its log-ratio; without a reference, β times its mean
     log-probability.
     """
     assert len(batch.lengths) == 2 * batch.num_rows, "a row is a chosen and a rejected completion"
     ratios = log_ratios(logprobs, batch, config)
-    losses = COSTS[config.loss_type].cost(margin(ratios, batch, config), config)
+    losses = pair_losses(ratios, batch, config)
     nll, _ = by_side(-completion_means(logprobs, batch))
-    losses = losses + config.sft_weight * nll
-    chosen, rejected = by_side(config.beta * (ratios if config.needs_reference else ratios / batch.lengths))
     chosen_logps, rejected_logps = by_side(completion_sums(logprobs, batch))
+    losses = losses + config.sft_weight * nll + config.exploration_alpha * (chosen_logps + rejected_logps) / 2
+    chosen, rejected = by_side(config.beta * (ratios if config.needs_reference else ratios / batch.lengths))
     pairs = batch.totals.rows
     return losses.sum() / pairs, {
         "loss": share(losses, pairs),
@@ -108,25 +128,6 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: DpoConfig) -> tuple[Tensor
         "logps/chosen": share(chosen_logps, pairs),
         "logps/rejected": share(rejected_logps, pairs),
     }
-
-
-def _pair_metrics(pairs: Pairs, experience: Experience) -> Metrics:
-    """Return the number of pairs and, if there are any, their mean margin and lengths.
-
-    A group is saturated if it gives no pair: its scores are equal, or closer than `min_margin`.
-    """
-    num_groups = len(experience.prompts)
-    num_paired = len(np.unique(experience.group_of[pairs.chosen]))
-    metrics = {"pairs/count": float(len(pairs)), "pairs/saturated_groups": 1 - num_paired / num_groups}
-    if len(pairs):
-        lengths, margin = experience.completions.lengths, float(pairs.margins.mean(dtype=np.float64))
-        metrics |= {
-            "pairs/margin": margin,
-            "objective/scores_margin": margin,
-            "pairs/chosen_length": float(lengths[pairs.chosen].mean()),
-            "pairs/rejected_length": float(lengths[pairs.rejected].mean()),
-        }
-    return metrics
 
 
 ALGORITHM = Algorithm(prepare=prepare, loss=loss)

@@ -1,21 +1,47 @@
 """Preference pairs from scored groups. Pure numpy.
 
-Three selections. Each makes at most `pairs_per_prompt` pairs of a group and is deterministic given the seed:
+    scores ──length penalty──► selection in each group ──repeats left out──► at most `max_pairs` of the step
 
-    best_worst   best with worst, second best with second worst, and so on; no completion twice
-    random       drawn at random from all pairs with a margin; no completion twice
-    all          drawn at random from all pairs with a margin; with a limit of G(G − 1)/2 all pairs of G completions
+A pair (i, j) of a group is possible if the score of i exceeds that of j by more than `min_margin`, i may be chosen and
+the two differ. A selection is an order of the possible pairs, from which pairs are taken one after the other:
+
+    max_min      the best i first, and for it the worst j           (RLHFlow/Online-RLHF; arXiv 2405.07863)
+    max_random   the best i first, and for it a random j            (the same)
+    max_max      the best i first, and for it the best j            (the same)
+    random       at random
+    all          at random
+    quantile     at random, i from the best and j from the worst `quantile` of the group
+
+All but `all` take no completion twice: `max_min` goes on with the second best and the second worst. `quantile` avoids
+the extremes, which hurt in large groups: arXiv 2502.16825 rejects the sample at μ − 2σ of the scores instead of the
+worst.
+
+The score of a completion is s(y) − `length_penalty` · |y| with |y| in tokens. RLHFlow's max_min_p counts characters.
+
+Random choices depend on the seed and on tokens alone: the order of the groups does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.types import Floats
+from workers.config import PairsConfig
+from workers.config.pairs import Selection
+from workers.gold import is_gold
+from workers.near_duplicates import NearDuplicates
+from workers.ragged import Ragged
+from workers.types import Experience, Finish, Floats, Metrics, ScoredBatch
+
+Index: TypeAlias = NDArray[np.int64]
+Hashes: TypeAlias = NDArray[np.uint64]
+GOLD_MARGIN = 1.0
+"""Margin of a pair that a gold answer decides, as of a dataset's pair without a margin."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,102 +51,293 @@ class Pairs:
     Example: completions 0 and 3 with scores 1.0 and 0.25 are `Pairs(chosen=[0], rejected=[3], margins=[0.75])`.
     """
 
-    chosen: NDArray[np.int64]  # [P] index of the completion in the experience
-    rejected: NDArray[np.int64]  # [P] index of the completion in the experience
+    chosen: Index  # [P] index of the completion in the experience
+    rejected: Index  # [P] index of the completion in the experience
     margins: Floats  # [P] score of chosen minus score of rejected
+    num_duplicates: int = 0  # pairs left out because they repeat another one, or because their completions do
+    num_capped: int = 0  # pairs left out because there are more than `max_pairs`
 
     def __len__(self) -> int:
         return len(self.margins)
 
 
-def best_with_worst(
-    scores: Floats, group_offsets: NDArray[np.int64], *, pairs_per_prompt: int, min_margin: float, seed: int
-) -> Pairs:
-    """Pair each group's best completion with its worst, the second best with the second worst, and so on.
+def pairs_of(scored: ScoredBatch, config: PairsConfig) -> tuple[Pairs, Floats]:
+    """Make the pairs of a step. Return also the scores that they are made from, after the length penalty: [N]."""
+    assert scored.rewards is not None
+    scores = penalised(scored.rewards, scored.experience, config)
+    return make_pairs(scored.experience, scores, config, seed=scored.seed), scores
 
-    A completion is in at most one pair. A pair is left out if its scores do not differ by more than `min_margin`. Ties
-    between equal scores are broken at random by `seed`. A dataset's group of two, with scores (1, 0), gives one pair.
-    """
-    assert scores.shape == (group_offsets[-1],), (scores.shape, group_offsets[-1])
+
+def penalised(scores: Floats, experience: Experience, config: PairsConfig) -> Floats:
+    """Return the scores after the length penalty: [N]."""
+    penalised_scores: Floats = (scores - config.length_penalty * experience.completions.lengths).astype(np.float32)
+    return penalised_scores
+
+
+def may_be_chosen(experience: Experience, config: PairsConfig) -> NDArray[np.bool_]:
+    """Return the completions that the settings allow to be chosen: [N]."""
+    if config.gold == "chosen":
+        return is_gold(experience)
+    if config.truncated_chosen:
+        return np.ones(len(experience.completions), bool)
+    ended: NDArray[np.bool_] = experience.finish == Finish.stop
+    return ended
+
+
+def make_pairs(experience: Experience, scores: Floats, config: PairsConfig, *, seed: int) -> Pairs:
+    """Make the pairs of a step from `scores` [N], which include the length penalty."""
+    assert scores.shape == (len(experience.completions),), (scores.shape, len(experience.completions))
     assert np.isfinite(scores).all(), "scores must be finite"
-    sizes = np.diff(group_offsets)
-    group_of = np.repeat(np.arange(len(sizes)), sizes)
-    lots = np.random.Generator(np.random.Philox(seed)).random(len(scores))
-    ranked = np.lexsort((lots, -scores, group_of))  # group after group, each from best to worst
-
-    # Pair k of a group takes its k-th from the top and its k-th from the bottom: [G, K].
-    k = np.arange(pairs_per_prompt)
-    exists = k < sizes[:, None] // 2
-    chosen = ranked[(group_offsets[:-1, None] + k)[exists]]
-    rejected = ranked[(group_offsets[1:, None] - 1 - k)[exists]]
-    margins = scores[chosen] - scores[rejected]
-    kept = margins > min_margin
-    return Pairs(chosen=chosen[kept], rejected=rejected[kept], margins=margins[kept])
-
-
-def all_pairs(
-    scores: Floats, group_offsets: NDArray[np.int64], *, pairs_per_prompt: int, min_margin: float, seed: int
-) -> Pairs:
-    """Draw at most `pairs_per_prompt` pairs of each group from those whose scores differ by more than `min_margin`.
-
-    A completion may be in several pairs.
-    """
-    pairs, group_of = _shuffled(scores, group_offsets, min_margin, seed)
-    begins = np.searchsorted(group_of, group_of)  # index of the first pair of the same group
-    return _take(pairs, np.flatnonzero(np.arange(len(pairs)) - begins < pairs_per_prompt))
-
-
-def random_pairs(
-    scores: Floats, group_offsets: NDArray[np.int64], *, pairs_per_prompt: int, min_margin: float, seed: int
-) -> Pairs:
-    """Draw pairs like `all_pairs`, but skip a pair if one of its completions is in an earlier pair."""
-    pairs, group_of = _shuffled(scores, group_offsets, min_margin, seed)
-    is_used, room = np.zeros(len(scores), bool), np.full(len(group_offsets) - 1, pairs_per_prompt)
-    kept = []
-    for i, (chosen, rejected, group) in enumerate(zip(pairs.chosen, pairs.rejected, group_of, strict=True)):
-        if room[group] and not is_used[chosen] and not is_used[rejected]:
-            is_used[[chosen, rejected]] = True
-            room[group] -= 1
-            kept.append(i)
-    return _take(pairs, np.asarray(kept, np.int64))
-
-
-def _shuffled(
-    scores: Floats, group_offsets: NDArray[np.int64], min_margin: float, seed: int
-) -> tuple[Pairs, NDArray[np.int64]]:
-    """Return all pairs whose scores differ by more than `min_margin`, and the group of each pair, [P].
-
-    Pairs are ordered by group, and in random order within a group.
-    """
-    assert scores.shape == (group_offsets[-1],), (scores.shape, group_offsets[-1])
-    assert np.isfinite(scores).all(), "scores must be finite"
-    sizes = np.diff(group_offsets)
-    firsts, seconds, groups = ([np.zeros(0, np.int64)] for _ in range(3))
-    for size in np.unique(sizes):
-        same = np.flatnonzero(sizes == size)
-        one, other = np.triu_indices(size, 1)
-        firsts.append((group_offsets[same, None] + one).reshape(-1))
-        seconds.append((group_offsets[same, None] + other).reshape(-1))
-        groups.append(np.repeat(same, len(one)))
-    first, second, group_of = (np.concatenate(parts) for parts in (firsts, seconds, groups))
-    margins = scores[first] - scores[second]
-    pairs = Pairs(
-        chosen=np.where(margins > 0, first, second),
-        rejected=np.where(margins > 0, second, first),
-        margins=np.abs(margins),
+    if are_given(experience, config):
+        return given_pairs(experience, scores, config)
+    hashes = completion_hashes(experience, seed)
+    near = None
+    if config.duplicates == "drop" and config.near_duplicate is not None:
+        near = NearDuplicates(experience.completions, config.near_duplicate)
+    allowed, gold = may_be_chosen(experience, config), is_gold(experience)
+    prompts = [tokens.tobytes() for tokens in experience.prompt_tokens]
+    by_group: list[list[tuple[int, int]]] = [[] for _ in prompts]
+    repeats, num_duplicates = _Repeats(hashes, near), 0
+    for group in _by_content(experience, prompts, hashes, scores):
+        members = slice(*experience.group_offsets[group : group + 2].tolist())
+        first, second = possible_pairs(
+            scores[members],
+            hashes[members],
+            allowed=allowed[members],
+            is_gold=gold[members],
+            may_be_equal=experience.logprobs is None,
+            config=config,
+        )
+        repeats.of_prompt(prompts[group])
+        by_group[group], dropped = _take(first + members.start, second + members.start, repeats, config)
+        num_duplicates += dropped
+    chosen, rejected = np.array([pair for pairs in by_group for pair in pairs], np.int64).reshape(-1, 2).T
+    kept = _capped(_mix(hashes[chosen], hashes[rejected], salt=1), config.max_pairs)
+    margins = np.full(len(chosen), GOLD_MARGIN, np.float32)
+    if config.gold != "chosen":
+        margins = scores[chosen] - scores[rejected]
+    return Pairs(
+        chosen=chosen[kept],
+        rejected=rejected[kept],
+        margins=margins[kept],
+        num_duplicates=num_duplicates,
+        num_capped=len(chosen) - len(kept),
     )
-    lots = np.random.Generator(np.random.Philox(seed)).random(len(pairs))
-    order = np.lexsort((lots, group_of))
-    order = order[pairs.margins[order] > min_margin]
-    return _take(pairs, order), group_of[order]
 
 
-def _take(pairs: Pairs, which: NDArray[np.int64]) -> Pairs:
-    return Pairs(chosen=pairs.chosen[which], rejected=pairs.rejected[which], margins=pairs.margins[which])
+def are_given(experience: Experience, config: PairsConfig) -> bool:
+    """Return whether every group has two completions of which nothing is left out, as in a dataset of pairs."""
+    is_kept = config.duplicates == "keep" and config.max_pairs is None and config.gold == "never"
+    return is_kept and bool((np.diff(experience.group_offsets) == 2).all())
 
 
-SELECTIONS: Mapping[str, Callable[..., Pairs]] = {
-    "best_worst": best_with_worst,
-    "all": all_pairs,
-    "random": random_pairs,
+def given_pairs(experience: Experience, scores: Floats, config: PairsConfig) -> Pairs:
+    """Pair the two completions of each group if the better one may be chosen, and if samples differ: all at once."""
+    order = np.arange(len(scores)).reshape(-1, 2)
+    is_second_better = scores[1::2] > scores[::2]
+    chosen = np.where(is_second_better, order[:, 1], order[:, 0])
+    rejected = np.where(is_second_better, order[:, 0], order[:, 1])
+    kept = scores[chosen] - scores[rejected] > config.min_margin
+    kept &= may_be_chosen(experience, config)[chosen]
+    if experience.logprobs is not None:
+        kept &= ~_are_equal(experience.completions)
+    chosen, rejected = chosen[kept], rejected[kept]
+    return Pairs(chosen=chosen, rejected=rejected, margins=scores[chosen] - scores[rejected])
+
+
+def _are_equal(completions: Ragged) -> NDArray[np.bool_]:
+    """Return which of the pairs (0, 1), (2, 3), … have equal tokens: [N / 2]."""
+    lengths = completions.lengths
+    equal: NDArray[np.bool_] = lengths[::2] == lengths[1::2]
+    first = 2 * np.flatnonzero(equal)
+    differ = completions.take(first).values != completions.take(first + 1).values
+    owner = np.repeat(np.arange(len(first)), lengths[first])
+    equal[first // 2] = np.bincount(owner, weights=differ, minlength=len(first)) == 0
+    return equal
+
+
+def pair_metrics(pairs: Pairs, experience: Experience, config: PairsConfig | None) -> Metrics:
+    """Return the number of pairs, what was left out of them and, if there are any, their mean margin and lengths.
+
+    A group is saturated if it gives no pair: its scores are equal, or closer than `min_margin`, its completions are
+    duplicates, or none may be chosen.
+
+    Args:
+        config: settings by which samples were paired; None: the pairs are of a dataset.
+    """
+    group_of, num_groups, lengths = experience.group_of, len(experience.prompts), experience.completions.lengths
+    num_paired = len(np.unique(group_of[pairs.chosen]))
+    metrics = {"pairs/count": float(len(pairs)), "pairs/saturated_groups": 1 - num_paired / num_groups}
+    if config is not None:
+        truncated = (experience.finish != Finish.stop) & ~may_be_chosen(experience, config)
+        num_samples = np.bincount(group_of[~is_gold(experience)], minlength=num_groups)
+        num_truncated = np.bincount(group_of[truncated], minlength=num_groups)
+        metrics |= {
+            "pairs/duplicates": float(pairs.num_duplicates),
+            "pairs/capped": float(pairs.num_capped),
+            "pairs/truncated": float(truncated.sum()),
+            "pairs/truncated_groups": float((num_truncated == num_samples).mean()),
+        }
+    if len(pairs):
+        margin = float(pairs.margins.mean(dtype=np.float64))
+        metrics |= {
+            "pairs/margin": margin,
+            "objective/scores_margin": margin,
+            "pairs/chosen_length": float(lengths[pairs.chosen].mean()),
+            "pairs/rejected_length": float(lengths[pairs.rejected].mean()),
+        }
+        if config is not None and config.gold != "never":
+            metrics["pairs/gold"] = float(is_gold(experience)[pairs.chosen].mean())
+    return metrics
+
+
+# ------------------------------------------------------------------------------------------------ selection
+
+
+def possible_pairs(
+    scores: Floats,
+    hashes: Hashes,
+    *,
+    allowed: NDArray[np.bool_],
+    is_gold: NDArray[np.bool_],
+    may_be_equal: bool,
+    config: PairsConfig,
+) -> tuple[Index, Index]:
+    """Return the possible pairs (chosen [n], rejected [n]) of one group, in the order of the selection.
+
+    Args:
+        scores: scores of the group's completions: [G].
+        hashes: hashes of their tokens and of the seed: [G].
+        allowed: completions that may be chosen: [G].
+        is_gold: gold answers, which are never rejected: [G].
+        may_be_equal: pair equal completions, too. A dataset's pairs are taken as they are.
+    """
+    better = allowed[:, None] & ~is_gold[None, :]
+    if not may_be_equal:
+        better &= hashes[:, None] != hashes[None, :]
+    if config.gold != "chosen":
+        better &= scores[:, None] - scores[None, :] > config.min_margin
+    best_first = np.lexsort((hashes, -scores))  # ties are broken by the hashes
+    if config.selection == "quantile":
+        for_chosen, for_rejected = best_first[allowed[best_first]], best_first[~is_gold[best_first]]
+        better &= _member(for_chosen[: _share(for_chosen, config)], len(scores))[:, None]
+        better &= _member(for_rejected[::-1][: _share(for_rejected, config)], len(scores))[None, :]
+    chosen, rejected = np.nonzero(better)
+    rank = np.empty(len(scores), np.int64)
+    rank[best_first] = np.arange(len(scores))
+    order = ORDERS[config.selection](rank[chosen], rank[rejected], _mix(hashes[chosen], hashes[rejected], salt=0))
+    return chosen[order], rejected[order]
+
+
+def _share(candidates: Index, config: PairsConfig) -> int:
+    return int(np.ceil(config.quantile * len(candidates)))
+
+
+def _member(indices: Index, size: int) -> NDArray[np.bool_]:
+    member = np.zeros(size, bool)
+    member[indices] = True
+    return member
+
+
+ORDERS: Mapping[Selection, Callable[[Index, Index, Hashes], Index]] = {
+    # selection → (rank of chosen, rank of rejected, random number) of the possible pairs -> their order
+    "max_min": lambda chosen, rejected, lot: np.lexsort((-rejected, chosen)),
+    "max_random": lambda chosen, rejected, lot: np.lexsort((lot, chosen)),
+    "max_max": lambda chosen, rejected, lot: np.lexsort((rejected, chosen)),
+    "random": lambda chosen, rejected, lot: np.argsort(lot, kind="stable"),
+    "all": lambda chosen, rejected, lot: np.argsort(lot, kind="stable"),
+    "quantile": lambda chosen, rejected, lot: np.argsort(lot, kind="stable"),
 }
+
+
+def _take(chosen: Index, rejected: Index, repeats: _Repeats, config: PairsConfig) -> tuple[list[tuple[int, int]], int]:
+    """Take pairs in their order, and count those that are left out as duplicates.
+
+    A pair that repeats another one uses up its completions, so that the count is that of the pairs which
+    `duplicates: keep` would make as well. A gold answer is chosen several times.
+    """
+    taken: list[tuple[int, int]] = []
+    num_duplicates, limit = 0, config.per_prompt or len(chosen)
+    while len(chosen) and len(taken) < limit:
+        i, j = int(chosen[0]), int(rejected[0])
+        left = np.arange(len(chosen)) > 0
+        is_equal = config.duplicates == "drop" and repeats.equal(i, j)
+        is_repeat = is_equal or (config.duplicates == "drop" and repeats.has(i, j))
+        num_duplicates += is_repeat
+        if not is_repeat:
+            taken.append((i, j))
+            repeats.add(i, j)
+        if config.selection != "all" and not is_equal:
+            left &= (rejected != i) & (rejected != j) & (chosen != j)
+            left &= (chosen != i) | (config.gold == "chosen")
+        chosen, rejected = chosen[left], rejected[left]
+    return taken, num_duplicates
+
+
+class _Repeats:
+    """Pairs taken so far of one prompt, in any of its groups."""
+
+    def __init__(self, hashes: Hashes, near: NearDuplicates | None) -> None:
+        self._hashes, self._near = hashes, near
+        self._prompt, self._taken = b"", list[tuple[int, int]]()
+
+    def of_prompt(self, prompt: bytes) -> None:
+        """Start anew if `prompt` is another one."""
+        if prompt != self._prompt:
+            self._prompt, self._taken = prompt, []
+            if self._near:
+                self._near.forget()
+
+    def add(self, chosen: int, rejected: int) -> None:
+        self._taken.append((chosen, rejected))
+
+    def has(self, chosen: int, rejected: int) -> bool:
+        return any(self.equal(chosen, first) and self.equal(rejected, second) for first, second in self._taken)
+
+    def equal(self, one: int, other: int) -> bool:
+        """Return whether two completions of the prompt are equal, or nearly so."""
+        same = bool(self._hashes[one] == self._hashes[other])
+        return same or (self._near is not None and self._near(one, other))
+
+
+# ------------------------------------------------------------------------------------------------ order and chance
+
+
+def completion_hashes(experience: Experience, seed: int) -> Hashes:
+    """Return a 64-bit hash of the seed, the prompt and the completion, for each completion: [N].
+
+    Equal completions of a prompt have equal hashes, and the hashes of others are independent random numbers.
+    """
+    hashes = np.empty(len(experience.completions), np.uint64)
+    start = hashlib.blake2b(seed.to_bytes(8, "little", signed=True), digest_size=8)
+    for group, tokens in enumerate(experience.prompt_tokens):
+        head = start.copy()
+        head.update(len(tokens).to_bytes(8, "little") + np.ascontiguousarray(tokens, np.int32).tobytes())
+        for i in range(*experience.group_offsets[group : group + 2].tolist()):
+            digest = head.copy()
+            digest.update(np.ascontiguousarray(experience.completions[i], np.int32).tobytes())
+            hashes[i] = int.from_bytes(digest.digest(), "little")
+    return hashes
+
+
+def _by_content(experience: Experience, prompts: Sequence[bytes], hashes: Hashes, scores: Floats) -> list[int]:
+    """Return the groups in an order that depends on their content alone. Groups of equal prompts are neighbours."""
+
+    def content(group: int) -> tuple[bytes, list[tuple[int, float]]]:
+        members = slice(*experience.group_offsets[group : group + 2].tolist())
+        return prompts[group], sorted(zip(hashes[members].tolist(), scores[members].tolist(), strict=True))
+
+    return sorted(range(len(prompts)), key=content)
+
+
+def _mix(first: Hashes, second: Hashes, *, salt: int) -> Hashes:
+    """Combine two hashes and a number into a random number (finaliser of SplitMix64): [n]."""
+    x: Hashes = first * np.uint64(0x9E3779B97F4A7C15) + second + np.uint64(salt)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _capped(lots: Hashes, limit: int | None) -> Index:
+    """Return the indices of the pairs with the `limit` smallest random numbers, in their order; None: of all pairs."""
+    return np.sort(np.argsort(lots, kind="stable")[:limit])

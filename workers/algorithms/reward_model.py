@@ -22,8 +22,8 @@ from torch.nn.functional import logsigmoid
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import num_tokens
 from workers.algorithms.ops import per_token, share
-from workers.algorithms.pairs import best_with_worst
-from workers.config import RewardModelConfig
+from workers.algorithms.pairs import make_pairs
+from workers.config import PairsConfig, RewardModelConfig
 from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
@@ -31,7 +31,7 @@ def prepare(scored: ScoredBatch, config: RewardModelConfig) -> tuple[TrainBatch,
     """Make one row of each prompt's best and worst completion, in this order, unless their scores are equal."""
     experience, rewards = scored.experience, scored.rewards
     assert rewards is not None
-    pairs = best_with_worst(rewards, experience.group_offsets, pairs_per_prompt=1, min_margin=0.0, seed=scored.seed)
+    pairs = make_pairs(experience, rewards, PairsConfig().for_dataset(), seed=scored.seed)
     picked = np.stack([pairs.chosen, pairs.rejected], axis=1).reshape(-1)  # [2P]
     batch = TrainBatch(
         prompts=experience.prompt_tokens.take(experience.group_of[pairs.chosen]),

@@ -9,6 +9,7 @@ from workers.config.base import Count, ModelOrigin, NonNegative, PathText, Posit
 from workers.config.distillation import DistillConfig
 from workers.config.method import FromDataset, Head, Method, Needs, Sampled
 from workers.config.optimisation import Optimisation
+from workers.config.pairs import PairsConfig
 from workers.config.policy_gradient import (
     AdaptiveKl,
     GrpoConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "Needs",
     "NonNegative",
     "Optimisation",
+    "PairsConfig",
     "PathText",
     "PolicyGradient",
     "Positive",

@@ -85,6 +85,11 @@ class Method(Optimisation):
         return False
 
     @property
+    def keeps_groups(self) -> bool:
+        """Flag: the scored groups of a round are kept, beside its pairs."""
+        return False
+
+    @property
     def implicit_reward_beta(self) -> float | None:
         """β of the implicit reward β log(π/π_ref), by which held-out pairs are judged. None: it has no such reward."""
         return None

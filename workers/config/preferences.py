@@ -10,17 +10,22 @@ from pydantic import Field
 
 from workers.config.base import Count, NonNegative, Positive, Share
 from workers.config.method import FromDataset, Needs, Sampled
+from workers.config.pairs import PairsConfig
 
-PairLoss: TypeAlias = Literal["sigmoid", "hinge", "robust", "sigmoid_norm", "ipo", "simpo"]
+PairLoss: TypeAlias = Literal["sigmoid", "hinge", "robust", "sigmoid_norm", "ipo", "simpo", "sppo"]
 LOSS_ARGUMENTS: Mapping[PairLoss, tuple[str, ...]] = {
     # loss_type → arguments of DpoConfig that it takes; every loss takes `beta` and `sft_weight` as well
-    "sigmoid": ("label_smoothing", "ld_alpha", "length_alpha", "dpop_lambda", "margin_weight"),
-    "hinge": ("ld_alpha", "length_alpha", "margin_weight"),
+    "sigmoid": (
+        "label_smoothing", "ld_alpha", "length_alpha", "dpop_lambda", "margin_weight", "exploration_alpha",
+        "soft_labels", "label_temperature",
+    ),
+    "hinge": ("ld_alpha", "length_alpha", "margin_weight", "soft_labels", "label_temperature"),
     "robust": ("label_smoothing", "ld_alpha", "length_alpha", "dpop_lambda", "margin_weight"),
-    "sigmoid_norm": ("label_smoothing", "ld_alpha", "margin_weight"),
-    "ipo": ("ld_alpha",),
-    "simpo": ("label_smoothing", "simpo_gamma", "margin_weight"),
-}
+    "sigmoid_norm": ("label_smoothing", "ld_alpha", "margin_weight", "soft_labels", "label_temperature"),
+    "ipo": ("ld_alpha", "soft_labels", "label_temperature"),
+    "simpo": ("label_smoothing", "simpo_gamma", "margin_weight", "soft_labels", "label_temperature"),
+    "sppo": ("soft_labels", "label_temperature"),
+}  # fmt: skip
 
 
 class DpoConfig(Sampled, FromDataset):
@@ -39,7 +44,7 @@ class DpoConfig(Sampled, FromDataset):
     type: Literal["dpo"]  # DPO and its variants
     beta: Positive = 0.1  # coefficient of the log-ratio to the reference: strength of the implicit KL constraint
     # loss of a pair; hinge: SLiC; robust: robust DPO; sigmoid_norm: DPO on length-normalised log-ratios; ipo: IPO;
-    # simpo: SimPO, without a reference
+    # simpo: SimPO, without a reference; sppo: SPPO, the square loss of each completion's win rate
     loss_type: PairLoss = "sigmoid"
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # share of preference labels assumed to be wrong
     # weight of the tokens beyond the length of the shorter completion (LD-DPO, arXiv 2409.06411); None: 1
@@ -50,14 +55,18 @@ class DpoConfig(Sampled, FromDataset):
     dpop_lambda: NonNegative = 0.0
     margin_weight: NonNegative = 0.0  # weight of the pair's score margin in the margin that the loss asks for
     simpo_gamma: NonNegative = 0.5  # target reward margin of SimPO (arXiv 2405.14734)
+    # probability that the chosen completion is preferred, in place of 1; margin: by the Bradley–Terry model of the
+    # pair's scores; votes: share of the reward functions and models that score it higher; None: 1
+    soft_labels: Literal["margin", "votes"] | None = None
+    # score difference at which a completion is preferred with probability σ(1) = 0.73; for soft_labels margin
+    label_temperature: Positive = 1.0
+    # weight of log π of a pair's completions, which are samples of the reference: XPO's exploration bonus (arXiv
+    # 2405.21046)
+    exploration_alpha: NonNegative = 0.0
     # weight of the chosen completion's negative log-likelihood per token (RPO, arXiv 2404.19733)
     sft_weight: NonNegative = 0.0
     num_generations: Annotated[int, Field(ge=2)] = 8  # number of completions sampled per prompt: the size of a group
-    # selection of a group's pairs; best_worst: best with worst, second best with second worst, and so on; random: drawn
-    # at random, no completion twice; all: drawn at random from all pairs
-    pair_selection: Literal["best_worst", "all", "random"] = "best_worst"
-    pairs_per_prompt: Count = 1  # number of pairs made from each group, at most
-    min_margin: NonNegative = 0.0  # score difference that a pair must exceed
+    pairs: PairsConfig = PairsConfig()  # preference pairs made from each group
     batch_size: Count = 64  # number of pairs per optimiser update
     num_iterations: Count = 1  # number of passes over each step's pairs
     # start every step (round) with a fresh optimiser state and a fresh learning-rate schedule
@@ -68,9 +77,7 @@ class DpoConfig(Sampled, FromDataset):
 
     @property
     def rows_per_step(self) -> int:
-        possible = math.comb(self.num_generations, 2)
-        pairs = possible if self.pair_selection == "all" else min(self.pairs_per_prompt, possible)
-        return self.prompts_per_step * pairs
+        return self.pairs.most_pairs(self.prompts_per_step, self.num_generations)
 
     @property
     def epochs(self) -> int:
@@ -83,6 +90,10 @@ class DpoConfig(Sampled, FromDataset):
     @property
     def needs_reference(self) -> bool:
         return self.loss_type != "simpo"
+
+    @property
+    def keeps_groups(self) -> bool:
+        return self.pairs.keep_groups
 
     @property
     def implicit_reward_beta(self) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.config.base import Count, IsoTime, ModelOrigin, Positive, Settings
+from workers.config.base import Count, IsoTime, ModelOrigin, PathText, Positive, Settings
 
 
 class LoraConfig(Settings):
@@ -74,15 +74,21 @@ class LearnerConfig(Settings):
 
 
 class ReferenceConfig(Settings):
-    """Frozen reference policy of KL and DPO, and when it is refreshed, that is replaced by the current policy."""
+    """Frozen reference policy of KL and DPO, and when it is refreshed: replaced by the current policy, or by an average
+    with it."""
 
+    # model that is the reference at first, with the policy's tokenizer: a Hugging Face directory or Hub id; None: the
+    # model that the run starts from
+    path: PathText | None = None
     num_ranks: Count = 1  # number of ranks, with one GPU each
     # 0: every rank holds the whole model; 3: the weights are partitioned over the ranks (DeepSpeed ZeRO-3)
     zero_stage: Literal[0, 3] = 0
     tokens_per_micro_batch: Count = 16384  # maximum number of tokens in a micro-batch on one rank
     # when the reference is refreshed: never, before every step (round) of DPO on its own samples, or before those steps
-    # at which the KL exceeds max_kl
-    refresh: Literal["never", "every_round", "when_drifted"] = "never"
+    # at which the KL exceeds max_kl; ema: before every round, by the moving average (1 − ema_alpha)·reference +
+    # ema_alpha·policy of the weights (TR-DPO, arXiv 2404.09656)
+    refresh: Literal["never", "every_round", "when_drifted", "ema"] = "never"
+    ema_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.6  # weight of the policy in the moving average; for ema
     cache: bool = True  # compute the log-probabilities of a dataset's rows once and reuse them in later epochs
     # KL of policy to reference, in nats per completion, above which the reference is refreshed; for when_drifted. This
     # limit and the next two count as exceeded if the lower bound of the KL's 95 % confidence interval exceeds them

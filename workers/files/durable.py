@@ -6,6 +6,7 @@ A rename makes a file visible. Before, it has a name that starts with a dot and 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -22,6 +23,23 @@ def replace(path: Path, data: bytes) -> None:
     """
     aside = partial(path)
     write(aside, data)
+    aside.replace(path)
+    sync_directory(path.parent)
+
+
+def replace_by(path: Path, create: Callable[[Path], None]) -> None:
+    """Replace a file atomically by the one that `create` writes at the temporary path it is given.
+
+    Raises:
+        OSError: the disk failed; the file is unchanged.
+    """
+    aside = partial(path)
+    create(aside)
+    file = os.open(aside, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
     aside.replace(path)
     sync_directory(path.parent)
 

@@ -16,36 +16,56 @@ tokenizer divides the text, if the template changes nothing in it, and if it is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from workers.files import durable
 from workers.gold import NOT_SAMPLED
-from workers.types import Finish, Prompt, ScoredBatch, Text, TrainBatch
-
-if TYPE_CHECKING:
-    from workers.engines.hf_text import TextCodec
+from workers.types import Finish, Prompt, ScoredBatch, Text
 
 ARGUMENTS = ("tools", "chat_template_kwargs")  # columns of a prompt that its chat template reads
 TEXTS = "pairs_text.parquet"  # of the pairs whose prompt is text, where others are messages: a column has one type
 
 
-def write_pairs(path: Path, batch: TrainBatch, scored: ScoredBatch, codec: TextCodec) -> None:
-    """Write one row per pair to `path`. If only some prompts are messages, the others go to TEXTS beside it."""
-    assert batch.sources is not None
-    assert batch.margins is not None
-    rows = _rows(batch.sources[0::2], batch.sources[1::2], batch.margins, scored, codec)
+class Decoder(Protocol):
+    """Interface of what turns the tokens of completions into texts."""
+
+    def decode_batch(self, sequences: Iterable[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]: ...
+
+
+def write_pairs(
+    path: Path,
+    chosen: NDArray[np.int64],
+    rejected: NDArray[np.int64],
+    margins: NDArray[np.float32],
+    scored: ScoredBatch,
+    decoder: Decoder,
+) -> None:
+    """Write one row per pair to `path`. If only some prompts are messages, the others go to TEXTS beside it.
+
+    Args:
+        chosen: completions of the experience that are chosen: [P].
+        rejected: those that are rejected: [P].
+        margins: score of chosen minus score of rejected: [P].
+    """
+    rows = _rows(chosen, rejected, margins, scored, decoder)
     conversations = [row for row in rows if not isinstance(row["prompt"], str)]
     texts = [row for row in rows if isinstance(row["prompt"], str)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(conversations or texts), path)
+    _write(path, conversations or texts)
     if conversations and texts:
-        pq.write_table(pa.Table.from_pylist(texts), path.with_name(TEXTS))
+        _write(path.with_name(TEXTS), texts)
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    durable.replace_by(path, lambda aside: pq.write_table(pa.Table.from_pylist(rows), aside))
 
 
 def _rows(
@@ -53,25 +73,25 @@ def _rows(
     rejected: NDArray[np.int64],
     margins: NDArray[np.float32],
     scored: ScoredBatch,
-    codec: TextCodec,
+    decoder: Decoder,
 ) -> list[dict[str, Any]]:
     experience = scored.experience
     prompts = [experience.prompts[group] for group in experience.group_of[chosen]]
     arguments = [name for name in ARGUMENTS if any(prompt.columns.get(name) for prompt in prompts)]
-    sides = [_side(name, side, scored, codec) for name, side in (("chosen", chosen), ("rejected", rejected))]
+    sides = [_side(name, side, scored, decoder) for name, side in (("chosen", chosen), ("rejected", rejected))]
     rows = []
     for prompt, margin, first, second in zip(prompts, margins.tolist(), *sides, strict=True):
         answers = {name: _answer(prompt, side.pop(name)) for name, side in (("chosen", first), ("rejected", second))}
         given = {name: _json(prompt.columns.get(name)) for name in arguments}
-        row = {"prompt_id": prompt.id, "prompt": _messages(prompt.text), **answers, "margin": margin}
+        row = {"prompt_id": prompt.id, "prompt": as_rows(prompt.text), **answers, "margin": margin}
         rows.append(row | given | first | second)
     return rows
 
 
-def _side(name: str, picked: NDArray[np.int64], scored: ScoredBatch, codec: TextCodec) -> list[dict[str, Any]]:
+def _side(name: str, picked: NDArray[np.int64], scored: ScoredBatch, decoder: Decoder) -> list[dict[str, Any]]:
     """Return the text and the facts of one completion of each pair."""
     experience = scored.experience
-    texts = codec.decode_batch((experience.completions[i].tolist() for i in picked), skip_special_tokens=False)
+    texts = decoder.decode_batch((experience.completions[i].tolist() for i in picked), skip_special_tokens=False)
     scores, ranks = scored.rewards, None if scored.rewards is None else _ranks(scored.rewards, experience.group_offsets)
     sampled = experience.logprobs is not None
     return [
@@ -89,7 +109,7 @@ def _side(name: str, picked: NDArray[np.int64], scored: ScoredBatch, codec: Text
 
 def _ranks(scores: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return 1 + the number of completions of the same group with a higher score: [N]."""
-    groups = [scores[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    groups = [scores[start:end] for start, end in pairwise(offsets)]
     ranks = [1 + (group[None, :] > group[:, None]).sum(1) for group in groups]
     return np.concatenate([np.zeros(0, np.int64), *ranks])
 
@@ -98,7 +118,7 @@ def _answer(prompt: Prompt, text: str) -> Text:
     return text if isinstance(prompt.text, str) else [{"role": "assistant", "content": text}]
 
 
-def _messages(text: Text) -> Text:
+def as_rows(text: Text) -> Text:
     """Return a prompt for a parquet file, in which the arguments of all tool calls cannot share one type."""
     return text if isinstance(text, str) else [_message(message) for message in text]
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from workers.files import durable
+from workers.gold import sampled_only
 from workers.ragged import Ragged
 from workers.types import Experience, Prompt, Sample, Scores, merge, merge_scores
 
@@ -75,7 +76,7 @@ def write_experience(stem: str, experience: Experience) -> None:
         "seconds": experience.seconds,
         "chunk": experience.chunk,
     }
-    versions = experience.versions
+    versions = sampled_only(experience).versions
     sampled_from = (int(versions.min()), int(versions.max())) if len(versions) else None
     _write(stem, arrays, facts, len(experience.completions), sampled_from)
 

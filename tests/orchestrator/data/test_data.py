@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from recipe_dir import RecipeDir
 
 from orchestrator.data import batch_indices, read_examples, read_prompts
+from orchestrator.data.batches import cut_batches
 from orchestrator.data.formats import COLUMNS, Format, common_length, detect
 from orchestrator.data.remarks import remarks
 from orchestrator.data.sources import is_hub_name
@@ -184,6 +185,17 @@ def test_one_answer_may_be_the_beginning_of_the_other(read: Any) -> None:
         read("dpo", {"chosen": [user("a")], "rejected": [user("a"), assistant("b")]})
     with pytest.raises(BadInput, match="`chosen` is empty"):
         read("dpo", {"prompt": "1", "chosen": "", "rejected": "2"})
+
+
+def test_a_rejected_answer_may_lack_text(read: Any) -> None:
+    assert read("dpo", {"prompt": "1", "chosen": "2", "rejected": " "})[0].completions == ("2", " ")
+    row = {"prompt": [user("1")], "chosen": [assistant("2")], "rejected": [assistant("")]}
+    assert read("dpo", row)[0].completions == (row["chosen"], row["rejected"])
+    for wrong in ([user("")], [{**assistant(""), "tool_calls": 0}, user("x")], []):
+        with pytest.raises(BadInput):
+            read("dpo", {**row, "rejected": wrong})
+    with pytest.raises(BadInput, match="`prompt` is a list of messages and `rejected` text"):
+        read("dpo", {**row, "rejected": "2"})
 
 
 LONGER = [user("a"), assistant("b"), user("c"), assistant("d")]
@@ -372,6 +384,22 @@ def test_a_batch_depends_on_nothing_but_its_arguments() -> None:
     assert (batch_indices(10, 4, 7, seed=1) == late).all()
     assert not (batch_indices(1000, 100, 0, seed=1) == batch_indices(1000, 100, 0, seed=2)).all()
     assert not (batch_indices(1000, 1000, 0, seed=1) == batch_indices(1000, 1000, 1, seed=1)).all()
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 3))
+def test_equal_cuts_are_the_batches_of_the_stream(num_rows: int, size: int, seed: int) -> None:
+    size = min(size, num_rows)
+    batches = [batch_indices(num_rows, size, step, seed).tolist() for step in range(9)]
+    assert [batch.tolist() for batch in cut_batches(num_rows, (size,) * 9, seed)] == batches
+
+
+@given(st.integers(1, 20), st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(0, 3))
+def test_unequal_cuts_take_each_row_once_before_any_comes_again(num_rows: int, sizes: list[int], seed: int) -> None:
+    batches = [batch.tolist() for batch in cut_batches(num_rows, tuple(sizes), seed)]
+    assert [len(batch) for batch in batches] == [min(size, num_rows) for size in sizes]
+    assert all(len({*batch}) == len(batch) for batch in batches)
+    taken = np.bincount(np.concatenate(batches), minlength=num_rows)
+    assert taken.max() - taken.min() <= 1
 
 
 def test_the_order_of_a_seed_never_changes() -> None:

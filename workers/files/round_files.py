@@ -1,0 +1,40 @@
+"""Files of a round: its pairs and scored groups, and pairs made again from the groups. Light at import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workers.algorithms.pairs import pair_metrics, pairs_of
+from workers.config import PairsConfig
+from workers.files.groups_file import GROUPS, read_groups, write_groups
+from workers.files.pairs_file import Decoder, write_pairs
+from workers.gold import sampled_batch
+from workers.types import Metrics, ScoredBatch, TrainBatch
+
+
+def write_round(path: Path, batch: TrainBatch, scored: ScoredBatch, decoder: Decoder, *, keep_groups: bool) -> None:
+    """Write the pairs of a round to `path`, if it has any, and its scored groups beside them."""
+    if keep_groups:
+        write_groups(path.with_name(GROUPS), scored, decoder)
+    if batch.num_rows:
+        assert batch.sources is not None
+        assert batch.margins is not None
+        write_pairs(path, batch.sources[0::2], batch.sources[1::2], batch.margins, scored, decoder)
+
+
+def pair_again(groups: Path, output: Path, config: PairsConfig) -> Metrics:
+    """Make pairs of stored groups, write them to `output`, and return their metrics, those of a round.
+
+    With the settings of the run the pairs are those of the round. With `gold: never` stored gold answers are left out.
+    Nothing is written if there is no pair.
+
+    Raises:
+        GroupsError: `groups` does not hold the scored groups of a round.
+    """
+    scored, texts = read_groups(groups)
+    if config.gold == "never":
+        scored = sampled_batch(scored)
+    pairs, _ = pairs_of(scored, config)
+    if len(pairs):
+        write_pairs(output, pairs.chosen, pairs.rejected, pairs.margins, scored, texts)
+    return pair_metrics(pairs, scored.experience, config)
