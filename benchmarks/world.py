@@ -132,7 +132,7 @@ class Trainer:
         experience = Experience(
             prompts=(Prompt(id="", text=""),) * (PROMPTS * self.config.prompts_per_step),
             prompt_tokens=one_token_each(prompts[:: self.config.num_generations]),
-            completions=tokens,
+            completions=distinct(tokens) if is_labelled else tokens,
             group_offsets=np.arange(0, len(prompts) + 1, self.config.num_generations),
             logprobs=None if is_dataset else array(world.logprobs(sampler, prompts, completions)),
             versions=np.full(len(prompts), step, np.int32),
@@ -155,6 +155,12 @@ class Trainer:
             values = self.world.values(self.critic, prompts, completions)
             self.algorithm.critic_loss(values, micro_batch, self.config)[0].backward()
         self.optimizer.step()
+
+
+def distinct(completions: Ragged) -> Ragged:
+    """Return completions of the same lengths that all differ, so that pairs of two equal draws are not left out."""
+    owner = np.repeat(np.arange(len(completions), dtype=np.int32), completions.lengths)
+    return Ragged(values=completions.values + VOCABULARY * owner, offsets=completions.offsets)
 
 
 def one_token_each(tokens: Index) -> Ragged:

@@ -42,6 +42,12 @@ METHODS: Mapping[str, str] = {
     "offline_dpo": "write type: dpo with data.dataset",
     "ipo": "write type: dpo with data.dataset and loss_type: ipo",
     "simpo": "write type: dpo with data.dataset and loss_type: simpo",
+    "sppo": "write type: dpo with loss_type: sppo",
+    "sppo_hard": "write loss_type: sppo, without soft_labels",
+    "spin": "write type: dpo with pairs: {gold: chosen} and reference: {refresh: every_round}",
+    "xpo": "write type: dpo with exploration_alpha, pairs: {selection: random} and reference: {refresh: every_round}",
+    "nash_md": "write type: dpo with loss_type: sppo and pairs: {selection: random}, which has the same equilibrium; "
+    "Nash-MD samples from a mixture of the policy and the reference, and an engine holds one model",
     "cispo": "write type: grpo with loss_type: cispo and epsilon_high",
     "dapo": "write type: grpo, as configs/quickstart/dapo.yaml does",
     "dr_grpo": "write type: grpo, as configs/quickstart/dr_grpo.yaml does",
@@ -67,9 +73,11 @@ FORMS: Mapping[str, str] = {
 def explain(error: ValidationError, document: Document, problems: Problems, root: type[BaseModel] = RunConfig) -> None:
     """Add a problem for each error of `document`, validated as a `root`."""
     seen: set[KeyPath] = set()
-    for detail in error.errors(include_url=False):
+    details = [(_key_path(detail["loc"], document.data), detail) for detail in error.errors(include_url=False)]
+    # A mapping or a list that fits no member of a union: the errors within it say more than that it is the wrong kind.
+    seen |= {path[:end] for path, _ in details for end in range(1, len(path))}
+    for path, detail in details:
         cause = detail.get("ctx", {}).get("error")
-        path = _key_path(detail["loc"], document.data)
         if isinstance(cause, ConflictsError):
             _explain_conflicts(cause, document, problems)
         elif path not in seen:
@@ -78,23 +86,37 @@ def explain(error: ValidationError, document: Document, problems: Problems, root
 
 
 def _known_elsewhere(path: KeyPath, tag: object) -> str:
-    """Return the fix for an algorithm type that other trainers know by this name; empty: none does."""
-    return METHODS.get(str(tag).lower().replace("-", "_"), "") if path == ("algorithm",) else ""
+    """Return the fix for a method that other trainers know by this name; empty: none does."""
+    is_method = path in (("algorithm",), ("algorithm", "loss_type"))
+    return METHODS.get(str(tag).lower().replace("-", "_"), "") if is_method else ""
 
 
 def _key_path(loc: tuple[str | int, ...], data: Any) -> KeyPath:
-    """Return pydantic's location without the tags it adds where a class was selected by its `type:`."""
+    """Return pydantic's location without the tags of union members: a `type:`, a class, or `tuple[…]`."""
     path: list[str | int] = []
     untagged = True
     for part in loc:
         if untagged and isinstance(data, Mapping) and data.get("type") == part:
             untagged = False
             continue
+        if _is_tag(part, data):
+            continue
         if path and not isinstance(data, Mapping | list):
             break  # what follows are members of a union of scalars
         path.append(part)
         data, untagged = _child(data, part), True
     return tuple(path)
+
+
+def _is_tag(part: str | int, data: Any) -> bool:
+    """Return whether a part of a location names a union's member, not a key of the list or mapping `data`."""
+    if (
+        not isinstance(part, str)
+        or not isinstance(data, Mapping | list)
+        or (isinstance(data, Mapping) and part in data)
+    ):
+        return False
+    return part[0].isupper() or "[" in part
 
 
 def _child(data: Any, key: str | int) -> Any:
@@ -189,7 +211,8 @@ def _wrong_value(
     if kind == "string_type" and isinstance(value, int | float) and raw is not None:
         return f"YAML reads {raw} as a number", f"quote it: '{raw}'"
     if kind == "literal_error":
-        return "not one of the choices", _did_you_mean(str(value), options(path, data, root)) + fix
+        elsewhere = _known_elsewhere(path, value)
+        return "not one of the choices", elsewhere or _did_you_mean(str(value), options(path, data, root)) + fix
     if kind.endswith("_type"):
         return f"it is {kind_of(value)}", fix
     if kind == "finite_number":

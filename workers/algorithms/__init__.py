@@ -1,18 +1,38 @@
-"""Algorithms: the record of each registered method, by the `type` that a recipe gives."""
+"""Algorithms: the record of each registered method, by the `type` that a recipe gives. Light at import."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from workers.algorithms.base import Algorithm
-from workers.config import METHODS, Method
+from workers.config import METHODS
+
+if TYPE_CHECKING:
+    from workers.algorithms.base import Algorithm
 
 
-def _record(method: type[Method]) -> Algorithm:
-    record = import_module(method.implementation).ALGORITHM
-    assert isinstance(record, Algorithm), method.implementation
+@cache
+def _record(implementation: str) -> Algorithm:
+    from workers.algorithms.base import Algorithm
+
+    record = import_module(implementation).ALGORITHM
+    assert isinstance(record, Algorithm), implementation
     return record
 
 
-ALGORITHMS: Mapping[str, Algorithm] = {name: _record(method) for name, method in METHODS.items()}
+class _Records(Mapping[str, "Algorithm"]):
+    """Records by type. A method's module, which computes with torch, is imported when its record is read."""
+
+    def __getitem__(self, type: str) -> Algorithm:
+        return _record(METHODS[type].implementation)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(METHODS)
+
+    def __len__(self) -> int:
+        return len(METHODS)
+
+
+ALGORITHMS: Mapping[str, Algorithm] = _Records()

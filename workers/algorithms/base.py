@@ -38,6 +38,7 @@ class MicroBatch:
     old_values: Tensor | None = None  # [T]
     returns: Tensor | None = None  # [T]
     margins: Tensor | None = None  # [R]
+    soft_labels: Tensor | None = None  # [n] probability that it is preferred; None: 1 if chosen, 0 if rejected
     labels: Tensor | None = None  # [R] 1: desirable, 0: undesirable
     importance_weights: Tensor | None = None  # [T] weight of each token's loss; None: 1
 
@@ -65,6 +66,7 @@ class MicroBatch:
             old_values=some(batch.old_values, tokens),
             returns=some(batch.returns, tokens),
             margins=some(batch.margins, rows),
+            soft_labels=some(batch.soft_labels, completions),
             labels=some(batch.labels, rows),
             importance_weights=some(batch.importance_weights, tokens),
         )

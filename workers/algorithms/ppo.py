@@ -77,7 +77,7 @@ def prepare(scored: ScoredBatch, config: PpoConfig) -> tuple[TrainBatch, Metrics
         returns=advantages + values,
         importance_weights=weights,
     )
-    return batch, _metrics(scored, scores, config) | gap
+    return batch, _metrics(scored, scores, config) | _explained_variance(advantages, values) | gap
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: PpoConfig) -> tuple[Tensor, Stats]:
@@ -150,6 +150,17 @@ def _metrics(scored: ScoredBatch, scores: Floats, config: PpoConfig) -> Metrics:
         "objective/rlhf_reward": score + non_score,
         "val/num_eos_tokens": float((scored.experience.finish == Finish.stop).sum()),
     }
+
+
+def _explained_variance(advantages: Floats, values: Floats) -> Metrics:
+    """Return the share of the returns' variance that the critic predicts: 1 − Var(R − V)/Var(R), with R − V = A.
+
+    1: exact; 0: no better than a constant; negative: worse than that. It is unknown if all returns are equal.
+    """
+    variance = float(np.var(advantages.astype(np.float64) + values))
+    if not variance:
+        return {}
+    return {"val/explained_variance": 1 - float(np.var(advantages, dtype=np.float64)) / variance}
 
 
 ALGORITHM = Algorithm(

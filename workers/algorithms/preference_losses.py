@@ -9,6 +9,10 @@ The score of a completion is its log-ratio log π(y) − log π_ref(y), or a var
     sigmoid_norm   (log π(y) − log π_ref(y)) / |y|       as sigmoid
     ipo            the same                              ((h − 1/2) / β)²
     simpo          log π(y) / |y|                        as sigmoid, of h − γ
+    sppo           log π(y) − log π_ref(y)               as ipo, of h_c = β score_c and of h_r = −β score_r, added
+
+With soft labels (`soft_labels.py`) the cost of a margin h is its expectation over the label, p cost(h) + (1 − p)
+cost(−h), where p is the probability that the chosen completion is preferred.
 
 The handicap is the margin that the loss asks for:
 
@@ -50,7 +54,11 @@ def hinge(h: Tensor, config: DpoConfig) -> Tensor:
 
 
 def ipo(h: Tensor, config: DpoConfig) -> Tensor:
-    """Compute (score_c − score_r − 1/(2β))² (IPO, arXiv 2310.12036, equation 17 with τ = β)."""
+    """Compute (score_c − score_r − 1/(2β))² (IPO, arXiv 2310.12036, equation 17 with τ = β).
+
+    Of each completion by itself it is the square loss of SPPO (arXiv 2405.00675, equation 4.7 with η = 1/β). With its
+    label p the expectation is (score − (p − 1/2)/β)², up to a constant.
+    """
     return ((h - 0.5) / config.beta).square()
 
 
@@ -65,6 +73,7 @@ class PairCost:
 
     cost: Callable[[Tensor, DpoConfig], Tensor]  # (h [P], config) -> cost of each pair [P]
     per_token: bool = False  # divide a completion's score by its length
+    separate: bool = False  # add the costs of β score_c and −β score_r instead of taking that of their sum
 
 
 COSTS: Mapping[str, PairCost] = {
@@ -74,6 +83,7 @@ COSTS: Mapping[str, PairCost] = {
     "sigmoid_norm": PairCost(cost=sigmoid, per_token=True),
     "ipo": PairCost(cost=ipo, per_token=True),
     "simpo": PairCost(cost=simpo, per_token=True),
+    "sppo": PairCost(cost=ipo, separate=True),
 }
 
 
@@ -95,6 +105,21 @@ def margin(ratios: Tensor, batch: MicroBatch, config: DpoConfig) -> Tensor:
     scores = ratios / batch.lengths if COSTS[config.loss_type].per_token else ratios
     chosen, rejected = by_side(scores)
     return config.beta * (chosen - rejected) - _handicap(ratios, batch, config)
+
+
+def pair_losses(ratios: Tensor, batch: MicroBatch, config: DpoConfig) -> Tensor:
+    """Return the loss of each pair, given the log-ratios of its completions: [2P] -> [P]."""
+    record = COSTS[config.loss_type]
+
+    def expected(h: Tensor, p: Tensor) -> Tensor:
+        return p * record.cost(h, config) + (1 - p) * record.cost(-h, config)
+
+    hard = ratios.new_tensor([1, 0]).repeat(batch.num_rows)
+    chosen, rejected = by_side(hard if batch.soft_labels is None else batch.soft_labels)
+    if not record.separate:
+        return expected(margin(ratios, batch, config), chosen)
+    chosen_h, rejected_h = by_side(config.beta * ratios)
+    return expected(chosen_h, chosen) + expected(rejected_h, rejected)
 
 
 def by_side(per_completion: Tensor) -> tuple[Tensor, Tensor]:

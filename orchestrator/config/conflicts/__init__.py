@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from orchestrator.config.conflicts import data, method, schedule
+from orchestrator.config.conflicts import data, method, preference, rounds, schedule
 from orchestrator.config.conflicts.conflict import Conflict, ConflictsError
 
 if TYPE_CHECKING:
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["RULES", "Conflict", "ConflictsError", "find_conflicts"]
 
 RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
-    data.source, data.reward, schedule.steps, schedule.evaluation, data.batches, data.lengths, data.overlong,
+    data.source, data.reward, schedule.steps, schedule.evaluation, schedule.export, data.batches, data.lengths, data.overlong,
     data.dynamic_sampling, method.roles, data.sampling, method.lora, schedule.checkpoints, schedule.reporting,
-    method.pair_loss, method.teacher, method.distillation,
+    method.pair_loss, method.pairs, preference.soft_labels, preference.exploration, method.teacher,
+    method.distillation, rounds.rounds, rounds.names_of_files, rounds.reference,
 )  # fmt: skip
 
 

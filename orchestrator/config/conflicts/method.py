@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config.conflicts.conflict import Conflict
 from orchestrator.config.conflicts.data import reshaped
-from workers.config import METHODS, DistillConfig, DpoConfig, ReferenceConfig
+from workers.config import METHODS, DistillConfig, DpoConfig, PairsConfig, ReferenceConfig
+from workers.config.pairs import PAIRS_OF_SAMPLES
 from workers.config.preferences import LOSS_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -76,6 +77,39 @@ def pair_loss(config: RunConfig) -> Iterator[Conflict]:
             keys=("reference", "algorithm.loss_type"),
             why=f"the {loss} loss has no reference",
             fix="remove reference, or choose another loss_type",
+        )
+
+
+def pairs(config: RunConfig) -> Iterator[Conflict]:
+    if not isinstance(config.algorithm, DpoConfig):
+        return
+    settings = config.algorithm.pairs
+    changed = [name for name, field in PairsConfig.model_fields.items() if getattr(settings, name) != field.default]
+    unused = {
+        # setting → another one, whether the setting has no effect beside its value, and a value with which it has
+        "quantile": ("selection", settings.selection != "quantile", "quantile"),
+        "near_duplicate": ("duplicates", settings.duplicates == "keep", "drop"),
+        "min_margin": ("gold", settings.gold == "chosen", "add"),
+    }
+    for name in changed:
+        if config.data.dataset is not None and name in PAIRS_OF_SAMPLES:
+            yield Conflict(
+                keys=(f"algorithm.pairs.{name}", "data.dataset"),
+                why="the pairs of a dataset are trained on as they are given",
+                fix=f"remove {name}, or give data.prompts to make pairs of the policy's own samples",
+            )
+        if name in unused and unused[name][1]:
+            other, _, value = unused[name]
+            yield Conflict(
+                keys=(f"algorithm.pairs.{name}", f"algorithm.pairs.{other}"),
+                why=f"{name} has no effect with {other} {getattr(settings, other)}",
+                fix=f"remove {name}, or set {other} to {value}",
+            )
+    if settings.gold == "chosen" and config.algorithm.soft_labels is not None:
+        yield Conflict(
+            keys=("algorithm.pairs.gold", "algorithm.soft_labels"),
+            why="the gold answer is preferred whatever the scores, and soft labels are made of scores",
+            fix="remove soft_labels, or set algorithm.pairs.gold to add",
         )
 
 

@@ -70,6 +70,35 @@ def evaluation(config: RunConfig) -> Iterator[Conflict]:
         )
 
 
+def export(config: RunConfig) -> Iterator[Conflict]:
+    in_rounds = config.algorithm.needs.rounds and config.data.prompts is not None
+    given = next((key for key in ("round", "by") if getattr(config.export, key) is not None), None)
+    if given is not None and not in_rounds:
+        yield Conflict(
+            keys=(f"export.{given}", "algorithm.type"),
+            why="only iterative DPO (type dpo with data.prompts) has rounds",
+            fix="remove export",
+        )
+    elif config.export.round == "best" and config.data.eval_prompts is None:
+        yield Conflict(
+            keys=("export.round", "data.eval_prompts"),
+            why="there is no held-out figure by which one round is better than another",
+            fix="give data.eval_prompts and set evaluation.every to 1, or set export.round to last",
+        )
+    elif config.export.by is not None and config.best_round_by is None:
+        yield Conflict(
+            keys=("export.by", "export.round"),
+            why="the last round is exported, whatever its figures",
+            fix="set export.round to best, or remove export.by",
+        )
+    elif config.export.by == "eval/sampled_reward" and not config.evaluation.num_samples:
+        yield Conflict(
+            keys=("export.by", "evaluation.num_samples"),
+            why="no answers to the held-out prompts are sampled",
+            fix="set evaluation.num_samples to 4 or more, or export.by to eval/reward",
+        )
+
+
 def checkpoints(config: RunConfig) -> Iterator[Conflict]:
     in_rounds = config.algorithm.needs.rounds and config.data.prompts is not None
     if config.checkpoint.every_updates is not None and not in_rounds:

@@ -14,22 +14,33 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[2])]  # as pytest has it
 
+from optima import (  # noqa: E402
+    BETA_SPPO,
+    EXPLORATION,
+    Optimum,
+    equilibrium,
+    explored,
+    in_deviations,
+    per_token_reward,
+    win_rate,
+    win_rates_of_data,
+    without_reference,
+)
 from pydantic import TypeAdapter, ValidationError  # noqa: E402
-from test_closed_form_policy_gradient import COEFFICIENT, deviation  # noqa: E402
+from test_closed_form_policy_gradient import COEFFICIENT  # noqa: E402
 from torch import Tensor  # noqa: E402
+from worlds import Covered, Game, Scored, SelfPlay  # noqa: E402
 
 from benchmarks.world import (  # noqa: E402
     BETA,
     ONE_TOKEN,
-    PROMPTS,
     TWO_TOKENS,
     Trainer,
     World,
@@ -41,8 +52,6 @@ from workers.config import AlgorithmConfig  # noqa: E402
 
 SEEDS = tuple(range(10))
 VALUES, PAGE = HERE / "proof.json", HERE.parents[2] / "docs" / "evidence" / "proof.md"
-
-Optimum: TypeAlias = Callable[[World], Tensor]  # the probabilities of whole completions: [PROMPTS, completions]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +69,15 @@ class Row:
     sampling: dict[str, Any] = field(default_factory=dict)  # sampling and training per step; not shown in the table
     loop: dict[str, Any] = field(default_factory=dict)  # further arguments of the `Trainer`; shown in the table
     completions: Sequence[Sequence[int]] = field(default_factory=lambda: TWO_TOKENS)
+    world: type[World] = World
+    trainer: type[Trainer] = Trainer
+    labels: str = ""  # origin of the labels, if it is not the Bradley–Terry model; shown in the table
 
     @property
     def name(self) -> str:
         """Name in the table, for example `dpo beta=0.5`."""
-        return " ".join(
-            [self.settings["type"], *(f"{k}={v}" for k, v in (self.settings | self.loop).items() if k != "type")]
-        )
+        shown = self.settings | self.loop | ({"labels": self.labels} if self.labels else {})
+        return " ".join([self.settings["type"], *(f"{k}={v}" for k, v in shown.items() if k != "type")])
 
     @property
     def is_known(self) -> bool:
@@ -81,64 +92,16 @@ class Row:
 
     def measure(self, seed: int) -> dict[str, float]:
         """Measure the KL to the optimum before and after training, in nats, for the prompt where it is largest."""
-        world = World([list(c) for c in self.completions], seed=seed)
+        world = self.world([list(c) for c in self.completions], seed=seed)
         optimum = self.optimum(world)
-        trainer = Trainer(world, steps=self.steps, lr=self.lr, **self.settings, **self.sampling, **self.loop)
+        trainer = self.trainer(world, steps=self.steps, lr=self.lr, **self.settings, **self.sampling, **self.loop)
         return {"before": kl(world.probabilities(world.reference), optimum), "after": kl(trainer.run(), optimum)}
-
-
-# ------------------------------------------------------------------------------------------------ optima
-
-
-def per_token(world: World, log_weights: Tensor, slopes: Tensor) -> Tensor:
-    """Compute exp(log_weights + |y| (slopes + c)) with c of each prompt such that it sums to 1."""
-    lengths = torch.from_numpy(world.tokens.lengths).double()
-    low, high = torch.full((PROMPTS, 1), -60.0).double(), torch.full((PROMPTS, 1), 60.0).double()
-    for _ in range(100):
-        middle = (low + high) / 2
-        is_high = (log_weights + lengths * (slopes + middle)).exp().sum(1, keepdim=True) > 1
-        low, high = torch.where(is_high, low, middle), torch.where(is_high, middle, high)
-    return (log_weights + lengths * (slopes + (low + high) / 2)).exp()
-
-
-def per_token_reward(world: World) -> Tensor:
-    rewards = torch.from_numpy(world.rewards).double()
-    return per_token(world, world.probabilities(world.reference).log(), rewards / BETA)
-
-
-def without_reference(world: World) -> Tensor:
-    rewards = torch.from_numpy(world.rewards).double()
-    return per_token(world, torch.zeros_like(rewards), rewards / BETA)
-
-
-def in_deviations(optimum: Callable[[World, float], Tensor], coefficient: float) -> Optimum:
-    """Return the optimum whose β is `coefficient` times the standard deviation σ of the advantages at that optimum.
-
-    It is the fixed point of β ↦ `coefficient` σ(π_β), iterated from the reference, where training starts.
-    """
-
-    def of(world: World) -> Tensor:
-        policy = world.probabilities(world.reference)
-        for _ in range(300):
-            policy, before = optimum(world, coefficient * deviation(world, policy)), policy
-        assert kl(policy, before) < 1e-12, "no such β"
-        return policy
-
-    return of
-
-
-def win_rate(world: World) -> Tensor:
-    """Return the optimum with p(y), the probability that y beats a draw from the data, in place of the reward."""
-    rewards = world.rewards.astype(np.float64)
-    beats = 1 / (1 + np.exp(rewards[:, None, :] - rewards[:, :, None]))  # [prompt, y, other]
-    data = world.probabilities(torch.zeros_like(world.reference)).numpy()
-    wins = torch.from_numpy((beats * data[:, None, :]).sum(2))
-    return per_token(world, world.probabilities(world.reference).log(), wins / BETA)
 
 
 TILTED = "π_ref exp(r/β)"
 GROUPS = {"num_generations": 64, "prompts_per_step": 1}
-PAIRS = {"num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
+EVERY_PAIR = {"duplicates": "keep", "truncated_chosen": True}
+PAIRS = {"num_generations": 2, "prompts_per_step": 512, "batch_size": 1536, "pairs": EVERY_PAIR}
 PPO = {"prompts_per_step": 256, "num_ppo_epochs": 2, "num_mini_batches": 2}
 
 
@@ -191,6 +154,19 @@ def _rounds(formula: str, beta: float, refresh: str) -> Row:
     )
 
 
+def _self_play(beta: float, rounds: int, formula: str, coefficient: float) -> Row:
+    return Row(
+        settings={"type": "dpo", "beta": beta, "reset_optimizer": True},
+        formula=formula,
+        optimum=lambda world: tilted(world, coefficient),
+        steps=rounds,
+        sampling=PAIRS | {"prompts_per_step": 65536},
+        loop={"own_samples": True, "refresh": "every_round"},
+        trainer=SelfPlay,
+        labels="gold",
+    )
+
+
 def _dpo(formula: str, optimum: Optimum, steps: int = 400, **settings: Any) -> Row:
     shown = {"type": "dpo", "beta": BETA, **settings}
     return Row(settings=shown, formula=formula, optimum=optimum, steps=steps, sampling=PAIRS)
@@ -235,6 +211,45 @@ ROWS: Sequence[Row] = (
     _dpo("π_ref exp(|y| (r/β + c))", per_token_reward, steps=800, loss_type="sigmoid_norm"),
     _dpo("π_ref exp(|y| (p/β + c)), p = P(y beats a draw from the data)", win_rate, loss_type="ipo"),
     _dpo("exp(|y| (r/β + c))", without_reference, steps=800, loss_type="simpo", simpo_gamma=0.0),
+    Row(
+        settings={"type": "dpo", "beta": BETA, "soft_labels": "margin"},
+        formula=TILTED,
+        optimum=tilted,
+        steps=600,
+        sampling={"num_generations": 8, "prompts_per_step": 32, "batch_size": 96, "pairs": EVERY_PAIR},
+        loop={"own_samples": True},
+        world=Scored,
+        labels="scores",
+    ),
+    Row(
+        settings={"type": "dpo", "beta": BETA_SPPO, "loss_type": "sppo"},
+        formula="π_ref exp((p − 1/2)/β + c π/μ), μ the data, p = P(y beats a draw from μ)",
+        optimum=win_rates_of_data,
+        steps=400,
+        sampling=PAIRS,
+    ),
+    Row(
+        settings={"type": "dpo", "beta": BETA_SPPO, "loss_type": "sppo"},
+        formula="π_ref exp(p/β), p = P(y beats a draw from π): the regularised Nash equilibrium",
+        optimum=equilibrium,
+        steps=400,
+        sampling=PAIRS,
+        loop={"own_samples": True},
+        world=Game,
+        labels="intransitive",
+    ),
+    Row(
+        settings={"type": "dpo", "beta": BETA, "exploration_alpha": EXPLORATION, "reset_optimizer": True},
+        formula="minimum of the mean loss over draws from π_ref, after a round, of one token",
+        optimum=explored,
+        steps=1,
+        sampling=PAIRS | {"prompts_per_step": 65536},
+        loop={"own_samples": True, "refresh": "every_round"},
+        completions=ONE_TOKEN,
+        world=Covered,
+    ),
+    _self_play(1.0, 3, "π_ref exp(r): the data, after 3 rounds", 1.0),
+    _self_play(2.0, 2, "π_ref exp(3r/4), after 2 rounds", 4 / 3),
 )
 
 
@@ -247,8 +262,14 @@ uniform, random rewards r, and a table of logits as the policy. Each method is t
 `loss`, and compared with the optimum π* of its objective, which has a closed form. β = {beta}, {seeds} worlds.
 
 DPO is trained on pairs labelled by the Bradley–Terry model of r. The pairs are those of a dataset or, with
-`own_samples`, samples of the policy at the start of a step; `refresh` is the setting of the reference. σ is the
-standard deviation of the advantages at the optimum. λ and c are such that π* sums to 1.
+`own_samples`, samples of the policy at the start of a step; `refresh` is the setting of the reference. With
+`labels=scores` r itself is the score, and the greater one always wins: the best of 8 samples is paired with the worst.
+With `labels=intransitive` preferences follow no reward: each pair of completions has a random probability. With
+`labels=gold` the chosen completion is drawn from the data π_ref exp(r), the rejected one from the policy (SPIN). The
+exploration bonus has an optimum only if π_ref is near the uniform distribution, as it is in that row.
+
+σ is the standard deviation of the advantages at the optimum. λ and c are such that π* sums to 1. Where π* has no closed
+form, the mean loss over the exact distribution of the pairs was minimised numerically.
 
 The table gives KL(π‖π*) in nats, for the prompt where it is largest. *Before* is the KL of the reference, where
 training starts, as the mean over worlds. The remaining KL after training is sampling noise.

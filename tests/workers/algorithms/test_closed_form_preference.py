@@ -39,7 +39,14 @@ from workers.types import Experience, Finish, Prompt, ScoredBatch, TrainBatch
 
 pytestmark = pytest.mark.slow
 
-PAIRS: dict[str, Any] = {"type": "dpo", "num_generations": 2, "prompts_per_step": 512, "batch_size": 1536}
+EVERY_PAIR = {"duplicates": "keep", "truncated_chosen": True}
+PAIRS: dict[str, Any] = {
+    "type": "dpo",
+    "num_generations": 2,
+    "prompts_per_step": 512,
+    "batch_size": 1536,
+    "pairs": EVERY_PAIR,
+}
 
 
 class Labelled(World):

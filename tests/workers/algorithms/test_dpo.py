@@ -26,7 +26,7 @@ def log_sigmoid(x: float) -> float:
 
 def test_prepare_puts_chosen_before_rejected(scored: MakeScored) -> None:
     given = scored([[1, 2], [3, 1, 1]], rewards=[0, 2, 1, 1, 4], reference=[-1, -2, -3, -4, -5, -6, -7, -8])
-    batch, metrics = prepare(given, config(min_margin=2.5))
+    batch, metrics = prepare(given, config(pairs={"min_margin": 2.5}))
     assert batch.num_rows == 1  # the first group's margin is 2
     assert batch.sources is not None
     assert batch.margins is not None
@@ -47,7 +47,7 @@ def test_prepare_puts_chosen_before_rejected(scored: MakeScored) -> None:
 
 def test_several_pairs_of_one_prompt_are_several_rows(scored: MakeScored) -> None:
     given = scored([[1, 1, 1, 1]], rewards=[3, 0, 1, 2], reference=[0] * 4)
-    batch, metrics = prepare(given, config(pairs_per_prompt=4))
+    batch, metrics = prepare(given, config(pairs={"per_prompt": 4}))
     assert batch.sources is not None
     assert batch.sources.tolist() == [0, 1, 3, 2]
     assert batch.row_offsets.tolist() == [0, 2, 4]
@@ -58,13 +58,13 @@ def test_several_pairs_of_one_prompt_are_several_rows(scored: MakeScored) -> Non
 def test_pairs_of_a_dataset_s_ratings_keep_their_margins(scored: MakeScored) -> None:
     # Two rows of a dataset: three answers rated 5, 4 and 2, and two rated alike.
     given = scored([[1, 1, 1], [1, 1]], rewards=[5, 4, 2, 3, 3], reference=[0] * 5)
-    batch, metrics = prepare(given, config(pair_selection="all", pairs_per_prompt=3, margin_weight=0.5))
+    batch, metrics = prepare(given, config(pairs={"selection": "all", "per_prompt": 3}, margin_weight=0.5))
     assert batch.sources is not None
     assert batch.margins is not None
     pairs = zip(batch.sources.reshape(-1, 2).tolist(), batch.margins.tolist(), strict=True)
     assert sorted(pairs) == [([0, 1], 1), ([0, 2], 3), ([1, 2], 2)]
     assert metrics["pairs/saturated_groups"] == 0.5
-    clear, _ = prepare(given, config(pair_selection="all", pairs_per_prompt=3, min_margin=1.0))
+    clear, _ = prepare(given, config(pairs={"selection": "all", "per_prompt": 3, "min_margin": 1.0}))
     assert clear.num_rows == 2
     best, _ = prepare(given, config())
     assert best.sources is not None

@@ -61,6 +61,16 @@ def test_metrics_by_hand(sampled: ScoredBatch) -> None:
     assert metrics["val/num_eos_tokens"] == 1
 
 
+def test_explained_variance_by_hand(sampled: ScoredBatch, scored: MakeScored) -> None:
+    # Returns 1.5, 1.5, 3 as above: squares of the deviations add up to 1.5. Those of R − V = A = 0.5, −0.5, 2: 114/36.
+    _, metrics = prepare(sampled, config(kl_coef=0.5, lam=0.5))
+    assert metrics["val/explained_variance"] == pytest.approx(1 - (114 / 36) / 1.5)
+    exact = scored([[1], [1]], rewards=[1, 3], logprobs=[-1, -1], values=[1, 3])
+    assert prepare(exact, config(kl_coef=0.0))[1]["val/explained_variance"] == 1
+    equal = scored([[1], [1]], rewards=[1, 1], logprobs=[-1, -1], values=[1, 3])
+    assert "val/explained_variance" not in prepare(equal, config(kl_coef=0.0))[1]
+
+
 def test_missing_eos_penalty_applies_only_to_unfinished_completions(sampled: ScoredBatch) -> None:
     free, _ = prepare(sampled, config(kl_coef=0.0, lam=1.0))
     fined, metrics = prepare(sampled, config(kl_coef=0.0, lam=1.0, missing_eos_penalty=2.0))

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from workers.algorithms.base import MicroBatch
+from workers.algorithms.base import MicroBatch, totals_of
 from workers.algorithms.dpo import loss, prepare
 from workers.algorithms.preference_losses import COSTS
 from workers.config import DpoConfig
 from workers.config.preferences import LOSS_ARGUMENTS
-from workers.types import ScoredBatch
+from workers.ragged import Ragged
+from workers.types import ScoredBatch, TrainBatch
 
 MakeScored = Callable[..., ScoredBatch]
 MicroBatchOf = Callable[..., MicroBatch]
@@ -86,11 +88,71 @@ def value_of(micro_batch: MicroBatchOf, settings: DpoConfig) -> float:
         ({"margin_weight": 0.2}, [smoothed(0.625 - 0.6, 0), smoothed(-1.25 - 0.1, 0)]),
         ({"loss_type": "hinge", "margin_weight": 0.2}, [1 - 0.025, 1 + 1.35]),
         ({"loss_type": "simpo", "margin_weight": 0.2}, [smoothed(-1 / 12 - 1.1, 0), smoothed(-1.6, 0)]),
+        # Each log-ratio by itself, the chosen's against 1/(2β) and the rejected's against −1/(2β).
+        ({"loss_type": "sppo"}, [(0.75 - 1) ** 2 + (-0.5 + 1) ** 2, (-2 - 1) ** 2 + (0.5 + 1) ** 2]),
+        ({"loss_type": "sppo", "beta": 0.25}, [(0.75 - 2) ** 2 + (-0.5 + 2) ** 2, (-2 - 2) ** 2 + (0.5 + 2) ** 2]),
+        # Log-probabilities: −3.5 and −1 in pair 0, −3 and −2 in pair 1.
+        ({"exploration_alpha": 0.1}, [smoothed(0.625, 0) - 0.1 * 4.5 / 2, smoothed(-1.25, 0) - 0.1 * 5 / 2]),
     ],
     ids=str,
 )  # fmt: skip
 def test_by_hand(settings: dict[str, Any], expected: list[float], micro_batch: MicroBatchOf) -> None:
     assert value_of(micro_batch, config(**settings)) == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+SOFT = [0.9, 0.1, 0.7, 0.3]  # pair 0's chosen is preferred with probability 0.9, pair 1's with 0.7
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [smoothed(0.625, 0.1), smoothed(-1.25, 0.3)]),
+        # A label of 0.9 that is wrong with probability 0.2 is one of 0.9 · 0.8 + 0.1 · 0.2 = 0.74.
+        ({"label_smoothing": 0.2}, [smoothed(0.625, 0.26), smoothed(-1.25, 0.3 * 0.8 + 0.7 * 0.2)]),
+        ({"loss_type": "hinge"}, [0.9 * 0.375 + 0.1 * 1.625, 0.7 * 2.25]),  # 1 + h of pair 1 is below 0
+        # With β = 1/2, 1/(2β) = 1: the square to the expected target is larger by 0.9 · 0.1 · 4 and 0.7 · 0.3 · 4.
+        ({"loss_type": "ipo"}, [(0.75 - 0.8) ** 2 + 0.36, (-2.25 - 0.4) ** 2 + 0.84]),
+        (
+            {"loss_type": "sppo"},
+            [(0.75 - 0.8) ** 2 + (-0.5 + 0.8) ** 2 + 0.72, (-2 - 0.4) ** 2 + (0.5 + 0.4) ** 2 + 1.68],
+        ),
+        (
+            {"loss_type": "simpo"},
+            [
+                -0.9 * log_sigmoid(-1 / 12 - 0.5) - 0.1 * log_sigmoid(1 / 12 - 0.5),
+                -0.7 * log_sigmoid(-1 - 0.5) - 0.3 * log_sigmoid(1 - 0.5),
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_soft_labels_by_hand(settings: dict[str, Any], expected: list[float], micro_batch: MicroBatchOf) -> None:
+    found = config(soft_labels="margin", **settings)
+    fields = {"reference_logprobs": REFERENCE} if found.needs_reference else {}
+    batch = micro_batch(LENGTHS, soft_labels=SOFT, **fields)
+    assert loss(torch.tensor(LOGPROBS), batch, found)[0].item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_win_rates_of_a_pair_need_not_sum_to_one(micro_batch: MicroBatchOf) -> None:
+    """Check SPPO's targets (0.9 − 1/2)/β and (0.6 − 1/2)/β by the gradient, twice the distance to them."""
+    batch = micro_batch([[1, 1]], reference_logprobs=[0, 0], soft_labels=[0.9, 0.6])
+    logprobs = torch.tensor([-1.0, -0.5], requires_grad=True)
+    loss(logprobs, batch, config(loss_type="sppo", soft_labels="votes"))[0].backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([2 * (-1 - 0.8), 2 * (-0.5 - 0.2)])
+
+
+def test_soft_labels_of_a_micro_batch_are_those_of_its_rows() -> None:
+    batch = TrainBatch(
+        prompts=Ragged.of([[1]] * 3),
+        completions=Ragged.of([[0]] * 6),
+        row_offsets=np.arange(0, 7, 2),
+        soft_labels=np.float32([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+    )
+    rows = np.array([2, 0])
+    found = MicroBatch.of(batch, rows, totals_of(batch, rows)).soft_labels
+    assert found is not None
+    assert found.tolist() == pytest.approx([0.5, 0.6, 0.1, 0.2])
 
 
 def test_ld_alpha_of_one_is_none(micro_batch: MicroBatchOf) -> None:
@@ -105,6 +167,7 @@ def test_ld_alpha_of_one_is_none(micro_batch: MicroBatchOf) -> None:
         ("robust", math.log(2)),
         ("hinge", 1.0),
         ("ipo", 1.0),  # 1/(2β)² with β = 1/2
+        ("sppo", 2.0),  # twice that, one for each completion
     ],
 )
 def test_policy_equal_to_reference(loss_type: str, expected: float, micro_batch: MicroBatchOf) -> None:
@@ -123,6 +186,9 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "dpop_lambda": 2.0,
     "margin_weight": 0.3,
     "simpo_gamma": 1.5,
+    "soft_labels": "margin",
+    "label_temperature": 2.0,
+    "exploration_alpha": 0.3,
 }
 
 
@@ -130,7 +196,8 @@ EVERY_ARGUMENT: dict[str, Any] = {
 def test_gradient_against_finite_differences(loss_type: str, micro_batch: MicroBatchOf) -> None:
     arguments = {name: EVERY_ARGUMENT[name] for name in LOSS_ARGUMENTS[loss_type]}
     settings = config(loss_type=loss_type, sft_weight=0.5, **arguments)
-    single = micro_batch(LENGTHS, reference_logprobs=REFERENCE, margins=SCORES)
+    labels = {"soft_labels": SOFT} if settings.soft_labels else {}
+    single = micro_batch(LENGTHS, reference_logprobs=REFERENCE, margins=SCORES, **labels)
     assert single.reference_logprobs is not None
     assert single.margins is not None
     batch = replace(single, reference_logprobs=single.reference_logprobs.double(), margins=single.margins.double())

@@ -81,6 +81,12 @@ CASES: Sequence[Case] = (
     _dpo(beta=0.1),
     _dpo(beta=0.5),
     _alone("TRL's sigmoid loss has no label_smoothing", type="dpo", label_smoothing=0.1),
+    _alone("TRL has no soft labels", type="dpo", soft_labels="margin"),
+    _alone(
+        "TRL has no XPO since 1.14; its bonus is on one completion of a pair, ours on both",
+        type="dpo",
+        exploration_alpha=1e-5,
+    ),
     _dpo(
         {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
         rows="even_pairs",
@@ -91,6 +97,7 @@ CASES: Sequence[Case] = (
     _dpo(loss_type="ipo", beta=0.1),
     _dpo(loss_type="hinge", beta=0.1),
     _dpo(loss_type="sigmoid_norm", beta=2.0),
+    _dpo({"loss_type": ["sppo_hard"]}, loss_type="sppo", beta=0.1),
     _dpo(ld_alpha=0.5),
     Case(
         ours={"type": "dpo", "loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5},

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]  # as pytest has them
+sys.path[:0] = [str(HERE), *map(str, HERE.parents[:3])]  # as pytest has them
 
 from cases import CASES, EOS, Case, Rows  # noqa: E402
 from fakes import experience  # noqa: E402

@@ -1,0 +1,106 @@
+"""Conflicts about rounds: schedules, prompts per round, and the reference's start and average."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from orchestrator.config.conflicts.conflict import Conflict
+from orchestrator.config.rounds import SECTIONS, RoundsConfig
+from orchestrator.data.sources import label
+
+if TYPE_CHECKING:
+    from orchestrator.config.run import RunConfig
+
+BY_FILE = ("files", "cycle_files")
+
+
+def rounds(config: RunConfig) -> Iterator[Conflict]:
+    algorithm, own = config.algorithm, config.rounds
+    if own == RoundsConfig():
+        return
+    if not algorithm.needs.rounds or config.data.prompts is None:
+        given = next(name for name, field in RoundsConfig.model_fields.items() if getattr(own, name) != field.default)
+        yield Conflict(
+            keys=(f"rounds.{given}", "algorithm.type"),
+            why="only iterative DPO (type dpo with data.prompts) has rounds",
+            fix="remove rounds",
+        )
+        return
+    count = algorithm.max_steps
+    for name in SECTIONS:
+        values = getattr(own, name)
+        if count is not None and isinstance(values, tuple) and len(values) > count:
+            yield Conflict(
+                keys=(f"rounds.{name}", "algorithm.max_steps"),
+                why=f"{len(values)} values for {count} rounds: the last ones would never be used",
+                fix=f"give at most {count} values, or raise algorithm.max_steps",
+            )
+    fewest = min(own.prompts_per_step or (config.rollout.num_engines,))
+    if fewest < config.rollout.num_engines:
+        yield Conflict(
+            keys=("rounds.prompts_per_step", "rollout.num_engines"),
+            why="the completions of a prompt are sampled by one engine, so some engines would be idle",
+            fix=f"set rollout.num_engines to at most {fewest}, or give more prompts per round",
+        )
+    yield from _files_of_rounds(config)
+
+
+def _files_of_rounds(config: RunConfig) -> Iterator[Conflict]:
+    own, files, count = config.rounds, config.data.prompt_sources, config.algorithm.max_steps
+    if own.prompts not in BY_FILE or count is None:
+        return
+    if len(files) < 2:
+        yield Conflict(
+            keys=("rounds.prompts", "data.prompts"),
+            why=f"with {own.prompts} a round takes its prompts from a file of its own, and there is one file",
+            fix="give a list of files as data.prompts, or set rounds.prompts to stream or fixed",
+        )
+    elif own.prompts == "files" and len(files) != count:
+        yield Conflict(
+            keys=("rounds.prompts", "data.prompts", "algorithm.max_steps"),
+            why=f"{len(files)} files for {count} rounds",
+            fix=f"give {count} files, or set rounds.prompts to cycle_files: again from the first file after the last",
+        )
+    elif len(files) > count:
+        yield Conflict(
+            keys=("data.prompts", "algorithm.max_steps"),
+            why=f"{len(files)} files for {count} rounds: the last ones would never be used",
+            fix=f"give at most {count} files, or raise algorithm.max_steps",
+        )
+
+
+def names_of_files(config: RunConfig) -> Iterator[Conflict]:
+    names = Counter(label(source) for source in config.data.prompt_sources)
+    if repeated := [name for name, count in names.items() if count > 1]:
+        yield Conflict(
+            keys=("data.prompts",),
+            why=f"{repeated[0]} is the name of two files, and prompts are told apart by file name and row",
+            fix="rename one of them, or name each file once",
+        )
+
+
+def reference(config: RunConfig) -> Iterator[Conflict]:
+    own = config.reference
+    if own.refresh != "ema" and own.ema_alpha != type(own).model_fields["ema_alpha"].default:
+        yield Conflict(
+            keys=("reference.ema_alpha", "reference.refresh"),
+            why=f"with refresh {own.refresh} there is no moving average",
+            fix="set reference.refresh to ema, or remove ema_alpha",
+        )
+    if own.path is None:
+        return
+    if not config.algorithm.needs_reference:
+        yield Conflict(
+            keys=("reference.path", "algorithm.type"),
+            why=f"{config.algorithm.type} with these settings has no reference",
+            fix="remove reference.path",
+        )
+    if own.refresh == "ema":
+        yield Conflict(
+            keys=("reference.path", "reference.refresh"),
+            why="the moving average is one of the run's own policies, and begins with the model that the run starts "
+            "from",
+            fix="remove reference.path, or choose another reference.refresh",
+        )

@@ -1,0 +1,90 @@
+"""Labels from scores and votes, with the arithmetic written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workers.algorithms.dpo import prepare
+from workers.algorithms.soft_labels import by_votes
+from workers.config import DpoConfig
+from workers.types import ScoredBatch, TrainBatch
+
+MakeScored = Callable[..., ScoredBatch]
+NAN = float("nan")
+
+
+def labels_of(scored: ScoredBatch, **settings: Any) -> list[float] | None:
+    batch, _ = prepare(scored, DpoConfig.model_validate({"type": "dpo", **settings}))
+    assert isinstance(batch, TrainBatch)
+    return None if batch.soft_labels is None else batch.soft_labels.tolist()
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_labels_are_hard_by_default(scored: MakeScored) -> None:
+    assert labels_of(scored([[1, 2]], rewards=[3, 1], reference=[0] * 3)) is None
+
+
+def test_labels_of_a_margin(scored: MakeScored) -> None:
+    # The first group's chosen is its second completion, by 2; the second group's its first, by 0.5.
+    given = scored([[1, 2], [1, 1]], rewards=[1, 3, 0.5, 0], reference=[0] * 5)
+    expected = [sigmoid(2), sigmoid(-2), sigmoid(0.5), sigmoid(-0.5)]
+    assert labels_of(given, soft_labels="margin") == pytest.approx(expected)
+    cooler = [sigmoid(4), sigmoid(-4), sigmoid(1), sigmoid(-1)]
+    assert labels_of(given, soft_labels="margin", label_temperature=0.5) == pytest.approx(cooler)
+
+
+def test_a_huge_margin_is_certain(scored: MakeScored) -> None:
+    given = scored([[1, 2]], rewards=[1e30, -1e30], reference=[0] * 3)
+    assert labels_of(given, soft_labels="margin", label_temperature=1e-3) == [1, 0]
+
+
+def test_labels_of_votes(scored: MakeScored) -> None:
+    given = scored([[1, 2], [1, 1]], rewards=[2, 1, 0, 1], reference=[0] * 5)
+    by_scorer = {
+        "a": np.float32([1, 0, 0, 9]),  # for the chosen of both pairs
+        "b": np.float32([0, 5, 1, 0]),  # for the rejected of both
+        "c": np.float32([7, 7, NAN, 1]),  # a tie counts half, an abstention not at all
+    }
+    assert labels_of(replace(given, by_scorer=by_scorer), soft_labels="votes") == pytest.approx(
+        [(1 + 0 + 0.5) / 3, (0 + 1 + 0.5) / 3, 1 / 2, 1 / 2]
+    )
+
+
+def test_nobody_votes() -> None:
+    preference = by_votes({"a": np.float32([NAN, 1]), "b": np.float32([0, NAN])})
+    assert preference(np.array([0]), np.array([1])).tolist() == [0.5]
+
+
+def test_votes_need_scorers(scored: MakeScored) -> None:
+    with pytest.raises(AssertionError, match="no scorers"):
+        labels_of(scored([[1, 2]], rewards=[1, 0], reference=[0] * 3), soft_labels="votes")
+
+
+def test_win_rates_of_sppo_are_against_the_rest_of_the_group(scored: MakeScored) -> None:
+    # Scores 3, 0, 1 and then 2, 0: the best and the worst of each group are paired.
+    given = scored([[1, 1, 1], [1, 1]], rewards=[3, 0, 1, 2, 0], reference=[0] * 5)
+    expected = [
+        (sigmoid(3) + sigmoid(2)) / 2,
+        (sigmoid(-3) + sigmoid(-1)) / 2,
+        sigmoid(2),
+        sigmoid(-2),
+    ]
+    assert labels_of(given, loss_type="sppo", soft_labels="margin") == pytest.approx(expected)
+    votes = replace(given, by_scorer={"a": np.float32([3, 0, 1, 2, 0]), "b": np.float32([0, 1, 1, 5, 0])})
+    # Of the best: a wins both, b loses both; of the worst: a loses both, b wins one and ties one.
+    assert labels_of(votes, loss_type="sppo", soft_labels="votes") == pytest.approx([0.5, 0.375, 1, 0])
+
+
+def test_a_step_without_pairs_has_no_labels(scored: MakeScored) -> None:
+    given = scored([[1, 2], [1, 1]], rewards=[1] * 4, reference=[0] * 5)
+    assert labels_of(given, soft_labels="margin") == []
+    assert labels_of(given, soft_labels="margin", loss_type="sppo") == []

@@ -1,0 +1,89 @@
+"""Probability that a completion is preferred, from the scores or the votes of its labellers. Pure numpy.
+
+    margin   p(y beats y') = σ((s(y) − s(y')) / label_temperature): the Bradley–Terry model of the scores s
+    votes    p(y beats y') = share of the scorers that score y higher; a tie counts half, an abstention not at all
+
+The label of a pair is p(y_c beats y_r) for the chosen and p(y_r beats y_c) for the rejected completion. Under SPPO
+(arXiv 2405.00675) it is the win rate of each completion: the mean of p over the other completions of its group. The
+paper's estimate includes the completion itself, which draws it to 1/2; without it the estimate is unbiased.
+
+With `votes` the label of the chosen completion is below 1/2 where most scorers disagree with the weighted sum of the
+scores, by which it was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.config import DpoConfig
+from workers.types import Experience, Floats, ScoredBatch
+
+Index: TypeAlias = NDArray[np.int64]
+Preference: TypeAlias = Callable[[Index, Index], NDArray[np.float64]]
+"""Function (completions y [n], completions y' [n]) -> p(y beats y') [n]."""
+
+
+def soft_labels(scored: ScoredBatch, scores: Floats, picked: Index, config: DpoConfig) -> Floats | None:
+    """Return the label of each completion of the pairs: [2P]. None: hard labels.
+
+    Args:
+        scores: scores by which the pairs were made: [N].
+        picked: completions of the pairs, chosen and rejected in turn: [2P].
+    """
+    match config.soft_labels:
+        case None:
+            return None
+        case "margin":
+            preference = by_margin(scores, config.label_temperature)
+        case "votes":
+            assert scored.by_scorer, "there are no scorers to vote"
+            preference = by_votes(scored.by_scorer)
+    if config.loss_type == "sppo":
+        return win_rates(preference, picked, scored.experience).astype(np.float32)
+    return preference(picked, picked.reshape(-1, 2)[:, ::-1].reshape(-1)).astype(np.float32)
+
+
+def by_margin(scores: Floats, temperature: float) -> Preference:
+    """Return the Bradley–Terry model of `scores` [N].
+
+    >>> by_margin(np.float32([2.0, 0.0]), temperature=2.0)(np.array([0]), np.array([1])).round(2)
+    array([0.73])
+    """
+
+    def preference(first: Index, second: Index) -> NDArray[np.float64]:
+        margins = (scores[first].astype(np.float64) - scores[second]) / temperature
+        return 0.5 * (1 + np.tanh(margins / 2))  # σ without overflow
+
+    return preference
+
+
+def by_votes(by_scorer: Mapping[str, Floats]) -> Preference:
+    """Return the share of the scorers that score a completion higher: one vote each, whatever their weights.
+
+    A scorer whose score of either completion is NaN abstains. If all abstain, either is preferred with probability 1/2.
+    """
+    scores = np.stack(list(by_scorer.values()))  # [scorers, N]
+
+    def preference(first: Index, second: Index) -> NDArray[np.float64]:
+        differences = scores[:, first] - scores[:, second]
+        votes, is_cast = np.where(differences == 0, 0.5, differences > 0), ~np.isnan(differences)
+        num_cast = is_cast.sum(0)
+        return np.where(num_cast, (votes * is_cast).sum(0) / np.maximum(num_cast, 1), 0.5)
+
+    return preference
+
+
+def win_rates(preference: Preference, picked: Index, experience: Experience) -> NDArray[np.float64]:
+    """Return the mean of p(y beats y') over the other completions y' of y's group, for each of `picked`: [n]."""
+    begins, sizes = experience.group_offsets[:-1], np.diff(experience.group_offsets)
+    groups = experience.group_of[picked]
+    owner = np.repeat(np.arange(len(picked)), sizes[groups])
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes[groups]) - sizes[groups], sizes[groups])
+    others = begins[groups][owner] + within
+    beats = np.where(others == picked[owner], 0, preference(picked[owner], others))
+    rates: NDArray[np.float64] = np.bincount(owner, weights=beats, minlength=len(picked)) / (sizes[groups] - 1)
+    return rates
