@@ -1,4 +1,4 @@
-"""How far the phases of a round overlap: real Ray, workers that sleep (K5: the scheduler alone, no arithmetic).
+"""Overlap of the phases of a round: real Ray, workers that sleep (K5: the scheduler alone, no arithmetic).
 
     python -m benchmarks.overlap [--repeats 5] [--seconds 24]
 
@@ -17,6 +17,7 @@ import argparse
 import os
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.sleeping_rounds import Rounds, run, stage
@@ -33,16 +34,15 @@ def main() -> None:
     options = parser.parse_args()
     seconds = options.seconds
     each = seconds / PROMPTS
-    durations = Durations(
-        generate=each, score=each, reference=each, update=seconds / UPDATES, num_updates=UPDATES
-    )
+    durations = Durations(generate=each, score=each, reference=each, update=seconds / UPDATES, num_updates=UPDATES)
+    streamed = Rounds(count=1, prompts=PROMPTS, prompts_per_chunk=PROMPTS // CHUNKS)
     found: dict[str, list[float]] = {"streamed": [], "one behind": [], "as one call": []}
     with stage(durations, ClusterConfig()) as (cluster, gangs), tempfile.TemporaryDirectory() as directory:
         for repeat in range(options.repeats):
             for name, rounds in (
-                ("streamed", Rounds(count=1, prompts=PROMPTS, prompts_per_chunk=PROMPTS // CHUNKS)),
-                ("one behind", Rounds(count=ROUNDS, prompts=PROMPTS, prompts_per_chunk=PROMPTS // CHUNKS, max_staleness=1)),
-                ("as one call", Rounds(count=1, prompts=PROMPTS, prompts_per_chunk=PROMPTS)),
+                ("streamed", streamed),
+                ("one behind", replace(streamed, count=ROUNDS, max_staleness=1)),
+                ("as one call", replace(streamed, prompts_per_chunk=PROMPTS)),
             ):
                 path = Path(directory, f"{name}-{repeat}")
                 path.mkdir()
@@ -52,7 +52,9 @@ def main() -> None:
                 else:
                     took = clocks.arrived_s[0] - clocks.planned_s[0] - durations.update
                 found[name].append(took / seconds)
-                print(f"repeat {repeat + 1}: {name} {took / seconds:.3f} T  (load {os.getloadavg()[0]:.1f})", flush=True)
+                print(
+                    f"repeat {repeat + 1}: {name} {took / seconds:.3f} T  (load {os.getloadavg()[0]:.1f})", flush=True
+                )
     for name, ratios in found.items():
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} repeats"
         print(f"{name}: {statistics.median(ratios):.3f} T ({spread})")

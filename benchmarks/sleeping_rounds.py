@@ -1,4 +1,4 @@
-"""Rounds of iterative DPO on real Ray with workers that sleep: the loop, the pipeline and the rollout store are real."""
+"""Rounds of iterative DPO on real Ray with workers that sleep: loop, pipeline and rollout store are real."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ class Clocks:
 
 
 @contextmanager
-def stage(durations: Durations, config: ClusterConfig, **options: Any) -> Iterator[tuple[RayCluster, Mapping[str, Any]]]:
+def stage(
+    durations: Durations, config: ClusterConfig, **options: Any
+) -> Iterator[tuple[RayCluster, Mapping[str, Any]]]:
     """Start a cluster with sleeping workers. `options`: those of `sleeping_workers.plans`."""
     cluster = RayCluster(config)
     try:

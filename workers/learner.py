@@ -10,24 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from workers.config import AlgorithmConfig, Head, LearnerConfig, ModelConfig
 from workers.engines.base import ModelError, TrainingEngine
-from workers.gold import sampled_only
-from workers.margins import NO_MARGINS, final_scores, implicit_rewards, pair_margins
+from workers.margins import NO_MARGINS, PairMargins, final_scores, implicit_rewards, pair_margins
 from workers.scoring import ScoreCache, score_tokens
 from workers.spans import UpdateRange
+from workers.step_inputs import experience_facts, scored_batch
 from workers.types import (
     Experience,
     Metrics,
-    PairMargins,
     ScoredBatch,
     Scores,
     StepStats,
     TokenShard,
     TrainBatch,
-    assemble,
-    assemble_vectors,
     merge,
-    merge_scores,
-    merge_shards,
 )
 from workers.weights import Average, Manifest, Rendezvous, describe
 
@@ -151,7 +146,7 @@ class Learner:
         from workers.updates import engine_difference, mix_seeds
 
         started = time.perf_counter()
-        scored = _scored(experience, scores, reference, values, old, seed=mix_seeds(self._seed, step))
+        scored = scored_batch(experience, scores, reference, values, old, seed=mix_seeds(self._seed, step))
         if not scored.experience.prompts:
             raise ModelError(
                 f"all {scored.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
@@ -172,7 +167,7 @@ class Learner:
         planned = self._updater.plan(step, batch, self._algorithm)
         self._current = _Current(step=step, scored=scored, batch=batch, planned=planned)
         # Metrics of the experience are reported by the policy alone, not again by the critic.
-        facts = prepared | _experience_facts(scored.experience, step) if self._head != "values" else {}
+        facts = prepared | experience_facts(scored.experience, step) if self._head != "values" else {}
         stats = self._run(self._current, span)
         facts |= stats.facts
         facts["timing/learn"] = time.perf_counter() - started
@@ -375,42 +370,3 @@ class _Current:
     scored: ScoredBatch
     batch: TrainBatch
     planned: PlannedUpdates
-
-
-def _scored(
-    parts: Sequence[Experience],
-    scores: Sequence[Scores] | None,
-    reference: Sequence[TokenShard] | None,
-    values: Sequence[TokenShard] | None,
-    old: Sequence[TokenShard] | None,
-    *,
-    seed: int,
-) -> ScoredBatch:
-    experience = merge(parts)
-    reference, values, old = (
-        None if shares is None else merge_shards(shares, parts) for shares in (reference, values, old)
-    )
-    hidden = reference is not None and any(share.has_vectors for share in reference)
-    merged = None if scores is None else merge_scores(scores)
-    return ScoredBatch(
-        experience=experience,
-        rewards=experience.rewards if merged is None else merged.rewards,
-        reference_logprobs=assemble(reference, experience.completions) if reference and not hidden else None,
-        reference_hidden=assemble_vectors(reference, experience.completions) if reference and hidden else None,
-        values=assemble(values, experience.completions) if values is not None else None,
-        seed=seed,
-        learner_logprobs=assemble(old, experience.completions) if old is not None else None,
-        by_scorer=None if merged is None else merged.by_scorer,
-    )
-
-
-def _experience_facts(experience: Experience, version: int) -> Metrics:
-    facts = {
-        "timing/generate": experience.seconds,
-        "data/dropped": float(experience.num_dropped),
-        "data/truncated": float(experience.num_truncated),
-    }
-    if experience.logprobs is not None and len(experience.versions):
-        staleness = version - sampled_only(experience).versions  # step n trains version n of the policy
-        facts |= {"staleness/mean": float(staleness.mean()), "staleness/max": float(staleness.max())}
-    return facts

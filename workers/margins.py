@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.ragged import Ragged
-from workers.types import Experience, PairMargins, TokenShard, assemble
+from workers.types import Experience, Floats, TokenShard, assemble
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairMargins:
+    """Margins of some held-out pairs: reward of the chosen minus reward of the rejected completion.
+
+    Example: `PairMargins(groups=[0, 2], values=[1.5, -0.2], sources=("web", None))`: the second pair's row has no
+    `source` column.
+    """
+
+    groups: NDArray[np.int64]  # [n] indices of the pairs in the experience
+    values: Floats  # [n]
+    sources: tuple[str | None, ...]  # [n]
+
+
+def merge_margins(parts: Sequence[PairMargins]) -> PairMargins:
+    """Combine the margins of all ranks, in the order of the pairs."""
+    groups = np.concatenate([p.groups for p in parts])
+    order = np.argsort(groups)
+    sources = [source for p in parts for source in p.sources]
+    return PairMargins(
+        groups=groups[order],
+        values=np.concatenate([p.values for p in parts])[order],
+        sources=tuple(sources[i] for i in order),
+    )
+
 
 NO_MARGINS = PairMargins(groups=np.zeros(0, np.int64), values=np.zeros(0, np.float32), sources=())
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers import progress, rewards
 from workers.config import ModelConfig, RewardConfig
@@ -17,7 +19,7 @@ from workers.types import (
     Experience,
     Finish,
     Floats,
-    Measures,
+    Ints,
     Prompt,
     Sample,
     Scores,
@@ -27,6 +29,20 @@ from workers.types import (
     merge,
     merge_shards,
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measures:
+    """Lengths, finish reasons and log-ratios of N completions, without their tokens.
+
+    Example: `Measures(prompt_ids=("test.jsonl:0", "test.jsonl:0"), lengths=[6, 7], finish=[0, 0],
+    log_ratios=[0.8, -0.1])`.
+    """
+
+    prompt_ids: tuple[str, ...]  # [N]
+    lengths: NDArray[np.int64]  # [N] tokens, including the end-of-sequence token
+    finish: Ints  # [N] Finish
+    log_ratios: Floats | None  # [N] nats; None: no model to compare with
 
 
 class Reward:

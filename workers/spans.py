@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,15 @@ def merge_spans(spans: Sequence[StepStats]) -> StepStats:
         facts=facts,
         left=spans[-1].left,
     )
+
+
+def cut_short(stats: StepStats, made: int) -> StepStats:
+    """Return the statistics of a step that ends after `made` updates, as means over these; the same if none is left."""
+    if not stats.left or not made:
+        return stats
+    factor = (made + stats.left) / made
+    sums = {name: value * (1.0 if name.startswith("sampling/") else factor) for name, value in stats.sums.items()}
+    return replace(stats, sums=sums, left=0)
 
 
 def of_update(stats: StepStats, num_updates: int) -> Metrics:

@@ -226,45 +226,6 @@ def log_ratios(experience: Experience, shares: Sequence[TokenShard]) -> Floats:
     return np.add.reduceat(ratios, experience.completions.offsets[:-1]) if len(ratios) else np.zeros(0, np.float32)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measures:
-    """Lengths, finish reasons and log-ratios of N completions, without their tokens.
-
-    Example: `Measures(prompt_ids=("test.jsonl:0", "test.jsonl:0"), lengths=[6, 7], finish=[0, 0],
-    log_ratios=[0.8, -0.1])`.
-    """
-
-    prompt_ids: tuple[str, ...]  # [N]
-    lengths: NDArray[np.int64]  # [N] tokens, including the end-of-sequence token
-    finish: Ints  # [N] Finish
-    log_ratios: Floats | None  # [N] nats; None: no model to compare with
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairMargins:
-    """Margins of some held-out pairs: reward of the chosen minus reward of the rejected completion.
-
-    Example: `PairMargins(groups=[0, 2], values=[1.5, -0.2], sources=("web", None))`: the second pair's row has no
-    `source` column.
-    """
-
-    groups: NDArray[np.int64]  # [n] indices of the pairs in the experience
-    values: Floats  # [n]
-    sources: tuple[str | None, ...]  # [n]
-
-
-def merge_margins(parts: Sequence[PairMargins]) -> PairMargins:
-    """Combine the margins of all ranks, in the order of the pairs."""
-    groups = np.concatenate([p.groups for p in parts])
-    order = np.argsort(groups)
-    sources = [source for p in parts for source in p.sources]
-    return PairMargins(
-        groups=groups[order],
-        values=np.concatenate([p.values for p in parts])[order],
-        sources=tuple(sources[i] for i in order),
-    )
-
-
 def assemble_vectors(shares: Sequence[TokenShard], completions: Ragged) -> TokenVectors:
     """Combine the vectors of all ranks, aligned with `completions.values`.
 

@@ -47,6 +47,14 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Average:
+    """Moving average of weights: (1 − alpha)·(those in `directory`) + alpha·(the current ones)."""
+
+    directory: str  # Hugging Face directory, written by an earlier export of the same model
+    alpha: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rendezvous:
     """Address at which NCCL peers meet.
 

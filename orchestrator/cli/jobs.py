@@ -84,7 +84,7 @@ def submit(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """What a job runs: one recipe, or those of a comparison."""
+    """Content of a job: one recipe, or those of a comparison."""
 
     name: str
     recipes: tuple[Recipe, ...]

@@ -10,6 +10,7 @@ import numpy as np
 
 from orchestrator.compare.frontier import HeadToHead, KlGap, Point, common_cost, gaps, matchup, points_of
 from orchestrator.compare.run_curves import AXES, Axis, TaskRuns
+from orchestrator.compare.temperatures import TemperaturePoint, temperature_points
 from orchestrator.evaluation.statistics import Interval
 from orchestrator.report.page import percent
 
@@ -27,10 +28,21 @@ class Answer:
     matchups: Mapping[Axis, Sequence[HeadToHead]]  # every two methods at equal cost, the better one first
     gaps: Mapping[tuple[str, str], Sequence[KlGap]]  # every two methods at equal KL
     order: Sequence[str]  # methods, the best at equal compute first
+    temperatures: Sequence[TemperaturePoint] = ()  # win rate over the sampling temperature; empty: not measured
+
+    @property
+    def best(self) -> list[Point]:
+        """Final point of each method's setting with the highest win rate over the base, in `order`."""
+        return best_ends(self.points, self.order)
 
     @property
     def headline(self) -> str:
         return headline(self)
+
+
+def best_ends(points: Mapping[str, Sequence[Point]], order: Sequence[str]) -> list[Point]:
+    """Return the final point of each method's setting with the highest win rate over the base."""
+    return [max((p for p in points[method] if p.is_end), key=lambda p: p.win.value) for method in order]
 
 
 def answer(runs: TaskRuns, *, task: str, about: str, unit: str, seed: int = 0) -> Answer:
@@ -54,6 +66,7 @@ def answer(runs: TaskRuns, *, task: str, about: str, unit: str, seed: int = 0) -
         matchups=matchups,
         gaps={(a, b): gaps(runs, a, b, points, seed=seed) for a, b in combinations(order, 2)} if runs.kl_of else {},
         order=order,
+        temperatures=temperature_points(runs, best_ends(points, order), seed=seed),
     )
 
 

@@ -65,12 +65,38 @@ def _front_text(method: str, points: Sequence[Point]) -> str:
     return f"{method}: " + ", ".join(f"{percent(p.win)} at KL {number(_kl(p))}" for p in front)
 
 
+def _is_trained(answer: Answer, method: str) -> bool:
+    return any(curve.is_trained for curve in answer.runs.curves if curve.method == method)
+
+
+def temperatures(answer: Answer) -> Markup:
+    """Draw the win rate over the base at temperature 1 against the temperature of the answers, one line per method."""
+    with figure(3.7, 2.5) as (fig, (axes,)):
+        axes.axhline(50, color=GRID, linewidth=1)
+        about = []
+        for method in dict.fromkeys(p.method for p in answer.temperatures):
+            points = [p for p in answer.temperatures if p.method == method]
+            i = answer.runs.methods.index(method) if method in answer.runs.methods else None
+            colour_of = MUTED if i is None else colour(i)
+            x, y = [p.temperature for p in points], [100 * p.win.value for p in points]
+            marker = "." if i is None else MARKERS[i % len(MARKERS)]
+            axes.plot(x, y, color=colour_of, marker=marker, ms=4, markeredgecolor=PAPER)
+            lows, highs = [100 * p.win.low for p in points], [100 * p.win.high for p in points]
+            axes.vlines(x, lows, highs, color=colour_of, linewidth=0.8, alpha=0.7)
+            about.append(f"{method}: " + ", ".join(f"{percent(p.win)} at {number(p.temperature)}" for p in points))
+        axes.set_xlabel("sampling temperature", labelpad=1)
+        axes.set_ylabel("win rate, %")
+        return inline(fig, title="Win rate over the sampling temperature", about="; ".join(about))
+
+
 def spending(answer: Answer, axis: Axis) -> Markup:
     """Draw win rate against cost, one line per setting, with the interval at its end."""
     with figure(3.7, 2.5) as (fig, (axes,)):
         axes.axhline(50, color=GRID, linewidth=1)
         ends = []
         for i, method in enumerate(answer.runs.methods):
+            if not _is_trained(answer, method):
+                continue
             settings = dict.fromkeys(p.setting for p in answer.points[method])
             for j, setting in enumerate(settings):
                 points = sorted((p for p in answer.points[method] if p.setting == setting), key=lambda p: p.spent[axis])

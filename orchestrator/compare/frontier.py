@@ -12,7 +12,7 @@ At a cost between two evaluations, a run is interpolated linearly: a mixture of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,11 +63,30 @@ class KlGap:
     difference: Interval | None  # None: one of the fronts was not measured around this KL
 
 
-def beats(ours: Values, theirs: Values) -> Values:
-    """Return the win rate of `ours` [n, k] against `theirs` [n, m] for each prompt [n], over all pairs of answers."""
+def beats(
+    ours: Values, theirs: Values, *, our_weights: Values | None = None, their_weights: Values | None = None
+) -> Values:
+    """Return the win rate of `ours` [n, k] against `theirs` [n, m] for each prompt [n], over all pairs of answers.
+
+    Weights [n, k] and [n, m] sum to 1 over the answers to a prompt; None: all equal."""
     gaps = ours[:, :, None] - theirs[:, None, :]
-    outcomes: Values = ((gaps > 0) + 0.5 * (gaps == 0)).mean((1, 2))
+    wins = (gaps > 0) + 0.5 * (gaps == 0)
+    if our_weights is not None:
+        wins = wins * (our_weights * ours.shape[1])[:, :, None]
+    if their_weights is not None:
+        wins = wins * (their_weights * theirs.shape[1])[:, None, :]
+    outcomes: Values = wins.mean((1, 2))
     return outcomes
+
+
+def beats_point(ours: EvalPoint, theirs: EvalPoint) -> Values:
+    """Return the win rate [n] of the answers of one evaluation against those of another."""
+    return beats(ours.gold, theirs.gold, our_weights=ours.weights, their_weights=theirs.weights)
+
+
+def beats_base(point: EvalPoint, runs: TaskRuns) -> Values:
+    """Return the win rate [n] of the answers of an evaluation against those of the base model."""
+    return beats(point.gold, runs.base) if point.over_base is None else point.over_base
 
 
 # ------------------------------------------------------------------------------------------------ points
@@ -92,7 +111,7 @@ def _aligned(curves: Sequence[RunCurve]) -> Iterator[tuple[list[EvalPoint], bool
 
 
 def _point(runs: TaskRuns, method: str, setting: str, evals: Sequence[EvalPoint], *, is_end: bool, seed: int) -> Point:
-    wins = np.stack([beats(m.gold, runs.base) for m in evals])  # [S, n]
+    wins = np.stack([beats_base(m, runs) for m in evals])  # [S, n]
     kls = [m.kl for m in evals if m.kl is not None]
     steps = {m.step for m in evals}
     return Point(
@@ -136,17 +155,20 @@ def front_of(points: Sequence[tuple[float, float] | None]) -> list[int]:
 
 
 def common_cost(runs: TaskRuns, axis: Axis) -> float:
-    """Return the largest cost that every method has reached with all seeds of some setting.
+    """Return the largest cost that every trained method has reached with all seeds of some setting.
 
     It is NaN if the cost of a run is unknown."""
-    ends = [max(min(curve.end(axis) for curve in curves) for curves in runs.of(m).values()) for m in runs.methods]
+    by_method = [[curves for curves in runs.of(m).values() if curves[0].is_trained] for m in runs.methods]
+    ends = [max(min(curve.end(axis) for curve in curves) for curves in settings) for settings in by_method if settings]
     return float(min(ends))
 
 
 def mixture_at(curve: RunCurve, axis: Axis, cost: float) -> list[tuple[float, EvalPoint]] | None:
     """Return the weighted evaluations that represent a run at `cost`, or None if the run ended at a lower cost.
 
-    The weights sum to 1."""
+    The weights sum to 1. Best-of-n sampling is the same at every cost of training."""
+    if not curve.is_trained:
+        return [(1.0, curve.evals[-1])]
     spent = np.asarray([m.spent[axis] for m in curve.evals])
     if np.isnan(spent).any() or cost > spent[-1] * SLACK:
         return None
@@ -159,8 +181,8 @@ def mixture_at(curve: RunCurve, axis: Axis, cost: float) -> list[tuple[float, Ev
     return [(1 - weight, curve.evals[after - 1]), (weight, curve.evals[after])]
 
 
-def _beat(ours: Sequence[tuple[float, EvalPoint]], gold: Values) -> Values:
-    outcomes: Values = np.sum([weight * beats(m.gold, gold) for weight, m in ours], axis=0)
+def _mean(parts: Iterable[tuple[float, Values]]) -> Values:
+    outcomes: Values = np.sum([weight * values for weight, values in parts], axis=0)
     return outcomes
 
 
@@ -176,7 +198,7 @@ def matchup(runs: TaskRuns, ours: str, theirs: str, axis: Axis, cost: float, *, 
         mine, others = (side[setting[f]] for side, setting in zip(sides, chosen, strict=True))
         for a, own in enumerate(mine):
             for b, other in enumerate(others):
-                wins = np.sum([weight * _beat(own, m.gold) for weight, m in other], axis=0)
+                wins = _mean((w * v, beats_point(m, o)) for w, m in own for v, o in other)
                 outcomes[a, b, fold == f] = wins[fold == f]
     win = crossed_bootstrap(
         lambda prompts, seeds: _paired(outcomes, prompts, seeds), len(fold), list(outcomes.shape[:2]), seed=seed
@@ -210,7 +232,7 @@ def _mixtures(runs: TaskRuns, method: str, axis: Axis, cost: float) -> Mixtures:
 def _best(runs: TaskRuns, by_setting: Mixtures, prompts: Values) -> str:
     """Return the setting with the highest win rate against the base on the prompts of the mask [n]."""
     scores = {
-        setting: float(np.mean([_beat(mixture, runs.base)[prompts].mean() for mixture in mixtures]))
+        setting: float(np.mean([_mean((w, beats_base(m, runs)) for w, m in mix)[prompts].mean() for mix in mixtures]))
         for setting, mixtures in by_setting.items()
     }
     return max(scores, key=lambda setting: scores[setting])
@@ -257,5 +279,5 @@ def _front_curve(runs: TaskRuns, points: Sequence[Point]) -> tuple[Curve, int] |
         if len(evals) != num_seeds:
             continue
         costs.append(np.concatenate([m.kl for m in evals if m.kl is not None]))
-        figures.append(np.concatenate([beats(m.gold, runs.base) for m in evals]))
+        figures.append(np.concatenate([beats_base(m, runs) for m in evals]))
     return (Curve(cost=np.stack(costs), figure=np.stack(figures)), num_seeds) if len(costs) > 1 else None

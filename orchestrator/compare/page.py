@@ -49,7 +49,8 @@ def page(name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> 
     values = [_template_values(section) for section in sections]
     report = render("compare", {"title": name, "sections": values, "extra": extra})
     body = json.dumps({"v": SCHEMA, "name": name, "tasks": [as_json(s.answer) for s in sections]}, indent=1)
-    cards = (*(section["frontier"] for section in values if section["frontier"]), *extra)
+    drawn = (section[key] for section in values for key in ("frontier", "temperatures"))
+    cards = (*(card for card in drawn if card), *extra)
     return {
         "report.html": report.html,
         "report.md": report.markdown,
@@ -61,6 +62,7 @@ def page(name: str, sections: Sequence[Section], extra: Sequence[Card] = ()) -> 
 def _template_values(section: Section) -> dict[str, Any]:
     answer = section.answer
     shown = [next(r for r in section.records if r.name == curve.name) for curve in _best_runs(answer)]
+    trained = [curve for curve in answer.runs.curves if curve.is_trained]
     return {
         "answer": answer,
         "sentences": list(sentences(answer)),
@@ -74,6 +76,7 @@ def _template_values(section: Section) -> dict[str, Any]:
             for axis in AXES
             if answer.cost[axis] > 0
         ],
+        "temperatures": temperatures_card(answer),
         "table": [_row(answer, method) for method in answer.order],
         "head_to_head": matchup_table(answer),
         "kl": [sentence for (a, b), gaps in answer.gaps.items() if (sentence := at_equal_kl(a, b, gaps))],
@@ -81,7 +84,7 @@ def _template_values(section: Section) -> dict[str, Any]:
         "labels": {curve.name: curve.label for curve in answer.runs.curves},
         "differences": config_differences(shown),
         "names": [record.name for record in shown],
-        "runs": answer.runs.curves,
+        "runs": trained,
         "lost": section.lost,
         "caveats": list(caveats(answer)),
     }
@@ -96,15 +99,32 @@ def frontier_card(answer: Answer) -> Card | None:
         about=about,
         picture=charts.frontier(answer),
         legend=tuple(answer.runs.methods),
-        file=f"frontier-{re.sub('[^A-Za-z0-9]+', '-', answer.task).strip('-').lower()}.svg",
+        file=_file("frontier", answer.task),
     )
 
 
+def temperatures_card(answer: Answer) -> Card | None:
+    if not answer.temperatures:
+        return None
+    about = "grey: the base model; opponent at every temperature: the base at temperature 1; 0 is greedy"
+    return Card(
+        title="Win rate over the sampling temperature",
+        about=about,
+        picture=charts.temperatures(answer),
+        file=_file("temperatures", answer.task),
+    )
+
+
+def _file(kind: str, task: str) -> str:
+    return f"{kind}-{re.sub('[^A-Za-z0-9]+', '-', task).strip('-').lower()}.svg"
+
+
 def _best_runs(answer: Answer) -> Iterator[RunCurve]:
-    """Yield one run of each method: the first seed of its best setting."""
-    for method in answer.order:
-        best = max((p for p in answer.points[method] if p.is_end), key=lambda p: p.win.value)
-        yield answer.runs.of(method)[best.setting][0]
+    """Yield one run of each trained method: the first seed of its best setting."""
+    for best in answer.best:
+        first = answer.runs.of(best.method)[best.setting][0]
+        if first.is_trained:
+            yield first
 
 
 def _row(answer: Answer, method: str) -> dict[str, Any]:
@@ -141,6 +161,14 @@ def caveats(answer: Answer) -> Iterator[str]:
     if len(runs.methods) > 2:
         count = len(runs.methods) * (len(runs.methods) - 1) // 2
         yield f"{count} pairs of methods are compared, each at 95 %: one in twenty differs by chance."
+    if untrained := sorted({curve.method for curve in runs.curves if not curve.is_trained}):
+        yield (
+            f"{', '.join(untrained)}: the KL is an upper bound, log n − (n − 1)/n (arXiv 2401.01879). "
+            "Nothing is trained, so it is the same at every cost; each of its answers costs n samples and their scores."
+        )
+    if trained_on := answer.runs.gold_trained_on:
+        yield f"{runs.gold} decides, and {', '.join(trained_on)} trained on it: a method that exploits it is ahead."
+    yield from runs.remarks
     yield "A method is represented by the settings that were swept; other settings may change the result."
 
 
@@ -171,8 +199,9 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "runs": [
             {"name": curve.name, "method": curve.method, "setting": curve.setting, "seed": curve.seed,
              "ended": curve.ended, "spent": {axis: _finite(curve.end(axis)) for axis in AXES}}
-            for curve in runs.curves
+            for curve in runs.curves if curve.is_trained
         ],
+        "temperatures": [{**asdict(p), "win": _interval(p.win)} for p in answer.temperatures],
     }  # fmt: skip
 
 

@@ -17,16 +17,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from orchestrator.compare.overrides import RunOverride, flat, own_overrides, run_overrides, texts_of
+from orchestrator.compare.same import disagreements, missing_scorers
 from orchestrator.config.conflicts import Conflict, ConflictsError
 from orchestrator.config.document import Document, read_document
 from orchestrator.config.explain import explain
+from orchestrator.config.overrides import apply, parse_overrides
 from orchestrator.config.recipe import Recipe, load, reading_order
 from orchestrator.config.run import Name, RunConfig
 from orchestrator.config.secrets import find_secrets
@@ -35,14 +39,6 @@ from orchestrator.errors import BadInput, Problem, Problems
 from workers.config import Count, PathText, Positive, Settings
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,31}$")]
-SAME = (
-    "model.path",
-    "data.eval_prompts",
-    "evaluation.max_prompts",
-    "evaluation.num_samples",
-    "rollout.max_completion_length",
-)
-"""Settings that must be equal in all runs of a task, so that a difference can be attributed to the methods."""
 
 
 class MethodConfig(Settings):
@@ -55,6 +51,15 @@ class MethodConfig(Settings):
     sweep: dict[str, tuple[bool | int | float | str, ...]] = Field(default_factory=dict)
 
 
+class BestOfNConfig(Settings):
+    """Best-of-n sampling from the base model: the answer that a scorer of the runs rates highest among n. Nothing is
+    trained; the answers and their scores are those of the runs before their first step."""
+
+    name: Label = "best-of-n"  # name of the method in the report
+    scorer: str  # scorer that chooses, such as the reward model that the other methods are trained on
+    n: Annotated[tuple[Count, ...], Field(min_length=1)]  # numbers of answers to choose from
+
+
 class TaskConfig(Settings):
     """Methods with the same base model and the same held-out prompts."""
 
@@ -63,18 +68,24 @@ class TaskConfig(Settings):
     gold: str | None = None  # scorer that decides which of two answers is better; None: the whole reward of the run
     overrides: dict[str, Any] = Field(default_factory=dict)  # overrides of the last stage of every method
     methods: tuple[MethodConfig, ...]  # the methods to compare
+    best_of_n: BestOfNConfig | None = None  # best-of-n sampling from the base model, as one more method
 
 
 class CompareConfig(Settings):
     """A comparison of methods on one or more tasks. See configs/quickstart/compare.yaml."""
 
     name: Name  # name of the comparison, and of its directory below output_dir
-    output_dir: PathText = "runs"  # parent directory of the comparison's directory
+    # parent directory of the comparison's directory, and if it is given of the directories of earlier stages
+    output_dir: PathText = "runs"
     # random seeds; each setting of each method is run with every seed
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
     max_device_seconds: Positive | None = None  # budget of each run in device-seconds; None: the limit of its recipe
     num_samples: Count = 8  # sampled answers to each held-out prompt at every evaluation
+    # sampling temperatures besides 1 at which the win rate is measured as well, with num_samples answers at each
+    temperatures: tuple[Annotated[float, Field(gt=0, le=2)], ...] = ()
     attempts: Count = 2  # maximum number of attempts of each run
+    # number of runs at a time; auto: as many as the cluster's GPUs hold, or without GPUs this machine's cores
+    parallel: Literal["auto"] | Count = "auto"
     # path, relative to this file, of results on a task with a known optimum (by benchmarks/frontier.py) to draw in the
     # report; None: no such chart
     known: PathText | None = None
@@ -106,6 +117,10 @@ class PlannedRun:
     def config(self) -> RunConfig:
         return self.recipe.stages[-1]
 
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, (self.method, self.setting)))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
@@ -114,13 +129,25 @@ class Comparison:
     source: Path
     config: CompareConfig
     runs: tuple[PlannedRun, ...]
+    overrides: tuple[str, ...] = ()  # of the command line
+
+    @property
+    def command(self) -> str:
+        """Command that continues this comparison."""
+        return shlex.join(["rlhf", "compare", str(self.source), *self.overrides])
 
 
-def load_comparison(path: str | Path) -> Comparison:
-    """Read a comparison and the recipes it names.
+def is_comparison(path: Path) -> bool:
+    """Return whether a file is a comparison and not a recipe. A file that cannot be read is not."""
+    document = read_document(path, Problems())
+    return document is not None and isinstance(document.data, dict) and "tasks" in document.data
+
+
+def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Read a comparison and the recipes it names. `overrides` are those of orchestrator/compare/overrides.py.
 
     Raises:
-        BadInput: if the file or its recipes have errors; all of them are listed.
+        BadInput: if the file, its recipes or the overrides have errors; all of them are listed.
     """
     problems, source = Problems(), Path(path)
     document = read_document(source, problems)
@@ -129,50 +156,22 @@ def load_comparison(path: str | Path) -> Comparison:
         problems.add("not a comparison", where=str(source), why=why, fix=fix)
     problems.raise_if_any()
     assert document is not None
+    own, others = own_overrides(overrides, CompareConfig.model_fields)
+    for override in parse_overrides(own, [], problems):
+        apply(override, document, problems)
     find_secrets(document, problems)
     config = _validated(document, problems)
     problems.sort(key=reading_order)
     problems.raise_if_any()
     assert config is not None
-    runs = list(_runs(config, source, problems))
+    of_runs = _run_overrides(others, config, source, problems)
+    runs = list(_runs(config, of_runs, source, problems))
     for task in config.tasks:
-        own = [run for run in runs if run.task == task.name]
-        problems.extend(disagreements([(_label(run), run.config) for run in own], str(source)))
+        labelled = [(run.label, run.config) for run in runs if run.task == task.name]
+        problems.extend(disagreements(labelled, str(source)))
+        problems.extend(missing_scorers(labelled, task.gold, str(source)))
     problems.raise_if_any()
-    return Comparison(source=source, config=config, runs=tuple(runs))
-
-
-def disagreements(runs: list[tuple[str, RunConfig]], where: str) -> Iterator[Problem]:
-    """Yield the reasons why runs cannot be compared. `runs` are pairs of a name for messages and a config."""
-    if not runs:
-        return
-    first_name, first = runs[0]
-    for key in SAME:
-        for name, config in runs[1:]:
-            if _at(config, key) != _at(first, key):
-                yield Problem(
-                    what=f"{key} is {show(_at(config, key))} in {name} and {show(_at(first, key))} in {first_name}",
-                    where=where,
-                    why="a difference could not be attributed to the methods",
-                    fix="use the same value, or compare these runs separately",
-                )
-                break
-    for key in ("prompts", "dataset"):
-        given = {value: name for name, config in runs if (value := getattr(config.data, key)) is not None}
-        if len(given) > 1:
-            shown = " and ".join(f"{show(value)} in {name}" for value, name in list(given.items())[:2])
-            why, fix = "the run with the better data would win", "train on the same data"
-            yield Problem(what=f"data.{key} is {shown}", where=where, why=why, fix=fix)
-    if first.data.eval_prompts is None:
-        why, fix = "runs are compared on held-out prompts", "set data.eval_prompts"
-        yield Problem(what=f"data.eval_prompts is missing in {first_name}", where=where, why=why, fix=fix)
-
-
-def _at(config: RunConfig, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+    return Comparison(source=source, config=config, runs=tuple(runs), overrides=tuple(overrides))
 
 
 def _validated(document: Document, problems: Problems) -> CompareConfig | None:
@@ -201,19 +200,66 @@ def _conflicts(config: CompareConfig) -> Iterator[Conflict]:
             if len(method.sweep) > 1 or not distinct:
                 why, fix = "a sweep is one setting with distinct values", "sweep: {algorithm.beta: [0.05, 0.5]}"
                 yield Conflict(keys=(f"tasks.{i}.methods.{j}.sweep",), why=why, fix=fix)
+        if task.best_of_n is not None:
+            yield from _best_of_n_conflicts(config, i, task.best_of_n)
 
 
-def _runs(config: CompareConfig, source: Path, problems: Problems) -> Iterator[PlannedRun]:
+def _best_of_n_conflicts(config: CompareConfig, i: int, best_of_n: BestOfNConfig) -> Iterator[Conflict]:
+    available = config.num_samples * len(config.seeds)
+    if max(best_of_n.n) >= available or len(set(best_of_n.n)) < len(best_of_n.n):
+        yield Conflict(
+            keys=(f"tasks.{i}.best_of_n.n",),
+            why=f"distinct numbers below num_samples × seeds = {available}: that many answers of the base are measured",
+            fix="choose among fewer answers, or raise num_samples",
+        )
+    if any(method.name == best_of_n.name for method in config.tasks[i].methods):
+        why, fix = "a method has the same name", "give best_of_n another name"
+        yield Conflict(keys=(f"tasks.{i}.best_of_n.name",), why=why, fix=fix)
+
+
+def _run_overrides(texts: Sequence[str], config: CompareConfig, source: Path, problems: Problems) -> list[RunOverride]:
+    """Parse the overrides of runs. The recipes are read for the names of their stages."""
+    methods = {method.name: method.recipe for task in config.tasks for method in task.methods}
+    stages: dict[str, None] = {}
+    if any(text.startswith("stages.") for text in texts):
+        for recipe in dict.fromkeys(methods.values()):
+            stages |= dict.fromkeys(_stage_names(source.parent / recipe))
+    return run_overrides(texts, list(methods), list(stages), problems)
+
+
+def _stage_names(recipe: Path) -> list[str]:
+    """Return the names of a recipe's stages; none if it has errors, which are reported where it is loaded to be run."""
+    try:
+        return [stage.name for stage in load(recipe).stages]
+    except BadInput:
+        return []
+
+
+def _runs(
+    config: CompareConfig, of_runs: Sequence[RunOverride], source: Path, problems: Problems
+) -> Iterator[PlannedRun]:
     for task in config.tasks:
         for method in task.methods:
+            given = _given(config, task, method, of_runs, source)
             swept = [(key, value) for key, values in method.sweep.items() for value in values]
             settings: Sequence[tuple[str, Any] | None] = swept or [None]
             for setting in settings:
                 for seed in config.seeds:
-                    run = _run(config, task, method, setting, seed, source, problems)
+                    run = _run(config, task, method, setting, seed, given, source, problems)
                     if run is None:
                         break  # other seeds would have the same errors
                     yield run
+
+
+def _given(
+    config: CompareConfig, task: TaskConfig, method: MethodConfig, of_runs: Sequence[RunOverride], source: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the overrides of a method: those of the file, then those of the command line."""
+    moved = "output_dir" in config.model_fields_set
+    names = _stage_names(source.parent / method.recipe) if moved or any(o.stage for o in of_runs) else []
+    typed = {key: value for override in of_runs for key, value in override.of(method.name, names or [""])}
+    earlier = {f"stages.{name}.output_dir": config.output_dir for name in names[:-1]} if moved else {}
+    return {**flat(task.overrides), **flat(method.overrides), **earlier}, typed
 
 
 def _run(
@@ -222,37 +268,44 @@ def _run(
     method: MethodConfig,
     swept: tuple[str, Any] | None,
     seed: int,
+    given: tuple[dict[str, Any], dict[str, Any]],
     source: Path,
     problems: Problems,
 ) -> PlannedRun | None:
     setting = "" if swept is None else f"{swept[0].rpartition('.')[2]} {show(swept[1])}"
-    values: dict[str, Any] = {
-        **task.overrides,
-        **method.overrides,
+    written, typed = given
+    fixed: dict[str, Any] = {
         **({swept[0]: swept[1]} if swept else {}),
         "name": _name(task.name, method.name, setting, f"seed {seed}"),
         "output_dir": str(config.directory),
         "seed": seed,
         "evaluation.num_samples": config.num_samples,
         "max_device_seconds": config.max_device_seconds,
+        **({"evaluation.temperatures": list(config.temperatures)} if config.temperatures else {}),
     }
-    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
+    if taken := [key for key in typed if key in fixed]:
+        why = f"the comparison sets it, in every run of {method.name}"
+        fix = "set it in the comparison: a key of its own, or methods.sweep"
+        problem = Problem(what=f"{taken[0]}={show(typed[taken[0]])}", where="command line", why=why, fix=fix)
+        _add_once(problem, problems)
+        return None
+    overrides = texts_of({**written, **typed, **fixed})
     try:
         recipe = load(source.parent / method.recipe, overrides)
     except BadInput as error:
         for problem in error.problems:
             where = f"{source}, {task.name}, {method.name}: {problem.where}"
-            located = Problem(what=problem.what, where=where, why=problem.why, fix=problem.fix)
-            if located not in problems:  # another setting of the same method may have the same problem
-                problems.append(located)
+            _add_once(Problem(what=problem.what, where=where, why=problem.why, fix=problem.fix), problems)
         return None
     return PlannedRun(
         task=task.name, method=method.name, setting=setting, seed=seed, recipe=recipe, overrides=overrides
     )
 
 
-def _label(run: PlannedRun) -> str:
-    return " ".join(filter(None, (run.method, run.setting)))
+def _add_once(problem: Problem, problems: Problems) -> None:
+    """Add a problem that another setting of the same method may have, too."""
+    if problem not in problems:
+        problems.append(problem)
 
 
 def _name(*parts: str) -> str:

@@ -5,19 +5,22 @@ run directories ──► evaluations/step-N.parquet, ledger, metrics ──► 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from orchestrator.compare.same import scorer_names
 from orchestrator.errors import BadInput, Problem
 from orchestrator.evaluation.statistics import Values
 from orchestrator.report.run_record import RunRecord
 
 Axis: TypeAlias = Literal["device_seconds", "seconds", "tokens"]
 AXES: tuple[Axis, ...] = ("device_seconds", "seconds", "tokens")
+Table: TypeAlias = Mapping[int, Sequence[Mapping[str, Any]]]
+"""Answers of a run by the step of their evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +35,9 @@ class EvalPoint:
     gold: Values  # [n, k] scores of the gold scorer
     kl: Values | None  # [n] nats, mean over the answers to a prompt; None: not measured
     length: Values  # [n] tokens, mean over the answers to a prompt
+    weights: Values | None = None  # [n, k] of the answers to a prompt, with sum 1; None: all equal
+    over_base: Values | None = None  # [n] win rate over the base; None: that of `gold` over the base's answers
+    by_temperature: Mapping[float, Values] = field(default_factory=dict)  # [n, k] gold scores at other temperatures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +50,7 @@ class RunCurve:
     seed: int
     ended: str
     evals: tuple[EvalPoint, ...]  # the base model first
+    is_trained: bool = True  # False: best-of-n, which has no cost before it is used
 
     @property
     def label(self) -> str:
@@ -72,6 +79,9 @@ class TaskRuns:
     mode: str  # of the answers: sampled or greedy
     gold: str  # scorer that decides which of two answers is better
     kl_of: str  # what the KL was measured on; empty: not measured
+    base_by_temperature: Mapping[float, Values] = field(default_factory=dict)  # [n, k] gold scores of the base model
+    remarks: tuple[str, ...] = ()  # on what the methods have in common
+    gold_trained_on: tuple[str, ...] = ()  # methods that were trained on the gold scorer
 
     @property
     def methods(self) -> list[str]:
@@ -90,8 +100,24 @@ class TaskRuns:
         return by_setting
 
 
-def read_curves(entries: Sequence[RunEntry], gold: str | None) -> TaskRuns:
-    """Read the runs of one task. `gold` is the scorer that decides; None: the whole reward.
+BestOfN: TypeAlias = Callable[[Sequence["RunEntry"], Sequence[Table], Sequence[str], str | None], Sequence["RunCurve"]]
+"""Function that returns curves of best-of-n sampling, of runs, their answers, the prompts and the gold scorer."""
+
+
+def read_curves(
+    entries: Sequence[RunEntry],
+    gold: str | None,
+    *,
+    best_of_n: BestOfN | None = None,
+    remarks: Sequence[str] = (),
+) -> TaskRuns:
+    """Read the runs of one task.
+
+    Args:
+        entries: runs.
+        gold: scorer that decides which of two answers is better; None: the whole reward.
+        best_of_n: returns the curves of best-of-n sampling; None: it is not a method of the task.
+        remarks: on what the methods have in common, for the report.
 
     Raises:
         BadInput: if a run has no evaluated answers, or the runs have no prompts in common.
@@ -113,12 +139,31 @@ def read_curves(entries: Sequence[RunEntry], gold: str | None) -> TaskRuns:
     else:
         kl_of = ""
     base = np.concatenate([curve.evals[0].gold for curve in curves], axis=1)
-    return TaskRuns(curves=curves, prompts=prompts, base=base, mode=mode, gold=gold or "the reward", kl_of=kl_of)
+    varied = [curve.evals[0].by_temperature for curve in curves]
+    shared_temperatures = sorted(set.intersection(*({*own} for own in varied)))
+    return TaskRuns(
+        curves=curves if best_of_n is None else (*curves, *best_of_n(entries, tables, prompts, gold)),
+        prompts=prompts,
+        base=base,
+        mode=mode,
+        gold=gold or "the reward",
+        kl_of=kl_of,
+        base_by_temperature={t: np.concatenate([own[t] for own in varied], axis=1) for t in shared_temperatures},
+        remarks=tuple(remarks),
+        gold_trained_on=tuple(dict.fromkeys(entry.method for entry in entries if _trained_on(entry, gold))),
+    )
+
+
+def _trained_on(entry: RunEntry, gold: str | None) -> bool:
+    """Return whether the run was trained on the gold scorer; None is the whole reward, which it was trained on."""
+    config = entry.record.directory.config()
+    sampled = config.data.prompts is not None
+    return sampled and (gold is None or gold in scorer_names(config.reward, trained_on=True))
 
 
 def _curve(
     entry: RunEntry,
-    table: Mapping[int, Sequence[Mapping[str, Any]]],
+    table: Table,
     prompts: Sequence[str],
     mode: str,
     gold: str | None,
@@ -141,9 +186,10 @@ def _curve(
             EvalPoint(
                 step=step,
                 spent={"device_seconds": device_seconds, "seconds": seconds, "tokens": tokens.get(step, 0.0)},
-                gold=_gold(selected, prompts, gold, record),
+                gold=scores_of(entry, selected, prompts, gold),
                 kl=kl,
                 length=lengths,
+                by_temperature=_by_temperature(entry, rows, prompts, gold),
             )
         )
     return RunCurve(
@@ -156,16 +202,44 @@ def _curve(
     )
 
 
-def _gold(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], gold: str | None, record: RunRecord) -> Values:
-    """Return the gold scores [n, k] of the first k answers to each prompt; k is the smallest number of answers."""
+def _by_temperature(
+    entry: RunEntry, rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], gold: str | None
+) -> dict[float, Values]:
+    """Return the gold scores [n, k] of greedy answers, at temperature 0, and of those at `evaluation.temperatures`."""
+    by_temperature: dict[float, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["mode"] != "sampled":
+            by_temperature.setdefault(float(row.get("temperature") or 0.0), []).append(row)
+    if set(by_temperature) <= {0.0}:
+        return {}  # without another temperature there is no curve to draw
+    return {t: scores_of(entry, own, prompts, gold) for t, own in sorted(by_temperature.items())}
+
+
+def values_of(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], key: str) -> Values:
+    """Return a figure [n, k] of the first k answers to each prompt; k is the smallest number of answers."""
     by_prompt: dict[str, list[float]] = {prompt: [] for prompt in prompts}
     for row in rows:
         if row["prompt_id"] in by_prompt:
-            score = row["reward"] if gold is None else dict(row["scores"]).get(gold)
+            by_prompt[row["prompt_id"]].append(float(row[key]))
+    k = min(map(len, by_prompt.values()))
+    return np.asarray([values[:k] for values in by_prompt.values()], np.float64)
+
+
+def scores_of(entry: RunEntry, rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], scorer: str | None) -> Values:
+    """Return the scores [n, k] of the first k answers to each prompt; k is the smallest number of answers.
+
+    Raises:
+        BadInput: if the run has no such scorer, or it abstained. `scorer` None is the whole reward.
+    """
+    by_prompt: dict[str, list[float]] = {prompt: [] for prompt in prompts}
+    for row in rows:
+        if row["prompt_id"] in by_prompt:
+            score = row["reward"] if scorer is None else dict(row["scores"]).get(scorer)
             if score is None:
                 names = ", ".join(name for name in dict(row["scores"]))
                 why, fix = f"the scorers of this run are: {names}", "name one that scores every answer"
-                raise BadInput(Problem(what=f"gold = {gold}", where=str(record.directory.path), why=why, fix=fix))
+                where = str(entry.record.directory.path)
+                raise BadInput(Problem(what=f"scorer {scorer}", where=where, why=why, fix=fix))
             by_prompt[row["prompt_id"]].append(float(score))
     k = min(len(scores) for scores in by_prompt.values())
     return np.asarray([scores[:k] for scores in by_prompt.values()], np.float64)

@@ -1,7 +1,7 @@
 """Execute a comparison, or compare finished runs, and write the report.
 
-    compare.yaml ──► runs, one after another, each in its own process ──► directories ─┐
-    runs/A runs/B … ──► methods and settings from differences in their configs ────────┴─► answer ──► report
+    compare.yaml ──► runs, as many at a time as devices allow, each a process ──► directories ─┐
+    runs/A runs/B … ──► methods and settings from differences in their configs ────────────────┴─► answer ──► report
 
 Complete runs are reused; interrupted runs are resumed.
 """
@@ -9,21 +9,28 @@ Complete runs are reused; interrupted runs are resumed.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
 from orchestrator.compare.answer import Answer, answer
+from orchestrator.compare.best_of_n import best_of_n_curves
 from orchestrator.compare.page import Section, write_all
-from orchestrator.compare.recipe import Comparison, PlannedRun, TaskConfig, disagreements
+from orchestrator.compare.recipe import Comparison, PlannedRun, TaskConfig
 from orchestrator.compare.run_curves import RunEntry, read_curves
+from orchestrator.compare.same import compare_prompts, disagreements
+from orchestrator.compare.schedule import Job, Scheduler, Stage
+from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
-from orchestrator.driver.supervise import Supervisor, child_command
+from orchestrator.driver.supervise import child_command
 from orchestrator.errors import BadInput, Interrupted, Problem, Problems
 from orchestrator.monitor.figures import duration, number
+from orchestrator.pipeline.roles import gang_plans
 from orchestrator.report.cost import unit_of
 from orchestrator.report.findings import config_differences
 from orchestrator.report.page import Card
@@ -44,22 +51,24 @@ class Outcome:
     lost: tuple[str, ...]  # runs that did not complete, each with the reason
 
 
-def run_comparison(comparison: Comparison, *, say: Say, extra: Sequence[Card] = ()) -> Outcome:
+def run_comparison(
+    comparison: Comparison, *, say: Say, extra: Sequence[Card] = (), devices: Devices | None = None
+) -> Outcome:
     """Execute the runs that are not complete, and write the report of all complete runs.
+
+    Args:
+        comparison: comparison.
+        say: prints a line.
+        extra: further charts for the report.
+        devices: devices that runs share; None: one run at a time.
 
     Raises:
         BadInput: if a run of the same name has another config, or no run completed.
         Interrupted: if the process was asked to stop.
     """
+    remarks = remarks_on(comparison)
     directories = [RunDirectory.create(run.config, run.recipe.text) for run in comparison.runs]
-    for i, (run, directory) in enumerate(zip(comparison.runs, directories, strict=True)):
-        label = f"{i + 1} of {len(directories)}: {run.task}, {_named(run)}"
-        if directory.is_complete:
-            say(f"{label}: complete, reused")
-        else:
-            started = time.monotonic()
-            _run(comparison, run, directory, say=say)
-            say(f"{label}: {_result(RunRecord.read(directory))}, {duration(time.monotonic() - started)}")
+    _run_missing(comparison, directories, devices, say=say)
     sections, lost = [], []
     for task in comparison.config.tasks:
         own = [(r, d) for r, d in zip(comparison.runs, directories, strict=True) if r.task == task.name]
@@ -69,7 +78,7 @@ def run_comparison(comparison: Comparison, *, say: Say, extra: Sequence[Card] = 
             RunEntry(record=RunRecord.read(d), method=r.method, setting=r.setting) for r, d in own if d.is_complete
         ]
         if entries:
-            sections.append(_section(task, entries, missing))
+            sections.append(_section(task, entries, missing, remarks[task.name]))
     if not sections:
         fix = f"see the logs in {comparison.config.directory}"
         raise BadInput(Problem(what="no run of the comparison completed", where=str(comparison.source), fix=fix))
@@ -77,22 +86,84 @@ def run_comparison(comparison: Comparison, *, say: Say, extra: Sequence[Card] = 
     return Outcome(answers=tuple(s.answer for s in sections), files=tuple(files), lost=tuple(lost))
 
 
-def _run(comparison: Comparison, run: PlannedRun, directory: RunDirectory, *, say: Say) -> None:
-    command = child_command("run", str(run.recipe.source), *run.overrides)
-    log = directory.path / "run.log"
-    with log.open("ab") as output:
-        supervisor = Supervisor(
-            command,
-            [stage.directory for stage in run.recipe.stages],
-            attempts=comparison.config.attempts,
-            say=say,
-            output=output,
-        )
-        code = supervisor.run()
-    if supervisor.stopped_by is not None:
-        raise Interrupted(supervisor.stopped_by, resume=f"rlhf compare {comparison.source}")
-    if code != 0:
-        say(f"  the run ended with exit code {code}: {log}")
+def remarks_on(comparison: Comparison) -> dict[str, list[str]]:
+    """Return remarks on the prompts of each task's methods."""
+    return {
+        task.name: list(compare_prompts([run.config for run in comparison.runs if run.task == task.name]))
+        for task in comparison.config.tasks
+    }
+
+
+def _run_missing(
+    comparison: Comparison, directories: Sequence[RunDirectory], devices: Devices | None, *, say: Say
+) -> None:
+    """Execute the runs that are not complete, as many at a time as `parallel` and the devices allow."""
+    labels = [f"{i + 1} of {len(directories)}: {run.task}, {_named(run)}" for i, run in enumerate(comparison.runs)]
+    for label, directory in zip(labels, directories, strict=True):
+        if directory.is_complete:
+            say(f"{label}: complete, reused")
+    missing = [i for i, directory in enumerate(directories) if not directory.is_complete]
+    begun: dict[int, float] = {}
+    most = 1 if devices is None else devices.most
+
+    def started(j: int) -> None:
+        begun[j] = time.monotonic()
+        if most > 1:
+            say(f"{labels[missing[j]]}: started")
+
+    def ended(j: int, code: int) -> None:
+        i = missing[j]
+        if code != 0:
+            say(f"  the run ended with exit code {code}: {_log(directories[i])}")
+        say(f"{labels[i]}: {_result(RunRecord.read(directories[i]))}, {duration(time.monotonic() - begun[j])}")
+
+    scheduler = Scheduler(
+        devices=math.inf if devices is None else devices.number, most=most, started=started, ended=ended
+    )
+    cuda, attempts = devices is not None and devices.cuda, comparison.config.attempts
+    scheduler.run([job_of(comparison.runs[i], directories[i], attempts=attempts, cuda=cuda) for i in missing])
+    if scheduler.stopped_by is not None:
+        raise Interrupted(scheduler.stopped_by, resume=comparison.command)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Devices:
+    """Devices that the runs of a comparison share: GPUs, or cores without GPUs."""
+
+    number: float
+    cuda: bool
+    most: float  # runs at a time
+
+
+def job_of(run: PlannedRun, directory: RunDirectory, *, attempts: int, cuda: bool) -> Job:
+    """Return the job that executes a run, with its earlier stages."""
+    supervised = ("--attempts", str(attempts)) if attempts > 1 else ()
+    return Job(
+        command=child_command("run", *supervised, str(run.recipe.source), *run.overrides),
+        log=_log(directory),
+        stages=tuple(
+            Stage(
+                directory=stage.directory.absolute(),
+                devices=devices_of_stage(stage, cuda=cuda),
+                is_complete=partial(_is_complete, stage.directory),
+            )
+            for stage in run.recipe.stages
+        ),
+    )
+
+
+def _is_complete(directory: Path) -> bool:
+    return RunDirectory(directory).is_complete
+
+
+def devices_of_stage(config: RunConfig, *, cuda: bool) -> float:
+    """Return the GPUs that a run reserves; without GPUs, the cores."""
+    resources = [(len(plan.arguments), plan.resources) for plan in gang_plans(config, cuda=cuda, max_steps=1)]
+    return float(sum(count * (one.gpus if cuda else one.cpus) for count, one in resources))
+
+
+def _log(directory: RunDirectory) -> Path:
+    return directory.path / "run.log"
 
 
 def _named(run: PlannedRun) -> str:
@@ -105,9 +176,12 @@ def _result(record: RunRecord) -> str:
     return f"{rewards}{record.meter.device_seconds:,.0f} device-seconds, {record.ended}"
 
 
-def _section(task: TaskConfig, entries: Sequence[RunEntry], missing: Sequence[str]) -> Section:
-    unit = unit_of(entries[0].record)
-    result = answer(read_curves(entries, task.gold), task=task.name, about=task.about, unit=unit)
+def _section(
+    task: TaskConfig, entries: Sequence[RunEntry], missing: Sequence[str], remarks: Sequence[str] = ()
+) -> Section:
+    best_of_n = None if task.best_of_n is None else partial(best_of_n_curves, task.best_of_n)
+    runs = read_curves(entries, task.gold, best_of_n=best_of_n, remarks=remarks)
+    result = answer(runs, task=task.name, about=task.about, unit=unit_of(entries[0].record))
     return Section(answer=result, records=[entry.record for entry in entries], lost=missing)
 
 
@@ -124,7 +198,7 @@ def compare_runs(directories: Sequence[RunDirectory], *, gold: str | None, outpu
     problems.raise_if_any()
     entries = entries_of([RunRecord.read(directory) for directory in directories])
     disk.make_directory(output)
-    task = TaskConfig.model_construct(name=output.name, about="", gold=gold, overrides={}, methods=())
+    task = TaskConfig.model_construct(name=output.name, about="", gold=gold, overrides={}, methods=(), best_of_n=None)
     section = _section(task, entries, ())
     files = write_all(output, output.name, [section])
     return Outcome(answers=(section.answer,), files=tuple(files), lost=())

@@ -39,6 +39,8 @@ METHODS: Mapping[str, str] = {
     # name of a method in papers and other trainers → fix
     "online_dpo": "write type: dpo with data.prompts and a reward, and few prompts_per_step",
     "iterative_dpo": "write type: dpo with data.prompts and a reward, and reference: {refresh: every_round}",
+    "iterative_rpo": "write type: dpo as configs/8b/iterative_rpo.yaml does",
+    "tr_dpo": "write type: dpo with data.prompts, a reward and reference: {refresh: ema}",
     "offline_dpo": "write type: dpo with data.dataset",
     "ipo": "write type: dpo with data.dataset and loss_type: ipo",
     "simpo": "write type: dpo with data.dataset and loss_type: simpo",

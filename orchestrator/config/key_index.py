@@ -23,6 +23,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "actor_learning_rate": ("algorithm.learning_rate",),
     "actor_num_gpus_per_node": ("policy.num_ranks",),
     "batch_size": ("algorithm.batch_size", "algorithm.prompts_per_step"),
+    "choose_type": ("algorithm.pairs.selection",),
     "clip_eps": ("algorithm.epsilon", "algorithm.cliprange"),
     "clip_range": ("algorithm.epsilon", "algorithm.cliprange"),
     "clip_ratio": ("algorithm.epsilon", "algorithm.cliprange"),
@@ -43,6 +44,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "kl_loss_coef": ("algorithm.beta", "algorithm.kl_coef"),
     "lambd": ("algorithm.lam",),
     "lambda": ("algorithm.lam",),
+    "len_penalty": ("algorithm.pairs.length_penalty",),
     "lora_alpha": ("model.lora.lora_alpha",),
     "lora_dropout": ("model.lora.lora_dropout",),
     "lora_r": ("model.lora.r",),
@@ -69,6 +71,8 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "num_epochs": ("algorithm.num_train_epochs", "algorithm.num_ppo_epochs", "algorithm.num_iterations"),
     "num_rounds": ("algorithm.max_steps",),
     "num_steps": ("algorithm.max_steps",),
+    "pair_selection": ("algorithm.pairs.selection",),
+    "pairs_per_prompt": ("algorithm.pairs.per_prompt",),
     "per_device_train_batch_size": ("algorithm.batch_size", "algorithm.prompts_per_step"),
     "ppo_epochs": ("algorithm.num_ppo_epochs", "algorithm.num_iterations"),
     "pref_beta": ("algorithm.beta",),
@@ -77,6 +81,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("model.path",),
     "prompt_data": ("data.prompts",),
     "prompt_max_len": ("rollout.max_prompt_length",),
+    "ref_model_mixup_alpha": ("reference.ema_alpha",),
     "ref_model_sync_steps": ("reference.refresh",),
     "response_length": ("rollout.max_completion_length",),
     "reward_funcs": ("reward",),
@@ -102,9 +107,9 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 
 NOT_HERE: Mapping[str, str] = dict.fromkeys(
     # keys of other trainers that have no counterpart here → fix
-    ("reference.path", "reference.model", "ref_model", "ref_model_name_or_path"),
+    ("reference.model", "ref_model", "ref_model_name_or_path"),
     "remove it: the reference is the model that the run starts from, or an earlier policy of the same run "
-    "(reference.refresh), so both always have the same architecture and tokenizer",
+    "(reference.refresh); for another model with the same tokenizer give reference.path",
 )
 
 
@@ -161,7 +166,9 @@ def annotation_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -
     *parent, key = path
     if isinstance(key, int):
         annotation, _ = annotation_at(tuple(parent), data, root)
-        return (get_args(annotation)[0], []) if get_origin(annotation) is tuple else (None, [])
+        lists = [member for member in members(annotation) if get_origin(member) is tuple]
+        item = get_args(lists[0])[0] if lists else None
+        return item, [limit for field in getattr(item, "__metadata__", ()) for limit in getattr(field, "metadata", ())]
     settings = settings_at(tuple(parent), data, root)
     field = settings.model_fields.get(key) if settings else None
     return (field.annotation, field.metadata) if field else (None, [])
@@ -207,9 +214,11 @@ def suggest(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> str:
     known = list(known_keys(algorithm if isinstance(algorithm, str) else None, root))
     if peers := [ours for ours in PEERS.get(key.lower(), ()) if ours in known]:
         return f"did you mean `{peers[0]}`?"
+    siblings = {k[len(prefix) :]: k for k in known if k.startswith(prefix) and "." not in k[len(prefix) :]}
+    if nearly := difflib.get_close_matches(key, siblings, n=1, cutoff=0.9):
+        return f"did you mean `{siblings[nearly[0]]}`?"
     if elsewhere := [k for k in known if k.rpartition(".")[2] == key]:
         return "it belongs under " + " or ".join(f"`{k.rpartition('.')[0] or 'the top level'}`" for k in elsewhere[:4])
-    siblings = {k[len(prefix) :]: k for k in known if k.startswith(prefix) and "." not in k[len(prefix) :]}
     if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.65):
         return f"did you mean `{siblings[close[0]]}`?"
     if kinds := all_keys(root).get(prefix + key):

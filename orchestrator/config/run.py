@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.alarms import AlarmsConfig
 from orchestrator.config.conflicts import ConflictsError, find_conflicts
+from orchestrator.config.rounds import RoundsConfig
 from workers.config import (
     AlgorithmConfig,
     Count,
@@ -39,7 +40,8 @@ Source = PathText
 class DataConfig(Settings):
     """Sources of prompts and examples: exactly one of `prompts` and `dataset` is given."""
 
-    prompts: Source | None = None  # prompts to sample completions for
+    # prompts to sample completions for; several files: all their prompts, or those of one per round (rounds.prompts)
+    prompts: Source | Annotated[tuple[Source, ...], Field(min_length=1)] | None = None
     dataset: Source | None = None  # rows with completions: preferences, labelled completions or demonstrations
     eval_prompts: Source | None = None  # held-out prompts to evaluate on; never trained on
     eval_harmful: Source | None = None  # held-out prompts that the model should refuse
@@ -55,6 +57,12 @@ class DataConfig(Settings):
     # handling of rows whose text contains special tokens of the tokenizer; keep: train on them and count them; drop:
     # drop and count them; fail: refuse the dataset
     special_tokens: Literal["keep", "drop", "fail"] = "keep"
+
+    @property
+    def prompt_sources(self) -> tuple[Source, ...]:
+        """Files of `prompts`; empty: none is given."""
+        given = () if self.prompts is None else self.prompts
+        return (given,) if isinstance(given, str) else given
 
     @property
     def answered(self) -> tuple[str, ...]:
@@ -93,6 +101,17 @@ class CheckpointConfig(Settings):
     # optimiser updates between two checkpoints within a round of iterative DPO; None: only between rounds
     every_updates: Count | None = None
     keep: Count = 2  # number of newest checkpoints kept on disk
+
+
+class ExportConfig(Settings):
+    """Round of iterative DPO whose model is written at the end of the run."""
+
+    # best: the round with the highest `by`, of equal ones the earliest; last: the last round; None: best where every
+    # round is evaluated on held-out prompts (data.eval_prompts, evaluation.every 1), else last
+    round: Literal["best", "last"] | None = None
+    # held-out figure of the best round; None: eval/sampled_reward where evaluation.num_samples is set (the mean of
+    # several answers has less noise), else eval/reward
+    by: Literal["eval/reward", "eval/sampled_reward"] | None = None
 
 
 class ClusterConfig(Settings):
@@ -141,7 +160,9 @@ class RunConfig(Settings):
     algorithm: AlgorithmConfig  # method and its hyper-parameters
     reward: tuple[RewardConfig, ...] = ()  # scorers of completions; the reward is their weighted sum
     rollout: RolloutConfig = RolloutConfig()  # vLLM engines and sampling parameters
-    reference: ReferenceConfig = ReferenceConfig()  # workers of the reference policy, and when it is refreshed
+    rounds: RoundsConfig = RoundsConfig()  # settings of single rounds of iterative DPO
+    # workers of the reference policy, its model, and when it is refreshed
+    reference: ReferenceConfig = ReferenceConfig()
     policy: LearnerConfig = LearnerConfig()  # workers that train the policy
     # workers that train the critic (PPO); None: the same settings as for the policy
     critic: LearnerConfig | None = None
@@ -154,6 +175,7 @@ class RunConfig(Settings):
     max_staleness: Annotated[int, Field(ge=0, le=8)] = 0
     evaluation: EvaluationConfig = EvaluationConfig()  # evaluation during training
     checkpoint: CheckpointConfig = CheckpointConfig()  # checkpoint interval and retention
+    export: ExportConfig = ExportConfig()  # round whose model is written at the end
     alarms: AlarmsConfig = AlarmsConfig()  # alarms: their thresholds and actions
     cluster: ClusterConfig = ClusterConfig()  # cluster that the run uses, and time limits of its processes
     report_to: tuple[Literal["wandb"], ...] = ()  # external trackers that metrics are logged to
@@ -169,6 +191,15 @@ class RunConfig(Settings):
     @property
     def directory(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    @property
+    def best_round_by(self) -> str | None:
+        """Held-out figure by which the best round is exported; None: the last round, or the only model, is."""
+        if not self.algorithm.needs.rounds or self.data.prompts is None or self.data.eval_prompts is None:
+            return None
+        chosen = self.export.round or ("best" if self.evaluation.every == 1 else "last")
+        figure = self.export.by or ("eval/sampled_reward" if self.evaluation.num_samples else "eval/reward")
+        return figure if chosen == "best" else None
 
     @property
     def model_directory(self) -> Path:

@@ -12,9 +12,11 @@ from typing import Any, Self
 
 from orchestrator.cluster.base import Gang
 from orchestrator.config import RunConfig
+from orchestrator.config.rounds import RoundsConfig, of_round
 from orchestrator.evaluation.held_out import BaseLogprobs, CombinedEvaluator, Evaluator, HeldOut
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.evaluation.refusals import Refusals
+from orchestrator.evaluation.temperatures import AtTemperatures
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.reference import (
     AdapterOffReference,
@@ -25,6 +27,7 @@ from orchestrator.pipeline.reference import (
     Teacher,
 )
 from orchestrator.pipeline.roles import needs_base, shares_base
+from orchestrator.pipeline.rounds import chunk_size, draws, sampling_of
 from orchestrator.pipeline.sources import (
     DatasetSource,
     OnBegin,
@@ -32,7 +35,6 @@ from orchestrator.pipeline.sources import (
     RolloutStore,
     Source,
     completions_per_chunk,
-    retry_seed,
 )
 from orchestrator.preflight.data_files import Source as DataSource
 from orchestrator.preflight.data_files import read_all, tokens_of
@@ -41,7 +43,7 @@ from orchestrator.rundir.manifest import State
 from workers.config import FromDataset, Sampled
 from workers.learner import Learner
 from workers.reference import Reference
-from workers.types import Example, Prompt, Sampling
+from workers.types import Example, Prompt
 from workers.weights import segment_path
 
 
@@ -72,6 +74,11 @@ class Material:
         return self.sources["prompts"].rows if "prompts" in self.sources else ()
 
     @property
+    def files(self) -> Sequence[int]:
+        """Number of prompts of each file of `data.prompts`."""
+        return tuple(self.sources["prompts"].files.values())
+
+    @property
     def examples(self) -> Sequence[Example]:
         return self.sources["dataset"].rows if "dataset" in self.sources else ()
 
@@ -86,10 +93,11 @@ def step_word(config: RunConfig) -> str:
     return "round" if in_rounds(config) else "step"
 
 
-def prompts_per_step(config: RunConfig, material: Material) -> int:
+def prompts_per_step(config: RunConfig, material: Material, index: int) -> int:
     """Return how many prompts a step samples, before dynamic sampling adds further ones."""
-    assert isinstance(config.algorithm, Sampled)
-    return min(config.algorithm.prompts_per_step, len(material.prompts))
+    algorithm = of_round(config, index).algorithm
+    assert isinstance(algorithm, Sampled)
+    return min(algorithm.prompts_per_step, len(material.prompts))
 
 
 def build_source(
@@ -122,22 +130,15 @@ def build_source(
         gangs["rollout"],
         gangs.get("reward"),
         material.prompts,
-        Sampling(
-            num_generations=algorithm.num_generations,
-            max_completion_length=config.rollout.max_completion_length,
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            ignore_eos=config.rollout.ignore_eos,
-            seed=retry_seed(config.seed, rollbacks),
-        ),
+        sampling_of(config, rollbacks=rollbacks),
         prompts_per_step=algorithm.prompts_per_step,
-        prompts_per_chunk=max(1, completions_per_chunk(config.rollout) // algorithm.num_generations),
+        prompts_per_chunk=chunk_size(config),
         max_staleness=config.max_staleness,
         max_resamples=algorithm.resamples,
         max_steps=material.max_steps,
         on_begin=on_begin,
         store=store,
+        rounds=None if config.rounds == RoundsConfig() else draws(config, material.files, rollbacks=rollbacks),
     )
 
 
@@ -157,7 +158,7 @@ def build_reference(
         gangs["policy"],
         config.reference,
         temperature=temperature,
-        sampling_temperature=config.rollout.temperature,
+        sampling_temperature=lambda step: of_round(config, step).rollout.temperature,
         measures=in_rounds(config),
         directory=directory.reference,
         version=state.reference_version,
@@ -196,6 +197,18 @@ def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, G
                 seed=config.seed,
                 num_samples=config.evaluation.num_samples,
                 base=base_logprobs(config, gangs),
+                completions_per_chunk=completions_per_chunk(config.rollout),
+            )
+        )
+    if "eval_prompts" in held_out and config.evaluation.temperatures:
+        evaluators.append(
+            AtTemperatures(
+                gangs["rollout"],
+                gangs["reward"],
+                held_out["eval_prompts"],
+                evaluation=config.evaluation,
+                max_completion_length=config.rollout.max_completion_length,
+                seed=config.seed,
                 completions_per_chunk=completions_per_chunk(config.rollout),
             )
         )

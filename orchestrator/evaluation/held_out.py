@@ -13,9 +13,9 @@ import numpy as np
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.evaluation.answer import Answer, Mode
 from orchestrator.pipeline.sources import PendingBatch, sample
-from workers.reward import Reward
+from workers.reward import Measures, Reward
 from workers.rollout import Rollout
-from workers.types import Experience, Measures, Metrics, Prompt, Sample, Sampling, Scores, TokenShard, merge_scores
+from workers.types import Experience, Metrics, Prompt, Sample, Sampling, Scores, TokenShard, merge_scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +130,7 @@ class HeldOut:
         return scores, answers_of(mode, scores, measures)
 
 
-def answers_of(mode: Mode, scores: Scores, measures: Measures) -> tuple[Answer, ...]:
+def answers_of(mode: Mode, scores: Scores, measures: Measures, temperature: float | None = None) -> tuple[Answer, ...]:
     """Build an answer for each completion. The index counts the completions of a prompt from 0."""
     counts: Counter[str] = Counter()
     answers = []
@@ -144,6 +144,7 @@ def answers_of(mode: Mode, scores: Scores, measures: Measures) -> tuple[Answer, 
                 scores={name: _or_none(values[i]) for name, values in scores.by_scorer.items()},
                 length=int(measures.lengths[i]),
                 log_ratio=None if measures.log_ratios is None else float(measures.log_ratios[i]),
+                temperature=float(mode != "greedy") if temperature is None else temperature,
             )
         )
         counts[prompt] += 1

@@ -11,8 +11,9 @@ from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.evaluation.held_out import Evaluation
 from workers.encoder import Encoder
 from workers.learner import Learner
+from workers.margins import PairMargins, merge_margins
 from workers.reference import Reference
-from workers.types import Example, Experience, Metrics, PairMargins, TokenShard, merge_margins
+from workers.types import Example, Experience, Metrics, TokenShard
 
 NUM_BINS = 10
 

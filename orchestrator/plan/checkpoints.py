@@ -45,5 +45,6 @@ def learners(config: RunConfig) -> dict[str, LearnerConfig]:
 
 
 def disk_bytes(config: RunConfig, shapes: Shapes) -> float:
-    """Return the peak disk space: the checkpoints that are kept, and one that is being written."""
-    return (config.checkpoint.keep + 1) * checkpoint_bytes(config, shapes)
+    """Return the peak disk space: the checkpoints that are kept, one that is being written, and the initial state."""
+    initial = config.rounds.policy == "base"
+    return (config.checkpoint.keep + 1 + initial) * checkpoint_bytes(config, shapes)

@@ -217,7 +217,9 @@ def _disk(page: Page, plan: Plan) -> None:
     one, peak = checkpoint_bytes(plan.config, plan.shapes), disk_bytes(plan.config, plan.shapes)
     page.heading("Disk")
     page.line(f"  a checkpoint: {gigabytes(one)}, {interval_text(plan.config, plan.time.step_s)}")
-    page.line(f"  peak: {gigabytes(peak)} (checkpoint.keep {plan.config.checkpoint.keep}, and one being written)")
+    initial = ", and the learners' initial state" if plan.config.rounds.policy == "base" else ""
+    keep = f"checkpoint.keep {plan.config.checkpoint.keep}, and one being written"
+    page.line(f"  peak: {gigabytes(peak)} ({keep}{initial})")
 
 
 def _shortages(page: Page, plan: Plan) -> None:

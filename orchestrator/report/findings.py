@@ -16,6 +16,7 @@ from orchestrator.errors import RlhfError, redact
 from orchestrator.monitor.figures import duration, number
 from orchestrator.report.run_record import RunRecord
 from orchestrator.rundir.directory import differences
+from orchestrator.rundir.exported import ExportedRound
 from workers.types import Sample
 
 LOCATION_KEYS = ("name", "output_dir", "report_to", "wandb")  # location and reporting of a run: not compared
@@ -35,6 +36,8 @@ def findings(record: RunRecord) -> Iterator[str]:
             best = max(curve, key=lambda point: point[1])
             fell = f", after {number(best[1])} at {word} {best[0]}" if best[1] > curve[-1][1] else ""
             yield f"The {name} went from {number(curve[0][1])} to {number(curve[-1][1])}{fell}."
+    if exported := ExportedRound.of((record.exit or {}).get("exported")):
+        yield f"The model is that of {exported}."
     if kl := record.curve("eval/kl"):
         yield f"The final KL to the initial model is {number(kl[-1][1])} nats per completion."
     elif record.setting("reference.refresh", "never") == "never" and (kl := record.curve("objective/kl")):

@@ -80,6 +80,11 @@ class Meter:
         elif record.fact == Fact.committed:
             own.evaluating_s += _number(record.details.get("evaluating_s"))
 
+    def extend(self, until: float) -> None:
+        """Count the newest attempt up to a time (Unix seconds) after its last record."""
+        if self.attempts:
+            self.attempts[-1].last = max(self.attempts[-1].last, until)
+
     @property
     def measuring(self) -> frozenset[str]:
         """Roles that only measure."""

@@ -67,12 +67,13 @@ def write_attempt(
     """Write what one attempt writes into an existing run directory."""
     attempt = directory.start_attempt()
     metrics = MetricsFile(directory.metrics)
+    generated = (Fact.generated,) if directory.config().data.prompts is not None else ()
     with Ledger.open(directory.ledger) as ledger:
         ledger.append(Fact.attempt, attempt=attempt, step=0)
         ledger.append(Fact.placed, attempt=attempt, step=0, devices=DEVICES)
         for step in range(steps + 1):
             if step:
-                for fact in (Fact.planned, Fact.scored, Fact.trained, Fact.published, Fact.committed):
+                for fact in (Fact.planned, *generated, Fact.scored, Fact.trained, Fact.published, Fact.committed):
                     ledger.append(fact, attempt=attempt, step=step)
             metrics.append(step, rows[step] if rows is not None else row(step, steps))
             if step % 10 == 0:

@@ -99,7 +99,7 @@ def prepare(scored: ScoredBatch, config: DpoConfig) -> tuple[TrainBatch, Metrics
     facts = rollout_metrics(sampled_batch(scored)) if sampled else {}
     facts["num_tokens"] = float(num_tokens(experience))
     if experience.temperature != 1:
-        for name in ("objective/kl", "drift/saturated"):
+        for name in ("objective/kl", "objective/kl_error", "drift/saturated"):
             facts.pop(name, None)  # the reference's log-probabilities are at temperature 1
     return batch, facts | pair_metrics(pairs, experience, settings if sampled else None)
 

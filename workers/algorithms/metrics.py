@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,26 +16,33 @@ from workers.types import SATURATED, Experience, Finish, Floats, Metrics, Scored
 def rollout_metrics(scored: ScoredBatch) -> Metrics:
     """Return the metrics of one step's samples.
 
-    A completion is clipped if it has no end of sequence. A metric that is undefined is left out: the spread of rewards
+    A mean over completions comes with its standard error over prompts, as NAME_error. A completion is clipped if it has no end of sequence. A metric that is undefined is left out: the spread of rewards
     within groups of one completion, `objective/kl` without a reference, lengths of terminated completions if all are
     clipped, rewards if there is no scorer.
     """
     experience, rewards = scored.experience, scored.rewards
     assert experience.logprobs is not None
+    of_prompts = experience.group_of
+    surprisal = -completion_sums(experience.logprobs, experience.completions)
     metrics = {
-        "objective/entropy": -float(completion_sums(experience.logprobs, experience.completions).mean()),
+        "objective/entropy": float(surprisal.mean()),
+        **error_of("objective/entropy", surprisal, of_prompts),
         "num_tokens": float(num_tokens(experience)),
     }
     if rewards is not None:
         metrics["reward"] = metrics["objective/scores"] = float(rewards.mean(dtype=np.float64))
+        metrics |= error_of("reward", rewards, of_prompts)
+    for name, values in (scored.by_scorer or {}).items():
+        given = np.isfinite(values)
+        metrics |= error_of(f"rewards/{name}/mean", values[given], of_prompts[given])
     sizes = np.diff(experience.group_offsets)
     if rewards is not None and sizes.max() > 1:
         _, stds = group_mean_std(rewards, experience.group_offsets)
         metrics["reward_std"] = float(stds[sizes > 1].mean())
-        metrics["frac_reward_zero_std"] = float((stds[sizes > 1] == 0).mean())
+        metrics |= share_metrics("frac_reward_zero_std", stds[sizes > 1] == 0)
     kl = sequence_kl(scored)
     if kl is not None:
-        metrics["objective/kl"] = float(kl.mean())
+        metrics |= {"objective/kl": float(kl.mean()), **error_of("objective/kl", kl, of_prompts)}
         metrics["drift/saturated"] = float((np.abs(kl) > SATURATED).mean())
     return metrics | _completion_metrics(experience)
 
@@ -43,6 +53,32 @@ def sequence_kl(scored: ScoredBatch) -> NDArray[np.float64] | None:
     if scored.reference_logprobs is None:
         return None
     return completion_sums(scored.old_logprobs - scored.reference_logprobs, scored.experience.completions)
+
+
+def error_of(name: str, values: NDArray[Any], group_of: NDArray[np.int64]) -> Metrics:
+    """Return the standard error of the mean of `values` [n], as `name`_error. Empty for fewer than two values.
+
+    Completions of a prompt are alike, so that the error is over G groups of them, `group_of` [n]:
+    √(G/(G − 1) Σ_g (Σ_{i in g} (v_i − mean))²) / n, the cluster-robust error. With one group it is over its values.
+    """
+    if len(values) < 2:
+        return {}
+    deviations = values.astype(np.float64) - values.mean(dtype=np.float64)
+    sums = np.bincount(group_of, weights=deviations)[np.unique(group_of)]
+    if len(sums) < 2:
+        sums = deviations
+    return {f"{name}_error": math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1)) / len(values)}
+
+
+def share_metrics(name: str, values: NDArray[np.bool_]) -> Metrics:
+    """Return the share of true `values` [n] and its standard error √(p(1 − p)/n), as `name` and `name`_error.
+
+    The p and n of the error are those of Agresti and Coull (1998), with two values of each kind added, so that a share
+    of 0 or 1 is not taken as certain however few values it is of.
+    """
+    n = len(values) + 4
+    p = (float(values.sum()) + 2) / n
+    return {name: float(values.mean()), f"{name}_error": math.sqrt(p * (1 - p) / n)}
 
 
 def penalty_metrics(rewards: Floats, kl: NDArray[np.float64] | None, beta: float) -> Metrics:
@@ -61,9 +97,12 @@ def num_tokens(experience: Experience) -> int:
 
 def _completion_metrics(experience: Experience) -> Metrics:
     lengths, terminated = experience.completions.lengths, experience.finish == Finish.stop
+    tails = repeated_tails(experience.completions, terminated)
     metrics = {
         "completions/clipped_ratio": float(1 - terminated.mean()),
-        "completions/repeated_tail": float(repeated_tails(experience.completions, terminated).mean()),
+        "completions/repeated_tail": float(tails.mean()),
+        **error_of("completions/repeated_tail", tails, experience.group_of),
+        **error_of("completions/mean_length", lengths, experience.group_of),
     }
     for name, some in {"length": lengths, "terminated_length": lengths[terminated]}.items():
         if len(some):

@@ -31,6 +31,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.algorithms.metrics import error_of
 from workers.config import PairsConfig
 from workers.config.pairs import Selection
 from workers.gold import is_gold
@@ -186,6 +187,9 @@ def pair_metrics(pairs: Pairs, experience: Experience, config: PairsConfig | Non
             "pairs/chosen_length": float(lengths[pairs.chosen].mean()),
             "pairs/rejected_length": float(lengths[pairs.rejected].mean()),
         }
+        gaps = lengths[pairs.chosen] - lengths[pairs.rejected]
+        metrics |= {"pairs/length_gap": float(gaps.mean())}
+        metrics |= error_of("pairs/length_gap", gaps, group_of[pairs.chosen])
         if config is not None and config.gold != "never":
             metrics["pairs/gold"] = float(is_gold(experience)[pairs.chosen].mean())
     return metrics

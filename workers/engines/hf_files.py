@@ -39,6 +39,7 @@ from workers.engines.hf_models import (
     reads_apart,
 )
 from workers.segment import save_tensors
+from workers.weights import Average
 
 SCORE = "score.weight"  # score layer of a reward model
 Described: TypeAlias = Sequence[tuple[str, torch.dtype, tuple[int, ...]]]
@@ -191,6 +192,7 @@ def export(
     weights: Iterable[tuple[str, Tensor]],
     target: Path,
     *,
+    average: Average | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a Hugging Face directory.
@@ -199,6 +201,7 @@ def export(
         source: directory or Hub id of the model from which config, tokenizer, chat template and generation config come.
         described: name, dtype and shape of each weight, see `describe`.
         weights: the weights. A shard is written as soon as it is complete.
+        average: average with the weights of an earlier export that is written in place of `weights`; None: none.
         shard_bytes: maximum size of a shard.
     """
     target.mkdir(parents=True, exist_ok=True)
@@ -215,7 +218,8 @@ def export(
             continue
         filename = split.tensor_to_filename[name]
         shard = shards[filename]
-        shard[name] = tensor.detach().cpu().contiguous().clone()
+        tensor = tensor.detach().cpu()
+        shard[name] = (tensor if average is None else _averaged(name, tensor, average)).contiguous().clone()
         if len(shard) == len(split.filename_to_tensors[filename]):
             save_tensors(shard, target / filename)
             shard.clear()
@@ -231,6 +235,19 @@ def export(
     generation = None if scores else _file(source, "generation_config.json")
     if generation is not None:
         shutil.copyfile(generation, target / "generation_config.json")
+
+
+def _averaged(name: str, tensor: Tensor, average: Average) -> Tensor:
+    """Return the average of a weight and its value in an earlier export, computed in float32.
+
+    Raises:
+        ModelError: the earlier export has no such weight.
+    """
+    earlier = _read(average.directory, {name}).get(name)
+    if earlier is None or earlier.shape != tensor.shape:
+        raise ModelError(f"{average.directory} has no weight {name} of shape {list(tensor.shape)}; restore it")
+    mixed = (1 - average.alpha) * earlier.float() + average.alpha * tensor.float()
+    return mixed.to(tensor.dtype) if tensor.is_floating_point() else tensor
 
 
 def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:

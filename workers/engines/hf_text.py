@@ -114,13 +114,16 @@ class TextCodec:
         return cast("list[str]", texts)
 
 
-def require_same_tokenizer(model: ModelConfig, teacher: ModelConfig) -> None:
-    """Raise ModelError if the tokenizers differ, because distributions are compared token by token."""
-    ours, theirs = (transformers.AutoTokenizer.from_pretrained(m.path).get_vocab() for m in (model, teacher))
+def require_same_tokenizer(model: ModelConfig, other: ModelConfig, *, key: str = "teacher.model") -> None:
+    """Raise ModelError if the tokenizers differ, because distributions are compared token by token.
+
+    `key` is the setting of the `other` model.
+    """
+    ours, theirs = (transformers.AutoTokenizer.from_pretrained(m.path).get_vocab() for m in (model, other))
     if difference := first_difference(ours, theirs):
         raise ModelError(
-            f"teacher.model {teacher.path} has another tokenizer than model {model.path}: {difference}; "
-            "use a teacher of the same family"
+            f"{key} {other.path} has another tokenizer than model {model.path}: {difference}; "
+            "use a model of the same family"
         )
 
 

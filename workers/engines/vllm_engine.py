@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -26,10 +27,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
-from vllm.model_executor.model_loader.reload import (
-    finalize_layerwise_reload,
-    initialize_layerwise_reload,
-)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.interfaces import supports_lora
@@ -170,7 +168,8 @@ class VllmEngine:
         if self._receiving is not None:
             raise VersionMismatch(f"version {self._receiving} did not arrive whole: nothing to sample from")
         prompts = [{"prompt_token_ids": list(r.tokens)} for r in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=_Reporting, lora_request=self._adapter)
+        bar = partial(_Reporting, file=io.StringIO(), mininterval=3600.0)  # drawn nowhere
+        outputs = self._llm.generate(prompts, params, use_tqdm=bar, lora_request=self._adapter)
         for output in outputs:
             if self._adapted and _version(output.lora_request) != self.version:
                 raise EngineError(f"version {_version(output.lora_request)} was sampled instead of {self.version}")
@@ -271,10 +270,7 @@ def _version(adapter: LoRARequest | None) -> int:
 
 
 class _Reporting(tqdm):  # type: ignore[misc]
-    """vLLM's progress bar, drawn nowhere: each finished completion is reported as progress."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "file": io.StringIO(), "mininterval": 3600.0})
+    """Progress bar of vLLM that reports each finished completion as progress."""
 
     def update(self, n: float | None = 1) -> bool:
         progress.report()

@@ -56,7 +56,7 @@ def write_groups(path: Path, scored: ScoredBatch, decoder: Decoder) -> None:
         columns["scores"] = _grouped(experience, scores)
     facts = {"seed": scored.seed, "temperature": experience.temperature}
     table = pa.table(columns).replace_schema_metadata({FACTS: json.dumps(facts).encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_directory(path.parent)
     durable.replace_by(
         path, lambda aside: pq.write_table(table, aside, compression="zstd", row_group_size=GROUPS_PER_PART)
     )

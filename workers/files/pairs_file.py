@@ -58,7 +58,7 @@ def write_pairs(
     rows = _rows(chosen, rejected, margins, scored, decoder)
     conversations = [row for row in rows if not isinstance(row["prompt"], str)]
     texts = [row for row in rows if isinstance(row["prompt"], str)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_directory(path.parent)
     _write(path, conversations or texts)
     if conversations and texts:
         _write(path.with_name(TEXTS), texts)

@@ -46,6 +46,7 @@ class FakeJobClient:
         self.jobs = {job.submission_id: job for job in jobs}
         self.refusals = list(refusals)
         self.events: list[Any] = []
+        self.log = self.log_error = ""
 
     def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: Any, metadata: Any) -> str:
         self.events.append(("submit", submission_id, runtime_env))
@@ -65,7 +66,9 @@ class FakeJobClient:
         return [*self.jobs.values(), FakeDetails(submission_id="", job_id="02000000")]
 
     def get_job_logs(self, id: str) -> str:
-        return f"log of {id}\n"
+        if self.log_error:
+            raise RuntimeError(f"Request failed with status code 500: Traceback …\n{self.log_error}")
+        return self.log or f"log of {id}\n"
 
     async def tail_job_logs(self, id: str) -> Any:
         for chunk in ("one\n", "two\nthree\n"):
@@ -406,6 +409,28 @@ def test_a_job_may_have_several_attempts(connected: FakeJobClient, recipe_dir: R
     assert [job.entrypoint for job in connected.jobs.values()] == ["rlhf run --attempts 3 recipe.yaml seed=1"]
 
 
+def test_a_comparison_is_one_job(
+    connected: FakeJobClient, recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_dir.recipe({"data": "{prompts: ./prompts.jsonl, eval_prompts: ./prompts.jsonl}"}, name="grpo.yaml")
+    Path("both.yaml").write_text(
+        "{name: both, seeds: [0, 1], tasks: [{name: adding, methods: [{name: GRPO, recipe: grpo.yaml}]}]}"
+    )
+    command = ["submit", "both.yaml", "--cluster", "head", "output_dir=/shared/runs", "--fresh"]
+    assert main([*command, "--attempts", "3", "--allow-open-cluster"]) == 0
+    (id,) = capsys.readouterr().out.split()
+    job = connected.jobs[id]
+    assert id.startswith("rlhf-both-")
+    assert job.metadata == {"rlhf_run": "both", "rlhf_recipe": "both.yaml"}
+    assert job.entrypoint == (
+        "rlhf compare --fresh both.yaml output_dir=/shared/runs attempts=3 'stages.*.cluster.allow_open=true'"
+    )
+    assert main(command) == 0
+    assert capsys.readouterr().out.split() == [id], "attempts and the permission do not change what is computed"
+    assert main([*command, "algorithm.learning_rate=1e-7"]) == 0
+    assert capsys.readouterr().out.split() != [id], "another setting of a run is another job"
+
+
 def test_submit_refuses_bad_recipes_before_it_connects(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,3 +473,24 @@ def test_jobs_status_logs_stop(connected: FakeJobClient, capsys: pytest.CaptureF
     connected.jobs["rlhf-arith-1"].status = "RUNNING"
     assert main(["stop", "--cluster", "head", "rlhf-arith-1"]) == 0
     assert connected.events == [("stop", "rlhf-arith-1")]
+
+
+def test_status_shows_the_newest_progress_in_the_log(
+    connected: FakeJobClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check the only place where a cluster shows a job's progress: its log."""
+    lines = ["round 1/3  reward 0.4000  5:20/round", "round 2/3  rollout 2,048 of 8,192 prompts  25.6/s  4:00 left"]
+    connected.jobs["rlhf-arith-1"] = job = FakeDetails("rlhf-arith-1")
+    connected.log = "\n".join([*lines, "alarm kl_budget at step 1: KL 30 nats", ""])
+    command = ["status", "--cluster", "head", "rlhf-arith-1"]
+    assert main(command) == 0
+    assert f"progress  {lines[1]}\n" in capsys.readouterr().out
+    job.status = "PENDING"
+    assert main(command) == 0
+    assert "progress" not in capsys.readouterr().out
+    job.status = "FAILED"
+    connected.log_error = "the machine of the log is gone"
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "status    FAILED" in out
+    assert "progress  unknown: the machine of the log is gone" in out

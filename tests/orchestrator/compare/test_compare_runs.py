@@ -100,7 +100,7 @@ def test_complete_runs_are_reused(comparison: Path, capsys: pytest.CaptureFixtur
     """Check that only the report of six complete runs is written: starting a run would need a cluster and a model."""
     for i, run in enumerate(load_comparison(comparison).runs):
         directory = RunDirectory.create(run.config, run.recipe.text)
-        write_attempt(directory, answers=answers(2.0 if run.method == "GRPO" else 0.2, i))
+        write_attempt(directory, answers=answers(8.0 if run.method == "GRPO" else 0.2, i))
     assert main(["compare", str(comparison)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("complete, reused") == 6

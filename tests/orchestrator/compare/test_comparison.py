@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from orchestrator.cli.main import main
 from orchestrator.compare.answer import Answer as TaskAnswer
 from orchestrator.compare.answer import answer, at_equal_kl
 from orchestrator.compare.frontier import KlGap, beats, front_of, matchup, mixture_at, points_of
-from orchestrator.compare.page import Section, as_json, page
+from orchestrator.compare.page import Section, as_json, page, temperatures_card
 from orchestrator.compare.run_curves import EvalPoint, RunCurve, TaskRuns
 from orchestrator.evaluation.answer import Answer
 from orchestrator.evaluation.statistics import Interval, crossed_bootstrap
@@ -255,6 +256,25 @@ def test_the_page_and_the_json_agree(tmp_path: Path) -> None:
     names = [text.strip() for text in picture.itertext() if text.strip() in ("PPO", "<DPO>")]
     assert sorted(names) == ["<DPO>", "PPO"]
     assert "var(" not in files["frontier-sorting.svg"]
+
+
+def test_win_rate_over_the_temperature() -> None:
+    """Check answers of the base and of a method whose scores are shifted by a known amount at each temperature."""
+    one = curve("GRPO", "", 0, gain=0.0)
+    base, *_, end = one.evals
+    shifts = {0.0: 3.0, 0.5: 1.0}
+    varied = [replace(m, by_temperature={t: m.gold + shift for t, shift in shifts.items()}) for m in (base, end)]
+    runs = replace(
+        task_runs(replace(one, evals=(*varied,))),
+        base_by_temperature={t: base.gold + shift for t, shift in shifts.items()},
+    )
+    points = {(p.method, p.temperature): p.win for p in compared(runs).temperatures}
+    assert set(points) == {(m, t) for m in ("GRPO", "the base") for t in (0.0, 0.5, 1.0)}
+    assert points["the base", 1.0].value == 0.5
+    assert points["the base", 0.5].value == pytest.approx(beats(base.gold + 1.0, base.gold).mean())
+    assert points["GRPO", 0.0].value > points["GRPO", 0.5].value > points["GRPO", 1.0].value
+    assert "grey: the base" in str(temperatures_card(compared(runs)))
+    assert temperatures_card(compared(task_runs(one))) is None
 
 
 # ------------------------------------------------------------------------------------------------ finished runs

@@ -13,7 +13,8 @@ from fakes import Events, FakeEncoder, RecordingGang
 from orchestrator.cluster.local import LocalGang
 from orchestrator.evaluation.held_out import CombinedEvaluator, Evaluation
 from orchestrator.evaluation.preferences import HeldOutPairs, calibration_error, pair_metrics
-from workers.types import Example, Metrics, PairMargins, Prompt
+from workers.margins import PairMargins
+from workers.types import Example, Metrics, Prompt
 
 LN3, LN9 = math.log(3), math.log(9)
 

@@ -11,10 +11,12 @@ import pytest
 from fakes import Events, FakeReward, FakeRollout
 
 from orchestrator.cluster.local import LocalGang
-from orchestrator.evaluation.held_out import HeldOut
+from orchestrator.config.run import EvaluationConfig
+from orchestrator.evaluation.held_out import CombinedEvaluator, HeldOut
+from orchestrator.evaluation.temperatures import AtTemperatures
 from workers.reference import Reference
-from workers.reward import Reward
-from workers.types import Experience, Measures, Prompt, TokenShard, merge
+from workers.reward import Measures, Reward
+from workers.types import Experience, Prompt, TokenShard, merge
 
 PROMPTS = [Prompt(id=f"held:{i}", text="") for i in range(3)]
 
@@ -66,7 +68,12 @@ def test_sampled_answers_and_their_kl_to_the_base() -> None:
 
 
 def test_answers_at_other_temperatures_are_kept_apart() -> None:
-    found = held_out(Events(), num_samples=2, temperatures=[0.5, 0.7]).evaluate()
+    rollout = LocalGang("rollout", [FakeRollout(Events(), index=i) for i in range(2)])
+    reward: LocalGang[Any] = LocalGang("reward", [MeasuringReward(Events())])
+    evaluation = EvaluationConfig(num_samples=2, temperatures=(0.5, 0.7))
+    evaluator = AtTemperatures(rollout, reward, PROMPTS, evaluation=evaluation, max_completion_length=4, seed=0)
+    both = CombinedEvaluator([held_out(Events(), num_samples=2), evaluator])
+    found = both.evaluate()
     by_temperature = Counter((a.mode, a.temperature) for a in found.answers)
     assert by_temperature == {
         ("greedy", 0.0): 3,
@@ -75,7 +82,6 @@ def test_answers_at_other_temperatures_are_kept_apart() -> None:
         ("at_temperature", 0.7): 6,
     }
     assert found.metrics["eval/reward_at_temperature_0.7"] == found.metrics["eval/sampled_reward"] == 0.5
-    assert held_out(Events(), temperatures=[0.5]).evaluate().answers == held_out(Events()).evaluate().answers
 
 
 def test_without_a_base_there_are_samples_and_no_kl() -> None:
