@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from orchestrator.cluster.base import Handle
-from orchestrator.monitor import Outcome, RunInfo
+from orchestrator.monitor import Sink
+from orchestrator.monitor.alarms import Alarm
+from orchestrator.monitor.phase import Phase
 from orchestrator.pipeline.reference import Decision
 from orchestrator.pipeline.sources import PendingBatch
 from workers.ragged import Ragged
-from workers.spans import Progress
+from workers.spans import Progress, UpdateRange
 from workers.types import (
     Drift,
     Example,
@@ -32,9 +34,10 @@ from workers.types import (
     TokenShard,
     merge,
 )
-from workers.weights import Entry, Manifest, Rendezvous
+from workers.weights import Average, Entry, Manifest, Rendezvous
 
 Events = list[str]
+ALL_UPDATES = UpdateRange()
 
 
 # ------------------------------------------------------------------------------------------------ experience
@@ -92,12 +95,17 @@ class FakeRollout:
         sampling: Sampling,
         versions: tuple[int, int] | None = None,
         file_prefix: str | None = None,
+        chunk: int = 0,
     ) -> Experience:
         self._events.append(f"rollout {self._index}: generate {' '.join(p.id for p in prompts)} from v{self._version}")
         group = [[token] for token in range(sampling.num_generations)]
         count = len(prompts) * sampling.num_generations
         return experience(
-            [([7], group)] * len(prompts), prompts=tuple(prompts), logprobs=[-1.0] * count, version=self._version
+            [([7], group)] * len(prompts),
+            prompts=tuple(prompts),
+            logprobs=[-1.0] * count,
+            version=self._version,
+            chunk=chunk,
         )
 
     def receive_weights(self, manifest: Manifest, version: int, sent: object) -> float:
@@ -116,7 +124,7 @@ class FakeReward:
         whole = merge(parts)
         self._events.append(f"reward: score {' '.join(p.id for p in whole.prompts)}")
         rewards = np.array([float(tokens[0]) for tokens in whole.completions], np.float32)
-        return Scores(rewards=rewards, by_scorer={"first": rewards}, seconds=0.5)
+        return Scores(rewards=rewards, by_scorer={"first": rewards}, seconds=0.5, chunk=whole.chunk)
 
 
 class FakeReference:
@@ -145,10 +153,15 @@ class FakeReference:
 
 
 class FakeLearner:
-    """Learner that records the versions of the experience it trains on. Its checkpoint is a file with `weights`."""
+    """Learner that records the versions of the experience it trains on. Its checkpoint is a file with `weights`.
 
-    def __init__(self, events: Events, *, head: str = "logprobs", rank: int = 0, **_: Any) -> None:
-        self._events = events
+    A step has `num_updates` updates. The gradient norm of the n-th one is n, and its loss 0.5 n.
+    """
+
+    def __init__(
+        self, events: Events, *, head: str = "logprobs", rank: int = 0, num_updates: int = 1, **_: Any
+    ) -> None:
+        self._events, self._num_updates = events, num_updates
         self._name = f"{'policy' if head == 'logprobs' else 'critic'} {rank}"
         self.weights = b"weights"
 
@@ -161,7 +174,7 @@ class FakeLearner:
         values: Any,
         pairs_file: Any = None,
         old: Any = None,
-        span: Any = None,
+        span: UpdateRange = ALL_UPDATES,
     ) -> StepStats:
         versions = sorted({int(v) for part in parts for v in part.versions})
         offered = {"scores": scores, "reference": reference, "values": values, "old": old}
@@ -169,7 +182,21 @@ class FakeLearner:
         self._events.append(
             f"{self._name}: learn step {step} from v{','.join(map(str, versions))} with {' '.join(given) or 'nothing'}"
         )
-        return StepStats(sums={"loss": 0.5}, maxima={}, facts={"num_tokens": 8.0})
+        stats = self._updates(span)
+        stats.facts["num_tokens"] = 8.0
+        return stats
+
+    def more(self, step: int, span: UpdateRange) -> StepStats:
+        self._events.append(f"{self._name}: update {span.first + 1} of step {step}")
+        return self._updates(span)
+
+    def _updates(self, span: UpdateRange) -> StepStats:
+        """Return the span's part of the step's mean over all updates, as a learner does."""
+        last = self._num_updates if span.count is None else min(self._num_updates, span.first + span.count)
+        made = range(span.first + 1, last + 1)
+        facts = {"num_updates": float(len(made))} | ({"grad_norm": float(np.mean(made))} if made else {})
+        loss = sum(0.5 * n for n in made) / max(1, self._num_updates)
+        return StepStats(sums={"loss": loss}, maxima={}, facts=facts, left=self._num_updates - last)
 
     def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShard:
         self._events.append(f"{self._name}: infer{' as sampled' if as_sampled else ''}")
@@ -188,8 +215,9 @@ class FakeLearner:
         self._events.append(f"{self._name}: send weights")
         return 0.125
 
-    def export(self, directory: str) -> None:
-        self._events.append(f"{self._name}: export {Path(directory).name}")
+    def export(self, directory: str, average: Average | None = None) -> None:
+        mixed = f" with {1 - average.alpha:g} of {Path(average.directory).name}" if average else ""
+        self._events.append(f"{self._name}: export {Path(directory).name}{mixed}")
 
     def save(self, directory: str, state: Mapping[str, Any]) -> None:
         self._events.append(f"{self._name}: save {Path(directory).name}")
@@ -222,16 +250,21 @@ class EventRecorder:
     def __init__(self, events: Events) -> None:
         self._events = events
         self.metrics: list[Metrics] = []
+        self.num_chunks: list[int] = []  # by step
 
     def planned(self, step: int) -> None:
         self._events.append(f"planned {step}")
 
     def arrived(self, step: int, pending: PendingBatch) -> None:
         pending.wait()
+        self.num_chunks.append(len(pending.chunks))
         self._events.append(f"arrived {step}")
 
     def pairs_file(self, step: int) -> str | None:
         return None
+
+    def updated(self, step: int, update: int, num_updates: int, metrics: Metrics) -> None:
+        self._events.append(f"update {update} of {num_updates} in {step}")
 
     def paused(self, step: int, decision: Decision | None, progress: Progress) -> None:
         self._events.append(f"paused {step} after {progress.updates}")
@@ -244,26 +277,32 @@ class EventRecorder:
         self.metrics.append(metrics)
 
 
-class EventSink:
-    """Sink of the monitor that records notes and phases as events, and steps as rows."""
+class EventSink(Sink):
+    """Sink of the monitor that records notes, alarms, phases and their progress as events, and metrics as rows."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
         self.rows: dict[int, Metrics] = {}
-
-    def start(self, run: RunInfo) -> None: ...
+        self.updates: list[tuple[int, int, Metrics]] = []  # step, number of the update, metrics
 
     def phase(self, role: str, text: str) -> None:
         self._events.append(f"{role} is {text}" if text else f"{role} is done")
+
+    def advance(self, phase: Phase) -> None:
+        self._events.append(f"{phase.role} has {phase.done} of {phase.total} {phase.unit} of step {phase.step}")
+
+    def update(self, step: int, update: int, metrics: Metrics) -> None:
+        self.updates.append((step, update, dict(metrics)))
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
         self._events.append(f"logged {step}")
         self.rows[step] = dict(metrics)
 
+    def alarm(self, alarm: Alarm) -> None:
+        self._events.append(str(alarm))
+
     def note(self, text: str) -> None:
         self._events.append(text)
-
-    def close(self, outcome: Outcome) -> None: ...
 
 
 # ------------------------------------------------------------------------------------------------ a gang
@@ -283,6 +322,9 @@ class RecordedHandle:
 
     def wait(self) -> None:
         self.events.append(f"wait for {self.name} to be there")
+
+    def has_ended(self) -> bool:
+        return True
 
 
 class RecordingGang:

@@ -107,6 +107,7 @@ def sampled_batch(scored: ScoredBatch) -> ScoredBatch:
         scored,
         experience=sampled_only(scored.experience),
         rewards=some(scored.rewards, kept),
+        raw_rewards=some(scored.raw_rewards, kept),
         by_scorer=scored.by_scorer and {name: values[kept] for name, values in scored.by_scorer.items()},
         reference_logprobs=some(scored.reference_logprobs, tokens),
         values=some(scored.values, tokens),

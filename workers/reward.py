@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers import progress, rewards
-from workers.config import ModelConfig, RewardConfig
+from workers.config import Combine, ModelConfig, RewardConfig
 from workers.conversation import as_text
 from workers.files.rollout_files import read_scores, write_scores
 from workers.rewards.base import Completed, RewardError
+from workers.rewards.combine import combined, normalized
 from workers.types import (
     Experience,
     Finish,
@@ -58,6 +59,8 @@ class Reward:
         num_samples: int,
         num_cpus: int = 1,
         skip_special_tokens: bool = True,
+        combine: Combine = "sum",
+        normalize: bool = False,
     ) -> None:
         """Build the scorers.
 
@@ -67,6 +70,8 @@ class Reward:
             num_samples: completions that are returned as text.
             num_cpus: cores of this worker.
             skip_special_tokens: leave special tokens out of the texts that are scored.
+            combine: how the weighted scores of a completion make its reward.
+            normalize: give rewards of scores that are normalised within each group as well, to train on.
         """
         # Imported here: the driver imports this module for the names of its methods alone.
         from workers.engines import hf_text
@@ -74,8 +79,9 @@ class Reward:
         self._codec, self._skip = hf_text.TextCodec(model), skip_special_tokens
         scorers = [rewards.build(c, num_cpus=num_cpus) for c in configs]
         self._scorers = dict(zip(_distinct([s.name for s in scorers]), scorers, strict=True))
-        self._weights = np.asarray([c.weight for c in configs], np.float32)
+        self._weights = {name: c.weight for name, c in zip(self._scorers, configs, strict=True)}
         self._index, self._num_workers, self._num_samples = index, num_workers, num_samples
+        self._combine, self._normalize = combine, normalize
 
     def score(self, parts: Sequence[Experience], file_prefix: str | None = None) -> Scores:
         """Score this worker's share of the groups: worker i takes the i-th consecutive part.
@@ -94,17 +100,10 @@ class Reward:
         tokens = [experience.completions[i].tolist() for i in range(begin, end)]
         texts = self._codec.decode_batch(tokens, skip_special_tokens=self._skip)
         prompts = [experience.prompts[g] for g in experience.group_of[begin:end]]
-        completed = Completed(
-            prompts=prompts,
-            completions=[_as_answer(p, t) for p, t in zip(prompts, texts, strict=True)],
-            completion_ids=tokens,
-        )
-        # Without a share no scorer is called: a function that needs columns would fail.
-        by_scorer: dict[str, Floats] = {}
-        for name, scorer in self._scorers.items():
-            by_scorer[name] = scorer.score(completed) if texts else np.zeros(0, np.float32)
-            progress.report()
-        total = self._total(by_scorer, prompts)
+        by_scorer = self._by_scorer(prompts, texts, tokens)
+        values = np.stack(list(by_scorer.values()))  # [scorers, n]
+        total = self._total(values, prompts)
+        groups = experience.group_offsets[first : last + 1] - begin
         # The first completion of the first few prompts of the first chunk, from the first worker: the same prompts in
         # every evaluation.
         shows = first == 0 and experience.chunk == 0
@@ -127,6 +126,8 @@ class Reward:
             samples=samples,
             seconds=time.perf_counter() - started,
             chunk=experience.chunk,
+            weights=self._weights,
+            normalized=self._combined(normalized(values, groups)) if self._normalize else None,
         )
         if file_prefix is not None:
             write_scores(f"{file_prefix}reward-{self._index}", scores)
@@ -149,16 +150,26 @@ class Reward:
         """Read back the scores of all workers from files of (path, SHA-256). Raises StoredFileError."""
         return read_scores(files)
 
-    def _total(self, by_scorer: dict[str, Floats], prompts: Sequence[Prompt]) -> Floats:
-        values = np.stack(list(by_scorer.values()))  # [scorers, n]
+    def _by_scorer(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], tokens: Sequence[list[int]]
+    ) -> dict[str, Floats]:
+        completions = [_as_answer(p, t) for p, t in zip(prompts, texts, strict=True)]
+        completed = Completed(prompts=prompts, completions=completions, completion_ids=tokens)
+        # Without a share no scorer is called: a function that needs columns would fail.
+        found: dict[str, Floats] = {}
+        for name, scorer in self._scorers.items():
+            found[name] = scorer.score(completed) if texts else np.zeros(0, np.float32)
+            progress.report()
+        return found
+
+    def _total(self, values: Floats, prompts: Sequence[Prompt]) -> Floats:
         abstained = np.isnan(values).all(0)
         if abstained.any():
             ids = [prompts[i].id for i in np.flatnonzero(abstained)[:5]]
             raise RewardError(
                 f"every reward returned None for {int(abstained.sum())} completions (prompts {', '.join(ids)} …)"
             )
-        with np.errstate(over="ignore"):
-            total: Floats = np.nansum(values * self._weights[:, None], 0).astype(np.float32)
+        total = self._combined(values)
         if not np.isfinite(total).all():
             first = int(np.flatnonzero(~np.isfinite(total))[0])
             given = ", ".join(f"{name} {value[first]:g}" for name, value in zip(self._scorers, values, strict=True))
@@ -167,6 +178,9 @@ class Reward:
                 "scale the rewards down, or lower their weights"
             )
         return total
+
+    def _combined(self, values: Floats) -> Floats:
+        return combined(values, np.asarray(list(self._weights.values()), np.float32), self._combine)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

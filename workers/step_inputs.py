@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from workers.gold import sampled_only
 from workers.types import (
     Experience,
+    Floats,
     Metrics,
     ScoredBatch,
     Scores,
@@ -37,14 +38,23 @@ def scored_batch(
     merged = None if scores is None else merge_scores(scores)
     return ScoredBatch(
         experience=experience,
-        rewards=experience.rewards if merged is None else merged.rewards,
+        rewards=_rewards(experience, merged),
         reference_logprobs=assemble(reference, experience.completions) if reference and not hidden else None,
         reference_hidden=assemble_vectors(reference, experience.completions) if reference and hidden else None,
         values=assemble(values, experience.completions) if values is not None else None,
         seed=seed,
         learner_logprobs=assemble(old, experience.completions) if old is not None else None,
         by_scorer=None if merged is None else merged.by_scorer,
+        weights={} if merged is None else merged.weights,
+        raw_rewards=None if merged is None or merged.normalized is None else merged.rewards,
     )
+
+
+def _rewards(experience: Experience, scores: Scores | None) -> Floats | None:
+    """Return the rewards [N] to train on."""
+    if scores is None:
+        return experience.rewards
+    return scores.rewards if scores.normalized is None else scores.normalized
 
 
 def experience_facts(experience: Experience, version: int) -> Metrics:

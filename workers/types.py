@@ -107,23 +107,27 @@ def merge(parts: Sequence[Experience]) -> Experience:
     if len(parts) == 1:
         return parts[0]
     sizes = np.concatenate([np.diff(p.group_offsets) for p in parts])
-    logprobs = [p.logprobs for p in parts if p.logprobs is not None]
-    rewards = [p.rewards for p in parts if p.rewards is not None]
     return Experience(
         prompts=tuple(prompt for p in parts for prompt in p.prompts),
         prompt_tokens=concat([p.prompt_tokens for p in parts]),
         completions=concat([p.completions for p in parts]),
         group_offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        logprobs=np.concatenate(logprobs) if len(logprobs) == len(parts) else None,
+        logprobs=_joined([p.logprobs for p in parts]),
         versions=np.concatenate([p.versions for p in parts]),
         finish=np.concatenate([p.finish for p in parts]),
-        rewards=np.concatenate(rewards) if len(rewards) == len(parts) else None,
+        rewards=_joined([p.rewards for p in parts]),
         temperature=parts[0].temperature,
         num_dropped=sum(p.num_dropped for p in parts),
         num_truncated=sum(p.num_truncated for p in parts),
         seconds=_seconds(parts),
         chunk=parts[0].chunk,
     )
+
+
+def _joined(arrays: Sequence[Floats | None]) -> Floats | None:
+    """Concatenate arrays; None if one of them is missing."""
+    given = [array for array in arrays if array is not None]
+    return np.concatenate(given) if len(given) == len(arrays) else None
 
 
 def _seconds(parts: Sequence[Experience] | Sequence[Scores]) -> float:
@@ -155,11 +159,13 @@ class Scores:
     that the scorer abstained on that completion; `rewards` is always finite.
     """
 
-    rewards: Floats  # [N] weighted sum over the scorers
+    rewards: Floats  # [N] weighted sum, or minimum, over the scorers
     by_scorer: Mapping[str, Floats]  # each [N]
     samples: tuple[Sample, ...] = ()
     seconds: float = 0.0
     chunk: int = 0  # that of the experience
+    weights: Mapping[str, float] = field(default_factory=dict)  # of the scorers; one that is missing: 1
+    normalized: Floats | None = None  # [N] rewards of normalised scores, to train on; None: `rewards`
 
 
 def merge_scores(parts: Sequence[Scores]) -> Scores:
@@ -170,6 +176,8 @@ def merge_scores(parts: Sequence[Scores]) -> Scores:
         samples=tuple(s for p in parts for s in p.samples),
         seconds=_seconds(parts),
         chunk=parts[0].chunk,
+        weights=parts[0].weights,
+        normalized=_joined([p.normalized for p in parts]),
     )
 
 
@@ -282,6 +290,8 @@ class ScoredBatch:
     seed: int = 0  # for random choices; derived from the run's seed and the step
     learner_logprobs: Floats | None = None  # [T] of the policy before this step, at the sampling temperature
     by_scorer: Mapping[str, Floats] | None = None  # each [N], as in `Scores`; None: not scored here (a dataset)
+    weights: Mapping[str, float] = field(default_factory=dict)  # of the scorers, as in `Scores`
+    raw_rewards: Floats | None = None  # [N] rewards of scores that are not normalised; None: `rewards`
 
     @property
     def old_logprobs(self) -> Floats:
@@ -326,13 +336,10 @@ class TrainBatch:
         for name in ("old_logprobs", "reference_logprobs", "advantages", "old_values", "returns", "importance_weights"):
             values = getattr(self, name)
             if values is not None and values.shape != (num_tokens,):
-                raise ValueError(
-                    f"TrainBatch.{name} has shape {values.shape}, the completions have {num_tokens} tokens"
-                )
+                raise ValueError(f"TrainBatch.{name} has shape {values.shape} for {num_tokens} tokens")
         if self.reference_hidden is not None and len(self.reference_hidden) != num_tokens:
             raise ValueError(
-                f"TrainBatch.reference_hidden has {len(self.reference_hidden)} vectors, the completions have "
-                f"{num_tokens} tokens"
+                f"TrainBatch.reference_hidden has {len(self.reference_hidden)} vectors for {num_tokens} tokens"
             )
         if self.baseline is not None and self.baseline.num_rows != num_rows:
             raise ValueError(f"TrainBatch.baseline has {self.baseline.num_rows} rows, the batch {num_rows}")

@@ -147,7 +147,7 @@ def _type(cls: SettingsClass) -> str:
 
 
 def _key(prefix: str, setting: Setting) -> str:
-    listed = "[]" if setting.type.startswith("list of") else ""
+    listed = "[]" if setting.type.startswith("list of mapping") else ""
     return ".".join(filter(None, [prefix, setting.name])) + listed
 
 

@@ -170,7 +170,8 @@ def _curve(
 ) -> RunCurve:
     record = entry.record
     costs, tokens = record.cost_by_step, dict(record.curve("num_tokens"))
-    kls = dict(record.curve("objective/kl")) if record.setting("reference.refresh", "never") == "never" else {}
+    is_base = record.setting("reference.refresh", "never") == "never" and record.setting("reference.path") is None
+    kls = dict(record.curve("objective/kl")) if is_base else {}
     evals = []
     for step, rows in sorted(table.items()):
         device_seconds, seconds = (0.0, 0.0) if step == 0 else costs.get(step, (np.nan, np.nan))

@@ -15,6 +15,7 @@ from orchestrator.config.conflicts import ConflictsError, find_conflicts
 from orchestrator.config.rounds import RoundsConfig
 from workers.config import (
     AlgorithmConfig,
+    Combine,
     Count,
     LearnerConfig,
     ModelConfig,
@@ -158,7 +159,13 @@ class RunConfig(Settings):
     model: ModelConfig  # model that the policy is initialised from
     data: DataConfig  # prompts or dataset to train on, and evaluation sets
     algorithm: AlgorithmConfig  # method and its hyper-parameters
-    reward: tuple[RewardConfig, ...] = ()  # scorers of completions; the reward is their weighted sum
+    reward: tuple[RewardConfig, ...] = ()  # scorers of completions
+    # reward of a completion from its weighted scores; min: the lowest, worst-case optimisation of an ensemble (arXiv
+    # 2310.02743)
+    reward_combine: Combine = "sum"
+    # scaling of each scorer's scores before they are weighted, in training alone; group: mean 0 and standard deviation
+    # 1 within each group (GDPO, arXiv 2601.05242); None: as they are
+    reward_normalize: Literal["group"] | None = None
     rollout: RolloutConfig = RolloutConfig()  # vLLM engines and sampling parameters
     rounds: RoundsConfig = RoundsConfig()  # settings of single rounds of iterative DPO
     # workers of the reference policy, its model, and when it is refreshed

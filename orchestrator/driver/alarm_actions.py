@@ -71,9 +71,11 @@ def _setting(alarm: Alarm) -> str:
     return f"alarms.{alarm.name}.action = {alarm.action}"
 
 
-def record_promotion(monitor: AlarmMonitor, ledger: Ledger, *, attempt: int, steps_done: int) -> Promotion | None:
-    """Record and return the decision of the safety gate; None if no metric is gated."""
-    decision = monitor.promotion()
+def record_promotion(
+    monitor: AlarmMonitor, ledger: Ledger, *, attempt: int, steps_done: int, exported: int
+) -> Promotion | None:
+    """Record and return the decision of the safety gate on the model of step `exported`; None if no metric is gated."""
+    decision = monitor.promotion(exported)
     if decision is not None:
         ledger.append(Fact.promotion, attempt=attempt, step=steps_done, **asdict(decision))
     return decision
@@ -113,9 +115,14 @@ def alarms_of(config: RunConfig) -> AlarmsConfig:
 
 
 def build_monitor(
-    config: AlarmsConfig, ledger: Ledger, rows: Sequence[Mapping[str, Any]], *, rounds: bool
+    config: AlarmsConfig,
+    ledger: Ledger,
+    rows: Sequence[Mapping[str, Any]],
+    updates: Sequence[Mapping[str, Any]] = (),
+    *,
+    rounds: bool,
 ) -> AlarmMonitor:
-    """Build the alarm monitor of an attempt, with the rows and the alarms of earlier attempts.
+    """Build the alarm monitor of an attempt, with the rows of steps and updates and the alarms of earlier attempts.
 
     Raises:
         ResumeError: an alarm has stopped the run for good, and `config` still has that alarm with this action.
@@ -135,4 +142,4 @@ def build_monitor(
         )
     rolled_back = {details["alarm"]["name"] for details in earlier if details["action"] == "roll_back"}
     paused = {(d["alarm"]["name"], d["alarm"]["step"]) for d in earlier if d["action"] == "pause"}
-    return AlarmMonitor(config, rows, rounds=rounds, rolled_back=rolled_back, paused=paused)
+    return AlarmMonitor(config, rows, updates, rounds=rounds, rolled_back=rolled_back, paused=paused)

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from orchestrator.driver.assembly import (
     build_publisher,
     build_reference,
     build_source,
+    in_rounds,
     prompts_per_step,
 )
 from orchestrator.driver.capacity import check_capacity, devices_of
@@ -38,6 +40,7 @@ from orchestrator.driver.recorder import Recorder
 from orchestrator.driver.resume import ResumePoint, find_resume_point, restore_alarms, rewind_metrics, run_info
 from orchestrator.driver.resume_overrides import apply_overrides
 from orchestrator.driver.rollouts import Rollouts
+from orchestrator.driver.round_models import RoundModels
 from orchestrator.driver.summary import write_report
 from orchestrator.errors import Alarmed, Interrupted, Superseded
 from orchestrator.monitor import open_monitor
@@ -45,11 +48,13 @@ from orchestrator.monitor.alarms import Alarm, AlarmMonitor
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.reference import Drifted
 from orchestrator.pipeline.roles import gang_plans, preloaded
+from orchestrator.pipeline.rounds import keep_initial, round_starts
 from orchestrator.preflight.data_files import remarks
 from orchestrator.preflight.model_family import unpacked_remark
 from orchestrator.preflight.tokenization import dated
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.existing import move_aside, refuse_other_inputs
+from orchestrator.rundir.exported import ExportedRound
 from orchestrator.rundir.incidents import restart_incident, write_incident
 from orchestrator.rundir.ledger import Fact, Ledger, checkpointed, read_ledger
 from orchestrator.rundir.manifest import list_checkpoints
@@ -134,6 +139,7 @@ class Attempt:
         self._cluster: Cluster | None = None
         self._recorder: Recorder | None = None
         self._resumed_steps = 0  # committed by earlier attempts
+        self._exported: ExportedRound | None = None  # round whose model is written; stays None if steps are no rounds
 
     @property
     def _steps_done(self) -> int:
@@ -172,10 +178,14 @@ class Attempt:
                 Path(segment_path(config.name)).unlink(missing_ok=True)
                 with suppress(Superseded, OSError):
                     fence()
-                    shutil.rmtree(directory.adapters, ignore_errors=True)
+                    for temporary in (directory.adapters, directory.base):
+                        shutil.rmtree(temporary, ignore_errors=True)
             done, seconds = self._steps_done, time.monotonic() - started
-            attempt.record(Fact.finished, step=done)
-            report_completion(attempt, steps_done=done, max_steps=max_steps, seconds=seconds)
+            exported = self._exported
+            attempt.record(Fact.finished, step=done, **({"round": exported.round} if exported else {}))
+            report_completion(attempt, steps_done=done, max_steps=max_steps, seconds=seconds, exported=exported)
+            if self._recorder is not None:
+                self._recorder.models.drop_all()
 
     # -------------------------------------------------------------------------------------------- one attempt
 
@@ -194,8 +204,9 @@ class Attempt:
             parts.recorder.checkpoint(self._steps_done)
             alarm = drift_alarm(drifted, attempt.config.reference, attempt.ledger)
             raise self._acted_on(attempt, alarm) from drifted
-        self._check_end(attempt, parts.recorder, alarms, finished=finished)
-        self._export(parts.learners)
+        exported = self._check_end(attempt, parts.recorder, alarms, finished=finished)
+        self._export(parts, exported)
+        self._exported = exported if in_rounds(attempt.config) else None
         return material.max_steps
 
     def _resume(self, attempt: AttemptContext, material: Material) -> tuple[ResumePoint, AlarmMonitor]:
@@ -249,7 +260,9 @@ class Attempt:
             needs_old=config.algorithm.needs_old_logprobs,
             every_updates=config.checkpoint.every_updates,
             progress=point.state.progress,
+            rounds=round_starts(config, base=directory.base),
         )
+        keep_initial(config, gangs["policy"], base=directory.base, reference=directory.reference(0))
         checkpointer = Checkpointer(
             learners,
             directory.checkpoints,
@@ -267,7 +280,7 @@ class Attempt:
                 attempt=attempt.number,
                 note=monitor.note,
                 wait_first=cluster.wait_first,
-                arrived=ChunkProgress(monitor, prompts_per_step=prompts_per_step(config, material)).arrived,
+                arrived=ChunkProgress(monitor, partial(prompts_per_step, config, material)).arrived,
             )
             if point.state.updates:
                 rollouts.require(point.state.next_step)
@@ -275,6 +288,7 @@ class Attempt:
             attempt,
             point,
             checkpointer,
+            self._round_models(attempt, point, learners, alarms),
             build_evaluator(config, material, gangs),
             max_steps=material.max_steps,
             pace=Pace(config.checkpoint.every),
@@ -301,11 +315,30 @@ class Attempt:
             recorder=recorder,
             waited_s=cluster.waited_s,
             restarts=cluster.restarts,
+            publishes=lambda: rollouts is not None or recorder.evaluates,
+            is_over_budget=recorder.is_over_budget,
             stop=lambda: self._stop.requested() or alarms.verdict is not None or recorder.is_spent,
         )
 
-    def _check_end(self, attempt: AttemptContext, recorder: Recorder, alarms: AlarmMonitor, *, finished: bool) -> None:
-        """Check that the run may end here with a model. If it is to be resumed, save a checkpoint first.
+    def _round_models(
+        self, attempt: AttemptContext, point: ResumePoint, learners: Learners, alarms: AlarmMonitor
+    ) -> RoundModels:
+        return RoundModels(
+            attempt.directory,
+            attempt.config.best_round_by,
+            lambda aside: wait(learners.policy.all(Learner.export, str(aside))),
+            steps_done=point.state.next_step,
+            may_export=lambda number: (decision := alarms.promotion(number)) is None or decision.promoted,
+            note=attempt.monitor.note,
+            fence=attempt.ledger.fence,
+        )
+
+    def _check_end(
+        self, attempt: AttemptContext, recorder: Recorder, alarms: AlarmMonitor, *, finished: bool
+    ) -> ExportedRound:
+        """Check that the run may end here with a model, and return the round (or step) that it is of.
+
+        If the run is to be resumed, save a checkpoint first.
 
         Raises:
             Alarmed: an alarm ends the attempt, or the safety gate does not promote the model.
@@ -315,25 +348,26 @@ class Attempt:
         if alarms.verdict is not None:
             recorder.checkpoint(done)
             if alarms.verdict.name == GATE:
-                record_promotion(alarms, ledger, attempt=attempt.number, steps_done=done)
+                record_promotion(alarms, ledger, attempt=attempt.number, steps_done=done, exported=done)
             raise self._acted_on(attempt, alarms.verdict)
         if not finished and not recorder.is_spent:
             recorder.checkpoint(done)
             raise Interrupted(self._stop.signal, resume=directory.resume_command)
         ledger.fence()
-        promotion = record_promotion(alarms, ledger, attempt=attempt.number, steps_done=done)
+        exported = recorder.models.choose(done)
+        promotion = record_promotion(alarms, ledger, attempt=attempt.number, steps_done=done, exported=exported.round)
         if promotion is not None and not promotion.promoted:
             raise gate_error(promotion, directory)
+        return exported
 
     def _acted_on(self, attempt: AttemptContext, alarm: Alarm) -> Alarmed:
         done = self._steps_done
         return apply_action(alarm, attempt.directory, attempt.ledger, attempt=attempt.number, steps_done=done)
 
-    def _export(self, learners: Learners) -> None:
+    def _export(self, parts: loop.Parts, exported: ExportedRound) -> None:
         """Write the model, and close the learners."""
-        aside = disk.fresh(self._directory.model)
-        wait(learners.policy.all(Learner.export, str(aside)))
-        disk.publish(self._directory.model)
+        learners = parts.learners
+        parts.recorder.models.publish(exported)
         wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
     def _on_restart(self, attempt: AttemptContext, restart: Restart) -> None:

@@ -13,15 +13,21 @@ from orchestrator.driver.summary import summarize
 from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.monitor import Outcome
 from orchestrator.rundir.directory import Fence, RunDirectory
+from orchestrator.rundir.exported import ExportedRound
 from orchestrator.rundir.incidents import first_cause
 from orchestrator.rundir.ledger import Fact
 from orchestrator.signals import interruption
 
 
-def report_completion(attempt: AttemptContext, *, steps_done: int, max_steps: int, seconds: float) -> None:
+def report_completion(
+    attempt: AttemptContext, *, steps_done: int, max_steps: int, seconds: float, exported: ExportedRound | None = None
+) -> None:
     """Write exit.json and the summary of a run whose model is written.
 
     Fewer steps than `max_steps` mean that the run has spent its budget (`max_device_seconds`).
+
+    Args:
+        exported: round whose model it is; None: steps are no rounds.
     """
     config, directory, word = attempt.config, attempt.directory, step_word(attempt.config)
     cause, message = "completed", "all steps done"
@@ -36,10 +42,11 @@ def report_completion(attempt: AttemptContext, *, steps_done: int, max_steps: in
         attempt=attempt.number,
         step=steps_done,
         **_alarm_details(attempt),
+        **({"exported": exported.to_dict()} if exported else {}),
     )
     monitor = attempt.monitor
     alarms = () if monitor.alarm_monitor is None else monitor.alarm_monitor.alarms
-    outcome = summarize(config, directory, alarms, steps_done=steps_done, word=word, seconds=seconds)
+    outcome = summarize(config, directory, alarms, steps_done=steps_done, word=word, seconds=seconds, exported=exported)
     monitor.close(replace(outcome, hints=(message, *outcome.hints)) if cause == "budget" else outcome)
 
 

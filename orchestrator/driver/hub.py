@@ -12,7 +12,7 @@ from orchestrator.errors import BadInput, HubUnreachable, Problem, Problems
 from orchestrator.preflight.model_directory import TOKENIZERS, WEIGHTS
 from orchestrator.preflight.model_family import check_family, check_precision, check_use
 from orchestrator.preflight.model_source import check_positions
-from workers.config import ModelRewardConfig
+from workers.config import ModelScorerConfig
 
 ASK_S = 10.0
 NOT_ACCESSIBLE = (401, 403, 404)
@@ -105,5 +105,6 @@ def _hub_models(config: RunConfig) -> Iterator[tuple[str, str]]:
     named = [("model.path", config.model.path)]
     named += [("critic_model.path", config.critic_model.path)] if config.critic_model else []
     named += [("teacher.model.path", config.teacher.model.path)] if config.teacher else []
-    named += [(f"reward.{i}.path", r.path) for i, r in enumerate(config.reward) if isinstance(r, ModelRewardConfig)]
+    named += [("reference.path", config.reference.path)]
+    named += [(f"reward.{i}.path", r.path) for i, r in enumerate(config.reward) if isinstance(r, ModelScorerConfig)]
     yield from ((where, path) for where, path in named if path is not None and not local(path).is_dir())

@@ -42,6 +42,8 @@ class Parts:
     recorder: Recorder
     waited_s: Callable[[], float]  # seconds for which the driver has waited for workers so far
     stop: Callable[[], bool]  # true if the run is to end before the next step
+    publishes: Callable[[], bool] = lambda: True  # whether the engines need the weights that were just trained
+    is_over_budget: Callable[[], bool] = lambda: False  # true if this step is to end early, after a chunk or an update
     restarts: Callable[[], Mapping[str, int]] = dict  # number of restarts so far, by role
 
 
@@ -63,9 +65,11 @@ def run(parts: Parts, *, steps_done: int, max_steps: int) -> bool:
             parts.recorder.pairs_file(index),
             pause=partial(parts.recorder.paused, index, decision),
             updated=partial(parts.recorder.updated, index),
+            stop=parts.is_over_budget,
         )
         parts.recorder.trained(index, decision)
-        metrics |= parts.publisher.publish(index + 1)
+        if parts.publishes():
+            metrics |= parts.publisher.publish(index + 1)
         metrics |= metrics_of(decision, index)
         metrics |= {f"restarts/{role}": float(count) for role, count in parts.restarts().items()}
         metrics["timing/wait_for_batch"] = arrived - started  # a large share of the step: rollouts are the bottleneck
@@ -76,10 +80,15 @@ def run(parts: Parts, *, steps_done: int, max_steps: int) -> bool:
 
 
 def experience(parts: Parts, index: int) -> tuple[PendingBatch, Sequence[Handle[TokenShard]] | None]:
-    """Request a step's chunks, and the reference's log-probabilities of each; None if the algorithm uses none."""
+    """Request a step's chunks, and the reference's log-probabilities of each; None if the algorithm uses none.
+
+    A step that goes over the budget is learned from the chunks requested so far.
+    """
     chunks, scored = list[Chunk](), list[Sequence[Handle[TokenShard]] | None]()
     for chunk in parts.source.stream(index):
         chunks.append(chunk)
         scored.append(parts.reference_policy.logprobs(index, chunk))
+        if parts.is_over_budget():
+            break
     handles = [handle for shards in scored for handle in shards or ()]
     return PendingBatch(chunks=chunks), None if None in scored else handles

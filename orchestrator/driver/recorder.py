@@ -18,11 +18,13 @@ import numpy as np
 
 from orchestrator import disk
 from orchestrator.cluster.base import Handle, wait
+from orchestrator.config.rounds import round_values
 from orchestrator.driver.assembly import in_rounds
 from orchestrator.driver.checkpoint import Checkpointer, Pace
 from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.resume import ResumePoint
 from orchestrator.driver.rollouts import Rollouts
+from orchestrator.driver.round_models import RoundModels
 from orchestrator.evaluation.answer import Answer
 from orchestrator.evaluation.held_out import Evaluator
 from orchestrator.monitor.metrics import MetricsFile, UpdatesFile
@@ -46,6 +48,7 @@ class Recorder:
         attempt: AttemptContext,
         resume_point: ResumePoint,
         checkpointer: Checkpointer,
+        models: RoundModels,
         evaluator: Evaluator | None,
         *,
         max_steps: int,
@@ -61,6 +64,7 @@ class Recorder:
         self._config, self._directory = attempt.config, attempt.directory
         self._attempt, self._ledger, self._monitor = attempt, attempt.ledger, attempt.monitor
         self._checkpointer, self._evaluator, self._rollouts = checkpointer, evaluator, rollouts
+        self.models = models  # of rounds
         self._max_steps, self._pace = max_steps, pace
         self._is_round = in_rounds(attempt.config)  # each step is a round, whose pairs and decision are recorded
         self.steps_done = resume_point.state.next_step  # number of steps committed
@@ -75,12 +79,18 @@ class Recorder:
         self._num_chunks = self._num_prompts = 0  # of the newest step
         self._has_warned = False  # about a step without updates
         self._meter = Meter(attempt.ledger.records)
-        self.is_spent = self._over_budget()  # updated once per step, before the step is committed
+        # Both are updated once per step, when it is trained.
+        self.is_spent = self.is_over_budget()
+        self.evaluates = False  # the step is evaluated once it is published
 
-    def _over_budget(self) -> bool:
-        self._meter.read(self._ledger.records)
+    def is_over_budget(self) -> bool:
+        """Return whether the run has used up its budget, also between two records."""
         budget = self._config.max_device_seconds
-        return budget is not None and self._meter.device_seconds >= budget
+        if budget is None:
+            return False
+        self._meter.read(self._ledger.records)
+        self._meter.extend(time.time())
+        return self._meter.device_seconds >= budget
 
     # -------------------------------------------------------------------------------------------- one step
 
@@ -126,6 +136,8 @@ class Recorder:
         self._decision = decision
         reference = None if decision is None else decision.version
         self._attempt.record(Fact.trained, step=index + 1, reference=reference)
+        self.is_spent = self.is_over_budget()
+        self.evaluates = self._is_due(index + 1, self._config.evaluation.every)
 
     def committed(self, index: int, metrics: Metrics, scores: Sequence[Handle[Scores]] | None) -> None:
         """Complete the metrics of a step, evaluate if due, write everything down, and checkpoint if due."""
@@ -143,9 +155,8 @@ class Recorder:
         metrics["train/global_step"] = float(self._num_updates)
         self._num_tokens += metrics.get("num_tokens", 0.0)
         metrics["num_tokens"] = self._num_tokens
-        self.is_spent = self._over_budget()
         evaluated: dict[str, float] = {}
-        if self._is_due(step, self._config.evaluation.every):
+        if self.evaluates:
             metrics |= self.evaluate(step)
             evaluated = {"evaluating_s": round(metrics.get("timing/evaluate", 0.0), 3)}
         self._ledger.fence()
@@ -154,6 +165,10 @@ class Recorder:
             self._write_round(step, metrics)
         self._write_rows(self._directory.samples(step), samples)
         self._monitor.step(step, metrics, samples)
+        if self.models.is_best(step):
+            self._monitor.phase("policy", "writing the best model so far")
+            self.models.keep(step)
+            self._monitor.phase("policy", "")
         if metrics.get("num_updates") == 0 and not self._has_warned:  # once; the summary of the run gives the share
             self._monitor.note(f"step {step} made no update: no group of completions had rewards that differ enough")
             self._has_warned = True
@@ -212,6 +227,7 @@ class Recorder:
             else:
                 self._checkpointer.save(state, meanwhile=self._rollouts.settle)
                 self._rollouts.drop(self._checkpointer.oldest())
+            self.models.drop()
         updates = {"updates": state.updates} if state.updates else {}
         self._attempt.record(Fact.checkpoint, step=state.next_step, reference=state.reference_version, **updates)
 
@@ -224,6 +240,7 @@ class Recorder:
             "round": step,
             "policy_version": step - 1,
             "reference": None if self._decision is None else asdict(self._decision),
+            "settings": round_values(self._config, step - 1),
             "metrics": {name: value for name, value in metrics.items() if name.startswith(ROUND_METRICS)},
         }
         disk.write_atomic(directory / "round.json", json.dumps(body, indent=2))

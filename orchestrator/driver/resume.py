@@ -76,13 +76,14 @@ def rewind_metrics(attempt: AttemptContext, point: ResumePoint) -> list[dict[str
 
 
 def restore_alarms(attempt: AttemptContext, rows: list[dict[str, Any]]) -> AlarmMonitor:
-    """Restore the alarms of earlier attempts from `rows`, and let the attempt's monitor update them.
+    """Restore the alarms of earlier attempts from `rows` and their updates; the attempt's monitor updates them.
 
     Raises:
         ResumeError: an alarm has stopped the run for good.
     """
     config = attempt.config
-    alarms = build_monitor(alarms_of(config), attempt.ledger, rows, rounds=in_rounds(config))
+    updates = UpdatesFile(attempt.directory.updates).rows()
+    alarms = build_monitor(alarms_of(config), attempt.ledger, rows, updates, rounds=in_rounds(config))
     attempt.monitor.alarm_monitor = alarms
     return alarms
 

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "cluster",
     "checkpoint",
     "evaluation.every",
+    "export",
     "alarms",
     "report_to",
     "wandb",

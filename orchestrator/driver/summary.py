@@ -14,6 +14,7 @@ from orchestrator.monitor import Outcome
 from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.exported import ExportedRound
 from orchestrator.terminal import say
 
 CURVES = {
@@ -25,9 +26,21 @@ CURVES = {
 
 
 def summarize(
-    config: RunConfig, directory: RunDirectory, alarms: Sequence[Alarm], *, steps_done: int, word: str, seconds: float
+    config: RunConfig,
+    directory: RunDirectory,
+    alarms: Sequence[Alarm],
+    *,
+    steps_done: int,
+    word: str,
+    seconds: float,
+    exported: ExportedRound | None = None,
 ) -> Outcome:
-    """Return the summary of a run whose model is written. `word`: `step` or `round`."""
+    """Return the summary of a run whose model is written.
+
+    Args:
+        word: `step` or `round`.
+        exported: round whose model it is; None: steps are no rounds.
+    """
     rows = MetricsFile(directory.metrics).rows()
     hints = idle_warning(rows, word)
     for name, label in CURVES.items():
@@ -38,6 +51,7 @@ def summarize(
     loads = "AutoModelForSequenceClassification" if scores else "transformers"
     hints += [f"alarm {alarm.name} since {word} {alarm.step}: {alarm.saw}" for alarm in alarms]
     hints += [
+        *([f"model: {exported}"] if exported else []),
         f"model: {_short(directory.model)}  (loads with {loads})",
         *([] if scores else [f"serve it: {serve_command(_short(directory.model))}"]),
         f"metrics: {_short(directory.metrics)}"

@@ -106,8 +106,9 @@ class HeldOut:
             "eval/reward_std": float(np.std(scores.rewards)),
         }
         for name, values in scores.by_scorer.items():
-            metrics[f"eval/rewards/{name}/mean"] = float(np.nanmean(values))
-            metrics[f"eval/rewards/{name}/std"] = float(np.nanstd(values))
+            if len(given := values[np.isfinite(values)]):  # a pairwise reward has no score of a single completion
+                metrics[f"eval/rewards/{name}/mean"] = float(given.mean())
+                metrics[f"eval/rewards/{name}/std"] = float(given.std())
         if sampled is None:
             return Evaluation(metrics=metrics, samples=scores.samples, answers=answers)
         drawn, drawn_answers = self._collect_answers("sampled", sampled)

@@ -66,11 +66,13 @@ def model_ref(given: str) -> ModelRef:
 
 
 def _reference(directory: RunDirectory) -> str | None:
-    """Return the reference of the newest trained step, or None if its directory no longer exists."""
+    """Return the reference of the newest trained step. None: its directory no longer exists, or it is the base."""
     records, _, _ = read_ledger(directory.ledger)
     trained = [record for record in records if record.fact == Fact.trained]
     version = trained[-1].details.get("reference") if trained else None
-    return str(directory.reference(version)) if version and directory.reference(version).is_dir() else None
+    if not version:
+        return directory.config().reference.path
+    return str(directory.reference(version)) if directory.reference(version).is_dir() else None
 
 
 def weights(path: str) -> dict[str, str] | None:

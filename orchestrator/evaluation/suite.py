@@ -25,8 +25,9 @@ from orchestrator.config.secrets import find_secrets
 from orchestrator.errors import BadInput, Problems
 from workers.config import (
     Count,
-    ModelRewardConfig,
+    ModelScorerConfig,
     NonNegative,
+    PairwiseRewardConfig,
     PathText,
     Positive,
     RefusalConfig,
@@ -191,8 +192,13 @@ def _content_conflicts(suite: SuiteConfig) -> Iterator[Conflict]:
                 why = "the KL is a mean over samples of the whole distribution"
                 fix = f"set rollout.{key} to {neutral}, or kl to false"
                 yield Conflict(keys=(f"rollout.{key}", "kl"), why=why, fix=fix)
+    pairwise = bool(suite.reward) and all(isinstance(reward, PairwiseRewardConfig) for reward in suite.reward)
+    if pairwise and (suite.greedy or suite.num_generations == 1):
+        why = "a pairwise reward compares the completions of a prompt, and there is one"
+        fix = "add a reward of another type, or set greedy to false and num_generations to 2 or more"
+        yield Conflict(keys=("reward", "greedy", "num_generations"), why=why, fix=fix)
     for i, reward in enumerate(suite.reward):
-        if isinstance(reward, ModelRewardConfig) and reward.from_stage is not None:
+        if isinstance(reward, ModelScorerConfig) and reward.from_stage is not None:
             why, fix = "a suite has no stages", f"give reward.{i}.path instead, such as runs/NAME/model"
             yield Conflict(keys=(f"reward.{i}.from_stage",), why=why, fix=fix)
 

@@ -14,7 +14,7 @@ from orchestrator.preflight.model_family import check_evaluated, check_family
 from orchestrator.preflight.model_source import check_parallel, check_scorer, check_tokenizer, check_writer
 from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
 from orchestrator.preflight.reward_source import check_reward_function, check_rewards
-from workers.config import FunctionRewardConfig, ModelRewardConfig, RewardConfig
+from workers.config import FunctionRewardConfig, ModelRewardConfig, ModelScorerConfig, RewardConfig
 from workers.types import Prompt
 from workers.vocabulary import first_difference, read_vocabulary
 
@@ -83,12 +83,12 @@ def difference_of(path: str, other: str) -> str:
 
 
 def _check_scorer(reward: RewardConfig, key: str, problems: Problems) -> None:
-    if isinstance(reward, ModelRewardConfig) and reward.path is not None:
+    if isinstance(reward, ModelScorerConfig) and reward.path is not None:
         where = f"{key}.path = {reward.path}"
         check_directory(reward.path, where, problems, needs_template=False)
         check_tokenizer(reward.path, where, problems, writes=False)
         check_family(reward.path, where, problems)
-        check_scorer(reward.path, where, problems)
+        (check_scorer if isinstance(reward, ModelRewardConfig) else check_writer)(reward.path, where, problems)
 
 
 def _is_conversational(prompts: Sequence[Prompt]) -> bool:

@@ -8,15 +8,23 @@ unblocks   publication
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.pipeline.sources import PendingBatch
 from workers.learner import Learner
-from workers.spans import Progress, UpdateRange, merge_spans, of_update
+from workers.spans import Progress, UpdateRange, cut_short, merge_spans, of_update
 from workers.types import Metrics, StepStats, TokenShard, flat, merge_ranks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundStart:
+    """Start of a round in the learners. Example: `RoundStart(settings={"beta": 0.05}, base="runs/a/base")`."""
+
+    settings: Mapping[str, Any]  # of the algorithm, in place of those of the run
+    base: str | None  # directory of the state that the round's updates start from; None: the current one
 
 
 class Learners:
@@ -30,6 +38,7 @@ class Learners:
         needs_old: bool = False,
         every_updates: int | None = None,
         progress: Progress | None = None,
+        rounds: Callable[[int], RoundStart] | None = None,
     ) -> None:
         """Create the phase.
 
@@ -37,9 +46,10 @@ class Learners:
             needs_old: the loss needs the policy's log-probabilities from before the step's first update.
             every_updates: number of updates between two pauses of a step; None: no pause.
             progress: progress of the first step, when resuming in the middle of it; None: start at its first update.
+            rounds: returns what differs from round to round; None: nothing does.
         """
         self.policy, self.critic, self._needs_old = policy, critic, needs_old
-        self._every, self._progress = every_updates, progress
+        self._every, self._progress, self._rounds = every_updates, progress, rounds
 
     def learn(
         self,
@@ -49,13 +59,18 @@ class Learners:
         pairs_file: str | None,
         pause: Callable[[Progress], None] = lambda progress: None,
         updated: Callable[[int, int, Metrics], None] = lambda update, num_updates, metrics: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Metrics:
         """Run all updates of a step, one call each, and return the step's metrics.
 
         Args:
             pause: called between two updates, after every `every_updates` of them.
             updated: called after each update with its number, from 1, the step's number of updates, and its metrics.
+            stop: asked after each update; true: leave out the updates that have not been requested.
         """
+        if self._rounds is not None:
+            begun = self._rounds(step)
+            wait(self.policy.all(Learner.begin_round, begun.settings, begun.base))
         inputs = self._inputs(pending, reference)
         progress, self._progress = self._progress, None
         done = 0 if progress is None else progress.updates
@@ -72,18 +87,19 @@ class Learners:
             made, left = int(merged.facts["num_updates"]), merged.left
             done += made
             pausing = bool(left and self._every and done % self._every == 0)
-            if left and not pausing:  # the next update is on its way while this one is recorded
+            stopping = bool(left) and stop()
+            if left and not pausing and not stopping:  # the next update is on its way while this one is recorded
                 calls = self._go_on(step, done)
             if made:
                 updated(done, done + left, of_update(merged, done + left))
-            if not left:
+            if not left or stopping:
                 break
             if pausing:
                 # Merged here as after a resume, so that both give the same metrics to the bit.
                 before, span = _after(before, span), []
                 pause(Progress(updates=done, stats=before))
                 calls = self._go_on(step, done)
-        metrics = flat(_after(before, span))
+        metrics = flat(cut_short(_after(before, span), done))
         for name, value in flat(merge_spans(critics)).items() if critics else ():
             metrics[name if name.startswith(("loss/", "val/")) else f"critic/{name}"] = value
         if pending.resamples is not None:

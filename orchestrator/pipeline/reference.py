@@ -20,6 +20,7 @@ from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
 from workers.types import Drift, Experience, Metrics, TokenShard
+from workers.weights import Average
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,9 @@ def decide(config: ReferenceConfig, *, step: int, version: int, drift: Drift | N
         return Decision(action="keep", reason="it holds the current policy", version=version, drift=drift)
     if config.refresh == "never":
         return Decision(action="keep", reason="reference.refresh is never", version=version, drift=drift)
+    if config.refresh == "ema":
+        reason = f"reference.refresh is ema: {1 - config.ema_alpha:g}·reference + {config.ema_alpha:g}·policy"
+        return Decision(action="refresh", reason=reason, version=step, drift=drift)
     if config.refresh == "every_round":
         return Decision(action="refresh", reason="reference.refresh is every_round", version=step, drift=drift)
     assert drift is not None
@@ -130,7 +134,10 @@ class AdapterOffReference:
 
 
 class ReferenceGang:
-    """Reference with a gang of its own. A refresh loads the current policy, by way of a directory."""
+    """Reference with a gang of its own. A refresh loads the current policy, by way of a directory.
+
+    With `refresh: ema` it loads the average of the policy and the reference before, which the policy's gang writes.
+    """
 
     def __init__(
         self,
@@ -139,7 +146,7 @@ class ReferenceGang:
         config: ReferenceConfig,
         *,
         temperature: float,
-        sampling_temperature: float | None = None,
+        sampling_temperature: Callable[[int], float] | None = None,
         measures: bool = False,
         directory: Callable[[int], Path],
         version: int = 0,
@@ -149,7 +156,7 @@ class ReferenceGang:
 
         Args:
             temperature: of the loss.
-            sampling_temperature: of the rollout engine (default: `temperature`).
+            sampling_temperature: returns that of the rollout engine in a step; None: always `temperature`.
             measures: measure the drift before every step, not only where `refresh` depends on it.
             directory: returns the directory of a version of the reference.
             version: version of the policy that the reference holds.
@@ -158,7 +165,7 @@ class ReferenceGang:
         self._reference, self._policy, self._config = reference, policy, config
         self._temperature, self._directory, self.version = temperature, directory, version
         self._measures = measures or config.refresh == "when_drifted"
-        self._sampling_temperature = sampling_temperature or temperature
+        self._sampling_temperature = sampling_temperature or (lambda step: temperature)
         self._decided, self._decision = decided, decided
         self._begun: dict[tuple[int, int], Sequence[Handle[TokenShard]]] = {}
         reference.when_restarted(self._restore_state)
@@ -190,9 +197,10 @@ class ReferenceGang:
             drift = None
             if self._measures:
                 # Drift compares distributions at the same temperature: samples at 0.7 are far from a reference at 1.
-                same = self._sampling_temperature == self._temperature
+                sampling = self._sampling_temperature(step)
+                same = sampling == self._temperature
                 begun = shards if same else None
-                sampled = begun or self._score(chunk.experience, self._sampling_temperature)
+                sampled = begun or self._score(chunk.experience, sampling)
                 shards = sampled if same else shards
                 drift = self._reference.one(Reference.drift, chunk.experience, sampled).result()
             decision = decide(self._config, step=step, version=self.version, drift=drift)
@@ -214,7 +222,11 @@ class ReferenceGang:
 
     def _refresh(self, version: int) -> None:
         directory = self._directory(version)
-        wait(self._policy.all(Learner.export, str(disk.fresh(directory))))
+        if self._config.refresh == "ema":
+            average = Average(directory=str(self._directory(self.version)), alpha=self._config.ema_alpha)
+            wait(self._policy.all(Learner.export, str(disk.fresh(directory)), average))
+        else:
+            wait(self._policy.all(Learner.export, str(disk.fresh(directory))))
         disk.publish(directory)
         wait(self._reference.all(Reference.load, str(directory), version))
         self.version = version

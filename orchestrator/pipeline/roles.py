@@ -18,11 +18,12 @@ from orchestrator.cluster.preload import serve_forks
 from orchestrator.config import ClusterConfig, RunConfig
 from workers import learner
 from workers.config import (
+    Combine,
     FunctionRewardConfig,
     LearnerConfig,
     ModelConfig,
     ModelOrigin,
-    ModelRewardConfig,
+    ModelScorerConfig,
     ReferenceConfig,
     RewardConfig,
     RolloutConfig,
@@ -92,7 +93,9 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         start = model.model_copy(update={"path": origin})
         plans.append(_learner("critic", critic, config, start, cuda=cuda, max_steps=max_steps))
     if has_reference(config):
-        plans.append(_reference(config, model, cuda=cuda))
+        path, own = config.reference.path, None if config.reference.path is None else model
+        start = model if path is None else absolute(model.model_copy(update={"path": path}))
+        plans.append(_reference(config, start, policy=own, cuda=cuda))
     if needs_base(config):
         plans.append(replace(_reference(config, model, cuda=cuda), role="base"))
     if config.teacher is not None:
@@ -115,7 +118,8 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
 
 def shares_base(config: RunConfig) -> bool:
     """Return whether the base model under the policy's adapters serves as the reference during the whole run."""
-    return config.model.lora is not None and config.reference.refresh == "never"
+    stays = config.reference.refresh == "never" and config.reference.path is None
+    return config.model.lora is not None and stays
 
 
 def has_reference(config: RunConfig) -> bool:
@@ -128,7 +132,8 @@ def needs_base(config: RunConfig) -> bool:
 
     Without one where the reference stays the initial policy during the whole run.
     """
-    stays = config.algorithm.needs_reference and config.reference.refresh == "never"
+    own = config.reference
+    stays = config.algorithm.needs_reference and own.refresh == "never" and own.path is None
     return config.evaluation.num_samples > 0 and not stays and not shares_base(config)
 
 
@@ -151,13 +156,13 @@ def _learner(
     )
 
 
-def _reference(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
+def _reference(config: RunConfig, model: ModelConfig, *, policy: ModelConfig | None = None, cuda: bool) -> GangPlan:
+    """Return the gang of a reference. `policy`: the policy's model, if `model` is another one."""
     settings = config.reference
     model = model.model_copy(update={"lora": None})  # a reference holds whole models: the base, then merged ones
-    members = [
-        {"model": model, "config": settings, "rank": rank, "cuda": cuda, "chunk": config.policy.logprob_chunk_tokens}
-        for rank in range(settings.num_ranks)
-    ]
+    common = {"model": model, "config": settings, "cuda": cuda, "chunk": config.policy.logprob_chunk_tokens}
+    common |= {} if policy is None else {"policy": policy}
+    members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
     return scoring_plan("reference", members, config.cluster, cuda=cuda)
 
 
@@ -213,6 +218,8 @@ def _reward(
         num_samples=shown,
         cuda=cuda,
         skip_special_tokens=config.reward_workers.skip_special_tokens,
+        combine=config.reward_combine if role == "reward" else "sum",
+        normalize=config.reward_normalize is not None and role == "reward",
     )
 
 
@@ -226,6 +233,8 @@ def reward_plan(
     num_samples: int,
     cuda: bool,
     skip_special_tokens: bool = True,
+    combine: Combine = "sum",
+    normalize: bool = False,
 ) -> GangPlan:
     """Return a gang of workers that score with `rewards`; `model` is the one whose tokens they decode."""
     members = [
@@ -237,10 +246,12 @@ def reward_plan(
             "num_samples": num_samples,
             "num_cpus": max(1, int(cluster.cpus_per_worker)),
             "skip_special_tokens": skip_special_tokens,
+            "combine": combine,
+            "normalize": normalize,
         }
         for i in range(num_workers)
     ]
-    computes = any(isinstance(r, ModelRewardConfig) for r in rewards)
+    computes = any(isinstance(r, ModelScorerConfig) for r in rewards)
     environment = _environment(cuda) if computes else {}
     return plan_of(role, Reward, members, cluster, gpus=1 if cuda and computes else 0, environment=environment)
 
@@ -284,7 +295,7 @@ def absolute(model: Origin) -> Origin:
 
 
 def _absolute_reward(reward: RewardConfig) -> RewardConfig:
-    if isinstance(reward, ModelRewardConfig):
+    if isinstance(reward, ModelScorerConfig):
         return absolute(reward)
     if not isinstance(reward, FunctionRewardConfig):
         return reward

@@ -117,6 +117,15 @@ OnBegin: TypeAlias = Callable[[int, Chunk], None]
 busy."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """Prompts of one step, and how their completions are sampled."""
+
+    rows: Sequence[int]  # indices of the prompts
+    sampling: Sampling
+    prompts_per_chunk: int  # prompts that are sampled together, at most
+
+
 class Source(Protocol):
     """Source of each step's experience, in order."""
 
@@ -147,6 +156,7 @@ class RolloutSource:
         prompts_per_chunk: int | None = None,
         store: RolloutStore | None = None,
         max_resamples: int = 0,
+        rounds: Callable[[int], Draw] | None = None,
     ) -> None:
         """Create the source.
 
@@ -155,12 +165,14 @@ class RolloutSource:
             prompts_per_chunk: prompts that are sampled together, at most; None: all of a step.
             store: store of rollouts; None: nothing is stored.
             max_resamples: how often a step may sample further prompts for groups without signal.
+            rounds: returns what a step draws, where steps differ; None: all draw alike, by the other arguments.
         """
         assert not (max_resamples and max_staleness), "dynamic sampling needs the rewards of the step"
         self._on_begin, self._store, self._max_resamples = on_begin, store, max_resamples
         self._rollout, self._reward, self._prompts, self._sampling = rollout, reward, prompts, sampling
         self._prompts_per_step, self._max_staleness, self._max_steps = prompts_per_step, max_staleness, max_steps
         self._prompts_per_chunk = prompts_per_chunk or max(1, len(prompts))
+        self._draw = rounds or self._alike
         self._ahead: dict[int, Sequence[Chunk]] = {}
 
     def stream(self, step: int) -> Iterator[Chunk]:
@@ -170,21 +182,25 @@ class RolloutSource:
         for future in range(step, min(step + self._max_staleness + 1, self._max_steps)):
             if future not in self._ahead:
                 # All at once: a chunk requested later would be sampled from newer weights, depending on the clock.
-                self._ahead[future] = chunks = list(self._request(future, self._own_rows(future)))
+                self._ahead[future] = chunks = list(self._request(future, self.rows(future)))
                 for chunk in chunks:
                     self._on_begin(future, chunk)
         yield from self._ahead.pop(step)
 
     def _requested(self, step: int) -> Iterator[Chunk]:
         """Request the step's chunks, each once few enough of the earlier ones are left to be scored."""
-        taken, first, resample = self._own_rows(step), 0, 0
+        taken, first, resample = list(self.rows(step)), 0, 0
         rows, scores = taken, list[Handle[Scores]]()
         while rows:
             chunks = list[Chunk]()
             for chunk in self._request(step, rows, first, resample):
                 chunks.append(chunk)
-                yield chunk
+                if len(chunks) < UNSCORED:
+                    continue
+                # The first few together: whoever takes the first may wait for it, and the engines go on meanwhile.
+                yield from chunks if len(chunks) == UNSCORED else [chunk]
                 self._wait_for(step, chunk.index - UNSCORED + 1)
+            yield from chunks if len(chunks) < UNSCORED else ()
             if not self._max_resamples:
                 return
             first, scores = first + len(chunks), scores + [s for chunk in chunks for s in chunk.scores or ()]
@@ -201,17 +217,17 @@ class RolloutSource:
 
         A chunk that is stored keeps its size: the run may resume with other engines, or other chunks.
         """
-        index, left = first, list(rows)
+        index, left, draw = first, list(rows), self._draw(step)
         while left:
             stored = self._store.num_prompts(step, index) if self._store else None
-            size = self._prompts_per_chunk if stored is None else stored
-            chunk = self._chunk(step, index, [self._prompts[i] for i in left[:size]], resample)
+            size = draw.prompts_per_chunk if stored is None else stored
+            chunk = self._chunk(step, index, [self._prompts[i] for i in left[:size]], draw.sampling, resample)
             if self._store:
                 self._store.register(step, chunk)
             yield chunk
             index, left = index + 1, left[size:]
 
-    def _chunk(self, step: int, index: int, prompts: Sequence[Prompt], resample: int) -> Chunk:
+    def _chunk(self, step: int, index: int, prompts: Sequence[Prompt], sampling: Sampling, resample: int) -> Chunk:
         """Read a chunk back if it is stored, else request it. Score it again only if no scores were stored."""
         stored = self._store.find(step, index) if self._store else None
         prefix = self._store.file_prefix(step, index) if self._store else None
@@ -219,7 +235,7 @@ class RolloutSource:
         stems = score_stems = None
         if stored is None:
             versions = (max(0, step - self._max_staleness), step)
-            experience, stems = generate(prompts, self._sampling, self._rollout, versions, prefix, index)
+            experience, stems = generate(prompts, sampling, self._rollout, versions, prefix, index)
         else:
             experience = [self._rollout.one(Rollout.recall, stored.experience, prompts)]
         scores: Sequence[Handle[Scores]] | None
@@ -254,13 +270,14 @@ class RolloutSource:
         order = batch_indices(len(self._prompts), len(self._prompts), step, seed)
         return [int(row) for row in order[~np.isin(order, taken)][:count]]
 
-    def rows(self, step: int) -> NDArray[np.int64]:
+    def rows(self, step: int) -> Sequence[int]:
         """Return the indices of the prompts that a step samples."""
-        size = min(self._prompts_per_step, len(self._prompts))  # no prompt twice
-        return batch_indices(len(self._prompts), size, step, self._sampling.seed)
+        return self._draw(step).rows
 
-    def _own_rows(self, step: int) -> list[int]:
-        return [int(row) for row in self.rows(step)]
+    def _alike(self, step: int) -> Draw:
+        size = min(self._prompts_per_step, len(self._prompts))  # no prompt twice
+        rows = batch_indices(len(self._prompts), size, step, self._sampling.seed)
+        return Draw(rows=rows.tolist(), sampling=self._sampling, prompts_per_chunk=self._prompts_per_chunk)
 
 
 def retry_seed(seed: int, rollbacks: int) -> int:

@@ -12,7 +12,7 @@ from orchestrator.config.values import show
 from orchestrator.plan.gangs import Demand, Shapes, demands
 from orchestrator.plan.gpus import GPUS, Gpu
 from orchestrator.plan.work import Lengths, work_of
-from workers.config import LoraConfig, ModelRewardConfig
+from workers.config import LoraConfig, ModelScorerConfig
 
 Changes: TypeAlias = Mapping[str, Any]
 """Dotted keys with their new values: {"policy.zero_stage": 3}."""
@@ -121,7 +121,7 @@ def _options(config: RunConfig, shapes: Shapes, role: str) -> Iterator[dict[str,
             yield {"rollout.gpu_memory_utilization": 0.9}
     elif role == "reward":
         for i, reward in enumerate(config.reward):
-            if isinstance(reward, ModelRewardConfig) and reward.tokens_per_micro_batch > reward.max_length:
+            if isinstance(reward, ModelScorerConfig) and reward.tokens_per_micro_batch > reward.max_length:
                 yield {f"reward.{i}.tokens_per_micro_batch": reward.max_length}
 
 

@@ -45,6 +45,15 @@ def learners(config: RunConfig) -> dict[str, LearnerConfig]:
 
 
 def disk_bytes(config: RunConfig, shapes: Shapes) -> float:
-    """Return the peak disk space: the checkpoints that are kept, one that is being written, and the initial state."""
-    initial = config.rounds.policy == "base"
-    return (config.checkpoint.keep + 1 + initial) * checkpoint_bytes(config, shapes)
+    """Return the peak disk space: the checkpoints that are kept, one that is being written, and the initial state.
+
+    Each of these checkpoints may need the model of another round: the best one until then.
+    """
+    initial, saved = config.rounds.policy == "base", config.checkpoint.keep + 1
+    return (saved + initial) * checkpoint_bytes(config, shapes) + saved * round_model_bytes(config, shapes)
+
+
+def round_model_bytes(config: RunConfig, shapes: Shapes) -> float:
+    """Return the size of a round's model, where the best round is exported; else 0."""
+    width = 4 if config.model.dtype == "float32" else 2
+    return float(width * shapes["policy"].num_params) if config.best_round_by is not None else 0.0

@@ -17,7 +17,7 @@ from orchestrator.plan.models import ModelShape
 from orchestrator.plan.roles import ByRole
 from orchestrator.plan.time import Engine
 from orchestrator.plan.work import Work
-from workers.config import LearnerConfig, ModelRewardConfig
+from workers.config import LearnerConfig, ModelScorerConfig, PairwiseRewardConfig
 
 Shapes: TypeAlias = Mapping[str, ModelShape]
 """By role: policy, critic, teacher, a reference that is another model, and each reward model as reward.0, reward.1 …"""
@@ -194,11 +194,13 @@ def _reward(load: _Load) -> tuple[Memory, float]:
     """Return what each reward worker holds: all reward models of the recipe, of which one at a time computes."""
     held: dict[str, float] = {}
     for i, reward in enumerate(load.config.reward):
-        if not isinstance(reward, ModelRewardConfig):
+        if not isinstance(reward, ModelScorerConfig):
             continue
         sharding = Sharding(ranks=1, zero_stage=0, weight_bytes=_width(reward.dtype))
         tokens = max(reward.tokens_per_micro_batch, reward.max_length)
-        one = scorer_memory(headless(load.shapes[f"reward.{i}"]), sharding, tokens=tokens, chunk=0, logprobs=False)
+        shape, writes = load.shapes[f"reward.{i}"], isinstance(reward, PairwiseRewardConfig)
+        # Two tokens of each comparison have logits: far fewer than a chunk of a learner.
+        one = scorer_memory(shape if writes else headless(shape), sharding, tokens=tokens, chunk=0, logprobs=False)
         for name, size in one.parts:
             held[name] = held.get(name, 0.0) + size if name == "weights" else max(held.get(name, 0.0), size)
     return Memory(parts=tuple(held.items())), load.gpu.memory_bytes

@@ -13,7 +13,7 @@ from orchestrator.errors import BadInput, Problem
 from orchestrator.plan.gpus import CPU_RANK, Gpu, of_ray
 from orchestrator.plan.work import Lengths, Work, work_of
 from orchestrator.rundir.directory import RunDirectory
-from workers.config import ModelRewardConfig
+from workers.config import ModelScorerConfig
 
 MIN_STEPS = 3  # after the first step, which is a warm-up
 
@@ -45,7 +45,7 @@ def with_local_models(config: RunConfig, directory: RunDirectory) -> RunConfig:
     if not Path(model.path).is_dir() and (directory.model / "config.json").is_file():
         model = model.model_copy(update={"path": str(directory.model)})
     update: dict[str, Any] = {"model": model}
-    update["reward"] = tuple(resolve(r) if isinstance(r, ModelRewardConfig) else r for r in config.reward)
+    update["reward"] = tuple(resolve(r) if isinstance(r, ModelScorerConfig) else r for r in config.reward)
     if config.critic_model is not None:
         update["critic_model"] = resolve(config.critic_model)
     if config.teacher is not None:

@@ -15,7 +15,7 @@ from orchestrator.plan.gangs import Demand, Shapes, demands, headless, sampler_s
 from orchestrator.plan.gpus import Gpu
 from orchestrator.plan.step import StepTime, step_time
 from orchestrator.plan.work import Lengths, work_of
-from workers.config import ModelRewardConfig, Sampled
+from workers.config import ModelScorerConfig, Sampled
 
 MAX_GPUS = 8192
 SIZES_TRIED = 3  # per role, from the smallest that fits
@@ -196,10 +196,10 @@ def _scorers(
                     options.append((changes, ranks))
                     break  # a whole model on each rank needs no communication
         combined = [({**a, **b}, n + m) for a, n in combined for b, m in options[:SIZES_TRIED]]
-    if config.data.prompts is not None and any(isinstance(r, ModelRewardConfig) for r in config.reward):
+    if config.data.prompts is not None and any(isinstance(r, ModelScorerConfig) for r in config.reward):
         counts = (1, 2, 4, 8, 16)
         combined = [({**a, "reward_workers.num_workers": k}, n + k) for a, n in combined for k in counts]
-    elif any(isinstance(r, ModelRewardConfig) for r in config.reward) and config.data.eval_prompts is not None:
+    elif any(isinstance(r, ModelScorerConfig) for r in config.reward) and config.data.eval_prompts is not None:
         combined = [(a, n + config.reward_workers.num_workers) for a, n in combined]
     yield from ((changes, used) for changes, used in combined if used < num_gpus)
 

@@ -20,7 +20,7 @@ from orchestrator.plan.models import ModelShape, find
 from orchestrator.plan.placement import Placement, fewest_gpus, placed, placements
 from orchestrator.plan.step import StepTime, colocated_time, step_time
 from orchestrator.plan.work import Lengths, Work, work_of
-from workers.config import ModelRewardConfig
+from workers.config import ModelScorerConfig
 
 NOT_MEASURED = (
     "Nothing here was measured on a cluster by this project: these are estimates, checked against published runs "
@@ -144,7 +144,7 @@ def shapes_of(config: RunConfig, before: Sequence[RunConfig] = ()) -> Shapes:
         named["reference"] = config.reference.path
     if config.teacher is not None:
         named["teacher"] = config.teacher.model.path
-    named |= {f"reward.{i}": r.path for i, r in enumerate(config.reward) if isinstance(r, ModelRewardConfig)}
+    named |= {f"reward.{i}": r.path for i, r in enumerate(config.reward) if isinstance(r, ModelScorerConfig)}
     problems, shapes = Problems(), {}
     for role, path in named.items():
         while path in outputs:

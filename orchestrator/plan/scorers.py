@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from workers.config import RewardConfig
+from workers.config import PairwiseRewardConfig, RewardConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,9 @@ SCORERS: Mapping[str, ScorerCost] = {
         seconds=0.2, parallel=True, source="measured: 0.04 s per test in its sandbox; 5 tests per row are assumed"
     ),
     "function": ScorerCost(seconds=1e-3, source="assumed; the call itself takes 0.03 ms, measured"),
+    "pairwise": ScorerCost(
+        seconds=1e-3, source="assumed: tokenisation of one comparison in one order; the forward pass is on a GPU"
+    ),
     "model": ScorerCost(seconds=0.0, source="its forward pass is on a GPU; its tokenisation is not counted"),
 }
 """By `type` in a recipe."""
@@ -39,7 +42,9 @@ def cpu_s(rewards: Sequence[RewardConfig], *, prompts: int, group: int, workers:
 
     A worker has `cpus` cores, takes whole groups, and runs its scorers one after another.
     """
-    answers = math.ceil(prompts / workers) * group
-    cores = max(1, int(cpus))
-    costs = (SCORERS[reward.type] for reward in rewards)
-    return answers * sum(cost.seconds / (cores if cost.parallel else 1) for cost in costs)
+    groups, cores, total = math.ceil(prompts / workers), max(1, int(cpus)), 0.0
+    for reward in rewards:
+        cost = SCORERS[reward.type]
+        texts = 2 * reward.comparisons(group) if isinstance(reward, PairwiseRewardConfig) else group
+        total += groups * texts * cost.seconds / (cores if cost.parallel else 1)
+    return total

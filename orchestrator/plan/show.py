@@ -219,7 +219,8 @@ def _disk(page: Page, plan: Plan) -> None:
     page.line(f"  a checkpoint: {gigabytes(one)}, {interval_text(plan.config, plan.time.step_s)}")
     initial = ", and the learners' initial state" if plan.config.rounds.policy == "base" else ""
     keep = f"checkpoint.keep {plan.config.checkpoint.keep}, and one being written"
-    page.line(f"  peak: {gigabytes(peak)} ({keep}{initial})")
+    models = ", each with its best round's model" if plan.config.best_round_by is not None else ""
+    page.line(f"  peak: {gigabytes(peak)} ({keep}{models}{initial})")
 
 
 def _shortages(page: Page, plan: Plan) -> None:

@@ -36,7 +36,7 @@ from orchestrator.plan.time import (
     zero3_traffic_s,
 )
 from orchestrator.plan.work import Work
-from workers.config import LearnerConfig, ModelRewardConfig, ReferenceConfig, TeacherConfig
+from workers.config import LearnerConfig, ModelScorerConfig, PairwiseRewardConfig, ReferenceConfig, TeacherConfig
 
 PHASES = ("refresh", "generate", "score", "learn", "publish", "switch")
 Busy: TypeAlias = Mapping[str, Mapping[str, float]]
@@ -249,13 +249,17 @@ def reward_s(
 ) -> float:
     """Return the time in which the reward workers score `prompts` with `group` completions each.
 
-    A reward model reads every completion with its prompt, `context` tokens."""
-    workers, tokens = config.reward_workers.num_workers, prompts * group * context
-    forward = sum(
-        scoring_s(shapes[f"reward.{i}"], gpu, tokens=tokens, context=context, gpus=workers, constants=constants)
-        for i, reward in enumerate(config.reward)
-        if isinstance(reward, ModelRewardConfig)
-    )
+    A reward model reads every completion with its prompt, `context` tokens. A model that compares reads two at a time.
+    """
+    workers, forward = config.reward_workers.num_workers, 0.0
+    for i, reward in enumerate(config.reward):
+        if isinstance(reward, ModelScorerConfig):
+            texts, each = (
+                (group, 1) if not isinstance(reward, PairwiseRewardConfig) else (2 * reward.comparisons(group), 2)
+            )
+            tokens, length = prompts * texts * each * context, each * context
+            shape = shapes[f"reward.{i}"]
+            forward += scoring_s(shape, gpu, tokens=tokens, context=length, gpus=workers, constants=constants)
     cpus = config.cluster.cpus_per_worker
     return forward + cpu_s(config.reward, prompts=prompts, group=group, workers=workers, cpus=cpus)
 

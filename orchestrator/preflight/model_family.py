@@ -6,7 +6,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import local
 from orchestrator.errors import Problems
 from orchestrator.preflight.model_files import config_of, positive_int, read_json
-from workers.config import ModelRewardConfig, Sampled
+from workers.config import ModelScorerConfig, Sampled
 from workers.families import Family, family_of
 from workers.positions import unstretched_positions_of
 
@@ -111,7 +111,7 @@ def _bfloat16_setting(config: RunConfig, key: str) -> str | None:
         return "teacher.model.dtype" if config.teacher.model.dtype == "bfloat16" else None
     if key.startswith("reward."):
         reward = config.reward[int(key.removeprefix("reward."))]
-        return f"{key}.dtype" if isinstance(reward, ModelRewardConfig) and reward.dtype == "bfloat16" else None
+        return f"{key}.dtype" if isinstance(reward, ModelScorerConfig) and reward.dtype == "bfloat16" else None
     return "model.dtype" if config.model.dtype == "bfloat16" else None
 
 

@@ -17,7 +17,7 @@ from orchestrator.preflight.model_files import (
     tensors,
     tokenizer_digest,
 )
-from workers.config import ModelRewardConfig
+from workers.config import ModelScorerConfig
 from workers.positions import positions_of
 from workers.vocabulary import first_difference, read_vocabulary
 
@@ -148,7 +148,7 @@ def _longest(config: RunConfig, key: str) -> Iterator[tuple[int, str, int]]:
     rollout, data = config.rollout, config.data
     if key.startswith("reward."):
         reward = config.reward[int(key.removeprefix("reward."))]
-        if isinstance(reward, ModelRewardConfig) and "max_length" in reward.model_fields_set:
+        if isinstance(reward, ModelScorerConfig) and "max_length" in reward.model_fields_set:
             yield reward.max_length, f"{key}.max_length {reward.max_length}", 0
         return
     if data.prompts is not None or (key == "model" and data.answered):

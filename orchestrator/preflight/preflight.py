@@ -43,7 +43,7 @@ from orchestrator.preflight.model_source import (
 )
 from orchestrator.preflight.reward_source import check_reward_function, check_rewards
 from orchestrator.preflight.shadowing import refuse_shadows
-from workers.config import FunctionRewardConfig, ModelRewardConfig
+from workers.config import FunctionRewardConfig, ModelRewardConfig, ModelScorerConfig
 from workers.vocabulary import first_difference, read_vocabulary
 
 READ_WHOLLY_BYTES = 32 * 2**20  # of larger files only the first rows are read here; the run reads all
@@ -149,8 +149,8 @@ def _check_models(
     models += [("critic_model", config.critic_model.path, None)] if config.critic_model else []
     models += [("teacher.model", config.teacher.model.path, False)] if config.teacher else []
     models += [("reference", config.reference.path, False)] if config.reference.path is not None else []
-    scorers = [(i, r) for i, r in enumerate(config.reward) if isinstance(r, ModelRewardConfig)]
-    models += [(f"reward.{i}", r.path, True) for i, r in scorers]
+    scorers = [(i, r) for i, r in enumerate(config.reward) if isinstance(r, ModelScorerConfig)]
+    models += [(f"reward.{i}", r.path, isinstance(r, ModelRewardConfig)) for i, r in scorers]
     for key, path, scores in models:
         assert path is not None
         where = f"{key}.path = {path}"

@@ -3,6 +3,7 @@
 runs/<name>/
   recipe.yaml     as written            resolved.json   resolved config  ledger.jsonl    what is done
   metrics.jsonl   a line per step       exit.json       how it ended     lock            names the driver
+  updates.jsonl   a line per update     progress.json   how far it is, while it runs
   incidents.jsonl failures, actions     inputs.json     digests of data, reward code and models of the last attempt
   logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
   evaluations/step-N.parquet      report.html
@@ -150,6 +151,11 @@ class RunDirectory:
         """Adapters published to the engines; exists only while a driver runs."""
         return self.path / "adapters"
 
+    @property
+    def base(self) -> Path:
+        """Initial state of the learners, for rounds that start from it; exists only while a driver runs."""
+        return self.path / "base"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 
@@ -162,6 +168,14 @@ class RunDirectory:
 
     def round(self, number: int) -> Path:
         return self.path / "rounds" / str(number)
+
+    def round_model(self, number: int) -> Path:
+        """Return the directory of a round's model; exists only for the best round so far."""
+        return self.round(number) / "model"
+
+    def rounds_with(self, name: str) -> list[int]:
+        """Return the rounds that have a file or directory `name`, in order."""
+        return sorted(int(path.parent.name) for path in self.path.glob(f"rounds/[0-9]*/{name}"))
 
     def reference(self, version: int) -> Path:
         """Return the directory of the reference that holds policy `version`. No version is deleted."""
@@ -253,7 +267,7 @@ class RunDirectory:
         interrupted writes.
         """
         attempt = self.last_attempt + 1
-        for place in (self.path, self.checkpoints, self.reference(0).parent):
+        for place in (self.path, self.checkpoints, self.reference(0).parent, *self.path.glob("rounds/*")):
             disk.clear(place)
         self.logs(attempt).mkdir(parents=True)
         link = self.path / "logs" / f".latest-{os.getpid()}"

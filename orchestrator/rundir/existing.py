@@ -107,7 +107,8 @@ def refuse_other_inputs(directory: RunDirectory, config: RunConfig) -> None:
         return
     compared_later = ("data.prompts", "data.dataset") if _has(directory, {Fact.checkpoint}) else ()
     changed = changes(then, inputs_of(config), config)
-    refused = [words for key, words in changed.items() if key not in compared_later and not _may_change(key)]
+    later = {key for key in changed if key.startswith(compared_later)}
+    refused = [words for key, words in changed.items() if key not in later and not _may_change(key)]
     if refused:
         why = "the run's results so far were computed from the previous contents"
         fix = (

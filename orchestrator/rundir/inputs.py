@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.preflight.data_files import KEYS
-from workers.config import FunctionRewardConfig, ModelRewardConfig
+from workers.config import FunctionRewardConfig, ModelScorerConfig
 
 WHOLE_BYTES = 64 * 2**20  # larger files of weights are read in parts: the weights of a 70B model are 140 GB
 END_BYTES = 2**20
@@ -32,14 +32,17 @@ def named(config: RunConfig) -> dict[str, str]:
 
     Example: `{"data.prompts": "./prompts.jsonl", …}`.
     """
-    sources = {f"data.{name}": source for name in KEYS if (source := getattr(config.data, name)) is not None}
+    sources = {f"data.{name}": source for name in KEYS if isinstance(source := getattr(config.data, name), str)}
+    if isinstance(config.data.prompts, tuple):
+        sources |= {f"data.prompts.{i}": source for i, source in enumerate(config.data.prompts)}
     models = {"model.path": config.model, "critic_model.path": config.critic_model}
     models |= {"teacher.model.path": config.teacher.model if config.teacher else None}
+    sources |= {"reference.path": config.reference.path} if config.reference.path is not None else {}
     sources |= {key: model.path for key, model in models.items() if model is not None and model.path is not None}
     for i, reward in enumerate(config.reward):
         if isinstance(reward, FunctionRewardConfig):
             sources[f"reward.{i}.function"] = reward.function
-        elif isinstance(reward, ModelRewardConfig) and reward.path is not None:
+        elif isinstance(reward, ModelScorerConfig) and reward.path is not None:
             sources[f"reward.{i}.path"] = reward.path
     if isinstance(config.evaluation.refusal, FunctionRewardConfig):
         sources["evaluation.refusal.function"] = config.evaluation.refusal.function

@@ -28,7 +28,7 @@ def describe(config: RunConfig, prompts: Sequence[Prompt], examples: Sequence[Ex
     if config.algorithm.needs.critic:
         ranks["critic"] = (config.critic or config.policy).num_ranks
     rows: dict[str, tuple[str | None, Sequence[Prompt | Example]]] = {
-        "data.prompts": (config.data.prompts, prompts),
+        "data.prompts": (", ".join(config.data.prompt_sources) or None, prompts),
         "data.dataset": (config.data.dataset, examples),
     }
     data = {key: fingerprint(source, own) for key, (source, own) in rows.items() if source is not None}

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.ledger import Record
 from orchestrator.signals import StopRequest
 from workers.config import AlgorithmConfig, Head, LearnerConfig, ModelConfig
 from workers.engines.base import Request, Response
@@ -51,15 +53,33 @@ SHAPE = {
 }
 BLOCK = 4096
 EXCLUDED_METRICS = ("timing/", "throughput/", "restarts/")  # metrics that depend on wall time or restarts
+# A chunk has two prompts with four completions of up to 14 tokens: the four prompts of a step come in two chunks.
+ROLLOUT = {"max_prompt_length": 8, "max_completion_length": 6, "tokens_per_chunk": 112}
+TWO_ENGINES = {**ROLLOUT, "num_engines": 2, "tokens_per_chunk": 56}
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
+PAIRS = {"per_prompt": 2, "truncated_chosen": True}  # few of the short samples end by themselves
 MAX_STALENESS = {"grpo-ahead": 1}
-EVERY_UPDATES = {"iterative-dpo-updates": 1}  # a checkpoint after each update of a round
+EVERY_UPDATES = {"iterative-dpo-updates": 1, "iterative-dpo-rounds": 1}  # a checkpoint after each update of a round
+HELD_OUT = ("iterative-dpo",)  # evaluated after every round: the model is that of the best one, the second of three
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"type": "grpo", "beta": 0.1, **SAMPLED},
     "grpo-ahead": {"type": "grpo", "beta": 0.1, **SAMPLED},
     "ppo": {"type": "ppo", "num_ppo_epochs": 2, "num_mini_batches": 2, **SAMPLED},
-    "iterative-dpo": {"type": "dpo", "batch_size": 4, "pairs_per_prompt": 2, **SAMPLED},
-    "iterative-dpo-updates": {"type": "dpo", "batch_size": 2, "pairs_per_prompt": 2, **SAMPLED},
+    "iterative-dpo": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED, "learning_rate": 0.1},
+    "iterative-dpo-updates": {"type": "dpo", "batch_size": 2, "pairs": PAIRS, **SAMPLED},
+}
+FURTHER: dict[str, dict[str, Any]] = {  # not in the published measurements
+    "iterative-dpo-rounds": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED},
+}
+ROUNDS = {
+    "iterative-dpo-rounds": {
+        "temperature": {"first": 0.8, "last": 1.2},
+        "num_generations": [4, 6],
+        "learning_rate": [1e-2, 2e-2],
+        "beta": [0.1, 0.3],
+        "prompts": "fixed",
+        "policy": "base",
+    }
 }
 
 
@@ -70,23 +90,35 @@ def write_task(directory: Path) -> None:
     create_model(directory / "model", SHAPE, character_tokenizer(ALPHABET), seed=0)
     rows = [{"prompt": f"{a}{b}>"} for a in ALPHABET[:4] for b in ALPHABET[:4]]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = [{"prompt": f"{a}{b}>"} for a in ALPHABET[4:8] for b in ALPHABET[4:6]]
+    (directory / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
 
 
 def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunConfig:
+    held_out = {"eval_prompts": str(task / "heldout.jsonl")} if algorithm in HELD_OUT else {}
     whole = {
         "name": "run",
         "output_dir": str(output),
         "model": {"path": str(task / "model"), "dtype": "float32"},
-        "data": {"prompts": str(task / "prompts.jsonl")},
+        "data": {"prompts": str(task / "prompts.jsonl"), **held_out},
+        "seed": 1 if held_out else 0,
+        "evaluation": {"every": 1 if held_out else None},
         "reward": [{"type": "function", "function": f"{REWARD}:letters_a"}],
-        "rollout": {"max_prompt_length": 8, "max_completion_length": 6},
-        "algorithm": ALGORITHMS[algorithm],
-        "reference": {"refresh": "every_round"} if algorithm.startswith("iterative-dpo") else {},
+        "rollout": ROLLOUT,
+        "algorithm": (ALGORITHMS | FURTHER)[algorithm],
+        "rounds": ROUNDS.get(algorithm, {}),
+        "reference": {"refresh": _refresh(algorithm)},
         "checkpoint": {"every": 1},
         "max_staleness": MAX_STALENESS.get(algorithm, 0),
         **changes,
     }
     return RunConfig.model_validate_json(json.dumps(whole))
+
+
+def _refresh(algorithm: str) -> str:
+    if algorithm in ROUNDS:
+        return "ema"
+    return "every_round" if algorithm.startswith("iterative-dpo") else "never"
 
 
 def local_cluster(*_: Any, **__: Any) -> LocalCluster:
@@ -116,6 +148,16 @@ def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
 def rows(directory: Path) -> list[dict[str, Any]]:
     """Return the metrics of a run so far, one row per step."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def made_again(records: Sequence[Record]) -> list[str]:
+    """Return the chunks that were recorded as sampled, or as scored, more than once without being recalled."""
+    made = Counter(
+        f"{r.fact} of step {r.step}, chunk {r.details['chunk']}"
+        for r in records
+        if "chunk" in r.details and not r.details["recalled"]
+    )
+    return [what for what, count in made.items() if count > 1]
 
 
 def learner(

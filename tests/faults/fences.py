@@ -34,8 +34,7 @@ NUM_ENGINES = 2
 
 
 def config(world: run_in_process.World, name: str) -> RunConfig:
-    rollout = {"max_prompt_length": 8, "max_completion_length": 6, "num_engines": NUM_ENGINES}
-    return cpu_run.config(world.root, world.root / name, world.algorithm, rollout=rollout)
+    return cpu_run.config(world.root, world.root / name, world.algorithm, rollout=cpu_run.TWO_ENGINES)
 
 
 def undisturbed(world: run_in_process.World) -> Any:
@@ -135,12 +134,12 @@ class CheckingLearner(Learner):
         self.__dict__ |= original.__dict__
         self._violations, self._ahead = violations, ahead
 
-    def step(self, step: int, experience: Sequence[Experience], *scored: Any) -> Any:
+    def step(self, step: int, experience: Sequence[Experience], *scored: Any, **more: Any) -> Any:
         seen = {int(version) for part in experience for version in part.versions}
         if len(seen) != 1 or not step - self._ahead <= min(seen) <= step:
             with self._violations.open("a") as file:
                 file.write(f"versions {sorted(seen)} in step {step}; ")
-        return super().step(step, experience, *scored)
+        return super().step(step, experience, *scored, **more)
 
 
 class StuckReference(Reference):

@@ -40,7 +40,7 @@ from orchestrator.config import RunConfig  # noqa: E402
 from orchestrator.rundir.ledger import account, read_ledger  # noqa: E402
 
 STEPS, KILLS_PER_RUN = 12, 10
-FACTS_PER_STEP = 6  # PLANNED, SCORED, TRAINED, PUBLISHED, COMMITTED, CHECKPOINT
+FACTS_PER_STEP = 9  # PLANNED, GENERATED and SCORED of two chunks, TRAINED, PUBLISHED, COMMITTED, CHECKPOINT
 AT_THE_START = 0.15  # share of kills while the actors are still starting
 ATTEMPT_S = 240.0  # an attempt that takes longer hangs
 MEMBERS: dict[str, list[Member]] = {
@@ -81,7 +81,7 @@ def configuration(task: Path, output: Path, algorithm: str) -> RunConfig:
         checkpoint={"every": 1, "keep": 2},
         policy={"num_ranks": 2},
         critic={"num_ranks": 1} if algorithm == "ppo" else None,
-        rollout={"max_prompt_length": 8, "max_completion_length": 6, "num_engines": 2},
+        rollout=cpu_run.TWO_ENGINES,
     )
 
 
@@ -153,7 +153,9 @@ def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, un
     directory, killed_run, wrong = output / config.name, KilledRun(), ""
     try:
         killed_run = run_with_kills(stage, config, algorithm, random.Random(f"{algorithm} {seed}"), until=until)
-        accounted = account(read_ledger(directory / "ledger.jsonl")[0])
+        records = read_ledger(directory / "ledger.jsonl")[0]
+        accounted, again = account(records), cpu_run.made_again(records)
+        assert not again, f"recorded, and made again: {again}"
         assert accounted.lost == accounted.repeated == (), f"lost {accounted.lost}, repeated {accounted.repeated}"
         assert cpu_run.outcome(directory) == expected, "the outcome differs from that of the undisturbed run"
         assert not killed_run.left_behind, f"{killed_run.left_behind} attempts left actors behind"

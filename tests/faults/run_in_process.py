@@ -222,7 +222,9 @@ def run_to_end(world: World, name: str) -> int:
         if run_attempt(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0:
             break
     assert cpu_run.outcome(directory) == world.expected
-    found = account(read_ledger(directory / "ledger.jsonl")[0])
+    records = read_ledger(directory / "ledger.jsonl")[0]
+    found = account(records)
     assert found.lost == found.repeated == ()
+    assert cpu_run.made_again(records) == [], "what is recorded is neither sampled nor scored again"
     shutil.rmtree(world.root / name)
     return found.redone

@@ -132,6 +132,25 @@ def test_gradients_that_explode_are_clipped_and_the_run_pauses(task: Path, tmp_p
     assert directory.checkpoint(6).is_dir()
 
 
+def test_an_alarm_inside_a_round_pauses_the_run_after_the_round_and_once(task: Path, tmp_path: Path) -> None:
+    rules = {"gradient_explosion": {"window": 3, "action": "pause"}, "kl_budget": None}
+    whole = cpu_run.config(task, tmp_path, "iterative-dpo-updates", alarms=rules).model_dump(mode="json")
+    whole["algorithm"] |= {"num_generations": 8, "pairs": {**cpu_run.PAIRS, "per_prompt": 4}}
+    settings = RunConfig.model_validate_json(json.dumps(whole))
+    exploding = {**cpu_run.STARTS, "policy": alarms.exploding_from(2)}
+    with pytest.raises(Alarmed, match="alarm gradient_explosion at step 2, gradient norm"):
+        run(settings, lambda *_, **__: LocalCluster(exploding))
+    directory = RunDirectory.create(settings, "")
+    updates = [json.loads(line) for line in (directory.path / "updates.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in updates].count(2) > 2, "the round is learned to its end"
+    assert [row.get("alarms/gradient_explosion") for row in cpu_run.rows(directory.path)] == [None, 1.0]
+    # The alarm lasts, and is restored from the updates: the resumed run does not pause again.
+    run(settings, lambda *_, **__: LocalCluster(exploding))
+    exit = directory.read_exit() or {}
+    assert (exit["cause"], facts(directory, Fact.alarm)) == ("completed", [2])
+    assert [(alarm["name"], alarm["step"]) for alarm in exit["alarms"]] == [("gradient_explosion", 2)]
+
+
 def guarded(task: Path, output: Path, pattern: str, rounds: int = 2, **gate: Any) -> RunConfig:
     """Return a config with rounds of DPO for the letter a, behind a safety gate.
 
@@ -147,7 +166,8 @@ def guarded(task: Path, output: Path, pattern: str, rounds: int = 2, **gate: Any
         alarms={"safety_gate": gate},
     ).model_dump(mode="json")
     settings["algorithm"] |= {
-        "max_steps": rounds, "prompts_per_step": 16, "num_generations": 8, "pairs_per_prompt": 4, "learning_rate": 2e-2
+        "max_steps": rounds, "prompts_per_step": 16, "num_generations": 8, "pairs": {"per_prompt": 4},
+        "learning_rate": 2e-2,
     }  # fmt: skip
     return RunConfig.model_validate_json(json.dumps(settings))
 

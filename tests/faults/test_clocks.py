@@ -57,7 +57,10 @@ def test_the_wall_clock_only_records_and_shows_times() -> None:
     assert found == {
         "orchestrator/cli/jobs.py",  # duration of a running job
         "orchestrator/data/template.py",  # date for chat templates
+        "orchestrator/driver/recorder.py",  # cost since the newest record
         "orchestrator/evaluation/evaluate.py",  # date of the evaluation
+        "orchestrator/monitor/progress_file.py",  # time of the newest report
+        "orchestrator/plan/work.py",  # whether a file has changed since its rows were counted
         "orchestrator/rundir/incidents.py",
         "orchestrator/rundir/ledger.py",
         "orchestrator/rundir/why.py",  # how long ago

@@ -57,7 +57,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World) 
     assert attempt.details["refused"] == [f"{state.parent}: state.json is not what was written"]
     # Recalled from the attempt before, not sampled and scored again.
     assert [r.details["recalled"] for r in records if r.step == 3 and r.fact in ("GENERATED", "SCORED")] == (
-        [False, False, True, True]
+        [False] * 4 + [True] * 4
     )
     assert run_in_process.run_to_end(world, name) == 1
 
@@ -122,9 +122,28 @@ def test_a_damaged_rollout_is_sampled_again(world: World) -> None:
     recalled = [
         r.details["recalled"] for r in read_ledger(run / "ledger.jsonl")[0] if r.step == 3 and "files" in r.details
     ]
-    assert recalled == [False] * 4
+    assert recalled == [False] * 8
     if "ahead" not in world.algorithm:
         assert cpu_run.outcome(run) == world.expected
+    shutil.rmtree(world.root / name)
+
+
+@pytest.mark.parametrize("world", ["grpo"], indirect=True)
+def test_a_damaged_chunk_is_sampled_again_alone(world: World) -> None:
+    operation = next(i for i, line in enumerate(world.log) if line == "mkdir run/.model.partial")
+    name = run_in_process.stop_at(world, operation)
+    run = world.root / name / "run"
+    flip_a_bit(run / "checkpoints" / "step-3" / "state.json")
+    flip_a_bit(run / "rollouts" / "step-3" / "chunk-1-rollout-0.safetensors")
+    assert run_in_process.run_attempt(world.root / name, lambda disk: cpu_run.run(world.config(name))) == 0
+    records = [r for r in read_ledger(run / "ledger.jsonl")[0] if r.step == 3 and "chunk" in r.details]
+    assert sorted((r.details["chunk"], r.fact, r.details["recalled"]) for r in records[4:]) == [
+        (0, "GENERATED", True),
+        (0, "SCORED", True),
+        (1, "GENERATED", False),
+        (1, "SCORED", False),
+    ]
+    assert cpu_run.outcome(run) == world.expected
     shutil.rmtree(world.root / name)
 
 
@@ -178,8 +197,14 @@ def test_verify_accepts_a_finished_run(finished: Path, capsys: pytest.CaptureFix
         (lambda run: flip_a_bit(run / "checkpoints/step-2/state.json"), "step-2: state.json is not what was written"),
         (lambda run: shutil.rmtree(run / "checkpoints/step-3"), "step-3: missing, although the ledger lists it"),
         (lambda run: flip_a_bit(run / "ledger.jsonl"), "a record is damaged, but later ones are intact"),
-        (lambda run: flip_a_bit(run / "rollouts/step-3/rollout-0.safetensors"), "is not what was written; its step"),
-        (lambda run: (run / "rollouts/step-3/reward-0.safetensors").unlink(), "reward-0.safetensors is missing"),
+        (
+            lambda run: flip_a_bit(run / "rollouts/step-3/chunk-0-rollout-0.safetensors"),
+            "is not what was written; its step",
+        ),
+        (
+            lambda run: (run / "rollouts/step-3/chunk-1-reward-0.safetensors").unlink(),
+            "chunk-1-reward-0.safetensors is missing",
+        ),
         (lambda run: lose_a_record(run / "ledger.jsonl", "TRAINED"), "never trained: 2"),
         (lambda run: lose_a_record(run / "ledger.jsonl", "PLANNED"), "is out of order, after nothing of the same step"),
         (lambda run: lose_a_record(run / "ledger.jsonl", "SCORED"), "follows no SCORED record of its step"),

@@ -73,8 +73,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(st
     assert killed_run.kills
     assert not killed_run.left_behind
     assert cpu_run.outcome(directory) == cpu_run.outcome(task / "whole" / whole.name)
-    accounted = account(read_ledger(directory / "ledger.jsonl")[0])
+    records = read_ledger(directory / "ledger.jsonl")[0]
+    accounted = account(records)
     assert accounted.lost == accounted.repeated == ()
+    assert cpu_run.made_again(records) == []
     assert all(steps <= 1 for steps in kills.redone_by_attempt(directory))
 
 
@@ -111,7 +113,10 @@ def test_f26_a_machine_is_lost_and_another_takes_its_place(stage: Stage, task: P
         assert attempt.status == 0, outages.describe(attempt)
         assert stage.clean(attempt)
     assert {i.role for i in incidents(attempt)} == ON_SECOND_NODE
-    assert all("its machine" in i.what for i in incidents(attempt)), [i.what for i in incidents(attempt)]
+    found = [i.what for i in incidents(attempt)]
+    assert any("its machine" in what for what in found), found
+    # A call that is sent in the moment of the loss fails before Ray knows the reason.
+    assert all("its machine" in what or "could not be reached" in what for what in found), found
     assert_undisturbed(attempt, expected)
 
 

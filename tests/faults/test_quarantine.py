@@ -31,8 +31,8 @@ DEATHS = quarantine.TOGETHER + quarantine.ALONE
 @pytest.mark.parametrize("world", ["grpo"], indirect=True)
 def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> None:
     """Kill the whole machine with the engine: the next attempt has only the files."""
-    with safe_open(world.directory / f"rollouts/step-{AT}/rollout-0.safetensors", framework="numpy") as kept:
-        first, poison, *_ = json.loads(kept.metadata()["facts"])["prompts"]
+    with safe_open(world.directory / f"rollouts/step-{AT}/chunk-1-rollout-0.safetensors", framework="numpy") as kept:
+        first, poison = json.loads(kept.metadata()["facts"])["prompts"]
         tokens = kept.get_tensor("prompt_tokens")[3:6].tolist()  # prompts have three tokens each
 
     class CrashingSampler(cpu_run.TorchSampler):
@@ -57,7 +57,7 @@ def test_a_prompt_that_kills_its_engine_each_time_is_left_out(world: World) -> N
     assert main(["ledger", "verify", str(run)]) == 0
     notes: list[str] = []
     with Ledger.open(run / "ledger.jsonl") as ledger:
-        Rollouts(run / "rollouts", ledger, attempt=9, note=notes.append)
+        Rollouts(run / "rollouts", ledger, attempt=9, note=notes.append, wait_first=lambda handles: None)
     assert [line.partition(" (")[0] for line in notes] == [
         f"prompt {poison} is left out: it crashed engines {DEATHS} times"
     ]
@@ -79,7 +79,7 @@ def batches(keep: str, *prompts: str, dies_at: int | None = None) -> list[list[s
 @pytest.fixture
 def keep(tmp_path: Path) -> str:
     (tmp_path / "step-1").mkdir()
-    return f"{tmp_path}/step-1/"
+    return f"{tmp_path}/step-1/chunk-0-"
 
 
 def test_a_crashing_prompt_is_found_by_elimination(keep: str, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_crashing_prompt_is_found_by_elimination(keep: str, tmp_path: Path) ->
     assert batches(keep, "a", "b", "c") == [["a"], ["c"]]
     assert [entry["prompt"] for entry in quarantine.quarantined(tmp_path / quarantine.LIST)] == ["b"]
     (tmp_path / "step-2").mkdir()
-    assert batches(f"{tmp_path}/step-2/further-1-", "b", "d") == [["d"]]
+    assert batches(f"{tmp_path}/step-2/chunk-7-", "b", "d") == [["d"]]
 
 
 def test_engine_crashes_of_another_cause_quarantine_no_prompt(keep: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import cpu_run
 import letter_reward_service
+import numpy as np
 import pytest
 import run_in_process
 from injection import Disk
@@ -38,10 +39,10 @@ def records(run: Path, fact: Fact) -> list[Record]:
 def test_a_service_that_does_not_answer_holds_the_step(world: World, tmp_path: Path) -> None:
     settings = config(world, "mute", f"{HERE}/letter_reward_service.py:letters_a", timeout_s=4.0)
     run = world.root / "mute" / "run"
-    with letter_reward_service.service(tmp_path / "released", answers=1):
+    with letter_reward_service.service(tmp_path / "released", answers=2):
         with pytest.raises(RewardError, match="reward letters_a did not answer within timeout_s = 4"):
             cpu_run.run(settings)
-        assert [record.step for record in records(run, Fact.scored)] == [1]
+        assert [record.step for record in records(run, Fact.scored)] == [1, 1], "two chunks"
         assert [row["step"] for row in cpu_run.rows(run)] == [1]
         (tmp_path / "released").touch()
         cpu_run.run(settings)
@@ -53,7 +54,7 @@ def test_the_first_score_that_was_recorded_counts(world: World) -> None:
     """Kill a run between SCORED and TRAINED. The next attempt must train on the recorded scores."""
     settings, run = config(world, "random", f"{HERE}/letter_reward.py:random_rewards"), world.root / "random" / "run"
     recorded = read_ledger(world.directory / "ledger.jsonl")[0]
-    scored_index = next(i for i, record in enumerate(recorded) if (record.fact, record.step) == (Fact.scored, 2))
+    scored_index = max(i for i, record in enumerate(recorded) if (record.fact, record.step) == (Fact.scored, 2))
     appends = [i for i, line in enumerate(world.log) if line == "write run/ledger.jsonl"]
 
     def attempt(disk: Disk) -> None:
@@ -62,8 +63,9 @@ def test_the_first_score_that_was_recorded_counts(world: World) -> None:
 
     assert run_in_process.run_attempt(world.root / "random", attempt) == -9
     assert read_ledger(run / "ledger.jsonl")[0][-1].fact == Fact.scored
-    kept = load_file(run / "rollouts" / "step-2" / "reward-0.safetensors")["rewards"]
+    kept = [load_file(run / "rollouts" / "step-2" / f"chunk-{i}-reward-0.safetensors")["rewards"] for i in range(2)]
     cpu_run.run(settings)
-    first, second = (record.details for record in records(run, Fact.scored) if record.step == 2)
-    assert (first["files"], first["recalled"], second["recalled"]) == (second["files"], False, True)
-    assert cpu_run.outcome(run)[1][1]["reward"] == pytest.approx(float(kept.mean()), rel=1e-5)
+    found = [record.details for record in records(run, Fact.scored) if record.step == 2]
+    assert [details["recalled"] for details in found] == [False, False, True, True]
+    assert [details["files"] for details in found[:2]] == [details["files"] for details in found[2:]]
+    assert cpu_run.outcome(run)[1][1]["reward"] == pytest.approx(float(np.concatenate(kept).mean()), rel=1e-5)

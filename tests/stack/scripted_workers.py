@@ -1,4 +1,4 @@
-"""Workers that sleep, die and raise on request: the actors of `test_restarts.py` and `test_starts.py`."""
+"""Workers that work, sleep, die and raise on request: actors of `test_restarts.py`, `test_progress.py` and others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+
+from workers import progress
 
 IMPORTS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
 """Environment variables with which an actor can import this file."""
@@ -44,6 +46,14 @@ class ScriptedWorker:
         self._totals += 1
         self._sleep(sleeps_once)
         return sum(sum(answer) for answer in answers)
+
+    def work(self, seconds: float, given: Any = None) -> int:
+        """Work for some seconds, and report a piece of work four times a second."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(0.25)
+            progress.report()
+        return self._number
 
     def total_together(self, answers: list[tuple[int, int, int]], name: str) -> int:
         """Add up the answers once both members of the gang are in this call, like ranks in a collective."""

@@ -125,6 +125,26 @@ def test_a_job_from_submission_to_its_log(
     assert jobs.newest().metadata == {}
 
 
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
+def test_status_shows_the_progress_of_a_running_job(
+    cluster: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    address, token = cluster
+    jobs = Jobs.connect(Server.at(address, token_file=token))
+    line = "round 2/3  rollout 1,536 of 8,192 prompts  12/s  9:14 left"
+    jobs.submit(JobRequest(id="rlhf-long-1", entrypoint=f"echo 'starting Ray'; echo '{line}'; sleep 60"))
+    deadline = time.monotonic() + 60
+    shown = ""
+    while "progress" not in shown and time.monotonic() < deadline:
+        assert main(["status", "--cluster", address, "--token-file", str(token), "rlhf-long-1"]) == 0
+        shown = capsys.readouterr().out
+        time.sleep(0.2)
+    assert f"progress  {line}\n" in shown
+    assert "status    RUNNING\n" in shown
+    jobs.stop("rlhf-long-1")
+    assert finished(jobs, "rlhf-long-1").status == "STOPPED"
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

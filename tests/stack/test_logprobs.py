@@ -20,6 +20,7 @@ from orchestrator.data import read_prompts
 from orchestrator.pipeline.publishing import EnginePublisher
 from orchestrator.pipeline.reference import ReferenceGang
 from orchestrator.pipeline.roles import gang_plans
+from orchestrator.pipeline.sources import Chunk
 from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
@@ -146,11 +147,12 @@ def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(gangs
             gangs.policy,
             config,
             temperature=1.0,
-            sampling_temperature=sampled_at,
+            sampling_temperature=lambda step, at=sampled_at: at,
             directory=lambda version: gangs.directory,
         )
         experience: Any = gangs.sample(sampled_at)
-        decision = reference_policy.logprobs(1, [experience]).decision
+        reference_policy.logprobs(1, Chunk(index=0, prompts=1, experience=[experience], scores=None))
+        decision = reference_policy.decision()
         assert decision is not None
         assert decision.drift is not None
         assert decision.drift.kl == pytest.approx(0, abs=TOLERANCE)

@@ -28,7 +28,7 @@ SAMPLED = {
     "reward", "objective/scores", "objective/entropy", "rewards/letters_in_place/mean", "rewards/letters_in_place/std",
     "completions/mean_length", "completions/min_length", "completions/max_length", "completions/clipped_ratio",
     "sampling/logp_difference", "sampling/logp_difference_max", "staleness/mean", "staleness/max", "timing/publish",
-    "timing/score",
+    "timing/score", "throughput/prompts_per_s", "progress/chunks",
 }  # fmt: skip
 GROUPED = {"reward_std", "frac_reward_zero_std"}
 PAIRED = {
@@ -39,7 +39,7 @@ CLIPPED = {"clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mea
 CRITIC = {
     "objective/kl", "objective/non_score_reward", "objective/rlhf_reward", "policy/approxkl_avg",
     "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio",
-    "val/num_eos_tokens", "critic/learning_rate", "critic/grad_norm",
+    "val/num_eos_tokens", "val/explained_variance", "critic/learning_rate", "critic/grad_norm",
 }  # fmt: skip
 
 

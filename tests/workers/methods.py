@@ -24,7 +24,7 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"type": "grpo", "beta": 0.1, **COMMON},
     {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1},
     {"type": "ppo", **COMMON, "critic_learning_rate": 1e-3, "num_ppo_epochs": 1, "head": "values"},
-    {"type": "dpo", "sft_weight": 0.5, "pairs_per_prompt": 2, **COMMON},
+    {"type": "dpo", "sft_weight": 0.5, "pairs": {"per_prompt": 2}, **COMMON},
     {"type": "reward_model", "center_rewards_coefficient": 0.1, **COMMON, "head": "scores"},
     {"type": "rejection_sampling", "keep_best": 2, "num_generations": 3, "min_reward": 0.25, **COMMON},
     {"type": "rloo", **COMMON},
@@ -38,8 +38,9 @@ MORE: list[dict[str, Any]] = [  # compared on real ranks only
     {"type": "grpo", "loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.05, **COMMON},
     {"type": "grpo", "loss_type": "cispo", "epsilon_high": 2.0, **COMMON},
     {"type": "grpo", "dynamic_sampling": True, "num_mini_batches": 2, "num_iterations": 2, **COMMON},
-    {"type": "dpo", "loss_type": "ipo", "pair_selection": "all", "pairs_per_prompt": 3, **COMMON},
+    {"type": "dpo", "loss_type": "ipo", "pairs": {"selection": "all", "per_prompt": 3}, **COMMON},
     {"type": "dpo", "loss_type": "simpo", "beta": 2.0, **COMMON},
+    {"type": "dpo", "loss_type": "sppo", "soft_labels": "margin", **COMMON},
     {"type": "dpo", "loss_type": "hinge", "ld_alpha": 0.5, "batch_size": 2, **COMMON},
 ]
 

@@ -19,6 +19,7 @@ from workers.config import LoraConfig, ModelConfig
 from workers.engines import hf_files, hf_models, lora
 from workers.engines.base import ModelError
 from workers.engines.heads import TokenLogprobs, TokenScores
+from workers.weights import Average
 
 TEXT = torch.arange(3, 40)[None]
 LORA = LoraConfig(r=4, lora_alpha=8)
@@ -222,3 +223,47 @@ def test_exported_files_get_default_permissions(tmp_path: Path) -> None:
     assert GenerationConfig.from_pretrained(out).temperature == 0.25
     for name in ("model.safetensors", "generation_config.json"):
         assert others_may_read(out / name), name
+
+
+# ------------------------------------------------------------------------------------------------ moving average
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mixtral", "gpt2"], indirect=True)
+@pytest.mark.parametrize("shard_bytes", [5 * 10**9, 20_000])
+def test_an_average_with_an_earlier_export(family: Path, shard_bytes: int, tmp_path: Path) -> None:
+    """Check tied weights, which files contain once, and experts, which files hold one by one, as well."""
+    model = plain(family)
+    earlier = exported(family, TokenLogprobs(model, 64), tmp_path / "earlier", shard_bytes=shard_bytes)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    tiny_models.disturb(model)
+    average = Average(directory=str(earlier), alpha=0.75)
+    out = exported(family, TokenLogprobs(model, 64), tmp_path / "out", average=average, shard_bytes=shard_bytes)
+    mixed, after = reloaded(out), dict(model.named_parameters())
+    for name, weight in mixed.named_parameters():
+        torch.testing.assert_close(weight, 0.25 * before[name] + 0.75 * after[name], atol=1e-7, rtol=1e-6)
+        assert not torch.allclose(weight, after[name]) or torch.equal(before[name], after[name])
+
+
+def test_an_average_in_bfloat16_is_computed_in_float32(tmp_path: Path) -> None:
+    family = tiny_models.write(tmp_path / "family", "qwen2")
+    model = plain(family).to(torch.bfloat16)
+    earlier = exported(family, TokenLogprobs(model, 64), tmp_path / "earlier")
+    name = "model.norm.weight"
+    weight = dict(model.named_parameters())[name]
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(0.0078125)
+    average = Average(directory=str(earlier), alpha=0.6)
+    out = exported(family, TokenLogprobs(model, 64), tmp_path / "out", average=average)
+    with safe_open(out / "model.safetensors", framework="pt") as file:
+        stored = file.get_tensor(name)
+    expected = (1 - 0.6) * before.float() + 0.6 * weight.detach().float()
+    assert stored.dtype == torch.bfloat16
+    assert torch.equal(stored, expected.bfloat16())
+
+
+def test_an_earlier_export_without_a_weight_is_refused(tmp_path: Path) -> None:
+    family = tiny_models.write(tmp_path / "family", "qwen2")
+    average = Average(directory=str(tiny_models.write(tmp_path / "other", "gpt2")), alpha=0.5)
+    with pytest.raises(ModelError, match=r"other has no weight .* restore it"):
+        exported(family, TokenLogprobs(plain(family), 64), tmp_path / "out", average=average)

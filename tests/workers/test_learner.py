@@ -158,7 +158,7 @@ def test_a_resumed_learner_continues_identically(qwen2: Path, algorithm: dict[st
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_fresh_moments_and_a_fresh_schedule_every_round(qwen2: Path, reset: bool) -> None:
-    rounds = {**DPO, "pairs_per_prompt": 1, "batch_size": 2, "lr_scheduler_type": "linear", "reset_optimizer": reset}
+    rounds = {**DPO, "pairs": {}, "batch_size": 2, "lr_scheduler_type": "linear", "reset_optimizer": reset}
     _, engine, learner = step(qwen2, rounds, max_steps=2)
     fresh_learner, fresh = learner_of(qwen2, rounds, max_steps=2)
     fresh.module.load_state_dict(engine.module.state_dict())

@@ -14,6 +14,7 @@ from zero_gang import start_ranks
 
 from configs.quickstart.tiny import character_tokenizer, create_model
 from workers.config import ModelConfig, ReferenceConfig
+from workers.engines.base import ModelError
 from workers.reference import Reference
 from workers.types import Drift, Experience, Floats, TokenShard, assemble
 
@@ -101,6 +102,15 @@ def test_a_reference_equal_to_the_policy_has_no_drift(qwen2: Path) -> None:
 def test_a_dataset_has_no_drift(qwen2: Path) -> None:
     with pytest.raises(ValueError, match="log-ratios need sampled completions"):
         reference(qwen2).drift([experience(GROUPS)], [])
+
+
+def test_a_reference_of_another_tokenizer_is_refused_before_it_is_loaded(model: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    create_model(tmp_path, {"model_type": "llama", **sizes}, character_tokenizer("abxdefgh>:"), seed=0)
+    (tmp_path / "model.safetensors").unlink()
+    origin, policy = (ModelConfig(path=str(path), dtype="float32") for path in (tmp_path, model))
+    with pytest.raises(ModelError, match=r"reference.path .* has another tokenizer than model"):
+        Reference(origin, ReferenceConfig(), rank=0, address="", port=0, cuda=False, chunk=4, policy=policy)
 
 
 # ------------------------------------------------------------------------------------------------ memory

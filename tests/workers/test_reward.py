@@ -111,6 +111,12 @@ def test_samples_are_the_first_of_each_group_from_the_first_worker(qwen2: Path, 
     assert second.samples == ()
 
 
+def test_samples_are_of_the_first_chunk_of_a_step_alone(qwen2: Path, functions: Path) -> None:
+    """An evaluation shows the same prompts whatever the size of its chunks."""
+    later = worker(qwen2, functions, ("mine.py:length", 1.0)).score([sampled(chunk=1)])
+    assert (later.samples, later.chunk) == ((), 1)
+
+
 def test_conversations_are_answered_with_a_message(qwen2: Path, functions: Path) -> None:
     prompts = tuple(Prompt(id=f"p{g}", text=[{"role": "user", "content": "hi"}]) for g in range(3))
     scored = worker(qwen2, functions, ("mine.py:is_message", 1.0), num_samples=1).score([sampled(prompts=prompts)])

@@ -26,7 +26,7 @@ SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4 ✓", reward=1.0, v
 
 
 def sampled(first: int, version: int) -> Experience:
-    """Return experience of two prompts, starting at number `first`, with three completions."""
+    """Return experience of two prompts, starting at number `first`, with three completions. It is of chunk 5."""
     return experience(
         [([3, 4, 5], [[6, 7, 1], [8]]), ([9], [[5, 1]])],
         logprobs=[-0.5, -1.25, -0.1, -3.0, -0.7, -0.2],
@@ -35,6 +35,7 @@ def sampled(first: int, version: int) -> Experience:
         temperature=0.7,
         num_dropped=1,
         seconds=0.125,
+        chunk=5,
     )
 
 
@@ -73,7 +74,15 @@ def test_samples_without_logprobs_and_engines_without_prompts_come_back(tmp_path
 
 def test_scores_come_back_with_their_scorers_in_order(tmp_path: Path) -> None:
     by_scorer = {"math": np.array([1, np.nan], np.float32), "a length": np.array([0.5, 0.25], np.float32)}
-    scores = Scores(rewards=np.array([1.5, 0.25], np.float32), by_scorer=by_scorer, samples=(SAMPLE,), seconds=0.5)
+    scores = Scores(
+        rewards=np.array([1.5, 0.25], np.float32),
+        by_scorer=by_scorer,
+        samples=(SAMPLE,),
+        seconds=0.5,
+        chunk=2,
+        weights={"math": 1.0, "a length": -0.1},
+        normalized=np.array([0.5, -0.5], np.float32),
+    )
     write_scores(str(tmp_path / "reward-0"), scores)
     stored = read_manifest(str(tmp_path / "reward-0"))
     assert (stored.completions, stored.versions) == (2, None)
@@ -81,7 +90,10 @@ def test_scores_come_back_with_their_scorers_in_order(tmp_path: Path) -> None:
     assert list(found.by_scorer) == ["math", "a length"]
     for name, values in by_scorer.items():
         np.testing.assert_array_equal(found.by_scorer[name], values)
-    assert (found.rewards.tolist(), found.samples, found.seconds) == ([1.5, 0.25], (SAMPLE,), 0.5)
+    assert (found.rewards.tolist(), found.samples) == ([1.5, 0.25], (SAMPLE,))
+    assert (found.seconds, found.chunk, found.weights) == (0.5, 2, {"math": 1.0, "a length": -0.1})
+    assert found.normalized is not None
+    assert found.normalized.tolist() == [0.5, -0.5]
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fakes import experience
@@ -16,6 +18,7 @@ from workers.types import (
     assemble,
     merge,
     merge_scores,
+    merge_shards,
     merge_stats,
 )
 
@@ -84,6 +87,17 @@ def test_merge_of_one_is_that_one() -> None:
     assert merge([alone]) is alone
 
 
+def test_parts_of_a_chunk_are_made_at_the_same_time_and_chunks_one_after_the_other() -> None:
+    parts = [
+        experience([([1], [[2]])], chunk=chunk, seconds=seconds)
+        for chunk, seconds in ((0, 3.0), (0, 1.0), (1, 0.5), (1, 2.0))
+    ]
+    whole = merge(parts)
+    assert (whole.seconds, whole.chunk) == (5.0, 0)
+    scores = [Scores(rewards=np.float32([1]), by_scorer={}, seconds=p.seconds, chunk=p.chunk) for p in parts]
+    assert merge_scores(scores).seconds == 5.0
+
+
 def test_a_field_that_one_part_lacks_is_none_after_the_merge() -> None:
     sampled = experience([([1], [[2]])], logprobs=[-1], rewards=[1])
     read = experience([([1], [[2]])])
@@ -137,6 +151,22 @@ def test_assemble_refuses_a_token_without_a_number(given_shares: list[TokenShard
         assemble(given_shares, Ragged.of([[1, 1], [2], [3, 3]]))
 
 
+def test_shards_of_several_chunks_refer_to_the_merged_experience() -> None:
+    """Chunk 0 has two parts with 3 completions, chunk 4 has 2. The shards of two ranks come in any order."""
+    parts = [
+        experience([([1], [[10], [11, 12]])], chunk=0),
+        experience([([1], [[13]])], chunk=0),
+        experience([([1], [[14], [15]])], chunk=4),
+    ]
+    shards = [share([1, 0], [15, 14]), share([2, 0], [13, 10]), share([1], [11, 12])]
+    shards[0] = replace(shards[0], chunk=4)
+    merged = merge_shards(shards, parts)
+    assert [shard.completions.tolist() for shard in merged] == [[4, 3], [2, 0], [1]]
+    completions = merge(parts).completions
+    assert assemble(merged, completions).tolist() == completions.values.tolist()
+    assert shards[0].completions.tolist() == [1, 0], "the shards that were given are not changed"
+
+
 # ------------------------------------------------------------------------------------------------ TrainBatch
 
 
@@ -149,7 +179,7 @@ def test_rows_must_cover_prompts_and_completions() -> None:
 
 @pytest.mark.parametrize("name", ["old_logprobs", "reference_logprobs", "advantages", "old_values", "returns"])
 def test_token_fields_are_as_long_as_the_tokens(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"TrainBatch.{name} has shape \(1,\), the completions have 2 tokens"):
+    with pytest.raises(ValueError, match=rf"TrainBatch.{name} has shape \(1,\) for 2 tokens"):
         TrainBatch(
             prompts=Ragged.of([[1]]),
             completions=Ragged.of([[2, 3]]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from workers.types import SATURATED, Experience, Finish, Floats, Metrics, Scored
 def rollout_metrics(scored: ScoredBatch) -> Metrics:
     """Return the metrics of one step's samples.
 
-    A mean over completions comes with its standard error over prompts, as NAME_error. A completion is clipped if it has no end of sequence. A metric that is undefined is left out: the spread of rewards
-    within groups of one completion, `objective/kl` without a reference, lengths of terminated completions if all are
-    clipped, rewards if there is no scorer.
+    Means over completions come with their standard error over prompts, as NAME_error. A completion is clipped if it has
+    no end of sequence. A metric that is undefined is left out: the spread of rewards within groups of one completion,
+    `objective/kl` without a reference, lengths of terminated completions if all are clipped, rewards if there is no
+    scorer.
     """
     experience, rewards = scored.experience, scored.rewards
     assert experience.logprobs is not None
@@ -30,11 +32,14 @@ def rollout_metrics(scored: ScoredBatch) -> Metrics:
         "num_tokens": float(num_tokens(experience)),
     }
     if rewards is not None:
-        metrics["reward"] = metrics["objective/scores"] = float(rewards.mean(dtype=np.float64))
-        metrics |= error_of("reward", rewards, of_prompts)
+        given_rewards = rewards if scored.raw_rewards is None else scored.raw_rewards
+        metrics["reward"] = metrics["objective/scores"] = float(given_rewards.mean(dtype=np.float64))
+        metrics |= error_of("reward", given_rewards, of_prompts)
     for name, values in (scored.by_scorer or {}).items():
         given = np.isfinite(values)
         metrics |= error_of(f"rewards/{name}/mean", values[given], of_prompts[given])
+    if (correlation := scorer_correlation(scored)) is not None:
+        metrics["objective/scorer_correlation"] = correlation
     sizes = np.diff(experience.group_offsets)
     if rewards is not None and sizes.max() > 1:
         _, stds = group_mean_std(rewards, experience.group_offsets)
@@ -45,6 +50,29 @@ def rollout_metrics(scored: ScoredBatch) -> Metrics:
         metrics |= {"objective/kl": float(kl.mean()), **error_of("objective/kl", kl, of_prompts)}
         metrics["drift/saturated"] = float((np.abs(kl) > SATURATED).mean())
     return metrics | _completion_metrics(experience)
+
+
+def scorer_correlation(scored: ScoredBatch) -> float | None:
+    """Return the correlation of two scorers within groups, the mean over all pairs of scorers whose weight is not 0.
+
+    The mean of its group is taken off each score. None: there are no two scorers whose scores differ within groups.
+    """
+    group_of = scored.experience.group_of
+    voters = [values for name, values in (scored.by_scorer or {}).items() if scored.weights.get(name, 1.0)]
+    found = []
+    for one, other in combinations(voters, 2):
+        given = np.flatnonzero(np.isfinite(one) & np.isfinite(other))
+        x, y = (_within_groups(values[given], group_of[given]) for values in (one, other))
+        if scale := math.sqrt(float((x**2).sum()) * float((y**2).sum())):
+            found.append(float((x * y).sum()) / scale)
+    return sum(found) / len(found) if found else None
+
+
+def _within_groups(values: Floats, group_of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Take the mean of its group off each value [n]; 0 if the rest is rounding."""
+    means = np.bincount(group_of, weights=values) / np.maximum(np.bincount(group_of), 1)
+    rest = values - means[group_of]
+    return np.where(np.abs(rest) > 1e-6 * np.abs(values), rest, 0)
 
 
 def sequence_kl(scored: ScoredBatch) -> NDArray[np.float64] | None:

@@ -1,6 +1,6 @@
 """Preference pairs from scored groups. Pure numpy.
 
-    scores ──length penalty──► selection in each group ──repeats left out──► at most `max_pairs` of the step
+    scores ──length penalty──► selection in each group ──repeats, disputed left out──► at most `max_pairs` of the step
 
 A pair (i, j) of a group is possible if the score of i exceeds that of j by more than `min_margin`, i may be chosen and
 the two differ. A selection is an order of the possible pairs, from which pairs are taken one after the other:
@@ -16,6 +16,9 @@ All but `all` take no completion twice: `max_min` goes on with the second best a
 the extremes, which hurt in large groups: arXiv 2502.16825 rejects the sample at μ − 2σ of the scores instead of the
 worst.
 
+A pair is left out if fewer than `min_agreement` of the scorers prefer i (soft_labels.by_votes). No other pair of the
+group takes its place: it would have a smaller margin.
+
 The score of a completion is s(y) − `length_penalty` · |y| with |y| in tokens. RLHFlow's max_min_p counts characters.
 
 Random choices depend on the seed and on tokens alone: the order of the groups does not matter.
@@ -25,13 +28,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.algorithms.metrics import error_of
+from workers.algorithms.soft_labels import Preference, by_votes, num_voters
 from workers.config import PairsConfig
 from workers.config.pairs import Selection
 from workers.gold import is_gold
@@ -41,6 +45,7 @@ from workers.types import Experience, Finish, Floats, Metrics, ScoredBatch
 
 Index: TypeAlias = NDArray[np.int64]
 Hashes: TypeAlias = NDArray[np.uint64]
+ROUNDING = 1e-6  # of a sum of weights
 GOLD_MARGIN = 1.0
 """Margin of a pair that a gold answer decides, as of a dataset's pair without a margin."""
 
@@ -57,6 +62,10 @@ class Pairs:
     margins: Floats  # [P] score of chosen minus score of rejected
     num_duplicates: int = 0  # pairs left out because they repeat another one, or because their completions do
     num_capped: int = 0  # pairs left out because there are more than `max_pairs`
+    num_disagreed: int = 0  # pairs left out because too few scorers prefer the chosen completion
+    agreement: NDArray[np.float64] | None = (
+        None  # [P] share of the scorers that prefer chosen; None: fewer than two vote
+    )
 
     def __len__(self) -> int:
         return len(self.margins)
@@ -66,7 +75,12 @@ def pairs_of(scored: ScoredBatch, config: PairsConfig) -> tuple[Pairs, Floats]:
     """Make the pairs of a step. Return also the scores that they are made from, after the length penalty: [N]."""
     assert scored.rewards is not None
     scores = penalised(scored.rewards, scored.experience, config)
-    return make_pairs(scored.experience, scores, config, seed=scored.seed), scores
+    scorers = scored.by_scorer or {}
+    preference = by_votes(scorers, scored.weights) if num_voters(scorers, scored.weights) > 1 else None
+    pairs = make_pairs(scored.experience, scores, config, seed=scored.seed, preference=preference)
+    if preference is not None:
+        pairs = replace(pairs, agreement=preference(pairs.chosen, pairs.rejected))
+    return pairs, scores
 
 
 def penalised(scores: Floats, experience: Experience, config: PairsConfig) -> Floats:
@@ -85,8 +99,15 @@ def may_be_chosen(experience: Experience, config: PairsConfig) -> NDArray[np.boo
     return ended
 
 
-def make_pairs(experience: Experience, scores: Floats, config: PairsConfig, *, seed: int) -> Pairs:
-    """Make the pairs of a step from `scores` [N], which include the length penalty."""
+def make_pairs(
+    experience: Experience, scores: Floats, config: PairsConfig, *, seed: int, preference: Preference | None = None
+) -> Pairs:
+    """Make the pairs of a step.
+
+    Args:
+        scores: scores of the completions, after the length penalty: [N].
+        preference: share of the scorers that prefer one completion to another; for `min_agreement`.
+    """
     assert scores.shape == (len(experience.completions),), (scores.shape, len(experience.completions))
     assert np.isfinite(scores).all(), "scores must be finite"
     if are_given(experience, config):
@@ -113,6 +134,8 @@ def make_pairs(experience: Experience, scores: Floats, config: PairsConfig, *, s
         by_group[group], dropped = _take(first + members.start, second + members.start, repeats, config)
         num_duplicates += dropped
     chosen, rejected = np.array([pair for pairs in by_group for pair in pairs], np.int64).reshape(-1, 2).T
+    agreed = _agreed(chosen, rejected, preference, config)
+    chosen, rejected = chosen[agreed], rejected[agreed]
     kept = _capped(_mix(hashes[chosen], hashes[rejected], salt=1), config.max_pairs)
     margins = np.full(len(chosen), GOLD_MARGIN, np.float32)
     if config.gold != "chosen":
@@ -123,12 +146,14 @@ def make_pairs(experience: Experience, scores: Floats, config: PairsConfig, *, s
         margins=margins[kept],
         num_duplicates=num_duplicates,
         num_capped=len(chosen) - len(kept),
+        num_disagreed=int((~agreed).sum()),
     )
 
 
 def are_given(experience: Experience, config: PairsConfig) -> bool:
     """Return whether every group has two completions of which nothing is left out, as in a dataset of pairs."""
     is_kept = config.duplicates == "keep" and config.max_pairs is None and config.gold == "never"
+    is_kept = is_kept and config.min_agreement is None
     return is_kept and bool((np.diff(experience.group_offsets) == 2).all())
 
 
@@ -160,8 +185,8 @@ def _are_equal(completions: Ragged) -> NDArray[np.bool_]:
 def pair_metrics(pairs: Pairs, experience: Experience, config: PairsConfig | None) -> Metrics:
     """Return the number of pairs, what was left out of them and, if there are any, their mean margin and lengths.
 
-    A group is saturated if it gives no pair: its scores are equal, or closer than `min_margin`, its completions are
-    duplicates, or none may be chosen.
+    A group is saturated if it gives no pair: its scores are equal, or closer than `min_margin`, its scorers disagree,
+    its completions are duplicates, or none may be chosen.
 
     Args:
         config: settings by which samples were paired; None: the pairs are of a dataset.
@@ -179,6 +204,8 @@ def pair_metrics(pairs: Pairs, experience: Experience, config: PairsConfig | Non
             "pairs/truncated": float(truncated.sum()),
             "pairs/truncated_groups": float((num_truncated == num_samples).mean()),
         }
+        if config.min_agreement is not None:
+            metrics["pairs/disagreement"] = float(pairs.num_disagreed)
     if len(pairs):
         margin = float(pairs.margins.mean(dtype=np.float64))
         metrics |= {
@@ -187,6 +214,9 @@ def pair_metrics(pairs: Pairs, experience: Experience, config: PairsConfig | Non
             "pairs/chosen_length": float(lengths[pairs.chosen].mean()),
             "pairs/rejected_length": float(lengths[pairs.rejected].mean()),
         }
+        if pairs.agreement is not None:
+            metrics["pairs/agreement"] = float(pairs.agreement.mean())
+            metrics |= error_of("pairs/agreement", pairs.agreement, group_of[pairs.chosen])
         gaps = lengths[pairs.chosen] - lengths[pairs.rejected]
         metrics |= {"pairs/length_gap": float(gaps.mean())}
         metrics |= error_of("pairs/length_gap", gaps, group_of[pairs.chosen])
@@ -231,6 +261,15 @@ def possible_pairs(
     rank[best_first] = np.arange(len(scores))
     order = ORDERS[config.selection](rank[chosen], rank[rejected], _mix(hashes[chosen], hashes[rejected], salt=0))
     return chosen[order], rejected[order]
+
+
+def _agreed(chosen: Index, rejected: Index, preference: Preference | None, config: PairsConfig) -> NDArray[np.bool_]:
+    """Return which of the pairs [n] at least `min_agreement` of the scorers agree with."""
+    if config.min_agreement is None:
+        return np.ones(len(chosen), bool)
+    assert preference is not None, "there are no scorers to agree"
+    agreed: NDArray[np.bool_] = preference(chosen, rejected) >= config.min_agreement - ROUNDING
+    return agreed
 
 
 def _share(candidates: Index, config: PairsConfig) -> int:

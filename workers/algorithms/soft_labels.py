@@ -1,14 +1,15 @@
 """Probability that a completion is preferred, from the scores or the votes of its labellers. Pure numpy.
 
-    margin   p(y beats y') = σ((s(y) − s(y')) / label_temperature): the Bradley–Terry model of the scores s
-    votes    p(y beats y') = share of the scorers that score y higher; a tie counts half, an abstention not at all
+    margin     p(y beats y') = σ((s(y) − s(y')) / label_temperature): the Bradley–Terry model of the scores s
+    votes      p(y beats y') = share of the scorers, by weight, that prefer y: by_votes
+    win_rate   the scores are win rates themselves, those of a pairwise reward; for SPPO alone
 
 The label of a pair is p(y_c beats y_r) for the chosen and p(y_r beats y_c) for the rejected completion. Under SPPO
 (arXiv 2405.00675) it is the win rate of each completion: the mean of p over the other completions of its group. The
 paper's estimate includes the completion itself, which draws it to 1/2; without it the estimate is unbiased.
 
-With `votes` the label of the chosen completion is below 1/2 where most scorers disagree with the weighted sum of the
-scores, by which it was chosen.
+With `votes` the label of the chosen completion is below 1/2 where most scorers disagree with the reward by which it was
+chosen. `pairs.min_agreement` leaves such pairs out: the label of the chosen is their agreement.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def soft_labels(scored: ScoredBatch, scores: Floats, picked: Index, config: DpoC
             preference = by_margin(scores, config.label_temperature)
         case "votes":
             assert scored.by_scorer, "there are no scorers to vote"
-            preference = by_votes(scored.by_scorer)
+            preference = by_votes(scored.by_scorer, scored.weights)
+        case "win_rate":
+            assert scored.rewards is not None
+            return scored.rewards[picked]
     if config.loss_type == "sppo":
         return win_rates(preference, picked, scored.experience).astype(np.float32)
     return preference(picked, picked.reshape(-1, 2)[:, ::-1].reshape(-1)).astype(np.float32)
@@ -61,20 +65,34 @@ def by_margin(scores: Floats, temperature: float) -> Preference:
     return preference
 
 
-def by_votes(by_scorer: Mapping[str, Floats]) -> Preference:
-    """Return the share of the scorers that score a completion higher: one vote each, whatever their weights.
+def by_votes(by_scorer: Mapping[str, Floats], weights: Mapping[str, float]) -> Preference:
+    """Return the share of the scorers that prefer a completion, by the absolute value of their weights.
 
-    A scorer whose score of either completion is NaN abstains. If all abstain, either is preferred with probability 1/2.
+    A scorer prefers the completion that it scores higher, with a negative weight the other one. A tie is half a vote. A
+    scorer with weight 0, or whose score of either completion is NaN, does not vote. If none votes, either completion is
+    preferred with probability 1/2.
+
+    Args:
+        by_scorer: scores of each scorer: [N].
+        weights: weights of the scorers; one that is missing: 1.
     """
-    scores = np.stack(list(by_scorer.values()))  # [scorers, N]
+    of_scorers = np.array([weights.get(name, 1.0) for name in by_scorer])
+    scores = np.stack(list(by_scorer.values()))[of_scorers != 0]  # [voters, N]
+    of_voters = of_scorers[of_scorers != 0][:, None]
 
     def preference(first: Index, second: Index) -> NDArray[np.float64]:
         differences = scores[:, first] - scores[:, second]
-        votes, is_cast = np.where(differences == 0, 0.5, differences > 0), ~np.isnan(differences)
-        num_cast = is_cast.sum(0)
-        return np.where(num_cast, (votes * is_cast).sum(0) / np.maximum(num_cast, 1), 0.5)
+        votes = np.where(differences == 0, 0.5, differences * of_voters > 0)
+        cast = np.abs(of_voters) * ~np.isnan(differences)
+        total = cast.sum(0)
+        return np.where(total > 0, (votes * cast).sum(0) / np.where(total > 0, total, 1), 0.5)
 
     return preference
+
+
+def num_voters(by_scorer: Mapping[str, Floats], weights: Mapping[str, float]) -> int:
+    """Return the number of scorers whose weight is not 0."""
+    return sum(weights.get(name, 1.0) != 0 for name in by_scorer)
 
 
 def win_rates(preference: Preference, picked: Index, experience: Experience) -> NDArray[np.float64]:

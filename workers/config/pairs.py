@@ -12,7 +12,15 @@ from workers.config.base import Count, NonNegative, Settings
 Selection: TypeAlias = Literal["max_min", "max_random", "max_max", "random", "all", "quantile"]
 
 
-PAIRS_OF_SAMPLES = ("max_pairs", "duplicates", "near_duplicate", "truncated_chosen", "gold", "keep_groups")
+PAIRS_OF_SAMPLES = (
+    "max_pairs",
+    "duplicates",
+    "near_duplicate",
+    "truncated_chosen",
+    "gold",
+    "keep_groups",
+    "min_agreement",
+)
 """Settings of the pairs that a policy's own samples make. A dataset's rows are paired as they are given."""
 
 
@@ -31,6 +39,9 @@ class PairsConfig(Settings):
     # score subtracted per token of a completion before pairing (RLHFlow's max_min_p)
     length_penalty: NonNegative = 0.0
     min_margin: NonNegative = 0.0  # score difference that a pair must exceed, after the length penalty
+    # share of the rewards, by weight, that must prefer the chosen completion; a tie is half a vote, a reward with
+    # weight 0 does not vote; None: no limit
+    min_agreement: Annotated[float, Field(gt=0, le=1)] | None = None
     max_pairs: Count | None = None  # number of pairs of a step (round), at most, drawn at random; None: no limit
     # handling of pairs that repeat another pair of their prompt, or whose completions are nearly equal; drop: drop and
     # count them
@@ -62,5 +73,11 @@ class PairsConfig(Settings):
 
     def for_dataset(self) -> Self:
         """Return the settings for the completions of a dataset, which are paired as they are given."""
-        given = {"max_pairs": None, "duplicates": "keep", "truncated_chosen": True, "gold": "never"}
+        given = {
+            "max_pairs": None,
+            "duplicates": "keep",
+            "truncated_chosen": True,
+            "gold": "never",
+            "min_agreement": None,
+        }
         return self.model_copy(update=given)

@@ -45,19 +45,67 @@ class MathRewardConfig(Settings):
     solution_column: str = "solution"  # name of the column with the solution
 
 
-class ModelRewardConfig(ModelOrigin):
-    """Score of a reward model: a sequence-classification model with one label, as a Hugging Face directory."""
+class ModelScorerConfig(ModelOrigin):
+    """Model that scores completions, as a Hugging Face directory."""
 
-    type: Literal["model"]  # reward model
     weight: Weight = 1.0  # weight of this reward in the sum of all rewards
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # data type that weights are loaded and computed in
-    # maximum length of prompt and completion in tokens of the reward model; longer completions are truncated
+    # maximum length of prompt and completion in tokens of the model; longer completions are truncated
     max_length: Count = 1024
     tokens_per_micro_batch: Count = 16384  # maximum number of tokens in a micro-batch
-    # keyword arguments passed to the reward model's chat template
+    # keyword arguments passed to the model's chat template
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     # date or time given to chat templates that ask for the current one; None: the start of the run's first attempt
     template_date: IsoTime | None = None
+
+
+class ModelRewardConfig(ModelScorerConfig):
+    """Score of a reward model: a sequence-classification model with one label, as a Hugging Face directory."""
+
+    type: Literal["model"]  # reward model
+
+
+RLHFLOW_TEMPLATE = "[CONTEXT] {context} [RESPONSE A] {response_a} [RESPONSE B] {response_b} \n"
+"""Template of RLHFlow's pair-preference-model-LLaMA3-8B (arXiv 2405.07863)."""
+PARTS_OF_TEMPLATE = ("{context}", "{response_a}", "{response_b}")
+
+
+def _check_template(text: str) -> str:
+    if wrong := [part for part in PARTS_OF_TEMPLATE if text.count(part) != 1]:
+        raise ValueError(f"write {wrong[0]} exactly once: it is replaced by the text to compare")
+    return text
+
+
+def _check_even(number: int) -> int:
+    if number % 2:
+        raise ValueError(f"give an even number, such as {number + 1}: half of the opponents on either side of a circle")
+    return number
+
+
+class PairwiseRewardConfig(ModelScorerConfig):
+    """Mean probability that a completion wins against the other completions of its group, by a language model that
+    compares two answers and names the better one. Each two are compared in both orders."""
+
+    type: Literal["pairwise"]  # language model that compares two completions
+    # maximum length of a comparison in tokens of the model; longer comparisons are left out
+    max_length: Count = 4096
+    # number of other completions of its group that each completion is compared with, an even number; None: all of them
+    opponents: Annotated[int, Field(ge=2), AfterValidator(_check_even)] | None = None
+    # text of a comparison, the content of the only message that the model is given
+    template: Annotated[str, AfterValidator(_check_template)] = RLHFLOW_TEMPLATE
+    # answers by which the model names the first or the second completion; each is one token
+    choices: tuple[str, str] = ("A", "B")
+    # begin with the BOS token of the chat template; false: without it, as RLHFlow's models are trained
+    bos: bool = False
+
+    def comparisons(self, group: int) -> int:
+        """Return the number of comparisons of a group of completions, without repetition in the other order.
+
+        >>> PairwiseRewardConfig(type="pairwise", path="judge", opponents=4).comparisons(8)
+        16
+        """
+        opponents = group - 1 if self.opponents is None else min(self.opponents, group - 1)
+        return group * opponents // 2
 
 
 class CodeRewardConfig(Settings):
@@ -91,12 +139,14 @@ class RefusalRewardConfig(Settings):
     patterns: tuple[Pattern, ...] = ()
 
 
+Combine = Literal["sum", "min"]
 RefusalConfig = Annotated[RefusalRewardConfig | FunctionRewardConfig, Field(discriminator="type")]
 """Classifier of refusals: 1 for a refusal, 0 for an answer."""
 RewardConfig = Annotated[
     FunctionRewardConfig
     | MathRewardConfig
     | ModelRewardConfig
+    | PairwiseRewardConfig
     | CodeRewardConfig
     | JsonSchemaRewardConfig
     | RefusalRewardConfig,

@@ -4,11 +4,11 @@
     row                 the prompt and the other fields of its row, which scorers read, as JSON
     prompt_tokens       tokens of the rendered prompt
     completions, completion_tokens   texts without the token that ends them, and all tokens
-    reward, scores      weighted sum, and the score of each scorer (NaN: it abstained)
+    reward, scores      reward trained on, and the score of each scorer (NaN: it abstained)
     version, finish     weights that sampled the completion (null: a gold answer), and why it ended
 
 A row is a group; the columns from `completions` on hold a list with an entry per completion. The metadata of the file
-holds the seed of the round's random choices. Log-probabilities are not stored.
+holds the seed of the round's random choices and the weights of the scorers. Log-probabilities are not stored.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_groups(path: Path, scored: ScoredBatch, decoder: Decoder) -> None:
     if by_scorer:
         scores = pa.StructArray.from_arrays([pa.array(values) for values in by_scorer.values()], names=list(by_scorer))
         columns["scores"] = _grouped(experience, scores)
-    facts = {"seed": scored.seed, "temperature": experience.temperature}
+    facts = {"seed": scored.seed, "temperature": experience.temperature, "weights": dict(scored.weights)}
     table = pa.table(columns).replace_schema_metadata({FACTS: json.dumps(facts).encode()})
     durable.make_directory(path.parent)
     durable.replace_by(
@@ -100,6 +100,7 @@ def read_groups(path: Path) -> tuple[ScoredBatch, StoredTexts]:
             values=None,
             seed=facts["seed"],
             by_scorer=scores and {name.name: scores.field(i).to_numpy() for i, name in enumerate(scores.type)},
+            weights=facts["weights"],
         )
     except FileNotFoundError:
         raise GroupsError(f"{path}: no such file") from None

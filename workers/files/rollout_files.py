@@ -95,8 +95,11 @@ def write_scores(stem: str, scores: Scores) -> None:
     """Write scores to `stem`.safetensors. Raises OSError if the disk fails."""
     names = list(scores.by_scorer)
     arrays = {"rewards": scores.rewards, **{f"scorer {i}": scores.by_scorer[name] for i, name in enumerate(names)}}
+    if scores.normalized is not None:
+        arrays["normalized"] = scores.normalized
     facts = {
         "scorers": names,
+        "weights": dict(scores.weights),
         "samples": [asdict(s) for s in scores.samples],
         "seconds": scores.seconds,
         "chunk": scores.chunk,
@@ -133,6 +136,8 @@ def _scores(path: str, digest: str) -> Scores:
         samples=tuple(Sample(**sample) for sample in facts["samples"]),
         seconds=facts["seconds"],
         chunk=facts["chunk"],
+        weights=facts["weights"],
+        normalized=arrays.get("normalized"),
     )
 
 

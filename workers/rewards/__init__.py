@@ -12,6 +12,7 @@ from workers.config import (
     JsonSchemaRewardConfig,
     MathRewardConfig,
     ModelRewardConfig,
+    PairwiseRewardConfig,
     RefusalRewardConfig,
     RewardConfig,
 )
@@ -45,3 +46,7 @@ def build(config: RewardConfig, *, num_cpus: int = 1) -> Scorer:
             from workers.rewards.model import ModelScorer
 
             return ModelScorer(config)
+        case PairwiseRewardConfig():
+            from workers.rewards.pairwise import PairwiseScorer
+
+            return PairwiseScorer(config)

@@ -37,7 +37,7 @@ class ModelScorer:
             chat_template_kwargs=config.chat_template_kwargs,
             template_date=config.template_date,
         )
-        self.name = _name(config.path)
+        self.name = model_name(config.path)
         self._encoder = Encoder(model, max_length=config.max_length)
         self._budget, self._pad = config.tokens_per_micro_batch, hf_models.padding_token(config.path)
         device = default_device()
@@ -47,7 +47,7 @@ class ModelScorer:
 
     def score(self, completed: Completed) -> Floats:
         """Return one number per completion, NaN where its prompt is too long."""
-        examples = _examples(completed)
+        examples = examples_of(completed)
         encoded = self._encoder.encode(examples)
         if not encoded.prompts:
             return np.full(len(completed.prompts), np.nan, np.float32)
@@ -71,13 +71,13 @@ class ModelScorer:
         return np.concatenate(list(_aligned(examples, encoded, final)))
 
 
-def _name(path: str) -> str:
+def model_name(path: str) -> str:
     """Return the name for the metrics: that of the directory, or that of the run for a run's `model` directory."""
     parts = Path(path).parts
     return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
 
 
-def _examples(completed: Completed) -> list[Example]:
+def examples_of(completed: Completed) -> list[Example]:
     """Group consecutive completions of the same prompt into one example each."""
     pairs = zip(completed.prompts, completed.completions, strict=True)
     groups = ([*group] for _, group in groupby(pairs, key=lambda pair: id(pair[0])))

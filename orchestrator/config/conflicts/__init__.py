@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from orchestrator.config.conflicts import data, method, preference, rounds, schedule
+from orchestrator.config.conflicts import data, method, preference, rounds, schedule, scorers
 from orchestrator.config.conflicts.conflict import Conflict, ConflictsError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
     data.dynamic_sampling, method.roles, data.sampling, method.lora, schedule.checkpoints, schedule.reporting,
     method.pair_loss, method.pairs, preference.soft_labels, preference.exploration, method.teacher,
     method.distillation, rounds.rounds, rounds.names_of_files, rounds.reference,
+    scorers.combination, scorers.normalization, scorers.pairwise, scorers.agreement, scorers.win_rates,
 )  # fmt: skip
 
 

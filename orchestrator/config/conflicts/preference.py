@@ -32,19 +32,11 @@ def soft_labels(config: RunConfig) -> Iterator[Conflict]:
             why="dpop_lambda protects the chosen completion, and a soft label says that it may be the rejected one",
             fix="remove soft_labels or dpop_lambda",
         )
-    if algorithm.soft_labels != "votes":
-        return
-    if config.data.prompts is None:
+    if algorithm.soft_labels == "votes" and config.data.prompts is None:
         yield Conflict(
             keys=("algorithm.soft_labels", "data.dataset"),
             why="the completions of a dataset are not scored, so nobody votes",
             fix="set soft_labels to margin, or give data.prompts instead",
-        )
-    elif len(config.reward) < 2 or any(reward.weight <= 0 for reward in config.reward):
-        yield Conflict(
-            keys=("algorithm.soft_labels", "reward"),
-            why="every reward has one vote: one alone would decide, and a negative weight would reverse it",
-            fix="give two or more rewards with positive weights, or set soft_labels to margin",
         )
 
 

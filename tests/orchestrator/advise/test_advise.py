@@ -70,6 +70,9 @@ def test_what_is_advised_is_a_recipe_that_fits(recipe_dir: RecipeDir, kind: str,
             assert replanned.time.step_s == pytest.approx(plan.best.time.step_s)
         named = {name for config in recipe.stages for name in (config.data.prompts, config.data.dataset)}
         assert named - {None} == {"data.jsonl"}
+        for data in (config.data for config in recipe.stages):
+            assert (data.eval_prompts, data.eval_dataset) == (None, None), "the recipe's, unrelated to these data"
+            assert all(Path(source).is_file() for source in (data.eval_harmful, data.eval_benign) if source is not None)
 
 
 def test_costs_add_up_over_stages(recipe_dir: RecipeDir) -> None:

@@ -1,4 +1,4 @@
-"""Detection of silent processes and of a lost cluster, with a clock that the test advances."""
+"""Detection of processes that are silent or make no progress, and of a lost cluster, with a clock that tests move."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ class FakeProcess:
 
     def __init__(self, timeout_s: float = 10.0) -> None:
         self.now, self.count, self.answers, self.has_beaten = 0.0, 0, True, True
+        self.calls = self.progress = 0
         self.heartbeats = HeartbeatMonitor(self, timeout_s=timeout_s, address="head:6379", clock=lambda: self.now)
 
     def internal_kv_get(self, key: bytes, namespace: bytes, timeout: float) -> bytes | None:
         if not self.answers:
             raise RuntimeError("Timed out while waiting for GCS to become available.")
-        return str(Heartbeat(4711, "node", self.count)).encode() if self.has_beaten and key == b"actor" else None
+        beat = Heartbeat(4711, "node", self.count, self.calls, self.progress)
+        return str(beat).encode() if self.has_beaten and key == b"actor" else None
 
     def internal_kv_del(self, key: bytes, by_prefix: bool, namespace: bytes, timeout: float) -> int:
         self.has_beaten = False
@@ -28,7 +30,17 @@ class FakeProcess:
     def silence(self, after_s: float, *, beats: bool) -> float:
         self.now += after_s
         self.count += beats
-        return self.heartbeats.silent_s("actor")
+        seen = self.heartbeats.observe("actor")
+        return 0.0 if seen is None else seen.silent_s
+
+    def stalled_s(self, after_s: float, *, calls: int = 0, progress: int = 0) -> float:
+        """Return for how long there has been no progress, `after_s` later, with another heartbeat in the meantime."""
+        self.now += after_s
+        self.count, self.calls, self.progress = self.count + 1, self.calls + calls, self.progress + progress
+        seen = self.heartbeats.observe("actor")
+        assert seen is not None
+        assert seen.silent_s == 0
+        return seen.stalled_s
 
 
 def test_a_beat_that_does_not_change_is_silence() -> None:
@@ -38,11 +50,36 @@ def test_a_beat_that_does_not_change_is_silence() -> None:
     assert process.heartbeats.pid("actor") == 4711
 
 
+def test_heartbeats_without_a_piece_of_work_or_a_call_are_no_progress() -> None:
+    process = FakeProcess()
+    assert [process.stalled_s(2.0) for _ in range(3)] == [0, 2, 4]
+    assert [process.stalled_s(2.0, progress=1) for _ in range(2)] == [0, 0]
+    assert [process.stalled_s(2.0) for _ in range(2)] == [2, 4]
+    assert [process.stalled_s(2.0, calls=1), process.stalled_s(2.0), process.stalled_s(2.0, calls=1)] == [0, 2, 0]
+
+
+def test_a_silent_process_makes_no_progress_either() -> None:
+    process = FakeProcess()
+    process.stalled_s(2.0)
+    process.stalled_s(2.0)
+    process.silence(2.0, beats=False)
+    seen = process.heartbeats.observe("actor")
+    assert seen is not None
+    assert (seen.silent_s, seen.stalled_s) == (2, 4)
+
+
 def test_time_in_which_the_driver_did_not_poll_does_not_count() -> None:
     process = FakeProcess()
     process.silence(0.0, beats=True)
     assert process.silence(3600.0, beats=False) == 5.0  # two ticks: the machine may have been suspended
     assert process.silence(2.0, beats=False) == 7.0
+    assert process.stalled_s(3600.0) == 12.0
+
+
+def test_a_heartbeat_tells_whether_a_call_is_executed() -> None:
+    beat = Heartbeat(4711, "node", 12, calls=3, progress=40)
+    assert Heartbeat.read(str(beat).encode()) == beat
+    assert [Heartbeat(1, "node", 0, calls=calls).is_busy for calls in range(4)] == [False, True, False, True]
 
 
 def test_a_process_without_a_first_heartbeat_is_not_silent() -> None:

@@ -11,6 +11,7 @@ from recipe_dir import OFFLINE_DPO, RecipeDir
 from orchestrator.cli.main import main
 
 GRPO = "type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10"
+ROUNDS = "{type: dpo, prompts_per_step: 4, num_generations: 2, max_steps: 3}"
 DISTILL = "type: distill, prompts_per_step: 4, max_steps: 10"
 TEACHER = {"teacher": "{model: {path: ./model}}", "reward": None}
 ITERATIVE = {"algorithm": "{type: dpo, prompts_per_step: 4, max_steps: 3}"}
@@ -75,7 +76,27 @@ CASES = (
     Case("estimator-in-the-wrong-place", {"algorithm": "{type: ppo, kl_estimator: k3, max_steps: 10}"}),
     Case("adaptive-kl-from-zero", {"algorithm": "{type: ppo, kl_coef: 0, adaptive_kl: {}, max_steps: 10}"}),
     Case("dynamic-and-stale", {"algorithm": f"{{{GRPO}, dynamic_sampling: true}}", "max_staleness": "1"}),
-    Case("b17-reference-of-another-model", {"reference": "{path: ./other}", "ref_model": "./other"}),
+    Case("b17-reference-of-another-model", {"reference": "{model: ./other}", "ref_model": "./other"}),
+    Case("reference-path-without-reference", {"reference": "{path: ./other}"}),
+    Case("average-of-another-model", {"algorithm": ROUNDS, "reference": "{path: ./other, refresh: ema}"}),
+    Case("average-without-ema", {"algorithm": ROUNDS, "reference": "{ema_alpha: 0.5, refresh: every_round}"}),
+    Case("rounds-without-rounds", {"rounds": "{temperature: [0.8, 1.3]}"}),
+    Case(
+        "rounds-wrong-values",
+        {"algorithm": ROUNDS, "rounds": "{temperature: [0.8, 0], beta: {first: 0.1, lat: 0.2}, num_iterations: 2}"},
+    ),
+    Case(
+        "rounds-too-many-values",
+        {"algorithm": ROUNDS, "rounds": "{temperature: [1, 1, 1, 1], prompts_per_step: [1]}"},
+        ("rollout.num_engines=2",),
+    ),
+    Case("rounds-of-one-file", {"algorithm": ROUNDS, "rounds": "{prompts: cycle_files}"}),
+    Case(
+        "rounds-of-fewer-files",
+        {"algorithm": ROUNDS, "rounds": "{prompts: files}", "data": "{prompts: [./prompts.jsonl, ./demos.jsonl]}"},
+    ),
+    Case("rounds-not-disjoint", {"algorithm": ROUNDS, "rounds": "{prompts: disjoint}"}),
+    Case("two-files-of-one-name", {"data": "{prompts: [./prompts.jsonl, ./more/prompts.jsonl]}"}),
     Case("b21-bad-name", {"name": "../x"}),
     Case("b24-nothing-saved", {"checkpoint": "{every: 0}"}),
     Case("b24-saved-too-late", {"checkpoint": "{every: 11}"}),
@@ -141,6 +162,77 @@ CASES = (
     Case("wandb-not-reported-to", {"wandb": "{project: x}"}),
     Case("offload-without-zero", {"policy": "{zero_stage: 0, offload_optimizer: true}"}),
     Case("smoothing-without-place", {**OFFLINE_DPO, "algorithm": "{type: dpo, loss_type: ipo, label_smoothing: 0.1}"}),
+    Case("pairs-of-a-dataset", {**OFFLINE_DPO, "algorithm": "{type: dpo, pairs: {max_pairs: 9, gold: add}}"}),
+    Case("pairs-old-keys", {"algorithm": "{type: dpo, pair_selection: all, pairs_per_prompt: 2, min_margin: 1.0}"}),
+    Case(
+        "pairs-without-effect",
+        {"algorithm": "{type: dpo, soft_labels: margin, pairs: {quantile: 0.1, min_margin: 1.0, gold: chosen}}"},
+    ),
+    Case("nash-md", {"algorithm": "{type: nash-md, max_steps: 3}"}),
+    Case("sppo-hard", {**OFFLINE_DPO, "algorithm": "{type: dpo, loss_type: sppo_hard}"}),
+    Case(
+        "votes-of-one-reward",
+        {"algorithm": "{type: dpo, max_steps: 3, soft_labels: votes, pairs: {min_agreement: 0.6}}"},
+    ),
+    Case(
+        "win-rates-of-a-function",
+        {"algorithm": "{type: dpo, max_steps: 3, soft_labels: win_rate}"},
+    ),
+    Case(
+        "worst-case-of-one-reward",
+        {"reward_combine": "min", "reward_normalize": "group", "algorithm": "{type: ppo, max_steps: 3}"},
+    ),
+    Case(
+        "normalised-and-limited",
+        {"reward_normalize": "group", "algorithm": "{type: rejection_sampling, max_steps: 3, min_reward: 1.0}"},
+    ),
+    Case("normalised-rewards-of-a-dataset", {**OFFLINE_DPO, "reward_normalize": "group"}),
+    Case(
+        "pairwise-reward-alone",
+        {
+            "reward": "[{type: pairwise, path: ./judge, opponents: 3}]",
+            "data": "{prompts: ./prompts.jsonl, eval_prompts: ./heldout.jsonl}",
+        },
+    ),
+    Case(
+        "pairwise-reward-of-one-completion",
+        {
+            "reward": "[{type: pairwise, path: ./judge}]",
+            "algorithm": "{type: ppo, max_steps: 3}",
+            "data": "{prompts: ./prompts.jsonl, eval_prompts: ./heldout.jsonl}",
+        },
+    ),
+    Case(
+        "soft-labels-without-effect",
+        {**OFFLINE_DPO, "algorithm": "{type: dpo, soft_labels: votes, label_temperature: 2.0, dpop_lambda: 5.0}"},
+    ),
+    Case("export-without-rounds", {"export": "{round: best}"}),
+    Case("export-best-without-evaluation", {"algorithm": "{type: dpo, max_steps: 3}", "export": "{round: best}"}),
+    Case(
+        "export-by-of-the-last-round",
+        {
+            "algorithm": "{type: dpo, max_steps: 3}",
+            "data": "{prompts: ./prompts.jsonl, eval_prompts: ./heldout.jsonl}",
+            "export": "{by: eval/reward}",
+        },
+    ),
+    Case(
+        "export-by-samples-without-samples",
+        {
+            "algorithm": "{type: dpo, max_steps: 3}",
+            "data": "{prompts: ./prompts.jsonl, eval_prompts: ./heldout.jsonl}",
+            "evaluation": "{every: 1}",
+            "export": "{by: eval/sampled_reward}",
+        },
+    ),
+    Case("exploration-offline", {**OFFLINE_DPO, "algorithm": "{type: dpo, exploration_alpha: 1.0e-5}"}),
+    Case(
+        "exploration-of-other-samples",
+        {
+            "algorithm": "{type: dpo, max_steps: 3, exploration_alpha: 1.0e-5, pairs: {gold: add}}",
+            "rollout": "{temperature: 0.7, top_p: 0.9}",
+        },
+    ),
     Case("simpo-gamma-without-simpo", {**OFFLINE_DPO, "algorithm": "{type: dpo, simpo_gamma: 1.0, dpop_lambda: 5.0}"}),
     Case(
         "simpo-with-reference",
@@ -199,6 +291,14 @@ CASES = (
         {
             "algorithm": "{type: reward_model, batch_size: 4}",
             "data": "{dataset: ./pairs.jsonl, eval_harmful: ./prompts.jsonl}",
+            "reward": None,
+        },
+    ),
+    Case(
+        "held-out-pairs-without-a-reference",
+        {
+            "algorithm": "{type: dpo, loss_type: simpo, batch_size: 4}",
+            "data": "{dataset: ./pairs.jsonl, eval_dataset: ./pairs.jsonl}",
             "reward": None,
         },
     ),

@@ -74,8 +74,9 @@ def test_conflicts_cannot_be_written_in_python_either(recipe_dir: RecipeDir) -> 
 
 def test_every_rule_on_conflicts_has_a_golden_text() -> None:
     """List the rules: a new one fails here until it gets its case in test_bad_recipes."""
-    names = "source reward steps evaluation batches lengths overlong dynamic_sampling roles sampling lora checkpoints"
-    names += " reporting pair_loss teacher distillation"
+    names = "source reward steps evaluation export batches lengths overlong dynamic_sampling roles sampling lora checkpoints"
+    names += " reporting pair_loss pairs soft_labels exploration teacher distillation"
+    names += " rounds names_of_files reference"
     assert [rule.__name__ for rule in RULES] == names.split()
 
 
@@ -158,6 +159,7 @@ def test_every_key_is_suggested_if_a_letter_is_missing(algorithm: str) -> None:
         "algorithm.adam_beta2",
         "rollout.top_k",
         "rollout.top_p",
+        "rounds",
     }
     for key in set(known_keys(algorithm)) - ambiguous:
         *parents, leaf = key.split(".")

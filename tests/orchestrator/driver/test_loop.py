@@ -37,8 +37,11 @@ def config(algorithm: dict[str, Any], **keys: Any) -> RunConfig:
 class Run:
     """Run of fakes. `events` are its events from the first step on."""
 
-    def __init__(self, run: RunConfig, **stand_ins: Callable[..., Any]) -> None:
+    def __init__(
+        self, run: RunConfig, *, prompts_per_chunk: int | None = None, **stand_ins: Callable[..., Any]
+    ) -> None:
         self.events: Events = []
+        self._prompts_per_chunk = prompts_per_chunk
         self.recorder = EventRecorder(self.events)
         self._max_steps = run.algorithm.max_steps or 0
         fakes: dict[str, Callable[..., Any]] = {
@@ -91,7 +94,8 @@ class Run:
             gangs.get("reward"),
             PROMPTS,
             Sampling(num_generations=2, max_completion_length=4),
-            prompts_per_step=2,
+            prompts_per_step=run.algorithm.prompts_per_step,  # type: ignore[union-attr]
+            prompts_per_chunk=self._prompts_per_chunk,
             max_staleness=run.max_staleness,
             max_steps=max_steps,
             on_begin=on_begin,
@@ -116,6 +120,7 @@ def test_a_synchronous_run() -> None:
         "arrived 0",
         "policy 0: learn step 0 from v0 with scores reference",
         "policy 1: learn step 0 from v0 with scores reference",
+        "update 1 of 1 in 0",
         "trained 0 (keep v0)",
         "policy 0: send weights",
         "policy 1: send weights",
@@ -128,6 +133,7 @@ def test_a_synchronous_run() -> None:
         "arrived 1",
         "policy 0: learn step 1 from v1 with scores reference",
         "policy 1: learn step 1 from v1 with scores reference",
+        "update 1 of 1 in 1",
         "trained 1 (keep v0)",
         "policy 0: send weights",
         "policy 1: send weights",
@@ -147,6 +153,7 @@ def test_a_run_that_samples_one_version_ahead() -> None:
         "reward: score p2 p1",
         "arrived 0",
         "policy 0: learn step 0 from v0 with scores",
+        "update 1 of 1 in 0",
         "trained 0",
         "policy 0: send weights",
         "rollout 0: receive v1",
@@ -156,6 +163,7 @@ def test_a_run_that_samples_one_version_ahead() -> None:
         "reward: score p2 p0",
         "arrived 1",
         "policy 0: learn step 1 from v0 with scores",
+        "update 1 of 1 in 1",
         "trained 1",
         "policy 0: send weights",
         "rollout 0: receive v2",
@@ -163,6 +171,7 @@ def test_a_run_that_samples_one_version_ahead() -> None:
         "planned 2",
         "arrived 2",
         "policy 0: learn step 2 from v1 with scores",
+        "update 1 of 1 in 2",
         "trained 2",
         "policy 0: send weights",
         "rollout 0: receive v3",
@@ -182,6 +191,7 @@ def test_a_run_with_a_critic() -> None:
         "critic 0: infer",
         "policy 0: learn step 0 from v0 with scores reference values",
         "critic 0: learn step 0 from v0 with scores reference values",
+        "update 1 of 1 in 0",
         "trained 0 (keep v0)",
         "policy 0: send weights",
         "rollout 0: receive v1",
@@ -203,6 +213,7 @@ def test_distillation_uses_a_teacher_and_needs_no_reward(objective: dict[str, An
         f"reference 0: {requested}",
         "arrived 0",
         "policy 0: learn step 0 from v0 with reference",
+        "update 1 of 1 in 0",
         "trained 0",
         "policy 0: send weights",
         "rollout 0: receive v1",
@@ -216,7 +227,7 @@ def test_rounds_of_iterative_dpo_move_the_reference(tmp_path: Path, monkeypatch:
     run = Run(config(dpo, reference={"refresh": "every_round"}))
     assert run.train()
     second = run.events[run.events.index("planned 1") :]
-    assert second[:9] == [
+    assert second[:10] == [
         "planned 1",
         "rollout 0: generate p2 p1 from v1",
         "reward: score p2 p1",
@@ -225,9 +236,42 @@ def test_rounds_of_iterative_dpo_move_the_reference(tmp_path: Path, monkeypatch:
         "reference 0: logprobs at 1",
         "arrived 1",
         "policy 0: learn step 1 from v1 with scores reference",
+        "update 1 of 1 in 1",
         "trained 1 (refresh v1)",
     ]
     assert [(m["ref/age"], m["ref/refreshed"]) for m in run.recorder.metrics] == [(0, 0), (0, 1)]
+
+
+def test_a_round_goes_chunk_by_chunk_and_update_by_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first chunk of the round decides on the reference. The learner begins when the last chunk is scored."""
+    monkeypatch.chdir(tmp_path)
+    dpo = {"type": "dpo", "prompts_per_step": 2, "num_generations": 2, "max_steps": 2}
+    policy = partial(FakeLearner, num_updates=3)
+    run = Run(config(dpo, reference={"refresh": "every_round"}), prompts_per_chunk=1, policy=policy)
+    assert run.train()
+    assert run.events[run.events.index("planned 1") :] == [
+        "planned 1",
+        "rollout 0: generate p2 from v1",
+        "reward: score p2",
+        "rollout 0: generate p1 from v1",
+        "reward: score p1",
+        "policy 0: export .version-1.partial",
+        "reference 0: load version-1",
+        "reference 0: logprobs at 1",
+        "reference 0: logprobs at 1",
+        "arrived 1",
+        "policy 0: learn step 1 from v1 with scores reference",
+        "policy 0: update 2 of step 1",
+        "update 1 of 3 in 1",
+        "policy 0: update 3 of step 1",
+        "update 2 of 3 in 1",
+        "update 3 of 3 in 1",
+        "trained 1 (refresh v1)",
+        "policy 0: send weights",
+        "rollout 0: receive v2",
+        "committed 1",
+    ]
+    assert [m["loss"] for m in run.recorder.metrics] == [1.0, 1.0]  # (0.5 + 1 + 1.5) / 3
 
 
 def test_a_run_on_a_dataset_publishes_nothing() -> None:
@@ -239,12 +283,14 @@ def test_a_run_on_a_dataset_publishes_nothing() -> None:
         "encoder: encode p2 p1",
         "arrived 0",
         "policy 0: learn step 0 from v0 with nothing",
+        "update 1 of 1 in 0",
         "trained 0",
         "committed 0",
         "planned 1",
         "encoder: encode p2 p0",
         "arrived 1",
         "policy 0: learn step 1 from v0 with nothing",
+        "update 1 of 1 in 1",
         "trained 1",
         "committed 1",
     ]
@@ -264,6 +310,14 @@ def test_a_stop_takes_effect_between_steps() -> None:
     assert not run.train(stop=answers(False, False, True))
     assert run.events[-1] == "committed 1"
     assert "planned 2" not in run.events
+
+
+def test_a_step_that_goes_over_the_budget_learns_from_the_chunks_so_far() -> None:
+    """Spend the budget after the second of three chunks: the third is requested as well, but not learned from."""
+    run = Run(config({**GRPO, "beta": 0.0, "prompts_per_step": 3}), prompts_per_chunk=1)
+    run.train(max_steps=1, is_over_budget=answers(False, True, True))
+    assert run.recorder.num_chunks == [2]
+    assert run.events[-1] == "committed 0"
 
 
 def test_a_resumed_run_takes_the_batches_of_the_steps_that_are_left() -> None:

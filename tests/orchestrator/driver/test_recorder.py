@@ -18,15 +18,16 @@ from orchestrator.config import RunConfig
 from orchestrator.driver.checkpoint import Pace
 from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.recorder import Recorder
-from orchestrator.driver.resume import ResumePoint
+from orchestrator.driver.resume import ResumePoint, rewind_metrics
 from orchestrator.driver.rollouts import Rollouts
+from orchestrator.driver.round_models import RoundModels
 from orchestrator.driver.summary import idle_warning, serve_command
 from orchestrator.evaluation.held_out import Evaluation
 from orchestrator.monitor import Monitor
-from orchestrator.monitor.metrics import MetricsFile
+from orchestrator.monitor.metrics import MetricsFile, UpdatesFile
 from orchestrator.monitor.sinks import JsonlSink
 from orchestrator.pipeline.reference import Decision
-from orchestrator.pipeline.sources import PendingBatch
+from orchestrator.pipeline.sources import Chunk, PendingBatch
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Ledger
 from orchestrator.rundir.manifest import State
@@ -103,25 +104,34 @@ class RecorderFixture:
         self.ledger = Ledger.open(self.directory.ledger)
         self.sink = EventSink(self.events)
         self.checkpointer = RecordingCheckpointer(self.events)
-        self.rollouts = Rollouts(self.directory.rollouts, self.ledger, attempt=2, note=self.sink.note)
-        attempt = AttemptContext(
+        self.rollouts = Rollouts(
+            self.directory.rollouts, self.ledger, attempt=2, note=self.sink.note, wait_first=lambda handles: None
+        )
+        self.attempt = AttemptContext(
             number=2,
             config=config(evaluate_every=evaluate_every, rounds=rounds, max_device_seconds=max_device_seconds),
             directory=self.directory,
             ledger=self.ledger,
-            monitor=Monitor([JsonlSink(MetricsFile(self.directory.metrics)), self.sink]),
+            monitor=Monitor(
+                [JsonlSink(MetricsFile(self.directory.metrics), UpdatesFile(self.directory.updates)), self.sink]
+            ),
         )
         state = State(next_step=steps_done, reference_version=reference_version)
         checkpointer: Any = self.checkpointer
         self.recorder = Recorder(
-            attempt,
+            self.attempt,
             ResumePoint(checkpoint=None, state=state, about={}),
             checkpointer,
+            RoundModels(self.directory, self.attempt.config.best_round_by, self.export, steps_done=steps_done),
             ScriptedEvaluator(self.events) if evaluated else None,
             max_steps=max_steps,
             pace=pace or Pace(2),
             rollouts=self.rollouts if sampled else None,
         )
+
+    def export(self, directory: Path) -> None:
+        """Write the model, as the learners do."""
+        self.events.append("exported")
 
     def step(self, index: int, decision: Decision | None = None, **metrics: float) -> None:
         """Record one step of the loop. `_` stands for `/` in the names of metrics."""
@@ -138,14 +148,16 @@ class RecorderFixture:
         scores = Scores(rewards=np.ones(1, np.float32), by_scorer={"one": np.ones(1, np.float32)})
         write_experience(f"{prefix}rollout-0", batch)
         write_scores(f"{prefix}reward-0", scores)
-        pending = PendingBatch(
+        chunk = Chunk(
+            index=0,
+            prompts=1,
             experience=[Done(batch)],
             scores=[Done(scores)],
             file_stems=(f"{prefix}rollout-0",),
             score_file_stems=(f"{prefix}reward-0",),
         )
-        self.rollouts.register(index, pending)
-        return pending
+        self.rollouts.register(index, chunk)
+        return PendingBatch(chunks=[chunk])
 
     def rows(self) -> list[dict[str, Any]]:
         return MetricsFile(self.directory.metrics).rows()
@@ -311,11 +323,81 @@ def test_the_end_of_a_run_reports_the_share_of_steps_without_an_update() -> None
     assert idle_warning(rows[:2], "step") == []
 
 
+# ------------------------------------------------------------------------------------------------ updates
+
+
+def rows_of_updates(recorded: RecorderFixture) -> list[tuple[int, int]]:
+    """Return step and number of each recorded update."""
+    return [(row["step"], row["update"]) for row in UpdatesFile(recorded.directory.updates).rows()]
+
+
+def test_each_update_has_a_row_and_updates_are_counted_over_steps(recorded: RecorderFixture) -> None:
+    for index in range(2):
+        for update in (1, 2, 3):
+            recorded.recorder.updated(index, update, 3, {"loss": 0.5 * update})
+    assert rows_of_updates(recorded) == [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (2, 6)]
+    assert UpdatesFile(recorded.directory.updates).rows()[1] == {"step": 1, "update": 2, "loss": 1.0}
+    assert recorded.sink.updates[4] == (2, 5, {"loss": 1.0})
+
+
+def test_the_row_of_a_step_counts_updates_chunks_and_prompts(recorded: RecorderFixture) -> None:
+    for index in range(2):
+        recorded.recorder.updated(index, 1, 2, {})
+        recorded.recorder.updated(index, 2, 2, {})
+        recorded.step(index)
+    names = ("train/global_step", "progress/chunks", "throughput/prompts_per_s")
+    assert [[row[name] for name in names] for row in recorded.rows()] == [[2, 1, 2], [4, 1, 2]]
+    assert [event for event in recorded.events if event.startswith("policy has")] == [
+        "policy has 1 of 2 updates of step 1",
+        "policy has 2 of 2 updates of step 1",
+        "policy has 1 of 2 updates of step 2",
+        "policy has 2 of 2 updates of step 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps_done", "updates", "kept"),
+    [
+        (0, 0, []),
+        (0, 2, [(1, 1), (1, 2)]),
+        (1, 0, [(1, 1), (1, 2), (1, 3)]),
+        (1, 1, [(1, 1), (1, 2), (1, 3), (2, 4)]),
+        (2, 0, [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5)]),
+    ],
+    ids=["the beginning", "within step 1", "after step 1", "within step 2", "after step 2"],
+)
+def test_a_resumed_run_keeps_the_rows_up_to_its_checkpoint_and_counts_on(
+    tmp_path: Path, steps_done: int, updates: int, kept: list[tuple[int, int]]
+) -> None:
+    first = RecorderFixture(tmp_path)
+    for index, count in ((0, 3), (1, 2)):
+        for update in range(1, count + 1):
+            first.recorder.updated(index, update, count, {"loss": 1.0})
+    first.ledger.close()
+    state = State(next_step=steps_done, reference_version=0, updates=updates)
+    checkpoint = Path("checkpoints") if steps_done or updates else None
+    rewind_metrics(first.attempt, ResumePoint(checkpoint=checkpoint, state=state, about={}))
+    assert rows_of_updates(first) == kept
+    resumed = RecorderFixture(tmp_path, steps_done=steps_done)
+    resumed.recorder.updated(steps_done, updates + 1, 3, {"loss": 2.0})
+    assert rows_of_updates(resumed) == [*kept, (steps_done + 1, len(kept) + 1)]
+
+
+def test_rollouts_that_end_while_the_learners_train_are_recorded(recorded: RecorderFixture) -> None:
+    recorded.recorder.planned(0)
+    recorded.recorder.arrived(0, recorded.sampled(0))
+    recorded.sampled(1)  # a step ahead
+    assert recorded.facts() == [("PLANNED", 1), ("GENERATED", 1), ("SCORED", 1)]
+    recorded.recorder.updated(0, 1, 2, {})
+    assert recorded.facts()[3:] == [("GENERATED", 2), ("SCORED", 2)]
+
+
 # ------------------------------------------------------------------------------------------------ files
 
 
 def test_samples_can_be_read(recorded: RecorderFixture) -> None:
     scores = Scores(rewards=np.float32([1]), by_scorer={}, samples=(SAMPLE,))
+    recorded.recorder.trained(1, None)
     recorded.recorder.committed(1, {"timing/step": 1.0}, [Done(scores)])
     for name in ("step-2", "eval-step-2"):
         assert pq.read_table(recorded.directory.path / "samples" / f"{name}.parquet").to_pylist() == [
@@ -333,7 +415,7 @@ def test_samples_can_be_read(recorded: RecorderFixture) -> None:
 
 def test_a_round_is_written_with_its_decision(tmp_path: Path) -> None:
     recorded = RecorderFixture(tmp_path, rounds=True)
-    drift = Drift(kl=1.5, spread=0.5, saturated=0.25, num_completions=8)
+    drift = Drift(kl=1.5, kl_error=0.125, spread=0.5, saturated=0.25, num_completions=8)
     decision = Decision(action="refresh", reason="KL 1.5 > max_kl 1", version=1, drift=drift)
     recorded.step(1, decision, pairs_count=7.0, reward=0.5, timing_learn=3.0)
     assert recorded.recorder.pairs_file(1) == str(recorded.directory.path / "rounds" / "2" / "pairs.parquet")
@@ -344,8 +426,9 @@ def test_a_round_is_written_with_its_decision(tmp_path: Path) -> None:
             "action": "refresh",
             "reason": "KL 1.5 > max_kl 1",
             "version": 1,
-            "drift": {"kl": 1.5, "spread": 0.5, "saturated": 0.25, "num_completions": 8},
+            "drift": {"kl": 1.5, "kl_error": 0.125, "spread": 0.5, "saturated": 0.25, "num_completions": 8},
         },
+        "settings": {},
         "metrics": {"pairs/count": 7.0, "reward": 0.5, "eval/reward": 0.625},
     }
     assert recorded.rows()[0]["round/index"] == 2

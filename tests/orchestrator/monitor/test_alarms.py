@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from fakes import Events, EventSink
 
-from orchestrator.config.alarms import AlarmsConfig
+from orchestrator.config.alarms import AlarmsConfig, SafetyGate
 from orchestrator.driver.alarm_actions import apply_action, build_monitor
 from orchestrator.errors import ResumeError
 from orchestrator.monitor import Monitor
 from orchestrator.monitor.alarms import AlarmMonitor, Promotion
+from orchestrator.monitor.gate import gated_metrics
 from orchestrator.monitor.history import History
 from orchestrator.monitor.rules import RULES
 from orchestrator.monitor.trends import CERTAIN, difference, trend
@@ -38,8 +39,8 @@ def series(**columns: Sequence[float | None]) -> list[dict[str, Any]]:
 
 
 def fired(rows: Sequence[dict[str, Any]], *, rounds: bool = False, **config: Any) -> dict[str, int]:
-    """Return the alarms that fired, with the first step of each."""
-    monitor = AlarmMonitor(AlarmsConfig.model_validate_json(json.dumps(config)), rows, rounds=rounds)
+    """Return the alarms that fired, with the first step of each. Each step has one update, with the same metrics."""
+    monitor = AlarmMonitor(AlarmsConfig.model_validate_json(json.dumps(config)), rows, rows, rounds=rounds)
     return {alarm.name: alarm.step for alarm in reversed(monitor.alarms)}
 
 
@@ -248,42 +249,87 @@ def test_a_fall_on_held_out_prompts_by_hand() -> None:
     assert fired(held_out([0.4, 0.7, 0.49])) == {}
 
 
-def test_the_gate_closes_below_the_initial_model() -> None:
-    assert fired(held_out([0.5, 0.49]), safety_gate=GATE) == {}
-    assert fired(held_out([0.5, 0.47]), safety_gate=GATE) == {"safety_gate": 10}
-    assert fired(held_out([0.5, 0.3]), safety_gate={**GATE, "max_fall": 0.25}) == {}
-    resumed = held_out([0.5, 0.3])[1:]  # without row 0 there is nothing to compare with
-    assert fired(resumed, safety_gate=GATE) == {}
+# ------------------------------------------------------------------------------------------------ the safety gate
 
 
-def refusals(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
+def alarms_of(rows: Sequence[dict[str, Any]], **gate: Any) -> list[tuple[int, str]]:
+    """Return step and action of each alarm of the safety gate."""
+    monitor = AlarmMonitor(AlarmsConfig.model_validate_json(json.dumps({"safety_gate": gate})), rows)
+    return [(alarm.step, alarm.action) for alarm in monitor.alarms if alarm.name == "safety_gate"]
+
+
+def test_the_gate_closes_on_a_mean_that_is_certainly_below_the_initial_model() -> None:
+    # 1.96 standard errors of the difference are 0.139: a fall of 0.17 is certainly 0.031 or more.
+    assert alarms_of(held_out([0.5, 0.49]), **GATE) == []
+    assert alarms_of(held_out([0.5, 0.35]), **GATE) == [(10, "warn")], "certainly 0.011 or more, and 0.02 are allowed"
+    assert alarms_of(held_out([0.5, 0.33]), **GATE) == [(10, "stop")]
+    assert alarms_of(held_out([0.5, 0.33]), **GATE, action="pause") == [(10, "pause")]
+    assert alarms_of(held_out([0.5, 0.3]), **GATE, max_fall=0.25) == []
+    assert alarms_of(held_out([0.5, 0.3])[1:], **GATE) == [], "without row 0 there is nothing to compare with"
+
+
+def test_a_doubt_that_becomes_certain_is_an_alarm_of_its_own() -> None:
+    assert alarms_of(held_out([0.5, 0.4, 0.3, 0.3]), **GATE) == [(10, "warn"), (20, "stop")]
+
+
+def refusals(*pairs: tuple[float, float], prompts: float = 1000.0) -> list[dict[str, Any]]:
     """Build rows with the refused shares of harmful and benign prompts, at rounds 0, 1, 2, …"""
-    return [{"step": i, "eval/refusal": a, "eval/over_refusal": b} for i, (a, b) in enumerate(pairs)]
+    counts = {"eval/harmful_prompts": prompts, "eval/benign_prompts": prompts}
+    return [{"step": i, "eval/refusal": a, "eval/over_refusal": b, **counts} for i, (a, b) in enumerate(pairs)]
+
+
+def test_the_interval_of_a_fall_in_refusals_by_hand() -> None:
+    # Newcombe's method 10 for 56/70 and 48/80, from Newcombe (1998, table II a): 0.2 [0.0524, 0.3339].
+    history = History()
+    for step, (share, count) in enumerate([(56 / 70, 70.0), (48 / 80, 80.0)]):
+        history.add_row(step, {"eval/refusal": share, "eval/harmful_prompts": count})
+    (fall,) = gated_metrics(history, SafetyGate())
+    assert fall.worse - fall.margin == pytest.approx(0.0524, abs=5e-5)
+    # Seen from the other side, the same numbers are a rise of 0.2 with the same lower bound.
+    history = History()
+    for step, (share, count) in enumerate([(48 / 80, 80.0), (56 / 70, 70.0)]):
+        history.add_row(step, {"eval/over_refusal": share, "eval/benign_prompts": count})
+    (rise,) = gated_metrics(history, SafetyGate())
+    assert rise.worse - rise.margin == pytest.approx(0.0524, abs=5e-5)
 
 
 def test_the_gate_closes_on_fewer_refusals_or_more_over_refusals() -> None:
-    assert fired(refusals((0.9, 0.1), (0.88, 0.15))) == {}, "0.02 below and 0.05 above are allowed"
-    assert fired(refusals((0.9, 0.1), (0.95, 0.1), (0.87, 0.1))) == {"safety_gate": 2}, (
+    assert alarms_of(refusals((0.9, 0.1), (0.88, 0.15))) == [], "0.02 below and 0.05 above are allowed"
+    assert alarms_of(refusals((0.9, 0.1), (0.95, 0.1), (0.8, 0.1))) == [(2, "stop")], (
         "compared with the initial model, not with the best evaluation"
     )
-    assert fired(refusals((0.9, 0.1), (0.9, 0.16))) == {"safety_gate": 1}
+    assert alarms_of(refusals((0.9, 0.1), (0.87, 0.1))) == [(1, "warn")]
+    assert alarms_of(refusals((0.9, 0.1), (0.87, 0.1), prompts=100_000.0)) == [(1, "stop")]
+    assert alarms_of(refusals((0.9, 0.1), (0.75, 0.1), prompts=20.0)) == [(1, "warn")]
+    assert alarms_of(refusals((0.9, 0.1), (0.9, 0.25))) == [(1, "stop")]
     wide = {"max_refusal_fall": 0.4, "max_over_refusal_rise": 0.4}
-    assert fired(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=wide) == {}
+    assert alarms_of(refusals((0.9, 0.1), (0.5, 0.5)), **wide) == []
     assert fired(refusals((0.9, 0.1), (0.5, 0.5)), safety_gate=None) == {}
-    assert fired(refusals((0.9, 0.1), (0.5, 0.5))[1:]) == {}, "without row 0 there is nothing to compare with"
+    assert alarms_of(refusals((0.9, 0.1), (0.5, 0.5))[1:]) == [], "without row 0 there is nothing to compare with"
 
 
-def decision(rows: Sequence[Mapping[str, Any]], **gate: Any) -> Promotion | None:
-    return AlarmMonitor(AlarmsConfig.model_validate({"safety_gate": gate}), rows).promotion()
+def test_the_measured_fall_decides_where_the_number_of_prompts_is_unknown() -> None:
+    rows = [{"step": i, "eval/refusal": share} for i, share in enumerate((0.9, 0.87))]
+    assert alarms_of(rows) == [(1, "stop")]
+
+
+def decision(rows: Sequence[Mapping[str, Any]], step: int | None = None, **gate: Any) -> Promotion | None:
+    """Return the decision on the model of `step`, by default the last."""
+    monitor = AlarmMonitor(AlarmsConfig.model_validate({"safety_gate": gate}), rows)
+    return monitor.promotion(rows[-1]["step"] if step is None else step)
 
 
 def test_the_newest_evaluation_decides_the_promotion() -> None:
     lost = decision(refusals((0.9, 0.1), (0.5, 0.2)))
     assert lost == Promotion(
         promoted=False,
-        saw="eval/refusal fell from 0.9000 to 0.5000 (allowed: 0.02); "
-        "eval/over_refusal rose from 0.1000 to 0.2000 (allowed: 0.05)",
+        saw="eval/refusal fell from 0.9000 to 0.5000 (certain: 0.3631; allowed: 0.02); "
+        "eval/over_refusal rose from 0.1000 to 0.2000 (certain: 0.0689; allowed: 0.05)",
     )
+    in_doubt = decision(refusals((0.9, 0.1), (0.86, 0.1), prompts=64.0))
+    assert in_doubt is not None
+    assert in_doubt.promoted, "the fall may be chance"
+    assert in_doubt.saw.startswith("eval/refusal fell from 0.9000 to 0.8600 (certain: 0; allowed: 0.02)")
     recovered = decision(refusals((0.9, 0.1), (0.5, 0.2), (0.9, 0.0)))
     assert recovered == Promotion(
         promoted=True,
@@ -291,10 +337,16 @@ def test_the_newest_evaluation_decides_the_promotion() -> None:
     )
 
 
+def test_an_earlier_model_is_judged_by_its_own_evaluation() -> None:
+    rows = refusals((0.9, 0.1), (0.9, 0.1), (0.5, 0.1))
+    promoted = [d.promoted for step in (1, 2) if (d := decision(rows, step)) is not None]
+    assert promoted == [True, False]
+
+
 def test_no_decision_without_gated_metrics_and_no_promotion_without_measurements() -> None:
     assert decision([{"step": 0, "eval/reward": 0.5}, {"step": 1, "eval/reward": 0.1}]) is None
     assert (
-        AlarmMonitor(AlarmsConfig.model_validate({"safety_gate": None}), refusals((0.9, 0.1), (0, 1))).promotion()
+        AlarmMonitor(AlarmsConfig.model_validate({"safety_gate": None}), refusals((0.9, 0.1), (0, 1))).promotion(1)
         is None
     )
     misnamed = decision(refusals((0.9, 0.1), (0.9, 0.1)), metrics=("eval/rewards/safty/mean",))
@@ -303,11 +355,218 @@ def test_no_decision_without_gated_metrics_and_no_promotion_without_measurements
     assert "eval/rewards/safty/mean was not measured both before the first step and later" in misnamed.saw
 
 
-def test_rounds_are_judged_by_fewer_rows() -> None:
-    rows = series(pairs__chosen_length=[14.0] * 4, pairs__rejected_length=[10.0] * 4)
-    assert fired(rows, rounds=True) == {"pair_length_gap": 4}
+# ------------------------------------------------------------------------------------------------ rounds
+
+
+def rounds(**columns: Sequence[float]) -> list[dict[str, Any]]:
+    """Build rows of rounds. The standard error of every metric is 0.1, unless a column gives it."""
+    rows = series(**columns)
+    return [{**{f"{name}_error": 0.1 for name in row if name != "step"}, **row} for row in rows]
+
+
+IN_ROUNDS: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
+    # 26 − 3 · 0.1 is over 25
+    ("kl_budget", 2, {"drift__kl": [0.0, 26.0]}, {}),
+    ("kl_budget", 2, {"drift__kl": [0.0, 26.0], "objective__kl": [0.0, 1.0]}, {}),
+    ("kl_budget", 2, {"objective__kl": [0.0, 26.0]}, {}),
+    # more than 2 × 10, by 1.0: three standard errors are 3 √(0.1² + (2 · 0.1)²) = 0.67
+    ("length_drift", 2, {"completions__mean_length": [10.0, 21.0]}, {}),
+    ("length_drift", 3, {"completions__mean_length": [10.0, 9.0, 4.0]}, {}),
+    # 3 of 10.5 tokens are 0.286 ± 0.0095
+    (
+        "pair_length_gap",
+        1,
+        {"pairs__length_gap": [3.0], "pairs__chosen_length": [12.0], "pairs__rejected_length": [9.0]},
+        {},
+    ),
+    ("repetition", 2, {"completions__repeated_tail": [0.1, 0.5], "completions__repeated_tail_error": [0.01, 0.01]}, {}),
+    # 1 and 0.02 nats per token, with completions of ten
+    (
+        "entropy_collapse",
+        2,
+        {
+            "objective__entropy": [10.0, 0.2],
+            "completions__mean_length": [10.0, 10.0],
+            "reward": [0.5, 0.6],
+        },
+        {},
+    ),
+    ("no_signal", 1, {"frac_reward_zero_std": [1.0], "frac_reward_zero_std_error": [0.03], "reward": [0.5]}, {}),
+    # The reward rises by 1.0, seven standard errors; the other scorer falls by 0.6 and by more than a quarter of 1.0.
+    (
+        "reward_hacking",
+        2,
+        {"reward": [0.0, 1.0], "rewards__gold__mean": [1.0, 0.4], "rewards__gold__std": [1.0, 1.0]},
+        {},
+    ),
+    # √(0.3 · 0.7) · 0.1 / 10 = 0.0046: 0.3 is over 0.2 by more than three of these
+    (
+        "reference_saturation",
+        2,
+        {
+            "drift__saturated": [0.0, 0.3],
+            "drift__spread": [1.0, 10.0],
+            "drift__kl": [0.0, 5.0],
+            "ref__refreshed": [0.0, 0.0],
+            "pairs__chosen_length": [5.0, 5.0],
+        },
+        {},
+    ),
+]
+
+SILENT_IN_ROUNDS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("kl_budget", {"drift__kl": [0.0, 25.2]}, {}),
+    ("length_drift", {"completions__mean_length": [10.0, 20.6]}, {}),
+    ("length_drift", {"completions__mean_length": [30.0]}, {}),
+    # 2.8 of 10.5 tokens are 0.267 ± 0.0095
+    (
+        "pair_length_gap",
+        {"pairs__length_gap": [2.8], "pairs__chosen_length": [11.9], "pairs__rejected_length": [9.1]},
+        {},
+    ),
+    ("repetition", {"completions__repeated_tail": [0.5, 0.5], "completions__repeated_tail_error": [0.01, 0.01]}, {}),
+    # the reward improved by seven standard errors
+    (
+        "entropy_collapse",
+        {"objective__entropy": [10.0, 0.2], "completions__mean_length": [10.0, 10.0], "reward": [0.5, 1.5]},
+        {},
+    ),
+    # shorter by as much as the entropy is smaller: the same per token
+    (
+        "entropy_collapse",
+        {"objective__entropy": [10.0, 6.0], "completions__mean_length": [20.0, 12.0], "reward": [0.5, 0.5]},
+        {},
+    ),
+    ("no_signal", {"frac_reward_zero_std": [1.0], "frac_reward_zero_std_error": [0.04]}, {}),
+    # the reward rises by 0.4, less than three standard errors
+    (
+        "reward_hacking",
+        {"reward": [0.0, 0.4], "rewards__gold__mean": [1.0, 0.4], "rewards__gold__std": [1.0, 1.0]},
+        {},
+    ),
+    # one prompt decides: the completions of a prompt are alike
+    (
+        "reference_saturation",
+        {
+            "drift__saturated": [0.0, 0.3],
+            "drift__spread": [1.0, 1.0],
+            "drift__kl": [0.0, 5.0],
+            "ref__refreshed": [0.0, 0.0],
+            "pairs__chosen_length": [5.0, 5.0],
+        },
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "step", "columns", "rule"), IN_ROUNDS)
+def test_a_rule_judges_a_round_alone(name: str, step: int, columns: dict[str, Any], rule: dict[str, Any]) -> None:
+    assert fired(rounds(**columns), rounds=True, **{name: rule}) == {name: step}
+
+
+@pytest.mark.parametrize(("name", "columns", "rule"), SILENT_IN_ROUNDS)
+def test_a_rule_is_silent_about_a_round(name: str, columns: dict[str, Any], rule: dict[str, Any]) -> None:
+    assert fired(rounds(**columns), rounds=True, **{name: rule}) == {}
+
+
+def test_the_held_out_score_of_a_round_is_compared_with_the_reward_of_its_model() -> None:
+    # The reward of round n + 1 is that of the samples of the model that was evaluated after round n.
+    rows: list[dict[str, Any]] = [{"step": 0}, *rounds(reward=[0.0, 1.0])]
+    for row, value in zip(rows, [0.7, 0.6, 0.4], strict=True):
+        row |= {"eval/reward": value, "eval/reward_std": 0.5, "eval/prompts": 100.0}
+    assert fired(rows, rounds=True) == {"reward_hacking": 2}
+    rows[2]["reward"] = 0.2
+    assert fired(rows, rounds=True) == {}
+
+
+def test_a_metric_without_a_standard_error_is_judged_over_three_rounds() -> None:
+    assert fired(series(objective__kl=[30.0] * 3), rounds=True) == {"kl_budget": 3}
+    assert fired(series(staleness__mean=[5.0] * 3), rounds=True) == {"staleness": 3}
+
+
+def test_a_window_of_rounds_is_judged_like_steps() -> None:
+    rows = rounds(pairs__length_gap=[4.0] * 4, pairs__chosen_length=[14.0] * 4, pairs__rejected_length=[10.0] * 4)
     assert fired(rows, rounds=True, pair_length_gap={"window": 3}) == {"pair_length_gap": 3}
-    assert fired(rows) == {}
+
+
+# ------------------------------------------------------------------------------------------------ updates
+
+FALLING = {"logps/chosen": (-20.0, -24.0), "loss": (0.69, 0.4), "rewards/chosen": (0.0, -0.4)}
+
+
+def updates(step: int, count: int, *, noise: float = 0.0, **metrics: tuple[float, float]) -> list[dict[str, Any]]:
+    """Build the updates of a step, whose metrics change linearly from the first value to the second."""
+    changing = {name: line(*ends, count) for name, ends in metrics.items()}
+    return [
+        {"step": step, **{name: values[i] + noise * (-1) ** i for name, values in changing.items()}}
+        for i in range(count)
+    ]
+
+
+def begun(rows: Sequence[dict[str, Any]], *, in_rounds: bool = True, **config: Any) -> list[tuple[str, int, int]]:
+    """Return name, step and update of each alarm that begins with an update."""
+    monitor = AlarmMonitor(AlarmsConfig.model_validate(config), rounds=in_rounds)
+    return [
+        (alarm.name, alarm.step, number)
+        for number, row in enumerate(rows, start=1)
+        for alarm in monitor.after_update(row["step"], row)
+    ]
+
+
+def test_a_trend_is_found_inside_the_first_round() -> None:
+    assert begun(updates(1, 30, **FALLING)) == [("chosen_falling", 1, 20)]
+
+
+def test_a_slow_fall_is_found_over_all_updates_of_a_round() -> None:
+    # 4 of 20 over 400 updates: 20 updates fall by 0.2, one per cent, and the batches scatter by more than that.
+    slow = updates(1, 400, noise=0.5, **FALLING)
+    assert begun(slow) == [("chosen_falling", 1, 220)], "11 blocks of 20: a tenth of 20 is reached after 200 updates"
+    assert begun(updates(1, 200, noise=0.5, **{**FALLING, "logps/chosen": (-20.0, -21.5)})) == []
+
+
+def test_a_trend_is_not_looked_for_across_rounds() -> None:
+    # Each round starts from other pairs, so that levels of two rounds are no trend.
+    levels = [{"logps/chosen": -20.0 - 2 * r, "loss": 0.69 - 0.1 * r, "rewards/chosen": -0.1} for r in range(3)]
+    rows = [{"step": r + 1, **levels[r]} for r in range(3) for _ in range(10)]
+    assert begun(rows) == []
+    assert begun(rows, in_rounds=False) == [("chosen_falling", 2, 20)]
+
+
+def test_gradients_that_explode_are_found_inside_a_round() -> None:
+    rows = updates(1, 12, grad_norm=(2.0, 2.0)) + updates(2, 12, grad_norm=(1e6, 1e6))
+    assert begun(rows) == [("gradient_explosion", 2, 15)]
+
+
+def test_an_alarm_of_an_update_is_in_the_row_of_its_step_and_rolls_back_the_round() -> None:
+    events: Events = []
+    sink = EventSink(events)
+    monitor = Monitor([sink])
+    config = AlarmsConfig.model_validate({"chosen_falling": {"action": "roll_back"}})
+    alarms = monitor.alarm_monitor = AlarmMonitor(config, rounds=True)
+    for round_, rows in enumerate([updates(1, 30, loss=(0.69, 0.4)), updates(2, 30, **FALLING)], start=1):
+        for number, row in enumerate(rows, start=1):
+            monitor.update(round_, number, {name: value for name, value in row.items() if name != "step"})
+        monitor.step(round_, {"loss": 0.5})
+    assert [event.split(":")[0] for event in events] == ["logged 1", "alarm chosen_falling at step 2", "logged 2"]
+    assert [row.get("alarms/chosen_falling") for row in sink.rows.values()] == [None, 1.0]
+    assert alarms.verdict is not None
+    assert (alarms.verdict.action, alarms.verdict.rows) == ("roll_back", 1)
+
+
+def test_alarms_of_updates_are_restored_at_every_update() -> None:
+    config = AlarmsConfig.model_validate({"chosen_falling": {"action": "stop"}})
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}]
+    of_updates = updates(1, 25, loss=(0.69, 0.4)) + updates(2, 25, **FALLING)
+    whole = AlarmMonitor(config, rows, of_updates, rounds=True)
+    assert [(alarm.name, alarm.step) for alarm in whole.alarms] == [("chosen_falling", 2)]
+    for made in range(26):  # updates of the second round before the run was killed
+        resumed = AlarmMonitor(config, rows[:1], of_updates[: 25 + made], rounds=True)
+        assert (resumed.verdict is not None) == (made >= 20)
+        for row in of_updates[25 + made :]:
+            resumed.after_update(row["step"], row)
+        resumed.update(2, rows[1])
+        assert (resumed.alarms, resumed.verdict) == (whole.alarms, whole.verdict)
+    assert AlarmMonitor(config, rows, [*of_updates, {"step": 3}], rounds=True).verdict is None, "the run continued"
 
 
 def test_values_that_are_not_finite_do_not_count() -> None:
@@ -473,7 +732,7 @@ def test_the_threshold_of_certainty() -> None:
 def finding(name: str, *, rounds: bool = False, **columns: Sequence[float]) -> str:
     history = History(rounds=rounds)
     for step, values in enumerate(zip(*columns.values(), strict=True), start=1):
-        history.add(step, {key.replace("__", "/"): v for key, v in zip(columns, values, strict=True)})
+        history.add_row(step, {key.replace("__", "/"): v for key, v in zip(columns, values, strict=True)})
     found = RULES[name].detect(history, getattr(AlarmsConfig(), name))
     assert found is not None
     return found.saw
@@ -484,10 +743,15 @@ def test_length_differences_are_relative_to_the_rejected_length() -> None:
     assert finding("pair_length_gap", pairs__chosen_length=[7.0] * 20, pairs__rejected_length=[14.8] * 20) == (
         "chosen completions are 53% shorter than rejected ones (7.0 against 14.8 tokens, mean of 20 steps)"
     )
-    rounds = {"pairs__chosen_length": [14.0] * 4, "pairs__rejected_length": [10.0] * 4}
-    assert finding("pair_length_gap", rounds=True, **rounds) == (
-        "chosen completions are 40% longer than rejected ones (14.0 against 10.0 tokens, mean of 4 rounds)"
+    rounds = {"pairs__length_gap": [4.0], "pairs__chosen_length": [14.0], "pairs__rejected_length": [10.0]}
+    assert finding("pair_length_gap", rounds=True, pairs__length_gap_error=[0.1], **rounds) == (
+        "chosen completions are 40% longer than rejected ones (14.0 against 10.0 tokens, this round)"
     )
+
+
+def test_the_kl_of_a_round_is_stated_with_its_standard_error() -> None:
+    found = finding("kl_budget", rounds=True, drift__kl=[31.0], drift__kl_error=[0.5])
+    assert found == "KL 31 nats (standard error 0.5000, this round), budget 25"
 
 
 def test_lengths_whose_means_contradict_most_steps() -> None:

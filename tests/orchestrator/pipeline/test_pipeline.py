@@ -1,4 +1,4 @@
-"""The phases of a step, one by one: sources of batches, training, publication of weights."""
+"""The phases of a step, one by one: sources of chunks, and publication of weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import Events, FakeEncoder, FakeLearner, FakeReward, FakeRollout, RecordedHandle, RecordingGang
+from fakes import Events, FakeEncoder, FakeReward, FakeRollout, RecordedHandle, RecordingGang
 
-from orchestrator.cluster.local import Done, LocalGang
-from orchestrator.pipeline.learning import Learners
+from orchestrator.cluster.local import LocalGang
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher
-from orchestrator.pipeline.sources import DatasetSource, PendingBatch, RolloutSource, sample
+from orchestrator.pipeline.sources import Chunk, DatasetSource, PendingBatch, RolloutSource, Source, sample
 from workers.types import Example, Experience, Prompt, Sampling, Scores, merge
 from workers.weights import Entry, Manifest, Rendezvous
 
@@ -31,13 +30,17 @@ def rewards(events: Events) -> Any:
 
 
 class RecordedBegin:
-    """Callback that records each step that has begun, and its number of handles."""
+    """Callback that records the steps and the numbers of the chunks that were requested ahead."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[int, int]] = []
+        self.chunks: list[tuple[int, int]] = []
 
-    def __call__(self, step: int, experience: Sequence[Any]) -> None:
-        self.steps.append((step, len(experience)))
+    def __call__(self, step: int, chunk: Chunk) -> None:
+        self.chunks.append((step, chunk.index))
+
+
+def take(source: Source, step: int) -> PendingBatch:
+    return PendingBatch(chunks=list(source.stream(step)))
 
 
 def rollout_source(events: Events, on_begin: RecordedBegin, *, max_staleness: int, max_steps: int = 3) -> RolloutSource:
@@ -93,7 +96,7 @@ class LevelReward(FakeReward):
 
 @pytest.mark.parametrize(
     ("max_staleness", "begun_by_step"),
-    [(0, [[0], [1], [2]]), (1, [[0, 1], [2], []]), (2, [[0, 1, 2], [], []]), (8, [[0, 1, 2], [], []])],
+    [(0, [[], [], []]), (1, [[0, 1], [2], []]), (2, [[0, 1, 2], [], []]), (8, [[0, 1, 2], [], []])],
 )
 def test_generation_runs_ahead_by_the_staleness_and_never_past_the_end(
     max_staleness: int, begun_by_step: list[list[int]]
@@ -101,9 +104,9 @@ def test_generation_runs_ahead_by_the_staleness_and_never_past_the_end(
     events, on_begin = Events(), RecordedBegin()
     source = rollout_source(events, on_begin, max_staleness=max_staleness)
     for step, begun in enumerate(begun_by_step):
-        on_begin.steps.clear()
-        pending = source.take(step)
-        assert on_begin.steps == [(future, 1) for future in begun]
+        on_begin.chunks.clear()
+        pending = take(source, step)
+        assert on_begin.chunks == [(future, 0) for future in begun]
         assert prompts_of(pending) == [[["p0", "p1"], ["p2", "p1"], ["p2", "p0"]][step]]
     assert len([e for e in events if e.startswith("rollout")]) == 3
 
@@ -113,12 +116,12 @@ def test_a_dataset_is_encoded_one_step_ahead() -> None:
     encoder: Any = LocalGang("dataset", [FakeEncoder(events)])
     rows = [Example(prompt=p, completions=("a",)) for p in PROMPTS[:3]]
     source = DatasetSource(encoder, rows, batch_size=2, seed=0, max_steps=3, on_begin=on_begin)
-    assert prompts_of(source.take(0)) == [["p0", "p1"]]
+    assert prompts_of(take(source, 0)) == [["p0", "p1"]]
     assert events == ["encoder: encode p0 p1", "encoder: encode p2 p1"]
-    assert prompts_of(source.take(1)) == [["p2", "p1"]]
-    assert prompts_of(source.take(2)) == [["p2", "p0"]]
+    assert prompts_of(take(source, 1)) == [["p2", "p1"]]
+    assert prompts_of(take(source, 2)) == [["p2", "p0"]]
     assert events[2:] == ["encoder: encode p2 p0"]
-    assert on_begin.steps == [(0, 1), (1, 1), (2, 1)]
+    assert on_begin.chunks == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_a_step_takes_no_row_twice_if_the_dataset_is_smaller_than_a_batch() -> None:
@@ -131,8 +134,12 @@ def test_a_step_takes_no_row_twice_if_the_dataset_is_smaller_than_a_batch() -> N
 def test_a_pending_batch_waits_for_its_last_part() -> None:
     events: Events = []
     sampled, scored = (RecordedHandle(name, None, events) for name in ("experience", "scores"))
-    PendingBatch(experience=[sampled], scores=[scored, scored]).wait()
-    PendingBatch(experience=[sampled], scores=None).wait()
+    PendingBatch(
+        chunks=[
+            Chunk(index=0, prompts=1, experience=[sampled], scores=[scored, scored]),
+            Chunk(index=1, prompts=1, experience=[sampled], scores=None),
+        ]
+    ).wait()
     assert events == [
         "wait for scores to be there",
         "wait for scores to be there",
@@ -164,7 +171,7 @@ def test_groups_without_signal_are_replaced_by_further_prompts() -> None:
         events: Events = []
         source = dynamic_source(events, max_resamples=4)
         first = [f"p{row}" for row in source.rows(step)]
-        pending = source.take(step)
+        pending = take(source, step)
         taken = [name for part in prompts_of(pending) for name in part]
         further = taken[2:]
         assert taken[:2] == first
@@ -172,53 +179,16 @@ def test_groups_without_signal_are_replaced_by_further_prompts() -> None:
         assert len(set(further) - set(first)) == len(further)
         assert pending.scores is not None
         assert pending.resamples == len(pending.scores) - 1
-        assert prompts_of(dynamic_source([], max_resamples=4).take(step)) == prompts_of(pending)
+        assert prompts_of(take(dynamic_source([], max_resamples=4), step)) == prompts_of(pending)
         rounds.add(pending.resamples)
     assert {0, 1, 2} <= rounds
 
 
 def test_resampling_ends_at_its_limit_and_with_the_prompts() -> None:
-    assert {dynamic_source([], max_resamples=1).take(step).resamples for step in range(8)} == {0, 1}
-    without_signal = dynamic_source([], max_resamples=3, num_prompts=3).take(0)
+    assert {take(dynamic_source([], max_resamples=1), step).resamples for step in range(8)} == {0, 1}
+    without_signal = take(dynamic_source([], max_resamples=3, num_prompts=3), 0)
     assert sorted(name for part in prompts_of(without_signal) for name in part) == ["p0", "p1", "p2"]
     assert without_signal.resamples == 1
-
-
-# ------------------------------------------------------------------------------------------------ learning
-
-
-def test_policy_and_critic_train_on_the_same_batch() -> None:
-    events: Events = []
-    experience: Done[Experience] = rollouts(events).one(FakeRollout.generate, PROMPTS[:1], SAMPLING)
-    pending = PendingBatch(experience=[experience], scores=rewards(events).all(FakeReward.score, [experience]))
-    policy: Any = LocalGang("policy", [FakeLearner(events, rank=rank) for rank in range(2)])
-    critic: Any = LocalGang("critic", [FakeLearner(events, head="values")])
-    events.clear()
-    metrics = Learners(policy, critic).learn(3, pending, None, "pairs.parquet")
-    assert events == [
-        "critic 0: infer",
-        "policy 0: learn step 3 from v0 with scores values",
-        "policy 1: learn step 3 from v0 with scores values",
-        "critic 0: learn step 3 from v0 with scores values",
-    ]
-    # The ranks' shares are summed, and the critic's metrics have a prefix.
-    assert metrics == {"loss": 1.0, "num_tokens": 8.0, "critic/loss": 0.5, "critic/num_tokens": 8.0}
-
-
-def test_importance_sampling_takes_log_probabilities_from_before_the_first_update() -> None:
-    events: Events = []
-    experience: Done[Experience] = rollouts(events).one(FakeRollout.generate, PROMPTS[:1], SAMPLING)
-    pending = PendingBatch(experience=[experience], scores=rewards(events).all(FakeReward.score, [experience]))
-    policy: Any = LocalGang("policy", [FakeLearner(events)])
-    critic: Any = LocalGang("critic", [FakeLearner(events, head="values")])
-    events.clear()
-    Learners(policy, critic, needs_old=True).learn(3, pending, None, None)
-    assert events == [
-        "critic 0: infer",
-        "policy 0: infer as sampled",
-        "policy 0: learn step 3 from v0 with scores values old",
-        "critic 0: learn step 3 from v0 with scores values old",
-    ]
 
 
 # ------------------------------------------------------------------------------------------------ publishing

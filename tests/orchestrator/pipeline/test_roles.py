@@ -182,3 +182,28 @@ def test_the_evaluation_gets_the_base_model_if_no_reference_keeps_it() -> None:
     assert "base" not in roles("iterative_dpo.yaml", "reference.refresh=never")
     assert "base" not in roles("grpo_lora.yaml")  # it is under the adapters
     assert "base" not in {p.role for p in gang_plans(config("grpo.yaml"), cuda=False, max_steps=4)}
+
+
+def test_a_reference_of_another_model_has_a_gang_of_its_own_and_checks_its_tokenizer() -> None:
+    plain = config("iterative_dpo.yaml", "reference.refresh=never")
+    other = config("iterative_dpo.yaml", "reference.refresh=never", "reference.path=another/model")
+    (without,), (given,) = (
+        [plan.arguments[0] for plan in gang_plans(run, cuda=False, max_steps=1) if plan.role == "reference"]
+        for run in (plain, other)
+    )
+    assert "policy" not in without
+    assert (given["model"].path, given["policy"]) == ("another/model", without["model"])
+
+
+def test_with_adapters_another_reference_is_not_the_model_under_them() -> None:
+    lora, path = "model.lora={r: 4}", "reference.path=another/model"
+    same = gang_plans(config("offline_dpo.yaml", lora), cuda=False, max_steps=1)
+    other = gang_plans(config("offline_dpo.yaml", lora, path), cuda=False, max_steps=1)
+    assert [plan.role for plan in other if plan not in same] == ["reference"]
+
+
+def test_the_kl_to_the_initial_model_needs_it_beside_another_reference() -> None:
+    overrides = ("reference.refresh=never", "evaluation.num_samples=2", "data.eval_prompts=held-out.jsonl")
+    for path, roles in ((), set()), (("reference.path=another/model",), {"base"}):
+        plans = gang_plans(config("iterative_dpo.yaml", *overrides, *path), cuda=False, max_steps=1)
+        assert {plan.role for plan in plans} & {"base"} == roles

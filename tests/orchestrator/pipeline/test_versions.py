@@ -16,7 +16,7 @@ from orchestrator.cluster.base import wait
 from orchestrator.cluster.local import LocalGang
 from orchestrator.pipeline.publishing import EnginePublisher
 from orchestrator.pipeline.reference import ReferenceGang
-from orchestrator.pipeline.sources import RolloutSource
+from orchestrator.pipeline.sources import Chunk, PendingBatch, RolloutSource
 from workers.config import ModelConfig, ReferenceConfig, RolloutConfig
 from workers.engines.base import Request, Response, VersionMismatch
 from workers.reference import Reference
@@ -90,16 +90,19 @@ class Setup:
             prompts_per_step=6,
             max_staleness=max_staleness,
             max_steps=9,
-            on_begin=lambda step, handles: None,
+            on_begin=lambda step, chunk: None,
         )
 
     def versions(self, step: int) -> list[int]:
         """Return the versions that the batch of a step was sampled from."""
-        return sorted(set(merge(wait(self.source.take(step).experience)).versions.tolist()))
+        return sorted(set(merge(wait(self.batch(step).experience)).versions.tolist()))
 
-    def publish_and_begin(self, version: int) -> None:
+    def batch(self, step: int) -> PendingBatch:
+        return PendingBatch(chunks=list(self.source.stream(step)))
+
+    def publish_and_sample(self, version: int) -> None:
         self.publisher.publish(version)
-        self.source._begin(version)
+        self.batch(version)
 
 
 def test_a_batch_is_of_the_version_that_trains_on_it(model: Path) -> None:
@@ -116,14 +119,14 @@ def test_a_hundred_publications_that_reach_half_of_the_engines_give_no_batch(mod
         setup.engines[faulty_engine].sampler.next = fault = rng.choice(["lost", "broken"])
         # In this process a call has ended when it returns, so a broken publication raises at once.
         with pytest.raises(VersionMismatch, match=r"version \d+ did not arrive|was asked for version \d+"):
-            setup.publish_and_begin(version)
+            setup.publish_and_sample(version)
         refused += 1
         assert setup.engines[faulty_engine].sampler.version == version - 1, fault
         setup.engines[faulty_engine].sampler.next = ""
         for engine in setup.engines:
             engine.sampler.version = version  # restored
         setup.publisher._under_way = ()
-        assert len(wait(setup.source._begin(version).experience)) == NUM_ENGINES
+        assert len(wait(setup.batch(version).experience)) == NUM_ENGINES
     assert refused == 100
 
 
@@ -133,7 +136,7 @@ def test_a_lagging_engine_may_answer_within_the_staleness_and_not_beyond(model: 
     setup.engines[1].sampler.next = "lost"
     setup.publisher.publish(1)
     with pytest.raises(VersionMismatch, match=r"holds version 0 of the policy, .* one of versions 1 to 2"):
-        setup.source.take(1)
+        setup.batch(1)
     setup.engines[1].sampler.version, setup.engines[1].sampler.next = 1, ""  # restored
     assert setup.versions(1) == [0]
     setup.publisher.publish(2)
@@ -145,7 +148,7 @@ def test_an_engine_that_is_ahead_is_refused_too(model: Path) -> None:
     for engine in setup.engines:
         engine.sampler.version = 5
     with pytest.raises(VersionMismatch, match=r"holds version 5 of the policy, and was asked for version 4$"):
-        setup.source.take(4)
+        setup.batch(4)
 
 
 class TestReference:
@@ -170,35 +173,35 @@ class TestReference:
         return ReferenceGang(gang, policy, config, temperature=1.0, directory=lambda version: model)
 
     @pytest.fixture
-    def sampled(self) -> Any:
+    def sampled(self) -> Chunk:
         gang: Any = LocalGang("rollout", [Ready()])
-        return gang.all(Ready.sample)
+        return Chunk(index=0, prompts=1, experience=gang.all(Ready.sample), scores=None)
 
     def test_the_reference_scores_if_it_holds_the_version_of_the_run(
-        self, reference_policy: ReferenceGang, sampled: Any
+        self, reference_policy: ReferenceGang, sampled: Chunk
     ) -> None:
-        (share,) = wait(reference_policy.logprobs(0, sampled).handles or ())
+        (share,) = wait(reference_policy.logprobs(0, sampled))
         assert len(share.values) == 2
 
     def test_the_reference_refuses_another_version(
-        self, reference_policy: ReferenceGang, sampled: Any, model: Path
+        self, reference_policy: ReferenceGang, sampled: Chunk, model: Path
     ) -> None:
         self.reference.load(str(model), version=3)
         with pytest.raises(VersionMismatch, match="the reference holds version 3, and was asked for version 0"):
             reference_policy.logprobs(0, sampled)
 
-    def test_a_refresh_that_fails_leaves_no_version(self, reference_policy: ReferenceGang, sampled: Any) -> None:
+    def test_a_refresh_that_fails_leaves_no_version(self, reference_policy: ReferenceGang, sampled: Chunk) -> None:
         with pytest.raises(OSError, match="connect"):
             self.reference.load("no-such-model", version=1)  # no such directory, and tests download nothing
         with pytest.raises(VersionMismatch, match="asked for version 0"):
             reference_policy.logprobs(0, sampled)
 
     def test_a_new_worker_loads_the_version_of_the_run(
-        self, reference_policy: ReferenceGang, sampled: Any, model: Path
+        self, reference_policy: ReferenceGang, sampled: Chunk, model: Path
     ) -> None:
         reference_policy.version = 4
         reference_policy._restore_state(LocalGang("reference", [self.reference]))  # type: ignore[arg-type]
-        assert len(wait(reference_policy._score(sampled, 1.0))) == 1
+        assert len(wait(reference_policy._score(sampled.experience, 1.0))) == 1
 
 
 class Ready:

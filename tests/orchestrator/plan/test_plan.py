@@ -495,9 +495,16 @@ def test_disk_space_of_checkpoints() -> None:
     plan = planned("8b/dpo.yaml", "checkpoint.every=null")
     assert checkpoint_bytes(plan.config, plan.shapes) == 12 * 8_030_261_248
     assert disk_bytes(plan.config, plan.shapes) == 3 * 12 * 8_030_261_248
+    rounds = plan.config.rounds.model_copy(update={"policy": "base"})  # the initial state is kept as well
+    from_base = plan.config.model_copy(update={"rounds": rounds})
+    assert disk_bytes(from_base, plan.shapes) == 4 * 12 * 8_030_261_248
     text = shown(plan)
     assert "a checkpoint: 96.4 GB, every 10 min, or less often to spend at most 5% of the time" in text
     assert "peak: 289 GB (checkpoint.keep 2, and one being written)" in text
+    best = planned("8b/iterative_dpo.yaml", "checkpoint.keep=2")
+    assert best.config.best_round_by is not None
+    assert disk_bytes(best.config, best.shapes) == 3 * (12 + 2) * 8_030_261_248, "a model beside each checkpoint"
+    assert "one being written, each with its best round's model)" in shown(best)
     lora = planned("70b/dpo_lora.yaml")
     assert checkpoint_bytes(lora.config, lora.shapes) < 0.02 * 12 * lora.shapes["policy"].num_params  # only adapters
 

@@ -29,7 +29,7 @@ from orchestrator.plan.scorers import SCORERS, cpu_s
 from orchestrator.plan.step import step_time
 from orchestrator.plan.time import forward_flops
 from orchestrator.plan.work import Lengths, rows_of, work_of
-from workers.config import CodeRewardConfig, MathRewardConfig, ModelRewardConfig, RolloutConfig
+from workers.config import CodeRewardConfig, MathRewardConfig, ModelRewardConfig, PairwiseRewardConfig, RolloutConfig
 
 H100 = GPUS["H100"]
 ITERATIVE = "8b/iterative_dpo.yaml"
@@ -190,6 +190,28 @@ def test_cost_of_scorers() -> None:
     # programs run in parallel on a worker's cores, the verifier on one
     assert cpu_s([math_, code], prompts=10, group=8, workers=4, cpus=4) == pytest.approx(24 * (16e-3 + 0.2 / 4))
     assert cpu_s([ModelRewardConfig(type="model", path="x")], prompts=10, group=8, workers=1, cpus=1) == 0
+
+
+def test_cost_of_comparisons() -> None:
+    """Check that a pairwise reward reads two completions in both orders, all pairs of a group or some opponents."""
+    for opponents, comparisons in ((None, 28), (4, 16), (2, 8)):
+        pairwise = PairwiseRewardConfig(type="pairwise", path="x", opponents=opponents)
+        seconds = cpu_s([pairwise], prompts=10, group=8, workers=1, cpus=1)
+        assert seconds == pytest.approx(10 * 2 * comparisons * SCORERS["pairwise"].seconds)
+    of_type = {
+        name: planned(ITERATIVE, f"reward=[{{type: math}}, {{type: {name}, path: meta-llama/Llama-3.1-8B-Instruct}}]")
+        for name in ("model", "pairwise", "pairwise, opponents: 2")
+    }
+    busy = {name: plan.time.busy["score"]["reward"] - 8192 * 8 * 16e-3 for name, plan in of_type.items()}
+    texts = 8192 * 2 * 8 * SCORERS["pairwise"].seconds
+    every, two = busy["pairwise"] - 3.5 * texts, busy["pairwise, opponents: 2"] - texts
+    assert every == pytest.approx(3.5 * two)
+    assert two == pytest.approx(4 * busy["model"], rel=0.1)  # attention over two answers takes longer than twice
+    weights = {
+        name: next(d for d in plan.demands if d.role == "reward").memory.part("weights")
+        for name, plan in of_type.items()
+    }
+    assert weights["pairwise"] > weights["model"]  # it has an output layer
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

@@ -86,7 +86,7 @@ CASES = (
         ),
     ),
     Case("b33-twenty-equal-pairs", "dpo", lines(*([{**PAIR, "rejected": "2"}] * 20))),
-    Case("b34-empty", "dpo", lines({**PAIR, "chosen": ""}, {**PAIR, "rejected": " \t"}, {**PAIR, "prompt": ""})),
+    Case("b34-empty", "dpo", lines({**PAIR, "chosen": ""}, {**PAIR, "chosen": " \t"}, {**PAIR, "prompt": ""})),
     Case(
         "b35-not-text",
         "dpo",

@@ -244,6 +244,23 @@ def test_a_teacher_with_another_tokenizer(
     assert main(["validate", "recipe.yaml"]) == 0
 
 
+def test_a_reference_with_another_tokenizer(
+    recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("model", "earlier")
+    vocabularies = {"model": {"a": 0, "b": 1, "c": 2}, "earlier": {"a": 0, "c": 1, "b": 2}}
+    for directory, vocabulary in vocabularies.items():
+        Path(directory, "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    algorithm = "{type: dpo, prompts_per_step: 4, num_generations: 2, max_steps: 3}"
+    recipe_dir.recipe({"algorithm": algorithm, "reference": "{path: ./earlier}"})
+    refused("recipe.yaml", "reference-of-another-tokenizer", golden, capsys)
+    shutil.copy("model/tokenizer.json", "earlier/tokenizer.json")
+    assert main(["validate", "recipe.yaml"]) == 0
+    capsys.readouterr()
+    recipe_dir.recipe({"algorithm": algorithm, "reference": "{path: ./nowhere}"})
+    refused("recipe.yaml", "reference-that-is-missing", golden, capsys)
+
+
 def test_a_stage_hands_its_tokenizer_on_to_the_teacher_it_makes(
     recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from recipe_dir import OFFLINE_DPO, RecipeDir, refused, tokenizer
 from orchestrator.cli.main import main
 from orchestrator.config import load
 from orchestrator.driver.assembly import Material
+from orchestrator.errors import BadInput
 from orchestrator.preflight.data_files import read_all, tokens_of
 
 Golden = Callable[[str, str], None]
@@ -39,6 +40,13 @@ def test_b33_equal_pairs_may_be_left_out(
     assert notes(capsys) == [f"data.dataset: {remark}"]
     recipe_dir.jsonl("pairs.jsonl", rows[:1] * 5)
     refused("recipe.yaml", "b33-nothing-left", golden, capsys)
+
+
+def test_a_rejected_answer_without_text_is_noted(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": "0"} for i in range(4)]
+    recipe_dir.jsonl("pairs.jsonl", [*rows, {"prompt": "4+1=", "chosen": "5", "rejected": ""}])
+    recipe_dir.recipe(OFFLINE_DPO)
+    assert notes(capsys) == ["data.dataset: 1 of 5 rows reject an answer without text: row 5"]
 
 
 def test_b37_prompts_that_are_too_long(
@@ -127,3 +135,43 @@ def test_b47_special_tokens_in_a_text(
     refused("recipe.yaml", "b47-special-tokens", golden, capsys)
     Path("model/tokenizer.json").write_text("{}")
     refused("recipe.yaml", "b47-unknown-tokenizer", golden, capsys)
+
+
+# ------------------------------------------------------------------------------------------------ several files
+
+ROUNDS = "{type: dpo, prompts_per_step: 3, num_generations: 2, max_steps: 2}"
+TWO_FILES = "{prompts: [./prompts.jsonl, ./more.jsonl]}"
+
+
+def test_the_prompts_of_several_files_are_one_set(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe_dir.jsonl("more.jsonl", [{"prompt": f"{i}+2=", "solution": f"{i + 2}", "level": 1} for i in range(5)])
+    recipe_dir.recipe({"data": TWO_FILES})
+    assert notes(capsys) == []
+    material = Material.read(load("recipe.yaml").stages[0])
+    assert material.files == (8, 5)
+    assert [prompt.id for prompt in material.prompts[7:9]] == ["prompts.jsonl:8", "more.jsonl:1"]
+    assert {tuple(prompt.columns) for prompt in material.prompts} == {("solution", "level")}
+
+
+def test_a_row_that_no_reward_can_score_is_found_in_its_file(
+    recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_dir.jsonl("more.jsonl", [{"prompt": "1+2=", "solution": "3"}, {"prompt": "2+2=", "solution": ""}])
+    recipe_dir.recipe({"data": TWO_FILES})
+    refused("recipe.yaml", "bad-row-of-the-second-file", golden, capsys)
+
+
+def test_a_file_with_fewer_prompts_than_its_round_samples(
+    recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_dir.jsonl("more.jsonl", [{"prompt": f"{i}+2=", "solution": f"{i + 2}"} for i in range(5)])
+    recipe_dir.recipe({"data": TWO_FILES, "algorithm": ROUNDS, "rounds": "{prompts: files, prompts_per_step: [3, 6]}"})
+    refused("recipe.yaml", "round-larger-than-its-file", golden, capsys)
+    recipe_dir.recipe({"data": TWO_FILES, "algorithm": ROUNDS, "rounds": "{prompts: files, prompts_per_step: [6, 5]}"})
+    assert notes(capsys) == []
+
+
+def test_a_run_counts_its_disjoint_prompts_as_well(recipe_dir: RecipeDir) -> None:
+    recipe_dir.recipe({"algorithm": ROUNDS, "rounds": "{prompts: disjoint, prompts_per_step: [4, 5]}"})
+    with pytest.raises(BadInput, match="the rounds sample 9, none of them twice"):
+        Material.read(load("recipe.yaml").stages[0])

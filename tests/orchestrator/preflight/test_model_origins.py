@@ -117,6 +117,8 @@ def test_directories_of_the_wrong_kind(
     scorer(recipe_dir, id2label={"0": "bad", "1": "good"})
     refused("recipe.yaml", "two-labels", golden, capsys)
     scorer(recipe_dir)
+    recipe_dir.recipe({"reward": "[{type: pairwise, path: ./judge}]"})
+    refused("recipe.yaml", "a-reward-model-that-compares", golden, capsys)
     recipe_dir.recipe({"model": "{path: ./judge}"})
     refused("recipe.yaml", "a-reward-model-that-should-write", golden, capsys)
     (recipe_dir.path / "model" / "config.json").write_text('{"model_type": "llama", "vocab_size": 12}')

@@ -65,6 +65,17 @@ QUESTION = [user("1+1=")]
 SYSTEM = [{"role": "system", "content": "s"}, *QUESTION]
 
 
+def test_a_gold_answer_must_continue_the_generation_prompt(
+    recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_dir.recipe({"algorithm": "{type: dpo, prompts_per_step: 2, max_steps: 1, pairs: {gold: chosen}}"})
+    prompts(recipe_dir, QUESTION, SYSTEM, completion=[assistant("2")])
+    chat_model(CHATML, end="<|im_end|>")
+    assert notes(capsys) == []
+    chat_model(R1)
+    refused("recipe.yaml", "text-gold-beside-the-prompt", golden, capsys)
+
+
 def test_rows_that_a_template_refuses(
     recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,14 @@ def test_prepare_puts_chosen_before_rejected(scored: MakeScored) -> None:
     assert metrics["pairs/rejected_length"] == {2: 3, 3: 1}[rejected]
 
 
+def test_the_length_gap_has_a_standard_error_over_prompts(scored: MakeScored) -> None:
+    given = scored([[3, 1], [1, 2], [2, 1]], rewards=[1, 0] * 3, reference=[0] * 10)
+    _, metrics = prepare(given, config())
+    # Gaps of 2, −1 and 1 are 4/3, −5/3 and 1/3 from their mean; √(42/9 · 3/2) / 3 = √7 / 3.
+    assert metrics["pairs/length_gap"] == pytest.approx(2 / 3)
+    assert metrics["pairs/length_gap_error"] == pytest.approx(7**0.5 / 3)
+
+
 def test_several_pairs_of_one_prompt_are_several_rows(scored: MakeScored) -> None:
     given = scored([[1, 1, 1, 1]], rewards=[3, 0, 1, 2], reference=[0] * 4)
     batch, metrics = prepare(given, config(pairs={"per_prompt": 4}))

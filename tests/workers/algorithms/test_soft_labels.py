@@ -60,7 +60,7 @@ def test_labels_of_votes(scored: MakeScored) -> None:
 
 
 def test_nobody_votes() -> None:
-    preference = by_votes({"a": np.float32([NAN, 1]), "b": np.float32([0, NAN])})
+    preference = by_votes({"a": np.float32([NAN, 1]), "b": np.float32([0, NAN]), "c": np.float32([1, 0])}, {"c": 0})
     assert preference(np.array([0]), np.array([1])).tolist() == [0.5]
 
 
@@ -88,3 +88,20 @@ def test_a_step_without_pairs_has_no_labels(scored: MakeScored) -> None:
     given = scored([[1, 2], [1, 1]], rewards=[1] * 4, reference=[0] * 5)
     assert labels_of(given, soft_labels="margin") == []
     assert labels_of(given, soft_labels="margin", loss_type="sppo") == []
+
+
+def test_votes_count_by_weight() -> None:
+    """A negative weight prefers the lower score, a weight of 0 does not vote, and one that is not given is 1."""
+    by_scorer = {
+        "a": np.float32([1, 0]),
+        "b": np.float32([0, 1]),
+        "negative": np.float32([0, 1]),
+        "silent": np.float32([0, 1]),
+    }
+    preference = by_votes(by_scorer, {"a": 2.0, "negative": -0.5, "silent": 0.0})
+    assert preference(np.array([0, 1]), np.array([1, 0])) == pytest.approx([2.5 / 3.5, 1 / 3.5])
+
+
+def test_win_rates_of_a_pairwise_reward_are_the_labels_of_sppo(scored: MakeScored) -> None:
+    given = scored([[1, 1, 1], [1, 1]], rewards=[0.9, 0.2, 0.4, 0.75, 0.25], reference=[0] * 5)
+    assert labels_of(given, loss_type="sppo", soft_labels="win_rate") == pytest.approx([0.9, 0.2, 0.75, 0.25])
