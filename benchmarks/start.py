@@ -31,8 +31,8 @@ def main() -> None:
     other = options.other.resolve()
     with tempfile.TemporaryDirectory(prefix="rlhf-start-") as directory:
         ours_directory, theirs_directory = Path(directory, "here"), Path(directory, "there")
-        _prepare(HERE, ours_directory)
-        _prepare(other, theirs_directory)
+        prepare(HERE, ours_directory)
+        prepare(other, theirs_directory)
         pairs = []
         for turn in range(options.turns):
             ours, theirs = _start(HERE, ours_directory), _start(other, theirs_directory)
@@ -43,25 +43,25 @@ def main() -> None:
     print(f"median: {statistics.median(mine):.1f} s here, {statistics.median(others):.1f} s there, ratio {ratio:.2f}")
 
 
-def _prepare(checkout: Path, directory: Path) -> None:
+def prepare(checkout: Path, directory: Path) -> None:
     """Write the quickstart's data and train its base model in `directory`, with the code of `checkout`."""
     directory.mkdir()
     (directory / "configs").symlink_to(checkout / "configs")
-    _call(checkout, directory, "python", "configs/quickstart/task.py")
-    _call(checkout, directory, "rlhf", "run", "configs/quickstart/base.yaml")
+    call(checkout, directory, "python", "configs/quickstart/task.py")
+    call(checkout, directory, "rlhf", "run", "configs/quickstart/base.yaml")
 
 
 def _start(checkout: Path, directory: Path) -> float:
     """Return the seconds from the command to the first step."""
     started = time.time()
-    _call(checkout, directory, "rlhf", "run", "configs/quickstart/grpo.yaml", *OVERRIDES)
+    call(checkout, directory, "rlhf", "run", "configs/quickstart/grpo.yaml", *OVERRIDES)
     (ledger,) = directory.glob("runs/quickstart-grpo/ledger.jsonl")
     records = [json.loads(line) for line in ledger.read_text().splitlines()]
     planned: float = next(record["time"] for record in records if record["fact"] == "PLANNED")
     return planned - started
 
 
-def _call(checkout: Path, directory: Path, program: str, *arguments: str) -> None:
+def call(checkout: Path, directory: Path, program: str, *arguments: str) -> None:
     command = [str(checkout / ".venv" / "bin" / program), *arguments]
     environment = {**os.environ, "PATH": f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or every start would compile every module

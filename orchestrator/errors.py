@@ -185,7 +185,7 @@ class DeadlineExceeded(WorkerFailed):
         self.role, self.method, self.seconds, self.traceback, self.pid = role, method, seconds, "", pid
         self.rank = -1 if rank is None else rank  # -1: any of the gang
         worker = role if rank is None else f"{role} rank {rank}"
-        setting = "start_timeout_s" if method == "start" else "progress_timeout_s"
+        setting = "start_timeout_s" if method in ("start", "meeting_point") else "progress_timeout_s"
         RlhfError.__init__(
             self,
             Problem(

@@ -64,7 +64,7 @@ class RayGang(Generic[W]):
         handle: RayHandle[tuple[str, int]] = RayHandle(
             self, 0, "meeting_point", lambda actor: _own_receipt(actor.meeting_point.remote())
         )
-        return handle.result()
+        return handle.result(self._config.start_timeout_s)  # its process may not have started yet
 
     def start(self, ranks: Sequence[int] | None = None) -> list[RayHandle[None]]:
         """Start the workers of these ranks (default: all)."""

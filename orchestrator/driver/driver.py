@@ -253,37 +253,9 @@ class Attempt:
 
         In a new run, evaluate the initial model.
         """
-        config, directory, monitor = attempt.config, attempt.directory, attempt.monitor
-        learners = Learners(
-            gangs["policy"],
-            gangs.get("critic"),
-            needs_old=config.algorithm.needs_old_logprobs,
-            every_updates=config.checkpoint.every_updates,
-            progress=point.state.progress,
-            rounds=round_starts(config, base=directory.base),
-        )
-        keep_initial(config, gangs["policy"], base=directory.base, reference=directory.reference(0))
-        checkpointer = Checkpointer(
-            learners,
-            directory.checkpoints,
-            keep=config.checkpoint.keep,
-            about=point.about,
-            fence=attempt.ledger.fence,
-        )
-        if point.checkpoint is not None:
-            checkpointer.load(point.checkpoint)
-        rollouts = None
-        if config.data.prompts is not None:
-            rollouts = Rollouts(
-                directory.rollouts,
-                attempt.ledger,
-                attempt=attempt.number,
-                note=monitor.note,
-                wait_first=cluster.wait_first,
-                arrived=ChunkProgress(monitor, partial(prompts_per_step, config, material)).arrived,
-            )
-            if point.state.updates:
-                rollouts.require(point.state.next_step)
+        config, directory = attempt.config, attempt.directory
+        learners, checkpointer = self._learners(attempt, point, gangs)
+        rollouts = self._rollouts(attempt, material, point, cluster)
         self._recorder = recorder = Recorder(
             attempt,
             point,
@@ -319,6 +291,50 @@ class Attempt:
             is_over_budget=recorder.is_over_budget,
             stop=lambda: self._stop.requested() or alarms.verdict is not None or recorder.is_spent,
         )
+
+    def _learners(
+        self, attempt: AttemptContext, point: ResumePoint, gangs: Mapping[str, Gang[Any]]
+    ) -> tuple[Learners, Checkpointer]:
+        """Return the learners in the state of the resume point, and the writer of their checkpoints."""
+        config, directory = attempt.config, attempt.directory
+        learners = Learners(
+            gangs["policy"],
+            gangs.get("critic"),
+            needs_old=config.algorithm.needs_old_logprobs,
+            every_updates=config.checkpoint.every_updates,
+            progress=point.state.progress,
+            rounds=round_starts(config, base=directory.base),
+        )
+        keep_initial(config, gangs["policy"], base=directory.base, reference=directory.reference(0))
+        checkpointer = Checkpointer(
+            learners,
+            directory.checkpoints,
+            keep=config.checkpoint.keep,
+            about=point.about,
+            fence=attempt.ledger.fence,
+        )
+        if point.checkpoint is not None:
+            checkpointer.load(point.checkpoint)
+        return learners, checkpointer
+
+    def _rollouts(
+        self, attempt: AttemptContext, material: Material, point: ResumePoint, cluster: Cluster
+    ) -> Rollouts | None:
+        """Return the store of rollouts; None if the experience comes from a dataset."""
+        config = attempt.config
+        if config.data.prompts is None:
+            return None
+        rollouts = Rollouts(
+            attempt.directory.rollouts,
+            attempt.ledger,
+            attempt=attempt.number,
+            note=attempt.monitor.note,
+            wait_first=cluster.wait_first,
+            arrived=ChunkProgress(attempt.monitor, partial(prompts_per_step, config, material)).arrived,
+        )
+        if point.state.updates:
+            rollouts.require(point.state.next_step)
+        return rollouts
 
     def _round_models(
         self, attempt: AttemptContext, point: ResumePoint, learners: Learners, alarms: AlarmMonitor

@@ -146,8 +146,7 @@ class ReferenceGang:
         config: ReferenceConfig,
         *,
         temperature: float,
-        sampling_temperature: Callable[[int], float] | None = None,
-        measures: bool = False,
+        drift_temperature: Callable[[int], float] | None = None,
         directory: Callable[[int], Path],
         version: int = 0,
         decided: Decision | None = None,
@@ -156,16 +155,16 @@ class ReferenceGang:
 
         Args:
             temperature: of the loss.
-            sampling_temperature: returns that of the rollout engine in a step; None: always `temperature`.
-            measures: measure the drift before every step, not only where `refresh` depends on it.
+            drift_temperature: returns that of a step's samples, at which the drift is measured before the step; None:
+                the drift is measured only where `refresh` depends on it, at `temperature`.
             directory: returns the directory of a version of the reference.
             version: version of the policy that the reference holds.
             decided: decision already taken for the first step, when resuming in the middle of it.
         """
         self._reference, self._policy, self._config = reference, policy, config
         self._temperature, self._directory, self.version = temperature, directory, version
-        self._measures = measures or config.refresh == "when_drifted"
-        self._sampling_temperature = sampling_temperature or (lambda step: temperature)
+        self._measures = drift_temperature is not None or config.refresh == "when_drifted"
+        self._drift_temperature = drift_temperature or (lambda step: temperature)
         self._decided, self._decision = decided, decided
         self._begun: dict[tuple[int, int], Sequence[Handle[TokenShard]]] = {}
         reference.when_restarted(self._restore_state)
@@ -197,7 +196,7 @@ class ReferenceGang:
             drift = None
             if self._measures:
                 # Drift compares distributions at the same temperature: samples at 0.7 are far from a reference at 1.
-                sampling = self._sampling_temperature(step)
+                sampling = self._drift_temperature(step)
                 same = sampling == self._temperature
                 begun = shards if same else None
                 sampled = begun or self._score(chunk.experience, sampling)

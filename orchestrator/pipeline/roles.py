@@ -18,7 +18,6 @@ from orchestrator.cluster.preload import serve_forks
 from orchestrator.config import ClusterConfig, RunConfig
 from workers import learner
 from workers.config import (
-    Combine,
     FunctionRewardConfig,
     LearnerConfig,
     ModelConfig,
@@ -32,6 +31,7 @@ from workers.config import (
 from workers.encoder import Encoder
 from workers.reference import Reference
 from workers.reward import Reward
+from workers.rewards.combine import SUM, Combination
 from workers.rollout import Rollout
 from workers.rollout import environment as rollout_environment
 
@@ -218,9 +218,15 @@ def _reward(
         num_samples=shown,
         cuda=cuda,
         skip_special_tokens=config.reward_workers.skip_special_tokens,
-        combine=config.reward_combine if role == "reward" else "sum",
-        normalize=config.reward_normalize is not None and role == "reward",
+        combination=_combination(role, config),
     )
+
+
+def _combination(role: str, config: RunConfig) -> Combination:
+    """Return how scores make a reward: a classifier of refusals is always alone."""
+    if role != "reward":
+        return SUM
+    return Combination(combine=config.reward_combine, normalize=config.reward_normalize is not None)
 
 
 def reward_plan(
@@ -233,8 +239,7 @@ def reward_plan(
     num_samples: int,
     cuda: bool,
     skip_special_tokens: bool = True,
-    combine: Combine = "sum",
-    normalize: bool = False,
+    combination: Combination = SUM,
 ) -> GangPlan:
     """Return a gang of workers that score with `rewards`; `model` is the one whose tokens they decode."""
     members = [
@@ -246,8 +251,7 @@ def reward_plan(
             "num_samples": num_samples,
             "num_cpus": max(1, int(cluster.cpus_per_worker)),
             "skip_special_tokens": skip_special_tokens,
-            "combine": combine,
-            "normalize": normalize,
+            "combination": combination,
         }
         for i in range(num_workers)
     ]

@@ -147,7 +147,7 @@ def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(gangs
             gangs.policy,
             config,
             temperature=1.0,
-            sampling_temperature=lambda step, at=sampled_at: at,
+            drift_temperature=lambda step, at=sampled_at: at,
             directory=lambda version: gangs.directory,
         )
         experience: Any = gangs.sample(sampled_at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fakes import experience
 from workers.algorithms.metrics import rollout_metrics
 from workers.config import FunctionRewardConfig, ModelConfig
 from workers.reward import Reward
-from workers.rewards.combine import combined, normalized
+from workers.rewards.combine import Combination, combined, normalized
 from workers.step_inputs import scored_batch
 from workers.types import Experience, merge_scores
 
@@ -50,12 +51,14 @@ def test_an_empty_share_of_groups_is_normalised() -> None:
 # ------------------------------------------------------------------------------------------------ in the reward worker
 
 
-def worker(model: Path, directory: Path, **settings: bool | str) -> Reward:
+def worker(model: Path, directory: Path, **settings: Any) -> Reward:
     (directory / "mine.py").write_text(FUNCTIONS)
     configs = [
         FunctionRewardConfig(type="function", function=f"{directory}/mine.py:{name}") for name in ("length", "letters")
     ]
-    return Reward(ModelConfig(path=str(model)), configs, index=0, num_workers=1, num_samples=1, **settings)  # type: ignore[arg-type]
+    combination = Combination(**settings)
+    policy = ModelConfig(path=str(model))
+    return Reward(policy, configs, index=0, num_workers=1, num_samples=1, combination=combination)
 
 
 def sampled() -> Experience:

@@ -163,7 +163,7 @@ def test_a_reference_that_has_drifted_is_refreshed_and_scores_again() -> None:
 
 def test_the_drift_is_measured_at_the_sampling_temperature_and_whatever_refresh_says() -> None:
     events: Events = []
-    measuring = reference_policy(events, "never", drift=FAR, measures=True, sampling_temperature=lambda step: 1.0)
+    measuring = reference_policy(events, "never", drift=FAR, drift_temperature=lambda step: 1.0)
     measuring.logprobs(3, chunk())
     sampled = [line.replace("0.7", "1") for line in SCORED]
     assert events == [*sampled, "reference 0: drift of 2 shares", *SCORED]
@@ -173,7 +173,9 @@ def test_the_drift_is_measured_at_the_sampling_temperature_and_whatever_refresh_
 @pytest.mark.parametrize("limit", ["roll_back_kl", "abort_kl"])
 def test_a_drift_over_a_guard_ends_the_step_before_a_refresh(limit: str) -> None:
     events: Events = []
-    guarded = reference_policy(events, "every_round", drift=FAR, measures=True, limits={limit: 1.4})
+    guarded = reference_policy(
+        events, "every_round", drift=FAR, drift_temperature=lambda step: 0.7, limits={limit: 1.4}
+    )
     with pytest.raises(Drifted, match=rf"KL 1.5 ± 0 > {limit} 1.4"):
         guarded.logprobs(3, chunk())
     assert events == [*SCORED, "reference 0: drift of 2 shares"]
@@ -264,9 +266,7 @@ def test_a_moving_average_is_of_the_reference_before_and_the_policy() -> None:
 
 def test_the_drift_is_measured_at_the_temperature_of_the_round() -> None:
     events: Events = []
-    measuring = reference_policy(
-        events, "never", drift=FAR, measures=True, sampling_temperature=lambda step: 0.7 if step == 3 else 1.3
-    )
+    measuring = reference_policy(events, "never", drift=FAR, drift_temperature=lambda step: 0.7 if step == 3 else 1.3)
     measuring.logprobs(3, chunk())
     assert events == [*SCORED, "reference 0: drift of 2 shares"]
     events.clear()

@@ -100,7 +100,7 @@ def test_one_scorer_agrees_with_nobody() -> None:
 
 
 def test_agreement_makes_pairs_of_noisy_scorers_right_more_often() -> None:
-    """Of 3,000 groups of 2, four scorers see the gold score with noise of twice its spread."""
+    """Draw 3,000 groups of 2, of which four scorers see the gold score with noise of twice its spread."""
     draw = np.random.Generator(np.random.Philox(7))
     gold = draw.normal(size=6000)
     noisy = {f"judge_{k}": (gold + 2 * draw.normal(size=6000)).astype(np.float32) for k in range(4)}
