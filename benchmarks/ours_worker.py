@@ -36,7 +36,7 @@ from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.reference import Decision, NoReference, ReferenceGang, ReferencePolicy
 from orchestrator.pipeline.roles import gang_plans
-from orchestrator.pipeline.sources import DatasetSource, PendingBatch, RolloutSource, Source
+from orchestrator.pipeline.sources import Chunk, DatasetSource, PendingBatch, RolloutSource, Source
 from workers.engines.hf_text import TextCodec
 from workers.learner import Learner
 from workers.packing import input_lengths
@@ -68,6 +68,8 @@ class Notes:
     def planned(self, index: int) -> None: ...
 
     def arrived(self, index: int, pending: PendingBatch) -> None: ...
+
+    def updated(self, index: int, update: int, num_updates: int, metrics: Metrics) -> None: ...
 
     def paused(self, index: int, decision: Decision | None, progress: Progress) -> None: ...
 
@@ -334,18 +336,20 @@ class Ours:
 
 
 class Watched:
-    """Source that keeps its batches, so that tokens can be counted after the measurement."""
+    """Source that keeps the chunks of each step, so that tokens can be counted after the measurement."""
 
     def __init__(self, source: Source) -> None:
-        self._source, self._pending = source, list[PendingBatch]()
+        self._source, self._steps = source, list[list[Chunk]]()
 
-    def take(self, step: int) -> PendingBatch:
-        self._pending.append(self._source.take(step))
-        return self._pending[-1]
+    def stream(self, step: int) -> Iterator[Chunk]:
+        self._steps.append([])
+        for chunk in self._source.stream(step):
+            self._steps[-1].append(chunk)
+            yield chunk
 
     @property
     def taken(self) -> list[Experience]:
-        return [merge(wait(pending.experience)) for pending in self._pending]
+        return [merge(wait(PendingBatch(chunks=chunks).experience)) for chunks in self._steps]
 
 
 def _given(prompts: Sequence[Prompt], groups: Sequence[Sequence[Sequence[int]]], codec: TextCodec) -> Experience:
