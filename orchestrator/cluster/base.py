@@ -135,6 +135,10 @@ class Cluster(Protocol):
         """Wait until one of the calls has succeeded. Raise as `Handle.wait` does if one fails."""
         ...
 
+    def when_idle(self, work: Callable[[], object]) -> None:
+        """Call `work` every few seconds while the driver waits for results. It must return soon."""
+        ...
+
     def waited_s(self) -> float:
         """Return the seconds that the driver has spent waiting for results so far."""
         ...

@@ -93,6 +93,9 @@ class LocalCluster:
     def wait_first(self, handles: Sequence[Handle[Any]]) -> None:
         pass
 
+    def when_idle(self, work: Callable[[], object]) -> None:
+        pass
+
     def waited_s(self) -> float:
         return 0.0
 

@@ -29,10 +29,20 @@ FETCH_S = 60.0
 
 
 class Clock:
-    """Time that the driver has spent waiting for results. A wait inside another wait counts once."""
+    """Time that the driver has spent waiting for results. A wait inside another wait counts once.
+
+    `on_idle` is called every few seconds of a wait, but not within a wait that it or a restart begins.
+    """
 
     waited_s = 0.0
     _depth = 0
+
+    def __init__(self) -> None:
+        self.on_idle: Callable[[], object] = lambda: None
+
+    def idle(self) -> None:
+        if self._depth == 1:
+            self.on_idle()
 
     @contextmanager
     def running(self) -> Iterator[None]:

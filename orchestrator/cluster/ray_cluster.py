@@ -137,6 +137,9 @@ class RayCluster:
         with self._clock.running():
             wait_first(cast("Sequence[Call]", handles))
 
+    def when_idle(self, work: Callable[[], object]) -> None:
+        self._clock.on_idle = work
+
     def waited_s(self) -> float:
         return self._clock.waited_s
 

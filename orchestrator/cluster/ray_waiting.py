@@ -66,6 +66,8 @@ def watch(call: Call, limit_s: float | None) -> LostWorker | None:
                 return loss
         if not ready and (loss := lost_worker(call)):
             return loss
+        if not ready:
+            call.gang.clock.idle()
     return None
 
 

@@ -334,6 +334,7 @@ class Attempt:
         )
         if point.state.updates:
             rollouts.require(point.state.next_step)
+        cluster.when_idle(rollouts.record_ended)  # whatever the driver waits for, what has ended is recorded soon
         return rollouts
 
     def _round_models(

@@ -35,7 +35,7 @@ from workers.engines.base import Request, Response
 from workers.learner import Learner
 from workers.rollout import Rollout
 from workers.segment import Segment
-from workers.types import Finish
+from workers.types import Experience, Finish
 from workers.weights import Manifest
 
 ALPHABET = "abcdefgh>"
@@ -67,6 +67,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "ppo": {"type": "ppo", "num_ppo_epochs": 2, "num_mini_batches": 2, **SAMPLED},
     "iterative-dpo": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED, "learning_rate": 0.1},
     "iterative-dpo-updates": {"type": "dpo", "batch_size": 2, "pairs": PAIRS, **SAMPLED},
+    # All 16 prompts in each round, in eight chunks.
+    "streamed-rounds": {"type": "dpo", "batch_size": 8, "pairs": PAIRS, **SAMPLED, "prompts_per_step": 16},
 }
 FURTHER: dict[str, dict[str, Any]] = {  # not in the published measurements
     "iterative-dpo-rounds": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED},
@@ -118,7 +120,7 @@ def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunCo
 def _refresh(algorithm: str) -> str:
     if algorithm in ROUNDS:
         return "ema"
-    return "every_round" if algorithm.startswith("iterative-dpo") else "never"
+    return "every_round" if algorithm.startswith(("iterative-dpo", "streamed")) else "never"
 
 
 def local_cluster(*_: Any, **__: Any) -> LocalCluster:
@@ -158,6 +160,16 @@ def made_again(records: Sequence[Record]) -> list[str]:
         if "chunk" in r.details and not r.details["recalled"]
     )
     return [what for what, count in made.items() if count > 1]
+
+
+def sampled_again(directory: Path) -> int:
+    """Return how often a chunk of a run was sampled again, by one of its engines or by several."""
+    calls = Counter((directory / "sampled.log").read_text().splitlines())
+    again: dict[str, int] = {}
+    for call, count in calls.items():
+        chunk = call.rpartition(" ")[0]
+        again[chunk] = max(again.get(chunk, 0), count - 1)
+    return sum(again.values())
 
 
 def learner(
@@ -225,7 +237,14 @@ class SavedEngine(TorchEngine):
 
 
 class TorchRollout(Rollout):
-    """Rollout role with a sampler in plain torch."""
+    """Rollout role with a sampler in plain torch. Each call for a chunk is noted in the run's `sampled.log`."""
+
+    def generate(self, *arguments: Any, **more: Any) -> Experience:
+        prefix = arguments[3] if len(arguments) > 3 else None
+        if prefix is not None:
+            with (Path(prefix).parents[2] / "sampled.log").open("a") as log:
+                log.write(f"{Path(prefix).parent.name}/{Path(prefix).name} {self._index}\n")
+        return super().generate(*arguments, **more)
 
     def _start(self, model: ModelConfig, max_model_len: int, *, seed: int, cuda: bool) -> Any:
         return TorchSampler(str(model.path))

@@ -1,7 +1,7 @@
 """SIGKILL at random moments of a run on real Ray, which must still reach its end: figures T2, T3 and T9.
 
     python tests/faults/kills.py --kills 100 --algorithm grpo       adds to tests/faults/measured/kills.jsonl
-    python tests/faults/kills.py --minutes 4                        all three algorithms in turn, for that long
+    python tests/faults/kills.py --minutes 4                        all algorithms in turn, for that long
 
 The driver, loop, ledger, checkpoints, learner, losses and actors are the product's, on real Ray. The engines in the
 actors are those of `cpu_run.py`, deterministic to the bit. A run of twelve steps is killed up to ten times at random
@@ -47,6 +47,7 @@ MEMBERS: dict[str, list[Member]] = {
     "grpo": [("policy", 0), ("policy", 1), ("reference", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
     "ppo": [("policy", 0), ("policy", 1), ("critic", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
     "iterative-dpo": [("policy", 0), ("policy", 1), ("reference", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
+    "streamed-rounds": [("policy", 0), ("policy", 1), ("reference", 0), ("rollout", 0), ("rollout", 1), ("reward", 0)],
 }
 
 
@@ -158,6 +159,8 @@ def trial(stage: Stage, task: Path, algorithm: str, seed: int, expected: Any, un
         assert not again, f"recorded, and made again: {again}"
         assert accounted.lost == accounted.repeated == (), f"lost {accounted.lost}, repeated {accounted.repeated}"
         assert cpu_run.outcome(directory) == expected, "the outcome differs from that of the undisturbed run"
+        again, kills = cpu_run.sampled_again(directory), len(killed_run.kills)
+        assert again <= kills, f"{again} chunks were sampled again after {kills} kills"
         assert not killed_run.left_behind, f"{killed_run.left_behind} attempts left actors behind"
     except AssertionError as error:
         wrong = str(error).splitlines()[0]

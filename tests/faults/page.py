@@ -33,6 +33,8 @@ ROWS = {
     "T2 grpo": "real Ray: driver, learner rank, engine, reference or reward worker killed at a random moment",
     "T2 ppo": "as T2 grpo, for PPO with its critic",
     "T2 iterative-dpo": "as T2 grpo, for iterative DPO with a reference refresh every round",
+    "T2 streamed-rounds": "as T2 iterative-dpo, with eight chunks in each round; for each kill at most one chunk is "
+    "sampled again",
     "T2 real engines": "real Ray, vLLM and DeepSpeed, started by `rlhf run` and `rlhf resume`: driver, learner, engine "
     "or reward worker of a GRPO run killed at a random moment",
     "T10": "real Ray: random process stopped (SIGSTOP) at a random moment; a typed error names the process",
@@ -158,8 +160,8 @@ The driver, loop, ledger, checkpoints, recorder, learner and losses are the prod
 - **T1, T2 driver, T4, T5, T7 and T8** run in one process, with stand-ins that are deterministic to the bit
   (`tests/faults/cpu_run.py`): torch replaces DeepSpeed, a sampler with a seed per completion replaces vLLM, and direct
   calls replace Ray.
-- **T2 grpo, T2 ppo, T2 iterative-dpo and T10** run on a real Ray cluster whose actors contain the same stand-ins, among
-  them two learner ranks in a gloo group and two engines. Ray starts its workers by forking a process that has already
+- **T2 grpo, T2 ppo, T2 iterative-dpo, T2 streamed-rounds and T10** run on a real Ray cluster whose actors contain the
+  same stand-ins, among them two learner ranks in a gloo group and two engines. Ray starts its workers by forking a process that has already
   imported their modules (`orchestrator/cluster/fork_server.py`), and monitors and removes them like any other worker.
   A T2 run is killed up to ten times; each of its kills counts as passed if the whole run passes.
 - **T2 real engines** has no stand-ins. Its engines give bit-identical results on one machine and version; on a GPU they
