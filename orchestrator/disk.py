@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import DiskFailed, WorkerFailed
-from workers.files.durable import partial, replace, sync_directory, write, write_all
+from workers.files.durable import make_directory, partial, replace, sync_directory, write, write_all
 
 __all__ = [
     "append",
@@ -113,14 +113,6 @@ def fresh(target: Path) -> Path:
     make_directory(target.parent)
     temporary.mkdir()
     return temporary
-
-
-def make_directory(path: Path) -> None:
-    """Create `path` and its parents, durably."""
-    if not path.is_dir():
-        make_directory(path.parent)
-        path.mkdir(exist_ok=True)
-        sync_directory(path.parent)
 
 
 def publish(target: Path) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers import progress, rewards
-from workers.config import Combine, ModelConfig, RewardConfig
+from workers.config import ModelConfig, RewardConfig
 from workers.conversation import as_text
 from workers.files.rollout_files import read_scores, write_scores
 from workers.rewards.base import Completed, RewardError
-from workers.rewards.combine import combined, normalized
+from workers.rewards.combine import SUM, Combination, combined, normalized
 from workers.types import (
     Experience,
     Finish,
@@ -59,8 +59,7 @@ class Reward:
         num_samples: int,
         num_cpus: int = 1,
         skip_special_tokens: bool = True,
-        combine: Combine = "sum",
-        normalize: bool = False,
+        combination: Combination = SUM,
     ) -> None:
         """Build the scorers.
 
@@ -70,8 +69,7 @@ class Reward:
             num_samples: completions that are returned as text.
             num_cpus: cores of this worker.
             skip_special_tokens: leave special tokens out of the texts that are scored.
-            combine: how the weighted scores of a completion make its reward.
-            normalize: give rewards of scores that are normalised within each group as well, to train on.
+            combination: how the weighted scores of a completion make its reward.
         """
         # Imported here: the driver imports this module for the names of its methods alone.
         from workers.engines import hf_text
@@ -81,7 +79,7 @@ class Reward:
         self._scorers = dict(zip(_distinct([s.name for s in scorers]), scorers, strict=True))
         self._weights = {name: c.weight for name, c in zip(self._scorers, configs, strict=True)}
         self._index, self._num_workers, self._num_samples = index, num_workers, num_samples
-        self._combine, self._normalize = combine, normalize
+        self._combination = combination
 
     def score(self, parts: Sequence[Experience], file_prefix: str | None = None) -> Scores:
         """Score this worker's share of the groups: worker i takes the i-th consecutive part.
@@ -127,7 +125,7 @@ class Reward:
             seconds=time.perf_counter() - started,
             chunk=experience.chunk,
             weights=self._weights,
-            normalized=self._combined(normalized(values, groups)) if self._normalize else None,
+            normalized=self._combined(normalized(values, groups)) if self._combination.normalize else None,
         )
         if file_prefix is not None:
             write_scores(f"{file_prefix}reward-{self._index}", scores)
@@ -180,7 +178,7 @@ class Reward:
         return total
 
     def _combined(self, values: Floats) -> Floats:
-        return combined(values, np.asarray(list(self._weights.values()), np.float32), self._combine)
+        return combined(values, np.asarray(list(self._weights.values()), np.float32), self._combination.combine)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -338,9 +338,7 @@ class TrainBatch:
             if values is not None and values.shape != (num_tokens,):
                 raise ValueError(f"TrainBatch.{name} has shape {values.shape} for {num_tokens} tokens")
         if self.reference_hidden is not None and len(self.reference_hidden) != num_tokens:
-            raise ValueError(
-                f"TrainBatch.reference_hidden has {len(self.reference_hidden)} vectors for {num_tokens} tokens"
-            )
+            raise ValueError(f"reference_hidden has {len(self.reference_hidden)} vectors for {num_tokens} tokens")
         if self.baseline is not None and self.baseline.num_rows != num_rows:
             raise ValueError(f"TrainBatch.baseline has {self.baseline.num_rows} rows, the batch {num_rows}")
 

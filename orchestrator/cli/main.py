@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from orchestrator.cli import advise, compare, evaluate, jobs, ledger, plan, report
+from orchestrator.cli import advise, compare, evaluate, jobs, ledger, plan, report, rounds
 from orchestrator.cli.options import Attempts, Fresh, Overrides, RecipePath, ResumeOverrides, RunPath
 from orchestrator.errors import Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Recipe, RunConfig
     from orchestrator.preflight.preflight import StageSummary
 
+SEVERAL_VALUES = ("--by",)  # options that may be given more than once
 app = typer.Typer(
     name="rlhf",
     no_args_is_help=True,
@@ -148,7 +149,7 @@ def why(run_directory: RunPath) -> int:
     return 0
 
 
-for module in (jobs, ledger, plan, advise, evaluate, report, compare):
+for module in (jobs, ledger, plan, advise, evaluate, report, compare, rounds):
     module.add_to(app)
 
 
@@ -220,9 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse_repeated_options(given: Sequence[str]) -> None:
-    """Raise BadInput if an option is given more than once: no option takes several values."""
+    """Raise BadInput if an option is given more than once that takes a single value."""
     options = [argument.partition("=") for argument in takewhile(lambda argument: argument != "--", given)]
-    names = Counter(name for name, _, _ in options if name.startswith("--"))
+    names = Counter(name for name, _, _ in options if name.startswith("--") and name not in SEVERAL_VALUES)
     why, fix = "only one value would be used", "keep one of them"
     Problems(
         Problem(what=f"{name} is given {count} times", where="command line", why=why, fix=fix)

@@ -1,108 +1,122 @@
 """Detectors of the alarm rules: pure functions of the rows of metrics that a run has written so far.
 
-    rows ──► History ──► detector(history, settings of the rule) ──► Finding, or None
+    rows of steps, rows of updates ──► History ──► detector(history, settings of the rule) ──► Finding, or None
 
 A detector judges a window of rows instead of a single point: a trend by Mann–Kendall and Theil–Sen, a difference by
-Welch's t, a level by its median (`trends.py`). The exceptions are `engine_mismatch` and `safety_gate`, which judge the
-newest row. A detector whose metrics a run does not have finds nothing.
+Welch's t, a level by its median (`trends.py`). A round is a single row over thousands of completions. It is judged
+alone, by the standard error that its metrics come with: a limit must be exceeded by three standard errors. The
+exceptions are `engine_mismatch`, which judges the newest row, and `safety_gate`, which judges the interval of the
+newest evaluation. A detector whose metrics a run does not have finds nothing.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
 from orchestrator.config import alarms as settings
 from orchestrator.monitor.figures import number
+from orchestrator.monitor.finding import Finding, began
 from orchestrator.monitor.gate import gated_metrics
 from orchestrator.monitor.history import History
-from orchestrator.monitor.trends import CERTAIN, difference, trend
+from orchestrator.monitor.trends import CERTAIN, Level, Values, change, trend
 
 STALE_DIFFERENCE = 0.3  # allowed nats per token, per version that the engine is behind
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """Observation that triggers an alarm.
-
-    Example: `Finding(saw="KL 31 nats (median of 5 steps), budget 25", rows=5)`.
-    """
-
-    saw: str  # the observed values, in words
-    rows: int  # number of newest rows that were judged: the problem began in one of them
-
-
 def chosen_falling(history: History, rule: settings.ChosenFalling) -> Finding | None:
-    """Detect chosen completions that lose probability while the loss falls.
+    """Detect chosen completions that lose probability while the loss falls, by optimiser updates.
 
     Condition: over the window, logps/chosen falls (z ≤ −3) by `min_fall` times its mean size in the first third, and
     the loss falls (Theil–Sen change < 0, z ≤ −1.64). If there is a reference, the chosen completions are also less
-    likely than under the reference (rewards/chosen < 0, mean of the last third).
+    likely than under the reference (rewards/chosen < 0, mean of the last third). The windows are the newest n updates
+    and, after every n updates, all updates of the round (of the run, if steps are no rounds) as n means.
     """
     n = history.window(rule)
-    chosen, loss = history.last("logps/chosen", n), history.last("loss", n)
-    if chosen is None or loss is None:
-        return None
-    third = max(1, n // 3)
-    size, fall, loss_trend = abs(float(chosen[:third].mean())), trend(chosen), trend(loss)
-    reward = history.last("rewards/chosen", third)
-    if not fall.falls or -fall.change < rule.min_fall * size or loss_trend.z > -1.64 or loss_trend.change >= 0:
-        return None
-    if reward is not None and reward.mean() >= 0:
-        return None
-    return Finding(
-        saw=f"logps/chosen fell by {number(-fall.change)} to {number(float(chosen[-third:].mean()))} over {n} "
-        f"{history.row_word} (z {fall.z:.1f}) while the loss fell by {number(-loss_trend.change)}",
-        rows=n,
-    )
+    for chosen, loss, reward, size in _windows(history, n):
+        third = max(1, n // 3)
+        start, fall, loss_trend = abs(float(chosen[:third].mean())), trend(chosen), trend(loss)
+        if not fall.falls or -fall.change < rule.min_fall * start or loss_trend.z > -1.64 or loss_trend.change >= 0:
+            continue
+        if reward is not None and reward[-third:].mean() >= 0:
+            continue
+        text = f"logps/chosen fell by {number(-fall.change)} to {number(float(chosen[-third:].mean()))}"
+        return Finding(
+            saw=f"{text} over {n * size} updates (z {fall.z:.1f}) while the loss fell by {number(-loss_trend.change)}",
+            rows=n * size,
+        )
+    return None
+
+
+def _windows(history: History, n: int) -> Iterator[tuple[Values, Values, Values | None, int]]:
+    """Yield logps/chosen, loss and rewards/chosen of each window: [n], with the number of updates per value."""
+    chosen, loss, reward = (history.trend_updates(name) for name in ("logps/chosen", "loss", "rewards/chosen"))
+    count = min(len(chosen), len(loss))
+    for size in [1, count // n] if count > n and count % n == 0 else [1] if count >= n else []:
+        blocks = [
+            values[-n * size :].reshape(n, size).mean(1) if len(values) >= n * size else None
+            for values in (chosen, loss, reward)
+        ]
+        assert blocks[0] is not None
+        assert blocks[1] is not None
+        yield blocks[0], blocks[1], blocks[2], size
 
 
 def kl_budget(history: History, rule: settings.KlBudget) -> Finding | None:
-    """Detect a median of objective/kl over the window above `max_kl`."""
-    n = history.window(rule)
-    kl = history.last("objective/kl", n)
-    if kl is None or np.median(kl) <= rule.max_kl:
+    """Detect a KL to the reference above `max_kl`: drift/kl in rounds, else objective/kl (k1 estimates).
+
+    Condition: the median of the window is above the budget; in rounds, the KL less three standard errors.
+    """
+    name = "drift/kl" if history.rounds and history.count("drift/kl") else "objective/kl"
+    kl = history.level(name, rule)
+    if kl is None or not kl.exceeds(rule.max_kl):
         return None
-    return Finding(
-        saw=f"KL {number(float(np.median(kl)))} nats (median of {n} {history.row_word}), budget {rule.max_kl:g}", rows=n
-    )
+    saw = f"KL {number(kl.value)} nats ({_of_rows(history, kl)}), budget {rule.max_kl:g}"
+    return Finding(saw=saw, rows=began(kl))
 
 
 def length_drift(history: History, rule: settings.LengthDrift) -> Finding | None:
     """Detect completions that became much longer or shorter.
 
-    Condition: the median length of the window, divided by the mean of the run's first rows, is above `max_ratio` or
-    below its inverse, and the difference is certain (Welch's |t| ≥ 3).
+    Condition: the length of the newest rows, divided by that of the run's first rows, is above `max_ratio` or below its
+    inverse, and the difference is certain (|t| ≥ 3).
     """
-    n, name = history.window(rule), "completions/mean_length"
-    now, before = history.last(name, n), history.first(name, n)
-    if now is None or len(history.steps(name)) < 2 * n:
+    name = "completions/mean_length"
+    now, before = history.level(name, rule), history.first_level(name, rule)
+    if now is None or before is None or abs(change(before, now)) < CERTAIN:
         return None
-    ratio = float(np.median(now) / max(before.mean(), 1e-9))
-    if 1 / rule.max_ratio <= ratio <= rule.max_ratio or abs(difference(before, now)) < CERTAIN:
+    most, least = before.times(rule.max_ratio), before.times(1 / rule.max_ratio)
+    if not (now.exceeds(most.mean, most.error) or now.is_below(least.mean, least.error)):
         return None
-    text = f"mean length {number(float(np.median(now)))} tokens, {ratio:.2g} times the {number(float(before.mean()))}"
-    return Finding(saw=f"{text} of the first {len(before)} {history.row_word}", rows=n)
+    ratio = now.value / max(before.mean, 1e-9)
+    text = f"mean length {number(now.value)} tokens, {ratio:.2g} times the {number(before.mean)}"
+    return Finding(saw=f"{text} of the first {_first_rows(history, before)}", rows=began(now))
 
 
 def pair_length_gap(history: History, rule: settings.PairLengthGap) -> Finding | None:
     """Detect pairs whose chosen and rejected completions differ in length.
 
     The gap of a row is (chosen − rejected) / mean length of both. Condition: the mean gap of the window is outside
-    ±`max_gap` and at least three standard errors (deviation / √n) from 0.
+    ±`max_gap` and at least three standard errors from 0; in rounds, at least three from ±`max_gap`.
     """
-    n = history.window(rule)
+    n = history.window(rule, "pairs/length_gap")
     chosen, rejected = history.last("pairs/chosen_length", n), history.last("pairs/rejected_length", n)
     if chosen is None or rejected is None:
         return None
-    gaps = 2 * (chosen - rejected) / np.maximum(chosen + rejected, 1e-9)
-    mean, error = float(gaps.mean()), float(gaps.std(ddof=1)) / math.sqrt(n)
-    if abs(mean) <= rule.max_gap or abs(mean) < CERTAIN * error:
-        return None
     lengths = float(chosen.mean()), float(rejected.mean())
-    return Finding(saw=f"{_length_gap_text(*lengths, gap=mean)} tokens, mean of {n} {history.row_word})", rows=n)
+    if n == 1:
+        tokens = history.level("pairs/length_gap", rule)
+        gap = None if tokens is None else tokens.times(2 / max(sum(lengths), 1e-9))
+    else:
+        gap = Level.of(2 * (chosen - rejected) / np.maximum(chosen + rejected, 1e-9))
+    if gap is None or abs(gap.mean) <= rule.max_gap or abs(gap.mean) < CERTAIN * gap.error:
+        return None
+    if n == 1 and not (gap.exceeds(rule.max_gap) or gap.is_below(-rule.max_gap)):
+        return None
+    rows = "this round" if n == 1 else f"mean of {n} {history.row_word}"
+    return Finding(saw=f"{_length_gap_text(*lengths, gap=gap.mean)} tokens, {rows})", rows=began(gap))
 
 
 def _length_gap_text(chosen: float, rejected: float, *, gap: float) -> str:
@@ -114,107 +128,55 @@ def _length_gap_text(chosen: float, rejected: float, *, gap: float) -> str:
     return f"chosen completions are {abs(chosen / rejected - 1):.0%} {which} than rejected ones {lengths}"
 
 
-def reward_hacking(history: History, rule: settings.RewardHacking) -> Finding | None:
-    """Detect a reward that rises while another score falls. Either condition is enough:
-
-    - `reward` rises over the window (z ≥ 3) while rewards/NAME/mean of a scorer falls (z ≤ −3) by `min_fall` times its
-      standard deviation over completions.
-    - eval/reward or eval/rewards/NAME/mean is below its best evaluation by more than three standard errors of the
-      difference, √(s²/n + s²/n) for n held-out prompts, while `reward` has risen since then.
-    """
-    n = history.window(rule)
-    reward = history.last("reward", n)
-    if reward is None:
-        return None
-    rise = trend(reward)
-    if rise.rises:
-        for name in history.names():
-            values, deviations = history.last(name, n), history.last(name.removesuffix("/mean") + "/std", n)
-            if not _is_scorer(name) or values is None or deviations is None:
-                continue
-            fall = trend(values)
-            if fall.falls and -fall.change >= rule.min_fall * float(deviations.mean()):
-                text = f"reward rose by {number(rise.change)} while {name} fell by {number(-fall.change)}"
-                return Finding(saw=f"{text} over {n} {history.row_word} (z {rise.z:.1f} and {fall.z:.1f})", rows=n)
-    return _held_out_fall(history, n)
-
-
-def _is_scorer(name: str) -> bool:
-    return name.startswith("rewards/") and name.endswith("/mean")
-
-
-def _held_out_fall(history: History, n: int) -> Finding | None:
-    sizes = history.last("eval/prompts", 1)
-    for name in history.names():
-        is_scorer = name.startswith("eval/rewards/") and name.endswith("/mean")
-        if sizes is None or not (is_scorer or name == "eval/reward"):
-            continue
-        spread = name.removesuffix("mean") + "std" if is_scorer else "eval/reward_std"
-        values, stds, steps = history.values(name), history.values(spread), history.steps(name)
-        if len(values) < 3 or len(stds) != len(values):
-            continue
-        best = int(values.argmax())
-        error = math.sqrt((stds[best] ** 2 + stds[-1] ** 2) / sizes[0])
-        if values[best] - values[-1] <= CERTAIN * error:
-            continue
-        reward_steps, reward = np.asarray(history.steps("reward")), history.values("reward")
-        count = max(3, n // 4)
-        before, after = reward[reward_steps <= steps[best]][-count:], reward[reward_steps <= steps[-1]][-count:]
-        if min(len(before), len(after)) >= 2 and difference(before, after) >= CERTAIN:
-            fall = (
-                f"{name} fell from {number(float(values[best]))} at step {steps[best]} to {number(float(values[-1]))}"
-            )
-            rise = f"reward rose from {number(float(before.mean()))} to {number(float(after.mean()))}"
-            return Finding(saw=f"{fall} while {rise}", rows=int((reward_steps > steps[best]).sum()))
-    return None
-
-
 def repetition(history: History, rule: settings.Repetition) -> Finding | None:
     """Detect completions that end in repetition.
 
     Condition: completions/repeated_tail, the share of tokens in a repeating tail, is above `max_share` (median of the
-    window) and certainly above the run's first rows (Welch's t ≥ 3). A base model that repeats itself is no alarm.
+    window; in rounds by three standard errors) and certainly above the run's first rows (t ≥ 3). A base model that
+    repeats itself is no alarm.
     """
-    n, name = history.window(rule), "completions/repeated_tail"
-    now, before = history.last(name, n), history.first(name, n)
-    if now is None or len(history.steps(name)) < 2 * n:
+    name = "completions/repeated_tail"
+    now, before = history.level(name, rule), history.first_level(name, rule)
+    if now is None or before is None or not now.exceeds(rule.max_share) or change(before, now) < CERTAIN:
         return None
-    if np.median(now) <= rule.max_share or difference(before, now) < CERTAIN:
-        return None
-    text = f"{np.median(now):.0%} of the tokens are in a repeating tail"
-    return Finding(saw=f"{text}, {before.mean():.0%} in the first {history.row_word}", rows=n)
+    text = f"{now.value:.0%} of the tokens are in a repeating tail"
+    return Finding(saw=f"{text}, {before.mean:.0%} in the first {_first_rows(history, before)}", rows=began(now))
 
 
 def entropy_collapse(history: History, rule: settings.EntropyCollapse) -> Finding | None:
     """Detect a collapsed entropy without an improved reward.
 
-    Condition: the median entropy of the window is below `min_share` times the mean of the first rows, and `reward` is
-    not above its first rows (t < 3) or is below its best rows (t ≤ −3). A low entropy after the task has been learned
-    is no alarm.
+    Condition: the entropy of the window is below `min_share` times that of the first rows, and `reward` is not above
+    its first rows (t < 3) or is below its best rows (t ≤ −3). A low entropy after the task has been learned is no
+    alarm. In rounds it is the entropy per token of the samples, objective/entropy / completions/mean_length.
     """
-    n, name = history.window(rule), "entropy"
-    now, before = history.last(name, n), history.first(name, n)
-    if now is None or len(history.steps(name)) < 2 * n or not len(history.values("reward")):
+    name = "objective/entropy" if history.rounds else "entropy"
+    now, before = history.level(name, rule), history.first_level(name, rule)
+    if now is None or before is None or not history.count("reward"):
         return None
-    share = float(np.median(now) / max(before.mean(), 1e-12))
-    if share >= rule.min_share or history.improved("reward", n):
+    if history.rounds:
+        lengths = history.values("completions/mean_length")
+        now, before = now.times(1 / max(lengths[-1], 1e-9)), before.times(1 / max(lengths[0], 1e-9))
+    limit = before.times(rule.min_share)
+    if not now.is_below(limit.mean, limit.error) or history.improved("reward", rule):
         return None
-    text = f"entropy {number(float(np.median(now)))} nats per token, {share:.0%} of the first {history.row_word}"
-    return Finding(saw=f"{text}; reward {_from_to(history, 'reward', n)}", rows=n)
+    text = f"entropy {number(now.value)} nats per token, {now.value / max(before.mean, 1e-12):.0%} of the first"
+    saw = f"{text} {_first_rows(history, before)}; reward {_from_to(history, 'reward', rule)}"
+    return Finding(saw=saw, rows=began(now))
 
 
 def no_signal(history: History, rule: settings.NoSignal) -> Finding | None:
     """Detect batches without a learning signal.
 
-    Condition: the median share of groups with equal rewards is above `max_share`, and `reward` has not improved since
-    the first rows. Equal rewards after the task has been learned are no alarm.
+    Condition: the share of groups with equal rewards is above `max_share` (median of the window; in rounds by three
+    standard errors), and `reward` has not improved since the first rows. Equal rewards after the task has been learned
+    are no alarm.
     """
-    n, name = history.window(rule), "frac_reward_zero_std"
-    now = history.last(name, n)
-    if now is None or np.median(now) <= rule.max_share or history.improved("reward", n):
+    now = history.level("frac_reward_zero_std", rule)
+    if now is None or not now.exceeds(rule.max_share) or history.improved("reward", rule):
         return None
-    text = f"{np.median(now):.0%} of the groups have equal rewards (median of {n} {history.row_word})"
-    return Finding(saw=f"{text}; reward {_from_to(history, 'reward', n)}", rows=n)
+    text = f"{now.value:.0%} of the groups have equal rewards ({_of_rows(history, now)})"
+    return Finding(saw=f"{text}; reward {_from_to(history, 'reward', rule)}", rows=began(now))
 
 
 def engine_gap(history: History, rule: settings.EngineGap) -> Finding | None:
@@ -223,7 +185,8 @@ def engine_gap(history: History, rule: settings.EngineGap) -> Finding | None:
     Condition: the median of sampling/logp_difference is above `max_difference` × (1 + mean staleness). Without
     staleness, a median above 0.001 and above `max_jump` times the mean of the first rows is enough.
     """
-    n, name = history.window(rule), "sampling/logp_difference"
+    name = "sampling/logp_difference"
+    n = history.window(rule, name)
     now, before = history.last(name, n), history.first(name, n)
     if now is None:
         return None
@@ -254,25 +217,25 @@ def engine_mismatch(history: History, rule: settings.EngineMismatch) -> Finding 
 
 
 def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Finding | None:
-    """Detect exploding gradients.
+    """Detect exploding gradients, by optimiser updates.
 
     Condition: the median of grad_norm, before clipping, is above `max_norm` and above `max_jump` times the median of
-    the first rows. Gradients that are large from the start are no alarm.
+    the run's first updates. Gradients that are large from the start are no alarm.
     """
-    n, name = history.window(rule), "grad_norm"
-    now, before = history.last(name, n), history.first(name, n)
-    if now is None or len(history.steps(name)) < 2 * n:
+    n, norms = history.window(rule), history.updates
+    now = norms.last("grad_norm", n)
+    if now is None or norms.count("grad_norm") < 2 * n:
         return None
-    norm, first_norm = float(np.median(now)), float(np.median(before))
+    norm, first_norm = float(np.median(now)), float(np.median(norms.first("grad_norm", n)))
     if norm <= max(rule.max_norm, rule.max_jump * first_norm):
         return None
-    text = f"gradient norm {number(norm)} (median of {n} {history.row_word})"
-    return Finding(saw=f"{text}, {number(first_norm)} in the first {history.row_word}", rows=n)
+    text = f"gradient norm {number(norm)} (median of {n} updates)"
+    return Finding(saw=f"{text}, {number(first_norm)} in the first updates", rows=n)
 
 
 def staleness(history: History, rule: settings.Staleness) -> Finding | None:
     """Detect a mean of staleness/mean over the window above `max_mean`."""
-    n = history.window(rule)
+    n = history.window(rule, "staleness/mean")
     versions = history.last("staleness/mean", n)
     if versions is None or versions.mean() <= rule.max_mean:
         return None
@@ -282,31 +245,58 @@ def staleness(history: History, rule: settings.Staleness) -> Finding | None:
 def reference_saturation(history: History, rule: settings.ReferenceSaturation) -> Finding | None:
     """Detect a policy that is too far from its reference for pairs to have a gradient.
 
-    Condition: the median of drift/saturated, measured on a step's own samples before the update, is above `max_share`,
-    and the reference was not refreshed in the newest row. Refreshing is decided elsewhere (`reference.refresh`) and
-    recorded in `round.json` and the ledger.
+    Condition: drift/saturated, measured on a step's own samples before the update, is above `max_share` (median of the
+    window; in rounds by three standard errors), and the reference was not refreshed in the newest row. Refreshing is
+    decided elsewhere (`reference.refresh`) and recorded in `round.json` and the ledger.
     """
-    n = history.window(rule)
-    saturated, refreshed = history.last("drift/saturated", n), history.last("ref/refreshed", 1)
-    if saturated is None or refreshed is None or not history.steps("pairs/chosen_length"):
+    saturated, refreshed = _saturation(history, rule), history.last("ref/refreshed", 1)
+    if saturated is None or refreshed is None or not history.count("pairs/chosen_length"):
         return None
-    if refreshed[0] or np.median(saturated) <= rule.max_share:
+    if refreshed[0] or not saturated.exceeds(rule.max_share):
         return None
-    text = f"{np.median(saturated):.0%} of the completions are beyond ±10 nats of the reference"
-    return Finding(saw=f"{text} (median of {n} {history.row_word})", rows=n)
+    text = f"{saturated.value:.0%} of the completions are beyond ±10 nats of the reference"
+    return Finding(saw=f"{text} ({_of_rows(history, saturated)})", rows=began(saturated))
+
+
+def _saturation(history: History, rule: settings.ReferenceSaturation) -> Level | None:
+    """Return the level of drift/saturated. In rounds its standard error is √(p (1 − p)/N) times √(design effect).
+
+    The design effect, by which completions of a prompt are alike, is that of the log-ratios of the same completions:
+    the squared standard error of drift/kl over prompts, divided by that over completions, spread²/N. N cancels.
+    """
+    if not history.rounds or rule.window is not None:
+        return history.level("drift/saturated", rule)
+    share, error, spread = (history.last(name, 1) for name in ("drift/saturated", "drift/kl_error", "drift/spread"))
+    if share is None or error is None or spread is None or not spread[0]:
+        return history.level("drift/saturated", rule)
+    p = float(share[0])
+    return Level.of_row(p, math.sqrt(p * (1 - p)) * float(error[0] / spread[0]))
 
 
 def safety_gate(history: History, rule: settings.SafetyGate) -> Finding | None:
     """Detect a newest evaluation that is worse than row 0, which measures the initial model.
 
     Condition: eval/refusal fell by more than `max_refusal_fall`, eval/over_refusal rose by more than
-    `max_over_refusal_rise`, or a metric of `metrics` fell by more than `max_fall`. One evaluation is enough: the gate
-    closes when in doubt.
+    `max_over_refusal_rise`, or a metric of `metrics` fell by more than `max_fall`. The finding is certain if the lower
+    bound of the 95 % interval of the change exceeds the limit. One evaluation is enough.
     """
-    lost = [str(metric) for metric in gated_metrics(history, rule) if metric.lost]
-    return Finding(saw="; ".join(lost), rows=1) if lost else None
+    metrics = gated_metrics(history, rule)
+    lost, in_doubt = [str(m) for m in metrics if m.lost], [str(m) for m in metrics if m.in_doubt]
+    if not lost and not in_doubt:
+        return None
+    return Finding(saw="; ".join(lost or in_doubt), rows=1, is_certain=bool(lost))
 
 
-def _from_to(history: History, name: str, count: int) -> str:
-    values = history.values(name)
+def _of_rows(history: History, level: Level) -> str:
+    if level.rows == 1:
+        return f"standard error {number(level.error)}, this round"
+    return f"median of {level.rows} {history.row_word}"
+
+
+def _first_rows(history: History, level: Level) -> str:
+    return "round" if level.rows == 1 else f"{level.rows} {history.row_word}"
+
+
+def _from_to(history: History, name: str, rule: settings.AlarmRule) -> str:
+    values, count = history.values(name), history.window(rule, name)
     return f"{number(float(values[:count].mean()))} at first, {number(float(values[-count:].mean()))} now"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from orchestrator.config.run import RunConfig
-from orchestrator.monitor.alarms import AlarmMonitor
+from orchestrator.monitor.alarms import Alarm, AlarmMonitor
 from orchestrator.monitor.base import Outcome, RunInfo, Sink
 from orchestrator.monitor.console import open_console
 from orchestrator.monitor.metrics import MetricsFile, UpdatesFile
@@ -53,15 +53,20 @@ class Monitor:
             sink.advance(phase)
 
     def update(self, step: int, update: int, metrics: Metrics) -> None:
+        new = self.alarm_monitor.after_update(step, metrics) if self.alarm_monitor is not None else []
         for sink in self._sinks:
             sink.update(step, update, metrics)
+        self._report(new)
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample] = ()) -> None:
         active, new = self.alarm_monitor.update(step, metrics) if self.alarm_monitor is not None else ({}, [])
         for sink in self._sinks:
             sink.step(step, {**metrics, **active}, samples)
         self._phases.end(step)
-        for alarm in new:
+        self._report(new)
+
+    def _report(self, alarms: Sequence[Alarm]) -> None:
+        for alarm in alarms:
             for sink in self._sinks:
                 sink.alarm(alarm)
 

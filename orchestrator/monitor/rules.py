@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.monitor import detectors
-from orchestrator.monitor.detectors import Finding
+from orchestrator.monitor.finding import Finding
 from orchestrator.monitor.history import History
+from orchestrator.monitor.reward_hacking import reward_hacking
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,11 +19,14 @@ class Rule:
     detect: Callable[[History, Any], Finding | None]
     why: str  # why the finding matters
     fix: str  # what to try
+    of_updates: bool = False  # judges optimiser updates, not steps
+    why_in_doubt: str = ""  # why a finding that is not certain matters
 
 
 RULES: Mapping[str, Rule] = {
     "chosen_falling": Rule(
         detect=detectors.chosen_falling,
+        of_updates=True,
         why="the margin grows only because the rejected completions lose probability faster than the chosen ones; "
         "the probability moves to completions outside the pairs",
         fix="lower algorithm.learning_rate, raise algorithm.beta, set algorithm.sft_weight or dpop_lambda, or drop "
@@ -47,7 +51,7 @@ RULES: Mapping[str, Rule] = {
         fix="balance the lengths of the pairs, or use algorithm.length_alpha, ld_alpha or loss_type sigmoid_norm",
     ),
     "reward_hacking": Rule(
-        detect=detectors.reward_hacking,
+        detect=reward_hacking,
         why="the optimised reward and the intended behaviour have diverged",
         fix="compare samples/ before and after; fix the reward, raise the KL coefficient, or stop earlier",
     ),
@@ -83,6 +87,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "gradient_explosion": Rule(
         detect=detectors.gradient_explosion,
+        of_updates=True,
         why="every update has the maximum length that clipping allows, in the direction of a few extreme samples",
         fix="lower algorithm.learning_rate, raise warmup_steps, inspect the rewards and advantages of the step in "
         "which it began, or lower algorithm.max_grad_norm",
@@ -99,7 +104,9 @@ RULES: Mapping[str, Rule] = {
     ),
     "safety_gate": Rule(
         detect=detectors.safety_gate,
-        why="a gated metric got worse during training, so the model is not written",
-        fix="use an earlier checkpoint, add prompts of that kind, or raise the KL coefficient",
+        why="a gated metric certainly got worse during training, so the model is not written",
+        why_in_doubt="a gated metric got worse on these prompts, which may be chance: the model is written",
+        fix="use an earlier checkpoint, add prompts of that kind to the training data, raise the KL coefficient, or "
+        "add held-out prompts for a narrower interval",
     ),
 }

@@ -1,18 +1,22 @@
-"""Tests for a trend in a noisy series and for a difference between two series.
+"""Tests for a trend in a noisy series, for the level of a metric and for a difference between two levels.
 
 A step's metrics are means over a batch: noisy, with outliers, and nearly independent from row to row while the policy
-hardly changes. Therefore no test judges a single point, and none assumes a distribution of the noise.
+hardly changes. Therefore no test judges a single point, and none assumes a distribution of the noise. A round's metrics
+are means over thousands of completions and come with their standard error, so that one row is enough.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
+from workers.types import Z95
+
+Values: TypeAlias = NDArray[np.float64]
 CERTAIN = 3.0
 """Standard errors from which a difference counts as certain. One-sided, one in 740 is as large by chance."""
 
@@ -60,15 +64,71 @@ def trend(values: Values) -> Trend:
     return Trend(z=(s - np.sign(s)) / math.sqrt(variance) if variance > 0 else 0.0, change=change)
 
 
-def difference(before: Values, after: Values) -> float:
-    """Compute Welch's t: the mean of `after` [m] minus the mean of `before` [n], in standard errors.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """Level of a metric over some rows.
 
-    (mean a − mean b) / √(var a / m + var b / n), with variances over m − 1 and n − 1. The result is 0 for equal
-    constants and ±∞ for different ones.
+    Several rows are an estimate with the scatter of the rows as its error. A single row is one with a standard error of
+    its own, over prompts. Example: `Level(value=31.0, mean=30.8, error=0.4, rows=5)`.
     """
-    assert min(len(before), len(after)) >= 2, "a variance needs two values"
-    gap = float(after.mean() - before.mean())
-    error = math.sqrt(float(after.var(ddof=1)) / len(after) + float(before.var(ddof=1)) / len(before))
-    if error <= 1e-12 * max(abs(float(after.mean())), abs(float(before.mean())), 1e-300):
+
+    value: float  # median of the rows
+    mean: float
+    error: float  # standard error of the mean
+    rows: int
+
+    @classmethod
+    def of(cls, values: Values) -> Self:
+        """Return the level of n ≥ 2 rows, `values` [n]. The standard error is √(variance over n − 1 / n)."""
+        assert len(values) >= 2, "a variance needs two values"
+        error = math.sqrt(float(values.var(ddof=1)) / len(values))
+        return cls(value=float(np.median(values)), mean=float(values.mean()), error=error, rows=len(values))
+
+    @classmethod
+    def of_row(cls, value: float, error: float) -> Self:
+        """Return the level of a single row whose metric was recorded with its standard error."""
+        return cls(value=value, mean=value, error=error, rows=1)
+
+    def times(self, factor: float) -> Level:
+        return replace(self, value=self.value * factor, mean=self.mean * factor, error=self.error * abs(factor))
+
+    def exceeds(self, limit: float, error: float = 0.0) -> bool:
+        """Return whether the level is above `limit`, which has a standard error of its own.
+
+        Of several rows, the median counts. A single row must be above the limit with certainty, by three standard
+        errors of the difference.
+        """
+        return self.value - self._margin(error) > limit
+
+    def is_below(self, limit: float, error: float = 0.0) -> bool:
+        """Return whether the level is below `limit`, in the sense of `exceeds`."""
+        return self.value + self._margin(error) < limit
+
+    def _margin(self, error: float) -> float:
+        return CERTAIN * math.hypot(self.error, error) if self.rows == 1 else 0.0
+
+
+def change(before: Level, after: Level) -> float:
+    """Compute the difference of two means in standard errors: (mean a − mean b) / √(error a² + error b²).
+
+    Of several rows it is Welch's t. The result is 0 for equal means without an error and ±∞ for different ones.
+    """
+    gap, error = after.mean - before.mean, math.hypot(after.error, before.error)
+    if error <= 1e-12 * max(abs(after.mean), abs(before.mean), 1e-300):
         return 0.0 if gap == 0 else math.copysign(math.inf, gap)
     return gap / error
+
+
+def difference(before: Values, after: Values) -> float:
+    """Compute Welch's t of two series: the mean of `after` [m] minus the mean of `before` [n], in standard errors."""
+    return change(Level.of(before), Level.of(after))
+
+
+def wilson(share: float, trials: float) -> tuple[float, float]:
+    """Return the bounds of Wilson's 95 % score interval (1927) of a share that was measured in n `trials`.
+
+    (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
+    """
+    centre, scale = share + Z95**2 / (2 * trials), 1 + Z95**2 / trials
+    half = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
+    return (centre - half) / scale, (centre + half) / scale

@@ -13,6 +13,7 @@ from pages import PAGES, ROOT, command_lines, name_of
 from typer.exceptions import Exit
 
 from orchestrator.cli.main import app
+from orchestrator.compare.recipe import is_comparison, load_comparison
 from orchestrator.config import load
 
 LINES = [(name_of(page), line) for page in PAGES for line in command_lines(page)]
@@ -69,7 +70,8 @@ def check_rlhf(arguments: list[str]) -> None:
             assert (ROOT / word).is_file(), word
     recipe = values.get("recipe")
     if names[0] in LOADED and recipe is not None and (ROOT / recipe).is_file():
-        load(ROOT / recipe, values["overrides"] or ())
+        read = load_comparison if is_comparison(ROOT / recipe) else load
+        read(ROOT / recipe, values["overrides"] or ())
 
 
 def check_python(arguments: list[str]) -> None:

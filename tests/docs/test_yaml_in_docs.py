@@ -25,6 +25,12 @@ BASES: tuple[dict[str, Any], ...] = (
         "checkpoint": {"every": 20},
     },
     {"model": {"path": "model"}, "data": {"dataset": "pairs.jsonl"}, "algorithm": {"type": "dpo"}},
+    {
+        "model": {"path": "model"},
+        "data": {"prompts": "prompts.jsonl"},
+        "reward": [{"type": "math"}],
+        "algorithm": {"type": "dpo", "max_steps": 3},
+    },
 )
 """Recipes that complete an example that is only a part of a recipe."""
 

@@ -161,9 +161,9 @@ The driver, loop, ledger, checkpoints, recorder, learner and losses are the prod
   (`tests/faults/cpu_run.py`): torch replaces DeepSpeed, a sampler with a seed per completion replaces vLLM, and direct
   calls replace Ray.
 - **T2 grpo, T2 ppo, T2 iterative-dpo, T2 streamed-rounds and T10** run on a real Ray cluster whose actors contain the
-  same stand-ins, among them two learner ranks in a gloo group and two engines. Ray starts its workers by forking a process that has already
-  imported their modules (`orchestrator/cluster/fork_server.py`), and monitors and removes them like any other worker.
-  A T2 run is killed up to ten times; each of its kills counts as passed if the whole run passes.
+  same stand-ins, among them two learner ranks in a gloo group and two engines. Ray starts its workers by forking a
+  process that has already imported their modules (`orchestrator/cluster/fork_server.py`), and monitors and removes them
+  like any other worker. A T2 run is killed up to ten times; each of its kills counts as passed if the whole run passes.
 - **T2 real engines** has no stand-ins. Its engines give bit-identical results on one machine and version; on a GPU they
   are not guaranteed to. The first series of this figure found that `rlhf resume` refused a run killed before its first
   checkpoint, which is fixed. It also found that after the death of a driver, two of Ray's own agents may try for a

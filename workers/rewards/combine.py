@@ -11,6 +11,8 @@ first, each within the group G of y, as in GDPO (arXiv 2601.05242; TRL's `normal
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +20,17 @@ from workers.config import Combine
 from workers.types import Floats
 
 EPSILON = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Combination:
+    """Settings by which several scores of a completion make its reward."""
+
+    combine: Combine = "sum"
+    normalize: bool = False  # give rewards of normalised scores as well, to train on
+
+
+SUM = Combination()
 
 
 def combined(scores: Floats, weights: Floats, combine: Combine) -> Floats:
