@@ -59,7 +59,7 @@ TWO_ENGINES = {**ROLLOUT, "num_engines": 2, "tokens_per_chunk": 56}
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
 PAIRS = {"per_prompt": 2, "truncated_chosen": True}  # few of the short samples end by themselves
 MAX_STALENESS = {"grpo-ahead": 1}
-EVERY_UPDATES = {"iterative-dpo-updates": 1, "iterative-dpo-rounds": 1}  # a checkpoint after each update of a round
+EVERY_UPDATES = {"iterative-dpo-updates": 1, "iterative-dpo-rounds": 1, "iterative-dpo-mixed": 1}  # a checkpoint after each update of a round
 HELD_OUT = ("iterative-dpo",)  # evaluated after every round: the model is that of the best one, the second of three
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"type": "grpo", "beta": 0.1, **SAMPLED},
@@ -72,6 +72,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 FURTHER: dict[str, dict[str, Any]] = {  # not in the published measurements
     "iterative-dpo-rounds": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED},
+    "iterative-dpo-mixed": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED},
 }
 ROUNDS = {
     "iterative-dpo-rounds": {
@@ -81,8 +82,10 @@ ROUNDS = {
         "beta": [0.1, 0.3],
         "prompts": "fixed",
         "policy": "base",
-    }
+    },
+    "iterative-dpo-mixed": {"mix": {"earlier_rounds": 1.0, "last": None, "dataset": 0.5}},
 }
+MIXED = ("iterative-dpo-mixed",)  # with pairs of a dataset
 
 
 def write_task(directory: Path) -> None:
@@ -92,17 +95,20 @@ def write_task(directory: Path) -> None:
     create_model(directory / "model", SHAPE, character_tokenizer(ALPHABET), seed=0)
     rows = [{"prompt": f"{a}{b}>"} for a in ALPHABET[:4] for b in ALPHABET[:4]]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": f"{a}>", "chosen": "aa", "rejected": "bcd"} for a in ALPHABET[:8]]
+    (directory / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     held_out = [{"prompt": f"{a}{b}>"} for a in ALPHABET[4:8] for b in ALPHABET[4:6]]
     (directory / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
 
 
 def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunConfig:
     held_out = {"eval_prompts": str(task / "heldout.jsonl")} if algorithm in HELD_OUT else {}
+    mixed = {"dataset": str(task / "pairs.jsonl")} if algorithm in MIXED else {}
     whole = {
         "name": "run",
         "output_dir": str(output),
         "model": {"path": str(task / "model"), "dtype": "float32"},
-        "data": {"prompts": str(task / "prompts.jsonl"), **held_out},
+        "data": {"prompts": str(task / "prompts.jsonl"), **held_out, **mixed},
         "seed": 1 if held_out else 0,
         "evaluation": {"every": 1 if held_out else None},
         "reward": [{"type": "function", "function": f"{REWARD}:letters_a"}],
@@ -118,7 +124,7 @@ def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunCo
 
 
 def _refresh(algorithm: str) -> str:
-    if algorithm in ROUNDS:
+    if algorithm == "iterative-dpo-rounds":
         return "ema"
     return "every_round" if algorithm.startswith(("iterative-dpo", "streamed")) else "never"
 

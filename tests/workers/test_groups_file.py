@@ -132,6 +132,9 @@ def test_other_settings_give_other_pairs(qwen2: Path, tmp_path: Path) -> None:
     assert chosen(truncated_chosen=True) == [("bb", "a"), ("eee", "d")]
     assert chosen(selection="max_max") == [("bb", "c"), ("f", "d")]
     assert chosen(min_margin=0.5) == [("bb", "a")]
+    # The judge prefers c to bb, with a third of the weights.
+    assert chosen(selection="max_max", min_agreement=0.6) == [("bb", "c"), ("f", "d")]
+    assert chosen(selection="max_max", min_agreement=0.7) == [("f", "d")]
 
 
 def test_groups_of_a_round_without_a_pair_are_kept_and_only_on_request(qwen2: Path, tmp_path: Path) -> None:

@@ -136,10 +136,10 @@ def test_texts_and_conversations_are_two_files(chat_model: Path, tmp_path: Path)
     prompts = (Prompt(id="p:0", text="what"), PROMPTS[0])
     path = tmp_path / "pairs.parquet"
     write(path, chat_model, sampled_chat(TextCodec(ModelConfig(path=str(chat_model))), prompts), [1, 0] * 2)
-    (conversation,), (text,) = (pq.read_table(p).to_pylist() for p in (path, tmp_path / TEXTS))
+    (conversation,), (text,) = (pq.read_table(p).to_pylist() for p in (path, tmp_path / f"pairs{TEXTS}.parquet"))
     assert conversation["prompt"] == USER
     assert (text["prompt"], text["chosen"], text["tools"]) == ("what", ANSWERS[0], None)
-    for file in (path, tmp_path / TEXTS):
+    for file in (path, tmp_path / f"pairs{TEXTS}.parquet"):
         assert len(read_examples(str(file), algorithm="dpo")) == 1
 
 

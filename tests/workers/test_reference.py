@@ -90,13 +90,16 @@ def test_drift_by_hand(qwen2: Path) -> None:
     drift = reference(qwen2).drift([sampled], [share(sampled, [-1.5, -2.5, -2, -13])])
     assert (drift.kl, drift.num_completions) == (4.0, 3)
     assert drift.spread == pytest.approx((98 / 3) ** 0.5)
+    # Means of the two prompts: 0 and 12; deviation 6 √2; standard error 6.
+    assert drift.kl_error == pytest.approx(6)
+    assert drift.interval == pytest.approx((4 - 1.96 * 6, 4 + 1.96 * 6))
     assert drift.saturated == pytest.approx(1 / 3)
 
 
 def test_a_reference_equal_to_the_policy_has_no_drift(qwen2: Path) -> None:
     sampled = experience(GROUPS, logprobs=[-1.25] * NUM_TOKENS)
     drift = reference(qwen2).drift([sampled], [share(sampled, [-1.25] * NUM_TOKENS)])
-    assert drift == Drift(kl=0.0, spread=0.0, saturated=0.0, num_completions=5)
+    assert drift == Drift(kl=0.0, kl_error=0.0, spread=0.0, saturated=0.0, num_completions=5)
 
 
 def test_a_dataset_has_no_drift(qwen2: Path) -> None:

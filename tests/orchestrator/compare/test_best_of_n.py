@@ -101,7 +101,7 @@ def test_its_kl_is_the_upper_bound(entries: list[RunEntry]) -> None:
 
 
 def test_choosing_by_the_gold_score_itself_wins_most(entries: list[RunEntry]) -> None:
-    """With distinct scores, the best of n by the gold score beats an independent answer n times in n + 1."""
+    """Check that, with distinct scores, the best of n by the gold score beats another answer n times in n + 1."""
     point = task_runs(entries, 3, scorer="gold").curves[-1].evals[-1]
     assert point.over_base == pytest.approx(3 / 4)
 

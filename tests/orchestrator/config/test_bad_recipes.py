@@ -195,6 +195,15 @@ CASES = (
         },
     ),
     Case(
+        "pairwise-reward-of-the-best-round",
+        {
+            "reward": "[{type: pairwise, path: ./judge}, {type: math, weight: 0.0}]",
+            "algorithm": "{type: dpo, max_steps: 3}",
+            "data": "{prompts: ./prompts.jsonl, eval_prompts: ./heldout.jsonl}",
+            "evaluation": "{every: 1}",
+        },
+    ),
+    Case(
         "pairwise-reward-of-one-completion",
         {
             "reward": "[{type: pairwise, path: ./judge}]",

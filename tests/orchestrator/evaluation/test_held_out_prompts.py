@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from orchestrator.evaluation.held_out import CombinedEvaluator, HeldOut
 from orchestrator.evaluation.temperatures import AtTemperatures
 from workers.reference import Reference
 from workers.reward import Measures, Reward
-from workers.types import Experience, Prompt, TokenShard, merge
+from workers.types import Experience, Prompt, Scores, TokenShard, merge
 
 PROMPTS = [Prompt(id=f"held:{i}", text="") for i in range(3)]
 
@@ -52,6 +53,26 @@ def test_a_greedy_answer_to_each_prompt() -> None:
     assert [(a.mode, a.prompt_id, a.index, a.reward, a.length, a.log_ratio) for a in found.answers] == [
         ("greedy", f"held:{i}", 0, 0.0, 1, None) for i in range(3)
     ]
+
+
+class SilentReward(MeasuringReward):
+    """Fake with a second scorer that abstains, as a pairwise reward does where there is one answer."""
+
+    def score(self, parts: Sequence[Experience], file_prefix: str | None = None) -> Scores:
+        scores = super().score(parts, file_prefix)
+        return replace(
+            scores, by_scorer={**scores.by_scorer, "silent": np.full(len(scores.rewards), np.nan, np.float32)}
+        )
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scorer_that_abstains_on_every_answer_has_no_mean() -> None:
+    rollout = LocalGang("rollout", [FakeRollout(Events(), index=i) for i in range(2)])
+    reward: LocalGang[Any] = LocalGang("reward", [SilentReward(Events())])
+    found = HeldOut(rollout, reward, PROMPTS, max_completion_length=4, seed=0).evaluate()  # type: ignore[arg-type]
+    assert found.metrics["eval/rewards/first/mean"] == 0.0
+    assert not any("silent" in name for name in found.metrics)
+    assert found.answers[0].scores["silent"] is None
 
 
 def test_sampled_answers_and_their_kl_to_the_base() -> None:

@@ -32,6 +32,7 @@ BAD = {
     "judge: {url: 'https://user:word@judge.example/v1', model: gold}\n",
     "b27-a-judge-whose-url-is-none": "prompts: a.jsonl\njudge: {url: judge.example, model: gold}\n",
     "stages": "prompts: a.jsonl\nreward: [{type: model, from_stage: rm}]\n",
+    "pairwise-alone": "prompts: a.jsonl\nreward: [{type: pairwise, path: ./judge}]\n",
     "a-list": "- prompts: a.jsonl\n",
 }
 
@@ -102,8 +103,10 @@ def test_models_that_cannot_be_evaluated(model_type: str, message: str, recipe_d
     assert [(message in problem.what, problem.where) for problem in problems] == [(True, "MODEL = model")]
 
 
-def test_a_rank_without_a_reference_is_refused(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rank", "./model", "--prompts", "prompts.jsonl"]) == 2
+def test_a_rank_by_implicit_reward_without_a_reference_is_refused(
+    recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rank", "./model", "--prompts", "prompts.jsonl", "--by", "implicit"]) == 2
     assert "give --reference REF" in capsys.readouterr().err
     assert main(["rank", "./model", "--reference", "./model", "--prompts", "none.jsonl", "seeds=1"]) == 2
     assert "did you mean `seed`" in capsys.readouterr().err
