@@ -1,4 +1,4 @@
-"""The dataset role: encodes rows of a dataset while the learner trains on earlier ones."""
+"""The dataset role: encodes rows of a dataset while the learner trains on earlier ones, and mixes pairs into rounds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from workers.config import ModelConfig
 from workers.engines.base import ModelError
+from workers.mixing import Mix
 from workers.ragged import Ragged
 from workers.types import Example, Experience, Finish
 
@@ -66,6 +67,21 @@ class Encoder:
             num_truncated=sum(sum(group[: len(mine)]) for group, mine in zip(truncated, own, strict=True)),
             seconds=time.perf_counter() - started,
         )
+
+    def mix(self, mix: Mix) -> Experience:
+        """Return the pairs that are mixed into a round: groups of two, chosen first, with their rewards.
+
+        Raises:
+            ModelError: the scored groups of an earlier round are missing or damaged.
+        """
+        from workers.files.groups_file import GroupsError
+        from workers.mixing import mixed
+
+        try:
+            return mixed(mix, self.encode(mix.examples))
+        except GroupsError as error:
+            fix = "restore the file, or set rounds.mix.earlier_rounds to 0"
+            raise ModelError(f"pairs of earlier rounds cannot be mixed in: {error}; {fix}") from error
 
     def _tokens(self, example: Example) -> tuple[list[int], list[list[int]]]:
         """Return the tokens of the prompt and of each completion. Raises ModelError, which names the row."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.codec import Encoded
+from workers.given import batch_without_given, without_given
 from workers.ragged import Ragged
 from workers.types import Experience, Finish, Floats, Prompt, ScoredBatch, Text
 
@@ -75,7 +76,8 @@ def is_gold(experience: Experience) -> NDArray[np.bool_]:
 
 
 def sampled_only(experience: Experience) -> Experience:
-    """Return the experience without gold answers."""
+    """Return the experience without gold answers and given pairs."""
+    experience = without_given(experience)
     gold = is_gold(experience)
     if not gold.any():
         return experience
@@ -93,7 +95,8 @@ def sampled_only(experience: Experience) -> Experience:
 
 
 def sampled_batch(scored: ScoredBatch) -> ScoredBatch:
-    """Return the scored batch without gold answers."""
+    """Return the scored batch without gold answers and given pairs."""
+    scored = batch_without_given(scored)
     gold = is_gold(scored.experience)
     if not gold.any():
         return scored

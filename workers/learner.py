@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workers.config import AlgorithmConfig, Head, LearnerConfig, ModelConfig
 from workers.engines.base import ModelError, TrainingEngine
+from workers.given import is_given
 from workers.margins import NO_MARGINS, PairMargins, final_scores, implicit_rewards, pair_margins
 from workers.scoring import ScoreCache, score_tokens
 from workers.spans import UpdateRange
@@ -147,7 +148,7 @@ class Learner:
 
         started = time.perf_counter()
         scored = scored_batch(experience, scores, reference, values, old, seed=mix_seeds(self._seed, step))
-        if not scored.experience.prompts:
+        if is_given(scored.experience).all():  # nothing is sampled
             raise ModelError(
                 f"all {scored.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
                 "rollout.max_prompt_length (data.max_length for a dataset), or shorten the prompts"

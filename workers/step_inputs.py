@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from workers.given import scores_of
 from workers.gold import sampled_only
 from workers.types import (
     Experience,
@@ -29,13 +30,18 @@ def scored_batch(
     *,
     seed: int,
 ) -> ScoredBatch:
-    """Merge what the gangs return for a step, parts and shares, into one batch. `old`: see `Learner.step`."""
+    """Merge what the gangs return for a step, parts and shares, into one batch.
+
+    Args:
+        scores: scores of the samples, without those of given pairs.
+        old: see `Learner.step`.
+    """
     experience = merge(parts)
     reference, values, old = (
         None if shares is None else merge_shards(shares, parts) for shares in (reference, values, old)
     )
     hidden = reference is not None and any(share.has_vectors for share in reference)
-    merged = None if scores is None else merge_scores(scores)
+    merged = None if scores is None else merge_scores(scores_of(parts, scores))
     return ScoredBatch(
         experience=experience,
         rewards=_rewards(experience, merged),

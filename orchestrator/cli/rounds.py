@@ -87,11 +87,13 @@ def pair(
         fix = "restore the file from a backup"
         raise BadInput(Problem(what="cannot be read", where=str(groups), why=str(error), fix=fix)) from None
     if not made["pairs/count"]:
-        why, fix = "no group has two completions that differ enough", "lower min_margin, or check the scores"
+        why = "no group has two completions that differ, and on which the rewards agree, enough"
+        fix = "lower min_margin or min_agreement, or check the scores"
         raise BadInput(Problem(what="there is no pair", where=str(groups), why=why, fix=fix))
+    disputed = f"{made['pairs/disagreement']:.0f} disputed, " if "pairs/disagreement" in made else ""
     say(
         f"pairs: {made['pairs/count']:.0f}, mean margin {made['pairs/margin']:.3g}; left out: "
-        f"{made['pairs/duplicates']:.0f} duplicates, {made['pairs/capped']:.0f} above max_pairs; "
+        f"{made['pairs/duplicates']:.0f} duplicates, {disputed}{made['pairs/capped']:.0f} above max_pairs; "
         f"groups without a pair: {made['pairs/saturated_groups']:.1%}"
     )
     say(f"written to {output}  (a preference dataset: data.dataset)")

@@ -8,11 +8,12 @@ The values of a round depend on the config and the round's index alone, so that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field
 
-from workers.config import Count, Positive, Sampled, Settings
+from workers.config import Count, NonNegative, Positive, Sampled, Settings
 
 if TYPE_CHECKING:
     from orchestrator.config.run import RunConfig
@@ -34,6 +35,18 @@ class Linear(Settings):
 
     first: Positive  # value of the first round
     last: Positive  # value of the last round
+
+
+class MixConfig(Settings):
+    """Pairs that a round trains on beside those of its own samples: of earlier rounds, and of `data.dataset`."""
+
+    earlier_rounds: NonNegative = 0.0  # number of pairs of earlier rounds per prompt of a round, at most; 0: none
+    last: Count | None = 1  # number of rounds before a round that these pairs are drawn from; None: all
+    dataset: NonNegative = 0.0  # number of pairs of data.dataset per prompt of a round, at most; 0: none
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.earlier_rounds or self.dataset)
 
 
 class RoundsConfig(Settings):
@@ -62,6 +75,7 @@ class RoundsConfig(Settings):
     # weights that a round starts to learn from; previous: those of the round before; base: those of the model that the
     # run starts from, with a fresh optimiser. Samples are always of the latest policy
     policy: Literal["previous", "base"] = "previous"
+    mix: MixConfig = MixConfig()  # pairs of earlier rounds and of data.dataset, mixed into each round
 
 
 SECTIONS: Mapping[str, str] = {
@@ -107,6 +121,23 @@ def prompts_per_round(config: RunConfig) -> tuple[int, ...]:
     assert isinstance(config.algorithm, Sampled)
     given = config.rounds.prompts_per_step or (config.algorithm.prompts_per_step,)
     return tuple(given[min(index, len(given) - 1)] for index in range(config.algorithm.max_steps or 0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumMixed:
+    """Number of pairs that are mixed into a round, at most."""
+
+    earlier: int  # of earlier rounds
+    dataset: int  # of data.dataset
+
+
+def mixed_per_round(config: RunConfig) -> tuple[NumMixed, ...]:
+    """Return the number of pairs that are mixed into each round of the run, at most."""
+    own = config.rounds.mix
+    return tuple(
+        NumMixed(earlier=round(own.earlier_rounds * prompts) if index else 0, dataset=round(own.dataset * prompts))
+        for index, prompts in enumerate(prompts_per_round(config))
+    )
 
 
 def round_values(config: RunConfig, index: int) -> dict[str, Number]:

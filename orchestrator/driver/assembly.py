@@ -17,6 +17,7 @@ from orchestrator.evaluation.held_out import BaseLogprobs, CombinedEvaluator, Ev
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.evaluation.refusals import Refusals
 from orchestrator.evaluation.temperatures import AtTemperatures
+from orchestrator.pipeline.mixing import MixedSource
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.reference import (
     AdapterOffReference,
@@ -35,6 +36,7 @@ from orchestrator.pipeline.sources import (
     RolloutStore,
     Source,
     completions_per_chunk,
+    retry_seed,
 )
 from orchestrator.preflight.data_files import Source as DataSource
 from orchestrator.preflight.data_files import read_all, tokens_of
@@ -102,13 +104,14 @@ def prompts_per_step(config: RunConfig, material: Material, index: int) -> int:
 
 def build_source(
     config: RunConfig,
+    directory: RunDirectory,
     material: Material,
     gangs: Mapping[str, Gang[Any]],
     on_begin: OnBegin,
     store: RolloutStore | None,
     rollbacks: int = 0,
 ) -> Source:
-    """Build the source of experience: prompts to sample from, or a dataset.
+    """Build the source of experience: prompts to sample from, or a dataset; or the first with pairs mixed in.
 
     Args:
         store: store of rollouts; None: they are not stored.
@@ -126,7 +129,7 @@ def build_source(
             on_begin=on_begin,
         )
     assert isinstance(algorithm, Sampled)
-    return RolloutSource(
+    source = RolloutSource(
         gangs["rollout"],
         gangs.get("reward"),
         material.prompts,
@@ -140,6 +143,10 @@ def build_source(
         store=store,
         rounds=None if config.rounds == RoundsConfig() else draws(config, material.files, rollbacks=rollbacks),
     )
+    if not config.rounds.mix.is_on:
+        return source
+    seed = retry_seed(config.seed, rollbacks)
+    return MixedSource(source, gangs["dataset"], config, material.examples, directory=directory.round, seed=seed)
 
 
 def build_reference(

@@ -275,6 +275,7 @@ class Attempt:
         return loop.Parts(
             source=build_source(
                 config,
+                directory,
                 material,
                 gangs,
                 reference_policy.begin,

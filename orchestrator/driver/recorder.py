@@ -119,8 +119,8 @@ class Recorder:
         if self._rollouts is not None:
             self._rollouts.record(index)
             self._monitor.phase("rollout", "")
-            self._num_chunks = len(pending.chunks)
-            self._num_prompts = sum(chunk.prompts for chunk in pending.chunks)
+            self._num_chunks = len(pending.sampled)
+            self._num_prompts = sum(chunk.prompts for chunk in pending.sampled)
         else:
             pending.wait()
             self._attempt.record(Fact.scored, step=index + 1)

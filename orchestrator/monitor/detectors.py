@@ -35,12 +35,15 @@ def chosen_falling(history: History, rule: settings.ChosenFalling) -> Finding | 
     and, after every n updates, all updates of the round (of the run, if steps are no rounds) as n means.
     """
     n = history.window(rule)
+    third = max(1, n // 3)
     for chosen, loss, reward, size in _windows(history, n):
-        third = max(1, n // 3)
-        start, fall, loss_trend = abs(float(chosen[:third].mean())), trend(chosen), trend(loss)
-        if not fall.falls or -fall.change < rule.min_fall * start or loss_trend.z > -1.64 or loss_trend.change >= 0:
-            continue
         if reward is not None and reward[-third:].mean() >= 0:
+            continue
+        fall = trend(chosen)
+        if not fall.falls or -fall.change < rule.min_fall * abs(float(chosen[:third].mean())):
+            continue
+        loss_trend = trend(loss)
+        if loss_trend.z > -1.64 or loss_trend.change >= 0:
             continue
         text = f"logps/chosen fell by {number(-fall.change)} to {number(float(chosen[-third:].mean()))}"
         return Finding(
@@ -52,16 +55,21 @@ def chosen_falling(history: History, rule: settings.ChosenFalling) -> Finding | 
 
 def _windows(history: History, n: int) -> Iterator[tuple[Values, Values, Values | None, int]]:
     """Yield logps/chosen, loss and rewards/chosen of each window: [n], with the number of updates per value."""
-    chosen, loss, reward = (history.trend_updates(name) for name in ("logps/chosen", "loss", "rewards/chosen"))
-    count = min(len(chosen), len(loss))
+    count = min(history.count_updates("logps/chosen"), history.count_updates("loss"))
     for size in [1, count // n] if count > n and count % n == 0 else [1] if count >= n else []:
-        blocks = [
-            values[-n * size :].reshape(n, size).mean(1) if len(values) >= n * size else None
-            for values in (chosen, loss, reward)
-        ]
-        assert blocks[0] is not None
-        assert blocks[1] is not None
-        yield blocks[0], blocks[1], blocks[2], size
+        chosen, loss, reward = (
+            None if history.count_updates(name) < n * size else history.updates.last(name, n * size)
+            for name in ("logps/chosen", "loss", "rewards/chosen")
+        )
+        assert chosen is not None
+        assert loss is not None
+        yield _means(chosen, size), _means(loss, size), None if reward is None else _means(reward, size), size
+
+
+def _means(values: Values, size: int) -> Values:
+    """Return the means of consecutive blocks of `size` values."""
+    means: Values = values.reshape(-1, size).mean(1)
+    return means
 
 
 def kl_budget(history: History, rule: settings.KlBudget) -> Finding | None:

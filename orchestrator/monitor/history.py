@@ -63,10 +63,9 @@ class Series:
         values = self._values.get(name, ())
         return np.asarray(values[: max(2, min(count, len(values) // 2))], np.float64)
 
-    def since(self, name: str, step: int) -> Values:
-        """Return the values of the rows from `step` on."""
-        first = bisect.bisect_left(self.steps(name), step)
-        return np.asarray(self._values.get(name, [])[first:], np.float64)
+    def count_since(self, name: str, step: int) -> int:
+        """Return the number of values in the rows from `step` on."""
+        return self.count(name) - bisect.bisect_left(self.steps(name), step)
 
 
 class History(Series):
@@ -93,9 +92,11 @@ class History(Series):
         """Word for several rows: "steps" or "rounds"."""
         return "rounds" if self.rounds else "steps"
 
-    def trend_updates(self, name: str) -> Values:
-        """Return the values of the updates among which a trend is looked for: those of the round, or of the run."""
-        return self.updates.since(name, self.step_of_update[-1] if self.rounds and self.step_of_update else 0)
+    def count_updates(self, name: str) -> int:
+        """Return the number of updates among which a trend is looked for: those of the round, or of the run."""
+        if self.rounds and self.step_of_update:
+            return self.updates.count_since(name, self.step_of_update[-1])
+        return self.updates.count(name)
 
     def window(self, rule: AlarmRule, name: str = "") -> int:
         """Return the number of newest rows that a rule judges: one if it is a round with the standard error of `name`.

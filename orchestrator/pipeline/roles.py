@@ -105,7 +105,7 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         plans += [_reward("reward", config.reward, config, model, cuda=cuda)] if config.reward else []
     if config.data.eval_harmful is not None or config.data.eval_benign is not None:
         plans.append(_reward("refusal", (config.evaluation.refusal,), config, model, cuda=cuda))
-    if config.data.dataset is not None:
+    if config.data.dataset is not None or config.rounds.mix.is_on:
         encoder: Mapping[str, Any] = {
             "model": model,
             "max_length": config.data.max_length,

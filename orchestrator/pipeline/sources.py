@@ -45,6 +45,7 @@ class Chunk:
     resample: int | None = None  # round of further prompts that it belongs to, from 1; 0: none; None: no such rounds
     file_stems: tuple[str, ...] | None = None  # of the experience's files; None: not stored, or stored before
     score_file_stems: tuple[str, ...] | None = None  # of the scores' files; None: not stored, or stored before
+    given: bool = False  # given pairs, mixed into a round: not sampled, and with rewards of their own
 
     def wait(self) -> None:
         """Wait for all results."""
@@ -65,9 +66,14 @@ class PendingBatch:
     @property
     def scores(self) -> list[Handle[Scores]] | None:
         """Handles to the scores; None if nothing was sampled or nothing scores it."""
-        if any(chunk.scores is None for chunk in self.chunks):
+        if any(chunk.scores is None for chunk in self.sampled):
             return None
-        return [handle for chunk in self.chunks for handle in chunk.scores or ()]
+        return [handle for chunk in self.sampled for handle in chunk.scores or ()]
+
+    @property
+    def sampled(self) -> list[Chunk]:
+        """Chunks without those of given pairs."""
+        return [chunk for chunk in self.chunks if not chunk.given]
 
     @property
     def resamples(self) -> int | None:

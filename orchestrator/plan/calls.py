@@ -98,7 +98,9 @@ def _chunks(config: RunConfig, time: StepTime, limit_s: float) -> Iterator[Call]
 def _updates(config: RunConfig, time: StepTime, work: Work, limit_s: float) -> Iterator[Call]:
     updates = max(1, work.updates)
     algorithm = config.algorithm
-    rows = algorithm.rows_per_step if work.sampled and isinstance(algorithm, Sampled) else work.groups
+    rows = work.groups
+    if work.sampled and isinstance(algorithm, Sampled):
+        rows = algorithm.rows_per_step + work.mixed
     rows = math.ceil(rows * work.passes / updates)
     for role, seconds in time.busy["learn"].items():
         what = f"an update, {rows:,} rows"

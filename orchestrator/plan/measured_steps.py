@@ -140,5 +140,5 @@ def _work(config: RunConfig, row: Mapping[str, Any], tokens: float) -> Work:
     work = work_of(config, Lengths(prompt=max(1.0, both - response), response=response))
     if "pairs/count" in row and work.sampled:
         # Groups with equal rewards make no pair.
-        return replace(work, learned_tokens=row["pairs/count"] * work.row)
+        return replace(work, learned_tokens=(row["pairs/count"] + (row.get("pairs/mixed") or 0)) * work.row)
     return work

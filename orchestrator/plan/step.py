@@ -64,6 +64,8 @@ def step_time(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants
     sizes = chunk_sizes(work.groups, prompts_per_chunk(config.rollout, work.group) if work.sampled else work.groups)
     by_size = {size: _chunk(config, shapes, gpu, replace(work, groups=size), constants) for size in set(sizes)}
     parts = [by_size[size] for size in sizes]
+    if work.mixed:
+        parts.append(_mixed(config, shapes, gpu, work, constants, like=parts[0]))
     busy: dict[str, dict[str, float]] = {"refresh": _refresh(config, shapes, parts[0], constants)}
     for phase in ("generate", "score"):
         busy[phase] = {role: sum(part[phase][role] for part in parts) for role in parts[0][phase]}
@@ -165,6 +167,18 @@ def _chunk(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: C
     """Return the seconds of a chunk, the prompts of `work`."""
     generate = {"rollout": _generate(config, shapes, gpu, work, constants)} if work.sampled else {}
     return {"generate": generate, "score": _score(config, shapes, gpu, work, constants)}
+
+
+def _mixed(
+    config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants: Constants, *, like: Busy
+) -> dict[str, dict[str, float]]:
+    """Return the seconds of the chunk of given pairs, which nothing samples or rewards; `like`: a sampled one."""
+    pairs = replace(work, groups=work.mixed, group=2, scored_group=2, sampled=False)
+    scored = _score(config, shapes, gpu, pairs, constants)
+    return {
+        "generate": dict.fromkeys(like["generate"], 0.0),
+        "score": {role: scored.get(role, 0.0) for role in like["score"]},
+    }
 
 
 def _measures_drift(config: RunConfig) -> bool:

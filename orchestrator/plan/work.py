@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +46,7 @@ class Work:
     updates: int  # optimiser updates per step
     steps: int | None  # steps of the run; None: it ends with the dataset, whose size is unknown
     epochs: int  # passes over the dataset
+    mixed: int = 0  # given pairs that are mixed into a round
 
     @property
     def sequences(self) -> int:
@@ -102,7 +104,8 @@ def _sampling(config: RunConfig, lengths: Lengths) -> Work:
     assert isinstance(algorithm, Sampled)
     groups, group = algorithm.prompts_per_step, algorithm.num_generations
     prompt, response = sampled_lengths(config, lengths)
-    rows, completions = algorithm.rows_per_step, algorithm.completions_per_row
+    mixed = num_mixed(config, lengths.rows)
+    rows, completions = algorithm.rows_per_step + mixed, algorithm.completions_per_row
     unsplit = completions if algorithm.needs.whole_rows else 1
     budget = config.policy.tokens_per_micro_batch
     learned = prompt + completions * response if unsplit > 1 else row_tokens(completions, prompt, response, budget)
@@ -122,6 +125,21 @@ def _sampling(config: RunConfig, lengths: Lengths) -> Work:
         updates=algorithm.epochs * algorithm.num_updates(rows),
         steps=algorithm.max_steps,
         epochs=1,
+        mixed=mixed,
+    )
+
+
+def num_mixed(config: RunConfig, rows: int | None = None) -> int:
+    """Return the number of given pairs that are mixed into a late round, at most. `rows`: those of the dataset."""
+    own, algorithm = config.rounds.mix, config.algorithm
+    if not own.is_on:
+        return 0
+    assert isinstance(algorithm, Sampled)
+    rounds = max(0, (algorithm.max_steps or 1) - 1)
+    made = algorithm.rows_per_step * (rounds if own.last is None else min(rounds, own.last))
+    earlier = min(round(own.earlier_rounds * algorithm.prompts_per_step), made)
+    return earlier + min(
+        round(own.dataset * algorithm.prompts_per_step), rows or rows_of(config.data.dataset) or sys.maxsize
     )
 
 

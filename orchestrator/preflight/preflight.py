@@ -121,6 +121,8 @@ def _check_counts(config: RunConfig, data: Sequence[SourceSummary], problems: Pr
     for source in data:
         if not source.is_complete or source.key.startswith("data.eval_"):
             continue
+        if source.key == "data.dataset" and config.rounds.mix.is_on:  # a round takes as many rows as there are, at most
+            continue
         key = "batch_size" if source.key == "data.dataset" else "prompts_per_step"
         wanted = getattr(largest(config).algorithm, key)
         if source.count < wanted:

@@ -11,7 +11,7 @@ from families import read_jsonl, write_jsonl
 
 from orchestrator.cli.main import main
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow]
+pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.long]
 
 COMPARISON = Path(__file__).parents[2] / "configs" / "8b" / "compare.yaml"
 GOLD = '{type: function, function: "scorers.py:letters_in_place", weight: 0.0}'

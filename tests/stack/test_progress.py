@@ -58,6 +58,7 @@ def test_calls_that_make_progress_outlast_the_limit_and_so_do_workers_that_wait_
     assert stage.restarts == []
 
 
+@pytest.mark.long
 def test_the_first_of_several_calls_is_waited_for_while_their_siblings_idle(stage: Stage) -> None:
     pure = stage.gang("pure")
     first = pure.each(ScriptedWorker.work, [(LONG_S,), (0.0,)])
@@ -68,6 +69,7 @@ def test_the_first_of_several_calls_is_waited_for_while_their_siblings_idle(stag
     assert stage.restarts == []
 
 
+@pytest.mark.long
 def test_the_worker_of_an_input_that_has_ended_may_idle_although_nobody_read_it(stage: Stage) -> None:
     pure = stage.gang("pure")
     given = pure.each(ScriptedWorker.work, [(0.0,), (0.0,)])[0]

@@ -70,22 +70,36 @@ from torch import Tensor
 
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import num_tokens, rollout_metrics
+from workers.algorithms.mixed_pairs import joined, mixed_pairs
 from workers.algorithms.ops import completion_means, completion_sums, share
-from workers.algorithms.pairs import pair_metrics, pairs_of
+from workers.algorithms.pairs import pair_metrics, pairs_of, penalised
 from workers.algorithms.preference_losses import by_side, log_ratios, pair_losses
 from workers.algorithms.soft_labels import soft_labels
 from workers.config import DpoConfig
+from workers.given import batch_without_given, is_given
 from workers.gold import sampled_batch
 from workers.types import Metrics, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: DpoConfig) -> tuple[TrainBatch, Metrics]:
-    """Make one row of each pair, chosen before rejected. The batch is empty if no pair has a margin."""
+    """Make one row of each pair, chosen before rejected: those of the samples, then given ones.
+
+    The batch is empty if no pair has a margin. The metrics are those of the samples and of their pairs.
+    """
     experience, reference = scored.experience, scored.reference_logprobs
     assert reference is not None or not config.needs_reference
-    sampled = experience.logprobs is not None
+    sampled, samples = experience.logprobs is not None, batch_without_given(scored)
     settings = config.pairs if sampled else config.pairs.for_dataset()
-    pairs, scores = pairs_of(scored, settings)
+    own, scores = pairs_of(samples, settings)
+    facts = rollout_metrics(sampled_batch(samples)) if sampled else {}
+    facts |= pair_metrics(own, samples.experience, settings if sampled else None)
+    pairs = own
+    if is_given(experience).any():
+        assert scored.rewards is not None
+        scores = penalised(scored.rewards, experience, settings)
+        given = mixed_pairs(own, experience, scores, settings, seed=scored.seed)
+        facts |= {"pairs/mixed": float(len(given)), "pairs/mixed_duplicates": float(given.num_duplicates)}
+        pairs = joined(own, given)
     picked = np.stack([pairs.chosen, pairs.rejected], axis=1).reshape(-1)  # [2P]
     batch = TrainBatch(
         prompts=experience.prompt_tokens.take(experience.group_of[pairs.chosen]),
@@ -96,12 +110,11 @@ def prepare(scored: ScoredBatch, config: DpoConfig) -> tuple[TrainBatch, Metrics
         soft_labels=soft_labels(scored, scores, picked, config),
         sources=picked,
     )
-    facts = rollout_metrics(sampled_batch(scored)) if sampled else {}
-    facts["num_tokens"] = float(num_tokens(experience))
+    facts["num_tokens"] = float(num_tokens(samples.experience))
     if experience.temperature != 1:
         for name in ("objective/kl", "objective/kl_error", "drift/saturated"):
             facts.pop(name, None)  # the reference's log-probabilities are at temperature 1
-    return batch, facts | pair_metrics(pairs, experience, settings if sampled else None)
+    return batch, facts
 
 
 def loss(logprobs: Tensor, batch: MicroBatch, config: DpoConfig) -> tuple[Tensor, Stats]:

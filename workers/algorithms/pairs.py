@@ -119,7 +119,7 @@ def make_pairs(
     allowed, gold = may_be_chosen(experience, config), is_gold(experience)
     prompts = [tokens.tobytes() for tokens in experience.prompt_tokens]
     by_group: list[list[tuple[int, int]]] = [[] for _ in prompts]
-    repeats, num_duplicates = _Repeats(hashes, near), 0
+    repeats, num_duplicates = Repeats(hashes, near), 0
     for group in _by_content(experience, prompts, hashes, scores):
         members = slice(*experience.group_offsets[group : group + 2].tolist())
         first, second = possible_pairs(
@@ -293,7 +293,7 @@ ORDERS: Mapping[Selection, Callable[[Index, Index, Hashes], Index]] = {
 }
 
 
-def _take(chosen: Index, rejected: Index, repeats: _Repeats, config: PairsConfig) -> tuple[list[tuple[int, int]], int]:
+def _take(chosen: Index, rejected: Index, repeats: Repeats, config: PairsConfig) -> tuple[list[tuple[int, int]], int]:
     """Take pairs in their order, and count those that are left out as duplicates.
 
     A pair that repeats another one uses up its completions, so that the count is that of the pairs which
@@ -317,7 +317,7 @@ def _take(chosen: Index, rejected: Index, repeats: _Repeats, config: PairsConfig
     return taken, num_duplicates
 
 
-class _Repeats:
+class Repeats:
     """Pairs taken so far of one prompt, in any of its groups."""
 
     def __init__(self, hashes: Hashes, near: NearDuplicates | None) -> None:

@@ -5,7 +5,7 @@
     prompt_id                  row of the prompt
     tools, chat_template_kwargs   arguments of the prompt's chat template as JSON, where it has any
     SIDE_score, SIDE_rank      reward, and 1 + the number of completions of the group with a higher one
-    SIDE_version               weights that sampled the completion; null: not sampled (a gold answer, a dataset)
+    SIDE_version               weights that sampled the completion; null: not sampled now (a gold answer, a given pair)
     SIDE_tokens, SIDE_finish   tokens including the end of sequence; `length`: truncated
 
 SIDE is chosen or rejected. `data.dataset` reads the file, and so does `datasets.load_dataset("parquet", …)` for TRL. A
@@ -27,11 +27,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workers.files import durable
-from workers.gold import NOT_SAMPLED
 from workers.types import Finish, Prompt, ScoredBatch, Text
 
 ARGUMENTS = ("tools", "chat_template_kwargs")  # columns of a prompt that its chat template reads
-TEXTS = "pairs_text.parquet"  # of the pairs whose prompt is text, where others are messages: a column has one type
+TEXTS = "_text"  # suffix of the file of pairs whose prompt is text, where others are messages: a column has one type
 
 
 class Decoder(Protocol):
@@ -48,7 +47,7 @@ def write_pairs(
     scored: ScoredBatch,
     decoder: Decoder,
 ) -> None:
-    """Write one row per pair to `path`. If only some prompts are messages, the others go to TEXTS beside it.
+    """Write one row per pair to `path`. If only some prompts are messages, the others go to another file beside it.
 
     Args:
         chosen: completions of the experience that are chosen: [P].
@@ -61,7 +60,7 @@ def write_pairs(
     durable.make_directory(path.parent)
     _write(path, conversations or texts)
     if conversations and texts:
-        _write(path.with_name(TEXTS), texts)
+        _write(path.with_stem(path.stem + TEXTS), texts)
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -99,7 +98,7 @@ def _side(name: str, picked: NDArray[np.int64], scored: ScoredBatch, decoder: De
             name: text,
             f"{name}_score": None if scores is None else float(scores[i]),
             f"{name}_rank": None if ranks is None else int(ranks[i]),
-            f"{name}_version": version if sampled and (version := int(experience.versions[i])) != NOT_SAMPLED else None,
+            f"{name}_version": version if sampled and (version := int(experience.versions[i])) >= 0 else None,
             f"{name}_tokens": int(experience.completions.lengths[i]),
             f"{name}_finish": Finish(int(experience.finish[i])).name,
         }

@@ -1,4 +1,9 @@
-"""Files of a round: its pairs and scored groups, and pairs made again from the groups. Light at import."""
+"""Files of a round: its pairs and scored groups, and pairs made again from the groups. Light at import.
+
+groups.parquet ──paired──► pairs.parquet    pairs of the round's own samples
+                           mixed.parquet    pairs mixed in, with the same columns; `rounds/N/ID` is the `prompt_id` of a
+                                            pair of an earlier round
+"""
 
 from __future__ import annotations
 
@@ -8,18 +13,26 @@ from workers.algorithms.pairs import pair_metrics, pairs_of
 from workers.config import PairsConfig
 from workers.files.groups_file import GROUPS, read_groups, write_groups
 from workers.files.pairs_file import Decoder, write_pairs
+from workers.given import batch_without_given, is_given
 from workers.gold import sampled_batch
 from workers.types import Metrics, ScoredBatch, TrainBatch
 
+MIXED = "mixed.parquet"  # name of the file of the pairs mixed in, beside that of the round's own
+
 
 def write_round(path: Path, batch: TrainBatch, scored: ScoredBatch, decoder: Decoder, *, keep_groups: bool) -> None:
-    """Write the pairs of a round to `path`, if it has any, and its scored groups beside them."""
+    """Write the pairs of a round to `path`, if it has any, and its scored groups and the pairs mixed in beside them."""
     if keep_groups:
-        write_groups(path.with_name(GROUPS), scored, decoder)
-    if batch.num_rows:
-        assert batch.sources is not None
-        assert batch.margins is not None
-        write_pairs(path, batch.sources[0::2], batch.sources[1::2], batch.margins, scored, decoder)
+        write_groups(path.with_name(GROUPS), batch_without_given(scored), decoder)
+    if not batch.num_rows:
+        return
+    assert batch.sources is not None
+    assert batch.margins is not None
+    chosen, rejected = batch.sources[0::2], batch.sources[1::2]
+    given = is_given(scored.experience)[chosen]
+    for target, kept in ((path, ~given), (path.with_name(MIXED), given)):
+        if kept.any():
+            write_pairs(target, chosen[kept], rejected[kept], batch.margins[kept], scored, decoder)
 
 
 def pair_again(groups: Path, output: Path, config: PairsConfig) -> Metrics:

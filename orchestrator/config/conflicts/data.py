@@ -21,6 +21,8 @@ def source(config: RunConfig) -> Iterator[Conflict]:
     kind, data = config.algorithm.type, config.data
     fitting = [key for key in ("prompts", "dataset") if getattr(config.algorithm.needs, key)]
     wanted = " or ".join(f"data.{key}" for key in fitting)
+    if data.prompts is not None and config.rounds.mix.dataset:  # the dataset is mixed in
+        return
     if (data.prompts is None) == (data.dataset is None):
         both = data.prompts is not None
         yield Conflict(

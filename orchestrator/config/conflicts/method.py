@@ -92,7 +92,7 @@ def pairs(config: RunConfig) -> Iterator[Conflict]:
         "min_margin": ("gold", settings.gold == "chosen", "add"),
     }
     for name in changed:
-        if config.data.dataset is not None and name in PAIRS_OF_SAMPLES:
+        if config.data.dataset is not None and config.data.prompts is None and name in PAIRS_OF_SAMPLES:
             yield Conflict(
                 keys=(f"algorithm.pairs.{name}", "data.dataset"),
                 why="the pairs of a dataset are trained on as they are given",

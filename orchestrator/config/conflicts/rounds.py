@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config.conflicts.conflict import Conflict
 from orchestrator.config.rounds import SECTIONS, RoundsConfig
 from orchestrator.data.sources import label
+from workers.config import DpoConfig
 
 if TYPE_CHECKING:
     from orchestrator.config.run import RunConfig
@@ -45,6 +46,50 @@ def rounds(config: RunConfig) -> Iterator[Conflict]:
             fix=f"set rollout.num_engines to at most {fewest}, or give more prompts per round",
         )
     yield from _files_of_rounds(config)
+
+
+def mix(config: RunConfig) -> Iterator[Conflict]:
+    algorithm, own = config.algorithm, config.rounds.mix
+    if not isinstance(algorithm, DpoConfig) or config.data.prompts is None:  # there are no rounds, see above
+        return
+    if own.last != type(own).model_fields["last"].default and not own.earlier_rounds:
+        yield Conflict(
+            keys=("rounds.mix.last", "rounds.mix.earlier_rounds"),
+            why="no pairs of earlier rounds are mixed in",
+            fix="set earlier_rounds to 1.0, or remove last",
+        )
+    if own.earlier_rounds and algorithm.max_steps == 1:
+        yield Conflict(
+            keys=("rounds.mix.earlier_rounds", "algorithm.max_steps"),
+            why="there is one round, and none before it",
+            fix="raise max_steps, or remove earlier_rounds",
+        )
+    if own.earlier_rounds and not algorithm.pairs.keep_groups:
+        yield Conflict(
+            keys=("rounds.mix.earlier_rounds", "algorithm.pairs.keep_groups"),
+            why="the pairs of earlier rounds are made of their stored groups, and none are stored",
+            fix="set keep_groups to true, or remove earlier_rounds",
+        )
+    if own.dataset and config.data.dataset is None:
+        yield Conflict(
+            keys=("rounds.mix.dataset", "data.dataset"),
+            why="there is no dataset whose pairs could be mixed in",
+            fix="give data.dataset beside data.prompts, or remove rounds.mix.dataset",
+        )
+    if not own.is_on:
+        return
+    if algorithm.soft_labels in ("votes", "win_rate"):
+        yield Conflict(
+            keys=("rounds.mix", "algorithm.soft_labels"),
+            why=f"the label {algorithm.soft_labels} needs the scores of the whole group, and given pairs have none",
+            fix="set soft_labels to margin, or remove rounds.mix",
+        )
+    if algorithm.exploration_alpha:
+        yield Conflict(
+            keys=("rounds.mix", "algorithm.exploration_alpha"),
+            why="the bonus is of samples of the reference, and pairs that are mixed in are none",
+            fix="remove exploration_alpha or rounds.mix",
+        )
 
 
 def _files_of_rounds(config: RunConfig) -> Iterator[Conflict]:

@@ -33,7 +33,7 @@ def evaluation(config: RunConfig) -> Iterator[Conflict]:
     """Yield evaluation settings without data. Pairs suit a reward model, which answers no prompts, and offline DPO."""
     algorithm, data = config.algorithm, config.data
     scores = algorithm.needs.head == "scores"
-    pairs = algorithm.implicit_reward_beta is not None and data.dataset is not None
+    pairs = algorithm.implicit_reward_beta is not None and data.dataset is not None and data.prompts is None
     held_out = {*data.answered} - {"prompts"} or data.eval_dataset is not None
     if config.evaluation.num_samples and data.eval_prompts is None:
         yield Conflict(

@@ -70,6 +70,13 @@ def pairwise(config: RunConfig) -> Iterator[Conflict]:
             why="an evaluation has one completion of each prompt, and a pairwise reward compares several",
             fix="add a reward of another type, such as a function or a model, or remove data.eval_prompts",
         )
+    elif config.best_round_by is not None and all(isinstance(r, PairwiseRewardConfig) for r in voters(config)):
+        yield Conflict(
+            keys=("reward", "export.round"),
+            why=f"{config.best_round_by} would be the same in every round: win rates have a mean of 1/2, and the other "
+            "rewards have weight 0",
+            fix="set export.round to last, or give a reward of another type a weight",
+        )
 
 
 def agreement(config: RunConfig) -> Iterator[Conflict]:

@@ -1,4 +1,4 @@
-"""What runs must have in common: the prompts of methods on samples and on pairs, and a gold scorer in every run."""
+"""Settings that runs have in common: the prompts of methods on samples and on pairs, and a gold scorer in every run."""
 
 from __future__ import annotations
 
