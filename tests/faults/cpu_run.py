@@ -59,7 +59,8 @@ TWO_ENGINES = {**ROLLOUT, "num_engines": 2, "tokens_per_chunk": 56}
 SAMPLED = {"prompts_per_step": 4, "num_generations": 4, "max_steps": 3, "learning_rate": 1e-2}
 PAIRS = {"per_prompt": 2, "truncated_chosen": True}  # few of the short samples end by themselves
 MAX_STALENESS = {"grpo-ahead": 1}
-EVERY_UPDATES = {"iterative-dpo-updates": 1, "iterative-dpo-rounds": 1, "iterative-dpo-mixed": 1}  # a checkpoint after each update of a round
+# a checkpoint after each update of a round
+EVERY_UPDATES = {"iterative-dpo-updates": 1, "iterative-dpo-rounds": 1, "iterative-dpo-mixed": 1}
 HELD_OUT = ("iterative-dpo",)  # evaluated after every round: the model is that of the best one, the second of three
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"type": "grpo", "beta": 0.1, **SAMPLED},

@@ -28,7 +28,13 @@ def source(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(
             keys=("data.prompts", "data.dataset"),
             why="both are given, a run trains on one" if both else "neither is given: there is nothing to train on",
-            fix=f"for {kind} give {wanted}" + (" and set the other to null" if both else ""),
+            fix=f"for {kind} give {wanted}"
+            + (" and set the other to null" if both else "")
+            + (
+                ", or mix pairs of the dataset in with rounds.mix.dataset"
+                if both and config.algorithm.needs.rounds
+                else ""
+            ),
         )
         return
     given = "prompts" if data.prompts is not None else "dataset"

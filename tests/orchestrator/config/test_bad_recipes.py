@@ -12,6 +12,8 @@ from orchestrator.cli.main import main
 
 GRPO = "type: grpo, prompts_per_step: 4, num_generations: 2, max_steps: 10"
 ROUNDS = "{type: dpo, prompts_per_step: 4, num_generations: 2, max_steps: 3}"
+NO_GROUPS = "{type: dpo, prompts_per_step: 4, max_steps: 1, pairs: {keep_groups: false}}"
+VOTES = "{type: dpo, prompts_per_step: 4, max_steps: 2, exploration_alpha: 0.1, soft_labels: votes}"
 DISTILL = "type: distill, prompts_per_step: 4, max_steps: 10"
 TEACHER = {"teacher": "{model: {path: ./model}}", "reward": None}
 ITERATIVE = {"algorithm": "{type: dpo, prompts_per_step: 4, max_steps: 3}"}
@@ -96,6 +98,11 @@ CASES = (
         {"algorithm": ROUNDS, "rounds": "{prompts: files}", "data": "{prompts: [./prompts.jsonl, ./demos.jsonl]}"},
     ),
     Case("rounds-not-disjoint", {"algorithm": ROUNDS, "rounds": "{prompts: disjoint}"}),
+    Case("mix-without-rounds", {"rounds": "{mix: {earlier_rounds: 1}}"}),
+    Case("mix-of-a-dataset-without-one", {"algorithm": ROUNDS, "rounds": "{mix: {dataset: 0.5, last: 2}}"}),
+    Case("mix-without-stored-groups", {"algorithm": NO_GROUPS, "rounds": "{mix: {earlier_rounds: 1}}"}),
+    Case("mix-of-other-losses", {"algorithm": VOTES, "rounds": "{mix: {earlier_rounds: 1}}"}),
+    Case("mix-without-weight", {"algorithm": ROUNDS, "data": "{prompts: ./prompts.jsonl, dataset: ./pairs.jsonl}"}),
     Case("two-files-of-one-name", {"data": "{prompts: [./prompts.jsonl, ./more/prompts.jsonl]}"}),
     Case("b21-bad-name", {"name": "../x"}),
     Case("b24-nothing-saved", {"checkpoint": "{every: 0}"}),

@@ -7,9 +7,18 @@ from typing import Any
 import pytest
 from recipe_dir import RecipeDir
 
+from orchestrator.cli.main import main
 from orchestrator.config import RunConfig, load
 from orchestrator.config.recipe import from_resolved, resolved
-from orchestrator.config.rounds import largest, learner_settings, of_round, prompts_per_round, round_values
+from orchestrator.config.rounds import (
+    NumMixed,
+    largest,
+    learner_settings,
+    mixed_per_round,
+    of_round,
+    prompts_per_round,
+    round_values,
+)
 
 ROUNDS = "{type: dpo, prompts_per_step: 4, num_generations: 2, learning_rate: 1.0e-5, max_steps: 5}"
 
@@ -58,6 +67,18 @@ def test_the_largest_round_has_the_largest_value_of_each_schedule(recipe_dir: Re
     algorithm: Any = largest(run).algorithm
     assert (algorithm.num_generations, algorithm.prompts_per_step, algorithm.beta) == (16, 8, 0.3)
     assert prompts_per_round(run) == (8, 2, 2, 2, 2)
+
+
+def test_pairs_are_mixed_in_by_the_prompts_of_a_round_and_none_before_the_second(recipe_dir: RecipeDir) -> None:
+    run = config(recipe_dir, "{mix: {earlier_rounds: 0.5}, prompts_per_step: [4, 10]}")
+    assert [of.earlier for of in mixed_per_round(run)] == [0, 5, 5, 5, 5]
+    data = "{prompts: ./prompts.jsonl, dataset: ./pairs.jsonl}"
+    both = {"algorithm": ROUNDS, "rounds": "{mix: {dataset: 0.25, earlier_rounds: 1}}", "data": data}
+    assert mixed_per_round(load(recipe_dir.recipe(both)).stages[0])[:2] == (
+        NumMixed(earlier=0, dataset=1),
+        NumMixed(earlier=4, dataset=1),
+    )
+    assert main(["validate", recipe_dir.recipe(both)]) == 0, "a dataset smaller than a batch is enough to mix in"
 
 
 def test_schedules_come_back_from_the_resolved_config(recipe_dir: RecipeDir) -> None:

@@ -136,6 +136,27 @@ def test_work_of_a_step() -> None:
     assert kto.scored_tokens(16384) / kto.learned_tokens == 1100 / 600  # a mismatched completion is scored with each
 
 
+def test_pairs_that_are_mixed_in_are_scored_by_the_reference_and_learned() -> None:
+    alone = load(CONFIGS / "70b/iterative_dpo.yaml").stages[-1]
+    mixed = {"rounds.mix.earlier_rounds": 1.0, "rounds.mix.dataset": 0.5, "data.dataset": "org/pairs"}
+    config = apply_changes(alone, mixed)
+    before, work = (work_of(c, Lengths(prompt=100, response=500)) for c in (alone, config))
+    assert work.mixed == 8192 + 4096
+    assert work.learned_tokens == before.learned_tokens + (8192 + 4096) * 1100
+    assert work.updates == before.updates + (8192 + 4096) // 128
+    few = apply_changes(alone, mixed | {"rounds.mix.earlier_rounds": 9.0})
+    assert work_of(few, Lengths(rows=100)).mixed == 16384 + 100, "no more than the round before made, and all rows"
+    two = apply_changes(few, {"rounds.mix.last": None})
+    assert work_of(two, Lengths(rows=100)).mixed == 2 * 16384 + 100
+    times = [make_plan(c, H100).time for c in (alone, config)]
+    assert times[1].busy["generate"] == times[0].busy["generate"]
+    assert times[1].busy["score"].get("reward") == times[0].busy["score"].get("reward")
+    # 12288 pairs of 2 completions beside 8192 groups of 8, with a prompt for each row.
+    more = times[1].busy["score"]["reference"] / times[0].busy["score"]["reference"]
+    assert 1.3 < more < 1.5
+    assert times[1].step_s > times[0].step_s
+
+
 # ------------------------------------------------------------------------------------------------ time
 
 
