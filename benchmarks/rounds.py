@@ -1,4 +1,4 @@
-"""Compare the rounds of the quickstart's iterative DPO in this checkout with those in another one, in alternating turns.
+"""Compare rounds of the quickstart's iterative DPO in this checkout with those in another one, in alternating turns.
 
     python benchmarks/rounds.py OTHER_CHECKOUT [--turns 5] [--theirs KEY=VALUE ...]
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.start import HERE, call, prepare  # noqa: E402 - on the path set above
+from benchmarks.start import HERE, call, prepare
 
 OURS = ("algorithm.pairs.duplicates=keep", "algorithm.pairs.truncated_chosen=true")
 
