@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "policy.num_ranks",
     "critic.num_ranks",
     "reference.num_ranks",
+    "reference.roll_back_kl",
+    "reference.abort_kl",
     "teacher.num_ranks",
     "rollout.num_engines",
     "reward_workers",
