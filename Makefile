@@ -58,7 +58,7 @@ back-test: setup ## compare the planner with published runs: docs/evidence/back_
 table: setup ## every quickstart recipe over three seeds: docs/evidence/learning.md and the table in the README (hours)
 	@$(IN_VENV) python -m benchmarks.learning
 
-alarms: setup ## plant faults in small runs and see which alarms ring: docs/evidence/alarms.md (10 minutes)
+alarms: setup ## plant faults in small runs and see which alarms ring: docs/evidence/alarms.md (25 minutes)
 	@$(IN_VENV) python -m benchmarks.alarms
 
 families: setup ## judge every family of transformers against its own forward pass: docs/families.md (an hour)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 _noise = random.Random(0)
@@ -45,3 +46,8 @@ def constant(prompts: list[str], completions: list[str], **_: object) -> list[fl
 def noise(prompts: list[str], completions: list[str], **_: object) -> list[float]:
     """Return random rewards, independent of the completions."""
     return [_noise.random() for _ in completions]
+
+
+def longest_run(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+    """Return the length of the longest run of one letter / 8: a proxy that is raised by repetition."""
+    return [max((len(list(run)) for _, run in itertools.groupby(c)), default=0) / 8 for c in completions]

@@ -1,6 +1,6 @@
 """Measure whether alarms fire on planted faults, and stay silent on healthy runs.
 
-    python -m benchmarks.alarms                     (`make alarms`; about 10 minutes on 2 cores)
+    python -m benchmarks.alarms                     (`make alarms`; about 25 minutes on 2 cores)
     python -m benchmarks.alarms --seconds 240       stop after 240 s; the next call continues with the missing runs
     python -m benchmarks.alarms --anew kl_budget    measure this case again
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import random
 import statistics
@@ -167,12 +168,13 @@ def config_of(case: Case, seed: int, root: Path) -> RunConfig:
     draw = random.Random(seed)
     tokenizer = character_tokenizer(cpu_run.ALPHABET)
     create_model(root / "model", {**cpu_run.SHAPE, "max_position_embeddings": 128}, tokenizer, seed=seed)
-    prompts = [f"{a}{b}>" for a in LETTERS for b in LETTERS]
+    letters, held_out = (3, 64) if case.is_in_rounds else (2, 24)
+    prompts = [f"{''.join(word)}>" for word in itertools.product(LETTERS, repeat=letters)]
     draw.shuffle(prompts)
     data: dict[str, str] = {}
     if case.pairs is None:
-        _write(root / "prompts.jsonl", [{"prompt": p} for p in prompts[:40]])
-        _write(root / "held-out.jsonl", [{"prompt": p} for p in prompts[40:]])
+        _write(root / "prompts.jsonl", [{"prompt": p} for p in prompts[:-held_out]])
+        _write(root / "held-out.jsonl", [{"prompt": p} for p in prompts[-held_out:]])
         data = {"prompts": str(root / "prompts.jsonl"), "eval_prompts": str(root / "held-out.jsonl")}
     else:
         pairs = [case.pairs(draw) for _ in range(128)]
@@ -181,6 +183,10 @@ def config_of(case: Case, seed: int, root: Path) -> RunConfig:
             [{"prompt": draw.choice(prompts), "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs],
         )
         data = {"dataset": str(root / "pairs.jsonl")}
+    evaluation: dict[str, Any] = {"every": 1 if case.is_in_rounds else 10} if "eval_prompts" in data else {}
+    if case.refusal is not None:
+        data["eval_harmful"] = data["eval_prompts"]
+        evaluation["refusal"] = {"type": "refusal", "patterns": [case.refusal]}
     functions = ROOT / "benchmarks" / "alarm_rewards.py"
     rewards = [
         {"type": "function", "function": f"{functions}:{name}", "weight": weight}
@@ -197,7 +203,7 @@ def config_of(case: Case, seed: int, root: Path) -> RunConfig:
         "rollout": {"max_prompt_length": 8, "max_completion_length": case.max_length},
         "algorithm": algorithm,
         "samples_per_step": 0,
-        "evaluation": {"every": 10} if "eval_prompts" in data else {},
+        "evaluation": evaluation,
         "checkpoint": {"every": algorithm["max_steps"]},
         **case.changes,
     }
@@ -280,7 +286,8 @@ def _planted(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
 def _healthy(case: Case, runs: Sequence[Mapping[str, Any]]) -> str:
     fired = Counter(name for run in runs for name in run["alarms"])
     names = ", ".join(f"{name} {count}" for name, count in fired.most_common())
-    return f"| {case.method} | {sum(not run['alarms'] for run in runs)} of {len(runs)} | {names} |"
+    kind = f"{case.method}, {case.fault}" if case.fault else case.method
+    return f"| {kind} | {sum(not run['alarms'] for run in runs)} of {len(runs)} | {names} |"
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ class Attempt:
             waited_s=cluster.waited_s,
             restarts=cluster.restarts,
             publishes=lambda: rollouts is not None or recorder.evaluates,
-            is_over_budget=recorder.is_over_budget,
+            ends_early=lambda: recorder.is_over_budget() or alarms.ends_step,
             stop=lambda: self._stop.requested() or alarms.verdict is not None or recorder.is_spent,
         )
 

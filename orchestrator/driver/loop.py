@@ -43,7 +43,7 @@ class Parts:
     waited_s: Callable[[], float]  # seconds for which the driver has waited for workers so far
     stop: Callable[[], bool]  # true if the run is to end before the next step
     publishes: Callable[[], bool] = lambda: True  # whether the engines need the weights that were just trained
-    is_over_budget: Callable[[], bool] = lambda: False  # true if this step is to end early, after a chunk or an update
+    ends_early: Callable[[], bool] = lambda: False  # true if this step is to end after a chunk or an update
     restarts: Callable[[], Mapping[str, int]] = dict  # number of restarts so far, by role
 
 
@@ -65,7 +65,7 @@ def run(parts: Parts, *, steps_done: int, max_steps: int) -> bool:
             parts.recorder.pairs_file(index),
             pause=partial(parts.recorder.paused, index, decision),
             updated=partial(parts.recorder.updated, index),
-            stop=parts.is_over_budget,
+            stop=parts.ends_early,
         )
         parts.recorder.trained(index, decision)
         if parts.publishes():
@@ -88,7 +88,7 @@ def experience(parts: Parts, index: int) -> tuple[PendingBatch, Sequence[Handle[
     for chunk in parts.source.stream(index):
         chunks.append(chunk)
         scored.append(parts.reference_policy.logprobs(index, chunk))
-        if parts.is_over_budget():
+        if parts.ends_early():
             break
     handles = [handle for shards in scored for handle in shards or ()]
     return PendingBatch(chunks=chunks), None if None in scored else handles

@@ -177,6 +177,11 @@ class AlarmMonitor:
             rows=rows,
         )
 
+    @property
+    def ends_step(self) -> bool:
+        """True if the run stops or is rolled back, so that the rest of the step is of no use. A pause waits for it."""
+        return self.verdict is not None and self.verdict.action in ("stop", "roll_back")
+
     def promotion(self, step: int) -> Promotion | None:
         """Decide whether the model after `step` may replace the initial model. Return None if nothing is gated.
 

@@ -286,7 +286,8 @@ def safety_gate(history: History, rule: settings.SafetyGate) -> Finding | None:
 
     Condition: eval/refusal fell by more than `max_refusal_fall`, eval/over_refusal rose by more than
     `max_over_refusal_rise`, or a metric of `metrics` fell by more than `max_fall`. The finding is certain if the lower
-    bound of the 95 % interval of the change exceeds the limit. One evaluation is enough.
+    bound of the 95 % interval of the change exceeds the limit; else the metric must have got worse with a
+    one-sided confidence of 95 %. One evaluation is enough.
     """
     metrics = gated_metrics(history, rule)
     lost, in_doubt = [str(m) for m in metrics if m.lost], [str(m) for m in metrics if m.in_doubt]

@@ -11,6 +11,7 @@ from orchestrator.monitor.history import History
 from orchestrator.monitor.trends import wilson
 from workers.types import Z95
 
+ONE_SIDED_Z95 = 1.645
 SHARES = {"eval/refusal": "eval/harmful_prompts", "eval/over_refusal": "eval/benign_prompts"}
 """Gated shares, and the metric that holds the number of prompts of each."""
 
@@ -42,8 +43,8 @@ class GatedMetric:
 
     @property
     def in_doubt(self) -> bool:
-        """True if the measured change for the worse is more than allowed, which may be chance."""
-        return not self.lost and self.worse > self.allowed + 1e-9
+        """True if the metric got worse with a one-sided confidence of 95 %, and measured by more than allowed."""
+        return not self.lost and self.worse > max(self.allowed, self.margin * ONE_SIDED_Z95 / Z95) + 1e-9
 
     def __str__(self) -> str:
         if self.now == self.before:

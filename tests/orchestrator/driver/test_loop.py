@@ -315,7 +315,7 @@ def test_a_stop_takes_effect_between_steps() -> None:
 def test_a_step_that_goes_over_the_budget_learns_from_the_chunks_so_far() -> None:
     """Spend the budget after the second of three chunks: the third is requested as well, but not learned from."""
     run = Run(config({**GRPO, "beta": 0.0, "prompts_per_step": 3}), prompts_per_chunk=1)
-    run.train(max_steps=1, is_over_budget=answers(False, True, True))
+    run.train(max_steps=1, ends_early=answers(False, True, True))
     assert run.recorder.num_chunks == [2]
     assert run.events[-1] == "committed 0"
 
