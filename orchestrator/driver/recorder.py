@@ -188,7 +188,7 @@ class Recorder:
             return {}
         self._monitor.phase(self._evaluator.role, f"evaluating version {version}")
         started = time.monotonic()
-        evaluation = self._evaluator.evaluate()
+        evaluation = self._evaluator.evaluate(version)
         self._monitor.phase(self._evaluator.role, "")
         path = self._directory.samples(version)
         self._write_rows(path.with_name(f"eval-{path.name}"), evaluation.samples)

@@ -35,7 +35,9 @@ class Evaluator(Protocol):
         """Role of the gang that does the work."""
         ...
 
-    def evaluate(self) -> Evaluation: ...
+    def evaluate(self, version: int) -> Evaluation:
+        """Evaluate `version` of the policy, which must have been published. An engine with another one is replaced."""
+        ...
 
 
 class CombinedEvaluator:
@@ -45,8 +47,8 @@ class CombinedEvaluator:
         self._evaluators = tuple(evaluators)
         self.role = self._evaluators[0].role
 
-    def evaluate(self) -> Evaluation:
-        parts = [evaluator.evaluate() for evaluator in self._evaluators]
+    def evaluate(self, version: int) -> Evaluation:
+        parts = [evaluator.evaluate(version) for evaluator in self._evaluators]
         return Evaluation(
             metrics={name: value for part in parts for name, value in part.metrics.items()},
             samples=tuple(sample for part in parts for sample in part.samples),
@@ -94,11 +96,10 @@ class HeldOut:
         )
         self._sampled = replace(self._greedy, num_generations=num_samples, temperature=1.0) if num_samples else None
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate the version that the engines hold after all calls already submitted to them."""
-        greedy = self._sample(self._greedy)
+    def evaluate(self, version: int) -> Evaluation:
+        greedy = self._sample(self._greedy, version)
         # Submitted before waiting, so that the engines sample while the greedy answers are scored.
-        sampled = None if self._sampled is None else self._sample(self._sampled)
+        sampled = None if self._sampled is None else self._sample(self._sampled, version)
         scores, answers = self._collect_answers("greedy", greedy)
         metrics = {
             "eval/prompts": float(len(scores.rewards)),
@@ -117,9 +118,10 @@ class HeldOut:
             metrics["eval/kl"] = float(np.mean(ratios))
         return Evaluation(metrics=metrics, samples=scores.samples, answers=(*answers, *drawn_answers))
 
-    def _sample(self, sampling: Sampling) -> PendingBatch:
+    def _sample(self, sampling: Sampling, version: int) -> PendingBatch:
         chunk = self._completions_per_chunk
-        return sample(self._prompts, sampling, self._rollout, self._reward, completions_per_chunk=chunk)
+        gangs = (self._rollout, self._reward)
+        return sample(self._prompts, sampling, *gangs, version=version, completions_per_chunk=chunk)
 
     def _collect_answers(self, mode: Mode, pending: PendingBatch) -> tuple[Scores, tuple[Answer, ...]]:
         assert pending.scores is not None

@@ -47,7 +47,7 @@ class HeldOutPairs:
         self._encoder, self._policy, self._reference, self._examples = encoder, policy, reference, list(examples)
         self._adapters_off = adapters_off
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, version: int) -> Evaluation:
         """Evaluate the learner after all calls already submitted to it."""
         encoded = [self._encoder.one(Encoder.encode, self._examples)]
         reference = self._reference_logprobs(encoded)

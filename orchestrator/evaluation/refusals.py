@@ -50,11 +50,10 @@ class Refusals:
             num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
         )
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate the version that the engines hold after all calls already submitted to them."""
-        chunk = self._completions_per_chunk
+    def evaluate(self, version: int) -> Evaluation:
+        chunk, gangs = self._completions_per_chunk, (self._rollout, self._refusal)
         batches = {
-            kind: sample(prompts, self._sampling, self._rollout, self._refusal, completions_per_chunk=chunk)
+            kind: sample(prompts, self._sampling, *gangs, version=version, completions_per_chunk=chunk)
             for kind, prompts in self._prompts.items()
         }
         metrics: Metrics = {}

@@ -55,12 +55,11 @@ class AtTemperatures:
         )
         self._samplings = [replace(first, temperature=temperature) for temperature in evaluation.temperatures]
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate the version that the engines hold after all calls already submitted to them."""
+    def evaluate(self, version: int) -> Evaluation:
         metrics: dict[str, float] = {}
         answers: list[Answer] = []
         # All are submitted before the first is waited for, so that engines sample while answers are scored.
-        for sampling, pending in [(sampling, self._sample(sampling)) for sampling in self._samplings]:
+        for sampling, pending in [(sampling, self._sample(sampling, version)) for sampling in self._samplings]:
             assert pending.scores is not None
             measures = self._reward.one(Reward.measure, pending.experience, None).result()
             scores = merge_scores(wait(pending.scores))
@@ -68,6 +67,7 @@ class AtTemperatures:
             answers += answers_of("at_temperature", scores, measures, sampling.temperature)
         return Evaluation(metrics=metrics, samples=(), answers=tuple(answers))
 
-    def _sample(self, sampling: Sampling) -> PendingBatch:
+    def _sample(self, sampling: Sampling, version: int) -> PendingBatch:
         chunk = self._completions_per_chunk
-        return sample(self._prompts, sampling, self._rollout, self._reward, completions_per_chunk=chunk)
+        gangs = (self._rollout, self._reward)
+        return sample(self._prompts, sampling, *gangs, version=version, completions_per_chunk=chunk)

@@ -303,14 +303,16 @@ def sample(
     rollout: Gang[Rollout],
     reward: Gang[Reward] | None,
     *,
+    version: int | None = None,
     completions_per_chunk: int | None = None,
 ) -> PendingBatch:
-    """Sample completions for `prompts` from whatever version the engines hold, and score them. Nothing is stored."""
+    """Sample completions for `prompts` from `version` of the policy (None: any), and score them. Nothing is stored."""
+    versions = None if version is None else (version, version)
     size = max(1, (completions_per_chunk or len(prompts) * sampling.num_generations) // sampling.num_generations)
     chunks = []
     for index, begin in enumerate(range(0, max(1, len(prompts)), size)):
         part = prompts[begin : begin + size]
-        experience, _ = generate(part, sampling, rollout, None, None, index)
+        experience, _ = generate(part, sampling, rollout, versions, None, index)
         scores, _ = score(experience, reward, None)
         chunks.append(Chunk(index=index, prompts=len(part), experience=experience, scores=scores))
     return PendingBatch(chunks=chunks)

@@ -45,7 +45,7 @@ class ScriptedEvaluator:
     def __init__(self, events: Events) -> None:
         self._events, self._reward = events, 0.5
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, version: int) -> Evaluation:
         self._events.append("evaluated")
         self._reward += 0.125
         return Evaluation(metrics={"eval/reward": self._reward}, samples=(SAMPLE,))

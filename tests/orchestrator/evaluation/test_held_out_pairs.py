@@ -64,7 +64,7 @@ def test_tokens_go_from_the_encoder_to_the_learner() -> None:
     policy: Any = RecordingGang("policy", 1, answers, events)
     examples = [Example(prompt=Prompt(id=str(i), text="a"), completions=("b", "c")) for i in range(4)]
     evaluator = HeldOutPairs(encoder, policy, None, examples)
-    found = evaluator.evaluate()
+    found = evaluator.evaluate(0)
     assert found.metrics["eval/accuracy"] == 0.75
     assert found.samples == ()
     assert evaluator.role == "policy"
@@ -78,7 +78,7 @@ def test_dpo_calls_the_reference_first_and_evaluators_combine() -> None:
     reference: Any = RecordingGang("reference", 2, {"logprobs": "share"}, events)
     examples = [Example(prompt=Prompt(id=str(i), text="a"), completions=("b", "c")) for i in range(2)]
     pairs = HeldOutPairs(encoder, policy, reference, examples)
-    found = CombinedEvaluator([Fixed({"eval/reward": 0.25}), pairs]).evaluate()
+    found = CombinedEvaluator([Fixed({"eval/reward": 0.25}), pairs]).evaluate(0)
     assert (found.metrics["eval/reward"], found.metrics["eval/accuracy"]) == (0.25, 0.5)
     assert [event.split(":")[0] for event in events][1:3] == ["reference.logprobs", "policy.margins"]
     encoded, shares = policy.arguments[0]
@@ -91,7 +91,7 @@ def test_without_adapters_the_policy_is_its_own_reference() -> None:
     encoder: Any = LocalGang("dataset", [FakeEncoder(events)])
     policy: Any = RecordingGang("policy", 2, {"base_logprobs": "share", "margins": margins([1.0, -1.0])}, events)
     examples = [Example(prompt=Prompt(id=str(i), text="a"), completions=("b", "c")) for i in range(2)]
-    assert HeldOutPairs(encoder, policy, None, examples, adapters_off=True).evaluate().metrics["eval/accuracy"] == 0.5
+    assert HeldOutPairs(encoder, policy, None, examples, adapters_off=True).evaluate(0).metrics["eval/accuracy"] == 0.5
     called = [event.split(":")[0] for event in events if event.startswith("policy.")]
     assert called == ["policy.base_logprobs", "policy.margins"]
     (_, temperature, cached), (_, shares) = policy.arguments
@@ -104,5 +104,5 @@ class Fixed:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, version: int) -> Evaluation:
         return Evaluation(metrics=self._metrics, samples=())

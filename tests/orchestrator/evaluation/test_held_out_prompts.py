@@ -47,12 +47,26 @@ def held_out(events: Events, **settings: Any) -> HeldOut:
 
 
 def test_a_greedy_answer_to_each_prompt() -> None:
-    found = held_out(Events()).evaluate()
+    found = held_out(Events()).evaluate(0)
     assert found.metrics["eval/reward"] == 0.0  # the fake's first token is 0
     assert "eval/kl" not in found.metrics
     assert [(a.mode, a.prompt_id, a.index, a.reward, a.length, a.log_ratio) for a in found.answers] == [
         ("greedy", f"held:{i}", 0, 0.0, 1, None) for i in range(3)
     ]
+
+
+def test_the_engines_must_hold_the_version_that_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the versions that the engines are asked for: with another one they refuse, and are replaced."""
+    asked = []
+
+    def generate(self: FakeRollout, prompts: Any, sampling: Any, versions: Any, *more: Any) -> Experience:
+        asked.append(versions)
+        return plain(self, prompts, sampling, versions, *more)
+
+    plain = FakeRollout.generate
+    monkeypatch.setattr(FakeRollout, "generate", generate)
+    held_out(Events(), num_samples=2).evaluate(3)
+    assert set(asked) == {(3, 3)}
 
 
 class SilentReward(MeasuringReward):
@@ -69,7 +83,7 @@ class SilentReward(MeasuringReward):
 def test_a_scorer_that_abstains_on_every_answer_has_no_mean() -> None:
     rollout = LocalGang("rollout", [FakeRollout(Events(), index=i) for i in range(2)])
     reward: LocalGang[Any] = LocalGang("reward", [SilentReward(Events())])
-    found = HeldOut(rollout, reward, PROMPTS, max_completion_length=4, seed=0).evaluate()  # type: ignore[arg-type]
+    found = HeldOut(rollout, reward, PROMPTS, max_completion_length=4, seed=0).evaluate(0)  # type: ignore[arg-type]
     assert found.metrics["eval/rewards/first/mean"] == 0.0
     assert not any("silent" in name for name in found.metrics)
     assert found.answers[0].scores["silent"] is None
@@ -77,7 +91,8 @@ def test_a_scorer_that_abstains_on_every_answer_has_no_mean() -> None:
 
 def test_sampled_answers_and_their_kl_to_the_base() -> None:
     base: LocalGang[Any] = LocalGang("base", [Half()])
-    found = held_out(Events(), num_samples=2, base=lambda parts: base.all(Reference.logprobs, parts, 1.0, 0)).evaluate()
+    by_base = held_out(Events(), num_samples=2, base=lambda parts: base.all(Reference.logprobs, parts, 1.0, 0))
+    found = by_base.evaluate(0)
     sampled = [a for a in found.answers if a.mode == "sampled"]
     assert [(a.prompt_id, a.index, a.reward) for a in sampled] == [
         (f"held:{i}", index, float(index)) for i in range(3) for index in range(2)
@@ -94,7 +109,7 @@ def test_answers_at_other_temperatures_are_kept_apart() -> None:
     evaluation = EvaluationConfig(num_samples=2, temperatures=(0.5, 0.7))
     evaluator = AtTemperatures(rollout, reward, PROMPTS, evaluation=evaluation, max_completion_length=4, seed=0)
     both = CombinedEvaluator([held_out(Events(), num_samples=2), evaluator])
-    found = both.evaluate()
+    found = both.evaluate(0)
     by_temperature = Counter((a.mode, a.temperature) for a in found.answers)
     assert by_temperature == {
         ("greedy", 0.0): 3,
@@ -106,7 +121,7 @@ def test_answers_at_other_temperatures_are_kept_apart() -> None:
 
 
 def test_without_a_base_there_are_samples_and_no_kl() -> None:
-    found = held_out(Events(), num_samples=1).evaluate()
+    found = held_out(Events(), num_samples=1).evaluate(0)
     assert {a.log_ratio for a in found.answers} == {None}
     assert "eval/kl" not in found.metrics
 
