@@ -18,10 +18,31 @@ from workers.types import Metrics
 
 
 class _Lines:
-    """File of JSON objects, one per line. A line is fsynced before it counts."""
+    """File of JSON objects, one per line. A line is fsynced before it counts.
+
+    A driver opens the file once. The next driver of the run replaces it, so that one that wakes up after another took
+    over appends to a file that nobody reads.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._opened: int | None = None  # file descriptor
+
+    def open(self) -> None:
+        """Open the file to append to it, creating it if needed."""
+        self._opened = self._descriptor()
+
+    def close(self) -> None:
+        if self._opened is not None:
+            os.close(self._opened)
+        self._opened = None
+
+    def _descriptor(self) -> int:
+        existed = self.path.exists()
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if not existed:
+            disk.sync_directory(self.path.parent)
+        return file
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all complete rows. A partial line that an interrupted write left at the end is ignored."""
@@ -36,20 +57,17 @@ class _Lines:
         """
         row = {**head, **{name: value if math.isfinite(value) else None for name, value in metrics.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        existed = self.path.exists()
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        file = self._descriptor() if self._opened is None else self._opened
         try:
             disk.append(file, line)
         finally:
-            os.close(file)
-        if not existed:
-            disk.sync_directory(self.path.parent)
+            if self._opened is None:
+                os.close(file)
 
     def _keep(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        kept = "".join(json.dumps(row) + "\n" for row in rows)
-        if not self.path.exists() or self.path.read_text("utf-8") == kept:
-            return
-        disk.write_atomic(self.path, kept)
+        """Replace the file, also by an equal one."""
+        if self.path.exists():
+            disk.write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class MetricsFile(_Lines):

@@ -34,12 +34,18 @@ class JsonlSink(Sink):
 
     def start(self, run: RunInfo) -> None:
         self._is_round = run.step_word == "round"
+        self._file.open()
+        self._updates.open()
 
     def update(self, step: int, update: int, metrics: Metrics) -> None:
         self._updates.append(step, update, metrics, is_round=self._is_round)
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[Sample]) -> None:
         self._file.append(step, metrics)
+
+    def close(self, outcome: Outcome) -> None:
+        self._file.close()
+        self._updates.close()
 
 
 class WandbSink(Sink):

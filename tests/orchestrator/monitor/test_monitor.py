@@ -128,10 +128,19 @@ def test_a_metrics_file_that_cannot_be_written_stops_the_run(recipe_dir: RecipeD
     config = load(recipe_dir.recipe()).stages[0]
     directory = RunDirectory.create(config, "")
     monitor = open_monitor(config, directory)
-    monitor.start(info(directory.path))
     directory.metrics.mkdir()
     with pytest.raises(OSError, match="Is a directory"):
-        monitor.step(1, {"loss": 1.0})
+        monitor.start(info(directory.path))
+
+
+def test_a_driver_that_wakes_up_after_another_took_over_writes_to_a_file_that_nobody_reads(tmp_path: Path) -> None:
+    old, new = (MetricsFile(tmp_path / "metrics.jsonl") for _ in range(2))
+    old.open()
+    new.rewind(0)
+    new.open()
+    new.append(1, {"loss": 0.5})
+    old.append(1, {"loss": 0.25})
+    assert [row["loss"] for row in new.rows()] == [0.5]
 
 
 # ------------------------------------------------------------------------------------------------- wandb
