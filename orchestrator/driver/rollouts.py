@@ -63,6 +63,7 @@ class Rollouts:
                 self._recorded[record.step - 1, record.details["chunk"], record.fact] = record.details
             elif (target := record.rolled_back_to) is not None:  # the steps after it are sampled anew
                 self._recorded = {key: details for key, details in self._recorded.items() if key[0] < target}
+        self._is_recording = False
         self._reported = set[str]()  # ids of the quarantined prompts
         self._report_quarantined()
 
@@ -128,7 +129,20 @@ class Rollouts:
         self.wait_for(index, max((chunk.index for chunk in self._scoring.get(index, ())), default=-1))
 
     def record_ended(self) -> bool:
-        """Record what has ended, without waiting: the chunks of each step in order. Return whether anything had."""
+        """Record what has ended, without waiting: the chunks of each step in order. Return whether anything had.
+
+        A call that has failed has ended, too, and is made again here. Meanwhile the cluster may call this method as well
+        (`Cluster.when_idle`): then it does nothing, or a chunk would be recorded twice.
+        """
+        if self._is_recording:
+            return False
+        self._is_recording = True
+        try:
+            return self._record_ended()
+        finally:
+            self._is_recording = False
+
+    def _record_ended(self) -> bool:
         recorded = False
         for index in sorted(self._scoring):
             generating, scoring = self._generating[index], self._scoring[index]

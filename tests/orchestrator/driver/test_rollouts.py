@@ -111,6 +111,18 @@ def attempt(tmp_path: Path) -> Iterator[Attempt]:
     attempt.ledger.close()
 
 
+def test_a_chunk_that_is_made_again_while_it_is_recorded_is_recorded_once(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check the case of a call that had failed: waiting for it waits for another one, and the cluster is idle."""
+    attempt.request(0, 0)
+    attempt.request(0, 1)
+    attempt.end("generate 0.0 by 0", "generate 0.1 by 0", "score 0.0")
+    monkeypatch.setattr(Call, "wait", lambda call: attempt.rollouts.record_ended())
+    attempt.rollouts.record_ended()
+    assert sorted(attempt.facts()) == ["GENERATED 0.0", "GENERATED 0.1", "SCORED 0.0"]
+
+
 def test_a_chunk_is_recorded_when_all_its_engines_have_ended(attempt: Attempt) -> None:
     attempt.request(0, 0, engines=2)
     attempt.end("generate 0.0 by 1")
