@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Self
@@ -50,6 +51,41 @@ class StopRequest:
             self._note("stopping after this step, with a checkpoint; interrupt again to stop at once")
             return
         raise Interrupted(self.signal)
+
+
+class ForwardedSignals:
+    """Ctrl-C and SIGTERM, forwarded to child processes.
+
+    The children have process groups of their own, so that each gets every signal once.
+    """
+
+    def __init__(self, children: Callable[[], Iterable[subprocess.Popen[bytes]]]) -> None:
+        """Forward to the `children` that run when a signal comes."""
+        self._children = children
+        self._number: int | None = None  # of the last signal
+
+    @property
+    def received(self) -> str | None:
+        """Name of the last signal that this process has received; None: none."""
+        return None if self._number is None else signal.Signals(self._number).name
+
+    def __enter__(self) -> Self:
+        self._before = {s: signal.signal(s, self._on_signal) for s in StopRequest.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def catch_up(self, child: subprocess.Popen[bytes]) -> None:
+        """Forward a signal that came just before `child` was started."""
+        if self._number is not None:
+            child.send_signal(self._number)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._number = number
+        for child in self._children():
+            child.send_signal(number)  # nothing, if it has ended
 
 
 def interruption(error: BaseException | None) -> Interrupted | None:

@@ -8,15 +8,13 @@ waiting ──starts──► running (a process group of its own) ──► end
 from __future__ import annotations
 
 import math
-import os
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+
+from orchestrator.signals import ForwardedSignals
 
 POLL_S = 0.1
 
@@ -58,12 +56,15 @@ class Scheduler:
     started: Callable[[int], None] = lambda _: None  # called with the index of a job
     ended: Callable[[int, int], None] = lambda _, __: None  # called with the index of a job and its exit code
     _running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
-    _stop_signal: int | None = None
+    _signals: ForwardedSignals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._signals = ForwardedSignals(lambda: [child for _, child in self._running.values()])
 
     @property
     def stopped_by(self) -> str | None:
         """Name of the signal that asked this process to stop; None if there was none."""
-        return None if self._stop_signal is None else signal.Signals(self._stop_signal).name
+        return self._signals.received
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run all jobs, in order where their devices allow; after a signal, only wait for those that run.
@@ -71,8 +72,8 @@ class Scheduler:
         A job that needs more devices than there are runs alone, so that it reports what is missing.
         """
         waiting = dict(enumerate(jobs))
-        with self._signals():
-            while self._running or (waiting and self._stop_signal is None):
+        with self._signals:
+            while self._running or (waiting and self.stopped_by is None):
                 next_job = next((i for i, job in waiting.items() if self._may_start(job)), None)
                 if next_job is not None:
                     self._start(next_job, waiting.pop(next_job))
@@ -82,7 +83,7 @@ class Scheduler:
 
     def _may_start(self, job: Job) -> bool:
         others = [other for other, _ in self._running.values()]
-        if len(others) >= self.most or self._stop_signal is not None:
+        if len(others) >= self.most or self.stopped_by is not None:
             return False
         taken = sum(other.devices for other in others)
         if others and taken + job.devices > self.devices:
@@ -94,8 +95,7 @@ class Scheduler:
         with job.log.open("ab") as output:
             child = subprocess.Popen(job.command, process_group=0, stdout=output, stderr=subprocess.STDOUT)
         self._running[i] = (job, child)
-        if self._stop_signal is not None:  # it came just before the child was started
-            self._send(child)
+        self._signals.catch_up(child)
         self.started(i)
 
     def _collect(self) -> None:
@@ -103,26 +103,3 @@ class Scheduler:
             if (code := child.poll()) is not None:
                 del self._running[i]
                 self.ended(i, code if code >= 0 else 128 - code)
-
-    # ---------------------------------------------------------------------------------------- signals
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Forward Ctrl-C and SIGTERM to the running jobs, whose process groups get none by themselves."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._forward) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._stop_signal = number
-        for _, child in self._running.values():
-            self._send(child)
-
-    def _send(self, child: subprocess.Popen[bytes]) -> None:
-        assert self._stop_signal is not None
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, self._stop_signal)

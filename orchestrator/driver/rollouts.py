@@ -131,7 +131,7 @@ class Rollouts:
     def record_ended(self) -> bool:
         """Record what has ended, without waiting: the chunks of each step in order. Return whether anything had.
 
-        A call that has failed has ended, too, and is made again here. Meanwhile the cluster may call this method as well
+        A call that has failed has ended, too, and is made again here. Meanwhile the cluster may call this method
         (`Cluster.when_idle`): then it does nothing, or a chunk would be recorded twice.
         """
         if self._is_recording:

@@ -17,17 +17,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from orchestrator.errors import RlhfError, Superseded
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.incidents import Action, Incident, write_incident
 from orchestrator.rundir.ledger import Fact, read_ledger
+from orchestrator.signals import ForwardedSignals
 
 MARK = "RLHF_ATTEMPT_MARK"
 """Environment variable of an attempt's driver, inherited by all processes that it starts on this machine."""
@@ -106,16 +106,16 @@ class Supervisor:
         self._command, self._attempts, self._say, self._output = list(command), attempts, say, output
         self._directories = [RunDirectory(path.expanduser().absolute()) for path in directories]
         self._child: subprocess.Popen[bytes] | None = None
-        self._stop_signal: int | None = None  # received by this process
+        self._signals = ForwardedSignals(lambda: [] if self._child is None else [self._child])
 
     def run(self) -> int:
         """Run attempts and return the exit code of the last one: 128 + N if signal N killed it."""
         before: Ended | None = None
-        with self._signals():
+        with self._signals:
             for number in range(1, self._attempts + 1):
                 earlier = {d.path: d.last_attempt for d in self._directories}
                 code = self._attempt()
-                if code == 0 or self._stop_signal is not None:
+                if code == 0 or self.stopped_by is not None:
                     return _shell_code(code)
                 ended, directory = self._read_end(code, earlier)
                 verdict = judge(ended, before, attempts_left=self._attempts - number)
@@ -128,7 +128,7 @@ class Supervisor:
     @property
     def stopped_by(self) -> str | None:
         """Name of the signal that asked this process to stop and was forwarded to the child; None if there was none."""
-        return None if self._stop_signal is None else signal.Signals(self._stop_signal).name
+        return self._signals.received
 
     # ---------------------------------------------------------------------------------------- the child
 
@@ -138,8 +138,7 @@ class Supervisor:
         self._child = child = subprocess.Popen(
             self._command, env=environment, process_group=0, stdout=out, stderr=subprocess.STDOUT if out else None
         )
-        if self._stop_signal is not None:  # it came just before the child was started
-            child.send_signal(self._stop_signal)
+        self._signals.catch_up(child)
         try:
             return child.wait()
         finally:
@@ -147,22 +146,6 @@ class Supervisor:
                 child.kill()
                 child.wait()
             _clean_up(mark, child.pid)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Forward Ctrl-C and SIGTERM to the child. It has its own process group, so that it gets each of them once."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._forward) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._stop_signal = number
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(number)
 
     # ---------------------------------------------------------------------------------------- its end
 
