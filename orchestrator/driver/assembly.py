@@ -13,7 +13,7 @@ from typing import Any, Self
 from orchestrator.cluster.base import Gang
 from orchestrator.config import RunConfig
 from orchestrator.config.rounds import RoundsConfig, of_round
-from orchestrator.evaluation.held_out import BaseLogprobs, CombinedEvaluator, Evaluator, HeldOut
+from orchestrator.evaluation.held_out import Answers, BaseLogprobs, CombinedEvaluator, Evaluator, HeldOut
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.evaluation.refusals import Refusals
 from orchestrator.evaluation.temperatures import AtTemperatures
@@ -194,41 +194,13 @@ def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, G
     evaluators: list[Evaluator] = []
     held_out = {key: source.rows[: config.evaluation.max_prompts] for key, source in material.sources.items()}
     if "eval_prompts" in held_out:
-        evaluators.append(
-            HeldOut(
-                gangs["rollout"],
-                gangs["reward"],
-                held_out["eval_prompts"],
-                max_completion_length=config.rollout.max_completion_length,
-                seed=config.seed,
-                num_samples=config.evaluation.num_samples,
-                base=base_logprobs(config, gangs),
-                completions_per_chunk=completions_per_chunk(config.rollout),
-            )
-        )
-    if "eval_prompts" in held_out and config.evaluation.temperatures:
-        evaluators.append(
-            AtTemperatures(
-                gangs["rollout"],
-                gangs["reward"],
-                held_out["eval_prompts"],
-                evaluation=config.evaluation,
-                max_completion_length=config.rollout.max_completion_length,
-                seed=config.seed,
-                completions_per_chunk=completions_per_chunk(config.rollout),
-            )
-        )
-    if prompts := {name: held_out[f"eval_{name}"] for name in ("harmful", "benign") if f"eval_{name}" in held_out}:
-        evaluators.append(
-            Refusals(
-                gangs["rollout"],
-                gangs["refusal"],
-                prompts,
-                max_completion_length=config.rollout.max_completion_length,
-                seed=config.seed,
-                completions_per_chunk=completions_per_chunk(config.rollout),
-            )
-        )
+        answers, prompts = answers_by("reward", config, gangs), held_out["eval_prompts"]
+        num_samples, base = config.evaluation.num_samples, base_logprobs(config, gangs)
+        evaluators.append(HeldOut(answers, prompts, num_samples=num_samples, base=base))
+        if config.evaluation.temperatures:
+            evaluators.append(AtTemperatures(answers, prompts, config.evaluation))
+    if kinds := {kind: held_out[f"eval_{kind}"] for kind in ("harmful", "benign") if f"eval_{kind}" in held_out}:
+        evaluators.append(Refusals(answers_by("refusal", config, gangs), kinds))
     if "eval_dataset" in held_out:
         pairs = held_out["eval_dataset"]
         evaluators.append(
@@ -241,6 +213,17 @@ def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, G
             )
         )
     return CombinedEvaluator(evaluators) if evaluators else None
+
+
+def answers_by(scorers: str, config: RunConfig, gangs: Mapping[str, Gang[Any]]) -> Answers:
+    """Return the source of answers that the gang of the role `scorers` scores."""
+    return Answers(
+        rollout=gangs["rollout"],
+        reward=gangs[scorers],
+        max_completion_length=config.rollout.max_completion_length,
+        seed=config.seed,
+        completions_per_chunk=completions_per_chunk(config.rollout),
+    )
 
 
 def base_logprobs(config: RunConfig, gangs: Mapping[str, Gang[Any]]) -> BaseLogprobs | None:

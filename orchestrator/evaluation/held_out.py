@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -60,46 +60,52 @@ BaseLogprobs: TypeAlias = Callable[[Sequence[Handle[Experience]]], Sequence[Hand
 """Function that submits sampled completions for scoring by the initial model, at temperature 1."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """Source of scored answers to the prompts of an evaluation."""
+
+    rollout: Gang[Rollout]  # engines of the run
+    reward: Gang[Reward]  # workers that score the answers
+    max_completion_length: int  # in tokens
+    seed: int  # of the sampling
+    completions_per_chunk: int | None = None  # answers that all engines sample in one call, at most; None: all
+
+    def sample(
+        self, prompts: Sequence[Prompt], version: int, *, num_generations: int = 1, temperature: float = 0.0
+    ) -> PendingBatch:
+        """Request answers of `version` of the policy: one to each prompt and greedy, unless said otherwise."""
+        sampling = Sampling(
+            num_generations=num_generations,
+            max_completion_length=self.max_completion_length,
+            temperature=temperature,
+            seed=self.seed,
+        )
+        chunk = self.completions_per_chunk
+        return sample(prompts, sampling, self.rollout, self.reward, version=version, completions_per_chunk=chunk)
+
+
 class HeldOut:
     """Evaluator on held-out prompts, the same at every evaluation: greedy answers, and optionally sampled ones."""
 
     role = "rollout"
 
     def __init__(
-        self,
-        rollout: Gang[Rollout],
-        reward: Gang[Reward],
-        prompts: Sequence[Prompt],
-        *,
-        max_completion_length: int,
-        seed: int,
-        num_samples: int = 0,
-        base: BaseLogprobs | None = None,
-        completions_per_chunk: int | None = None,
+        self, answers: Answers, prompts: Sequence[Prompt], *, num_samples: int = 0, base: BaseLogprobs | None = None
     ) -> None:
         """Set the engines and prompts.
 
         Args:
-            rollout: engines of the run.
-            reward: scorers of the run.
             prompts: held-out prompts.
-            max_completion_length: in tokens.
-            seed: seed of the sampling.
             num_samples: sampled answers per prompt, besides the greedy one.
             base: scores the sampled answers under the initial model, for eval/kl. None: no KL is measured.
-            completions_per_chunk: answers that all engines together sample in one call, at most; None: all.
         """
-        self._rollout, self._reward, self._prompts, self._base = rollout, reward, prompts, base
-        self._completions_per_chunk = completions_per_chunk
-        self._greedy = Sampling(
-            num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
-        )
-        self._sampled = replace(self._greedy, num_generations=num_samples, temperature=1.0) if num_samples else None
+        self._answers, self._prompts, self._num_samples, self._base = answers, prompts, num_samples, base
 
     def evaluate(self, version: int) -> Evaluation:
-        greedy = self._sample(self._greedy, version)
-        # Submitted before waiting, so that the engines sample while the greedy answers are scored.
-        sampled = None if self._sampled is None else self._sample(self._sampled, version)
+        greedy, sampled = self._answers.sample(self._prompts, version), None
+        if count := self._num_samples:
+            # Submitted before waiting, so that the engines sample while the greedy answers are scored.
+            sampled = self._answers.sample(self._prompts, version, num_generations=count, temperature=1.0)
         scores, answers = self._collect_answers("greedy", greedy)
         metrics = {
             "eval/prompts": float(len(scores.rewards)),
@@ -118,17 +124,12 @@ class HeldOut:
             metrics["eval/kl"] = float(np.mean(ratios))
         return Evaluation(metrics=metrics, samples=scores.samples, answers=(*answers, *drawn_answers))
 
-    def _sample(self, sampling: Sampling, version: int) -> PendingBatch:
-        chunk = self._completions_per_chunk
-        gangs = (self._rollout, self._reward)
-        return sample(self._prompts, sampling, *gangs, version=version, completions_per_chunk=chunk)
-
     def _collect_answers(self, mode: Mode, pending: PendingBatch) -> tuple[Scores, tuple[Answer, ...]]:
         assert pending.scores is not None
         shares = None
         if self._base is not None and mode == "sampled":
             shares = [share for chunk in pending.chunks for share in self._base(chunk.experience)]
-        measures = self._reward.one(Reward.measure, pending.experience, shares).result()
+        measures = self._answers.reward.one(Reward.measure, pending.experience, shares).result()
         scores = merge_scores(wait(pending.scores))
         return scores, answers_of(mode, scores, measures)
 

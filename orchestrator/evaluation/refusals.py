@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.cluster.base import Gang, wait
-from orchestrator.evaluation.held_out import Evaluation
-from orchestrator.pipeline.sources import sample
-from workers.reward import Reward
-from workers.rollout import Rollout
-from workers.types import Metrics, Prompt, Sample, Sampling, merge_scores
+from orchestrator.cluster.base import wait
+from orchestrator.evaluation.held_out import Answers, Evaluation
+from workers.types import Metrics, Prompt, Sample, merge_scores
 
 METRICS = {"harmful": "eval/refusal", "benign": "eval/over_refusal"}
 
@@ -24,38 +21,17 @@ class Refusals:
 
     role = "rollout"
 
-    def __init__(
-        self,
-        rollout: Gang[Rollout],
-        refusal: Gang[Reward],
-        prompts: Mapping[str, Sequence[Prompt]],
-        *,
-        max_completion_length: int,
-        seed: int,
-        completions_per_chunk: int | None = None,
-    ) -> None:
+    def __init__(self, answers: Answers, prompts: Mapping[str, Sequence[Prompt]]) -> None:
         """Set the engines and prompts.
 
         Args:
-            rollout: engines of the run.
-            refusal: workers that score a refusal 1 and an answer 0.
+            answers: its workers score a refusal 1 and an answer 0.
             prompts: by kind, "harmful" and "benign" or one of them.
-            max_completion_length: in tokens.
-            seed: seed of the sampling.
-            completions_per_chunk: answers that all engines together sample in one call, at most; None: all.
         """
-        self._completions_per_chunk = completions_per_chunk
-        self._rollout, self._refusal, self._prompts = rollout, refusal, prompts
-        self._sampling = Sampling(
-            num_generations=1, max_completion_length=max_completion_length, temperature=0.0, seed=seed
-        )
+        self._answers, self._prompts = answers, prompts
 
     def evaluate(self, version: int) -> Evaluation:
-        chunk, gangs = self._completions_per_chunk, (self._rollout, self._refusal)
-        batches = {
-            kind: sample(prompts, self._sampling, *gangs, version=version, completions_per_chunk=chunk)
-            for kind, prompts in self._prompts.items()
-        }
+        batches = {kind: self._answers.sample(prompts, version) for kind, prompts in self._prompts.items()}
         metrics: Metrics = {}
         samples: list[Sample] = []
         for kind, pending in batches.items():

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from orchestrator.cluster.base import Gang, wait
+from orchestrator.cluster.base import wait
 from orchestrator.config.run import EvaluationConfig
 from orchestrator.evaluation.answer import Answer
-from orchestrator.evaluation.held_out import Evaluation, answers_of
-from orchestrator.pipeline.sources import PendingBatch, sample
+from orchestrator.evaluation.held_out import Answers, Evaluation, answers_of
 from workers.reward import Reward
-from workers.rollout import Rollout
-from workers.types import Prompt, Sampling, merge_scores
+from workers.types import Prompt, merge_scores
 
 
 class AtTemperatures:
@@ -23,51 +20,27 @@ class AtTemperatures:
 
     role = "rollout"
 
-    def __init__(
-        self,
-        rollout: Gang[Rollout],
-        reward: Gang[Reward],
-        prompts: Sequence[Prompt],
-        *,
-        evaluation: EvaluationConfig,
-        max_completion_length: int,
-        seed: int,
-        completions_per_chunk: int | None = None,
-    ) -> None:
+    def __init__(self, answers: Answers, prompts: Sequence[Prompt], evaluation: EvaluationConfig) -> None:
         """Set the engines, the prompts and the temperatures.
 
         Args:
-            rollout: engines of the run.
-            reward: scorers of the run.
-            prompts: held-out prompts.
             evaluation: its `temperatures`, and its `num_samples` answers to each prompt at each of them.
-            max_completion_length: in tokens.
-            seed: seed of the sampling.
-            completions_per_chunk: answers that all engines together sample in one call, at most; None: all.
         """
-        self._rollout, self._reward, self._prompts = rollout, reward, prompts
-        self._completions_per_chunk = completions_per_chunk
-        first = Sampling(
-            num_generations=evaluation.num_samples,
-            max_completion_length=max_completion_length,
-            temperature=1.0,
-            seed=seed,
-        )
-        self._samplings = [replace(first, temperature=temperature) for temperature in evaluation.temperatures]
+        self._answers, self._prompts = answers, prompts
+        self._num_samples, self._temperatures = evaluation.num_samples, evaluation.temperatures
 
     def evaluate(self, version: int) -> Evaluation:
         metrics: dict[str, float] = {}
         answers: list[Answer] = []
         # All are submitted before the first is waited for, so that engines sample while answers are scored.
-        for sampling, pending in [(sampling, self._sample(sampling, version)) for sampling in self._samplings]:
+        requested = [
+            self._answers.sample(self._prompts, version, num_generations=self._num_samples, temperature=temperature)
+            for temperature in self._temperatures
+        ]
+        for temperature, pending in zip(self._temperatures, requested, strict=True):
             assert pending.scores is not None
-            measures = self._reward.one(Reward.measure, pending.experience, None).result()
+            measures = self._answers.reward.one(Reward.measure, pending.experience, None).result()
             scores = merge_scores(wait(pending.scores))
-            metrics[f"eval/reward_at_temperature_{sampling.temperature:g}"] = float(np.mean(scores.rewards))
-            answers += answers_of("at_temperature", scores, measures, sampling.temperature)
+            metrics[f"eval/reward_at_temperature_{temperature:g}"] = float(np.mean(scores.rewards))
+            answers += answers_of("at_temperature", scores, measures, temperature)
         return Evaluation(metrics=metrics, samples=(), answers=tuple(answers))
-
-    def _sample(self, sampling: Sampling, version: int) -> PendingBatch:
-        chunk = self._completions_per_chunk
-        gangs = (self._rollout, self._reward)
-        return sample(self._prompts, sampling, *gangs, version=version, completions_per_chunk=chunk)

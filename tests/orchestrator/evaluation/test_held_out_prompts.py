@@ -13,7 +13,7 @@ from fakes import Events, FakeReward, FakeRollout
 
 from orchestrator.cluster.local import LocalGang
 from orchestrator.config.run import EvaluationConfig
-from orchestrator.evaluation.held_out import CombinedEvaluator, HeldOut
+from orchestrator.evaluation.held_out import Answers, CombinedEvaluator, HeldOut
 from orchestrator.evaluation.temperatures import AtTemperatures
 from workers.reference import Reference
 from workers.reward import Measures, Reward
@@ -43,7 +43,11 @@ class Half:
 def held_out(events: Events, **settings: Any) -> HeldOut:
     rollout = LocalGang("rollout", [FakeRollout(events, index=i) for i in range(2)])
     reward: LocalGang[Any] = LocalGang("reward", [MeasuringReward(events)])
-    return HeldOut(rollout, reward, PROMPTS, max_completion_length=4, seed=0, **settings)  # type: ignore[arg-type]
+    return HeldOut(answers(rollout, reward), PROMPTS, **settings)
+
+
+def answers(rollout: Any, reward: Any) -> Answers:
+    return Answers(rollout=rollout, reward=reward, max_completion_length=4, seed=0)
 
 
 def test_a_greedy_answer_to_each_prompt() -> None:
@@ -83,7 +87,7 @@ class SilentReward(MeasuringReward):
 def test_a_scorer_that_abstains_on_every_answer_has_no_mean() -> None:
     rollout = LocalGang("rollout", [FakeRollout(Events(), index=i) for i in range(2)])
     reward: LocalGang[Any] = LocalGang("reward", [SilentReward(Events())])
-    found = HeldOut(rollout, reward, PROMPTS, max_completion_length=4, seed=0).evaluate(0)  # type: ignore[arg-type]
+    found = HeldOut(answers(rollout, reward), PROMPTS).evaluate(0)
     assert found.metrics["eval/rewards/first/mean"] == 0.0
     assert not any("silent" in name for name in found.metrics)
     assert found.answers[0].scores["silent"] is None
@@ -107,7 +111,7 @@ def test_answers_at_other_temperatures_are_kept_apart() -> None:
     rollout = LocalGang("rollout", [FakeRollout(Events(), index=i) for i in range(2)])
     reward: LocalGang[Any] = LocalGang("reward", [MeasuringReward(Events())])
     evaluation = EvaluationConfig(num_samples=2, temperatures=(0.5, 0.7))
-    evaluator = AtTemperatures(rollout, reward, PROMPTS, evaluation=evaluation, max_completion_length=4, seed=0)
+    evaluator = AtTemperatures(answers(rollout, reward), PROMPTS, evaluation)
     both = CombinedEvaluator([held_out(Events(), num_samples=2), evaluator])
     found = both.evaluate(0)
     by_temperature = Counter((a.mode, a.temperature) for a in found.answers)
