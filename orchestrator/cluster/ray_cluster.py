@@ -21,7 +21,7 @@ from orchestrator.cluster.heartbeat import HeartbeatMonitor
 from orchestrator.cluster.preload import fork_command
 from orchestrator.cluster.ray_calls import Call, Clock, Members
 from orchestrator.cluster.ray_gang import RayGang
-from orchestrator.cluster.ray_handle import RayHandle, first
+from orchestrator.cluster.ray_handle import RayHandle
 from orchestrator.cluster.ray_host import Host
 from orchestrator.cluster.ray_start import connect, start_local, store
 from orchestrator.cluster.ray_waiting import wait_first
@@ -112,7 +112,8 @@ class RayCluster:
         lanes, starting = _lanes(forked=all(map(self._fork_command, plans))), list[RayHandle[None]]()
         for plan in sorted(plans, key=lambda plan: not plan.slow):
             while starting and len(starting) + len(plan.arguments) > lanes:
-                starting.remove(first(starting, self._config.start_timeout_s))
+                with self._clock.running():
+                    starting.remove(wait_first(starting, self._config.start_timeout_s))
             starting += self._gangs[plan.role].start()
         for handle in starting:
             handle.result(self._config.start_timeout_s)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -12,7 +11,7 @@ from ray.exceptions import RayError
 from orchestrator.cluster.ray_calls import FETCH_S, Call
 from orchestrator.cluster.ray_host import Slot
 from orchestrator.cluster.ray_recovery import unfetched
-from orchestrator.cluster.ray_waiting import lost_worker, overdue, wait_for
+from orchestrator.cluster.ray_waiting import wait_for
 
 R = TypeVar("R")
 
@@ -31,25 +30,6 @@ class RayHandle(Call, Generic[R]):
     def wait(self) -> None:
         with self.gang.clock.running():
             wait_for(self)
-
-
-def first(handles: Sequence[RayHandle[R]], limit_s: float) -> RayHandle[R]:
-    """Return the first handle whose call succeeds.
-
-    Raises:
-        WorkerFailed: what ended a call.
-        DeadlineExceeded: no call has ended after `limit_s`.
-    """
-    until, tick_s = time.monotonic() + limit_s, handles[0].gang.heartbeats.tick_s
-    while True:
-        left_s = max(0.0, until - time.monotonic())
-        ended = next((h for h in handles if h.has_ended() or lost_worker(h) is not None), None)
-        if ended is not None:
-            ended.result(limit_s)
-            return ended
-        if not left_s:
-            raise overdue(handles[0], limit_s).error
-        ray.wait([h.receipt for h in handles], timeout=min(tick_s, left_s), fetch_local=False)
 
 
 def with_slots(argument: Any, refs: list[Any]) -> Any:

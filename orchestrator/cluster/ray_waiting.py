@@ -6,8 +6,10 @@ take as long as it makes progress; only a start has a time limit of its own.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 import ray
 
@@ -15,6 +17,7 @@ from orchestrator.cluster.ray_calls import Call, LostWorker
 from orchestrator.cluster.ray_recovery import classify, find_loss, recover
 from orchestrator.errors import DeadlineExceeded, NoHeartbeat
 
+C = TypeVar("C", bound=Call)
 IDLE = 1.5
 """Multiple of the progress timeout after which a call counts as lost that an idle worker has not begun."""
 
@@ -34,18 +37,26 @@ def wait_for(call: Call, limit_s: float | None = None) -> None:
         recover(call, loss)
 
 
-def wait_first(calls: Sequence[Call]) -> None:
-    """Return when one of the calls has succeeded. Raise as `wait_for` does if one fails."""
+def wait_first(calls: Sequence[C], limit_s: float | None = None) -> C:
+    """Return the first of several calls that succeeds. Raise as `wait_for` does if one fails.
+
+    Raises:
+        DeadlineExceeded: none has succeeded after `limit_s`. None: no limit.
+    """
+    until = math.inf if limit_s is None else time.monotonic() + limit_s
     while True:
         for call in calls:
-            if call.done:
-                return
-            if loss := lost_worker(call):
+            if not call.done and (loss := lost_worker(call)):
                 recover(call, loss)
+            if call.done:
+                return call
+        left_s = until - time.monotonic()
+        if limit_s is not None and left_s <= 0:
+            raise overdue(calls[0], limit_s).error
         # Those that have ended are done by now: with them in the list, `ray.wait` would return at once.
-        watched = {c.receipt for call in calls for c in (call, *call.siblings()) if not c.done}
-        if not any(call.done for call in calls):
-            ray.wait(list(watched), timeout=calls[0].gang.heartbeats.tick_s, fetch_local=False)
+        watched: list[Call] = [*calls, *(sibling for call in calls for sibling in call.siblings())]
+        receipts, tick_s = {c.receipt for c in watched if not c.done}, calls[0].gang.heartbeats.tick_s
+        ray.wait(list(receipts), timeout=min(tick_s, left_s), fetch_local=False)
 
 
 def watch(call: Call, limit_s: float | None) -> LostWorker | None:
