@@ -21,7 +21,7 @@ class ScorerCost:
 SCORERS: Mapping[str, ScorerCost] = {
     "math": ScorerCost(
         seconds=16e-3,
-        source="measured on real completions; on made ones 3 ms where the answer is marked, 10 ms where it is not",
+        source="assumed; measured on made answers: 3 ms where the answer is marked, 10 ms where it is not",
     ),
     "json_schema": ScorerCost(seconds=1.1e-3, source="measured: an object of 20 items in a fence"),
     "refusal": ScorerCost(seconds=0.03e-3, source="measured: 3 kB of text"),
