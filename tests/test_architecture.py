@@ -56,6 +56,7 @@ ORDER = [
     {"orchestrator.advise"},
     {"orchestrator.driver"},
     {"orchestrator.compare"},
+    {"orchestrator.launch"},
     {"orchestrator.cli"},
 ]
 
@@ -86,6 +87,7 @@ LIGHT = (
     "orchestrator.evaluation.show",
     "orchestrator.evaluation.statistics",
     "orchestrator.evaluation.suite",
+    "orchestrator.launch",
     "orchestrator.monitor",
     "orchestrator.plan",
     "orchestrator.preflight",
