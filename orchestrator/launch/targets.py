@@ -41,7 +41,7 @@ class _Target(BaseModel):
 
 
 class LocalTarget(_Target):
-    """This machine: a job is a process in the background."""
+    """Machine of the command: a job is a process in the background."""
 
     engine: Literal["local"]
 
