@@ -12,7 +12,6 @@ which workers write.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -21,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import DiskFailed, WorkerFailed
-from workers.files.durable import make_directory, partial, replace, sync_directory, write, write_all
+from workers.files.durable import make_directory, partial, replace, sync, sync_directory, write, write_all
+from workers.files.written import files, sha256
 
 __all__ = [
     "append",
@@ -154,20 +154,6 @@ def append(file: int, data: bytes) -> None:
 def sync_tree(directory: Path) -> None:
     """Fsync every file and every directory below `directory`."""
     for path in files(directory):
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+        sync(path)
     for inner in sorted({directory, *(p for p in directory.rglob("*") if p.is_dir())}, reverse=True):
         sync_directory(inner)
-
-
-def files(directory: Path) -> Iterator[Path]:
-    return (p for p in sorted(directory.rglob("*")) if p.is_file())
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,11 +16,12 @@
     │   └── FleetExhausted    4   a role has used up its restarts
     ├── HubUnreachable        1   the model hub does not answer, and there is no local copy of the model
     ├── DiskFailed            1   the disk is full, read-only or broken
+    ├── FilesLost             1   files that a worker wrote are not where the driver looks for them
     ├── LimitReached          1   the driver may open no more files, or start no more processes
     ├── JudgeFailed           1   the endpoint of a judge refuses, or gives no verdicts
     ├── Alarmed               5   an alarm of the recipe ended the run, after a step and with a checkpoint
     ├── Superseded            6   another driver has taken the run over; this one writes nothing more
-    └── Interrupted         130   Ctrl-C; 143 for SIGTERM
+    └── Interrupted         130   Ctrl-C; 143 for SIGTERM, and for a stop that another process asked for
 
 Exit code 0 means success. Every error is one or more `Problem`s: what, where, why, and how to fix it.
 """
@@ -316,6 +317,12 @@ class DiskFailed(RlhfError):
         )
 
 
+class FilesLost(RlhfError):
+    """Files that a worker wrote are not where the driver looks for them, or not those that it wrote."""
+
+    cause = "files_lost"
+
+
 class LimitReached(RlhfError):
     """The driver has reached a limit of the system. `what`: "open files" or "processes"."""
 
@@ -361,14 +368,15 @@ class Superseded(RlhfError):
 
 
 class Interrupted(RlhfError):
-    """The run was asked to stop: Ctrl-C, or SIGTERM from a scheduler."""
+    """The run was asked to stop: by Ctrl-C, by SIGTERM from a scheduler, or by the file `stop` in its directory."""
 
-    def __init__(self, signal: str, *, resume: str = "") -> None:
-        self.signal = signal
-        self.cause = "preempted" if signal == "SIGTERM" else "user"
-        what = f"stopped by {'Ctrl-C' if signal == 'SIGINT' else signal}"
+    def __init__(self, signal: str, *, by: str = "", cause: str = "", resume: str = "") -> None:
+        """Describe the request. `signal`: name of the signal; empty: `by` asked, by the file."""
+        self.signal, self.by = signal, by
+        self.cause = cause or ("preempted" if signal == "SIGTERM" else "user")
+        what = f"stopped by {by or ('Ctrl-C' if signal == 'SIGINT' else signal)}"
         super().__init__(Problem(what=what, fix=f"resume with: {resume}" if resume else ""))
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
-        return 143 if self.signal == "SIGTERM" else 130
+        return 130 if self.signal == "SIGINT" else 143

@@ -18,6 +18,7 @@ from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.phase import Phase
 from orchestrator.pipeline.reference import Decision
 from orchestrator.pipeline.sources import PendingBatch
+from workers.files.written import Report, report
 from workers.ragged import Ragged
 from workers.spans import Progress, UpdateRange
 from workers.types import (
@@ -161,7 +162,7 @@ class FakeLearner:
     def __init__(
         self, events: Events, *, head: str = "logprobs", rank: int = 0, num_updates: int = 1, **_: Any
     ) -> None:
-        self._events, self._num_updates = events, num_updates
+        self._events, self._num_updates, self._rank = events, num_updates, rank
         self._name = f"{'policy' if head == 'logprobs' else 'critic'} {rank}"
         self.weights = b"weights"
 
@@ -198,6 +199,9 @@ class FakeLearner:
         loss = sum(0.5 * n for n in made) / max(1, self._num_updates)
         return StepStats(sums={"loss": loss}, maxima={}, facts=facts, left=self._num_updates - last)
 
+    def sizes_in(self, directory: str, pattern: str) -> Mapping[str, int]:
+        return {}
+
     def infer(self, parts: Sequence[Experience], as_sampled: bool = False) -> TokenShard:
         self._events.append(f"{self._name}: infer{' as sampled' if as_sampled else ''}")
         return TokenShard(completions=np.zeros(0, np.int64), values=np.zeros(0, np.float32))
@@ -215,16 +219,24 @@ class FakeLearner:
         self._events.append(f"{self._name}: send weights")
         return 0.125
 
-    def export(self, directory: str, average: Average | None = None) -> None:
+    def export(self, directory: str, average: Average | None = None) -> Report:
         mixed = f" with {1 - average.alpha:g} of {Path(average.directory).name}" if average else ""
         self._events.append(f"{self._name}: export {Path(directory).name}{mixed}")
+        if self._rank:
+            return self._report(Path(directory), writes=False)
+        (model := Path(directory) / "model.safetensors").write_bytes(self.weights)
+        return self._report(Path(directory), model)
 
-    def save(self, directory: str, state: Mapping[str, Any]) -> None:
+    def save(self, directory: str, state: Mapping[str, Any]) -> Report:
         self._events.append(f"{self._name}: save {Path(directory).name}")
         Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / f"{self._name}.bin").write_bytes(self.weights)
+        (file := Path(directory) / f"{self._name}.bin").write_bytes(self.weights)
+        return self._report(Path(directory), file)
 
-    def load(self, directory: str) -> Mapping[str, Any]:
+    def _report(self, directory: Path, *paths: Path, writes: bool = True) -> Report:
+        return report(directory, paths, role=self._name.split()[0], rank=self._rank, writes=writes)
+
+    def load(self, directory: str, sizes: Mapping[str, int] | None = None) -> Mapping[str, Any]:
         self._events.append(f"{self._name}: load {Path(directory).parent.name}/{Path(directory).name}")
         self.weights = (Path(directory) / f"{self._name}.bin").read_bytes()
         return {}
@@ -268,6 +280,9 @@ class EventRecorder:
 
     def paused(self, step: int, decision: Decision | None, progress: Progress) -> None:
         self._events.append(f"paused {step} after {progress.updates}")
+
+    def halted(self) -> None:
+        self._events.append("halted")
 
     def trained(self, step: int, decision: Decision | None) -> None:
         self._events.append(f"trained {step}" + (f" ({decision.action} v{decision.version})" if decision else ""))

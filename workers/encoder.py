@@ -9,12 +9,13 @@ import numpy as np
 
 from workers.config import ModelConfig
 from workers.engines.base import ModelError
+from workers.files.shared_storage import SharesStorage
 from workers.mixing import Mix
 from workers.ragged import Ragged
 from workers.types import Example, Experience, Finish
 
 
-class Encoder:
+class Encoder(SharesStorage):
     """A tokenizer for rows of a dataset."""
 
     def __init__(

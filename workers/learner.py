@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.config import AlgorithmConfig, Head, LearnerConfig, ModelConfig
 from workers.engines.base import ModelError, TrainingEngine
+from workers.files.shared_storage import SharesStorage, require_files
+from workers.files.written import Report, files, report
 from workers.given import is_given
 from workers.margins import NO_MARGINS, PairMargins, final_scores, implicit_rewards, pair_margins
 from workers.scoring import ScoreCache, score_tokens
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     from workers.types import Floats
     from workers.updates import PlannedUpdates
 
-CONTROLLED = "controlled_setting"  # key of a checkpoint's state
+CONTROLLED, BEGUN = "controlled_setting", "begun_step"  # keys of a checkpoint's state
+BEFORE_STEP = ("values", "learner_logprobs")
+"""Inputs of a step that the learners' own weights from before the step give; others can be computed again."""
+
 ALL_UPDATES = UpdateRange()
 
 
@@ -71,7 +76,7 @@ def join(
     return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)
 
 
-class Learner:
+class Learner(SharesStorage):
     """One rank of the policy (`head="logprobs"`), of the critic (`"values"`) or of a reward model (`"scores"`)."""
 
     def __init__(
@@ -100,6 +105,7 @@ class Learner:
             engine, algorithm, head=head, budget=self._budget, pad=self._pad, seed=seed, max_steps=max_steps
         )
         self._current: _Current | None = None  # the step that is not finished
+        self._begun: Mapping[str, Any] = {}  # inputs of the step that an earlier attempt has begun
         self._base: str | None = None  # state to load before the first update of the step
         self._base_cache = ScoreCache()  # log-probabilities of the base model under the adapters
         self._manifest: Manifest | None = None  # set by `open_weights`
@@ -148,6 +154,7 @@ class Learner:
 
         started = time.perf_counter()
         scored = scored_batch(experience, scores, reference, values, old, seed=mix_seeds(self._seed, step))
+        scored = replace(scored, **self._begun) if span.first else scored
         if is_given(scored.experience).all():  # nothing is sampled
             raise ModelError(
                 f"all {scored.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
@@ -324,11 +331,11 @@ class Learner:
         if self._engine.rank == 0:
             lora.write(directory, self._model.lora, self._model.path, tensors, version)
 
-    def export(self, directory: str, average: Average | None = None) -> None:
+    def export(self, directory: str, average: Average | None = None) -> Report:
         """Write the model, or the `average` of it and an earlier one, as a Hugging Face directory (rank 0; all gather).
 
         With adapters the model is the merged one, and its subdirectory `adapter/` holds the adapters for peft. An
-        average has none.
+        average has none. `directory` is empty. Return what this rank wrote.
         """
         from workers.engines import hf_files
 
@@ -338,22 +345,39 @@ class Learner:
         if self._engine.rank == 0:
             described, weights = self._engine.describe_weights(), self._engine.weights()
             hf_files.export(self._model.path, described, weights, Path(directory), average=average)
-        else:
-            for _ in self._engine.weights():
-                pass
+            return self._report(Path(directory), list(files(Path(directory))))
+        for _ in self._engine.weights():
+            pass
+        return self._report(Path(directory), ())
+
+    def _report(self, directory: Path, paths: Sequence[Path]) -> Report:
+        role = "critic" if self._head == "values" else "policy"
+        return report(directory, paths, role=role, rank=self._engine.rank, writes=bool(paths) or not self._engine.rank)
 
     # -------------------------------------------------------------------------------------------- state
 
-    def save(self, directory: str, state: Mapping[str, Any]) -> None:
-        """Write this rank's weights, optimiser and `state` to `directory`, from which `load` resumes exactly."""
+    def save(self, directory: str, state: Mapping[str, Any]) -> Report:
+        """Write this rank's weights, optimiser and `state`, from which `load` resumes exactly. Return what it wrote."""
         controlled = {} if self._control is None else {CONTROLLED: getattr(self._algorithm, self._control.name)}
-        self._engine.save(Path(directory), {**state, **controlled})
+        whole = {**state, **controlled, **self._begun_step()}
+        return self._report(Path(directory), self._engine.save(Path(directory), whole))
 
-    def load(self, directory: str) -> Mapping[str, Any]:
-        """Restore what `save` has written. Return its `state`."""
+    def _begun_step(self) -> dict[str, Any]:
+        """Return what a resumed run needs of the step in progress and cannot compute from the updated weights."""
+        if self._current is None:
+            return {}
+        import torch
+
+        given = {name: getattr(self._current.scored, name) for name in BEFORE_STEP}
+        return {BEGUN: {name: torch.tensor(array) for name, array in given.items() if array is not None}}
+
+    def load(self, directory: str, sizes: Mapping[str, int] | None = None) -> Mapping[str, Any]:
+        """Restore what `save` has written, once this machine sees files of these `sizes`. Return its `state`."""
+        require_files(Path(directory), sizes or {})
         state = dict(self._engine.load(Path(directory)))
         if self._control is not None:
             self._algorithm = self._algorithm.model_copy(update={self._control.name: state.pop(CONTROLLED)})
+        self._begun = {name: tensor.cpu().numpy() for name, tensor in state.pop(BEGUN, {}).items()}
         return state
 
     def close(self) -> None:

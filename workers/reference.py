@@ -12,6 +12,7 @@ import numpy as np
 
 from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
 from workers.engines.base import VersionMismatch
+from workers.files.shared_storage import SharesStorage
 from workers.gold import is_gold, sampled_only
 from workers.scoring import ScoreCache, score_tokens
 from workers.types import SATURATED, Drift, Experience, TokenShard, log_ratios, merge
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from workers.packing import Packed
 
 
-class Reference:
+class Reference(SharesStorage):
     """One rank of the reference. With zero_stage 0 every rank holds the model, with 3 it is partitioned over them."""
 
     def __init__(

@@ -14,6 +14,7 @@ from workers import progress, rewards
 from workers.config import ModelConfig, RewardConfig
 from workers.conversation import as_text
 from workers.files.rollout_files import read_scores, write_scores
+from workers.files.shared_storage import SharesStorage
 from workers.rewards.base import Completed, RewardError
 from workers.rewards.combine import SUM, Combination, combined, normalized
 from workers.types import (
@@ -46,7 +47,7 @@ class Measures:
     log_ratios: Floats | None  # [N] nats; None: no model to compare with
 
 
-class Reward:
+class Reward(SharesStorage):
     """One worker of the reward gang. It scores its share of the groups with every scorer of the recipe."""
 
     def __init__(

@@ -13,6 +13,7 @@ from workers.config import ModelConfig, RolloutConfig
 from workers.engines.base import EngineError, ModelError, Request, Response, Sampler, VersionMismatch
 from workers.files import quarantine
 from workers.files.rollout_files import read_experience, write_experience
+from workers.files.shared_storage import SharesStorage
 from workers.gold import gold_tokens, with_gold
 from workers.ragged import Ragged
 from workers.types import Experience, Prompt, Sampling
@@ -57,7 +58,7 @@ def seeds(run_seed: int, prompt_ids: Sequence[str], *, num_generations: int, ver
     return groups
 
 
-class Rollout:
+class Rollout(SharesStorage):
     """One vLLM engine with its tokenizer."""
 
     def __init__(

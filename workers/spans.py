@@ -24,6 +24,7 @@ class Progress:
 
     updates: int
     stats: StepStats
+    critic: StepStats | None = None  # of the critic, if there is one
 
 
 def merge_spans(spans: Sequence[StepStats]) -> StepStats:

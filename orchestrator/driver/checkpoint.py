@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
-from orchestrator.cluster.base import wait
+from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.config.run import CHECKPOINT_S, CHECKPOINT_SHARE
 from orchestrator.errors import Problem, ResumeError, Superseded
 from orchestrator.pipeline.learning import Learners
@@ -25,14 +25,13 @@ from orchestrator.rundir.manifest import (
     position_of,
     read_state,
     seal,
+    sizes,
     step_of,
     verify,
     write_state,
 )
+from workers.files.shared_storage import eventually
 from workers.learner import Learner
-
-LAG_S = 10.0  # for which a directory on shared storage may show an old listing
-POLL_S = 0.25
 
 
 class Pace:
@@ -106,21 +105,25 @@ class Checkpointer:
         return target
 
     def _write(self, aside: Path, state: State, meanwhile: Callable[[], None]) -> None:
-        saving = self._learners.policy.all(Learner.save, str(aside / "policy"), {})
-        if self._learners.critic:
-            saving = [*saving, *self._learners.critic.all(Learner.save, str(aside / "critic"), {})]
+        saving = {role: gang.all(Learner.save, str(aside / role), {}) for role, gang in self._gangs().items()}
         meanwhile()
-        wait(saving)
+        reports = {role: wait(calls) for role, calls in saving.items()}
         write_state(aside, state)
-        seal(aside, {**self._about, "step": state.next_step, "reference_version": state.reference_version})
+        about = {**self._about, "step": state.next_step, "reference_version": state.reference_version}
+        seal(aside, about, reports, own=[STATE])
+
+    def _gangs(self) -> dict[str, Gang[Learner]]:
+        """Return the gangs whose state a checkpoint holds, by the subdirectory that is theirs."""
+        learners = self._learners
+        return {"policy": learners.policy} | ({"critic": learners.critic} if learners.critic else {})
 
     def _drop_old(self, new: Path) -> None:
-        """Delete all but the newest checkpoints, once `new` has been read back.
+        """Delete all but the newest checkpoints, once `new` is seen in full. Its ranks have read their files back.
 
         Raises:
             OSError: `new` is damaged; no checkpoint is deleted.
         """
-        if damage := verify(new):
+        if damage := verify(new, hashes=False):
             raise OSError(f"{new}: {damage} right after it was written; older checkpoints are kept")
         for old in list_checkpoints(self._directory)[: -self._keep]:
             _delete(old)
@@ -130,10 +133,10 @@ class Checkpointer:
         return min((step_of(checkpoint) for checkpoint in list_checkpoints(self._directory)), default=0)
 
     def load(self, checkpoint: Path) -> None:
-        """Restore the learners from a checkpoint."""
-        loading = self._learners.policy.all(Learner.load, str(checkpoint / "policy"))
-        if self._learners.critic:
-            loading = [*loading, *self._learners.critic.all(Learner.load, str(checkpoint / "critic"))]
+        """Restore the learners from a verified checkpoint. Each rank waits until it sees all files of its gang."""
+        loading: list[Handle[Any]] = []
+        for role, gang in self._gangs().items():
+            loading += gang.all(Learner.load, str(checkpoint / role), sizes(checkpoint, role))
         wait(loading)
 
 
@@ -191,9 +194,13 @@ def newest(directory: Path, expected: tuple[int, int] | None = None) -> tuple[Pa
 
 def _wait_for(directory: Path, expected: tuple[int, int] | None) -> list[Path]:
     """List the checkpoints, waiting for the expected one: shared storage may show another machine's files late."""
-    until = time.monotonic() + LAG_S
-    while not _reaches(listed := list_checkpoints(directory), expected) and time.monotonic() < until:
-        time.sleep(POLL_S)
+    listed: list[Path] = []
+
+    def reaches() -> bool:
+        listed[:] = list_checkpoints(directory)
+        return _reaches(listed, expected)
+
+    eventually(reaches)
     return listed
 
 

@@ -16,10 +16,11 @@ from orchestrator.cluster.base import Cluster, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import RunConfig
 from orchestrator.errors import BadInput, Problem
+from orchestrator.pipeline.exports import export
 from orchestrator.pipeline.roles import gang_plans, preloaded
 from orchestrator.rundir.directory import COMPLETE, RunDirectory
 from orchestrator.rundir.exported import ExportedRound
-from orchestrator.rundir.manifest import list_checkpoints, position_of, verify
+from orchestrator.rundir.manifest import list_checkpoints, position_of, sizes, verify
 from workers.learner import Learner
 
 
@@ -94,9 +95,9 @@ def _from_checkpoint(
         try:
             plans = gang_plans(config, cuda=cluster.cuda, max_steps=config.algorithm.max_steps or number)
             policy = cluster.spawn([plan for plan in plans if plan.role == "policy"])["policy"]
-            wait(policy.all(Learner.load, str(checkpoint / "policy")))
+            wait(policy.all(Learner.load, str(checkpoint / "policy"), sizes(checkpoint, "policy")))
             with _published(output) as aside:
-                wait(policy.all(Learner.export, str(aside)))
+                export(policy, aside)
             wait(policy.all(Learner.close))
         finally:
             cluster.shutdown()

@@ -12,18 +12,25 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
-from orchestrator.cluster.base import Handle
+from orchestrator.cluster.base import Cluster, Handle
+from orchestrator.driver.assembly import Material, prompts_per_step
+from orchestrator.driver.chunk_progress import ChunkProgress
+from orchestrator.driver.context import AttemptContext
+from orchestrator.driver.resume import ResumePoint
 from orchestrator.errors import Problem, ResumeError
 from orchestrator.pipeline.sources import Chunk, StoredChunk
 from orchestrator.rundir.ledger import Fact, Ledger
-from orchestrator.rundir.manifest import damage
+from orchestrator.rundir.manifest import damage, lost
 from workers.files.quarantine import LIST, quarantined
-from workers.files.rollout_files import read_manifest
+from workers.files.rollout_files import StoredFile, read_manifest
+from workers.files.shared_storage import eventually, size_of
 
 STORED = (Fact.generated, Fact.scored)
 
@@ -95,7 +102,7 @@ class Rollouts:
         return StoredChunk(experience=self._files(generated), scores=None if scored is None else self._files(scored))
 
     def require(self, index: int) -> None:
-        """Check that the rollouts of a step are stored. It is trained in part, so it cannot be sampled again.
+        """Check that the rollouts of a step are stored: weights that would sample them again are gone.
 
         Raises:
             ResumeError: the rollouts are missing or damaged.
@@ -186,6 +193,11 @@ class Rollouts:
         for index in sorted(self._scoring):
             self.record(index)
 
+    def abandon(self) -> None:
+        """Record what has ended, and wait for nothing else that is in flight."""
+        self.record_ended()
+        self._generating, self._scoring = {}, {}
+
     def drop(self, steps_done: int) -> None:
         """Delete the rollouts of the first `steps_done` steps, which no remaining checkpoint needs."""
         for old in self._directory.glob("step-*"):
@@ -210,7 +222,7 @@ class Rollouts:
         self._ledger.append(fact, attempt=self._attempt, step=index + 1, **details)
 
     def _described(self, stems: Sequence[str]) -> dict[str, Any]:
-        written = [read_manifest(stem) for stem in stems]
+        written = [_seen(stem) for stem in stems]
         return {
             "files": [{**asdict(w), "path": str(Path(w.path).relative_to(self._directory.parent))} for w in written],
             "completions": sum(w.completions for w in written),
@@ -221,3 +233,48 @@ class Rollouts:
 
     def _damage(self, details: Mapping[str, Any]) -> str:
         return next(filter(None, (damage(self._directory.parent, file) for file in details["files"])), "")
+
+
+def _seen(stem: str) -> StoredFile:
+    """Return the manifest of a worker's file, once the driver sees both. Raise FilesLost if it does not."""
+    found: list[StoredFile] = []
+
+    def is_here() -> bool:
+        with suppress(OSError, ValueError):
+            found[:] = [read_manifest(stem)]
+        return bool(found) and size_of(Path(found[0].path)) == found[0].bytes
+
+    if not eventually(is_here):
+        raise lost(f"a worker wrote {Path(stem).name}.safetensors, which is not seen from here", Path(stem).parent)
+    return found[0]
+
+
+def open_rollouts(
+    attempt: AttemptContext, material: Material, point: ResumePoint, cluster: Cluster, poll: Callable[[], None]
+) -> Rollouts | None:
+    """Return the store of rollouts of an attempt; None if the experience comes from a dataset.
+
+    `poll` is called while the driver waits for results, as the store's own `record_ended` is.
+    """
+    config = attempt.config
+    if config.data.prompts is None:
+        return None
+    rollouts = Rollouts(
+        attempt.directory.rollouts,
+        attempt.ledger,
+        attempt=attempt.number,
+        note=attempt.monitor.note,
+        wait_first=cluster.wait_first,
+        arrived=ChunkProgress(attempt.monitor, partial(prompts_per_step, config, material)).arrived,
+    )
+    if point.state.updates:  # part of a step is trained; what is sampled ahead came from earlier weights, too
+        first = point.state.next_step
+        for index in range(first, min(first + config.max_staleness + 1, material.max_steps)):
+            rollouts.require(index)
+
+    def idle() -> None:
+        rollouts.record_ended()  # whatever the driver waits for, what has ended is recorded soon
+        poll()
+
+    cluster.when_idle(idle)
+    return rollouts

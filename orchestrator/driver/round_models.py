@@ -16,9 +16,8 @@ from orchestrator.evaluation.best_round import best, describe, figures
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.exported import ExportedRound
-from orchestrator.rundir.manifest import list_checkpoints, step_of
+from orchestrator.rundir.manifest import WEIGHTS, list_checkpoints, step_of
 
-WEIGHTS = ".safetensors"
 Export = Callable[[Path], object]
 """Function that writes the learners' current model to a directory."""
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.pipeline.sources import PendingBatch
+from orchestrator.rundir.manifest import lost
+from workers.files.shared_storage import eventually, not_seen
 from workers.learner import Learner
 from workers.spans import Progress, UpdateRange, cut_short, merge_spans, of_update
 from workers.types import Metrics, StepStats, TokenShard, flat, merge_ranks
@@ -60,55 +63,71 @@ class Learners:
         pause: Callable[[Progress], None] = lambda progress: None,
         updated: Callable[[int, int, Metrics], None] = lambda update, num_updates, metrics: None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Metrics:
-        """Run all updates of a step, one call each, and return the step's metrics.
+        halts: Callable[[], bool] = lambda: False,
+    ) -> Metrics | None:
+        """Run all updates of a step, one call each, and return the step's metrics; None if it halted between two.
 
         Args:
             pause: called between two updates, after every `every_updates` of them.
             updated: called after each update with its number, from 1, the step's number of updates, and its metrics.
             stop: asked after each update; true: leave out the updates that have not been requested.
+            halts: asked after each update; true: pause, and leave the other updates to the next attempt.
         """
         if self._rounds is not None:
             begun = self._rounds(step)
             wait(self.policy.all(Learner.begin_round, begun.settings, begun.base))
-        inputs = self._inputs(pending, reference)
         progress, self._progress = self._progress, None
         done = 0 if progress is None else progress.updates
-        before = None if progress is None else progress.stats  # of the updates before the last pause
-        span: list[Sequence[StepStats]] = []  # of the updates since the last pause, by rank
+        # Statistics of the step's updates so far. Merged one by one, so that a resumed step gives the same to the bit.
+        stats, critic = (None, None) if progress is None else (progress.stats, progress.critic)
+        inputs = self._inputs(pending, reference, is_begun=done > 0)
         calls = self._begin(step, inputs, pairs_file, UpdateRange(first=done, count=1))
-        critics: list[StepStats] = []
         while True:
-            ranks = wait(calls.policy)
+            update = merge_ranks(wait(calls.policy))
             if calls.critic:
-                critics.append(merge_ranks(wait(calls.critic)))
-            merged = merge_ranks(ranks)
-            span.append(ranks)
-            made, left = int(merged.facts["num_updates"]), merged.left
+                critic = _after(critic, merge_ranks(wait(calls.critic)))
+            stats = _after(stats, update)
+            made, left = int(update.facts["num_updates"]), update.left
             done += made
-            pausing = bool(left and self._every and done % self._every == 0)
             stopping = bool(left) and stop()
+            halting = bool(left) and not stopping and halts()
+            pausing = halting or bool(left and self._every and done % self._every == 0)
             if left and not pausing and not stopping:  # the next update is on its way while this one is recorded
                 calls = self._go_on(step, done)
             if made:
-                updated(done, done + left, of_update(merged, done + left))
+                updated(done, done + left, of_update(update, done + left))
             if not left or stopping:
                 break
             if pausing:
-                # Merged here as after a resume, so that both give the same metrics to the bit.
-                before, span = _after(before, span), []
-                pause(Progress(updates=done, stats=before))
+                pause(Progress(updates=done, stats=stats, critic=critic))
+                if halting:
+                    return None
                 calls = self._go_on(step, done)
-        metrics = flat(cut_short(_after(before, span), done))
-        for name, value in flat(merge_spans(critics)).items() if critics else ():
+        if pairs_file is not None:
+            self._require_round_files(Path(pairs_file).parent)
+        metrics = flat(cut_short(stats, done))
+        for name, value in flat(critic).items() if critic is not None else ():
             metrics[name if name.startswith(("loss/", "val/")) else f"critic/{name}"] = value
         if pending.resamples is not None:
             metrics["sampling/resamples"] = float(pending.resamples)
         return metrics
 
-    def _inputs(self, pending: PendingBatch, reference: Sequence[Handle[TokenShard]] | None) -> _Inputs:
-        """Request what the learners themselves compute for each chunk, before the step's first update."""
+    def _require_round_files(self, directory: Path) -> None:
+        """Check that what rank 0 wrote of a round (its pairs, if it has any) is here. Raise FilesLost if not."""
+        sizes = self.policy.one(Learner.sizes_in, str(directory), "*.parquet").result()
+        if not eventually(lambda: not not_seen(directory, sizes)):
+            raise lost(f"policy rank 0 wrote {', '.join(not_seen(directory, sizes))}, not seen from here", directory)
+
+    def _inputs(
+        self, pending: PendingBatch, reference: Sequence[Handle[TokenShard]] | None, *, is_begun: bool
+    ) -> _Inputs:
+        """Request what the learners themselves compute for each chunk, before the step's first update.
+
+        In a step that an earlier attempt has begun (`is_begun`) their checkpoint holds it.
+        """
         values = old = None
+        if is_begun:
+            return _Inputs(scored=(pending.experience, pending.scores, reference, None), old=None)
         if self.critic:
             values = [h for chunk in pending.chunks for h in self.critic.all(Learner.infer, chunk.experience)]
         if self._needs_old:  # a rank executes its calls in order
@@ -142,7 +161,6 @@ class _Calls:
     critic: Sequence[Handle[StepStats]]
 
 
-def _after(before: StepStats | None, updates: Sequence[Sequence[StepStats]]) -> StepStats:
-    """Combine earlier updates of a step with `updates` [update][rank]: those of each rank first, as in one call."""
-    span = merge_ranks([merge_spans(own) for own in zip(*updates, strict=True)])
-    return span if before is None else merge_spans([before, span])
+def _after(before: StepStats | None, update: StepStats) -> StepStats:
+    """Combine the statistics of earlier updates of a step with those of the next one."""
+    return update if before is None else merge_spans([before, update])

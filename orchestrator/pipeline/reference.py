@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self
 
 from orchestrator import disk
 from orchestrator.cluster.base import Gang, Handle, wait
+from orchestrator.pipeline.exports import export
 from orchestrator.pipeline.sources import Chunk
 from workers.config import ReferenceConfig
 from workers.learner import Learner
@@ -221,11 +222,10 @@ class ReferenceGang:
 
     def _refresh(self, version: int) -> None:
         directory = self._directory(version)
+        average = None
         if self._config.refresh == "ema":
             average = Average(directory=str(self._directory(self.version)), alpha=self._config.ema_alpha)
-            wait(self._policy.all(Learner.export, str(disk.fresh(directory)), average))
-        else:
-            wait(self._policy.all(Learner.export, str(disk.fresh(directory))))
+        export(self._policy, disk.fresh(directory), average)
         disk.publish(directory)
         wait(self._reference.all(Reference.load, str(directory), version))
         self.version = version

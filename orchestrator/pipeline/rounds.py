@@ -17,8 +17,10 @@ from orchestrator.cluster.base import Gang, wait
 from orchestrator.config import RunConfig
 from orchestrator.config.rounds import learner_settings, of_round, prompts_per_round
 from orchestrator.data.batches import batch_indices, cut_batches
+from orchestrator.pipeline.exports import export
 from orchestrator.pipeline.learning import RoundStart
 from orchestrator.pipeline.sources import Draw, completions_per_chunk, retry_seed
+from orchestrator.rundir.manifest import WHOLE, require
 from workers.config import Sampled
 from workers.learner import Learner
 from workers.types import Sampling
@@ -76,9 +78,9 @@ def keep_initial(config: RunConfig, policy: Gang[Learner], *, base: Path, refere
     """
     if config.rounds.policy == "base":
         shutil.rmtree(base, ignore_errors=True)
-        wait(policy.all(Learner.save, str(base), {}))
+        require(base, {WHOLE: wait(policy.all(Learner.save, str(base), {}))})
     if config.reference.refresh == "ema" and not reference.is_dir():
-        wait(policy.all(Learner.export, str(disk.fresh(reference))))
+        export(policy, disk.fresh(reference))
         disk.publish(reference)
 
 

@@ -4,7 +4,7 @@
     steps         every step trained, none of them twice (`account`)
     checkpoints   each file matches its manifest; every checkpoint that the ledger lists is present
     rollouts      each file that a checkpoint may still need matches the ledger
-    model         present if the ledger says that the run is finished
+    model         present if the ledger says that the run is finished, with the weights that its manifest lists
 
 The audit only reads. It loads no model or optimizer state.
 """
@@ -19,7 +19,16 @@ from typing import Any
 from orchestrator.errors import ResumeError
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Record, account, checkpointed, read_ledger
-from orchestrator.rundir.manifest import MISSING, damage, list_checkpoints, position_of, step_of, verify
+from orchestrator.rundir.manifest import (
+    MANIFEST,
+    MISSING,
+    WEIGHTS,
+    damage,
+    list_checkpoints,
+    position_of,
+    step_of,
+    verify,
+)
 
 IN_ORDER = (Fact.planned, Fact.trained, Fact.published, Fact.committed)  # facts of one step within an attempt
 AHEAD = (Fact.generated, Fact.scored)  # may precede PLANNED, or stem from an earlier attempt: rollouts run ahead
@@ -124,9 +133,10 @@ def _rollouts(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Fi
 
 def _model(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
     if any(r.fact == Fact.finished for r in records):
-        exists = directory.model.is_dir()
-        why = "written" if exists else "missing, although the ledger says that the run is finished"
-        yield Finding(good=exists, what="model", why=why)
+        wrong = "" if directory.model.is_dir() else "missing, although the ledger says that the run is finished"
+        if (directory.model / MANIFEST).is_file():
+            wrong = verify(directory.model, only=WEIGHTS)  # people edit the other files
+        yield Finding(good=not wrong, what="model", why=wrong or "written")
 
 
 def _name(path: Path, directory: RunDirectory) -> str:

@@ -228,15 +228,17 @@ class SavedEngine(TorchEngine):
             dist.all_reduce(total)
         return float(total)
 
-    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
+    def save(self, directory: Path, state: Mapping[str, Any]) -> list[Path]:
         buffer = io.BytesIO()
         whole = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "state": dict(state)}
         torch.save(whole, buffer)
         directory.mkdir(parents=True, exist_ok=True)
-        file = os.open(directory / f"rank-{self.rank}.pt", os.O_WRONLY | os.O_CREAT, 0o644)
+        path = directory / f"rank-{self.rank}.pt"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         for start in range(0, len(buffer.getbuffer()), BLOCK):
             os.write(file, buffer.getbuffer()[start : start + BLOCK])
         os.close(file)
+        return [path]
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -73,7 +73,7 @@ def test_checkpoints_that_are_gone_never_mean_step_0(world: World, monkeypatch: 
     run, aside = world.root / name / "run", world.root / name / "aside"
     ledger, metrics = (run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()
     (run / "checkpoints").rename(aside)
-    monkeypatch.setattr("orchestrator.driver.checkpoint.LAG_S", 0.0)
+    monkeypatch.setattr("workers.files.shared_storage.LAG_S", 0.0)
     with pytest.raises(ResumeError, match="step-3: missing, although the ledger lists it as complete"):
         cpu_run.run(world.config(name))
     assert ((run / "ledger.jsonl").read_bytes(), (run / "metrics.jsonl").read_bytes()) == (ledger, metrics)

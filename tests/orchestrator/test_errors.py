@@ -11,6 +11,7 @@ from orchestrator.errors import (
     ClusterError,
     ClusterLost,
     DeadlineExceeded,
+    FilesLost,
     FleetExhausted,
     HostOutOfMemory,
     HubUnreachable,
@@ -63,6 +64,7 @@ ERRORS = {
     "fleet-exhausted": FleetExhausted(DEATH, "generate", restarts=3, of_this_call=4),
     "cluster-lost": ClusterLost(26.2, address="head:6379"),
     "hub-unreachable": HubUnreachable("Qwen/Qwen3-0.6B", "model.path", "ConnectError: Connection refused"),
+    "files-lost": FilesLost(Problem(what="policy rank 1 on node-7 wrote nothing", where="runs/x/model")),
     "limit-reached": LimitReached("open files", 1024, reason="[Errno 24] Too many open files: 'x'", fix="raise it"),
     "superseded": Superseded("runs/x", "process 4711 on node-3"),
     "judge": JudgeFailed(Problem(what="the endpoint refuses", where="judge.url = http://localhost:8000/v1")),
@@ -94,6 +96,7 @@ def test_exit_codes_and_causes() -> None:
         "fleet-exhausted": (4, "fleet_exhausted"),
         "cluster-lost": (3, "cluster_lost"),
         "hub-unreachable": (1, "hub_unreachable"),
+        "files-lost": (1, "files_lost"),
         "limit-reached": (1, "limit_reached"),
         "superseded": (6, "superseded"),
         "judge": (1, "judge"),
@@ -107,7 +110,7 @@ def test_the_tree_is_as_documented() -> None:
     assert {cls.__bases__ for cls in (PlacementError, ClusterLost)} == {(ClusterError,)}
     failures = (DeadlineExceeded, NoHeartbeat, HostOutOfMemory, StoreFull, VersionMismatch, NotFinite, FleetExhausted)
     assert {cls.__bases__ for cls in failures} == {(WorkerFailed,)}
-    others = (BadInput, ClusterError, WorkerFailed, HubUnreachable, LimitReached, Superseded, Interrupted)
+    others = (BadInput, ClusterError, WorkerFailed, HubUnreachable, FilesLost, LimitReached, Superseded, Interrupted)
     assert {cls.__bases__ for cls in others} == {(RlhfError,)}
 
 

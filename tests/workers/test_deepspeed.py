@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,24 @@ def test_weights_come_under_their_names_as_described(gang: GangResult, plain: Pl
 def test_a_checkpoint_is_exact(gang: GangResult) -> None:
     assert gang.results["resumed_to_the_bit"]
     assert gang.results["state"] == {"step": 2}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_file_of_a_checkpoint_is_reported_by_the_rank_that_wrote_it(name: str, out: Path) -> None:
+    size, fields = SETTINGS[name]
+    reports = [json.loads((out / f"qwen2-{name}-written-{rank}.json").read_text()) for rank in range(size)]
+    assert [(r["role"], r["rank"], r["node"]) for r in reports] == [
+        ("policy", rank, socket.gethostname()) for rank in range(size)
+    ]
+    partitioned = fields.get("zero_stage", 3) > 0
+    assert [bool(r["files"]) for r in reports] == [r["writes"] for r in reports] == [True, partitioned][:size]
+    directory = out / f"qwen2-{name}-checkpoint"
+    reported = [(file["name"], file["bytes"], file["sha256"]) for r in reports for file in r["files"]]
+    assert sorted(reported) == sorted(
+        (p.relative_to(directory).as_posix(), p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest())
+        for p in directory.rglob("*")
+        if p.is_file()
+    ), "each file once"
 
 
 @pytest.mark.parametrize("name", REWARD_MODELS)

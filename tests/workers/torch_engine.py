@@ -136,10 +136,11 @@ class TorchEngine:
         for name, parameter in hf_files.trained_whole(self.module).items() if self.adapters else ():
             yield lora.whole_name(name), parameter.detach()
 
-    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
+    def save(self, directory: Path, state: Mapping[str, Any]) -> list[Path]:
         directory.mkdir(parents=True)
         whole = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "state": dict(state)}
-        torch.save(whole, directory / f"rank-{self.rank}.pt")
+        torch.save(whole, path := directory / f"rank-{self.rank}.pt")
+        return [path]
 
     def load(self, directory: Path) -> Mapping[str, Any]:
         whole = torch.load(directory / f"rank-{self.rank}.pt", weights_only=True)

@@ -6,6 +6,7 @@ SETTINGS is a JSON object: a name, the model's directory, and fields of LearnerC
 
     OUT/<name>.safetensors          the published weights after three updates
     OUT/<name>-fresh.safetensors    the published weights after one more update, with a fresh optimizer
+    OUT/<name>-written-RANK.json    what a rank (each writes its own) reports of the checkpoint
     OUT/<name>.json                 description of the weights, statistics, whether another learner that loaded the
                                     checkpoint after two updates made the third one bit-identically, and the error of
                                     one more update in which the gradient of the last rank alone is NaN
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +65,8 @@ def run(name: str, model: ModelConfig, config: LearnerConfig, device: torch.devi
     if model.lora is not None:
         learner.send_adapter(str(out / f"{name}-start"), 0)
     stats = [learner.step(i, batch(i), None, None, None) for i in range(SAVED)]
-    learner.save(str(out / f"{name}-checkpoint"), {"step": SAVED})
+    written = learner.save(str(out / f"{name}-checkpoint"), {"step": SAVED})
+    (out / f"{name}-written-{engine.rank}.json").write_text(json.dumps(asdict(written)))
     stats += [learner.step(i, batch(i), None, None, None) for i in range(SAVED, FRESH)]
     resumed, reloaded_engine = start(model, config, device)
     state = resumed.load(str(out / f"{name}-checkpoint"))

@@ -90,8 +90,11 @@ class TrainingEngine(Protocol):
         """
         ...
 
-    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
-        """Write weights, optimiser and `state` to `directory`."""
+    def save(self, directory: Path, state: Mapping[str, Any]) -> Sequence[Path]:
+        """Write weights, optimiser and `state` to `directory`. Return the files that this rank wrote.
+
+        A rank writes none if it holds nothing that rank 0 does not hold.
+        """
         ...
 
     def load(self, directory: Path) -> Mapping[str, Any]:

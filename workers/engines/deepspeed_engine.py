@@ -28,8 +28,10 @@ from workers import progress
 from workers.config import Head, LearnerConfig, ModelConfig, Optimisation
 from workers.engines import hf_buffers, hf_decay, hf_files, hf_models, lora
 from workers.engines.attention import layout_of
+from workers.engines.base import EngineError
 from workers.engines.divergence import OutputLayer, Target
 from workers.engines.hf_check import check_rows
+from workers.engines.network import interface_to
 from workers.packing import Packed
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -47,8 +49,8 @@ def join(*, rank: int, world_size: int, address: str, port: int, cuda: bool) -> 
         WORLD_SIZE=str(world_size),
         LOCAL_RANK=str(local_rank),
     )
-    if address.startswith("127."):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a gang on one machine listens only there
+    if interface := interface_to(address):  # gloo itself takes the one of this host's name, which may be loopback
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if not cuda:
         torch.set_num_threads(1)
         # DeepSpeed's shared-memory all-reduce for CPUs is compiled at first use and leaves files behind if a rank is
@@ -233,14 +235,35 @@ class DeepSpeedEngine:
 
     # -------------------------------------------------------------------------------------------- state
 
-    def save(self, directory: Path, state: Mapping[str, Any]) -> None:
-        # The frozen base of adapters is not saved: it is at model.path.
-        self._engine.save_checkpoint(
-            str(directory),
-            tag=TAG,
-            client_state={STATE: dict(state)},
-            exclude_frozen_parameters=bool(self._adapters),
-        )
+    def save(self, directory: Path, state: Mapping[str, Any]) -> Sequence[Path]:
+        with self._writes() as written:
+            # The frozen base of adapters is not saved: it is at model.path.
+            self._engine.save_checkpoint(
+                str(directory),
+                tag=TAG,
+                client_state={STATE: dict(state)},
+                exclude_frozen_parameters=bool(self._adapters),
+            )
+        if self._engine.zero_optimization() and not written:
+            raise EngineError(f"rank {self.rank} wrote no part of the checkpoint {directory}")
+        # DeepSpeed's rank 0 writes the name of the tag and its recovery scripts beside the states.
+        return [*written, *(p for p in directory.iterdir() if p.is_file())] if self.rank == 0 else written
+
+    @contextmanager
+    def _writes(self) -> Iterator[list[Path]]:
+        """Collect the files that DeepSpeed writes for this rank within the context."""
+        writer, written = self._engine.checkpoint_engine, list[Path]()
+        save = writer.save
+
+        def noted(state_dict: Any, path: str) -> None:
+            save(state_dict, path)
+            written.append(Path(path))
+
+        writer.save = noted
+        try:
+            yield written
+        finally:
+            del writer.save  # the method of its class remains
 
     def load(self, directory: Path) -> Mapping[str, Any]:
         saved_ranks = len(list((directory / TAG).glob("*_optim_states.pt")))
@@ -252,7 +275,7 @@ class DeepSpeedEngine:
     def _load(self, directory: Path, tag: str) -> Mapping[str, Any]:
         path, state = self._engine.load_checkpoint(str(directory), tag=tag, load_module_strict=not self._adapters)
         if path is None:
-            raise FileNotFoundError(f"no DeepSpeed checkpoint in {directory}/{tag}")
+            raise FileNotFoundError(f"{socket.gethostname()} sees no DeepSpeed checkpoint in {directory}/{tag}")
         if self._decays:
             self._repair_groups()
         return cast("Mapping[str, Any]", state[STATE])

@@ -35,11 +35,7 @@ def replace_by(path: Path, create: Callable[[Path], None]) -> None:
     """
     aside = partial(path)
     create(aside)
-    file = os.open(aside, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    sync(aside)
     aside.replace(path)
     sync_directory(path.parent)
 
@@ -65,6 +61,11 @@ def write_all(file: int, data: bytes) -> None:
 
 def sync_directory(path: Path) -> None:
     """Sync a directory, so that created, renamed and removed names survive a power cut."""
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Sync a file, or a directory's names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

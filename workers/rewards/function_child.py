@@ -163,6 +163,7 @@ def _limit(memory_mib: int, parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory_mib * 2**20,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # workers block it, and a pool of processes needs it
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before prctl
         os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from fakes import Events, FakeLearner
 
 from orchestrator.cluster.local import LocalGang
 from orchestrator.driver.checkpoint import Checkpointer, newest
-from orchestrator.errors import ResumeError
+from orchestrator.errors import FilesLost, ResumeError
 from orchestrator.pipeline.learning import Learners
-from orchestrator.rundir.manifest import State, list_checkpoints, verify
+from orchestrator.rundir.manifest import State, list_checkpoints, sizes, verify
+from workers.files.shared_storage import FilesNotSeen, require_files
+from workers.files.written import Report
 
 
 class Saver:
@@ -61,7 +64,9 @@ def test_a_checkpoint_holds_every_rank_the_state_and_a_manifest(saver: Saver, di
     assert files["policy/policy 1.bin"] == {
         "bytes": 7,  # of b"weights"
         "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c",
+        "rank": 1,
     }
+    assert "rank" not in files["state.json"], "it is the driver's"
     assert verify(path) == ""
 
 
@@ -82,9 +87,62 @@ def test_a_step_that_is_saved_again_is_replaced(saver: Saver, directory: Path) -
 class DyingLearner(FakeLearner):
     """Learner that fails after it has written a file."""
 
-    def save(self, directory: str, state: Any) -> None:
+    def save(self, directory: str, state: Any) -> Report:
         super().save(directory, state)
         raise OSError("no space left on device")
+
+
+class FarLearner(FakeLearner):
+    """Learner on a machine that writes to another directory of the same name, or that loses its file at once."""
+
+    damage = staticmethod(Path.unlink)
+
+    def save(self, directory: str, state: Any) -> Report:
+        written = super().save(directory, state)
+        self.damage(Path(directory) / f"{self._name}.bin")
+        return written
+
+
+class TornLearner(FarLearner):
+    damage = staticmethod(lambda path: path.write_bytes(b"weight"))
+
+
+@pytest.mark.parametrize(("learner", "here"), [(FarLearner, "it is not there"), (TornLearner, "it has 6")])
+def test_a_checkpoint_without_a_file_of_a_rank_is_no_checkpoint(
+    saver: Saver, directory: Path, monkeypatch: pytest.MonkeyPatch, learner: type[FarLearner], here: str
+) -> None:
+    monkeypatch.setattr("workers.files.shared_storage.LAG_S", 0.0)
+    saver.save(1, 2)
+    gang: Any = LocalGang("policy", [FakeLearner([]), learner([], rank=1)])
+    with pytest.raises(FilesLost) as caught:
+        Checkpointer(Learners(gang, None), directory, keep=1).save(State(next_step=3, reference_version=0))
+    problem = caught.value.problems[0]
+    machine = f"policy rank 1 on {socket.gethostname()}"
+    assert problem.what == f"{machine} wrote policy/policy 1.bin of 7 bytes, and seen from here {here}"
+    assert problem.where == str(directory / ".step-3.partial")
+    assert problem.fix == "output_dir must be on storage that every node sees; then resume the run"
+    assert names(directory) == ["step-1", "step-2"], "none is deleted, and the new one is removed"
+
+
+def test_a_file_that_is_damaged_after_its_report_is_found_on_resume(saver: Saver, directory: Path) -> None:
+    """The driver reads no file of a rank when it seals: a flipped bit of the right size is found by the next read."""
+    flip(saver.save(1, 2) / "policy" / "policy 1.bin")
+    assert verify(directory / "step-2", hashes=False) == ""
+    assert newest(directory)[0].name == "step-1"
+
+
+def test_a_rank_that_does_not_see_the_checkpoint_says_so(
+    saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.files.shared_storage.LAG_S", 0.0)
+    checkpoint = saver.save(3)
+    assert sizes(checkpoint, "policy") == {"policy 0.bin": 12, "policy 1.bin": 7}  # "weights of 3", "weights"
+    with pytest.raises(FilesNotSeen) as caught:
+        require_files(tmp_path / "elsewhere", sizes(checkpoint, "policy"))
+    assert str(caught.value) == (
+        f"{socket.gethostname()} does not see {tmp_path}/elsewhere/policy 0.bin and 1 more: "
+        "output_dir must be on storage that every node sees"
+    )
 
 
 def test_a_failed_save_deletes_no_checkpoint(saver: Saver, directory: Path) -> None:
@@ -166,7 +224,7 @@ def test_without_a_checkpoint_the_error_lists_what_was_found(saver: Saver, direc
 def test_a_missing_checkpoint_that_the_ledger_lists_is_reported(
     saver: Saver, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.driver.checkpoint.LAG_S", 0.0)
+    monkeypatch.setattr("workers.files.shared_storage.LAG_S", 0.0)
     with pytest.raises(ResumeError, match="step-9: missing, although the ledger lists it as complete"):
         newest(directory, (9, 0))
     saver.save(8)

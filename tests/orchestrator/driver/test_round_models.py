@@ -52,7 +52,7 @@ class Rounds:
         """Save a checkpoint and delete all but the newest two."""
         new = self.directory.checkpoint(self.trained)
         new.mkdir(parents=True, exist_ok=True)
-        seal(new, {})
+        seal(new, {}, {})
         for step in range(self.trained - 1):
             (self.directory.checkpoint(step) / "manifest.json").unlink(missing_ok=True)
         self.models.drop()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import Events, FakeLearner, FakeReward, FakeRollout
 
 from orchestrator.cluster.local import LocalGang
+from orchestrator.errors import FilesLost
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.sources import Chunk, PendingBatch
 from workers.spans import Progress
@@ -188,6 +190,35 @@ def test_while_a_step_pauses_no_update_is_under_way() -> None:
     assert [progress.stats.left for progress in learning.progress] == [3, 1]
 
 
+def test_a_step_that_halts_pauses_after_its_update_and_returns_nothing() -> None:
+    learning, answers = Learning(5, critic=True), iter([False, True])
+    assert learning.learn(halts=lambda: next(answers)) is None
+    assert learning.events[-4:] == [
+        "policy 0: update 2 of step 3",
+        "update 1 is recorded",
+        "update 2 is recorded",
+        "pause after 2",
+    ]
+    (progress,) = learning.progress
+    assert (progress.updates, progress.stats.left) == (2, 3)
+    assert progress.critic is not None
+    assert progress.critic.sums == {"loss": pytest.approx(0.3)}  # (0.5 + 1) / 5
+
+
+def test_a_step_that_an_earlier_attempt_has_begun_computes_nothing_from_the_updated_weights() -> None:
+    stats = StepStats(sums={"loss": 0.25}, maxima={}, facts={"num_updates": 1.0, "grad_norm": 1.0}, left=1)
+    begun = Progress(updates=1, stats=stats, critic=stats)
+    learning = Learning(2, critic=True, needs_old=True, progress=begun)
+    metrics = learning.learn()
+    assert learning.events == [
+        "policy 0: learn step 3 from v0 with scores",
+        "critic 0: learn step 3 from v0 with scores",
+        "update 2 is recorded",
+    ]
+    assert metrics is not None
+    assert metrics["critic/loss"] == 0.25 + 0.5
+
+
 class UnevenLearner(FakeLearner):
     """Learner whose losses and norms are not exact in binary, so that another order of sums gives another result."""
 
@@ -228,3 +259,17 @@ def test_progress_counts_for_the_first_step_alone() -> None:
     first, second = learning.learn(3), learning.learn(4)
     assert (first["num_updates"], second["num_updates"]) == (2, 2)
     assert [update for update, *_ in learning.updates] == [2, 1, 2]
+
+
+def test_pairs_that_only_the_policy_sees_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Far(FakeLearner):
+        def sizes_in(self, directory: str, pattern: str) -> Mapping[str, int]:
+            assert (directory, pattern) == (str(tmp_path), "*.parquet")
+            return {"pairs.parquet": 9}
+
+    monkeypatch.setattr("workers.files.shared_storage.LAG_S", 0.0)
+    learners = Learning(learner=Far).learners
+    with pytest.raises(FilesLost, match=r"policy rank 0 wrote pairs\.parquet, not seen from here"):
+        learners.learn(3, batch(), None, f"{tmp_path}/pairs.parquet")
+    (tmp_path / "pairs.parquet").write_bytes(b"123456789")
+    learners.learn(4, batch(), None, f"{tmp_path}/pairs.parquet")
