@@ -84,9 +84,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> int:
     """Evaluate a model on a suite: accuracy, win rate, KL, diversity and refusals, with confidence intervals."""
+    from orchestrator.driver.door import wait_at_the_door
     from orchestrator.evaluation.suite import load_suite
 
     loaded = load_suite(suite, overrides or ())
+    wait_at_the_door([], _report)
     from orchestrator.evaluation import evaluate as evaluation
     from orchestrator.evaluation.result import as_json as to_json
     from orchestrator.evaluation.show import show
@@ -126,9 +128,11 @@ def rank(
     as_json: AsJson = False,
 ) -> int:
     """Sample n completions per prompt, rank them by a score, and measure what the best of n gains in a gold score."""
+    from orchestrator.driver.door import wait_at_the_door
     from orchestrator.evaluation.rank_spec import spec
 
     given = spec(model, prompts, by=by or (), gold=gold, reference=reference, n=n, beta=beta, overrides=overrides or ())
+    wait_at_the_door([], _report)
     from orchestrator.evaluation import rank as ranking
     from orchestrator.evaluation.rank_result import RANKED, SUMMARY
     from orchestrator.evaluation.rank_result import as_json as to_json

@@ -119,8 +119,16 @@ class Cluster(Protocol):
 
     cuda: bool
 
-    def spawn(self, plans: Sequence[GangPlan]) -> Mapping[str, Gang[Any]]:
-        """Place all gangs and start their members. Raise PlacementError with the shortfall of each role."""
+    def spawn(self, plans: Sequence[GangPlan], on_wait: Callable[[str], None] | None = None) -> Mapping[str, Gang[Any]]:
+        """Place all gangs, waiting for room, and start their members.
+
+        Args:
+            on_wait: called about once a second with what the run waits for, and once with an empty text when all
+                members have their places, before they are started. It may raise, to end the wait. None: print it.
+
+        Raises:
+            PlacementError: the cluster is too small; the error has the shortfall of each role.
+        """
         ...
 
     def release(self) -> None:

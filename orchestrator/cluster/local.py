@@ -77,7 +77,11 @@ class LocalCluster:
     def __init__(self, stand_ins: dict[str, Callable[..., Any]] | None = None) -> None:
         self._stand_ins = stand_ins or {}
 
-    def spawn(self, plans: Sequence[GangPlan]) -> dict[str, LocalGang[Any]]:
+    def spawn(
+        self, plans: Sequence[GangPlan], on_wait: Callable[[str], None] | None = None
+    ) -> dict[str, LocalGang[Any]]:
+        if on_wait is not None:
+            on_wait("")
         return {p.role: LocalGang(p.role, [self._start(p, arguments) for arguments in p.arguments]) for p in plans}
 
     def _start(self, plan: GangPlan, arguments: Mapping[str, Any]) -> Any:

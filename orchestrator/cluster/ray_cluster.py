@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.base import GangPlan, Handle, Restart
@@ -23,12 +24,12 @@ from orchestrator.cluster.ray_calls import Call, Clock, Members
 from orchestrator.cluster.ray_gang import RayGang
 from orchestrator.cluster.ray_handle import RayHandle
 from orchestrator.cluster.ray_host import Host
-from orchestrator.cluster.ray_start import connect, start_local, store
+from orchestrator.cluster.ray_places import Places
+from orchestrator.cluster.ray_start import connect, start_local, stop_local, store
 from orchestrator.cluster.ray_waiting import wait_first
+from orchestrator.cluster.turn import Changes, Turn
 from orchestrator.config import ClusterConfig
-from orchestrator.errors import ClusterError, PlacementError, Problem, Shortfall
-
-MACHINE_LOST = "a machine of the cluster was lost, and the others have no room: bring it back, or ask for less"
+from orchestrator.errors import ClusterError, Problem
 
 
 def _is_alone() -> bool:
@@ -60,12 +61,14 @@ class RayCluster:
         *,
         log_directory: Path | None = None,
         on_restart: Callable[[Restart], None] = _ignore,
+        holding: Path | None = None,
     ) -> None:
         """Connect to the cluster, or start it.
 
         Args:
             log_directory: directory of one log file per actor; None: Ray's own log files.
             on_restart: called at every restart of a member.
+            holding: run directory that the driver holds the lock of; None: none.
 
         Raises:
             ClusterError: the cluster cannot be reached, is not safe, or has no GPU although the config asks for one.
@@ -77,10 +80,15 @@ class RayCluster:
         self._members: Members = {}
         self._local = config.address is None and "RAY_ADDRESS" not in os.environ
         start_local(config) if self._local else connect(config)
-        self._plans: Sequence[GangPlan] = ()
         self._heartbeats = HeartbeatMonitor(store(), timeout_s=config.heartbeat_timeout_s, address=config.address)
+        self._places = Places(
+            config=config,
+            turn=None if self._local else Turn.of_this_job(),
+            holding=str(holding or ""),
+            check=lambda: self._heartbeats.pid(""),
+        )
         gpus = ray.cluster_resources().get("GPU", 0)
-        if config.device == "cuda" and not gpus:
+        if config.device == "cuda" and not gpus and not config.grows:
             raise ClusterError(
                 Problem(
                     what="cluster.device is cuda, but the cluster has no GPU", fix="use device: cpu, or another cluster"
@@ -88,17 +96,11 @@ class RayCluster:
             )
         self.cuda = bool(gpus) if config.device == "auto" else config.device == "cuda"
 
-    def spawn(self, plans: Sequence[GangPlan]) -> dict[str, RayGang[Any]]:
-        bundles = [
-            {"CPU": plan.resources.cpus, **({"GPU": plan.resources.gpus} if plan.resources.gpus else {})}
-            for plan in plans
-            for _ in plan.arguments
-        ]
-        self._plans = plans
-        self._group = self._place(plans, bundles)
+    def spawn(self, plans: Sequence[GangPlan], on_wait: Callable[[str], None] | None = None) -> dict[str, RayGang[Any]]:
+        self._group = group = self._places.find(plans, on_wait or Changes(lambda text: print(text, file=sys.stderr)))
         first = 0
         for plan in plans:
-            self._gangs[plan.role] = self._gang(plan, self._group, first)
+            self._gangs[plan.role] = self._gang(plan, lambda: self._places.wait_again(group, plans), group, first)
             first += len(plan.arguments)
         self._start(plans)
         return self._gangs
@@ -118,7 +120,9 @@ class RayCluster:
         for handle in starting:
             handle.result(self._config.start_timeout_s)
 
-    def _gang(self, plan: GangPlan, group: PlacementGroup, first: int) -> RayGang[Any]:
+    def _gang(
+        self, plan: GangPlan, wait_for_places: Callable[[], None], group: PlacementGroup, first: int
+    ) -> RayGang[Any]:
         return RayGang(
             plan,
             lambda rank: self._actor(plan, group, first + rank, rank),
@@ -127,7 +131,7 @@ class RayCluster:
             heartbeats=self._heartbeats,
             members=self._members,
             on_restart=self._on_restart,
-            wait_for_places=lambda: self._wait_for_places(group, MACHINE_LOST),
+            wait_for_places=wait_for_places,
         )
 
     def accelerators(self) -> list[str]:
@@ -163,44 +167,7 @@ class RayCluster:
             return
         if self._heartbeats.cluster_answers():  # else every Ray call would wait, until Ray ends this process
             self.release()
-        ray.shutdown()
-
-    def _place(self, plans: Sequence[GangPlan], bundles: list[dict[str, float]]) -> PlacementGroup:
-        self._refuse_shortfall(plans)
-        group = placement_group(bundles, strategy="PACK")
-        self._wait_for_places(group, "other jobs hold the rest: wait for them, or ask for less")
-        return group
-
-    def _wait_for_places(self, group: PlacementGroup, fix: str) -> None:
-        """Wait until every member has a machine. Raise PlacementError if it takes too long."""
-        if group.wait(self._config.start_timeout_s):
-            return
-        free = ray.available_resources()
-        raise PlacementError(
-            [
-                Shortfall(
-                    role=p.role,
-                    resource="GPU" if p.resources.gpus else "CPU",
-                    asked=len(p.arguments) * (p.resources.gpus or p.resources.cpus),
-                    available=free.get("GPU" if p.resources.gpus else "CPU", 0),
-                )
-                for p in self._plans
-            ],
-            fix=f"{fix} (waited {self._config.start_timeout_s:g} s)",
-        )
-
-    def _refuse_shortfall(self, plans: Sequence[GangPlan]) -> None:
-        """Raise PlacementError if the cluster is too small. Roles are served in order, each from what is left."""
-        left = dict(ray.cluster_resources())
-        short = []
-        for plan in plans:
-            for resource, each in (("CPU", plan.resources.cpus), ("GPU", plan.resources.gpus)):
-                asked, available = each * len(plan.arguments), left.get(resource, 0.0)
-                if asked > available:
-                    short.append(Shortfall(role=plan.role, resource=resource, asked=asked, available=available))
-                left[resource] = max(0.0, available - asked)
-        if short:
-            raise PlacementError(short)
+        stop_local() if self._local else ray.shutdown()
 
     def _fork_command(self, plan: GangPlan) -> str | None:
         """Return the command that starts a member in a fork; None if it imports its modules itself."""

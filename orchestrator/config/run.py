@@ -127,7 +127,12 @@ class ClusterConfig(Settings):
     cpus_per_worker: Positive = 1.0  # number of CPU cores reserved for each worker
     # size of Ray's object store in MiB, where the run starts its own Ray; None: 256
     object_store_memory_mib: Annotated[int, Field(ge=75)] | None = None
-    start_timeout_s: Positive = 300.0  # seconds that placing the workers, or starting one of them, may take
+    # seconds to wait until the cluster has room for all workers of the run; None: as long as it takes
+    wait_for_room_s: Annotated[float, Field(ge=0)] | None = None
+    # waiting for machines that join later, where the cluster grows on demand; false: a run that does not fit the
+    # machines that are there is refused at once
+    grows: bool = False
+    start_timeout_s: Positive = 300.0  # seconds that starting a worker, or placing it again elsewhere, may take
     # seconds within which a worker must make progress: complete its call, which is one chunk of a phase or one update
     progress_timeout_s: Positive = 1800.0
     # seconds without a heartbeat after which a process counts as dead

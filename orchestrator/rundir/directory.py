@@ -6,18 +6,15 @@ runs/<name>/
   updates.jsonl   a line per update     progress.json   how far it is, while it runs
   incidents.jsonl failures, actions     inputs.json     digests of data, reward code and models of the last attempt
   logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
-  evaluations/step-N.parquet      report.html
+  evaluations/step-N.parquet      report.html   stop            a request to end the run
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -27,16 +24,18 @@ from orchestrator.config.recipe import from_resolved, resolved
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
 from orchestrator.data.sources import local
-from orchestrator.errors import BadInput, Problem, ResumeError, Superseded, redact
-
-Fence = Callable[[], None]
-"""Function that raises Superseded if another driver has taken over the run."""
+from orchestrator.errors import BadInput, Problem, ResumeError, redact
+from orchestrator.rundir import lock
+from orchestrator.rundir.lock import Fence
 
 HOW_IT_RAN = ("checkpoint", "cluster", "report_to", "wandb")
 """Settings that the model of a complete run does not depend on."""
 
 COMPLETE = ("completed", "budget")
 """Causes in exit.json of a run that is complete: its model is written and there is nothing to resume."""
+
+JOB = "RLHF_JOB"
+"""Environment variable with the id of the job that a run belongs to, where its launcher sets it. exit.json has it."""
 
 
 class RunDirectory:
@@ -233,17 +232,7 @@ class RunDirectory:
 
     def holder(self) -> str | None:
         """Return the process that holds the lock, such as `process 4711 on node-3`; None if no process does."""
-        try:
-            handle = os.open(self.path / "lock", os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder_in(os.read(handle, 400))
-        finally:
-            os.close(handle)
-        return None
+        return lock.holder(self.path / "lock")
 
     # ---------------------------------------------------------------------------------------- writing
 
@@ -291,44 +280,14 @@ class RunDirectory:
             "attempt": attempt,
             "step": step,
             "resume": resume,
+            **({"job": os.environ[JOB]} if JOB in os.environ else {}),
             **details,
         }
         disk.write_atomic(self.exit, redact(json.dumps(body, indent=2)) + "\n")
 
-    @contextmanager
-    def held(self) -> Iterator[Fence]:
-        """Hold the lock of this directory and yield a fence.
-
-        No other process can hold the lock meanwhile, as long as the file system keeps it. Shared storage may release
-        the lock of a machine that is cut off, and the driver there may wake up after another one has taken over. The
-        fence then raises Superseded.
-
-        Raises:
-            BadInput: another process holds the lock; the error names it.
-        """
-        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _holder_in(os.read(handle, 400))
-                why, fix = f"{holder} holds the run's lock", "wait for it or stop it, or give this run another name"
-                raise BadInput(Problem(what="is in use", where=str(self.path), why=why, fix=fix)) from None
-            # The second line makes the content unique: process 1 of two containers may be on hosts of the same name.
-            mine = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4().hex}".encode()
-            os.ftruncate(handle, 0)
-            os.write(handle, mine)
-            os.fsync(handle)
-
-            def fence() -> None:
-                with suppress(FileNotFoundError):  # removed, but no other process has taken it
-                    current = (self.path / "lock").read_bytes()
-                    if current != mine:
-                        raise Superseded(str(self.path), _holder_in(current))
-
-            yield fence
-        finally:
-            os.close(handle)
+    def held(self, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[Fence]:
+        """Hold the lock of this directory and yield a fence. See `lock.hold`."""
+        return lock.hold(self.path / "lock", on_wait)
 
     def differs_from(self, config: RunConfig) -> list[tuple[str, Any, Any]]:
         """Return (key, before, after) of each setting of `config` that differs from the run's.
@@ -361,11 +320,6 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return body if isinstance(body, dict) else None
-
-
-def _holder_in(lock: bytes) -> str:
-    """Return the process that the content of a lock file names."""
-    return lock.decode("utf-8", "replace").partition("\n")[0].strip() or "another process"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -28,8 +28,8 @@ from orchestrator.errors import RlhfError  # noqa: E402
 class StandInCluster(RayCluster):
     """Ray cluster whose actors hold the engines of `cpu_run.py`."""
 
-    def spawn(self, plans: Sequence[GangPlan]) -> Any:
-        return super().spawn([replace(p, start=cpu_run.STARTS.get(p.role, p.start)) for p in plans])
+    def spawn(self, plans: Sequence[GangPlan], on_wait: Any = None) -> Any:
+        return super().spawn([replace(p, start=cpu_run.STARTS.get(p.role, p.start)) for p in plans], on_wait)
 
 
 def main() -> int:

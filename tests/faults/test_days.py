@@ -54,7 +54,7 @@ class PlanRecordingCluster(LocalCluster):
 
     plans: Sequence[GangPlan] = ()
 
-    def spawn(self, plans: Sequence[GangPlan]) -> Any:
+    def spawn(self, plans: Sequence[GangPlan], on_wait: Any = None) -> Any:
         self.plans = plans
         raise PlansRecorded
 

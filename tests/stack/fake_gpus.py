@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 20.0
+WAIT_FOR_ROOM_S = 20.0
 
 
 def main(num_nodes: int, gpus_per_node: int, recipes: list[tuple[str, list[str]]]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def main(num_nodes: int, gpus_per_node: int, recipes: list[tuple[str, list[str]]
         for _ in range(num_nodes - 1):
             nodes.add_node(**node)
         nodes.wait_for_nodes()
-        config = ClusterConfig(address=nodes.address, device="cuda", start_timeout_s=START_TIMEOUT_S)
+        config = ClusterConfig(address=nodes.address, device="cuda", wait_for_room_s=WAIT_FOR_ROOM_S)
         cluster = RayCluster(config)
         placed = [is_placed(cluster, recipe, overrides) for recipe, overrides in recipes]
         found = {"accelerators": cluster.accelerators(), "placed": placed}
@@ -57,13 +57,8 @@ def is_placed(cluster: Any, recipe: str, overrides: list[str]) -> bool:
     from orchestrator.pipeline.roles import gang_plans
 
     plans = gang_plans(load(ROOT / "configs" / recipe, overrides).stages[-1], cuda=True, max_steps=1)
-    bundles = [
-        {"CPU": plan.resources.cpus, **({"GPU": plan.resources.gpus} if plan.resources.gpus else {})}
-        for plan in plans
-        for _ in plan.arguments
-    ]
     try:
-        group = cluster._place(plans, bundles)
+        group = cluster._places.find(plans, lambda text: None)
     except PlacementError:
         return False
     remove_placement_group(group)
