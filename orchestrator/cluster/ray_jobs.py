@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import math
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,18 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster.job_server import Server, environment_without_addresses
-from orchestrator.cluster.job_upload import EXCLUDES, check_size
 from orchestrator.errors import BadInput, ClusterError, Problem
 
-for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-    logging.getLogger(chatty).setLevel(logging.WARNING)  # Ray sets them to INFO itself
+for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)  # Ray sets them to INFO itself
 
 UNFINISHED = ("PENDING", "RUNNING")
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)  # a new cluster has no agent for its first seconds
 PREFIX = "rlhf-"
+LOOK_PREFIX = "look-"  # of short commands, which are no jobs of rlhf
+LOOK_EVERY_S = 0.25
+STOP_POLLS = 40
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # read by the process that supervises a job, which has the job's environment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +44,9 @@ class JobRequest:
 
     id: str
     entrypoint: str
-    working_dir: Path | None = None  # None: nothing is uploaded
+    archive: Path | None = None  # zip file that the job starts in; None: nothing is uploaded
     metadata: Mapping[str, str] = field(default_factory=dict)
+    grace_s: float | None = None  # from SIGTERM to SIGKILL when the job is stopped; None: Ray's default, 3 s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +61,7 @@ class Job:
     started: float | None
     ended: float | None
     exit_code: int | None
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_finished(self) -> bool:
@@ -104,7 +111,6 @@ class Jobs:
         A job that failed or was stopped is submitted again, under its id with `-2`, `-3`, ….
 
         Raises:
-            BadInput: the directory to upload is too large.
             ClusterError: the cluster refuses the job.
         """
         attempt_id, number = request.id, 1
@@ -114,9 +120,10 @@ class Jobs:
             number += 1
             attempt_id = f"{request.id}-{number}"
         runtime_env: dict[str, Any] = {}
-        if request.working_dir is not None:
-            check_size(request.working_dir)
-            runtime_env = {"working_dir": str(request.working_dir), "excludes": list(EXCLUDES)}
+        if request.archive is not None:  # of a directory, Ray would leave out what git ignores
+            runtime_env["working_dir"] = str(request.archive)
+        if request.grace_s is not None:
+            runtime_env["env_vars"] = {STOP_WAIT: str(math.ceil(request.grace_s))}
         is_new = self._submit_with_retries(attempt_id, request, runtime_env)
         return Submitted(job=self.get(attempt_id), is_new=is_new)
 
@@ -190,6 +197,60 @@ class Jobs:
             self._client.stop_job(id)
         return job
 
+    def run_once(self, entrypoint: str, *, timeout_s: float) -> tuple[int | None, str]:
+        """Run a short command on the head node, and return its exit code and its log. No job is left in the list.
+
+        The command takes no CPU or GPU of the cluster, so it runs on a full one.
+
+        Raises:
+            ClusterError: the cluster refuses it, or it has not ended after `timeout_s`.
+        """
+        id = f"{LOOK_PREFIX}{uuid.uuid4().hex[:16]}"
+        self._submit_with_retries(id, JobRequest(id=id, entrypoint=entrypoint), {})
+        try:
+            job, deadline = self.get(id), time.monotonic() + timeout_s
+            while not job.is_finished and time.monotonic() < deadline:
+                self._sleep(LOOK_EVERY_S)
+                job = self.get(id)
+            if not job.is_finished:
+                why, fix = f"it has not ended after {timeout_s:.0f} s", "is the head node overloaded? try again later"
+                raise ClusterError(
+                    Problem(what="a command on the cluster hangs", where=self._address, why=why, fix=fix)
+                )
+            if job.exit_code is None:
+                what, why = "a command on the cluster did not run", job.message.strip().split("\n")[-1]
+                raise ClusterError(Problem(what=what, where=self._address, why=why))
+            return job.exit_code, self.logs(id)
+        finally:
+            with suppress(ClusterError, BadInput, _UnknownJobError):
+                self._remove(id)
+
+    def _remove(self, id: str) -> None:
+        """Delete a job from the list, once it has ended."""
+        with _translated(self._address):
+            if not self.get(id).is_finished:
+                self._client.stop_job(id)
+                for _ in range(STOP_POLLS):
+                    self._sleep(LOOK_EVERY_S)
+                    if self.get(id).is_finished:
+                        break
+            self._client.delete_job(id)
+
+    def start_again(self, job: Job, entrypoint: str | None = None) -> Submitted:
+        """Start a job that has ended again, with the files that it had, under its id with `-2`, `-3`, …."""
+        base, metadata = job.id, {name: text for name, text in job.metadata.items() if name != "job_submission_id"}
+        if number := re.fullmatch(rf"({PREFIX}.+-[0-9a-f]{{8}})-\d+", job.id):
+            base = number[1]
+        attempt_id, number_of = base, 1
+        while existing := self.find(attempt_id):
+            if not existing.is_finished:
+                return Submitted(job=existing, is_new=False)
+            number_of += 1
+            attempt_id = f"{base}-{number_of}"
+        request = JobRequest(id=attempt_id, entrypoint=entrypoint or job.entrypoint, metadata=metadata)
+        is_new = self._submit_with_retries(attempt_id, request, job.runtime_env)
+        return Submitted(job=self.get(attempt_id), is_new=is_new)
+
     def _unknown(self, id: str) -> BadInput:
         ids = [job.id for job in self.list()]
         near = difflib.get_close_matches(id, ids, n=3, cutoff=0.4) or ids[:3]
@@ -214,6 +275,7 @@ def _job(details: Any) -> Job:
         started=seconds(details.start_time),
         ended=seconds(details.end_time),
         exit_code=details.driver_exit_code,
+        runtime_env=getattr(details, "runtime_env", None) or {},
     )
 
 

@@ -31,7 +31,7 @@ from orchestrator.config.conflicts import Conflict, ConflictsError
 from orchestrator.config.document import Document, read_document
 from orchestrator.config.explain import explain
 from orchestrator.config.overrides import apply, parse_overrides
-from orchestrator.config.recipe import Recipe, load, reading_order
+from orchestrator.config.recipe import Recipe, load, reading_order, stages_as_written
 from orchestrator.config.run import Name, RunConfig
 from orchestrator.config.secrets import find_secrets
 from orchestrator.config.values import show
@@ -255,11 +255,22 @@ def _given(
     config: CompareConfig, task: TaskConfig, method: MethodConfig, of_runs: Sequence[RunOverride], source: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the overrides of a method: those of the file, then those of the command line."""
-    moved = "output_dir" in config.model_fields_set
-    names = _stage_names(source.parent / method.recipe) if moved or any(o.stage for o in of_runs) else []
+    recipe = source.parent / method.recipe
+    names = _stage_names(recipe) if any(o.stage for o in of_runs) else []
     typed = {key: value for override in of_runs for key, value in override.of(method.name, names or [""])}
-    earlier = {f"stages.{name}.output_dir": config.output_dir for name in names[:-1]} if moved else {}
-    return {**flat(task.overrides), **flat(method.overrides), **earlier}, typed
+    own, moved = _earlier_directories(recipe), {}
+    if "output_dir" in config.model_fields_set:
+        moved = dict.fromkeys(own, config.output_dir)
+    return {**own, **flat(task.overrides), **flat(method.overrides), **moved}, typed
+
+
+def _earlier_directories(recipe: Path) -> dict[str, Any]:
+    """Return overrides that leave the earlier stages of a recipe where they are, beside the runs of a comparison."""
+    earlier = stages_as_written(recipe)[:-1]
+    default = RunConfig.model_fields["output_dir"].default
+    return {
+        f"stages.{stage['name']}.output_dir": stage.get("output_dir", default) for stage in earlier if "name" in stage
+    }
 
 
 def _run(

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from orchestrator.config.document import Document, KeyPath, Location, dotted, read_document
 from orchestrator.config.explain import explain
-from orchestrator.config.overrides import apply, parse_overrides
+from orchestrator.config.overrides import Override, apply, parse_overrides
 from orchestrator.config.run import RunConfig
 from orchestrator.config.secrets import find_secrets
 from orchestrator.data.sources import local
@@ -24,6 +24,8 @@ from orchestrator.errors import BadInput, Problem, Problems
 MAX_STAGES = 32
 REMOVED = (("reward_workers", "timeout_s"),)  # settings without effect that earlier versions wrote to resolved.json
 NOT_IN_THE_ID = ("name", "output_dir", "cluster", "report_to", "wandb")  # keys that do not change what is computed
+OF_EVERY_STAGE = (("output_dir",),)
+"""Keys that an override without a stage sets in every stage: a run's stages lie beside each other."""
 
 
 class _UnreadableError(Exception):
@@ -48,7 +50,7 @@ class Recipe:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe. Overrides apply to the last stage, `stages.NAME.a.b=c` to the named one.
+    """Load a recipe. Overrides apply to the last stage, `stages.NAME.a.b=c` to the named one, `output_dir` to all.
 
     Raises:
         BadInput: with all problems of the recipe and the overrides.
@@ -60,22 +62,43 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except _UnreadableError:
         raise BadInput(problems) from None
     names = [str(d.data["name"]) for d in drafts if isinstance(d.data.get("name"), str)]
-    for override in parse_overrides(overrides, names, problems):
-        target = (
-            drafts[-1] if override.stage is None else next(d for d in drafts if d.data.get("name") == override.stage)
-        )
-        apply(override, target, problems)
+    for override in sorted(parse_overrides(overrides, names, problems), key=lambda each: each.stage is not None):
+        for draft in _reached(override, drafts):
+            apply(override, draft, problems)
     stages: list[RunConfig] = []
     for draft in drafts:
         find_secrets(draft, problems)
         _resolve_models(draft, drafts, stages, problems)
-        _give_name(draft)
+        _give_name(draft, stages)
         if config := _validated(draft, problems):
             _refuse_same_name(config, stages, draft, problems)
             stages.append(config)
     problems.sort(key=reading_order)
     problems.raise_if_any()
     return Recipe(source=source, text=source.read_text("utf-8"), overrides=tuple(overrides), stages=tuple(stages))
+
+
+def _reached(override: Override, drafts: Sequence[Document]) -> Sequence[Document]:
+    """Return the stages that an override reaches."""
+    if override.stage is not None:
+        return [next(draft for draft in drafts if draft.data.get("name") == override.stage)]
+    return drafts if override.path in OF_EVERY_STAGE else drafts[-1:]
+
+
+def stages_as_written(path: Path) -> list[dict[str, Any]]:
+    """Return the settings of each stage as the recipe gives them; none if it cannot be read, as `load` would say."""
+    try:
+        return [draft.data for draft in _drafts(path, Problems(), including=())]
+    except _UnreadableError:
+        return []
+
+
+def recipe_files(path: Path) -> list[Path]:
+    """Return a recipe that `load` accepts, and the recipes that it includes, directly or not."""
+    document = read_document(path, Problems())
+    stages = document.data.get("stages", []) if document is not None and isinstance(document.data, dict) else []
+    included = [path.parent / local(stage["recipe"]) for stage in stages if "recipe" in stage]
+    return [path, *(file for other in included for file in recipe_files(other))]
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
@@ -207,8 +230,11 @@ def _stage_model(
     return wanted
 
 
-def _give_name(draft: Document) -> None:
-    """Name an unnamed run `ALGORITHM--MODEL--ID`; the ID is a hash of the settings that change what is computed."""
+def _give_name(draft: Document, done: Sequence[RunConfig]) -> None:
+    """Name an unnamed run `ALGORITHM--MODEL--ID`; the ID is a hash of the settings that change what is computed.
+
+    The directory of the earlier stages `done` does not change it.
+    """
     if draft.data.get("name") is not None:
         return
     algorithm, model = draft.data.get("algorithm"), draft.data.get("model")
@@ -217,7 +243,10 @@ def _give_name(draft: Document) -> None:
     parts = [part for part in re.split(r"[/\\]", str(path or "model")) if part]
     base = (parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]) if parts else "model"
     content = {key: value for key, value in draft.data.items() if key not in NOT_IN_THE_ID}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    text = json.dumps(content, sort_keys=True, default=str)
+    for stage in done:
+        text = text.replace(json.dumps(str(stage.model_directory)), json.dumps(f"runs/{stage.name}/model"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") or "x" for word in (str(kind or "run"), base)]
     draft.data = {
         "name": f"{words[0][:12]}--{words[1][:40]}--{digest}",

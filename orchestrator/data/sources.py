@@ -23,11 +23,12 @@ MAX_RATIO = 1000  # text compresses to a tenth, a column of one repeated text to
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def is_hub_name(source: str) -> bool:
-    """Return whether `source` can only be a Hub dataset: nothing on this machine has that name."""
-    path = Path(source)
+def is_hub_name(source: str, root: Path = Path()) -> bool:
+    """Return whether `source` can only be a Hub dataset: nothing on this machine has that name below `root`."""
+    path = root / source
     local = path.exists() or path.is_symlink() or path.suffix in SUFFIXES or source.startswith((".", "/", "~"))
-    in_a_folder = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    parts = Path(source).parts
+    in_a_folder = len(parts) > 1 and (root / parts[0]).is_dir()
     return not local and not in_a_folder and bool(HUB_NAME.fullmatch(source))
 
 

@@ -18,10 +18,10 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "voc
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 
 
-def may_be_hub_id(path: str) -> bool:
-    """Return whether a model path that does not exist here may be the id of a Hub model."""
-    folder = local(path)
-    looks_local = path.startswith((".", "/", "~")) or (len(folder.parts) > 1 and Path(folder.parts[0]).is_dir())
+def may_be_hub_id(path: str, root: Path = Path()) -> bool:
+    """Return whether a model path that does not exist below `root` may be the id of a Hub model."""
+    folder, parts = root / local(path), local(path).parts
+    looks_local = path.startswith((".", "/", "~")) or (len(parts) > 1 and (root / parts[0]).is_dir())
     return not folder.exists() and not looks_local and HUB_ID.fullmatch(path) is not None
 
 

@@ -56,7 +56,7 @@ def inputs_of(config: RunConfig, root: Path = Path()) -> dict[str, str]:
         if key.endswith(".function"):
             digest = _digest_function(source, root)
         elif key.startswith("data."):
-            digest = None if is_hub_name(source) else _digest_data(root / local(source))
+            digest = None if is_hub_name(source, root) else _digest_data(root / local(source))
         else:
             digest = _digest_model(root / local(source))
         if digest is not None:
@@ -124,18 +124,36 @@ def _digest_file(path: Path, *, whole: bool = True) -> bytes:
 
 def _digest_function(function: str, root: Path) -> str | None:
     """Return the digest of a reward function's file and of all files it imports from its folder or from `root`."""
+    digests = {file.resolve(): hashlib.sha256(file.read_bytes()).hexdigest() for file in code_of(function, root)}
+    return _cut(hashlib.sha256("".join(sorted(digests.values())).encode()).digest()) if digests else None
+
+
+def code_of(function: str, root: Path = Path()) -> list[Path]:
+    """Return the file of a reward function, all files it imports from its folder or from `root`, and their packages'.
+
+    Code that is loaded without an import statement is not found. There are no files of a function that is not on this
+    machine.
+    """
     location = function.rpartition(":")[0]
     file = root / local(location) if location.endswith(".py") else _module_file(location, [root])
     if file is None or not file.is_file():
-        return None
-    folders = [file.parent, root]
-    waiting, seen = [file], {file.resolve(): hashlib.sha256(file.read_bytes()).hexdigest()}
-    while waiting:
-        for imported in _imported(waiting.pop(), folders):
-            if imported.resolve() not in seen:
-                seen[imported.resolve()] = hashlib.sha256(imported.read_bytes()).hexdigest()
-                waiting.append(imported)
-    return _cut(hashlib.sha256("".join(sorted(seen.values())).encode()).digest())
+        return []
+    found, seen = [file], {file.resolve()}
+    for known in found:  # grows while files are found
+        for needed in (*_package_files(known, root), *_imported(known, [file.parent, root])):
+            if needed.resolve() not in seen:
+                seen.add(needed.resolve())
+                found.append(needed)
+    return found
+
+
+def _package_files(file: Path, root: Path) -> Iterator[Path]:
+    """Yield the `__init__.py` of each package between a file and `root`."""
+    for folder in file.parents:
+        init = folder / "__init__.py"
+        if folder == root or not init.is_file():
+            return
+        yield init
 
 
 def _imported(file: Path, folders: Sequence[Path]) -> Iterator[Path]:

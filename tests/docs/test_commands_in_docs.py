@@ -13,13 +13,15 @@ from pages import PAGES, ROOT, command_lines, name_of
 from typer.exceptions import Exit
 
 from orchestrator.cli.main import app
-from orchestrator.compare.recipe import is_comparison, load_comparison
+from orchestrator.compare.recipe import load_comparison
 from orchestrator.config import load
+from orchestrator.evaluation.suite import load_suite
+from orchestrator.launch.request import kind_of
 
 LINES = [(name_of(page), line) for page in PAGES for line in command_lines(page)]
 RLHF = typer.main.get_command(app)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-OTHERS = ("pip", "vllm", "ray")  # programs of others
+OTHERS = ("pip", "vllm", "ray", "docker", "prometheus", "promtool", "kubectl")  # programs of others
 MODULES_OF_OTHERS = ("pytest", "venv", "pip", "vllm")
 LOADED = ("run", "validate", "submit")  # commands whose recipe and overrides can be read here
 
@@ -70,7 +72,7 @@ def check_rlhf(arguments: list[str]) -> None:
             assert (ROOT / word).is_file(), word
     recipe = values.get("recipe")
     if names[0] in LOADED and recipe is not None and (ROOT / recipe).is_file():
-        read = load_comparison if is_comparison(ROOT / recipe) else load
+        read = {"comparison": load_comparison, "suite": load_suite, "recipe": load}[kind_of(ROOT / recipe)]
         read(ROOT / recipe, values["overrides"] or ())
 
 
@@ -87,5 +89,5 @@ def test_a_command_line_that_is_wrong_is_noticed() -> None:
     with pytest.raises(typer.exceptions.TyperException):
         parse(["run", "recipe.yaml", "--no-such-option"])
     with pytest.raises(typer.exceptions.TyperException):
-        parse(["submit", "recipe.yaml"])  # without --cluster
+        parse(["evaluate", "runs/x"])  # without --suite
     assert parse(["ledger", "verify", "runs/x"])[0] == ["ledger", "verify"]

@@ -1,4 +1,4 @@
-"""Every YAML example in the documentation is valid: as a recipe, a part of one, a suite or a comparison."""
+"""Every YAML example in the documentation is valid: as a recipe, a part of one, a suite, a comparison or targets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from orchestrator.compare.recipe import CompareConfig
 from orchestrator.config import load
 from orchestrator.errors import BadInput
 from orchestrator.evaluation.suite import suite_of
+from orchestrator.launch.targets import load_targets
 
 EXAMPLES = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
 BASES: tuple[dict[str, Any], ...] = (
@@ -40,7 +41,11 @@ def test_yaml_examples_are_valid(block: Block, tmp_path: Path) -> None:
     values = yaml.safe_load(block.text)
     if values is None:  # only a comment
         return
-    if "tasks" in values:
+    if all(isinstance(value, dict) and "engine" in value for value in values.values()):
+        path = tmp_path / "targets.yaml"
+        path.write_text(block.text)
+        load_targets(path)
+    elif "tasks" in values:
         CompareConfig.model_validate_json(json.dumps(values))
     elif "prompts" in values:
         suite_of(values, ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +12,7 @@ from typing import Any
 import pytest
 from recipe_dir import RecipeDir
 
-from orchestrator.cli import jobs as cli_jobs
-from orchestrator.cli.main import main
 from orchestrator.cluster.job_server import Server, environment_without_addresses, find_token, server_url
-from orchestrator.cluster.job_upload import EXCLUDES, MAX_BYTES, check_size, is_excluded
 from orchestrator.cluster.ray_jobs import BACKOFF_S, JobRequest, Jobs
 from orchestrator.errors import BadInput, ClusterError, RlhfError
 
@@ -178,27 +174,12 @@ def test_a_connection_that_breaks_is_a_cluster_error(error: Exception) -> None:
         jobs(Broken()).list()
 
 
-# ------------------------------------------------------------------------------------------- the upload
-
-
-def test_the_upload_is_small_and_holds_no_secrets(tmp_path: Path, golden: Golden) -> None:
-    for name in (".git/x", "runs/a/model/x", ".env", "id.pem", "a/__pycache__/x", ".mypy_cache/x"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x" * 100)
-    (tmp_path / "recipe.yaml").write_bytes(b"x" * 10)
-    assert check_size(tmp_path) == 10
-    assert all(is_excluded(name) for name in (".netrc", "auth_token", ".ssh", ".venv"))
-    with open(tmp_path / "model.safetensors", "wb") as file:
-        file.truncate(MAX_BYTES + 2**20)
-    with pytest.raises(BadInput) as caught:
-        check_size(tmp_path)
-    golden("jobs-upload-too-large", f"{caught.value}\n")
-
-
-def test_ray_gets_the_directory_and_the_excludes(tmp_path: Path) -> None:
+def test_ray_gets_an_archive_and_the_time_that_a_stopped_job_has(tmp_path: Path) -> None:
     client = FakeJobClient()
-    jobs(client).submit(JobRequest(id="rlhf-x", entrypoint="x", working_dir=tmp_path))
-    assert client.events == [("submit", "rlhf-x", {"working_dir": str(tmp_path), "excludes": list(EXCLUDES)})]
+    request = JobRequest(id="rlhf-x", entrypoint="x", archive=tmp_path / "package.zip", grace_s=90.5)
+    jobs(client).submit(request)
+    runtime_env = {"working_dir": f"{tmp_path}/package.zip", "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "91"}}
+    assert client.events == [("submit", "rlhf-x", runtime_env)]
 
 
 # --------------------------------------------------------------------------------------- the connection
@@ -346,151 +327,3 @@ def test_the_written_address_wins_over_the_environment(monkeypatch: pytest.Monke
     with environment_without_addresses():
         assert "RAY_ADDRESS" not in os.environ
     assert os.environ["RAY_ADDRESS"] == "elsewhere"
-
-
-# ------------------------------------------------------------------------------------------ the commands
-
-
-@pytest.fixture
-def connected(recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch) -> FakeJobClient:
-    client = FakeJobClient()
-    monkeypatch.setattr(cli_jobs, "_connect", lambda *_, **__: jobs(client))
-    return client
-
-
-def test_submit_prints_the_id_and_what_to_do_next(
-    connected: FakeJobClient, recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["submit", recipe_dir.recipe(), "--cluster", "head", "algorithm.beta=0.1", "output_dir=/shared/it's"]
-    assert main(command) == 0
-    first = capsys.readouterr()
-    (id,) = first.out.split()
-    assert id.startswith("rlhf-arith-")
-    assert first.err.splitlines() == [
-        f"  rlhf status --cluster head {id}",
-        f"  rlhf logs --cluster head {id} --follow",
-        f"  rlhf stop --cluster head {id}",
-    ]
-    job = connected.jobs[id]
-    assert job.entrypoint == "rlhf run recipe.yaml algorithm.beta=0.1 'output_dir=/shared/it'\"'\"'s'"
-    assert job.metadata == {"rlhf_run": "arith", "rlhf_recipe": "recipe.yaml"}
-    assert main(command) == 0
-    second = capsys.readouterr()
-    assert second.out == first.out
-    assert second.err.startswith("submitted before; its status is PENDING\n")
-    assert main([*command, "seed=1"]) == 0
-    assert capsys.readouterr().out != first.out
-
-
-def test_changed_data_or_code_are_another_job(
-    connected: FakeJobClient, recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reward = {"reward": "[{type: function, function: 'mine.py:reward'}]"}
-    Path("mine.py").write_text("def reward(completions): return [0.0] * len(completions)\n")
-    command = ["submit", recipe_dir.recipe(reward), "--cluster", "head", "output_dir=/shared/runs"]
-
-    def submitted(*more: str) -> str:
-        assert main([*command, *more]) == 0
-        return capsys.readouterr().out.strip()
-
-    first = submitted()
-    Path("prompts.jsonl").touch()
-    assert submitted() == first
-    Path("prompts.jsonl").write_text('{"prompt": "7-1=", "solution": "6"}\n' * 4)
-    second = submitted()
-    Path("mine.py").write_text("def reward(completions): return [1.0] * len(completions)\n")
-    third, fourth = submitted(), submitted("--fresh")
-    assert len({first, second, third, fourth}) == 4
-    assert connected.jobs[fourth].entrypoint == "rlhf run --fresh recipe.yaml output_dir=/shared/runs"
-
-
-def test_a_job_may_have_several_attempts(connected: FakeJobClient, recipe_dir: RecipeDir) -> None:
-    assert main(["submit", recipe_dir.recipe(), "--cluster", "head", "--attempts", "3", "seed=1"]) == 0
-    assert [job.entrypoint for job in connected.jobs.values()] == ["rlhf run --attempts 3 recipe.yaml seed=1"]
-
-
-def test_a_comparison_is_one_job(
-    connected: FakeJobClient, recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe_dir.recipe({"data": "{prompts: ./prompts.jsonl, eval_prompts: ./prompts.jsonl}"}, name="grpo.yaml")
-    Path("both.yaml").write_text(
-        "{name: both, seeds: [0, 1], tasks: [{name: adding, methods: [{name: GRPO, recipe: grpo.yaml}]}]}"
-    )
-    command = ["submit", "both.yaml", "--cluster", "head", "output_dir=/shared/runs", "--fresh"]
-    assert main([*command, "--attempts", "3", "--allow-open-cluster"]) == 0
-    (id,) = capsys.readouterr().out.split()
-    job = connected.jobs[id]
-    assert id.startswith("rlhf-both-")
-    assert job.metadata == {"rlhf_run": "both", "rlhf_recipe": "both.yaml"}
-    assert job.entrypoint == (
-        "rlhf compare --fresh both.yaml output_dir=/shared/runs attempts=3 'stages.*.cluster.allow_open=true'"
-    )
-    assert main(command) == 0
-    assert capsys.readouterr().out.split() == [id], "attempts and the permission do not change what is computed"
-    assert main([*command, "algorithm.learning_rate=1e-7"]) == 0
-    assert capsys.readouterr().out.split() != [id], "another setting of a run is another job"
-
-
-def test_submit_refuses_bad_recipes_before_it_connects(
-    recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe_dir.recipe({"lr": "1"})
-    assert main(["submit", "recipe.yaml", "--cluster", "nowhere.invalid"]) == 2
-    recipe_dir.recipe()
-    Path("sub").mkdir()
-    assert main(["submit", "recipe.yaml", "--cluster", "nowhere.invalid", "--working-dir", "sub"]) == 2
-    golden("jobs-submit", capsys.readouterr().err)
-
-
-def test_no_secret_travels_with_a_job(
-    connected: FakeJobClient, recipe_dir: RecipeDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable in ("RAY_AUTH_TOKEN", "WANDB_API_KEY", "HF_TOKEN"):
-        monkeypatch.setenv(variable, "c4nary")
-    assert main(["submit", recipe_dir.recipe(), "--cluster", "head"]) == 0
-    sent = json.dumps([connected.events, [vars(job) for job in connected.jobs.values()]])
-    assert "c4nary" not in sent
-    assert "env_vars" not in sent
-
-
-def test_jobs_status_logs_stop(connected: FakeJobClient, capsys: pytest.CaptureFixture[str]) -> None:
-    connected.jobs["rlhf-arith-1"] = FakeDetails(
-        "rlhf-arith-1", "FAILED", message="exit code 2", end_time=1_700_000_065_000, driver_exit_code=2
-    )
-    assert main(["jobs", "--cluster", "head"]) == 0
-    header, line = capsys.readouterr().out.splitlines()
-    assert header.split() == ["ID", "STATUS", "STARTED", "TOOK", "RUN"]
-    assert line.split()[:2] == ["rlhf-arith-1", "FAILED"]
-    assert line.split()[-1] == "1:05"
-    assert main(["status", "--cluster", "head"]) == 0
-    status = capsys.readouterr().out
-    assert "exit code  2" in status
-    assert "message    exit code 2" in status
-    assert main(["logs", "--cluster", "head"]) == 0
-    assert main(["logs", "--cluster", "head", "rlhf-arith-1", "--follow"]) == 0
-    assert capsys.readouterr().out == "log of rlhf-arith-1\none\ntwo\nthree\n"
-    assert main(["stop", "--cluster", "head", "rlhf-arith-1"]) == 2
-    connected.jobs["rlhf-arith-1"].status = "RUNNING"
-    assert main(["stop", "--cluster", "head", "rlhf-arith-1"]) == 0
-    assert connected.events == [("stop", "rlhf-arith-1")]
-
-
-def test_status_shows_the_newest_progress_in_the_log(
-    connected: FakeJobClient, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Check the only place where a cluster shows a job's progress: its log."""
-    lines = ["round 1/3  reward 0.4000  5:20/round", "round 2/3  rollout 2,048 of 8,192 prompts  25.6/s  4:00 left"]
-    connected.jobs["rlhf-arith-1"] = job = FakeDetails("rlhf-arith-1")
-    connected.log = "\n".join([*lines, "alarm kl_budget at step 1: KL 30 nats", ""])
-    command = ["status", "--cluster", "head", "rlhf-arith-1"]
-    assert main(command) == 0
-    assert f"progress  {lines[1]}\n" in capsys.readouterr().out
-    job.status = "PENDING"
-    assert main(command) == 0
-    assert "progress" not in capsys.readouterr().out
-    job.status = "FAILED"
-    connected.log_error = "the machine of the log is gone"
-    assert main(command) == 0
-    out = capsys.readouterr().out
-    assert "status    FAILED" in out
-    assert "progress  unknown: the machine of the log is gone" in out

@@ -8,10 +8,10 @@ import pytest
 from shipped import CONFIGS, ON_GPUS, PROMPTS
 
 from orchestrator.cli.main import main
-from orchestrator.cluster.job_upload import is_excluded
 from orchestrator.config import RunConfig, load
 from orchestrator.config.recipe import Recipe
 from orchestrator.data import read_prompts
+from orchestrator.launch.package import Named, build_package
 from orchestrator.pipeline.roles import gang_plans
 from orchestrator.plan.gpus import GPUS
 from orchestrator.plan.plan import make_plan
@@ -116,4 +116,5 @@ def test_an_engine_makes_the_gate_part_of_a_run_on_a_dataset(name: str) -> None:
 
 @pytest.mark.parametrize("path", PROMPTS.values(), ids=lambda path: path.stem)
 def test_a_job_gets_the_held_out_sets(path: Path) -> None:
-    assert not any(is_excluded(part) for part in path.relative_to(CONFIGS.parent).parts)
+    place = str(path.relative_to(CONFIGS.parent))
+    assert list(build_package([Named(path=place, by="data.eval_prompts")], CONFIGS.parent).files) == [place]
