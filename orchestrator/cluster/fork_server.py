@@ -230,6 +230,8 @@ def _fork(connection: socket.socket, listener: socket.socket) -> int:
         status = 1
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # A SIGTERM for all processes of the driver is the driver's alone: workers stay until it has saved.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             os.setpgid(0, 0)  # Ray kills the whole process group of a worker that is to end

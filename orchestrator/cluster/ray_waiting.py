@@ -56,7 +56,8 @@ def wait_first(calls: Sequence[C], limit_s: float | None = None) -> C:
         # Those that have ended are done by now: with them in the list, `ray.wait` would return at once.
         watched: list[Call] = [*calls, *(sibling for call in calls for sibling in call.siblings())]
         receipts, tick_s = {c.receipt for c in watched if not c.done}, calls[0].gang.heartbeats.tick_s
-        ray.wait(list(receipts), timeout=min(tick_s, left_s), fetch_local=False)
+        if not ray.wait(list(receipts), timeout=min(tick_s, left_s), fetch_local=False)[0]:
+            calls[0].gang.clock.idle()
 
 
 def watch(call: Call, limit_s: float | None) -> LostWorker | None:

@@ -28,27 +28,28 @@ from orchestrator.driver.assembly import (
     build_reference,
     build_source,
     in_rounds,
-    prompts_per_step,
 )
 from orchestrator.driver.capacity import check_capacity, devices_of
 from orchestrator.driver.checkpoint import Checkpointer, Pace, newest
-from orchestrator.driver.chunk_progress import ChunkProgress
 from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.exit_report import explain_error, report_completion, report_failure
 from orchestrator.driver.hub import require_models
 from orchestrator.driver.recorder import Recorder
 from orchestrator.driver.resume import ResumePoint, find_resume_point, restore_alarms, rewind_metrics, run_info
 from orchestrator.driver.resume_overrides import apply_overrides
-from orchestrator.driver.rollouts import Rollouts
+from orchestrator.driver.rollouts import open_rollouts
+from orchestrator.driver.room import wait_for_room, wait_for_stage
 from orchestrator.driver.round_models import RoundModels
 from orchestrator.driver.summary import write_report
-from orchestrator.errors import Alarmed, Interrupted, Superseded
+from orchestrator.errors import Alarmed, Superseded
 from orchestrator.monitor import open_monitor
 from orchestrator.monitor.alarms import Alarm, AlarmMonitor
+from orchestrator.pipeline.exports import export
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.reference import Drifted
 from orchestrator.pipeline.roles import gang_plans, preloaded
 from orchestrator.pipeline.rounds import keep_initial, round_starts
+from orchestrator.pipeline.shared_storage import check_storage
 from orchestrator.preflight.data_files import remarks
 from orchestrator.preflight.model_family import unpacked_remark
 from orchestrator.preflight.tokenization import dated
@@ -58,6 +59,7 @@ from orchestrator.rundir.exported import ExportedRound
 from orchestrator.rundir.incidents import restart_incident, write_incident
 from orchestrator.rundir.ledger import Fact, Ledger, checkpointed, read_ledger
 from orchestrator.rundir.manifest import list_checkpoints
+from orchestrator.rundir.stop import StopFile
 from orchestrator.signals import StopRequest
 from workers.learner import Learner
 from workers.weights import remove_orphans, segment_path
@@ -139,6 +141,7 @@ class Attempt:
         self._cluster: Cluster | None = None
         self._recorder: Recorder | None = None
         self._resumed_steps = 0  # committed by earlier attempts
+        self._has_begun = False  # its first step
         self._exported: ExportedRound | None = None  # round whose model is written; stays None if steps are no rounds
 
     @property
@@ -155,20 +158,27 @@ class Attempt:
         config, directory, started = self._config, self._directory, time.monotonic()
         with (
             disk.explained(directory.path, directory.resume_command),
-            directory.held() as fence,
+            directory.held(wait_for_stage(config.name, self._stage, self._stop)) as fence,
             Ledger.open(directory.ledger, fence) as ledger,
             limits.Spare() as spare,
+            self._stop.watching(StopFile(directory.path)),
         ):
+            if directory.is_complete:
+                print(f"{config.name}: complete, reused ({directory.model})")  # the driver that held the lock ran it
+                return
             number = directory.start_attempt()
             remove_orphans(config.name)
             monitor = open_monitor(config, directory)
             attempt = AttemptContext(number=number, config=config, directory=directory, ledger=ledger, monitor=monitor)
             try:
+                self._stop.poll()
                 max_steps = self._execute(attempt)
+                self._stop.finish()
             except BaseException as error:
+                self._stop.finish()
                 spare.give_up()
-                explained = explain_error(error, directory, fence)
-                report_failure(attempt, explained, steps_done=self._steps_done)
+                explained = explain_error(error, directory, fence, stop=None if self._has_begun else self._stop)
+                report_failure(attempt, explained, steps_done=self._steps_done, stop=self._stop.asked)
                 if explained is error:
                     raise
                 raise explained from error
@@ -184,6 +194,7 @@ class Attempt:
             exported = self._exported
             attempt.record(Fact.finished, step=done, **({"round": exported.round} if exported else {}))
             report_completion(attempt, steps_done=done, max_steps=max_steps, seconds=seconds, exported=exported)
+            StopFile(directory.path).withdraw()
             if self._recorder is not None:
                 self._recorder.models.drop_all()
 
@@ -197,6 +208,7 @@ class Attempt:
         point, alarms = self._resume(attempt, material)
         cluster, gangs = self._start_gangs(attempt, material)
         parts = self._build_parts(attempt, material, point, cluster, gangs, alarms)
+        self._has_begun = True
         try:
             with self._stop.graceful(attempt.monitor.note):
                 finished = loop.run(parts, steps_done=point.state.next_step, max_steps=material.max_steps)
@@ -225,16 +237,18 @@ class Attempt:
         monitor = attempt.monitor
         monitor.phase("driver", "starting Ray")
         self._cluster = cluster = self._start_cluster(
-            config.cluster, log_directory=logs, on_restart=lambda restart: self._on_restart(attempt, restart)
+            config.cluster,
+            log_directory=logs,
+            on_restart=lambda restart: self._on_restart(attempt, restart),
+            holding=attempt.directory.path,
         )
-        if self._stop.requested():  # while Ray was starting, which may swallow the exception of the signal handler
-            raise Interrupted(self._stop.signal)
+        self._stop.poll()  # Ray may have swallowed the exception of the signal handler
+        cluster.when_idle(self._stop.poll)
         check_capacity(config, cluster, logs)
         plans = gang_plans(config, cuda=cluster.cuda, max_steps=material.max_steps)
-        attempt.record(Fact.placed, step=self._steps_done, devices=devices_of(plans, cluster.cuda))
-        for plan in plans:
-            monitor.phase(plan.role, "loading")
-        gangs = cluster.spawn(plans)
+        placed = partial(attempt.record, Fact.placed, step=self._steps_done, devices=devices_of(plans, cluster.cuda))
+        gangs = cluster.spawn(plans, wait_for_room([plan.role for plan in plans], monitor, self._stop, placed))
+        check_storage(attempt.directory.path, gangs)
         for plan in plans:
             monitor.phase(plan.role, "")
         monitor.phase("driver", "")
@@ -255,7 +269,7 @@ class Attempt:
         """
         config, directory = attempt.config, attempt.directory
         learners, checkpointer = self._learners(attempt, point, gangs)
-        rollouts = self._rollouts(attempt, material, point, cluster)
+        rollouts = open_rollouts(attempt, material, point, cluster, self._stop.poll)
         self._recorder = recorder = Recorder(
             attempt,
             point,
@@ -291,6 +305,8 @@ class Attempt:
             publishes=lambda: rollouts is not None or recorder.evaluates,
             ends_early=lambda: recorder.is_over_budget() or alarms.ends_step,
             stop=lambda: self._stop.requested() or alarms.verdict is not None or recorder.is_spent,
+            halts=self._stop.requested,
+            interruptible=self._stop.interruptible,
         )
 
     def _learners(
@@ -318,33 +334,13 @@ class Attempt:
             checkpointer.load(point.checkpoint)
         return learners, checkpointer
 
-    def _rollouts(
-        self, attempt: AttemptContext, material: Material, point: ResumePoint, cluster: Cluster
-    ) -> Rollouts | None:
-        """Return the store of rollouts; None if the experience comes from a dataset."""
-        config = attempt.config
-        if config.data.prompts is None:
-            return None
-        rollouts = Rollouts(
-            attempt.directory.rollouts,
-            attempt.ledger,
-            attempt=attempt.number,
-            note=attempt.monitor.note,
-            wait_first=cluster.wait_first,
-            arrived=ChunkProgress(attempt.monitor, partial(prompts_per_step, config, material)).arrived,
-        )
-        if point.state.updates:
-            rollouts.require(point.state.next_step)
-        cluster.when_idle(rollouts.record_ended)  # whatever the driver waits for, what has ended is recorded soon
-        return rollouts
-
     def _round_models(
         self, attempt: AttemptContext, point: ResumePoint, learners: Learners, alarms: AlarmMonitor
     ) -> RoundModels:
         return RoundModels(
             attempt.directory,
             attempt.config.best_round_by,
-            lambda aside: wait(learners.policy.all(Learner.export, str(aside))),
+            lambda aside: export(learners.policy, aside),
             steps_done=point.state.next_step,
             may_export=lambda number: (decision := alarms.promotion(number)) is None or decision.promoted,
             note=attempt.monitor.note,
@@ -369,8 +365,9 @@ class Attempt:
                 record_promotion(alarms, ledger, attempt=attempt.number, steps_done=done, exported=done)
             raise self._acted_on(attempt, alarms.verdict)
         if not finished and not recorder.is_spent:
-            recorder.checkpoint(done)
-            raise Interrupted(self._stop.signal, resume=directory.resume_command)
+            if done:
+                recorder.checkpoint(done)
+            raise self._stop.error(directory.resume_command)
         ledger.fence()
         exported = recorder.models.choose(done)
         promotion = record_promotion(alarms, ledger, attempt=attempt.number, steps_done=done, exported=exported.round)

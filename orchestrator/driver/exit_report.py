@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from orchestrator import disk, limits
@@ -12,11 +12,13 @@ from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.summary import summarize
 from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.monitor import Outcome
-from orchestrator.rundir.directory import Fence, RunDirectory
+from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.exported import ExportedRound
 from orchestrator.rundir.incidents import first_cause
 from orchestrator.rundir.ledger import Fact
-from orchestrator.signals import interruption
+from orchestrator.rundir.lock import Fence
+from orchestrator.rundir.stop import StopFile
+from orchestrator.signals import Stop, StopRequest, interruption
 
 
 def report_completion(
@@ -50,8 +52,10 @@ def report_completion(
     monitor.close(replace(outcome, hints=(message, *outcome.hints)) if cause == "budget" else outcome)
 
 
-def report_failure(attempt: AttemptContext, error: BaseException, *, steps_done: int) -> None:
+def report_failure(attempt: AttemptContext, error: BaseException, *, steps_done: int, stop: Stop | None = None) -> None:
     """Write exit.json and the last line on the console for an attempt that ends with `error`.
+
+    A request to `stop` that the attempt has ended for is done with: its file is removed, and exit.json keeps it.
 
     A superseded driver writes no exit.json: the run belongs to another driver. Nothing here raises for a full disk or
     a broken console.
@@ -64,6 +68,7 @@ def report_failure(attempt: AttemptContext, error: BaseException, *, steps_done:
     final = isinstance(error, Alarmed) and error.action == "stop"
     message = str(error).splitlines()[0] if str(error) else type(error).__name__
     hints = () if final else (f"resume with: {attempt.directory.resume_command}",)
+    stopped = stop if isinstance(error, Interrupted) else None
     with suppress(OSError):
         attempt.directory.write_exit(
             cause=ours.cause if ours else "error",
@@ -74,15 +79,23 @@ def report_failure(attempt: AttemptContext, error: BaseException, *, steps_done:
             first_cause=first_cause(error, attempt=attempt.number),
             **_alarm_details(attempt),
             **({"resume": None} if final else {}),
+            **({"stop": asdict(stopped)} if stopped else {}),
         )
+        if stopped:
+            StopFile(attempt.directory.path).withdraw()
     with suppress(Exception):
         attempt.monitor.close(Outcome(ok=False, message=message, hints=hints))
 
 
-def explain_error(error: BaseException, directory: RunDirectory, fence: Fence) -> BaseException:
+def explain_error(
+    error: BaseException, directory: RunDirectory, fence: Fence, stop: StopRequest | None = None
+) -> BaseException:
     """Return the error that explains `error`, or `error` itself if this process knows none.
 
     In a driver that has been superseded, every error is explained by that.
+
+    Args:
+        stop: request to stop that explains any error, because there was nothing to save yet; None: it does not.
     """
     try:
         fence()
@@ -91,7 +104,10 @@ def explain_error(error: BaseException, directory: RunDirectory, fence: Fence) -
     except OSError:
         pass
     if (interrupted := interruption(error)) is not None:
-        return Interrupted(interrupted.signal, resume=directory.resume_command)
+        again = directory.resume_command
+        return Interrupted(interrupted.signal, by=interrupted.by, cause=interrupted.cause, resume=again)
+    if stop is not None and stop.requested():  # such as a worker that died of the same signal while it was loading
+        return stop.error(directory.resume_command)
     return limits.explain(disk.explain(error, directory.path, directory.resume_command))
 
 

@@ -19,15 +19,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 from orchestrator.cluster.base import Handle
 from orchestrator.driver.recorder import Recorder
+from orchestrator.errors import WorkerFailed
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import Publisher
 from orchestrator.pipeline.reference import ReferencePolicy, metrics_of
 from orchestrator.pipeline.sources import Chunk, PendingBatch, Source
+from orchestrator.signals import Halted
 from workers.types import TokenShard
 
 
@@ -44,18 +47,30 @@ class Parts:
     stop: Callable[[], bool]  # true if the run is to end before the next step
     publishes: Callable[[], bool] = lambda: True  # whether the engines need the weights that were just trained
     ends_early: Callable[[], bool] = lambda: False  # true if this step is to end after a chunk or an update
+    halts: Callable[[], bool] = lambda: False  # true if the run is to end after a chunk or an update, within the step
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext  # in it, a wait may raise Halted
     restarts: Callable[[], Mapping[str, int]] = dict  # number of restarts so far, by role
 
 
 def run(parts: Parts, *, steps_done: int, max_steps: int) -> bool:
-    """Run the steps that are left. Return True after the last step, False if `parts.stop` ended the run earlier."""
+    """Run the steps that are left. Return True after the last step, False if the run is to end earlier.
+
+    A run that halts within a step has saved the updates of that step; without any, the step begins anew.
+    """
     for index in range(steps_done, max_steps):
         if parts.stop():
             return False
         started, waited = time.monotonic(), parts.waited_s()
         parts.recorder.planned(index)
-        pending, reference = experience(parts, index)
-        parts.recorder.arrived(index, pending)
+        try:
+            with parts.interruptible():
+                pending, reference = experience(parts, index)
+                parts.recorder.arrived(index, pending)
+        except (Halted, WorkerFailed) as error:  # a worker that fails after a stop was asked for is not needed
+            if not isinstance(error, Halted) and not parts.halts():
+                raise
+            parts.recorder.halted()
+            return False
         arrived = time.monotonic()
         decision = parts.reference_policy.decision()
         metrics = parts.learners.learn(
@@ -66,7 +81,10 @@ def run(parts: Parts, *, steps_done: int, max_steps: int) -> bool:
             pause=partial(parts.recorder.paused, index, decision),
             updated=partial(parts.recorder.updated, index),
             stop=parts.ends_early,
+            halts=parts.halts,
         )
+        if metrics is None:
+            return False
         parts.recorder.trained(index, decision)
         if parts.publishes():
             metrics |= parts.publisher.publish(index + 1)
@@ -83,11 +101,16 @@ def experience(parts: Parts, index: int) -> tuple[PendingBatch, Sequence[Handle[
     """Request a step's chunks, and the reference's log-probabilities of each; None if the algorithm uses none.
 
     A step that goes over the budget is learned from the chunks requested so far.
+
+    Raises:
+        Halted: the run is to end.
     """
     chunks, scored = list[Chunk](), list[Sequence[Handle[TokenShard]] | None]()
     for chunk in parts.source.stream(index):
         chunks.append(chunk)
         scored.append(parts.reference_policy.logprobs(index, chunk))
+        if parts.halts():
+            raise Halted
         if parts.ends_early():
             break
     handles = [handle for shards in scored for handle in shards or ()]

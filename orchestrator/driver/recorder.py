@@ -205,6 +205,7 @@ class Recorder:
 
     def paused(self, index: int, decision: Decision | None, progress: Progress) -> None:
         """Save the state between two updates of a step, while the learners pause."""
+        self._monitor.phase("policy", "saving a checkpoint")
         self._save(
             State(
                 next_step=index,
@@ -212,9 +213,19 @@ class Recorder:
                 updates=progress.updates,
                 stats=asdict(progress.stats),
                 decision=None if decision is None else asdict(decision),
+                critic=None if progress.critic is None else asdict(progress.critic),
             )
         )
+        self._saved = index
         self._monitor.phase("policy", "learning")
+
+    def halted(self) -> None:
+        """Give up the rollouts of the step in progress that have not arrived; the next attempt samples the same ones.
+
+        Where steps are sampled ahead, it would sample them from newer weights: a checkpoint then waits for them.
+        """
+        if self._rollouts is not None and not self._config.max_staleness:
+            self._rollouts.abandon()
 
     def _version_of(self, decision: Decision | None) -> int:
         """Return the version of the reference after a decision; without one, the version at the resume point."""

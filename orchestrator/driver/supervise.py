@@ -6,7 +6,7 @@
 
 The attempt is a child process and does all the work. When it ends, the supervisor ends the processes it left behind,
 writes exit.json if the attempt could not, and decides whether to start another attempt, which resumes from the newest
-checkpoint.
+checkpoint. After a request to stop, by a signal or by the file in a run directory, it starts none.
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ from orchestrator.errors import RlhfError, Superseded
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.incidents import Action, Incident, write_incident
 from orchestrator.rundir.ledger import Fact, read_ledger
+from orchestrator.rundir.stop import MARK, requested, withdraw_earlier
 from orchestrator.signals import ForwardedSignals
-
-MARK = "RLHF_ATTEMPT_MARK"
-"""Environment variable of an attempt's driver, inherited by all processes that it starts on this machine."""
 
 CLEAN_UP_S = 15.0  # for processes to notice that their driver has ended, before they are killed
 
@@ -71,8 +69,13 @@ class Verdict:
     reason: str
 
 
+ASKED = Verdict(retry=False, reason="a stop was asked for")
+
+
 def judge(ended: Ended, before: Ended | None, *, attempts_left: int) -> Verdict:
     """Decide whether to start another attempt. `before`: end of the previous attempt; None: there was none."""
+    if ended.cause in ("user", "preempted"):
+        return ASKED
     if ended.cause not in RETRYABLE:
         return Verdict(retry=False, reason=f"another attempt would fail in the same way: {ended.cause}")
     if before is not None and (before.run, before.reached) == (ended.run, ended.reached):
@@ -111,6 +114,8 @@ class Supervisor:
     def run(self) -> int:
         """Run attempts and return the exit code of the last one: 128 + N if signal N killed it."""
         before: Ended | None = None
+        paths = [directory.path for directory in self._directories]
+        withdraw_earlier(paths)
         with self._signals:
             for number in range(1, self._attempts + 1):
                 earlier = {d.path: d.last_attempt for d in self._directories}
@@ -119,6 +124,9 @@ class Supervisor:
                     return _shell_code(code)
                 ended, directory = self._read_end(code, earlier)
                 verdict = judge(ended, before, attempts_left=self._attempts - number)
+                if requested(paths) is not None:  # the attempt failed before it could end as requested
+                    verdict = ASKED
+                    withdraw_earlier(paths)
                 self._report(ended, directory, verdict, number)
                 if not verdict.retry:
                     return ended.exit_code

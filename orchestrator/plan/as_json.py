@@ -11,6 +11,7 @@ from orchestrator.plan.calls import Call
 from orchestrator.plan.checkpoints import checkpoint_bytes, disk_bytes
 from orchestrator.plan.gangs import Demand
 from orchestrator.plan.gpus import PRICES
+from orchestrator.plan.grace import stop_seconds
 from orchestrator.plan.placement import Placement
 from orchestrator.plan.plan import NOT_MEASURED, Plan
 
@@ -70,6 +71,7 @@ def _all_values(plan: Plan) -> dict[str, Any]:
         "checkpoint_bytes": checkpoint_bytes(plan.config, plan.shapes),
         "checkpoints_disk_bytes": disk_bytes(plan.config, plan.shapes),
         "checkpoint_every": plan.config.checkpoint.every,
+        "stop_s": _finite(stop_seconds(plan)),
         "placements": [_placement(placement) for placement in plan.placements[:10]],
         "note": NOT_MEASURED,
     }

@@ -35,6 +35,7 @@ from orchestrator.plan.format import (
 )
 from orchestrator.plan.gangs import Demand
 from orchestrator.plan.gpus import CPU_RANK, GPUS_PER_NODE, PRICES
+from orchestrator.plan.grace import stop_time
 from orchestrator.plan.memory import TIGHT
 from orchestrator.plan.plan import NOT_MEASURED, Plan
 from orchestrator.plan.step import PHASES, StepTime
@@ -215,12 +216,21 @@ def _shares(plan: Plan) -> str:
 
 def _disk(page: Page, plan: Plan) -> None:
     one, peak = checkpoint_bytes(plan.config, plan.shapes), disk_bytes(plan.config, plan.shapes)
-    page.heading("Disk")
+    page.heading("Disk, and the end of a run")
     page.line(f"  a checkpoint: {gigabytes(one)}, {interval_text(plan.config, plan.time.step_s)}")
     initial = ", and the learners' initial state" if plan.config.rounds.policy == "base" else ""
     keep = f"checkpoint.keep {plan.config.checkpoint.keep}, and one being written"
     models = ", each with its best round's model" if plan.config.best_round_by is not None else ""
     page.line(f"  peak: {gigabytes(peak)} ({keep}{models}{initial})")
+    stop = stop_time(plan)
+    parts = {
+        "an update": stop.update_s,
+        "what is sampled ahead": stop.ahead_s,
+        "an evaluation": stop.evaluate_s,
+        "a checkpoint": stop.checkpoint_s,
+    }
+    page.line(f"  a stop: within {seconds(stop.seconds)}, {SAFETY:g} times the time of")
+    page.line(f"    {', '.join(f'{name} {seconds(part)}' for name, part in parts.items() if part)}")
 
 
 def _shortages(page: Page, plan: Plan) -> None:

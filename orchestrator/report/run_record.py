@@ -25,8 +25,8 @@ Row = Mapping[str, Any]
 CAUSES = {
     "completed": "all steps done",
     "budget": "budget spent",
-    "user": "stopped by Ctrl-C",
-    "preempted": "stopped by SIGTERM",
+    "user": "stopped by a person",
+    "preempted": "stopped by a scheduler",
     "worker_failed": "a worker failed",
     "deadline": "a worker did not answer in time",
     "no_heartbeat": "a worker sent no heartbeat",
@@ -64,10 +64,10 @@ class RunRecord:
     unreadable: tuple[str, ...]  # files that cannot be read, with the reason
 
     @classmethod
-    def read(cls, directory: RunDirectory, name: str = "") -> Self:
-        """Read a run directory."""
+    def read(cls, directory: RunDirectory, name: str = "", *, samples: bool = True) -> Self:
+        """Read a run directory; without its `samples` if nobody will look at them."""
         wrong: list[str] = []
-        evaluated, sampled = _sample_files(directory.path / "samples")
+        evaluated, sampled = _sample_files(directory.path / "samples") if samples else ({}, {})
         return cls(
             directory=directory,
             name=name or directory.name,

@@ -4,7 +4,7 @@
 
 An ending is `done` or STEP:HOW. STEP is the number of committed steps. HOW is `kill` (SIGKILL), `orphan` (SIGKILL, with
 a child process left behind), `quiet` (exit code 1 without exit.json), `superseded` (exit code 6 without exit.json),
-`wait` (for a signal), or the cause of an error.
+`wait` (for a signal), `asked` (a worker fails after somebody has asked for the end), or the cause of an error.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def main(path: str, *endings: str) -> int:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             print("waiting", flush=True)
             time.sleep(600)
+        if outcome == "asked":
+            (directory.path / "stop").touch()
+            outcome = "worker_failed"
         cause, code = ("completed", 0) if outcome == "done" else (outcome, CODES[outcome])
         reached = int(steps_done or 9)
         directory.write_exit(cause=cause, message=f"it was {cause}", exit_code=code, attempt=attempt, step=reached)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -22,11 +23,17 @@ FORKS = "RLHF_FORK_SERVERS"
 class Command:
     """Running `rlhf` command. Its environment hides the Ray head and the fork servers of the test session."""
 
-    def __init__(self, *arguments: str, cwd: Path, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        variables: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "orchestrator.cli"),
+    ) -> None:
         self._mark = uuid.uuid4().hex
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", FORKS))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=cwd,
             env={**environment, **(variables or {}), MARK: self._mark},
             stdin=subprocess.DEVNULL,
@@ -61,6 +68,12 @@ class Command:
     def terminate(self) -> None:
         """Send SIGTERM only to the command, as a scheduler does."""
         self._process.terminate()
+
+    def terminate_all(self) -> None:
+        """Send SIGTERM to every process of the command, as a service manager or a scheduler may."""
+        for pid in self.left_behind():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     @property
     def pid(self) -> int:

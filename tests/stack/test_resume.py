@@ -1,4 +1,4 @@
-"""Runs that are stopped by a signal: they end cleanly and resume to the results of an uninterrupted run."""
+"""Runs that are asked to stop: they end cleanly and resume to the results of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 from attempts import RECIPES, Run
-from processes import Command
+from processes import Command, eventually
+
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.stop import request_stop, wait_for_end
 
 pytestmark = pytest.mark.stack
 
 Finished = Callable[..., Run]
 
 
-def test_ctrl_c_ends_a_run_after_its_step_and_resume_ends_where_it_would_have_ended(
+def test_ctrl_c_ends_a_run_after_its_update_and_resume_ends_where_it_would_have_ended(
     finished: Finished, qwen2: Path
 ) -> None:
     whole = finished("ppo", qwen2)
@@ -30,7 +33,7 @@ def test_ctrl_c_ends_a_run_after_its_step_and_resume_ends_where_it_would_have_en
     assert_equal(stopped, whole)
 
 
-def test_sigterm_ends_a_run_after_its_round_and_resume_ends_where_it_would_have_ended(
+def test_sigterm_ends_a_run_after_its_update_and_resume_ends_where_it_would_have_ended(
     finished: Finished, qwen2: Path
 ) -> None:
     whole = finished("drifting", qwen2)
@@ -43,6 +46,47 @@ def test_sigterm_ends_a_run_after_its_round_and_resume_ends_where_it_would_have_
     assert_stopped(stopped, command.output, cause="preempted", exit_code=143)
     resume(stopped, command.output)
     assert_equal(stopped, whole)
+
+
+def test_two_sigterms_to_every_process_end_a_run_after_the_update_it_is_in(finished: Finished, qwen2: Path) -> None:
+    """Stop in the first step, of 16 updates, under a supervisor. No attempt follows."""
+    many = ("algorithm.num_ppo_epochs=8", "algorithm.max_steps=2")
+    whole = finished("ppo", qwen2, "name=many", *many)
+    stopped = Run(qwen2 / "runs" / "terminated")
+    arguments = ["run", str(RECIPES / "ppo.yaml"), "name=terminated", *many, "--attempts", "3"]
+    with Command(*arguments, cwd=qwen2) as command:
+        assert eventually(lambda: updates(stopped) > 0 or command.has_ended(), within_s=180)
+        command.terminate_all()
+        command.terminate_all()
+        assert command.exit_code() == 143, command.output
+        assert command.leaves_nothing_behind()
+    assert (stopped.exit["cause"], stopped.exit["attempt"], stopped.exit["step"]) == ("preempted", 1, 0)
+    assert [path.name for path in (stopped.path / "checkpoints").iterdir()] == [f"step-0-update-{updates(stopped)}"]
+    resume(stopped, command.output)
+    assert_equal(stopped, whole)
+
+
+def test_a_run_is_stopped_by_a_file_from_another_process(finished: Finished, qwen2: Path) -> None:
+    whole = finished("ppo", qwen2)
+    stopped = Run(qwen2 / "runs" / "asked")
+    with Command("run", str(RECIPES / "ppo.yaml"), "name=asked", cwd=qwen2) as command:
+        command.read_until("step 1/6")
+        directory = RunDirectory.open(stopped.path)
+        request_stop(directory, by="alice on node-3")
+        ended = wait_for_end(directory, 60)
+        assert ended is not None
+        assert ended["stop"]["by"] == "alice on node-3"
+        assert command.exit_code() == 143
+    assert_stopped(stopped, command.output, cause="user", exit_code=143)
+    assert "stopped by alice on node-3" in command.output
+    resume(stopped, command.output)
+    assert_equal(stopped, whole)
+
+
+def updates(run: Run) -> int:
+    """Return the number of optimiser updates that are recorded."""
+    path = run.path / "updates.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def test_sigterm_while_ray_starts_is_reported_as_a_signal(qwen2: Path) -> None:

@@ -14,6 +14,7 @@ from fakes import EventRecorder, Events, FakeEncoder, FakeLearner, FakeReference
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.driver import loop
+from orchestrator.errors import WorkerFailed
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher
 from orchestrator.pipeline.reference import NoReference, ReferenceGang, Teacher
@@ -347,3 +348,37 @@ def test_the_driver_s_own_time_excludes_waiting() -> None:
     assert 0 <= metrics["timing/wait_for_batch"] <= metrics["timing/step"]
     assert metrics["timing/publish"] == 0.125
     assert metrics["loss"] == 0.5
+
+
+# ------------------------------------------------------------------------------------------------ end within a step
+
+
+def test_a_run_that_halts_while_completions_are_sampled_gives_the_step_up() -> None:
+    run = Run(config({**GRPO, "beta": 0.0, "prompts_per_step": 3}), prompts_per_chunk=1)
+    assert not run.train(halts=answers(False, True))
+    assert run.events[-1] == "halted"
+    assert "arrived 0" not in run.events
+
+
+def test_a_run_that_halts_between_two_updates_pauses_and_leaves_the_rest_of_the_step() -> None:
+    run = Run(config(GRPO), policy=partial(FakeLearner, num_updates=3))
+    assert not run.train(halts=answers(False, False, True))
+    assert run.events[-4:] == [
+        "policy 0: update 2 of step 0",
+        "update 1 of 3 in 0",
+        "update 2 of 3 in 0",
+        "paused 0 after 2",
+    ]
+
+
+class FailingReward(FakeReward):
+    def score(self, *args: Any, **kwargs: Any) -> Any:
+        raise WorkerFailed("reward", 0, "its process was ended by SIGTERM")
+
+
+def test_a_worker_that_fails_after_a_stop_was_asked_for_is_not_needed() -> None:
+    run = Run(config(GRPO), reward=FailingReward)
+    assert not run.train(halts=lambda: True)
+    assert run.events[-1] == "halted"
+    with pytest.raises(WorkerFailed):
+        Run(config(GRPO), reward=FailingReward).train()

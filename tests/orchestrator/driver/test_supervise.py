@@ -32,7 +32,8 @@ def ended(cause: str, reached: int, run: str = "grpo") -> Ended:
         (ended("bad_input", 0), None, 2, False, "another attempt would fail in the same way: bad_input"),
         (ended("disk_full", 3), None, 2, False, "another attempt would fail in the same way: disk_full"),
         (ended("superseded", 3), None, 2, False, "another attempt would fail in the same way: superseded"),
-        (ended("user", 3), None, 2, False, "another attempt would fail in the same way: user"),
+        (ended("user", 3), None, 2, False, "a stop was asked for"),
+        (ended("preempted", 3), None, 2, False, "a stop was asked for"),
         (ended("killed", 3), ended("worker_failed", 3), 2, False, "two attempts in a row ended after step 3, without"),
         (ended("killed", 0), ended("killed", 0), 2, False, "ended before the first step was done, without any"),
         (ended("killed", 4), ended("killed", 3), 2, True, "2 attempts left"),
@@ -134,7 +135,23 @@ def test_no_process_of_an_attempt_is_left_behind(tmp_path: Path, monkeypatch: py
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
-def test_a_signal_is_forwarded_and_ends_the_supervisor(tmp_path: Path) -> None:
+def test_after_a_request_to_stop_no_attempt_is_started(tmp_path: Path) -> None:
+    """The worker failed before the attempt could end as requested. The next command starts afresh."""
+    supervised = SupervisedRun(tmp_path / "run", "2:asked", "done")
+    assert (supervised.code, supervised.exit["cause"], supervised.exit["attempt"]) == (4, "worker_failed", 1)
+    assert supervised.lines == ["attempt 1 of 3 ended (worker_failed); a stop was asked for: giving up"]
+    assert read_incidents(supervised.run.incidents)[0].detail == "a stop was asked for"
+    assert SupervisedRun(tmp_path / "run", "", "done").code == 0
+
+
+def test_a_request_from_before_the_command_is_withdrawn(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "stop").touch()
+    assert SupervisedRun(directory, "2:worker_failed", "done").code == 0
+
+
+def test_a_signal_is_forwarded_once_and_ends_the_supervisor(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from orchestrator.driver.supervise import Supervisor\n"
         f"command = [sys.executable, {str(FAKE_ATTEMPT)!r}, {str(tmp_path / 'run')!r}, '1:wait']\n"
@@ -143,7 +160,8 @@ def test_a_signal_is_forwarded_and_ends_the_supervisor(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         assert supervisor.stdout.readline() == "waiting\n"
-        supervisor.terminate()
+        for _ in range(3):
+            supervisor.terminate()
         assert supervisor.wait() == 143
         assert supervisor.stdout.read() == "", "no attempt is started after the signal"
     assert RunDirectory(tmp_path / "run").last_attempt == 1
