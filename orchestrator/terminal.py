@@ -43,6 +43,14 @@ def say(text: str) -> None:
         out.flush()
 
 
+def write(text: str) -> None:
+    """Print a text as it is, such as a part of a log. A reader that has gone away is no error."""
+    if sys.stdout is not None:
+        out = Forgiving(sys.stdout)
+        out.write(text)
+        out.flush()
+
+
 def _writable(text: str, stream: TextIO) -> str:
     """Return `text` with the characters that the stream cannot encode replaced."""
     encoding = getattr(stream, "encoding", None) or "utf-8"

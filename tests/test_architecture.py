@@ -74,6 +74,8 @@ LIGHT = (
     "orchestrator.compare",
     "orchestrator.config",
     "orchestrator.data",
+    "orchestrator.cluster.turn",
+    "orchestrator.driver.door",
     "orchestrator.driver.resume_overrides",
     "orchestrator.driver.supervise",
     "orchestrator.errors",

@@ -11,7 +11,7 @@ from orchestrator.cli.main import app
 
 
 def commands() -> Mapping[str, Any]:
-    """Return every command by its full name, such as `run` or `ledger verify`."""
+    """Return every command that is not hidden by its full name, such as `run` or `ledger verify`."""
     return dict(_commands(typer.main.get_command(app), ()))
 
 
@@ -21,6 +21,8 @@ def _commands(command: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]
         yield " ".join(names), command
         return
     for name, one in inner.items():
+        if one.hidden:
+            continue
         yield from _commands(one, (*names, name))
 
 
@@ -60,7 +62,8 @@ def _page(name: str, command: Any) -> str:
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     parts = [f"# rlhf {name}", f"```\n{_usage(name, arguments, options)}\n```", _help(command)]
     if arguments:
-        rows = [f"| `{_metavar(p)}` | {'yes' if p.required else 'no'} | {_cell(p.help or '')} |" for p in arguments]
+        needed = {True: "yes", False: "no"}
+        rows = [f"| `{_cell(_metavar(p))}` | {needed[p.required]} | {_cell(p.help or '')} |" for p in arguments]
         parts.append("\n".join(["| argument | required | meaning |", "|---|---|---|", *rows]))
     if options:
         head = ["| option | value | default | meaning |", "|---|---|---|---|"]
@@ -97,7 +100,7 @@ def _metavar(parameter: Any) -> str:
 
 def _option(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    value = "" if option.is_flag else f"`{_value(option)}`"
+    value = "" if option.is_flag else f"`{_cell(_value(option))}`"
     default = "required" if option.required else _default(option)
     meaning = option.help or ""
     if option.envvar:

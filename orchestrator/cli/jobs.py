@@ -1,220 +1,263 @@
-"""Commands `rlhf submit | jobs | status | logs | stop`: run recipes as jobs on a running Ray cluster."""
+"""Commands `rlhf jobs | status | stop | targets`: jobs of a target, or runs of this machine."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import Attempts, Cluster, Fresh, JobId, Overrides, RecipePath, TokenFile
-from orchestrator.errors import BadInput, ClusterError, Problem, Problems
+from orchestrator.cli.looks import aligned
+from orchestrator.cli.options import AsJson, OnCluster, OnTarget, RunOrJob, RunOrNewestJob, TokenFile
+from orchestrator.cli.place import Site, There, fields_of, find_job, place, say_json
+from orchestrator.errors import BadInput, Problem, RlhfError
 from orchestrator.terminal import say
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.ray_jobs import Job, Jobs
-    from orchestrator.config import Recipe
+    from orchestrator.launch.base import Job
+    from orchestrator.monitor.run_status import RunStatus
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(submit)
     app.command()(jobs)
     app.command()(status)
-    app.command()(logs)
     app.command()(stop)
+    app.command()(targets)
 
 
-def submit(
-    recipe: RecipePath,
-    cluster: Cluster,
-    overrides: Overrides = None,
-    working_dir: Annotated[
-        Path, typer.Option("--working-dir", metavar="DIR", help="Directory to upload; the job starts in it.")
-    ] = Path("."),
+def jobs(on: OnTarget = None, cluster: OnCluster = None, token_file: TokenFile = None, as_json: AsJson = False) -> int:
+    """List the jobs of a target, newest first."""
+    listed = Site(on=on, cluster=cluster, token_file=token_file).launcher().list()
+    if as_json:
+        say_json({"jobs": [fields_of(job) for job in listed]})
+        return 0
+    rows = [("ID", "STATE", "SUBMITTED", "TOOK", "RUN", "REASON")]
+    rows += [(job.id, job.state, _when(job.submitted), _took(job), job.run, job.reason) for job in listed]
+    for line in aligned(rows):
+        say(line)
+    return 0
+
+
+def status(
+    run: RunOrNewestJob = None,
+    on: OnTarget = None,
+    cluster: OnCluster = None,
     token_file: TokenFile = None,
-    allow_open_cluster: Annotated[
-        bool, typer.Option("--allow-open-cluster", help="Accept a cluster without token authentication.")
-    ] = False,
-    attempts: Attempts = 1,
-    fresh: Fresh = False,
+    as_json: AsJson = False,
 ) -> int:
-    """Run a recipe or a comparison as a job on a Ray cluster.
+    """Show how far a run or job is, how fast, what it waits for, its alarms, and how it ended.
 
-    Submitting the same recipe, data and code again returns the same job.
+    Exit code: that of the run once it has ended, so that of a failed run is not 0; 0 before.
     """
-    from orchestrator.preflight.shadowing import refuse_shadows
+    site = Site(on=on, cluster=cluster, token_file=token_file)
+    if run is not None and not isinstance(there := place(run, site), There):
+        from orchestrator.monitor.run_status import current_stage, read_status
 
-    submission = _submission(recipe, overrides or [], attempts=attempts, open_is_allowed=allow_open_cluster)
-    for loaded in submission.recipes:
-        if any(stage.cluster.device == "cuda" for stage in loaded.stages):
-            from orchestrator.plan.refuse import refuse_on_every_gpu
-
-            refuse_on_every_gpu(loaded.stages)
-    inside = _inside(recipe, working_dir)
-    refuse_shadows(working_dir.resolve(), problems := Problems())
-    problems.raise_if_any()
-    _warn_of_lost_results(submission.recipes)
-    from orchestrator.cluster.ray_jobs import JobRequest, submission_id
-
-    entrypoint = [*submission.command, *(["--fresh"] if fresh else []), str(inside), *submission.overrides]
-    request = JobRequest(
-        id=submission_id(submission.name, _digest(submission.recipes, working_dir, fresh=fresh)),
-        entrypoint=shlex.join(entrypoint),
-        working_dir=working_dir.resolve(),
-        metadata={"rlhf_run": submission.name, "rlhf_recipe": str(inside)},
-    )
-    connected = _connect(cluster, token_file, open_is_allowed=allow_open_cluster)
-    if connected.other_ray:
-        _report(connected.other_ray)
-    submitted = connected.submit(request)
-    say(submitted.job.id)
-    if not submitted.is_new:
-        _report(f"submitted before; its status is {submitted.job.status}")
-    for command in ("status", "logs", "stop"):
-        _report(f"  rlhf {command} --cluster {cluster} {submitted.job.id}{' --follow' * (command == 'logs')}")
-    return 0
+        seen = read_status(current_stage(there))
+        return _show_status(None, seen, "", as_json=as_json)
+    if run is None:
+        launcher = site.launcher()
+        there = There(launcher=launcher, job=find_job(launcher, None, site))
+    assert isinstance(there, There)
+    ran, note = _status_there(there)
+    return _show_status(there.job if there.job.id else None, ran, note, as_json=as_json)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Submission:
-    """Content of a job: one recipe, or those of a comparison."""
+def _status_there(there: There) -> tuple[RunStatus | None, str]:
+    """Return the status of a job's run; or None, and why there is none."""
+    from orchestrator.launch.base import JobState
+    from orchestrator.monitor.run_status import RunStatus
 
-    name: str
-    recipes: tuple[Recipe, ...]
-    command: tuple[str, ...]
-    overrides: tuple[str, ...]
-
-
-def _submission(path: Path, overrides: Sequence[str], *, attempts: int, open_is_allowed: bool) -> Submission:
-    from orchestrator.compare.recipe import is_comparison, load_comparison
-    from orchestrator.config import load
-
-    if not is_comparison(path):
-        recipe = load(path, overrides)
-        supervised = ("--attempts", str(attempts)) if attempts > 1 else ()
-        accepted = ("cluster.allow_open=true",) if open_is_allowed else ()
-        return Submission(
-            name=recipe.stages[-1].name,
-            recipes=(recipe,),
-            command=("rlhf", "run", *supervised),
-            overrides=(*overrides, *accepted),
-        )
-    accepted = ("stages.*.cluster.allow_open=true",) if open_is_allowed else ()
-    given = (*overrides, *((f"attempts={attempts}",) if attempts > 1 else ()))
-    comparison = load_comparison(path, given)
-    return Submission(
-        name=comparison.config.name,
-        recipes=tuple(run.recipe for run in comparison.runs),
-        command=("rlhf", "compare"),
-        overrides=(*given, *accepted),
-    )
+    if there.job.state is JobState.queued and there.job.started is None:
+        return None, ""
+    if not there.job.directories:
+        return None, _newest_line(there)
+    try:
+        return RunStatus(**there.ask("status")["run"]), ""
+    except (RlhfError, KeyError, TypeError) as error:
+        if not there.job.id:
+            raise
+        if isinstance(error, RlhfError) and error.cause == "cannot_resume":  # its run directory does not exist yet
+            return None, _newest_line(there)
+        note = error.problems[0].why or error.problems[0].what if isinstance(error, RlhfError) else str(error)
+        return None, f"unknown: {note}"
 
 
-def jobs(cluster: Cluster, token_file: TokenFile = None) -> int:
-    """List the jobs of a cluster, newest first."""
-    listed = _connect(cluster, token_file).list()
-    rows = [("ID", "STATUS", "STARTED", "TOOK", "RUN")]
-    rows += [(job.id, job.status, _when(job.started), _took(job), job.metadata.get("rlhf_run", "")) for job in listed]
-    for line in _aligned(rows):
-        say(line)
-    return 0
+def _newest_line(there: There) -> str:
+    """Return the newest line of a log that says how far the job is, or what was wrong, else the newest line."""
+    from orchestrator.monitor.console import newest_progress
+
+    try:
+        log = "".join(there.launcher.logs(there.job.id))
+    except RlhfError as error:  # the machine of the log is gone: the rest of the status is shown nevertheless
+        return f"unknown: {error.problems[0].why or error.problems[0].what}"
+    lines = [line for line in log.splitlines() if line.strip()]
+    wrong = next((line for line in reversed(lines) if line.startswith("rlhf: ")), "")
+    return (there.job.state.is_finished and wrong) or newest_progress(log) or (lines[-1] if lines else "")
 
 
-def status(cluster: Cluster, id: JobId = None, token_file: TokenFile = None) -> int:
-    """Show the status of a job, the newest line about its progress in its log, and why it ended."""
-    connected = _connect(cluster, token_file)
-    job = connected.get(id) if id else connected.newest()
-    rows = [
-        ("job", job.id),
-        ("status", job.status),
-        ("started", _when(job.started)),
-        ("took", _took(job)),
-        ("progress", _progress(connected, job)),
-        ("runs", job.entrypoint),
-        ("exit code", "" if job.exit_code is None else str(job.exit_code)),
-        ("message", job.message),
+def _show_status(job: Job | None, run: RunStatus | None, note: str, *, as_json: bool) -> int:
+    from orchestrator.launch.wait import exit_code_of
+
+    state, code = _state(job, run), 0
+    if job is not None and job.state.is_finished:
+        code = exit_code_of(job)
+    elif job is None and run is not None:
+        code = run.exit_code
+    if as_json:
+        document: dict[str, Any] = {"state": state, "exit_code": code if _has_ended(job, run) else None}
+        document |= {"job": None if job is None else fields_of(job), "run": None if run is None else asdict(run)}
+        say_json(document | {"note": note})
+        return code
+    rows = [("state", state)]
+    if job is not None:
+        rows = [("job", job.id), ("state", state), ("reason", "" if job.reason == note else job.reason)]
+        rows += [("submitted", _when(job.submitted)), ("took", _took(job))]
+    rows += run.rows() if run is not None else [("run", ", ".join(job.directories) if job is not None else "")]
+    rows += [
+        ("log" if _has_ended(job, run) else "progress", note),
+        ("exit code", str(code) if _has_ended(job, run) else ""),
     ]
-    for line in _aligned([row for row in rows if row[1]]):
+    for line in aligned([row for row in rows if row[1]]):
         say(line)
-    return 0
+    return code
 
 
-def logs(
-    cluster: Cluster,
-    id: JobId = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
-    token_file: TokenFile = None,
-) -> int:
-    """Show a job's logs."""
-    connected = _connect(cluster, token_file)
-    wanted = id or connected.newest().id
-    if follow:
-        for chunk in connected.follow(wanted):
-            say(chunk.rstrip("\n"))
-    else:
-        say(connected.logs(wanted).rstrip("\n"))
-    return 0
+def _has_ended(job: Job | None, run: RunStatus | None) -> bool:
+    if job is not None:
+        return job.state.is_finished
+    return run is not None and run.state in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def _state(job: Job | None, run: RunStatus | None) -> str:
+    """Return the state to show: the run knows more than the engine while it is running."""
+    if job is None:
+        return run.state if run is not None else ""
+    if job.state.is_finished or run is None or run.state in ("SUCCEEDED", "FAILED", "STOPPED"):
+        return str(job.state)
+    return run.state
 
 
 def stop(
-    cluster: Cluster,
-    id: Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")],
+    run: RunOrJob,
+    wait: Annotated[
+        float | None,
+        typer.Option("--wait", metavar="SECONDS", min=0, help="Wait this long for the end.", show_default=False),
+    ] = None,
+    by: Annotated[str, typer.Option("--by", metavar="WHO", help="Who asks (default: user and machine).")] = "",
+    job: Annotated[
+        str | None,
+        typer.Option("--job", metavar="ID", help="Only if a driver of this job runs it.", show_default=False),
+    ] = None,
+    on: OnTarget = None,
+    cluster: OnCluster = None,
     token_file: TokenFile = None,
+    as_json: AsJson = False,
 ) -> int:
-    """Stop a job (it checkpoints first). Its run can be resumed."""
-    job = _connect(cluster, token_file).stop(id)
-    say(f"{job.id} was asked to stop")
+    """Ask a run or job to stop after the update that it is in, with a checkpoint. It can be resumed.
+
+    Asking twice is asking once. Exit code with --wait: 0 if it has ended in time, else 1.
+    """
+    from orchestrator.rundir.stop import this_user
+
+    there = place(run, Site(on=on, cluster=cluster, token_file=token_file))
+    if not isinstance(there, There):
+        return _stop_here(there, wait, by=by, job=job, as_json=as_json)
+    if not there.job.id:
+        options = [*([] if wait is None else ["--wait", f"{wait:g}"]), *(["--json"] if as_json else [])]
+        return there.run("stop", "--by", by or this_user(), *options)
+    there.launcher.stop(there.job.id)
+    ended = _wait_for_job(there, wait)
+    return _tell_stop(there.job.id, None if ended is None else str(ended.state), wait, as_json=as_json)
+
+
+def _stop_here(directories: Sequence[Path], wait: float | None, *, by: str, job: str | None, as_json: bool) -> int:
+    from orchestrator import disk
+    from orchestrator.monitor.run_status import current_stage
+    from orchestrator.rundir.stop import request_stop, wait_for_end
+
+    directory = current_stage(directories)
+    other = directory.job if directory.holder() is not None else None
+    if job is not None and other not in (None, job):
+        why, fix = (
+            f"job {other} runs it",
+            f"stop that job, or end this one while it waits: the engine's own stop of {job}",
+        )
+        raise BadInput(Problem(what="another job's run is not stopped", where=str(directory.path), why=why, fix=fix))
+    with disk.explained(directory.path, resume=""):
+        request_stop(directory, by=by)
+    ended = None if wait is None else wait_for_end(directory, wait)
+    return _tell_stop(str(directory.path), None if ended is None else str(ended.get("cause")), wait, as_json=as_json)
+
+
+def _tell_stop(what: str, ended: str | None, wait: float | None, *, as_json: bool) -> int:
+    if as_json:
+        say_json({"asked": what, "ended": ended})
+    elif ended is not None:
+        say(f"{what} has ended: {ended}")
+    else:
+        say(f"{what} was asked to stop" + (f"; it has not ended after {wait:g} s" if wait is not None else ""))
+    return 1 if wait is not None and ended is None else 0
+
+
+def _wait_for_job(there: There, seconds: float | None) -> Job | None:
+    """Return the job when it has ended; None if it has not in time."""
+    until = time.monotonic() + (seconds or 0)
+    while seconds is not None:
+        job = there.launcher.find(there.job.id)
+        if job is None or job.state.is_finished:
+            return job
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.5)
+    return None
+
+
+def targets(as_json: AsJson = False) -> int:
+    """List the targets of targets.yaml: the clusters that jobs are submitted to."""
+    from orchestrator.launch.targets import load_targets, targets_file
+
+    known = load_targets()
+    if as_json:
+        described = {name: target.model_dump(mode="json", exclude_none=True) for name, target in known.items()}
+        say_json({"file": str(targets_file()), "targets": described})
+        return 0
+    rows = [("TARGET", "ENGINE", "AT", "OUTPUT_DIR")]
+    for name, target in known.items():
+        at = next((str(v) for key in ("address", "context", "partition") if (v := getattr(target, key, None))), "")
+        rows.append((name, target.engine, at, target.output_dir or ""))
+    for line in aligned(rows):
+        say(line)
     return 0
 
 
-def _connect(cluster: str, token_file: Path | None, *, open_is_allowed: bool = True) -> Jobs:
-    from orchestrator.cluster.job_server import Server
-    from orchestrator.cluster.ray_jobs import Jobs
+def resume_job(there: There, overrides: Sequence[str], *, attempts: int, site: Site, as_json: bool = False) -> int:
+    """Start a job again that failed or was stopped. Its run goes on from its latest checkpoint."""
+    from orchestrator.launch.base import Resumer
 
-    return Jobs.connect(Server.at(cluster, token_file=token_file, open_is_allowed=open_is_allowed))
-
-
-def _inside(recipe: Path, working_dir: Path) -> Path:
-    """Return the recipe's path relative to the upload."""
-    try:
-        return recipe.resolve().relative_to(working_dir.resolve())
-    except ValueError:
-        why = f"only {working_dir.resolve()} is uploaded"
-        fix = "give a --working-dir that contains the recipe and its data"
-        raise BadInput(Problem(what="the recipe would not be uploaded", where=str(recipe), why=why, fix=fix)) from None
-
-
-def _digest(recipes: Sequence[Recipe], working_dir: Path, *, fresh: bool) -> str:
-    """Return a hash of the resolved recipes and the contents of their files, so that changes make another job."""
-    from orchestrator.config import resolved
-    from orchestrator.rundir.inputs import inputs_of
-
-    configs = {str(config.directory): config for recipe in recipes for config in recipe.stages}
-    stages = [[resolved(config), inputs_of(config, working_dir.resolve())] for config in configs.values()]
-    content = json.dumps([stages, fresh], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _warn_of_lost_results(recipes: Sequence[Recipe]) -> None:
-    directories = {config.output_dir for recipe in recipes for config in recipe.stages}
-    relative = sorted(path for path in directories if not Path(path).is_absolute())
-    if relative:
-        _report(
-            f"output_dir {', '.join(relative)} lies in the job's upload, which Ray removes some time after the job;"
-        )
-        _report("to keep the results give a path on shared storage: output_dir=/shared/runs")
-
-
-def _report(text: str) -> None:
-    """Print to standard error, so that standard output has only the job's id."""
-    print(text, file=sys.stderr)
+    job = there.job
+    if not job.id or not isinstance(there.launcher, Resumer):
+        fix = f"submit the recipe again, it goes on: rlhf submit RECIPE{site.options}"
+        raise BadInput(Problem(what="the job cannot be started again from here", where=job.id or job.run, fix=fix))
+    command = None
+    if overrides or attempts > 1:
+        if len(job.directories) != 1:
+            why, fix = "its job has several runs", f"resume it as it was: rlhf resume {job.id}{site.options}"
+            raise BadInput(Problem(what="settings cannot be changed", where=job.id, why=why, fix=fix))
+        supervised = ["--attempts", str(attempts)] if attempts > 1 else []
+        command = ["rlhf", "resume", *supervised, job.directories[0], *overrides]
+    submitted = there.launcher.resume(job.id, command)
+    if as_json:
+        say_json({"job": fields_of(submitted.job), "is_new": submitted.is_new})
+        return 0
+    say(submitted.job.id)
+    if not submitted.is_new:
+        print(f"it was resumed before; its state is {submitted.job.state}", file=sys.stderr)
+    return 0
 
 
 def _when(seconds: float | None) -> str:
@@ -224,24 +267,5 @@ def _when(seconds: float | None) -> str:
 def _took(job: Job) -> str:
     from orchestrator.monitor.figures import duration
 
-    return duration((job.ended or time.time()) - job.started) if job.started else "-"
-
-
-def _progress(connected: Jobs, job: Job) -> str:
-    """Return the newest line about progress in a job's log; empty if there is none yet.
-
-    The log is all that a cluster shows of a job's progress without a shared disk.
-    """
-    from orchestrator.monitor.console import newest_progress
-
-    if job.status == "PENDING":
-        return ""
-    try:
-        return newest_progress(connected.logs(job.id)) or ""
-    except ClusterError as error:  # the machine of the log is gone: the rest of the status is shown nevertheless
-        return f"unknown: {error.problems[0].why}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    began = job.started or job.submitted
+    return duration(max(0.0, (job.ended or time.time()) - began)) if began else "-"

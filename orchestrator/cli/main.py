@@ -19,16 +19,41 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from orchestrator.cli import advise, compare, evaluate, jobs, ledger, plan, report, rounds
-from orchestrator.cli.options import Attempts, Fresh, Overrides, RecipePath, ResumeOverrides, RunPath
-from orchestrator.errors import Problem, Problems, RlhfError, redact
+from orchestrator.cli import (
+    advise,
+    compare,
+    entry,
+    evaluate,
+    jobs,
+    ledger,
+    looks,
+    metrics,
+    plan,
+    render,
+    report,
+    rounds,
+    submit,
+)
+from orchestrator.cli.options import (
+    AsJson,
+    Attempts,
+    Fresh,
+    OnCluster,
+    OnTarget,
+    Overrides,
+    RecipePath,
+    ResumeOverrides,
+    TokenFile,
+)
+from orchestrator.cli.place import Site, There, error_document, place, say_json
+from orchestrator.errors import BadInput, Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
 if TYPE_CHECKING:
     from orchestrator.config import Recipe, RunConfig
     from orchestrator.preflight.preflight import StageSummary
 
-SEVERAL_VALUES = ("--by",)  # options that may be given more than once
+SEVERAL_VALUES = ("--by", "--include")  # options that may be given more than once
 app = typer.Typer(
     name="rlhf",
     no_args_is_help=True,
@@ -79,6 +104,9 @@ def run(
     if dry_run:
         say(_as_yaml(loaded.stages).rstrip())
         return 0
+    from orchestrator.driver.door import wait_at_the_door
+
+    wait_at_the_door(loaded.stages, say)
     if attempts > 1:
         if fresh:  # here, so that only the first attempt starts over
             from orchestrator.preflight.preflight import preflight
@@ -120,16 +148,30 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
 
 @app.command()
 def resume(
-    run_directory: RunPath,
+    run: Annotated[str, typer.Argument(metavar="RUN|ID", help="Run directory: runs/NAME; or id of a job.")],
     overrides: ResumeOverrides = None,
     attempts: Attempts = 1,
+    on: OnTarget = None,
+    cluster: OnCluster = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
 ) -> int:
-    """Resume a stopped run from its latest checkpoint, optionally on different hardware."""
+    """Resume a stopped run from its latest checkpoint, optionally on different hardware.
+
+    A job that failed or was stopped is started again on its target.
+    """
+    site = Site(on=on, cluster=cluster, token_file=token_file)
+    if isinstance(there := place([run], site), There):
+        return jobs.resume_job(there, overrides or (), attempts=attempts, site=site, as_json=as_json)
+    if as_json:
+        why, fix = "a run that is resumed here prints its progress", "give the id of a job, or leave out --json"
+        raise BadInput(Problem(what="--json is for jobs", where=run, why=why, fix=fix))
+    from orchestrator.driver.door import wait_at_the_door
     from orchestrator.driver.resume_overrides import apply_overrides
     from orchestrator.rundir.directory import RunDirectory
 
-    directory = RunDirectory.open(run_directory)
-    apply_overrides(directory, overrides or ())
+    directory = RunDirectory.open(there[0])
+    wait_at_the_door([apply_overrides(directory, overrides or ())], say)
     if attempts > 1:
         arguments = ["resume", str(directory.path), *(overrides or ())]
         return _supervised(*arguments, directories=[directory.path], attempts=attempts)
@@ -138,18 +180,7 @@ def resume(
     return resume_run(directory.path, overrides or ())
 
 
-@app.command()
-def why(run_directory: RunPath) -> int:
-    """Explain why a run ended, the root cause, and how to continue."""
-    from orchestrator.rundir.directory import RunDirectory
-    from orchestrator.rundir.why import explain
-
-    for line in explain(RunDirectory.open(run_directory)):
-        say(line)
-    return 0
-
-
-for module in (jobs, ledger, plan, advise, evaluate, report, compare, rounds):
+for module in (submit, render, jobs, looks, entry, ledger, plan, advise, evaluate, report, compare, rounds, metrics):
     module.add_to(app)
 
 
@@ -205,6 +236,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(given, prog_name="rlhf", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except RlhfError as error:
+        if _wants_json(given):
+            say_json(error_document(error))
+            return error.exit_code
         count = f"{len(error.problems)} problems\n\n" if len(error.problems) > 1 else ""
         _complain(f"{count}{error}")
         return error.exit_code
@@ -214,6 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         return _usage(error, given)
     except Exception as error:
+        if _wants_json(given):
+            say_json(error_document(RlhfError(Problem(what=f"unexpected {type(error).__name__}", why=str(error)))))
+            return 1
         _complain(f"unexpected {type(error).__name__}: {error}")
         if not _debug:
             _complain("run it again with --debug for the traceback, and please report it", prefix="")
@@ -232,6 +269,10 @@ def _refuse_repeated_options(given: Sequence[str]) -> None:
     ).raise_if_any()
 
 
+def _wants_json(given: Sequence[str]) -> bool:
+    return "--json" in takewhile(lambda argument: argument != "--", given)
+
+
 def _complain(text: str, prefix: str = "rlhf: ") -> None:
     if _debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
@@ -241,6 +282,9 @@ def _complain(text: str, prefix: str = "rlhf: ") -> None:
 def _usage(error: TyperException, given: Sequence[str]) -> int:
     """Print an error of the command line's parser, with a hint if an override was written as an option."""
     message = error.format_message()
+    if _wants_json(given):
+        say_json(error_document(BadInput(Problem(what=message, where="command line", fix="see --help"))))
+        return error.exit_code
     _complain(message)
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     command = next((argument for argument in given if argument in commands), None)

@@ -15,7 +15,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="a.b=c",
-        help="Override a setting, e.g. algorithm.beta=0.05 (of the last stage; stages.NAME.a.b=c for others).",
+        help="Override a setting, e.g. algorithm.beta=0.05 (of the last stage; stages.NAME.a.b=c for others; "
+        "output_dir for all).",
         show_default=False,
     ),
 ]
@@ -62,6 +63,42 @@ TokenFile = Annotated[
         help="File with the cluster's token (default: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token).",
     ),
 ]
+OnTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="TARGET",
+        help="Target that has the job, from targets.yaml (default: RLHF_TARGET, else this machine).",
+        show_default=False,
+    ),
+]
+OnCluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="URL",
+        help="Ray cluster that has the job, in place of --on: its dashboard, e.g. http://HEAD:8265 "
+        "(default: RAY_API_SERVER_ADDRESS).",
+        show_default=False,
+    ),
+]
+RunOrJob = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|ID",
+        help="Run directory, or id of a job. Of several directories, those of the stages of one job, the newest that "
+        "has begun.",
+    ),
+]
+RunOrNewestJob = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN|ID",
+        help="Run directory, or id of a job (default: the newest job of the target).",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 JobId = Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the job (default: the newest job).")]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 PREFIX = "rlhf-"
 """First letters of every id, in the engine as well."""
@@ -58,6 +58,7 @@ class Pods:
     gpus: int
     cpus: int
     memory_gib: int
+    shm_gib: int = 0  # size of /dev/shm, part of the memory; 0: as the engine has it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,3 +148,48 @@ class Launcher(Protocol):
     def execute(self, job: Job, arguments: Sequence[str]) -> Output:
         """Run `rlhf ARGUMENTS` on a machine of the target that sees the job's run directories, and wait for its end."""
         ...
+
+
+@runtime_checkable
+class Resumer(Protocol):
+    """Launcher that can start a job again without its recipe at hand."""
+
+    def resume(self, id: str, command: Sequence[str] | None = None) -> Submitted:
+        """Start a job that has ended again, with the files that it had. `command`: in place of its own.
+
+        Raises:
+            BadInput: the engine knows no such job, or it has not ended or has succeeded.
+            ClusterError: the engine refuses it, or does not answer.
+        """
+        ...
+
+
+EXIT_WORDS = {
+    0: "done",
+    1: "unexpected error",
+    2: "bad input",
+    3: "no cluster, or it is too small",
+    4: "a worker failed",
+    5: "an alarm ended the run",
+    6: "another driver has taken over the run",
+    130: "Ctrl-C",
+    143: "asked to stop",
+}
+"""Meaning of the exit codes of `rlhf run`."""
+
+STOPPED_CODES = (130, 143)
+"""Exit codes of a run that was asked to stop."""
+
+
+def ended_state(exit_code: int) -> JobState:
+    """Return the state of a job whose command has ended with this code."""
+    if exit_code == 0:
+        return JobState.succeeded
+    return JobState.stopped if exit_code in STOPPED_CODES else JobState.failed
+
+
+def ended_reason(exit_code: int) -> str:
+    """Return the exit code in words, such as `exit code 2: bad input`; nothing for 0."""
+    if exit_code == 0:
+        return ""
+    return f"exit code {exit_code}" + (f": {EXIT_WORDS[exit_code]}" if exit_code in EXIT_WORDS else "")

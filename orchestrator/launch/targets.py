@@ -59,15 +59,26 @@ class KubeRayTarget(_Target):
     """Kubernetes cluster with the KubeRay operator: each job is a RayJob with a Ray cluster of its own."""
 
     engine: Literal["kuberay"]
-    image: str
+    output_dir: Absolute | None = "/runs"  # on the volume, which is mounted there
+    image: str  # NAME@sha256:DIGEST
     context: str | None = None  # of kubectl; None: the current one
     namespace: Name = "default"
     queue: Name | None = None  # of Kueue; None: no Kueue
     priority_class: Name | None = None
-    volume_claim: Name | None = None  # mounted at the root of output_dir; None: output_dir is object storage
-    node_selector: Mapping[str, str] = {}
+    volume_claim: Name | None = None  # mounted at output_dir in all pods
+    node_selector: Mapping[str, str] = {}  # of pods with GPUs
+    tolerations: tuple[Mapping[str, str], ...] = ()  # of pods with GPUs
     gpus_per_node: Annotated[int, Field(ge=1)] = 8
-    gpu: str = "H100"
+    gpu: str = "H100"  # CPU: nodes without GPUs
+    gpu_resource: str | None = None  # name in Kubernetes; None: nvidia.com/gpu, or amd.com/gpu for an MI300X
+    cpus_per_node: Annotated[int, Field(ge=1)] = 96  # that a pod may take
+    memory_gib_per_node: Annotated[int, Field(ge=1)] = 1000
+    resources: Mapping[str, str] = {}  # more of each pod with GPUs, e.g. rdma/hca: "1"
+    image_pull_secret: Name | None = None
+    backoff_limit: Annotated[int, Field(ge=1)] = 3  # new clusters after a head or a node is lost
+    operator_namespace: Name = "kuberay-system"
+    egress: tuple[str, ...] = ()  # networks (CIDR) that pods reach by https; empty: none, hub and W&B are offline
+    ray_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "2.60.0"  # of the image
 
 
 class SlurmTarget(_Target):
@@ -82,7 +93,9 @@ class SlurmTarget(_Target):
     gpu: str = "H100"
     cpus_per_node: Annotated[int, Field(ge=1)] | None = None  # None: all cores of a node (--exclusive)
     activate: str = ""  # shell line before the job, e.g. source /shared/rlhf/.venv/bin/activate
-    work_dir: Absolute | None = None  # shared directory for packages and job logs; None: output_dir's parent
+    work_dir: Absolute | None = None  # shared directory for packages and job logs; None: `jobs` beside output_dir
+    options: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")], Annotated[str, Field(pattern=r"^\S*$")]] = {}
+    """Further options of sbatch, without dashes, e.g. constraint: h100; an option without a value has an empty one."""
 
 
 Target: TypeAlias = LocalTarget | RayTarget | KubeRayTarget | SlurmTarget
@@ -129,3 +142,19 @@ def find_target(name: str | None) -> Target:
         fix = f"did you mean {near[0]}?" if near else f"use one of {known}, or add it"
         raise BadInput(Problem(what=f"unknown target {name}", where=str(targets_file()), fix=fix))
     return targets[name]
+
+
+def chosen_target(on: str | None = None, cluster: str | None = None) -> Target | None:
+    """Return the target of `--on` or `--cluster`, else that of RLHF_TARGET or RAY_API_SERVER_ADDRESS, else None.
+
+    Raises:
+        BadInput: both options are given, or no target has this name.
+    """
+    if on and cluster:
+        why, fix = "each names a target", "keep one of them"
+        raise BadInput(Problem(what="--on and --cluster are given", where="command line", why=why, fix=fix))
+    if not on and not cluster and not os.environ.get("RLHF_TARGET"):
+        cluster = os.environ.get("RAY_API_SERVER_ADDRESS")
+    if cluster:
+        return RayTarget(engine="ray", address=cluster)
+    return find_target(on) if on or os.environ.get("RLHF_TARGET") else None

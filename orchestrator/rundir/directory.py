@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator import disk
+from orchestrator.cluster.turn import submission_id
 from orchestrator.config.recipe import from_resolved, resolved
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
@@ -285,9 +286,14 @@ class RunDirectory:
         }
         disk.write_atomic(self.exit, redact(json.dumps(body, indent=2)) + "\n")
 
+    @property
+    def job(self) -> str | None:
+        """Id of the job whose driver holds this directory, or held it last; None if it belonged to no job."""
+        return lock.job_of(self.path / "lock")
+
     def held(self, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[Fence]:
         """Hold the lock of this directory and yield a fence. See `lock.hold`."""
-        return lock.hold(self.path / "lock", on_wait)
+        return lock.hold(self.path / "lock", on_wait, job=os.environ.get(JOB) or submission_id())
 
     def differs_from(self, config: RunConfig) -> list[tuple[str, Any, Any]]:
         """Return (key, before, after) of each setting of `config` that differs from the run's.

@@ -41,8 +41,16 @@ def holder(lock: Path) -> str | None:
     return None
 
 
+def job_of(lock: Path) -> str | None:
+    """Return the id of the job whose process holds a lock, or held it last; None if it belongs to no job."""
+    with suppress(OSError):
+        lines = lock.read_text("utf-8", "replace").splitlines()
+        return lines[2] if len(lines) > 2 else None
+    return None
+
+
 @contextmanager
-def hold(lock: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[Fence]:
+def hold(lock: Path, on_wait: Callable[[str], None] | None = None, *, job: str | None = None) -> Iterator[Fence]:
     """Hold a lock and yield its fence.
 
     No other process can hold the lock meanwhile, as long as the file system keeps it. Shared storage may release the
@@ -52,6 +60,7 @@ def hold(lock: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[F
     Args:
         on_wait: called every second while another process holds the lock, with the name of that process. It may raise,
             to end the wait. None: do not wait.
+        job: id of the job that this process belongs to; None: it belongs to none.
 
     Raises:
         BadInput: another process holds the lock, and `on_wait` is None; the error names it.
@@ -59,7 +68,8 @@ def hold(lock: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[F
     handle = _wait(lock, on_wait)
     try:
         # The second line makes the content unique: process 1 of two containers may be on hosts of the same name.
-        mine = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4().hex}".encode()
+        lines = [f"process {os.getpid()} on {socket.gethostname()}", uuid.uuid4().hex, *([job] if job else [])]
+        mine = "\n".join(lines).encode()
         os.ftruncate(handle, 0)
         os.write(handle, mine)
         os.fsync(handle)

@@ -83,7 +83,7 @@ def test_b58_mistakes_on_the_command_line(golden: Golden, capsys: pytest.Capture
         ["rnu", "x.yaml"],
         ["run"],
         ["run", "x.yaml", "--dryrun"],
-        ["jobs"],
+        ["jobs", "--on", "a", "--cluster", "b"],
         ["logs", "--cluster"],
         ["stop", "--cluster", "x"],
         ["jobs", "--cluster", "a", "--cluster=b", "--token-file", "c", "--token-file", "d"],

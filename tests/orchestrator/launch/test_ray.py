@@ -182,6 +182,7 @@ def test_stop_writes_the_stop_file_where_the_run_is() -> None:
     launcher(client).stop("rlhf-a-1")
     (event,) = client.events
     assert event[1].startswith("rlhf entry output -- stop /shared/runs/base /shared/runs/a --by ")
+    assert event[1].endswith(" --job rlhf-a-1")
 
 
 @pytest.mark.parametrize("case", ["queued", "no directory yet", "comparison", "no rlhf there"])

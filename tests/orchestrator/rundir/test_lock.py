@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import BadInput, Interrupted, Superseded
-from orchestrator.rundir.lock import hold, holder
+from orchestrator.rundir.lock import hold, holder, job_of
 
 HOLD = "import sys, time; from pathlib import Path; from orchestrator.rundir.lock import hold\n"
 HOLD += "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
@@ -93,3 +93,14 @@ def test_a_driver_that_lost_its_lock_is_superseded(lock: Path) -> None:
         lock.write_text("process 1 on another-node\nabc")
         with pytest.raises(Superseded, match="process 1 on another-node"):
             fence()
+
+
+def test_a_lock_names_the_job_of_its_holder(lock: Path) -> None:
+    lock.parent.mkdir()
+    assert job_of(lock) is None
+    with hold(lock, job="rlhf-a-1") as fence:
+        fence()
+        assert job_of(lock) == "rlhf-a-1"
+        assert str(holder(lock)).startswith(f"process {os.getpid()} on ")
+    with hold(lock):
+        assert job_of(lock) is None
