@@ -4,13 +4,16 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: modules are compiled once
-.PHONY: help setup quickstart docs test test-quick test-faults fuzz bad-input check bench back-test table alarms families parity \
-    proof frontier golden golden-check lock clean
+.PHONY: help setup quickstart docs test test-quick test-faults test-cluster fuzz bad-input check bench back-test table alarms families parity \
+    proof frontier golden golden-check kuberay lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 TEST_PARALLEL := python -m pytest -n $(or $(JOBS),2) --dist loadfile
+COMPILE := uv pip compile pyproject.toml --python-platform x86_64-manylinux_2_31 --generate-hashes --no-emit-index-url \
+    --no-header --quiet
+COMPILE_GPU = $(COMPILE) requirements/gpu.in --extra gpu --extra math
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 help: ## list the targets
@@ -34,8 +37,11 @@ test-quick: setup ## run the tests that are over soon and start neither Ray nor 
 	@$(IN_VENV) $(TEST_PARALLEL) -m 'not stack and not slow and not long'
 
 test-faults: setup ## kill, stop, starve and damage runs, in one process and on real Ray: docs/evidence/reliability.md (hours)
-	@$(IN_VENV) python -m pytest -m long
+	@$(IN_VENV) python -m pytest -m 'long and not cluster'
 	@$(IN_VENV) python tests/faults/report.py --anew
+
+test-cluster: setup ## run jobs on a real Slurm, build images, ask a real Prometheus; takes root and Debian's packages (an hour)
+	@$(IN_VENV) python -m pytest -m cluster
 
 fuzz: setup ## fuzz every parser for MINUTES=20 each, one after another: docs/evidence/fuzzing.md
 	@$(IN_VENV) python tests/fuzz/fuzz.py --minutes $(or $(MINUTES),20)
@@ -83,12 +89,22 @@ golden: setup ## run the first steps of every quickstart recipe and keep their f
 golden-check: setup ## run them again and compare
 	@$(IN_VENV) python tests/stack/traces.py --check
 
-lock: ## resolve requirements/cpu.txt again (needs uv)
-	@uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra math \
-	    --excludes requirements/cpu-excluded.txt --python-version 3.11 --python-platform x86_64-manylinux_2_31 \
-	    --generate-hashes --no-emit-index-url --no-header --quiet $(UPGRADE) -o requirements/cpu.txt
-	@{ sed '/^#/!Q' requirements/cpu.in; cat requirements/cpu.txt; } > requirements/cpu.txt.new
-	@mv requirements/cpu.txt.new requirements/cpu.txt
+kuberay: setup ## write the jobs of deploy/kuberay/overlays
+	@$(IN_VENV) python deploy/kuberay/generate.py
+
+lock: ## resolve requirements/cpu.txt and gpu.txt again (needs uv)
+	@$(COMPILE) requirements/cpu.in --extra dev --extra math --excludes requirements/cpu-excluded.txt \
+	    --python-version 3.11 $(UPGRADE) -o requirements/cpu.txt
+	@$(call with_comment,cpu)
+	@cat requirements/cpu.txt requirements/gpu.txt > requirements/gpu-3.11.txt # pins that are kept where they fit
+	@$(COMPILE_GPU) --python-version 3.11 $(UPGRADE) -o requirements/gpu-3.11.txt
+	@cp requirements/gpu-3.11.txt requirements/gpu-3.12.txt
+	@$(COMPILE_GPU) --python-version 3.12 -o requirements/gpu-3.12.txt
+	@diff <(grep -v '^ *#' requirements/gpu-3.11.txt) <(grep -v '^ *#' requirements/gpu-3.12.txt) >&2 \
+	    || { echo "lock: Python 3.11 and 3.12 need different GPU stacks; pin what differs in gpu.in" >&2; exit 1; }
+	@mv requirements/gpu-3.11.txt requirements/gpu.txt
+	@rm requirements/gpu-3.12.txt
+	@$(call with_comment,gpu)
 
 clean: ## remove .venv and caches (runs/, data/ and models/ stay)
 	rm -rf .venv .venv-docs .venv-trl build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
@@ -126,4 +142,10 @@ for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
 done; \
 [ -x $(1)/bin/pip ] \
     || { echo "setup: needs Python 3.11 or 3.12 with venv; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+endef
+
+# The comment at the top of NAME.in becomes that of NAME.txt.
+define with_comment
+{ sed '/^#/!Q' requirements/$(1).in; cat requirements/$(1).txt; } > requirements/$(1).txt.new; \
+    mv requirements/$(1).txt.new requirements/$(1).txt
 endef
