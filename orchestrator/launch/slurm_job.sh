@@ -96,6 +96,14 @@ again() { # CODE WHY: end the job and let Slurm start it again, unless a person 
     exit "$1"
 }
 
+unjoined() { # end a job whose Ray did not start; one that has run before tries again, up to three times in a row
+    echo "$SLURM_JOB_ID" >> "$place/unjoined"
+    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ "$(grep -c "^$SLURM_JOB_ID$" "$place/unjoined")" -le 3 ]; then
+        again 3 "Ray did not start on every node"
+    fi
+    end 3
+}
+
 # shellcheck disable=SC2317 # called by the trap
 asked() { # Slurm wants the nodes back soon: the run is told once, and ends with a checkpoint
     [ -z "$told" ] || return
@@ -114,7 +122,7 @@ port=$(python -c 'import socket; s = socket.create_server(("", 0)); print(s.gets
 serve --head --port=0 --ray-client-server-port="$port" --include-dashboard=false &
 head=$!
 while alive "$head" && ! [ -s "$scratch/ray_current_cluster" ]; do sleep 0.5; done
-alive "$head" || end 3
+alive "$head" || unjoined
 RAY_ADDRESS=$(< "$scratch/ray_current_cluster")
 export RAY_ADDRESS
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
@@ -130,7 +138,8 @@ kill "$joined" 2> /dev/null
 wait "$joined"
 joined=$?
 [ -z "$told" ] || again 143 "Slurm wants the nodes back before the run has begun"
-[ "$joined" -eq 0 ] || end 3
+[ "$joined" -eq 0 ] || unjoined
+rm -f "$place/unjoined"
 
 # ---------------------------------------------------------------------------------------- the run
 

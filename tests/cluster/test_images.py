@@ -135,6 +135,7 @@ def image() -> Iterator[Image]:
         stack.callback(shutil.rmtree, work)
         # buildah leaves its store mounted on itself.
         stack.callback(subprocess.run, ["umount", "--recursive", str(work / "store" / "overlay")], check=False)
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("TMPDIR", str(work))  # buildah's, many GB
         for name in ("context", "runs", "data"):
             (work / name).mkdir()
         base = base_image(buildah, work)

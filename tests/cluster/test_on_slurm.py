@@ -310,7 +310,7 @@ def tokens_in(place: Path) -> list[str]:
 
 def left_behind(cluster: Cluster) -> str:
     """Return the processes and files of Ray on the hosts, after a moment in which they may end."""
-    command = "pgrep -a 'raylet|gcs_server|ray::' ; ls -d /tmp/rlhf-* 2> /dev/null"
+    command = "ps axo stat=,args= | grep -E '^[^Z]+ .*(raylet|gcs_server|ray::)' | grep -v grep; ls -d /tmp/rlhf-*"
     found = ""
     for _ in range(60):
         outputs = {host: cluster.slurm.inside(host, command).stdout for host in cluster.slurm.names}

@@ -79,7 +79,7 @@ class Script:
         """Set what squeue says of the job."""
         (self.fakes / "state").write_text(f"{word}\n")
 
-    def start(self, run: str, *, nodes: int = 2) -> subprocess.Popen[str]:
+    def start(self, run: str, *, nodes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
         """Start the script with a run, which is a shell command."""
         target = SlurmTarget(engine="slurm", gpus_per_node=4, work_dir=str(self.place.parent))
         request = JobRequest(id="rlhf-a", run="a", command=("bash", "-c", run), pods=TWO, grace_s=20)
@@ -94,6 +94,7 @@ class Script:
             "SLURM_JOB_NUM_NODES": str(nodes),
             "SLURM_JOB_NODELIST": "n[1-2]",
             "SLURM_CPUS_ON_NODE": "8",
+            "SLURM_RESTART_COUNT": str(restarts),
             "SLURM_SUBMIT_DIR": str(self._directory),
             "SLURMD_NODENAME": "n1",
         }
@@ -115,7 +116,7 @@ class Script:
 
     def ended(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         """Return the exit code and the output of a script that ends."""
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
     @property
@@ -146,7 +147,7 @@ def script(tmp_path: Path) -> Iterator[Script]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -199,6 +200,16 @@ def test_a_node_that_cannot_start_ray_is_named_with_its_words(script: Script, no
     assert not script.was_requeued
 
 
+def test_a_job_that_has_run_before_tries_again_three_times_in_a_row(script: Script) -> None:
+    (script.fakes / "broken-n2").touch()
+    ends = []
+    for _ in range(4):
+        ends.append(script.ended(script.start("echo started", restarts=1))[0])
+        ends.append(script.calls.count(f"scontrol requeue {os.getpid()}"))
+    assert ends == [3, 1, 3, 2, 3, 3, 3, 3], "three times back into the queue, and then no more"
+    assert script.note == "ended 3"
+
+
 ASKED = 'trap "echo saved; exit 143" TERM; touch "$FAKES/ready"; while :; do sleep 0.05; done'
 
 
@@ -239,7 +250,7 @@ def test_a_lost_node_puts_the_job_back_into_the_queue(script: Script) -> None:
     until(lambda: script.note == "running")
     (script.fakes / "lost-n2").touch()
     code, output = script.ended(process)
-    assert code == 4
+    assert code == 4, output
     assert "a node is lost: the job goes back into the queue" in output
     assert script.was_requeued
 
