@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -198,6 +199,10 @@ class RayLauncher:
         raise ClusterError(Problem(what=what, where=where, why=f"exit code {code}: {said}", fix=fix))
 
 
+RAY_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+\t[A-Z]+ \w+\.py:\d+ -- .*\n", re.MULTILINE)
+"""Line of Ray's job manager in the log of a job."""
+
+
 def metadata_of(request: JobRequest) -> Mapping[str, str]:
     """Return what the cluster keeps of a request, so that every other machine can look at the job."""
     recipe = next((word for word in request.command if word.endswith((".yaml", ".yml"))), "")
@@ -238,10 +243,11 @@ def _directories(text: str) -> tuple[str, ...]:
 def _after_header(log: str, job: ray_jobs.Job) -> str | None:
     """Return what a job's own command has printed; None if it has not been started.
 
-    The log begins with lines of Ray, of which the last one shows the entrypoint, which may have several lines.
+    Ray writes lines of its own, of which the last one shows the entrypoint, which may have several lines. Another
+    process writes them, so that the command's first words may come before.
     """
-    _, header, rest = log.partition(f"Running entrypoint for job {job.id}: {job.entrypoint}\n")
-    return rest if header else None
+    before, header, rest = log.partition(f"Running entrypoint for job {job.id}: {job.entrypoint}\n")
+    return RAY_LINE.sub("", before) + rest if header else None
 
 
 def _is_comparison(entrypoint: str) -> bool:

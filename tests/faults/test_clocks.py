@@ -59,9 +59,14 @@ def test_the_wall_clock_only_records_and_shows_times() -> None:
         "orchestrator/data/template.py",  # date for chat templates
         "orchestrator/driver/recorder.py",  # cost since the newest record
         "orchestrator/evaluation/evaluate.py",  # date of the evaluation
+        "orchestrator/launch/local.py",  # times of a job
+        "orchestrator/launch/slurm.py",  # whether the lock of a submission is that of a dead process
         "orchestrator/monitor/progress_file.py",  # time of the newest report
+        "orchestrator/monitor/prometheus_runs.py",  # how long a run has waited, or gone without a record
         "orchestrator/plan/work.py",  # whether a file has changed since its rows were counted
         "orchestrator/rundir/incidents.py",
         "orchestrator/rundir/ledger.py",
+        "orchestrator/rundir/stop.py",  # when a stop was asked for
         "orchestrator/rundir/why.py",  # how long ago
+        "orchestrator/signals.py",  # when a signal came
     }

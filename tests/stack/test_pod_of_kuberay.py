@@ -21,7 +21,7 @@ from orchestrator.launch.targets import KubeRayTarget
 from orchestrator.rundir.directory import JOB, RunDirectory
 from orchestrator.rundir.ledger import Fact, read_ledger
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]  # minutes: two clusters, one after the other
 
 RECIPES = Path(__file__).parent / "recipes"
 STEPS = 80
@@ -31,7 +31,7 @@ def rendered(work: Path, package: Path, runs: Path, model: Path) -> dict[str, An
     target = KubeRayTarget(
         engine="kuberay", image="a@sha256:" + "0" * 64, volume_claim="runs", output_dir=str(runs), gpu="CPU"
     )
-    overrides = (f"model.path={model}", f"algorithm.max_steps={STEPS}", "checkpoint.every=1000")
+    overrides = (f"model.path={model}", f"algorithm.max_steps={STEPS}", f"checkpoint.every={STEPS}")
     asked = Asked(file=Path("base.yaml"), overrides=overrides, working_dir=work, attempts=2)
     content = read_content(asked, target)
     request, _ = with_needs(make_request(asked, content, target, package), content.recipes, node_of(target))

@@ -278,3 +278,13 @@ def test_entry_output_captures_a_command(tmp_path: Path) -> None:
     assert (error["exit_code"], error["cause"]) == (2, "cannot_resume")
     assert error["problems"][0]["what"] == "not a run directory"
     assert set(error["problems"][0]) == {"what", "where", "why", "fix"}
+
+
+def test_words_of_a_job_that_come_before_the_lines_of_ray_are_shown() -> None:
+    client = Client(Details("rlhf-a-1"))
+    entrypoint = client.jobs["rlhf-a-1"].entrypoint
+    client.log = (
+        "2026-11-30 03:15:49,406\tINFO job_manager.py:581 -- Runtime env is setting up.\nfirst\n"
+        f"Running entrypoint for job rlhf-a-1: {entrypoint}\nsecond\n"
+    )
+    assert "".join(launcher(client).logs("rlhf-a-1")) == "first\nsecond\n"

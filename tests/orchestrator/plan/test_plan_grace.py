@@ -65,6 +65,6 @@ def test_an_update_that_never_ends_leaves_no_time_to_stop() -> None:
 def test_the_plan_says_how_long_a_stop_takes(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(CONFIGS / "8b/grpo.yaml")
     assert main(["plan", recipe]) == 0
-    assert "a run that is asked to stop ends within" in capsys.readouterr().out
+    assert "a stop: within " in capsys.readouterr().out
     assert main(["plan", recipe, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stop_s"] == pytest.approx(stop_seconds(planned("8b/grpo.yaml")))
