@@ -144,9 +144,12 @@ def test_what_a_cluster_keeps_of_a_request() -> None:
     }
 
 
+RAY_SAYS = "2026-11-30 03:15:49,406\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+
+
 def test_logs_have_no_line_of_ray() -> None:
     client = Client(Details("rlhf-a-1", entrypoint="rlhf run \\\na.yaml"))
-    client.log = "2026 INFO runtime env\nRunning entrypoint for job rlhf-a-1: rlhf run \\\na.yaml\nstep 1\n"
+    client.log = RAY_SAYS + "Running entrypoint for job rlhf-a-1: rlhf run \\\na.yaml\nstep 1\n"
     assert list(launcher(client).logs("rlhf-a-1")) == ["step 1\n"]
     assert "".join(launcher(client).logs("rlhf-a-1", follow=True)) == "step 1\nstep 2\n"
     client.log = "the environment cannot be set up\n"
@@ -283,8 +286,5 @@ def test_entry_output_captures_a_command(tmp_path: Path) -> None:
 def test_words_of_a_job_that_come_before_the_lines_of_ray_are_shown() -> None:
     client = Client(Details("rlhf-a-1"))
     entrypoint = client.jobs["rlhf-a-1"].entrypoint
-    client.log = (
-        "2026-11-30 03:15:49,406\tINFO job_manager.py:581 -- Runtime env is setting up.\nfirst\n"
-        f"Running entrypoint for job rlhf-a-1: {entrypoint}\nsecond\n"
-    )
+    client.log = f"{RAY_SAYS}first\nRunning entrypoint for job rlhf-a-1: {entrypoint}\nsecond\n"
     assert "".join(launcher(client).logs("rlhf-a-1")) == "first\nsecond\n"
