@@ -66,7 +66,7 @@ class Client:
 
     async def tail_job_logs(self, id: str) -> Any:
         for piece in (
-            "2026 INFO runtime env\nRunning entry",
+            "2026-11-30 03:15:49,406\tINFO job_manager.py:581 -- Runtime env is setting up.\nRunning entry",
             "point for job rlhf-a-1: rlhf run \\\na.yaml\nstep 1\n",
             "step 2\n",
         ):
