@@ -133,7 +133,7 @@ def find_job(launcher: Launcher, id: str | None, site: Site) -> Job:
         return jobs[0]
     where = site.on or site.cluster or ("the target" if site.has_target() else "this machine")
     if not jobs:
-        what, fix = f"unknown job {id}" if id else "no jobs", f"submit one: rlhf submit RECIPE{site.options}"
+        what, fix = f"unknown job {id}" if id else "no rlhf jobs", f"submit one: rlhf submit RECIPE{site.options}"
         if not site.has_target():
             fix += "; or give the target that has it: --on TARGET"
         raise BadInput(Problem(what=what, where=where, why="there are no jobs" if id else "", fix=fix))

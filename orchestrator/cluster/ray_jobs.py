@@ -24,6 +24,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster.job_server import Server, environment_without_addresses
+from orchestrator.cluster.turn import PREFIX
 from orchestrator.errors import BadInput, ClusterError, Problem
 
 for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
@@ -31,7 +32,6 @@ for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "
 
 UNFINISHED = ("PENDING", "RUNNING")
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)  # a new cluster has no agent for its first seconds
-PREFIX = "rlhf-"
 LOOK_PREFIX = "look-"  # of short commands, which are no jobs of rlhf
 LOOK_EVERY_S = 0.25
 STOP_POLLS = 40
@@ -166,14 +166,6 @@ class Jobs:
             jobs = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
 
-    def newest(self) -> Job:
-        """Return the newest job of rlhf. Raise BadInput if there is none."""
-        jobs = [job for job in self.list() if job.id.startswith(PREFIX)]
-        if not jobs:
-            fix = f"submit one: rlhf submit RECIPE --cluster {self._address}"
-            raise BadInput(Problem(what="no rlhf jobs on this cluster", where=self._address, fix=fix))
-        return jobs[0]
-
     def logs(self, id: str) -> str:
         self.get(id)
         with _translated(self._address):
@@ -305,8 +297,3 @@ def _first_line(error: Exception) -> str:
     """Return the line that says what happened: the last one of a server's traceback."""
     lines = [line for line in re.split(r"\\n|\n", str(error)) if line.strip()]
     return lines[-1].strip().strip("\"'}.") if lines else type(error).__name__
-
-
-def submission_id(name: str, digest: str) -> str:
-    """Return an id such as `rlhf-arith-grpo-1a2b3c4d`, equal for equal runs."""
-    return f"{PREFIX}{name}-{digest[:8]}"

@@ -10,13 +10,18 @@ machines of the target may see: `execute` runs a command of `rlhf` there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
-PREFIX = "rlhf-"
+from orchestrator.cluster import turn
+from orchestrator.errors import BadInput, Problem
+
+T = TypeVar("T")
+
+PREFIX = turn.PREFIX
 """First letters of every id, in the engine as well."""
 
 
@@ -162,6 +167,35 @@ class Resumer(Protocol):
             ClusterError: the engine refuses it, or does not answer.
         """
         ...
+
+
+def refuse_to_stop(job: Job, where: str) -> None:
+    """Raise BadInput if a job has ended, so that it cannot be stopped. `where`: the target, for the message."""
+    if job.state.is_finished:
+        what, why = f"job {job.id} cannot be stopped", f"it has ended: {job.state}"
+        raise BadInput(Problem(what=what, where=where, why=why))
+
+
+def refuse_to_resume(job: Job, where: str) -> None:
+    """Raise BadInput if a job has not ended or has succeeded, so that it cannot be resumed. `where`: the target."""
+    if not job.state.is_finished or job.state is JobState.succeeded:
+        why = "it has succeeded" if job.state is JobState.succeeded else f"its state is {job.state}"
+        raise BadInput(Problem(what=f"job {job.id} cannot be resumed", where=where, why=why))
+
+
+def newest_repetition(id: str, find: Callable[[str], T | None]) -> T | None:
+    """Return the newest of `ID`, `ID-2`, `ID-3`, …, each of which was started because the one before had failed.
+
+    `find` returns what has an id, or None. None: nothing has the id itself.
+    """
+    found, number = find(id), 1
+    while found is not None:
+        number += 1
+        later = find(f"{id}-{number}")
+        if later is None:
+            break
+        found = later
+    return found
 
 
 EXIT_WORDS = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,13 +23,21 @@ from orchestrator.launch.base import Output
 MARK = "rlhf-output "
 """First letters of the line that `rlhf entry output` prints."""
 
+SECRETS = ("rlhf", "entry", "secrets")
+
 
 def with_secrets(command: Sequence[str], secrets: Mapping[str, str]) -> tuple[str, ...]:
     """Return the command that reads the files of `secrets` on the target, and then becomes `command`."""
     if not secrets:
         return tuple(command)
     named = (f"{variable}={file}" for variable, file in sorted(secrets.items()))
-    return ("rlhf", "entry", "secrets", *named, "--", *command)
+    return (*SECRETS, *named, "--", *command)
+
+
+def with_same_secrets(words: Sequence[str], command: Sequence[str]) -> tuple[str, ...]:
+    """Return another command for a job whose command is `words`. It gets the secrets that `with_secrets` gave that."""
+    has_secrets = tuple(words[:3]) == SECRETS and "--" in words
+    return (*(words[: words.index("--") + 1] if has_secrets else ()), *command)
 
 
 def read_secrets(pairs: Sequence[str]) -> dict[str, str]:
@@ -59,6 +68,13 @@ def read_secrets(pairs: Sequence[str]) -> dict[str, str]:
 def become(command: Sequence[str], variables: Mapping[str, str]) -> None:
     """Replace this process by `command`, with `variables` added to the environment."""
     os.execvpe(command[0], list(command), {**os.environ, **variables})
+
+
+def output_of(command: Sequence[str]) -> Output:
+    """Run a command on this machine and return its output."""
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    stdout, stderr = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
+    return Output(exit_code=done.returncode, stdout=stdout, stderr=stderr)
 
 
 def output_command(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import BadInput, ClusterError, Problem, RlhfError
-from orchestrator.launch.base import Job, JobRequest, JobState, Output, Pods, Submitted
+from orchestrator.launch.base import (
+    Job,
+    JobRequest,
+    JobState,
+    Output,
+    Pods,
+    Submitted,
+    refuse_to_resume,
+    refuse_to_stop,
+)
 from orchestrator.launch.entry import find_output, output_command
 from orchestrator.launch.kubectl import LONG_S, Kubectl
 from orchestrator.launch.kuberay_pods import pod_spec
@@ -68,9 +77,7 @@ class KubeRayLauncher:
     def resume(self, id: str, command: Sequence[str] | None = None) -> Submitted:
         earlier = self._repetitions(id)
         job = self._job(self._newest(id))
-        if not job.state.is_finished or job.state is JobState.succeeded:
-            why = "it has succeeded" if job.state is JobState.succeeded else f"its state is {job.state}"
-            raise BadInput(Problem(what=f"job {job.id} cannot be resumed", where=self._kubectl.where, why=why))
+        refuse_to_resume(job, self._kubectl.where)
         base = earlier[-1]["metadata"]["annotations"][ID]
         again = _again(earlier[0], base, len(earlier) + 1)
         words = shlex.split(again["metadata"]["annotations"][COMMAND]) if command is None else command
@@ -161,9 +168,7 @@ class KubeRayLauncher:
     def stop(self, id: str) -> None:
         ray_job = self._newest(id)
         job, name = self._job(ray_job), ray_job["metadata"]["name"]
-        if job.state.is_finished:
-            what, why = f"job {job.id} cannot be stopped", f"it has ended: {job.state}"
-            raise BadInput(Problem(what=what, where=self._kubectl.where, why=why))
+        refuse_to_stop(job, self._kubectl.where)
         # KubeRay starts a failed job again, and a run that was stopped ends with 143: before it ends, no more clusters.
         patch = {"metadata": {"annotations": {STOP: this_user()}}, "spec": {"backoffLimit": 0}}
         self._kubectl.run("patch", RAY_JOBS, name, "--type", "merge", "--patch", json.dumps(patch))

@@ -41,8 +41,11 @@ from orchestrator.launch.base import (
     Submitted,
     ended_reason,
     ended_state,
+    newest_repetition,
+    refuse_to_resume,
+    refuse_to_stop,
 )
-from orchestrator.launch.entry import with_secrets
+from orchestrator.launch.entry import output_of, with_secrets
 
 POLL_S = 0.2
 START_S = 30.0  # a job whose process has not begun after this time never will
@@ -69,9 +72,7 @@ class LocalLauncher:
 
     def resume(self, id: str, command: Sequence[str] | None = None) -> Submitted:
         job = self._newest(id)
-        if not job.state.is_finished or job.state is JobState.succeeded:
-            why = "it has succeeded" if job.state is JobState.succeeded else f"its state is {job.state}"
-            raise BadInput(Problem(what=f"job {job.id} cannot be resumed", where=str(self._state), why=why))
+        refuse_to_resume(job, str(self._state))
         files = self._state / job.id / "files"
         body = _read(self._state / job.id / "job.json") | {"submitted": time.time()}
         if command is not None:
@@ -118,14 +119,7 @@ class LocalLauncher:
     # ------------------------------------------------------------------------------------------- look
 
     def find(self, id: str) -> Job | None:
-        found, number = self._read(self._state / id), 1
-        while found is not None:
-            number += 1
-            later = self._read(self._state / f"{id}-{number}")
-            if later is None:
-                break
-            found = later
-        return found
+        return newest_repetition(id, lambda each: self._read(self._state / each))
 
     def list(self) -> Sequence[Job]:
         paths = self._state.glob(f"{PREFIX}*") if self._state.is_dir() else ()
@@ -185,9 +179,7 @@ class LocalLauncher:
     def stop(self, id: str) -> None:
         """Send SIGTERM, which a run answers by writing its stop file."""
         job = self._newest(id)
-        if job.state.is_finished:
-            what, why = f"job {job.id} cannot be stopped", f"it has ended: {job.state}"
-            raise BadInput(Problem(what=what, where=str(self._state), why=why))
+        refuse_to_stop(job, str(self._state))
         disk.write_atomic(self._state / job.id / "stop.json", json.dumps({"time": time.time()}) + "\n")
         for name in ("keeper", "child"):
             if _is_alive(process := _read(self._state / job.id / f"{name}.json")):
@@ -196,9 +188,7 @@ class LocalLauncher:
                 return
 
     def execute(self, job: Job, arguments: Sequence[str]) -> Output:
-        done = subprocess.run(child_command(*arguments), capture_output=True, stdin=subprocess.DEVNULL, check=False)
-        stdout, stderr = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
-        return Output(exit_code=done.returncode, stdout=stdout, stderr=stderr)
+        return output_of(child_command(*arguments))
 
 
 # ------------------------------------------------------------------------------------------ the keeper

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster.turn import DIRECTORIES, PRIORITY, RUN, ahead, describe, read_jobs
-from orchestrator.errors import BadInput, ClusterError, Problem, RlhfError
+from orchestrator.errors import ClusterError, Problem, RlhfError
 from orchestrator.launch.base import (
     PREFIX,
     Job,
@@ -23,8 +23,11 @@ from orchestrator.launch.base import (
     Submitted,
     ended_reason,
     ended_state,
+    newest_repetition,
+    refuse_to_resume,
+    refuse_to_stop,
 )
-from orchestrator.launch.entry import find_output, output_command, with_secrets
+from orchestrator.launch.entry import find_output, output_command, with_same_secrets, with_secrets
 from orchestrator.launch.package import write_zip
 from orchestrator.launch.targets import RayTarget
 from orchestrator.rundir.stop import this_user
@@ -98,10 +101,7 @@ class RayLauncher:
 
     def resume(self, id: str, command: Sequence[str] | None = None) -> Submitted:
         job = self._newest(id)
-        shown = _job(job)
-        if not shown.state.is_finished or shown.state is JobState.succeeded:
-            why = "it has succeeded" if shown.state is JobState.succeeded else f"its state is {shown.state}"
-            raise BadInput(Problem(what=f"job {job.id} cannot be resumed", where=self._target.address, why=why))
+        refuse_to_resume(_job(job), self._target.address)
         entrypoint = None if command is None else _with_command(job.entrypoint, command)
         submitted = self._jobs.start_again(job, entrypoint)
         return Submitted(job=_job(submitted.job), is_new=submitted.is_new)
@@ -154,14 +154,7 @@ class RayLauncher:
 
     def _find(self, id: str) -> ray_jobs.Job | None:
         """Return the newest repetition of a job: `ID-2` comes after `ID`."""
-        found, number = self._jobs.find(id), 1
-        while found is not None:
-            number += 1
-            later = self._jobs.find(f"{id}-{number}")
-            if later is None:
-                break
-            found = later
-        return found
+        return newest_repetition(id, self._jobs.find)
 
     def _newest(self, id: str) -> ray_jobs.Job:
         return self._find(id) or self._jobs.get(id)
@@ -174,10 +167,8 @@ class RayLauncher:
         Ray sends SIGTERM, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S.
         """
         job = self._newest(id)
-        if job.is_finished:
-            what, why = f"job {job.id} cannot be stopped", f"it has ended: {job.status}"
-            raise BadInput(Problem(what=what, where=self._target.address, why=why))
         shown = _job(job)
+        refuse_to_stop(shown, self._target.address)
         if shown.state is JobState.running and shown.directories and not _is_comparison(job.entrypoint):
             try:
                 asked = ["stop", *shown.directories, "--by", this_user(), "--job", job.id]
@@ -256,6 +247,4 @@ def _is_comparison(entrypoint: str) -> bool:
 
 def _with_command(entrypoint: str, command: Sequence[str]) -> str:
     """Return the entrypoint with another command, which gets the same secrets."""
-    words = shlex.split(entrypoint)
-    kept = words[: words.index("--") + 1] if words[:3] == ["rlhf", "entry", "secrets"] and "--" in words else []
-    return shlex.join([*kept, *command])
+    return shlex.join(with_same_secrets(shlex.split(entrypoint), command))

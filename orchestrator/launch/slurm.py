@@ -38,7 +38,10 @@ from orchestrator.launch.base import (
     Submitted,
     ended_reason,
     ended_state,
+    refuse_to_resume,
+    refuse_to_stop,
 )
+from orchestrator.launch.entry import output_of, with_same_secrets
 from orchestrator.launch.render_slurm import place_of, render
 from orchestrator.launch.slurm_states import FIELDS, Row, parse_rows, state_of
 from orchestrator.launch.targets import SlurmTarget
@@ -83,9 +86,7 @@ class SlurmLauncher:
 
     def resume(self, id: str, command: Sequence[str] | None = None) -> Submitted:
         job = self._newest(id)
-        if not job.state.is_finished or job.state is JobState.succeeded:
-            why = "it has succeeded" if job.state is JobState.succeeded else f"its state is {job.state}"
-            raise BadInput(Problem(what=f"job {job.id} cannot be resumed", where=self._where(id), why=why))
+        refuse_to_resume(job, self._where(id))
         place = Path(place_of(self._target, id))
         body, script = _read_request(place), (place / "job.sh").read_text("utf-8")
         if command is not None:
@@ -176,9 +177,7 @@ class SlurmLauncher:
     def stop(self, id: str) -> None:
         """Note that a person has asked, so that Slurm does not start the job again, and tell the job's script."""
         job, known = self._newest(id), self._known([id])[id]
-        if job.state.is_finished:
-            what, why = f"job {job.id} cannot be stopped", f"it has ended: {job.state}"
-            raise BadInput(Problem(what=what, where=self._where(id), why=why))
+        refuse_to_stop(job, self._where(id))
         (Path(place_of(self._target, id)) / "stop").touch()
         runs = known.row is not None and known.row.state == "RUNNING"
         _slurm("scancel", *(["--batch", "--signal=TERM"] if runs else []), str(known.number))
@@ -186,7 +185,7 @@ class SlurmLauncher:
     def execute(self, job: Job, arguments: Sequence[str]) -> Output:
         """Run the command here, if this machine sees the run directories; else on the node of the job's head."""
         if not job.directories or any(Path(directory).parent.is_dir() for directory in job.directories):
-            return _output(child_command(*arguments))
+            return output_of(child_command(*arguments))
         known = self._known([job.id] if job.id else []).get(job.id)
         if known is None or known.row is None or known.row.state != "RUNNING":
             why = f"only nodes of the cluster do, and the job has none: {job.state}"
@@ -195,7 +194,7 @@ class SlurmLauncher:
             raise ClusterError(Problem(what="the run directory is not visible here", where=where, why=why, fix=fix))
         script = f"{self._target.activate or ':'}\nexec {shlex.join(['rlhf', *arguments])}"
         there = ["--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={known.row.head}", "--export=NIL", "--chdir=/"]
-        return _output(["srun", f"--jobid={known.number}", *there, "/bin/bash", "-lc", script])
+        return output_of(["srun", f"--jobid={known.number}", *there, "/bin/bash", "-lc", script])
 
 
 # ------------------------------------------------------------------------------------------ one job
@@ -254,8 +253,7 @@ def _with_command(script: str, command: Sequence[str]) -> str:
     lines = script.split("\n")
     index = next(i for i, line in enumerate(lines) if line.startswith("command=("))
     words = shlex.split(lines[index].removeprefix("command=(").removesuffix(")"))
-    kept = words[: words.index("--") + 1] if words[:3] == ["rlhf", "entry", "secrets"] and "--" in words else []
-    lines[index] = f"command=({shlex.join([*kept, *command])})"
+    lines[index] = f"command=({shlex.join(with_same_secrets(words, command))})"
     return "\n".join(lines)
 
 
@@ -351,9 +349,3 @@ def _slurm(command: str, *arguments: str, **variables: str) -> str:
         fix = "mend the target, or ask the cluster's administrators"
         raise ClusterError(Problem(what=f"Slurm refuses {command}", why=why, fix=fix))
     return done.stdout
-
-
-def _output(command: Sequence[str]) -> Output:
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    stdout, stderr = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
-    return Output(exit_code=done.returncode, stdout=stdout, stderr=stderr)

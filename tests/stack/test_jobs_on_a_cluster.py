@@ -78,7 +78,7 @@ def test_a_job_from_submission_to_its_log(
     jobs.stop(resubmitted.job.id)
     assert finished(jobs, resubmitted.job.id).status == "STOPPED"
     assert [job.id for job in jobs.list()] == ["rlhf-fails-1-2", "rlhf-fails-1", "rlhf-hello-1"]
-    assert jobs.newest().metadata == {}
+    assert jobs.list()[0].metadata == {}
 
 
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")

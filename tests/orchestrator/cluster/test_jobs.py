@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from recipe_dir import RecipeDir
 
+from orchestrator.cli.place import Site, find_job
 from orchestrator.cluster.job_server import Server, environment_without_addresses, find_token, server_url
 from orchestrator.cluster.ray_jobs import BACKOFF_S, JobRequest, Jobs
 from orchestrator.errors import BadInput, ClusterError, RlhfError
+from orchestrator.launch.ray import RayLauncher
+from orchestrator.launch.targets import RayTarget
 
 Golden = Callable[[str, str], None]
 REQUEST = JobRequest(id="rlhf-arith-12345678", entrypoint="rlhf run grpo.yaml")
@@ -138,12 +141,12 @@ def test_b61_unknown_and_finished_jobs(golden: Golden) -> None:
 
 
 def test_errors_on_a_cluster_without_jobs(golden: Golden) -> None:
-    messages = []
-    for action in (lambda j: j.get("x"), Jobs.newest):
-        with pytest.raises(BadInput) as caught:
-            action(jobs(FakeJobClient()))
-        messages.append(str(caught.value))
-    golden("b61-no-jobs", "\n".join(messages) + "\n")
+    with pytest.raises(BadInput) as unknown:
+        jobs(FakeJobClient()).get("x")
+    launcher = RayLauncher(RayTarget(engine="ray", address="http://head:8265"), jobs=jobs(FakeJobClient()))
+    with pytest.raises(BadInput) as none:
+        find_job(launcher, None, Site(cluster="http://head:8265"))
+    golden("b61-no-jobs", f"{unknown.value}\n{none.value}\n")
 
 
 def test_jobs_are_listed_newest_first_and_followed() -> None:
@@ -151,7 +154,6 @@ def test_jobs_are_listed_newest_first_and_followed() -> None:
         FakeDetails("rlhf-a-1", start_time=1000), FakeDetails("rlhf-b-2", start_time=3000), FakeDetails("raysubmit_x")
     )
     assert [job.id for job in jobs(client).list()] == ["raysubmit_x", "rlhf-b-2", "rlhf-a-1"]
-    assert jobs(client).newest().id == "rlhf-b-2"
     assert list(jobs(client).follow("rlhf-a-1")) == ["one\n", "two\nthree\n"]
     assert jobs(client).logs("rlhf-a-1") == "log of rlhf-a-1\n"
 
