@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.rundir.cost import Meter
-from orchestrator.rundir.directory import COMPLETE, RunDirectory
+from orchestrator.rundir.directory import COMPLETE, RunDirectory, in_rounds
 from orchestrator.rundir.ledger import Fact, Record
 
 DEPTH = 3  # levels below the given directory at which runs are looked for: a comparison has its runs in a directory
@@ -165,8 +165,7 @@ class RunReader:
     @property
     def method(self) -> str:
         kind = str(_section(self._config, "algorithm").get("type", "unknown"))
-        in_rounds = kind == "dpo" and _section(self._config, "data").get("prompts") is not None
-        return "iter_dpo" if in_rounds else kind
+        return "iter_dpo" if in_rounds(self._config) else kind
 
     @property
     def _max_kl(self) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.monitor.figures import duration, headlines, number
-from orchestrator.rundir.directory import COMPLETE, RunDirectory
+from orchestrator.rundir.directory import COMPLETE, RunDirectory, in_rounds
 from orchestrator.rundir.ledger import Fact
 
 TAIL_BYTES = 256 * 1024
@@ -96,7 +96,7 @@ def read_status(directory: RunDirectory) -> RunStatus:
     rows = [row for row in _tail(directory.metrics) if isinstance(row.get("step"), int)]
     counted = (Fact.committed, Fact.attempt, Fact.finished)
     done = next((int(fact["step"]) for fact in reversed(facts) if fact["fact"] in counted), 0)
-    in_rounds, num_steps = _schedule(directory)
+    has_rounds, num_steps = _schedule(directory)
     num_steps = progress.get("num_steps") or num_steps
     seconds = [row["timing/step"] for row in rows[-SPEED_STEPS:] if isinstance(row.get("timing/step"), int | float)]
     step_s = sum(seconds) / len(seconds) if seconds else None
@@ -110,7 +110,7 @@ def read_status(directory: RunDirectory) -> RunStatus:
         state=_state(holder, exit, attempt, waits=bool(waits_for), placed=placed),
         attempt=attempt,
         step=done,
-        step_word="round" if in_rounds else "step",
+        step_word="round" if has_rounds else "step",
         num_steps=num_steps,
         step_s=step_s,
         tokens_per_s=newest.get("throughput/tokens_per_s"),
@@ -148,9 +148,8 @@ def _schedule(directory: RunDirectory) -> tuple[bool, int | None]:
     """Return whether steps are rounds, and the number of steps if the recipe gives it."""
     try:
         config = json.loads(directory.resolved.read_text("utf-8"))
-        algorithm, data = config.get("algorithm") or {}, config.get("data") or {}
-        return algorithm.get("type") == "dpo" and data.get("prompts") is not None, algorithm.get("max_steps")
-    except (OSError, ValueError, AttributeError):
+        return in_rounds(config), config["algorithm"].get("max_steps")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return False, None
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from orchestrator.errors import RlhfError, redact
 from orchestrator.monitor.alarms import Alarm
 from orchestrator.rundir.cost import Meter, by_step
-from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.directory import RunDirectory, in_rounds
 from orchestrator.rundir.incidents import Incident, read_incidents
 from orchestrator.rundir.ledger import Record, read_ledger
 from workers.types import Sample
@@ -106,7 +106,7 @@ class RunRecord:
 
     @property
     def in_rounds(self) -> bool:
-        return self.setting("algorithm.type") == "dpo" and self.setting("data.prompts") is not None
+        return in_rounds(self.config)
 
     @property
     def word(self) -> str:

@@ -39,6 +39,14 @@ JOB = "RLHF_JOB"
 """Environment variable with the id of the job that a run belongs to, where its launcher sets it. exit.json has it."""
 
 
+def in_rounds(settings: Mapping[str, Any]) -> bool:
+    """Return whether the steps of a run are rounds of iterative DPO. `settings`: content of resolved.json."""
+    algorithm, data = settings.get("algorithm"), settings.get("data")
+    if not isinstance(algorithm, Mapping) or not isinstance(data, Mapping):  # the file is damaged
+        return False
+    return algorithm.get("type") == "dpo" and data.get("prompts") is not None
+
+
 class RunDirectory:
     """Directory of one run: paths, lock and exit.json. `create` it from a recipe, `open` an existing one."""
 
