@@ -154,7 +154,7 @@ class Learner(SharesStorage):
 
         started = time.perf_counter()
         scored = scored_batch(experience, scores, reference, values, old, seed=mix_seeds(self._seed, step))
-        scored = replace(scored, **self._begun) if span.first else scored
+        scored, self._begun = replace(scored, **self._begun) if span.first else scored, {}
         if is_given(scored.experience).all():  # nothing is sampled
             raise ModelError(
                 f"all {scored.experience.num_dropped} prompts of step {step + 1} are too long to be used; raise "
