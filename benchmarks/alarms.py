@@ -42,7 +42,7 @@ from benchmarks.machine import description
 from configs.quickstart.tiny import character_tokenizer, create_model
 from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
-from orchestrator.driver.driver import Attempt
+from orchestrator.driver.attempt import Attempt
 from orchestrator.errors import Alarmed
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.signals import StopRequest

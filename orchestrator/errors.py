@@ -323,6 +323,16 @@ class FilesLost(RlhfError):
     cause = "files_lost"
 
 
+class StorageFailed(RlhfError):
+    """Object storage does not answer. What is stored is intact, so the run can be resumed."""
+
+    cause = "storage_failed"
+
+    def __init__(self, url: str, why: str) -> None:
+        fix = "wait until it answers again, or mend the network, and resume the run"
+        super().__init__(Problem(what="object storage does not answer", where=url, why=why, fix=fix))
+
+
 class LimitReached(RlhfError):
     """The driver has reached a limit of the system. `what`: "open files" or "processes"."""
 

@@ -18,6 +18,7 @@ from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.phase import Phase
 from orchestrator.pipeline.reference import Decision
 from orchestrator.pipeline.sources import PendingBatch
+from workers.files.saved import Saved
 from workers.files.written import Report, report
 from workers.ragged import Ragged
 from workers.spans import Progress, UpdateRange
@@ -219,7 +220,7 @@ class FakeLearner:
         self._events.append(f"{self._name}: send weights")
         return 0.125
 
-    def export(self, directory: str, average: Average | None = None) -> Report:
+    def export(self, directory: str, average: Average | None = None, target: str | None = None) -> Report:
         mixed = f" with {1 - average.alpha:g} of {Path(average.directory).name}" if average else ""
         self._events.append(f"{self._name}: export {Path(directory).name}{mixed}")
         if self._rank:
@@ -236,7 +237,7 @@ class FakeLearner:
     def _report(self, directory: Path, *paths: Path, writes: bool = True) -> Report:
         return report(directory, paths, role=self._name.split()[0], rank=self._rank, writes=writes)
 
-    def load(self, directory: str, sizes: Mapping[str, int] | None = None) -> Mapping[str, Any]:
+    def load(self, directory: str, saved: Saved | None = None) -> Mapping[str, Any]:
         self._events.append(f"{self._name}: load {Path(directory).parent.name}/{Path(directory).name}")
         self.weights = (Path(directory) / f"{self._name}.bin").read_bytes()
         return {}

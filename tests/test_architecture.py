@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"workers.ragged", "workers.types", "workers.vocabulary", "workers.positions", "workers.families"},
     {"workers.progress"},
+    {"workers.storage"},
     {"workers.conversation"},
     {"workers.codec"},
     {"workers.spans"},
@@ -36,6 +37,7 @@ ORDER = [
     {"workers.algorithms"},
     {"workers.engines"},
     {"workers.files"},
+    {"workers.sender"},
     {"workers.mixing"},
     {"workers.updates"},
     {"workers.encoder"},
@@ -66,6 +68,7 @@ ONE_ADDRESS = {
     "transformers": "workers/engines/hf_",
     "peft": "workers/engines/lora.py",
     "ray": "orchestrator/cluster/",
+    "obstore": "workers/storage.py",
 }
 
 LIGHT = (

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from workers.config import AlgorithmConfig, Head, LearnerConfig, ModelConfig
 from workers.engines.base import ModelError, TrainingEngine
+from workers.files import mirror
+from workers.files.saved import Saved
 from workers.files.shared_storage import SharesStorage, require_files
 from workers.files.written import Report, files, report
 from workers.given import is_given
 from workers.margins import NO_MARGINS, PairMargins, final_scores, implicit_rewards, pair_margins
 from workers.scoring import ScoreCache, score_tokens
+from workers.sender import WeightSender
 from workers.spans import UpdateRange
 from workers.step_inputs import experience_facts, scored_batch
 from workers.types import (
@@ -27,11 +30,10 @@ from workers.types import (
     TrainBatch,
     merge,
 )
-from workers.weights import Average, Manifest, Rendezvous, describe
+from workers.weights import Average, Manifest, Rendezvous
 
 if TYPE_CHECKING:
     from workers.packing import Packed
-    from workers.segment import Segment
     from workers.types import Floats
     from workers.updates import PlannedUpdates
 
@@ -108,9 +110,7 @@ class Learner(SharesStorage):
         self._begun: Mapping[str, Any] = {}  # inputs of the step that an earlier attempt has begun
         self._base: str | None = None  # state to load before the first update of the step
         self._base_cache = ScoreCache()  # log-probabilities of the base model under the adapters
-        self._manifest: Manifest | None = None  # set by `open_weights`
-        self._segment: Segment | None = None
-        self._sender: Any = None
+        self._sender = WeightSender(engine, model)
 
     # -------------------------------------------------------------------------------------------- train
 
@@ -167,11 +167,7 @@ class Learner(SharesStorage):
         if self._base is not None and span.first == 0:
             self.load(self._base)
         if pairs_file is not None and self._engine.rank == 0:
-            from workers.engines.hf_text import TextCodec
-            from workers.files.round_files import write_round
-
-            keep = self._algorithm.keeps_groups
-            write_round(Path(pairs_file), batch, scored, TextCodec(self._model), keep_groups=keep)
+            self._write_pairs(Path(pairs_file), batch, scored)
         planned = self._updater.plan(step, batch, self._algorithm)
         self._current = _Current(step=step, scored=scored, batch=batch, planned=planned)
         # Metrics of the experience are reported by the policy alone, not again by the critic.
@@ -183,6 +179,13 @@ class Learner(SharesStorage):
         if difference is not None:
             sums["sampling/logp_difference"], maxima["sampling/logp_difference_max"] = difference
         return StepStats(sums=sums, maxima=maxima, facts=facts, minima=stats.minima, left=stats.left)
+
+    def _write_pairs(self, path: Path, batch: TrainBatch, scored: ScoredBatch) -> None:
+        from workers.engines.hf_text import TextCodec
+        from workers.files.round_files import write_round
+
+        keep = self._algorithm.keeps_groups
+        mirror.upload(write_round(path, batch, scored, TextCodec(self._model), keep_groups=keep))
 
     def more(self, step: int, span: UpdateRange) -> StepStats:
         """Make further updates of the step that `step` has begun, and return their statistics.
@@ -290,62 +293,46 @@ class Learner(SharesStorage):
 
     def open_weights(self, segment: str | None, rendezvous: Rendezvous | None) -> Manifest:
         """Set up publication, once per process: through a shared-memory segment (CPU) or by NCCL."""
-        manifest = describe(self._engine.describe_weights(), segment=segment, rendezvous=rendezvous)
-        if segment is not None and self._engine.rank == 0:
-            from workers.segment import Segment
-
-            self._segment = Segment(segment, manifest.num_bytes)
-        self._manifest = manifest
-        return manifest
+        return self._sender.open(segment, rendezvous)
 
     def send_weights(self) -> float:
         """Publish the current weights. Every rank takes part in gathering them. Return the seconds it took."""
         started = time.perf_counter()
-        assert self._manifest is not None
-        if self._manifest.rendezvous is not None:
-            if self._sender is None:
-                from workers.engines.vllm_sender import NcclSender
-
-                self._sender = NcclSender(self._manifest, self._engine.rank, self._engine.weights)
-            self._sender.send()
-        elif self._segment is not None:
-            self._segment.write(self._manifest.entries, self._engine.weights())
-        else:
-            for _ in self._engine.weights():
-                pass
+        self._sender.send()
         return time.perf_counter() - started
 
     def send_adapter(self, directory: str, version: int) -> float:
         """Write the adapters of `version` to `directory` (rank 0; all ranks gather). Return the seconds it took."""
         started = time.perf_counter()
-        self._write_adapter(Path(directory), version)
+        self._sender.write_adapter(Path(directory), version)
+        if self._engine.rank == 0:
+            mirror.publish(Path(directory))
         return time.perf_counter() - started
 
-    def _write_adapter(self, directory: Path, version: int | None = None) -> None:
-        from workers.engines import lora
-
-        assert self._model.lora is not None
-        assert self._model.path is not None
-        # Copied at once: under ZeRO-3 a tensor is gathered only until the next one is yielded.
-        tensors = {name: tensor.cpu().clone() for name, tensor in self._engine.adapter() if self._engine.rank == 0}
-        if self._engine.rank == 0:
-            lora.write(directory, self._model.lora, self._model.path, tensors, version)
-
-    def export(self, directory: str, average: Average | None = None) -> Report:
+    def export(self, directory: str, average: Average | None = None, target: str | None = None) -> Report:
         """Write the model, or the `average` of it and an earlier one, as a Hugging Face directory (rank 0; all gather).
 
         With adapters the model is the merged one, and its subdirectory `adapter/` holds the adapters for peft. An
         average has none. `directory` is empty. Return what this rank wrote.
+
+        Args:
+            target: name that `directory` gets once all is written, and has in storage from the start; None: its own.
         """
         from workers.engines import hf_files
 
         assert self._model.path is not None
+        if average is not None:
+            mirror.require(average.directory)
+        if self._engine.rank == 0:
+            mirror.empty(Path(directory))
         if self._model.lora is not None and average is None:
-            self._write_adapter(Path(directory) / "adapter")
+            self._sender.write_adapter(Path(directory) / "adapter")
         if self._engine.rank == 0:
             described, weights = self._engine.describe_weights(), self._engine.weights()
             hf_files.export(self._model.path, described, weights, Path(directory), average=average)
-            return self._report(Path(directory), list(files(Path(directory))))
+            written = self._report(Path(directory), list(files(Path(directory))))
+            mirror.upload_as(Path(target or directory), Path(directory), [file.name for file in written.files])
+            return written
         for _ in self._engine.weights():
             pass
         return self._report(Path(directory), ())
@@ -371,10 +358,25 @@ class Learner(SharesStorage):
         given = {name: getattr(self._current.scored, name) for name in BEFORE_STEP}
         return {BEGUN: {name: torch.tensor(array) for name, array in given.items() if array is not None}}
 
-    def load(self, directory: str, sizes: Mapping[str, int] | None = None) -> Mapping[str, Any]:
-        """Restore what `save` has written, once this machine sees files of these `sizes`. Return its `state`."""
-        require_files(Path(directory), sizes or {})
-        state = dict(self._engine.load(Path(directory)))
+    def upload(self, directory: str, target: str, names: Sequence[str]) -> None:
+        """Upload files of a checkpoint in the background, as those of `target` in the storage of the run."""
+        mirror.upload_as(Path(target), Path(directory), names)
+
+    def load(self, directory: str, saved: Saved | None = None) -> Mapping[str, Any]:
+        """Restore what `save` has written, once this machine sees the files of the gang. Return its `state`.
+
+        From storage a rank fetches its own files alone, and rank 0 those of all ranks if the gang had another size.
+
+        Raises:
+            FilesNotSeen: a file is missing, or has another size.
+            StorageError: a file is not in the storage of the run, or is not what was written.
+        """
+        if saved is not None and (mirrored := mirror.of_process()) is not None:
+            mine = saved.of_rank(self._engine.rank, self._engine.world_size)
+            mirrored.fetch(Path(directory), saved.prefix, mine)
+        elif saved is not None:
+            require_files(Path(directory), {name: file["bytes"] for name, file in saved.files.items()})
+        state = dict(self._engine.load(Path(directory), saved_ranks=saved.num_ranks if saved else None))
         if self._control is not None:
             self._algorithm = self._algorithm.model_copy(update={self._control.name: state.pop(CONTROLLED)})
         self._begun = {name: tensor.cpu().numpy() for name, tensor in state.pop(BEGUN, {}).items()}
@@ -382,9 +384,9 @@ class Learner(SharesStorage):
 
     def close(self) -> None:
         """Leave the process group: a rank that has not left may abort at exit."""
-        if self._segment is not None:
-            self._segment.remove()
+        self._sender.close()
         self._engine.close()
+        mirror.flush()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -71,8 +71,10 @@ def draw(count: int, limit: int, seed: int) -> NDArray[np.int64]:
 def _of_round(number: int, directory: Path, config: PairsConfig) -> Experience:
     """Return the pairs of an earlier round. Their prompts are named `rounds/N/ID`."""
     # Imported here: the driver imports this module for Mix alone, and reads no parquet.
+    from workers.files import mirror
     from workers.files.groups_file import GROUPS, read_groups
 
+    mirror.fetch_file(directory / GROUPS, wait_s=mirror.WAIT_S)
     scored, _ = read_groups(directory / GROUPS)
     if config.gold == "never":
         scored = sampled_batch(scored)

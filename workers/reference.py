@@ -12,6 +12,7 @@ import numpy as np
 
 from workers.config import LearnerConfig, ModelConfig, ReferenceConfig
 from workers.engines.base import VersionMismatch
+from workers.files import mirror
 from workers.files.shared_storage import SharesStorage
 from workers.gold import is_gold, sampled_only
 from workers.scoring import ScoreCache, score_tokens
@@ -73,6 +74,7 @@ class Reference(SharesStorage):
     def load(self, path: str, version: int = 0) -> None:
         """Replace the reference by the model in the directory `path`, which holds `version` of the policy."""
         self._version = -1  # none, until the model is loaded
+        mirror.require(path)
         self._cache = ScoreCache()
         self.free()
         model = self._model.model_copy(update={"path": path})

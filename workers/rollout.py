@@ -11,7 +11,7 @@ import numpy as np
 
 from workers.config import ModelConfig, RolloutConfig
 from workers.engines.base import EngineError, ModelError, Request, Response, Sampler, VersionMismatch
-from workers.files import quarantine
+from workers.files import mirror, quarantine
 from workers.files.rollout_files import read_experience, write_experience
 from workers.files.shared_storage import SharesStorage
 from workers.gold import gold_tokens, with_gold
@@ -222,8 +222,12 @@ class Rollout(SharesStorage):
     def receive_adapter(self, directory: str, version: int, sent: object) -> float:
         """Load the adapters of `version`. Return the seconds it took. `sent` and errors as in `receive_weights`."""
         started = time.perf_counter()
-        self._receive(version, lambda: self._engine.receive_adapter(directory, version))
+        self._receive(version, lambda: self._load_adapter(directory, version))
         return time.perf_counter() - started
+
+    def _load_adapter(self, directory: str, version: int) -> None:
+        mirror.require(directory)
+        self._engine.receive_adapter(directory, version)
 
     def _receive(self, version: int, load: Callable[[], None]) -> None:
         try:

@@ -13,7 +13,7 @@ import typer
 
 from orchestrator.cli.looks import aligned
 from orchestrator.cli.options import AsJson, OnCluster, OnTarget, RunOrJob, RunOrNewestJob, TokenFile
-from orchestrator.cli.place import Site, There, fields_of, find_job, place, say_json
+from orchestrator.cli.place import Site, There, fields_of, find_job, is_url, place, say_json
 from orchestrator.errors import BadInput, Problem, RlhfError
 from orchestrator.terminal import say
 
@@ -164,6 +164,11 @@ def stop(
     """
     from orchestrator.rundir.stop import this_user
 
+    if is_url(run[0]):
+        from orchestrator.rundir.stored import request_stop_at
+
+        request_stop_at(run[0], by or this_user())
+        return _tell_stop(run[0], None, None, as_json=as_json)
     there = place(run, Site(on=on, cluster=cluster, token_file=token_file))
     if not isinstance(there, There):
         return _stop_here(there, wait, by=by, job=job, as_json=as_json)

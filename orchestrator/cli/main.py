@@ -45,7 +45,7 @@ from orchestrator.cli.options import (
     ResumeOverrides,
     TokenFile,
 )
-from orchestrator.cli.place import Site, There, error_document, place, say_json
+from orchestrator.cli.place import Site, There, error_document, fetched, is_url, place, say_json
 from orchestrator.errors import BadInput, Problem, Problems, RlhfError, redact
 from orchestrator.terminal import never_fail_to_encode, say
 
@@ -148,7 +148,7 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> int:
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(metavar="RUN|ID", help="Run directory: runs/NAME; or id of a job.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|ID", help="Run directory, STORAGE/NAME, or id of a job.")],
     overrides: ResumeOverrides = None,
     attempts: Attempts = 1,
     on: OnTarget = None,
@@ -160,6 +160,8 @@ def resume(
 
     A job that failed or was stopped is started again on its target.
     """
+    if is_url(run):
+        run, overrides = fetched(run, overrides or ())
     site = Site(on=on, cluster=cluster, token_file=token_file)
     if isinstance(there := place([run], site), There):
         return jobs.resume_job(there, overrides or (), attempts=attempts, site=site, as_json=as_json)

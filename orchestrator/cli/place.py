@@ -104,6 +104,26 @@ class There:
         return document
 
 
+def is_url(word: str) -> bool:
+    """Return whether a word names a run in object storage."""
+    return "://" in word
+
+
+def fetched(url: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """Fetch a run from STORAGE/NAME. Return its directory and the other overrides; one of them may be `output_dir=DIR`.
+
+    Raises:
+        ResumeError: there is no run at `url`.
+        BadInput, StorageFailed: the storage refuses access, or does not answer.
+    """
+    from orchestrator.rundir.stored import fetch_run
+
+    given = [override for override in overrides if override.startswith("output_dir=")]
+    output_dir = Path(given[-1].removeprefix("output_dir=")) if given else Path("runs")
+    others = [override for override in overrides if override not in given]
+    return str(fetch_run(url, output_dir.expanduser()).path), others
+
+
 def place(words: Sequence[str], site: Site) -> list[Path] | There:
     """Return the run directories of this machine that `words` name, or the job of a target.
 

@@ -20,6 +20,7 @@ from ray.experimental.internal_kv import _internal_kv_put
 
 from orchestrator.errors import redact
 from workers import progress
+from workers.files import mirror
 
 NAMESPACE = b"rlhf-heartbeats"
 
@@ -87,7 +88,7 @@ class Host:
             return address, int(probe.getsockname()[1])
 
     def start(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-        self._worker = self._guarded(factory, (), arguments)
+        self._worker = self._guarded(_start, (factory, arguments), {})
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], *resolved: Any) -> tuple[Any, None]:
@@ -127,6 +128,11 @@ class Failure(Exception):
         super().__init__(role, rank, actor, kind, traceback, pid)
         self.role, self.rank, self.actor, self.kind = role, rank, actor, kind
         self.traceback, self.pid = traceback, pid
+
+
+def _start(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    mirror.require_models(arguments)
+    return factory(**arguments)
 
 
 def _fill(argument: Any, resolved: Sequence[Any]) -> Any:

@@ -160,6 +160,9 @@ class RunConfig(Settings):
 
     name: Name  # name of the run and of its directory in output_dir; a recipe without one gets ALGORITHM--MODEL--ID
     output_dir: PathText = "runs"  # directory that the run's directory is created in
+    # object storage that holds the run beside output_dir, which then need not be shared: s3://BUCKET/PREFIX, gs://…;
+    # None: output_dir alone, on storage that every machine sees
+    storage: Annotated[str, Field(pattern=r"^(s3|gs|az|file)://[^\s@?#]+$")] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # seed of data order, sampling and new weights
     model: ModelConfig  # model that the policy is initialised from
     data: DataConfig  # prompts or dataset to train on, and evaluation sets

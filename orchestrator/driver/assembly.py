@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from orchestrator.cluster.base import Gang
@@ -17,6 +18,7 @@ from orchestrator.evaluation.held_out import Answers, BaseLogprobs, CombinedEval
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.evaluation.refusals import Refusals
 from orchestrator.evaluation.temperatures import AtTemperatures
+from orchestrator.pipeline.exports import Uploads, write_model
 from orchestrator.pipeline.mixing import MixedSource
 from orchestrator.pipeline.publishing import AdapterPublisher, EnginePublisher, NoPublisher, Publisher
 from orchestrator.pipeline.reference import (
@@ -150,9 +152,16 @@ def build_source(
 
 
 def build_reference(
-    config: RunConfig, directory: RunDirectory, gangs: Mapping[str, Gang[Any]], state: State
+    config: RunConfig,
+    directory: RunDirectory,
+    gangs: Mapping[str, Gang[Any]],
+    state: State,
+    uploads: Uploads | None = None,
 ) -> ReferencePolicy:
-    """Build the reference policy, or the teacher of distillation, in the version that `state` holds."""
+    """Build the reference policy, or the teacher of distillation, in the version that `state` holds.
+
+    `uploads`: storage of the run; None: it has none.
+    """
     algorithm, temperature = config.algorithm, config.algorithm.loss_temperature(config.rollout.temperature)
     if algorithm.needs.teacher:
         return Teacher(gangs["teacher"], temperature=temperature, states=algorithm.needs_teacher_states)
@@ -162,7 +171,7 @@ def build_reference(
         return AdapterOffReference(gangs["policy"], temperature=temperature, cache=config.reference.cache)
     return ReferenceGang(
         gangs["reference"],
-        gangs["policy"],
+        partial(write_model, gangs["policy"], uploads=uploads),
         config.reference,
         temperature=temperature,
         drift_temperature=(lambda step: of_round(config, step).rollout.temperature) if in_rounds(config) else None,

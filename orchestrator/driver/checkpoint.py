@@ -21,15 +21,17 @@ from orchestrator.rundir.manifest import (
     MISSING,
     STATE,
     State,
+    files_of,
     list_checkpoints,
     position_of,
     read_state,
     seal,
-    sizes,
     step_of,
     verify,
     write_state,
 )
+from orchestrator.rundir.stored import StoredRun
+from workers.files.saved import Saved
 from workers.files.shared_storage import eventually
 from workers.learner import Learner
 
@@ -73,13 +75,16 @@ class Checkpointer:
         keep: int,
         about: Mapping[str, Any] | None = None,
         fence: Callable[[], None] = lambda: None,
+        stored: StoredRun | None = None,
     ) -> None:
         """Write checkpoints to `directory`.
 
         Args:
             about: provenance for the manifests: run, software, ranks and data.
             fence: raises Superseded if another driver has taken over the run.
+            stored: twin of the run in object storage; None: all machines see `directory`.
         """
+        self._stored = stored
         self._learners, self._directory, self._keep, self._about = learners, directory, keep, about or {}
         self._fence = fence
 
@@ -95,6 +100,7 @@ class Checkpointer:
             self._write(aside, state, meanwhile)
             self._fence()
             disk.publish(target)
+            self._settle({str(aside): str(target)})
         except Superseded:
             raise  # the partial checkpoint belongs to the other driver
         except BaseException:
@@ -105,14 +111,20 @@ class Checkpointer:
         return target
 
     def _write(self, aside: Path, state: State, meanwhile: Callable[[], None]) -> None:
-        saving = {role: gang.all(Learner.save, str(aside / role), {}) for role, gang in self._gangs().items()}
+        saving = {role: gang.all(Learner.save, str(aside / role), {}) for role, gang in self.gangs().items()}
         meanwhile()
         reports = {role: wait(calls) for role, calls in saving.items()}
         write_state(aside, state)
         about = {**self._about, "step": state.next_step, "reference_version": state.reference_version}
-        seal(aside, about, reports, own=[STATE])
+        seal(aside, about, reports, own=[STATE], is_shared=self._stored is None)
 
-    def _gangs(self) -> dict[str, Gang[Learner]]:
+    def _settle(self, renamed: Mapping[str, str], deleted: Sequence[str] = ()) -> None:
+        """Rename and delete directories on the machines of the ranks, where each has its own."""
+        if self._stored is not None:
+            for gang in self.gangs().values():
+                wait(gang.all(Learner.settle, renamed, deleted))
+
+    def gangs(self) -> dict[str, Gang[Learner]]:
         """Return the gangs whose state a checkpoint holds, by the subdirectory that is theirs."""
         learners = self._learners
         return {"policy": learners.policy} | ({"critic": learners.critic} if learners.critic else {})
@@ -123,10 +135,12 @@ class Checkpointer:
         Raises:
             OSError: `new` is damaged; no checkpoint is deleted.
         """
-        if damage := verify(new, hashes=False):
+        if self._stored is None and (damage := verify(new, hashes=False)):
             raise OSError(f"{new}: {damage} right after it was written; older checkpoints are kept")
-        for old in list_checkpoints(self._directory)[: -self._keep]:
-            _delete(old)
+        old = list_checkpoints(self._directory)[: -self._keep]
+        for checkpoint in old:
+            _delete(checkpoint)
+        self._settle({}, [str(checkpoint) for checkpoint in old])
 
     def oldest(self) -> int:
         """Return the number of steps done in the oldest checkpoint; 0 if there is none."""
@@ -135,9 +149,15 @@ class Checkpointer:
     def load(self, checkpoint: Path) -> None:
         """Restore the learners from a verified checkpoint. Each rank waits until it sees all files of its gang."""
         loading: list[Handle[Any]] = []
-        for role, gang in self._gangs().items():
-            loading += gang.all(Learner.load, str(checkpoint / role), sizes(checkpoint, role))
+        for role, gang in self.gangs().items():
+            loading += gang.all(Learner.load, str(checkpoint / role), saved_files(checkpoint, role, self._stored))
         wait(loading)
+
+
+def saved_files(checkpoint: Path, role: str, stored: StoredRun | None) -> Saved:
+    """Return the files of a gang in a verified checkpoint, for its ranks."""
+    prefix = "" if stored is None else f"{stored.prefix_of(checkpoint)}/{role}"
+    return Saved(files=files_of(checkpoint, role), prefix=prefix)
 
 
 def roll_back(directory: Path, before: int) -> int | None:
@@ -161,23 +181,26 @@ def _delete(checkpoint: Path) -> None:
     shutil.rmtree(gone)
 
 
-def newest(directory: Path, expected: tuple[int, int] | None = None) -> tuple[Path, State, Sequence[str]]:
+def newest(
+    directory: Path, expected: tuple[int, int] | None = None, stored: StoredRun | None = None
+) -> tuple[Path, State, Sequence[str]]:
     """Return the newest intact checkpoint, its state, and the damage to newer ones.
 
     Args:
         expected: position of a checkpoint that the ledger lists (see `ledger.checkpointed`). If it is not visible, wait
             for up to LAG_S seconds. None: the ledger lists none.
+        stored: twin of the run, which then decides alone; None: the run has none.
 
     Raises:
         ResumeError: there is no intact checkpoint.
     """
-    listed = _wait_for(directory, expected)
+    listed = _wait_for(directory, expected if stored is None else None)
     refused: list[str] = []
     if expected is not None and not _reaches(listed, expected):
         missing = State(next_step=expected[0], updates=expected[1], reference_version=0).name
         refused.append(f"{directory / missing}: {MISSING}")
     for checkpoint in reversed(listed):
-        damage = verify(checkpoint)
+        damage = verify(checkpoint) if stored is None else stored.damage(checkpoint)
         state = None if damage else read_state(checkpoint)
         if state is not None:
             return checkpoint, state, refused

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import RunConfig
+from orchestrator.driver.uploads import Uploads
 from orchestrator.monitor import Monitor
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.stored import StoredRun
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +25,12 @@ class AttemptContext:
     directory: RunDirectory
     ledger: Ledger
     monitor: Monitor
+    uploads: Uploads | None = None  # to the storage of the run; None: it has none
+
+    @property
+    def stored(self) -> StoredRun | None:
+        """Twin of the run in object storage; None: it has none."""
+        return None if self.uploads is None else self.uploads.stored
 
     def record(self, fact: Fact, *, step: int, **details: Any) -> None:
         """Append a record of this attempt to the ledger.

@@ -15,12 +15,14 @@ from orchestrator import disk
 from orchestrator.cluster.base import Cluster, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import RunConfig
+from orchestrator.driver.checkpoint import saved_files
 from orchestrator.errors import BadInput, Problem
 from orchestrator.pipeline.exports import export
 from orchestrator.pipeline.roles import gang_plans, preloaded
 from orchestrator.rundir.directory import COMPLETE, RunDirectory
 from orchestrator.rundir.exported import ExportedRound
-from orchestrator.rundir.manifest import list_checkpoints, position_of, sizes, verify
+from orchestrator.rundir.manifest import list_checkpoints, position_of, verify
+from orchestrator.rundir.stored import explained, open_stored
 from workers.learner import Learner
 
 
@@ -49,6 +51,9 @@ def export_round(
     models, checkpoints = stored_models(directory), stored_checkpoints(directory)
     if number in models:
         say(f"{directory.name}: round {number} is stored as a model ({models[number]})")
+        if (stored := open_stored(config, directory)) is not None:
+            with explained(stored.storage.url):
+                stored.mirror.require(models[number], wait_s=0.0)
         with _published(output) as aside:
             shutil.copytree(models[number], aside, dirs_exist_ok=True)
     elif number in checkpoints:
@@ -84,7 +89,8 @@ def _from_checkpoint(
     start_cluster: Callable[..., Cluster],
 ) -> None:
     """Load a checkpoint into the policy's workers, as a resumed run does, and let them write the model."""
-    if damage := verify(checkpoint):
+    stored = open_stored(config, directory)
+    if damage := verify(checkpoint) if stored is None else stored.damage(checkpoint):
         fix = "export another round, or restore the checkpoint from a backup"
         raise BadInput(Problem(what="the checkpoint is damaged", where=str(checkpoint), why=damage, fix=fix))
     say(f"{directory.name}: round {number} is in {checkpoint}; the policy's workers load it")
@@ -95,7 +101,7 @@ def _from_checkpoint(
         try:
             plans = gang_plans(config, cuda=cluster.cuda, max_steps=config.algorithm.max_steps or number)
             policy = cluster.spawn([plan for plan in plans if plan.role == "policy"])["policy"]
-            wait(policy.all(Learner.load, str(checkpoint / "policy"), sizes(checkpoint, "policy")))
+            wait(policy.all(Learner.load, str(checkpoint / "policy"), saved_files(checkpoint, "policy", stored)))
             with _published(output) as aside:
                 export(policy, aside)
             wait(policy.all(Learner.close))

@@ -148,6 +148,10 @@ class Recorder:
             scored = merge_scores(wait(scores))
             samples = scored.samples
             metrics |= _scorer_metrics(scored)
+        if self._attempt.uploads is not None:
+            metrics["storage/behind_s"] = self._attempt.uploads.behind_s
+            for remark in self._attempt.uploads.remarks():
+                self._monitor.note(remark)
         metrics["throughput/tokens_per_s"] = metrics.get("num_tokens", 0.0) / metrics["timing/step"]
         if self._rollouts is not None:
             metrics["throughput/prompts_per_s"] = self._num_prompts / metrics["timing/step"]
@@ -176,6 +180,8 @@ class Recorder:
         self.steps_done = step
         if self._is_due(step, None) or self._pace.is_due(step):
             self.checkpoint(step)
+        elif self._attempt.uploads is not None:
+            self._attempt.uploads.saved(self._ledger.records)
 
     def _is_due(self, step: int, every: int | None) -> bool:
         return step == self._max_steps or self.is_spent or (every is not None and step % every == 0)
@@ -241,6 +247,8 @@ class Recorder:
             self.models.drop()
         updates = {"updates": state.updates} if state.updates else {}
         self._attempt.record(Fact.checkpoint, step=state.next_step, reference=state.reference_version, **updates)
+        if self._attempt.uploads is not None:
+            self._attempt.uploads.saved(self._ledger.records)
 
     # -------------------------------------------------------------------------------------------- files
 

@@ -48,11 +48,14 @@ def find_resume_point(attempt: AttemptContext, material: Material) -> ResumePoin
     """
     config, directory, ledger = attempt.config, attempt.directory, attempt.ledger
     expected = checkpointed(ledger.records)
-    resumed = expected is not None or list_checkpoints(directory.checkpoints)
+    listed = list_checkpoints(directory.checkpoints)
+    resumed = listed or (expected is not None and attempt.stored is None)
     checkpoint, state, damaged = (
-        newest(directory.checkpoints, expected) if resumed else (None, State(next_step=0, reference_version=0), [])
+        newest(directory.checkpoints, expected, attempt.stored)
+        if resumed
+        else (None, State(next_step=0, reference_version=0), [])
     )
-    about = describe(config, material.prompts, material.examples)
+    about = describe(config, material.prompts, material.examples) | {"attempt": attempt.number}
     differences = compare(read_about(checkpoint), about) if checkpoint else []
     overrides, inputs = record_overrides(directory, config), write_inputs(directory, config)
     attempt.record(

@@ -26,13 +26,14 @@ from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.resume import ResumePoint
 from orchestrator.errors import Problem, ResumeError
 from orchestrator.pipeline.sources import Chunk, StoredChunk
-from orchestrator.rundir.ledger import Fact, Ledger
+from orchestrator.rundir.ledger import STORED, Fact, Ledger
 from orchestrator.rundir.manifest import damage, lost
+from orchestrator.rundir.stored import StoredRun, explained
+from workers.files.mirror import WAIT_S
 from workers.files.quarantine import LIST, quarantined
-from workers.files.rollout_files import StoredFile, read_manifest
+from workers.files.rollout_files import StoredFile, parse_manifest, read_manifest
 from workers.files.shared_storage import eventually, size_of
-
-STORED = (Fact.generated, Fact.scored)
+from workers.storage import StorageError
 
 
 class Rollouts:
@@ -51,13 +52,16 @@ class Rollouts:
         note: Callable[[str], None],
         wait_first: Callable[[Sequence[Handle[Any]]], None],
         arrived: Callable[[str, int, Chunk], None] = lambda role, index, chunk: None,
+        stored: StoredRun | None = None,
     ) -> None:
         """Continue the records of a run.
 
         Args:
             wait_first: waits until one of several calls has succeeded.
             arrived: called with "rollout" or "reward" when a chunk of a step is sampled or scored.
+            stored: twin of the run in object storage; None: all machines see `directory`.
         """
+        self._stored = stored
         self._directory, self._ledger, self._attempt, self._note = directory, ledger, attempt, note
         self._wait_first, self._arrived = wait_first, arrived
         # Chunks by index of the step, not in the ledger yet: to be generated, to be scored; each in order.
@@ -222,7 +226,7 @@ class Rollouts:
         self._ledger.append(fact, attempt=self._attempt, step=index + 1, **details)
 
     def _described(self, stems: Sequence[str]) -> dict[str, Any]:
-        written = [_seen(stem) for stem in stems]
+        written = [_seen(stem, self._stored) for stem in stems]
         return {
             "files": [{**asdict(w), "path": str(Path(w.path).relative_to(self._directory.parent))} for w in written],
             "completions": sum(w.completions for w in written),
@@ -232,11 +236,23 @@ class Rollouts:
         return tuple((str(self._directory.parent / f["path"]), f["sha256"]) for f in details["files"])
 
     def _damage(self, details: Mapping[str, Any]) -> str:
-        return next(filter(None, (damage(self._directory.parent, file) for file in details["files"])), "")
+        return next(filter(None, map(self._damage_of, details["files"])), "")
+
+    def _damage_of(self, file: Mapping[str, Any]) -> str:
+        """Return a description of the damage to a file; empty if it is intact, here or in storage."""
+        here = damage(self._directory.parent, file)
+        if not here or self._stored is None:
+            return here
+        with explained(self._stored.storage.url):
+            return "" if self._stored.storage.size(self._stored.full(file["path"])) == file["bytes"] else here
 
 
-def _seen(stem: str) -> StoredFile:
-    """Return the manifest of a worker's file, once the driver sees both. Raise FilesLost if it does not."""
+def _seen(stem: str, stored: StoredRun | None = None) -> StoredFile:
+    """Return the manifest of a worker's file, once the driver sees both, here or in storage.
+
+    Raises:
+        FilesLost: it does not see them.
+    """
     found: list[StoredFile] = []
 
     def is_here() -> bool:
@@ -244,7 +260,17 @@ def _seen(stem: str) -> StoredFile:
             found[:] = [read_manifest(stem)]
         return bool(found) and size_of(Path(found[0].path)) == found[0].bytes
 
-    if not eventually(is_here):
+    def is_stored() -> bool:
+        assert stored is not None
+        with suppress(StorageError, ValueError):
+            content = stored.storage.get(stored.name_of(Path(f"{stem}.json")))
+            if content is not None:
+                found[:] = [parse_manifest(content)]
+                return stored.storage.size(stored.name_of(Path(found[0].path))) == found[0].bytes
+        return False
+
+    seen = eventually(is_here) if stored is None else eventually(lambda: is_here() or is_stored(), WAIT_S)
+    if not seen:
         raise lost(f"a worker wrote {Path(stem).name}.safetensors, which is not seen from here", Path(stem).parent)
     return found[0]
 
@@ -266,6 +292,7 @@ def open_rollouts(
         note=attempt.monitor.note,
         wait_first=cluster.wait_first,
         arrived=ChunkProgress(attempt.monitor, partial(prompts_per_step, config, material)).arrived,
+        stored=attempt.stored,
     )
     if point.state.updates:  # part of a step is trained; what is sampled ahead came from earlier weights, too
         first = point.state.next_step

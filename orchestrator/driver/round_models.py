@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator import disk
+from orchestrator.driver.uploads import Uploads
 from orchestrator.evaluation.best_round import best, describe, figures
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.rundir.directory import RunDirectory
@@ -19,7 +20,7 @@ from orchestrator.rundir.exported import ExportedRound
 from orchestrator.rundir.manifest import WEIGHTS, list_checkpoints, step_of
 
 Export = Callable[[Path], object]
-"""Function that writes the learners' current model to a directory."""
+"""Function that writes the learners' current model to a directory, which exists when it is complete."""
 
 
 class RoundModels:
@@ -35,6 +36,7 @@ class RoundModels:
         may_export: Callable[[int], bool] = lambda number: True,
         note: Callable[[str], None] = lambda text: None,
         fence: Callable[[], None] = lambda: None,
+        uploads: Uploads | None = None,
     ) -> None:
         """Continue at a resume point. Models of later rounds, which will be trained again, are deleted.
 
@@ -45,8 +47,10 @@ class RoundModels:
             may_export: whether the safety gate promotes a round.
             note: tells the user something.
             fence: raises Superseded if another driver has taken over the run.
+            uploads: to the storage of the run; None: it has none.
         """
         self._directory, self._by, self._export, self._fence = directory, by, export, fence
+        self._uploads = uploads
         self._may_export, self._note = may_export, note
         for number in directory.rounds_with("model"):
             if number > steps_done:
@@ -58,7 +62,8 @@ class RoundModels:
 
     def keep(self, number: int) -> None:
         """Write the current model as that of a round."""
-        self._write(self._directory.round_model(number), self._export)
+        self._fence()
+        self._export(self._directory.round_model(number))
 
     def drop(self) -> None:
         """Delete the models that neither this run nor one resumed from a checkpoint would export."""
@@ -83,8 +88,17 @@ class RoundModels:
 
     def publish(self, chosen: ExportedRound) -> None:
         """Write the model of the run, which is that of the chosen round."""
-        kept = self._directory.round_model(chosen.round)
-        self._write(self._directory.model, (lambda aside: copy_model(kept, aside)) if kept.is_dir() else self._export)
+        kept, model = self._directory.round_model(chosen.round), self._directory.model
+        self._fence()
+        if not kept.is_dir():
+            self._export(model)
+            return
+        copy_model(kept, disk.fresh(model))
+        self._fence()
+        disk.publish(model)
+        if self._uploads is not None:
+            self._uploads.flush()
+            self._uploads.copied(kept, model)
 
     def drop_all(self) -> None:
         """Delete the models of rounds, once the run is complete."""
@@ -98,15 +112,10 @@ class RoundModels:
         by_round = figures(MetricsFile(self._directory.metrics).rows(), self._by)
         return {number: value for number, value in by_round.items() if self._may_export(number)}
 
-    def _write(self, target: Path, create: Export) -> None:
-        self._fence()
-        aside = disk.fresh(target)
-        create(aside)
-        self._fence()
-        disk.publish(target)
-
     def _delete(self, number: int) -> None:
         model = self._directory.round_model(number)
+        if self._uploads is not None:
+            self._uploads.delete(model)
         model.rename(gone := disk.partial(model))  # first, so that no half of a model has its name
         shutil.rmtree(gone)
 

@@ -42,6 +42,7 @@ RETRYABLE = {
     "not_finite",
     "fleet_exhausted",
     "cluster_lost",
+    "storage_failed",
     "killed",
     "driver_died",
 }

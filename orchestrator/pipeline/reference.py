@@ -13,15 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from orchestrator import disk
 from orchestrator.cluster.base import Gang, Handle, wait
-from orchestrator.pipeline.exports import export
 from orchestrator.pipeline.sources import Chunk
 from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
 from workers.types import Drift, Experience, Metrics, TokenShard
 from workers.weights import Average
+
+Write = Callable[[Path, Average | None], None]
+"""Function that writes the policy, or its average with an earlier model, to a directory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +144,7 @@ class ReferenceGang:
     def __init__(
         self,
         reference: Gang[Reference],
-        policy: Gang[Learner],
+        write: Write,
         config: ReferenceConfig,
         *,
         temperature: float,
@@ -155,6 +156,7 @@ class ReferenceGang:
         """Load the reference that the run holds.
 
         Args:
+            write: writes the policy to a directory, as it is or averaged with an earlier model.
             temperature: of the loss.
             drift_temperature: returns that of a step's samples, at which the drift is measured before the step; None:
                 the drift is measured only where `refresh` depends on it, at `temperature`.
@@ -162,7 +164,7 @@ class ReferenceGang:
             version: version of the policy that the reference holds.
             decided: decision already taken for the first step, when resuming in the middle of it.
         """
-        self._reference, self._policy, self._config = reference, policy, config
+        self._reference, self._write, self._config = reference, write, config
         self._temperature, self._directory, self.version = temperature, directory, version
         self._measures = drift_temperature is not None or config.refresh == "when_drifted"
         self._drift_temperature = drift_temperature or (lambda step: temperature)
@@ -225,8 +227,7 @@ class ReferenceGang:
         average = None
         if self._config.refresh == "ema":
             average = Average(directory=str(self._directory(self.version)), alpha=self._config.ema_alpha)
-        export(self._policy, disk.fresh(directory), average)
-        disk.publish(directory)
+        self._write(directory, average)
         wait(self._reference.all(Reference.load, str(directory), version))
         self.version = version
 

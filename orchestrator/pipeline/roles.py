@@ -16,6 +16,7 @@ from orchestrator.cluster.base import GangPlan, Resources
 from orchestrator.cluster.fork_server import Preload
 from orchestrator.cluster.preload import serve_forks
 from orchestrator.config import ClusterConfig, RunConfig
+from orchestrator.data.sources import local
 from workers import learner
 from workers.config import (
     FunctionRewardConfig,
@@ -29,11 +30,13 @@ from workers.config import (
     TeacherConfig,
 )
 from workers.encoder import Encoder
+from workers.files import mirror
 from workers.reference import Reference
 from workers.reward import Reward
 from workers.rewards.combine import SUM, Combination
 from workers.rollout import Rollout
 from workers.rollout import environment as rollout_environment
+from workers.storage import environment as storage_environment
 
 Origin = TypeVar("Origin", bound=ModelOrigin)
 
@@ -113,7 +116,17 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
             "mismatched": config.algorithm.needs.mismatched,
         }
         plans.append(plan_of("dataset", Encoder, [encoder], config.cluster, gpus=0))
-    return plans
+    return [_with_storage(plan, config) for plan in plans]
+
+
+def _with_storage(plan: GangPlan, config: RunConfig) -> GangPlan:
+    """Return a plan whose members know the storage of the run, where it has one. Credentials are their machines'."""
+    if config.storage is None:
+        return plan
+    root = local(config.output_dir).absolute()
+    known = {**storage_environment(), **mirror.environment(config.storage, root)}
+    environment = {**plan.resources.environment, **known}
+    return replace(plan, resources=replace(plan.resources, environment=environment))
 
 
 def shares_base(config: RunConfig) -> bool:

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator import disk
 from orchestrator.cluster.base import Gang, wait
 from orchestrator.config import RunConfig
 from orchestrator.config.rounds import learner_settings, of_round, prompts_per_round
 from orchestrator.data.batches import batch_indices, cut_batches
-from orchestrator.pipeline.exports import export
+from orchestrator.pipeline.exports import Uploads, write_model
 from orchestrator.pipeline.learning import RoundStart
 from orchestrator.pipeline.sources import Draw, completions_per_chunk, retry_seed
 from orchestrator.rundir.manifest import WHOLE, require
@@ -69,19 +68,21 @@ def draws(config: RunConfig, files: Sequence[int], *, rollbacks: int) -> Callabl
     return draw
 
 
-def keep_initial(config: RunConfig, policy: Gang[Learner], *, base: Path, reference: Path) -> None:
+def keep_initial(
+    config: RunConfig, policy: Gang[Learner], *, base: Path, reference: Path, uploads: Uploads | None = None
+) -> None:
     """Keep the initial policy where later rounds need it. The policy gang must hold it.
 
     Args:
         base: directory of the learners' state, written anew by every attempt, where rounds start from it.
         reference: directory of the reference's first version, where the reference is a moving average.
+        uploads: storage of the run; None: it has none.
     """
     if config.rounds.policy == "base":
         shutil.rmtree(base, ignore_errors=True)
-        require(base, {WHOLE: wait(policy.all(Learner.save, str(base), {}))})
+        require(base, {WHOLE: wait(policy.all(Learner.save, str(base), {}))}, is_shared=uploads is None)
     if config.reference.refresh == "ema" and not reference.is_dir():
-        export(policy, disk.fresh(reference))
-        disk.publish(reference)
+        write_model(policy, reference, uploads=uploads)
 
 
 def round_starts(config: RunConfig, *, base: Path) -> Callable[[int], RoundStart] | None:

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator import disk
 from orchestrator.cluster.base import Gang
 from orchestrator.errors import BadInput, Problem
+from orchestrator.rundir.stored import StoredRun, explained
 from workers.files.shared_storage import EVERY_NODE, TOKEN, SharesStorage, Sighting, eventually, read
 
 UNSEEN = "cannot show the driver a file in"
@@ -44,6 +45,30 @@ def check_storage(directory: Path, gangs: Mapping[str, Gang[Any]]) -> None:
         unseen = {name for name in answered if read(place / name) != token}
     if problems := list(_problems(directory, sightings, unseen)):
         raise BadInput(problems)
+
+
+def check_object_storage(stored: StoredRun, gangs: Mapping[str, Gang[Any]]) -> None:
+    """Check that every member of every gang reads and writes the storage of the run.
+
+    Raises:
+        BadInput: one does not. All members that fail are named, by machine.
+        StorageFailed: the storage does not answer here.
+    """
+    name = stored.full(f"storage-{secrets.token_hex(4)}")
+    with explained(stored.storage.url):
+        stored.storage.put(name, b"token")
+        calls = {role: gang.all(SharesStorage.check_object_storage, name) for role, gang in gangs.items()}
+        sightings = {f"{role}-{n}": call.result() for role, own in calls.items() for n, call in enumerate(own)}
+        stored.storage.delete([name, *(f"{name}.{sighting.node}" for sighting in sightings.values())])
+    failed = {member: sighting for member, sighting in sightings.items() if sighting.why}
+    if failed:
+        fix = "give the machines of the workers the same access (docs/cluster/storage.md)"
+        raise BadInput(
+            [
+                Problem(what=f"{member.replace('-', ' rank ')} on {s.node} cannot use storage", why=s.why, fix=fix)
+                for member, s in failed.items()
+            ]
+        )
 
 
 @contextmanager

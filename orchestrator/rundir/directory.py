@@ -29,7 +29,7 @@ from orchestrator.errors import BadInput, Problem, ResumeError, redact
 from orchestrator.rundir import lock
 from orchestrator.rundir.lock import Fence
 
-HOW_IT_RAN = ("checkpoint", "cluster", "report_to", "wandb")
+HOW_IT_RAN = ("checkpoint", "cluster", "report_to", "storage", "wandb")
 """Settings that the model of a complete run does not depend on."""
 
 COMPLETE = ("completed", "budget")
@@ -258,13 +258,13 @@ class RunDirectory:
             disk.sync_directory(target.parent)
         return target
 
-    def start_attempt(self) -> int:
-        """Prepare the directory for the next attempt and return the attempt's number.
+    def start_attempt(self, after: int = 0) -> int:
+        """Prepare the directory for the next attempt and return the attempt's number, which is greater than `after`.
 
         Create its log directory, point `logs/latest` at it, remove exit.json, and delete the partial files of
         interrupted writes.
         """
-        attempt = self.last_attempt + 1
+        attempt = max(self.last_attempt, after) + 1
         for place in (self.path, self.checkpoints, self.reference(0).parent, *self.path.glob("rounds/*")):
             disk.clear(place)
         self.logs(attempt).mkdir(parents=True)

@@ -19,7 +19,7 @@ from orchestrator.config.recipe import Recipe
 from orchestrator.config.run import RunConfig
 from orchestrator.config.values import show
 from orchestrator.data.sources import local
-from orchestrator.errors import Problem, Problems, ResumeError, RlhfError
+from orchestrator.errors import BadInput, Problem, Problems, ResumeError, RlhfError
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.inputs import MAY_CHANGE, changes, inputs_of, named
 from orchestrator.rundir.ledger import Fact, read_ledger
@@ -51,7 +51,12 @@ class StartOver:
 
 def move_aside(recipe: Recipe, *, fresh: bool = False, restart_last: bool = True, say: Callable[[str], None]) -> None:
     """Move aside the existing runs of stages that start over, and report each. See `check_existing`."""
+    stored = {config.name: config.storage for config in recipe.stages if config.storage is not None}
     for run in check_existing(recipe, fresh=fresh, restart_last=restart_last):
+        if (url := stored.get(run.directory.name)) is not None:
+            where, why = f"{url}/{run.directory.name}", f"{run.why}, and what is in storage is never replaced"
+            fix = "choose a new name: name=NAME; or delete the run there and here"
+            raise BadInput(Problem(what="cannot start over", where=where, why=why, fix=fix))
         target = run.directory.set_aside()
         say(f"{run.directory.name} starts over: {run.why}; the existing run is kept as {target.name}")
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from orchestrator import disk
 from orchestrator.errors import Problem, ResumeError
@@ -47,6 +47,10 @@ class Fact(StrEnum):
     finished = "FINISHED"
     alarm = "ALARM"
     promotion = "PROMOTION"
+
+
+STORED = (Fact.generated, Fact.scored)
+"""Facts of a chunk whose files are listed in `details`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,15 +86,28 @@ class Record:
         return json.dumps({**body, "sha256": _digest(body)}, allow_nan=False).encode() + b"\n"
 
 
+class Copies(Protocol):
+    """Receiver of a copy of each record, in order."""
+
+    def claim(self, record: Record) -> None:
+        """Store the first record of an attempt. Raises Superseded if another driver has stored one of its number."""
+        ...
+
+    def send(self, record: Record) -> None:
+        """Take a further record, which is written, to store it in the background."""
+        ...
+
+
 class Ledger:
     """Ledger that is open for appending.
 
     `torn_bytes` is the size of the incomplete record that was removed from its end when it was opened. `fence` is
-    called before each append and raises if another driver has taken over the run.
+    called before each append and raises if another driver has taken over the run. `copies` may be set at any time.
     """
 
     def __init__(self, path: Path, records: list[Record], torn_bytes: int, fence: Callable[[], None]) -> None:
         self.path, self.torn_bytes, self.fence = path, torn_bytes, fence
+        self.copies: Copies | None = None
         self._records = records
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
@@ -137,8 +154,12 @@ class Ledger:
             details=details,
             time=round(time.time(), 3),
         )
+        if self.copies is not None and fact == Fact.attempt:
+            self.copies.claim(record)
         disk.append(self._file, record.line())
         self._records.append(record)
+        if self.copies is not None and fact != Fact.attempt:
+            self.copies.send(record)
         return record
 
     def last(self, fact: Fact) -> Record | None:
@@ -182,12 +203,12 @@ def read_ledger(path: Path) -> tuple[list[Record], int, int]:
     good_bytes = 0
     lines = raw.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
-        record = _parse(line, len(records))
+        record = parse(line, len(records))
         if record is None and _is_stray(line, records):
             good_bytes += len(line)
             continue
         if record is None:
-            if any(_parse(later, None) for later in lines[number:]):
+            if any(parse(later, None) for later in lines[number:]):
                 raise ResumeError(
                     Problem(
                         what="a record is damaged, but later ones are intact",
@@ -254,11 +275,11 @@ def checkpointed(records: Sequence[Record]) -> tuple[int, int] | None:
 
 def _is_stray(line: bytes, records: Sequence[Record]) -> bool:
     """Return True for an intact record of an attempt older than the one whose records precede it."""
-    record = _parse(line, None)
+    record = parse(line, None)
     return record is not None and bool(records) and record.attempt < records[-1].attempt
 
 
-def _parse(line: bytes, seq: int | None) -> Record | None:
+def parse(line: bytes, seq: int | None) -> Record | None:
     """Return the record on a line; None if it is incomplete, damaged, or (given `seq`) out of sequence."""
     if not line.endswith(b"\n"):
         return None

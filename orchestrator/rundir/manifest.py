@@ -96,19 +96,25 @@ def position_of(checkpoint: Path) -> tuple[int, int]:
 
 
 def seal(
-    directory: Path, about: Mapping[str, Any], reports: Mapping[str, Sequence[Report]], own: Sequence[str] = ()
+    directory: Path,
+    about: Mapping[str, Any],
+    reports: Mapping[str, Sequence[Report]],
+    own: Sequence[str] = (),
+    *,
+    is_shared: bool = True,
 ) -> None:
     """Write the manifest of a directory: the files that its writers reported, and `about`, which must be valid JSON.
 
     Args:
         reports: reports of all ranks of a gang, by the subdirectory that the gang was given.
         own: names of the driver's own files.
+        is_shared: all machines see the directory; False: each has its own files, and all go to object storage.
 
     Raises:
         FilesLost: a rank reported nothing, a reported file is not here or has another size, or a file is here that
             nobody reported.
     """
-    listed = require(directory, reports)
+    listed = require(directory, reports, is_shared=is_shared)
     for name in own:
         path = directory / name
         listed[name] = {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
@@ -122,10 +128,12 @@ def seal(
     disk.write(directory / MANIFEST, json.dumps({**body, "sha256": _digest(body)}, indent=1).encode())
 
 
-def require(directory: Path, reports: Mapping[str, Sequence[Report]]) -> dict[str, dict[str, Any]]:
+def require(
+    directory: Path, reports: Mapping[str, Sequence[Report]], *, is_shared: bool = True
+) -> dict[str, dict[str, Any]]:
     """Return the reported files by name (size, hash, rank), once the driver sees all of them.
 
-    `reports` and errors as in `seal`.
+    `reports`, `is_shared` and errors as in `seal`.
     """
     for place, of_gang in reports.items():
         silent = [report.writer for report in of_gang if report.writes and not report.files]
@@ -140,7 +148,7 @@ def require(directory: Path, reports: Mapping[str, Sequence[Report]]) -> dict[st
                 here = "it is not there" if size is None else f"it has {size:,}"
                 yield f"{report.writer} wrote {name} of {file.bytes:,} bytes, and seen from here {here}"
 
-    if not eventually(lambda: not any(wrong())):
+    if is_shared and not eventually(lambda: not any(wrong())):
         found = list(wrong())
         more = f", and so on: {len(found)} files" if len(found) > SHOWN else ""
         raise lost("; ".join(found[:SHOWN]) + more, directory)
@@ -159,11 +167,11 @@ def lost(what: str, directory: Path) -> FilesLost:
     )
 
 
-def sizes(checkpoint: Path, place: str) -> dict[str, int]:
-    """Return the size of each file in a subdirectory of a verified checkpoint, by its name there."""
+def files_of(checkpoint: Path, place: str = WHOLE) -> dict[str, dict[str, Any]]:
+    """Return the files in a subdirectory of a verified checkpoint (bytes, sha256, rank), by their names there."""
     files = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
-    inside = {PurePosixPath(name): file["bytes"] for name, file in files.items()}
-    return {str(name.relative_to(place)): size for name, size in inside.items() if name.is_relative_to(place)}
+    inside = {PurePosixPath(name): file for name, file in files.items()}
+    return {str(name.relative_to(place)): file for name, file in inside.items() if name.is_relative_to(place)}
 
 
 def read_about(checkpoint: Path) -> dict[str, Any]:
@@ -180,7 +188,7 @@ def verify(checkpoint: Path, *, hashes: bool = True, only: str = "") -> str:
         only: end of the names of the files to verify.
     """
     try:
-        listed = {name: file for name, file in _read(checkpoint)["files"].items() if name.endswith(only)}
+        listed = {name: file for name, file in read_manifest(checkpoint)["files"].items() if name.endswith(only)}
         wrong = (damage(checkpoint, {**expected, "path": name}, hashes=hashes) for name, expected in listed.items())
         return next(filter(None, wrong), "")
     except OSError as error:
@@ -204,7 +212,8 @@ def damage(directory: Path, file: Mapping[str, Any], *, hashes: bool = True) -> 
     return "" if intact else f"{file['path']} is not what was written"
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Return a manifest. Raises ValueError, KeyError or TypeError if it is damaged, OSError if it cannot be read."""
     manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
     digest = manifest.pop("sha256")
     if digest != _digest(manifest) or manifest["schema"] not in READABLE:

@@ -136,7 +136,7 @@ def local_cluster(*_: Any, **__: Any) -> LocalCluster:
 
 def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_cluster) -> None:
     """Start or resume a run, from the state of its directory, and run it to the end."""
-    from orchestrator.driver.driver import Attempt  # imports Ray: too early where an actor imports this file
+    from orchestrator.driver.attempt import Attempt  # imports Ray: too early where an actor imports this file
 
     torch.set_num_threads(1)
     directory = RunDirectory.create(settings, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from orchestrator.cluster.base import Gang, wait
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.data import read_prompts
+from orchestrator.pipeline.exports import write_model
 from orchestrator.pipeline.publishing import EnginePublisher
 from orchestrator.pipeline.reference import ReferenceGang
 from orchestrator.pipeline.roles import gang_plans
@@ -144,7 +146,7 @@ def test_a_policy_that_is_its_reference_has_not_drifted_at_any_temperature(gangs
     for sampled_at in (1.0, 0.7):
         reference_policy = ReferenceGang(
             gangs.reference,
-            gangs.policy,
+            partial(write_model, gangs.policy),
             config,
             temperature=1.0,
             drift_temperature=lambda step, at=sampled_at: at,

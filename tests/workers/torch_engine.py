@@ -142,7 +142,7 @@ class TorchEngine:
         torch.save(whole, path := directory / f"rank-{self.rank}.pt")
         return [path]
 
-    def load(self, directory: Path) -> Mapping[str, Any]:
+    def load(self, directory: Path, saved_ranks: int | None = None) -> Mapping[str, Any]:
         whole = torch.load(directory / f"rank-{self.rank}.pt", weights_only=True)
         self.module.load_state_dict(whole["model"])
         self.optimizer.load_state_dict(whole["optimizer"])

@@ -97,8 +97,11 @@ class TrainingEngine(Protocol):
         """
         ...
 
-    def load(self, directory: Path) -> Mapping[str, Any]:
-        """Restore what `save` has written. Return its `state`."""
+    def load(self, directory: Path, saved_ranks: int | None = None) -> Mapping[str, Any]:
+        """Restore what `save` has written. Return its `state`.
+
+        `saved_ranks`: number of ranks that wrote files; None: as the directory has them.
+        """
         ...
 
     def close(self) -> None: ...

@@ -265,8 +265,9 @@ class DeepSpeedEngine:
         finally:
             del writer.save  # the method of its class remains
 
-    def load(self, directory: Path) -> Mapping[str, Any]:
-        saved_ranks = len(list((directory / TAG).glob("*_optim_states.pt")))
+    def load(self, directory: Path, saved_ranks: int | None = None) -> Mapping[str, Any]:
+        if saved_ranks is None or self._stage == 0:  # at stage 0 rank 0 alone writes
+            saved_ranks = len(list((directory / TAG).glob("*_optim_states.pt")))
         if saved_ranks in (0, self.world_size):  # 0: stage 0, where every rank has the full state
             return self._load(directory, TAG)
         with self._resharded(directory) as universal:

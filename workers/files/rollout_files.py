@@ -21,7 +21,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from workers.files import durable
+from workers.files import durable, mirror
 from workers.gold import sampled_only
 from workers.ragged import Ragged
 from workers.types import Experience, Prompt, Sample, Scores, merge, merge_scores
@@ -50,7 +50,12 @@ class StoredFile:
 
 def read_manifest(stem: str) -> StoredFile:
     """Read the manifest of the file `stem`.safetensors."""
-    manifest = json.loads(Path(f"{stem}.json").read_bytes())
+    return parse_manifest(Path(f"{stem}.json").read_bytes())
+
+
+def parse_manifest(content: bytes) -> StoredFile:
+    """Return the manifest of a file from its text. Raises ValueError if it is damaged."""
+    manifest = json.loads(content)
     return StoredFile(**{**manifest, "versions": manifest["versions"] and tuple(manifest["versions"])})
 
 
@@ -154,10 +159,13 @@ def _write(
     durable.replace(path, data)
     digest = hashlib.sha256(data).hexdigest()
     manifest = StoredFile(path=str(path), bytes=len(data), sha256=digest, completions=completions, versions=versions)
-    Path(f"{stem}.json").write_text(json.dumps(asdict(manifest)))
+    described = Path(f"{stem}.json")
+    described.write_text(json.dumps(asdict(manifest)))
+    mirror.upload([path, described])
 
 
 def _read(path: str, digest: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    mirror.fetch_file(Path(path))
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise StoredFileError(f"{path}: corrupt: its SHA-256 does not match")

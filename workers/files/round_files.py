@@ -20,12 +20,19 @@ from workers.types import Metrics, ScoredBatch, TrainBatch
 MIXED = "mixed.parquet"  # name of the file of the pairs mixed in, beside that of the round's own
 
 
-def write_round(path: Path, batch: TrainBatch, scored: ScoredBatch, decoder: Decoder, *, keep_groups: bool) -> None:
-    """Write the pairs of a round to `path`, if it has any, and its scored groups and the pairs mixed in beside them."""
+def write_round(
+    path: Path, batch: TrainBatch, scored: ScoredBatch, decoder: Decoder, *, keep_groups: bool
+) -> list[Path]:
+    """Write the pairs of a round to `path`, if it has any, and its scored groups and the pairs mixed in beside them.
+
+    Return the files.
+    """
+    written = list[Path]()
     if keep_groups:
-        write_groups(path.with_name(GROUPS), batch_without_given(scored), decoder)
+        written.append(path.with_name(GROUPS))
+        write_groups(written[-1], batch_without_given(scored), decoder)
     if not batch.num_rows:
-        return
+        return written
     assert batch.sources is not None
     assert batch.margins is not None
     chosen, rejected = batch.sources[0::2], batch.sources[1::2]
@@ -33,6 +40,8 @@ def write_round(path: Path, batch: TrainBatch, scored: ScoredBatch, decoder: Dec
     for target, kept in ((path, ~given), (path.with_name(MIXED), given)):
         if kept.any():
             write_pairs(target, chosen[kept], rejected[kept], batch.margins[kept], scored, decoder)
+            written.append(target)
+    return written
 
 
 def pair_again(groups: Path, output: Path, config: PairsConfig) -> Metrics:

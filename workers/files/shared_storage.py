@@ -5,13 +5,16 @@ A file of another machine may appear seconds late on a network file system: ever
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.files import mirror
 from workers.files.written import node
+from workers.storage import StorageError
 
 LAG_S = 10.0  # for which shared storage may show another machine's files late
 POLL_S = 0.25
@@ -46,6 +49,28 @@ class SharesStorage:
         except OSError as error:
             return Sighting(node=node(), why=f"cannot write ({error.strerror}) to")
         return Sighting(node=node(), why="")
+
+    def check_object_storage(self, name: str) -> Sighting:
+        """Read the driver's object, which says where it is, and answer with an object beside it: NAME.NODE."""
+        mirrored = mirror.of_process()
+        assert mirrored is not None
+        try:
+            if mirrored.storage.get(name) is None:
+                return Sighting(node=node(), why="does not see")
+            mirrored.storage.put(f"{name}.{node()}", b"seen")
+        except StorageError as error:
+            return Sighting(node=node(), why=str(error))
+        return Sighting(node=node(), why="")
+
+    def settle(self, renamed: Mapping[str, str], deleted: Sequence[str] = ()) -> None:
+        """Rename and delete directories on this machine as the driver has done it on its own. Others are left alone."""
+        for old, new in renamed.items():
+            if Path(old).is_dir():
+                with suppress(OSError):  # another worker of this machine was faster
+                    shutil.rmtree(new, ignore_errors=True)
+                    Path(old).rename(new)
+        for gone in deleted:
+            shutil.rmtree(gone, ignore_errors=True)
 
     def sizes_in(self, directory: str, pattern: str) -> Mapping[str, int]:
         """Return the size of each file in a directory whose name matches, as this machine sees it."""
@@ -89,9 +114,9 @@ def size_of(path: Path) -> int | None:
     return None
 
 
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Return whether a condition holds, waiting for it for up to LAG_S seconds."""
-    until = time.monotonic() + LAG_S
+def eventually(holds: Callable[[], bool], seconds: float | None = None) -> bool:
+    """Return whether a condition holds, waiting for it for up to `seconds`; None: LAG_S."""
+    until = time.monotonic() + (LAG_S if seconds is None else seconds)
     while not (held := holds()) and time.monotonic() < until:
         time.sleep(POLL_S)
     return held

@@ -15,7 +15,7 @@ from orchestrator.cluster.local import LocalGang
 from orchestrator.driver.checkpoint import Checkpointer, newest
 from orchestrator.errors import FilesLost, ResumeError
 from orchestrator.pipeline.learning import Learners
-from orchestrator.rundir.manifest import State, list_checkpoints, sizes, verify
+from orchestrator.rundir.manifest import State, files_of, list_checkpoints, verify
 from workers.files.shared_storage import FilesNotSeen, require_files
 from workers.files.written import Report
 
@@ -136,9 +136,10 @@ def test_a_rank_that_does_not_see_the_checkpoint_says_so(
 ) -> None:
     monkeypatch.setattr("workers.files.shared_storage.LAG_S", 0.0)
     checkpoint = saver.save(3)
-    assert sizes(checkpoint, "policy") == {"policy 0.bin": 12, "policy 1.bin": 7}  # "weights of 3", "weights"
+    sizes = {name: file["bytes"] for name, file in files_of(checkpoint, "policy").items()}
+    assert sizes == {"policy 0.bin": 12, "policy 1.bin": 7}  # "weights of 3", "weights"
     with pytest.raises(FilesNotSeen) as caught:
-        require_files(tmp_path / "elsewhere", sizes(checkpoint, "policy"))
+        require_files(tmp_path / "elsewhere", sizes)
     assert str(caught.value) == (
         f"{socket.gethostname()} does not see {tmp_path}/elsewhere/policy 0.bin and 1 more: "
         "output_dir must be on storage that every node sees"

@@ -15,6 +15,7 @@ from orchestrator.cluster.local import LocalCluster
 from orchestrator.config import RunConfig
 from orchestrator.driver import loop
 from orchestrator.errors import WorkerFailed
+from orchestrator.pipeline.exports import write_model
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import EnginePublisher, NoPublisher
 from orchestrator.pipeline.reference import NoReference, ReferenceGang, Teacher
@@ -79,7 +80,7 @@ class Run:
             return NoReference()
         return ReferenceGang(
             gangs["reference"],
-            gangs["policy"],
+            partial(write_model, gangs["policy"]),
             run.reference,
             temperature=1.0,
             directory=lambda version: Path(f"version-{version}"),

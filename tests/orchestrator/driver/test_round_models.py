@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import disk
 from orchestrator.driver.round_models import RoundModels, copy_model
 from orchestrator.errors import Superseded
 from orchestrator.monitor.metrics import MetricsFile
@@ -36,9 +37,11 @@ class Rounds:
     def told(self, text: str) -> None:
         self.notes.append(text)
 
-    def _export(self, directory: Path) -> None:
+    def _export(self, target: Path) -> None:
+        directory = disk.fresh(target)
         (directory / "model.safetensors").write_text(str(self.trained))
         (directory / "config.json").write_text("{}")
+        disk.publish(target)
 
     def train(self, reward: float | None, *, checkpoint: bool = True) -> None:
         self.trained += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from fakes import Events, FakeLearner, FakeReference
 
 from orchestrator.cluster.local import Done, LocalGang
+from orchestrator.pipeline.exports import write_model
 from orchestrator.pipeline.reference import (
     AdapterOffReference,
     Decision,
@@ -93,7 +95,7 @@ def reference_policy(
     policy: Any = LocalGang("policy", [FakeLearner(events, rank=rank) for rank in range(2)])
     return ReferenceGang(
         reference,
-        policy,
+        partial(write_model, policy),
         ReferenceConfig(refresh=refresh, max_kl=1.0, **more.pop("limits", {})),
         temperature=0.7,
         directory=lambda version: Path("reference") / f"version-{version}",

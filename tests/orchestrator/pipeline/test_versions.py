@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fakes import Events, FakeLearner, experience
 from configs.quickstart.tiny import character_tokenizer, create_model
 from orchestrator.cluster.base import wait
 from orchestrator.cluster.local import LocalGang
+from orchestrator.pipeline.exports import write_model
 from orchestrator.pipeline.publishing import EnginePublisher
 from orchestrator.pipeline.reference import ReferenceGang
 from orchestrator.pipeline.sources import Chunk, PendingBatch, RolloutSource
@@ -170,7 +172,9 @@ class TestReference:
         events: Events = []
         policy: Any = LocalGang("policy", [FakeLearner(events)])
         config = ReferenceConfig(refresh="every_round")
-        return ReferenceGang(gang, policy, config, temperature=1.0, directory=lambda version: model)
+        return ReferenceGang(
+            gang, partial(write_model, policy), config, temperature=1.0, directory=lambda version: model
+        )
 
     @pytest.fixture
     def sampled(self) -> Chunk:
