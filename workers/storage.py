@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, TypeVar
 
 R = TypeVar("R")
 
-CONNECT_S, REQUEST_S, RETRY_S = 5, 60, 5  # of one request; callers decide how long to try again
+CONNECT_S, REQUEST_S, RETRY_S = 5, 120, 5  # of one request; callers decide how long to try again
 SCHEMES = ("s3", "gs", "az", "file")
 URL = re.compile(rf"^({'|'.join(SCHEMES)})://\S+$")
 PUBLIC = ("AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST")
+PARTS = 4  # of a large object that are written at once
 MOST_DELETED = 500  # names in one request
 
 
@@ -45,7 +46,10 @@ class Storage:
             raise StorageRefused("obstore is not installed: pip install 'rlhf-orchestrator[storage]'") from None
         options: dict[str, Any] = {}
         if not url.startswith("file://"):
-            options["client_options"] = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s"}
+            # Given here, because options of a client replace those of the environment.
+            plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1", "yes")
+            client = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": plain}
+            options["client_options"] = client
             options["retry_config"] = {"max_retries": 2, "retry_timeout": timedelta(seconds=RETRY_S)}
         else:
             options["mkdir"] = True
@@ -55,7 +59,8 @@ class Storage:
         """Write an object from bytes or from an open file, replacing an earlier one."""
         import obstore
 
-        self._call(name, lambda: obstore.put(self._store, name, data))
+        # Few parts at once: the deadline of a request covers its body, and all parts share a slow link.
+        self._call(name, lambda: obstore.put(self._store, name, data, max_concurrency=PARTS))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless there is one of this name. Return whether it was written."""
