@@ -39,6 +39,8 @@ class Storage:
         Raises:
             StorageRefused: the URL is malformed, or obstore is not installed.
         """
+        if not URL.fullmatch(url):
+            raise StorageRefused(f"{url} is no URL of a store: give {', '.join(f'{s}://…' for s in SCHEMES)}")
         self.url = url.rstrip("/")
         try:
             from obstore import store

@@ -28,8 +28,12 @@ def verify(run_directory: RunPath) -> int:
     """
     from orchestrator.rundir.audit import audit
     from orchestrator.rundir.directory import RunDirectory
+    from orchestrator.rundir.stored import explained, open_stored
 
-    findings = audit(RunDirectory.open(run_directory))
+    directory = RunDirectory.open(run_directory)
+    stored = open_stored(directory.config(), directory)
+    with explained(directory.config().storage or ""):
+        findings = audit(directory, stored)
     for finding in findings:
         say(f"{'good' if finding.good else 'BAD '}  {finding.what}: {finding.why}")
     return 0 if all(finding.good for finding in findings) else 1

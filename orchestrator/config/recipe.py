@@ -23,8 +23,8 @@ from orchestrator.errors import BadInput, Problem, Problems
 
 MAX_STAGES = 32
 REMOVED = (("reward_workers", "timeout_s"),)  # settings without effect that earlier versions wrote to resolved.json
-NOT_IN_THE_ID = ("name", "output_dir", "cluster", "report_to", "wandb")  # keys that do not change what is computed
-OF_EVERY_STAGE = (("output_dir",),)
+NOT_IN_THE_ID = ("name", "output_dir", "storage", "cluster", "report_to", "wandb")  # they do not change the results
+OF_EVERY_STAGE = (("output_dir",), ("storage",))
 """Keys that an override without a stage sets in every stage: a run's stages lie beside each other."""
 
 

@@ -271,6 +271,7 @@ class Attempt:
             every_updates=config.checkpoint.every_updates,
             progress=point.state.progress,
             rounds=round_starts(config, base=directory.base),
+            is_shared=attempt.stored is None,
         )
         keep_initial(
             config, gangs["policy"], base=directory.base, reference=directory.reference(0), uploads=attempt.uploads

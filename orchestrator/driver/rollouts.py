@@ -244,7 +244,7 @@ class Rollouts:
         if not here or self._stored is None:
             return here
         with explained(self._stored.storage.url):
-            return "" if self._stored.storage.size(self._stored.full(file["path"])) == file["bytes"] else here
+            return "" if self._stored.has(file["path"], file["bytes"]) else here
 
 
 def _seen(stem: str, stored: StoredRun | None = None) -> StoredFile:

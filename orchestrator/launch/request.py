@@ -72,6 +72,8 @@ def read_content(asked: Asked, target: Target) -> Content:
     """Read the file of a job as the target will run it. Raise BadInput with everything that is wrong in it."""
     kind = kind_of(asked.file)
     overrides = [*asked.overrides, *_moved(asked.overrides, target)]
+    if kind == "recipe" and target.storage is not None and _value("storage", asked.overrides) is None:
+        overrides.append(_assignment("storage", target.storage))
     if isinstance(target, LocalTarget):
         overrides = _kept_here(kind, asked, overrides)
     if kind == "suite":
@@ -180,7 +182,11 @@ def _kept_here(kind: str, asked: Asked, overrides: Sequence[str]) -> list[str]:
 
 
 def _output_dir(overrides: Sequence[str]) -> str | None:
-    return next((text.partition("=")[2] for text in overrides if text.partition("=")[0].strip() == "output_dir"), None)
+    return _value("output_dir", overrides)
+
+
+def _value(key: str, overrides: Sequence[str]) -> str | None:
+    return next((text.partition("=")[2] for text in overrides if text.partition("=")[0].strip() == key), None)
 
 
 def _evaluation(asked: Asked, overrides: Sequence[str]) -> Content:

@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from orchestrator.errors import BadInput, Problem
 
-Absolute: TypeAlias = Annotated[str, Field(pattern=r"^(/|s3://|gs://|file:///)")]
+Absolute: TypeAlias = Annotated[str, Field(pattern=r"^(/|file:///)")]
+Url: TypeAlias = Annotated[str, Field(pattern=r"^(s3|gs|az|file)://[^\s@?#]+$")]
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 
 
@@ -35,6 +36,7 @@ class _Target(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output_dir: Absolute | None = None  # of every stage, in place of the recipe's; None: as the recipe says
+    storage: Url | None = None  # of every stage, in place of the recipe's; None: as the recipe says
     secrets: Mapping[
         str, str
     ] = {}  # variable of a job -> where the target keeps it: a file, or SECRET/KEY on Kubernetes

@@ -42,6 +42,7 @@ class Learners:
         every_updates: int | None = None,
         progress: Progress | None = None,
         rounds: Callable[[int], RoundStart] | None = None,
+        is_shared: bool = True,
     ) -> None:
         """Create the phase.
 
@@ -50,9 +51,11 @@ class Learners:
             every_updates: number of updates between two pauses of a step; None: no pause.
             progress: progress of the first step, when resuming in the middle of it; None: start at its first update.
             rounds: returns what differs from round to round; None: nothing does.
+            is_shared: all machines see what rank 0 writes; False: it goes to object storage.
         """
         self.policy, self.critic, self._needs_old = policy, critic, needs_old
         self._every, self._progress, self._rounds = every_updates, progress, rounds
+        self._is_shared = is_shared
 
     def learn(
         self,
@@ -103,7 +106,7 @@ class Learners:
                 if halting:
                     return None
                 calls = self._go_on(step, done)
-        if pairs_file is not None:
+        if pairs_file is not None and self._is_shared:
             self._require_round_files(Path(pairs_file).parent)
         metrics = flat(cut_short(stats, done))
         for name, value in flat(critic).items() if critic is not None else ():

@@ -24,11 +24,13 @@ from orchestrator.rundir.manifest import (
     MISSING,
     WEIGHTS,
     damage,
+    files_of,
     list_checkpoints,
     position_of,
     step_of,
     verify,
 )
+from orchestrator.rundir.stored import StoredRun
 
 IN_ORDER = (Fact.planned, Fact.trained, Fact.published, Fact.committed)  # facts of one step within an attempt
 AHEAD = (Fact.generated, Fact.scored)  # may precede PLANNED, or stem from an earlier attempt: rollouts run ahead
@@ -46,8 +48,11 @@ class Finding:
     why: str
 
 
-def audit(directory: RunDirectory) -> list[Finding]:
-    """Run all checks on a run directory and return their results, good and bad."""
+def audit(directory: RunDirectory, stored: StoredRun | None = None) -> list[Finding]:
+    """Run all checks on a run directory and return their results, good and bad.
+
+    `stored`: its twin in object storage, which may have what is not here; None: it has none.
+    """
     try:
         records, good_bytes, size = read_ledger(directory.ledger)
     except ResumeError as error:
@@ -58,9 +63,9 @@ def audit(directory: RunDirectory) -> list[Finding]:
     return [
         *_ledger(records, size - good_bytes),
         _steps(records),
-        *_checkpoints(directory, records),
-        *_rollouts(directory, records),
-        *_model(directory, records),
+        *_checkpoints(directory, records, stored),
+        *_rollouts(directory, records, stored),
+        *_model(directory, records, stored),
     ]
 
 
@@ -104,17 +109,17 @@ def _steps(records: Sequence[Record]) -> Finding:
     return Finding(good=True, what="steps", why=f"{steps.trained} trained once, none lost, none repeated{redone}")
 
 
-def _checkpoints(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
+def _checkpoints(directory: RunDirectory, records: Sequence[Record], stored: StoredRun | None) -> Iterator[Finding]:
     checkpoints = list_checkpoints(directory.checkpoints)
     for checkpoint in checkpoints:
-        wrong = verify(checkpoint)
+        wrong = verify(checkpoint) if stored is None else stored.damage(checkpoint)
         yield Finding(good=not wrong, what=_name(checkpoint, directory), why=wrong or "all files match the manifest")
-    expected = checkpointed(records)
+    expected = checkpointed(records) if stored is None else None
     if expected is not None and (not checkpoints or position_of(checkpoints[-1]) < expected):
         yield Finding(good=False, what=_name(directory.checkpoint(expected[0]), directory), why=MISSING)
 
 
-def _rollouts(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
+def _rollouts(directory: RunDirectory, records: Sequence[Record], stored: StoredRun | None) -> Iterator[Finding]:
     """Check the rollouts of steps after the oldest checkpoint; earlier ones were deleted on purpose."""
     oldest = min((step_of(c) for c in list_checkpoints(directory.checkpoints)), default=0)
     last: dict[tuple[int, int, Fact], Mapping[str, Any]] = {}
@@ -124,17 +129,22 @@ def _rollouts(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Fi
         elif (target := r.rolled_back_to) is not None:  # the steps after it are sampled anew
             last = {key: details for key, details in last.items() if key[0] <= target}
     files = [file for details in last.values() for file in details.get("files", ())]
-    wrong = list(filter(None, (damage(directory.path, file) for file in files)))
+    away = [] if stored is None else [f for f in files if stored.has(f["path"], f["bytes"])]
+    wrong = list(filter(None, (damage(directory.path, file) for file in files if file not in away)))
     for why in wrong:
         yield Finding(good=False, what="rollouts", why=f"{why}; its step would be sampled or scored again")
     if files and not wrong:
         yield Finding(good=True, what="rollouts", why=f"{len(files)} files match the ledger")
 
 
-def _model(directory: RunDirectory, records: Sequence[Record]) -> Iterator[Finding]:
+def _model(directory: RunDirectory, records: Sequence[Record], stored: StoredRun | None) -> Iterator[Finding]:
     if any(r.fact == Fact.finished for r in records):
         wrong = "" if directory.model.is_dir() else "missing, although the ledger says that the run is finished"
-        if (directory.model / MANIFEST).is_file():
+        if (directory.model / MANIFEST).is_file() and stored is not None:
+            files = files_of(directory.model)
+            gone = [name for name, file in files.items() if not stored.has(f"model/{name}", file["bytes"])]
+            wrong = f"{gone[0]} is missing in {stored.storage.url}" if gone else ""
+        elif (directory.model / MANIFEST).is_file():
             wrong = verify(directory.model, only=WEIGHTS)  # people edit the other files
         yield Finding(good=not wrong, what="model", why=wrong or "written")
 

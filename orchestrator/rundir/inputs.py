@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.preflight.data_files import KEYS
+from orchestrator.rundir.manifest import MANIFEST
 from workers.config import FunctionRewardConfig, ModelScorerConfig
 
 WHOLE_BYTES = 64 * 2**20  # larger files of weights are read in parts: the weights of a 70B model are 140 GB
@@ -58,7 +59,7 @@ def inputs_of(config: RunConfig, root: Path = Path()) -> dict[str, str]:
         elif key.startswith("data."):
             digest = None if is_hub_name(source, root) else _digest_data(root / local(source))
         else:
-            digest = _digest_model(root / local(source))
+            digest = _digest_model(root / local(source), is_stored=_is_stored(config, root, source))
         if digest is not None:
             digests[key] = digest
     return digests
@@ -89,11 +90,23 @@ def _digest_data(path: Path) -> str | None:
     return _digest_files(path, [p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "cache-"))])
 
 
-def _digest_model(path: Path) -> str | None:
-    """Return the digest of a Hugging Face directory: config, tokenizer, template and weights, no other files."""
+def _is_stored(config: RunConfig, root: Path, source: str) -> bool:
+    """Return whether a model is one of another run in the same storage."""
+    output_dir = (root / local(config.output_dir)).absolute()
+    return config.storage is not None and (root / local(source)).absolute().is_relative_to(output_dir)
+
+
+def _digest_model(path: Path, *, is_stored: bool) -> str | None:
+    """Return the digest of a Hugging Face directory: config, tokenizer, template and weights, no other files.
+
+    Args:
+        is_stored: the weights may be on other machines alone; the manifest, which lists their digests, stands for them.
+    """
     if not path.is_dir():
         return None
-    return _digest_files(path, [p for p in path.iterdir() if p.suffix in MODEL_FILES and p.is_file()])
+    left_out = WEIGHTS if is_stored and (path / MANIFEST).is_file() else ()
+    files = [p for p in path.iterdir() if p.suffix in MODEL_FILES and p.suffix not in left_out and p.is_file()]
+    return _digest_files(path, files)
 
 
 def _digest_files(root: Path, files: Sequence[Path]) -> str:

@@ -77,6 +77,10 @@ class StoredRun:
         """Return the name in storage of a file or directory of the run."""
         return self.full(path.relative_to(self.directory.path).as_posix())
 
+    def has(self, name: str, num_bytes: int) -> bool:
+        """Return whether an object of this name relative to the run is there, in this size."""
+        return self.storage.size(self.full(name)) == num_bytes
+
     # -------------------------------------------------------------------------------------------- ledger
 
     def put_record(self, record: Record) -> bool:
@@ -312,9 +316,22 @@ def bring_in(config: RunConfig) -> None:
     with explained(stored.storage.url):
         if directory.holder() is None:
             stored.pull(resolved(config))
+    fetch_models(config)
+
+
+def fetch_models(config: RunConfig) -> None:
+    """Fetch what a driver reads of models that a run starts from and that other runs have stored: all but the weights.
+
+    Raises:
+        BadInput, StorageFailed: as in `open_stored`.
+    """
+    if config.storage is None:
+        return
+    with explained(config.storage):
+        mirror = Mirror(Storage(config.storage), local(config.output_dir).absolute())
         for path in paths_in(resolved(config)):
-            if stored.mirror.name_of(local(path).absolute()) is not None:
-                stored.mirror.fetch_beside(local(path).absolute(), WEIGHTS)
+            if mirror.name_of(local(path).absolute()) is not None:
+                mirror.fetch_beside(local(path).absolute(), WEIGHTS)
 
 
 def paths_in(settings: Any) -> Iterator[str]:

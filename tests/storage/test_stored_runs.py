@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cpu_run
+import psutil
 import pytest
 import stored_runs
 from fault_proxy import FaultProxy
@@ -87,7 +88,7 @@ def kill_at(bench: Bench, number: int, *, after: bool) -> None:
         seen += method == "PUT"
         if method == "PUT" and seen == number:
             os.kill(process.pid or 0, signal.SIGKILL)
-            process.join()
+            assert eventually(lambda: not psutil.pid_exists(process.pid or 0))  # it may not ask again
 
     setattr(bench.proxy, "after" if after else "before", count)
     process = stored_runs.start(bench.config("killed"), bench.environment)

@@ -114,7 +114,7 @@ class Mirror:
         name = self.name_of(path)
         if path.exists() or name is None:
             return path.exists()
-        with _held(path):
+        with held(path):
             return path.exists() or self._eventually(lambda: self._fetch(name, path, sha), wait_s)
 
     def require(self, directory: Path, *, wait_s: float = WAIT_S) -> None:
@@ -134,7 +134,7 @@ class Mirror:
         manifest, stored = directory / MANIFEST, f"{name}/{MANIFEST}"
         if not manifest.exists() and not self._eventually(lambda: self.storage.size(stored) is not None, wait_s):
             return
-        with _held(directory):
+        with held(directory):
             content = manifest.read_bytes() if manifest.exists() else self.storage.get(stored) or b"{}"
             self.fetch(directory, name, json.loads(content).get("files", {}))
             if not manifest.exists():
@@ -281,8 +281,8 @@ def _inside(name: str) -> PurePosixPath:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Hold a lock between the processes of this machine that fetch the same path."""
+def held(path: Path) -> Iterator[None]:
+    """Hold a lock between the processes of this machine that fetch or rename the same path."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
     lock = Path(tempfile.gettempdir()) / f"rlhf-fetch-{os.getuid()}-{digest}"
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)

@@ -65,16 +65,25 @@ class SharesStorage:
     def settle(self, renamed: Mapping[str, str], deleted: Sequence[str] = ()) -> None:
         """Rename and delete directories on this machine as the driver has done it on its own. Others are left alone."""
         for old, new in renamed.items():
-            if Path(old).is_dir():
-                with suppress(OSError):  # another worker of this machine was faster
-                    shutil.rmtree(new, ignore_errors=True)
-                    Path(old).rename(new)
+            with mirror.held(Path(new).parent):  # all workers of this machine do this at once
+                _rename(Path(old), Path(new))
         for gone in deleted:
             shutil.rmtree(gone, ignore_errors=True)
 
     def sizes_in(self, directory: str, pattern: str) -> Mapping[str, int]:
         """Return the size of each file in a directory whose name matches, as this machine sees it."""
         return {path.name: path.stat().st_size for path in Path(directory).glob(pattern)}
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename a directory, if it is there still; what an earlier attempt has left at the new name is deleted."""
+    try:
+        old.rename(new)
+    except FileNotFoundError:  # another process was faster: `new` is complete
+        return
+    except OSError:
+        shutil.rmtree(new)
+        old.rename(new)
 
 
 TOKEN = "token"  # name of the driver's file
