@@ -358,10 +358,6 @@ class Learner(SharesStorage):
         given = {name: getattr(self._current.scored, name) for name in BEFORE_STEP}
         return {BEGUN: {name: torch.tensor(array) for name, array in given.items() if array is not None}}
 
-    def upload(self, directory: str, target: str, names: Sequence[str]) -> None:
-        """Upload files of a checkpoint in the background, as those of `target` in the storage of the run."""
-        mirror.upload_as(Path(target), Path(directory), names)
-
     def load(self, directory: str, saved: Saved | None = None) -> Mapping[str, Any]:
         """Restore what `save` has written, once this machine sees the files of the gang. Return its `state`.
 

@@ -39,7 +39,7 @@ from orchestrator.driver.resume import ResumePoint, find_resume_point, restore_a
 from orchestrator.driver.rollouts import open_rollouts
 from orchestrator.driver.room import wait_for_room, wait_for_stage
 from orchestrator.driver.round_models import RoundModels
-from orchestrator.driver.uploads import uploading
+from orchestrator.driver.take_over import uploading
 from orchestrator.errors import Alarmed, Superseded
 from orchestrator.monitor import open_monitor
 from orchestrator.monitor.alarms import Alarm, AlarmMonitor

@@ -18,7 +18,7 @@ from orchestrator.driver.attempt import Attempt
 from orchestrator.driver.checkpoint import newest
 from orchestrator.driver.resume_overrides import apply_overrides
 from orchestrator.driver.summary import write_report
-from orchestrator.driver.uploads import store_report
+from orchestrator.driver.take_over import store_report
 from orchestrator.errors import Alarmed
 from orchestrator.pipeline.roles import preloaded
 from orchestrator.rundir.directory import RunDirectory

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +24,7 @@ class Pending:
     own: Mapping[str, bytes]  # the driver's files, by their whole names
     num_records: int = 0  # of the ledger that must be stored before
     checkpoint: str = ""  # name of the checkpoint; empty: it is none
+    since: float = field(default_factory=time.monotonic, compare=False)
 
     @classmethod
     def of_directory(cls, target: Path, stored: StoredRun) -> Self:
@@ -49,10 +51,10 @@ class Pending:
             checkpoint=checkpoint.name,
         )
 
-    def is_uploaded(self, storage: Storage) -> bool:
-        """Return whether all files are there, in their sizes. Raises StorageError if the store does not answer."""
+    def missing(self, storage: Storage) -> list[str]:
+        """Return the files that are not there in their sizes. Raises StorageError if the store does not answer."""
         elsewhere = {name.rpartition("/")[0] for name in self.files if not name.startswith(f"{self.prefix}/")}
         here: dict[str, int] = {}
         for directory in (self.prefix, *sorted(elsewhere)):
             here |= storage.sizes(f"{directory}/")
-        return all(here.get(name) == size for name, size in self.files.items())
+        return [name for name, size in self.files.items() if here.get(name) != size]

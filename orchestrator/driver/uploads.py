@@ -17,28 +17,27 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.cluster.base import Gang, Handle, wait
-from orchestrator.config import RunConfig, resolved
 from orchestrator.driver.pending import Pending
 from orchestrator.driver.small_files import SmallFiles
-from orchestrator.errors import Alarmed, Interrupted, Superseded
-from orchestrator.rundir.directory import RunDirectory
+from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.rundir.ledger import Ledger, Record
-from orchestrator.rundir.lock import Fence
 from orchestrator.rundir.manifest import MANIFEST, files_of, list_checkpoints
 from orchestrator.rundir.stop import StopFile
-from orchestrator.rundir.stored import HOLDER, LEASE_S, STOP, StoredRun, explained, open_stored
-from workers.files.mirror import RETRY_S
+from orchestrator.rundir.stored import HOLDER, LEASE_S, STOP, StoredRun, driver_of, explained
+from workers.files.mirror import RETRY_S, WAIT_S
 from workers.learner import Learner
-from workers.storage import Storage, StorageError
+from workers.storage import StorageError
 
 TICK_S = 0.2
 FILES_S, RENEW_S = 10.0, LEASE_S / 4  # between two uploads of small files; between two renewals of the lease
 SHARE = 0.05  # of the time that uploading small files may take
+LOOK_S = 1.0  # between two looks at what workers upload
+STALE_S = 3600.0  # after which a directory that is not complete is given up: whoever uploaded it has died
 CLOSE_S = 30.0
 RESCUE_S = 60.0  # for which an attempt that fails waits for uploads under way
 BEHIND_S = 30.0  # without an answer, after which the user is told
@@ -59,7 +58,7 @@ class Uploads:
         self._complete: list[str] = []  # names of the checkpoints that are complete in storage, oldest first
         self._deleted: list[str] = []  # prefixes
         self._files = SmallFiles(stored)
-        self._files_due = self._lease_due = 0.0
+        self._files_due = self._lease_due = self._look_due = 0.0
         self._failing_since: float | None = None
         self._has_noted, self._renewals = False, 0
         self._superseded = False
@@ -133,11 +132,25 @@ class Uploads:
         """Wait for what an attempt that ends with `error` has to save: as long as it takes if it ended as planned."""
         if isinstance(error, Superseded) or not self._thread.is_alive():
             return
-        planned = isinstance(error, Interrupted | Alarmed)
-        if planned and self._records_seen:
-            self.flush()
-            self.saved(self._records_seen)  # the newest checkpoint, if the one before was under way
-        self.flush(limit_s=None if planned else RESCUE_S)
+        limit_s = RESCUE_S
+        if isinstance(error, Interrupted | Alarmed) and self._records_seen:
+            with suppress(RlhfError):  # a rank has died, and its uploads with it
+                self._wait_for_ranks()
+                self.flush(limit_s=WAIT_S)
+                self.saved(self._records_seen)  # the newest checkpoint, if the one before was under way
+                self._wait_for_ranks()
+                limit_s = WAIT_S
+        if not self.flush(limit_s=limit_s) and not self._superseded:
+            print(f"not everything is in {self.stored.storage.url}: {self._waiting_for()}", flush=True)
+
+    def _wait_for_ranks(self) -> None:
+        """Wait until the ranks have uploaded what they were asked to. Raises WorkerFailed if one has died."""
+        wait([handle for gang in self._policy.values() for handle in gang.all(Learner.uploaded)])
+
+    def _waiting_for(self) -> str:
+        with self._lock:
+            names = [pending.prefix for pending in self._pending]
+        return ", ".join(names) or f"{len(self._records)} records of the ledger"
 
     def remarks(self) -> Iterator[str]:
         """Yield what the user is to be told, once."""
@@ -183,7 +196,7 @@ class Uploads:
                 return False
             if time.monotonic() >= told:
                 told = float("inf")
-                self._remarks.append(f"waiting until everything is in {self.stored.storage.url}")
+                print(f"waiting until everything is in {self.stored.storage.url}", flush=True)
             time.sleep(TICK_S / 2)
         return not self._is_busy()
 
@@ -217,7 +230,9 @@ class Uploads:
                         f"storage has not answered for {self.behind_s:.0f} s; the run goes on: {error}"
                     )
                 failures += 1
-            except OSError:  # a file of this machine was replaced meanwhile: the next turn takes the new one
+            except Exception as error:  # the thread must not die: nothing would be stored any more
+                self._failing_since = self._failing_since or time.monotonic()
+                self._remarks.append(f"an upload failed and is tried again: {type(error).__name__}: {error}")
                 failures += 1
             if self._superseded:
                 return
@@ -239,23 +254,34 @@ class Uploads:
         if now >= self._lease_due:
             self._lease_due = now + RENEW_S
             self._renew()
-        with self._lock:
-            pending, deleted = list(self._pending), list(self._deleted)
-        for prefix in deleted:
+        for prefix in list(self._deleted):
             self.stored.storage.delete(self.stored.storage.sizes(prefix))
             self._deleted.remove(prefix)
+        if now >= self._look_due:
+            self._look_due = now + LOOK_S
+            self._complete_all()
+        if now >= self._files_due or self._wants_files:
+            self._upload_files()
+
+    def _complete_all(self) -> None:
+        """Store the manifest of each directory whose files are there."""
+        with self._lock:
+            pending = list(self._pending)
         for number, one in enumerate(pending):
             # A checkpoint may need what was written before it: a version of the reference, the best model so far.
             if not one.checkpoint or not any(p in self._pending for p in pending[:number]):
                 self._complete_one(one)
-        if now >= self._files_due or self._wants_files:
-            self._upload_files()
+            if one in self._pending and time.monotonic() - one.since > STALE_S:
+                self._remarks.append(f"{one.prefix} was not uploaded in full, and is given up")
+                with self._lock:
+                    self._pending.remove(one)
 
     def _complete_one(self, pending: Pending) -> None:
         storage = self.stored.storage
         if self._num_stored < pending.num_records:
             return
-        if not pending.is_uploaded(storage):
+        if missing := pending.missing(storage):
+            self._upload_in_place_of_others(missing)
             return
         if pending.checkpoint:
             self._upload_files()
@@ -269,6 +295,13 @@ class Uploads:
                 self._complete.append(pending.checkpoint)
         if pending.checkpoint:
             self._drop_old()
+
+    def _upload_in_place_of_others(self, missing: Collection[str]) -> None:
+        """Upload rollouts that are on this machine, too: their engine may have been restarted before it had done it."""
+        for name in missing:
+            path = self._directory.parent / name
+            if name.startswith(self.stored.full("rollouts/")) and path.exists():
+                self.stored.storage.put(name, path.read_bytes())
 
     def _drop_old(self) -> None:
         """Delete all but the newest checkpoints, and the rollouts that none of them needs."""
@@ -331,45 +364,3 @@ class Uploads:
     def _error(self) -> Superseded:
         place = f"{self.stored.storage.url}/{self.stored.name}"
         return Superseded(place, "another driver has written to its ledger; it")
-
-
-def driver_of(directory: Path) -> str:
-    """Return the name of the drivers that share the lock of a directory: machine and path."""
-    return f"{socket.gethostname()}:{directory}"
-
-
-def store_report(config: RunConfig, directory: RunDirectory) -> None:
-    """Store the report of a run that has storage, if the storage answers."""
-    if config.storage is not None and directory.report.exists():
-        with suppress(StorageError, OSError):
-            Storage(config.storage).put(f"{directory.name}/{directory.report.name}", directory.report.read_bytes())
-
-
-@contextmanager
-def uploading(config: RunConfig, directory: RunDirectory, lock: Fence) -> Iterator[tuple[Uploads | None, Fence]]:
-    """Take a run over from its storage, and yield the uploads of this attempt and its fence; without storage, None.
-
-    Args:
-        lock: fence of the lock of `directory`.
-
-    Raises:
-        BadInput: another driver runs the run, or the storage refuses access.
-        StorageFailed: the storage does not answer.
-    """
-    stored = open_stored(config, directory)
-    if stored is None:
-        yield None, lock
-        return
-    with explained(stored.storage.url):
-        stored.wait_for_holder(driver_of(directory.path), print)
-        stored.pull(resolved(config), print)
-    uploads = Uploads(stored, keep=config.checkpoint.keep)
-
-    def fence() -> None:
-        lock()
-        uploads.fence()
-
-    try:
-        yield uploads, fence
-    finally:
-        uploads.close()

@@ -20,18 +20,19 @@ NOTICE_S = 10.0
 class StopTime:
     """Parts of the time that a run needs to stop, in planned seconds.
 
-    Example: `StopTime(update_s=42.0, ahead_s=0.0, evaluate_s=0.0, checkpoint_s=18.0)`.
+    Example: `StopTime(update_s=42.0, ahead_s=0.0, evaluate_s=0.0, checkpoint_s=18.0, upload_s=0.0)`.
     """
 
     update_s: float  # the longest update, and publication
     ahead_s: float  # the rest of what is sampled ahead, as a checkpoint waits for it
     evaluate_s: float  # an evaluation that is due after the step; the engines begin it after what is sampled ahead
     checkpoint_s: float
+    upload_s: float  # of the checkpoint to object storage, at the rate of a node's share of storage
 
     @property
     def seconds(self) -> float:
         """Time to leave: parts count `SAFETY` times, as they do for time limits."""
-        return NOTICE_S + SAFETY * (self.update_s + self.ahead_s + self.evaluate_s + self.checkpoint_s)
+        return NOTICE_S + SAFETY * (self.update_s + self.ahead_s + self.evaluate_s + self.checkpoint_s + self.upload_s)
 
 
 def stop_time(plan: Plan) -> StopTime:
@@ -43,6 +44,7 @@ def stop_time(plan: Plan) -> StopTime:
         ahead_s=max(ahead.values(), default=0.0),
         evaluate_s=0.0 if evaluation is None else evaluation.seconds,
         checkpoint_s=sum(_seconds(plan, "checkpoint")),
+        upload_s=0.0 if plan.config.storage is None else sum(_seconds(plan, "checkpoint")),
     )
 
 

@@ -228,6 +228,7 @@ def _disk(page: Page, plan: Plan) -> None:
         "what is sampled ahead": stop.ahead_s,
         "an evaluation": stop.evaluate_s,
         "a checkpoint": stop.checkpoint_s,
+        "its upload": stop.upload_s,
     }
     page.line(f"  a stop: within {seconds(stop.seconds)}, {SAFETY:g} times the time of")
     page.line(f"    {', '.join(f'{name} {seconds(part)}' for name, part in parts.items() if part)}")

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -372,6 +373,11 @@ def request_stop_at(url: str, by: str) -> None:
     base, _, name = url.rstrip("/").rpartition("/")
     with explained(base):
         Storage(base).put(f"{name}/{STOP}", by.encode())
+
+
+def driver_of(directory: Path) -> str:
+    """Return the name of the drivers that share the lock of a directory: machine and path."""
+    return f"{socket.gethostname()}:{directory}"
 
 
 def is_apart(name: str, *, logs: bool = False) -> bool:

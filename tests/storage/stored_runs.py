@@ -20,6 +20,7 @@ import cpu_run
 
 from orchestrator.config import RunConfig
 from orchestrator.driver import uploads
+from orchestrator.driver.take_over import uploading
 from orchestrator.errors import RlhfError
 from orchestrator.rundir import stored
 from orchestrator.rundir.directory import RunDirectory
@@ -78,7 +79,7 @@ def _prepared(text: str, environment: Mapping[str, str]) -> RunConfig:
     os.environ.update(environment)
     os.environ.update(mirror.environment(settings.storage, Path(settings.output_dir).absolute()))
     stored.LEASE_S, stored.POLL_S = LEASE_S, LEASE_S / 4
-    uploads.RENEW_S, uploads.TICK_S, uploads.BEHIND_S = LEASE_S / 8, 0.02, 1.0
+    uploads.RENEW_S, uploads.TICK_S, uploads.LOOK_S, uploads.BEHIND_S = LEASE_S / 8, 0.02, 0.05, 1.0
     mirror.RETRY_S = uploads.RETRY_S = (0.1, 0.2)
     return settings
 
@@ -100,7 +101,7 @@ def _drive(text: str, environment: Mapping[str, str], commits: int, seed: int) -
     try:
         with (
             directory.held() as lock,
-            uploads.uploading(settings, directory, lock) as (sends, fence),
+            uploading(settings, directory, lock) as (sends, fence),
             Ledger.open(directory.ledger, fence) as ledger,
         ):
             assert sends is not None

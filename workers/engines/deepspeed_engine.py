@@ -322,10 +322,7 @@ class DeepSpeedEngine:
                 )
         dist.barrier()
         if not universal.is_dir():
-            raise EngineError(
-                f"{socket.gethostname()} does not see {universal}, the checkpoint as rank 0 has converted it: another "
-                "number of ranks needs an output_dir that all machines see, or ranks on one machine"
-            )
+            raise EngineError(f"{socket.gethostname()} does not see {universal}: other ranks need a shared output_dir")
         self._engine._config.load_universal_checkpoint = True
         try:
             yield universal

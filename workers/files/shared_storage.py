@@ -70,6 +70,14 @@ class SharesStorage:
         for gone in deleted:
             shutil.rmtree(gone, ignore_errors=True)
 
+    def upload(self, directory: str, target: str, names: Sequence[str]) -> None:
+        """Upload files of a directory in the background, as those of `target` in the storage of the run."""
+        mirror.upload_as(Path(target), Path(directory), names)
+
+    def uploaded(self) -> None:
+        """Wait until everything that this worker was told to upload is stored."""
+        mirror.flush()
+
     def sizes_in(self, directory: str, pattern: str) -> Mapping[str, int]:
         """Return the size of each file in a directory whose name matches, as this machine sees it."""
         return {path.name: path.stat().st_size for path in Path(directory).glob(pattern)}

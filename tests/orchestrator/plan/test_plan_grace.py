@@ -57,6 +57,12 @@ def test_a_checkpoint_waits_for_what_is_sampled_ahead() -> None:
     assert stop_seconds(ahead) == pytest.approx(stop_seconds(synchronous) + 2 * generate_s)
 
 
+def test_a_checkpoint_that_goes_to_object_storage_is_uploaded_before_the_run_ends() -> None:
+    calls = (call("learn", "policy", 40.0), call("checkpoint", "policy", 20.0))
+    plan = replace(planned("8b/ppo.yaml", "evaluation.every=null", "storage=s3://bucket/runs"), calls=calls)
+    assert stop_seconds(plan) == 10 + 2 * (40 + 20 + 20)
+
+
 def test_an_update_that_never_ends_leaves_no_time_to_stop() -> None:
     plan = replace(planned("8b/grpo.yaml"), calls=(call("learn", "policy", math.inf),))
     assert stop_seconds(plan) == math.inf
