@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -18,6 +19,9 @@ CONNECT_S, REQUEST_S, RETRY_S = 5, 120, 5  # of one request; callers decide how 
 SCHEMES = ("s3", "gs", "az", "file")
 URL = re.compile(rf"^({'|'.join(SCHEMES)})://\S+$")
 PUBLIC = ("AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST")
+SECRET_FILES = "RLHF_SECRET_FILES"
+"""Environment variable with the files of a job's secrets on its machines: VARIABLE=FILE, separated as in PATH."""
+OF_STORES = ("AWS_", "GOOGLE_", "AZURE_")
 PARTS = 4  # of a large object that are written at once
 MOST_DELETED = 500  # names in one request
 
@@ -168,8 +172,21 @@ class Storage:
 
 
 def environment() -> Mapping[str, str]:
-    """Return the variables of this process from which a store reads where it is, none of them secret."""
-    return {name: os.environ[name] for name in PUBLIC if name in os.environ}
+    """Return the variables of this process that say where a store and its keys are, none of them secret."""
+    return {name: os.environ[name] for name in (*PUBLIC, SECRET_FILES) if name in os.environ}
+
+
+def read_key_files() -> None:
+    """Set the variables of a store's keys that this process lacks from the files that SECRET_FILES names.
+
+    A file that this machine does not have is left out: the machine may have access by its role.
+    """
+    for pair in filter(None, os.environ.get(SECRET_FILES, "").split(os.pathsep)):
+        variable, _, file = pair.partition("=")
+        if not variable.startswith(OF_STORES) or variable in os.environ:
+            continue
+        with suppress(OSError):
+            os.environ[variable] = Path(file).read_text("utf-8").strip()
 
 
 def _key_id() -> str:

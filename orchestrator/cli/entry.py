@@ -35,7 +35,7 @@ def secrets(
     count = next((i for i, word in enumerate(words) if "=" not in word), len(words))
     if count == len(words):
         raise BadInput(Problem(what="no command is given", where="rlhf entry secrets", fix="give it after --"))
-    become(words[count:], read_secrets(words[:count]))
+    become(words[count:], read_secrets(words[:count]), words[:count])
     raise AssertionError("unreachable")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from orchestrator.errors import Problems
 from orchestrator.launch.base import Output
+from workers.storage import SECRET_FILES
 
 MARK = "rlhf-output "
 """First letters of the line that `rlhf entry output` prints."""
@@ -65,9 +66,13 @@ def read_secrets(pairs: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def become(command: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Replace this process by `command`, with `variables` added to the environment."""
-    os.execvpe(command[0], list(command), {**os.environ, **variables})
+def become(command: Sequence[str], variables: Mapping[str, str], pairs: Sequence[str] = ()) -> None:
+    """Replace this process by `command`, with `variables` added to the environment.
+
+    `pairs`: texts like VARIABLE=FILE, from which workers on other machines read the keys of a store.
+    """
+    files = {SECRET_FILES: os.pathsep.join(pairs)} if pairs else {}
+    os.execvpe(command[0], list(command), {**os.environ, **files, **variables})
 
 
 def output_of(command: Sequence[str]) -> Output:

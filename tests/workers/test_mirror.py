@@ -11,7 +11,7 @@ from workers.files import mirror
 from workers.files.mirror import Mirror
 from workers.files.saved import Saved
 from workers.files.written import report
-from workers.storage import Storage, StorageError, StorageRefused
+from workers.storage import Storage, StorageError, StorageRefused, environment, read_key_files
 
 
 @pytest.fixture
@@ -141,3 +141,22 @@ def test_an_object_is_created_once(machines: tuple[Mirror, Mirror]) -> None:
     storage.delete(["run/x", "run/y"])
     assert storage.sizes("") == {}
     assert os.environ.get("RLHF_STORAGE") is None
+
+
+def test_workers_read_the_keys_of_a_store_from_the_files_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "id").write_text("AKIA1\n")
+    files = {"AWS_ACCESS_KEY_ID": tmp_path / "id", "AWS_SESSION_TOKEN": tmp_path / "none", "HF_TOKEN": tmp_path / "id"}
+    for name in files:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is removed again
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RLHF_SECRET_FILES", os.pathsep.join(f"{name}={file}" for name, file in files.items()))
+    read_key_files()
+    assert {name: os.environ.get(name) for name in files} == {
+        "AWS_ACCESS_KEY_ID": "AKIA1",
+        "AWS_SESSION_TOKEN": None,  # this machine has no such file
+        "HF_TOKEN": None,  # no key of a store
+    }
+    assert environment()["RLHF_SECRET_FILES"].startswith("AWS_ACCESS_KEY_ID=")

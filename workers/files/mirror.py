@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 from workers import progress
 from workers.files import durable
 from workers.files.written import files, sha256
-from workers.storage import Storage, StorageError, StorageRefused
+from workers.storage import Storage, StorageError, StorageRefused, read_key_files
 
 STORAGE, ROOT = "RLHF_STORAGE", "RLHF_STORAGE_ROOT"
 """Environment variables of a worker: the URL, and the directory on this machine whose files have their twins there."""
@@ -205,7 +205,10 @@ class Mirror:
 def of_process() -> Mirror | None:
     """Return the mirror of this worker process; None if the run has no storage."""
     url, root = os.environ.get(STORAGE), os.environ.get(ROOT)
-    return Mirror(Storage(url), Path(root)) if url and root else None
+    if not url or not root:
+        return None
+    read_key_files()
+    return Mirror(Storage(url), Path(root))
 
 
 def environment(url: str, root: Path) -> dict[str, str]:
