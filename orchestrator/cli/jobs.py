@@ -165,7 +165,7 @@ def stop(
     from orchestrator.rundir.stop import this_user
 
     if is_url(run[0]):
-        from orchestrator.rundir.stored import request_stop_at
+        from orchestrator.rundir.fetch import request_stop_at
 
         request_stop_at(run[0], by or this_user())
         return _tell_stop(run[0], None, None, as_json=as_json)

@@ -116,7 +116,7 @@ def fetched(url: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
         ResumeError: there is no run at `url`.
         BadInput, StorageFailed: the storage refuses access, or does not answer.
     """
-    from orchestrator.rundir.stored import fetch_run
+    from orchestrator.rundir.fetch import fetch_run
 
     given = [override for override in overrides if override.startswith("output_dir=")]
     output_dir = Path(given[-1].removeprefix("output_dir=")) if given else Path("runs")

@@ -23,9 +23,10 @@ from orchestrator.errors import Alarmed
 from orchestrator.pipeline.roles import preloaded
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.existing import move_aside, refuse_other_inputs
+from orchestrator.rundir.fetch import bring_in, fetch_models
 from orchestrator.rundir.ledger import checkpointed, read_ledger
 from orchestrator.rundir.manifest import list_checkpoints
-from orchestrator.rundir.stored import bring_in, fetch_models, open_stored
+from orchestrator.rundir.stored import open_stored
 from orchestrator.signals import StopRequest
 
 

@@ -26,14 +26,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestrator import disk
-from orchestrator.config.recipe import resolved
 from orchestrator.config.run import RunConfig
-from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem, ResumeError, StorageFailed
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Record, parse, read_ledger
 from orchestrator.rundir.manifest import MANIFEST, STATE, WEIGHTS, State, list_checkpoints, read_manifest
-from workers.files.mirror import Mirror
+from workers.files.mirror import Mirror, is_inside
 from workers.storage import Storage, StorageError, StorageRefused
 
 PARALLEL = 16  # requests at once
@@ -146,7 +144,9 @@ class StoredRun:
         content, resolved = self.storage.get(self.full("resolved.json")), self.directory.resolved
         if content is None:
             return
-        stored = self._moved(json.loads(content), settings["output_dir"])
+        stored = self._moved(
+            settings_in(content, f"{self.storage.url}/{self.full('resolved.json')}"), settings["output_dir"]
+        )
         if not resolved.exists():
             disk.make_directory(self.directory.path)
             own = {key: settings[key] for key in HOW_STORED if key in settings}
@@ -180,7 +180,7 @@ class StoredRun:
         """Fetch what a driver wrote; with `replace` also what is here already. Of models, all but the weights."""
         prefix = self.full("")
         names = [name.removeprefix(prefix) for name in self.storage.sizes(prefix)]
-        wanted = [name for name in names if not is_apart(name) and not name.endswith(WEIGHTS)]
+        wanted = [name for name in names if not is_apart(name) and not name.endswith(WEIGHTS) and is_inside(name)]
 
         def fetch(name: str) -> None:
             path = self.directory.path / name
@@ -260,7 +260,7 @@ class StoredRun:
     def read_holder(self) -> dict[str, Any] | None:
         """Return who runs the run, as that driver wrote it; None if nobody does, or did until the end."""
         content = self.storage.get(self.full(HOLDER))
-        return None if content is None else dict(json.loads(content))
+        return None if content is None else _object(content) or {}
 
     def wait_for_holder(self, me: str, say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
         """Wait until the driver that holds the run has not renewed its lease for LEASE_S seconds.
@@ -305,74 +305,22 @@ def open_stored(config: RunConfig, directory: RunDirectory) -> StoredRun | None:
     return stored
 
 
-def bring_in(config: RunConfig) -> None:
-    """Bring the directory of a run up to what is in its storage, if it has one and no driver holds the directory.
-
-    Raises:
-        BadInput, StorageFailed: as in `open_stored`; or storage holds a run of this name with another config.
-    """
-    directory = RunDirectory(local(config.output_dir).absolute() / config.name)
-    if (stored := open_stored(config, directory)) is None:
-        return
-    with explained(stored.storage.url):
-        if directory.holder() is None:
-            stored.pull(resolved(config))
-    fetch_models(config)
+def settings_in(content: bytes, where: str) -> dict[str, Any]:
+    """Return the content of resolved.json. Raises ResumeError if it is damaged."""
+    settings = _object(content)
+    if settings is None or not isinstance(settings.get("output_dir"), str):
+        why, fix = "it is not what was written", "restore it, or run the recipe under another name"
+        raise ResumeError(Problem(what="resolved.json is damaged", where=where, why=why, fix=fix))
+    return settings
 
 
-def fetch_models(config: RunConfig) -> None:
-    """Fetch what a driver reads of models that a run starts from and that other runs have stored: all but the weights.
-
-    Raises:
-        BadInput, StorageFailed: as in `open_stored`.
-    """
-    if config.storage is None:
-        return
-    with explained(config.storage):
-        mirror = Mirror(Storage(config.storage), local(config.output_dir).absolute())
-        for path in paths_in(resolved(config)):
-            if mirror.name_of(local(path).absolute()) is not None:
-                mirror.fetch_beside(local(path).absolute(), WEIGHTS)
-
-
-def paths_in(settings: Any) -> Iterator[str]:
-    """Yield the paths of models in a resolved config."""
-    for key, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
-        if key == "path" and isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list):
-            yield from paths_in(value)
-
-
-def fetch_run(url: str, output_dir: Path) -> RunDirectory:
-    """Return the directory of the run at STORAGE/RUN, which is created below `output_dir`.
-
-    Raises:
-        ResumeError: there is no run at `url`.
-        BadInput, StorageFailed: as in `bring_in`.
-    """
-    base, _, name = url.rstrip("/").rpartition("/")
-    directory = RunDirectory(output_dir.absolute() / name)
-    with explained(base):
-        stored = StoredRun(Storage(base), directory)
-        content = stored.storage.get(stored.full("resolved.json"))
-        if content is None:
-            fix = "give STORAGE/RUN: the recipe's storage and the name of the run"
-            raise ResumeError(Problem(what="not a run", where=url, why="it has no resolved.json", fix=fix))
-        if directory.holder() is None:
-            stored.pull(json.loads(content) | {"storage": base, "output_dir": str(output_dir)})
-    return directory
-
-
-def request_stop_at(url: str, by: str) -> None:
-    """Ask for the end of the run at STORAGE/RUN: its driver sees the object within seconds.
-
-    Raises:
-        BadInput, StorageFailed: as in `open_stored`.
-    """
-    base, _, name = url.rstrip("/").rpartition("/")
-    with explained(base):
-        Storage(base).put(f"{name}/{STOP}", by.encode())
+def _object(content: bytes) -> dict[str, Any] | None:
+    """Return a JSON object; None if the text is anything else."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def driver_of(directory: Path) -> str:

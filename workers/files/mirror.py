@@ -275,10 +275,15 @@ def fetch_file(path: Path, *, wait_s: float = 0.0) -> None:
         mirror.fetch_file(path, wait_s=wait_s)
 
 
+def is_inside(name: str) -> bool:
+    """Return whether a name leads to a place inside its directory."""
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
 def _inside(name: str) -> PurePosixPath:
     """Return a listed name as a path. Raises StorageError if it leads out of the directory."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if not is_inside(name):
         raise StorageError(f"the manifest lists {name}, which lies outside its directory")
     return path
 

@@ -13,9 +13,10 @@ import pytest
 from orchestrator.errors import BadInput, ResumeError
 from orchestrator.rundir import stored as twin
 from orchestrator.rundir.directory import RunDirectory
+from orchestrator.rundir.fetch import fetch_run
 from orchestrator.rundir.ledger import Fact, Ledger, Record, read_ledger
 from orchestrator.rundir.manifest import State, list_checkpoints, seal, write_state
-from orchestrator.rundir.stored import StoredRun, fetch_run
+from orchestrator.rundir.stored import StoredRun
 from workers.files.written import report
 from workers.storage import Storage
 
@@ -181,6 +182,15 @@ def test_a_run_is_fetched_by_its_url(twins: Twins) -> None:
         fetch_run(f"{twins.storage.url}/nothing", twins.root / "c")
 
 
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b"\xff"])
+def test_settings_that_are_damaged_in_storage_are_refused(twins: Twins, content: bytes) -> None:
+    twins.storage.put("run/resolved.json", content)
+    with pytest.raises(ResumeError, match=r"resolved\.json is damaged"):
+        twins.machine("b").pull(twins.settings("b"))
+    with pytest.raises(ResumeError, match=r"resolved\.json is damaged"):
+        fetch_run(f"{twins.storage.url}/run", twins.root / "c")
+
+
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 LINEAGE: dict[str, tuple[Callable[[], list[Record]], list[str]]] = {
@@ -269,6 +279,9 @@ def test_a_driver_that_does_not_renew_is_taken_over_after_the_lease(twins: Twins
     machine.wait_for_holder("me", said.append, sleep=waited.append)
     assert sum(waited) == pytest.approx(twin.LEASE_S)
     assert said == ["run: process 7 on node-3 held this run; waiting 30 s to see whether it still does"]
+    twins.storage.put("run/holder.json", b"not JSON")
+    machine.wait_for_holder("me", said.append, sleep=waited.append)
+    twins.storage.put("run/holder.json", json.dumps({"process": "process 7 on node-3", "driver": "x"}).encode())
     waited.clear()
     machine.wait_for_holder("x", said.append, sleep=waited.append)
     assert waited == [], "the lock of this directory tells that its own driver has ended"
