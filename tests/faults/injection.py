@@ -135,6 +135,9 @@ class FakeDisk:
             self._bytes[status.st_ino] = Path(os.readlink(f"/proc/self/fd/{file}")).read_bytes()
 
     def _write_survivors(self) -> None:
+        if not self._root.exists():  # cut at the first operation, which creates it
+            self._survivors.mkdir()
+            return
         now = {entry.stat(follow_symlinks=False).st_ino: entry for entry in self._root.rglob("*")}
         inode = self._root.stat().st_ino
         self._restore(inode, self._root, self._survivors, now)
@@ -166,5 +169,5 @@ def _names(directory: Path) -> dict[str, int]:
 
 def swap(directory: Path, survivors: Path) -> None:
     """Replace the directory by its survivors, as after switching the machine on again."""
-    shutil.rmtree(directory)
+    shutil.rmtree(directory, ignore_errors=True)
     survivors.rename(directory)

@@ -187,8 +187,11 @@ def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
     return held
 
 
-def test_c5_a_run_goes_on_while_storage_is_down_and_uploads_catch_up(bench: Bench) -> None:
-    process = stored_runs.start(bench.config("here", max_steps=60), bench.environment)
+@pytest.mark.parametrize(("seconds", "max_steps"), [(3, 60), pytest.param(60, 600, marks=pytest.mark.long)])
+def test_c5_a_run_goes_on_while_storage_is_down_and_uploads_catch_up(
+    bench: Bench, seconds: int, max_steps: int
+) -> None:
+    process = stored_runs.start(bench.config("here", max_steps=max_steps), bench.environment)
     metrics = bench.directory("here") / "metrics.jsonl"
 
     def steps() -> int:
@@ -196,14 +199,13 @@ def test_c5_a_run_goes_on_while_storage_is_down_and_uploads_catch_up(bench: Benc
 
     assert eventually(lambda: steps() >= 3)
     bench.proxy.down = True
-    before = steps()
-    down_since = time.monotonic()
+    before, since = steps(), time.monotonic()
     assert eventually(lambda: steps() >= before + 20), "it trains on"
-    assert eventually(lambda: time.monotonic() - down_since > 3)
+    assert eventually(lambda: time.monotonic() - since > seconds, seconds + 10)
     bench.proxy.down = False
-    process.join(120)
+    process.join(300)
     assert process.exitcode == 0
-    assert max(row.get("storage/behind_s", 0.0) for row in cpu_run.rows(bench.directory("here"))) > 0.5
+    assert max(row.get("storage/behind_s", 0.0) for row in cpu_run.rows(bench.directory("here"))) > seconds / 6
     assert stored_runs.missing(bench.storage) == []
     here = {record.seq for record in read_ledger(bench.directory("here") / "ledger.jsonl")[0]}
     stored = {int(Path(name).stem) for name in bench.storage.sizes("run/ledger/")}
