@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -22,10 +23,16 @@ from orchestrator.errors import ClusterError
 STARTED = "Ray runtime started"  # printed when the node has joined; the dashboard answers before
 
 
+PORTS = range(20_000, 32_000)  # above those of Ray's workers, below those that the system gives to anybody
+
+
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a port that is free on every address and that the system gives to no other process meanwhile."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("", port))
+            return port
 
 
 @contextmanager

@@ -33,6 +33,7 @@ def test_ctrl_c_ends_a_run_after_its_update_and_resume_ends_where_it_would_have_
     assert_equal(stopped, whole)
 
 
+@pytest.mark.long
 def test_sigterm_ends_a_run_after_its_update_and_resume_ends_where_it_would_have_ended(
     finished: Finished, qwen2: Path
 ) -> None:

@@ -37,7 +37,7 @@ def bucket(seaweed: Seaweed, bucket_prefix: str) -> Place:
     return Place(url=f"{seaweed.url}/{bucket_prefix}", variables=seaweed.environment)
 
 
-@pytest.fixture(params=["bucket", pytest.param("directory", marks=pytest.mark.long)])
+@pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.long)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "directory":
         return Place(url=f"file://{tmp_path}/bucket", variables={})

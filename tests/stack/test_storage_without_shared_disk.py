@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fault_proxy import FaultProxy
     from seaweed import Seaweed
 
-pytestmark = [pytest.mark.stack, needs_namespaces]
+pytestmark = [pytest.mark.stack, pytest.mark.long, needs_namespaces]
 
 RANKS = ["policy.num_ranks=4", "algorithm.max_steps=6", "checkpoint.every=1", "checkpoint.keep=8"]
 CPUS = (3, 3)  # Ray fills a machine with the first three ranks; the other has room for what is left
@@ -170,7 +170,6 @@ def test_c4_both_machines_lose_their_disks_and_each_rank_fetches_what_it_saved(
         assert there == [file["rank"] in of_machine for of_machine in ranks], name
 
 
-@pytest.mark.long
 def test_c4_rollouts_pairs_references_and_models_of_machines_that_share_nothing_reach_each_other(
     bench: Bench, finished: Callable[..., Run], qwen2: Path
 ) -> None:
@@ -183,7 +182,6 @@ def test_c4_rollouts_pairs_references_and_models_of_machines_that_share_nothing_
     assert bench.weights_digest("drifting") == whole.weights_digest
 
 
-@pytest.mark.long
 def test_a_machine_without_the_credentials_is_named_before_the_first_step(
     seaweed: Seaweed, bucket_prefix: str, qwen2: Path, tmp_path: Path
 ) -> None:

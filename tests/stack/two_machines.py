@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from job_cluster import free_port
 from processes import eventually
 
 SECOND = "second-machine"  # host name in the namespace of the second machine
@@ -59,7 +59,7 @@ class Machines:
         token.chmod(0o600)
         variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))} | variables
-        address, ray = f"127.0.0.1:{_free_port()}", str(Path(sys.executable).with_name("ray"))
+        address, ray = f"127.0.0.1:{free_port()}", str(Path(sys.executable).with_name("ray"))
         start = [ray, "start", "--block", "--node-ip-address=127.0.0.1", f"--object-store-memory={100 * 2**20}"]
         head = [*start, "--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
         head += [f"--temp-dir={temporary}", f"--num-cpus={cpus[0]}"]
@@ -79,12 +79,6 @@ class Machines:
             finally:
                 _end(processes)
                 shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _wait_for(process: subprocess.Popen[bytes], log: Path, number: int) -> None:
