@@ -78,7 +78,7 @@ class Uploads:
             StorageFailed: the store does not answer.
         """
         with explained(self.stored.storage.url):
-            if not self._put(record):
+            if not self.stored.put_record(record):
                 raise self._error()
         self._num_stored = record.seq + 1
         self._complete = [checkpoint.name for checkpoint in list_checkpoints(self._directory / "checkpoints")]
@@ -97,7 +97,7 @@ class Uploads:
         """
         with explained(self.stored.storage.url):
             for record in ledger.records[self.stored.num_records :]:
-                if not self._put(record):
+                if not self.stored.put_record(record):
                     raise self._error()
         ledger.copies = self
 
@@ -246,7 +246,7 @@ class Uploads:
     def _turn(self) -> None:
         """Do what is due. Raises StorageError if the store does not answer."""
         while self._records:
-            if not self._put(self._records[0]):
+            if not self.stored.put_record(self._records[0]):
                 self._superseded = True
                 return
             self._num_stored = self._records.popleft().seq + 1
@@ -338,9 +338,6 @@ class Uploads:
 
     # -------------------------------------------------------------------------------------------- parts
 
-    def _put(self, record: Record) -> bool:
-        return self.stored.put_record(record)
-
     def _add(self, pending: Pending) -> None:
         with self._lock:
             self._pending = [p for p in self._pending if p.prefix != pending.prefix] + [pending]
@@ -363,4 +360,4 @@ class Uploads:
 
     def _error(self) -> Superseded:
         place = f"{self.stored.storage.url}/{self.stored.name}"
-        return Superseded(place, "another driver has written to its ledger; it")
+        return Superseded(place, "another driver")

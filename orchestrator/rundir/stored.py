@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from itertools import count, takewhile
+from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
@@ -87,20 +88,18 @@ class StoredRun:
         name, line = self.full(RECORD.format(record.seq)), record.line()
         return self.storage.create(name, line) or self.storage.get(name) == line  # ours, if an answer was lost
 
-    def records(self, first: int = 0) -> list[Record]:
-        """Return the records from number `first` on.
+    def records(self) -> list[Record]:
+        """Return the records, up to the first number that is not there.
 
         Raises:
             ResumeError: a record is damaged.
         """
-        present = {PurePosixPath(name).name for name in self.storage.sizes(self.full("ledger/"))}
-        numbers = list(range(first, first + len(present)))
-        names = [RECORD.format(n) for n in numbers]
-        names = [name for name in names if PurePosixPath(name).name in present]
+        present = self.storage.sizes(self.full("ledger/"))
+        names = list(takewhile(lambda name: self.full(name) in present, map(RECORD.format, count())))
         with ThreadPoolExecutor(PARALLEL) as pool:
             lines = list(pool.map(lambda name: self.storage.get(self.full(name)), names))
         records = []
-        for number, name, line in zip(numbers, names, lines, strict=False):
+        for number, (name, line) in enumerate(zip(names, lines, strict=True)):
             record = parse(line or b"", number)
             if record is None:
                 why, fix = "it was changed since it was written", "restore it, or run the recipe under another name"

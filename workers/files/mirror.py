@@ -101,11 +101,10 @@ class Mirror:
 
     # -------------------------------------------------------------------------------------------- fetch
 
-    def fetch_file(self, path: Path, sha: str | None = None, *, wait_s: float = 0.0) -> bool:
+    def fetch_file(self, path: Path, *, wait_s: float = 0.0) -> bool:
         """Fetch a file that is not on this machine. Return whether it is here now.
 
         Args:
-            sha: SHA-256 that the file must have; None: any.
             wait_s: seconds to wait for a file that another machine is uploading.
 
         Raises:
@@ -115,7 +114,7 @@ class Mirror:
         if path.exists() or name is None:
             return path.exists()
         with held(path):
-            return path.exists() or self._eventually(lambda: self._fetch(name, path, sha), wait_s)
+            return path.exists() or self._eventually(lambda: self._fetch(name, path), wait_s)
 
     def require(self, directory: Path, *, wait_s: float = WAIT_S) -> None:
         """Make a directory complete on this machine: fetch what its manifest lists and is not here.
@@ -149,25 +148,22 @@ class Mirror:
         for name in self.storage.sizes(f"{prefix}/") if prefix is not None else ():
             path = self.root / _inside(name)
             if not name.endswith(weights) and not path.exists():
-                self._fetch(name, path, None)
+                self._fetch(name, path)
 
-    def fetch(self, directory: Path, prefix: str, files: Mapping[str, Mapping[str, Any]]) -> int:
-        """Fetch the listed files (name → bytes, sha256) that are not here. Return the number of bytes fetched.
+    def fetch(self, directory: Path, prefix: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Fetch the listed files (name → bytes, sha256) that are not here.
 
         Raises:
             StorageError: a file is missing, or is not what was listed.
         """
-        fetched = 0
         for name, facts in files.items():
             path = directory / _inside(name)
             if path.exists() and path.stat().st_size == facts["bytes"]:
                 continue
             if not self._fetch(f"{prefix}/{name}", path, facts["sha256"]):
                 raise StorageError(f"{self.storage.url}/{prefix}/{name} is missing, although its manifest lists it")
-            fetched += facts["bytes"]
-        return fetched
 
-    def _fetch(self, name: str, path: Path, sha: str | None) -> bool:
+    def _fetch(self, name: str, path: Path, sha: str | None = None) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
