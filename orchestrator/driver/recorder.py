@@ -243,7 +243,8 @@ class Recorder:
                 self._checkpointer.save(state)
             else:
                 self._checkpointer.save(state, meanwhile=self._rollouts.settle)
-                self._rollouts.drop(self._checkpointer.oldest())
+                oldest, uploads = self._checkpointer.oldest(), self._attempt.uploads
+                self._rollouts.drop(oldest if uploads is None else uploads.oldest(oldest))
             self.models.drop()
         updates = {"updates": state.updates} if state.updates else {}
         self._attempt.record(Fact.checkpoint, step=state.next_step, reference=state.reference_version, **updates)

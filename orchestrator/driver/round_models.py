@@ -54,6 +54,8 @@ class RoundModels:
         self._may_export, self._note = may_export, note
         for number in directory.rounds_with("model"):
             if number > steps_done:
+                if uploads is not None:
+                    uploads.delete_now(directory.round_model(number))
                 self._delete(number)
 
     def is_best(self, number: int) -> bool:
@@ -72,7 +74,7 @@ class RoundModels:
         needed = {best({n: value for n, value in by_round.items() if n <= end}) for end in ends}
         for number in self._directory.rounds_with("model"):
             if number not in needed:
-                self._delete(number)
+                self._drop(number)
 
     def choose(self, steps_done: int) -> ExportedRound:
         """Choose the round to export after `steps_done`: the best one or, without a held-out figure, the last."""
@@ -103,7 +105,7 @@ class RoundModels:
     def drop_all(self) -> None:
         """Delete the models of rounds, once the run is complete."""
         for number in self._directory.rounds_with("model"):
-            self._delete(number)
+            self._drop(number)
 
     def _figures(self) -> dict[int, float]:
         """Return the figures of the rounds that may be exported."""
@@ -112,10 +114,13 @@ class RoundModels:
         by_round = figures(MetricsFile(self._directory.metrics).rows(), self._by)
         return {number: value for number, value in by_round.items() if self._may_export(number)}
 
+    def _drop(self, number: int) -> None:
+        if self._uploads is not None:
+            self._uploads.delete(self._directory.round_model(number))
+        self._delete(number)
+
     def _delete(self, number: int) -> None:
         model = self._directory.round_model(number)
-        if self._uploads is not None:
-            self._uploads.delete(model)
         model.rename(gone := disk.partial(model))  # first, so that no half of a model has its name
         shutil.rmtree(gone)
 

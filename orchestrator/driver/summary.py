@@ -15,6 +15,7 @@ from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.metrics import MetricsFile
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.exported import ExportedRound
+from orchestrator.rundir.manifest import WEIGHTS
 from orchestrator.terminal import say
 
 CURVES = {
@@ -50,10 +51,14 @@ def summarize(
     scores = config.algorithm.needs.head == "scores"
     loads = "AutoModelForSequenceClassification" if scores else "transformers"
     hints += [f"alarm {alarm.name} since {word} {alarm.step}: {alarm.saw}" for alarm in alarms]
+    if exported:
+        hints.append(f"model: {exported}")
+    if config.storage is None or any(path.name.endswith(WEIGHTS) for path in directory.model.iterdir()):
+        hints.append(f"model: {_short(directory.model)}  (loads with {loads})")
+        hints += [] if scores else [f"serve it: {serve_command(_short(directory.model))}"]
+    else:  # a rank on another machine has written them
+        hints.append(f"model: {config.storage}/{directory.name}/model  (loads with {loads})")
     hints += [
-        *([f"model: {exported}"] if exported else []),
-        f"model: {_short(directory.model)}  (loads with {loads})",
-        *([] if scores else [f"serve it: {serve_command(_short(directory.model))}"]),
         f"metrics: {_short(directory.metrics)}"
         + (f"   samples: {_short(samples)}" if (samples := directory.path / "samples").is_dir() else ""),
     ]

@@ -26,7 +26,7 @@ from orchestrator.driver.pending import Pending
 from orchestrator.driver.small_files import SmallFiles
 from orchestrator.errors import Alarmed, Interrupted, RlhfError, Superseded
 from orchestrator.rundir.ledger import Ledger, Record
-from orchestrator.rundir.manifest import MANIFEST, files_of, list_checkpoints
+from orchestrator.rundir.manifest import MANIFEST, files_of, list_checkpoints, step_of
 from orchestrator.rundir.stop import StopFile
 from orchestrator.rundir.stored import HOLDER, LEASE_S, STOP, StoredRun, driver_of, explained
 from workers.files.mirror import RETRY_S, WAIT_S
@@ -156,6 +156,20 @@ class Uploads:
         """Yield what the user is to be told, once."""
         while self._remarks:
             yield self._remarks.popleft()
+
+    def oldest(self, done: int) -> int:
+        """Return the fewest steps done in a checkpoint that is being uploaded, or `done` if that is less."""
+        with self._lock:
+            return min([done, *(step_of(Path(p.checkpoint)) for p in self._pending if p.checkpoint)])
+
+    def delete_now(self, directory: Path) -> None:
+        """Delete what is stored of a directory that will be written again. Waits for the store.
+
+        Raises:
+            StorageFailed: the store does not answer.
+        """
+        with explained(self.stored.storage.url):
+            self.stored.storage.delete(self.stored.storage.sizes(f"{self.stored.name_of(directory)}/"))
 
     def delete(self, directory: Path) -> None:
         """Delete what is stored of a directory, and do not complete it."""

@@ -63,6 +63,31 @@ def test_an_upload_that_fails_is_tried_again(machines: tuple[Mirror, Mirror], mo
     assert (first.storage.get("run/weights"), len(tries)) == (b"large", 3)
 
 
+def test_files_that_may_be_dropped_are_not_held_open_while_the_store_is_down(
+    machines: tuple[Mirror, Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = machines
+    put, down = first.storage.put, True
+
+    def fails(name: str, data: object) -> None:
+        if down:
+            raise StorageError("no answer")
+        put(name, data)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(first.storage, "put", fails)
+    monkeypatch.setattr(mirror, "RETRY_S", (0.01,))
+    names = [f"chunk-{n}" for n in range(50)]
+    directory = written(first.root / "run" / "rollouts", **dict.fromkeys(names, "tokens"))
+    before = len(os.listdir("/proc/self/fd"))
+    first.upload({f"run/rollouts/{name}": directory / name for name in names}, droppable=True)
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+    for name in names[10:20]:
+        (directory / name).unlink()
+    down = False
+    first.flush()
+    assert sorted(first.storage.sizes("")) == sorted(f"run/rollouts/{name}" for name in names[:10] + names[20:])
+
+
 def test_another_machine_requires_a_directory(machines: tuple[Mirror, Mirror], of_process: Mirror) -> None:
     first, second = machines
     mirror.publish(written(first.root / "run" / "adapters" / "version-3", config="{}", weights="large"))

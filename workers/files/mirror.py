@@ -43,9 +43,9 @@ POLL_S = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """Open file to be uploaded under a name. It may be renamed or deleted meanwhile."""
+    """File to be uploaded under a name."""
 
-    file: BinaryIO
+    file: BinaryIO | Path  # open, as it may be renamed or deleted meanwhile; a path is opened in its turn
     name: str
 
 
@@ -64,14 +64,19 @@ class Mirror:
 
     # -------------------------------------------------------------------------------------------- upload
 
-    def upload(self, files: Mapping[str, Path]) -> None:
-        """Upload files (by the names of their twins) in the background, in order."""
+    def upload(self, files: Mapping[str, Path], *, droppable: bool = False) -> None:
+        """Upload files (by the names of their twins) in the background, in order.
+
+        Args:
+            droppable: they are not renamed, and one that is deleted before its turn is not uploaded. Others are opened
+                now: while storage is down, a process would run out of file descriptors with files of every step.
+        """
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._upload_all, name="uploads", daemon=True)
                 self._thread.start()
         for name, path in files.items():
-            self._waiting.put(Upload(file=path.open("rb"), name=name))
+            self._waiting.put(Upload(file=path if droppable else path.open("rb"), name=name))
 
     def flush(self) -> None:
         """Wait until everything is uploaded."""
@@ -83,17 +88,19 @@ class Mirror:
         while True:
             upload = self._waiting.get()
             try:
-                with upload.file:
-                    self._upload(upload)
+                with upload.file.open("rb") if isinstance(upload.file, Path) else upload.file as file:
+                    self._upload(upload.name, file)
+            except FileNotFoundError:  # no checkpoint needs it any more
+                pass
             finally:
                 self._waiting.task_done()
 
-    def _upload(self, upload: Upload) -> None:
+    def _upload(self, name: str, file: BinaryIO) -> None:
         """Upload a file, trying again until it is there."""
         for attempt in count():
             try:
-                upload.file.seek(0)
-                return self.storage.put(upload.name, upload.file)
+                file.seek(0)
+                return self.storage.put(name, file)
             except (StorageError, OSError) as error:
                 if attempt in (0, 10) or not attempt % 60:
                     print(f"not uploaded yet, tried {attempt + 1} times: {error}", file=sys.stderr, flush=True)
@@ -212,10 +219,11 @@ def environment(url: str, root: Path) -> dict[str, str]:
     return {STORAGE: url, ROOT: str(root)}
 
 
-def upload(paths: Sequence[Path]) -> None:
-    """Upload files of a run in the background, under their own names, where the run has storage."""
+def upload(paths: Sequence[Path], *, droppable: bool = False) -> None:
+    """Upload files of a run in the background, under their own names, if it has storage. See `Mirror.upload`."""
     if (mirror := of_process()) is not None:
-        mirror.upload({name: path for path in paths if (name := mirror.name_of(path)) is not None})
+        named = {name: path for path in paths if (name := mirror.name_of(path)) is not None}
+        mirror.upload(named, droppable=droppable)
 
 
 def upload_as(target: Path, directory: Path, names: Sequence[str]) -> None:

@@ -161,7 +161,7 @@ def _write(
     manifest = StoredFile(path=str(path), bytes=len(data), sha256=digest, completions=completions, versions=versions)
     described = Path(f"{stem}.json")
     described.write_text(json.dumps(asdict(manifest)))
-    mirror.upload([path, described])
+    mirror.upload([path, described], droppable=True)
 
 
 def _read(path: str, digest: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
