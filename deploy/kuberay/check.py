@@ -107,8 +107,10 @@ OF_A_JOB: Mapping[str, Rule] = {
         cluster_of(job)["headGroupSpec"]["template"]["spec"].get("restartPolicy", "Never") == "Never"
     ),
     "a lost head does not end the run": lambda job: job["spec"].get("backoffLimit", 0) >= 1,
-    "a failed worker does not end the run": lambda job: (
-        "--attempts" in job["spec"].get("entrypoint", "") or "attempts=" in job["spec"].get("entrypoint", "")
+    "a failed worker does not end the run": lambda job: any(
+        # An evaluation keeps nothing to go on from: it is done again, by the next cluster.
+        word in job["spec"].get("entrypoint", "")
+        for word in ("--attempts", "attempts=", "rlhf evaluate ")
     ),
     "pods that never start end the job": lambda job: bool(job["spec"].get("preRunningDeadlineSeconds")),
     "no secret in runtimeEnvYAML, which Ray shows": lambda job: (

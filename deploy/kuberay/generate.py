@@ -28,7 +28,7 @@ def job(recipe: str) -> str:
     content = read_content(asked, TARGET)
     with tempfile.TemporaryDirectory() as into:
         request = make_request(asked, content, TARGET, Path(into))
-        request, _ = with_needs(request, content.recipes, node_of(TARGET))
+        request, _ = with_needs(request, content, node_of(TARGET))
         return to_yaml(render(request, TARGET))
 
 

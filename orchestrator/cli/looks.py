@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -120,7 +121,7 @@ def logs(
     site = Site(on=on, cluster=cluster, token_file=token_file)
     there = place(run, site) if run else _newest(site)
     if role is None:
-        return _driver_log(there, follow=follow, as_json=as_json)
+        return _driver_log(there, follow=follow, as_json=as_json, where=site.options)
     if isinstance(there, There):
         options = ["--role", role, "--rank", str(rank), *(["--attempt", str(attempt)] if attempt else [])]
         parts = _parts_there(there, options, offset=offset)
@@ -141,8 +142,8 @@ def _newest(site: Site) -> There:
     return There(launcher=launcher, job=find_job(launcher, None, site))
 
 
-def _driver_log(there: Sequence[Path] | There, *, follow: bool, as_json: bool) -> int:
-    """Print the log of a job's own process."""
+def _driver_log(there: Sequence[Path] | There, *, follow: bool, as_json: bool, where: str) -> int:
+    """Print the log of a job's own process. `where`: options that name the target."""
     if not isinstance(there, There) or not there.job.id:
         from orchestrator.monitor.run_status import current_stage
         from orchestrator.rundir.worker_logs import workers_with_logs
@@ -155,7 +156,11 @@ def _driver_log(there: Sequence[Path] | There, *, follow: bool, as_json: bool) -
             fix = f"give --role and --rank of one of {', '.join(known[:16])}" if known else "wait for its workers"
         reason = "a run directory has the logs of its workers; that of the driver is where it was started"
         raise BadInput(Problem(what="whose log?", where=str(path), why=reason, fix=fix))
-    pieces = there.launcher.logs(there.job.id, follow=follow)
+    if follow:
+        from orchestrator.launch.wait import wait_for_job
+
+        return wait_for_job(there.launcher, there.job.id, say, where=where, only_log=True, report=_report)
+    pieces = there.launcher.logs(there.job.id)
     if as_json:
         say_json({"job": there.job.id, "text": "".join(pieces)})
         return 0
@@ -165,7 +170,7 @@ def _driver_log(there: Sequence[Path] | There, *, follow: bool, as_json: bool) -
         last = piece or last
     if not last.endswith("\n"):
         write("\n")
-    return _exit_code(there) if follow else 0
+    return 0
 
 
 def _parts_here(
@@ -211,6 +216,11 @@ def _exit_code(there: Sequence[Path] | There) -> int:
         return RunStatus(**there.ask("status")["run"]).exit_code
     job = there.launcher.find(there.job.id)
     return exit_code_of(job) if job is not None and job.state.is_finished else 0
+
+
+def _report(text: str) -> None:
+    """Print to standard error, so that standard output has only the log."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _incidents(path: Path) -> list[dict[str, object]]:

@@ -99,6 +99,15 @@ RunOrNewestJob = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+EvaluatedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="Model that a suite evaluates: a path on the target, or the id of a Hub model."
+    ),
+]
+Against = Annotated[
+    str | None, typer.Option("--against", metavar="MODEL2|base", help="Second model of a suite, for the win rate.")
+]
 JobId = Annotated[str | None, typer.Argument(metavar="[ID]", help="Id of the job (default: the newest job).")]
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import Overrides, RecipePath
+from orchestrator.cli.options import Against, EvaluatedModel, Overrides, RecipePath
 from orchestrator.errors import BadInput, Problem
 from orchestrator.terminal import say
 
 if TYPE_CHECKING:
+    from orchestrator.launch.request import Asked
     from orchestrator.launch.targets import KubeRayTarget
 
 HELP = "Print the manifests or the script of a job, byte-equal on every machine. No cluster is asked."
@@ -55,22 +56,24 @@ def kuberay(
     image: Image = None,
     working_dir: WorkingDir = Path("."),
     attempts: Attempts = 5,
+    model: EvaluatedModel = None,
+    against: Against = None,
 ) -> int:
-    """Print the RayJob of a recipe or a comparison, with its ConfigMap and NetworkPolicy, as YAML for kubectl."""
+    """Print the RayJob of a recipe, a comparison or a suite, its ConfigMap and its NetworkPolicy: YAML for kubectl."""
     from orchestrator.launch.needs import node_of, with_needs
     from orchestrator.launch.render_kuberay import render, to_yaml
-    from orchestrator.launch.request import Asked, make_request, read_content
+    from orchestrator.launch.request import make_request, read_content
     from orchestrator.plan.gpus import parse_gpus
 
     target = _kuberay_target(on, image)
     count, gpu = parse_gpus(gpus or target.gpu)
     target = target.model_copy(update={"gpu": gpu.name})
-    asked = Asked(file=recipe, overrides=tuple(overrides or ()), working_dir=working_dir, attempts=attempts)
+    asked = _asked(recipe, overrides, working_dir, attempts, model, against)
     content = read_content(asked, target)
     with tempfile.TemporaryDirectory() as into:
         request = make_request(asked, content, target, Path(into))
         with contextlib.chdir(working_dir):  # the planner counts the rows of data files
-            request, needs = with_needs(request, content.recipes, node_of(target), given=count)
+            request, needs = with_needs(request, content, node_of(target), given=count)
         text = to_yaml(render(request, target))
     if needs.idle_gpus:
         print(f"rlhf: {needs.idle_gpus} of {needs.gpus} GPUs would be idle", file=sys.stderr)
@@ -85,11 +88,13 @@ def slurm(
     gpus: Gpus = None,
     working_dir: WorkingDir = Path("."),
     attempts: SlurmAttempts = 1,
+    model: EvaluatedModel = None,
+    against: Against = None,
 ) -> int:
-    """Print the script of a recipe or a comparison for sbatch, which starts a Ray cluster on the job's nodes."""
+    """Print the script of a recipe, a comparison or a suite for sbatch: it starts a Ray cluster on the job's nodes."""
     from orchestrator.launch.needs import node_of, with_needs
     from orchestrator.launch.render_slurm import render
-    from orchestrator.launch.request import Asked, make_request, read_content
+    from orchestrator.launch.request import make_request, read_content
     from orchestrator.launch.targets import SlurmTarget, find_target
     from orchestrator.plan.gpus import parse_gpus
 
@@ -98,13 +103,28 @@ def slurm(
         what, fix = f"the target's engine is {target.engine}", "name a target with engine: slurm"
         raise BadInput(Problem(what=what, where=on or "RLHF_TARGET", fix=fix))
     count = parse_gpus(gpus)[0] if gpus else None
-    asked = Asked(file=recipe, overrides=tuple(overrides or ()), working_dir=working_dir, attempts=attempts)
+    asked = _asked(recipe, overrides, working_dir, attempts, model, against)
     content = read_content(asked, target)
     with tempfile.TemporaryDirectory() as into:
         request = make_request(asked, content, target, Path(into))
-        text = render(with_needs(request, content.recipes, node_of(target), given=count)[0], target)
+        text = render(with_needs(request, content, node_of(target), given=count)[0], target)
     say(text.rstrip("\n"))
     return 0
+
+
+def _asked(
+    file: Path, overrides: list[str] | None, working_dir: Path, attempts: int, model: str | None, against: str | None
+) -> Asked:
+    from orchestrator.launch.request import Asked, kind_of
+
+    return Asked(
+        file=file,
+        overrides=tuple(overrides or ()),
+        working_dir=working_dir,
+        attempts=1 if kind_of(file) == "suite" else attempts,  # an evaluation is done again as a whole
+        model=model,
+        against=against,
+    )
 
 
 def _kuberay_target(on: str | None, image: str | None) -> KubeRayTarget:

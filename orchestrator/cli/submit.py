@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import AsJson, Attempts, Fresh, Overrides, TokenFile
+from orchestrator.cli.options import Against, AsJson, Attempts, EvaluatedModel, Fresh, Overrides, TokenFile
 from orchestrator.errors import BadInput, Problem
 from orchestrator.terminal import say
 
@@ -46,15 +47,6 @@ Wait = Annotated[
     bool, typer.Option("--wait", help="Show progress until the job ends, and end with the run's own exit code.")
 ]
 Priority = Annotated[int, typer.Option("--priority", metavar="N", help="Jobs with a higher priority start first.")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", help="Model that a suite evaluates: a path on the target, or the id of a Hub model."
-    ),
-]
-Against = Annotated[
-    str | None, typer.Option("--against", metavar="MODEL2|base", help="Second model of a suite, for the win rate.")
-]
 WorkingDir = Annotated[
     Path,
     typer.Option("--working-dir", metavar="DIR", help="Directory that relative paths start at, also those of the job."),
@@ -85,7 +77,7 @@ def submit(
     priority: Priority = 0,
     attempts: Attempts = 1,
     fresh: Fresh = False,
-    model: Model = None,
+    model: EvaluatedModel = None,
     against: Against = None,
     working_dir: WorkingDir = Path("."),
     include: Include = None,
@@ -150,14 +142,15 @@ def _target(on: str | None, cluster: str | None, *, open_is_allowed: bool) -> Ta
 
 
 def _with_needs(request: JobRequest, content: Content, target: Target) -> JobRequest:
-    """Return the request with the machines that it needs, for engines that make a cluster for each job."""
+    """Return the request with the time that it needs to stop, and with the machines where one has to ask for them."""
+    from orchestrator.launch.needs import longest_grace_s, node_of, with_needs
     from orchestrator.launch.targets import LocalTarget, RayTarget
 
-    if isinstance(target, LocalTarget | RayTarget):
+    if isinstance(target, LocalTarget):
         return request
-    from orchestrator.launch.needs import node_of, with_needs
-
-    return with_needs(request, content.recipes, node_of(target))[0]
+    if isinstance(target, RayTarget):
+        return replace(request, grace_s=longest_grace_s(content.recipes))
+    return with_needs(request, content, node_of(target))[0]
 
 
 def _refuse_too_large(content: Content) -> None:

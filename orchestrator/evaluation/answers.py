@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from orchestrator.cluster.base import Cluster, Gang, Restart, wait
 from orchestrator.errors import BadInput, Problem
+from orchestrator.evaluation.gangs import answering_gangs, model_config, scoring_gang
 from orchestrator.evaluation.rows import Mode, PromptSet, Row, number_or_none
 from orchestrator.evaluation.suite import SuiteConfig
-from orchestrator.pipeline.roles import absolute, reward_plan, rollout_plan, scoring_plan
 from orchestrator.pipeline.sources import completions_per_chunk, sample
 from orchestrator.signals import StopRequest
-from workers.config import ModelConfig, ReferenceConfig
 from workers.reference import Reference
 from workers.reward import Reward
 from workers.rollout import Rollout
@@ -81,23 +80,7 @@ def answer_prompts(
     Raises:
         BadInput: every prompt of a set is too long.
     """
-    model = model_config(suite, path)
-    plans = [rollout_plan({"model": model}, suite.rollout, suite.cluster, seed=suite.seed, cuda=cluster.cuda)]
-    scorers = {"reward": suite.reward if "prompts" in prompts else ()}
-    scorers["refusal"] = (suite.refusal,) if prompts.keys() - {"prompts"} else ()
-    plans += [
-        reward_plan(
-            role,
-            rewards,
-            model,
-            suite.cluster,
-            num_workers=suite.reward_workers.num_workers,
-            num_samples=0,
-            cuda=cluster.cuda,
-        )
-        for role, rewards in scorers.items()
-        if rewards
-    ]
+    plans = answering_gangs(suite, path, prompts.keys(), cuda=cluster.cuda)
     try:
         gangs = cluster.spawn(plans)
         return [
@@ -191,16 +174,9 @@ def log_probs(
         wanted: by model path, the keys of the `completions` to score.
         completions: completions by key.
     """
-    settings, first = suite.scoring, model_config(suite, next(iter(wanted)))
-    reference = ReferenceConfig(
-        num_ranks=settings.num_ranks,
-        zero_stage=settings.zero_stage,
-        tokens_per_micro_batch=settings.tokens_per_micro_batch,
-    )
-    common = {"model": first, "config": reference, "chunk": settings.logprob_chunk_tokens, "cuda": cluster.cuda}
-    members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
+    plan = scoring_gang(suite, next(iter(wanted)), cuda=cluster.cuda)
     try:
-        gangs = cluster.spawn([scoring_plan("reference", members, suite.cluster, cuda=cluster.cuda)])
+        gangs = cluster.spawn([plan])
         return _score(gangs["reference"], suite, wanted, completions)
     finally:
         cluster.release()
@@ -231,12 +207,6 @@ def _score(
 
 def _load(gang: Gang[Reference], *, path: str, version: int) -> None:
     wait(gang.all(Reference.load, path, version))
-
-
-def model_config(suite: SuiteConfig, path: str) -> ModelConfig:
-    """Return the config of the model at `path` with an absolute path, because workers run in other directories."""
-    settings = suite.model
-    return absolute(ModelConfig(path=path, dtype=settings.dtype, chat_template_kwargs=settings.chat_template_kwargs))
 
 
 # ------------------------------------------------------------------------------------------------ rows

@@ -1,4 +1,4 @@
-"""Machines that a recipe needs on a cluster whose nodes are alike: pods with GPUs, CPUs, memory and /dev/shm.
+"""Machines that a job needs on a cluster whose nodes are alike: pods with GPUs, CPUs, memory and /dev/shm.
 
     recipe ──► gangs of each stage ──► GPUs and CPUs ──┐
            └─► plan of each stage ──► host memory, ────┼──► head pod, worker pods, grace
@@ -6,7 +6,8 @@
                                       checkpoint
 
 Gangs come from orchestrator/pipeline/roles.py, by which the driver starts them. Stages run one after another, so the
-largest decides. A model that the planner does not know leaves the node's share of memory and the shortest grace.
+largest decides. A model that the planner does not know leaves the node's share of memory and the shortest grace, and so
+does an evaluation, whose gangs come from orchestrator/evaluation/gangs.py.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from orchestrator.config import Recipe, RunConfig
+from orchestrator.cluster.base import GangPlan
+from orchestrator.config import ClusterConfig, Recipe, RunConfig
 from orchestrator.config.rounds import largest
 from orchestrator.errors import BadInput, Problem
+from orchestrator.evaluation.gangs import answering_gangs, scoring_gang
+from orchestrator.evaluation.suite import Suite
 from orchestrator.launch.base import JobRequest, Pods
+from orchestrator.launch.request import Content
 from orchestrator.launch.targets import KubeRayTarget, SlurmTarget
 from orchestrator.pipeline.roles import gang_plans
-from orchestrator.plan.gpus import CPU_RANK, Gpu, parse_gpus
+from orchestrator.plan.gpus import CPU_RANK, GPUS, Gpu, parse_gpus
 from orchestrator.plan.grace import stop_seconds
 from orchestrator.plan.plan import Plan, make_plan
 
@@ -33,6 +39,8 @@ MIN_SHM_GIB = 8
 HEAD_CPUS, HEAD_GIB = 8, 16  # the driver, Ray's own processes
 CPU_MEMBER_GIB, CPU_SHM_GIB = 4, 2  # of a tiny model: other models are not trained on CPUs
 HOST_GIB = 32  # of a node's processes beside the states that the plan counts
+EVALUATION_GIB = 32.0  # of a GPU's process that holds a model which the planner has not seen
+MODEL = "model"  # any: the machines for an evaluation do not depend on it
 WHOLE_NODE_CPUS, CPU_GIB = 512, 8  # of a Slurm node that a job has alone, and memory of each CPU of one that it shares
 MIN_GRACE_S, GRACE_STEP_S = 600.0, 60.0
 MAX_GRACE_S = 3600.0  # a run that needs longer goes on from an earlier checkpoint: few clusters wait for hours
@@ -68,9 +76,9 @@ class _Stage:
     members: tuple[int, ...]
     processes: int
     cpus: float
-    host_gib: float  # of one GPU's processes
-    batch_gib: float
-    grace_s: float
+    host_gib: float = 0.0  # of one GPU's processes
+    batch_gib: float = 0.0
+    grace_s: float = MIN_GRACE_S
 
 
 def node_of(target: KubeRayTarget | SlurmTarget) -> Node:
@@ -81,16 +89,20 @@ def node_of(target: KubeRayTarget | SlurmTarget) -> Node:
 
 
 def with_needs(
-    request: JobRequest, recipes: Sequence[Recipe], node: Node, *, given: int | None = None
+    request: JobRequest, content: Content, node: Node, *, given: int | None = None
 ) -> tuple[JobRequest, Needs]:
-    """Return a request with the pods and the grace that its recipes need, and these needs. See `needs_of`.
-
-    An evaluation has no recipes: it names no pods.
-    """
-    if not recipes:
-        return request, Needs(pods=(), grace_s=request.grace_s, idle_gpus=0)
-    needs = needs_of(recipes, node, given=given)
+    """Return a request with the pods and the grace that its content needs, and these needs. See `needs_of`."""
+    if isinstance(content.loaded, Suite):
+        needs = needs_of_evaluation(content.loaded, node, given=given)
+    else:
+        needs = needs_of(content.recipes, node, given=given)
     return replace(request, pods=needs.pods, grace_s=needs.grace_s), needs
+
+
+def longest_grace_s(recipes: Sequence[Recipe]) -> float:
+    """Return the seconds to stop with a checkpoint on a cluster whose GPUs are not known: on the slowest of all."""
+    plans = [_plan(recipe, config, gpu) for recipe in recipes for config in recipe.stages for gpu in GPUS.values()]
+    return max([MIN_GRACE_S, *(_grace_s(plan) for plan in plans if plan is not None)])
 
 
 def needs_of(recipes: Sequence[Recipe], node: Node, *, given: int | None = None) -> Needs:
@@ -104,15 +116,33 @@ def needs_of(recipes: Sequence[Recipe], node: Node, *, given: int | None = None)
             GPUs that the nodes do not have.
     """
     stages = [_stage(recipe, config, node) for recipe in recipes for config in recipe.stages]
+    least = given // node.gpus if given is not None and len(recipes) > 1 else 1
+    return _needs(stages, node, recipes[0].source, given=given, least=least)
+
+
+def needs_of_evaluation(suite: Suite, node: Node, *, given: int | None = None) -> Needs:
+    """Return what an evaluation needs: its models answer one after another, then others score the answers.
+
+    Raises:
+        BadInput: as `needs_of`.
+    """
+    config, cuda = suite.config, _is_cuda(suite.config.cluster, node, "the suite", suite.source)
+    sets = [name for name in ("prompts", "harmful", "benign") if getattr(config, name) is not None]
+    answering = answering_gangs(config, MODEL, sets, cuda=cuda)
+    phases = (answering, [scoring_gang(config, MODEL, cuda=cuda)])
+    stages = [replace(_stage_of(gangs), host_gib=EVALUATION_GIB if cuda else 0.0) for gangs in phases]
+    return _needs(stages, node, suite.source, given=given)
+
+
+def _needs(stages: Sequence[_Stage], node: Node, source: Path, *, given: int | None, least: int = 1) -> Needs:
+    """Return the needs of the largest of several stages. `least`: number of nodes that are taken in any case."""
     if not any(stage.members for stage in stages):
         return _on_cpus(stages, node)
     asked = max(sum(stage.members) for stage in stages)
-    nodes = max(_nodes(stage.members, node, recipes[0]) for stage in stages)
-    if given is not None and len(recipes) > 1:
-        nodes = max(nodes, given // node.gpus)
+    nodes = max(least, *(_nodes(stage.members, node, source) for stage in stages))
     gpus = node.gpus if nodes > 1 else asked
     if given is not None and nodes * gpus > given:
-        _refuse_too_few(recipes[0], nodes * gpus, asked, given, node)
+        _refuse_too_few(source, nodes * gpus, asked, given, node)
     shm_gib = _shm_gib(stages, gpus)
     share = gpus / node.gpus
     memory_gib = max(
@@ -120,7 +150,7 @@ def needs_of(recipes: Sequence[Recipe], node: Node, *, given: int | None = None)
         math.ceil(max(stage.host_gib for stage in stages) * gpus) + shm_gib + HOST_GIB,
     )
     cpus = max(math.floor((node.cpus or 0) * share), math.ceil(max(stage.cpus for stage in stages) / nodes))
-    _refuse_too_large(recipes[0], cpus, memory_gib, node)
+    _refuse_too_large(source, cpus, memory_gib, node)
     head = Pods(role="head", count=1, gpus=0, cpus=HEAD_CPUS, memory_gib=HEAD_GIB + shm_gib, shm_gib=shm_gib)
     worker = Pods(role="worker", count=nodes, gpus=gpus, cpus=cpus, memory_gib=memory_gib, shm_gib=shm_gib)
     grace_s = max(stage.grace_s for stage in stages)
@@ -140,22 +170,36 @@ def _on_cpus(stages: Sequence[_Stage], node: Node) -> Needs:
     return Needs(pods=(head, worker), grace_s=max(stage.grace_s for stage in stages), idle_gpus=0)
 
 
+def _is_cuda(cluster: ClusterConfig, node: Node, name: str, source: Path) -> bool:
+    """Return whether workers compute on GPUs. Raise BadInput if they are to, and the nodes have none."""
+    has_gpus = node.gpu is not CPU_RANK
+    if cluster.device == "cuda" and not has_gpus:
+        what, fix = f"{name} computes on GPUs", "choose a target with GPUs, or --gpus 8xH100"
+        raise BadInput(Problem(what=what, where=str(source), why="the nodes have none", fix=fix))
+    return has_gpus and cluster.device != "cpu"
+
+
 def _stage(recipe: Recipe, written: RunConfig, node: Node) -> _Stage:
     config = largest(written)
-    has_gpus = node.gpu is not CPU_RANK
-    if config.cluster.device == "cuda" and not has_gpus:
-        what, fix = f"{config.name} computes on GPUs", "choose a target with GPUs, or --gpus 8xH100"
-        raise BadInput(Problem(what=what, where=str(recipe.source), why="the nodes have none", fix=fix))
-    cuda = has_gpus and config.cluster.device != "cpu"
+    cuda = _is_cuda(config.cluster, node, config.name, recipe.source)
     gangs = gang_plans(config, cuda=cuda, max_steps=1)
     plan = _plan(recipe, written, node.gpu) if cuda else None
+    if plan is None:
+        return _stage_of(gangs)
+    return replace(
+        _stage_of(gangs),
+        host_gib=max(d.memory.host_bytes for d in plan.demands) / GIB,
+        batch_gib=BATCHES * TOKEN_BYTES * plan.work.sequences * plan.work.longest / GIB,
+        grace_s=_grace_s(plan),
+    )
+
+
+def _stage_of(gangs: Sequence[GangPlan]) -> _Stage:
+    """Return the needs of gangs that run at the same time, as far as they are known without a plan."""
     return _Stage(
         members=tuple(int(g.resources.gpus) for g in gangs for _ in g.arguments if g.resources.gpus),
         processes=sum(len(g.arguments) for g in gangs),
         cpus=sum(g.resources.cpus * len(g.arguments) for g in gangs),
-        host_gib=0.0 if plan is None else max(d.memory.host_bytes for d in plan.demands) / GIB,
-        batch_gib=0.0 if plan is None else BATCHES * TOKEN_BYTES * plan.work.sequences * plan.work.longest / GIB,
-        grace_s=MIN_GRACE_S if plan is None else _grace_s(plan),
     )
 
 
@@ -173,12 +217,12 @@ def _grace_s(plan: Plan) -> float:
     return max(MIN_GRACE_S, math.ceil(needed / GRACE_STEP_S) * GRACE_STEP_S)
 
 
-def _nodes(members: Sequence[int], node: Node, recipe: Recipe) -> int:
+def _nodes(members: Sequence[int], node: Node, source: Path) -> int:
     """Return the number of nodes on which all processes find room, the largest first."""
     if max(members, default=0) > node.gpus:
         what = f"one process asks for {max(members)} GPUs"
         why, fix = f"a node has {node.gpus}", "lower rollout.tensor_parallel_size"
-        raise BadInput(Problem(what=what, where=str(recipe.source), why=why, fix=fix))
+        raise BadInput(Problem(what=what, where=str(source), why=why, fix=fix))
     free: list[int] = []
     for gpus in sorted(members, reverse=True):
         place = next((i for i, left in enumerate(free) if left >= gpus), None)
@@ -194,13 +238,13 @@ def _shm_gib(stages: Sequence[_Stage], gpus: int) -> int:
     return max(MIN_SHM_GIB, batches + MEMBER_SHM_GIB * gpus)
 
 
-def _refuse_too_few(recipe: Recipe, needed: int, asked: int, given: int, node: Node) -> None:
+def _refuse_too_few(source: Path, needed: int, asked: int, given: int, node: Node) -> None:
     why = "" if needed == asked else f"its processes take {asked}, on whole nodes of {node.gpus}"
-    fix = f"see rlhf plan {recipe.source} --gpus {given}x{node.gpu.name} for overrides that fit"
-    raise BadInput(Problem(what=f"{needed} GPUs are needed, {given} given", where=str(recipe.source), why=why, fix=fix))
+    fix = f"see rlhf plan {source} --gpus {given}x{node.gpu.name} for overrides that fit"
+    raise BadInput(Problem(what=f"{needed} GPUs are needed, {given} given", where=str(source), why=why, fix=fix))
 
 
-def _refuse_too_large(recipe: Recipe, cpus: int, memory_gib: int, node: Node) -> None:
+def _refuse_too_large(source: Path, cpus: int, memory_gib: int, node: Node) -> None:
     for needed, has, unit, key in (
         (cpus, node.cpus, "CPUs", "cpus_per_node"),
         (memory_gib, node.memory_gib, "GiB", "memory_gib_per_node"),
@@ -208,4 +252,4 @@ def _refuse_too_large(recipe: Recipe, cpus: int, memory_gib: int, node: Node) ->
         if has is not None and needed > has:
             what, why = f"a worker needs {needed} {unit}", f"a node has {has}"
             fix = f"use fewer processes per node, no offload_optimizer, or set {key} of the target"
-            raise BadInput(Problem(what=what, where=str(recipe.source), why=why, fix=fix))
+            raise BadInput(Problem(what=what, where=str(source), why=why, fix=fix))

@@ -91,7 +91,7 @@ def _refuse(request: JobRequest, target: KubeRayTarget) -> None:
             fix = f"give output_dir={root}"
             problems.add(f"{directory} is not on the volume", where="output_dir", why=f"it is at {root}", fix=fix)
     if not any(pods.role == "worker" for pods in request.pods):
-        problems.add("the job names no pods", where=request.id, fix="submit a recipe or a comparison")
+        problems.add("the job names no pods", where=request.id, fix="name them: see orchestrator/launch/needs.py")
     if request.priority and target.priority_class is None:
         why, fix = "Kubernetes orders jobs by priority classes", "set priority_class of the target"
         problems.add(f"priority {request.priority}", where=request.id, why=why, fix=fix)

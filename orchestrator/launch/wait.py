@@ -53,31 +53,39 @@ def wait_for_job(
     say: Callable[[str], None],
     *,
     where: str = "",
+    only_log: bool = False,
+    report: Callable[[str], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Print the states and the log of a job until it ends, and return the exit code of its run.
 
     Ctrl-C only ends the waiting, with exit code 130: the job goes on. A connection that breaks is tried again for
-    PATIENCE_S. `where`: options that name the target, such as `--on h100`, for the commands that are shown.
+    PATIENCE_S.
+
+    Args:
+        where: options that name the target, such as `--on h100`, for the commands that are shown.
+        only_log: print no states, and follow the log from the start, also that of a job that waits.
+        report: prints what happens to the connection; None: `say`.
 
     Raises:
         BadInput: the engine knows no such job.
         ClusterError: the connection stayed broken, or the engine has forgotten the job.
     """
     printer, told, broken_since, failures = _Printer(say), "", 0.0, 0
+    report = report or say
     try:
         while True:
             try:
                 job = _find(launcher, id)
                 if failures:
-                    say("connected again")
+                    report("connected again")
                     failures = 0
                 if job.state.is_finished:
                     printer.print(launcher.logs(job.id))
                     break
-                told = _tell(job, told, say)
-                if job.state is JobState.running:
+                told = told if only_log else _tell(job, told, say)
+                if only_log or job.state is JobState.running:
                     printer.print(launcher.logs(job.id, follow=True))
                 sleep(POLL_S)
             except BadInput:
@@ -87,15 +95,16 @@ def wait_for_job(
                 if clock() - broken_since > PATIENCE_S:
                     raise
                 if not failures:
-                    say(f"{error.problems[0].what}: {error.problems[0].why}; trying again, the job goes on")
+                    report(f"{error.problems[0].what}: {error.problems[0].why}; trying again, the job goes on")
                 sleep(PAUSES_S[min(failures, len(PAUSES_S) - 1)])
                 failures += 1
     except KeyboardInterrupt:
         at = f"{where.strip()} {id}".strip()
-        say(f"the job goes on; look at it again with: rlhf status {at}, rlhf logs -f {at}")
+        report(f"the job goes on; look at it again with: rlhf status {at}, rlhf logs -f {at}")
         return 130
     printer.close()
-    _tell(job, told, say)
+    if not only_log:
+        _tell(job, told, say)
     return exit_code_of(job)
 
 

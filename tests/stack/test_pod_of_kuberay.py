@@ -34,7 +34,7 @@ def rendered(work: Path, package: Path, runs: Path, model: Path) -> dict[str, An
     overrides = (f"model.path={model}", f"algorithm.max_steps={STEPS}", f"checkpoint.every={STEPS}")
     asked = Asked(file=Path("base.yaml"), overrides=overrides, working_dir=work, attempts=2)
     content = read_content(asked, target)
-    request, _ = with_needs(make_request(asked, content, target, package), content.recipes, node_of(target))
+    request, _ = with_needs(make_request(asked, content, target, package), content, node_of(target))
     job = render(request, target)[-1]
     return job
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.launch.base import JobRequest
 from orchestrator.launch.needs import node_of, with_needs
-from orchestrator.launch.request import Asked, make_request, read_content
+from orchestrator.launch.request import Asked, kind_of, make_request, read_content
 from orchestrator.launch.targets import KubeRayTarget
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +43,7 @@ CHECK = load(ROOT / "deploy" / "kuberay" / "check.py")
 def working_directory(folder: Path) -> Path:
     """Copy the recipes to a directory, with a small stand-in for each file that `make quickstart` writes."""
     shutil.copytree(ROOT / "configs", folder / "configs", ignore=shutil.ignore_patterns("__pycache__"))
-    for recipe in (folder / "configs" / "quickstart").rglob("*.yaml"):
+    for recipe in [*(folder / "configs" / "quickstart").rglob("*.yaml"), *(folder / "configs" / "eval").glob("*.yaml")]:
         for name in re.findall(r"data/\w+/[\w.-]+", recipe.read_text("utf-8")):
             place = folder / name
             if place.suffix == ".jsonl":
@@ -66,8 +66,15 @@ def target(**settings: Any) -> KubeRayTarget:
 def request_of(
     recipe: str, where: Path, into: Path, on: KubeRayTarget, *, overrides: Sequence[str] = (), attempts: int = 5
 ) -> JobRequest:
-    """Return the request for a recipe. The working directory must be `where`."""
-    asked = Asked(file=Path(recipe), overrides=tuple(overrides), working_dir=where, attempts=attempts)
+    """Return the request for a recipe, or a suite with some model. The working directory must be `where`."""
+    evaluated: dict[str, Any] = {"model": "/runs/a/model"} if kind_of(Path(recipe)) == "suite" else {}
+    asked = Asked(
+        file=Path(recipe),
+        overrides=tuple(overrides),
+        working_dir=where,
+        attempts=1 if evaluated else attempts,
+        **evaluated,
+    )
     content = read_content(asked, on)
-    request, _ = with_needs(make_request(asked, content, on, into), content.recipes, node_of(on))
+    request, _ = with_needs(make_request(asked, content, on, into), content, node_of(on))
     return request

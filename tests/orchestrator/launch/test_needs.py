@@ -8,8 +8,9 @@ from shipped import CONFIGS
 from orchestrator.compare.recipe import load_comparison
 from orchestrator.config import Recipe, load
 from orchestrator.errors import BadInput
+from orchestrator.evaluation.suite import load_suite
 from orchestrator.launch.base import Pods
-from orchestrator.launch.needs import Needs, Node, needs_of, node_of
+from orchestrator.launch.needs import Needs, Node, longest_grace_s, needs_of, needs_of_evaluation, node_of
 from orchestrator.launch.targets import SlurmTarget
 from orchestrator.plan.gpus import CPU_RANK, GPUS
 
@@ -73,6 +74,24 @@ def test_small_nodes_without_gpus_are_several() -> None:
     assert (pods.count, pods.cpus, pods.gpus) == (2, 2, 0)
 
 
+def test_an_evaluation_answers_and_then_scores() -> None:
+    # 2 engines of 4 GPUs and a reward worker on the CPU answer; then 4 ranks score
+    sizes = ["rollout.num_engines=2", "rollout.tensor_parallel_size=4", "scoring.num_ranks=4"]
+    needs = needs_of_evaluation(load_suite(CONFIGS / "eval" / "maths.yaml", sizes), NODE)
+    assert (worker(needs).count, worker(needs).gpus, worker(needs).cpus) == (1, 8, 96)
+    larger = load_suite(CONFIGS / "eval" / "maths.yaml", [*sizes[:2], "scoring.num_ranks=12"])
+    more = needs_of_evaluation(larger, NODE)
+    assert (worker(more).count, more.gpus, more.idle_gpus) == (2, 16, 4)
+    with pytest.raises(BadInput, match="16 GPUs are needed, 8 given"):
+        needs_of_evaluation(larger, NODE, given=8)
+
+
+def test_an_evaluation_without_gpus_needs_a_pod_for_its_processes() -> None:
+    # an engine and a reward worker
+    pods = worker(needs_of_evaluation(load_suite(CONFIGS / "eval" / "quickstart.yaml"), WITHOUT_GPUS))
+    assert (pods.count, pods.gpus, pods.cpus, pods.memory_gib) == (1, 0, 2, 2 + 4 * 2)
+
+
 def test_the_grace_has_room_for_an_update_and_a_checkpoint() -> None:
     assert needs_of([recipe("8b/dpo")], NODE).grace_s == 600
     # 70B on 16 nodes with checkpoints of 12 bytes per parameter: 840 GB at 1 GB/s for each node, twice, and an update
@@ -104,3 +123,9 @@ def test_a_recipe_for_gpus_is_refused_without_any() -> None:
 def test_a_recipe_for_cpus_takes_no_gpus() -> None:
     on_cpus = ("cluster.device=cpu", "stages.quickstart-base.cluster.device=cpu")
     assert needs_of([recipe("quickstart/offline_dpo", *on_cpus)], NODE).gpus == 0
+
+
+def test_on_unknown_gpus_the_slowest_sets_the_grace() -> None:
+    graces = [needs_of([recipe("70b/iterative_dpo")], Node(gpu=gpu, gpus=8)).grace_s for gpu in GPUS.values()]
+    assert longest_grace_s([recipe("70b/iterative_dpo")]) == max(graces) > min(graces)
+    assert longest_grace_s([recipe("quickstart/grpo")]) == longest_grace_s([]) == 600

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from render_tools import CHECK, IMAGE, ROOT, crds, load, request_of, target, working_directory
-from shipped import CONFIGS, RECIPES
+from shipped import CONFIGS, RECIPES, SUITES
 
 from orchestrator.errors import BadInput
 from orchestrator.launch.base import JobRequest, Package, Pods
@@ -82,14 +82,14 @@ def templates(manifests: Manifests) -> Sequence[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------ every recipe
 
 
-@pytest.mark.parametrize("recipe", [relative(path) for path in (*RECIPES, *COMPARISONS)])
+@pytest.mark.parametrize("recipe", [relative(path) for path in (*RECIPES, *COMPARISONS, *SUITES)])
 def test_every_recipe_passes_the_policy(recipe: str, rendered: Callable[..., Manifests]) -> None:
     manifests = rendered(recipe)
     assert list(CHECK.violations(manifests)) == []
     assert list(yaml.safe_load_all(to_yaml(manifests))) == manifests
 
 
-@pytest.mark.parametrize("recipe", [relative(path) for path in (*RECIPES, *COMPARISONS)])
+@pytest.mark.parametrize("recipe", [relative(path) for path in (*RECIPES, *COMPARISONS, *SUITES)])
 def test_every_recipe_has_the_schema_of_kuberay(
     recipe: str, rendered: Callable[..., Manifests], schemas: Mapping[tuple[str, str], Any]
 ) -> None:

@@ -112,6 +112,19 @@ def test_a_connection_that_breaks_is_tried_again_and_no_line_is_printed_twice() 
     assert lines.count("connected again") == 2
 
 
+def test_a_log_that_is_followed_is_that_of_a_waiting_job_too_and_comes_without_states() -> None:
+    queued = replace(JOB, state=JobState.queued, reason="waits for its turn")
+    logs: list[list[str | Exception]] = [["waiting for room\n", LOST], ["waiting for room\nstep 1\n"], []]
+    logs[-1] = [*logs[1], "step 2"]
+    lines, reports = list[str](), list[str]()
+    code = wait_for_job(
+        Script([queued, JOB, done(2)], logs), "rlhf-a-1", lines.append, only_log=True, report=reports.append,
+        sleep=lambda _: None, clock=lambda: 0.0,
+    )  # fmt: skip
+    assert (code, lines) == (2, ["waiting for room", "step 1", "step 2"])
+    assert reports == ["the connection broke: reset; trying again, the job goes on", "connected again"]
+
+
 def test_the_log_of_another_attempt_is_printed_whole() -> None:
     logs = [
         ["attempt 1\nstep 1\nstep 2\n"],
