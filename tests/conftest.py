@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,10 @@ settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # a shell in the background ignores it, and so would all tests
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("RLHF_TEST_SEED", str(secrets.randbelow(2**16)))
 
 
