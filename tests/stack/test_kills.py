@@ -14,7 +14,7 @@ from attempts import Run
 
 from orchestrator.rundir.ledger import account, read_ledger
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]  # tests/faults/test_kills_on_ray.py is the short one
 
 
 def test_a_driver_killed_before_its_first_checkpoint_and_a_killed_learner_change_nothing(

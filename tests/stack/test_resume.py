@@ -18,6 +18,7 @@ pytestmark = pytest.mark.stack
 Finished = Callable[..., Run]
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_run_after_its_update_and_resume_ends_where_it_would_have_ended(
     finished: Finished, qwen2: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_two_sigterms_to_every_process_end_a_run_after_the_update_it_is_in(finis
     assert_equal(stopped, whole)
 
 
+@pytest.mark.long
 def test_a_run_is_stopped_by_a_file_from_another_process(finished: Finished, qwen2: Path) -> None:
     whole = finished("ppo", qwen2)
     stopped = Run(qwen2 / "runs" / "asked")
