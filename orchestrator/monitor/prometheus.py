@@ -136,6 +136,11 @@ FAMILIES: tuple[Gauge | Counter | Labelled, ...] = (
     ),
     Gauge("rlhf_run_tokens_per_second", "Tokens trained on per second.", newest("throughput/tokens_per_s")),
     Counter("rlhf_run_tokens", "Tokens trained on.", newest("num_tokens")),
+    Gauge(
+        "rlhf_run_storage_behind_seconds",
+        "Time for which the object storage of the run has not answered, at the end of the newest step.",
+        newest("storage/behind_s"),
+    ),
     Gauge("rlhf_run_unreadable_lines", "Lines of the run's files that cannot be read.", lambda run: run.unreadable),
 )
 

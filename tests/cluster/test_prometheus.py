@@ -108,7 +108,8 @@ RUNNING = ((Fact.attempt, 2 * HOUR, 0), (Fact.placed, 2 * HOUR, 0), (Fact.planne
 def states(runs: Path, stack: ExitStack) -> None:
     """Create runs in the states that alerts are about, and hold the locks of those that are alive."""
     stalled = create(runs / "stalled", *RUNNING, (Fact.committed, HOUR, 1), rows=[{"timing/step": 60.0}])
-    far = create(runs / "far", *RUNNING, (Fact.committed, 1, 1), rows=[{"objective/kl": 31.0, "alarms/kl_budget": 1.0}])
+    wrong = {"objective/kl": 31.0, "alarms/kl_budget": 1.0, "storage/behind_s": 1200.0}
+    far = create(runs / "far", *RUNNING, (Fact.committed, 1, 1), rows=[wrong])
     starting = create(runs / "starting", *RUNNING[:2])
     queued = create(runs / "queued", (Fact.attempt, 5 * HOUR, 0))
     for alive in (stalled, far, starting, queued):
@@ -230,6 +231,7 @@ def test_every_rule_rings(scraped: Scraped) -> None:
         "RlhfRunRestartsOften": {"often"},
         "RlhfWorkersRestartOften": {"often"},
         "RlhfQueueWaitLong": {"queued"},
+        "RlhfStorageBehind": {"far"},
         "RlhfFilesUnreadable": {"damaged"},
         "RlhfMetricsDown": {None},
     }

@@ -53,6 +53,7 @@ def test_promtool(arguments: tuple[str, ...]) -> None:
         ("[6h]) > 3", "[6h]) > 300"),
         ("[1h])) > 5", "[1h])) > 6"),
         ("> 4 * 3600", "> 9 * 3600"),
+        ("rlhf_run_storage_behind_seconds > 600", "rlhf_run_storage_behind_seconds > 500"),
         ("rlhf_run_unreadable_lines > 0", "rlhf_run_unreadable_lines > 5"),
         (' == 0 or absent(up{job="rlhf"})', " == 0"),
     ],

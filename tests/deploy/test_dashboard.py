@@ -19,6 +19,7 @@ NOT_SHOWN = {
     "rlhf_run_exit": "rlhf why says more",
     "rlhf_run_grad_norm": "has an alarm",
     "rlhf_run_last_activity_timestamp_seconds": "for alerts",
+    "rlhf_run_storage_behind_seconds": "has an alert",
     "rlhf_run_tokens_total": "tokens per second are shown",
     "rlhf_run_unreadable_lines": "has an alert",
 }
