@@ -80,6 +80,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(st
     assert all(steps <= 1 for steps in kills.redone_by_attempt(directory))
 
 
+@pytest.mark.long
 def test_a_stopped_process_is_reported(stage: Stage, task: Path) -> None:
     assert hangs.hang(stage, task, "grpo", seed=0) < hangs.DEADLINE_S + 10
 

@@ -40,12 +40,14 @@ def test_by_policy_gradient(finished: Finished, qwen2: Path) -> None:
     assert set(run.figures("clip_ratio/region_mean")) == {0.0}  # one update per step
 
 
+@pytest.mark.long
 def test_on_a_dataset_with_a_partitioned_teacher(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2, *DATASET, *PARTITIONED)
     assert_trained(run)
     assert not run.figures("staleness/max")
 
 
+@pytest.mark.long
 def test_on_samples_of_the_teacher(finished: Finished, qwen2: Path) -> None:
     run = finished("distill", qwen2, *SAMPLED)
     assert_trained(run)

@@ -48,6 +48,7 @@ def test_a_batch_that_kills_every_worker_ends_the_run(qwen2: Path) -> None:
     assert [(i.role, i.action) for i in read_incidents(run.path / "incidents.jsonl")] == [("reward", "restarted")]
 
 
+@pytest.mark.long
 def test_workers_that_are_killed_one_after_the_other_change_nothing(finished: Finished, qwen2: Path) -> None:
     whole, run = finished("drifting", qwen2), Run(qwen2 / "runs" / "killed")
     kills = [(1, "rollout-0"), (2, "reference-0"), (3, "reward-0")]

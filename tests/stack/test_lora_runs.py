@@ -42,6 +42,7 @@ def test_ppo_with_an_adapted_critic_resumes_with_unchanged_results(finished: Fin
     assert_equal(stopped, whole)
 
 
+@pytest.mark.long
 def test_dpo_whose_reference_is_the_merged_policy_of_every_round(finished: Finished, qwen2: Path) -> None:
     run = finished("rounds", qwen2, "name=rounds-lora-refresh", LORA)
     assert_synchronous(run)

@@ -34,6 +34,7 @@ def test_the_engine_answers_as_the_model_before_and_after_every_publication(fami
     assert max(gaps) < 1e-4, gaps
 
 
+@pytest.mark.long
 def test_an_engine_in_two_parts_answers_as_the_model(tmp_path: Path) -> None:
     """Check an engine whose two tensor-parallel workers are processes of their own, with half of every layer each."""
     done = run(tiny_models.write(tmp_path, "qwen3", num_key_value_heads=2), "2")

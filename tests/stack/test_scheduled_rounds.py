@@ -57,6 +57,7 @@ def pairs(run: Run, number: int) -> list[dict[str, object]]:
     return rows
 
 
+@pytest.mark.long
 def test_the_reference_is_the_moving_average_of_the_policies(finished: Finished, qwen2: Path) -> None:
     """Check the second round's: 0.25 of the initial model and 0.75 of the policy after the first round."""
     run, base = finished("scheduled", qwen2), weights(qwen2 / "runs" / "base" / "model")
@@ -78,6 +79,7 @@ ONE_ROUND = (
 )
 
 
+@pytest.mark.long
 def test_every_round_learns_from_the_initial_model(finished: Finished, qwen2: Path) -> None:
     """Check that at a tiny learning rate the last round ends at the initial model, not at that of the round before."""
     run = finished("scheduled", qwen2, "name=from-base", "rounds.learning_rate=[3.0e-4, 3.0e-4, 1.0e-9]")

@@ -13,7 +13,7 @@ from families import read_jsonl
 from test_runs import CLIPPED, GROUPED, SAMPLED, TRAINED, assert_loads, assert_synchronous, assert_whole
 from transformers import AutoTokenizer
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 Finished = Callable[..., Run]
 

@@ -37,7 +37,7 @@ def bucket(seaweed: Seaweed, bucket_prefix: str) -> Place:
     return Place(url=f"{seaweed.url}/{bucket_prefix}", variables=seaweed.environment)
 
 
-@pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.long)])
+@pytest.fixture(params=["directory", "bucket"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "directory":
         return Place(url=f"file://{tmp_path}/bucket", variables={})
@@ -49,6 +49,7 @@ def without_clocks(run: Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "storage/behind_s"} for row in run.metrics_without_clocks]
 
 
+@pytest.mark.long
 def test_c1_a_run_resumes_from_storage_alone(finished: Finished, place: Place, qwen2: Path, tmp_path: Path) -> None:
     whole = finished("drifting", qwen2)
     here, there = tmp_path / "here", tmp_path / "there"

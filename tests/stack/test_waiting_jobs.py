@@ -99,6 +99,7 @@ def test_jobs_take_turns_by_priority_and_age_and_keep_their_turn_between_two_sta
     assert f"waits for its turn; ahead of it: {second}\n" in queue.jobs.logs(third)
 
 
+@pytest.mark.long
 def test_a_run_at_the_door_is_small_and_can_be_stopped(queue: Queue, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: a\nmodel: {path: m}\ndata: {dataset: rows.jsonl}\nalgorithm: {type: sft}\n")
@@ -137,6 +138,7 @@ stages:
 """
 
 
+@pytest.mark.long
 def test_two_jobs_that_share_a_stage_run_it_once(queue: Queue, qwen2: Path, tmp_path: Path) -> None:
     ids = []
     for name in ("left", "right"):
