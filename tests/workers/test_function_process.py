@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,25 @@ def test_a_process_killed_from_outside_is_restarted(function: Function, tmp_path
     assert function(text).score(batch()).tolist() == [1, 2]
     always = function("import os\ndef reward(**_): os.kill(os.getpid(), 9)")
     assert str(failure(always)) == "reward reward: its process died of SIGKILL"
+
+
+def test_sigterms_to_all_processes_of_a_run_cost_no_reward(function: Function) -> None:
+    """Check also that a pool, which ends its processes by SIGTERM, still can."""
+    scorer = function(
+        "import multiprocessing, time\n"
+        "def reward(completions, **columns):\n"
+        "    time.sleep(0.5)\n"
+        "    with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "        return pool.map(float, range(len(completions)))\n"
+    )
+    child = scorer._process._process.pid
+    with ThreadPoolExecutor(1) as pool:
+        scores = pool.submit(scorer.score, batch(3))
+        for _ in range(5):
+            time.sleep(0.05)
+            os.kill(child, signal.SIGTERM)
+        assert scores.result().tolist() == [0.0, 1.0, 2.0]
+    assert scorer._process._process.pid == child, "it was not started again"
 
 
 def test_after_a_limit_the_next_batch_gets_a_new_process(function: Function) -> None:

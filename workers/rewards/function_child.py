@@ -163,10 +163,20 @@ def _limit(memory_mib: int, parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory_mib * 2**20,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # workers block it, and a pool of processes needs it
+    _ignore_sigterm()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before prctl
         os._exit(1)
+
+
+def _ignore_sigterm() -> None:
+    """Ignore SIGTERM: schedulers send it to all processes of a run, which ends after its update and needs the rewards.
+
+    Processes that the function starts do not ignore it: a pool ends its processes by it.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: None)  # unlike SIG_IGN, it does not outlive exec
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked by the worker until here
 
 
 def main() -> None:
