@@ -56,7 +56,9 @@ def test_methods_are_run_to_their_budget_and_reported_on_one_page(
         assert 1 <= steps < MAX_STEPS
         evaluated = {int(path.stem.partition("-")[2]) for path in (run.path / "evaluations").glob("step-*.parquet")}
         assert {0, steps} <= evaluated, "before the first step, and after the last"
-        assert run.figures("eval/kl")[-1] > run.figures("eval/kl")[0] == pytest.approx(0.0, abs=1e-4)
+        before, *_, after = run.figures("eval/kl")  # estimates: after a few steps one may be below 0
+        assert before == pytest.approx(0.0, abs=1e-4)
+        assert abs(after) > 1e-3
     page = (comparison / "report.html").read_text()
     assert "GRPO" in page
     assert "offline DPO" in page

@@ -169,6 +169,7 @@ def test_an_ignored_end_token_does_not_end_a_completion(gangs: Gangs) -> None:
     assert (whole.completions.lengths == 40).all()
 
 
+@pytest.mark.long
 def test_more_completions_than_the_cache_holds_agree_as_well(gangs: Gangs) -> None:
     """Check requests that wait, or are preempted and prefilled again with their own random generators."""
     sampling = Sampling(num_generations=48, max_completion_length=100, ignore_eos=True)

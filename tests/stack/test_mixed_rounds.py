@@ -13,7 +13,7 @@ from families import read_jsonl
 
 from workers.files.groups_file import read_groups
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 Finished = Callable[..., Run]
 Row = dict[str, object]

@@ -25,7 +25,9 @@ def run(directory: Path, *further: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gemma2"])  # packed experts; a tied output layer
+@pytest.mark.parametrize(
+    "family", ["qwen3_moe", pytest.param("gemma2", marks=pytest.mark.long)]
+)  # packed experts; a tied output layer
 def test_the_engine_answers_as_the_model_before_and_after_every_publication(family: str, tmp_path: Path) -> None:
     done = run(tiny_models.write(tmp_path, family))
     assert done.returncode == 0, done.stderr[-2000:]

@@ -16,7 +16,7 @@ from orchestrator.plan.advice import as_overrides
 from orchestrator.plan.gpus import GPUS, GPUS_PER_NODE
 from orchestrator.plan.plan import make_plan
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"

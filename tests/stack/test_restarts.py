@@ -102,6 +102,7 @@ def test_calls_of_a_killed_member_are_completed_and_the_other_members_continue(
     assert [a == b for a, b in zip(before, after, strict=True)] == [b != pid for b in before]
 
 
+@pytest.mark.long
 def test_a_stopped_process_counts_as_dead(stage: Stage, restarts: Restarts) -> None:
     answers = stage.gang("pure").all(ScriptedWorker.answer, 1, "stopped")
     totals = stage.gang("met").all(ScriptedWorker.total, answers)

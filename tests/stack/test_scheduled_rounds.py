@@ -31,6 +31,7 @@ def difference(first: Weights, second: Weights) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
+@pytest.mark.long
 def test_each_round_has_its_own_settings(finished: Finished, qwen2: Path) -> None:
     run = finished("scheduled", qwen2)
     assert run.exit["cause"] == "completed"

@@ -66,6 +66,7 @@ def test_a_round_of_hours_ends_under_default_deadlines(
     assert [r.details["chunk"] for r in records if r.fact == Fact.scored] == list(range(chunks))
 
 
+@pytest.mark.long
 def test_a_stalled_engine_is_named_soon_after_its_limit(tmp_path: Path) -> None:
     durations = Durations(generate=0.05, score=0.05, reference=0.05, update=0.05, num_updates=4)
     config, rounds = scaled(), Rounds(count=1, prompts=48, prompts_per_chunk=8)
