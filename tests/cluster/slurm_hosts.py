@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+CHECKOUT = Path(__file__).parents[2]
 NETWORK, BRIDGE = "10.213.9", "rlhfbr0"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "nsenter", "unshare")
 PACKAGES = "slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins iproute2"
@@ -70,8 +71,13 @@ class SlurmHosts:
     def boot(self, host: str) -> None:
         """Start a host and its slurmd, and wait until Slurm has it."""
         directory = self.directory
+        kept, shown = ("", "")
+        if CHECKOUT.is_relative_to("/tmp"):  # it stays visible under the host's own /tmp
+            kept = f"mkdir -p {directory}/checkout; mount --bind {CHECKOUT} {directory}/checkout; "
+            shown = f"mkdir -p {CHECKOUT}; mount --bind {directory}/checkout {CHECKOUT}; "
         script = (
-            f"hostname {host}; mount -t proc proc /proc; mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /tmp; "
+            f"hostname {host}; mount -t proc proc /proc; mount -t tmpfs tmpfs /dev/shm; "
+            f"{kept}mount -t tmpfs tmpfs /tmp; {shown}"
             f"mount --bind {directory}/hosts-{host} /etc/hosts; exec slurmd -N {host} -D -f {directory}/slurm.conf"
         )
         apart = ["unshare", "--uts", "--pid", "--mount", "--fork", "--propagation", "private", "--kill-child"]
