@@ -46,6 +46,7 @@ def main() -> None:
             f"algorithm.batch_size={options.batch_size}",
             f"checkpoint.every={options.every}",
         ]
+        call(HERE, place, "rlhf", "run", RECIPE, "name=warm-up", *settings)  # not counted: files are not in memory yet
         ratios: list[tuple[float, float]] = []
         for turn in range(options.turns):
             figures = {}
