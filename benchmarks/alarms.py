@@ -49,7 +49,8 @@ from orchestrator.signals import StopRequest
 from workers.config import ModelConfig
 from workers.engines.base import Request, Response
 from workers.learner import Learner
-from workers.types import Finish, StepStats
+from workers.stats import StepStats
+from workers.types import Finish
 from workers.weights import Manifest
 
 ROOT = Path(__file__).parents[1]

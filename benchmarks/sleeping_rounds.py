@@ -22,7 +22,8 @@ from orchestrator.pipeline.sources import Chunk, PendingBatch, RolloutSource
 from orchestrator.rundir.ledger import Ledger
 from workers.reference import Reference
 from workers.spans import Progress
-from workers.types import Metrics, Prompt, Sampling, Scores, TokenShard
+from workers.stats import Metrics
+from workers.types import Prompt, Sampling, Scores, TokenShard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,8 @@ from workers import progress
 from workers.files.rollout_files import write_experience, write_scores
 from workers.ragged import Ragged
 from workers.spans import UpdateRange
-from workers.types import Experience, Finish, Prompt, Sampling, Scores, StepStats, TokenShard, merge
+from workers.stats import StepStats
+from workers.types import Experience, Finish, Prompt, Sampling, Scores, TokenShard, merge
 
 IMPORTS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
 """Environment variables with which an actor can import this file."""

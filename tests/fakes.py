@@ -22,20 +22,8 @@ from workers.files.saved import Saved
 from workers.files.written import Report, report
 from workers.ragged import Ragged
 from workers.spans import Progress, UpdateRange
-from workers.types import (
-    Drift,
-    Example,
-    Experience,
-    Finish,
-    Metrics,
-    Prompt,
-    Sample,
-    Sampling,
-    Scores,
-    StepStats,
-    TokenShard,
-    merge,
-)
+from workers.stats import Metrics, StepStats
+from workers.types import Drift, Example, Experience, Finish, Prompt, Sample, Sampling, Scores, TokenShard, merge
 from workers.weights import Average, Entry, Manifest, Rendezvous
 
 Events = list[str]

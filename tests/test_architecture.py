@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import modules of its own line and of earlier lines. The longest matching prefix decides its line.
 ORDER = [
+    {"workers.stats"},
     {"workers.ragged", "workers.types", "workers.vocabulary", "workers.positions", "workers.families"},
     {"workers.progress"},
     {"workers.storage"},
@@ -41,6 +42,8 @@ ORDER = [
     {"workers.mixing"},
     {"workers.updates"},
     {"workers.encoder"},
+    {"workers.chat_endpoint"},
+    {"workers.judging"},
     {"workers.rewards"},
     {"workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
     {"orchestrator.errors"},
@@ -69,6 +72,7 @@ ONE_ADDRESS = {
     "peft": "workers/engines/lora.py",
     "ray": "orchestrator/cluster/",
     "obstore": "workers/storage.py",
+    "openai": "workers/chat_endpoint.py",
 }
 
 LIGHT = (

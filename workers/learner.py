@@ -19,17 +19,9 @@ from workers.margins import NO_MARGINS, PairMargins, final_scores, implicit_rewa
 from workers.scoring import ScoreCache, score_tokens
 from workers.sender import WeightSender
 from workers.spans import UpdateRange
+from workers.stats import Metrics, StepStats
 from workers.step_inputs import experience_facts, scored_batch
-from workers.types import (
-    Experience,
-    Metrics,
-    ScoredBatch,
-    Scores,
-    StepStats,
-    TokenShard,
-    TrainBatch,
-    merge,
-)
+from workers.types import Experience, ScoredBatch, Scores, TokenShard, TrainBatch, merge
 from workers.weights import Average, Manifest, Rendezvous
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from workers.config import ModelConfig, RewardConfig
 from workers.conversation import as_text
 from workers.files.rollout_files import read_scores, write_scores
 from workers.files.shared_storage import SharesStorage
-from workers.rewards.base import Completed, RewardError
+from workers.rewards.base import Completed, CountsUsage, RewardError
 from workers.rewards.combine import SUM, Combination, combined, normalized
 from workers.types import (
     Experience,
@@ -127,6 +127,7 @@ class Reward(SharesStorage):
             chunk=experience.chunk,
             weights=self._weights,
             normalized=self._combined(normalized(values, groups)) if self._combination.normalize else None,
+            usage=self._usage(),
         )
         if file_prefix is not None:
             write_scores(f"{file_prefix}reward-{self._index}", scores)
@@ -160,6 +161,11 @@ class Reward(SharesStorage):
             found[name] = scorer.score(completed) if texts else np.zeros(0, np.float32)
             progress.report()
         return found
+
+    def _usage(self) -> dict[str, float]:
+        """Return what scorers that count it have used since the last call."""
+        counting = ((name, scorer) for name, scorer in self._scorers.items() if isinstance(scorer, CountsUsage))
+        return {f"{name}/{what}": n for name, scorer in counting for what, n in scorer.take_usage().items()}
 
     def _total(self, values: Floats, prompts: Sequence[Prompt]) -> Floats:
         abstained = np.isnan(values).all(0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workers.types import Metrics, StepStats
+from workers.stats import Metrics, StepStats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

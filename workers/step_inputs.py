@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from workers.given import scores_of
 from workers.gold import sampled_only
+from workers.stats import Metrics
 from workers.types import (
     Experience,
     Floats,
-    Metrics,
     ScoredBatch,
     Scores,
     TokenShard,

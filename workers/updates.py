@@ -19,7 +19,8 @@ from workers.gold import sampled_only
 from workers.packing import cut, cut_batch, input_lengths, members, pack, shares, updates
 from workers.scoring import DUMMY_ROW
 from workers.spans import UpdateRange
-from workers.types import Experience, Metrics, StepStats, TrainBatch
+from workers.stats import Metrics, StepStats
+from workers.types import Experience, TrainBatch
 
 COMPARED_TOKENS = 256  # tokens per rank on which the log-probabilities of engine and learner are compared
 NUM_NAMED = 5  # prompts that an error names

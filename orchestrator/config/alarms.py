@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from workers.config import NonNegative, Positive, Settings, Share
+from workers.config import Count, NonNegative, Positive, Settings, Share
 
 Action: TypeAlias = Literal["warn", "pause", "stop", "roll_back"]
 """Action of an alarm when it fires for the first time.
@@ -111,6 +111,14 @@ class EngineMismatch(Settings):
     action: Action = "stop"  # action when the alarm fires; values as for the other alarms
 
 
+class JudgeBudget(Settings):
+    """Alarm: the judges of the run have used up their budget. Judged after each step, over the whole run."""
+
+    max_requests: Count | None = None  # requests to all judges, retries included; None: no limit
+    max_cost: Positive | None = None  # dollars, by the judges' `price`; None: no limit
+    action: Action = "pause"  # action when the budget is used up; values as for the other alarms
+
+
 class GradientExplosion(LevelRule):
     """Alarm: gradients are so large that clipping leaves only their direction."""
 
@@ -161,6 +169,7 @@ class AlarmsConfig(Settings):
     engine_gap: EngineGap | None = EngineGap()  # alarm on log-probabilities of engine and learner that drift apart
     # alarm on an engine that samples from another distribution than the learner computes
     engine_mismatch: EngineMismatch | None = EngineMismatch()
+    judge_budget: JudgeBudget | None = JudgeBudget()  # alarm on the requests to judges and their cost
     gradient_explosion: GradientExplosion | None = GradientExplosion()  # alarm on the gradient norm
     staleness: Staleness | None = Staleness()  # alarm on completions of old versions
     # alarm on pairs without a gradient because the policy is far from the reference

@@ -34,7 +34,8 @@ from orchestrator.rundir.cost import Meter
 from orchestrator.rundir.ledger import Fact
 from orchestrator.rundir.manifest import State
 from workers.spans import Progress
-from workers.types import Metrics, Sample, Scores, merge_scores
+from workers.stats import Metrics
+from workers.types import Sample, Scores, merge_scores
 
 ROUND_METRICS = ("pairs/", "rewards/", "eval/", "objective/", "reward", "loss", "logps/")
 """Prefixes of the metrics that round.json holds."""
@@ -285,4 +286,4 @@ def _scorer_metrics(scores: Scores) -> Metrics:
         given = values[np.isfinite(values)]
         if len(given):
             metrics |= {f"rewards/{name}/mean": float(given.mean()), f"rewards/{name}/std": float(given.std())}
-    return metrics
+    return metrics | {f"rewards/{name}": number for name, number in scores.usage.items()}

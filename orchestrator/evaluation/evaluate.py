@@ -26,7 +26,7 @@ from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, JudgeFailed, Problem, Problems
 from orchestrator.evaluation import figures
 from orchestrator.evaluation.answers import AnswerSet, Log, LogProbs, answer_prompts, cluster_for, log_probs, to_rows
-from orchestrator.evaluation.judge import Judge, Judgements, Pair
+from orchestrator.evaluation.judge import Judge, Judgements
 from orchestrator.evaluation.models import ModelRef, model_ref, weights
 from orchestrator.evaluation.result import EVALUATION, SAMPLES, Result, write_result
 from orchestrator.evaluation.rows import Row, select, write_rows
@@ -40,6 +40,7 @@ from orchestrator.evaluation.suite_files import (
 )
 from orchestrator.preflight.model_directory import may_be_hub_id
 from orchestrator.rundir.provenance import fingerprint, software
+from workers.judging import Pair
 from workers.types import Experience, Prompt
 
 MODEL, AGAINST = "model", "against"

@@ -15,7 +15,8 @@ from orchestrator.evaluation.answer import Answer, Mode
 from orchestrator.pipeline.sources import PendingBatch, sample
 from workers.reward import Measures, Reward
 from workers.rollout import Rollout
-from workers.types import Experience, Metrics, Prompt, Sample, Sampling, Scores, TokenShard, merge_scores
+from workers.stats import Metrics
+from workers.types import Experience, Prompt, Sample, Sampling, Scores, TokenShard, merge_scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

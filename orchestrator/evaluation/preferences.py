@@ -13,7 +13,8 @@ from workers.encoder import Encoder
 from workers.learner import Learner
 from workers.margins import PairMargins, merge_margins
 from workers.reference import Reference
-from workers.types import Example, Experience, Metrics, TokenShard
+from workers.stats import Metrics
+from workers.types import Example, Experience, TokenShard
 
 NUM_BINS = 10
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from orchestrator.cluster.base import wait
 from orchestrator.evaluation.held_out import Answers, Evaluation
-from workers.types import Metrics, Prompt, Sample, merge_scores
+from workers.stats import Metrics
+from workers.types import Prompt, Sample, merge_scores
 
 METRICS = {"harmful": "eval/refusal", "benign": "eval/over_refusal"}
 

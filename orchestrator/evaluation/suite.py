@@ -6,8 +6,6 @@ A suite is a YAML file like a recipe, with the same error messages.
 from __future__ import annotations
 
 import json
-import os
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,45 +24,26 @@ from orchestrator.errors import BadInput, Problems
 from workers.config import (
     Count,
     ModelScorerConfig,
-    NonNegative,
-    PairwiseRewardConfig,
-    PathText,
-    Positive,
     RefusalConfig,
     RefusalRewardConfig,
     RewardConfig,
     RewardWorkersConfig,
     RolloutConfig,
     Settings,
+    compares,
 )
+from workers.config.endpoint import EndpointConfig, NoKeyError, endpoint_problems, read_key
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-
-class JudgeConfig(Settings):
+class JudgeConfig(EndpointConfig):
     """A language model at an OpenAI-compatible endpoint that decides which of two completions is better."""
 
-    # base URL of the API, such as http://localhost:8000/v1
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s@]+(/[^\s@]*)?$")]
-    model: Annotated[str, Field(min_length=1)]  # name of the model at the endpoint
     # name of the judge in figures, as in greedy/win_rate/NAME
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "judge"
-    # environment variable that holds the API key; None: see api_key_file
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    api_key_file: PathText | None = None  # file that holds the API key; without file and variable, no key is sent
     # criteria by which an answer is better; None: does what the prompt asks, is correct, is no longer than needed
     instructions: str | None = None
     mode: Literal["greedy", "sampled"] = "greedy"  # completions that are compared
     both_orders: bool = True  # show each pair twice, with the completions swapped, against position bias
-    # structured output requested from the endpoint; json_object is for endpoints without JSON Schema
-    structure: Literal["json_schema", "json_object"] = "json_schema"
-    temperature: NonNegative = 0.0  # sampling temperature of the judge
-    max_tokens: Count = 512  # maximum length of the judge's reply, in tokens
-    timeout_s: Positive = 60.0  # timeout of a request, in seconds
-    max_retries: Annotated[int, Field(ge=0)] = 4  # retries of a failed request or of a reply without a verdict
-    concurrency: Count = 8  # requests in flight at a time
-    # share of pairs without a verdict above which the judge counts as failed
-    max_failures: Annotated[float, Field(ge=0, le=1)] = 0.05
 
 
 class EvaluatedModelConfig(Settings):
@@ -192,7 +171,7 @@ def _content_conflicts(suite: SuiteConfig) -> Iterator[Conflict]:
                 why = "the KL is a mean over samples of the whole distribution"
                 fix = f"set rollout.{key} to {neutral}, or kl to false"
                 yield Conflict(keys=(f"rollout.{key}", "kl"), why=why, fix=fix)
-    pairwise = bool(suite.reward) and all(isinstance(reward, PairwiseRewardConfig) for reward in suite.reward)
+    pairwise = bool(suite.reward) and all(map(compares, suite.reward))
     if pairwise and (suite.greedy or suite.num_generations == 1):
         why = "a pairwise reward compares the completions of a prompt, and there is one"
         fix = "add a reward of another type, or set greedy to false and num_generations to 2 or more"
@@ -213,14 +192,8 @@ def _judge_conflicts(suite: SuiteConfig) -> Iterator[Conflict]:
         yield Conflict(
             keys=("judge", "judge.mode"), why=why, fix=f"give prompts with {judge.mode} completions, or remove judge"
         )
-    if judge.api_key_env is not None and judge.api_key_file is not None:
-        fix = "keep one of them"
-        yield Conflict(keys=("judge.api_key_env", "judge.api_key_file"), why="both are given", fix=fix)
-    parts = urllib.parse.urlsplit(judge.url)
-    keyed = judge.api_key_env is not None or judge.api_key_file is not None
-    if keyed and parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        why = "the key would be sent over the network unencrypted"
-        yield Conflict(keys=("judge.url",), why=why, fix="use https, or an endpoint on this machine")
+    for keys, why, fix in endpoint_problems(judge):
+        yield Conflict(keys=tuple(f"judge.{key}" for key in keys), why=why, fix=fix)
 
 
 def judge_key(judge: JudgeConfig, problems: Problems) -> str | None:
@@ -228,21 +201,8 @@ def judge_key(judge: JudgeConfig, problems: Problems) -> str | None:
 
     The key is in no config, so no file of the evaluation contains it.
     """
-    if judge.api_key_env is not None:
-        key = os.environ.get(judge.api_key_env, "").strip()
-        where = f"judge.api_key_env = {judge.api_key_env}"
-        why, fix = "the variable is not set", f"export {judge.api_key_env}=…"
-    elif judge.api_key_file is not None:
-        where, fix = f"judge.api_key_file = {judge.api_key_file}", "put the key, and nothing else, into the file"
-        try:
-            key, why = Path(judge.api_key_file).expanduser().read_text("utf-8").strip(), "the file is empty"
-        except (OSError, ValueError) as error:
-            key, why = "", str(error)
-    else:
+    try:
+        return read_key(judge)
+    except NoKeyError as error:
+        problems.add("no API key", where=f"judge.{error.where}", why=error.why, fix=error.fix)
         return None
-    if not key or not key.isascii() or not key.isprintable():
-        problems.add(
-            "no API key", where=where, why=why if not key else "it is not a single line of ASCII text", fix=fix
-        )
-        return None
-    return key

@@ -21,7 +21,7 @@ from orchestrator.monitor.finding import Finding
 from orchestrator.monitor.gate import gated_metrics
 from orchestrator.monitor.history import History
 from orchestrator.monitor.rules import RULES
-from workers.types import Metrics
+from workers.stats import Metrics
 
 STRENGTH: Sequence[Action] = ("warn", "pause", "roll_back", "stop")
 

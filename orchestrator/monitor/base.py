@@ -9,7 +9,8 @@ from typing import Any
 
 from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.phase import Phase
-from workers.types import Metrics, Sample
+from workers.stats import Metrics
+from workers.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

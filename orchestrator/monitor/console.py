@@ -20,7 +20,8 @@ from orchestrator.monitor.phase import Phase
 from orchestrator.monitor.progress import Progress
 from orchestrator.monitor.screen import Screen
 from orchestrator.terminal import Forgiving, is_live
-from workers.types import Metrics, Sample
+from workers.stats import Metrics
+from workers.types import Sample
 
 LINE_WIDTH = 100
 REDRAWS_PER_SECOND = 4.0

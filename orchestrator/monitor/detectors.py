@@ -224,6 +224,19 @@ def engine_mismatch(history: History, rule: settings.EngineMismatch) -> Finding 
     return Finding(saw=f"{text}, more than the {limit:g} that rounding explains", rows=1)
 
 
+def judge_budget(history: History, rule: settings.JudgeBudget) -> Finding | None:
+    """Detect that judges have used up their budget: the sum over all steps of rewards/*/requests or rewards/*/cost."""
+    for what, limit, text in (
+        ("requests", rule.max_requests, "{:,.0f} requests to judges, budget {:,}"),
+        ("cost", rule.max_cost, "judges have cost {:.2f} dollars, budget {:.2f}"),
+    ):
+        names = [name for name in history.names() if name.startswith("rewards/") and name.endswith(f"/{what}")]
+        total = sum(float(history.values(name).sum()) for name in names)
+        if limit is not None and total >= limit:
+            return Finding(saw=text.format(total, limit), rows=0)  # after a resume it rings again
+    return None
+
+
 def gradient_explosion(history: History, rule: settings.GradientExplosion) -> Finding | None:
     """Detect exploding gradients, by optimiser updates.
 

@@ -15,7 +15,7 @@ class Finding:
     """
 
     saw: str  # the observed values, in words
-    rows: int  # number of newest rows, or updates, in one of which the problem began
+    rows: int  # number of newest rows, or updates, in one of which the problem began; 0: it begins in each row anew
     is_certain: bool = True  # False: it may be chance, so that it only warns
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import disk
-from workers.types import Metrics
+from workers.stats import Metrics
 
 
 class _Lines:

@@ -14,7 +14,8 @@ from orchestrator.monitor.phase import Phases
 from orchestrator.monitor.progress_file import ProgressFile
 from orchestrator.monitor.sinks import JsonlSink, WandbSink
 from orchestrator.rundir.directory import RunDirectory
-from workers.types import Metrics, Sample
+from workers.stats import Metrics
+from workers.types import Sample
 
 
 class Monitor:

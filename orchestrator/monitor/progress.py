@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from orchestrator.monitor.base import RunInfo
 from orchestrator.monitor.phase import Phase
-from workers.types import Metrics, Sample
+from workers.stats import Metrics
+from workers.types import Sample
 
 CURVE_LENGTH = 2000  # values kept per metric
 RECENT_STEPS = 10  # steps whose mean duration gives the estimate of the remaining time

@@ -15,7 +15,8 @@ from orchestrator.monitor.figures import join_within
 from orchestrator.monitor.phase import Phase
 from orchestrator.monitor.progress import Progress
 from workers.files.durable import partial
-from workers.types import Metrics, Sample
+from workers.stats import Metrics
+from workers.types import Sample
 
 SCHEMA = 1
 TEXT_WIDTH = 80

@@ -85,6 +85,12 @@ RULES: Mapping[str, Rule] = {
         fix="do not use this model: check dtype, context length and RoPE of the engine, and report the model family; "
         "alarms: {engine_mismatch: {action: warn}} continues the run regardless",
     ),
+    "judge_budget": Rule(
+        detect=detectors.judge_budget,
+        why="every step that follows is paid for as well",
+        fix="raise it and go on: rlhf resume RUN alarms.judge_budget.max_requests=… (or max_cost); or show the judge "
+        "fewer completions, with fewer opponents",
+    ),
     "gradient_explosion": Rule(
         detect=detectors.gradient_explosion,
         of_updates=True,

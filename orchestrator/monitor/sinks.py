@@ -15,7 +15,8 @@ from orchestrator.config.run import WandbConfig
 from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.base import Outcome, RunInfo, Sink
 from orchestrator.monitor.metrics import MetricsFile, UpdatesFile
-from workers.types import Metrics, Sample
+from workers.stats import Metrics
+from workers.types import Sample
 
 Mode = Literal["online", "offline", "disabled"]
 X_AXIS = "train/global_step"  # optimiser updates of the whole run, as in TRL

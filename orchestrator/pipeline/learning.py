@@ -19,7 +19,8 @@ from orchestrator.rundir.manifest import lost
 from workers.files.shared_storage import eventually, not_seen
 from workers.learner import Learner
 from workers.spans import Progress, UpdateRange, cut_short, merge_spans, of_update
-from workers.types import Metrics, StepStats, TokenShard, flat, merge_ranks
+from workers.stats import Metrics, StepStats, flat, merge_ranks
+from workers.types import TokenShard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 from orchestrator.cluster.base import Gang, Handle, wait
 from workers.learner import Learner
 from workers.rollout import Rollout
-from workers.types import Metrics
+from workers.stats import Metrics
 from workers.weights import Rendezvous
 
 

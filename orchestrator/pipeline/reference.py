@@ -18,7 +18,8 @@ from orchestrator.pipeline.sources import Chunk
 from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
-from workers.types import Drift, Experience, Metrics, TokenShard
+from workers.stats import Metrics
+from workers.types import Drift, Experience, TokenShard
 from workers.weights import Average
 
 Write = Callable[[Path, Average | None], None]

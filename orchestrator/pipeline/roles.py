@@ -20,6 +20,7 @@ from orchestrator.data.sources import local
 from workers import learner
 from workers.config import (
     FunctionRewardConfig,
+    JudgeRewardConfig,
     LearnerConfig,
     ModelConfig,
     ModelOrigin,
@@ -222,6 +223,7 @@ def _reward(
     role: str, rewards: Sequence[RewardConfig], config: RunConfig, model: ModelConfig, *, cuda: bool
 ) -> GangPlan:
     workers, shown = config.reward_workers.num_workers, config.samples_per_step
+    rewards = [_with_cache(reward, config) for reward in rewards]
     return reward_plan(
         role,
         rewards,
@@ -233,6 +235,13 @@ def _reward(
         skip_special_tokens=config.reward_workers.skip_special_tokens,
         combination=_combination(role, config),
     )
+
+
+def _with_cache(reward: RewardConfig, config: RunConfig) -> RewardConfig:
+    """Return a reward with a place for what it pays for, where it needs one: that of the run."""
+    if not isinstance(reward, JudgeRewardConfig) or reward.cache is not None:
+        return reward
+    return reward.model_copy(update={"cache": str(local(config.directory).absolute() / "judge")})
 
 
 def _combination(role: str, config: RunConfig) -> Combination:

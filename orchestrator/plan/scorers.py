@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from workers.config import PairwiseRewardConfig, RewardConfig
+from workers.config import JudgeRewardConfig, PairwiseRewardConfig, RewardConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,7 @@ SCORERS: Mapping[str, ScorerCost] = {
         seconds=1.1e-3,
         source="measured: tokenisation of a comparison of 1,300 tokens in one order; the forward pass is on a GPU",
     ),
+    "judge": ScorerCost(seconds=2.0, source="assumed, of each question; a worker asks `concurrency` at a time"),
     "model": ScorerCost(seconds=0.0, source="its forward pass is on a GPU; its tokenisation is not counted"),
 }
 """By `type` in a recipe."""
@@ -41,11 +42,16 @@ SCORERS: Mapping[str, ScorerCost] = {
 def cpu_s(rewards: Sequence[RewardConfig], *, prompts: int, group: int, workers: int, cpus: float) -> float:
     """Return the processor time of the busiest of `workers` for `prompts` with `group` completions each.
 
-    A worker has `cpus` cores, takes whole groups, and runs its scorers one after another.
+    Waiting for a judge counts as well. A worker has `cpus` cores, takes whole groups, and runs its scorers one after
+    another.
     """
     groups, cores, total = math.ceil(prompts / workers), max(1, int(cpus)), 0.0
     for reward in rewards:
         cost = SCORERS[reward.type]
-        texts = 2 * reward.comparisons(group) if isinstance(reward, PairwiseRewardConfig) else group
-        total += groups * texts * cost.seconds / (cores if cost.parallel else 1)
+        if isinstance(reward, JudgeRewardConfig):
+            texts, at_once = reward.questions(group), reward.concurrency
+        else:
+            texts = 2 * reward.comparisons(group) if isinstance(reward, PairwiseRewardConfig) else group
+            at_once = cores if cost.parallel else 1
+        total += groups * texts * cost.seconds / at_once
     return total

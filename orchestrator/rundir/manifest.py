@@ -21,7 +21,7 @@ from orchestrator.errors import FilesLost, Problem
 from workers.files.shared_storage import EVERY_NODE, eventually, size_of
 from workers.files.written import Report
 from workers.spans import Progress
-from workers.types import StepStats
+from workers.stats import StepStats
 
 MANIFEST = "manifest.json"
 STATE = "state.json"

@@ -27,7 +27,8 @@ from workers.config import ReferenceConfig
 from workers.learner import Learner
 from workers.reference import Reference
 from workers.rollout import Rollout
-from workers.types import Experience, Finish, Metrics, Prompt, Sampling, Scores, assemble, merge_stats
+from workers.stats import Metrics, merge_stats
+from workers.types import Experience, Finish, Prompt, Sampling, Scores, assemble
 from workers.weights import segment_path
 
 pytestmark = pytest.mark.stack

@@ -19,7 +19,8 @@ from orchestrator.pipeline.publishing import AdapterPublisher
 from orchestrator.pipeline.roles import gang_plans
 from workers.learner import Learner
 from workers.rollout import Rollout
-from workers.types import Experience, Prompt, Sampling, Scores, assemble, merge_stats
+from workers.stats import merge_stats
+from workers.types import Experience, Prompt, Sampling, Scores, assemble
 
 pytestmark = pytest.mark.stack
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from fakes import experience
 
-from workers.types import Metrics, Scores, StepStats, TokenShard, merge_stats
+from workers.stats import Metrics, StepStats, merge_stats
+from workers.types import Scores, TokenShard
 
 GROUPS = [
     ([3, 4, 5], [[6, 7, 1], [8, 1], [9, 9, 9, 9, 1]]),

@@ -13,7 +13,8 @@ from torch_engine import TorchEngine, learner_of
 
 from workers.learner import Learner
 from workers.packing import pack
-from workers.types import Experience, StepStats, TokenShard, merge_stats
+from workers.stats import StepStats, merge_stats
+from workers.types import Experience, TokenShard
 
 # Each row's own completion and that of the next row.
 GROUPS = [

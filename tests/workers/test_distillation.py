@@ -20,7 +20,8 @@ from workers.engines.hf_files import load_output_layer
 from workers.engines.hf_text import require_same_tokenizer
 from workers.learner import Learner
 from workers.reference import Reference
-from workers.types import Experience, StepStats, TokenShard, assemble_vectors, merge_stats
+from workers.stats import StepStats, merge_stats
+from workers.types import Experience, TokenShard, assemble_vectors
 from workers.vocabulary import first_difference, read_vocabulary
 
 GROUPS = [([3, 4, 5], [[6, 7, 1], [8, 1]]), ([11], [[3, 4, 5, 6, 7, 8, 1]]), ([9, 10], [[1], [3, 3, 1]])]

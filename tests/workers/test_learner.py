@@ -14,7 +14,8 @@ from torch_engine import TorchEngine, learner_of
 
 from workers.learner import Learner
 from workers.packing import pack
-from workers.types import Experience, Scores, StepStats, TokenShard
+from workers.stats import StepStats
+from workers.types import Experience, Scores, TokenShard
 
 SFT = {"type": "sft", **COMMON}
 GRPO = {"type": "grpo", **COMMON}

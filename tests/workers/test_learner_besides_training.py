@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from workers.engines.base import ModelError
 from workers.packing import pack
 from workers.segment import Segment
-from workers.types import Experience, Floats, Scores, TokenShard, assemble, merge_stats
+from workers.stats import merge_stats
+from workers.types import Experience, Floats, Scores, TokenShard, assemble
 from workers.updates import COMPARED_TOKENS
 from workers.weights import Rendezvous
 

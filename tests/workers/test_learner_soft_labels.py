@@ -11,7 +11,8 @@ import torch
 from methods import COMMON, REWARDS, scored
 from torch_engine import learner_of
 
-from workers.types import Scores, StepStats
+from workers.stats import StepStats
+from workers.types import Scores
 
 DPO = {"type": "dpo", "pairs": {"duplicates": "keep", "truncated_chosen": True}, **COMMON}
 UNIT = np.float32(REWARDS)

@@ -16,7 +16,8 @@ from torch_engine import TorchEngine, learner_of
 from workers.engines.attention import layout_of
 from workers.engines.heads import _hidden
 from workers.packing import Packed
-from workers.types import Experience, StepStats, TokenShard
+from workers.stats import StepStats
+from workers.types import Experience, TokenShard
 
 SIZES = [len(completions) for _, completions in GROUPS]
 MODE = "sequence_truncate"

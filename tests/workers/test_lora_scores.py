@@ -20,7 +20,8 @@ from workers.learner import Learner
 from workers.packing import Packed, pack
 from workers.rewards import build
 from workers.rewards.base import Completed
-from workers.types import Experience, Prompt, merge_stats
+from workers.stats import merge_stats
+from workers.types import Experience, Prompt
 
 CONFIG = LoraConfig(r=4, lora_alpha=8)
 PAIRS = [

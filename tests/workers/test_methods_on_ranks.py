@@ -19,7 +19,7 @@ from torch_engine import TorchEngine, learner_of
 from zero_gang import start_ranks
 
 from workers.learner import Learner
-from workers.types import Metrics, StepStats
+from workers.stats import Metrics, StepStats
 
 pytestmark = pytest.mark.stack
 

@@ -32,7 +32,8 @@ from workers.engines.layout import PACKED, Packing, layout_of
 from workers.engines.logits import LogitTransform, fit
 from workers.packing import plan_apart, shares
 from workers.ragged import Ragged
-from workers.types import Scores, merge_stats
+from workers.stats import merge_stats
+from workers.types import Scores
 
 CPU = torch.device("cpu")
 SHAPE = {

@@ -19,7 +19,8 @@ from workers.engines.base import ModelError
 from workers.engines.hf_models import load_scorer, padding_token
 from workers.learner import Learner
 from workers.margins import merge_margins
-from workers.types import Experience, Prompt, merge_stats
+from workers.stats import merge_stats
+from workers.types import Experience, Prompt
 
 # The Llama of these tests has <s> 0, </s> 1, <pad> 2; the Qwen2 <pad> 0, <eos> 1: neither pads with its end.
 PAIRS = [

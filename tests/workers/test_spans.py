@@ -15,7 +15,8 @@ from torch_engine import TorchEngine, learner_of
 
 from workers.ragged import Ragged
 from workers.spans import UpdateRange, merge_spans, of_update
-from workers.types import Experience, Scores, StepStats, TokenShard, assemble, merge, merge_ranks, merge_shards
+from workers.stats import StepStats, merge_ranks
+from workers.types import Experience, Scores, TokenShard, assemble, merge, merge_shards
 
 DPO = {"type": "dpo", "batch_size": 1, "num_iterations": 2, "learning_rate": 0.01}
 PAIRS = [([3, 4], [[6, 7, 1], [5, 1]]), ([9], [[5, 1], [7, 7, 1]]), ([11], [[4, 1], [1]])]

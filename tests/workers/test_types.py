@@ -9,18 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.ragged import Ragged, concat
-from workers.types import (
-    Finish,
-    Scores,
-    StepStats,
-    TokenShard,
-    TrainBatch,
-    assemble,
-    merge,
-    merge_scores,
-    merge_shards,
-    merge_stats,
-)
+from workers.stats import StepStats, merge_stats
+from workers.types import Finish, Scores, TokenShard, TrainBatch, assemble, merge, merge_scores, merge_shards
 
 FOUR = Ragged.of([[5, 6], [7], [], [8, 9, 1]])
 

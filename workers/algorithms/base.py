@@ -19,7 +19,8 @@ from torch import Tensor
 
 from workers.packing import members
 from workers.ragged import TokenVectors
-from workers.types import Metrics, ScoredBatch, Totals, TrainBatch
+from workers.stats import Metrics, Totals
+from workers.types import ScoredBatch, TrainBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

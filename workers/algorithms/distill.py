@@ -28,7 +28,8 @@ from workers.algorithms.metrics import num_tokens, rollout_metrics
 from workers.algorithms.ops import per_token, share
 from workers.algorithms.policy_loss import clipped, clipped_surrogate, log_ratio
 from workers.config import DistillConfig
-from workers.types import Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: DistillConfig) -> tuple[TrainBatch, Metrics]:

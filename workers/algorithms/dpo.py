@@ -78,7 +78,8 @@ from workers.algorithms.soft_labels import soft_labels
 from workers.config import DpoConfig
 from workers.given import batch_without_given, is_given
 from workers.gold import sampled_batch
-from workers.types import Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: DpoConfig) -> tuple[TrainBatch, Metrics]:

@@ -57,7 +57,8 @@ from workers.algorithms.metrics import penalty_metrics, rollout_metrics, sequenc
 from workers.algorithms.ops import completion_means, kl_k3, per_token, share
 from workers.algorithms.policy_loss import clipped, clipped_surrogate, corrected, log_ratio, weighted_likelihood
 from workers.config import GrpoConfig
-from workers.types import Finish, Floats, Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import Finish, Floats, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: GrpoConfig) -> tuple[TrainBatch, Metrics]:

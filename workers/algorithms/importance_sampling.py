@@ -18,7 +18,8 @@ import numpy as np
 
 from workers.algorithms.advantages import completion_sums, spread
 from workers.config import PolicyGradient
-from workers.types import Floats, Metrics, ScoredBatch
+from workers.stats import Metrics
+from workers.types import Floats, ScoredBatch
 
 
 def importance_weights(scored: ScoredBatch, config: PolicyGradient) -> tuple[Floats | None, Metrics]:

@@ -29,7 +29,8 @@ from torch import Tensor
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.ops import completion_sums, per_token, share
 from workers.config import KtoConfig
-from workers.types import Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: KtoConfig) -> tuple[TrainBatch, Metrics]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from workers.algorithms.advantages import completion_sums, group_mean_std
 from workers.repetition import repeated_tails
-from workers.types import SATURATED, Experience, Finish, Floats, Metrics, ScoredBatch
+from workers.stats import Metrics
+from workers.types import SATURATED, Experience, Finish, Floats, ScoredBatch
 
 
 def rollout_metrics(scored: ScoredBatch) -> Metrics:

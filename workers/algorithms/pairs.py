@@ -41,7 +41,8 @@ from workers.config.pairs import Selection
 from workers.gold import is_gold
 from workers.near_duplicates import NearDuplicates
 from workers.ragged import Ragged
-from workers.types import Experience, Finish, Floats, Metrics, ScoredBatch
+from workers.stats import Metrics
+from workers.types import Experience, Finish, Floats, ScoredBatch
 
 Index: TypeAlias = NDArray[np.int64]
 Hashes: TypeAlias = NDArray[np.uint64]

@@ -46,7 +46,8 @@ from workers.algorithms.metrics import rollout_metrics, sequence_kl
 from workers.algorithms.ops import kl_k2, kl_k3, per_token, share
 from workers.algorithms.policy_loss import clipped, clipped_surrogate, corrected, log_ratio
 from workers.config import AdaptiveKl, PpoConfig
-from workers.types import Finish, Floats, Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import Finish, Floats, ScoredBatch, TrainBatch
 
 LARGEST_KL_ERROR = 0.2
 

@@ -27,7 +27,8 @@ from workers.algorithms.metrics import penalty_metrics, rollout_metrics, sequenc
 from workers.algorithms.ops import kl_k2, per_token, share
 from workers.algorithms.policy_loss import clipped, clipped_surrogate, corrected, log_ratio
 from workers.config import ReinforceConfig
-from workers.types import Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: ReinforceConfig) -> tuple[TrainBatch, Metrics]:

@@ -26,7 +26,8 @@ from workers.algorithms.base import Algorithm
 from workers.algorithms.metrics import rollout_metrics
 from workers.config import RejectionSamplingConfig
 from workers.ragged import Ragged
-from workers.types import Floats, Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import Floats, ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: RejectionSamplingConfig) -> tuple[TrainBatch, Metrics]:

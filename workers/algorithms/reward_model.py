@@ -24,7 +24,8 @@ from workers.algorithms.metrics import num_tokens
 from workers.algorithms.ops import per_token, share
 from workers.algorithms.pairs import make_pairs
 from workers.config import PairsConfig, RewardModelConfig
-from workers.types import Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: RewardModelConfig) -> tuple[TrainBatch, Metrics]:

@@ -25,7 +25,8 @@ from workers.algorithms.metrics import penalty_metrics, rollout_metrics, sequenc
 from workers.algorithms.ops import completion_means, kl_k2, per_token, share
 from workers.algorithms.policy_loss import clipped, clipped_surrogate, corrected, log_ratio
 from workers.config import RlooConfig
-from workers.types import Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: RlooConfig) -> tuple[TrainBatch, Metrics]:

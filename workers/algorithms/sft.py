@@ -14,7 +14,8 @@ from torch import Tensor
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.ops import per_token, share
 from workers.config import SftConfig
-from workers.types import Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import ScoredBatch, TrainBatch
 
 
 def prepare(scored: ScoredBatch, config: SftConfig) -> tuple[TrainBatch, Metrics]:

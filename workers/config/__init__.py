@@ -24,6 +24,7 @@ from workers.config.rewards import (
     Combine,
     FunctionRewardConfig,
     JsonSchemaRewardConfig,
+    JudgeRewardConfig,
     MathRewardConfig,
     ModelRewardConfig,
     ModelScorerConfig,
@@ -31,6 +32,7 @@ from workers.config.rewards import (
     RefusalConfig,
     RefusalRewardConfig,
     RewardConfig,
+    compares,
 )
 from workers.config.roles import (
     LearnerConfig,
@@ -57,6 +59,7 @@ __all__ = [
     "GrpoConfig",
     "Head",
     "JsonSchemaRewardConfig",
+    "JudgeRewardConfig",
     "KtoConfig",
     "LearnerConfig",
     "LoraConfig",
@@ -90,4 +93,5 @@ __all__ = [
     "SftConfig",
     "Share",
     "TeacherConfig",
+    "compares",
 ]

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from workers.config.base import Count, IsoTime, ModelOrigin, Positive, Settings, expand_home
+from workers.config.base import Count, IsoTime, ModelOrigin, NonNegative, PathText, Positive, Settings, expand_home
+from workers.config.endpoint import EndpointConfig
 
 LARGEST = 3.4e38  # largest float32; rewards are float32
 Weight = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -76,6 +77,12 @@ def _check_template(text: str) -> str:
     return text
 
 
+def _check_scale(scale: tuple[int, int]) -> tuple[int, int]:
+    if scale[0] >= scale[1]:
+        raise ValueError("give the lowest grade first, such as [1, 10]")
+    return scale
+
+
 def _check_even(number: int) -> int:
     if number % 2:
         raise ValueError(f"give an even number, such as {number + 1}: half of the opponents on either side of a circle")
@@ -106,6 +113,38 @@ class PairwiseRewardConfig(ModelScorerConfig):
         """
         opponents = group - 1 if self.opponents is None else min(self.opponents, group - 1)
         return group * opponents // 2
+
+
+class JudgeRewardConfig(EndpointConfig):
+    """Verdict of a language model at an OpenAI-compatible endpoint: a grade by a rubric, or a win rate."""
+
+    type: Literal["judge"]  # language model at an endpoint
+    weight: Weight = 1.0  # weight of this reward in the sum of all rewards
+    # name of the judge in metrics, as in rewards/NAME/mean
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "judge"
+    compare: bool = False  # compare the completions of a prompt with each other instead of grading each one
+    # rubric of the grades, or criteria by which an answer is better; None: does what is asked, correct, no longer
+    # than needed
+    instructions: str | None = None
+    scale: Annotated[tuple[int, int], AfterValidator(_check_scale)] = (1, 10)  # lowest and highest grade
+    # number of other completions of its group that each completion is compared with, an even number; None: all of them
+    opponents: Annotated[int, Field(ge=2), AfterValidator(_check_even)] | None = 2
+    both_orders: bool = True  # show each pair twice, with the completions swapped, against position bias
+    # directory of the answers that were paid for, so that none is paid twice; None: that of the run
+    cache: PathText | None = None
+    # dollars per million tokens that are read, and that are written
+    price: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+
+    def questions(self, group: int) -> int:
+        """Return the number of questions about a group of this size.
+
+        >>> JudgeRewardConfig(type="judge", url="http://localhost/v1", model="m", compare=True).questions(8)
+        16
+        """
+        if not self.compare:
+            return group
+        limit = group - 1 if self.opponents is None else min(self.opponents, group - 1)
+        return (2 if self.both_orders else 1) * group * limit // 2
 
 
 class CodeRewardConfig(Settings):
@@ -139,6 +178,11 @@ class RefusalRewardConfig(Settings):
     patterns: tuple[Pattern, ...] = ()
 
 
+def compares(reward: object) -> bool:
+    """Return whether a reward compares the completions of a prompt with each other."""
+    return isinstance(reward, PairwiseRewardConfig) or (isinstance(reward, JudgeRewardConfig) and reward.compare)
+
+
 Combine = Literal["sum", "min"]
 RefusalConfig = Annotated[RefusalRewardConfig | FunctionRewardConfig, Field(discriminator="type")]
 """Classifier of refusals: 1 for a refusal, 0 for an answer."""
@@ -147,6 +191,7 @@ RewardConfig = Annotated[
     | MathRewardConfig
     | ModelRewardConfig
     | PairwiseRewardConfig
+    | JudgeRewardConfig
     | CodeRewardConfig
     | JsonSchemaRewardConfig
     | RefusalRewardConfig,

@@ -106,6 +106,7 @@ def write_scores(stem: str, scores: Scores) -> None:
         "scorers": names,
         "weights": dict(scores.weights),
         "samples": [asdict(s) for s in scores.samples],
+        "usage": dict(scores.usage),
         "seconds": scores.seconds,
         "chunk": scores.chunk,
     }
@@ -142,6 +143,7 @@ def _scores(path: str, digest: str) -> Scores:
         seconds=facts["seconds"],
         chunk=facts["chunk"],
         weights=facts["weights"],
+        usage=facts.get("usage", {}),  # not in files of earlier versions
         normalized=arrays.get("normalized"),
     )
 

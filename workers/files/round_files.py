@@ -15,7 +15,8 @@ from workers.files.groups_file import GROUPS, read_groups, write_groups
 from workers.files.pairs_file import Decoder, write_pairs
 from workers.given import batch_without_given, is_given
 from workers.gold import sampled_batch
-from workers.types import Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import ScoredBatch, TrainBatch
 
 MIXED = "mixed.parquet"  # name of the file of the pairs mixed in, beside that of the round's own
 

@@ -10,6 +10,7 @@ from workers.config import (
     CodeRewardConfig,
     FunctionRewardConfig,
     JsonSchemaRewardConfig,
+    JudgeRewardConfig,
     MathRewardConfig,
     ModelRewardConfig,
     PairwiseRewardConfig,
@@ -50,3 +51,7 @@ def build(config: RewardConfig, *, num_cpus: int = 1) -> Scorer:
             from workers.rewards.pairwise import PairwiseScorer
 
             return PairwiseScorer(config)
+        case JudgeRewardConfig():
+            from workers.rewards.judge import JudgeScorer
+
+            return JudgeScorer(config)

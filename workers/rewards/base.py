@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,15 @@ class Scorer(Protocol):
         Raises:
             RewardError: the scorer failed or returned something invalid.
         """
+        ...
+
+
+@runtime_checkable
+class CountsUsage(Protocol):
+    """A scorer that costs something for each use."""
+
+    def take_usage(self) -> Mapping[str, float]:
+        """Return what was used since the last call, such as {"requests": 8, "cost": 0.01}, in dollars."""
         ...
 
 

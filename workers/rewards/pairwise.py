@@ -13,11 +13,10 @@ scores.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from workers.engines.inference import WholeModel, default_device
 from workers.ragged import Ragged
 from workers.rewards.base import Completed, RewardError, last_text, rows
 from workers.rewards.model import examples_of, model_name
+from workers.rewards.opponents import opponents
 from workers.scoring import score_tokens
 from workers.types import Example, Experience, Finish, Floats, Prompt, Text
 
@@ -141,27 +141,6 @@ class PairwiseScorer:
         chooses_a = 0.5 * (1 + np.tanh((first - second) / 2))  # softmax over the two tokens
         forward, backward = chooses_a.reshape(-1, 2).T
         return (forward + 1 - backward) / 2
-
-
-def opponents(texts: Sequence[str], limit: int | None) -> list[tuple[int, int]]:
-    """Return the pairs of a group's completions that are compared, each once.
-
-    Args:
-        limit: opponents of each completion, an even number; None: all.
-
-    >>> opponents(["a", "b", "c"], None)
-    [(0, 1), (0, 2), (1, 2)]
-    """
-    size = len(texts)
-    if limit is None or limit >= size - 1:
-        return list(combinations(range(size), 2))
-    digest = hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    circle = np.random.Generator(np.random.Philox(int.from_bytes(digest, "little"))).permutation(size)
-    return [
-        (int(circle[place]), int(circle[(place + step) % size]))
-        for step in range(1, limit // 2 + 1)
-        for place in range(size)
-    ]
 
 
 def comparison_text(template: str, prompt: Text, response_a: str, response_b: str) -> str:

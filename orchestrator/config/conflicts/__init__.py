@@ -18,7 +18,8 @@ RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
     data.overlong, data.dynamic_sampling, method.roles, data.sampling, method.lora, schedule.checkpoints,
     schedule.reporting, method.pair_loss, method.pairs, preference.soft_labels, preference.exploration, method.teacher,
     method.distillation, rounds.rounds, rounds.mix, rounds.names_of_files, rounds.reference,
-    scorers.combination, scorers.normalization, scorers.pairwise, scorers.agreement, scorers.win_rates,
+    scorers.combination, scorers.normalization, scorers.pairwise, scorers.endpoints, scorers.agreement,
+    scorers.win_rates,
 )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config.conflicts.conflict import Conflict
 from orchestrator.config.conflicts.data import trains_on_samples
-from workers.config import DpoConfig, PairwiseRewardConfig, RejectionSamplingConfig, RewardConfig
+from workers.config import DpoConfig, JudgeRewardConfig, RejectionSamplingConfig, RewardConfig, compares
+from workers.config.endpoint import endpoint_problems
 
 if TYPE_CHECKING:
     from orchestrator.config.run import RunConfig
@@ -56,7 +57,7 @@ def normalization(config: RunConfig) -> Iterator[Conflict]:
 
 def pairwise(config: RunConfig) -> Iterator[Conflict]:
     """Yield where a completion would have no other one to be compared with."""
-    if not any(isinstance(reward, PairwiseRewardConfig) for reward in config.reward):
+    if not any(compares(reward) for reward in config.reward):
         return
     if trains_on_samples(config) and group_size(config) < 2:
         yield Conflict(
@@ -64,19 +65,26 @@ def pairwise(config: RunConfig) -> Iterator[Conflict]:
             why="a pairwise reward compares the completions of a prompt, and there is one",
             fix="set algorithm.num_generations to 2 or more, or give a reward of type model",
         )
-    if config.data.eval_prompts is not None and all(isinstance(r, PairwiseRewardConfig) for r in config.reward):
+    if config.data.eval_prompts is not None and all(compares(r) for r in config.reward):
         yield Conflict(
             keys=("reward", "data.eval_prompts"),
             why="an evaluation has one completion of each prompt, and a pairwise reward compares several",
             fix="add a reward of another type, such as a function or a model, or remove data.eval_prompts",
         )
-    elif config.best_round_by is not None and all(isinstance(r, PairwiseRewardConfig) for r in voters(config)):
+    elif config.best_round_by is not None and all(compares(r) for r in voters(config)):
         yield Conflict(
             keys=("reward", "export.round"),
             why=f"{config.best_round_by} would be the same in every round: win rates have a mean of 1/2, and the other "
             "rewards have weight 0",
             fix="set export.round to last, or give a reward of another type a weight",
         )
+
+
+def endpoints(config: RunConfig) -> Iterator[Conflict]:
+    for i, reward in enumerate(config.reward):
+        if isinstance(reward, JudgeRewardConfig):
+            for keys, why, fix in endpoint_problems(reward):
+                yield Conflict(keys=tuple(f"reward.{i}.{key}" for key in keys), why=why, fix=fix)
 
 
 def agreement(config: RunConfig) -> Iterator[Conflict]:
@@ -109,7 +117,7 @@ def win_rates(config: RunConfig) -> Iterator[Conflict]:
     if (
         config.data.prompts is None
         or len(counted) != 1
-        or not isinstance(counted[0], PairwiseRewardConfig)
+        or not compares(counted[0])
         or counted[0].weight != 1
         or config.reward_normalize is not None
     ):

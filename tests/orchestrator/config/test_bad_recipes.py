@@ -195,6 +195,10 @@ CASES = (
     ),
     Case("normalised-rewards-of-a-dataset", {**OFFLINE_DPO, "reward_normalize": "group"}),
     Case(
+        "judge-whose-key-is-sent-in-the-clear",
+        {"reward": "[{type: judge, url: 'http://judge.example/v1', model: m, api_key_env: A, api_key_file: ./b}]"},
+    ),
+    Case(
         "pairwise-reward-alone",
         {
             "reward": "[{type: pairwise, path: ./judge, opponents: 3}]",

@@ -32,7 +32,8 @@ from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Ledger
 from orchestrator.rundir.manifest import State
 from workers.files.rollout_files import write_experience, write_scores
-from workers.types import Drift, Metrics, Sample, Scores
+from workers.stats import Metrics
+from workers.types import Drift, Sample, Scores
 
 SAMPLE = Sample(prompt_id="p0", prompt="2+2=", completion="4", reward=1.0, version=0, finish="stop", length=2)
 

@@ -14,7 +14,8 @@ from orchestrator.cluster.local import LocalGang
 from orchestrator.evaluation.held_out import CombinedEvaluator, Evaluation
 from orchestrator.evaluation.preferences import HeldOutPairs, calibration_error, pair_metrics
 from workers.margins import PairMargins
-from workers.types import Example, Metrics, Prompt
+from workers.stats import Metrics
+from workers.types import Example, Prompt
 
 LN3, LN9 = math.log(3), math.log(9)
 

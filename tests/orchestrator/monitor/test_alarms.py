@@ -146,6 +146,9 @@ FIRING: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
         {"sampling__logp_difference": [0.89, 0.91], "staleness__mean": [2.0, 2.0]},
         {"max_difference": 0.02},
     ),
+    # 40 + 40 + 20 requests; then 0.3 + 0.3 dollars for each of two judges
+    ("judge_budget", 3, {"rewards__judge__requests": [40.0, 40.0, 20.0]}, {"max_requests": 100}),
+    ("judge_budget", 2, {"rewards__a__cost": [0.3, 0.3], "rewards__b__cost": [0.3, 0.3]}, {"max_cost": 1.1}),
     # with the eighth row, three of the last five are over 100; ten rows are needed
     ("gradient_explosion", 10, {"grad_norm": [2.0] * 5 + [1e6] * 5}, {}),
     ("gradient_explosion", 13, {"grad_norm": [2.0] * 10 + [1e6] * 3}, {}),
@@ -197,6 +200,9 @@ SILENT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # no limit is set, as under top_p and top_k
     ("engine_mismatch", {"sampling__logp_difference": [5.0] * 4}, {}),
     ("engine_mismatch", {"sampling__logp_difference": [0.2], "staleness__mean": [0.5]}, {"max_difference": 0.02}),
+    # a budget of something else, and none
+    ("judge_budget", {"rewards__judge__requests": [40.0] * 2, "rewards__judge__cost": [9.0] * 2}, {"max_requests": 81}),
+    ("judge_budget", {"rewards__judge__requests": [1e6] * 2, "rewards__judge__cost": [1e6] * 2}, {}),
     # two spikes in five rows: clipping handles them
     ("gradient_explosion", {"grad_norm": [2.0] * 8 + [1e6, 2.0, 1e6, 2.0, 2.0]}, {}),
     # forty times as large, but small; large, but from the start
@@ -225,6 +231,16 @@ def test_a_rule_is_silent(name: str, columns: dict[str, Any], rule: dict[str, An
 @pytest.mark.parametrize(("name", "step", "columns", "rule"), FIRING)
 def test_a_rule_that_is_off_is_silent(name: str, step: int, columns: dict[str, Any], rule: dict[str, Any]) -> None:
     assert fired(series(**columns), **{name: None}) == {}
+
+
+def test_a_budget_that_was_not_raised_pauses_the_resumed_run_again() -> None:
+    rows = series(rewards__judge__requests=[60.0, 60.0])
+    config = AlarmsConfig.model_validate_json('{"judge_budget": {"max_requests": 100}}')
+    resumed = AlarmMonitor(config, rows, paused=[("judge_budget", 2)])
+    assert resumed.verdict is None, "it has paused the run for this step"
+    _, began = resumed.update(3, {"rewards/judge/requests": 60.0})
+    assert [(alarm.name, alarm.action) for alarm in began] == [("judge_budget", "pause")]
+    assert resumed.verdict is not None
 
 
 def test_every_rule_is_tested_and_has_a_setting() -> None:

@@ -22,7 +22,8 @@ from orchestrator.monitor.metrics import MetricsFile, UpdatesFile
 from orchestrator.monitor.phase import Phase
 from orchestrator.monitor.sinks import WandbSink
 from orchestrator.rundir.directory import RunDirectory
-from workers.types import Metrics, Sample
+from workers.stats import Metrics
+from workers.types import Sample
 
 DONE = Outcome(ok=True, message="done")
 

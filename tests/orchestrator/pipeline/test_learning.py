@@ -16,7 +16,8 @@ from orchestrator.errors import FilesLost
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.sources import Chunk, PendingBatch
 from workers.spans import Progress
-from workers.types import Metrics, Prompt, Sampling, StepStats
+from workers.stats import Metrics, StepStats
+from workers.types import Prompt, Sampling
 
 SAMPLING = Sampling(num_generations=2, max_completion_length=4)
 

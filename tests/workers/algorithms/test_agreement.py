@@ -13,7 +13,8 @@ from fakes import experience
 from workers.algorithms.dpo import prepare
 from workers.algorithms.metrics import scorer_correlation
 from workers.config import DpoConfig
-from workers.types import Floats, Metrics, ScoredBatch, TrainBatch
+from workers.stats import Metrics
+from workers.types import Floats, ScoredBatch, TrainBatch
 
 NAN = float("nan")
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from workers.algorithms import ALGORITHMS
 from workers.algorithms.base import Loss, MicroBatch, Stats, totals_of
 from workers.config import METHODS, AlgorithmConfig
-from workers.types import Finish, ScoredBatch, Totals, TrainBatch
+from workers.stats import Totals
+from workers.types import Finish, ScoredBatch, TrainBatch
 
 SETTINGS: list[dict[str, Any]] = [
     {"type": "sft"},

@@ -26,7 +26,8 @@ from torch_engine import learner_of  # noqa: E402
 
 from workers.config import AlgorithmConfig  # noqa: E402
 from workers.learner import Learner  # noqa: E402
-from workers.types import Experience, Finish, Scores, TokenShard, assemble, merge_stats  # noqa: E402
+from workers.stats import merge_stats  # noqa: E402
+from workers.types import Experience, Finish, Scores, TokenShard, assemble  # noqa: E402
 
 MODELS = HERE / "models"
 TABLE = HERE.parents[2] / "docs" / "evidence" / "parity.md"

@@ -35,7 +35,7 @@ def endpoint(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Endpoi
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with state.lock:
                 state.requests.append(body)
-                state.headers.append(dict(self.headers))
+                state.headers.append({name.title(): value for name, value in self.headers.items()})
                 state.paths.append(self.path)
                 number = len(state.requests)
                 state.at_once += 1
@@ -77,6 +77,10 @@ def shown(body: dict[str, Any]) -> dict[str, Any]:
     """Return the pair that a request shows to the judge."""
     content: dict[str, Any] = json.loads(body["messages"][-1]["content"])
     return content
+
+
+def score(number: int) -> str:
+    return json.dumps({"reason": "because", "score": number})
 
 
 def longer(body: dict[str, Any], _: int) -> Answer:

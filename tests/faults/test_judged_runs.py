@@ -1,0 +1,100 @@
+"""Runs whose reward is a judge at a real HTTP server on this machine: it behaves, misbehaves, or costs too much."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import cpu_run
+import pytest
+import torch
+from judge_endpoint import Answer, Endpoint, endpoint, score, shown
+
+from orchestrator.config import RunConfig
+from orchestrator.driver.driver import run_attempts
+from orchestrator.driver.resume_overrides import apply_overrides
+from orchestrator.errors import Alarmed
+from orchestrator.rundir.directory import RunDirectory
+from orchestrator.signals import StopRequest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("task")
+    cpu_run.write_task(directory)
+    return directory
+
+
+def graded(body: dict[str, Any], _: int) -> Answer:
+    """Reply with a grade of the number of letters a in the answer."""
+    return 200, score(1 + min(9, shown(body)["answer"].count("a")))
+
+
+def config(task: Path, output: Path, server: Endpoint, *, algorithm: str = "grpo", **changes: Any) -> RunConfig:
+    judge = {"type": "judge", "url": server.url, "model": "gold", "timeout_s": 5.0, "max_retries": 8}
+    return cpu_run.config(task, output, algorithm, reward=[judge], **changes)
+
+
+def run(settings: RunConfig, directory: RunDirectory | None = None) -> RunDirectory:
+    """Run to the end, or until an alarm ends the run. Return its directory."""
+    directory = directory or RunDirectory.create(settings, "")
+    with contextlib.redirect_stdout(io.StringIO()), StopRequest() as stop, contextlib.suppress(Alarmed):
+        run_attempts(settings, directory, stop, start_cluster=cpu_run.local_cluster)
+    return directory
+
+
+def rows(directory: RunDirectory) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "iterative-dpo-updates"])
+def test_a_judge_is_the_reward_of_every_method(task: Path, tmp_path: Path, algorithm: str) -> None:
+    with endpoint(graded) as server:
+        directory = run(config(task, tmp_path, server, algorithm=algorithm))
+        asked = len(server.requests)
+    assert directory.is_complete
+    assert sum(row["rewards/judge/requests"] for row in rows(directory)) == asked > 0
+    assert all(row["rewards/judge/failed"] == 0 for row in rows(directory))
+
+
+def test_a_misbehaving_judge_loses_nothing(task: Path, tmp_path: Path) -> None:
+    """Check that the run ends as with a judge that answers at once. Two of three replies are errors or no verdicts."""
+    troubles = itertools.cycle(
+        [(429, b"slow down"), (500, b"oops"), (200, "10"), (200, 'Sure! {"reason": "", "score": 10}'), (200, b"<html>")]
+    )
+
+    def misbehaving(body: dict[str, Any], number: int) -> Answer:
+        return graded(body, number) if number % 3 == 0 else next(troubles)
+
+    with endpoint(graded) as server:
+        good = run(config(task, tmp_path / "good", server))
+    with endpoint(misbehaving) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.chat_endpoint.MAX_WAIT_S", 0.01)
+        bad = run(config(task, tmp_path / "bad", server))
+    assert cpu_run.outcome(bad.path)[0] == cpu_run.outcome(good.path)[0], "equal weights"
+    assert sum(row["rewards/judge/requests"] for row in rows(bad)) > sum(
+        row["rewards/judge/requests"] for row in rows(good)
+    )
+
+
+def test_a_budget_pauses_the_run_which_goes_on_when_it_is_raised(task: Path, tmp_path: Path) -> None:
+    with endpoint(graded) as server:
+        whole = run(config(task, tmp_path / "whole", server))
+        settings = config(task, tmp_path / "paused", server, alarms={"judge_budget": {"max_requests": 1}})
+        paused = run(settings)
+        assert (paused.read_exit() or {})["cause"] == "alarm_pause"
+        assert len(rows(paused)) == 1, "after its first step"
+        run(settings)
+        assert len(rows(paused)) == 2, "and again after the next"
+        with contextlib.redirect_stdout(io.StringIO()):
+            raised = apply_overrides(paused, ["alarms.judge_budget.max_requests=100000"])
+        run(raised, paused)
+    assert paused.is_complete
+    assert cpu_run.outcome(paused.path)[0] == cpu_run.outcome(whole.path)[0]
