@@ -20,16 +20,13 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from workers import progress
 from workers.config.endpoint import LOOPBACK, EndpointConfig
 from workers.files import durable
-
-T = TypeVar("T")
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 MAX_REPLY_BYTES = 2**20
@@ -203,9 +200,7 @@ class ChatEndpoint:
         return self._text(raw)
 
     def _raise_for_status(self, error: Any) -> None:
-        with suppress(Exception):
-            error.response.read()
-        content = error.response.text[:400] if error.response.is_closed else ""
+        content = error.response.text[:400]  # read by openai before it raises
         text = " ".join(f"HTTP {error.status_code}: {content}".replace(self._key or "\0", "[redacted]").split())
         if error.status_code in RETRIED:
             after = error.response.headers.get("Retry-After", "")

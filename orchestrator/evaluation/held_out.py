@@ -117,10 +117,13 @@ class HeldOut:
             if len(given := values[np.isfinite(values)]):  # a pairwise reward has no score of a single completion
                 metrics[f"eval/rewards/{name}/mean"] = float(given.mean())
                 metrics[f"eval/rewards/{name}/std"] = float(given.std())
+        metrics |= {f"eval/rewards/{name}": number for name, number in scores.usage.items()}
         if sampled is None:
             return Evaluation(metrics=metrics, samples=scores.samples, answers=answers)
         drawn, drawn_answers = self._collect_answers("sampled", sampled)
         metrics["eval/sampled_reward"] = float(np.mean(drawn.rewards))
+        for name, number in drawn.usage.items():
+            metrics[f"eval/rewards/{name}"] += number
         if ratios := [a.log_ratio for a in drawn_answers if a.log_ratio is not None]:
             metrics["eval/kl"] = float(np.mean(ratios))
         return Evaluation(metrics=metrics, samples=scores.samples, answers=(*answers, *drawn_answers))

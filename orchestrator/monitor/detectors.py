@@ -225,12 +225,15 @@ def engine_mismatch(history: History, rule: settings.EngineMismatch) -> Finding 
 
 
 def judge_budget(history: History, rule: settings.JudgeBudget) -> Finding | None:
-    """Detect that judges have used up their budget: the sum over all steps of rewards/*/requests or rewards/*/cost."""
+    """Detect that judges have used up their budget: the sum over all rows of rewards/*/requests or cost.
+
+    Those of evaluations, eval/rewards/*, count as well.
+    """
     for what, limit, text in (
         ("requests", rule.max_requests, "{:,.0f} requests to judges, budget {:,}"),
         ("cost", rule.max_cost, "judges have cost {:.2f} dollars, budget {:.2f}"),
     ):
-        names = [name for name in history.names() if name.startswith("rewards/") and name.endswith(f"/{what}")]
+        names = [name for name in history.names() if "rewards/" in name and name.endswith(f"/{what}")]
         total = sum(float(history.values(name).sum()) for name in names)
         if limit is not None and total >= limit:
             return Finding(saw=text.format(total, limit), rows=0)  # after a resume it rings again

@@ -323,6 +323,9 @@ def absolute(model: Origin) -> Origin:
 def _absolute_reward(reward: RewardConfig) -> RewardConfig:
     if isinstance(reward, ModelScorerConfig):
         return absolute(reward)
+    if isinstance(reward, JudgeRewardConfig):
+        paths = {key: path for key in ("cache", "api_key_file") if (path := getattr(reward, key)) is not None}
+        return reward.model_copy(update={key: os.path.abspath(path) for key, path in paths.items()})
     if not isinstance(reward, FunctionRewardConfig):
         return reward
     place, _, name = reward.function.rpartition(":")

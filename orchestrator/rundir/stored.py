@@ -39,7 +39,7 @@ PARALLEL = 16  # requests at once
 RECORD = "ledger/{:08d}.json"
 HOLDER, STOP = "holder.json", "stop"
 APART = re.compile(
-    r"(ledger|checkpoints|rollouts|adapters|base|reference)/|(holder\.json|stop|ledger\.jsonl|lock|progress\.json)$"
+    r"(ledger|checkpoints|rollouts|adapters|base|reference|judge)/|(holder\.json|stop|ledger\.jsonl|lock|progress\.json)$"
 )
 """Names, relative to the run, that a driver neither uploads with its small files nor fetches with them."""
 LOGS = "logs/"

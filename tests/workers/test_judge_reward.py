@@ -88,6 +88,13 @@ def test_win_rates_in_the_group() -> None:
     assert len(server.requests) == 2 * (3 + 1)
 
 
+def test_the_only_completion_of_a_prompt_has_no_win_rate() -> None:
+    with endpoint(longer) as server:
+        scores = judge(server, compare=True).score(completed(("a",), ("a", "bb")))
+    assert np.isnan(scores[0])
+    assert scores[1:].tolist() == [0.0, 1.0]
+
+
 def test_a_preference_for_a_position_cancels() -> None:
     with endpoint(lambda body, _: (200, verdict("A"))) as server:
         assert judge(server, compare=True).score(completed(("a", "bb", "ccc"))).tolist() == [0.5, 0.5, 0.5]
@@ -107,7 +114,10 @@ def test_a_busy_endpoint_loses_nothing() -> None:
 
 
 def test_too_many_failures_end_the_run() -> None:
-    with endpoint(lambda body, _: (200, "?")) as server, pytest.raises(RewardError, match="2 questions got no verdict"):
+    with (
+        endpoint(lambda body, _: (200, "?")) as server,
+        pytest.raises(RewardError, match="2 completions got no verdict"),
+    ):
         judge(server).score(completed(("a", "b")))
 
 

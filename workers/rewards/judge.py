@@ -43,21 +43,19 @@ class JudgeScorer:
         self._told = Usage()
 
     def score(self, completed: Completed) -> Floats:
-        """Return a number from 0 to 1 per completion.
+        """Return a number from 0 to 1 per completion, NaN where there is no other one to compare it with.
 
         Raises:
-            RewardError: the endpoint refuses, or more than the share `max_failures` of the questions got no verdict.
+            RewardError: the endpoint refuses, or more than the share `max_failures` of the completions got none.
         """
         texts = [last_text(completion) for completion in completed.completions]
         ask: Callable[[Completed, Sequence[str]], Floats] = self._compare if self._config.compare else self._grade
-        before = self._endpoint.usage.failed
         try:
             scores = ask(completed, texts)
         except EndpointRefusedError as error:
             raise RewardError(f"reward {self.name}: {self._config.url} refuses: {error}; {error.fix}") from None
-        groups = _groups(completed)
-        asked = sum(self._config.questions(len(group)) for group in groups)
-        self._check_failures(self._endpoint.usage.failed - before, asked)
+        groups = [group for group in _groups(completed) if len(group) > 1 or not self._config.compare]
+        self._check(scores[[at for group in groups for at in group]])
         return _with_means(scores, groups)
 
     def take_usage(self) -> Mapping[str, float]:
@@ -96,11 +94,13 @@ class JudgeScorer:
                 compared[[first, second]] += 1
         return np.where(compared, wins / np.maximum(compared, 1), np.nan).astype(np.float32)
 
-    def _check_failures(self, failed: int, asked: int) -> None:
-        if failed > self._config.max_failures * asked:
+    def _check(self, scores: Floats) -> None:
+        """Raise RewardError if too many completions got no verdict."""
+        failed = int(np.isnan(scores).sum())
+        if failed > self._config.max_failures * len(scores):
             why = f"the last failure: {self._endpoint.last_failure}"
             fix = "check the endpoint, try structure: json_object, or raise max_failures"
-            raise RewardError(f"reward {self.name}: {failed} questions got no verdict; {why}; {fix}")
+            raise RewardError(f"reward {self.name}: {failed} completions got no verdict; {why}; {fix}")
 
 
 def _groups(completed: Completed) -> list[list[int]]:
