@@ -43,6 +43,11 @@ def say(text: str) -> None:
         out.flush()
 
 
+def report(text: str) -> None:
+    """Print a line to standard error, to keep progress and notes out of the result on standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def write(text: str) -> None:
     """Print a text as it is, such as a part of a log. A reader that has gone away is no error."""
     if sys.stdout is not None:

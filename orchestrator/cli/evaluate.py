@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from orchestrator.cli.options import directory_option
-from orchestrator.terminal import say
+from orchestrator.terminal import report, say
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Run directory (runs/NAME), model directory, or id of a Hub model.")
@@ -88,7 +87,7 @@ def evaluate(
     from orchestrator.evaluation.suite import load_suite
 
     loaded = load_suite(suite, overrides or ())
-    wait_at_the_door([], _report)
+    wait_at_the_door([], report)
     from orchestrator.evaluation import evaluate as evaluation
     from orchestrator.evaluation.result import as_json as to_json
     from orchestrator.evaluation.show import show
@@ -97,7 +96,7 @@ def evaluate(
     models = evaluation.spec(model, against=against, base=base, reference=reference)
     directory = output or Path("evaluations") / f"{models.model.name}--{suite.stem}"
     with preloaded(loaded.config.cluster):
-        result = evaluation.evaluate(loaded, models, directory, _report)
+        result = evaluation.evaluate(loaded, models, directory, report)
     if as_json:
         say(to_json(result))
     else:
@@ -132,7 +131,7 @@ def rank(
     from orchestrator.evaluation.rank_spec import spec
 
     given = spec(model, prompts, by=by or (), gold=gold, reference=reference, n=n, beta=beta, overrides=overrides or ())
-    wait_at_the_door([], _report)
+    wait_at_the_door([], report)
     from orchestrator.evaluation import rank as ranking
     from orchestrator.evaluation.rank_result import RANKED, SUMMARY
     from orchestrator.evaluation.rank_result import as_json as to_json
@@ -141,15 +140,10 @@ def rank(
 
     directory = output or Path("ranked") / f"{given.model.name}--{Path(prompts).stem}"
     with preloaded(given.suite.cluster):
-        result = ranking.rank(given, directory, _report)
+        result = ranking.rank(given, directory, report)
     if as_json:
         say(to_json(result))
     else:
         show(result)
         say(f"result: {directory / SUMMARY}   all completions, best first: {directory / RANKED}")
     return 0
-
-
-def _report(text: str) -> None:
-    """Print progress to standard error, to keep it out of the result on standard output."""
-    print(text, file=sys.stderr, flush=True)

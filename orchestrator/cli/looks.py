@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import typer
 from orchestrator.cli.options import AsJson, OnCluster, OnTarget, RunOrJob, RunOrNewestJob, TokenFile
 from orchestrator.cli.place import Site, There, find_job, place, say_json
 from orchestrator.errors import BadInput, Problem
-from orchestrator.terminal import say, write
+from orchestrator.terminal import report, say, write
 
 if TYPE_CHECKING:
     from orchestrator.rundir.worker_logs import LogPart
@@ -159,7 +158,7 @@ def _driver_log(there: Sequence[Path] | There, *, follow: bool, as_json: bool, w
     if follow:
         from orchestrator.launch.wait import wait_for_job
 
-        return wait_for_job(there.launcher, there.job.id, say, where=where, only_log=True, report=_report)
+        return wait_for_job(there.launcher, there.job.id, say, where=where, only_log=True, report=report)
     pieces = there.launcher.logs(there.job.id)
     if as_json:
         say_json({"job": there.job.id, "text": "".join(pieces)})
@@ -216,11 +215,6 @@ def _exit_code(there: Sequence[Path] | There) -> int:
         return RunStatus(**there.ask("status")["run"]).exit_code
     job = there.launcher.find(there.job.id)
     return exit_code_of(job) if job is not None and job.state.is_finished else 0
-
-
-def _report(text: str) -> None:
-    """Print to standard error, so that standard output has only the log."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _incidents(path: Path) -> list[dict[str, object]]:

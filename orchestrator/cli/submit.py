@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from orchestrator.cli.options import Against, AsJson, Attempts, EvaluatedModel, Fresh, Overrides, TokenFile
 from orchestrator.errors import BadInput, Problem
-from orchestrator.terminal import say
+from orchestrator.terminal import report, say
 
 if TYPE_CHECKING:
     from orchestrator.launch.base import JobRequest, Submitted
@@ -114,7 +113,7 @@ def submit(
     id = submitted.job.id
     where = f"--cluster {cluster} " if cluster else f"--on {on} " if on else ""
     if note := getattr(launcher, "note", ""):
-        _report(note)
+        report(note)
     if not as_json:
         say(id)
         _tell(request, submitted, content, target, where)
@@ -122,7 +121,7 @@ def submit(
     if wait:
         from orchestrator.launch.wait import wait_for_job
 
-        code = wait_for_job(launcher, id, _report if as_json else say, where=where)
+        code = wait_for_job(launcher, id, report if as_json else say, where=where)
     if as_json:
         say(json.dumps(_document(request, submitted, content, code), indent=2))
     return code or 0
@@ -167,14 +166,14 @@ def _tell(request: JobRequest, submitted: Submitted, content: Content, target: T
     from orchestrator.launch.request import staying
 
     if not submitted.is_new:
-        _report(f"submitted before; its state is {submitted.job.state}")
+        report(f"submitted before; its state is {submitted.job.state}")
     elif request.package is not None and target.engine != "local":
-        _report(f"shipped {len(request.package.files)} files, {request.package.bytes / 2**20:.1f} MiB")
+        report(f"shipped {len(request.package.files)} files, {request.package.bytes / 2**20:.1f} MiB")
         if paths := staying(content):
             more = f" and {len(paths) - SHOWN_PATHS} more" * (len(paths) > SHOWN_PATHS)
-            _report(f"not shipped, because absolute paths are the target's own: {', '.join(paths[:SHOWN_PATHS])}{more}")
+            report(f"not shipped, because absolute paths are the target's own: {', '.join(paths[:SHOWN_PATHS])}{more}")
     for command in ("status", "logs", "stop"):
-        _report(f"  rlhf {command} {where}{submitted.job.id}{' --follow' * (command == 'logs')}")
+        report(f"  rlhf {command} {where}{submitted.job.id}{' --follow' * (command == 'logs')}")
 
 
 def _document(request: JobRequest, submitted: Submitted, content: Content, code: int | None) -> dict[str, Any]:
@@ -193,8 +192,3 @@ def _document(request: JobRequest, submitted: Submitted, content: Content, code:
         "not_shipped": staying(content),
         **({"exit_code": code} if code is not None else {}),
     }
-
-
-def _report(text: str) -> None:
-    """Print to standard error, so that standard output has only the job's id, or the JSON document."""
-    print(text, file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "workers"))
 
 
+import cpu_run
 import run_in_process
 
 
@@ -21,3 +22,12 @@ import run_in_process
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> run_in_process.World:
     torch.set_num_threads(1)
     return run_in_process.build(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a model and its prompts."""
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("task")
+    cpu_run.write_task(directory)
+    return directory

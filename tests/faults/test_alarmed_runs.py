@@ -12,7 +12,6 @@ from typing import Any
 
 import cpu_run
 import pytest
-import torch
 
 from benchmarks import alarms
 from orchestrator.cluster.base import Cluster
@@ -29,14 +28,6 @@ from orchestrator.signals import StopRequest
 pytestmark = pytest.mark.slow
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    directory = tmp_path_factory.mktemp("task")
-    cpu_run.write_task(directory)
-    return directory
 
 
 def recipe(task: Path, output: Path, **rules: Any) -> RunConfig:

@@ -9,7 +9,6 @@ from typing import Any
 
 import cpu_run
 import pytest
-import torch
 from test_alarmed_runs import facts, run, run_until_alarm
 
 from orchestrator.config import RunConfig
@@ -25,14 +24,6 @@ from workers.types import Z95
 pytestmark = pytest.mark.slow
 
 LOW, HIGH = 1e-6, 1e6  # KL limits that two rounds exceed, and that nothing exceeds
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    directory = tmp_path_factory.mktemp("task")
-    cpu_run.write_task(directory)
-    return directory
 
 
 def rounds(task: Path, output: Path, **limits: float) -> RunConfig:

@@ -11,7 +11,6 @@ from typing import Any
 
 import cpu_run
 import pytest
-import torch
 from judge_endpoint import Answer, Endpoint, endpoint, score, shown
 
 from orchestrator.config import RunConfig
@@ -22,14 +21,6 @@ from orchestrator.rundir.directory import RunDirectory
 from orchestrator.signals import StopRequest
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    directory = tmp_path_factory.mktemp("task")
-    cpu_run.write_task(directory)
-    return directory
 
 
 def graded(body: dict[str, Any], _: int) -> Answer:
