@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 TEST_PARALLEL := python -m pytest -n $(or $(JOBS),2) --dist loadfile
 COMPILE := uv pip compile pyproject.toml --python-platform x86_64-manylinux_2_31 --generate-hashes --no-emit-index-url \
     --no-header --quiet
-COMPILE_GPU = $(COMPILE) requirements/gpu.in --extra gpu --extra math --extra storage
+COMPILE_GPU = $(COMPILE) requirements/gpu.in --extra gpu --extra math --extra storage --extra data
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 help: ## list the targets
@@ -93,8 +93,8 @@ kuberay: setup ## write the jobs of deploy/kuberay/overlays
 	@$(IN_VENV) python deploy/kuberay/generate.py
 
 lock: ## resolve requirements/cpu.txt and gpu.txt again (needs uv)
-	@$(COMPILE) requirements/cpu.in --extra dev --extra math --extra storage --excludes requirements/cpu-excluded.txt \
-	    --python-version 3.11 $(UPGRADE) -o requirements/cpu.txt
+	@$(COMPILE) requirements/cpu.in --extra dev --extra math --extra storage --extra data \
+	    --excludes requirements/cpu-excluded.txt --python-version 3.11 $(UPGRADE) -o requirements/cpu.txt
 	@$(call with_comment,cpu)
 	@cat requirements/cpu.txt requirements/gpu.txt > requirements/gpu-3.11.txt # pins that are kept where they fit
 	@$(COMPILE_GPU) --python-version 3.11 $(UPGRADE) -o requirements/gpu-3.11.txt
