@@ -7,6 +7,7 @@ The comment on a field, beside or above it, is its text in the configuration ref
 from workers.config.algorithms import METHODS, AlgorithmConfig
 from workers.config.base import Count, ModelOrigin, NonNegative, PathText, Positive, Settings, Share
 from workers.config.distillation import DistillConfig
+from workers.config.generation import DeduplicationConfig, FiltersConfig, GenerateConfig
 from workers.config.method import FromDataset, Head, Method, Needs, Sampled
 from workers.config.optimisation import Optimisation
 from workers.config.pairs import PairsConfig
@@ -52,10 +53,13 @@ __all__ = [
     "CodeRewardConfig",
     "Combine",
     "Count",
+    "DeduplicationConfig",
     "DistillConfig",
     "DpoConfig",
+    "FiltersConfig",
     "FromDataset",
     "FunctionRewardConfig",
+    "GenerateConfig",
     "GrpoConfig",
     "Head",
     "JsonSchemaRewardConfig",
