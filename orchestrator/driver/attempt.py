@@ -21,7 +21,6 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import RunConfig
 from orchestrator.driver import loop
 from orchestrator.driver.alarm_actions import GATE, apply_action, drift_alarm, gate_error, record_promotion, rolled_back
-from orchestrator.driver.artifact import exporter
 from orchestrator.driver.assembly import (
     Material,
     build_evaluator,
@@ -34,6 +33,7 @@ from orchestrator.driver.capacity import check_capacity, devices_of
 from orchestrator.driver.checkpoint import Checkpointer, Pace
 from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.exit_report import explain_error, report_completion, report_failure
+from orchestrator.driver.generated import data_set_of, write_data_set
 from orchestrator.driver.hub import require_models
 from orchestrator.driver.recorder import Recorder
 from orchestrator.driver.resume import ResumePoint, find_resume_point, restore_alarms, rewind_metrics, run_info
@@ -44,6 +44,7 @@ from orchestrator.driver.take_over import uploading
 from orchestrator.errors import Alarmed, Superseded
 from orchestrator.monitor import open_monitor
 from orchestrator.monitor.alarms import Alarm, AlarmMonitor
+from orchestrator.pipeline.exports import write_model
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.reference import Drifted
 from orchestrator.pipeline.roles import gang_plans
@@ -148,9 +149,10 @@ class Attempt:
     # -------------------------------------------------------------------------------------------- one attempt
 
     def _execute(self, attempt: AttemptContext) -> int:
-        """Run the steps that are left and write the model. Return the number of steps planned for the whole run."""
+        """Run the steps that are left, and write the model or the data set. Return the steps of the whole run."""
         disk.probe(attempt.directory.checkpoints)
         material = Material.read(attempt.config)
+        data_set = data_set_of(attempt.config, material)
         require_models(attempt.config, attempt.monitor.note)
         point, alarms = self._resume(attempt, material)
         cluster, gangs = self._start_gangs(attempt, material)
@@ -164,7 +166,10 @@ class Attempt:
             alarm = drift_alarm(drifted, attempt.config.reference, attempt.ledger)
             raise self._acted_on(attempt, alarm) from drifted
         exported = self._check_end(attempt, parts.recorder, alarms, finished=finished)
-        parts.recorder.models.publish(exported)
+        if data_set is None:
+            parts.recorder.models.publish(exported)
+        else:
+            write_data_set(attempt, data_set, max_steps=material.max_steps)
         parts.learners.close()
         self._exported = exported if in_rounds(attempt.config) else None
         return material.max_steps
@@ -219,14 +224,14 @@ class Attempt:
         In a new run, evaluate the initial model.
         """
         config, directory = attempt.config, attempt.directory
-        learners = self._learners(attempt, material, point, gangs)
+        learners = self._learners(attempt, point, gangs)
         checkpointer = self._checkpointer(attempt, point, learners)
         rollouts = open_rollouts(attempt, material, point, cluster, self._stop.poll)
         self._recorder = recorder = Recorder(
             attempt,
             point,
             checkpointer,
-            self._round_models(attempt, material, point, learners, alarms),
+            self._round_models(attempt, point, learners, alarms),
             build_evaluator(config, material, gangs),
             max_steps=material.max_steps,
             pace=Pace(config.checkpoint.every),
@@ -262,7 +267,7 @@ class Attempt:
         )
 
     def _learners(
-        self, attempt: AttemptContext, material: Material, point: ResumePoint, gangs: Mapping[str, Gang[Any]]
+        self, attempt: AttemptContext, point: ResumePoint, gangs: Mapping[str, Gang[Any]]
     ) -> Learners | Writers:
         """Return the learners, in their initial state; the writer, where nothing is trained."""
         config, directory = attempt.config, attempt.directory
@@ -299,18 +304,16 @@ class Attempt:
         return checkpointer
 
     def _round_models(
-        self,
-        attempt: AttemptContext,
-        material: Material,
-        point: ResumePoint,
-        learners: Learners | Writers,
-        alarms: AlarmMonitor,
+        self, attempt: AttemptContext, point: ResumePoint, learners: Learners | Writers, alarms: AlarmMonitor
     ) -> RoundModels:
+        def export(target: Path) -> None:
+            assert isinstance(learners, Learners), "a run without learners has no model"
+            write_model(learners.policy, target, uploads=attempt.uploads, fence=attempt.ledger.fence)
+
         return RoundModels(
             attempt.directory,
             attempt.config.best_round_by,
-            exporter(attempt, material, learners),
-            artifact=attempt.directory.path / attempt.config.artifact.relative_to(attempt.config.directory),
+            export,
             steps_done=point.state.next_step,
             may_export=lambda number: (decision := alarms.promotion(number)) is None or decision.promoted,
             note=attempt.monitor.note,

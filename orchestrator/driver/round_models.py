@@ -32,7 +32,6 @@ class RoundModels:
         by: str | None,
         export: Export,
         *,
-        artifact: Path | None = None,
         steps_done: int,
         may_export: Callable[[int], bool] = lambda number: True,
         note: Callable[[str], None] = lambda text: None,
@@ -44,7 +43,6 @@ class RoundModels:
         Args:
             by: held-out figure by which the best round is exported; None: the last round is.
             export: writes the current model.
-            artifact: where the run writes what it writes in the end; None: to `model/`.
             steps_done: number of rounds done.
             may_export: whether the safety gate promotes a round.
             note: tells the user something.
@@ -52,7 +50,7 @@ class RoundModels:
             uploads: to the storage of the run; None: it has none.
         """
         self._directory, self._by, self._export, self._fence = directory, by, export, fence
-        self._uploads, self._artifact = uploads, artifact or directory.model
+        self._uploads = uploads
         self._may_export, self._note = may_export, note
         for number in directory.rounds_with("model"):
             if number > steps_done:
@@ -91,8 +89,8 @@ class RoundModels:
         return describe(number, by_round, answers, rounds=steps_done, by=self._by)
 
     def publish(self, chosen: ExportedRound) -> None:
-        """Write the model of the run, which is that of the chosen round; or its data set."""
-        kept, model = self._directory.round_model(chosen.round), self._artifact
+        """Write the model of the run, which is that of the chosen round."""
+        kept, model = self._directory.round_model(chosen.round), self._directory.model
         self._fence()
         if not kept.is_dir():
             self._export(model)

@@ -47,7 +47,8 @@ def source(config: RunConfig) -> Iterator[Conflict]:
     given = "prompts" if data.prompts is not None else "dataset"
     if given not in fitting:
         trained_on = "completions that it samples itself" if given == "dataset" else "the completions of a dataset"
-        others = " or ".join(name for name, method in METHODS.items() if getattr(method.needs, given))
+        fit = (name for name, method in METHODS.items() if getattr(method.needs, given) and method.needs.trains)
+        others = " or ".join(fit)
         yield Conflict(
             keys=(f"data.{given}", "algorithm.type"),
             why=f"{kind} trains on {trained_on}",
