@@ -20,6 +20,7 @@ from orchestrator import disk
 from orchestrator.config import RunConfig
 from orchestrator.data.formats import as_read
 from orchestrator.errors import BadInput, Problem
+from orchestrator.generation.abstention import knowledge, unpaired
 from orchestrator.generation.completions import Completion, read_part
 from orchestrator.generation.duplicates import EvaluationText, NearDuplicates
 from orchestrator.generation.filters import Filters, outvoted
@@ -77,10 +78,9 @@ class DataSet:
             BadInput: no row is left.
         """
         aside, counts, reasons = disk.fresh(target.parent), Counter[str](), Counter[str]()
-        rated = self._own.rows == "ratings"
         with Table(aside / target.name, self._rows.types) as rows, Table(aside / DROPPED, self._rows.types) as dropped:
             for judged in self._judged(parts):
-                made = (self._rows.rated if rated else self._rows.single)(judged.prompt, judged.kept)
+                made = self._made(judged)
                 rows.add(made)
                 left_out = self._rows.single(judged.prompt, judged.dropped)
                 why = [judged.reasons[completion.sample] for completion in judged.dropped]
@@ -99,6 +99,18 @@ class DataSet:
         disk.write(aside / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         fence()
         disk.publish(target.parent)
+
+    def _made(self, judged: Judged) -> list[dict[str, Any]]:
+        match self._own.rows:
+            case "ratings":
+                return self._rows.rated(judged.prompt, judged.kept)
+            case "abstention":
+                known, share = knowledge(judged.completions, self._own.abstention)
+                return [
+                    self._rows.abstaining(judged.prompt, c, self._own.abstention.answer, known=bool(known), share=share)
+                    for c in judged.kept
+                ]
+        return self._rows.single(judged.prompt, judged.kept)
 
     def _judged(self, parts: Sequence[Path]) -> Iterator[Judged]:
         """Yield the prompts with the reasons for which their completions are dropped."""
@@ -134,6 +146,8 @@ class DataSet:
             seen.add(read)
         if own.rows == "ratings" and len(left) == 1:
             reasons[left[0]] = "alone"  # there is nothing to compare it with
+        if own.rows == "abstention":
+            reasons |= unpaired(completions, left, own.abstention)
         return reasons
 
 

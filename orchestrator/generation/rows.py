@@ -2,6 +2,7 @@
 
 completion   prompt, completion, …            for sft
 ratings      prompt, completions, ratings, …  for dpo and reward_model
+abstention   prompt, chosen, rejected, …      for dpo
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PROVENANCE = {
     # column → name of its type in Arrow
     "prompt_id": "string", "score": "float32", "model": "string", "temperature": "float64", "top_p": "float64",
     "top_k": "int32", "version": "int32", "seed": "int64", "sample": "int32", "tokens": "int32", "finish": "string",
-    "reason": "string",
+    "reason": "string", "known": "bool", "right": "float32",
 }  # fmt: skip
 RESERVED = {*PROVENANCE, "seeds", "samples", *(column for columns in COLUMNS.values() for column in columns)}
 """Columns of our own, and those by which a format is detected. A prompt's own column of such a name is left out."""
@@ -88,6 +89,27 @@ class Rows:
         }
         return [row]
 
+    def abstaining(
+        self, prompt: Prompt, completion: Completion, abstention: str, *, known: bool, share: float
+    ) -> dict[str, Any]:
+        """Return a pair of a completion and an abstention. The first is chosen if the model has `known` the answer.
+
+        `share`: of the prompt's completions that are right.
+        """
+        answers = {"chosen": completion.text, "rejected": abstention}
+        if not known:
+            answers = {"chosen": abstention, "rejected": completion.text}
+        return {
+            **self._head(prompt),
+            **{side: self._answer(text) for side, text in answers.items()},
+            "known": known,
+            "right": share,
+            **self._sampling,
+            "version": completion.version,
+            "seed": completion.seed,
+            "sample": completion.sample,
+        }
+
     def _head(self, prompt: Prompt) -> dict[str, Any]:
         own = {name: written(prompt.columns.get(name)) for name, written in self._own.items()}
         return {"prompt": as_rows(prompt.text), **own, "prompt_id": prompt.id}
@@ -135,10 +157,10 @@ class Table:
 
         if name in self._types:
             return self._types[name]
-        if name in ("completion", "completions"):
+        if name in ("completion", "completions", "chosen", "rejected"):
             message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
             one = pa.string() if pa.types.is_string(self._types["prompt"]) else message
-            return one if name == "completion" else pa.list_(one)
+            return pa.list_(one) if name == "completions" else one
         lists = {"ratings": pa.float32(), "seeds": pa.int64(), "samples": pa.int32()}
         if name in lists:
             return pa.list_(lists[name])

@@ -7,7 +7,7 @@ The comment on a field, beside or above it, is its text in the configuration ref
 from workers.config.algorithms import METHODS, AlgorithmConfig
 from workers.config.base import Count, ModelOrigin, NonNegative, PathText, Positive, Settings, Share
 from workers.config.distillation import DistillConfig
-from workers.config.generation import DeduplicationConfig, FiltersConfig, GenerateConfig
+from workers.config.generation import AbstentionConfig, DeduplicationConfig, FiltersConfig, GenerateConfig
 from workers.config.method import FromDataset, Head, Method, Needs, Sampled
 from workers.config.optimisation import Optimisation
 from workers.config.pairs import PairsConfig
@@ -48,6 +48,7 @@ from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig
 
 __all__ = [
     "METHODS",
+    "AbstentionConfig",
     "AdaptiveKl",
     "AlgorithmConfig",
     "CodeRewardConfig",

@@ -52,6 +52,24 @@ class DeduplicationConfig(Settings):
     ngram: Annotated[int, Field(ge=4, le=64)] = 13
 
 
+class AbstentionConfig(Settings):
+    """Pairs that teach a model to say that it does not know (arXiv 2312.07000): by how often its samples are right."""
+
+    answer: Annotated[str, Field(min_length=1)] = "I don't know."  # answer of a model that does not know
+    # smallest reward of a right completion
+    right: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    # smallest share of right completions from which the model knows: a right one is preferred to the abstention
+    known: Share = 0.75
+    # greatest share of right completions up to which it does not know: the abstention is preferred to a wrong one
+    unknown: Share = 0.0
+
+    @model_validator(mode="after")
+    def apart(self) -> Self:
+        if self.unknown >= self.known:
+            raise ValueError("a model that knows is right more often than one that does not: set unknown below known")
+        return self
+
+
 class GenerateConfig(Sampled):
     """A data set of the model's own samples: completions of each prompt, scored, filtered and without duplicates.
 
@@ -71,8 +89,9 @@ class GenerateConfig(Sampled):
     # number of completions kept of each prompt, those with the highest rewards; None: all
     per_prompt: Count | None = None
     # form of a row; completion: one completion, for sft; ratings: all kept completions of a prompt with their rewards,
-    # for dpo and reward_model
-    rows: Literal["completion", "ratings"] = "completion"
+    # for dpo and reward_model; abstention: a completion and an abstention, for dpo
+    rows: Literal["completion", "ratings", "abstention"] = "completion"
+    abstention: AbstentionConfig = AbstentionConfig()  # which of the two is preferred, with rows abstention
 
     @model_validator(mode="after")
     def nothing_is_trained(self) -> Self:
@@ -83,6 +102,12 @@ class GenerateConfig(Sampled):
 
     @model_validator(mode="after")
     def rows_that_compare(self) -> Self:
+        if self.rows != "abstention" and self.abstention != AbstentionConfig():
+            raise ValueError("abstention is of rows that have one: set rows to abstention, or leave it out")
+        if self.rows == "abstention" and (self.keep != "all" or self.per_prompt is not None):
+            raise ValueError(
+                "a row of an abstention is one per prompt, by all its completions: leave keep and per_prompt out"
+            )
         if self.rows == "ratings" and (self.num_generations < 2 or self.per_prompt == 1):
             raise ValueError(
                 "rows of ratings compare completions of a prompt: set num_generations, and per_prompt if it is given, "
