@@ -5,7 +5,7 @@
 The demonstrations contain right and careless answers, so the base model produces both, and feedback selects the right
 ones. Training teaches no new skill, so minutes on a laptop are enough.
 
-    python configs/quickstart/task.py        write data/quickstart/: an untrained model, demonstrations, prompts,
+    python configs/quickstart/task.py        write data/quickstart/: untrained models, demonstrations, prompts,
                                              pairs of a right and a wrong answer, answers with feedback, and
                                              questions that the model can and cannot answer
 """
@@ -31,6 +31,7 @@ MODEL = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
+SMALL = {**MODEL, "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 3}
 SIZES = {
     "demonstrations": 9600,
     "prompts": 4096,
@@ -56,6 +57,14 @@ LENGTHS = {
 def exact_sort(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
     """Return 1 if a completion is exactly the sorted letters, else 0."""
     return [float(completion == answer) for completion, answer in zip(completions, solution, strict=True)]
+
+
+def given_letters(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+    """Return 0 if a completion has the letters of its prompt, each once, and −1 if it has others."""
+    return [
+        0.0 if sorted(completion) == sorted(prompt.removesuffix(">")) else -1.0
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
 
 
 def abstains(prompts: list[str], completions: list[str], **_: object) -> list[float]:
@@ -124,7 +133,8 @@ def main() -> None:
     from tiny import character_tokenizer, create_model
 
     create_model(arguments.directory / "model", MODEL, character_tokenizer(ALPHABET), arguments.seed)
-    print(f"wrote an untrained model and {sum(SIZES.values())} rows to {arguments.directory}")
+    create_model(arguments.directory / "small", SMALL, character_tokenizer(ALPHABET), arguments.seed)
+    print(f"wrote two untrained models and {sum(SIZES.values())} rows to {arguments.directory}")
 
 
 if __name__ == "__main__":
