@@ -74,7 +74,7 @@ ROADS = {
     # recipe → what its last stages are measured by
     "hybrid": ("eval/reward",),
     "reasoning": ("eval/reward",),
-    "abstention": ("eval/reward", "eval/refusal", "eval/over_refusal"),
+    "abstention": ("eval/rewards/right_if_answered/mean", "eval/refusal", "eval/over_refusal"),
 }
 """Recipes of several stages, which have a table of their own."""
 
