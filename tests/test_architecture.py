@@ -45,7 +45,7 @@ ORDER = [
     {"workers.chat_endpoint"},
     {"workers.judging"},
     {"workers.rewards"},
-    {"workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
+    {"workers.rollout", "workers.reference", "workers.reward", "workers.learner", "workers.writer"},
     {"orchestrator.errors"},
     {"orchestrator.terminal", "orchestrator.disk", "orchestrator.limits", "orchestrator.signals"},
     {"orchestrator.data"},
@@ -56,6 +56,7 @@ ORDER = [
     {"orchestrator.pipeline"},
     {"orchestrator.monitor"},
     {"orchestrator.evaluation"},
+    {"orchestrator.generation"},
     {"orchestrator.report"},
     {"orchestrator.plan"},
     {"orchestrator.advise"},
@@ -73,6 +74,8 @@ ONE_ADDRESS = {
     "ray": "orchestrator/cluster/",
     "obstore": "workers/storage.py",
     "openai": "workers/chat_endpoint.py",
+    "py3langid": "orchestrator/generation/filters.py",
+    "rensa": "orchestrator/generation/duplicates.py",
 }
 
 LIGHT = (
@@ -96,6 +99,7 @@ LIGHT = (
     "orchestrator.evaluation.show",
     "orchestrator.evaluation.statistics",
     "orchestrator.evaluation.suite",
+    "orchestrator.generation",
     "orchestrator.launch",
     "orchestrator.monitor",
     "orchestrator.plan",
@@ -115,6 +119,7 @@ LIGHT = (
     "workers.reward",
     "workers.rollout",
     "workers.types",
+    "workers.writer",
 )
 HEAVY = ("torch", "matplotlib", "jinja2", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft")
 
