@@ -29,7 +29,7 @@ ORDER = [
     {"workers.codec"},
     {"workers.spans"},
     {"workers.config"},
-    {"workers.repetition", "workers.near_duplicates", "workers.given", "workers.gold"},
+    {"workers.repetition", "workers.near_duplicates", "workers.given", "workers.gold", "workers.votes"},
     {"workers.packing"},
     {"workers.scoring"},
     {"workers.margins"},

@@ -25,7 +25,14 @@ from orchestrator.data.formats import (
     wrong_prompt,
     wrong_text,
 )
-from orchestrator.data.ratings import Scale, best_first, without_preference, wrong_margin, wrong_scored
+from orchestrator.data.ratings import (
+    Scale,
+    best_first,
+    without_preference,
+    wrong_margin,
+    wrong_scored,
+    wrong_votes,
+)
 from orchestrator.data.rows import Row, RowProblems, kind_of
 from orchestrator.data.sources import label, read_rows
 from workers.config import METHODS
@@ -191,6 +198,7 @@ def _pair(
         wrong = EQUAL
     if not wrong and margin is not None:
         wrong = wrong_margin(margin)
+    wrong = wrong or wrong_votes(values.get("votes"))
     if wrong:
         return wrong, None
     example = Example(

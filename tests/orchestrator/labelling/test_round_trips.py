@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from annotators import PAIRS, Annotator, Label, argilla, label_studio, prefers, rows, says, write
+from fakes import experience
 
 from orchestrator.data import read_examples
+from orchestrator.data.remarks import remarks
+from orchestrator.errors import BadInput
+from workers.algorithms import dpo, reward_model
+from workers.config import DpoConfig, RewardModelConfig
+from workers.types import ScoredBatch
 
 
 def right(prompt: str, first: str, second: str) -> str:
@@ -173,3 +181,39 @@ def test_a_suggestion_is_what_the_source_prefers(here: Path, label: Label) -> No
     for record in json.loads((here / "arg/records.json").read_text()):
         side = record["suggestions"]["preference"]["value"]
         assert record["fields"][side] == str(int(record["fields"]["prompt"][0]) + 1)
+
+
+def test_training_reads_the_votes(here: Path, label: Label) -> None:
+    """Votes of the command line reach the label of DPO and of a reward model."""
+    label("export", "pairs.jsonl", "out", "--to", "argilla", "--max-tasks", 1)
+    write(here / "votes.json", argilla(here / "out", {"a": right, "b": right, "c": right, "d": wrong}))
+    label("import", "votes.json", "x.jsonl", "--tasks", "out/tasks.jsonl", "--margins")
+    (example,) = read_examples("x.jsonl", algorithm="dpo")
+    assert example.scores == (pytest.approx(math.log(4 / 2)), 0.0)
+    rows = experience([([1], [[2], [3]])], prompts=(example.prompt,), rewards=example.scores)
+    scored = ScoredBatch(experience=rows, rewards=rows.rewards, reference_logprobs=np.zeros(2, np.float32), values=None)
+    labels = dpo.prepare(scored, DpoConfig(type="dpo"))[0].soft_labels
+    assert labels is not None
+    assert labels.tolist() == [0.75, 0.25]
+    of_margins = dpo.prepare(scored, DpoConfig(type="dpo", soft_labels="margin"))[0].soft_labels
+    assert of_margins is not None
+    assert of_margins.tolist() == pytest.approx([4 / 6, 2 / 6]), "(3 + 1)/(4 + 2): the posterior mean"
+    labels = reward_model.prepare(scored, RewardModelConfig(type="reward_model"))[0].soft_labels
+    assert labels is not None
+    assert labels.tolist() == [0.75, 0.25]
+    (remark,) = remarks([example], DpoConfig(type="dpo"))
+    assert remark.startswith("1 of 1 rows have `votes`, 1 of them divided ones; the share of the votes is their label")
+
+
+@pytest.mark.parametrize(
+    ("votes", "wrong"),
+    [
+        ({"for": -1, "against": 2}, "not a whole number"),
+        ({"for": 0.5, "against": 2}, "not a whole number"),
+        ({"for": 0, "against": 0, "tie": 0}, "counts no vote"),
+    ],
+)
+def test_votes_that_count_nothing_are_refused(here: Path, votes: object, wrong: str) -> None:
+    (here / "x.jsonl").write_text(json.dumps({**PAIRS[0], "votes": votes}))
+    with pytest.raises(BadInput, match=wrong):
+        read_examples("x.jsonl", algorithm="dpo")
