@@ -33,7 +33,7 @@ ORDER = [
     {"workers.packing"},
     {"workers.scoring"},
     {"workers.margins"},
-    {"workers.step_inputs"},
+    {"workers.step_inputs", "workers.objectives"},
     {"workers.weights", "workers.segment"},
     {"workers.algorithms"},
     {"workers.engines"},

@@ -107,7 +107,9 @@ def cut_batch(
     assert batch.baseline is None
     prompts, offsets, parts = cut(batch.prompts, batch.completions, batch.row_offsets, budget, pad)
     row_of = np.repeat(np.arange(batch.num_rows), np.diff(parts))
-    return replace(batch, prompts=prompts, row_offsets=offsets), members(parts, rows), row_of
+    objectives = None if batch.objectives is None else batch.objectives[row_of]
+    cut_rows = replace(batch, prompts=prompts, row_offsets=offsets, objectives=objectives)
+    return cut_rows, members(parts, rows), row_of
 
 
 def pack(

@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import num_tokens
-from workers.algorithms.ops import per_token, share
+from workers.algorithms.ops import by_objective, per_token, share
 from workers.algorithms.pairs import make_pairs
 from workers.algorithms.soft_labels import row_labels
 from workers.config import PairsConfig, RewardModelConfig
@@ -66,6 +66,7 @@ def loss(scores: Tensor, batch: MicroBatch, config: RewardModelConfig) -> tuple[
         "accuracy": share(difference > 0, pairs),
         "margin": share(difference, pairs),
         "mean_reward": share(rewards, 2 * pairs),
+        **by_objective(batch, loss=losses, accuracy=difference > 0, margin=difference),
     }
 
 

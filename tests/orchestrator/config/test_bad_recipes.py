@@ -226,6 +226,34 @@ CASES = (
         "soft-labels-without-effect",
         {**OFFLINE_DPO, "algorithm": "{type: dpo, soft_labels: votes, label_temperature: 2.0, dpop_lambda: 5.0}"},
     ),
+    Case(
+        "sources-with-wrong-keys",
+        {**OFFLINE_DPO, "data": "{dataset: [{path: ./pairs.jsonl, weigth: 0.7, max_rows: 0, objective: a/b}, 3]}"},
+    ),
+    Case(
+        "weights-of-some-sources",
+        {
+            **OFFLINE_DPO,
+            "data": "{dataset: [{path: ./pairs.jsonl, weight: 0.7}, ./demos.jsonl, ./x/demos.jsonl], "
+            "eval_dataset: [{path: ./pairs.jsonl, weight: 1.0}]}",
+            "evaluation": "{every: 2}",
+        },
+    ),
+    Case(
+        "weights-of-prompts-that-are-chosen-otherwise",
+        {
+            "algorithm": ROUNDS,
+            "data": "{prompts: [{path: ./prompts.jsonl, weight: 0.7}], dataset: [{path: ./pairs.jsonl, weight: 1.0}]}",
+            "rounds": "{prompts: fixed, prompts_per_step: [4], mix: {dataset: 0.5}}",
+        },
+    ),
+    Case(
+        "weights-with-dynamic-sampling",
+        {
+            "algorithm": f"{{{GRPO}, dynamic_sampling: true}}",
+            "data": "{prompts: [{path: ./prompts.jsonl, weight: 1.0}]}",
+        },
+    ),
     Case("export-without-rounds", {"export": "{round: best}"}),
     Case("export-best-without-evaluation", {"algorithm": "{type: dpo, max_steps: 3}", "export": "{round: best}"}),
     Case(
