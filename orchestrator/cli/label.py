@@ -52,7 +52,9 @@ def export_tasks(
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="New directory for the files.")],
-    to: Annotated[ToolName, typer.Option("--to", metavar="TOOL", help="Labelling tool: argilla or label-studio.")],
+    to: Annotated[
+        ToolName, typer.Option("--to", metavar="TOOL", help="Labelling tool: argilla or label-studio.")
+    ] = ToolName.label_studio,
     question: Annotated[
         str, typer.Option("--question", metavar="TEXT", help="Question that annotators answer.")
     ] = "Which answer is better?",

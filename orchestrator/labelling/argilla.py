@@ -80,13 +80,14 @@ def _record(task: Task, sheet: Sheet) -> dict[str, Any]:
 
 
 def _settings(sheet: Sheet) -> dict[str, Any]:
-    """Return the settings of a dataset, as `rg.Settings.serialize` does."""
+    """Return the settings of a dataset, as `rg.Settings.serialize` does: `type` stands beside and in `settings`."""
     options = [{"value": value, "text": title, "description": None} for value, title in TITLES.items()]
     question = {
         "name": QUESTION,
         "title": sheet.question,
         "description": None,
         "required": True,
+        "type": "label_selection",
         "settings": {"type": "label_selection", "options": options, "visible_options": len(options)},
     }
     metadata = {"source": {"type": "terms", "values": None}, "row": {"type": "integer", "min": None, "max": None}}
@@ -98,14 +99,15 @@ def _settings(sheet: Sheet) -> dict[str, Any]:
                 "name": field,
                 "title": TITLES.get(field, "Prompt"),
                 "required": True,
+                "type": "text",
                 "settings": {"type": "text", "use_markdown": False},
             }
             for field in FIELDS
         ],
         "vectors": [],
         "metadata": [
-            {"name": key, "title": key, "visible_for_annotators": False, "settings": settings}
-            for key, settings in metadata.items()
+            {"name": key, "title": key, "visible_for_annotators": False, "type": own["type"], "settings": own}
+            for key, own in metadata.items()
         ],
         "allow_extra_metadata": True,
         "distribution": {"strategy": "overlap", "min_submitted": sheet.min_votes},

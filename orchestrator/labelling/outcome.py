@@ -99,7 +99,8 @@ def row_of(task: Task, rule: Rule) -> dict[str, Any]:
     }
     if rule.margins:
         row["margin"] = math.log((favour + count.ties / 2 + 1) / (against + count.ties / 2 + 1))
-    return _columns(task, reversed_=task.preferred not in (None, better)) | row
+    further = _columns(task, reversed_=task.preferred not in (None, better))
+    return row | {name: value for name, value in further.items() if name not in row}
 
 
 def _columns(task: Task, *, reversed_: bool) -> dict[str, Any]:

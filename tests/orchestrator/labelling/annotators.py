@@ -76,6 +76,8 @@ def argilla(export: Path, annotators: Mapping[str, Annotator], *, flat: bool = T
     """Answer an export for Argilla, and return its records as `to_list(flatten=…)` of the SDK does."""
     settings = json.loads((export / "settings.json").read_text())
     (question,) = settings["questions"]
+    for described in (question, *settings["fields"], *settings["metadata"]):
+        assert described["type"] == described["settings"]["type"], "the SDK reads the one or the other"
     values = {option["value"] for option in question["settings"]["options"]}
     exported = []
     for record in json.loads((export / "records.json").read_text()):
