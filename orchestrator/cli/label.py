@@ -90,7 +90,7 @@ def export_tasks(
         "repeated pairs": found.repeated,
         "above --max-tasks": found.above,
     }
-    say(f"{len(found.tasks)} tasks in {output}: {', '.join(names)}{_listed('; left out: ', left_out)}")
+    say(f"{_count(len(found.tasks), 'task')} in {output}: {', '.join(names)}{_listed('; left out: ', left_out)}")
     say(f"next: {TOOLS[to].next_steps}")
     say(f"then: rlhf label import VOTES labelled.jsonl --tasks {output / names[-1]}")
     return 0
@@ -154,20 +154,28 @@ def import_votes(
 
 
 def _tell(report: Report) -> None:
-    of, answers = report.verdicts, report.votes + report.ties + report.skipped
-    say(f"{of['preference']} preferences, {of['tie']} ties, {of['more']} tasks need more votes")
-    say(f"{answers} answers: {report.votes} votes, {report.ties} ties, {report.skipped} skipped")
+    of, total = report.verdicts, report.votes + report.ties + report.skipped
+    decided = f"{_count(of['preference'], 'preference')}, {_count(of['tie'], 'tie')}"
+    say(f"{decided}; more votes are needed for {_count(of['more'], 'task')}")
+    votes, ties = _count(report.votes, "vote"), _count(report.ties, "tie")
+    say(f"{_count(total, 'answer')}: {votes}, {ties}, {report.skipped} skipped")
     if report.first_shown is not None:
         shown = report.first_shown
         bias = "" if shown.low <= 0.5 <= shown.high else ": annotators favour a position"
         say(f"votes for the answer shown first: {shown.value:.1%} [{shown.low:.1%}, {shown.high:.1%}]{bias}")
     if report.replaced:
-        say(f"note: {report.replaced} answers were replaced: of an annotator's answers to one task the last counts")
-    for what, ids in (("that are in no task file", report.unknown), ("whose text was edited", report.edited)):
+        answers = _count(report.replaced, "answer")
+        say(f"note: {answers} replaced: of an annotator's answers to one task the last counts")
+    for what, ids in (("of no task file", report.unknown), ("whose text was edited", report.edited)):
         if ids:
-            say(f"note: {sum(ids.values())} answers to {len(ids)} tasks {what} are left out: {_named(ids)}")
+            answers = f"{_count(sum(ids.values()), 'answer')} to {_count(len(ids), 'task')} {what}"
+            say(f"note: {answers} left out: {_named(ids)}")
     if report.no_status:
         say("note: the export does not tell drafts from submitted answers; to_list(flatten=True) does")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _named(ids: Mapping[str, int]) -> str:
