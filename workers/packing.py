@@ -97,7 +97,9 @@ def cut(
 def cut_batch(
     batch: TrainBatch, rows: NDArray[np.int64], budget: int, pad: int | None = None
 ) -> tuple[TrainBatch, NDArray[np.int64], NDArray[np.int64]]:
-    """Cut the long rows of `batch`, whose fields belong to tokens or completions. All parts of a row have its objective.
+    """Cut the long rows of `batch`, whose fields belong to tokens or completions.
+
+    All parts of a row have its objective.
 
     Returns:
         The batch, the rows that `rows` have become, and for each row of the new batch the row that it is a part of.
