@@ -16,6 +16,7 @@ from workers.files.shared_storage import SharesStorage, require_files
 from workers.files.written import Report, files, report
 from workers.given import is_given
 from workers.margins import NO_MARGINS, PairMargins, final_scores, implicit_rewards, pair_margins
+from workers.objectives import objective_facts, with_objectives
 from workers.scoring import ScoreCache, score_tokens
 from workers.sender import WeightSender
 from workers.spans import UpdateRange
@@ -153,6 +154,7 @@ class Learner(SharesStorage):
                 "rollout.max_prompt_length (data.max_length for a dataset), or shorten the prompts"
             )
         batch, prepared = self._record.prepare(scored, self._algorithm)
+        batch = with_objectives(batch, scored.experience)
         difference = None
         if self._head == "logprobs" and span.first == 0:
             difference = engine_difference(self._engine, scored.experience, budget=self._budget)
@@ -163,7 +165,8 @@ class Learner(SharesStorage):
         planned = self._updater.plan(step, batch, self._algorithm)
         self._current = _Current(step=step, scored=scored, batch=batch, planned=planned)
         # Metrics of the experience are reported by the policy alone, not again by the critic.
-        facts = prepared | experience_facts(scored.experience, step) if self._head != "values" else {}
+        described = experience_facts(scored.experience, step) | objective_facts(scored)
+        facts = prepared | described if self._head != "values" else {}
         stats = self._run(self._current, span)
         facts |= stats.facts
         facts["timing/learn"] = time.perf_counter() - started

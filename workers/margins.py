@@ -16,13 +16,14 @@ from workers.types import Experience, Floats, TokenShard, assemble
 class PairMargins:
     """Margins of some held-out pairs: reward of the chosen minus reward of the rejected completion.
 
-    Example: `PairMargins(groups=[0, 2], values=[1.5, -0.2], sources=("web", None))`: the second pair's row has no
-    `source` column.
+    Example: `PairMargins(groups=[0, 2], values=[1.5, -0.2], sources=("web", None),
+    objectives=("safety", "safety"))`: the second pair's row has no `source` column.
     """
 
     groups: NDArray[np.int64]  # [n] indices of the pairs in the experience
     values: Floats  # [n]
     sources: tuple[str | None, ...]  # [n]
+    objectives: tuple[str | None, ...]  # [n] of the recipe's source; None: it has none
 
 
 def merge_margins(parts: Sequence[PairMargins]) -> PairMargins:
@@ -30,14 +31,16 @@ def merge_margins(parts: Sequence[PairMargins]) -> PairMargins:
     groups = np.concatenate([p.groups for p in parts])
     order = np.argsort(groups)
     sources = [source for p in parts for source in p.sources]
+    objectives = [objective for p in parts for objective in p.objectives]
     return PairMargins(
         groups=groups[order],
         values=np.concatenate([p.values for p in parts])[order],
         sources=tuple(sources[i] for i in order),
+        objectives=tuple(objectives[i] for i in order),
     )
 
 
-NO_MARGINS = PairMargins(groups=np.zeros(0, np.int64), values=np.zeros(0, np.float32), sources=())
+NO_MARGINS = PairMargins(groups=np.zeros(0, np.int64), values=np.zeros(0, np.float32), sources=(), objectives=())
 
 
 def final_scores(share: TokenShard, completions: Ragged) -> NDArray[np.float64]:
@@ -74,4 +77,5 @@ def pair_margins(experience: Experience, completions: NDArray[np.int64], rewards
         groups=np.asarray(mine, np.int64),
         values=np.asarray([reward_of[firsts[g]] - reward_of[lasts[g]] for g in mine], np.float32),
         sources=tuple(None if source is None else str(source) for source in sources),
+        objectives=tuple(experience.prompts[g].objective for g in mine),
     )

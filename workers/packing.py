@@ -97,7 +97,9 @@ def cut(
 def cut_batch(
     batch: TrainBatch, rows: NDArray[np.int64], budget: int, pad: int | None = None
 ) -> tuple[TrainBatch, NDArray[np.int64], NDArray[np.int64]]:
-    """Cut the long rows of `batch`, whose fields must all belong to tokens or completions.
+    """Cut the long rows of `batch`, whose fields belong to tokens or completions.
+
+    All parts of a row have its objective.
 
     Returns:
         The batch, the rows that `rows` have become, and for each row of the new batch the row that it is a part of.
@@ -107,7 +109,9 @@ def cut_batch(
     assert batch.baseline is None
     prompts, offsets, parts = cut(batch.prompts, batch.completions, batch.row_offsets, budget, pad)
     row_of = np.repeat(np.arange(batch.num_rows), np.diff(parts))
-    return replace(batch, prompts=prompts, row_offsets=offsets), members(parts, rows), row_of
+    objectives = None if batch.objectives is None else batch.objectives[row_of]
+    cut_rows = replace(batch, prompts=prompts, row_offsets=offsets, objectives=objectives)
+    return cut_rows, members(parts, rows), row_of
 
 
 def pack(

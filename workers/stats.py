@@ -10,6 +10,18 @@ Metrics: TypeAlias = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveTotals:
+    """Rows and tokens of an objective in an update, in the mean over the updates of a step.
+
+    Example: `ObjectiveTotals(name="safety", rows=19.5, tokens=4096.0)`.
+    """
+
+    name: str
+    rows: float
+    tokens: float  # of completions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
     """Sizes of one optimiser update over all ranks (the denominators of a loss), and its baseline."""
 
@@ -18,6 +30,7 @@ class Totals:
     tokens: int
     desirable: int = 0  # rows with label 1
     baseline: float | None = None  # mean log π(y) − log π_ref(y) over the baseline's completions; None: no baseline
+    objectives: tuple[ObjectiveTotals, ...] = ()  # in the order of the batch's names; empty: rows have no objective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -44,6 +44,7 @@ class Prompt:
     text: Text
     columns: Mapping[str, Any] = field(default_factory=dict)
     gold: Text | None = None  # answer that joins the samples of its group; None: it has none, or none is wanted
+    objective: str | None = None  # name that the metrics of its row are reported under; None: not apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,6 +328,8 @@ class TrainBatch:
     importance_weights: Floats | None = None  # [T] factor of each token's loss; None: 1
     sources: NDArray[np.int64] | None = None  # [N] index of each completion in the experience; None: the same order
     labels: Floats | None = None  # [R] 1: desirable, 0: undesirable
+    objectives: NDArray[np.int64] | None = None  # [R] index into objective_names; −1: none; None: no row has one
+    objective_names: tuple[str, ...] = ()
     baseline: TrainBatch | None = None  # the same rows with other completions: measured, never trained on
 
     def __post_init__(self) -> None:

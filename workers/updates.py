@@ -16,10 +16,11 @@ from workers.config import AlgorithmConfig, Head
 from workers.engines import hf_models
 from workers.engines.base import TrainingEngine
 from workers.gold import sampled_only
+from workers.objectives import objective_totals
 from workers.packing import cut, cut_batch, input_lengths, members, pack, shares, updates
 from workers.scoring import DUMMY_ROW
 from workers.spans import UpdateRange
-from workers.stats import Metrics, StepStats
+from workers.stats import Metrics, ObjectiveTotals, StepStats
 from workers.types import Experience, TrainBatch
 
 COMPARED_TOKENS = 256  # tokens per rank on which the log-probabilities of engine and learner are compared
@@ -98,13 +99,14 @@ class Updater:
         last = count if span.count is None else min(count, span.first + span.count)
         if algorithm.resets_optimizer and span.first == 0:
             self._engine.reset_optimizer()
+        objectives = objective_totals(batch, planned.rows)
         sums: Metrics = {}
         ranged: list[float] = []
         norms: list[float] = []
         for i in range(span.first, last):
             # Seeded here, so that a checkpoint need not hold the state of the generator.
             self._engine.reseed(mix_seeds(self._seed, step, *([i] if i else [])))
-            result = self._accumulate(batch, planned.rows[i], algorithm, temperature)
+            result = self._accumulate(batch, planned.rows[i], algorithm, temperature, objectives)
             ranged += result.ranged
             norms.append(self._engine.update(planned.learning_rates[i]))
             place = f"step {step + 1}, update {i + 1} of {count}"
@@ -133,11 +135,16 @@ class Updater:
         return [factor(first + i) for i in range(count)]
 
     def _accumulate(
-        self, batch: TrainBatch, rows: NDArray[np.int64], algorithm: AlgorithmConfig, temperature: float
+        self,
+        batch: TrainBatch,
+        rows: NDArray[np.int64],
+        algorithm: AlgorithmConfig,
+        temperature: float,
+        objectives: tuple[ObjectiveTotals, ...],
     ) -> _Accumulated:
         """Accumulate the gradients of one optimiser update, micro-batch by micro-batch."""
         baseline = mean_log_ratio(self._engine, batch, rows, budget=self._budget, temperature=temperature)
-        totals = replace(totals_of(batch, rows), baseline=baseline)
+        totals = replace(totals_of(batch, rows), baseline=baseline, objectives=objectives)
         row_of = np.arange(batch.num_rows)  # original row of each row that is packed below
         if not self._whole_rows:
             budget = 1 if self._engine.apart else self._budget

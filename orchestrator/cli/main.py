@@ -25,6 +25,7 @@ from orchestrator.cli import (
     entry,
     evaluate,
     jobs,
+    label,
     ledger,
     looks,
     metrics,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Recipe, RunConfig
     from orchestrator.preflight.preflight import StageSummary
 
-SEVERAL_VALUES = ("--by", "--include")  # options that may be given more than once
+SEVERAL_VALUES = ("--by", "--include", "--tasks")  # options that may be given more than once
 app = typer.Typer(
     name="rlhf",
     no_args_is_help=True,
@@ -210,6 +211,7 @@ def resume(
 
 for module in (submit, render, jobs, looks, entry, ledger, plan, advise, evaluate, report, compare, rounds, metrics):
     module.add_to(app)
+label.add_to(app)
 
 
 def _refuse_too_large(recipe: Recipe) -> None:

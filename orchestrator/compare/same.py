@@ -87,16 +87,16 @@ def compare_prompts(runs: Sequence[RunConfig]) -> Iterator[str]:
     offline = next((config for config in runs if config.data.prompts is None), None)
     if sampled is None or offline is None:
         return
-    files, dataset = sampled.data.prompt_sources, offline.data.dataset
-    prompts = ", ".join(files)
-    assert dataset is not None
+    files, pairs = sampled.data.prompt_sources, offline.data.paths("dataset")
+    prompts, dataset = ", ".join(files), ", ".join(pairs)
     if (prompts, sampled.data.split) == (dataset, offline.data.split):
         return
-    if not all(map(_is_readable, (*files, dataset))):
+    if not all(map(_is_readable, (*files, *pairs))):
         yield f"The pairs of {dataset} and the prompts of {prompts} were not compared: they may differ."
         return
     asked = {_text(prompt.text) for file in files for prompt in read_prompts(file, split=sampled.data.split)}
-    examples = read_examples(dataset, algorithm=offline.algorithm.type, split=offline.data.split)
+    kind, split = offline.algorithm.type, offline.data.split
+    examples = [example for file in pairs for example in read_examples(file, algorithm=kind, split=split)]
     answered = {_text(example.prompt.text) for example in examples}
     common = len(asked & answered)
     if common < max(len(asked), len(answered)):

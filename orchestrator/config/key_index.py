@@ -124,6 +124,11 @@ def members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def item_of(annotation: Any) -> Any:
+    """Return the annotation of the items of a list; None: the value is no list."""
+    return next((get_args(member)[0] for member in members(annotation) if get_origin(member) is tuple), None)
+
+
 def settings_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for m in members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
 
@@ -142,8 +147,9 @@ def settings_at(path: KeyPath, data: Any, root: type[BaseModel] = RunConfig) -> 
         if isinstance(key, int):
             continue  # reward.0: the class was found at `reward`, by the item's type
         annotation = settings.model_fields[key].annotation if key in settings.model_fields else None
-        if get_origin(annotation) is tuple and depth + 1 < len(path):
-            annotation, data_below = get_args(annotation)[0], _child(data, path[depth + 1])
+        item = item_of(annotation)
+        if item is not None and depth + 1 < len(path) and isinstance(path[depth + 1], int):
+            annotation, data_below = item, _child(data, path[depth + 1])
         else:
             data_below = data
         candidates = settings_in(annotation)
@@ -190,8 +196,8 @@ def all_keys(root: type[BaseModel] = RunConfig) -> Mapping[str, frozenset[str]]:
     def walk(settings: type[BaseModel], prefix: str, kinds: set[str]) -> None:
         for key, field in settings.model_fields.items():
             index.setdefault(prefix + key, set()).update(kinds)
-            is_list = get_origin(field.annotation) is tuple
-            for inner in settings_in(get_args(field.annotation)[0] if is_list else field.annotation):
+            item = item_of(field.annotation)
+            for inner in [*settings_in(field.annotation), *settings_in(item)]:
                 kind = type_of(inner)
                 walk(inner, f"{prefix}{key}.", {kind} if kind else kinds)
 

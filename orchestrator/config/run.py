@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.alarms import AlarmsConfig
 from orchestrator.config.conflicts import ConflictsError, find_conflicts
+from orchestrator.config.mixture import SourceConfig, Sources, shares_of, sources_of
 from orchestrator.config.rounds import RoundsConfig
 from workers.config import (
     AlgorithmConfig,
@@ -41,14 +42,18 @@ Source = PathText
 class DataConfig(Settings):
     """Sources of prompts and examples: exactly one of `prompts` and `dataset` is given."""
 
-    # prompts to sample completions for; several files: all their prompts, or those of one per round (rounds.prompts)
-    prompts: Source | Annotated[tuple[Source, ...], Field(min_length=1)] | None = None
-    dataset: Source | None = None  # rows with completions: preferences, labelled completions or demonstrations
+    # prompts to sample completions for; several sources: all their prompts, by weight where they have weights, or those
+    # of one file per round (rounds.prompts)
+    prompts: Source | Sources | None = None
+    # rows with completions: preferences, labelled completions or demonstrations; several sources: all their rows, by
+    # weight where they have weights
+    dataset: Source | Sources | None = None
     from_stage: Name | None = None  # name of the earlier stage of type generate whose data set is `dataset`
     eval_prompts: Source | None = None  # held-out prompts to evaluate on; never trained on
     eval_harmful: Source | None = None  # held-out prompts that the model should refuse
     eval_benign: Source | None = None  # held-out prompts that look harmful but should be answered
-    eval_dataset: Source | None = None  # held-out preferences, to evaluate a reward model or DPO on a dataset
+    # held-out preferences, to evaluate a reward model or DPO on a dataset; of several sources each is evaluated
+    eval_dataset: Source | Sources | None = None
     split: str = "train"  # split to train on, of a Hub dataset or `datasets` folder
     eval_split: str = "test"  # split to evaluate on, of a Hub dataset or `datasets` folder
     # maximum length in tokens of prompt and completion of a dataset row; a longer completion is truncated at its end, a
@@ -60,11 +65,22 @@ class DataConfig(Settings):
     # drop and count them; fail: refuse the dataset
     special_tokens: Literal["keep", "drop", "fail"] = "keep"
 
+    def sources(self, key: str) -> tuple[SourceConfig, ...]:
+        """Return the sources of a key; empty: none is given."""
+        return sources_of(getattr(self, key))
+
+    def paths(self, key: str) -> tuple[Source, ...]:
+        """Return the paths of the sources of a key."""
+        return tuple(source.path for source in self.sources(key))
+
+    def shares(self, key: str) -> tuple[float, ...] | None:
+        """Return the share of each source of a key in the rows of the run; None: they have no weights."""
+        return shares_of(self.sources(key))
+
     @property
     def prompt_sources(self) -> tuple[Source, ...]:
         """Files of `prompts`; empty: none is given."""
-        given = () if self.prompts is None else self.prompts
-        return (given,) if isinstance(given, str) else given
+        return self.paths("prompts")
 
     @property
     def answered(self) -> tuple[str, ...]:

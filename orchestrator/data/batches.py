@@ -36,17 +36,30 @@ def cut_batches(num_rows: int, sizes: tuple[int, ...], seed: int) -> tuple[NDArr
     >>> [batch.tolist() for batch in cut_batches(3, (1, 2, 3), seed=0)]
     [[0], [1, 2], [2, 1, 0]]
     """
-    left, epoch = _shuffled(num_rows, 0, seed), 0
-    batches = []
-    for size in (min(size, num_rows) for size in sizes):
-        batch, left = left[:size], left[size:]
+    stream = Stream(num_rows, seed)
+    return tuple(stream.take(size) for size in sizes)
+
+
+class Stream:
+    """Endless stream of shuffled rows, from which batches of any size are taken one after the other."""
+
+    def __init__(self, num_rows: int, seed: int) -> None:
+        self._num_rows, self._seed = num_rows, seed
+        self._left, self._epoch = shuffled(num_rows, 0, seed), 0
+
+    def take(self, size: int) -> NDArray[np.int64]:
+        """Return the next rows, none of them twice: [size], at most all rows.
+
+        Where an epoch ends within a batch, rows that the batch already has come after it.
+        """
+        size = min(size, self._num_rows)
+        batch, self._left = self._left[:size], self._left[size:]
         if len(batch) < size:
-            epoch += 1
-            order = _shuffled(num_rows, epoch, seed)
+            self._epoch += 1
+            order = shuffled(self._num_rows, self._epoch, self._seed)
             further = np.flatnonzero(~np.isin(order, batch))[: size - len(batch)]
-            batch, left = np.concatenate([batch, order[further]]), np.delete(order, further)
-        batches.append(batch)
-    return tuple(batches)
+            batch, self._left = np.concatenate([batch, order[further]]), np.delete(order, further)
+        return batch
 
 
 @lru_cache(maxsize=4)
@@ -56,20 +69,21 @@ def _epoch_order(num_rows: int, batch_size: int, epoch: int, seed: int) -> NDArr
     If the epoch starts within a batch, rows that this batch already has come after the batch.
     """
     if batch_size > num_rows:
-        return _shuffled(num_rows, epoch, seed)
+        return shuffled(num_rows, epoch, seed)
     first = epoch  # becomes the latest epoch that starts with a batch: its order does not depend on earlier ones
     while first * num_rows % batch_size:
         first -= 1
-    order = _shuffled(num_rows, first, seed)
+    order = shuffled(num_rows, first, seed)
     for later in range(first + 1, epoch + 1):
         num_taken = later * num_rows % batch_size  # rows that the batch has from the epoch before
-        taken, order = order[num_rows - num_taken :], _shuffled(num_rows, later, seed)
+        taken, order = order[num_rows - num_taken :], shuffled(num_rows, later, seed)
         of_batch = np.flatnonzero(~np.isin(order, taken))[: batch_size - num_taken]
         order = np.concatenate([order[of_batch], np.delete(order, of_batch)])
     return order
 
 
-def _shuffled(num_rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
+def shuffled(num_rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
+    """Return the numbers below `num_rows` in a random order, which does not depend on the version of numpy."""
     # Sort raw bits: numpy guarantees their stream across versions, unlike that of `permutation`.
     raw = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(num_rows)
     return np.argsort(raw, kind="stable").astype(np.int64)

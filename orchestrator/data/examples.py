@@ -25,7 +25,14 @@ from orchestrator.data.formats import (
     wrong_prompt,
     wrong_text,
 )
-from orchestrator.data.ratings import Scale, best_first, without_preference, wrong_margin, wrong_scored
+from orchestrator.data.ratings import (
+    Scale,
+    best_first,
+    without_preference,
+    wrong_margin,
+    wrong_scored,
+    wrong_votes,
+)
 from orchestrator.data.rows import Row, RowProblems, kind_of
 from orchestrator.data.sources import label, read_rows
 from workers.config import METHODS
@@ -39,6 +46,7 @@ def read_examples(
     split: str = "train",
     max_rows: int | None = None,
     equal_pairs: RowProblems | None = None,
+    contrast: bool = True,
 ) -> tuple[Example, ...]:
     """Read a dataset for `algorithm`: pairs for dpo (best completion first), demonstrations for sft.
 
@@ -49,6 +57,8 @@ def read_examples(
         max_rows: rows to read; None: all.
         equal_pairs: collects rows whose chosen and rejected are equal, which are then dropped; None: they are problems
             like others.
+        contrast: require that some row prefers a completion, and labels of both kinds; False: other sources may have
+            them.
 
     Raises:
         BadInput: with every row that cannot be used, or if the format does not suit the algorithm.
@@ -81,7 +91,7 @@ def read_examples(
     if not examples:
         columns = ", ".join(f"`{column}`" for column in COLUMNS[ACCEPTS[algorithm][0]])
         raise problems.stop("0 rows", why="there is nothing to train on", fix=f"write rows with {columns}")
-    if max_rows is None:
+    if max_rows is None and contrast:
         _require_contrast(examples, format, problems)
     return tuple(examples)
 
@@ -91,8 +101,14 @@ def _require_contrast(examples: Sequence[Example], format: Format | None, proble
     if format in (Format.rated, Format.ranked) and without_preference([example.scores for example in examples]):
         what = f"the {COLUMNS[format][-1]} of every row are equal, so there is no preference"
         raise problems.stop(what, fix="give rows in which some completions are better than others")
+    if format == Format.unpaired:
+        require_both_labels(examples, problems)
+
+
+def require_both_labels(examples: Sequence[Example], problems: RowProblems) -> None:
+    """Raise BadInput if all of these completions with labels have the same one."""
     good = sum(example.scores == (1.0,) for example in examples)
-    if format == Format.unpaired and good in (0, len(examples)):
+    if good in (0, len(examples)):
         what = f"{good} rows with `label` true, {len(examples) - good} with `label` false"
         why = "the method contrasts good with bad completions"
         raise problems.stop(what, why=why, fix="add rows with the other label, or use sft for good completions only")
@@ -191,6 +207,7 @@ def _pair(
         wrong = EQUAL
     if not wrong and margin is not None:
         wrong = wrong_margin(margin)
+    wrong = wrong or wrong_votes(values.get("votes"))
     if wrong:
         return wrong, None
     example = Example(

@@ -17,6 +17,7 @@ import numpy as np
 from orchestrator.data.formats import clean, equal_to_a_reader, is_conversation, wrong_completion, wrong_prompt
 from orchestrator.data.rows import kind_of
 from workers.types import Text
+from workers.votes import has_votes
 
 Scale = Literal["ratings", "ranks"]
 LARGEST = float(np.finfo(np.float32).max)
@@ -67,6 +68,16 @@ def wrong_margin(margin: object) -> str:
     if not math.isfinite(margin) or margin < 0:
         return "`margin` is negative or not finite: the chosen completion must be the better one"
     return _beyond_float32(margin, "margin")
+
+
+def wrong_votes(votes: object) -> str:
+    """Return what is wrong with the `votes` of a pair; empty: nothing, or the column counts something else."""
+    if not has_votes(votes):
+        return ""
+    counts = [votes["for"], votes["against"], votes.get("tie") or 0]
+    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
+        return "`votes` has a count that is not a whole number from 0"
+    return "" if sum(counts) else "`votes` counts no vote"
 
 
 def _beyond_float32(number: float, name: str) -> str:

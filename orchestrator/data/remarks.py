@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers.config import AlgorithmConfig, KtoConfig
+from workers.config import AlgorithmConfig, DpoConfig, KtoConfig, RewardModelConfig
 from workers.types import Example
+from workers.votes import share_of_votes
 
 
 def remarks(examples: Sequence[Example], algorithm: AlgorithmConfig) -> list[str]:
@@ -14,6 +15,8 @@ def remarks(examples: Sequence[Example], algorithm: AlgorithmConfig) -> list[str
     KTO (arXiv 2402.01306) recommends desirable_weight · n_desirable between 1 and 4/3 times
     undesirable_weight · n_undesirable. `read_examples` ensures that there are examples of both kinds.
     """
+    if isinstance(algorithm, DpoConfig | RewardModelConfig):
+        return _votes(examples, algorithm)
     if not isinstance(algorithm, KtoConfig):
         return []
     good = sum(example.scores == (1.0,) for example in examples)
@@ -26,3 +29,20 @@ def remarks(examples: Sequence[Example], algorithm: AlgorithmConfig) -> list[str
         f"{good} desirable and {bad} undesirable rows have a weight ratio of {ratio:.2f}: set "
         f"algorithm.desirable_weight from {low:.2f} to {low * 4 / 3:.2f} for the recommended 1 to 1.33"
     ]
+
+
+def _votes(examples: Sequence[Example], algorithm: DpoConfig | RewardModelConfig) -> list[str]:
+    shares = [share_of_votes(example.prompt.columns) for example in examples]
+    voted = [share for share in shares if share is not None]
+    if not voted:
+        unmet = "algorithm.soft_labels is votes, and no row has `votes`: all labels are 1"
+        return [unmet] if isinstance(algorithm, DpoConfig) and algorithm.soft_labels == "votes" else []
+    divided = sum(share < 1 for share in voted)
+    what = f"{len(voted)} of {len(examples)} rows have `votes`, {divided} of them divided ones"
+    if algorithm.soft_labels == "hard":
+        return [f"{what}; their labels are 1 (algorithm.soft_labels: hard)"]
+    if isinstance(algorithm, DpoConfig) and algorithm.soft_labels == "margin":
+        return [f"{what}; their labels are of the margins (algorithm.soft_labels: margin)"]
+    if isinstance(algorithm, DpoConfig) and not algorithm.takes_soft_labels:
+        return [f"{what}; their labels are 1, as the loss takes no soft labels"]
+    return [f"{what}; the share of the votes is their label (algorithm.soft_labels: hard would ignore it)"]

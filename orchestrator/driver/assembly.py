@@ -5,6 +5,7 @@ Differences between algorithms are read from the algorithm's config, never decid
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from orchestrator.pipeline.reference import (
     Teacher,
 )
 from orchestrator.pipeline.roles import needs_base, shares_base
-from orchestrator.pipeline.rounds import chunk_size, draws, in_order, sampling_of
+from orchestrator.pipeline.rounds import chunk_size, draws, in_order, sampling_of, weighted_order
 from orchestrator.pipeline.sources import (
     DatasetSource,
     Draw,
@@ -80,10 +81,9 @@ class Material:
     def prompts(self) -> Sequence[Prompt]:
         return self.sources["prompts"].rows if "prompts" in self.sources else ()
 
-    @property
-    def files(self) -> Sequence[int]:
-        """Number of prompts of each file of `data.prompts`."""
-        return tuple(self.sources["prompts"].files.values())
+    def sizes(self, key: str) -> Sequence[int]:
+        """Return the number of rows of each source of a key."""
+        return tuple(self.sources[key].files.values())
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -134,6 +134,7 @@ def build_source(
             seed=config.seed,
             max_steps=material.max_steps,
             on_begin=on_begin,
+            order=weighted_order(config, "dataset", material.sizes("dataset"), seed=config.seed),
         )
     assert isinstance(algorithm, Sampled)
     source = RolloutSource(
@@ -161,7 +162,8 @@ def _draws(config: RunConfig, material: Material, rollbacks: int) -> Callable[[i
     """Return the function that returns what each step draws; None: all steps draw alike, at random."""
     if not config.algorithm.needs.trains:
         return in_order(config, len(material.prompts))
-    return None if config.rounds == RoundsConfig() else draws(config, material.files, rollbacks=rollbacks)
+    differs = config.rounds != RoundsConfig() or config.data.shares("prompts") is not None
+    return draws(config, material.sizes("prompts"), rollbacks=rollbacks) if differs else None
 
 
 def build_reference(
@@ -216,7 +218,7 @@ def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, G
     if not config.algorithm.needs.trains:
         return None
     evaluators: list[Evaluator] = []
-    held_out = {key: source.rows[: config.evaluation.max_prompts] for key, source in material.sources.items()}
+    held_out = {key: first_rows(source, config.evaluation.max_prompts) for key, source in material.sources.items()}
     if "eval_prompts" in held_out:
         answers, prompts = answers_by("reward", config, gangs), held_out["eval_prompts"]
         num_samples, base = config.evaluation.num_samples, base_logprobs(config, gangs)
@@ -237,6 +239,16 @@ def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, G
             )
         )
     return CombinedEvaluator(evaluators) if evaluators else None
+
+
+def first_rows(source: DataSource, count: int) -> Sequence[Any]:
+    """Return the first rows of each file of a source, `count` at most."""
+    ends = itertools.accumulate(source.files.values())
+    return [
+        row
+        for end, size in zip(ends, source.files.values(), strict=True)
+        for row in source.rows[end - size : end - size + min(size, count)]
+    ]
 
 
 def answers_by(scorers: str, config: RunConfig, gangs: Mapping[str, Gang[Any]]) -> Answers:

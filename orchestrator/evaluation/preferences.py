@@ -62,7 +62,7 @@ class HeldOutPairs:
 
 
 def pair_metrics(pairs: PairMargins) -> Metrics:
-    """Compute accuracy, mean margin and calibration error of all pairs, and the accuracy per source.
+    """Compute accuracy, mean margin and calibration error of all pairs, and the accuracy per source and per objective.
 
     A margin of 0 counts as wrong. Without pairs, only their count is returned.
     """
@@ -77,6 +77,13 @@ def pair_metrics(pairs: PairMargins) -> Metrics:
     for source in sorted({s for s in pairs.sources if s is not None}):
         in_source = np.asarray([s == source for s in pairs.sources])
         metrics[f"eval/accuracy/{source}"] = float(correct[in_source].mean())
+    for objective in sorted({name for name in pairs.objectives if name is not None}):
+        mine = np.asarray([name == objective for name in pairs.objectives])
+        metrics |= {
+            f"eval/{objective}/pairs": float(mine.sum()),
+            f"eval/{objective}/accuracy": float(correct[mine].mean()),
+            f"eval/{objective}/margin": float(margins[mine].mean()),
+        }
     return metrics
 
 

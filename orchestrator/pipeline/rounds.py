@@ -16,6 +16,7 @@ from orchestrator.cluster.base import Gang, wait
 from orchestrator.config import RunConfig
 from orchestrator.config.rounds import learner_settings, of_round, prompts_per_round
 from orchestrator.data.batches import batch_indices, cut_batches
+from orchestrator.data.mixture import WeightedOrder
 from orchestrator.pipeline.exports import Uploads, write_model
 from orchestrator.pipeline.learning import RoundStart
 from orchestrator.pipeline.sources import Draw, completions_per_chunk, retry_seed
@@ -57,13 +58,12 @@ def draws(config: RunConfig, files: Sequence[int], *, rollbacks: int) -> Callabl
         rollbacks: how often the run was rolled back.
     """
     seed = retry_seed(config.seed, rollbacks if config.rounds.prompts == "stream" else 0)
+    order = weighted_order(config, "prompts", files, seed=seed)
 
     def draw(index: int) -> Draw:
         own = of_round(config, index)
-        sampling = sampling_of(own, rollbacks=rollbacks)
-        return Draw(
-            rows=rows_of_round(config, files, index, seed=seed), sampling=sampling, prompts_per_chunk=chunk_size(own)
-        )
+        rows = rows_of_round(config, files, index, seed=seed) if order is None else as_list(order(index))
+        return Draw(rows=rows, sampling=sampling_of(own, rollbacks=rollbacks), prompts_per_chunk=chunk_size(own))
 
     return draw
 
@@ -78,6 +78,22 @@ def in_order(config: RunConfig, num_prompts: int) -> Callable[[int], Draw]:
         return Draw(rows=rows, sampling=sampling, prompts_per_chunk=chunk)
 
     return draw
+
+
+def weighted_order(
+    config: RunConfig, key: str, sizes: Sequence[int], *, seed: int
+) -> Callable[[int], NDArray[np.int64]] | None:
+    """Return the function that returns the rows of a step; None: the sources have no weights.
+
+    Args:
+        key: `prompts` or `dataset`.
+        sizes: number of rows of each source, in their order.
+    """
+    shares = config.data.shares(key)
+    if shares is None:
+        return None
+    batch_size = getattr(config.algorithm, "prompts_per_step" if key == "prompts" else "batch_size")
+    return WeightedOrder(sizes, shares, batch_size=batch_size, seed=seed).rows
 
 
 def keep_initial(

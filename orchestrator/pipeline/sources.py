@@ -365,8 +365,10 @@ class DatasetSource:
         seed: int,
         max_steps: int,
         on_begin: OnBegin,
+        order: Callable[[int], NDArray[np.int64]] | None = None,
     ) -> None:
-        self._on_begin = on_begin
+        """Create the source. `order`: returns the rows of a step; None: all examples are one shuffled stream."""
+        self._on_begin, self._order = on_begin, order
         self._encoder, self._examples, self._batch_size = encoder, examples, batch_size
         self._seed, self._max_steps = seed, max_steps
         self._ahead: dict[int, Chunk] = {}
@@ -382,5 +384,7 @@ class DatasetSource:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Return the indices of the examples that a step trains on."""
+        if self._order is not None:
+            return self._order(step)
         size = min(self._batch_size, len(self._examples))
         return batch_indices(len(self._examples), size, step, self._seed)

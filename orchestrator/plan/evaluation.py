@@ -15,7 +15,7 @@ from orchestrator.plan.gpus import Gpu
 from orchestrator.plan.scorers import cpu_s
 from orchestrator.plan.step import reward_s
 from orchestrator.plan.time import generation_s, scoring_s
-from orchestrator.plan.work import Lengths, row_tokens, rows_of, sampled_lengths, work_of
+from orchestrator.plan.work import Lengths, row_tokens, rows_of_data, sampled_lengths, work_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +75,8 @@ class _Load:
 
     def rows(self, key: str) -> int:
         """Return the rows of an evaluation set, 0 without one; the size of a set that is not here is its maximum."""
-        source, most = getattr(self.config.data, key), self.config.evaluation.max_prompts
-        return 0 if source is None else min(rows_of(source) or most, most)
+        sources, most = self.config.data.sources(key), self.config.evaluation.max_prompts
+        return rows_of_data(self.config, key, most) or most * len(sources)
 
     def forward_s(self, role: str, gpus: int, tokens: float, context: float) -> float:
         shape = reference_shape(self.shapes) if role == "reference" else self.shapes["policy"]

@@ -82,6 +82,18 @@ def sampled_lengths(config: RunConfig, lengths: Lengths) -> tuple[float, float]:
     return prompt, min(lengths.response or mean, rollout.max_completion_length)
 
 
+def rows_of_data(config: RunConfig, key: str, most: int | None = None) -> int | None:
+    """Return the number of rows of all sources of a key of `data`; None: unknown for one of them.
+
+    `most`: number of rows taken of each source; None: all.
+    """
+    limits = [(source, min(filter(None, [source.max_rows, most]), default=None)) for source in config.data.sources(key)]
+    counts = [(rows_of(source.path), limit) for source, limit in limits]
+    if not counts or any(rows is None for rows, _ in counts):
+        return None
+    return sum(rows if limit is None else min(rows, limit) for rows, limit in counts if rows is not None)
+
+
 def rows_of(source: str | None) -> int | None:
     """Return the number of rows of a local .jsonl file; None for any other source."""
     if source is None or not source.endswith(".jsonl") or not Path(source).is_file():
@@ -147,7 +159,7 @@ def num_mixed(config: RunConfig, rows: int | None = None) -> int:
     made = algorithm.rows_per_step * (rounds if own.last is None else min(rounds, own.last))
     earlier = min(round(own.earlier_rounds * algorithm.prompts_per_step), made)
     return earlier + min(
-        round(own.dataset * algorithm.prompts_per_step), rows or rows_of(config.data.dataset) or sys.maxsize
+        round(own.dataset * algorithm.prompts_per_step), rows or rows_of_data(config, "dataset") or sys.maxsize
     )
 
 
@@ -159,7 +171,7 @@ def _dataset(config: RunConfig, lengths: Lengths) -> Work:
     completions = 2 if algorithm.needs.row == "pair" else 1
     rows, passes = algorithm.batch_size, algorithm.epochs
     steps, epochs = algorithm.max_steps, algorithm.num_train_epochs
-    if num_rows := lengths.rows or rows_of(config.data.dataset):
+    if num_rows := lengths.rows or rows_of_data(config, "dataset"):
         steps = steps or math.ceil(num_rows * epochs / rows)
         epochs = math.ceil(steps * rows / num_rows)
     row = prompt + completions * response

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.mixture import SourceConfig
 from orchestrator.config.rounds import prompts_per_round
 from orchestrator.config.run import RunConfig
 from orchestrator.data import lengths, read_examples, read_prompts
 from orchestrator.data.audit import contradicting, listed, listed_pairs, repeated, row_number, trained_on
+from orchestrator.data.examples import require_both_labels
 from orchestrator.data.formats import is_blank
 from orchestrator.data.remarks import remarks as remarks_on_labels
 from orchestrator.data.rows import RowProblems
@@ -22,6 +24,7 @@ from orchestrator.data.sources import local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem
 from orchestrator.preflight import tokenization
+from orchestrator.preflight.mixture import problems_of_shares, remarks_on_shares, with_objective
 from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
 from workers.codec import NO_COLUMNS
 from workers.config import DpoConfig
@@ -95,36 +98,52 @@ def read_source(
     Raises:
         BadInput: with every row that cannot be used.
     """
-    sources = config.data.prompt_sources if name == "prompts" else (getattr(config.data, name),)
+    sources = config.data.sources(name)
     read = [
-        _read_one(config, name, source, tokens, max_rows=max_rows, max_bytes=max_bytes)
+        _read_one(config, name, source, tokens, max_rows=max_rows, max_bytes=max_bytes, alone=len(sources) == 1)
         for source in sources
-        if source is not None
     ]
     if len(read) < 2:
         return read[0] if read else None
+    rows = [row for one in read for row in one.rows]
+    is_complete = all(one.is_complete for one in read)
+    whole = ", ".join(one.source for one in read)
+    if is_complete and name == "dataset" and config.algorithm.needs.dataset == "labels":
+        require_both_labels(rows, RowProblems(whole))
     return Source(
         key=f"data.{name}",
-        source=", ".join(one.source for one in read),
-        rows=with_common_columns([row for one in read for row in one.rows]),
+        source=whole,
+        rows=rows if name.endswith("dataset") else with_common_columns(rows),
         files={one.source: len(one.rows) for one in read},
-        is_complete=all(one.is_complete for one in read),
+        is_complete=is_complete,
         remarks=tuple(remark for one in read for remark in one.remarks),
         num_dropped=sum(one.num_dropped for one in read),
     )
 
 
 def _read_one(
-    config: RunConfig, name: str, source: str, tokens: TokenCounter | None, *, max_rows: int | None, max_bytes: float
+    config: RunConfig,
+    name: str,
+    given: SourceConfig,
+    tokens: TokenCounter | None,
+    *,
+    max_rows: int | None,
+    max_bytes: float,
+    alone: bool,
 ) -> Source:
-    """Read the rows of one file, see `read_source`."""
+    """Read the rows of one source, see `read_source`. `alone`: it is the only one of its key."""
+    source, is_complete = given.path, max_rows is None
+    if given.max_rows is not None and (max_rows is None or given.max_rows <= max_rows):
+        max_rows, is_complete = given.max_rows, True
     split = config.data.eval_split if name.startswith("eval_") else config.data.split
     dropped = RowProblems(source)
     rows: Sequence[Any]
     if name.endswith("dataset"):
         equal_pairs = dropped if config.data.equal_pairs == "drop" else None
         algorithm = config.algorithm.type
-        rows = read_examples(source, algorithm=algorithm, split=split, max_rows=max_rows, equal_pairs=equal_pairs)
+        rows = read_examples(
+            source, algorithm=algorithm, split=split, max_rows=max_rows, equal_pairs=equal_pairs, contrast=alone
+        )
     else:
         gold = config.algorithm.pairs.gold if name == "prompts" and isinstance(config.algorithm, DpoConfig) else "never"
         rows = with_common_columns(read_prompts(source, split=split, max_rows=max_rows, gold=gold))
@@ -132,7 +151,7 @@ def _read_one(
     rows, further = _special_tokens(config, source, rows, tokens)
     remarks += further
     remarks += tokenization.check_rows(config, name, source, rows, tokens)
-    num_dropped, is_complete = 0, max_rows is None
+    num_dropped = 0
     if tokens is not None:
         too_long, further = _lengths(config, name, source, rows, tokens, is_complete=is_complete, max_bytes=max_bytes)
         remarks += further
@@ -140,6 +159,8 @@ def _read_one(
             rows, num_dropped = [row for i, row in enumerate(rows) if i not in too_long], len(too_long)
     if name.endswith("dataset"):
         remarks += _preferences(rows)
+    if given.objective is not None:
+        rows = with_objective(rows, given.objective)
     return Source(
         key=f"data.{name}",
         source=source,
@@ -159,9 +180,17 @@ def read_all(config: RunConfig, tokens: TokenCounter | None) -> dict[str, Source
     """
     by_name = {name: read_source(config, name, tokens, max_bytes=math.inf) for name in KEYS}
     sources = {name: source for name, source in by_name.items() if source is not None}
-    if problems := [*scored_rows(config, sources), *prompts_of_rounds(config, sources)]:
+    if problems := problems_of_rows(config, sources):
         raise BadInput(problems)
     return sources
+
+
+def problems_of_rows(config: RunConfig, sources: Mapping[str, Source]) -> list[Problem]:
+    """Return the problems of rows that are valid by themselves: unscorable ones, and too few for what they are for."""
+    problems = [*scored_rows(config, sources), *prompts_of_rounds(config, sources)]
+    for name, source in sources.items():
+        problems += problems_of_shares(config, name, source.files) if source.is_complete else ()
+    return problems
 
 
 def scored_rows(config: RunConfig, sources: Mapping[str, Source]) -> list[Problem]:
@@ -210,6 +239,8 @@ def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
         if name in sources and (both := trained_on(held_out := sources[name].prompts, trained)):
             which = listed([held_out[i] for i in both])
             found.append(f"data.{name}: {len(both)} of {len(held_out)} held-out prompts are also trained on: {which}")
+    for name, source in sources.items():
+        found += remarks_on_shares(config, name, source.files) if source.is_complete else ()
     if "dataset" in sources and sources["dataset"].is_complete:
         found += remarks_on_labels(sources["dataset"].rows, config.algorithm)
     return found

@@ -18,10 +18,9 @@ from orchestrator.preflight.data_files import (
     KEYS,
     Source,
     SourceSummary,
-    prompts_of_rounds,
+    problems_of_rows,
     read_source,
     remarks,
-    scored_rows,
     tokens_of,
 )
 from orchestrator.preflight.model_directory import check_directory, check_lora_targets
@@ -73,7 +72,7 @@ def preflight(recipe: Recipe) -> dict[str, StageSummary]:
         tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe), config.model.chat_template_kwargs)
         produced = {str(stage.artifact): stage for stage in recipe.before(config)}
         sources = {name: s for name in KEYS if (s := _data(config, name, produced, tokens, problems))}
-        problems += [*scored_rows(config, sources), *prompts_of_rounds(config, sources)]
+        problems += problems_of_rows(config, sources)
         data = [source.summary() for source in sources.values()]
         of_stage = Problems()
         _check_counts(config, data, of_stage)
@@ -110,8 +109,7 @@ def _data(
     problems: Problems,
 ) -> Source | None:
     """Read a source of the run; None: there is none, it may need a download, or an earlier stage will write it."""
-    given = config.data.prompt_sources if name == "prompts" else (getattr(config.data, name),)
-    sources: list[str] = [source for source in given if source is not None]
+    sources = config.data.paths(name)
     if not sources or any(is_hub_name(source) or local(source).is_dir() or source in produced for source in sources):
         return None
     sizes = [path.stat().st_size for path in map(local, sources) if path.is_file()]

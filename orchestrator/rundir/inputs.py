@@ -34,8 +34,9 @@ def named(config: RunConfig) -> dict[str, str]:
     Example: `{"data.prompts": "./prompts.jsonl", …}`.
     """
     sources = {f"data.{name}": source for name in KEYS if isinstance(source := getattr(config.data, name), str)}
-    if isinstance(config.data.prompts, tuple):
-        sources |= {f"data.prompts.{i}": source for i, source in enumerate(config.data.prompts)}
+    for name in KEYS:
+        if isinstance(getattr(config.data, name), tuple):
+            sources |= {f"data.{name}.{i}": path for i, path in enumerate(config.data.paths(name))}
     models = {"model.path": config.model, "critic_model.path": config.critic_model}
     models |= {"teacher.model.path": config.teacher.model if config.teacher else None}
     sources |= {"reference.path": config.reference.path} if config.reference.path is not None else {}

@@ -29,7 +29,7 @@ def describe(config: RunConfig, prompts: Sequence[Prompt], examples: Sequence[Ex
         ranks["critic"] = (config.critic or config.policy).num_ranks
     rows: dict[str, tuple[str | None, Sequence[Prompt | Example]]] = {
         "data.prompts": (", ".join(config.data.prompt_sources) or None, prompts),
-        "data.dataset": (config.data.dataset, examples),
+        "data.dataset": (", ".join(config.data.paths("dataset")) or None, examples),
     }
     data = {key: fingerprint(source, own) for key, (source, own) in rows.items() if source is not None}
     return {"run": config.name, "software": software(), "ranks": ranks, "data": data}

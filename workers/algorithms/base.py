@@ -42,6 +42,7 @@ class MicroBatch:
     soft_labels: Tensor | None = None  # [n] probability that it is preferred; None: 1 if chosen, 0 if rejected
     labels: Tensor | None = None  # [R] 1: desirable, 0: undesirable
     importance_weights: Tensor | None = None  # [T] weight of each token's loss; None: 1
+    objectives: Tensor | None = None  # [R] index into totals.objectives; −1: none; None: no row has an objective
 
     @classmethod
     def of(cls, batch: TrainBatch, rows: NDArray[np.int64], totals: Totals, device: torch.device | str = "cpu") -> Self:
@@ -70,6 +71,7 @@ class MicroBatch:
             soft_labels=some(batch.soft_labels, completions),
             labels=some(batch.labels, rows),
             importance_weights=some(batch.importance_weights, tokens),
+            objectives=some(batch.objectives, rows),
         )
 
 

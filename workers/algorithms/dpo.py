@@ -71,7 +71,7 @@ from torch import Tensor
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import num_tokens, rollout_metrics
 from workers.algorithms.mixed_pairs import joined, mixed_pairs
-from workers.algorithms.ops import completion_means, completion_sums, share
+from workers.algorithms.ops import by_objective, completion_means, completion_sums, share
 from workers.algorithms.pairs import pair_metrics, pairs_of, penalised
 from workers.algorithms.preference_losses import by_side, log_ratios, pair_losses
 from workers.algorithms.soft_labels import soft_labels
@@ -141,6 +141,7 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: DpoConfig) -> tuple[Tensor
         "rewards/accuracies": share(chosen > rejected, pairs),
         "logps/chosen": share(chosen_logps, pairs),
         "logps/rejected": share(rejected_logps, pairs),
+        **by_objective(batch, loss=losses, accuracy=chosen > rejected, margin=chosen - rejected),
     }
 
 

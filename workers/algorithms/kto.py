@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
-from workers.algorithms.ops import completion_sums, per_token, share
+from workers.algorithms.ops import by_objective, completion_sums, per_token, share
 from workers.config import KtoConfig
 from workers.stats import Metrics
 from workers.types import ScoredBatch, TrainBatch
@@ -65,6 +65,7 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: KtoConfig) -> tuple[Tensor
     losses = weights * torch.sigmoid(-gains)
     rows = batch.totals.rows
     stats = {"loss": share(losses, rows), "kl": share(torch.full_like(losses, z), rows)}
+    stats |= by_objective(batch, loss=losses)
     sides = {
         "chosen": (is_desirable, batch.totals.desirable),
         "rejected": (~is_desirable, rows - batch.totals.desirable),

@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workers.algorithms.base import MicroBatch
+from workers.algorithms.base import MicroBatch, Stats
 
 
 def per_token(batch: MicroBatch, values: Tensor | None) -> Tensor:
@@ -56,9 +56,40 @@ def completion_means(values: Tensor, batch: MicroBatch) -> Tensor:
     return completion_sums(values, batch) / batch.lengths
 
 
-def share(values: Tensor, count: int) -> Tensor:
+def share(values: Tensor, count: float) -> Tensor:
     """Return this micro-batch's contribution to a mean over `count` numbers of the whole update, without gradient."""
     return values.detach().sum() / count
+
+
+def by_objective(batch: MicroBatch, **values: Tensor) -> Stats:
+    """Return this micro-batch's contribution to means over the rows of each objective: `pairs/OBJECTIVE/NAME`.
+
+    `values`: numbers of each row by name, [R].
+    """
+    if batch.objectives is None:
+        return {}
+    return {
+        f"pairs/{of.name}/{name}": share(numbers * (batch.objectives == index), of.rows)
+        for index, of in enumerate(batch.totals.objectives)
+        for name, numbers in values.items()
+        if of.rows
+    }
+
+
+def tokens_by_objective(batch: MicroBatch, **values: Tensor) -> Stats:
+    """Return this micro-batch's contribution to means over the tokens of each objective: `tokens/OBJECTIVE/NAME`.
+
+    `values`: numbers of each token by name, [T].
+    """
+    if batch.objectives is None:
+        return {}
+    objective_of = batch.objectives[batch.row_of[batch.completion_of]]  # [T]
+    return {
+        f"tokens/{of.name}/{name}": share(numbers * (objective_of == index), of.tokens)
+        for index, of in enumerate(batch.totals.objectives)
+        for name, numbers in values.items()
+        if of.tokens
+    }
 
 
 def kl_k1(logprobs: Tensor, other: Tensor) -> Tensor:

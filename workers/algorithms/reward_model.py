@@ -5,7 +5,8 @@ With r the model's score at a completion's last token, for the chosen y_c and th
     L = mean over pairs of −log σ(r_c − r_r − w m) + c (r_c + r_r)²
 
 where m is the margin of the pair in the dataset (score of chosen minus score of rejected), w = `margin_weight` and
-c = `center_rewards_coefficient`.
+c = `center_rewards_coefficient`. Where the row has votes, with the share p for the chosen completion, −log σ(h) becomes
+its expectation over the annotators, −p log σ(h) − (1 − p) log σ(−h), which is least at σ(h) = p.
 
 Optimum. With w = c = 0, L is the negative log-likelihood of the Bradley–Terry model, P(y_c preferred) = σ(r_c − r_r).
 It determines r up to a constant per prompt. The term (r_c + r_r)² (arXiv 2312.09244) chooses the constant that centres
@@ -21,8 +22,9 @@ from torch.nn.functional import logsigmoid
 
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
 from workers.algorithms.metrics import num_tokens
-from workers.algorithms.ops import per_token, share
+from workers.algorithms.ops import by_objective, per_token, share
 from workers.algorithms.pairs import make_pairs
+from workers.algorithms.soft_labels import row_labels
 from workers.config import PairsConfig, RewardModelConfig
 from workers.stats import Metrics
 from workers.types import ScoredBatch, TrainBatch
@@ -39,6 +41,7 @@ def prepare(scored: ScoredBatch, config: RewardModelConfig) -> tuple[TrainBatch,
         completions=experience.completions.take(picked),
         row_offsets=2 * np.arange(len(pairs) + 1),
         margins=pairs.margins,
+        soft_labels=row_labels(experience, picked) if config.soft_labels == "votes" else None,
         sources=picked,
     )
     return batch, {"num_tokens": float(num_tokens(experience)), "pairs/count": float(len(pairs))}
@@ -51,7 +54,11 @@ def loss(scores: Tensor, batch: MicroBatch, config: RewardModelConfig) -> tuple[
     rewards = final_scores(scores, batch)
     chosen, rejected = rewards.view(-1, 2).unbind(1)  # [R], [R]
     difference = chosen - rejected
-    losses = -logsigmoid(difference - config.margin_weight * batch.margins)
+    h = difference - config.margin_weight * batch.margins
+    losses = -logsigmoid(h)
+    if batch.soft_labels is not None:
+        preferred = batch.soft_labels.view(-1, 2)[:, 0]
+        losses = preferred * losses - (1 - preferred) * logsigmoid(-h)
     losses = losses + config.center_rewards_coefficient * (chosen + rejected).square()
     pairs = batch.totals.rows
     return losses.sum() / pairs, {
@@ -59,6 +66,7 @@ def loss(scores: Tensor, batch: MicroBatch, config: RewardModelConfig) -> tuple[
         "accuracy": share(difference > 0, pairs),
         "margin": share(difference, pairs),
         "mean_reward": share(rewards, 2 * pairs),
+        **by_objective(batch, loss=losses, accuracy=difference > 0, margin=difference),
     }
 
 

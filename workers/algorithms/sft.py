@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from workers.algorithms.base import Algorithm, MicroBatch, Stats
-from workers.algorithms.ops import per_token, share
+from workers.algorithms.ops import per_token, share, tokens_by_objective
 from workers.config import SftConfig
 from workers.stats import Metrics
 from workers.types import ScoredBatch, TrainBatch
@@ -37,7 +37,7 @@ def loss(logprobs: Tensor, batch: MicroBatch, config: SftConfig) -> tuple[Tensor
     """Compute the negative log-likelihood per token. `logprobs`: [T]."""
     losses = -per_token(batch, logprobs)
     tokens = batch.totals.tokens
-    return losses.sum() / tokens, {"loss": share(losses, tokens)}
+    return losses.sum() / tokens, {"loss": share(losses, tokens), **tokens_by_objective(batch, loss=losses)}
 
 
 ALGORITHM = Algorithm(prepare=prepare, loss=loss)

@@ -2,11 +2,14 @@
 
     margin     p(y beats y') = σ((s(y) − s(y')) / label_temperature): the Bradley–Terry model of the scores s
     votes      p(y beats y') = share of the scorers, by weight, that prefer y: by_votes
+               of a dataset's row: share of its annotators, from the column `votes`: row_labels
     win_rate   the scores are win rates themselves, those of a pairwise reward; for SPPO alone
 
 The label of a pair is p(y_c beats y_r) for the chosen and p(y_r beats y_c) for the rejected completion. Under SPPO
 (arXiv 2405.00675) it is the win rate of each completion: the mean of p over the other completions of its group. The
 paper's estimate includes the completion itself, which draws it to 1/2; without it the estimate is unbiased.
+
+The rows of a dataset that have `votes` are labelled by them unless the settings say otherwise (`hard`, `margin`).
 
 With `votes` the label of the chosen completion is below 1/2 where most scorers disagree with the reward by which it was
 chosen. `pairs.min_agreement` leaves such pairs out: the label of the chosen is their agreement.
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 
 from workers.config import DpoConfig
 from workers.types import Experience, Floats, ScoredBatch
+from workers.votes import share_of_votes
 
 Index: TypeAlias = NDArray[np.int64]
 Preference: TypeAlias = Callable[[Index, Index], NDArray[np.float64]]
@@ -35,9 +39,14 @@ def soft_labels(scored: ScoredBatch, scores: Floats, picked: Index, config: DpoC
         scores: scores by which the pairs were made: [N].
         picked: completions of the pairs, chosen and rejected in turn: [2P].
     """
+    of_dataset = scored.by_scorer is None and scored.experience.logprobs is None
     match config.soft_labels:
-        case None:
+        case "hard":
             return None
+        case None:
+            return row_labels(scored.experience, picked) if config.takes_soft_labels and of_dataset else None
+        case "votes" if of_dataset:
+            return row_labels(scored.experience, picked)
         case "margin":
             preference = by_margin(scores, config.label_temperature)
         case "votes":
@@ -49,6 +58,24 @@ def soft_labels(scored: ScoredBatch, scores: Floats, picked: Index, config: DpoC
     if config.loss_type == "sppo":
         return win_rates(preference, picked, scored.experience).astype(np.float32)
     return preference(picked, picked.reshape(-1, 2)[:, ::-1].reshape(-1)).astype(np.float32)
+
+
+def row_labels(experience: Experience, picked: Index) -> Floats | None:
+    """Return the labels of a dataset's pairs from the votes of their rows: [2P]. None: no row has votes.
+
+    A row without votes has the labels 1 and 0. The votes are for the first completion of the row, its chosen one.
+
+    Args:
+        picked: completions of the pairs, chosen and rejected in turn: [2P].
+    """
+    groups = experience.group_of[picked[::2]]
+    shares = [share_of_votes(experience.prompts[group].columns) for group in groups]
+    if all(share is None for share in shares):
+        return None
+    first = np.array([1.0 if share is None else share for share in shares])
+    is_first = picked[::2] == experience.group_offsets[:-1][groups]  # a length penalty may choose the other one
+    chosen = np.where(is_first | [share is None for share in shares], first, 1 - first)
+    return np.stack([chosen, 1 - chosen], axis=1).reshape(-1).astype(np.float32)
 
 
 def by_margin(scores: Floats, temperature: float) -> Preference:

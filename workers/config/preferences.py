@@ -56,9 +56,10 @@ class DpoConfig(Sampled, FromDataset):
     margin_weight: NonNegative = 0.0  # weight of the pair's score margin in the margin that the loss asks for
     simpo_gamma: NonNegative = 0.5  # target reward margin of SimPO (arXiv 2405.14734)
     # probability that the chosen completion is preferred, in place of 1; margin: by the Bradley–Terry model of the
-    # pair's scores; votes: share of the rewards, by weight, that prefer it; win_rate: the score, of a pairwise reward
-    # (for sppo); None: 1
-    soft_labels: Literal["margin", "votes", "win_rate"] | None = None
+    # pair's scores; votes: share of the rewards, by weight, that prefer it, or of the annotators in the column `votes`
+    # of a dataset; win_rate: the score, of a pairwise reward (for sppo); hard: 1; None: votes where a row of a dataset
+    # has them and the loss takes labels, else 1
+    soft_labels: Literal["margin", "votes", "win_rate", "hard"] | None = None
     # score difference at which a completion is preferred with probability σ(1) = 0.73; for soft_labels margin
     label_temperature: Positive = 1.0
     # weight of log π of a pair's completions, which are samples of the reference: XPO's exploration bonus (arXiv
@@ -91,6 +92,11 @@ class DpoConfig(Sampled, FromDataset):
     @property
     def needs_reference(self) -> bool:
         return self.loss_type != "simpo"
+
+    @property
+    def takes_soft_labels(self) -> bool:
+        """Return True if the loss can be given labels other than 1 and 0."""
+        return "soft_labels" in LOSS_ARGUMENTS[self.loss_type] and not self.dpop_lambda
 
     @property
     def keeps_groups(self) -> bool:

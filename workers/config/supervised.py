@@ -41,6 +41,9 @@ class RewardModelConfig(FromDataset):
     center_rewards_coefficient: NonNegative = 0.0
     # weight of the row's `margin` (1 where it has none) as the score difference asked for (arXiv 2307.09288)
     margin_weight: NonNegative = 0.0
+    # probability that the chosen completion is preferred; votes: share of the annotators in the column `votes`, 1 for a
+    # row without it; hard: 1
+    soft_labels: Literal["votes", "hard"] = "votes"
 
 
 class RejectionSamplingConfig(Sampled):

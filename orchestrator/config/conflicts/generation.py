@@ -35,6 +35,12 @@ def generation(config: RunConfig) -> Iterator[Conflict]:
             why="the parts of a data set are not uploaded to object storage",
             fix="remove storage, and set output_dir to storage that every machine sees",
         )
+    if config.data.shares("prompts") is not None:
+        yield Conflict(
+            keys=("data.prompts", "algorithm.type"),
+            why="generate samples every prompt once, and weights say how often the prompts of a source are sampled",
+            fix="remove weight, or take fewer prompts with max_rows",
+        )
     if config.reward:
         return
     given = {

@@ -105,7 +105,7 @@ def pairs(config: RunConfig) -> Iterator[Conflict]:
                 why=f"{name} has no effect with {other} {getattr(settings, other)}",
                 fix=f"remove {name}, or set {other} to {value}",
             )
-    if settings.gold == "chosen" and config.algorithm.soft_labels is not None:
+    if settings.gold == "chosen" and config.algorithm.soft_labels not in (None, "hard"):
         yield Conflict(
             keys=("algorithm.pairs.gold", "algorithm.soft_labels"),
             why="the gold answer is preferred whatever the scores, and soft labels are made of scores",

@@ -26,17 +26,11 @@ def soft_labels(config: RunConfig) -> Iterator[Conflict]:
             why="label_temperature divides the score margin of soft labels, and there is none",
             fix="remove label_temperature, or set soft_labels to margin",
         )
-    if algorithm.soft_labels is not None and algorithm.dpop_lambda:
+    if algorithm.soft_labels not in (None, "hard") and algorithm.dpop_lambda:
         yield Conflict(
             keys=("algorithm.soft_labels", "algorithm.dpop_lambda"),
             why="dpop_lambda protects the chosen completion, and a soft label says that it may be the rejected one",
             fix="remove soft_labels or dpop_lambda",
-        )
-    if algorithm.soft_labels == "votes" and config.data.prompts is None:
-        yield Conflict(
-            keys=("algorithm.soft_labels", "data.dataset"),
-            why="the completions of a dataset are not scored, so nobody votes",
-            fix="set soft_labels to margin, or give data.prompts instead",
         )
 
 

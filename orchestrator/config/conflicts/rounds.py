@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.config.conflicts.conflict import Conflict
 from orchestrator.config.rounds import SECTIONS, RoundsConfig
-from orchestrator.data.sources import label
 from workers.config import DpoConfig
 
 if TYPE_CHECKING:
@@ -113,16 +111,6 @@ def _files_of_rounds(config: RunConfig) -> Iterator[Conflict]:
             keys=("data.prompts", "algorithm.max_steps"),
             why=f"{len(files)} files for {count} rounds: the last ones would never be used",
             fix=f"give at most {count} files, or raise algorithm.max_steps",
-        )
-
-
-def names_of_files(config: RunConfig) -> Iterator[Conflict]:
-    names = Counter(label(source) for source in config.data.prompt_sources)
-    if repeated := [name for name, count in names.items() if count > 1]:
-        yield Conflict(
-            keys=("data.prompts",),
-            why=f"{repeated[0]} is the name of two files, and prompts are told apart by file name and row",
-            fix="rename one of them, or name each file once",
         )
 
 

@@ -235,10 +235,39 @@ CASES = (
             "evaluation": "{every: 5}",
             "model": "{path: ./model, lora: {}}",
             "storage": "s3://bucket/runs",
+            "data": "{prompts: [{path: ./prompts.jsonl, weight: 1.0}]}",
         },
     ),
     Case("generation-with-a-learning-rate", {"algorithm": "{type: generate, learning_rate: 1.0e-5}"}),
     Case("generation-by-a-bad-pattern", {"algorithm": "{type: generate, filters: {pattern: '(['}}"}),
+    Case(
+        "sources-with-wrong-keys",
+        {**OFFLINE_DPO, "data": "{dataset: [{path: ./pairs.jsonl, weigth: 0.7, max_rows: 0, objective: a/b}, 3]}"},
+    ),
+    Case(
+        "weights-of-some-sources",
+        {
+            **OFFLINE_DPO,
+            "data": "{dataset: [{path: ./pairs.jsonl, weight: 0.7}, ./demos.jsonl, ./x/demos.jsonl], "
+            "eval_dataset: [{path: ./pairs.jsonl, weight: 1.0}]}",
+            "evaluation": "{every: 2}",
+        },
+    ),
+    Case(
+        "weights-of-prompts-that-are-chosen-otherwise",
+        {
+            "algorithm": ROUNDS,
+            "data": "{prompts: [{path: ./prompts.jsonl, weight: 0.7}], dataset: [{path: ./pairs.jsonl, weight: 1.0}]}",
+            "rounds": "{prompts: fixed, prompts_per_step: [4], mix: {dataset: 0.5}}",
+        },
+    ),
+    Case(
+        "weights-with-dynamic-sampling",
+        {
+            "algorithm": f"{{{GRPO}, dynamic_sampling: true}}",
+            "data": "{prompts: [{path: ./prompts.jsonl, weight: 1.0}]}",
+        },
+    ),
     Case("export-without-rounds", {"export": "{round: best}"}),
     Case("export-best-without-evaluation", {"algorithm": "{type: dpo, max_steps: 3}", "export": "{round: best}"}),
     Case(

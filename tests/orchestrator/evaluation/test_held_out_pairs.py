@@ -20,9 +20,17 @@ from workers.types import Example, Prompt
 LN3, LN9 = math.log(3), math.log(9)
 
 
-def margins(values: Sequence[float], sources: Sequence[str | None] | None = None) -> PairMargins:
+Names = Sequence[str | None] | None
+
+
+def margins(values: Sequence[float], sources: Names = None, objectives: Names = None) -> PairMargins:
     count = len(values)
-    return PairMargins(groups=np.arange(count), values=np.float32(values), sources=tuple(sources or [None] * count))
+    return PairMargins(
+        groups=np.arange(count),
+        values=np.float32(values),
+        sources=tuple(sources or [None] * count),
+        objectives=tuple(objectives or [None] * count),
+    )
 
 
 def test_accuracy_and_margin_by_source() -> None:
@@ -34,6 +42,18 @@ def test_accuracy_and_margin_by_source() -> None:
         "eval/margin": 1.0,
         "eval/accuracy/book": 0.0,
         "eval/accuracy/web": 1.0,
+    }
+
+
+def test_accuracy_and_margin_by_objective() -> None:
+    metrics = pair_metrics(margins([2.0, -1.0, 0.0, 3.0], objectives=["safety", "help", None, "safety"]))
+    assert {name: value for name, value in metrics.items() if name.count("/") == 2} == {
+        "eval/safety/pairs": 2,
+        "eval/safety/accuracy": 1.0,
+        "eval/safety/margin": 2.5,
+        "eval/help/pairs": 1,
+        "eval/help/accuracy": 0.0,
+        "eval/help/margin": -1.0,
     }
 
 

@@ -148,7 +148,7 @@ def test_the_prompts_of_several_files_are_one_set(recipe_dir: RecipeDir, capsys:
     recipe_dir.recipe({"data": TWO_FILES})
     assert notes(capsys) == []
     material = Material.read(load("recipe.yaml").stages[0])
-    assert material.files == (8, 5)
+    assert material.sizes("prompts") == (8, 5)
     assert [prompt.id for prompt in material.prompts[7:9]] == ["prompts.jsonl:8", "more.jsonl:1"]
     assert {tuple(prompt.columns) for prompt in material.prompts} == {("solution", "level")}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,3 +73,22 @@ def test_the_gradient_is_that_of_finite_differences(micro_batch: Callable[..., M
 def test_single_completions_are_refused(micro_batch: Callable[..., MicroBatch]) -> None:
     with pytest.raises(AssertionError, match="chosen and a rejected"):
         loss(torch.zeros(2), micro_batch([[1], [1]], margins=[1.0, 1.0]), config())
+
+
+def test_votes_are_labels(scored: Callable[..., ScoredBatch], micro_batch: Callable[..., MicroBatch]) -> None:
+    made = scored([[1, 1], [1, 1]], rewards=[1, 0, 1, 0])
+    first, second = made.experience.prompts
+    prompts = (replace(first, columns={"votes": {"for": 3, "against": 1, "tie": 0}}), second)
+    rows = replace(made, experience=replace(made.experience, prompts=prompts))
+    batch, _ = prepare(rows, config())
+    assert batch.soft_labels is not None
+    assert batch.soft_labels.tolist() == [0.75, 0.25, 1, 0]
+    assert prepare(rows, config(soft_labels="hard"))[0].soft_labels is None
+
+    # −¾ log σ(log 3) − ¼ log σ(−log 3) = −¾ log ¾ − ¼ log ¼, which is least where σ(d) is the share of the votes.
+    scores = torch.tensor([LN3, 0.0], requires_grad=True)
+    value, _ = loss(scores, micro_batch([[1, 1]], margins=[1.0], soft_labels=[0.75, 0.25]), config())
+    assert value.item() == pytest.approx(-(3 * math.log(3 / 4) + math.log(1 / 4)) / 4)
+    value.backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([0, 0], abs=1e-6)

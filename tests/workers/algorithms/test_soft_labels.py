@@ -66,7 +66,7 @@ def test_nobody_votes() -> None:
 
 def test_votes_need_scorers(scored: MakeScored) -> None:
     with pytest.raises(AssertionError, match="no scorers"):
-        labels_of(scored([[1, 2]], rewards=[1, 0], reference=[0] * 3), soft_labels="votes")
+        labels_of(scored([[1, 2]], rewards=[1, 0], reference=[0] * 3, logprobs=[0] * 3), soft_labels="votes")
 
 
 def test_win_rates_of_sppo_are_against_the_rest_of_the_group(scored: MakeScored) -> None:
@@ -105,3 +105,46 @@ def test_votes_count_by_weight() -> None:
 def test_win_rates_of_a_pairwise_reward_are_the_labels_of_sppo(scored: MakeScored) -> None:
     given = scored([[1, 1, 1], [1, 1]], rewards=[0.9, 0.2, 0.4, 0.75, 0.25], reference=[0] * 5)
     assert labels_of(given, loss_type="sppo", soft_labels="win_rate") == pytest.approx([0.9, 0.2, 0.75, 0.25])
+
+
+# ------------------------------------------------------------------------------------------------ votes of a dataset
+
+
+def voted(scored: MakeScored, *votes: Any) -> ScoredBatch:
+    """Return a dataset's pairs, a row each, with their column `votes`."""
+    made = scored([[1, 2]] * len(votes), rewards=[1, 0] * len(votes), reference=[0] * 3 * len(votes))
+    prompts = tuple(replace(p, columns={"votes": v}) for p, v in zip(made.experience.prompts, votes, strict=True))
+    return replace(made, experience=replace(made.experience, prompts=prompts))
+
+
+UNANIMOUS, DIVIDED = {"for": 3, "against": 0, "tie": 0}, {"for": 2, "against": 1, "tie": 1}
+
+
+def test_votes_of_a_row_are_its_labels_by_default(scored: MakeScored) -> None:
+    rows = voted(scored, UNANIMOUS, DIVIDED, None)
+    expected = [1, 0, 2.5 / 4, 1.5 / 4, 1, 0]
+    assert labels_of(rows) == expected
+    assert labels_of(rows, soft_labels="votes") == expected
+    assert labels_of(rows, soft_labels="hard") is None
+    assert labels_of(rows, soft_labels="margin") == pytest.approx([sigmoid(1), sigmoid(-1)] * 3)
+    assert labels_of(rows, loss_type="robust") is None, "the loss takes no labels"
+    assert labels_of(rows, dpop_lambda=1.0) is None, "the penalty is of a completion that is certainly preferred"
+
+
+def test_rows_without_votes_have_no_labels(scored: MakeScored) -> None:
+    assert labels_of(voted(scored, None, 7, {"yes": 3})) is None
+    assert labels_of(voted(scored, None), soft_labels="votes") is None
+
+
+def test_votes_change_sides_with_the_completion_they_are_for(scored: MakeScored) -> None:
+    """Choose the second completion, as a length penalty can: the votes for the first one are against it."""
+    made = scored([[2, 1]], rewards=[1, 0.5], reference=[0] * 3)
+    (prompt,) = made.experience.prompts
+    row = replace(made.experience, prompts=(replace(prompt, columns={"votes": {"for": 3, "against": 1}}),))
+    # A penalty of 1 per token: 1 − 2 < 0.5 − 1, so that the second completion is chosen.
+    assert labels_of(replace(made, experience=row), pairs={"length_penalty": 1.0}) == [0.25, 0.75]
+
+
+def test_samples_are_not_labelled_by_a_column_of_their_prompt(scored: MakeScored) -> None:
+    rows = voted(scored, DIVIDED)
+    assert labels_of(replace(rows, by_scorer={"a": np.float32([1, 0])})) is None
