@@ -6,12 +6,14 @@ import contextlib
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import cpu_run
+import pyarrow.parquet as parquet
 import pytest
-from judge_endpoint import Answer, Endpoint, endpoint, score, shown
+from judge_endpoint import Answer, Endpoint, endpoint, score, shown, verdict
 
 from orchestrator.config import RunConfig
 from orchestrator.driver.driver import run_attempts
@@ -28,9 +30,23 @@ def graded(body: dict[str, Any], _: int) -> Answer:
     return 200, score(1 + min(9, shown(body)["answer"].count("a")))
 
 
-def config(task: Path, output: Path, server: Endpoint, *, algorithm: str = "grpo", **changes: Any) -> RunConfig:
+def config(
+    task: Path, output: Path, server: Endpoint, *, of: str = "grpo", compare: bool = False, **changes: Any
+) -> RunConfig:
     judge = {"type": "judge", "url": server.url, "model": "gold", "timeout_s": 5.0, "max_retries": 8}
-    return cpu_run.config(task, output, algorithm, reward=[judge], **changes)
+    return cpu_run.config(task, output, of, reward=[{**judge, "compare": compare}], **changes)
+
+
+def more_letters_a(body: dict[str, Any], _: int) -> Answer:
+    """Reply as a judge that is sure of a difference of two letters a, unsure of one, and else follows the order."""
+    first, second = (shown(body)[name].count("a") for name in ("answer_a", "answer_b"))
+    gap = first - second
+    return 200, verdict("A" if gap > 1 or gap == 0 else "tie" if gap == 1 else "B")
+
+
+def letters_a(text: str) -> int:
+    """Count the letters a of a completion outside of special tokens, which the judge is not shown."""
+    return re.sub("<[a-z]+>", "", text).count("a")
 
 
 def run(settings: RunConfig, directory: RunDirectory | None = None) -> RunDirectory:
@@ -48,11 +64,29 @@ def rows(directory: RunDirectory) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo", "iterative-dpo-updates"])
 def test_a_judge_is_the_reward_of_every_method(task: Path, tmp_path: Path, algorithm: str) -> None:
     with endpoint(graded) as server:
-        directory = run(config(task, tmp_path, server, algorithm=algorithm))
+        directory = run(config(task, tmp_path, server, of=algorithm))
         asked = len(server.requests)
     assert directory.is_complete
     assert sum(row["rewards/judge/requests"] for row in rows(directory)) == asked > 0
     assert all(row["rewards/judge/failed"] == 0 for row in rows(directory))
+
+
+@pytest.mark.parametrize(("min_margin", "least_gap"), [(0.5, 2), (0.0, 1)], ids=["in-both-orders", "not-against"])
+def test_a_judge_labels_pairs_of_two_samples(task: Path, tmp_path: Path, min_margin: float, least_gap: int) -> None:
+    """Check that a pair is what both orders agree on, or with min_margin 0 what neither contradicts."""
+    pairs = {"min_margin": min_margin, "near_duplicate": None, "truncated_chosen": True}
+    sampled = {**cpu_run.ALGORITHMS["iterative-dpo-updates"], "num_generations": 2, "prompts_per_step": 16}
+    algorithm = {**sampled, "pairs": pairs}
+    with endpoint(more_letters_a) as server:
+        directory = run(config(task, tmp_path, server, of="iterative-dpo-updates", compare=True, algorithm=algorithm))
+    asked = {tuple(shown(body).values()) for body in server.requests}
+    assert all((prompt, second, first) in asked for prompt, first, second in asked), "each two in both orders"
+    gaps = []
+    for path in sorted(directory.path.glob("rounds/*/pairs.parquet")):
+        rows = parquet.read_table(path).to_pylist()
+        gaps += [letters_a(row["chosen"]) - letters_a(row["rejected"]) for row in rows]
+    assert len(gaps) >= 2
+    assert min(gaps) == least_gap
 
 
 def test_a_misbehaving_judge_loses_nothing(task: Path, tmp_path: Path) -> None:
