@@ -41,6 +41,10 @@ class EndpointRefusedError(Exception):
         super().__init__(why)
 
 
+class BudgetSpentError(EndpointRefusedError):
+    """The budget of the client is used up, so that no question is asked any more."""
+
+
 class NoAnswerError(Exception):
     """A reply without an answer, or no reply. A retry may help. `after_s`: the wait that the endpoint asks for."""
 
@@ -75,6 +79,10 @@ class Usage:
     def tokens(self) -> int:
         return self.tokens_in + self.tokens_out
 
+    def cost(self, price: tuple[float, float]) -> float:
+        """Return the dollars that the tokens cost. `price`: dollars per million tokens read, and written."""
+        return (price[0] * self.tokens_in + price[1] * self.tokens_out) / 1e6
+
 
 class ChatEndpoint:
     """Client of one endpoint. `key` is sent as a bearer token; it appears in no message or file."""
@@ -84,17 +92,15 @@ class ChatEndpoint:
         config: EndpointConfig,
         key: str | None,
         *,
-        cache: Path | None = None,
         seed: int = 0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Prepare the client; no request is made.
+        """Prepare the client; no request is made. `seed`: of the jitter of waits.
 
-        Args:
-            cache: directory of the answers that were paid for, which processes may share; None: none.
-            seed: of the jitter of waits.
+        Processes may share the directory of the answers, `cache` of the settings. Each has a budget of its own.
         """
-        self._config, self._key, self._cache, self._sleep = config, key, cache, sleep
+        self._config, self._key, self._sleep = config, key, sleep
+        self._cache = None if config.cache is None else Path(config.cache).expanduser()
         self._random = random.Random(seed)
         self._client, self._headers = _client(config, key)
         self._lock = threading.Lock()  # guards what follows
@@ -118,6 +124,7 @@ class ChatEndpoint:
 
         Raises:
             EndpointRefusedError: the endpoint refuses, such as a wrong key or model.
+            BudgetSpentError: the budget is used up. Answers that were paid for are in the cache.
         """
         with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint") as pool:
             texts = [json.dumps(question, ensure_ascii=False) for question in questions]
@@ -188,7 +195,7 @@ class ChatEndpoint:
         """
         import openai
 
-        self._count(requests=1)
+        self._spend()
         create = self._client.chat.completions.with_streaming_response.create
         try:
             with create(**body, extra_headers=self._headers) as response:
@@ -222,6 +229,18 @@ class ChatEndpoint:
             raise NoAnswerError("the reply has no text")
         self._count(tokens_in=total - out, tokens_out=out)
         return text
+
+    def _spend(self) -> None:
+        """Count a request. Raises BudgetSpentError if none is left; what is under way may exceed `max_cost`."""
+        config = self._config
+        with self._lock:
+            used = Usage(**self._counts)
+            cost = used.cost(config.price)
+            if config.max_requests is not None and used.requests >= config.max_requests:
+                raise BudgetSpentError(f"the budget is used up after {used.requests:,} requests", "raise max_requests")
+            if config.max_cost is not None and cost >= config.max_cost:
+                raise BudgetSpentError(f"the budget is used up after {cost:.2f} dollars", "raise max_cost")
+            self._counts["requests"] += 1
 
     def _count(self, **more: int) -> None:
         with self._lock:

@@ -11,8 +11,10 @@ import datetime
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,18 @@ from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, JudgeFailed, Problem, Problems
 from orchestrator.evaluation import figures
-from orchestrator.evaluation.answers import AnswerSet, Log, LogProbs, answer_prompts, cluster_for, log_probs, to_rows
-from orchestrator.evaluation.judge import Judge, Judgements
+from orchestrator.evaluation.answers import (
+    AnswerSet,
+    Log,
+    LogProbs,
+    answer_prompts,
+    cluster_for,
+    log_probs,
+    to_rows,
+    usage,
+)
+from orchestrator.evaluation.gangs import with_judges
+from orchestrator.evaluation.judge import Judge, Judgements, with_cache
 from orchestrator.evaluation.models import ModelRef, model_ref, weights
 from orchestrator.evaluation.result import EVALUATION, SAMPLES, Result, write_result
 from orchestrator.evaluation.rows import Row, select, write_rows
@@ -112,7 +124,7 @@ def evaluate(
     judgements, failure = None, None
     if config.judge is not None and AGAINST in answers:
         try:
-            rows, judgements = run_judge(config.judge, key, rows, config.seed, log)
+            rows, judgements = run_judge(with_cache(config.judge, output), key, rows, config.seed, log)
             write_rows(output / SAMPLES, rows)
         except JudgeFailed as error:
             failure = error
@@ -207,10 +219,11 @@ def _measure(
     start_cluster: Callable[..., Cluster],
 ) -> tuple[dict[str, list[AnswerSet]], LogProbs | None]:
     with cluster_for(suite, output, log, start_cluster) as cluster:
-        answers = {}
+        answers: dict[str, list[AnswerSet]] = {}
         for name, model in models.model_refs.items():
             log(f"{model.name}: generating answers to {', '.join(f'{len(p)} {key}' for key, p in prompts.items())}")
-            answers[name] = answer_prompts(cluster, suite, model.path, prompts)
+            used = [usage(chain(*answers.values()), i) for i in range(len(suite.reward))]
+            answers[name] = answer_prompts(cluster, with_judges(suite, output, used), model.path, prompts)
         completions = _comparable(models, answers)
         if not completions:
             return answers, None
@@ -302,8 +315,12 @@ def _cost(
         cost |= {"scored_tokens": float(logps.num_tokens), "scoring_seconds": logps.seconds}
     if judgements is not None:
         counts = asdict(judgements)
-        cost |= {f"judge_{name}": float(counts[name]) for name in ("num_requests", "num_failed", "tokens")}
-    return cost
+        names = ("num_requests", "num_cached", "num_failed", "tokens", "cost")
+        cost |= {f"judge_{name}": float(counts[name]) for name in names}
+    used = Counter[str]()
+    for part in parts:
+        used.update({} if part.scores is None else part.scores.usage)
+    return cost | {f"rewards/{name}": number for name, number in used.items()}
 
 
 def _digest(config: SuiteConfig) -> str:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.errors import JudgeFailed, Problem, redact
 from orchestrator.evaluation.suite import JudgeConfig
-from workers.chat_endpoint import ChatEndpoint, EndpointRefusedError
+from workers.chat_endpoint import BudgetSpentError, ChatEndpoint, EndpointRefusedError
+from workers.config.endpoint import EndpointConfig
 from workers.judging import Pair, compare
+
+CACHE = "judge_cache"
+Endpoint = TypeVar("Endpoint", bound=EndpointConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +28,18 @@ class Judgements:
     num_requests: int  # including retries
     num_failed: int  # pairs without a verdict
     tokens: int  # read and written, as reported by the endpoint
+    num_cached: int = 0  # questions that were answered before
+    cost: float = 0.0  # dollars, by the prices of the settings
+
+
+def with_cache(config: Endpoint, output: Path) -> Endpoint:
+    """Return settings of an endpoint with a directory of its answers: beside `output`, if they have none.
+
+    A result is never overwritten, so that the next evaluation has another directory beside the same answers.
+    """
+    if config.cache is not None:
+        return config
+    return config.model_copy(update={"cache": str(output.absolute().parent / CACHE)})
 
 
 class Judge:
@@ -43,8 +61,10 @@ class Judge:
         try:
             outcomes = compare(self._endpoint, pairs, instructions=config.instructions, both_orders=config.both_orders)
         except EndpointRefusedError as error:
-            what = "the endpoint refuses the request"
-            raise JudgeFailed(Problem(what=what, where=where, why=redact(str(error)), fix=error.fix)) from None
+            is_spent = isinstance(error, BudgetSpentError)
+            what = "the budget of the judge is used up" if is_spent else "the endpoint refuses the request"
+            fix = f"{error.fix}; no verdict is paid twice" if is_spent else error.fix
+            raise JudgeFailed(Problem(what=what, where=where, why=redact(str(error)), fix=fix)) from None
         num_failed = sum(not pair for pair in outcomes)
         if num_failed > config.max_failures * len(pairs):
             raise JudgeFailed(
@@ -57,5 +77,10 @@ class Judge:
             )
         usage = self._endpoint.usage
         return Judgements(
-            outcomes=tuple(outcomes), num_requests=usage.requests, num_failed=num_failed, tokens=usage.tokens
+            outcomes=tuple(outcomes),
+            num_requests=usage.requests,
+            num_failed=num_failed,
+            tokens=usage.tokens,
+            num_cached=usage.cached,
+            cost=usage.cost(config.price),
         )

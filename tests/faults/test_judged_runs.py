@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import cpu_run
+import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 from judge_endpoint import Answer, Endpoint, endpoint, score, shown, verdict
 
+from orchestrator.compare.runs import compare_runs
 from orchestrator.config import RunConfig
 from orchestrator.driver.driver import run_attempts
 from orchestrator.driver.resume_overrides import apply_overrides
@@ -87,6 +89,33 @@ def test_a_judge_labels_pairs_of_two_samples(task: Path, tmp_path: Path, min_mar
         gaps += [letters_a(row["chosen"]) - letters_a(row["rejected"]) for row in rows]
     assert len(gaps) >= 2
     assert min(gaps) == least_gap
+
+
+def test_a_judge_decides_a_comparison(task: Path, tmp_path: Path) -> None:
+    """Check that win rates are by the grades of held-out answers, and that a common cache pays the base's once."""
+    evaluated = {
+        "data": {"prompts": str(task / "prompts.jsonl"), "eval_prompts": str(task / "heldout.jsonl")},
+        "evaluation": {"every": 1, "num_samples": 2},
+        "samples_per_step": 1,
+    }
+    with endpoint(graded) as server:
+        judge = {"type": "judge", "url": server.url, "model": "gold", "weight": 0.0, "cache": str(tmp_path / "cache")}
+        reward = [{"type": "function", "function": f"{cpu_run.REWARD}:letters_a"}, judge]
+        directories = [
+            run(cpu_run.config(task, tmp_path, algorithm, name=algorithm, reward=reward, **evaluated))
+            for algorithm in ("grpo", "ppo")
+        ]
+        asked = [shown(body) for body in server.requests]
+    assert len(asked) == len({(question["prompt"], question["answer"]) for question in asked})
+    outcome = compare_runs(directories, gold="judge", output=tmp_path / "comparison")
+    runs = outcome.answers[0].runs
+    assert runs.gold == "judge"
+    assert runs.gold_trained_on == ()
+    for curve, directory in zip(runs.curves, directories, strict=True):
+        last = directory.path / "evaluations" / f"step-{curve.evals[-1].step}.parquet"
+        rows = [row for row in parquet.read_table(last).to_pylist() if row["mode"] == runs.mode]
+        assert curve.evals[-1].gold.mean() == pytest.approx(np.mean([row["scores"]["judge"] for row in rows]))
+        assert len({row["scores"]["judge"] for row in rows}) > 1
 
 
 def test_a_misbehaving_judge_loses_nothing(task: Path, tmp_path: Path) -> None:

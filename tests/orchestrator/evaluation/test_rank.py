@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from judge_endpoint import Answer, endpoint, longer, score, shown
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
@@ -135,6 +136,54 @@ def test_samples_are_ranked_by_a_reward_model(task: Path, tmp_path: Path) -> Non
         assert scores[0] == pytest.approx(expected, abs=1e-4)
     assert (summary["reference"], summary["gold"]["name"]) == (None, LETTERS_A)
     assert summary["by"][by]["cost"]["scored_tokens"] > 0
+
+
+def test_a_judge_ranks_and_another_one_is_the_gold_score(task: Path, tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _: int) -> Answer:
+        """Prefer the longer answer, and grade by letters a."""
+        if "answer_a" in shown(body):
+            return longer(body, 0)
+        return 200, score(min(10, 1 + shown(body)["answer"].count("a")))
+
+    with endpoint(answer) as server:
+        written = f"url: {server.url}\nmodel: gold\nprice: [1.0, 1.0]\n"
+        (tmp_path / "longer.yaml").write_text(f"{written}compare: true\nopponents: null\n")
+        (tmp_path / "letters.yaml").write_text(written)
+        by, gold = f"judge={tmp_path / 'longer.yaml'}", f"judge={tmp_path / 'letters.yaml'}"
+        prompts = str(task / "prompts.jsonl")
+        given = spec(str(task / "other"), prompts, by=[by, "policy"], gold=gold, n=4, overrides=SMALL)
+        found, lines, summary = ranked(given, tmp_path / "out")
+        asked = len(server.requests)
+        again, _, _ = ranked(given, tmp_path / "again")
+        assert len(server.requests) == asked, "no verdict is paid twice"
+    for line in lines:
+        lengths = [len(completion["completion"]) for completion in line["completions"]]
+        assert lengths == sorted(lengths, reverse=True)
+        for completion in line["completions"]:
+            assert completion["gold"] == pytest.approx(min(9, completion["completion"].count("a")) / 9)
+    cost = summary["by"][by]["cost"]
+    assert 0 < cost["judge_requests"] < asked
+    assert cost["judge_cost"] == pytest.approx(cost["judge_requests"] * 7 / 1e6)
+    assert "judge_requests" not in summary["by"]["policy"]["cost"]
+    assert (
+        f"the gold score took {asked - cost['judge_requests']:.0f} requests to its judge, 0.00 dollars" in found.notes
+    )
+    assert again.by[by].cost["judge_requests"] == 0
+    out = io.StringIO()
+    show(found, out)
+    assert f"{cost['judge_requests']:,.0f} requests to the judge, 0.00 dollars" in out.getvalue()
+
+
+def test_the_file_of_a_judge_is_checked(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "judge.yaml").write_text("url: http://judge.example/v1\nmodle: gold\nmax_cost: 5\napi_key_env: KEY\n")
+    with pytest.raises(BadInput) as refused:
+        spec(str(task / "model"), str(task / "prompts.jsonl"), by=[f"judge={tmp_path / 'judge.yaml'}"])
+    assert f"{tmp_path / 'judge.yaml'}:2: modle = gold" in str(refused.value)
+    (tmp_path / "judge.yaml").write_text("url: http://judge.example/v1\nmodel: gold\nmax_cost: 5\napi_key_env: KEY\n")
+    with pytest.raises(BadInput) as refused:
+        spec(str(task / "model"), str(task / "prompts.jsonl"), gold=f"judge={tmp_path / 'judge.yaml'}")
+    assert "the key would be sent over the network unencrypted" in str(refused.value)
+    assert "judge.yaml:3: max_cost = 5\n  why: without prices nothing costs anything" in str(refused.value)
 
 
 def test_the_gold_score_of_a_run_is_its_reward(task: Path, finished_run: Path, tmp_path: Path) -> None:
