@@ -25,6 +25,7 @@ from orchestrator.cli import (
     entry,
     evaluate,
     jobs,
+    judge,
     ledger,
     looks,
     metrics,
@@ -182,7 +183,22 @@ def resume(
     return resume_run(directory.path, overrides or ())
 
 
-for module in (submit, render, jobs, looks, entry, ledger, plan, advise, evaluate, report, compare, rounds, metrics):
+for module in (
+    submit,
+    render,
+    jobs,
+    looks,
+    entry,
+    ledger,
+    plan,
+    advise,
+    evaluate,
+    judge,
+    report,
+    compare,
+    rounds,
+    metrics,
+):
     module.add_to(app)
 
 

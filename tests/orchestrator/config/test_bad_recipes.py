@@ -196,7 +196,7 @@ CASES = (
     Case("normalised-rewards-of-a-dataset", {**OFFLINE_DPO, "reward_normalize": "group"}),
     Case(
         "judge-with-a-budget-of-an-evaluation",
-        {"reward": "[{type: judge, url: 'http://localhost:8000/v1', model: m, price: [1.0, 1.0], max_requests: 9, max_cost: 1.5}]"},
+        {"reward": "[{type: judge, url: 'http://a.b/v1', model: m, price: [1, 1], max_requests: 9, max_cost: 5}]"},
     ),
     Case(
         "judge-whose-key-is-sent-in-the-clear",

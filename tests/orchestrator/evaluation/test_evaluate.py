@@ -249,6 +249,22 @@ def test_no_verdict_of_an_evaluation_is_paid_twice(task: Path, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "judge_cache", "second"]
 
 
+def test_the_judge_is_compared_with_labels(task: Path, tmp_path: Path) -> None:
+    """Check that no second model is needed for it. The labels prefer `aa` to `bcd`, and the judge the longer one."""
+    with endpoint(longer) as server:
+        judge = {"url": server.url, "model": "gold"}
+        given = suite(task, judge=judge, preferences=str(task / "pairs.jsonl"))
+        found, _ = run(given, spec(str(task / "other")), tmp_path / "out")
+        assert found.cost["judge_num_requests"] == len(server.requests) == 2 * 5
+    assert (found.agreement["accuracy"].value, found.agreement["accuracy"].num_prompts) == (0, 5)
+    assert found.agreement["kappa"].value == -1
+    assert found.win_rates == {}
+    assert any("the judge compares no completions" in remark for remark in found.remarks)
+    out = io.StringIO()
+    show(found, out)
+    assert "judge: WARNING: 5 prompts show nothing" in out.getvalue()
+
+
 def test_a_budget_of_an_evaluation_is_kept_to_the_request(task: Path, tmp_path: Path) -> None:
     """Check that the budget is of both models together, and that a larger one goes on where it ended."""
     models = spec(str(task / "other"), against=str(task / "model"))
