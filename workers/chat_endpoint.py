@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import threading
 import time
 import urllib.parse
@@ -29,6 +30,8 @@ from workers.config.endpoint import LOOPBACK, EndpointConfig
 from workers.files import durable
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+TOO_LONG = (400, 413)  # statuses of a question that does not fit, if their text says so; the next one may fit
+TOO_LONG_TEXT = re.compile(r"context[ _](length|window)|max_model_len|too (long|large)|longer than", re.IGNORECASE)
 MAX_REPLY_BYTES = 2**20
 MAX_WAIT_S = 60.0
 
@@ -46,10 +49,13 @@ class BudgetSpentError(EndpointRefusedError):
 
 
 class NoAnswerError(Exception):
-    """A reply without an answer, or no reply. A retry may help. `after_s`: the wait that the endpoint asks for."""
+    """A reply without an answer, or no reply.
 
-    def __init__(self, why: str, after_s: float | None = None) -> None:
-        self.after_s = after_s
+    `after_s`: the wait that the endpoint asks for. `is_final`: no retry can help with this question.
+    """
+
+    def __init__(self, why: str, after_s: float | None = None, *, is_final: bool = False) -> None:
+        self.after_s, self.is_final = after_s, is_final
         super().__init__(why)
 
 
@@ -172,6 +178,8 @@ class ChatEndpoint:
             except NoAnswerError as error:
                 with self._lock:
                     self.last_failure = str(error)
+                if error.is_final:
+                    break
                 if attempt < self._config.max_retries:
                     backoff = min(MAX_WAIT_S, 0.5 * 2**attempt) * self._random.uniform(0.5, 1)
                     self._sleep(backoff if error.after_s is None else min(MAX_WAIT_S, error.after_s))
@@ -212,6 +220,8 @@ class ChatEndpoint:
         if error.status_code in RETRIED:
             after = error.response.headers.get("Retry-After", "")
             raise NoAnswerError(text, float(after) if after.isdigit() else None)
+        if error.status_code in TOO_LONG and TOO_LONG_TEXT.search(content):
+            raise NoAnswerError(text, is_final=True)
         fixes = {401: "check the key", 403: "check the key", 404: "check url and model"}
         fix = fixes.get(error.status_code, "check that the endpoint supports the model and the structure")
         raise EndpointRefusedError(text, fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from orchestrator.evaluation.figures import Figure
+from orchestrator.evaluation.rank_figures import MIN_PROMPTS
 from orchestrator.monitor.figures import number
 
 MEANINGS: Mapping[str, str] = {
@@ -17,7 +18,6 @@ MEANINGS: Mapping[str, str] = {
     "longer": "prefers the longer completion",
     "longer/labels": "the labels prefer the longer completion",
 }
-MIN_PROMPTS = 20  # over fewer prompts, the bootstrap's interval is too narrow for a verdict
 
 
 def lines(agreement: Mapping[str, Figure]) -> Iterator[str]:

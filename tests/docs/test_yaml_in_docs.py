@@ -53,6 +53,8 @@ def test_yaml_examples_are_valid(block: Block, tmp_path: Path) -> None:
         read_judge(tmp_path / "judge.yaml")
     elif "prompts" in values:
         suite_of(values, ())
+    elif "stages" in values and all("model" in stage for stage in values["stages"]):
+        read(values, tmp_path)
     elif "stages" in values:
         for stage in values["stages"]:
             if "recipe" not in stage:

@@ -17,12 +17,13 @@ import pytest
 from judge_endpoint import Answer, Endpoint, endpoint, score, shown, verdict
 
 from orchestrator.compare.runs import compare_runs
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, load
 from orchestrator.driver.driver import run_attempts
 from orchestrator.driver.resume_overrides import apply_overrides
 from orchestrator.errors import Alarmed
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.signals import StopRequest
+from workers.config import PairwiseRewardConfig
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +90,32 @@ def test_a_judge_labels_pairs_of_two_samples(task: Path, tmp_path: Path, min_mar
         gaps += [letters_a(row["chosen"]) - letters_a(row["rejected"]) for row in rows]
     assert len(gaps) >= 2
     assert min(gaps) == least_gap
+
+
+def test_a_model_judges_its_own_samples(task: Path, tmp_path: Path) -> None:
+    """Check self-rewarding in two stages: in each, the model that samples is the one that compares the samples."""
+    sampled = {**cpu_run.ALGORITHMS["iterative-dpo"], "max_steps": 1, "prompts_per_step": 16}
+    judge = {"type": "pairwise", "dtype": "float32", "max_length": 32, "choices": ["a", "b"]}
+    judge["template"] = "{context}{response_a}>{response_b}>"
+    common = {
+        "output_dir": str(tmp_path / "runs"),
+        "data": {"prompts": str(task / "prompts.jsonl")},
+        "rollout": cpu_run.ROLLOUT,
+        "algorithm": sampled,
+    }
+    of_stage = ({"path": str(task / "model")}, {"from_stage": "first"})
+    stages = [
+        {**common, "name": name, "model": {**origin, "dtype": "float32"}, "reward": [{**judge, **origin}]}
+        for name, origin in zip(("first", "second"), of_stage, strict=True)
+    ]
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"stages": stages}))
+    first, second = load(tmp_path / "recipe.yaml").stages
+    assert isinstance(second.reward[0], PairwiseRewardConfig)
+    assert second.model.path == second.reward[0].path == str(first.directory / "model")
+    for stage in (first, second):
+        (row,) = rows(run(stage))
+        assert row["pairs/count"] > 4
+    assert cpu_run.outcome(second.directory)[0] != cpu_run.outcome(first.directory)[0]
 
 
 def test_a_judge_decides_a_comparison(task: Path, tmp_path: Path) -> None:

@@ -121,6 +121,23 @@ def test_too_many_failures_end_the_run() -> None:
         judge(server).score(completed(("a", "b")))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"error": {"message": "This model\'s maximum context length is 4096 tokens. However, you requested 5000"}}',
+        b'{"error": {"code": "context_length_exceeded"}}',
+        b'{"error": "the prompt is too long"}',
+    ],
+)
+def test_an_answer_that_is_too_long_for_the_judge_has_no_verdict(text: bytes) -> None:
+    """Check that it is asked once, and that the others get theirs."""
+    answer = lambda body, n: (400, text) if shown(body)["answer"] == "bb" else graded(body, n)  # noqa: E731
+    with endpoint(answer) as server:
+        scores = judge(server, max_failures=0.5).score(completed(("a", "bb", "ccc")))
+        assert len(server.requests) == 3
+    assert scores.tolist() == pytest.approx([0.0, 1 / 9, 2 / 9])
+
+
 def test_a_refusal_names_the_endpoint() -> None:
     refused = pytest.raises(RewardError, match=r"judge: http://127.* refuses: HTTP 404: no such model; check url")
     with endpoint(lambda body, _: (404, b"no such model")) as server, refused:
