@@ -38,7 +38,7 @@ Gold = Annotated[
         metavar="SCORER",
         help="Scorer that measures the chosen answers: reward_model=PATH, function=FILE.py:NAME, judge=FILE.yaml, "
         "math, code, json_schema, refusal, run (the reward of the run that produced MODEL) or none. Default: run, if "
-        "MODEL is a run and its reward can score the prompts.",
+        "MODEL is a run and its reward can score the prompts and asks no judge.",
         show_default=False,
     ),
 ]

@@ -215,6 +215,18 @@ def test_a_reward_of_the_run_that_cannot_score_the_prompts_is_a_note(
         ranked(spec(str(finished_run), prompts, gold="run"), tmp_path / "out")
 
 
+def test_a_judge_of_the_run_is_asked_only_on_request(task: Path, finished_run: Path) -> None:
+    resolved = finished_run / "resolved.json"
+    config = json.loads(resolved.read_text())
+    config["reward"] = [{"type": "judge", "url": "http://localhost:1/v1", "model": "gold"}]
+    resolved.write_text(json.dumps(config))
+    given = spec(str(finished_run), str(task / "prompts.jsonl"), n=2)
+    assert (given.gold, given.suite.reward) == (None, ())
+    assert "not used as the gold score: it asks a judge" in given.notes[0]
+    asked = spec(str(finished_run), str(task / "prompts.jsonl"), n=2, gold="run")
+    assert [reward.type for reward in asked.suite.reward] == ["judge"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
