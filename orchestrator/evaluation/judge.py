@@ -18,7 +18,7 @@ from workers.judging import Graded, Pair, compare, grade
 
 CACHE = "judge_cache"
 Endpoint = TypeVar("Endpoint", bound=EndpointConfig)
-Settings: TypeAlias = JudgeConfig | JudgeRewardConfig
+JudgeSettings: TypeAlias = JudgeConfig | JudgeRewardConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class Judge:
     """Client of one judge. `key` is sent as a bearer token; it appears in no message or result."""
 
     def __init__(
-        self, config: Settings, key: str | None, *, seed: int = 0, sleep: Callable[[float], None] = time.sleep
+        self, config: JudgeSettings, key: str | None, *, seed: int = 0, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._config = config
         self._endpoint = ChatEndpoint(config, key, seed=seed, sleep=sleep)

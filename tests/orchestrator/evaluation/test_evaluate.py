@@ -263,6 +263,10 @@ def test_the_judge_is_compared_with_labels(task: Path, tmp_path: Path) -> None:
     out = io.StringIO()
     show(found, out)
     assert "judge: WARNING: 5 prompts show nothing" in out.getvalue()
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    del written["agreement"]
+    (tmp_path / "out" / "evaluation.json").write_text(json.dumps(written))
+    assert read_result(tmp_path / "out").agreement == {}, "a result of an earlier version is read"
 
 
 def test_a_budget_of_an_evaluation_is_kept_to_the_request(task: Path, tmp_path: Path) -> None:
