@@ -83,7 +83,7 @@ def _members(session: int) -> list[psutil.Process]:
     """Return the processes of a session that still run."""
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
+        with suppress(psutil.Error, OSError):
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
