@@ -106,7 +106,7 @@ class ChatEndpoint:
         Processes may share the directory of the answers, `cache` of the settings. Each has a budget of its own.
         """
         self._config, self._key, self._sleep = config, key, sleep
-        self._cache = None if config.cache is None else Path(config.cache).expanduser()
+        self._cache = None if config.cache is None else Path(config.cache)
         self._random = random.Random(seed)
         self._client, self._headers = _client(config, key)
         self._lock = threading.Lock()  # guards what follows
