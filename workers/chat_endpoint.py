@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import threading
 import time
 import urllib.parse
@@ -29,6 +30,8 @@ from workers.config.endpoint import LOOPBACK, EndpointConfig
 from workers.files import durable
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+TOO_LONG = (400, 413)  # statuses of a question that does not fit, if their text says so; the next one may fit
+TOO_LONG_TEXT = re.compile(r"context[ _](length|window)|max_model_len|too (long|large)|longer than", re.IGNORECASE)
 MAX_REPLY_BYTES = 2**20
 MAX_WAIT_S = 60.0
 
@@ -41,11 +44,18 @@ class EndpointRefusedError(Exception):
         super().__init__(why)
 
 
-class NoAnswerError(Exception):
-    """A reply without an answer, or no reply. A retry may help. `after_s`: the wait that the endpoint asks for."""
+class BudgetSpentError(EndpointRefusedError):
+    """The budget of the client is used up, so that no question is asked any more."""
 
-    def __init__(self, why: str, after_s: float | None = None) -> None:
-        self.after_s = after_s
+
+class NoAnswerError(Exception):
+    """A reply without an answer, or no reply.
+
+    `after_s`: the wait that the endpoint asks for. `is_final`: no retry can help with this question.
+    """
+
+    def __init__(self, why: str, after_s: float | None = None, *, is_final: bool = False) -> None:
+        self.after_s, self.is_final = after_s, is_final
         super().__init__(why)
 
 
@@ -75,6 +85,10 @@ class Usage:
     def tokens(self) -> int:
         return self.tokens_in + self.tokens_out
 
+    def cost(self, price: tuple[float, float]) -> float:
+        """Return the dollars that the tokens cost. `price`: dollars per million tokens read, and written."""
+        return (price[0] * self.tokens_in + price[1] * self.tokens_out) / 1e6
+
 
 class ChatEndpoint:
     """Client of one endpoint. `key` is sent as a bearer token; it appears in no message or file."""
@@ -84,17 +98,15 @@ class ChatEndpoint:
         config: EndpointConfig,
         key: str | None,
         *,
-        cache: Path | None = None,
         seed: int = 0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Prepare the client; no request is made.
+        """Prepare the client; no request is made. `seed`: of the jitter of waits.
 
-        Args:
-            cache: directory of the answers that were paid for, which processes may share; None: none.
-            seed: of the jitter of waits.
+        Processes may share the directory of the answers, `cache` of the settings. Each has a budget of its own.
         """
-        self._config, self._key, self._cache, self._sleep = config, key, cache, sleep
+        self._config, self._key, self._sleep = config, key, sleep
+        self._cache = None if config.cache is None else Path(config.cache)
         self._random = random.Random(seed)
         self._client, self._headers = _client(config, key)
         self._lock = threading.Lock()  # guards what follows
@@ -118,6 +130,7 @@ class ChatEndpoint:
 
         Raises:
             EndpointRefusedError: the endpoint refuses, such as a wrong key or model.
+            BudgetSpentError: the budget is used up. Answers that were paid for are in the cache.
         """
         with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint") as pool:
             texts = [json.dumps(question, ensure_ascii=False) for question in questions]
@@ -165,6 +178,8 @@ class ChatEndpoint:
             except NoAnswerError as error:
                 with self._lock:
                     self.last_failure = str(error)
+                if error.is_final:
+                    break
                 if attempt < self._config.max_retries:
                     backoff = min(MAX_WAIT_S, 0.5 * 2**attempt) * self._random.uniform(0.5, 1)
                     self._sleep(backoff if error.after_s is None else min(MAX_WAIT_S, error.after_s))
@@ -188,7 +203,7 @@ class ChatEndpoint:
         """
         import openai
 
-        self._count(requests=1)
+        self._spend()
         create = self._client.chat.completions.with_streaming_response.create
         try:
             with create(**body, extra_headers=self._headers) as response:
@@ -205,6 +220,8 @@ class ChatEndpoint:
         if error.status_code in RETRIED:
             after = error.response.headers.get("Retry-After", "")
             raise NoAnswerError(text, float(after) if after.isdigit() else None)
+        if error.status_code in TOO_LONG and TOO_LONG_TEXT.search(content):
+            raise NoAnswerError(text, is_final=True)
         fixes = {401: "check the key", 403: "check the key", 404: "check url and model"}
         fix = fixes.get(error.status_code, "check that the endpoint supports the model and the structure")
         raise EndpointRefusedError(text, fix)
@@ -223,6 +240,18 @@ class ChatEndpoint:
         self._count(tokens_in=total - out, tokens_out=out)
         return text
 
+    def _spend(self) -> None:
+        """Count a request. Raises BudgetSpentError if none is left; what is under way may exceed `max_cost`."""
+        config = self._config
+        with self._lock:
+            used = Usage(**self._counts)
+            cost = used.cost(config.price)
+            if config.max_requests is not None and used.requests >= config.max_requests:
+                raise BudgetSpentError(f"the budget is used up after {used.requests:,} requests", "raise max_requests")
+            if config.max_cost is not None and cost >= config.max_cost:
+                raise BudgetSpentError(f"the budget is used up after {cost:.2f} dollars", "raise max_cost")
+            self._counts["requests"] += 1
+
     def _count(self, **more: int) -> None:
         with self._lock:
             for name, number in more.items():
@@ -236,7 +265,7 @@ def fields_of(text: str, names: Sequence[str]) -> Mapping[str, Any]:
         NoAnswerError: the reply is anything else.
     """
     try:
-        reply = json.loads(text)
+        reply = json.loads(text, strict=False)  # xgrammar lets control characters into texts of a bounded length
     except (ValueError, RecursionError):
         raise NoAnswerError(f"not JSON: {text[:80]!r}") from None
     if not isinstance(reply, dict) or not reply.keys() <= set(names):

@@ -18,6 +18,7 @@ from workers.types import Text
 
 Verdict: TypeAlias = Literal["A", "B", "tie"]
 OUTCOMES: dict[Verdict, float] = {"A": 1.0, "tie": 0.5, "B": 0.0}
+REASON_CHARACTERS = 300  # of a reason: a weak judge that does not end its sentence still comes to its verdict
 CRITERIA = "does what the prompt asks, is correct, and is no longer than it needs to be"
 COMPARING = (
     "You compare two answers to a prompt. The user message is a JSON object with the fields prompt, answer_a and "
@@ -117,7 +118,7 @@ def score_form(low: int, high: int) -> Form:
 def _schema(field: str, kind: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"reason": {"type": "string"}, field: kind},
+        "properties": {"reason": {"type": "string", "maxLength": REASON_CHARACTERS}, field: kind},
         "required": ["reason", field],
         "additionalProperties": False,
     }

@@ -24,7 +24,8 @@ By = Annotated[
         "--by",
         metavar="SCORE",
         help="Score that answers are ranked by: policy or implicit (also policy_per_token, implicit_per_token), "
-        "majority, reward_model=PATH (a run or a model), function=FILE.py:NAME, math, code, json_schema or refusal. "
+        "majority, reward_model=PATH (a run or a model), function=FILE.py:NAME, judge=FILE.yaml, math, code, "
+        "json_schema or refusal. "
         "Give it again to compare scores on the same samples; ranked.jsonl is in the order of the first one. Default: "
         "policy.",
         show_default=False,
@@ -35,9 +36,9 @@ Gold = Annotated[
     typer.Option(
         "--gold",
         metavar="SCORER",
-        help="Scorer that measures the chosen answers: reward_model=PATH, function=FILE.py:NAME, math, code, "
-        "json_schema, refusal, run (the reward of the run that produced MODEL) or none. Default: run, if MODEL is a "
-        "run and its reward can score the prompts.",
+        help="Scorer that measures the chosen answers: reward_model=PATH, function=FILE.py:NAME, judge=FILE.yaml, "
+        "math, code, json_schema, refusal, run (the reward of the run that produced MODEL) or none. Default: run, if "
+        "MODEL is a run and its reward can score the prompts and asks no judge.",
         show_default=False,
     ),
 ]

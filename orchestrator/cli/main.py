@@ -25,6 +25,7 @@ from orchestrator.cli import (
     entry,
     evaluate,
     jobs,
+    judge,
     label,
     ledger,
     looks,
@@ -209,9 +210,24 @@ def resume(
     return resume_run(directory.path, overrides or ())
 
 
-for module in (submit, render, jobs, looks, entry, ledger, plan, advise, evaluate, report, compare, rounds, metrics):
+for module in (
+    submit,
+    render,
+    jobs,
+    looks,
+    entry,
+    ledger,
+    plan,
+    advise,
+    evaluate,
+    judge,
+    label,
+    report,
+    compare,
+    rounds,
+    metrics,
+):
     module.add_to(app)
-label.add_to(app)
 
 
 def _refuse_too_large(recipe: Recipe) -> None:

@@ -10,7 +10,8 @@ waits for  all answers of a model before its engines are released, because the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,6 +48,21 @@ class AnswerSet:
     texts: tuple[str, ...]  # [N]
     scores: Scores | None  # None: no scorer for this set
     seconds: float  # busy time, summed over engines
+
+    def usage(self, index: int) -> dict[str, float]:
+        """Return what one of the suite's scorers has used, such as {"requests": 8, "cost": 0.01}; empty: it is free."""
+        if self.scores is None or self.prompt_set != "prompts":
+            return {}
+        prefix = f"{list(self.scores.by_scorer)[index]}/"
+        return {name.removeprefix(prefix): n for name, n in self.scores.usage.items() if name.startswith(prefix)}
+
+
+def usage(parts: Iterable[AnswerSet], index: int) -> dict[str, float]:
+    """Return what one of the suite's scorers has used on all answers."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part.usage(index))
+    return dict(total)
 
 
 @contextmanager

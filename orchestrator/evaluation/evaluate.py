@@ -11,8 +11,10 @@ import datetime
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +25,35 @@ from orchestrator import disk
 from orchestrator.cluster.base import Cluster
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.data.sources import local
-from orchestrator.errors import BadInput, JudgeFailed, Problem, Problems
+from orchestrator.errors import BadInput, Problem, Problems
 from orchestrator.evaluation import figures
-from orchestrator.evaluation.answers import AnswerSet, Log, LogProbs, answer_prompts, cluster_for, log_probs, to_rows
-from orchestrator.evaluation.judge import Judge, Judgements
+from orchestrator.evaluation.answers import (
+    AnswerSet,
+    Log,
+    LogProbs,
+    answer_prompts,
+    cluster_for,
+    log_probs,
+    to_rows,
+    usage,
+)
+from orchestrator.evaluation.gangs import with_judges
 from orchestrator.evaluation.models import ModelRef, model_ref, weights
 from orchestrator.evaluation.result import EVALUATION, SAMPLES, Result, write_result
-from orchestrator.evaluation.rows import Row, select, write_rows
-from orchestrator.evaluation.suite import JudgeConfig, Suite, SuiteConfig
+from orchestrator.evaluation.rows import Row, write_rows
+from orchestrator.evaluation.suite import Suite, SuiteConfig
 from orchestrator.evaluation.suite_files import (
     check_comparable,
     check_models,
     check_suite,
     difference_of,
+    suite_preferences,
     suite_prompts,
 )
+from orchestrator.evaluation.verdicts import AGAINST, MODEL, verdicts
 from orchestrator.preflight.model_directory import may_be_hub_id
 from orchestrator.rundir.provenance import fingerprint, software
-from workers.judging import Pair
-from workers.types import Experience, Prompt
-
-MODEL, AGAINST = "model", "against"
+from workers.types import Example, Experience, Prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,26 +107,23 @@ def evaluate(
 
     Raises:
         BadInput: the suite, a model or the output directory is wrong; raised with all problems before anything starts.
-        JudgeFailed: the judge failed. The result without its win rate is written first.
+        JudgeFailed: the judge failed. The result without what it should have said is written first.
         WorkerFailed: a worker failed.
         ClusterError: the cluster could not be started or was lost.
     """
     started, config = time.monotonic(), suite.config
     models, remarks = _measurable(config, models)
-    prompts, key = check_inputs(config, models, output)
+    prompts, labelled, key = check_inputs(config, models, output)
     models = _with_weights(models)
     answers, logps = _measure(config, models, prompts, output, log, start_cluster)
     rows = [row for name, parts in answers.items() for part in parts for row in _rows(name, part, models, logps)]
     disk.make_directory(output)
     write_rows(output / SAMPLES, rows)
-    judgements, failure = None, None
-    if config.judge is not None and AGAINST in answers:
-        try:
-            rows, judgements = run_judge(config.judge, key, rows, config.seed, log)
-            write_rows(output / SAMPLES, rows)
-        except JudgeFailed as error:
-            failure = error
-            remarks.append(f"the judge failed, so its win rate is missing: {error.problems[0].what}")
+    judged = verdicts(config, key, rows, labelled, output, log)
+    rows, failure = list(judged.rows), judged.failure
+    write_rows(output / SAMPLES, rows)
+    if failure is not None:
+        remarks.append(f"the judge failed, so what it should have said is missing: {failure.problems[0].what}")
     bootstrap = figures.BootstrapConfig(seed=config.seed, confidence=config.confidence, num_draws=config.num_draws)
     result = Result(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -126,7 +133,8 @@ def evaluate(
         figures={name: figures.figures(rows, name, bootstrap) for name in answers},
         differences=figures.differences(rows, MODEL, AGAINST, bootstrap),
         win_rates=figures.win_rates(rows, MODEL, AGAINST, bootstrap),
-        cost=_cost(answers, logps, judgements) | {"seconds": round(time.monotonic() - started, 3)},
+        agreement=judged.agreement,
+        cost=_cost(answers, logps, judged.cost) | {"seconds": round(time.monotonic() - started, 3)},
         software=software(),
         remarks=(*remarks, *_dropped_remarks(answers[MODEL])),
     )
@@ -141,14 +149,14 @@ def evaluate(
 
 def check_inputs(
     suite: SuiteConfig, models: EvaluationSpec, output: Path
-) -> tuple[dict[str, Sequence[Prompt]], str | None]:
-    """Check all inputs. Return the prompts by set, and the judge's key.
+) -> tuple[dict[str, Sequence[Prompt]], Sequence[Example], str | None]:
+    """Check all inputs. Return the prompts by set, the labelled pairs, and the judge's key.
 
     Raises:
         BadInput: with the problems of all files.
     """
     problems = Problems()
-    prompts = suite_prompts(suite, problems)
+    prompts, labelled = suite_prompts(suite, problems), suite_preferences(suite, problems)
     key = check_suite(suite, prompts, problems)
     paths = {"MODEL": models.model.path, **{f"--{name}": path for name, path in models.references.items()}}
     paths |= {"--against": models.against.path} if models.against else {}
@@ -158,7 +166,7 @@ def check_inputs(
     check_output(output, EVALUATION, problems)
     if problems:
         raise BadInput(list(dict.fromkeys(problems)))
-    return prompts, key
+    return prompts, labelled, key
 
 
 def check_output(output: Path, name: str, problems: Problems) -> None:
@@ -182,7 +190,8 @@ def _measurable(suite: SuiteConfig, models: EvaluationSpec) -> tuple[EvaluationS
     if suite.kl and suite.prompts is not None and not models.references:
         remarks.append("no KL is measured: the model's base is unknown; give --base PATH")
     if suite.judge is not None and models.against is None:
-        remarks.append("the judge is not used: there is no model to compare with; give --against")
+        what = "the judge is not used" if suite.preferences is None else "the judge compares no completions"
+        remarks.append(f"{what}: there is no model to compare with; give --against")
     return replace(models, base=references.get("base"), reference=references.get("reference")), remarks
 
 
@@ -207,10 +216,11 @@ def _measure(
     start_cluster: Callable[..., Cluster],
 ) -> tuple[dict[str, list[AnswerSet]], LogProbs | None]:
     with cluster_for(suite, output, log, start_cluster) as cluster:
-        answers = {}
+        answers: dict[str, list[AnswerSet]] = {}
         for name, model in models.model_refs.items():
             log(f"{model.name}: generating answers to {', '.join(f'{len(p)} {key}' for key, p in prompts.items())}")
-            answers[name] = answer_prompts(cluster, suite, model.path, prompts)
+            used = [usage(chain(*answers.values()), i) for i in range(len(suite.reward))]
+            answers[name] = answer_prompts(cluster, with_judges(suite, output, used), model.path, prompts)
         completions = _comparable(models, answers)
         if not completions:
             return answers, None
@@ -246,26 +256,6 @@ def _rows(name: str, part: AnswerSet, models: EvaluationSpec, logps: LogProbs | 
     return to_rows(name, part, ratios)
 
 
-def run_judge(
-    config: JudgeConfig, key: str | None, rows: Sequence[Row], seed: int, log: Log
-) -> tuple[list[Row], Judgements]:
-    """Let the judge compare both models' completions. Return all rows, those of MODEL with the outcomes.
-
-    Raises:
-        JudgeFailed: the endpoint refuses, or too many pairs have no verdict.
-    """
-    theirs = {(row.prompt_id, row.index): row for row in select(rows, model=AGAINST, mode=config.mode)}
-    own = [row for row in select(rows, model=MODEL, mode=config.mode) if (row.prompt_id, row.index) in theirs]
-    pairs = [
-        Pair(prompt=row.prompt, ours=row.completion, theirs=theirs[row.prompt_id, row.index].completion) for row in own
-    ]
-    log(f"{config.name} compares {len(pairs)} pairs, {'in both orders' if config.both_orders else 'in one order'}")
-    judgements = Judge(config, key, seed=seed).judge(pairs)
-    outcomes = {id(row): outcome for row, outcome in zip(own, judgements.outcomes, strict=True) if outcome}
-    judged = [replace(row, outcomes={config.name: outcomes[id(row)]}) if id(row) in outcomes else row for row in rows]
-    return judged, judgements
-
-
 # ------------------------------------------------------------------------------------------------ result
 
 
@@ -291,7 +281,7 @@ def _dropped_remarks(answers: Sequence[AnswerSet]) -> list[str]:
 
 
 def _cost(
-    answers: Mapping[str, Sequence[AnswerSet]], logps: LogProbs | None, judgements: Judgements | None
+    answers: Mapping[str, Sequence[AnswerSet]], logps: LogProbs | None, judge: Mapping[str, float]
 ) -> dict[str, float]:
     parts = [part for sets in answers.values() for part in sets]
     cost = {
@@ -300,10 +290,10 @@ def _cost(
     }
     if logps is not None:
         cost |= {"scored_tokens": float(logps.num_tokens), "scoring_seconds": logps.seconds}
-    if judgements is not None:
-        counts = asdict(judgements)
-        cost |= {f"judge_{name}": float(counts[name]) for name in ("num_requests", "num_failed", "tokens")}
-    return cost
+    used = Counter[str]()
+    for part in parts:
+        used.update({} if part.scores is None else part.scores.usage)
+    return {**cost, **judge, **{f"rewards/{name}": number for name, number in used.items()}}
 
 
 def _digest(config: SuiteConfig) -> str:

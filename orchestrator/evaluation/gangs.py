@@ -5,12 +5,14 @@ Light at import.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from orchestrator.cluster.base import GangPlan
+from orchestrator.evaluation.judge import with_cache
 from orchestrator.evaluation.suite import SuiteConfig
 from orchestrator.pipeline.roles import absolute, reward_plan, rollout_plan, scoring_plan
-from workers.config import ModelConfig, ReferenceConfig
+from workers.config import JudgeRewardConfig, ModelConfig, ReferenceConfig
 
 
 def answering_gangs(suite: SuiteConfig, path: str, prompt_sets: Collection[str], *, cuda: bool) -> list[GangPlan]:
@@ -25,6 +27,33 @@ def answering_gangs(suite: SuiteConfig, path: str, prompt_sets: Collection[str],
         for role, rewards in scorers.items()
         if rewards
     ]
+
+
+def with_judges(suite: SuiteConfig, output: Path, used: Sequence[Mapping[str, float]]) -> SuiteConfig:
+    """Return the suite with a cache for each judge among its scorers, and with what is left of its budget.
+
+    Each reward worker gets an equal share of the budget.
+
+    Args:
+        output: directory of the result.
+        used: what each of the scorers has used so far, such as {"requests": 8, "cost": 0.01}.
+    """
+    rewards = [
+        _with_share(with_cache(reward, output), spent, suite.reward_workers.num_workers)
+        if isinstance(reward, JudgeRewardConfig)
+        else reward
+        for reward, spent in zip(suite.reward, used, strict=True)
+    ]
+    return suite.model_copy(update={"reward": tuple(rewards)})
+
+
+def _with_share(judge: JudgeRewardConfig, spent: Mapping[str, float], workers: int) -> JudgeRewardConfig:
+    left: dict[str, float] = {}
+    if judge.max_requests is not None:
+        left["max_requests"] = max(0, judge.max_requests - int(spent.get("requests", 0))) // workers
+    if judge.max_cost is not None:
+        left["max_cost"] = max(0.0, judge.max_cost - spent.get("cost", 0.0)) / workers
+    return judge.model_copy(update=left)
 
 
 def scoring_gang(suite: SuiteConfig, path: str, *, cuda: bool) -> GangPlan:

@@ -7,7 +7,8 @@ prompts ──► π samples n each, scorers score them ──► log π(y), log
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from orchestrator.evaluation.answers import AnswerSet, Log, LogProbs, answer_pro
 from orchestrator.evaluation.best_of import chances, majority_chances
 from orchestrator.evaluation.evaluate import check_output
 from orchestrator.evaluation.figures import BootstrapConfig
+from orchestrator.evaluation.gangs import with_judges
 from orchestrator.evaluation.models import ModelRef, weights
 from orchestrator.evaluation.rank_figures import Cost, gains_of, gold_summary, selection
 from orchestrator.evaluation.rank_result import SUMMARY, Ranked, Ranking, Selection, write_ranking
@@ -45,7 +47,8 @@ def rank(spec: RankSpec, output: Path, log: Log, start_cluster: Callable[..., Cl
     prompts, suite = _check_inputs(spec, output), spec.suite
     with cluster_for(suite, output, log, start_cluster) as cluster:
         log(f"{spec.model.name}: sampling {suite.num_generations} answers to each of {len(prompts)} prompts")
-        (answers,) = answer_prompts(cluster, suite, spec.model.path, {"prompts": prompts})
+        judged = with_judges(suite, output, [{}] * len(suite.reward))
+        (answers,) = answer_prompts(cluster, judged, spec.model.path, {"prompts": prompts})
         logps = None
         if spec.paths:
             log(f"computing log-probabilities under the {' and the '.join(spec.paths)}")
@@ -91,7 +94,7 @@ def _ranking(spec: RankSpec, answers: AnswerSet, logps: LogProbs | None) -> Rank
         cost=_cost(spec, spec.by, answers, logps).to_dict(),
         software=software(),
         dropped=answers.experience.num_dropped,
-        notes=spec.notes,
+        notes=(*spec.notes, *_paid_for_gold(spec, answers)),
         ranked=tuple(ranked(answers, values, gold)),
     )
 
@@ -151,7 +154,23 @@ def _cost(spec: RankSpec, scores: Sequence[Score], answers: AnswerSet, logps: Lo
         num_passes=len(paths) + sum(score.kind == "reward_model" for score in scores),
         engine_seconds=answers.seconds * suite.rollout.tensor_parallel_size,
         scoring_seconds=seconds,
+        judges=_paid({score.scorer for score in scores if score.scorer is not None}, answers),
     )
+
+
+def _paid(scorers: Collection[int], answers: AnswerSet) -> Mapping[str, float]:
+    """Return what judges among the scorers have used together."""
+    total: Counter[str] = Counter()
+    for scorer in scorers:
+        total.update(answers.usage(scorer))
+    return dict(total)
+
+
+def _paid_for_gold(spec: RankSpec, answers: AnswerSet) -> tuple[str, ...]:
+    """Return a note on what a judge as the gold score has used, which the cost of no score contains."""
+    if spec.gold is None or not (used := _paid(spec.gold.scorers, answers)):
+        return ()
+    return (f"the gold score took {used['requests']:,.0f} requests to its judge, {used['cost']:.2f} dollars",)
 
 
 def ranked(answers: AnswerSet, values: Mapping[str, Values], gold: Values | None) -> Iterator[Ranked]:

@@ -5,8 +5,8 @@ scores ──► chance of each sample to be chosen ──► gold score of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Cost:
     num_passes: int  # forward passes over prompts and samples
     engine_seconds: float
     scoring_seconds: float  # busy seconds of scoring ranks and scorers
+    judges: Mapping[str, float] = field(default_factory=dict)  # requests, tokens and dollars of judges; empty: none
 
     @property
     def scored_tokens(self) -> int:
@@ -50,7 +51,7 @@ class Cost:
         """Return the tokens and busy seconds.
 
         `engine_seconds` counts every GPU of an engine, or its process if it has none. `device_seconds` includes the
-        scoring ranks and scorers.
+        scoring ranks and scorers. `judge_requests`, `judge_cost` and so on are there if a judge was asked.
         """
         return {
             "generated_tokens": float(self.generated_tokens),
@@ -59,6 +60,7 @@ class Cost:
             "engine_seconds": self.engine_seconds,
             "scoring_seconds": self.scoring_seconds,
             "device_seconds": self.engine_seconds + self.scoring_seconds,
+            **{f"judge_{name}": number for name, number in self.judges.items()},
         }
 
 

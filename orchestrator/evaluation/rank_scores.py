@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from orchestrator.data.sources import local
 from orchestrator.errors import Problems
 from orchestrator.evaluation.best_of import votes
+from orchestrator.evaluation.judge_file import read_judge
 from orchestrator.evaluation.models import model_ref
 from orchestrator.evaluation.statistics import Values
 from workers.rewards.answers import final_statement, marked_answer, parse
@@ -27,7 +29,7 @@ Own: TypeAlias = Literal["policy", "policy_per_token", "implicit", "implicit_per
 """Scores that need no scorer: they are computed from log-probabilities, or from the answers alone."""
 OWN: tuple[Own, ...] = get_args(Own)
 Role: TypeAlias = Literal["policy", "reference"]
-NAMED = {"reward_model": "PATH", "function": "FILE.py:NAME"}
+NAMED = {"reward_model": "PATH", "function": "FILE.py:NAME", "judge": "FILE.yaml"}
 """Scorers that are given with a value, as in reward_model=PATH."""
 PLAIN = ("math", "code", "json_schema", "refusal")
 SCORERS = (*PLAIN, *(f"{kind}={value}" for kind, value in NAMED.items()))
@@ -76,7 +78,7 @@ def read_score(text: str, option: str, scorers: Scorers, problems: Problems) -> 
     """Read the value of `--by` or `--gold`. None: it is wrong, and a problem has been added.
 
     Raises:
-        BadInput: a run was given as the reward model and has no model.
+        BadInput: a run was given as the reward model and has no model, or the file of a judge is wrong.
     """
     kind, equals, value = text.partition("=")
     allowed = (*OWN, *SCORERS) if option == "--by" else SCORERS
@@ -102,6 +104,8 @@ def _settings(kind: str, value: str) -> dict[str, Any]:
             return {"type": "model", "path": model_ref(value).path}
         case "function":
             return {"type": "function", "function": value}
+        case "judge":
+            return read_judge(local(value)).model_dump(mode="json")
     return {"type": kind}
 
 

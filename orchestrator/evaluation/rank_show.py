@@ -70,6 +70,8 @@ def _cost(selected: Selection) -> str:
         f"cost: {spent['generated_tokens']:,.0f} tokens sampled, {spent['scored_tokens']:,.0f} scored, "
         f"{number(spent['device_seconds'])} s of devices"
     )
+    if "judge_requests" in spent:
+        text += f", {spent['judge_requests']:,.0f} requests to the judge, {spent['judge_cost']:.2f} dollars"
     last = selected.gains.curve[-1] if selected.gains is not None else None
     if last is not None and last.tokens_per_gain is not None and last.device_seconds_per_gain is not None:
         tokens, seconds = last.tokens_per_gain / 100, last.device_seconds_per_gain / 100

@@ -53,8 +53,8 @@ def spec(
 ) -> RankSpec:
     """Build the spec from the arguments of the command line.
 
-    Without `gold`, the gold score is the reward of the run that produced the model, unless the prompts lack what it
-    needs.
+    Without `gold`, the gold score is the reward of the run that produced the model, unless it asks a judge, or the
+    prompts lack what it needs.
 
     Raises:
         BadInput: an argument is wrong.
@@ -74,6 +74,9 @@ def spec(
     path = _reference(model, ours, reference, problems) if any("reference" in s.models for s in scores) else None
     problems.raise_if_any()
     notes: tuple[str, ...] = ()
+    if gold is None and any(reward["type"] == "judge" for reward in rewards):
+        why = "it asks a judge, which may cost; give --gold run"
+        rewards, notes = [], (f"the reward of {ours.name} is not used as the gold score: {why}",)
     values = _suite_values(ours, prompts, n)
     suite = None
     if rewards:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Result:
     cost: Mapping[str, float]
     software: Mapping[str, str]
     remarks: tuple[str, ...] = ()
+    agreement: Mapping[str, Figure] = field(default_factory=dict)  # of the judge with labels; empty: not measured
 
 
 def write_result(directory: Path, result: Result) -> None:
@@ -68,9 +69,10 @@ def read_result(directory: Path) -> Result:
             why = f"its schema is {body['schema']}; this version reads schema {SCHEMA}"
             fix = "run the evaluation again"
             raise BadInput(Problem(what="an evaluation of another version", where=str(path), why=why, fix=fix))
+        body.setdefault("agreement", {})  # not in results of earlier versions
         values = {field.name: body[field.name] for field in fields(Result)}
         values["figures"] = {model: _figures(found) for model, found in values["figures"].items()}
-        values |= {name: _figures(values[name]) for name in ("differences", "win_rates")}
+        values |= {name: _figures(values[name]) for name in ("differences", "win_rates", "agreement")}
         return Result(**{**values, "remarks": tuple(values["remarks"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"

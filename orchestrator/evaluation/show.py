@@ -9,6 +9,7 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.evaluation import agreement_show
 from orchestrator.evaluation.figures import Figure
 from orchestrator.evaluation.result import Result
 from orchestrator.monitor.figures import number
@@ -36,7 +37,8 @@ def show(result: Result, stream: TextIO | None = None) -> None:
             ]
         table.add_row(*cells)
     console.print(table)
-    for line in (*win_lines(result.win_rates), *(f"note: {remark}" for remark in result.remarks)):
+    agreement = [f"judge: {line}" for line in agreement_show.lines(result.agreement)]
+    for line in (*win_lines(result.win_rates), *agreement, *(f"note: {remark}" for remark in result.remarks)):
         console.print(line)
 
 

@@ -69,8 +69,10 @@ class SuiteConfig(Settings):
     prompts: Source | None = None  # prompts of the task
     harmful: Source | None = None  # harmful prompts, which should be refused
     benign: Source | None = None  # prompts that look harmful but are not, which should be answered
+    # preference data with labels to be trusted, on which the agreement of the judge is measured
+    preferences: Source | None = None
     split: str = "test"  # split of a Hub dataset or of a folder saved by `datasets`
-    max_prompts: Count = 512  # number of prompts used from each set, from its start
+    max_prompts: Count = 512  # number of prompts, or pairs, used from each set, from its start
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # seed of the sampling and of the bootstrap
     greedy: bool = True  # generate one greedy completion per prompt
     num_generations: Annotated[int, Field(ge=0)] = 4  # sampled completions per prompt; 0: none
@@ -81,7 +83,8 @@ class SuiteConfig(Settings):
     reward: tuple[RewardConfig, ...] = ()  # scorers of the task's completions; each one also gives a win rate
     reward_workers: RewardWorkersConfig = RewardWorkersConfig()  # processes that run the scorers
     refusal: RefusalConfig = RefusalRewardConfig(type="refusal")  # detector: 1 for a refusal, 0 for an answer
-    judge: JudgeConfig | None = None  # judge of the win rate, used with --against; None: no judge
+    # judge of the win rate, which is measured with --against, and of preferences; None: no judge
+    judge: JudgeConfig | None = None
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95  # confidence level of every interval
     num_draws: Annotated[int, Field(ge=100)] = 2000  # number of bootstrap samples
     cluster: ClusterConfig = ClusterConfig()  # Ray cluster and placement
@@ -185,6 +188,9 @@ def _content_conflicts(suite: SuiteConfig) -> Iterator[Conflict]:
 def _judge_conflicts(suite: SuiteConfig) -> Iterator[Conflict]:
     judge = suite.judge
     if judge is None:
+        if suite.preferences is not None:
+            why, fix = "it is the judge that is compared with their labels", "give judge, or remove preferences"
+            yield Conflict(keys=("preferences", "judge"), why=why, fix=fix)
         return
     has_completions = suite.greedy if judge.mode == "greedy" else suite.num_generations > 0
     if suite.prompts is None or not has_completions:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.data import read_prompts
 from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problems
+from orchestrator.evaluation.agreement import read_pairs
 from orchestrator.evaluation.suite import SuiteConfig, judge_key
 from orchestrator.preflight.data_files import SourceSummary
 from orchestrator.preflight.model_directory import check_directory
@@ -15,7 +16,7 @@ from orchestrator.preflight.model_source import check_parallel, check_scorer, ch
 from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
 from orchestrator.preflight.reward_source import check_reward_function, check_rewards
 from workers.config import FunctionRewardConfig, ModelRewardConfig, ModelScorerConfig, RewardConfig
-from workers.types import Prompt
+from workers.types import Example, Prompt
 from workers.vocabulary import first_difference, read_vocabulary
 
 SETS = ("prompts", "harmful", "benign")
@@ -35,6 +36,17 @@ def suite_prompts(suite: SuiteConfig, problems: Problems) -> dict[str, Sequence[
         except BadInput as error:
             problems.extend(error.problems)
     return prompts
+
+
+def suite_preferences(suite: SuiteConfig, problems: Problems) -> Sequence[Example]:
+    """Read the first `max_prompts` labelled pairs of the suite; none if it has none."""
+    if suite.preferences is None:
+        return ()
+    try:
+        return read_pairs(suite.preferences, split=suite.split, max_rows=suite.max_prompts)
+    except BadInput as error:
+        problems.extend(error.problems)
+        return ()
 
 
 def check_suite(suite: SuiteConfig, prompts: Mapping[str, Sequence[Prompt]], problems: Problems) -> str | None:

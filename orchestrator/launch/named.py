@@ -50,6 +50,7 @@ def kept_in_place(stages: Iterable[RunConfig], suite: SuiteConfig | None = None)
 def _sources(suite: SuiteConfig) -> dict[str, str]:
     """Return the data, models and functions that a suite names, by key."""
     sets = {"data.prompts": suite.prompts, "data.harmful": suite.harmful, "data.benign": suite.benign}
+    sets["data.preferences"] = suite.preferences
     sources = {key: source for key, source in sets.items() if source is not None}
     rewards = {f"reward.{i}": reward for i, reward in enumerate(suite.reward)}
     for key, scorer in {**rewards, "refusal": suite.refusal}.items():

@@ -1,4 +1,4 @@
-"""Every YAML example in the documentation is valid: as a recipe, a part of one, a suite, a comparison or targets."""
+"""Every YAML example in the documentation is valid: recipe, part of one, suite, comparison, judge or targets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pages import PAGES, Block, blocks
 from orchestrator.compare.recipe import CompareConfig
 from orchestrator.config import load
 from orchestrator.errors import BadInput
+from orchestrator.evaluation.judge_file import read_judge
 from orchestrator.evaluation.suite import suite_of
 from orchestrator.launch.targets import load_targets
 
@@ -47,6 +48,9 @@ def test_yaml_examples_are_valid(block: Block, tmp_path: Path) -> None:
         load_targets(path)
     elif "tasks" in values:
         CompareConfig.model_validate_json(json.dumps(values))
+    elif "url" in values:
+        (tmp_path / "judge.yaml").write_text(block.text)
+        read_judge(tmp_path / "judge.yaml")
     elif "prompts" in values:
         suite_of(values, ())
     elif "stages" in values and all("recipe" not in stage for stage in values["stages"]):

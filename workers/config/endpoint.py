@@ -32,6 +32,15 @@ class EndpointConfig(Settings):
     max_retries: Annotated[int, Field(ge=0)] = 4  # retries of a failed request or of a reply without a verdict
     concurrency: Count = 8  # requests in flight at a time
     max_failures: Share = 0.05  # share of questions without a verdict above which the endpoint counts as failed
+    # directory of the answers that were paid for, so that none is paid twice; None: that of the run, or judge_cache
+    # beside the result of an evaluation
+    cache: PathText | None = None
+    # dollars per million tokens that are read, and that are written
+    price: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+    # number of requests of an evaluation, retries included, after which no question is asked; None: no limit. A run has
+    # the alarm judge_budget
+    max_requests: Count | None = None
+    max_cost: Positive | None = None  # the same for dollars, by `price`; None: no limit
 
 
 def endpoint_problems(config: EndpointConfig) -> list[tuple[tuple[str, ...], str, str]]:
@@ -44,6 +53,8 @@ def endpoint_problems(config: EndpointConfig) -> list[tuple[tuple[str, ...], str
     if keyed and parts.scheme == "http" and parts.hostname not in LOOPBACK:
         why = "the key would be sent over the network unencrypted"
         found.append((("url",), why, "use https, or an endpoint on this machine"))
+    if config.max_cost is not None and not any(config.price):
+        found.append((("max_cost", "price"), "without prices nothing costs anything", "set price, or max_requests"))
     return found
 
 

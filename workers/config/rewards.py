@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from workers.config.base import Count, IsoTime, ModelOrigin, NonNegative, PathText, Positive, Settings, expand_home
+from workers.config.base import Count, IsoTime, ModelOrigin, Positive, Settings, expand_home
 from workers.config.endpoint import EndpointConfig
 
 LARGEST = 3.4e38  # largest float32; rewards are float32
@@ -130,10 +130,6 @@ class JudgeRewardConfig(EndpointConfig):
     # number of other completions of its group that each completion is compared with, an even number; None: all of them
     opponents: Annotated[int, Field(ge=2), AfterValidator(_check_even)] | None = 2
     both_orders: bool = True  # show each pair twice, with the completions swapped, against position bias
-    # directory of the answers that were paid for, so that none is paid twice; None: that of the run
-    cache: PathText | None = None
-    # dollars per million tokens that are read, and that are written
-    price: tuple[NonNegative, NonNegative] = (0.0, 0.0)
 
     def questions(self, group: int) -> int:
         """Return the number of questions about a group of this size.

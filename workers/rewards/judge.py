@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workers.chat_endpoint import ChatEndpoint, EndpointRefusedError, Usage
+from workers.chat_endpoint import BudgetSpentError, ChatEndpoint, EndpointRefusedError, Usage
 from workers.config import JudgeRewardConfig
 from workers.config.endpoint import NoKeyError, read_key
 from workers.judging import Graded, Pair, compare, grade
@@ -38,20 +37,22 @@ class JudgeScorer:
             key = read_key(config)
         except NoKeyError as error:
             raise RewardError(f"reward {self.name}: {error}") from None
-        cache = None if config.cache is None else Path(config.cache)
-        self._endpoint = ChatEndpoint(config, key, cache=cache, **options)
+        self._endpoint = ChatEndpoint(config, key, **options)
         self._told = Usage()
 
     def score(self, completed: Completed) -> Floats:
         """Return a number from 0 to 1 per completion, NaN where there is no other one to compare it with.
 
         Raises:
-            RewardError: the endpoint refuses, or more than the share `max_failures` of the completions got none.
+            RewardError: the endpoint refuses, the budget is used up, or more than the share `max_failures` of the
+                completions got none.
         """
         texts = [last_text(completion) for completion in completed.completions]
         ask: Callable[[Completed, Sequence[str]], Floats] = self._compare if self._config.compare else self._grade
         try:
             scores = ask(completed, texts)
+        except BudgetSpentError as error:
+            raise RewardError(f"reward {self.name}: {error}; {error.fix}; no verdict is paid twice") from None
         except EndpointRefusedError as error:
             raise RewardError(f"reward {self.name}: {self._config.url} refuses: {error}; {error.fix}") from None
         groups = [group for group in _groups(completed) if len(group) > 1 or not self._config.compare]
@@ -63,9 +64,7 @@ class JudgeScorer:
         now, before = self._endpoint.usage, self._told
         self._told = now
         used = {name: getattr(now, name) - getattr(before, name) for name in ("requests", "cached", "failed", "tokens")}
-        read, written = self._config.price
-        cost = read * (now.tokens_in - before.tokens_in) + written * (now.tokens_out - before.tokens_out)
-        return {**used, "cost": cost / 1e6}
+        return {**used, "cost": now.cost(self._config.price) - before.cost(self._config.price)}
 
     def _grade(self, completed: Completed, texts: Sequence[str]) -> Floats:
         answers = [Graded(prompt=p.text, answer=text) for p, text in zip(completed.prompts, texts, strict=True)]

@@ -86,6 +86,13 @@ def endpoints(config: RunConfig) -> Iterator[Conflict]:
         if isinstance(reward, JudgeRewardConfig):
             for keys, why, fix in endpoint_problems(reward):
                 yield Conflict(keys=tuple(f"reward.{i}.{key}" for key in keys), why=why, fix=fix)
+            for key in ("max_requests", "max_cost"):
+                if (limit := getattr(reward, key)) is not None:
+                    yield Conflict(
+                        keys=(f"reward.{i}.{key}",),
+                        why="it is for evaluations: a reward worker would count from 0 whenever it starts",
+                        fix=f"set alarms.judge_budget.{key}={limit} instead, which counts the whole run",
+                    )
 
 
 def agreement(config: RunConfig) -> Iterator[Conflict]:

@@ -195,6 +195,10 @@ CASES = (
     ),
     Case("normalised-rewards-of-a-dataset", {**OFFLINE_DPO, "reward_normalize": "group"}),
     Case(
+        "judge-with-a-budget-of-an-evaluation",
+        {"reward": "[{type: judge, url: 'http://a.b/v1', model: m, price: [1, 1], max_requests: 9, max_cost: 5}]"},
+    ),
+    Case(
         "judge-whose-key-is-sent-in-the-clear",
         {"reward": "[{type: judge, url: 'http://judge.example/v1', model: m, api_key_env: A, api_key_file: ./b}]"},
     ),

@@ -64,7 +64,8 @@ def test_the_gate_allows_for_the_size_of_its_sets(case: tuple[Path, RunConfig]) 
 @pytest.mark.parametrize("case", OF_PROMPTS, ids=named)
 def test_held_out_prompts_have_what_the_reward_reads(case: tuple[Path, RunConfig]) -> None:
     _, stage = case
-    by_reward = {"math": "configs/eval/maths.jsonl", "model": "configs/eval/instructions.jsonl"}
+    instructions = "configs/eval/instructions.jsonl"
+    by_reward = {"math": "configs/eval/maths.jsonl", "model": instructions, "judge": instructions}
     for reward in stage.reward:
         assert stage.data.eval_prompts == by_reward[reward.type]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from judge_endpoint import endpoint, longer, shown, verdict
+from judge_endpoint import Answer, endpoint, longer, score, shown, verdict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
@@ -29,6 +29,7 @@ from orchestrator.evaluation.result import Result, read_result, read_samples
 from orchestrator.evaluation.rows import Row
 from orchestrator.evaluation.show import show
 from orchestrator.evaluation.suite import Suite, SuiteConfig
+from workers.rewards.base import RewardError
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +68,11 @@ def suite(task: Path, **changes: Any) -> Suite:
 def run(given: Suite, models: EvaluationSpec, output: Path) -> tuple[Result, list[Row]]:
     evaluate(given, models, output, lambda _: None, start_cluster=cpu_run.local_cluster)
     return read_result(output), read_samples(output)
+
+
+def by_length(body: dict[str, Any], number: int) -> Answer:
+    """Reply as a judge that prefers, or grades highly, the longer answer."""
+    return longer(body, number) if "answer_a" in shown(body) else (200, score(1 + min(9, len(shown(body)["answer"]))))
 
 
 def log_prob(path: Path, prompt: Sequence[int], tokens: Sequence[int], temperature: float) -> float:
@@ -222,6 +228,63 @@ def test_a_judge_that_fails_loses_nothing_else(task: Path, tmp_path: Path) -> No
     assert "greedy/win_rate/judge" not in found.win_rates
     assert any("the judge failed" in remark for remark in found.remarks)
     assert len(read_samples(tmp_path / "out")) == 2 * 20
+
+
+def test_no_verdict_of_an_evaluation_is_paid_twice(task: Path, tmp_path: Path) -> None:
+    """Check the judge of pairs and the judge that scores, whose verdicts lie beside the results."""
+    models = spec(str(task / "other"), against=str(task / "model"))
+    with endpoint(by_length) as server:
+        grader = {"type": "judge", "url": server.url, "model": "gold", "name": "grader", "price": [1.0, 1.0]}
+        given = suite(task, judge={"url": server.url, "model": "gold", "price": [2.0, 2.0]}, reward=[grader])
+        first, rows = run(given, models, tmp_path / "first")
+        asked = len(server.requests)
+        second, again = run(given, models, tmp_path / "second")
+        assert len(server.requests) == asked
+    assert again == rows
+    assert first.cost["judge_num_requests"] + first.cost["rewards/grader/requests"] == asked
+    assert first.cost["judge_num_requests"] == 2 * 5
+    assert first.cost["judge_cost"] == pytest.approx(10 * 7 * 2 / 1e6)
+    assert (second.cost["judge_num_requests"], second.cost["judge_cost"], second.cost["judge_num_cached"]) == (0, 0, 10)
+    assert second.cost["rewards/grader/requests"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "judge_cache", "second"]
+
+
+def test_the_judge_is_compared_with_labels(task: Path, tmp_path: Path) -> None:
+    """Check that no second model is needed for it. The labels prefer `aa` to `bcd`, and the judge the longer one."""
+    with endpoint(longer) as server:
+        judge = {"url": server.url, "model": "gold"}
+        given = suite(task, judge=judge, preferences=str(task / "pairs.jsonl"))
+        found, _ = run(given, spec(str(task / "other")), tmp_path / "out")
+        assert found.cost["judge_num_requests"] == len(server.requests) == 2 * 5
+    assert (found.agreement["accuracy"].value, found.agreement["accuracy"].num_prompts) == (0, 5)
+    assert found.agreement["kappa"].value == -1
+    assert found.win_rates == {}
+    assert any("the judge compares no completions" in remark for remark in found.remarks)
+    out = io.StringIO()
+    show(found, out)
+    assert "judge: WARNING: 5 prompts show nothing" in out.getvalue()
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    del written["agreement"]
+    (tmp_path / "out" / "evaluation.json").write_text(json.dumps(written))
+    assert read_result(tmp_path / "out").agreement == {}, "a result of an earlier version is read"
+
+
+def test_a_budget_of_an_evaluation_is_kept_to_the_request(task: Path, tmp_path: Path) -> None:
+    """Check that the budget is of both models together, and that a larger one goes on where it ended."""
+    models = spec(str(task / "other"), against=str(task / "model"))
+    with endpoint(by_length) as server:
+        grader = {"type": "judge", "url": server.url, "model": "gold", "concurrency": 3}
+        run(suite(task, reward=[grader]), models, tmp_path / "unlimited" / "out")
+        needed = len(server.requests)
+        with pytest.raises(RewardError, match=r"the budget is used up after \d+ requests; raise max_requests"):
+            run(suite(task, reward=[{**grader, "max_requests": needed - 1}]), models, tmp_path / "first")
+        assert len(server.requests) == needed + needed - 1
+        run(suite(task, reward=[{**grader, "max_requests": 1}]), models, tmp_path / "second")
+        assert len(server.requests) == 2 * needed
+        judge = {"url": server.url, "model": "gold", "max_requests": 9, "concurrency": 3}
+        with pytest.raises(JudgeFailed, match="budget of the judge is used up"):
+            run(suite(task, judge=judge), models, tmp_path / "third")
+        assert len(server.requests) == 2 * needed + 9
 
 
 def test_the_judges_key_is_written_nowhere(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

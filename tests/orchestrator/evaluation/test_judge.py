@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_endpoint import Answer, Endpoint, endpoint, longer, shown, verdict
 
 from orchestrator.errors import JudgeFailed
+from orchestrator.evaluation.gangs import with_judges
 from orchestrator.evaluation.judge import Judge, Judgements
-from orchestrator.evaluation.suite import JudgeConfig
+from orchestrator.evaluation.suite import JudgeConfig, SuiteConfig
+from workers.config import JudgeRewardConfig
 from workers.judging import Pair
 
 KEY = "correct-horse-battery"
@@ -201,3 +205,22 @@ def test_requests_run_side_by_side_up_to_the_limit() -> None:
     with endpoint(slow) as server:
         judge(server, [pair("x" * n) for n in range(12)], concurrency=3, both_orders=False)
     assert 1 < server.most_at_once <= 3
+
+
+# ------------------------------------------------------------------------------------------------ judges that score
+
+
+def test_reward_workers_share_what_is_left_of_the_budget(tmp_path: Path) -> None:
+    judge = {"type": "judge", "url": "http://localhost/v1", "model": "m", "price": [1, 1]}
+    limited = {**judge, "max_requests": 10, "max_cost": 1, "cache": "/elsewhere"}
+    values = {"prompts": "p.jsonl", "reward": [{"type": "math"}, limited, judge], "reward_workers": {"num_workers": 3}}
+    suite = SuiteConfig.model_validate_json(json.dumps(values))
+    math, first, second = with_judges(suite, tmp_path / "out", [{}, {"requests": 4.0, "cost": 0.4}, {}]).reward
+    assert math == suite.reward[0]
+    assert isinstance(first, JudgeRewardConfig)
+    assert isinstance(second, JudgeRewardConfig)
+    assert (first.max_requests, first.max_cost, first.cache) == (2, pytest.approx(0.2), "/elsewhere")
+    assert (second.max_requests, second.max_cost, second.cache) == (None, None, str(tmp_path / "judge_cache"))
+    (_, spent, _) = with_judges(suite, tmp_path / "out", [{}, {"requests": 11.0, "cost": 2.0}, {}]).reward
+    assert isinstance(spent, JudgeRewardConfig)
+    assert (spent.max_requests, spent.max_cost) == (0, 0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from judge_endpoint import Answer, endpoint, longer, score, shown
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
@@ -137,6 +138,54 @@ def test_samples_are_ranked_by_a_reward_model(task: Path, tmp_path: Path) -> Non
     assert summary["by"][by]["cost"]["scored_tokens"] > 0
 
 
+def test_a_judge_ranks_and_another_one_is_the_gold_score(task: Path, tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _: int) -> Answer:
+        """Prefer the longer answer, and grade by letters a."""
+        if "answer_a" in shown(body):
+            return longer(body, 0)
+        return 200, score(min(10, 1 + shown(body)["answer"].count("a")))
+
+    with endpoint(answer) as server:
+        written = f"url: {server.url}\nmodel: gold\nprice: [1.0, 1.0]\n"
+        (tmp_path / "longer.yaml").write_text(f"{written}compare: true\nopponents: null\n")
+        (tmp_path / "letters.yaml").write_text(written)
+        by, gold = f"judge={tmp_path / 'longer.yaml'}", f"judge={tmp_path / 'letters.yaml'}"
+        prompts = str(task / "prompts.jsonl")
+        given = spec(str(task / "other"), prompts, by=[by, "policy"], gold=gold, n=4, overrides=SMALL)
+        found, lines, summary = ranked(given, tmp_path / "out")
+        asked = len(server.requests)
+        again, _, _ = ranked(given, tmp_path / "again")
+        assert len(server.requests) == asked, "no verdict is paid twice"
+    for line in lines:
+        lengths = [len(completion["completion"]) for completion in line["completions"]]
+        assert lengths == sorted(lengths, reverse=True)
+        for completion in line["completions"]:
+            assert completion["gold"] == pytest.approx(min(9, completion["completion"].count("a")) / 9)
+    cost = summary["by"][by]["cost"]
+    assert 0 < cost["judge_requests"] < asked
+    assert cost["judge_cost"] == pytest.approx(cost["judge_requests"] * 7 / 1e6)
+    assert "judge_requests" not in summary["by"]["policy"]["cost"]
+    assert (
+        f"the gold score took {asked - cost['judge_requests']:.0f} requests to its judge, 0.00 dollars" in found.notes
+    )
+    assert again.by[by].cost["judge_requests"] == 0
+    out = io.StringIO()
+    show(found, out)
+    assert f"{cost['judge_requests']:,.0f} requests to the judge, 0.00 dollars" in out.getvalue()
+
+
+def test_the_file_of_a_judge_is_checked(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "judge.yaml").write_text("url: http://judge.example/v1\nmodle: gold\nmax_cost: 5\napi_key_env: KEY\n")
+    with pytest.raises(BadInput) as refused:
+        spec(str(task / "model"), str(task / "prompts.jsonl"), by=[f"judge={tmp_path / 'judge.yaml'}"])
+    assert f"{tmp_path / 'judge.yaml'}:2: modle = gold" in str(refused.value)
+    (tmp_path / "judge.yaml").write_text("url: http://judge.example/v1\nmodel: gold\nmax_cost: 5\napi_key_env: KEY\n")
+    with pytest.raises(BadInput) as refused:
+        spec(str(task / "model"), str(task / "prompts.jsonl"), gold=f"judge={tmp_path / 'judge.yaml'}")
+    assert "the key would be sent over the network unencrypted" in str(refused.value)
+    assert "judge.yaml:3: max_cost = 5\n  why: without prices nothing costs anything" in str(refused.value)
+
+
 def test_the_gold_score_of_a_run_is_its_reward(task: Path, finished_run: Path, tmp_path: Path) -> None:
     prompts = str(task / "prompts.jsonl")
     given = spec(str(finished_run), prompts, n=2, overrides=["rollout.max_prompt_length=5", "max_prompts=3"])
@@ -164,6 +213,18 @@ def test_a_reward_of_the_run_that_cannot_score_the_prompts_is_a_note(
     assert "not used as the gold score: there is no `letters_b`" in given.notes[0]
     with pytest.raises(BadInput, match="there is no `letters_b`"):
         ranked(spec(str(finished_run), prompts, gold="run"), tmp_path / "out")
+
+
+def test_a_judge_of_the_run_is_asked_only_on_request(task: Path, finished_run: Path) -> None:
+    resolved = finished_run / "resolved.json"
+    config = json.loads(resolved.read_text())
+    config["reward"] = [{"type": "judge", "url": "http://localhost:1/v1", "model": "gold"}]
+    resolved.write_text(json.dumps(config))
+    given = spec(str(finished_run), str(task / "prompts.jsonl"), n=2)
+    assert (given.gold, given.suite.reward) == (None, ())
+    assert "not used as the gold score: it asks a judge" in given.notes[0]
+    asked = spec(str(finished_run), str(task / "prompts.jsonl"), n=2, gold="run")
+    assert [reward.type for reward in asked.suite.reward] == ["judge"]
 
 
 @pytest.mark.parametrize(

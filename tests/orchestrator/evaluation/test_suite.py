@@ -24,6 +24,8 @@ BAD = {
     "kl-of-what": "prompts: a.jsonl\nrollout: {top_p: 0.9, top_k: 40}\n",
     "kl-without-samples": "prompts: a.jsonl\nnum_generations: 0\n",
     "judge-of-nothing": "harmful: a.jsonl\njudge: {url: 'http://localhost:8000/v1', model: gold}\n",
+    "labels-without-a-judge": "prompts: a.jsonl\npreferences: pairs.jsonl\n",
+    "judge-whose-cost-is-unknown": "prompts: a.jsonl\njudge: {url: 'http://localhost/v1', model: gold, max_cost: 3}\n",
     "judge-whose-key-everyone-reads": "prompts: a.jsonl\n"
     "judge: {url: 'http://judge.example/v1', model: gold, api_key_env: A, api_key_file: b}\n",
     "judge-with-a-key-in-the-suite": "prompts: a.jsonl\n"
