@@ -6,7 +6,7 @@ import base64
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,18 +44,21 @@ def label(source: str) -> str:
     return source if is_hub_name(source) else Path(source).name
 
 
-def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
+def read_rows(source: str, split: str, problems: RowProblems, only: Container[int] | None = None) -> Iterator[Row]:
     """Yield the rows of `source` in order.
+
+    Args:
+        only: numbers of the rows to yield, or None for all.
 
     Raises:
         BadInput: if there is no such source, or its content does not match its name.
     """
     if is_hub_name(source):
-        return _from_datasets(source, split, problems)
+        return _picked(_from_datasets(source, split, problems), only)
     path = local(source)
     mode = _mode(path, problems)
     if stat.S_ISDIR(mode):
-        return _from_datasets(str(path), split, problems)
+        return _picked(_from_datasets(str(path), split, problems), only)
     if not stat.S_ISREG(mode):
         kind = next((k for t, k in _KINDS if t(mode)), "not a file")
         raise problems.stop(f"this is {kind}", fix="give a .jsonl or .parquet file")
@@ -63,7 +66,13 @@ def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
         raise problems.stop(
             f"files of type {path.suffix or '(none)'} are not supported", fix="give a .jsonl or .parquet file"
         )
-    return _from_parquet(path, problems) if path.suffix == ".parquet" else read_jsonl(path, problems)
+    if path.suffix == ".parquet":
+        return _picked(_from_parquet(path, problems), only)
+    return read_jsonl(path, problems, only)
+
+
+def _picked(rows: Iterator[Row], only: Container[int] | None) -> Iterator[Row]:
+    return rows if only is None else (row for row in rows if row.number in only)
 
 
 _KINDS = (
