@@ -57,6 +57,7 @@ ORDER = [
     {"orchestrator.monitor"},
     {"orchestrator.evaluation"},
     {"orchestrator.report"},
+    {"orchestrator.audit"},
     {"orchestrator.plan"},
     {"orchestrator.advise"},
     {"orchestrator.driver"},
@@ -73,10 +74,15 @@ ONE_ADDRESS = {
     "ray": "orchestrator/cluster/",
     "obstore": "workers/storage.py",
     "openai": "workers/chat_endpoint.py",
+    "rensa": "orchestrator/audit/near.py",
+    "krippendorff": "orchestrator/audit/agreement.py",
+    "sklearn": "orchestrator/audit/small_model.py",
+    "scipy": "orchestrator/audit/small_model.py",
 }
 
 LIGHT = (
     "orchestrator.advise",
+    "orchestrator.audit",
     "orchestrator.cli",
     "orchestrator.compare",
     "orchestrator.config",
@@ -116,7 +122,10 @@ LIGHT = (
     "workers.rollout",
     "workers.types",
 )
-HEAVY = ("torch", "matplotlib", "jinja2", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft")
+HEAVY = (
+    "torch", "matplotlib", "jinja2", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft",
+    "rensa", "krippendorff", "sklearn", "scipy",
+)  # fmt: skip
 
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 

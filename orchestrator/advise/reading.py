@@ -13,6 +13,7 @@ from orchestrator.data.rows import RowProblems
 from orchestrator.errors import BadInput, Problem, Problems
 from workers.types import Example, Prompt
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One file, folder or Hub dataset."""

@@ -21,6 +21,7 @@ from typer.exceptions import Abort, TyperException
 
 from orchestrator.cli import (
     advise,
+    audit,
     compare,
     entry,
     evaluate,
@@ -182,7 +183,22 @@ def resume(
     return resume_run(directory.path, overrides or ())
 
 
-for module in (submit, render, jobs, looks, entry, ledger, plan, advise, evaluate, report, compare, rounds, metrics):
+for module in (
+    submit,
+    render,
+    jobs,
+    looks,
+    entry,
+    ledger,
+    plan,
+    advise,
+    audit,
+    evaluate,
+    report,
+    compare,
+    rounds,
+    metrics,
+):
     module.add_to(app)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -53,10 +53,11 @@ def read_examples(
     Raises:
         BadInput: with every row that cannot be used, or if the format does not suit the algorithm.
     """
-    problems, examples, format = RowProblems(source), [], None
-    rows = stream_examples(source, problems, algorithm=algorithm, split=split, max_rows=max_rows, equal_pairs=equal_pairs)
-    for format, example in rows:
-        examples.append(example)
+    problems = RowProblems(source)
+    usable = [
+        *stream_examples(source, problems, algorithm=algorithm, split=split, max_rows=max_rows, equal_pairs=equal_pairs)
+    ]
+    format, examples = usable[0][0] if usable else None, [example for _, example in usable]
     problems.raise_if_any()
     if not examples and equal_pairs is not None and equal_pairs.problems():
         raise problems.stop("0 rows are left", why=f"in every row {EQUAL}", fix="give rows with a preference")
@@ -76,17 +77,21 @@ def stream_examples(
     split: str = "train",
     max_rows: int | None = None,
     equal_pairs: RowProblems | None = None,
+    only: Container[int] | None = None,
 ) -> Iterator[tuple[Format, Example]]:
     """Yield the usable rows of a dataset, each with the format of all rows. The others are added to `problems`.
 
-    The arguments are those of `read_examples`.
+    The other arguments are those of `read_examples`.
+
+    Args:
+        only: numbers of the rows to read, or None for all.
 
     Raises:
         BadInput: if the source cannot be read at all, or the format does not suit the algorithm.
     """
     name, format = label(source), None
     trains_on_tokens = METHODS[algorithm].needs.head != "scores"  # a reward model is trained on one number per text
-    for row in islice(read_rows(source, split, problems), max_rows):
+    for row in islice(read_rows(source, split, problems, only), max_rows):
         given = [key for key, value in row.values.items() if value is not None]
         format = format or _format(given, row, algorithm, problems)
         if not set(COLUMNS[format]) <= set(given):

@@ -141,6 +141,16 @@ def _refuse_bombs(metadata: Any, packed: int, problems: RowProblems) -> None:
 
 
 def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row]:
+    for number, values in enumerate(load_table(name, split, problems), start=1):
+        yield Row(number, without_nulls(values))
+
+
+def load_table(name: str, split: str, problems: RowProblems) -> Any:
+    """Return a split of a `datasets` folder or Hub dataset.
+
+    Raises:
+        BadInput: if it cannot be loaded, or has no such split.
+    """
     import datasets
 
     try:
@@ -151,12 +161,11 @@ def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         fix = "check the name, data.split and HF_TOKEN; offline, only what is in the cache can be read"
         raise problems.stop(f"the dataset cannot be loaded (split {split})", why=why, fix=fix) from None
-    if isinstance(table, datasets.DatasetDict):
-        if split not in table:
-            raise problems.stop(f"there is no split {split}", fix=f"use one of {', '.join(table)}")
-        table = table[split]
-    for number, values in enumerate(table, start=1):
-        yield Row(number, without_nulls(values))
+    if not isinstance(table, datasets.DatasetDict):
+        return table
+    if split not in table:
+        raise problems.stop(f"there is no split {split}", fix=f"use one of {', '.join(table)}")
+    return table[split]
 
 
 def without_nulls(values: dict[str, Any]) -> dict[str, Any]:

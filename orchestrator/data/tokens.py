@@ -93,7 +93,9 @@ class TokenCounter:
         library.no_truncation()
         library.no_padding()
         special = tuple(token["content"] for token in added if token.get("special") and token["content"])
-        return cls(FileTokenizer(directory, library), special, positions_of(read_object(directory / "config.json")), arguments)
+        return cls(
+            FileTokenizer(directory, library), special, positions_of(read_object(directory / "config.json")), arguments
+        )
 
     @classmethod
     def of_template(cls, directory: Path, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:

@@ -1,0 +1,144 @@
+"""Rows that are nearly equal to another one: MinHash proposes, the exact Jaccard similarity decides.
+
+    words ──3-grams──► signature [64] ──16 bands of 4──► rows with an equal band ──exact──► near rows
+
+The signature of a row is of its completions and the end of its prompt, whatever the order of the two completions, so
+that one index finds near repeats and near contradictions. Two rows are nearly equal if each of their texts is: Jaccard
+similarity of their sets of word 3-grams of at least THRESHOLD. One changed word changes three 3-grams: of L different
+ones, (L − 3)/(L + 3) are left, so that a text with one changed word is nearly equal from 29 words on. Texts that differ
+only in case, white space or punctuation are equal. The only module that uses rensa.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.audit.finding import Numbers
+from orchestrator.audit.reading import Columns
+from orchestrator.audit.words import Words, WordStore, ngrams
+from orchestrator.data.audit import repeats
+
+THRESHOLD = 0.8
+NUM_BANDS, BAND = 16, 4  # a row of similarity 0.8 is proposed with probability 1 − (1 − 0.8⁴)¹⁶ = 99.98 %
+MARGIN = 0.2  # of the estimate, 4 standard deviations: less similar candidates are not compared exactly
+PROMPT_WORDS = 128  # from the end of the prompt that are in the signature
+NEIGHBOURS = 4  # earlier rows with an equal band that a row is compared with, and the first one
+MAX_EXACT = 300_000  # pairs of rows that are compared exactly
+CHUNK = 20_000  # rows
+SEED = 42
+
+Signatures = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Near:
+    """Indices [k, 2] (later, earlier) of rows that are nearly equal, or the same texts with the preference reversed."""
+
+    repeats: Numbers
+    opposites: Numbers
+    not_compared: int  # candidates beyond MAX_EXACT
+
+
+def near_rows(columns: Columns) -> Near:
+    """Find the rows that nearly repeat or nearly contradict an earlier one. Exact repeats are left out."""
+    distinct = np.setdiff1d(np.arange(len(columns)), repeats(columns.keys.rows())[:, 0], assume_unique=True)
+    signatures = sign(columns.words, len(columns))
+    candidates = _candidates(signatures, distinct)
+    groups = columns.groups
+    candidates = candidates[groups[candidates[:, 0]] == groups[candidates[:, 1]]]
+    compared = candidates[:MAX_EXACT]
+    alike = [_compare(columns, int(later), int(earlier)) for later, earlier in compared]
+    kind = np.array([0 if a is None else 1 if a else 2 for a in alike], np.int64)
+    return Near(
+        repeats=_first_of_each(compared[kind == 1]),
+        opposites=_first_of_each(compared[kind == 2]),
+        not_compared=len(candidates) - len(compared),
+    )
+
+
+def sign(words: WordStore, count: int) -> Signatures:
+    """Return the signatures [count, 64] of all rows: 128 bytes a row."""
+    from rensa import RMinHash
+
+    signatures = np.zeros((count, NUM_BANDS * BAND), np.uint16)
+    for begin in range(0, count, CHUNK):
+        end = min(count, begin + CHUNK)
+        texts = words.rows(begin, end)
+        grams, offsets = ngrams(texts)
+        sizes = np.diff(offsets)
+        place = np.arange(len(grams)) - np.repeat(offsets[:-1], sizes)
+        from_end = np.repeat(sizes, sizes) - place
+        is_prompt = np.repeat(np.arange(len(sizes)) % WordStore.PARTS == 0, sizes)
+        kept = ~is_prompt | (from_end <= PROMPT_WORDS)
+        ends = np.concatenate([[0], np.cumsum(kept)])[offsets[:: WordStore.PARTS]]
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+            grams[kept], ends.astype(np.uint64), NUM_BANDS * BAND, SEED
+        )
+        signatures[begin:end] = np.array(matrix.to_rows(), np.uint32).astype(np.uint16)
+    return signatures
+
+
+def _candidates(signatures: Signatures, rows: Numbers) -> Numbers:
+    """Return pairs [k, 2] (later, earlier) of `rows` with an equal band and similar signatures, most similar first."""
+    found = np.zeros(0, np.int64)
+    for band in range(NUM_BANDS):
+        keys = np.ascontiguousarray(signatures[rows, band * BAND : (band + 1) * BAND]).view(np.uint64)[:, 0]
+        order = np.argsort(keys, kind="stable")
+        ordered, sorted_rows = keys[order], rows[order]
+        first = np.maximum.accumulate(np.where(np.append(True, ordered[1:] != ordered[:-1]), np.arange(len(rows)), 0))
+        for back in (*range(1, NEIGHBOURS + 1), None):
+            at = np.arange(len(rows))
+            other = first if back is None else at - back
+            both = np.flatnonzero((other >= first) & (other < at) & ((back is not None) | (at - first > NEIGHBOURS)))
+            pairs = np.stack(
+                [sorted_rows[both], sorted_rows[other[both]]], 1
+            )  # ascending within a band: later, earlier
+            pairs = pairs[_estimate(signatures, pairs) >= THRESHOLD - MARGIN]
+            found = np.union1d(found, pairs[:, 0] * len(signatures) + pairs[:, 1])
+    proposed: Numbers = np.stack(np.divmod(found, max(1, len(signatures))), 1)
+    by_similarity: Numbers = proposed[np.argsort(-_estimate(signatures, proposed), kind="stable")]
+    return by_similarity
+
+
+def _estimate(signatures: Signatures, pairs: Numbers) -> NDArray[np.float64]:
+    estimates = np.zeros(len(pairs))
+    for begin in range(0, len(pairs), CHUNK):
+        part = pairs[begin : begin + CHUNK]
+        estimates[begin : begin + CHUNK] = (signatures[part[:, 0]] == signatures[part[:, 1]]).mean(1)
+    return estimates
+
+
+def _compare(columns: Columns, later: int, earlier: int) -> bool | None:
+    """Return True for a near repeat, False for a near contradiction, None if the rows are not nearly equal."""
+    ours, theirs = _sets(columns.words.rows(later, later + 1)), _sets(columns.words.rows(earlier, earlier + 1))
+    if not similar(ours[0], theirs[0]):
+        return None
+    if similar(ours[1], theirs[1]) and similar(ours[2], theirs[2]):
+        return True
+    is_opposite = columns.is_pair[later] and columns.is_pair[earlier]
+    return False if is_opposite and similar(ours[1], theirs[2]) and similar(ours[2], theirs[1]) else None
+
+
+def _sets(texts: Words) -> list[NDArray[np.uint64]]:
+    grams, offsets = ngrams(texts)
+    return [np.unique(grams[offsets[i] : offsets[i + 1]]) for i in range(WordStore.PARTS)]
+
+
+def similar(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> bool:
+    """Return whether two sets of n-grams have a Jaccard similarity of at least THRESHOLD. Two empty sets do."""
+    fewer, more = sorted((len(one), len(other)))
+    if fewer < THRESHOLD * more:
+        return False
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared >= THRESHOLD * (len(one) + len(other) - shared)
+
+
+def _first_of_each(pairs: Numbers) -> Numbers:
+    """Return one pair for each later row: with the earliest other one."""
+    ordered = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    _, first = np.unique(ordered[:, 0], return_index=True)
+    earliest: Numbers = ordered[first]
+    return earliest
