@@ -58,7 +58,7 @@ class Audit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scope:
-    """What to look for. `heavy`: near repeats and poison, which take minutes for a million rows."""
+    """Selection of findings. `heavy`: near repeats and poison, which take minutes for a million rows."""
 
     heavy: bool = True
     why_not: str = ""  # why `heavy` is False

@@ -17,65 +17,73 @@ def add_to(app: typer.Typer) -> None:
     app.command()(audit)
 
 
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Pairs, ratings, ranks, labels or demonstrations: a file, a folder or a Hub dataset.",
+        show_default=False,
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="EVAL_FILE",
+        help="Evaluation data whose prompts should not be trained on.",
+        show_default=False,
+    ),
+]
+Annotator = Annotated[
+    str | None,
+    typer.Option(
+        "--annotator",
+        metavar="COLUMN",
+        help="Column that names the annotator (default: annotator, annotator_id, worker, …).",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="DIR",
+        help="Model directory: rows that are too long for it, or for --max-length, are reported.",
+        show_default=False,
+    ),
+]
+MaxLength = Annotated[
+    int, typer.Option("--max-length", metavar="N", min=1, help="data.max_length of the recipe, for --model.")
+]
+Split = Annotated[str, typer.Option("--split", help="Split of a Hub dataset or `datasets` folder.")]
+WriteClean = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-clean",
+        metavar="FILE|DIR",
+        help="Write the data without faulty rows, and FILE.dropped.jsonl with each dropped row and the reason.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", metavar="FILE", help="Write a page with the rows to look at, .html or .md.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")]
+
+
 def audit(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="Pairs, ratings, ranks, labels or demonstrations: a file, a folder or a Hub dataset.",
-            show_default=False,
-        ),
-    ],
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against",
-            metavar="EVAL_FILE",
-            help="Evaluation data whose prompts should not be trained on.",
-            show_default=False,
-        ),
-    ] = None,
-    annotator: Annotated[
-        str | None,
-        typer.Option(
-            "--annotator",
-            metavar="COLUMN",
-            help="Column that names the annotator (default: annotator, annotator_id, worker, …).",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="DIR",
-            help="Model directory: rows that are too long for it, or for --max-length, are reported.",
-            show_default=False,
-        ),
-    ] = None,
-    max_length: Annotated[
-        int, typer.Option("--max-length", metavar="N", min=1, help="data.max_length of the recipe, for --model.")
-    ] = 1024,
-    split: Annotated[str, typer.Option("--split", help="Split of a Hub dataset or `datasets` folder.")] = "train",
-    write_clean: Annotated[
-        Path | None,
-        typer.Option(
-            "--write-clean",
-            metavar="FILE|DIR",
-            help="Write the data without faulty rows, and FILE.dropped.jsonl with each dropped row and the reason.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="FILE",
-            help="Write a page with the rows to look at, .html or .md.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
+    data: Data,
+    against: Against = None,
+    annotator: Annotator = None,
+    model: Model = None,
+    max_length: MaxLength = 1024,
+    split: Split = "train",
+    write_clean: WriteClean = None,
+    output: Output = None,
+    as_json: AsJson = False,
 ) -> int:
     """Audit preference data: repeats, contradictions, length, agreement, poison. Exit code 2: rows cannot be used."""
     from orchestrator.audit import show
