@@ -95,7 +95,7 @@ class Columns:
     sources: Names
     objectives: Names
     votes: NDArray[np.int64]  # [n, 2] votes of a row's `votes` for the best and for the worst completion
-    words: WordStore
+    words: WordStore  # empty if only what needs no words is looked for
     cut: Cut | None  # None: lengths were not checked
 
     def __len__(self) -> int:
@@ -143,9 +143,10 @@ def read(
     return builder.build(source, {what: np.frombuffer(r, np.int64) for what, r in unusable.by_reason.items()}, equal)
 
 
-def of_examples(source: str, format: Format, examples: Iterable[Example]) -> Columns:
-    """Return the columns of rows that have been read already."""
-    builder = _Builder(format, None, None)
+def of_examples(source: str, examples: Sequence[Example], *, with_words: bool = True) -> Columns:
+    """Return the columns of rows that have been read already. Their words take most of the time."""
+    rated = any(len(e.completions) > 2 or (len(e.completions) == 2 and e.scores and e.scores[1]) for e in examples)
+    builder = _Builder(Format.rated if rated else Format.preference, None, None, with_words=with_words)
     builder.extend(examples)
     return builder.build(source, {}, Unusable(source))
 
@@ -171,8 +172,10 @@ class _Codes:
 
 
 class _Builder:
-    def __init__(self, format: Format, annotator: str | None, limits: Limits | None) -> None:
-        self._format, self._limits, self._cut = format, limits, Cut()
+    def __init__(
+        self, format: Format, annotator: str | None, limits: Limits | None, *, with_words: bool = True
+    ) -> None:
+        self._format, self._limits, self._cut, self._with_words = format, limits, Cut(), with_words
         self._keys, self._words = KeyBuilder(), WordStore()
         self._numbers, self._best, self._worst = array("q"), array("q"), array("q")
         self._is_pair, self._margins, self._votes = array("b"), array("d"), array("q")
@@ -204,8 +207,7 @@ class _Builder:
     def _margin(self, example: Example) -> float:
         """Return the margin that a row gives by itself, of any sign; NaN: none."""
         if self._format in (Format.rated, Format.ranked):
-            assert example.scores is not None
-            return example.scores[0] - example.scores[-1]
+            return float("nan") if example.scores is None else example.scores[0] - example.scores[-1]
         columns = example.prompt.columns
         for ours, theirs in SCORES:
             chosen, rejected = columns.get(ours), columns.get(theirs)
@@ -217,11 +219,12 @@ class _Builder:
     def _flush(self, batch: list[Example]) -> None:
         if not batch:
             return
-        self._words.add(
-            [plain(e.prompt.text) for e in batch],
-            [plain(e.completions[0]) for e in batch],
-            [plain(e.completions[-1]) if len(e.completions) > 1 else "" for e in batch],
-        )
+        if self._with_words:
+            self._words.add(
+                [plain(e.prompt.text) for e in batch],
+                [plain(e.completions[0]) for e in batch],
+                [plain(e.completions[-1]) if len(e.completions) > 1 else "" for e in batch],
+            )
         if self._limits is not None:
             self._measure(batch, self._limits)
         batch.clear()

@@ -1,7 +1,7 @@
 """Words of texts as hashes, for thousands of texts at a time in numpy, and n-grams of them.
 
-A word is a run of letters and digits in lower case; white space and punctuation of ASCII separate words. A character of
-a script that writes no spaces (CJK, kana, hangul) is a word of its own.
+A word is a run of letters and digits of ASCII in lower case, or a run of other characters; white space and punctuation
+of ASCII separate words. Each character from U+2000 on, such as those of scripts without spaces, begins a word.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import unicodedata
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
@@ -21,7 +22,7 @@ from workers.near_duplicates import PADDING, N
 Hashes = NDArray[np.uint64]
 Offsets = NDArray[np.int64]
 MAX_WORDS = 1024  # of a text; of a longer prompt the last ones are kept, of a longer completion the first ones
-ALONE = 0xE2  # lead byte from which on a character is a word of its own: punctuation beyond ASCII, CJK, emoji
+ALONE = 0xE2  # first byte of characters that begin a word: U+2000 and later
 
 _RANDOM = np.random.Generator(np.random.Philox(20_261_130))
 _PLACE = _RANDOM.integers(1, 2**31, 256, np.uint32) * np.uint32(2) + np.uint32(1)  # of a byte within its word
@@ -127,6 +128,7 @@ class WordStore:
 
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="rlhf-audit-")  # noqa: SIM115 - closed by `close`
+        self.close = weakref.finalize(self, self._file.close)  # called when nobody refers to the store, at the latest
         self._sizes: list[NDArray[np.int32]] = []
         self._offsets: Offsets | None = None
 
@@ -170,9 +172,6 @@ class WordStore:
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         kept = np.repeat(texts.offsets[which] - offsets[:-1], sizes) + np.arange(offsets[-1])
         return Words(words=texts.words[kept], offsets=offsets)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def part(texts: Words, which: int, *, last: int | None = None) -> Words:
