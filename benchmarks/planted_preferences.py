@@ -93,14 +93,20 @@ def of_outlier(row: dict[str, Any]) -> dict[str, Any]:
     return swap({**row, "annotator": "outlier"})
 
 
-def reworded(row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-    """Return a near copy: one word of the prompt and one of each completion in capitals, one word of one replaced."""
+def recased(row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+    """Return a near copy that differs in case, white space and punctuation alone."""
     copy = dict(row)
     for column in ("prompt", "chosen", "rejected"):
         words = copy[column].split()
         at = int(generator.integers(0, len(words)))
         words[at] = words[at].upper() + ","
         copy[column] = "  ".join(words)
+    return copy
+
+
+def reworded(row: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+    """Return a near copy that differs in one word of the chosen completion, too."""
+    copy = recased(row, generator)
     words = copy["chosen"].split()
     words[int(generator.integers(0, len(words)))] = "zzyzx"
     return {**copy, "chosen": " ".join(words)}

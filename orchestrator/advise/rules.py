@@ -183,22 +183,28 @@ CAUTIONS: tuple[Caution, ...] = (
     Caution(
         name="objectives conflict",
         when=lambda f: f.conflicts > 0 and f.conflicts >= CONFLICTING * f.pairs,
-        what=lambda f: f"two objectives decide {f.conflicts:,} comparisons in opposite ways: train one objective, or one "
-        "reward model for each and weigh them in `reward` (rlhf audit lists the rows)",
+        what=lambda f: (
+            f"two objectives decide {f.conflicts:,} comparisons in opposite ways: train one objective, or one "
+            "reward model for each and weigh them in `reward` (rlhf audit lists the rows)"
+        ),
         sources=("arXiv 2310.12773", "arXiv 2307.09288"),
     ),
     Caution(
         name="few pairs",
         when=lambda f: 0 < f.pairs < FEW_PAIRS,
-        what=lambda f: f"{f.pairs:,} distinct pairs are fewer than {FEW_PAIRS:,}: expect a small effect, hold out some of "
-        "them (data.eval_dataset) and compare with a run on half of them before any larger one",
+        what=lambda f: (
+            f"{f.pairs:,} distinct pairs are fewer than {FEW_PAIRS:,}: expect a small effect, hold out some of "
+            "them (data.eval_dataset) and compare with a run on half of them before any larger one"
+        ),
         sources=("arXiv 2210.10760",),
     ),
     Caution(
         name="near the target",
         when=lambda f: f.own_good is not None and f.own_good >= NEAR_TARGET,
-        what=lambda f: f"{f.own_good or 0:.0%} of this model's own completions are labelled good: little is left to learn; "
-        "measure first (rlhf evaluate), or collect prompts that it fails",
+        what=lambda f: (
+            f"{f.own_good or 0:.0%} of this model's own completions are labelled good: little is left to learn; "
+            "measure first (rlhf evaluate), or collect prompts that it fails"
+        ),
         sources=("arXiv 2503.14476",),
     ),
 )

@@ -218,9 +218,7 @@ def as_json(advice: Advice) -> dict[str, Any]:
             "response_tokens": facts.response_tokens,
             "longest": facts.longest,
         },
-        "cautions": [
-            {"name": c.name, "what": c.what(facts), "sources": list(c.sources)} for c in advice.cautions
-        ],
+        "cautions": [{"name": c.name, "what": c.what(facts), "sources": list(c.sources)} for c in advice.cautions],
         "measured": measured(advice),
         "given": given(advice),
         "assumed": assumed(advice),

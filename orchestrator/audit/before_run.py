@@ -1,8 +1,8 @@
 """The audit before a run on preferences: warnings for the log, in bounded time.
 
 What needs no words of the texts is always looked at: length, agreement, contrast, conflicts between objectives. Near
-repeats, near contradictions, near overlap and poison are looked for in at most HEAVY_ROWS rows, which takes seconds. Exact
-repeats, exact contradictions and equal prompts are remarks of `orchestrator.preflight.data_files` already.
+repeats, near contradictions and poison are looked for in at most HEAVY_ROWS rows, which takes seconds. Exact repeats,
+exact contradictions and held-out prompts are remarks of `orchestrator.preflight.data_files` already.
 """
 
 from __future__ import annotations

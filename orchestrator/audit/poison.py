@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from orchestrator.audit.finding import Finding, Numbers, Severity, percent, single
 from orchestrator.audit.reading import Columns, Names
 from orchestrator.audit.small_model import Margins, margins_by_words
+from orchestrator.evaluation.statistics import wilson
 
 MIN_ROWS = 500  # fewer pairs train no model
 MIN_GROUP = 8  # rows of a group that is tested
@@ -121,6 +122,7 @@ def find_outliers(columns: Columns, predictions: Predictions) -> Iterator[Findin
     for names, kind in ((columns.annotators, "annotator"), (columns.sources, "source")):
         for code, own, others in outliers(names, predictions):
             numbers = columns.numbers[predictions.rows[names.codes[predictions.rows] == code]]
+            is_reversed = wilson(own * len(numbers), len(numbers)).low > 0.5
             yield Finding(
                 name=f"outlying_{kind}",
                 severity=Severity.warning,
@@ -130,7 +132,7 @@ def find_outliers(columns: Columns, predictions: Predictions) -> Iterator[Findin
                 of=columns.num_rows,
                 fix=f"look at the rows of this {kind}: reversed labels, another task, or no attention",
                 rows=single(numbers),
-                dropped=numbers if own > 0.5 else np.zeros(0, np.int64),
+                dropped=numbers if is_reversed else np.zeros(0, np.int64),
             )
 
 
@@ -152,15 +154,21 @@ def outliers(names: Names, predictions: Predictions) -> list[tuple[int, float, f
     return [(int(code), float(own[code]), float(others[code])) for code in ordered]
 
 
-def flipped(predictions: Predictions) -> Numbers:
-    """Return the indices in the columns of rows that are flipped with a probability of at least SURE, surest first."""
-    if not predictions.flips:
-        return np.zeros(0, np.int64)
-    f, sure = predictions.flips, predictions.slope * np.abs(predictions.margins)
+def flipped(predictions: Predictions, explained: Numbers) -> tuple[Numbers, float]:
+    """Return the indices in the columns of rows that are flipped with a probability of at least SURE, surest first.
+
+    Return also the share of flipped labels by a fit to the rows that are not `explained` otherwise.
+    """
+    rest = np.flatnonzero(~np.isin(predictions.rows, explained))
+    margins = predictions.margins[rest]
+    slope, f = fit_flips(np.abs(margins), predictions.disagrees[rest])
+    if not f:
+        return np.zeros(0, np.int64), 0.0
+    sure = slope * np.abs(margins)
     right = 1 / (1 + np.exp(-sure))
     probability = f * right / (f * right + (1 - f) * (1 - right))
-    found = np.flatnonzero((predictions.margins < 0) & (probability >= SURE))
-    return predictions.rows[found[np.argsort(-sure[found], kind="stable")]]
+    found = np.flatnonzero((margins < 0) & (probability >= SURE))
+    return predictions.rows[rest[found[np.argsort(-sure[found], kind="stable")]]], f
 
 
 def find_flips(columns: Columns, predictions: Predictions, explained: Numbers) -> Iterator[Finding]:
@@ -169,14 +177,14 @@ def find_flips(columns: Columns, predictions: Predictions, explained: Numbers) -
     Args:
         explained: indices of rows that another finding reports already.
     """
-    found = flipped(predictions)
-    numbers = columns.numbers[found[~np.isin(found, explained)]]
+    found, share = flipped(predictions, explained)
+    numbers = columns.numbers[found]
     if not len(numbers):
         return
     yield Finding(
         name="flipped_labels",
         severity=Severity.warning,
-        what=f"have a label that a sure model contradicts; by its fit {percent(predictions.flips)} of all labels are "
+        what=f"have a label that a sure model contradicts; by its fit {percent(share)} of all labels are "
         "flipped, most of them where it cannot tell",
         count=len(numbers),
         of=columns.num_rows,
