@@ -5,7 +5,7 @@
     python -m benchmarks.audit --anew clean     measure the audits of this kind again
 
 The data are generated (planted_preferences.py): 20,000 pairs of each seed, in which the label follows a taste for words
-in 91 % (clear) or 72 % (noisy) of the pairs. Output: benchmarks/results/audit.json with every audit, and the tables of
+in 90 % (clear) or 72 % (noisy) of the pairs. Output: benchmarks/results/audit.json with every audit, and the tables of
 docs/evidence/audit.md.
 """
 
@@ -50,7 +50,7 @@ Change = Callable[[Row, np.random.Generator], Row]
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A fault, and the finding that should report its rows. With `is_copy` the row stays, and the changed one follows."""
+    """A fault, and the finding that should report its rows. With `is_copy` the changed row follows the row."""
 
     name: str
     finding: str

@@ -1,8 +1,8 @@
 """Preference data with a known rule, and faults planted in them, to measure what an audit finds.
 
 A world has a vocabulary with Zipf's frequencies, and a taste: a weight for each word. Two completions of random words
-are compared by the sum of the weights of their words, with Bradley–Terry noise: P(a is preferred to b) = σ(u_a − u_b),
-where `clarity` is about the standard deviation of u_a − u_b. Everything follows from the seed.
+are compared by the sum of the weights of their words, with Bradley–Terry noise: P(a is preferred to b) =
+σ(clarity (u_a − u_b)/√2), where u is the sum over √(number of words). Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class World:
     """Distribution of preference rows. Example: `World(seed=3, clarity=6.0)`."""
 
     seed: int
-    clarity: float = 6.0  # 6: 91 % of the labels follow the taste; 1.5: 72 %
+    clarity: float = 6.0  # 6: 90 % of the labels follow the taste; 1.5: 72 %
     num_words: int = 3000
     num_annotators: int = 20
     prompt_words: tuple[int, int] = (8, 30)
