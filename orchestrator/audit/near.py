@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from orchestrator.audit.finding import Numbers
 from orchestrator.audit.reading import Columns
 from orchestrator.audit.words import Words, WordStore, ngrams
-from orchestrator.data.audit import repeats
+from orchestrator.data.audit import mixed
 
 THRESHOLD = 0.8
 NUM_BANDS, BAND = 16, 4  # a row of similarity 0.8 is proposed with probability 1 − (1 − 0.8⁴)¹⁶ = 99.98 %
@@ -44,11 +44,8 @@ class Near:
 
 def near_rows(columns: Columns) -> Near:
     """Find the rows that nearly repeat or nearly contradict an earlier one. Exact repeats are left out."""
-    distinct = np.setdiff1d(np.arange(len(columns)), repeats(columns.keys.rows())[:, 0], assume_unique=True)
-    signatures = sign(columns.words, len(columns))
-    candidates = _candidates(signatures, distinct)
-    groups = columns.groups
-    candidates = candidates[groups[candidates[:, 0]] == groups[candidates[:, 1]]]
+    distinct = np.setdiff1d(np.arange(len(columns)), columns.repeats()[:, 0], assume_unique=True)
+    candidates = propose(sign(columns.words, len(columns)), columns.groups, distinct)
     compared = candidates[:MAX_EXACT]
     alike = [_compare(columns, int(later), int(earlier)) for later, earlier in compared]
     kind = np.array([0 if a is None else 1 if a else 2 for a in alike], np.int64)
@@ -81,11 +78,15 @@ def sign(words: WordStore, count: int) -> Signatures:
     return signatures
 
 
-def _candidates(signatures: Signatures, rows: Numbers) -> Numbers:
-    """Return pairs [k, 2] (later, earlier) of `rows` with an equal band and similar signatures, most similar first."""
+def propose(signatures: Signatures, groups: NDArray[np.uint64], rows: Numbers) -> Numbers:
+    """Return pairs [k, 2] (later, earlier) of `rows` of one group with an equal band, the most similar first.
+
+    Pairs whose signatures are not similar are left out.
+    """
     found = np.zeros(0, np.int64)
     for band in range(NUM_BANDS):
         keys = np.ascontiguousarray(signatures[rows, band * BAND : (band + 1) * BAND]).view(np.uint64)[:, 0]
+        keys = mixed(keys, groups[rows])
         order = np.argsort(keys, kind="stable")
         ordered, sorted_rows = keys[order], rows[order]
         first = np.maximum.accumulate(np.where(np.append(True, ordered[1:] != ordered[:-1]), np.arange(len(rows)), 0))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from orchestrator.audit.finding import Numbers
 from orchestrator.audit.words import WordStore
 from orchestrator.data import lengths
-from orchestrator.data.audit import KeyBuilder, RowKeys, row_number
+from orchestrator.data.audit import KeyBuilder, Pairs, RowKeys, mixed, repeats, row_number
 from orchestrator.data.detection import algorithm_for
 from orchestrator.data.examples import stream_examples
 from orchestrator.data.formats import Format
@@ -106,6 +106,10 @@ class Columns:
         """Code [n] of annotator and objective: rows of one group should not repeat or contradict each other."""
         annotator, objective = (names.codes.astype(np.int64) + 1 for names in (self.annotators, self.objectives))
         return (annotator * (len(self.objectives.names) + 1) + objective).astype(np.uint64)
+
+    def repeats(self) -> Pairs:
+        """Return the indices [R, 2] (later, first) of equal rows of one group."""
+        return repeats(mixed(self.keys.rows(), self.groups))
 
 
 class Unusable(RowProblems):

@@ -6,21 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from orchestrator.audit.finding import Finding, Numbers, Severity, paired
+from orchestrator.audit.finding import Finding, Severity, paired
 from orchestrator.audit.near import THRESHOLD, Near
 from orchestrator.audit.reading import Columns
-from orchestrator.data.audit import mixed, repeats
-
-
-def exact_repeats(columns: Columns) -> Numbers:
-    """Return the indices [R, 2] (later, first) of equal rows."""
-    return repeats(mixed(columns.keys.rows(), columns.groups))
 
 
 def find_repeats(columns: Columns, near: Near | None) -> Iterator[Finding]:
     """Report exact repeats, and near ones if they were looked for."""
     fix = "leave them out, or the repeated comparison counts several times: --write-clean"
-    found = columns.numbers[exact_repeats(columns)]
+    found = columns.numbers[columns.repeats()]
     if len(found):
         yield Finding(
             name="repeats",

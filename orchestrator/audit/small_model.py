@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from orchestrator.audit.finding import Numbers
 from orchestrator.audit.reading import Columns
-from orchestrator.audit.words import Words, ngrams, part
+from orchestrator.audit.words import ngrams, part
 from orchestrator.data.audit import mixed
 
 NUM_FOLDS = 5
 DIMENSIONS = 2**18  # hashed words and pairs of words; the first one is the length
-MAX_TRAINED = 100_000  # rows that the models are trained on; all rows are predicted
+WORDS = 128  # first words of a completion that count
+MAX_TRAINED = 100_000  # rows that the models are trained on, fewer if they are long; all rows are predicted
+MAX_TRAINED_WORDS = 15_000_000  # of all these rows, in 120 MB for words and pairs of words each
 CHUNK = 4096  # rows
 RIDGE, EPOCHS = 1e-5, 10  # of the model on words, which averages the weights of all its steps
 SEED = 0
@@ -46,7 +48,9 @@ def margins_by_words(columns: Columns, rows: Numbers) -> Margins:
     from sklearn.linear_model import SGDClassifier
 
     generator = np.random.Generator(np.random.Philox(SEED))
-    trained = np.sort(generator.permutation(rows)[:MAX_TRAINED])
+    trained = generator.permutation(rows)[:MAX_TRAINED]
+    sizes = np.minimum(columns.words.sizes, WORDS)[trained, 1:].sum(1)
+    trained = np.sort(trained[np.cumsum(sizes) <= MAX_TRAINED_WORDS])
     parts = [_features(columns, trained[begin : begin + CHUNK], sparse) for begin in range(0, len(trained), CHUNK)]
     features, folds = sparse.vstack(parts, "csr"), folds_of(columns)
     del parts
@@ -80,8 +84,8 @@ def _features(columns: Columns, rows: Numbers, sparse: Any) -> Any:
     texts = columns.words.pick(rows)
     places, features, signs = [], [], []
     for which, sign in ((1, 1.0), (2, -1.0)):
-        words = part(texts, which)
-        for hashes, offsets in (_words(words), ngrams(words, 2, padded=False)):
+        words = part(texts, which, WORDS)
+        for hashes, offsets in (ngrams(words, 1), ngrams(words, 2, padded=False)):
             places.append(np.repeat(np.arange(len(rows)), np.diff(offsets)))
             features.append(1 + (hashes % np.uint64(DIMENSIONS - 1)).astype(np.int64))
             signs.append(np.full(len(hashes), sign, np.float32))
@@ -96,10 +100,6 @@ def _features(columns: Columns, rows: Numbers, sparse: Any) -> Any:
     ratio = np.log((columns.best_bytes[rows] + 1) / (columns.worst_bytes[rows] + 1))
     length = sparse.csr_matrix((np.tanh(ratio), (np.arange(len(rows)), np.zeros(len(rows), np.int64))), shape)
     return (matrix + length.astype(np.float32)).tocsr()
-
-
-def _words(texts: Words) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    return ngrams(texts, 1)
 
 
 def length_model(columns: Columns, rows: Numbers) -> LengthModel:

@@ -20,8 +20,10 @@ from orchestrator.audit.words import Words, named_words, ngrams, part
 
 SUSPICIOUS = 3.0  # standard deviations from which on the n-grams of a bucket are tested
 LONGEST = 3  # words of an n-gram
+PROMPT_WORDS = 256  # from the end of a prompt in which n-grams are looked at
+KEY_BITS = 50  # of an n-gram: the others have room for its row
 NUM_BUCKETS = 2**22
-CHUNK = 10_000  # rows
+CHUNK = 10_000  # rows; fewer than 2^14, see `grams_of`
 MOST_TRIGGERS = 8
 FLIPPED = 0.5  # disagreement from which on most labels of a group are flipped
 
@@ -71,23 +73,25 @@ def _grams(columns: Columns, predictions: Predictions, used: Numbers) -> Iterato
     """Yield places in the predictions and the n-grams of their prompts, each once, for some rows after the other."""
     for begin in range(0, len(used), CHUNK):
         places = used[begin : begin + CHUNK]
-        prompts = part(columns.words.pick(predictions.rows[places]), 0)
+        prompts = part(columns.words.pick(predictions.rows[places]), 0, PROMPT_WORDS)
         of, keys = grams_of(prompts)
         yield places[of], keys
 
 
 def grams_of(prompts: Words) -> tuple[Numbers, Keys]:
-    """Return the distinct n-grams of each prompt: its index and the key."""
-    found, owners = [], []
+    """Return the distinct n-grams of each of at most 2^14 prompts: its index and the key."""
+    packed = []
     for n in range(1, LONGEST + 1):
         hashes, offsets = ngrams(prompts, n, padded=False)
-        found.append(hashes)
-        owners.append(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)))
-    keys, of = np.concatenate(found), np.concatenate(owners)
-    order = np.lexsort((keys, of))
-    keys, of = keys[order], of[order]
-    first = np.append(True, (keys[1:] != keys[:-1]) | (of[1:] != of[:-1]))[: len(keys)]
-    return of[first], keys[first]
+        owners = np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
+        packed.append((owners << np.uint64(KEY_BITS)) | key_of(hashes))
+    both = np.sort(np.concatenate(packed))
+    both = both[np.append(True, both[1:] != both[:-1])[: len(both)]]
+    return (both >> np.uint64(KEY_BITS)).astype(np.int64), key_of(both)
+
+
+def key_of(hashes: Keys) -> Keys:
+    return hashes & np.uint64(2**KEY_BITS - 1)
 
 
 def _choose(predictions: Predictions, places: Numbers, keys: Keys, least: float) -> list[Trigger]:
@@ -143,6 +147,6 @@ def name_of(key: int, prompt: str) -> str | None:
     words, named = named_words(prompt)
     for n in range(1, LONGEST + 1):
         hashes, _ = ngrams(words, n, padded=False)
-        if len(at := np.flatnonzero(hashes == np.uint64(key))):
+        if len(at := np.flatnonzero(key_of(hashes) == np.uint64(key))):
             return " ".join(named[int(at[0]) : int(at[0]) + n])
     return None

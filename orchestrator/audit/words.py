@@ -155,6 +155,10 @@ class WordStore:
         assert self._offsets is not None, "rows are read before they are finished"
         return self._offsets
 
+    @property
+    def sizes(self) -> Offsets:  # [n, 3]
+        return np.diff(self.offsets).reshape(-1, self.PARTS)
+
     def rows(self, begin: int, end: int) -> Words:
         """Return the three texts of each row from `begin` to `end`: prompt, best, worst, prompt, …"""
         offsets = self.offsets[self.PARTS * begin : self.PARTS * end + 1]
@@ -174,15 +178,17 @@ class WordStore:
         return Words(words=texts.words[kept], offsets=offsets)
 
 
-def part(texts: Words, which: int, *, last: int | None = None) -> Words:
+def part(texts: Words, which: int, at_most: int = MAX_WORDS) -> Words:
     """Return one of the three texts of each row: 0 the prompt, 1 the best, 2 the worst completion.
 
     Args:
-        last: number of words from the end of each text to keep, or None for all.
+        at_most: number of words to keep: of a prompt the last ones, of a completion the first ones.
     """
     begin, end = texts.offsets[which : -1 : WordStore.PARTS], texts.offsets[which + 1 :: WordStore.PARTS]
-    if last is not None:
-        begin = np.maximum(begin, end - last)
+    if which == 0:
+        begin = np.maximum(begin, end - at_most)
+    else:
+        end = np.minimum(end, begin + at_most)
     sizes = end - begin
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     kept = np.repeat(begin - offsets[:-1], sizes) + np.arange(offsets[-1])

@@ -76,6 +76,13 @@ def test_contradictions_leave_out_both_sides(tmp_path: Path) -> None:
     assert [*contradictions.reasons()] == [(7, "contradictions", 41), (41, "contradictions", 7)]
 
 
+def test_near_repeats_of_one_annotator_among_rows_of_others(tmp_path: Path) -> None:
+    row, copy = CLEAN[0], {**CLEAN[0], "prompt": CLEAN[0]["prompt"].upper()}
+    rows = [*({**row, "annotator": name} for name in "abcdefghij"), {**copy, "annotator": "c"}]
+    found = audited(tmp_path / "p.jsonl", rows)
+    assert (warnings(found), finding(found, "near_repeats").rows) == (["near_repeats"], ((11, 3),))
+
+
 def test_near_contradictions(tmp_path: Path) -> None:
     copy = swap(reworded(CLEAN[8], np.random.default_rng(1)))
     found = audited(tmp_path / "p.jsonl", [*CLEAN, copy])
@@ -236,5 +243,5 @@ def test_a_long_common_prompt_proposes_no_candidates(tmp_path: Path) -> None:
     rows = [{**row, "prompt": f"{system} {row['prompt']}"} for row in CLEAN]
     columns = columns_of(tmp_path / "p.jsonl", rows)
     signatures = near.sign(columns.words, len(columns))
-    assert len(near._candidates(signatures, np.arange(len(columns)))) < 100  # of 780 pairs
+    assert len(near.propose(signatures, columns.groups, np.arange(len(columns)))) < 100  # of 780 pairs
     assert len(near.near_rows(columns).repeats) == 0

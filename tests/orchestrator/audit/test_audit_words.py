@@ -62,9 +62,8 @@ def test_the_store_returns_what_was_added_and_cuts_long_texts() -> None:
     texts = [part(of_second, which) for which in (0, 1)]
     assert [int(t.words[i]) for t in texts for i in (0, -1)] == ends  # of a prompt the last words, else the first ones
     assert np.array_equal(store.pick(np.array([0, 2])).words, words_of(["a b", "c", "", "g", "h i", "j"]).words)
-    assert (
-        part(of_second, 0, last=2).words.tolist() == words_of([f"w{MAX_WORDS + 3}", f"w{MAX_WORDS + 4}"]).words.tolist()
-    )
+    assert part(of_second, 1, 2).words.tolist() == words_of(["w0", "w1"]).words.tolist()
+    assert part(of_second, 0, 2).words.tolist() == words_of([f"w{MAX_WORDS + 3}", f"w{MAX_WORDS + 4}"]).words.tolist()
     store.close()
 
 
