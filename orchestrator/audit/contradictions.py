@@ -55,6 +55,8 @@ def _finding(columns: Columns, pairs: Pairs, sides: Pairs, name: str, what: str)
 
 def all_sides(claims: Claims) -> Pairs:
     """Return every row with a claim whose opposite is claimed, each with the first row that does so."""
+    if not len(claims.claims):
+        return np.zeros((0, 2), np.int64)
     known, first = np.unique(claims.claims, return_index=True)
     at = np.minimum(np.searchsorted(known, claims.opposites), len(known) - 1)
     disputed = known[at] == claims.opposites

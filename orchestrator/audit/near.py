@@ -84,7 +84,7 @@ def propose(signatures: Signatures, groups: NDArray[np.uint64], rows: Numbers) -
     Pairs whose signatures are not similar are left out.
     """
     found = np.zeros(0, np.int64)
-    for band in range(NUM_BANDS):
+    for band in range(NUM_BANDS if len(rows) > 1 else 0):
         keys = np.ascontiguousarray(signatures[rows, band * BAND : (band + 1) * BAND]).view(np.uint64)[:, 0]
         keys = mixed(keys, groups[rows])
         order = np.argsort(keys, kind="stable")
@@ -118,7 +118,7 @@ def _compare(columns: Columns, later: int, earlier: int) -> bool | None:
     if not similar(ours[0], theirs[0]):
         return None
     if similar(ours[1], theirs[1]) and similar(ours[2], theirs[2]):
-        return True
+        return bool(columns.is_bad[later] == columns.is_bad[earlier])
     is_opposite = columns.is_pair[later] and columns.is_pair[earlier]
     return False if is_opposite and similar(ours[1], theirs[2]) and similar(ours[2], theirs[1]) else None
 

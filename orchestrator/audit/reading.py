@@ -107,6 +107,13 @@ class Columns:
         annotator, objective = (names.codes.astype(np.int64) + 1 for names in (self.annotators, self.objectives))
         return (annotator * (len(self.objectives.names) + 1) + objective).astype(np.uint64)
 
+    @property
+    def is_bad(self) -> NDArray[np.bool_]:
+        """Whether the row [n] labels its only completion as bad."""
+        first = self.keys.offsets[:-1]
+        bad: NDArray[np.bool_] = (self.keys.sizes == 1) & (self.keys.scores[first] == 0)
+        return bad
+
     def repeats(self) -> Pairs:
         """Return the indices [R, 2] (later, first) of equal rows of one group."""
         return repeats(mixed(self.keys.rows(), self.groups))

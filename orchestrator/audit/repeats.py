@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from orchestrator.audit.finding import Finding, Severity, paired
+from orchestrator.audit.finding import Finding, Severity, paired, single
 from orchestrator.audit.near import THRESHOLD, Near
 from orchestrator.audit.reading import Columns
 
@@ -54,7 +54,7 @@ def find_equal(columns: Columns) -> Iterator[Finding]:
             count=len(columns.equal),
             of=columns.num_rows,
             fix="remove them (--write-clean), or let a run drop them: data.equal_pairs: drop",
-            rows=tuple((int(row),) for row in columns.equal[:8]),
+            rows=single(columns.equal),
             dropped=columns.equal,
         )
 
@@ -70,6 +70,6 @@ def find_unusable(columns: Columns) -> Iterator[Finding]:
             count=len(rows),
             of=columns.num_rows,
             fix="fix or remove them; --write-clean leaves them out",
-            rows=tuple((int(row),) for row in rows[:8]),
+            rows=single(rows),
             dropped=rows,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from orchestrator.audit.finding import Severity
 from orchestrator.audit.overlap import overlapping, read_held_out
 from orchestrator.errors import BadInput
 
+ROOT = Path(__file__).parents[3]
 CLEAN = [dict(row, annotator="a", source="s") for row in World(seed=1, completion_words=(30, 60)).rows(40)]
 
 
@@ -88,6 +91,56 @@ def test_near_contradictions(tmp_path: Path) -> None:
     found = audited(tmp_path / "p.jsonl", [*CLEAN, copy])
     assert (warnings(found), finding(found, "near_contradictions").rows) == (["near_contradictions"], ((41, 9),))
     assert finding(found, "near_contradictions").dropped.tolist() == [9, 41]
+
+
+def test_labels_of_nearly_equal_completions(tmp_path: Path) -> None:
+    labelled = [{"prompt": r["prompt"], "completion": r["chosen"], "label": i % 2 == 0} for i, r in enumerate(CLEAN)]
+    copies = [{**labelled[i], "completion": labelled[i]["completion"].upper()} for i in (0, 1)]
+    found = audited(tmp_path / "p.jsonl", [*labelled, copies[0], {**copies[1], "label": True}])
+    assert finding(found, "near_repeats").rows == ((41, 1),)
+    assert finding(found, "near_contradictions").rows == ((42, 2),)
+    assert warnings(found) == ["near_repeats", "near_contradictions"]
+
+
+@pytest.mark.parametrize("kind", ["one pair", "no usable row", "demonstrations", "messages", "ranks"])
+def test_other_data_than_many_pairs_are_audited(kind: str, tmp_path: Path) -> None:
+    """Files of one row, of none that can be used, and of other formats."""
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows: dict[str, list[dict[str, Any]]] = {
+        "one pair": CLEAN[:1],
+        "no usable row": [{**CLEAN[0], "rejected": CLEAN[0]["chosen"]}],
+        "demonstrations": [{"prompt": r["prompt"], "completion": r["chosen"]} for r in CLEAN],
+        "messages": [{"messages": turns}, {"messages": [*turns, *turns]}],
+        "ranks": [{"prompt": "p", "completions": ["a", "b", "c"], "ranks": [2, 1, 3]}] * 2,
+    }
+    expected = {"no usable row": ["equal_pairs"], "ranks": ["repeats"]}
+    found = audited(tmp_path / "p.jsonl", rows[kind])
+    assert (warnings(found), found.is_usable) == (expected.get(kind, []), True)
+
+
+def test_what_a_missing_library_would_find_is_said(tmp_path: Path) -> None:
+    """Audit in a process whose import system finds none of the extra's libraries."""
+    source = audited(tmp_path / "p.jsonl", [*CLEAN, CLEAN[0]]).source
+    script = """
+import sys
+from importlib.machinery import PathFinder
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = name.partition(".")[0] in ("rensa", "krippendorff", "sklearn", "scipy")
+        return None if absent else super().find_spec(name, path, target)
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+from orchestrator.cli.main import main
+sys.exit(main(["audit", sys.argv[1]]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, source], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = " ".join(done.stdout.split())
+    assert "1 of 41 rows (2.4 %) repeat an earlier row exactly" in printed
+    assert (
+        "near repeats, length and poison, Krippendorff's α: a library is missing (pip install "
+        "'rlhf-orchestrator[data]')" in printed
+    )
 
 
 def test_conflicts_between_objectives(tmp_path: Path) -> None:
