@@ -45,8 +45,6 @@ class Predictions:
     margins: Margins  # [k] log-odds of the row's own preference
     disagrees: NDArray[np.float64]  # [k] 1: the model prefers the rejected completion
     expected: NDArray[np.float64]  # [k] disagreement of rows of which the model is as sure
-    flips: float  # estimated share of flipped labels; 0: none are needed to explain the disagreement
-    slope: float  # a of the fit
 
     @property
     def accuracy(self) -> float:
@@ -72,7 +70,7 @@ def predict(columns: Columns) -> Predictions | None:
     slope, flips = fit_flips(np.abs(margins), disagrees)
     smooth = flips + (1 - 2 * flips) / (1 + np.exp(slope * np.abs(margins)))
     expected = np.clip(smooth, 1e-3, 0.5 - 1e-6)
-    return Predictions(rows=rows, margins=margins, disagrees=disagrees, expected=expected, flips=flips, slope=slope)
+    return Predictions(rows=rows, margins=margins, disagrees=disagrees, expected=expected)
 
 
 def fit_flips(sure: Margins, disagrees: NDArray[np.float64]) -> tuple[float, float]:

@@ -109,7 +109,7 @@ class Columns:
 
     @property
     def is_bad(self) -> NDArray[np.bool_]:
-        """Whether the row [n] labels its only completion as bad."""
+        """True for rows [n] that label their only completion as bad."""
         first = self.keys.offsets[:-1]
         bad: NDArray[np.bool_] = (self.keys.sizes == 1) & (self.keys.scores[first] == 0)
         return bad

@@ -100,8 +100,6 @@ def drawn(expected: Sequence[float], seed: int, flipped: Sequence[int] = ()) -> 
         margins=np.where(disagrees > 0, -1.0, 1.0),
         disagrees=disagrees,
         expected=chance,
-        flips=0.0,
-        slope=1.0,
     )
 
 
@@ -122,8 +120,6 @@ def test_surprise_of_one_row_is_that_of_its_disagreement() -> None:
         margins=predictions.margins,
         disagrees=np.array([1.0, 0.0]),
         expected=predictions.expected,
-        flips=0.0,
-        slope=1.0,
     )
     found = poison.surprise(np.array([0, 1]), np.array([0, 1]), 2, predictions)
     assert found[1] == 0
