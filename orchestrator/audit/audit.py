@@ -21,12 +21,12 @@ from orchestrator.audit import agreement, contradictions, cuts, length, margins,
 from orchestrator.audit.finding import Finding, Numbers, Severity
 from orchestrator.audit.near import Near, near_rows
 from orchestrator.audit.overlap import HeldOut
-from orchestrator.audit.reading import Columns, Limits, plain, read
+from orchestrator.audit.reading import Columns, Limits, Unusable, plain, read
 from orchestrator.audit.words import normal
+from orchestrator.data.audit import row_number
 from orchestrator.data.detection import algorithm_for, format_of
 from orchestrator.data.examples import stream_examples
 from orchestrator.data.formats import Format
-from orchestrator.data.rows import RowProblems
 from orchestrator.errors import BadInput, Problem
 from workers.types import Example
 
@@ -199,7 +199,7 @@ def _name(
     names: dict[int, str] = {}
     first = {int(columns.numbers[trigger.rows.min()]): trigger.key for trigger in found}
     if examples is None:
-        kept = reread(columns, frozenset(first), split) if first else {}
+        kept = read_again(columns.source, columns.format, frozenset(first), split) if first else {}
     else:
         kept = {int(columns.numbers[i]): examples[i] for i in (int(trigger.rows.min()) for trigger in found)}
     for trigger in found:
@@ -209,21 +209,15 @@ def _name(
     return names
 
 
-def reread(columns: Columns, numbers: frozenset[int], split: str) -> dict[int, Example]:
-    """Read some rows of the source again, by their numbers."""
-    return read_again(columns.source, columns.format, numbers, split)
-
-
 def read_again(source: str, format: Format, numbers: frozenset[int], split: str) -> dict[int, Example]:
     """Read the usable rows of a source among those of the given numbers."""
-    from orchestrator.data.audit import row_number
-
     rows = stream_examples(
         source,
-        RowProblems(source),
+        Unusable(source),
         algorithm=algorithm_for(format),
         split=split,
-        equal_pairs=RowProblems(source),
+        equal_pairs=Unusable(source),
         only=numbers,
+        format=format,
     )
     return {row_number(example.prompt): example for _, example in rows}

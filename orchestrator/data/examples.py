@@ -78,6 +78,7 @@ def stream_examples(
     max_rows: int | None = None,
     equal_pairs: RowProblems | None = None,
     only: Container[int] | None = None,
+    format: Format | None = None,
 ) -> Iterator[tuple[Format, Example]]:
     """Yield the usable rows of a dataset, each with the format of all rows. The others are added to `problems`.
 
@@ -85,11 +86,12 @@ def stream_examples(
 
     Args:
         only: numbers of the rows to read, or None for all.
+        format: of the rows, or None for that of the first one.
 
     Raises:
         BadInput: if the source cannot be read at all, or the format does not suit the algorithm.
     """
-    name, format = label(source), None
+    name = label(source)
     trains_on_tokens = METHODS[algorithm].needs.head != "scores"  # a reward model is trained on one number per text
     for row in islice(read_rows(source, split, problems, only), max_rows):
         given = [key for key, value in row.values.items() if value is not None]

@@ -42,6 +42,18 @@ def test_findings_page_and_copy(recipe_dir: RecipeDir, capsys: pytest.CaptureFix
     assert "## warning: contradictions" in Path("audit.md").read_text()
 
 
+def test_the_page_shows_rows_beside_those_that_cannot_be_used(
+    recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = [{"prompt": "no chosen"}, *({**ROWS[0], "rejected": [{"role": f"r{i}", "content": ""}]} for i in range(30))]
+    recipe_dir.jsonl("p.jsonl", [ROWS[0], *wrong, *ROWS])
+    assert main(["audit", "p.jsonl", "--output", "audit.html"]) == 2
+    page = Path("audit.html").read_text()
+    assert "row 2</h3>" in page
+    assert ROWS[0]["prompt"] in page  # of row 32, which repeats row 1
+    assert "repeat an earlier row exactly" in page
+
+
 def test_json(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
     recipe_dir.jsonl("p.jsonl", [*ROWS, ROWS[0]])
     assert main(["audit", "p.jsonl", "--json"]) == 0
