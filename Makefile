@@ -80,7 +80,7 @@ parity: setup ## compute TRL's losses and gradients anew in TRL's own environmen
 proof: setup ## train every method on a world with a known optimum: docs/evidence/proof.md (6 minutes)
 	@$(IN_VENV) python tests/workers/algorithms/proof.py
 
-audit: setup ## plant faults in preference data and see what `rlhf audit` finds: docs/evidence/audit.md (25 minutes)
+audit: setup ## plant faults in preference data and see what `rlhf audit` finds: docs/evidence/audit.md (15 minutes)
 	@$(IN_VENV) python -m benchmarks.audit
 
 frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)

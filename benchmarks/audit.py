@@ -1,6 +1,6 @@
 """Measure what `rlhf audit` finds of planted faults, what it reports on clean data, and its time on a million rows.
 
-    python -m benchmarks.audit                  (`make audit`; 25 minutes on 2 cores)
+    python -m benchmarks.audit                  (`make audit`; 15 minutes on 2 idle cores)
     python -m benchmarks.audit --seconds 240    stop after 240 s; the next call continues with the missing audits
     python -m benchmarks.audit --anew clean     measure the audits of this kind again
 
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "audit.json"
 PAGE = ROOT / "docs" / "evidence" / "audit.md"
 BEGIN, END = "<!-- tables: make audit -->", "<!-- end of the tables -->"
-SEEDS = range(5)
+SEEDS = range(3)
 COUNT = 20_000
 CLARITY = {"clear": 6.0, "noisy": 1.5}
 SHARES = (0.005, 0.01, 0.05)
