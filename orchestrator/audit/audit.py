@@ -147,13 +147,15 @@ def examine(
         lengths=measured,
         contrast=margins.contrast_of(columns),
         accuracy=None if predictions is None else predictions.accuracy,
-        left_out=(*scope.missing(), *_unsaid(columns, predictions, scope)),
+        left_out=(*scope.missing(), *_unsaid(columns, near, predictions, scope)),
         seconds=time.monotonic() - started,
     )
 
 
-def _unsaid(columns: Columns, predictions: poison.Predictions | None, scope: Scope) -> Iterator[str]:
-    """Yield what the data were too few or too hard for."""
+def _unsaid(columns: Columns, near: Near | None, predictions: poison.Predictions | None, scope: Scope) -> Iterator[str]:
+    """Yield what the data were too many, too few or too hard for."""
+    if near is not None and near.not_compared:
+        yield f"near repeats: {near.not_compared:,} pairs of rows that look alike were not compared"
     pairs = int(columns.is_pair.sum())
     if not scope.heavy or find_spec("sklearn") is None or not pairs:
         return

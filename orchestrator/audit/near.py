@@ -11,7 +11,9 @@ only in case, white space or punctuation are equal. The only module that uses re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,8 @@ NUM_BANDS, BAND = 16, 4  # a row of similarity 0.8 is proposed with probability 
 MARGIN = 0.2  # of the estimate, 4 standard deviations: less similar candidates are not compared exactly
 PROMPT_WORDS = 128  # from the end of the prompt that are in the signature
 NEIGHBOURS = 4  # earlier rows with an equal band that a row is compared with, and the first one
-MAX_EXACT = 300_000  # pairs of rows that are compared exactly
+MAX_EXACT = 100_000  # pairs of rows that are compared exactly: ten seconds
+CACHED = 256  # rows whose 3-grams are kept: of rows like many others, the neighbours
 CHUNK = 20_000  # rows
 SEED = 42
 
@@ -47,7 +50,9 @@ def near_rows(columns: Columns) -> Near:
     distinct = np.setdiff1d(np.arange(len(columns)), columns.repeats()[:, 0], assume_unique=True)
     candidates = propose(sign(columns.words, len(columns)), columns.groups, distinct)
     compared = candidates[:MAX_EXACT]
-    alike = [_compare(columns, int(later), int(earlier)) for later, earlier in compared]
+    compared = compared[np.argsort(compared[:, 0], kind="stable")]
+    sets_of = lru_cache(CACHED)(lambda row: _sets(columns.words.rows(row, row + 1)))
+    alike = [_compare(columns, sets_of, int(later), int(earlier)) for later, earlier in compared]
     kind = np.array([0 if a is None else 1 if a else 2 for a in alike], np.int64)
     return Near(
         repeats=_first_of_each(compared[kind == 1]),
@@ -112,9 +117,11 @@ def _estimate(signatures: Signatures, pairs: Numbers) -> NDArray[np.float64]:
     return estimates
 
 
-def _compare(columns: Columns, later: int, earlier: int) -> bool | None:
+def _compare(
+    columns: Columns, sets_of: Callable[[int], list[NDArray[np.uint64]]], later: int, earlier: int
+) -> bool | None:
     """Return True for a near repeat, False for a near contradiction, None if the rows are not nearly equal."""
-    ours, theirs = _sets(columns.words.rows(later, later + 1)), _sets(columns.words.rows(earlier, earlier + 1))
+    ours, theirs = sets_of(later), sets_of(earlier)
     if not similar(ours[0], theirs[0]):
         return None
     if similar(ours[1], theirs[1]) and similar(ours[2], theirs[2]):

@@ -29,12 +29,10 @@ def find_repeats(columns: Columns, near: Near | None) -> Iterator[Finding]:
         )
     if near is not None and len(near.repeats):
         found = columns.numbers[near.repeats]
-        beyond = f"; {near.not_compared:,} more candidates were not compared" if near.not_compared else ""
         yield Finding(
             name="near_repeats",
             severity=Severity.warning,
-            what=f"nearly repeat an earlier row: at least {THRESHOLD:.0%} of the word 3-grams of each text are the same"
-            + beyond,
+            what=f"nearly repeat an earlier row: at least {THRESHOLD:.0%} of the word 3-grams of each text are the same",
             count=len(found),
             of=columns.num_rows,
             fix=fix,

@@ -290,6 +290,16 @@ def test_similar_is_the_jaccard_similarity_of_sets(texts: list[str]) -> None:
             assert near.similar(*arrays) == (len(one & other) >= near.THRESHOLD * len(one | other))
 
 
+def test_pairs_of_rows_that_are_too_many_to_compare_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near, "MAX_EXACT", 3)
+    copies = [{**row, "prompt": row["prompt"].upper()} for row in CLEAN[:5]]
+    found = audited(tmp_path / "p.jsonl", [*CLEAN, *copies])
+    assert finding(found, "near_repeats").count == 3
+    assert found.left_out[0] == "near repeats: 2 pairs of rows that look alike were not compared"
+
+
 def test_a_long_common_prompt_proposes_no_candidates(tmp_path: Path) -> None:
     """Rows with one long system prompt are as different as their ends and completions."""
     system = " ".join(f"rule{i}" for i in range(500))
