@@ -32,7 +32,7 @@ def find_repeats(columns: Columns, near: Near | None) -> Iterator[Finding]:
         yield Finding(
             name="near_repeats",
             severity=Severity.warning,
-            what=f"nearly repeat an earlier row: at least {THRESHOLD:.0%} of the word 3-grams of each text are the same",
+            what=f"nearly repeat an earlier row: at least {THRESHOLD:.0%} of each text's word 3-grams are the same",
             count=len(found),
             of=columns.num_rows,
             fix=fix,
