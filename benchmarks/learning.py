@@ -66,7 +66,17 @@ ROWS = {
     "reward_model": Row(label="reward model, 120 steps (accuracy on pairs)", metric="eval/accuracy"),
     "ppo_reward_model": Row(label="PPO on that reward model, 30 steps", metric="eval/rewards/exact_sort/mean"),
     "distill": Row(label="distillation from the GRPO result, 20 steps"),
+    "hybrid": Row(label="PPO, 20 steps, after offline DPO"),
+    "reasoning": Row(label="a smaller model on right answers of the GRPO result"),
+    "abstention": Row(label="abstention (share of unanswerable questions)", metric="eval/refusal"),
 }
+ROADS = {
+    # recipe → what its last stages are measured by
+    "hybrid": ("eval/reward",),
+    "reasoning": ("eval/reward",),
+    "abstention": ("eval/rewards/right_if_answered/mean", "eval/refusal", "eval/over_refusal"),
+}
+"""Recipes of several stages, which have a table of their own."""
 
 
 def main() -> None:
@@ -85,7 +95,7 @@ def main() -> None:
 
 def write_tables(results: dict[str, Any]) -> None:
     """Write the page of all recipes, and the short table in the README."""
-    PAGE.write_text(f"{_PAGE_HEAD}\n{_table(results, list(ROWS))}")
+    PAGE.write_text(f"{_PAGE_HEAD}\n{_table(results, list(ROWS))}\n{_roads(results)}")
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(README_BEGIN)
     table = f"{_README_HEAD}\n{_table(results, IN_THE_README)}"
@@ -115,6 +125,7 @@ def _measure(working_directory: Path, recipe: str, seed: int) -> dict[str, Any]:
     seconds = _call([RLHF, "run", path, *overrides], working_directory)
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
+        "stages": {stage.name: _stage(working_directory / stage.directory, recipe) for stage in stages[1:]},
         "curve": {r["step"]: r[row.metric] for r in rows if r.get(row.metric) is not None},
         "seconds": seconds,
         "logp_difference": max((r.get("sampling/logp_difference") or 0.0 for r in rows), default=0.0),
@@ -123,9 +134,23 @@ def _measure(working_directory: Path, recipe: str, seed: int) -> dict[str, Any]:
     }
 
 
+def _stage(directory: Path, recipe: str) -> dict[str, float]:
+    """Return the last figures of a stage; of one that generates a data set, the number of its rows."""
+    summary = directory / "data" / "summary.json"
+    if summary.is_file():
+        return {"rows": json.loads(summary.read_text())["rows"]}
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    last: dict[str, float] = {}
+    for row in rows:
+        last |= {name: row[name] for name in ROADS.get(recipe, ()) if row.get(name) is not None}
+    return last
+
+
 def _changes(stage: RunConfig, seed: int) -> list[str]:
     """Return the overrides of a stage: the seed, and the test data for evaluation."""
     changes = [f"seed={seed}"]
+    if stage.data.eval_harmful is not None:  # its held-out questions were never used to choose a setting
+        return changes
     if stage.data.eval_prompts is not None:
         changes.append("data.eval_prompts=data/quickstart/test.jsonl")
     if stage.data.eval_dataset is not None:
@@ -151,6 +176,22 @@ def _table(results: dict[str, Any], recipes: Sequence[str]) -> str:
     machine, date = description(), max(run["date"] for recipe in recipes for run in results.get(recipe, {}).values())
     ending = f"Measured up to {date} on {machine['cpu']}, {machine['cpu_cores']} cores, by `make table`."
     return "\n".join([*lines, "", ending, ""])
+
+
+def _roads(results: dict[str, Any]) -> str:
+    """Return one row per stage of each road."""
+    lines = ["## Roads, stage by stage", "", "| recipe | stage | at its end |", "|---|---|---|"]
+    for recipe in (recipe for recipe in ROADS if recipe in results):
+        runs = [results[recipe][seed] for seed in sorted(results[recipe])]
+        for stage in runs[0]["stages"]:
+            figures = [run["stages"][stage] for run in runs]
+            shown = [f"{name} {_spread([one[name] for one in figures], digits=_digits(name))}" for name in figures[0]]
+            lines.append(f"| {recipe} | {stage.removeprefix('quickstart-')} | {'; '.join(shown)} |")
+    return "\n".join([*lines, ""])
+
+
+def _digits(name: str) -> int:
+    return 0 if name == "rows" else 2
 
 
 def _line(row: Row, runs: Sequence[dict[str, Any]]) -> str:

@@ -45,7 +45,7 @@ ORDER = [
     {"workers.chat_endpoint"},
     {"workers.judging"},
     {"workers.rewards"},
-    {"workers.rollout", "workers.reference", "workers.reward", "workers.learner"},
+    {"workers.rollout", "workers.reference", "workers.reward", "workers.learner", "workers.writer"},
     {"orchestrator.errors"},
     {"orchestrator.terminal", "orchestrator.disk", "orchestrator.limits", "orchestrator.signals"},
     {"orchestrator.data"},
@@ -56,6 +56,7 @@ ORDER = [
     {"orchestrator.pipeline"},
     {"orchestrator.monitor"},
     {"orchestrator.evaluation"},
+    {"orchestrator.generation"},
     {"orchestrator.report"},
     {"orchestrator.audit"},
     {"orchestrator.plan"},
@@ -74,10 +75,11 @@ ONE_ADDRESS = {
     "ray": "orchestrator/cluster/",
     "obstore": "workers/storage.py",
     "openai": "workers/chat_endpoint.py",
-    "rensa": "orchestrator/audit/near.py",
+    "rensa": "orchestrator/data/minhash.py",
     "krippendorff": "orchestrator/audit/agreement.py",
     "sklearn": "orchestrator/audit/small_model.py",
     "scipy": "orchestrator/audit/small_model.py",
+    "py3langid": "orchestrator/generation/filters.py",
 }
 
 LIGHT = (
@@ -102,6 +104,7 @@ LIGHT = (
     "orchestrator.evaluation.show",
     "orchestrator.evaluation.statistics",
     "orchestrator.evaluation.suite",
+    "orchestrator.generation",
     "orchestrator.launch",
     "orchestrator.monitor",
     "orchestrator.plan",
@@ -121,6 +124,7 @@ LIGHT = (
     "workers.reward",
     "workers.rollout",
     "workers.types",
+    "workers.writer",
 )
 HEAVY = (
     "torch", "matplotlib", "jinja2", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft",

@@ -5,8 +5,9 @@
 The demonstrations contain right and careless answers, so the base model produces both, and feedback selects the right
 ones. Training teaches no new skill, so minutes on a laptop are enough.
 
-    python configs/quickstart/task.py        write data/quickstart/: an untrained model, demonstrations, prompts,
-                                             pairs of a right and a wrong answer, and answers with feedback
+    python configs/quickstart/task.py        write data/quickstart/: untrained models, demonstrations, prompts,
+                                             pairs of a right and a wrong answer, answers with feedback, and
+                                             questions that the model can and cannot answer
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MODEL = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
+SMALL = {**MODEL, "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 3}
 SIZES = {
     "demonstrations": 9600,
     "prompts": 4096,
@@ -40,12 +42,44 @@ SIZES = {
     "pairs": 8192,
     "heldout_pairs": 256,
     "test_pairs": 256,
+    "questions": 1536,
+    "answerable": 256,
+    "unanswerable": 256,
+}
+LENGTHS = {
+    # letters of a prompt; of more than 6 letters there is no demonstration, and the model does not know the answer
+    "questions": [4, 4, 4, 5, 6, 8, 9],
+    "answerable": [4],
+    "unanswerable": [8, 9],
 }
 
 
 def exact_sort(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
     """Return 1 if a completion is exactly the sorted letters, else 0."""
     return [float(completion == answer) for completion, answer in zip(completions, solution, strict=True)]
+
+
+def given_letters(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+    """Return 0 if a completion has the letters of its prompt, each once, and −1 if it has others."""
+    return [
+        0.0 if sorted(completion) == sorted(prompt.removesuffix(">")) else -1.0
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def abstains(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+    """Return 1 if a completion says that the model does not know, else 0."""
+    return [float(completion == "?") for completion in completions]
+
+
+def right_if_answered(
+    prompts: list[str], completions: list[str], solution: list[str], **_: object
+) -> list[float | None]:
+    """Return 1 if a completion is exactly the sorted letters, 0 if it is not, and no score if it abstains."""
+    return [
+        None if completion == "?" else float(completion == answer)
+        for completion, answer in zip(completions, solution, strict=True)
+    ]
 
 
 def write_data(directory: Path, seed: int) -> None:
@@ -55,7 +89,7 @@ def write_data(directory: Path, seed: int) -> None:
     for name, size in SIZES.items():
         rows = []
         while len(rows) < size:
-            letters = "".join(rng.sample(LETTERS, rng.choice([4, 5, 6])))
+            letters = "".join(rng.sample(LETTERS, rng.choice(LENGTHS.get(name, [4, 5, 6]))))
             if letters in seen:
                 continue
             seen.add(letters)
@@ -99,7 +133,8 @@ def main() -> None:
     from tiny import character_tokenizer, create_model
 
     create_model(arguments.directory / "model", MODEL, character_tokenizer(ALPHABET), arguments.seed)
-    print(f"wrote an untrained model and {sum(SIZES.values())} rows to {arguments.directory}")
+    create_model(arguments.directory / "small", SMALL, character_tokenizer(ALPHABET), arguments.seed)
+    print(f"wrote two untrained models and {sum(SIZES.values())} rows to {arguments.directory}")
 
 
 if __name__ == "__main__":

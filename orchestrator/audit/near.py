@@ -6,7 +6,7 @@ The signature of a row is of its completions and the end of its prompt, whatever
 that one index finds near repeats and near contradictions. Two rows are nearly equal if each of their texts is: Jaccard
 similarity of their sets of word 3-grams of at least THRESHOLD. One changed word changes three 3-grams: of L different
 ones, (L − 3)/(L + 3) are left, so that a text with one changed word is nearly equal from 29 words on. Texts that differ
-only in case, white space or punctuation are equal. The only module that uses rensa.
+only in case, white space or punctuation are equal.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from orchestrator.audit.finding import Numbers
 from orchestrator.audit.reading import Columns
 from orchestrator.audit.words import Words, WordStore, ngrams
 from orchestrator.data.audit import mixed
+from orchestrator.data.minhash import signatures
 
 THRESHOLD = 0.8
 NUM_BANDS, BAND = 16, 4  # a row of similarity 0.8 is proposed with probability 1 − (1 − 0.8⁴)¹⁶ = 99.98 %
@@ -63,9 +64,7 @@ def near_rows(columns: Columns) -> Near:
 
 def sign(words: WordStore, count: int) -> Signatures:
     """Return the signatures [count, 64] of all rows: 128 bytes a row."""
-    from rensa import RMinHash
-
-    signatures = np.zeros((count, NUM_BANDS * BAND), np.uint16)
+    found = np.zeros((count, NUM_BANDS * BAND), np.uint16)
     for begin in range(0, count, CHUNK):
         end = min(count, begin + CHUNK)
         texts = words.rows(begin, end)
@@ -76,21 +75,18 @@ def sign(words: WordStore, count: int) -> Signatures:
         is_prompt = np.repeat(np.arange(len(sizes)) % WordStore.PARTS == 0, sizes)
         kept = ~is_prompt | (from_end <= PROMPT_WORDS)
         ends = np.concatenate([[0], np.cumsum(kept)])[offsets[:: WordStore.PARTS]]
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-            grams[kept], ends.astype(np.uint64), NUM_BANDS * BAND, SEED
-        )
-        signatures[begin:end] = np.array(matrix.to_rows(), np.uint32).astype(np.uint16)
-    return signatures
+        found[begin:end] = signatures(grams[kept], ends, size=NUM_BANDS * BAND, seed=SEED)
+    return found
 
 
-def propose(signatures: Signatures, groups: NDArray[np.uint64], rows: Numbers) -> Numbers:
+def propose(signed: Signatures, groups: NDArray[np.uint64], rows: Numbers) -> Numbers:
     """Return pairs [k, 2] (later, earlier) of `rows` of one group with an equal band, the most similar first.
 
     Pairs whose signatures are not similar are left out.
     """
     found = np.zeros(0, np.int64)
     for band in range(NUM_BANDS if len(rows) > 1 else 0):
-        keys = np.ascontiguousarray(signatures[rows, band * BAND : (band + 1) * BAND]).view(np.uint64)[:, 0]
+        keys = np.ascontiguousarray(signed[rows, band * BAND : (band + 1) * BAND]).view(np.uint64)[:, 0]
         keys = mixed(keys, groups[rows])
         order = np.argsort(keys, kind="stable")
         ordered, sorted_rows = keys[order], rows[order]
@@ -102,18 +98,18 @@ def propose(signatures: Signatures, groups: NDArray[np.uint64], rows: Numbers) -
             pairs = np.stack(
                 [sorted_rows[both], sorted_rows[other[both]]], 1
             )  # ascending within a band: later, earlier
-            pairs = pairs[_estimate(signatures, pairs) >= THRESHOLD - MARGIN]
-            found = np.union1d(found, pairs[:, 0] * len(signatures) + pairs[:, 1])
-    proposed: Numbers = np.stack(np.divmod(found, max(1, len(signatures))), 1)
-    by_similarity: Numbers = proposed[np.argsort(-_estimate(signatures, proposed), kind="stable")]
+            pairs = pairs[_estimate(signed, pairs) >= THRESHOLD - MARGIN]
+            found = np.union1d(found, pairs[:, 0] * len(signed) + pairs[:, 1])
+    proposed: Numbers = np.stack(np.divmod(found, max(1, len(signed))), 1)
+    by_similarity: Numbers = proposed[np.argsort(-_estimate(signed, proposed), kind="stable")]
     return by_similarity
 
 
-def _estimate(signatures: Signatures, pairs: Numbers) -> NDArray[np.float64]:
+def _estimate(signed: Signatures, pairs: Numbers) -> NDArray[np.float64]:
     estimates = np.zeros(len(pairs))
     for begin in range(0, len(pairs), CHUNK):
         part = pairs[begin : begin + CHUNK]
-        estimates[begin : begin + CHUNK] = (signatures[part[:, 0]] == signatures[part[:, 1]]).mean(1)
+        estimates[begin : begin + CHUNK] = (signed[part[:, 0]] == signed[part[:, 1]]).mean(1)
     return estimates
 
 

@@ -105,6 +105,31 @@ def run(
     if dry_run:
         say(_as_yaml(loaded.stages).rstrip())
         return 0
+    return _run("run", loaded, attempts=attempts, fresh=fresh)
+
+
+@app.command()
+def generate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    attempts: Attempts = 1,
+    fresh: Fresh = False,
+) -> int:
+    """Sample a data set: completions of each prompt, scored, filtered, without duplicates, as a parquet file.
+
+    The last stage of the recipe has `algorithm: {type: generate}`; earlier stages are run first, or reused.
+    """
+    from orchestrator.config import load
+
+    loaded = load(recipe, overrides or ())
+    if (kind := loaded.stages[-1].algorithm.type) != "generate":
+        what, fix = f"the last stage trains ({kind})", "set algorithm to {type: generate, …}, or use rlhf run"
+        why = "only type generate writes a data set"
+        raise BadInput(Problem(what=what, where=f"{recipe}: algorithm.type", why=why, fix=fix))
+    return _run("generate", loaded, attempts=attempts, fresh=fresh)
+
+
+def _run(command: str, loaded: Recipe, *, attempts: int, fresh: bool) -> int:
     from orchestrator.driver.door import wait_at_the_door
 
     wait_at_the_door(loaded.stages, say)
@@ -116,7 +141,8 @@ def run(
             preflight(loaded)
             move_aside(loaded, fresh=True, say=say)
         directories = [config.directory for config in loaded.stages]
-        return _supervised("run", str(recipe), *(overrides or ()), directories=directories, attempts=attempts)
+        arguments = (command, str(loaded.source), *loaded.overrides)
+        return _supervised(*arguments, directories=directories, attempts=attempts)
     from orchestrator.pipeline.roles import preloaded
 
     with preloaded(loaded.stages[-1].cluster):  # workers' modules are imported while the recipe is checked
@@ -230,7 +256,8 @@ def _as_yaml(stages: Sequence[RunConfig]) -> str:
 
 def _summary(config: RunConfig, summary: StageSummary) -> str:
     algorithm = config.algorithm
-    length = f"{algorithm.max_steps} steps" if algorithm.max_steps else "by epochs"
+    by_rows = "by epochs" if algorithm.needs.trains else "each prompt once"
+    length = f"{algorithm.max_steps} steps" if algorithm.max_steps else by_rows
     lines = [f"  {config.name}: {algorithm.type} on {config.model.path}, {length}, into {config.directory}"]
     for source in summary.sources:
         at_least = "" if source.is_complete else "at least "
@@ -307,7 +334,7 @@ def _usage(error: TyperException, given: Sequence[str]) -> int:
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     command = next((argument for argument in given if argument in commands), None)
     option = re.match(r"No such option: --([\w.-]+)", message)
-    fix = _override_hint(option[1]) if option and command in ("run", "validate", "submit") else ""
+    fix = _override_hint(option[1]) if option and command in ("run", "generate", "validate", "submit") else ""
     print(f"  fix: {fix or ' '.join(filter(None, ('rlhf', command, '--help')))}", file=sys.stderr)
     return error.exit_code
 

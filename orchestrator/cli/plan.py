@@ -52,7 +52,12 @@ ResponseTokens = Annotated[
     float | None, typer.Option(metavar="TOKENS", help=f"Mean completion length in tokens {LENGTH}", min=1)
 ]
 NumRows = Annotated[
-    int | None, typer.Option(metavar="N", help="Number of dataset rows, to estimate the total time.", min=1)
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Number of rows of data.dataset, or of prompts to generate from, to estimate the total time.",
+        min=1,
+    ),
 ]
 Calibrate = Annotated[
     Path | None,

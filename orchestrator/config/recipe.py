@@ -68,7 +68,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     stages: list[RunConfig] = []
     for draft in drafts:
         find_secrets(draft, problems)
-        _resolve_models(draft, drafts, stages, problems)
+        _resolve_stages(draft, drafts, stages, problems)
         _give_name(draft, stages)
         if config := _validated(draft, problems):
             _refuse_same_name(config, stages, draft, problems)
@@ -182,8 +182,8 @@ def _kind(value: Any) -> str:
     return {list: "a list", dict: "an empty mapping", type(None): "empty"}.get(type(value), "a single value")
 
 
-def _resolve_models(draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems) -> None:
-    """Replace every `from_stage` by the path of the earlier stage's model."""
+def _resolve_stages(draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems) -> None:
+    """Replace every `from_stage` by the path of the earlier stage's model, or of its data set."""
     rewards = draft.data.get("reward")
     listed = [("reward", i) for i in range(len(rewards))] if isinstance(rewards, list) else []
     for at in (("model",), ("critic_model",), ("teacher", "model"), *listed):
@@ -192,7 +192,13 @@ def _resolve_models(draft: Document, drafts: Sequence[Document], done: Sequence[
         wanted = model.get("from_stage") if isinstance(model, dict) else None
         if isinstance(wanted, str) and model.get("path") is None:
             others = {k: v for k, v in model.items() if k != "from_stage"}
-            owner[at[-1]] = {**others, "path": _stage_model(wanted, at, draft, drafts, done, problems)}
+            owner[at[-1]] = {**others, "path": _stage_artifact(wanted, at, "path", draft, drafts, done, problems)}
+    data = draft.data.get("data")
+    wanted = data.get("from_stage") if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(wanted, str) and data.get("dataset") is None:
+        others = {k: v for k, v in data.items() if k != "from_stage"}
+        source = _stage_artifact(wanted, ("data",), "dataset", draft, drafts, done, problems)
+        draft.data["data"] = {**others, "dataset": source}
 
 
 def _at(tree: Any, path: Sequence[str | int]) -> Any:
@@ -207,14 +213,26 @@ def _at(tree: Any, path: Sequence[str | int]) -> Any:
     return tree
 
 
-def _stage_model(
-    wanted: str, at: KeyPath, draft: Document, drafts: Sequence[Document], done: Sequence[RunConfig], problems: Problems
+def _stage_artifact(
+    wanted: str,
+    at: KeyPath,
+    key: str,
+    draft: Document,
+    drafts: Sequence[Document],
+    done: Sequence[RunConfig],
+    problems: Problems,
 ) -> str:
-    """Return the model directory of the earlier stage `wanted`, which the mapping at `at` names."""
+    """Return the model or data set of the earlier stage `wanted`, which the mapping at `at` names, for its `key`."""
     written = draft.place((*at, "from_stage"))
     if earlier := next((stage for stage in done if stage.name == wanted), None):
-        draft.places[(*at, "path")] = written
-        return str(earlier.model_directory)
+        draft.places[(*at, key)] = written
+        if earlier.algorithm.needs.trains == (key == "dataset"):
+            is_model = earlier.algorithm.needs.trains
+            what = f"{dotted(at)}.from_stage = {wanted}"
+            why = f"that stage ({earlier.algorithm.type}) writes a {'model' if is_model else 'data set'}"
+            where = "a model, an adapter or a reward of `from_stage`" if is_model else "`data: {from_stage: …}`"
+            problems.add(what, where=written.text, why=why, fix=f"name it in {where}")
+        return str(earlier.artifact)
     before = drafts[: next(i for i, d in enumerate(drafts) if d is draft)]
     names = [str(d.data["name"]) for d in before if "name" in d.data]
     if wanted not in names:  # else that stage is invalid itself
@@ -223,7 +241,7 @@ def _stage_model(
         fix += (
             f"the earlier stages are: {', '.join(names)}"
             if names
-            else f"there is no earlier stage: give {dotted(at)}.path instead"
+            else f"there is no earlier stage: give {dotted(at)}.{key} instead"
         )
         why = "no earlier stage has this name"
         problems.add(f"{dotted(at)}.from_stage = {wanted}", where=written.text, why=why, fix=fix)
@@ -245,7 +263,8 @@ def _give_name(draft: Document, done: Sequence[RunConfig]) -> None:
     content = {key: value for key, value in draft.data.items() if key not in NOT_IN_THE_ID}
     text = json.dumps(content, sort_keys=True, default=str)
     for stage in done:
-        text = text.replace(json.dumps(str(stage.model_directory)), json.dumps(f"runs/{stage.name}/model"))
+        written = stage.artifact.relative_to(stage.directory)
+        text = text.replace(json.dumps(str(stage.artifact)), json.dumps(f"runs/{stage.name}/{written}"))
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") or "x" for word in (str(kind or "run"), base)]
     draft.data = {

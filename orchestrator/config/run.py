@@ -44,6 +44,7 @@ class DataConfig(Settings):
     # prompts to sample completions for; several files: all their prompts, or those of one per round (rounds.prompts)
     prompts: Source | Annotated[tuple[Source, ...], Field(min_length=1)] | None = None
     dataset: Source | None = None  # rows with completions: preferences, labelled completions or demonstrations
+    from_stage: Name | None = None  # name of the earlier stage of type generate whose data set is `dataset`
     eval_prompts: Source | None = None  # held-out prompts to evaluate on; never trained on
     eval_harmful: Source | None = None  # held-out prompts that the model should refuse
     eval_benign: Source | None = None  # held-out prompts that look harmful but should be answered
@@ -220,3 +221,13 @@ class RunConfig(Settings):
     def model_directory(self) -> Path:
         """Directory of the trained model, where `model.from_stage` of a later stage finds it."""
         return self.directory / "model"
+
+    @property
+    def data_file(self) -> Path:
+        """File of the generated data set, where `data.from_stage` of a later stage finds it."""
+        return self.directory / "data" / "rows.parquet"
+
+    @property
+    def artifact(self) -> Path:
+        """Model directory or data file that the run writes in the end."""
+        return self.model_directory if self.algorithm.needs.trains else self.data_file

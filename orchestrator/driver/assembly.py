@@ -6,7 +6,7 @@ Differences between algorithms are read from the algorithm's config, never decid
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -30,9 +30,10 @@ from orchestrator.pipeline.reference import (
     Teacher,
 )
 from orchestrator.pipeline.roles import needs_base, shares_base
-from orchestrator.pipeline.rounds import chunk_size, draws, sampling_of
+from orchestrator.pipeline.rounds import chunk_size, draws, in_order, sampling_of
 from orchestrator.pipeline.sources import (
     DatasetSource,
+    Draw,
     OnBegin,
     RolloutSource,
     RolloutStore,
@@ -44,7 +45,7 @@ from orchestrator.preflight.data_files import Source as DataSource
 from orchestrator.preflight.data_files import read_all, tokens_of
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.manifest import State
-from workers.config import FromDataset, Sampled
+from workers.config import FromDataset, GenerateConfig, Sampled
 from workers.learner import Learner
 from workers.reference import Reference
 from workers.types import Example, Prompt
@@ -69,6 +70,8 @@ class Material:
         sources, algorithm = read_all(config, tokens), config.algorithm
         if algorithm.max_steps is not None:
             return cls(sources=sources, max_steps=algorithm.max_steps)
+        if isinstance(algorithm, GenerateConfig):
+            return cls(sources=sources, max_steps=math.ceil(len(sources["prompts"].rows) / algorithm.prompts_per_step))
         assert isinstance(algorithm, FromDataset)
         rows = len(sources["dataset"].rows)
         return cls(sources=sources, max_steps=math.ceil(rows * algorithm.num_train_epochs / algorithm.batch_size))
@@ -99,9 +102,11 @@ def step_word(config: RunConfig) -> str:
 
 def prompts_per_step(config: RunConfig, material: Material, index: int) -> int:
     """Return how many prompts a step samples, before dynamic sampling adds further ones."""
-    algorithm = of_round(config, index).algorithm
+    algorithm, count = of_round(config, index).algorithm, len(material.prompts)
     assert isinstance(algorithm, Sampled)
-    return min(algorithm.prompts_per_step, len(material.prompts))
+    if not algorithm.needs.trains:  # the last step has what is left
+        count -= index * algorithm.prompts_per_step
+    return min(algorithm.prompts_per_step, count)
 
 
 def build_source(
@@ -143,12 +148,20 @@ def build_source(
         max_steps=material.max_steps,
         on_begin=on_begin,
         store=store,
-        rounds=None if config.rounds == RoundsConfig() else draws(config, material.files, rollbacks=rollbacks),
+        rounds=_draws(config, material, rollbacks),
+        is_frozen=not algorithm.needs.trains,
     )
     if not config.rounds.mix.is_on:
         return source
     seed = retry_seed(config.seed, rollbacks)
     return MixedSource(source, gangs["dataset"], config, material.examples, directory=directory.round, seed=seed)
+
+
+def _draws(config: RunConfig, material: Material, rollbacks: int) -> Callable[[int], Draw] | None:
+    """Return the function that returns what each step draws; None: all steps draw alike, at random."""
+    if not config.algorithm.needs.trains:
+        return in_order(config, len(material.prompts))
+    return None if config.rounds == RoundsConfig() else draws(config, material.files, rollbacks=rollbacks)
 
 
 def build_reference(
@@ -185,7 +198,7 @@ def build_publisher(
     config: RunConfig, directory: RunDirectory, gangs: Mapping[str, Gang[Any]], *, cuda: bool
 ) -> Publisher:
     """Build the publisher that sends new weights to the engines, if there are engines that sample from the policy."""
-    if "rollout" not in gangs or config.algorithm.teacher_samples:
+    if "rollout" not in gangs or config.algorithm.teacher_samples or not config.algorithm.needs.trains:
         return NoPublisher()
     if config.model.lora is not None:
         return AdapterPublisher(gangs["policy"], gangs["rollout"], directory=directory.adapters)
@@ -199,7 +212,9 @@ def build_publisher(
 
 
 def build_evaluator(config: RunConfig, material: Material, gangs: Mapping[str, Gang[Any]]) -> Evaluator | None:
-    """Build the evaluator of all evaluation data; None if the recipe names none."""
+    """Build the evaluator of all evaluation data; None if the recipe names none, or nothing is trained."""
+    if not config.algorithm.needs.trains:
+        return None
     evaluators: list[Evaluator] = []
     held_out = {key: source.rows[: config.evaluation.max_prompts] for key, source in material.sources.items()}
     if "eval_prompts" in held_out:

@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator import disk, limits
 from orchestrator.audit.before_run import audit_remarks
-from orchestrator.cluster.base import Cluster, Gang, Restart, wait
+from orchestrator.cluster.base import Cluster, Gang, Restart
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import RunConfig
 from orchestrator.driver import loop
@@ -34,6 +34,7 @@ from orchestrator.driver.capacity import check_capacity, devices_of
 from orchestrator.driver.checkpoint import Checkpointer, Pace
 from orchestrator.driver.context import AttemptContext
 from orchestrator.driver.exit_report import explain_error, report_completion, report_failure
+from orchestrator.driver.generated import data_set_of, write_data_set
 from orchestrator.driver.hub import require_models
 from orchestrator.driver.recorder import Recorder
 from orchestrator.driver.resume import ResumePoint, find_resume_point, restore_alarms, rewind_metrics, run_info
@@ -48,8 +49,9 @@ from orchestrator.pipeline.exports import write_model
 from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.reference import Drifted
 from orchestrator.pipeline.roles import gang_plans
-from orchestrator.pipeline.rounds import keep_initial, round_starts
+from orchestrator.pipeline.rounds import keep_initial, round_starts, sampling_of
 from orchestrator.pipeline.shared_storage import check_object_storage, check_storage
+from orchestrator.pipeline.writing import Writers
 from orchestrator.preflight.data_files import remarks
 from orchestrator.preflight.model_family import unpacked_remark
 from orchestrator.preflight.tokenization import dated
@@ -59,7 +61,6 @@ from orchestrator.rundir.incidents import restart_incident, write_incident
 from orchestrator.rundir.ledger import Fact, Ledger
 from orchestrator.rundir.stop import StopFile
 from orchestrator.signals import StopRequest
-from workers.learner import Learner
 from workers.weights import remove_orphans, segment_path
 
 
@@ -104,7 +105,7 @@ class Attempt:
             self._stop.watching(StopFile(directory.path)),
         ):
             if directory.is_complete:
-                print(f"{config.name}: complete, reused ({directory.model})")  # the driver that held the lock ran it
+                print(f"{config.name}: complete, reused ({directory.artifact})")  # the driver that held the lock ran it
                 return
             number = directory.start_attempt(after=max((record.attempt for record in ledger.records), default=0))
             if uploads is not None:
@@ -149,9 +150,10 @@ class Attempt:
     # -------------------------------------------------------------------------------------------- one attempt
 
     def _execute(self, attempt: AttemptContext) -> int:
-        """Run the steps that are left and write the model. Return the number of steps planned for the whole run."""
+        """Run the steps that are left, and write the model or the data set. Return the steps of the whole run."""
         disk.probe(attempt.directory.checkpoints)
         material = Material.read(attempt.config)
+        data_set = data_set_of(attempt.config, material)
         require_models(attempt.config, attempt.monitor.note)
         point, alarms = self._resume(attempt, material)
         cluster, gangs = self._start_gangs(attempt, material)
@@ -165,7 +167,11 @@ class Attempt:
             alarm = drift_alarm(drifted, attempt.config.reference, attempt.ledger)
             raise self._acted_on(attempt, alarm) from drifted
         exported = self._check_end(attempt, parts.recorder, alarms, finished=finished)
-        self._export(parts, exported)
+        if data_set is None:
+            parts.recorder.models.publish(exported)
+        else:
+            write_data_set(attempt, data_set, max_steps=material.max_steps)
+        parts.learners.close()
         self._exported = exported if in_rounds(attempt.config) else None
         return material.max_steps
 
@@ -220,7 +226,8 @@ class Attempt:
         In a new run, evaluate the initial model.
         """
         config, directory = attempt.config, attempt.directory
-        learners, checkpointer = self._learners(attempt, point, gangs)
+        learners = self._learners(attempt, point, gangs)
+        checkpointer = self._checkpointer(attempt, point, learners)
         rollouts = open_rollouts(attempt, material, point, cluster, self._stop.poll)
         self._recorder = recorder = Recorder(
             attempt,
@@ -263,9 +270,11 @@ class Attempt:
 
     def _learners(
         self, attempt: AttemptContext, point: ResumePoint, gangs: Mapping[str, Gang[Any]]
-    ) -> tuple[Learners, Checkpointer]:
-        """Return the learners in the state of the resume point, and the writer of their checkpoints."""
+    ) -> Learners | Writers:
+        """Return the learners, in their initial state; the writer, where nothing is trained."""
         config, directory = attempt.config, attempt.directory
+        if not config.algorithm.needs.trains:
+            return Writers(gangs["writer"], directory.part, sampling_of(config))
         learners = Learners(
             gangs["policy"],
             gangs.get("critic"),
@@ -278,10 +287,14 @@ class Attempt:
         keep_initial(
             config, gangs["policy"], base=directory.base, reference=directory.reference(0), uploads=attempt.uploads
         )
+        return learners
+
+    def _checkpointer(self, attempt: AttemptContext, point: ResumePoint, learners: Learners | Writers) -> Checkpointer:
+        """Return the writer of checkpoints, with the learners in the state of the resume point."""
         checkpointer = Checkpointer(
             learners,
-            directory.checkpoints,
-            keep=config.checkpoint.keep,
+            attempt.directory.checkpoints,
+            keep=attempt.config.checkpoint.keep,
             about=point.about,
             fence=attempt.ledger.fence,
             stored=attempt.stored,
@@ -290,15 +303,19 @@ class Attempt:
             attempt.uploads.uploads_of(checkpointer.gangs())
         if point.checkpoint is not None:
             checkpointer.load(point.checkpoint)
-        return learners, checkpointer
+        return checkpointer
 
     def _round_models(
-        self, attempt: AttemptContext, point: ResumePoint, learners: Learners, alarms: AlarmMonitor
+        self, attempt: AttemptContext, point: ResumePoint, learners: Learners | Writers, alarms: AlarmMonitor
     ) -> RoundModels:
+        def export(target: Path) -> None:
+            assert isinstance(learners, Learners), "a run without learners has no model"
+            write_model(learners.policy, target, uploads=attempt.uploads, fence=attempt.ledger.fence)
+
         return RoundModels(
             attempt.directory,
             attempt.config.best_round_by,
-            lambda target: write_model(learners.policy, target, uploads=attempt.uploads, fence=attempt.ledger.fence),
+            export,
             steps_done=point.state.next_step,
             may_export=lambda number: (decision := alarms.promotion(number)) is None or decision.promoted,
             note=attempt.monitor.note,
@@ -337,12 +354,6 @@ class Attempt:
     def _acted_on(self, attempt: AttemptContext, alarm: Alarm) -> Alarmed:
         done = self._steps_done
         return apply_action(alarm, attempt.directory, attempt.ledger, attempt=attempt.number, steps_done=done)
-
-    def _export(self, parts: loop.Parts, exported: ExportedRound) -> None:
-        """Write the model, and close the learners."""
-        learners = parts.learners
-        parts.recorder.models.publish(exported)
-        wait([*learners.policy.all(Learner.close), *(learners.critic.all(Learner.close) if learners.critic else [])])
 
     def _on_restart(self, attempt: AttemptContext, restart: Restart) -> None:
         """Report a worker that was restarted in place."""

@@ -17,6 +17,7 @@ from orchestrator.cluster.base import Gang, Handle, wait
 from orchestrator.config.run import CHECKPOINT_S, CHECKPOINT_SHARE
 from orchestrator.errors import Problem, ResumeError, Superseded
 from orchestrator.pipeline.learning import Learners
+from orchestrator.pipeline.writing import Writers
 from orchestrator.rundir.manifest import (
     MISSING,
     STATE,
@@ -69,7 +70,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        learners: Learners,
+        learners: Learners | Writers,
         directory: Path,
         *,
         keep: int,
@@ -126,8 +127,7 @@ class Checkpointer:
 
     def gangs(self) -> dict[str, Gang[Learner]]:
         """Return the gangs whose state a checkpoint holds, by the subdirectory that is theirs."""
-        learners = self._learners
-        return {"policy": learners.policy} | ({"critic": learners.critic} if learners.critic else {})
+        return self._learners.gangs()
 
     def _drop_old(self, new: Path) -> None:
         """Delete all but the newest checkpoints, once `new` is seen in full. Its ranks have read their files back.

@@ -47,7 +47,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False) -> int:
             directory = RunDirectory.create(config, recipe.text)
             if directory.is_complete:
                 unsure = "" if directory.read_inputs() is not None else "; its inputs were not recorded"
-                print(f"{config.name}: complete, reused ({directory.model}){unsure}")
+                print(f"{config.name}: complete, reused ({directory.artifact}){unsure}")
             else:
                 fetch_models(config)  # of the stages before
                 stack.enter_context(preloaded(config.cluster))
@@ -64,7 +64,7 @@ def resume_run(path: Path, overrides: Sequence[str] = ()) -> int:
     """
     directory = RunDirectory.open(path)
     if directory.is_complete:
-        print(f"{directory.name}: complete, nothing to resume ({directory.model})")
+        print(f"{directory.name}: complete, nothing to resume ({directory.artifact})")
         return 0
     config = apply_overrides(directory, overrides)
     bring_in(config)

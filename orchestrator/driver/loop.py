@@ -30,6 +30,7 @@ from orchestrator.pipeline.learning import Learners
 from orchestrator.pipeline.publishing import Publisher
 from orchestrator.pipeline.reference import ReferencePolicy, metrics_of
 from orchestrator.pipeline.sources import Chunk, PendingBatch, Source
+from orchestrator.pipeline.writing import Writers
 from orchestrator.signals import Halted
 from workers.types import TokenShard
 
@@ -40,7 +41,7 @@ class Parts:
 
     source: Source
     reference_policy: ReferencePolicy
-    learners: Learners
+    learners: Learners | Writers
     publisher: Publisher
     recorder: Recorder
     waited_s: Callable[[], float]  # seconds for which the driver has waited for workers so far

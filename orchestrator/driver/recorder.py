@@ -67,6 +67,8 @@ class Recorder:
         self._checkpointer, self._evaluator, self._rollouts = checkpointer, evaluator, rollouts
         self.models = models  # of rounds
         self._max_steps, self._pace = max_steps, pace
+        # Role that takes the batch, and what it does then.
+        self._working = ("policy", "learning") if attempt.config.algorithm.needs.trains else ("writer", "writing")
         self._is_round = in_rounds(attempt.config)  # each step is a round, whose pairs and decision are recorded
         self.steps_done = resume_point.state.next_step  # number of steps committed
         self._saved = self.steps_done or -1  # `next_step` of the newest checkpoint; none is saved before the first step
@@ -125,14 +127,14 @@ class Recorder:
         else:
             pending.wait()
             self._attempt.record(Fact.scored, step=index + 1)
-        self._monitor.phase("policy", "learning")
+        self._monitor.phase(*self._working)
 
     def pairs_file(self, index: int) -> str | None:
         """Return the file to which the policy writes the pairs of a round; None if the step is not a round."""
         return str(self._directory.round(index + 1) / "pairs.parquet") if self._is_round else None
 
     def trained(self, index: int, decision: Decision | None) -> None:
-        self._monitor.phase("policy", "")
+        self._monitor.phase(self._working[0], "")
         self._resumed_updates = 0
         self._decision = decision
         reference = None if decision is None else decision.version
@@ -173,7 +175,7 @@ class Recorder:
         if self.models.is_best(step):
             self._monitor.phase("policy", "writing the best model so far")
             self.models.keep(step)
-            self._monitor.phase("policy", "")
+            self._monitor.phase(self._working[0], "")
         if metrics.get("num_updates") == 0 and not self._has_warned:  # once; the summary of the run gives the share
             self._monitor.note(f"step {step} made no update: no group of completions had rewards that differ enough")
             self._has_warned = True
@@ -206,13 +208,13 @@ class Recorder:
         """Save the state after `steps_done` steps, unless it is saved already."""
         if self._saved == steps_done:
             return
-        self._monitor.phase("policy", "saving a checkpoint")
+        self._monitor.phase(self._working[0], "saving a checkpoint")
         self._save(State(next_step=steps_done, reference_version=self._version_of(self._decision)))
         self._saved = steps_done
 
     def paused(self, index: int, decision: Decision | None, progress: Progress) -> None:
         """Save the state between two updates of a step, while the learners pause."""
-        self._monitor.phase("policy", "saving a checkpoint")
+        self._monitor.phase(self._working[0], "saving a checkpoint")
         self._save(
             State(
                 next_step=index,
@@ -224,7 +226,7 @@ class Recorder:
             )
         )
         self._saved = index
-        self._monitor.phase("policy", "learning")
+        self._monitor.phase(*self._working)
 
     def halted(self) -> None:
         """Give up the rollouts of the step in progress that have not arrived; the next attempt samples the same ones.

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import redact
+from orchestrator.generation.data_set import ROWS, read_summary
 from orchestrator.monitor import Outcome
 from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.metrics import MetricsFile
@@ -48,21 +49,35 @@ def summarize(
         measured = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         curve = ", ".join(f"{'base' if step == 0 else f'{word} {step}'} {value:.3f}" for step, value in measured)
         hints += [f"{label}: {curve}"] if measured else []
-    scores = config.algorithm.needs.head == "scores"
-    loads = "AutoModelForSequenceClassification" if scores else "transformers"
     hints += [f"alarm {alarm.name} since {word} {alarm.step}: {alarm.saw}" for alarm in alarms]
-    if exported:
-        hints.append(f"model: {exported}")
-    if config.storage is None or any(path.name.endswith(WEIGHTS) for path in directory.model.iterdir()):
-        hints.append(f"model: {_short(directory.model)}  (loads with {loads})")
-        hints += [] if scores else [f"serve it: {serve_command(_short(directory.model))}"]
-    else:  # a rank on another machine has written them
-        hints.append(f"model: {config.storage}/{directory.name}/model  (loads with {loads})")
+    hints += _of_model(config, directory, exported) if config.algorithm.needs.trains else _of_data_set(directory)
     hints += [
         f"metrics: {_short(directory.metrics)}"
         + (f"   samples: {_short(samples)}" if (samples := directory.path / "samples").is_dir() else ""),
     ]
     return Outcome(ok=True, message=f"done: {steps_done} {word}s in {_minutes(seconds)}", hints=tuple(hints))
+
+
+def _of_model(config: RunConfig, directory: RunDirectory, exported: ExportedRound | None) -> list[str]:
+    scores = config.algorithm.needs.head == "scores"
+    loads = "AutoModelForSequenceClassification" if scores else "transformers"
+    hints = [f"model: {exported}"] if exported else []
+    if config.storage is None or any(path.name.endswith(WEIGHTS) for path in directory.model.iterdir()):
+        hints.append(f"model: {_short(directory.model)}  (loads with {loads})")
+        return hints if scores else [*hints, f"serve it: {serve_command(_short(directory.model))}"]
+    # A rank on another machine has written them.
+    return [*hints, f"model: {config.storage}/{directory.name}/model  (loads with {loads})"]
+
+
+def _of_data_set(directory: RunDirectory) -> list[str]:
+    written = read_summary(directory.data)
+    if written is None:  # removed since
+        return []
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in written["dropped"].items()) or "none"
+    return [
+        f"data set: {_short(directory.data / ROWS)}  ({written['rows']:,} rows of {written['prompts']:,} prompts)",
+        f"dropped of {written['completions']:,} completions: {dropped}",
+    ]
 
 
 def serve_command(model: str, version_of: Callable[[str], str] = version) -> str:

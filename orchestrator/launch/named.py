@@ -28,9 +28,9 @@ def stays(path: str) -> bool:
 
 
 def named_by_stages(stages: Iterable[RunConfig], root: Path) -> Iterator[Named]:
-    """Yield what the stages of recipes name, without the models that one of them will write."""
+    """Yield what the stages of recipes name, without what one of them will write."""
     configs = {str(config.directory): config for config in stages}
-    written = {str(config.model_directory) for config in configs.values()}
+    written = {str(config.artifact) for config in configs.values()}
     for config in configs.values():
         prefix = f"stages.{config.name}." if len(configs) > 1 else ""
         yield from _named(named(config), prefix, root, written)

@@ -58,6 +58,14 @@ class Learners:
         self._every, self._progress, self._rounds = every_updates, progress, rounds
         self._is_shared = is_shared
 
+    def gangs(self) -> dict[str, Gang[Learner]]:
+        """Return the gangs whose state a checkpoint holds, by the subdirectory that is theirs."""
+        return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
+
+    def close(self) -> None:
+        """End the gangs' processes in order. Waits for all ranks."""
+        wait([handle for gang in self.gangs().values() for handle in gang.all(Learner.close)])
+
     def learn(
         self,
         step: int,

@@ -38,6 +38,7 @@ from workers.rewards.combine import SUM, Combination
 from workers.rollout import Rollout
 from workers.rollout import environment as rollout_environment
 from workers.storage import environment as storage_environment
+from workers.writer import Writer
 
 Origin = TypeVar("Origin", bound=ModelOrigin)
 
@@ -90,6 +91,8 @@ def preloaded(cluster: ClusterConfig) -> Iterator[None]:
 def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPlan]:
     """Return the gangs of a run, policy first, so that a shortage of places names the other roles."""
     model = absolute(config.model)
+    if not config.algorithm.needs.trains:
+        return _generating(config, model, cuda=cuda)
     plans = [_learner("policy", config.policy, config, model, cuda=cuda, max_steps=max_steps)]
     if config.algorithm.needs.critic:
         critic = config.critic or config.policy
@@ -118,6 +121,13 @@ def gang_plans(config: RunConfig, *, cuda: bool, max_steps: int) -> list[GangPla
         }
         plans.append(plan_of("dataset", Encoder, [encoder], config.cluster, gpus=0))
     return [_with_storage(plan, config) for plan in plans]
+
+
+def _generating(config: RunConfig, model: ModelConfig, *, cuda: bool) -> list[GangPlan]:
+    """Return the gangs of a run that writes its samples as a data set."""
+    plans = [_rollout(config, model, cuda=cuda)]
+    plans += [_reward("reward", config.reward, config, model, cuda=cuda)] if config.reward else []
+    return [*plans, plan_of("writer", Writer, [{"model": model}], config.cluster, gpus=0)]
 
 
 def _with_storage(plan: GangPlan, config: RunConfig) -> GangPlan:
@@ -204,7 +214,8 @@ def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
         common = {"model": absolute(config.teacher.model), "student": model}
     plan = rollout_plan(common, config.rollout, config.cluster, seed=config.seed, cuda=cuda)
     # Whole weights travel by NCCL between GPUs, in a group that takes nobody in later.
-    fixed = cuda and model.lora is None and not config.algorithm.teacher_samples
+    gets_weights = config.algorithm.needs.trains and not config.algorithm.teacher_samples
+    fixed = cuda and model.lora is None and gets_weights
     return replace(plan, restarts=0) if fixed else plan
 
 

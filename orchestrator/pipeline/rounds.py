@@ -68,6 +68,18 @@ def draws(config: RunConfig, files: Sequence[int], *, rollbacks: int) -> Callabl
     return draw
 
 
+def in_order(config: RunConfig, num_prompts: int) -> Callable[[int], Draw]:
+    """Return the function that returns what each step draws of prompts that are sampled once, in their order."""
+    assert isinstance(config.algorithm, Sampled)
+    size, sampling, chunk = config.algorithm.prompts_per_step, sampling_of(config), chunk_size(config)
+
+    def draw(index: int) -> Draw:
+        rows = range(index * size, min((index + 1) * size, num_prompts))
+        return Draw(rows=rows, sampling=sampling, prompts_per_chunk=chunk)
+
+    return draw
+
+
 def keep_initial(
     config: RunConfig, policy: Gang[Learner], *, base: Path, reference: Path, uploads: Uploads | None = None
 ) -> None:

@@ -163,6 +163,7 @@ class RolloutSource:
         store: RolloutStore | None = None,
         max_resamples: int = 0,
         rounds: Callable[[int], Draw] | None = None,
+        is_frozen: bool = False,
     ) -> None:
         """Create the source.
 
@@ -172,13 +173,14 @@ class RolloutSource:
             store: store of rollouts; None: nothing is stored.
             max_resamples: how often a step may sample further prompts for groups without signal.
             rounds: returns what a step draws, where steps differ; None: all draw alike, by the other arguments.
+            is_frozen: the policy is never trained, so that every step samples from version 0.
         """
         assert not (max_resamples and max_staleness), "dynamic sampling needs the rewards of the step"
         self._on_begin, self._store, self._max_resamples = on_begin, store, max_resamples
         self._rollout, self._reward, self._prompts, self._sampling = rollout, reward, prompts, sampling
         self._prompts_per_step, self._max_staleness, self._max_steps = prompts_per_step, max_staleness, max_steps
         self._prompts_per_chunk = prompts_per_chunk or max(1, len(prompts))
-        self._draw = rounds or self._alike
+        self._draw, self._is_frozen = rounds or self._alike, is_frozen
         self._ahead: dict[int, Sequence[Chunk]] = {}
 
     def stream(self, step: int) -> Iterator[Chunk]:
@@ -240,7 +242,7 @@ class RolloutSource:
         experience: Sequence[Handle[Experience]]
         stems = score_stems = None
         if stored is None:
-            versions = (max(0, step - self._max_staleness), step)
+            versions = (0, 0) if self._is_frozen else (max(0, step - self._max_staleness), step)
             experience, stems = generate(prompts, sampling, self._rollout, versions, prefix, index)
         else:
             experience = [self._rollout.one(Rollout.recall, stored.experience, prompts)]

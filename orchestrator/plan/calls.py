@@ -102,7 +102,7 @@ def _updates(config: RunConfig, time: StepTime, work: Work, limit_s: float) -> I
     if work.sampled and isinstance(algorithm, Sampled):
         rows = algorithm.rows_per_step + work.mixed
     rows = math.ceil(rows * work.passes / updates)
-    for role, seconds in time.busy["learn"].items():
+    for role, seconds in time.busy.get("learn", {}).items():
         what = f"an update, {rows:,} rows"
         yield Call(phase="learn", role=role, what=what, count=updates, seconds=seconds / updates, limit_s=limit_s)
 
@@ -137,6 +137,8 @@ def _files(config: RunConfig, shapes: Shapes, constants: Constants, limit_s: flo
         nodes = math.ceil(settings[role].num_ranks / GPUS_PER_NODE)
         seconds = size / nodes / constants.disk_bytes_per_s
         yield Call(phase="checkpoint", role=role, what="a checkpoint", seconds=seconds, limit_s=limit_s)
+    if not config.algorithm.needs.trains:
+        return
     seconds = weights_s(shapes["policy"].num_params, constants)
     yield Call(phase="export", role="policy", what="the model", seconds=seconds, limit_s=limit_s)
 

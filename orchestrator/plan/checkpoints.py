@@ -39,7 +39,9 @@ def checkpoint_bytes_by_role(config: RunConfig, shapes: Shapes) -> dict[str, flo
 
 
 def learners(config: RunConfig) -> dict[str, LearnerConfig]:
-    """Return the settings of the policy and, if the method has one, the critic."""
+    """Return the settings of the policy and, if the method has one, the critic; none if nothing is trained."""
+    if not config.algorithm.needs.trains:
+        return {}
     critic = {"critic": config.critic or config.policy} if config.algorithm.needs.critic else {}
     return {"policy": config.policy, **critic}
 

@@ -55,6 +55,7 @@ MARKS = ByRole(
     reward="W",
     refusal="S",
     dataset="D",
+    writer="F",
 )
 STYLES = ByRole(
     policy="cyan",
@@ -66,6 +67,7 @@ STYLES = ByRole(
     reward="magenta",
     refusal="magenta",
     dataset="white",
+    writer="white",
 )
 
 Piece: TypeAlias = str | tuple[str, str]

@@ -57,7 +57,9 @@ def num_evaluations(config: RunConfig, steps: int) -> int:
 def evaluation_time(
     config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, constants: Constants
 ) -> EvaluationTime | None:
-    """Return the time of one evaluation; None if the recipe has nothing to evaluate on."""
+    """Return the time of one evaluation; None if the recipe has nothing to evaluate on, or trains nothing."""
+    if not config.algorithm.needs.trains:
+        return None
     load = _Load(config=config, shapes=shapes, gpu=gpu, lengths=lengths, constants=constants)
     parts = (*_answered(load), *_pairs(load))
     return EvaluationTime(parts=parts) if parts else None

@@ -220,5 +220,6 @@ MEMORY: ByRole[Callable[[_Load], tuple[Memory, float]]] = ByRole(
     reward=_reward,
     refusal=_on_cpu,
     dataset=_on_cpu,
+    writer=_on_cpu,
 )
 """By role: what one of its GPUs holds, and the bytes that it may hold."""

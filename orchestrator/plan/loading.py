@@ -65,5 +65,6 @@ _PARAMS: ByRole[Callable[[RunConfig, Shapes], float]] = ByRole(
     reward=_reward,
     refusal=_no_model,
     dataset=_no_model,
+    writer=_no_model,
 )
 """By role: parameters of the models that it loads."""

@@ -72,8 +72,10 @@ def fits_on(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, num_g
 
 def _savings(config: RunConfig, *, shorten: bool) -> Iterator[dict[str, Any]]:
     """Yield changes that save memory, from none to the strongest."""
-    roles = ["policy"] + (["critic"] if config.critic is not None else [])
     yield {}
+    if not config.algorithm.needs.trains:
+        return
+    roles = ["policy"] + (["critic"] if config.critic is not None else [])
     saved: dict[str, Any] = {
         f"{role}.gradient_checkpointing": True for role in roles if not getattr(config, role).gradient_checkpointing
     }
@@ -137,7 +139,8 @@ def _fitting_splits(
 
 def _learners_can_fit(config: RunConfig, shapes: Shapes, gpu: Gpu, lengths: Lengths, num_gpus: int) -> bool:
     """Return whether every learner alone fits into `num_gpus`: more ranks take less memory each, one has no buffers."""
-    learners = [role for role in ("policy", "critic") if role == "policy" or config.critic is not None]
+    trained = ("policy", "critic") if config.algorithm.needs.trains else ()
+    learners = [role for role in trained if role == "policy" or config.critic is not None]
     return all(
         any(
             _fits(config, {f"{role}.num_ranks": ranks}, shapes, gpu, lengths, role)
@@ -176,7 +179,7 @@ def _engines(
     ]
     for tp in sizes[:SIZES_TRIED]:
         for count in ENGINE_COUNTS:
-            if count <= most and count * tp < num_gpus:
+            if count <= most and count * tp <= num_gpus - config.algorithm.needs.trains:  # one GPU is for the policy
                 yield {key: tp, "rollout.num_engines": count}, count * tp
 
 
@@ -205,6 +208,9 @@ def _scorers(
 
 
 def _learners(config: RunConfig, shapes: Shapes, left: int) -> Iterator[dict[str, Any]]:
+    if not config.algorithm.needs.trains:
+        yield {}
+        return
     if not config.algorithm.needs.critic:
         if left >= 1:
             yield {"policy.num_ranks": left}

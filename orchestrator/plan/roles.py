@@ -24,6 +24,7 @@ class ByRole(Generic[T]):
     reward: T
     refusal: T
     dataset: T
+    writer: T
 
     def __getitem__(self, role: str) -> T:
         value: T = getattr(self, role)

@@ -230,8 +230,10 @@ def _disk(page: Page, plan: Plan) -> None:
         "a checkpoint": stop.checkpoint_s,
         "its upload": stop.upload_s,
     }
-    page.line(f"  a stop: within {seconds(stop.seconds)}, {SAFETY:g} times the time of")
-    page.line(f"    {', '.join(f'{name} {seconds(part)}' for name, part in parts.items() if part)}")
+    taken = ", ".join(f"{name} {seconds(part)}" for name, part in parts.items() if part)
+    page.line(f"  a stop: within {seconds(stop.seconds)}" + (f", {SAFETY:g} times the time of" if taken else ""))
+    if taken:
+        page.line(f"    {taken}")
 
 
 def _shortages(page: Page, plan: Plan) -> None:

@@ -69,9 +69,10 @@ def step_time(config: RunConfig, shapes: Shapes, gpu: Gpu, work: Work, constants
     busy: dict[str, dict[str, float]] = {"refresh": _refresh(config, shapes, parts[0], constants)}
     for phase in ("generate", "score"):
         busy[phase] = {role: sum(part[phase][role] for part in parts) for role in parts[0][phase]}
-    busy["learn"] = _learn(config, shapes, gpu, work, constants)
+    trains = config.algorithm.needs.trains
+    busy["learn"] = _learn(config, shapes, gpu, work, constants) if trains else {}
     # Nothing is published to a teacher. Engines that only evaluate get weights before an evaluation, not in every step.
-    if work.sampled and not config.algorithm.teacher_samples:
+    if work.sampled and trains and not config.algorithm.teacher_samples:
         busy["publish"] = {"policy": publish_s(config, shapes, constants)}
     busy = {phase: roles for phase, roles in busy.items() if any(roles.values())}
     frozen = config.reference.refresh == "never"
@@ -103,7 +104,7 @@ def colocated_time(
         update["teacher"] = config.teacher.model_copy(update={"num_ranks": gpus, "zero_stage": 3})
     split = step_time(config.model_copy(update=update), shapes, gpu, work, constants)
     busy = {phase: dict(roles) for phase, roles in split.busy.items() if phase != "publish"}
-    if work.sampled:
+    if work.sampled and config.algorithm.needs.trains:
         busy["publish"] = {"policy": constants.colocated_publish_s}
         busy["switch"] = {"all": constants.switch_s}
     return StepTime(busy=busy, step_s=sum(sum(roles.values()) for roles in busy.values()))

@@ -21,7 +21,7 @@ class Lengths:
 
     prompt: float | None = None
     response: float | None = None
-    rows: int | None = None  # of data.dataset
+    rows: int | None = None  # of data.dataset; of data.prompts, where each is sampled once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,10 +123,18 @@ def _sampling(config: RunConfig, lengths: Lengths) -> Work:
         longest=rollout.max_prompt_length + rollout.max_completion_length,
         passes=algorithm.epochs,
         updates=algorithm.epochs * algorithm.num_updates(rows),
-        steps=algorithm.max_steps,
+        steps=algorithm.max_steps if algorithm.needs.trains else _steps_of_generation(config, lengths),
         epochs=1,
         mixed=mixed,
     )
+
+
+def _steps_of_generation(config: RunConfig, lengths: Lengths) -> int | None:
+    """Return the number of steps in which every prompt is sampled once; None: the number of prompts is unknown."""
+    assert isinstance(config.algorithm, Sampled)
+    counts = [lengths.rows] if lengths.rows else [rows_of(source) for source in config.data.prompt_sources]
+    known = [count for count in counts if count is not None]
+    return math.ceil(sum(known) / config.algorithm.prompts_per_step) if len(known) == len(counts) else None
 
 
 def num_mixed(config: RunConfig, rows: int | None = None) -> int:

@@ -167,7 +167,8 @@ def read_all(config: RunConfig, tokens: TokenCounter | None) -> dict[str, Source
 def scored_rows(config: RunConfig, sources: Mapping[str, Source]) -> list[Problem]:
     """Return the problems of rows that the rewards cannot score."""
     problems = []
-    for source in (sources[name] for name in ("prompts", "eval_prompts") if name in sources):
+    answered = ("prompts", "eval_prompts") if config.algorithm.needs.trains else ("prompts",)
+    for source in (sources[name] for name in answered if name in sources):
         first = 0
         for file, count in source.files.items():
             problems += check_reward_rows(config.reward, file, source.rows[first : first + count])
@@ -202,6 +203,8 @@ def prompts_of_rounds(config: RunConfig, sources: Mapping[str, Source]) -> list[
 def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
     """Return the remarks on the data of a run, one line each."""
     found = [f"{source.key}: {remark}" for source in sources.values() for remark in source.remarks]
+    if not config.algorithm.needs.trains:  # such rows are dropped, and counted
+        return found
     trained = [prompt for name in ("prompts", "dataset") if name in sources for prompt in sources[name].prompts]
     for name in ("eval_prompts", "eval_harmful", "eval_benign", "eval_dataset"):
         if name in sources and (both := trained_on(held_out := sources[name].prompts, trained)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,12 +71,12 @@ def preflight(recipe: Recipe) -> dict[str, StageSummary]:
     summaries: dict[str, StageSummary] = {}
     for config in recipe.stages:
         tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe), config.model.chat_template_kwargs)
-        sources = {name: s for name in KEYS if (s := _data(config, name, tokens, problems))}
+        produced = {str(stage.artifact): stage for stage in recipe.before(config)}
+        sources = {name: s for name in KEYS if (s := _data(config, name, produced, tokens, problems))}
         problems += [*scored_rows(config, sources), *prompts_of_rounds(config, sources)]
         data = [source.summary() for source in sources.values()]
         of_stage = Problems()
         _check_counts(config, data, of_stage)
-        produced = {str(stage.model_directory): stage for stage in recipe.before(config)}
         _check_models(config, data, produced, of_stage)
         if config.model.path is not None and config.model.path not in produced:
             check_lora_targets(config.model, of_stage)
@@ -102,11 +102,18 @@ def preflight(recipe: Recipe) -> dict[str, StageSummary]:
     return summaries
 
 
-def _data(config: RunConfig, name: str, tokens: TokenCounter | None, problems: Problems) -> Source | None:
+def _data(
+    config: RunConfig,
+    name: str,
+    produced: Collection[str],
+    tokens: TokenCounter | None,
+    problems: Problems,
+) -> Source | None:
+    """Read a source of the run; None: there is none, it may need a download, or an earlier stage will write it."""
     given = config.data.prompt_sources if name == "prompts" else (getattr(config.data, name),)
     sources: list[str] = [source for source in given if source is not None]
-    if not sources or any(is_hub_name(source) or local(source).is_dir() for source in sources):
-        return None  # reading these may need a download
+    if not sources or any(is_hub_name(source) or local(source).is_dir() or source in produced for source in sources):
+        return None
     sizes = [path.stat().st_size for path in map(local, sources) if path.is_file()]
     is_small = max(sizes, default=0) <= READ_WHOLLY_BYTES
     try:
@@ -118,10 +125,12 @@ def _data(config: RunConfig, name: str, tokens: TokenCounter | None, problems: P
 
 def _check_counts(config: RunConfig, data: Sequence[SourceSummary], problems: Problems) -> None:
     """Check that every source has the rows of one batch: a batch takes each row at most once."""
+    trains = config.algorithm.needs.trains
     for source in data:
         if not source.is_complete or source.key.startswith("data.eval_"):
             continue
-        if source.key == "data.dataset" and config.rounds.mix.is_on:  # a round takes as many rows as there are, at most
+        takes_what_is_there = config.rounds.mix.is_on if source.key == "data.dataset" else not trains
+        if takes_what_is_there:  # a round mixes in, and the last step of generation samples, at most what there is
             continue
         key = "batch_size" if source.key == "data.dataset" else "prompts_per_step"
         wanted = getattr(largest(config).algorithm, key)
@@ -208,7 +217,7 @@ def _check_same_tokenizer(
 def _own_tokenizer(path: str | None, config: RunConfig, recipe: Recipe) -> str | None:
     """Return the directory with a model's tokenizer: that of an earlier stage's model is its initial model's."""
     for stage in reversed(recipe.before(config)):
-        if path == str(stage.model_directory):
+        if path == str(stage.model_directory):  # of a stage that writes no model, nothing is named so
             path = stage.model.path
     return path
 

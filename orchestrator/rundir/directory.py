@@ -7,6 +7,7 @@ runs/<name>/
   incidents.jsonl failures, actions     inputs.json     digests of data, reward code and models of the last attempt
   logs/attempt-N/ (logs/latest)   checkpoints/step-N/   rollouts/step-N/   samples/step-N.parquet   rounds/N/   model/
   evaluations/step-N.parquet      report.html   stop            a request to end the run
+  parts/step-N.parquet   data/    in the place of model/, of a run that generates a data set
 """
 
 from __future__ import annotations
@@ -142,6 +143,20 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def data(self) -> Path:
+        """Directory of the generated data set, of a run that trains nothing."""
+        return self.path / "data"
+
+    @property
+    def artifact(self) -> Path:
+        """Directory that a run has written in the end: of its model, or of its data set."""
+        return self.data if self.data.is_dir() else self.model
+
+    def part(self, step: int) -> Path:
+        """Return the file with the samples of a step, of a run that trains nothing."""
+        return self.path / "parts" / f"step-{step}.parquet"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -217,9 +232,9 @@ class RunDirectory:
 
     @property
     def is_complete(self) -> bool:
-        """True if the run has ended as planned and its model exists."""
+        """True if the run has ended as planned and its model, or its data set, exists."""
         exit = self.read_exit()
-        return exit is not None and exit.get("cause") in COMPLETE and self.model.is_dir()
+        return exit is not None and exit.get("cause") in COMPLETE and self.artifact.is_dir()
 
     def read_exit(self) -> dict[str, Any] | None:
         """Return exit.json; None if it is missing or damaged."""

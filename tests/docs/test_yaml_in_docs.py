@@ -49,6 +49,8 @@ def test_yaml_examples_are_valid(block: Block, tmp_path: Path) -> None:
         CompareConfig.model_validate_json(json.dumps(values))
     elif "prompts" in values:
         suite_of(values, ())
+    elif "stages" in values and all("recipe" not in stage for stage in values["stages"]):
+        read(values, tmp_path)
     elif "stages" in values:
         for stage in values["stages"]:
             if "recipe" not in stage:

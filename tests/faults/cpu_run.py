@@ -74,6 +74,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 FURTHER: dict[str, dict[str, Any]] = {  # not in the published measurements
     "iterative-dpo-rounds": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED},
     "iterative-dpo-mixed": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED},
+    # 16 prompts in five steps, the last of one prompt; few of the short samples end by themselves
+    "generate": {"type": "generate", "prompts_per_step": 3, "num_generations": 4, "filters": {"truncated": "keep"}},
 }
 ROUNDS = {
     "iterative-dpo-rounds": {
@@ -147,8 +149,10 @@ def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_clust
 
 
 def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Return the SHA-256 of a run's weights, and its metrics without those that depend on wall time or restarts."""
-    weights = hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
+    """Return the SHA-256 of a run's weights, or of its data set, and its metrics without those that depend on wall time
+    or restarts."""
+    data_set, model = directory / "data" / "rows.parquet", directory / "model" / "model.safetensors"
+    weights = hashlib.sha256((data_set if data_set.is_file() else model).read_bytes()).hexdigest()
     return weights, [
         {k: v for k, v in row.items() if not any(p in k for p in EXCLUDED_METRICS)} for row in rows(directory)
     ]

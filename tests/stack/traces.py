@@ -77,7 +77,7 @@ def run(name: str, directory: Path) -> Figures:
     source = QUICKSTART / f"{name}.yaml"
     *_, last = stages = load(source).stages
     overrides = []
-    for stage in stages[1:] or stages:
+    for stage in (stage for stage in stages[1:] or stages if stage.algorithm.needs.trains):
         count = ROUNDS if stage.name.endswith("iterative-dpo") else STEPS
         changes = {"algorithm.max_steps": count, "checkpoint.every": count}
         changes |= {"evaluation.every": count} if stage.evaluation.every is not None else {}

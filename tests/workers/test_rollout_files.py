@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fakes import experience
 
+from workers.files import quarantine
 from workers.files.rollout_files import (
     StoredFileError,
     read_experience,
@@ -60,6 +61,16 @@ def test_experience_of_several_engines_comes_back_as_one(tmp_path: Path) -> None
     assert [(t.completions, t.versions) for t in stored] == [(3, (3, 3)), (3, (4, 4))]
     assert [Path(t.path).stat().st_size for t in stored] == [t.bytes for t in stored]
     assert_equal(read_experience([(t.path, t.sha256) for t in stored], PROMPTS), merge(parts))
+
+
+def test_a_machine_that_does_not_see_the_driver_s_disk_makes_the_directory(tmp_path: Path) -> None:
+    stem = str(tmp_path / "rollouts" / "step-1" / "chunk-0-rollout-0")
+    with quarantine.trial(stem.removesuffix("rollout-0"), 0):
+        write_experience(stem, sampled(0, version=3))
+    assert read_manifest(stem).completions == 3
+    other = str(tmp_path / "rollouts" / "step-2" / "chunk-0-reward-0")  # nothing was sampled there
+    write_scores(other, Scores(rewards=np.array([1.5], np.float32), by_scorer={}))
+    assert read_manifest(other).completions == 1
 
 
 def test_samples_without_logprobs_and_engines_without_prompts_come_back(tmp_path: Path) -> None:

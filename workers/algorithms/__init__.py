@@ -23,16 +23,18 @@ def _record(implementation: str) -> Algorithm:
 
 
 class _Records(Mapping[str, "Algorithm"]):
-    """Records by type. A method's module, which computes with torch, is imported when its record is read."""
+    """Records of the methods that train, by type. A module, which computes with torch, is imported when it is read."""
 
     def __getitem__(self, type: str) -> Algorithm:
+        if not METHODS[type].needs.trains:
+            raise KeyError(type)
         return _record(METHODS[type].implementation)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(METHODS)
+        return (name for name, method in METHODS.items() if method.needs.trains)
 
     def __len__(self) -> int:
-        return len(METHODS)
+        return sum(1 for _ in self)
 
 
 ALGORITHMS: Mapping[str, Algorithm] = _Records()

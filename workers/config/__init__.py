@@ -7,6 +7,7 @@ The comment on a field, beside or above it, is its text in the configuration ref
 from workers.config.algorithms import METHODS, AlgorithmConfig
 from workers.config.base import Count, ModelOrigin, NonNegative, PathText, Positive, Settings, Share
 from workers.config.distillation import DistillConfig
+from workers.config.generation import AbstentionConfig, DeduplicationConfig, FiltersConfig, GenerateConfig
 from workers.config.method import FromDataset, Head, Method, Needs, Sampled
 from workers.config.optimisation import Optimisation
 from workers.config.pairs import PairsConfig
@@ -47,15 +48,19 @@ from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig
 
 __all__ = [
     "METHODS",
+    "AbstentionConfig",
     "AdaptiveKl",
     "AlgorithmConfig",
     "CodeRewardConfig",
     "Combine",
     "Count",
+    "DeduplicationConfig",
     "DistillConfig",
     "DpoConfig",
+    "FiltersConfig",
     "FromDataset",
     "FunctionRewardConfig",
+    "GenerateConfig",
     "GrpoConfig",
     "Head",
     "JsonSchemaRewardConfig",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
 from pydantic import Field
 
 from workers.config.distillation import DistillConfig
+from workers.config.generation import GenerateConfig
 from workers.config.method import Method
 from workers.config.policy_gradient import GrpoConfig, PpoConfig, ReinforceConfig, RlooConfig
 from workers.config.preferences import DpoConfig, KtoConfig
@@ -24,6 +25,7 @@ ALGORITHMS: tuple[type[Method], ...] = (
     DistillConfig,
     RlooConfig,
     ReinforceConfig,
+    GenerateConfig,
 )
 METHODS: Mapping[str, type[Method]] = {method.type_name(): method for method in ALGORITHMS}
 

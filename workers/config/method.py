@@ -32,13 +32,14 @@ class Needs:
     on_policy: bool = False  # its loss needs log-probabilities at the temperature of sampling
     whole_rows: bool = False  # no row is split over micro-batches: the loss is that of a row as a whole
     rounds: bool = False  # a step on its own samples is a round: long, and the reference may be refreshed after it
+    trains: bool = True  # it trains a model; False: it writes its samples as a data set
 
 
 class Method(Optimisation):
     """Base of the settings of all methods. A method overrides what differs from these defaults."""
 
     needs: ClassVar[Needs]
-    implementation: ClassVar[str]  # module whose `ALGORITHM` is the record of `prepare` and `loss`
+    implementation: ClassVar[str]  # module whose `ALGORITHM` is the record of `prepare` and `loss`; empty: none trains
 
     if TYPE_CHECKING:
         type: str  # each method narrows it to its own literal

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from workers.files import durable
 from workers.types import Prompt
 
 TOGETHER, ALONE = 2, 2  # crashes of a call before prompts are sampled one by one, and of one prompt before quarantine
@@ -45,6 +46,7 @@ class Trial:
         self._one_by_one = len(crashes) >= TOGETHER
         self.left_out: set[str] = set()
         if file_prefix is not None:
+            durable.make_directory(Path(file_prefix).parent)  # the driver made that of its own machine
             self.left_out = self._quarantine(Path(f"{file_prefix}x").parents[1] / LIST, crashes)
         self.note(BEGUN)
 

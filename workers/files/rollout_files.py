@@ -158,6 +158,7 @@ def _write(
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     data = safetensors.numpy.save(contiguous, metadata={FACTS: json.dumps(facts)})
     path = Path(f"{stem}.safetensors")
+    durable.make_directory(path.parent)  # the driver made that of its own machine
     durable.replace(path, data)
     digest = hashlib.sha256(data).hexdigest()
     manifest = StoredFile(path=str(path), bytes=len(data), sha256=digest, completions=completions, versions=versions)

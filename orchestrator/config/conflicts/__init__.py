@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from orchestrator.config.conflicts import data, method, preference, rounds, schedule, scorers
+from orchestrator.config.conflicts import data, generation, method, preference, rounds, schedule, scorers
 from orchestrator.config.conflicts.conflict import Conflict, ConflictsError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
     schedule.reporting, method.pair_loss, method.pairs, preference.soft_labels, preference.exploration, method.teacher,
     method.distillation, rounds.rounds, rounds.mix, rounds.names_of_files, rounds.reference,
     scorers.combination, scorers.normalization, scorers.pairwise, scorers.endpoints, scorers.agreement,
-    scorers.win_rates,
+    scorers.win_rates, generation.generation,
 )  # fmt: skip
 
 

@@ -14,11 +14,18 @@ if TYPE_CHECKING:
 
 def trains_on_samples(config: RunConfig) -> bool:
     """Return whether the run trains on completions that it samples itself."""
-    return config.data.prompts is not None and config.algorithm.needs.prompts
+    needs = config.algorithm.needs
+    return config.data.prompts is not None and needs.prompts and needs.trains
 
 
 def source(config: RunConfig) -> Iterator[Conflict]:
     kind, data = config.algorithm.type, config.data
+    if data.from_stage is not None:
+        yield Conflict(
+            keys=("data.from_stage", "data.dataset"),
+            why="both name a dataset",
+            fix="remove one of them",
+        )
     fitting = [key for key in ("prompts", "dataset") if getattr(config.algorithm.needs, key)]
     wanted = " or ".join(f"data.{key}" for key in fitting)
     if data.prompts is not None and config.rounds.mix.dataset:  # the dataset is mixed in
@@ -40,7 +47,8 @@ def source(config: RunConfig) -> Iterator[Conflict]:
     given = "prompts" if data.prompts is not None else "dataset"
     if given not in fitting:
         trained_on = "completions that it samples itself" if given == "dataset" else "the completions of a dataset"
-        others = " or ".join(name for name, method in METHODS.items() if getattr(method.needs, given))
+        fit = (name for name, method in METHODS.items() if getattr(method.needs, given) and method.needs.trains)
+        others = " or ".join(fit)
         yield Conflict(
             keys=(f"data.{given}", "algorithm.type"),
             why=f"{kind} trains on {trained_on}",
@@ -49,6 +57,8 @@ def source(config: RunConfig) -> Iterator[Conflict]:
 
 
 def reward(config: RunConfig) -> Iterator[Conflict]:
+    if not config.algorithm.needs.trains:
+        return
     has_teacher = config.algorithm.needs.teacher  # its training signal is the teacher, not a reward
     used_by = ["data.prompts"] if trains_on_samples(config) and not has_teacher else []
     used_by += ["data.eval_prompts"] if config.data.eval_prompts is not None else []
@@ -70,7 +80,7 @@ def reward(config: RunConfig) -> Iterator[Conflict]:
 
 def batches(config: RunConfig) -> Iterator[Conflict]:
     algorithm = config.algorithm
-    if not trains_on_samples(config) or not isinstance(algorithm, Sampled):
+    if config.data.prompts is None or not isinstance(algorithm, Sampled):
         return
     if config.rollout.num_engines > algorithm.prompts_per_step:
         yield Conflict(

@@ -59,13 +59,14 @@ def pairwise(config: RunConfig) -> Iterator[Conflict]:
     """Yield where a completion would have no other one to be compared with."""
     if not any(compares(reward) for reward in config.reward):
         return
-    if trains_on_samples(config) and group_size(config) < 2:
+    trains = config.algorithm.needs.trains
+    if (trains_on_samples(config) or not trains) and group_size(config) < 2:
         yield Conflict(
             keys=("reward", "algorithm.num_generations"),
             why="a pairwise reward compares the completions of a prompt, and there is one",
             fix="set algorithm.num_generations to 2 or more, or give a reward of type model",
         )
-    if config.data.eval_prompts is not None and all(compares(r) for r in config.reward):
+    if trains and config.data.eval_prompts is not None and all(compares(r) for r in config.reward):
         yield Conflict(
             keys=("reward", "data.eval_prompts"),
             why="an evaluation has one completion of each prompt, and a pairwise reward compares several",

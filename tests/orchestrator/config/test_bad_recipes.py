@@ -226,6 +226,19 @@ CASES = (
         "soft-labels-without-effect",
         {**OFFLINE_DPO, "algorithm": "{type: dpo, soft_labels: votes, label_temperature: 2.0, dpop_lambda: 5.0}"},
     ),
+    Case(
+        "generation-that-trains",
+        {
+            "algorithm": "{type: generate, rows: ratings, filters: {min_score: 0.5}, per_prompt: 4}",
+            "reward": "[]",
+            "policy": "{num_ranks: 2}",
+            "evaluation": "{every: 5}",
+            "model": "{path: ./model, lora: {}}",
+            "storage": "s3://bucket/runs",
+        },
+    ),
+    Case("generation-with-a-learning-rate", {"algorithm": "{type: generate, learning_rate: 1.0e-5}"}),
+    Case("generation-by-a-bad-pattern", {"algorithm": "{type: generate, filters: {pattern: '(['}}"}),
     Case("export-without-rounds", {"export": "{round: best}"}),
     Case("export-best-without-evaluation", {"algorithm": "{type: dpo, max_steps: 3}", "export": "{round: best}"}),
     Case(

@@ -77,6 +77,7 @@ def test_every_rule_on_conflicts_has_a_golden_text() -> None:
     names = "source reward steps evaluation export batches lengths overlong dynamic_sampling roles sampling lora"
     names += " checkpoints reporting pair_loss pairs soft_labels exploration teacher distillation"
     names += " rounds mix names_of_files reference combination normalization pairwise endpoints agreement win_rates"
+    names += " generation"
     assert [rule.__name__ for rule in RULES] == names.split()
 
 

@@ -1,0 +1,37 @@
+"""Data set of a run that trains nothing: prepared before anything is started, written after the last step."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+
+from orchestrator.config import RunConfig
+from orchestrator.driver.assembly import Material
+from orchestrator.driver.context import AttemptContext
+from orchestrator.generation.data_set import ROWS, DataSet
+
+HELD_OUT = ("eval_prompts", "eval_harmful", "eval_benign")
+
+
+def data_set_of(config: RunConfig, material: Material) -> DataSet | None:
+    """Return the data set that a run writes; None if it trains a model.
+
+    Raises:
+        BadInput: the prompts do not fit into the columns of one file.
+    """
+    if config.algorithm.needs.trains:
+        return None
+    held_out = (prompt for key in HELD_OUT if key in material.sources for prompt in material.sources[key].rows)
+    return DataSet(config, material.prompts, held_out)
+
+
+def write_data_set(attempt: AttemptContext, data_set: DataSet, *, max_steps: int) -> None:
+    """Write the data set of all parts. A budget may have ended the run before the last of them.
+
+    Raises:
+        BadInput: no row is left.
+    """
+    parts = takewhile(Path.is_file, (attempt.directory.part(step + 1) for step in range(max_steps)))
+    attempt.monitor.phase("writer", "filtering")
+    data_set.write(list(parts), attempt.directory.data / ROWS, fence=attempt.ledger.fence)
+    attempt.monitor.phase("writer", "")

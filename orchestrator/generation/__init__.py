@@ -1,0 +1,1 @@
+"""Data sets of a model's own samples: filters, duplicates, text of evaluations, rows."""

@@ -1,0 +1,62 @@
+"""Writing of a step's samples, in the place of training: the phase of a run that generates a data set.
+
+consumes   handles to experience and scores
+produces   parts/step-N.parquet, and metrics
+waits for  the writer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.base import Gang, Handle
+from orchestrator.pipeline.sources import PendingBatch
+from orchestrator.rundir.manifest import lost
+from workers.files.shared_storage import eventually, size_of
+from workers.learner import Learner
+from workers.spans import Progress
+from workers.stats import Metrics
+from workers.types import Sampling, TokenShard
+from workers.writer import Writer
+
+
+class Writers:
+    """Writer gang. Its interface is that of `Learners`, without updates."""
+
+    def __init__(self, writer: Gang[Writer], part: Callable[[int], Path], sampling: Sampling) -> None:
+        """Create the phase. `part` returns the file of a step, by the step's number from 1."""
+        self._writer, self._part, self._sampling = writer, part, sampling
+
+    def gangs(self) -> dict[str, Gang[Learner]]:
+        """Return no gang: nothing that is written here has a state."""
+        return {}
+
+    def close(self) -> None:
+        """Do nothing: a writer holds nothing that must be ended."""
+
+    def learn(
+        self,
+        step: int,
+        pending: PendingBatch,
+        reference: Sequence[Handle[TokenShard]] | None,
+        pairs_file: str | None,
+        pause: Callable[[Progress], None] = lambda progress: None,
+        updated: Callable[[int, int, Metrics], None] = lambda update, num_updates, metrics: None,
+        stop: Callable[[], bool] = lambda: False,
+        halts: Callable[[], bool] = lambda: False,
+    ) -> Metrics | None:
+        """Write the samples of a step, and return the step's metrics. The other arguments are of no use here.
+
+        Raises:
+            FilesLost: the file is not seen from here.
+        """
+        path, own = self._part(step + 1), self._sampling
+        arguments: tuple[Any, ...] = (str(path), pending.experience, pending.scores)
+        part = self._writer.one(Writer.write, *arguments, seed=own.seed, num_generations=own.num_generations).result()
+        if not eventually(lambda: size_of(path) == part.bytes):
+            raise lost(
+                f"the writer wrote {path.name} of {part.bytes:,} bytes, which is not seen from here", path.parent
+            )
+        return {**part.metrics, "generated/completions": float(part.rows)}

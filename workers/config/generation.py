@@ -1,0 +1,118 @@
+"""Settings of the method that trains nothing: it writes the samples of a model as a data set."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from workers.config.base import Count, Settings, Share
+from workers.config.method import Needs, Sampled
+from workers.config.optimisation import Optimisation
+
+
+def _check_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+
+
+class FiltersConfig(Settings):
+    """Filters of single completions: one that fails a filter is dropped, with the name of the filter as the reason."""
+
+    # smallest reward of a completion that is kept; None: no threshold
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    min_tokens: Count = 1  # smallest length in tokens, the end of sequence included
+    max_tokens: Count | None = None  # greatest length in tokens; None: that of rollout.max_completion_length
+    truncated: Literal["drop", "keep"] = "drop"  # treatment of completions without an end of sequence
+    # greatest share of a completion's tokens in a block that is repeated at its end; None: no limit
+    max_repetition: Share | None = 0.5
+    # languages that a completion may be in, as ISO 639-1 codes, by a classifier of text; empty: any
+    languages: tuple[Language, ...] = ()
+    pattern: Pattern | None = None  # regular expression that must occur in the completion; None: no format is asked for
+
+
+class DeduplicationConfig(Settings):
+    """Removal of duplicates, and of text of evaluations. The first row in the order of the prompts stays."""
+
+    # treatment of equal completions of one prompt, white space aside
+    exact: Literal["drop", "keep"] = "drop"
+    # Jaccard similarity of word 5-grams from which two completions are near duplicates, also of different prompts, as
+    # estimated by MinHash; None: near duplicates are kept. Completions of fewer than 5 words are never near duplicates
+    near: Annotated[float, Field(ge=0.5, le=1)] | None = 0.9
+    # number of successive words that no row may share with a prompt of data.eval_prompts, eval_harmful or eval_benign;
+    # a shorter prompt must not be the prompt of a row
+    ngram: Annotated[int, Field(ge=4, le=64)] = 13
+
+
+class AbstentionConfig(Settings):
+    """Pairs that teach a model to say that it does not know (arXiv 2312.07000): by how often its samples are right."""
+
+    answer: Annotated[str, Field(min_length=1)] = "I don't know."  # answer of a model that does not know
+    # smallest reward of a right completion
+    right: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    # smallest share of right completions from which the model knows: a right one is preferred to the abstention
+    known: Share = 0.75
+    # greatest share of right completions up to which it does not know: the abstention is preferred to a wrong one
+    unknown: Share = 0.0
+
+    @model_validator(mode="after")
+    def apart(self) -> Self:
+        if self.unknown >= self.known:
+            raise ValueError("a model that knows is right more often than one that does not: set unknown below known")
+        return self
+
+
+class GenerateConfig(Sampled):
+    """A data set of the model's own samples: completions of each prompt, scored, filtered and without duplicates.
+
+    Nothing is trained. A later stage reads the data set with `data.from_stage`.
+    """
+
+    needs: ClassVar[Needs] = Needs(row="completion", prompts=True, trains=False)
+    implementation: ClassVar[str] = ""
+
+    type: Literal["generate"]  # samples as a data set, nothing is trained
+    filters: FiltersConfig = FiltersConfig()  # filters of single completions
+    duplicates: DeduplicationConfig = DeduplicationConfig()  # removal of duplicates and of evaluation text
+    # completions of a prompt that may be kept; majority: those whose final answer is the most frequent one among the
+    # completions of the prompt (arXiv 2203.11171), before any filter
+    keep: Literal["all", "majority"] = "all"
+    min_agreement: Share = 0.0  # smallest share of a prompt's completions that the majority must have
+    # number of completions kept of each prompt, those with the highest rewards; None: all
+    per_prompt: Count | None = None
+    # form of a row; completion: one completion, for sft; ratings: all kept completions of a prompt with their rewards,
+    # for dpo and reward_model; abstention: a completion and an abstention, for dpo
+    rows: Literal["completion", "ratings", "abstention"] = "completion"
+    abstention: AbstentionConfig = AbstentionConfig()  # which of the two is preferred, with rows abstention
+
+    @model_validator(mode="after")
+    def nothing_is_trained(self) -> Self:
+        for name, field in Optimisation.model_fields.items():
+            if getattr(self, name) != field.default:
+                raise ValueError(f"generate trains nothing and has no {name}: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def rows_that_compare(self) -> Self:
+        if self.rows != "abstention" and self.abstention != AbstentionConfig():
+            raise ValueError("abstention is of rows that have one: set rows to abstention, or leave it out")
+        if self.rows == "abstention" and (self.keep != "all" or self.per_prompt is not None):
+            raise ValueError(
+                "a row of an abstention is one per prompt, by all its completions: leave keep and per_prompt out"
+            )
+        if self.rows == "ratings" and (self.num_generations < 2 or self.per_prompt == 1):
+            raise ValueError(
+                "rows of ratings compare completions of a prompt: set num_generations, and per_prompt if it is given, "
+                "to 2 or more"
+            )
+        if self.min_agreement and self.keep != "majority":
+            raise ValueError("min_agreement is the share of the majority: set keep to majority, or leave it out")
+        return self
