@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: modules are compiled once
 .PHONY: help setup quickstart docs test test-quick test-faults test-cluster fuzz bad-input check bench back-test table alarms families parity \
-    proof frontier golden golden-check kuberay lock clean
+    proof audit frontier golden golden-check kuberay lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -79,6 +79,9 @@ parity: setup ## compute TRL's losses and gradients anew in TRL's own environmen
 
 proof: setup ## train every method on a world with a known optimum: docs/evidence/proof.md (6 minutes)
 	@$(IN_VENV) python tests/workers/algorithms/proof.py
+
+audit: setup ## plant faults in preference data and see what `rlhf audit` finds: docs/evidence/audit.md (15 minutes)
+	@$(IN_VENV) python -m benchmarks.audit
 
 frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)
 	@$(IN_VENV) python -m benchmarks.frontier

@@ -59,6 +59,7 @@ ORDER = [
     {"orchestrator.generation"},
     {"orchestrator.labelling"},
     {"orchestrator.report"},
+    {"orchestrator.audit"},
     {"orchestrator.plan"},
     {"orchestrator.advise"},
     {"orchestrator.driver"},
@@ -75,12 +76,16 @@ ONE_ADDRESS = {
     "ray": "orchestrator/cluster/",
     "obstore": "workers/storage.py",
     "openai": "workers/chat_endpoint.py",
+    "rensa": "orchestrator/data/minhash.py",
+    "krippendorff": "orchestrator/audit/agreement.py",
+    "sklearn": "orchestrator/audit/small_model.py",
+    "scipy": "orchestrator/audit/small_model.py",
     "py3langid": "orchestrator/generation/filters.py",
-    "rensa": "orchestrator/generation/duplicates.py",
 }
 
 LIGHT = (
     "orchestrator.advise",
+    "orchestrator.audit",
     "orchestrator.cli",
     "orchestrator.compare",
     "orchestrator.config",
@@ -127,7 +132,10 @@ LIGHT = (
     "workers.types",
     "workers.writer",
 )
-HEAVY = ("torch", "matplotlib", "jinja2", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft")
+HEAVY = (
+    "torch", "matplotlib", "jinja2", "ray", "vllm", "deepspeed", "transformers", "datasets", "wandb", "peft",
+    "rensa", "krippendorff", "sklearn", "scipy",
+)  # fmt: skip
 
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 

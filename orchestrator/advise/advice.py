@@ -11,7 +11,7 @@ from orchestrator.advise.facts import Check, Facts, measure
 from orchestrator.advise.feasibility import Cluster, Feasibility
 from orchestrator.advise.methods import LARGE_PARAMS, Method
 from orchestrator.advise.reading import read
-from orchestrator.advise.rules import ENOUGH_PAIRS, METHODS, SETTINGS, Rule, Setting, is_on_policy
+from orchestrator.advise.rules import CAUTIONS, ENOUGH_PAIRS, METHODS, SETTINGS, Caution, Rule, Setting, is_on_policy
 from orchestrator.errors import BadInput, Problem
 from orchestrator.plan.gpus import CPU_RANK, Gpu
 from orchestrator.plan.models import find
@@ -58,6 +58,7 @@ class Advice:
     infeasible: tuple[Feasibility, ...]  # methods with a higher priority that do not fit
     before: Feasibility | None  # SFT on demonstrations that the data contain as well
     changes: tuple[Change, ...]
+    cautions: tuple[Caution, ...]  # what to do about the data first
 
     @property
     def facts(self) -> Facts:
@@ -98,6 +99,7 @@ def advise(names: Sequence[str], count: int | None, gpu: Gpu, *, model: str | No
         infeasible=tuple(infeasible),
         before=fit_of(Method.sft) if facts.demonstrations and choices[0].method != Method.sft else None,
         changes=tuple(_changes(facts, fit_of, choices[0], infeasible)),
+        cautions=tuple(caution for caution in CAUTIONS if caution.when(facts)),
     )
 
 

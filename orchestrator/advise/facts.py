@@ -11,17 +11,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator.advise.reading import Source
+from orchestrator.audit.agreement import agreement_of
+from orchestrator.audit.contradictions import contradicting_comparisons
+from orchestrator.audit.length import lengths_of
+from orchestrator.audit.reading import of_examples
 from orchestrator.data.audit import comparisons, distinct_prompts, repeated
 from orchestrator.data.formats import Format
 from orchestrator.data.tokens import TokenCounter, num_bytes
-from orchestrator.evaluation.statistics import Interval, wilson
+from orchestrator.evaluation.statistics import Interval
 from workers.types import Example
 
 BYTES_PER_TOKEN = 4.0  # of English text; assumed without a tokenizer
@@ -35,6 +38,7 @@ CHECKS: Mapping[str, tuple[str, str]] = {
     "schema": ("json_schema", "schema_column"),
 }
 LENGTH_PERCENTILE = 99.0
+MIN_OWN = 100  # labelled completions of the model to train, from which on their share of good ones counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +72,7 @@ class Facts:
     prompts: int = 0  # distinct prompts that completions can be sampled for
     repeated: int = 0  # rows that repeat an earlier one
     contradictory: int = 0  # comparisons that rows decide both ways
+    conflicts: int = 0  # comparisons that rows of two objectives (column `objective`) decide in opposite ways
     check: Check | None = None  # None: answers cannot be checked
     declared_checkable: bool = False  # by --verifiable
     agreement: Interval | None = None  # share of comparisons on which two annotators agree
@@ -75,6 +80,7 @@ class Facts:
     length_ratio: float | None = None  # median of chosen length / rejected length
     models: Counter[str] = field(default_factory=Counter)  # authors of the completions, where rows name them
     own: float | None = None  # share of these completions that the model to train wrote
+    own_good: float | None = None  # share of good labels among the completions that the model to train wrote
     prompt_tokens: float | None = None  # mean
     response_tokens: float | None = None  # mean
     longest: int | None = None  # 99th percentile of the tokens of a prompt with its completion
@@ -105,6 +111,8 @@ def measure(sources: Sequence[Source], model: str | None, *, verifiable: bool) -
     paired = [e for e in examples if e.scores is not None and len(e.completions) > 1]
     labelled = [e for e in examples if e.scores is not None and len(e.completions) == 1]
     judged = comparisons(paired)
+    columns = of_examples("", paired, with_words=False)
+    agreed, lengths = agreement_of(columns), lengths_of(columns, with_model=False)
     models = _models(sources)
     tokens = TokenCounter.of(Path(model)) if model is not None and Path(model).is_dir() else None
     check = _check(sources)
@@ -118,46 +126,16 @@ def measure(sources: Sequence[Source], model: str | None, *, verifiable: bool) -
         contradictory=sum(bool(votes[0] and votes[1]) for votes in judged.values()),
         check=check or (Check(reward="function") if verifiable else None),
         declared_checkable=verifiable,
-        agreement=_agreement(paired),
+        agreement=None if agreed is None else agreed.percent,
+        conflicts=contradicting_comparisons(columns),
         models=models,
         own=_own(models, model),
+        own_good=_own_good(labelled, model),
         by_tokenizer=tokens is not None,
-        **_length_bias(paired),
+        longer_chosen=None if lengths is None else lengths.longer,
+        length_ratio=None if lengths is None else lengths.ratio,
         **_lengths(sources, tokens),
     )
-
-
-def _length_bias(paired: Sequence[Example]) -> dict[str, Any]:
-    """Compare the lengths of each row's best and worst completion."""
-    sides = [(num_bytes(e.completions[0]), num_bytes(e.completions[-1])) for e in paired if _differ(e)]
-    if not sides:
-        return {}
-    longer = sum((better > worse) + (better == worse) / 2 for better, worse in sides)
-    ratios = [better / max(1, worse) for better, worse in sides]
-    return {"longer_chosen": wilson(longer, len(sides)), "length_ratio": float(np.median(ratios))}
-
-
-def _differ(example: Example) -> bool:
-    return example.scores is not None and example.scores[0] > example.scores[-1]
-
-
-def _agreement(paired: Sequence[Example]) -> Interval | None:
-    """Return how often two annotators agree on a comparison, or None if none was judged twice.
-
-    Counted are rows with different `annotator`s, and rows with `votes`: a list of true (for the chosen completion) and
-    false. Repeated rows without an annotator may be copies and do not count.
-    """
-    same = total = 0
-    named = [e for e in paired if e.prompt.columns.get("annotator") is not None]
-    for one, other in comparisons(named, voter="annotator").values():
-        same += math.comb(one, 2) + math.comb(other, 2)
-        total += math.comb(one + other, 2)
-    for example in paired:
-        votes = example.prompt.columns.get("votes")
-        if isinstance(votes, list) and all(isinstance(vote, bool) for vote in votes):
-            same += sum(a == b for a, b in combinations(votes, 2))
-            total += math.comb(len(votes), 2)
-    return wilson(same, total) if total else None
 
 
 def _check(sources: Sequence[Source]) -> Check | None:
@@ -196,6 +174,14 @@ def _own(models: Counter[str], model: str | None) -> float | None:
     if model is None or not models:
         return None
     return sum(count for name, count in models.items() if _plain(name) == _plain(model)) / models.total()
+
+
+def _own_good(labelled: Sequence[Example], model: str | None) -> float | None:
+    """Return the share of good labels of the model's own completions; None: fewer than MIN_OWN have a label."""
+    if model is None:
+        return None
+    own = [e for e in labelled if any(_plain(name) == _plain(model) for name in _authors(e))]
+    return sum(e.scores == (1.0,) for e in own) / len(own) if len(own) >= MIN_OWN else None
 
 
 def _plain(name: str) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.data.detection import algorithm_for, format_of
 from orchestrator.data.examples import read_examples
-from orchestrator.data.formats import ACCEPTS, COLUMNS, Format, detect, missing, nearest
+from orchestrator.data.formats import COLUMNS, Format
 from orchestrator.data.prompts import read_prompts
 from orchestrator.data.rows import RowProblems
-from orchestrator.data.sources import read_rows
 from orchestrator.errors import BadInput, Problem, Problems
 from workers.types import Example, Prompt
-
-READABLE = tuple(format for format in COLUMNS if format != Format.stepwise)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,31 +50,11 @@ def read(names: Sequence[str]) -> list[Source]:
 
 
 def _read(name: str) -> Source:
-    format = _format(name)
+    format = format_of(name)
     if format == Format.prompt_only:
         return Source(name=name, format=format, prompts=read_prompts(name))
-    algorithm = next(kind for kind, formats in ACCEPTS.items() if format in formats)
-    examples = read_examples(name, algorithm=algorithm, equal_pairs=RowProblems(name))
+    examples = read_examples(name, algorithm=algorithm_for(format), equal_pairs=RowProblems(name))
     # A prompt that is extracted from the completions or the messages is not a column that a run could sample for.
     has_prompts = "prompt" in COLUMNS[format]
     prompts = tuple(e.prompt for e in examples) if has_prompts else ()
     return Source(name=name, format=format, examples=examples, prompts=prompts)
-
-
-def _format(name: str) -> Format:
-    """Detect the format of the first row. Raises BadInput if no method trains on it."""
-    problems = RowProblems(name)
-    row = next(iter(read_rows(name, "train", problems)), None)
-    wanted = ", ".join(f"`{column}`" for column in COLUMNS[Format.preference])
-    if row is None:
-        problems.raise_if_any()
-        raise problems.stop("0 rows", why="there is nothing to train on", fix=f"write rows with {wanted}")
-    columns = [key for key, value in row.values.items() if value is not None]
-    format = detect(columns)
-    if format is None:
-        what, fix = missing(columns, COLUMNS[nearest(columns, READABLE)])
-        raise problems.stop(what, row=row.number, why="no method trains on rows with these columns", fix=fix)
-    if format == Format.stepwise:
-        fix = "use whole completions with labels, ratings or pairs"
-        raise problems.stop(f"the rows are in {format} format", row=row.number, why="no method trains on it", fix=fix)
-    return format

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 
 from orchestrator.advise.facts import Facts
 from orchestrator.advise.methods import Method
+from orchestrator.audit.length import LONGER_CHOSEN
 
 ENOUGH_PAIRS = 2000  # with fewer, a reward model is hardly better than chance (arXiv 2210.10760, section 3.5)
 MANY_PAIRS = 50_000  # our choice: about the size of the data on which PPO was compared with DPO (arXiv 2406.09279)
 USUAL_AGREEMENT = 0.726  # of InstructGPT's labellers (arXiv 2203.02155, section 3.4)
-LONGER_CHOSEN = 0.6  # our choice: threshold of the share of pairs with a longer chosen completion
 LONGER_BY = 1.1  # our choice: threshold of the median length ratio
 OWN = 0.5  # our choice: share of the model's own completions from which the data count as on-policy
 RECIPES_LENGTH = 2048  # data.max_length of the recipes
+FEW_PAIRS = 5000  # our choice: with fewer, a run's effect is hardly larger than the noise of its evaluation
+CONFLICTING = 0.01  # our choice: share of the comparisons that objectives decide in opposite ways
+NEAR_TARGET = 0.9  # our choice: share of good labels of the model's own completions
 LONGEST_ROWS = 8192  # our choice: longer rows are truncated, which `rlhf validate` reports
 
 
@@ -164,6 +167,47 @@ def _lengths(facts: Facts) -> tuple[str, ...]:
     """Round the longest row up to a multiple of 1024 tokens, at most `LONGEST_ROWS`."""
     assert facts.longest is not None
     return (f"data.max_length={min(LONGEST_ROWS, -(-facts.longest // 1024) * 1024)}",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caution:
+    """A condition on the facts under which no method helps before something is done about the data."""
+
+    name: str
+    when: Callable[[Facts], bool]
+    what: Callable[[Facts], str]
+    sources: tuple[str, ...]
+
+
+CAUTIONS: tuple[Caution, ...] = (
+    Caution(
+        name="objectives conflict",
+        when=lambda f: f.conflicts > 0 and f.conflicts >= CONFLICTING * f.pairs,
+        what=lambda f: (
+            f"two objectives decide {f.conflicts:,} comparisons in opposite ways: train one objective, or one "
+            "reward model for each and weigh them in `reward` (rlhf audit lists the rows)"
+        ),
+        sources=("arXiv 2310.12773", "arXiv 2307.09288"),
+    ),
+    Caution(
+        name="few pairs",
+        when=lambda f: 0 < f.pairs < FEW_PAIRS,
+        what=lambda f: (
+            f"{f.pairs:,} distinct pairs are fewer than {FEW_PAIRS:,}: expect a small effect, hold out some of "
+            "them (data.eval_dataset) and compare with a run on half of them before any larger one"
+        ),
+        sources=("arXiv 2210.10760",),
+    ),
+    Caution(
+        name="near the target",
+        when=lambda f: f.own_good is not None and f.own_good >= NEAR_TARGET,
+        what=lambda f: (
+            f"{f.own_good or 0:.0%} of this model's own completions are labelled good: little is left to learn; "
+            "measure first (rlhf evaluate), or collect prompts that it fails"
+        ),
+        sources=("arXiv 2503.14476",),
+    ),
+)
 
 
 SETTINGS: tuple[Setting, ...] = (

@@ -30,6 +30,8 @@ def show(advice: Advice) -> None:
     if advice.before is not None:
         say("\nBefore that, unless the model already follows instructions: SFT on the demonstrations")
         _command(advice.before)
+    for caution in advice.cautions:
+        _say(f"{caution.what(advice.facts)} ({', '.join(caution.sources)})", "Caution: ", before="\n")
     if advice.runner_up is not None:
         say(f"\nRunner-up: {advice.runner_up.method}")
         _choice(advice.runner_up)
@@ -204,6 +206,8 @@ def as_json(advice: Advice) -> dict[str, Any]:
             "prompts": facts.prompts,
             "repeated": facts.repeated,
             "contradictory": facts.contradictory,
+            "conflicts": facts.conflicts,
+            "own_good": facts.own_good,
             "check": None if facts.check is None else {"reward": facts.check.reward, "column": facts.check.column},
             "agreement": _interval(facts.agreement),
             "flipped": facts.flipped,
@@ -214,6 +218,7 @@ def as_json(advice: Advice) -> dict[str, Any]:
             "response_tokens": facts.response_tokens,
             "longest": facts.longest,
         },
+        "cautions": [{"name": c.name, "what": c.what(facts), "sources": list(c.sources)} for c in advice.cautions],
         "measured": measured(advice),
         "given": given(advice),
         "assumed": assumed(advice),

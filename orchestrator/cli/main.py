@@ -21,6 +21,7 @@ from typer.exceptions import Abort, TyperException
 
 from orchestrator.cli import (
     advise,
+    audit,
     compare,
     entry,
     evaluate,
@@ -219,6 +220,7 @@ for module in (
     ledger,
     plan,
     advise,
+    audit,
     evaluate,
     judge,
     label,

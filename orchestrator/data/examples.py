@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -63,28 +63,11 @@ def read_examples(
     Raises:
         BadInput: with every row that cannot be used, or if the format does not suit the algorithm.
     """
-    problems, examples, name = RowProblems(source), [], label(source)
-    trains_on_tokens = METHODS[algorithm].needs.head != "scores"  # a reward model is trained on one number per text
-    format: Format | None = None
-    for row in islice(read_rows(source, split, problems), max_rows):
-        given = [key for key, value in row.values.items() if value is not None]
-        format = format or _format(given, row, algorithm, problems)
-        if not set(COLUMNS[format]) <= set(given):
-            what, fix = missing(given, COLUMNS[format])
-            problems.add(row.number, what, why=f"the rows before it are in {format} format", fix=fix)
-            continue
-        wrong, example = _READERS[format](row.values, f"{name}:{row.number}")
-        if example is not None and trains_on_tokens and any(map(has_other_turns, example.completions)):
-            wrong, example = OTHER_TURNS, None
-            fix = "give a row for each answer, with the messages before it in `prompt`"
-            problems.add(row.number, wrong, why=OTHER_TURNS_WHY, fix=fix)
-        elif wrong == EQUAL:
-            fix = "remove these rows, or drop them with data.equal_pairs: drop"
-            (problems if equal_pairs is None else equal_pairs).add(row.number, wrong, fix=fix)
-        elif example is None:
-            problems.add(row.number, wrong, fix="fix or remove these rows")
-        else:
-            examples.append(example)
+    problems = RowProblems(source)
+    usable = [
+        *stream_examples(source, problems, algorithm=algorithm, split=split, max_rows=max_rows, equal_pairs=equal_pairs)
+    ]
+    format, examples = usable[0][0] if usable else None, [example for _, example in usable]
     problems.raise_if_any()
     if not examples and equal_pairs is not None and equal_pairs.problems():
         raise problems.stop("0 rows are left", why=f"in every row {EQUAL}", fix="give rows with a preference")
@@ -94,6 +77,50 @@ def read_examples(
     if max_rows is None and contrast:
         _require_contrast(examples, format, problems)
     return tuple(examples)
+
+
+def stream_examples(
+    source: str,
+    problems: RowProblems,
+    *,
+    algorithm: str,
+    split: str = "train",
+    max_rows: int | None = None,
+    equal_pairs: RowProblems | None = None,
+    only: Container[int] | None = None,
+    format: Format | None = None,
+) -> Iterator[tuple[Format, Example]]:
+    """Yield the usable rows of a dataset, each with the format of all rows. The others are added to `problems`.
+
+    The other arguments are those of `read_examples`.
+
+    Args:
+        only: numbers of the rows to read, or None for all.
+        format: of the rows, or None for that of the first one.
+
+    Raises:
+        BadInput: if the source cannot be read at all, or the format does not suit the algorithm.
+    """
+    name = label(source)
+    trains_on_tokens = METHODS[algorithm].needs.head != "scores"  # a reward model is trained on one number per text
+    for row in islice(read_rows(source, split, problems, only), max_rows):
+        given = [key for key, value in row.values.items() if value is not None]
+        format = format or _format(given, row, algorithm, problems)
+        if not set(COLUMNS[format]) <= set(given):
+            what, fix = missing(given, COLUMNS[format])
+            problems.add(row.number, what, why=f"the rows before it are in {format} format", fix=fix)
+            continue
+        wrong, example = _READERS[format](row.values, f"{name}:{row.number}")
+        if example is not None and trains_on_tokens and any(map(has_other_turns, example.completions)):
+            fix = "give a row for each answer, with the messages before it in `prompt`"
+            problems.add(row.number, OTHER_TURNS, why=OTHER_TURNS_WHY, fix=fix)
+        elif wrong == EQUAL:
+            fix = "remove these rows, or drop them with data.equal_pairs: drop"
+            (problems if equal_pairs is None else equal_pairs).add(row.number, wrong, fix=fix)
+        elif example is None:
+            problems.add(row.number, wrong, fix="fix or remove these rows")
+        else:
+            yield format, example
 
 
 def _require_contrast(examples: Sequence[Example], format: Format | None, problems: RowProblems) -> None:

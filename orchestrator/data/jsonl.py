@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,19 +29,22 @@ class _BadRowError(ValueError):
     """Problem found by a JSON hook: (what, why, fix)."""
 
 
-def read_jsonl(path: Path, problems: RowProblems) -> Iterator[Row]:
+def read_jsonl(path: Path, problems: RowProblems, only: Container[int] | None = None) -> Iterator[Row]:
     """Yield the valid rows of a file, adding the others to `problems`. Blank lines are skipped.
+
+    Args:
+        only: numbers of the rows to parse, or None for all.
 
     Raises:
         BadInput: if the file is not JSON Lines at all, or reading it fails.
     """
     try:
-        yield from _read(path, problems)
+        yield from _read(path, problems, only)
     except OSError as error:
         raise problems.stop("cannot be read", why=os.strerror(error.errno or 0).lower(), fix="copy it again") from None
 
 
-def _read(path: Path, problems: RowProblems) -> Iterator[Row]:
+def _read(path: Path, problems: RowProblems, only: Container[int] | None) -> Iterator[Row]:
     with open(path, "rb") as file:
         start = file.read(4)
         for magic, (what, fix) in MAGIC.items():
@@ -50,7 +53,9 @@ def _read(path: Path, problems: RowProblems) -> Iterator[Row]:
         file.seek(0)
         offset = 0  # of the line in bytes
         for number, line in enumerate(_lines(file), start=1):
-            if len(line) > MAX_LINE_BYTES:
+            if only is not None and number not in only:
+                pass
+            elif len(line) > MAX_LINE_BYTES:
                 fix = "split the row, or use parquet"
                 problems.add(number, f"a line of more than {MAX_LINE_BYTES // 2**20} MiB", fix=fix)
             elif line.strip():

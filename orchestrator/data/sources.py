@@ -6,7 +6,7 @@ import base64
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,18 +44,21 @@ def label(source: str) -> str:
     return source if is_hub_name(source) else Path(source).name
 
 
-def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
+def read_rows(source: str, split: str, problems: RowProblems, only: Container[int] | None = None) -> Iterator[Row]:
     """Yield the rows of `source` in order.
+
+    Args:
+        only: numbers of the rows to yield, or None for all.
 
     Raises:
         BadInput: if there is no such source, or its content does not match its name.
     """
     if is_hub_name(source):
-        return _from_datasets(source, split, problems)
+        return _picked(_from_datasets(source, split, problems), only)
     path = local(source)
     mode = _mode(path, problems)
     if stat.S_ISDIR(mode):
-        return _from_datasets(str(path), split, problems)
+        return _picked(_from_datasets(str(path), split, problems), only)
     if not stat.S_ISREG(mode):
         kind = next((k for t, k in _KINDS if t(mode)), "not a file")
         raise problems.stop(f"this is {kind}", fix="give a .jsonl or .parquet file")
@@ -63,7 +66,13 @@ def read_rows(source: str, split: str, problems: RowProblems) -> Iterator[Row]:
         raise problems.stop(
             f"files of type {path.suffix or '(none)'} are not supported", fix="give a .jsonl or .parquet file"
         )
-    return _from_parquet(path, problems) if path.suffix == ".parquet" else read_jsonl(path, problems)
+    if path.suffix == ".parquet":
+        return _picked(_from_parquet(path, problems), only)
+    return read_jsonl(path, problems, only)
+
+
+def _picked(rows: Iterator[Row], only: Container[int] | None) -> Iterator[Row]:
+    return rows if only is None else (row for row in rows if row.number in only)
 
 
 _KINDS = (
@@ -132,6 +141,16 @@ def _refuse_bombs(metadata: Any, packed: int, problems: RowProblems) -> None:
 
 
 def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row]:
+    for number, values in enumerate(load_table(name, split, problems), start=1):
+        yield Row(number, without_nulls(values))
+
+
+def load_table(name: str, split: str, problems: RowProblems) -> Any:
+    """Return a split of a `datasets` folder or Hub dataset.
+
+    Raises:
+        BadInput: if it cannot be loaded, or has no such split.
+    """
     import datasets
 
     try:
@@ -142,12 +161,11 @@ def _from_datasets(name: str, split: str, problems: RowProblems) -> Iterator[Row
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         fix = "check the name, data.split and HF_TOKEN; offline, only what is in the cache can be read"
         raise problems.stop(f"the dataset cannot be loaded (split {split})", why=why, fix=fix) from None
-    if isinstance(table, datasets.DatasetDict):
-        if split not in table:
-            raise problems.stop(f"there is no split {split}", fix=f"use one of {', '.join(table)}")
-        table = table[split]
-    for number, values in enumerate(table, start=1):
-        yield Row(number, without_nulls(values))
+    if not isinstance(table, datasets.DatasetDict):
+        return table
+    if split not in table:
+        raise problems.stop(f"there is no split {split}", fix=f"use one of {', '.join(table)}")
+    return table[split]
 
 
 def without_nulls(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.data.template import ChatTemplate, named_tokens, read_object
 from workers.codec import NO_COLUMNS, Codec, end_tokens
 from workers.conversation import TextError, arguments_of, message_text, unencodable
+from workers.positions import positions_of
 from workers.types import Text
 
 NO_END = -1  # id of the end of sequence if the files do not name one
@@ -92,7 +93,9 @@ class TokenCounter:
         library.no_truncation()
         library.no_padding()
         special = tuple(token["content"] for token in added if token.get("special") and token["content"])
-        return cls(FileTokenizer(directory, library), special, _max_positions(directory), arguments)
+        return cls(
+            FileTokenizer(directory, library), special, positions_of(read_object(directory / "config.json")), arguments
+        )
 
     @classmethod
     def of_template(cls, directory: Path, arguments: Mapping[str, Any] = NO_COLUMNS) -> TokenCounter | None:
@@ -137,14 +140,6 @@ class TokenCounter:
 
     def _plain(self, text: Text) -> list[int]:
         return [token for part in _parts(text) for token in self.tokenizer.encode(part)]
-
-
-def _max_positions(directory: Path) -> int | None:
-    try:
-        config = json.loads((directory / "config.json").read_text("utf-8"))
-        return int(config["max_position_embeddings"]) or None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def _parts(text: Text) -> Iterator[str]:

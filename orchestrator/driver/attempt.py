@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import disk, limits
+from orchestrator.audit.before_run import audit_remarks
 from orchestrator.cluster.base import Cluster, Gang, Restart
 from orchestrator.cluster.ray_cluster import RayCluster
 from orchestrator.config import RunConfig
@@ -181,7 +182,8 @@ class Attempt:
         alarms = restore_alarms(attempt, rewind_metrics(attempt, point))
         attempt.monitor.start(run_info(attempt, point, self._stage, max_steps=material.max_steps))
         unpacked = filter(None, [unpacked_remark(attempt.config)])
-        for remark in [*remarks(attempt.config, material.sources), *unpacked, *point.remarks]:
+        audited = audit_remarks(attempt.config, material.sources) if point.checkpoint is None else ()
+        for remark in [*remarks(attempt.config, material.sources), *audited, *unpacked, *point.remarks]:
             attempt.monitor.note(remark)
         return point, alarms
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+
+from orchestrator.data.minhash import DistinctSets
 
 SHINGLE = 5  # words of a shingle of near duplicates
 NUM_PERM = 128  # permutations of a MinHash: the standard error of a similarity of 0.9 is 0.03
@@ -21,15 +22,11 @@ def words(text: str) -> list[str]:
 
 
 class NearDuplicates:
-    """Texts that share most of their word 5-grams, by MinHash with locality-sensitive hashing (rensa)."""
+    """Texts that share most of their word 5-grams, by MinHash with locality-sensitive hashing."""
 
     def __init__(self, threshold: float, *, seed: int = 0) -> None:
         """Find texts whose Jaccard similarity is estimated at `threshold` or more."""
-        from rensa import RMinHash, RMinHashDeduplicator
-
-        self._minhash: Callable[[], Any] = lambda: RMinHash(NUM_PERM, seed)
-        self._seen: Any = RMinHashDeduplicator(threshold, NUM_PERM, True, _num_bands(threshold), seed)
-        self._count = 0
+        self._seen = DistinctSets(threshold, size=NUM_PERM, num_bands=_num_bands(threshold), seed=seed)
 
     def add(self, text: str) -> bool:
         """Take a text. Return False, without keeping it, if it is nearly equal to one that is kept.
@@ -39,10 +36,7 @@ class NearDuplicates:
         own = words(text)
         if len(own) < SHINGLE:
             return True
-        minhash = self._minhash()
-        minhash.update([" ".join(own[i : i + SHINGLE]) for i in range(len(own) - SHINGLE + 1)])
-        self._count += 1
-        return bool(self._seen.add(str(self._count), minhash))
+        return self._seen.add([" ".join(own[i : i + SHINGLE]) for i in range(len(own) - SHINGLE + 1)])
 
 
 def _num_bands(threshold: float) -> int:

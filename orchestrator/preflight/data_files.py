@@ -322,7 +322,9 @@ def _lengths(
         BadInput: if all rows are too long, or no row has a preference left after truncation.
     """
     if name.endswith("dataset"):
-        key, limit = "data.max_length", min(config.data.max_length, tokens.max_positions or config.data.max_length)
+        key, limit = "data.max_length", config.data.max_length
+        if tokens.max_positions is not None and tokens.max_positions < limit:
+            key, limit = "the model's positions", tokens.max_positions
         found = lengths.measure_examples(rows, tokens, max_tokens=limit, max_bytes=max_bytes)
     else:
         key, limit = "rollout.max_prompt_length", config.rollout.max_prompt_length
@@ -335,7 +337,8 @@ def _lengths(
         (found.equal, True, f"have no preference: truncated to {limit} tokens ({key}), their completions are equal"),
     ):
         if fatal and is_complete and len(indices) == len(rows):
-            why, fix = "there is nothing left to train on", f"raise {key}, or shorten the texts"
+            why, more = "there is nothing left to train on", "give a model with more positions"
+            fix = f"{f'raise {key}' if key.startswith(('data.', 'rollout.')) else more}, or shorten the texts"
             raise BadInput(Problem(what=f"all {len(rows)} rows {what}", where=source, why=why, fix=fix))
         if indices:
             of = f"{len(rows)} rows" if is_complete else f"the first {found.measured} rows"

@@ -48,6 +48,21 @@ def test_pairs_without_a_prompt_column_have_no_prompts(recipe_dir: RecipeDir) ->
     assert (facts.pairs, facts.prompts) == (1, 0)
 
 
+def test_conflicts_between_objectives(recipe_dir: RecipeDir) -> None:
+    opposite = {**PAIR, "chosen": "3", "rejected": "22"}
+    both = [{**PAIR, "objective": "short"}, {**opposite, "objective": "right"}, {**PAIR, "prompt": "2+1="}]
+    assert facts_of(recipe_dir, both).conflicts == 1
+    assert facts_of(recipe_dir, [PAIR, opposite]).conflicts == 0
+
+
+def test_labels_of_the_models_own_completions(recipe_dir: RecipeDir) -> None:
+    rows = [{**LABEL, "prompt": f"{i}", "label": i % 10 > 0, "model": "org/Mine"} for i in range(200)]
+    others = [{**row, "label": False, "model": "other"} for row in rows]
+    assert facts_of(recipe_dir, [*rows, *others], model="mine").own_good == 0.9
+    assert facts_of(recipe_dir, rows[:99], model="mine").own_good is None
+    assert facts_of(recipe_dir, rows).own_good is None
+
+
 def test_agreement_of_annotators(recipe_dir: RecipeDir) -> None:
     other_way = {**PAIR, "chosen": "3", "rejected": "22"}
     rows = [{**PAIR, "annotator": "a"}, {**PAIR, "annotator": "b"}, {**other_way, "annotator": "c"}]

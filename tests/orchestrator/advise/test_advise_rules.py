@@ -12,7 +12,15 @@ from orchestrator.advise import advice as module
 from orchestrator.advise.advice import decide
 from orchestrator.advise.facts import Check, Facts
 from orchestrator.advise.methods import Method, recipe_of
-from orchestrator.advise.rules import ENOUGH_PAIRS, MANY_PAIRS, METHODS, SETTINGS, is_length_biased
+from orchestrator.advise.rules import (
+    CAUTIONS,
+    ENOUGH_PAIRS,
+    MANY_PAIRS,
+    METHODS,
+    SETTINGS,
+    Caution,
+    is_length_biased,
+)
 from orchestrator.config import load
 from orchestrator.evaluation.statistics import wilson
 
@@ -223,3 +231,21 @@ def test_the_page_has_every_rule_with_its_sources() -> None:
         assert all(source.removeprefix("arXiv ") in row for source in setting.sources)
     named = [line.split(" | ")[0].removeprefix("| ") for line in rows]
     assert [n for n in named if n in FLIPS] == [rule.name for rule in METHODS]  # in the order of evaluation
+
+
+CAUTIOUS: dict[str, tuple[Facts, Facts]] = {
+    # caution: facts for which it is given, the nearest facts for which it is not
+    "objectives conflict": (Facts(pairs=10_000, conflicts=100), Facts(pairs=10_000, conflicts=99)),
+    "few pairs": (Facts(pairs=4_999), Facts(pairs=5_000)),
+    "near the target": (Facts(bad=10, own_good=0.9), Facts(bad=10, own_good=0.89)),
+}
+
+
+@pytest.mark.parametrize("caution", CAUTIONS, ids=lambda caution: caution.name)
+def test_cautions(caution: Caution) -> None:
+    given, not_given = CAUTIOUS[caution.name]
+    assert (caution.when(given), caution.when(not_given), caution.when(Facts())) == (True, False, False)
+    assert len(caution.what(given)) > 40
+    page = (ROOT / "docs" / "advise.md").read_text()
+    assert f"| {caution.name} | " in page
+    assert all(source.removeprefix("arXiv ") in page for source in caution.sources)

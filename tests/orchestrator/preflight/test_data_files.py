@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -94,6 +95,21 @@ def test_b38_pairs_that_are_equal_after_truncation(
     ]
     recipe_dir.jsonl("pairs.jsonl", [{**long, "prompt": f"{i}+1="} for i in range(4)])
     refused("recipe.yaml", "b38-all-equal-when-cut", golden, capsys)
+
+
+def test_rows_that_the_models_positions_cut_are_told_apart_from_those_that_a_setting_cuts(
+    recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer()
+    shape = Path("model", "config.json")
+    shape.write_text(json.dumps({**json.loads(shape.read_text()), "max_position_embeddings": 20}))
+    rows = [{**PAIR, "prompt": f"{i}+1="} for i in range(3)]
+    recipe_dir.jsonl("pairs.jsonl", [*rows, {"prompt": "1+1=", "chosen": "2" * 30, "rejected": "3"}])
+    recipe_dir.recipe(OFFLINE_DPO)
+    assert notes(capsys) == [
+        "data.dataset: 1 of 4 rows are longer than 20 tokens (the model's positions) and lose the end of a completion: "
+        "row 4"
+    ]
 
 
 def test_b40_b41_repeated_and_contradicting_pairs(recipe_dir: RecipeDir, capsys: pytest.CaptureFixture[str]) -> None:
