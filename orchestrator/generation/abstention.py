@@ -12,10 +12,10 @@ from workers.config import AbstentionConfig
 def knowledge(completions: Sequence[Completion], config: AbstentionConfig) -> tuple[bool | None, float]:
     """Return whether the model knows the answer of a prompt, and the share of its completions that are right.
 
-    None: neither, as the share is between `unknown` and `known`.
+    None: neither, as the share is between `unknown_up_to` and `known_from`.
     """
     share = sum(_is_right(completion, config) for completion in completions) / len(completions)
-    return (True if share >= config.known else False if share <= config.unknown else None), share
+    return (True if share >= config.known_from else False if share <= config.unknown_up_to else None), share
 
 
 def unpaired(

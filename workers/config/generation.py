@@ -59,14 +59,16 @@ class AbstentionConfig(Settings):
     # smallest reward of a right completion
     right: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     # smallest share of right completions from which the model knows: a right one is preferred to the abstention
-    known: Share = 0.75
+    known_from: Share = 0.75
     # greatest share of right completions up to which it does not know: the abstention is preferred to a wrong one
-    unknown: Share = 0.0
+    unknown_up_to: Share = 0.0
 
     @model_validator(mode="after")
     def apart(self) -> Self:
-        if self.unknown >= self.known:
-            raise ValueError("a model that knows is right more often than one that does not: set unknown below known")
+        if self.unknown_up_to >= self.known_from:
+            raise ValueError(
+                "a model that knows is right more often than one that does not: set unknown_up_to below known_from"
+            )
         return self
 
 

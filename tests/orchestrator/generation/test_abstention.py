@@ -38,7 +38,7 @@ def test_what_is_known_is_answered_and_what_is_not_is_abstained_from(tmp_path: P
 
 
 def test_limits_are_settings(tmp_path: Path) -> None:
-    settings = {"abstention": {"known": 0.9, "unknown": 0.5, "answer": "?"}}
+    settings = {"abstention": {"known_from": 0.9, "unknown_up_to": 0.5, "answer": "?"}}
     target = written(tmp_path, {"p:1": ["4", "5"], "p:2": ["4", "4"]}, [1, 0, 1, 1], **settings)
     first, second = read_examples(str(target), algorithm="dpo")
     assert (first.completions, second.completions) == (("?", "5"), ("4", "?"))
@@ -51,5 +51,5 @@ def test_an_abstention_is_not_paired_with_itself(tmp_path: Path) -> None:
 
 
 def test_limits_that_meet_are_refused() -> None:
-    with pytest.raises(ValidationError, match="set unknown below known"):
-        AbstentionConfig(known=0.5, unknown=0.5)
+    with pytest.raises(ValidationError, match="set unknown_up_to below known_from"):
+        AbstentionConfig(known_from=0.5, unknown_up_to=0.5)
