@@ -108,7 +108,6 @@ class ChatEndpoint:
         self._config, self._key, self._sleep = config, key, sleep
         self._cache = None if config.cache is None else Path(config.cache)
         self._random = random.Random(seed)
-        self._client, self._headers = _client(config, key)
         self._lock = threading.Lock()  # guards what follows
         self._counts = dict.fromkeys(("requests", "cached", "failed", "tokens_in", "tokens_out"), 0)
         self.last_failure = ""  # why the last request that failed did
@@ -132,10 +131,12 @@ class ChatEndpoint:
             EndpointRefusedError: the endpoint refuses, such as a wrong key or model.
             BudgetSpentError: the budget is used up. Answers that were paid for are in the cache.
         """
-        with ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint") as pool:
+        threads = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint")
+        # Connections live as long as a call: until the next one an endpoint would have closed them.
+        with _client(self._config, self._key) as client, threads as pool:
             texts = [json.dumps(question, ensure_ascii=False) for question in questions]
             distinct = dict.fromkeys(texts)
-            futures = {t: pool.submit(self._answer, self._body(system, t, form), form) for t in distinct}
+            futures = {t: pool.submit(self._answer, client, self._body(system, t, form), form) for t in distinct}
             try:
                 answers = {}
                 for text, future in futures.items():
@@ -163,14 +164,14 @@ class ChatEndpoint:
             "response_format": structure,
         }
 
-    def _answer(self, body: Mapping[str, Any], form: Form) -> Any:
+    def _answer(self, client: Any, body: Mapping[str, Any], form: Form) -> Any:
         place = self._place(body)
         if (answer := _stored(place, form)) is not None:
             self._count(cached=1)
             return answer
         for attempt in range(self._config.max_retries + 1):
             try:
-                text = self._request(body)
+                text = self._request(client, body)
                 answer = form.parse(text)
                 if place is not None:
                     _store(place, text)
@@ -194,7 +195,7 @@ class ChatEndpoint:
         digest = hashlib.sha256(asked).hexdigest()
         return self._cache / digest[:2] / f"{digest[2:]}.json"
 
-    def _request(self, body: Mapping[str, Any]) -> str:
+    def _request(self, client: Any, body: Mapping[str, Any]) -> str:
         """Send a request and return the text of the reply.
 
         Raises:
@@ -204,9 +205,10 @@ class ChatEndpoint:
         import openai
 
         self._spend()
-        create = self._client.chat.completions.with_streaming_response.create
+        create = client.chat.completions.with_streaming_response.create
+        headers = {"User-Agent": "rlhf"} if self._key else {"User-Agent": "rlhf", "Authorization": openai.Omit()}
         try:
-            with create(**body, extra_headers=self._headers) as response:
+            with create(**body, extra_headers=headers) as response:
                 raw = _read(response)
         except openai.APIStatusError as error:
             self._raise_for_status(error)
@@ -273,22 +275,20 @@ def fields_of(text: str, names: Sequence[str]) -> Mapping[str, Any]:
     return reply
 
 
-def _client(config: EndpointConfig, key: str | None) -> tuple[Any, Mapping[str, Any]]:
-    """Return the client of an endpoint, and the headers of its requests."""
+def _client(config: EndpointConfig, key: str | None) -> Any:
+    """Return a client of an endpoint, which is closed on leaving its context."""
     import openai
 
     # A redirect would carry the key elsewhere, and a proxy from the environment is for other machines.
     is_here = urllib.parse.urlsplit(config.url).hostname in LOOPBACK
     http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not is_here, timeout=config.timeout_s)
-    client = openai.OpenAI(
+    return openai.OpenAI(
         base_url=config.url,
         api_key=key or "none",
         max_retries=0,  # `_answer` retries, also what has no answer
         timeout=config.timeout_s,
         http_client=http,
     )
-    headers: dict[str, Any] = {"User-Agent": "rlhf"}
-    return client, headers if key is not None else {**headers, "Authorization": openai.Omit()}
 
 
 def _read(response: Any) -> bytes:
