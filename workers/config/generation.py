@@ -67,7 +67,7 @@ class AbstentionConfig(Settings):
     def apart(self) -> Self:
         if self.unknown_up_to >= self.known_from:
             raise ValueError(
-                "a model that knows is right more often than one that does not: set unknown_up_to below known_from"
+                "a model is right more often where it knows: set unknown_up_to below known_from"
             )
         return self
 

@@ -51,10 +51,10 @@ def tree(tmp_path: Path) -> Path:
     register = tmp_path / "workers/config/algorithms.py"
     text = register.read_text()
     imported = "from workers.config.policy_gradient import "
-    last = "    ReinforceConfig,\n)\n"
+    last = "    GenerateConfig,\n)\n"
     assert (text.count(imported), text.count(last)) == (1, 1)
     register.write_text(
-        text.replace(imported, f"{imported}RwrConfig, ").replace(last, "    ReinforceConfig,\n    RwrConfig,\n)\n")
+        text.replace(imported, f"{imported}RwrConfig, ").replace(last, "    GenerateConfig,\n    RwrConfig,\n)\n")
     )
     return tmp_path
 
