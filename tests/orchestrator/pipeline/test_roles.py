@@ -15,6 +15,9 @@ from orchestrator.pipeline.roles import absolute, gang_plans
 from workers.config import ModelConfig
 
 GANGS = {
+    "abstention.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "refusal": 1, "dataset": 1},
+    "hybrid.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
+    "reasoning.yaml": {"policy": 2, "rollout": 1, "reward": 1, "dataset": 1},
     "base.yaml": {"policy": 2, "dataset": 1},
     "distill.yaml": {"policy": 2, "teacher": 1, "rollout": 1, "reward": 1},
     "dapo.yaml": {"policy": 2, "rollout": 1, "reward": 1},
@@ -68,6 +71,15 @@ def test_every_member_can_be_started_with_what_it_is_given(recipe: str, cuda: bo
 def test_only_kto_compares_with_mismatched_completions(recipe: str) -> None:
     (plan,) = [p for p in gang_plans(config(recipe), cuda=False, max_steps=4) if p.role == "dataset"]
     assert plan.arguments[0]["mismatched"] == (recipe == "kto.yaml")
+
+
+def test_a_run_that_generates_data_has_no_learner() -> None:
+    samples = load(CONFIGS / "quickstart" / "abstention.yaml").stages[1]
+    assert {p.role: len(p.arguments) for p in gang_plans(samples, cuda=True, max_steps=4)} == {
+        "rollout": 1,
+        "reward": 1,
+        "writer": 1,
+    }
 
 
 def test_gpus_go_to_the_gangs_that_compute() -> None:
