@@ -1,6 +1,6 @@
 """Duplicates: equal completions of a prompt, near duplicates of any prompts, and words that evaluations use.
 
-What has been seen is kept as hashes, never as text: about 0.5 kB per row with near duplicates.
+What has been seen is kept as hashes, never as text: 256 bytes per row for near duplicates.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from orchestrator.data.minhash import DistinctSets
 
 SHINGLE = 5  # words of a shingle of near duplicates
-NUM_PERM = 128  # permutations of a MinHash: the standard error of a similarity of 0.9 is 0.03
-WORD = re.compile(r"\w+")
+NUM_PERM = 64  # permutations of a MinHash: the standard error of a similarity of 0.9 is 0.04
+UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Thai, Lao, kana and Han, written without spaces
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, without punctuation."""
+    """Return the words of a text in lower case, without punctuation; each character where no spaces are written."""
     return WORD.findall(text.lower())
 
 
@@ -45,10 +46,10 @@ def _num_bands(threshold: float) -> int:
     Two texts of similarity s share a band of r rows with probability s^r, and one of b bands with 1 − (1 − s^r)^b.
 
     >>> _num_bands(0.9), _num_bands(0.5)
-    (16, 64)
+    (8, 32)
     """
-    fitting = [bands for bands in (8, 16, 32, 64) if 1 - (1 - threshold ** (NUM_PERM // bands)) ** bands >= 0.99]
-    return min(fitting, default=64)
+    fitting = [bands for bands in (8, 16, 32) if 1 - (1 - threshold ** (NUM_PERM // bands)) ** bands >= 0.98]
+    return min(fitting, default=32)
 
 
 class EvaluationText:

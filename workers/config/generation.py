@@ -66,9 +66,7 @@ class AbstentionConfig(Settings):
     @model_validator(mode="after")
     def apart(self) -> Self:
         if self.unknown_up_to >= self.known_from:
-            raise ValueError(
-                "a model is right more often where it knows: set unknown_up_to below known_from"
-            )
+            raise ValueError("a model is right more often where it knows: set unknown_up_to below known_from")
         return self
 
 

@@ -76,3 +76,12 @@ def test_a_short_prompt_of_an_evaluation_counts_as_a_whole() -> None:
     assert seen.is_in(" 2+2=\n", "4")
     assert not seen.is_in("2-2=", "0")
     assert not seen.is_in("what is 2+2= now", "2+2=4")
+
+
+def test_texts_without_spaces_are_compared_by_character() -> None:
+    near = NearDuplicates(0.6)
+    first = "这个问题的答案是四十二因为六乘以七等于四十二这一点很容易验证请看下面的计算过程"
+    assert near.add(first)
+    assert not near.add(first.replace("请看", "参见"))
+    assert near.add("今天的天气非常好我们决定一起去公园散步然后在湖边的咖啡馆里喝一杯热茶再回家")
+    assert EvaluationText([first], length=13).is_in("問", f"前言{first[3:20]}结语")
