@@ -60,6 +60,7 @@ def test_the_wall_clock_only_records_and_shows_times() -> None:
         "orchestrator/driver/recorder.py",  # cost since the newest record
         "orchestrator/driver/small_files.py",  # whether a file has changed since it was stored
         "orchestrator/evaluation/evaluate.py",  # date of the evaluation
+        "orchestrator/evaluation/judge_labels.py",  # date of the comparison
         "orchestrator/launch/local.py",  # times of a job
         "orchestrator/launch/slurm.py",  # whether the lock of a submission is that of a dead process
         "orchestrator/monitor/progress_file.py",  # time of the newest report
