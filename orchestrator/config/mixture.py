@@ -15,6 +15,8 @@ class SourceConfig(Settings):
     """Source of rows, one of several."""
 
     path: PathText  # local .jsonl or .parquet file, `datasets` folder, or name of a Hub dataset
+    # name of the earlier stage of type generate whose data set is the source, in the place of path; dataset alone
+    from_stage: str | None = None
     # share of the rows that are trained on, relative to the weights of the other sources; None, in all of them: the
     # sources are one after the other, as in one file, so that each has the share of its size
     weight: Positive | None = None

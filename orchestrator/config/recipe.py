@@ -193,12 +193,15 @@ def _resolve_stages(draft: Document, drafts: Sequence[Document], done: Sequence[
         if isinstance(wanted, str) and model.get("path") is None:
             others = {k: v for k, v in model.items() if k != "from_stage"}
             owner[at[-1]] = {**others, "path": _stage_artifact(wanted, at, "path", draft, drafts, done, problems)}
-    data = draft.data.get("data")
-    wanted = data.get("from_stage") if isinstance(data, dict) else None
-    if isinstance(data, dict) and isinstance(wanted, str) and data.get("dataset") is None:
-        others = {k: v for k, v in data.items() if k != "from_stage"}
-        source = _stage_artifact(wanted, ("data",), "dataset", draft, drafts, done, problems)
-        draft.data["data"] = {**others, "dataset": source}
+    sources = _at(draft.data, ("data", "dataset"))
+    among = [("data", "dataset", i) for i in range(len(sources))] if isinstance(sources, list) else []
+    for place, key in ((("data",), "dataset"), *((source, "path") for source in among)):
+        owner, data = _at(draft.data, place[:-1]), _at(draft.data, place)
+        wanted = data.get("from_stage") if isinstance(data, dict) else None
+        if isinstance(wanted, str) and data.get(key) is None:
+            others = {k: v for k, v in data.items() if k != "from_stage"}
+            source = _stage_artifact(wanted, place, key, draft, drafts, done, problems, is_data=True)
+            owner[place[-1]] = {**others, key: source}
 
 
 def _at(tree: Any, path: Sequence[str | int]) -> Any:
@@ -221,12 +224,14 @@ def _stage_artifact(
     drafts: Sequence[Document],
     done: Sequence[RunConfig],
     problems: Problems,
+    *,
+    is_data: bool = False,
 ) -> str:
     """Return the model or data set of the earlier stage `wanted`, which the mapping at `at` names, for its `key`."""
     written = draft.place((*at, "from_stage"))
     if earlier := next((stage for stage in done if stage.name == wanted), None):
         draft.places[(*at, key)] = written
-        if earlier.algorithm.needs.trains == (key == "dataset"):
+        if earlier.algorithm.needs.trains == is_data:
             is_model = earlier.algorithm.needs.trains
             what = f"{dotted(at)}.from_stage = {wanted}"
             why = f"that stage ({earlier.algorithm.type}) writes a {'model' if is_model else 'data set'}"

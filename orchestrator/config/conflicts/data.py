@@ -26,6 +26,13 @@ def source(config: RunConfig) -> Iterator[Conflict]:
             why="both name a dataset",
             fix="remove one of them",
         )
+    for key in ("prompts", "dataset", "eval_dataset"):  # where a source has from_stage alone, its path is known by now
+        if any(source.from_stage is not None for source in data.sources(key)):
+            yield Conflict(
+                keys=(f"data.{key}",),
+                why="a source has both path and from_stage, or from_stage where no data set is trained on",
+                fix="give path alone, or from_stage alone in a source of data.dataset",
+            )
     fitting = [key for key in ("prompts", "dataset") if getattr(config.algorithm.needs, key)]
     wanted = " or ".join(f"data.{key}" for key in fitting)
     if data.prompts is not None and config.rounds.mix.dataset:  # the dataset is mixed in

@@ -17,13 +17,14 @@ from orchestrator.config.recipe import from_resolved
 from orchestrator.evaluation.suite import SuiteConfig
 
 NOT_READ_BY_NAME = [
-    "ModelConfig.from_stage",  # these two: replaced by the path when a recipe is loaded
+    "ModelConfig.from_stage",  # these three: replaced by the path when a recipe is loaded
     "ModelConfig.trust_remote_code",  # always False: the type refuses True
     "ModelOrigin.from_stage",
     "ScoringConfig.logprob_chunk_tokens",  # these four
     "ScoringConfig.num_ranks",
     "ScoringConfig.tokens_per_micro_batch",
     "ScoringConfig.zero_stage",
+    "SourceConfig.from_stage",
 ]
 """Settings that no code reads by name, each with the reason."""
 

@@ -34,6 +34,13 @@ def test_the_data_set_of_an_earlier_stage_is_the_dataset(tmp_path: Path) -> None
     assert student.artifact == student.model_directory
 
 
+def test_a_data_set_is_one_of_several_sources(tmp_path: Path) -> None:
+    union = [{"from_stage": "samples", "weight": 0.75}, {"path": "demonstrations.jsonl", "weight": 0.25}]
+    samples, student = recipe(tmp_path, SAMPLES, {**STUDENT, "data": {"dataset": union}}).stages
+    assert student.data.paths("dataset") == (str(samples.artifact), "demonstrations.jsonl")
+    assert student.data.shares("dataset") == (0.75, 0.25)
+
+
 def test_the_name_of_an_unnamed_stage_does_not_depend_on_where_the_data_set_is(tmp_path: Path) -> None:
     unnamed = {key: value for key, value in STUDENT.items() if key != "name"}
     names = {
@@ -52,6 +59,8 @@ def test_the_name_of_an_unnamed_stage_does_not_depend_on_where_the_data_set_is(t
             "that stage (generate) writes a data set",
         ),
         ({"data": {"from_stage": "samples", "dataset": "d.jsonl"}}, "both name a dataset"),
+        ({"data": {"dataset": [{"from_stage": "sample"}]}}, "did you mean samples?"),
+        ({"data": {"dataset": [{"from_stage": "samples", "path": "d"}]}}, "has both path and from_stage"),
     ],
 )
 def test_what_a_stage_does_not_write_cannot_be_used(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
