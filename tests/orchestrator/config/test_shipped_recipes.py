@@ -18,7 +18,7 @@ from orchestrator.plan.plan import make_plan
 from orchestrator.plan.work import Lengths
 
 STAGES = [(path, stage) for path in ON_GPUS for stage in load(path).stages]
-OF_PROMPTS = [(path, stage) for path, stage in STAGES if stage.data.prompts is not None]
+OF_PROMPTS = [(path, s) for path, s in STAGES if s.data.prompts is not None and s.algorithm.needs.trains]
 OF_DATASETS = [(path, stage) for path, stage in STAGES if stage.data.dataset is not None]
 
 ROWS = 62_000  # of UltraFeedback, about
@@ -83,11 +83,13 @@ def test_evaluation_needs_no_gpu_of_its_own(case: tuple[Path, RunConfig]) -> Non
 def test_evaluation_takes_a_few_percent_of_the_time(path: Path) -> None:
     recipe = load(path)
     for stage in recipe.stages:
-        lengths = Lengths(rows=ROWS if stage.data.dataset is not None else None)
+        trains = stage.algorithm.needs.trains
+        lengths = Lengths(rows=ROWS if stage.data.dataset is not None or not trains else None)
         plan = make_plan(stage, GPUS["H100"], before=recipe.before(stage), lengths=lengths)
         assert plan.work.steps is not None
         assert plan.evaluations_s is not None
-        assert (plan.evaluations_s > 0) == (stage.data.prompts is not None or judges_pairs(stage))
+        evaluates = stage.data.prompts is not None or judges_pairs(stage)
+        assert (plan.evaluations_s > 0) == (trains and evaluates)
         assert plan.evaluations_s <= 0.05 * plan.work.steps * plan.time.step_s, stage.name
 
 
