@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime
 from typing import Annotated, Self
 
@@ -34,8 +35,17 @@ def _check_time(text: str) -> str:
     return text
 
 
+def _check_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"give a valid Python regular expression: {error}") from None
+    return text
+
+
 IsoTime = Annotated[str, AfterValidator(_check_time)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_check_path)]
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_check_pattern)]
 
 
 class Settings(BaseModel):

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from workers.config.base import Count, Settings, Share
+from workers.config.base import Count, Pattern, Settings, Share
 from workers.config.method import Needs, Sampled
 from workers.config.optimisation import Optimisation
 
-
-def _check_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
-    return text
-
-
-Pattern = Annotated[str, AfterValidator(_check_pattern)]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
 

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from workers.config.base import Count, IsoTime, ModelOrigin, Positive, Settings, expand_home
+from workers.config.base import Count, IsoTime, ModelOrigin, Pattern, Positive, Settings, expand_home
 from workers.config.endpoint import EndpointConfig
 
 LARGEST = 3.4e38  # largest float32; rewards are float32
 Weight = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Memory = Annotated[int, Field(ge=64)]
-
-
-def _check_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"give a valid Python regular expression: {error}") from None
-    return text
-
-
-Pattern = Annotated[str, Field(min_length=1), AfterValidator(_check_pattern)]
 
 
 class FunctionRewardConfig(Settings):
