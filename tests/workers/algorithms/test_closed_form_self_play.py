@@ -43,7 +43,7 @@ def train(world: World, *, steps: int = 400, trainer: type[Trainer] = Trainer, *
     return trainer(world, steps=steps, lr=0.1, type="dpo", **{**PAIRS, **settings}).run()
 
 
-@pytest.mark.parametrize("selection", ["max_min", "random"])
+@pytest.mark.parametrize("selection", ["max_min", pytest.param("random", marks=pytest.mark.long)])
 def test_soft_labels_lead_to_the_optimum_of_the_scores(selection: str) -> None:
     """Check π_ref exp(r/β) for pairs made from scores, whichever are paired. With hard labels it is passed by."""
     world = Scored(TWO_TOKENS, seed=0)
