@@ -59,6 +59,7 @@ def model_ref(given: str) -> ModelRef:
     if not directory.model.is_dir():
         exit = directory.read_exit() or {}
         why = f"the run ended with {exit['cause']}" if "cause" in exit else "the run is not finished"
+        why = "it generated a data set" if directory.data.is_dir() else why
         fix = f"see: rlhf why {given}; or give one of its references or another model directory"
         raise BadInput(Problem(what="the run has no model", where=given, why=why, fix=fix))
     run, base = directory.path.absolute().name, directory.config().model.path

@@ -51,7 +51,8 @@ def _state(
         yield f"{run} is complete: {done}, in {attempt} {'attempt' if attempt == 1 else 'attempts'}"
         if exit.get("cause") == "budget":
             yield f"  {exit.get('message')}"
-        yield f"  model: {_short(directory.model)}"
+        kind = "data set" if directory.data.is_dir() else "model"
+        yield f"  {kind}: {_short(directory.artifact)}"
         if (exported := ExportedRound.of(exit.get("exported"))) is not None:
             yield f"  model: {exported}"
     else:

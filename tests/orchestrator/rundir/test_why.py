@@ -99,6 +99,12 @@ def test_a_run_without_a_checkpoint(tmp_path: Path) -> None:
     assert lines[-1] == f"resume with: {directory.resume_command}", "from its beginning"
 
 
+def test_a_run_that_generated_a_data_set(run: RunDirectory) -> None:
+    run.data.mkdir()
+    run.write_exit(cause="completed", message="all steps done", exit_code=0, attempt=1, step=1)
+    assert explain(run)[1] == "  data set: runs/grpo/data"
+
+
 def test_an_incomplete_incident_is_skipped(run: RunDirectory) -> None:
     write_incident(run.incidents, Incident(attempt=1, step=1, what="first", action="restarted"))
     with run.incidents.open("a") as file:
