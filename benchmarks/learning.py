@@ -5,7 +5,7 @@
     python -m benchmarks.learning --seeds 1    only these seeds
 
 Each seed has its own untrained model, demonstrations, prompts and base model, from which every recipe starts unchanged.
-The test data (`test.jsonl`, `test_pairs.jsonl`) are held out, and no setting was chosen on them. Times are wall-clock
+The test data (`test*.jsonl`) are held out, and no setting was chosen on them. Times are wall-clock
 times of the whole command, including the start of Ray and the engines.
 
 Output: benchmarks/results/learning.json with all figures, docs/evidence/learning.md, and the table in the README.
@@ -149,8 +149,9 @@ def _stage(directory: Path, recipe: str) -> dict[str, float]:
 def _changes(stage: RunConfig, seed: int) -> list[str]:
     """Return the overrides of a stage: the seed, and the test data for evaluation."""
     changes = [f"seed={seed}"]
-    if stage.data.eval_harmful is not None:  # its held-out questions were never used to choose a setting
-        return changes
+    if stage.data.eval_harmful is not None:
+        kinds = {"eval_prompts": "answerable", "eval_benign": "answerable", "eval_harmful": "unanswerable"}
+        return changes + [f"data.{key}=data/quickstart/test_{kind}.jsonl" for key, kind in kinds.items()]
     if stage.data.eval_prompts is not None:
         changes.append("data.eval_prompts=data/quickstart/test.jsonl")
     if stage.data.eval_dataset is not None:

@@ -45,12 +45,16 @@ SIZES = {
     "questions": 1536,
     "answerable": 256,
     "unanswerable": 256,
+    "test_answerable": 256,
+    "test_unanswerable": 256,
 }
 LENGTHS = {
     # letters of a prompt; of more than 6 letters there is no demonstration, and the model does not know the answer
     "questions": [4, 4, 4, 5, 6, 8, 9],
     "answerable": [4],
     "unanswerable": [8, 9],
+    "test_answerable": [4],
+    "test_unanswerable": [8, 9],
 }
 
 
@@ -83,7 +87,7 @@ def right_if_answered(
 
 
 def write_data(directory: Path, seed: int) -> None:
-    """Write all sets. They share no prompt. `test` and `test_pairs` are never used to choose a setting."""
+    """Write all sets. They share no prompt. Sets named `test` are never used to choose a setting."""
     rng = random.Random(seed)
     seen: set[str] = set()
     for name, size in SIZES.items():
