@@ -197,11 +197,11 @@ def _digits(name: str) -> int:
 
 def _line(row: Row, runs: Sequence[dict[str, Any]]) -> str:
     curves = [{int(step): value for step, value in run["curve"].items()} for run in runs]  # JSON keys are strings
-    first, *between, last = sorted(curves[0])
-    at = {step: _spread([curve[step] for curve in curves]) for step in (first, *between, last)}
-    during = "; ".join(f"{row.word} {step}: {at[step]}" for step in between)
+    between = sorted(set.intersection(*({*curve} - {min(curve), max(curve)} for curve in curves)))
+    base, end = (_spread([curve[pick(curve)] for curve in curves]) for pick in (min, max))
+    during = "; ".join(f"{row.word} {step}: {_spread([curve[step] for curve in curves])}" for step in between)
     minutes = _spread([run["seconds"] / 60 for run in runs], digits=1)
-    return f"| {row.label} | {len(runs)} | {at[first]} | {during} | **{at[last]}** | {minutes} |"
+    return f"| {row.label} | {len(runs)} | {base} | {during} | **{end}** | {minutes} |"
 
 
 def _spread(values: Sequence[float], digits: int = 2) -> str:
