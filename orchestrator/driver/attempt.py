@@ -167,11 +167,12 @@ class Attempt:
             alarm = drift_alarm(drifted, attempt.config.reference, attempt.ledger)
             raise self._acted_on(attempt, alarm) from drifted
         exported = self._check_end(attempt, parts.recorder, alarms, finished=finished)
-        if data_set is None:
+        if isinstance(parts.learners, Learners):
             parts.recorder.models.publish(exported)
-        else:
+            parts.learners.close()
+        elif data_set is not None:
+            cluster.shutdown()  # filtering takes minutes, in which others can have the GPUs
             write_data_set(attempt, data_set, max_steps=material.max_steps)
-        parts.learners.close()
         self._exported = exported if in_rounds(attempt.config) else None
         return material.max_steps
 

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,11 @@ class DataSet:
             evaluations: prompts that must not be in the data.
 
         Raises:
-            BadInput: some prompts are texts and some conversations, which one column cannot hold.
+            BadInput: some prompts are texts and some conversations, which one column cannot hold; or a library that the
+                filters need is not installed.
         """
         assert isinstance(config.algorithm, GenerateConfig)
+        _require_libraries(config.algorithm)
         self._config, self._own = config, config.algorithm
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._rows = Rows(config, prompts)
@@ -158,6 +161,24 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return body if isinstance(body, dict) else None
+
+
+def _require_libraries(config: GenerateConfig) -> None:
+    """Check before anything is sampled that what filters the samples is there. Raises BadInput."""
+    needed = {"rensa": config.duplicates.near is not None, "py3langid": bool(config.filters.languages)}
+    where = {"rensa": "algorithm.duplicates.near", "py3langid": "algorithm.filters.languages"}
+    problems = [
+        Problem(
+            what=f"{library} is not installed",
+            where=where[library],
+            why="the samples could not be filtered",
+            fix="pip install 'rlhf-orchestrator[data]', or set it to " + ("null" if library == "rensa" else "[]"),
+        )
+        for library, is_needed in needed.items()
+        if is_needed and find_spec(library) is None
+    ]
+    if problems:
+        raise BadInput(problems)
 
 
 def _nothing_left(num_completions: int, reasons: Counter[str]) -> Problem:

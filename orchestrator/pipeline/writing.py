@@ -7,18 +7,17 @@ waits for  the writer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.base import Gang, Handle
+from orchestrator.cluster.base import Gang
 from orchestrator.pipeline.sources import PendingBatch
 from orchestrator.rundir.manifest import lost
 from workers.files.shared_storage import eventually, size_of
 from workers.learner import Learner
-from workers.spans import Progress
 from workers.stats import Metrics
-from workers.types import Sampling, TokenShard
+from workers.types import Sampling
 from workers.writer import Writer
 
 
@@ -33,21 +32,14 @@ class Writers:
         """Return no gang: nothing that is written here has a state."""
         return {}
 
-    def close(self) -> None:
-        """Do nothing: a writer holds nothing that must be ended."""
-
     def learn(
         self,
         step: int,
         pending: PendingBatch,
-        reference: Sequence[Handle[TokenShard]] | None,
-        pairs_file: str | None,
-        pause: Callable[[Progress], None] = lambda progress: None,
-        updated: Callable[[int, int, Metrics], None] = lambda update, num_updates, metrics: None,
-        stop: Callable[[], bool] = lambda: False,
-        halts: Callable[[], bool] = lambda: False,
+        *of_learners: object,
+        **callbacks: object,
     ) -> Metrics | None:
-        """Write the samples of a step, and return the step's metrics. The other arguments are of no use here.
+        """Write the samples of a step, and return the step's metrics. What else learners are given is of no use here.
 
         Raises:
             FilesLost: the file is not seen from here.

@@ -102,6 +102,17 @@ def test_texts_and_conversations_do_not_mix() -> None:
         Rows(config(), [Prompt(id="p:1", text="a"), Prompt(id="p:2", text=CHAT)])
 
 
+def test_a_missing_library_is_named_before_anything_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.generation.data_set.find_spec", lambda name: None)
+    with pytest.raises(BadInput) as raised:
+        DataSet(config(filters={"languages": ("en",)}), [Prompt(id="p:1", text="a")])
+    assert [problem.where for problem in raised.value.problems] == [
+        "algorithm.duplicates.near",
+        "algorithm.filters.languages",
+    ]
+    DataSet(config(duplicates={"near": None}), [Prompt(id="p:1", text="a")])
+
+
 def test_per_prompt_keeps_the_best(tmp_path: Path) -> None:
     target = tmp_path / "data" / "rows.parquet"
     file = part(tmp_path / "1.parquet", {"p:1": ["a", "b"], "p:2": ["c", "d"]}, [0.0, 1.0, 0.5, 0.5])
