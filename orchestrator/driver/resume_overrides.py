@@ -1,6 +1,7 @@
-"""Overrides on resume: settings of hardware and reporting may change, settings of training may not.
+"""Overrides of a run that exists: settings of hardware and reporting may change, settings of training may not.
 
 `rlhf resume runs/NAME policy.num_ranks=1` is allowed. `algorithm.beta=0.2` would be another run and is refused.
+`rlhf filter runs/NAME algorithm.per_prompt=2` is allowed, and `rollout.temperature=0.7` is refused.
 """
 
 from __future__ import annotations
@@ -37,12 +38,22 @@ MAY_CHANGE = (
 )
 
 
-def apply_overrides(directory: RunDirectory, overrides: Sequence[str]) -> RunConfig:
+def apply_overrides(
+    directory: RunDirectory,
+    overrides: Sequence[str],
+    *,
+    may_change: Sequence[str] = MAY_CHANGE,
+    why: str = "it would change the training in the middle of the run",
+) -> RunConfig:
     """Return the config of a run with `overrides` applied. Nothing is written.
+
+    Args:
+        may_change: keys that may change, each with all keys below it.
+        why: reason for which no other key may.
 
     Raises:
         BadInput: an override cannot be read.
-        ResumeError: an override changes a setting of training; the error gives the old and the new value.
+        ResumeError: an override changes another setting; the error gives the old and the new value.
     """
     old = directory.config()
     if not overrides:
@@ -55,9 +66,8 @@ def apply_overrides(directory: RunDirectory, overrides: Sequence[str]) -> RunCon
     new = from_resolved(document.data, "command line")
     refused = Problems()
     for key, before, after in differences(resolved(old), resolved(new)):
-        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
-            why = "it would change the training in the middle of the run"
-            fix = f"leave it, or run the recipe under another name; these may change: {', '.join(MAY_CHANGE)}"
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in may_change):
+            fix = f"leave it, or run the recipe under another name; these may change: {', '.join(may_change)}"
             refused.add(f"{key} was {show(before)} and would be {show(after)}", where="command line", why=why, fix=fix)
     if refused:
         raise ResumeError(refused)

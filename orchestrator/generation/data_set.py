@@ -70,7 +70,7 @@ class DataSet:
         self._rows = Rows(config, prompts)
         self._evaluations = EvaluationText((as_text(p.text) for p in evaluations), length=self._own.duplicates.ngram)
 
-    def write(self, parts: Sequence[Path], target: Path, *, fence: Callable[[], None] = lambda: None) -> None:
+    def write(self, parts: Iterable[Path], target: Path, *, fence: Callable[[], None] = lambda: None) -> None:
         """Write the data set to the directory of the file `target`, which it replaces.
 
         Args:
@@ -115,7 +115,7 @@ class DataSet:
                 ]
         return self._rows.single(judged.prompt, judged.kept)
 
-    def _judged(self, parts: Sequence[Path]) -> Iterator[Judged]:
+    def _judged(self, parts: Iterable[Path]) -> Iterator[Judged]:
         """Yield the prompts with the reasons for which their completions are dropped."""
         filters, threshold = Filters(self._own.filters), self._own.duplicates.near
         near = None if threshold is None else NearDuplicates(threshold, seed=self._config.seed)

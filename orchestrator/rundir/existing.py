@@ -23,6 +23,7 @@ from orchestrator.errors import BadInput, Problem, Problems, ResumeError, RlhfEr
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.inputs import MAY_CHANGE, changes, inputs_of, named
 from orchestrator.rundir.ledger import Fact, read_ledger
+from workers.config import GenerateConfig
 
 SHOWN = 6
 BEGUN = {Fact.generated, Fact.scored, Fact.trained, Fact.committed}
@@ -150,12 +151,24 @@ def _refusal(directory: RunDirectory, differences: Sequence[Difference]) -> Prob
     settings = any(d.is_setting for d in differences)
     can_resume = not directory.is_complete and (settings or all(_may_change(d.key) for d in differences))
     resume = f"resume the existing run: {directory.resume_command}; or " if can_resume else ""
+    if all(_is_of_filtering(directory, d) for d in differences):
+        resume += f"filter its samples anew: rlhf filter {directory.path} a.b=c --to DIR; or "
     return Problem(
         what="belongs to a run with another config" if settings else "belongs to a run with other inputs",
         where=str(directory.path),
         why=_summary(differences),
         fix=f"{resume}choose a new name: name=NAME; or start over: --fresh (the existing run is kept as "
         f"{directory.name}.old-N)",
+    )
+
+
+def _is_of_filtering(directory: RunDirectory, difference: Difference) -> bool:
+    """Return whether a run that writes a data set need not sample again for the sake of this difference."""
+    section, _, key = difference.key.partition(".")
+    return (
+        section == "algorithm"
+        and key.partition(".")[0] in GenerateConfig.OF_FILTERING
+        and directory.config().algorithm.type == "generate"
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cpu_run
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ import pytest
 import run_in_process
 from run_in_process import World
 
+from orchestrator.cli.main import main
 from orchestrator.data import read_examples
 from orchestrator.generation.data_set import read_summary
 from orchestrator.rundir.ledger import Fact, read_ledger
@@ -100,3 +103,78 @@ def test_prompts_of_an_evaluation_are_in_no_row(task: Path, tmp_path: Path) -> N
     summary = read_summary(settings.data_file.parent)
     assert summary is not None
     assert summary["dropped"]["evaluation"] > 0
+
+
+# ------------------------------------------------------------------------------------------------ filtered anew
+
+
+def filtered(directory: Path, target: Path, *overrides: str) -> list[dict[str, Any]]:
+    assert main(["filter", str(directory), *overrides, "--to", str(target)]) == 0
+    rows: list[dict[str, Any]] = pq.read_table(target / "rows.parquet").to_pylist()
+    return rows
+
+
+@of_generation
+def test_the_samples_of_a_run_are_filtered_anew(world: World, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in world.directory.rglob("*") if path.is_file()}
+    same = filtered(world.directory, tmp_path / "same")
+    assert same == pq.read_table(world.directory / "data" / "rows.parquet").to_pylist()
+    one = filtered(world.directory, tmp_path / "one", "algorithm.per_prompt=1")
+    assert len(one) == len({row["prompt_id"] for row in one}) == len({row["prompt_id"] for row in same}) < len(same)
+    by_score = sorted(same, key=lambda row: float(row["score"]))
+    assert {row["prompt_id"]: row["score"] for row in one} == {row["prompt_id"]: row["score"] for row in by_score}
+    rated = filtered(world.directory, tmp_path / "rated", "algorithm.rows=ratings")
+    assert {len(row["ratings"]) for row in rated} <= {2, 3, 4}
+    assert {path: path.read_bytes() for path in world.directory.rglob("*") if path.is_file()} == before
+
+
+@of_generation
+def test_a_data_set_of_a_run_that_was_killed_has_what_was_sampled(world: World, tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / world.directory.name
+    shutil.copytree(world.directory, directory)
+    shutil.rmtree(directory / "data")
+    (directory / "exit.json").unlink()
+    first, *later = sorted((directory / "parts").iterdir())
+    for part in later:
+        part.unlink()
+    rows = filtered(directory, tmp_path / "half")
+    assert {row["prompt_id"] for row in rows} <= set(pq.read_table(first)["prompt_id"].to_pylist())
+
+
+@of_generation
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["rollout.temperature=0.5"], "rollout.temperature was 1.0 and would be 0.5"),
+        (["algorithm.num_generations=2"], "were sampled and scored with it"),
+        (["algorithm.filters.min_score=9"], "no row is left of 64 completions"),
+    ],
+)
+def test_what_cannot_be_filtered_anew_is_refused(
+    world: World, tmp_path: Path, overrides: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["filter", str(world.directory), *overrides, "--to", str(tmp_path / "data")]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "data").exists()
+
+
+@of_generation
+def test_no_directory_is_replaced_by_a_data_set(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["filter", str(world.directory), "--to", str(tmp_path)]) == 2
+    assert f"{tmp_path}: exists already" in capsys.readouterr().err
+
+
+@of_generation
+def test_samples_of_other_prompts_are_not_filtered(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = Path(json.loads((world.directory / "resolved.json").read_text())["data"]["prompts"])
+    before = prompts.read_text()
+    prompts.write_text(before + json.dumps({"prompt": "zz>"}) + "\n")
+    try:
+        assert main(["filter", str(world.directory), "--to", str(tmp_path / "data")]) == 2
+    finally:
+        prompts.write_text(before)
+    assert "has changed" in capsys.readouterr().err

@@ -67,6 +67,10 @@ class GenerateConfig(Sampled):
 
     needs: ClassVar[Needs] = Needs(row="completion", prompts=True, trains=False)
     implementation: ClassVar[str] = ""
+    OF_FILTERING: ClassVar[tuple[str, ...]] = (
+        "filters", "duplicates", "keep", "min_agreement", "per_prompt", "rows", "abstention",
+    )  # fmt: skip
+    """Settings that no sample depends on: only what is made of the samples."""
 
     type: Literal["generate"]  # samples as a data set, nothing is trained
     filters: FiltersConfig = FiltersConfig()  # filters of single completions

@@ -107,6 +107,16 @@ def test_a_reward_in_a_module_is_compared_by_its_source(recipe_dir: RecipeDir) -
     assert "reward.0.function (rewards.maths:reward) has changed" in why(recipe)
 
 
+def test_other_filters_of_the_same_samples_name_the_command_that_filters_them(recipe_dir: RecipeDir) -> None:
+    def sampled(**algorithm: object) -> Recipe:
+        return load(recipe_dir.recipe({**REWARD, "algorithm": json.dumps({"type": "generate", **algorithm})}))
+
+    finished(sampled())
+    command = f"rlhf filter {Path('runs/arith').absolute()} a.b=c --to DIR"
+    assert command in why(sampled(per_prompt=1, filters={"min_score": 0.5}))
+    assert command not in why(sampled(per_prompt=1, num_generations=2))
+
+
 def test_other_weights_of_the_same_size_are_another_model(recipe: Recipe) -> None:
     finished(recipe)
     Path("model/README.md").write_text("a model card does not count")
