@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 
 from workers.config import ModelConfig
-from workers.files import durable
 from workers.files.shared_storage import SharesStorage
 from workers.ragged import Ragged
 from workers.repetition import repeated_tails
@@ -23,9 +22,9 @@ SCORE = "score_"  # prefix of the column of a scorer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A file of completions that a writer has written. Example: `Part(bytes=8192, rows=512, metrics={…})`."""
+    """Completions of a step. Example: `Part(content=b"PAR1…", rows=512, metrics={…})`."""
 
-    bytes: int
+    content: bytes  # of a parquet file
     rows: int
     metrics: Metrics  # of the samples, under TRL's names
 
@@ -40,32 +39,25 @@ class Writer(SharesStorage):
 
         self._codec = hf_text.TextCodec(model)
 
-    def write(
+    def part(
         self,
-        path: str,
         parts: Sequence[Experience],
         scores: Sequence[Scores] | None,
         *,
         seed: int,
         num_generations: int,
     ) -> Part:
-        """Write one row per completion, in the order of the prompts, and return what was written once it is on disk.
+        """Return a file with one row per completion, in the order of the prompts.
 
         Args:
             scores: None: nothing scores the completions.
             seed: seed of the run's sampling, from which each completion's own is derived.
             num_generations: number of completions per prompt.
-
-        Raises:
-            OSError: the disk failed.
         """
         from workers.algorithms.metrics import rollout_metrics
 
         merged, scored = merge(parts), None if scores is None else merge_scores(scores)
         rows = self._rows(merged, scored, seed=seed, num_generations=num_generations)
-        target = Path(path)
-        durable.make_directory(target.parent)
-        write_table(target, rows)
         batch = ScoredBatch(
             experience=merged,
             rewards=None if scored is None else scored.rewards,
@@ -75,7 +67,7 @@ class Writer(SharesStorage):
             weights={} if scored is None else scored.weights,
         )
         metrics = rollout_metrics(batch) if len(merged.completions) else {"num_tokens": 0.0}
-        return Part(bytes=target.stat().st_size, rows=len(merged.completions), metrics=metrics)
+        return Part(content=as_parquet(rows), rows=len(merged.completions), metrics=metrics)
 
     def _rows(self, merged: Experience, scored: Scores | None, *, seed: int, num_generations: int) -> Mapping[str, Any]:
         """Return the columns of a part. A text lacks only the token that ends the completion."""
@@ -108,13 +100,14 @@ def _nullable(values: Any) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def write_table(path: Path, columns: Mapping[str, Any]) -> None:
-    """Write columns to a parquet file, atomically and durably. Columns that hold nulls alone have their type anyway."""
+def as_parquet(columns: Mapping[str, Any]) -> bytes:
+    """Return the content of a parquet file. Columns that hold nulls alone have their type anyway."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     types = {"prompt_id": pa.string(), "completion": pa.string(), "finish": pa.string(), "sample": pa.int32()}
     types |= {"tokens": pa.int32(), "version": pa.int32(), "seed": pa.int64(), "repetition": pa.float32()}
     schema = pa.schema([(name, types.get(name, pa.float32())) for name in columns])
-    table = pa.table(dict(columns), schema=schema)
-    durable.replace_by(path, lambda aside: pq.write_table(table, aside))
+    content = BytesIO()
+    pq.write_table(pa.table(dict(columns), schema=schema), content)
+    return content.getvalue()

@@ -172,7 +172,7 @@ class Attempt:
             parts.learners.close()
         elif data_set is not None:
             cluster.shutdown()  # filtering takes minutes, in which others can have the GPUs
-            write_data_set(attempt, data_set, max_steps=material.max_steps)
+            write_data_set(attempt, data_set, num_steps=self._steps_done)
         self._exported = exported if in_rounds(attempt.config) else None
         return material.max_steps
 

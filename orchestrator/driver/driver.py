@@ -23,7 +23,7 @@ from orchestrator.errors import Alarmed
 from orchestrator.pipeline.roles import preloaded
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.existing import move_aside, refuse_other_inputs
-from orchestrator.rundir.fetch import bring_in, fetch_models
+from orchestrator.rundir.fetch import bring_in, fetch_inputs
 from orchestrator.rundir.ledger import checkpointed, read_ledger
 from orchestrator.rundir.manifest import list_checkpoints
 from orchestrator.rundir.stored import open_stored
@@ -49,7 +49,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False) -> int:
                 unsure = "" if directory.read_inputs() is not None else "; its inputs were not recorded"
                 print(f"{config.name}: complete, reused ({directory.artifact}){unsure}")
             else:
-                fetch_models(config)  # of the stages before
+                fetch_inputs(config)  # of the stages before
                 stack.enter_context(preloaded(config.cluster))
                 run_attempts(config, directory, stop, stage=(index + 1, len(recipe.stages)))
     return 0

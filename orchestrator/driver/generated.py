@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-from pathlib import Path
-
 from orchestrator.config import RunConfig
 from orchestrator.driver.assembly import Material
 from orchestrator.driver.context import AttemptContext
+from orchestrator.errors import FilesLost, Problem
 from orchestrator.generation.data_set import ROWS, DataSet
 
 HELD_OUT = ("eval_prompts", "eval_harmful", "eval_benign")
@@ -25,13 +23,23 @@ def data_set_of(config: RunConfig, material: Material) -> DataSet | None:
     return DataSet(config, material.prompts, held_out)
 
 
-def write_data_set(attempt: AttemptContext, data_set: DataSet, *, max_steps: int) -> None:
-    """Write the data set of all parts. A budget may have ended the run before the last of them.
+def write_data_set(attempt: AttemptContext, data_set: DataSet, *, num_steps: int) -> None:
+    """Write the data set of the steps that are done. A budget may have ended the run before the last of them.
 
     Raises:
         BadInput: no row is left.
+        FilesLost: the samples of a step are gone.
     """
-    parts = takewhile(Path.is_file, (attempt.directory.part(step + 1) for step in range(max_steps)))
+    parts = [attempt.directory.part(step + 1) for step in range(num_steps)]
+    if gone := [part.name for part in parts if not part.is_file()]:
+        raise FilesLost(
+            Problem(
+                what=f"the samples of {len(gone)} of {num_steps} steps are gone, the first of them {gone[0]}",
+                where=str(parts[0].parent),
+                why="the data set would lack their rows",
+                fix="restore them, or start over: --fresh",
+            )
+        )
     attempt.monitor.phase("writer", "filtering")
-    data_set.write(list(parts), attempt.directory.data / ROWS, fence=attempt.ledger.fence)
+    data_set.write(parts, attempt.directory.data / ROWS, fence=attempt.ledger.fence)
     attempt.monitor.phase("writer", "")

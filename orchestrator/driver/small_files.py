@@ -1,4 +1,4 @@
-"""Small files that a driver writes, such as metrics, samples and exit.json: uploaded whole when they have changed."""
+"""Files that a driver writes, such as metrics, samples, data sets and exit.json: uploaded whole when they change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 
 from orchestrator.rundir.stored import OF_WORKERS, StoredRun, is_apart
+
+WHOLE_BYTES = 2**26  # larger files do not change once they are there
 
 
 class SmallFiles:
@@ -24,11 +26,18 @@ class SmallFiles:
         changed = {name: state for name, state in self._states(logs) if self._as_stored.get(name) != state}
         for name in sorted(changed, key=lambda name: name == "exit.json"):
             try:
-                content = (self._directory / name).read_bytes()
+                self._put(name, size=changed[name][1])
             except FileNotFoundError:  # removed meanwhile
                 continue
-            self._stored.storage.put(self._stored.full(name), content)
             self._as_stored[name] = changed[name]
+
+    def _put(self, name: str, *, size: int) -> None:
+        """Upload a file; a data set in parts, as it may not fit into memory."""
+        path = self._directory / name
+        if size <= WHOLE_BYTES:
+            return self._stored.storage.put(self._stored.full(name), path.read_bytes())
+        with path.open("rb") as file:
+            self._stored.storage.put(self._stored.full(name), file)
 
     def _states(self, logs: bool) -> Iterator[tuple[str, tuple[float, int]]]:
         """Yield the name of each small file with its time and size."""

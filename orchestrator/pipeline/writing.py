@@ -13,8 +13,7 @@ from typing import Any
 
 from orchestrator.cluster.base import Gang
 from orchestrator.pipeline.sources import PendingBatch
-from orchestrator.rundir.manifest import lost
-from workers.files.shared_storage import eventually, size_of
+from workers.files import durable
 from workers.learner import Learner
 from workers.stats import Metrics
 from workers.types import Sampling
@@ -42,13 +41,12 @@ class Writers:
         """Write the samples of a step, and return the step's metrics. What else learners are given is of no use here.
 
         Raises:
-            FilesLost: the file is not seen from here.
+            OSError: the disk failed.
         """
         path, own = self._part(step + 1), self._sampling
-        arguments: tuple[Any, ...] = (str(path), pending.experience, pending.scores)
-        part = self._writer.one(Writer.write, *arguments, seed=own.seed, num_generations=own.num_generations).result()
-        if not eventually(lambda: size_of(path) == part.bytes):
-            raise lost(
-                f"the writer wrote {path.name} of {part.bytes:,} bytes, which is not seen from here", path.parent
-            )
+        arguments: tuple[Any, ...] = (pending.experience, pending.scores)
+        part = self._writer.one(Writer.part, *arguments, seed=own.seed, num_generations=own.num_generations).result()
+        # By the driver: with object storage it uploads what it has written before the step counts.
+        durable.make_directory(path.parent)
+        durable.replace(path, part.content)
         return {**part.metrics, "generated/completions": float(part.rows)}

@@ -10,6 +10,7 @@ from orchestrator.config.recipe import resolved
 from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import local
 from orchestrator.errors import Problem, ResumeError
+from orchestrator.preflight.data_files import KEYS
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.manifest import WEIGHTS
 from orchestrator.rundir.stored import STOP, StoredRun, explained, open_stored, settings_in
@@ -29,11 +30,11 @@ def bring_in(config: RunConfig) -> None:
     with explained(stored.storage.url):
         if directory.holder() is None:
             stored.pull(resolved(config))
-    fetch_models(config)
+    fetch_inputs(config)
 
 
-def fetch_models(config: RunConfig) -> None:
-    """Fetch what a driver reads of models that a run starts from and that other runs have stored: all but the weights.
+def fetch_inputs(config: RunConfig) -> None:
+    """Fetch what a driver reads of other runs in the same storage: data sets, and of models all but the weights.
 
     Raises:
         BadInput, StorageFailed: as in `open_stored`.
@@ -45,6 +46,8 @@ def fetch_models(config: RunConfig) -> None:
         for path in paths_in(resolved(config)):
             if mirror.name_of(local(path).absolute()) is not None:
                 mirror.fetch_beside(local(path).absolute(), WEIGHTS)
+        for path in (path for key in KEYS for path in config.data.paths(key)):
+            mirror.fetch_file(local(path).absolute())
 
 
 def paths_in(settings: Any) -> Iterator[str]:

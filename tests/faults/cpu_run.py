@@ -74,7 +74,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 FURTHER: dict[str, dict[str, Any]] = {  # not in the published measurements
     "iterative-dpo-rounds": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED},
     "iterative-dpo-mixed": {"type": "dpo", "batch_size": 4, "pairs": PAIRS, **SAMPLED},
-    # 16 prompts in five steps, the last of one prompt; few of the short samples end by themselves
+    # 16 prompts in six steps, the last of one prompt; few of the short samples end by themselves
     "generate": {"type": "generate", "prompts_per_step": 3, "num_generations": 4, "filters": {"truncated": "keep"}},
 }
 ROUNDS = {

@@ -46,6 +46,11 @@ def config(task: Path, output: Path, storage: str, *, max_steps: int = 3, every:
     return settings.model_copy(update={"algorithm": algorithm, "checkpoint": checkpoint})
 
 
+def generating(task: Path, output: Path, storage: str | None) -> RunConfig:
+    """Return a run that writes a data set of six steps."""
+    return cpu_run.config(task, output, "generate", **({"storage": storage} if storage else {}))
+
+
 def start(settings: RunConfig, environment: Mapping[str, str]) -> BaseProcess:
     """Start an attempt in a process, whose exit code is that of `rlhf run`."""
     process = server().Process(target=_attempt, args=(settings.model_dump_json(), dict(environment)))

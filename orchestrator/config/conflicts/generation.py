@@ -29,12 +29,6 @@ def generation(config: RunConfig) -> Iterator[Conflict]:
             why="generate trains no adapters",
             fix="remove lora; the model/ of a LoRA run, which has its adapters merged, can be sampled from",
         )
-    if config.storage is not None:
-        yield Conflict(
-            keys=("storage", "algorithm.type"),
-            why="the parts of a data set are not uploaded to object storage",
-            fix="remove storage, and set output_dir to storage that every machine sees",
-        )
     if config.data.shares("prompts") is not None:
         yield Conflict(
             keys=("data.prompts", "algorithm.type"),

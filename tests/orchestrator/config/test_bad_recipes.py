@@ -238,7 +238,6 @@ CASES = (
             "policy": "{num_ranks: 2}",
             "evaluation": "{every: 5}",
             "model": "{path: ./model, lora: {}}",
-            "storage": "s3://bucket/runs",
             "data": "{prompts: [{path: ./prompts.jsonl, weight: 1.0}]}",
         },
     ),

@@ -14,7 +14,7 @@ from orchestrator.errors import BadInput
 from orchestrator.generation.data_set import DataSet, read_summary
 from orchestrator.generation.rows import Rows
 from workers.types import Prompt
-from workers.writer import write_table
+from workers.writer import as_parquet
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2="}]
 
@@ -34,8 +34,7 @@ def config(**algorithm: Any) -> RunConfig:
 def part(path: Path, texts: dict[str, list[str]], scores: list[float] | None = None) -> Path:
     flat = [(id, sample, text) for id, own in texts.items() for sample, text in enumerate(own)]
     count = len(flat)
-    write_table(
-        path,
+    content = as_parquet(
         {
             "prompt_id": [id for id, _, _ in flat],
             "sample": [sample for _, sample, _ in flat],
@@ -47,8 +46,9 @@ def part(path: Path, texts: dict[str, list[str]], scores: list[float] | None = N
             "seed": list(range(count)),
             "score": scores or [1.0] * count,
             "score_math": scores or [1.0] * count,
-        },
+        }
     )
+    path.write_bytes(content)
     return path
 
 
