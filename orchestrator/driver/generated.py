@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 from orchestrator.config import RunConfig
 from orchestrator.driver.assembly import Material
 from orchestrator.driver.context import AttemptContext
 from orchestrator.errors import FilesLost, Problem
 from orchestrator.generation.data_set import ROWS, DataSet
+from orchestrator.monitor import Monitor
 
 HELD_OUT = ("eval_prompts", "eval_harmful", "eval_benign")
 
@@ -40,6 +44,12 @@ def write_data_set(attempt: AttemptContext, data_set: DataSet, *, num_steps: int
                 fix="restore them, or start over: --fresh",
             )
         )
-    attempt.monitor.phase("writer", "filtering")
-    data_set.write(parts, attempt.directory.data / ROWS, fence=attempt.ledger.fence)
+    data_set.write(_announced(parts, attempt.monitor), attempt.directory.data / ROWS, fence=attempt.ledger.fence)
     attempt.monitor.phase("writer", "")
+
+
+def _announced(parts: Sequence[Path], monitor: Monitor) -> Iterator[Path]:
+    """Yield the parts, and report how many of them are filtered."""
+    for done, part in enumerate(parts):
+        monitor.advance("writer", step=len(parts), done=done, total=len(parts), unit="steps filtered")
+        yield part
