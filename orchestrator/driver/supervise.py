@@ -115,8 +115,8 @@ class Supervisor:
     def run(self) -> int:
         """Run attempts and return the exit code of the last one: 128 + N if signal N killed it."""
         before: Ended | None = None
+        # A request that is there already came after this command began: its door has removed earlier ones.
         paths = [directory.path for directory in self._directories]
-        withdraw_earlier(paths)
         with self._signals:
             for number in range(1, self._attempts + 1):
                 earlier = {d.path: d.last_attempt for d in self._directories}

@@ -32,6 +32,7 @@ import cpu_run  # noqa: E402 - sibling modules, on the path set above
 from processes import Command, eventually  # noqa: E402
 
 from orchestrator.driver.supervise import Supervisor  # noqa: E402
+from orchestrator.rundir.stop import withdraw_earlier  # noqa: E402
 
 STEPS, UPDATES = 6, 10
 ATTEMPTS = 3
@@ -58,6 +59,7 @@ def supervise(config: Path) -> int:
     """Run the attempts of a config under the supervisor."""
     command = [sys.executable, str(HERE / "fake_engines.py"), str(config)]
     directory = Path(json.loads(config.read_text())["output_dir"]) / "run"
+    withdraw_earlier([directory])  # as the door of a command does
     return Supervisor(command, [directory], attempts=ATTEMPTS, say=print).run()
 
 

@@ -15,6 +15,7 @@ from orchestrator.driver.supervise import Ended, Supervisor, judge
 from orchestrator.errors import Superseded
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.incidents import read_incidents
+from orchestrator.rundir.stop import StopFile
 
 FAKE_ATTEMPT = Path(__file__).parents[1] / "fake_attempt.py"
 
@@ -117,6 +118,13 @@ def test_the_exit_json_of_an_earlier_attempt_is_not_used(tmp_path: Path) -> None
     ]
 
 
+def test_a_request_between_the_door_and_the_first_attempt_counts(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    StopFile(tmp_path / "run").request(by="alice on node-3")
+    supervised = SupervisedRun(tmp_path / "run", "2:worker_failed", "done")
+    assert supervised.lines == ["attempt 1 of 3 ended (worker_failed); a stop was asked for: giving up"]
+
+
 def test_nothing_is_written_for_a_driver_that_was_superseded(tmp_path: Path) -> None:
     supervised = SupervisedRun(tmp_path / "run", "2:superseded", "done")
     assert supervised.code == Superseded.exit_code
@@ -142,13 +150,6 @@ def test_after_a_request_to_stop_no_attempt_is_started(tmp_path: Path) -> None:
     assert supervised.lines == ["attempt 1 of 3 ended (worker_failed); a stop was asked for: giving up"]
     assert read_incidents(supervised.run.incidents)[0].detail == "a stop was asked for"
     assert SupervisedRun(tmp_path / "run", "", "done").code == 0
-
-
-def test_a_request_from_before_the_command_is_withdrawn(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    directory.mkdir()
-    (directory / "stop").touch()
-    assert SupervisedRun(directory, "2:worker_failed", "done").code == 0
 
 
 def test_a_signal_is_forwarded_once_and_ends_the_supervisor(tmp_path: Path) -> None:
