@@ -78,7 +78,7 @@ def _task(task: Task, sheet: Sheet) -> dict[str, Any]:
     record: dict[str, Any] = {"data": {"task_id": task.id, "source": task.source, **texts}}
     if sheet.suggest and task.preferred is not None:
         selected = "left" if task.preferred == first else "right"
-        result = {"id": QUESTION, "from_name": QUESTION, "to_name": "answer_1", "type": "pairwise"}
+        result = {"id": QUESTION, "from_name": QUESTION, "to_name": QUESTION, "type": "pairwise"}
         record["predictions"] = [
             {"model_version": "source", "result": [{**result, "value": {"selected": selected}}]},
         ]

@@ -66,7 +66,7 @@ def _result(side: Side) -> list[dict[str, Any]]:
     where = {"id": "aB1", "origin": "manual"}
     if side in LABEL_STUDIO:
         value = {"selected": LABEL_STUDIO[side]}
-        return [where | {"from_name": "preference", "to_name": "answer_1", "type": "pairwise", "value": value}]
+        return [where | {"from_name": "preference", "to_name": "preference", "type": "pairwise", "value": value}]
     if side == "tie":
         return [where | {"from_name": "tie", "to_name": "prompt", "type": "choices", "value": {"choices": ["tie"]}}]
     return []
