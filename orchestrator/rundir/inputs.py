@@ -1,4 +1,4 @@
-"""Inputs of a run beside its recipe (data, reward code, models), each with a digest that reveals changes.
+"""Inputs of a run beside its recipe (data, reward code, models, principles), each with a digest that reveals changes.
 
     recipe ──► files that it names ──► {"data.prompts": digest, …} ──► inputs.json of the run, id of a job
 
@@ -13,29 +13,33 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.config.mixture import SourceConfig
 from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.preflight.data_files import KEYS
 from orchestrator.rundir.manifest import MANIFEST
-from workers.config import FunctionRewardConfig, ModelScorerConfig
+from workers.config import FunctionRewardConfig, GenerateConfig, ModelScorerConfig
 
 WHOLE_BYTES = 64 * 2**20  # larger files of weights are read in parts: the weights of a 70B model are 140 GB
 END_BYTES = 2**20
 PARTS, PART_BYTES = 64, 2**16
 WEIGHTS = (".safetensors", ".bin")
 MODEL_FILES = (*WEIGHTS, ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
+CONSTITUTION = "algorithm.constitution"
 MAY_CHANGE = ("reward.", "evaluation.", "data.eval_")
 """Prefixes of the keys whose inputs may change before a run resumes: rewards and evaluation data. It is reported."""
 
 
 def named(config: RunConfig) -> dict[str, str]:
-    """Return the data, models and functions that the config names, by key.
+    """Return the data, models, functions and principles that the config names, by key.
 
     Example: `{"data.prompts": "./prompts.jsonl", …}`.
     """
     sources = {f"data.{name}": source for name in KEYS if isinstance(source := getattr(config.data, name), str)}
     for name in KEYS:
-        if isinstance(getattr(config.data, name), tuple):
+        if isinstance(given := getattr(config.data, name), SourceConfig):
+            sources[f"data.{name}"] = given.path
+        elif isinstance(given, tuple):
             sources |= {f"data.{name}.{i}": path for i, path in enumerate(config.data.paths(name))}
     models = {"model.path": config.model, "critic_model.path": config.critic_model}
     models |= {"teacher.model.path": config.teacher.model if config.teacher else None}
@@ -46,6 +50,8 @@ def named(config: RunConfig) -> dict[str, str]:
             sources[f"reward.{i}.function"] = reward.function
         elif isinstance(reward, ModelScorerConfig) and reward.path is not None:
             sources[f"reward.{i}.path"] = reward.path
+    if isinstance(config.algorithm, GenerateConfig) and config.algorithm.constitution is not None:
+        sources[CONSTITUTION] = config.algorithm.constitution
     if isinstance(config.evaluation.refusal, FunctionRewardConfig):
         sources["evaluation.refusal.function"] = config.evaluation.refusal.function
     return sources
@@ -57,6 +63,8 @@ def inputs_of(config: RunConfig, root: Path = Path()) -> dict[str, str]:
     for key, source in named(config).items():
         if key.endswith(".function"):
             digest = _digest_function(source, root)
+        elif key == CONSTITUTION:
+            digest = _digest_data(root / local(source))
         elif key.startswith("data."):
             digest = None if is_hub_name(source, root) else _digest_data(root / local(source))
         else:
