@@ -19,14 +19,21 @@ from orchestrator.config.document import Document, read_document
 from orchestrator.config.explain import explain
 from orchestrator.config.recipe import reading_order
 from orchestrator.data.sources import local
-from orchestrator.errors import Problems
+from orchestrator.errors import BadInput, Problems
 from workers.config import Settings
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 FIELD = re.compile(r"\{(\w*)\}")
 OF_A_CRITIQUE = ("prompt", "answer", "critique_request")
 OF_A_REVISION = (*OF_A_CRITIQUE, "critique", "revision_request")
 CRITIQUE = "{prompt}\n\n{answer}\n\nCritique request: {critique_request}\n\nCritique:"
 REVISION = CRITIQUE + " {critique}\n\nRevision request: {revision_request}\n\nRevision:"
+
+
+def _check_name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise ValueError("write 1 to 64 letters, digits, - and _")
+    return text
 
 
 def _check_request(text: str) -> str:
@@ -59,7 +66,7 @@ Request = Annotated[str, AfterValidator(_check_request)]
 class PrincipleConfig(Settings):
     """A principle: what the model looks for in its answer, and how it then rewrites it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]  # name of the principle in the rows
+    name: Annotated[str, AfterValidator(_check_name)]  # name of the principle in the rows
     critique: Request  # request for a critique of the answer
     revision: Request  # request for a revision of the answer, after the critique
 
@@ -100,6 +107,10 @@ def read_constitution(path: str) -> ConstitutionConfig:
         BadInput: with all problems of the file.
     """
     problems = Problems()
+    if not local(path).is_file():
+        fix = "check the path, which is relative to the working directory; configs/constitution.yaml is an example"
+        problems.add("no such file", where=f"algorithm.constitution = {path}", fix=fix)
+        raise BadInput(problems)
     document = read_document(local(path), problems)
     if document is not None and not isinstance(document.data, dict):
         fix = "write `principles:`, as configs/constitution.yaml does"
