@@ -28,7 +28,7 @@ class Rounds:
 
     def write(self, prompts: list[Prompt], texts: list[str], **algorithm: Any) -> Path:
         self._stage += 1
-        target = self._root / f"stage-{self._stage}" / "rows.parquet"
+        target = self._root / f"stage-{self._stage}" / "data" / "rows.parquet"
         sampled = {prompt.id: [text] for prompt, text in zip(prompts, texts, strict=True)}
         file = part(self._root / f"{self._stage}.parquet", sampled)
         DataSet(config(num_generations=1, **algorithm), prompts).write([file], target)
@@ -55,7 +55,7 @@ def test_a_critique_has_what_it_is_about(rounds: Rounds) -> None:
         "prompt": "1+1=",
         "solution": "2",
         "prompt_id": "p.jsonl:1",
-        "from_row": "rows.parquet:1",
+        "from_row": "stage-1/rows.parquet:1",
     }
     assert {key: first[key] for key in ("round", "principle", "criticised", "initial", "critique")} == {
         "round": 1,
