@@ -111,8 +111,8 @@ def comparison_page() -> str:
 def constitution_page() -> str:
     return _page(
         "Constitution reference",
-        "Every key of a constitution, the file that `algorithm.constitution` names. How a model criticises and revises its "
-        "answers: [constitution](../constitution.md).",
+        "Every key of a constitution, the file that `algorithm.constitution` names. How a model criticises and revises "
+        "its answers: [constitution](../constitution.md).",
         _sections(ConstitutionConfig, "Constitution", ""),
     )
 

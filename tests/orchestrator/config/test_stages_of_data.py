@@ -82,8 +82,9 @@ def test_sft_reads_revisions_and_dpo_their_pairs(tmp_path: Path) -> None:
 def test_a_further_round_criticises_revisions(tmp_path: Path) -> None:
     again = with_constitution("again", "critique", {"from_stage": "revisions"})
     further = with_constitution("further", "revision", {"from_stage": "again"})
-    pairs = {"data": {"dataset": [{"from_stage": "revisions"}, {"from_stage": "further"}]}, "algorithm": {"type": "dpo"}}
-    stages = recipe(tmp_path, SAMPLES, CRITIQUES, REVISIONS, again, further, {**STUDENT, **pairs}).stages
+    both = {"dataset": [{"from_stage": "revisions"}, {"from_stage": "further"}]}
+    trained = {**STUDENT, "data": both, "algorithm": {"type": "dpo"}}
+    stages = recipe(tmp_path, SAMPLES, CRITIQUES, REVISIONS, again, further, trained).stages
     _, _, first, critiques, second, dpo = stages
     assert critiques.data.paths("prompts") == (str(first.data_file),)
     assert dpo.data.paths("dataset") == (str(first.pairs_file), str(second.pairs_file))

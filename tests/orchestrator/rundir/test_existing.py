@@ -263,5 +263,5 @@ def test_other_principles_are_another_data_set(recipe_dir: RecipeDir) -> None:
     assert named["principles.yaml"] == "algorithm.constitution"
     principles.unlink()
     assert {item.path for item in named_by_stages(recipe.stages, Path())} >= {"principles.yaml"}, "not left out unsaid"
-    with pytest.raises(BadInput, match="algorithm.constitution = principles.yaml: no such file"):
+    with pytest.raises(BadInput, match=r"algorithm\.constitution = principles\.yaml: no such file"):
         preflight(recipe)
