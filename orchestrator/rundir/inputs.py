@@ -13,7 +13,6 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.config.mixture import SourceConfig
 from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.preflight.data_files import KEYS
@@ -35,12 +34,11 @@ def named(config: RunConfig) -> dict[str, str]:
 
     Example: `{"data.prompts": "./prompts.jsonl", …}`.
     """
-    sources = {f"data.{name}": source for name in KEYS if isinstance(source := getattr(config.data, name), str)}
+    sources: dict[str, str] = {}
     for name in KEYS:
-        if isinstance(given := getattr(config.data, name), SourceConfig):
-            sources[f"data.{name}"] = given.path
-        elif isinstance(given, tuple):
-            sources |= {f"data.{name}.{i}": path for i, path in enumerate(config.data.paths(name))}
+        is_list = isinstance(getattr(config.data, name), tuple)
+        for i, path in enumerate(config.data.paths(name)):
+            sources[f"data.{name}.{i}" if is_list else f"data.{name}"] = path
     models = {"model.path": config.model, "critic_model.path": config.critic_model}
     models |= {"teacher.model.path": config.teacher.model if config.teacher else None}
     sources |= {"reference.path": config.reference.path} if config.reference.path is not None else {}
