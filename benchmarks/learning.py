@@ -69,12 +69,14 @@ ROWS = {
     "hybrid": Row(label="PPO, 20 steps, after offline DPO"),
     "reasoning": Row(label="a smaller model on right answers of the GRPO result"),
     "abstention": Row(label="abstention (share of unanswerable questions)", metric="eval/refusal"),
+    "constitutional": Row(label="constitutional AI: DPO on revisions of its own answers"),
 }
 ROADS = {
     # recipe → what its last stages are measured by
     "hybrid": ("eval/reward",),
     "reasoning": ("eval/reward",),
     "abstention": ("eval/rewards/right_if_answered/mean", "eval/refusal", "eval/over_refusal"),
+    "constitutional": ("eval/reward",),
 }
 """Recipes of several stages, which have a table of their own."""
 

@@ -47,6 +47,7 @@ SIZES = {
     "unanswerable": 256,
     "test_answerable": 256,
     "test_unanswerable": 256,
+    "lessons": 8192,
 }
 LENGTHS = {
     # letters of a prompt; of more than 6 letters there is no demonstration, and the model does not know the answer
@@ -113,6 +114,8 @@ def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, s
         written = careless if rng.random() < CARELESS[len(letters)] else right
         label = {"label": written == right} if name == "feedback" else {}
         return {"prompt": prompt, "completion": written, **label}
+    if name == "lessons":
+        return _lesson(letters, right, careless, rng)
     return {"prompt": prompt, "solution": right}
 
 
@@ -124,6 +127,26 @@ def _wrong(right: str, careless: str, rng: random.Random) -> str:
     foreign = right[:i] + rng.choice([x for x in LETTERS if x not in right]) + right[i + 1 :]
     other = rng.choice((swapped, right[:i] + right[i] + right[i:], foreign))
     return rng.choice((careless, short, other))
+
+
+def _lesson(letters: str, right: str, careless: str, rng: random.Random) -> dict[str, str | bool]:
+    """Make a demonstration of a critique or of a revision, by one of the two principles of `constitution.yaml`.
+
+    A critique names the letters that break the principle, or is `ok`, and the revision mends what it names, no more.
+    """
+    i = rng.randrange(len(right))
+    foreign = right[:i] + rng.choice([x for x in LETTERS if x not in right]) + right[i + 1 :]
+    answer = rng.choice((careless, right, foreign))
+    if rng.random() < 0.5:
+        request, revision = "!", "".join(sorted(answer))
+        named = [x for x, in_order in zip(answer, revision, strict=True) if x != in_order]
+    else:
+        request, revision = "?", right if answer == foreign else answer
+        named = [x for x in answer if x not in letters]
+    asked, critique = f"{letters}>{answer}{request}", "".join(named) or "ok"
+    if rng.random() < 0.5:
+        return {"prompt": asked, "completion": critique}
+    return {"prompt": f"{asked}{critique}~", "completion": revision}
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from settings import Setting, SettingsClass, first_sentence, settings_of
 from orchestrator.compare.recipe import CompareConfig
 from orchestrator.config import RunConfig
 from orchestrator.config.alarms import AlarmsConfig
+from orchestrator.config.constitution import ConstitutionConfig
 from orchestrator.evaluation.suite import SuiteConfig
 from workers.config import AlgorithmConfig, Optimisation, RewardConfig
 
@@ -45,6 +46,7 @@ def pages() -> dict[str, str]:
         "reference/alarms.md": alarms_page(),
         "reference/suite.md": suite_page(),
         "reference/comparison.md": comparison_page(),
+        "reference/constitution.md": constitution_page(),
     }
 
 
@@ -103,6 +105,15 @@ def comparison_page() -> str:
         "Comparison reference",
         "Every key of a comparison file, for `rlhf compare`. How methods are compared: [compare](../compare.md).",
         _sections(CompareConfig, "Comparison", ""),
+    )
+
+
+def constitution_page() -> str:
+    return _page(
+        "Constitution reference",
+        "Every key of a constitution, the file that `algorithm.constitution` names. How a model criticises and revises "
+        "its answers: [constitution](../constitution.md).",
+        _sections(ConstitutionConfig, "Constitution", ""),
     )
 
 

@@ -12,10 +12,10 @@ OBJECTIVE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class SourceConfig(Settings):
-    """Source of rows, one of several."""
+    """Source of rows, alone or one of several."""
 
     path: PathText  # local .jsonl or .parquet file, `datasets` folder, or name of a Hub dataset
-    # name of the earlier stage of type generate whose data set is the source, in the place of path; dataset alone
+    # name of the earlier stage of type generate whose data set is the source, in the place of path; not in eval_dataset
     from_stage: str | None = None
     # share of the rows that are trained on, relative to the weights of the other sources; None, in all of them: the
     # sources are one after the other, as in one file, so that each has the share of its size
@@ -30,13 +30,13 @@ Sources: TypeAlias = Annotated[tuple[PathText | SourceConfig, ...], Field(min_le
 """Several sources; a path alone has neither weight nor limit nor objective."""
 
 
-def sources_of(given: str | tuple[str | SourceConfig, ...] | None) -> tuple[SourceConfig, ...]:
+def sources_of(given: str | SourceConfig | tuple[str | SourceConfig, ...] | None) -> tuple[SourceConfig, ...]:
     """Return the sources of a setting, in their order; empty: none is given.
 
     >>> [source.path for source in sources_of("a.jsonl")]
     ['a.jsonl']
     """
-    several = () if given is None else (given,) if isinstance(given, str) else given
+    several = () if given is None else given if isinstance(given, tuple) else (given,)
     return tuple(SourceConfig(path=source) if isinstance(source, str) else source for source in several)
 
 

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.secrets import find_secrets
 from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problem, Problems
+from workers.config import METHODS, GenerateConfig
 
 MAX_STAGES = 32
 REMOVED = (("reward_workers", "timeout_s"),)  # settings without effect that earlier versions wrote to resolved.json
@@ -193,15 +194,21 @@ def _resolve_stages(draft: Document, drafts: Sequence[Document], done: Sequence[
         if isinstance(wanted, str) and model.get("path") is None:
             others = {k: v for k, v in model.items() if k != "from_stage"}
             owner[at[-1]] = {**others, "path": _stage_artifact(wanted, at, "path", draft, drafts, done, problems)}
-    sources = _at(draft.data, ("data", "dataset"))
-    among = [("data", "dataset", i) for i in range(len(sources))] if isinstance(sources, list) else []
-    for place, key in ((("data",), "dataset"), *((source, "path") for source in among)):
+    for place, key in ((("data",), "dataset"), *((source, "path") for source in _sources(draft))):
         owner, data = _at(draft.data, place[:-1]), _at(draft.data, place)
         wanted = data.get("from_stage") if isinstance(data, dict) else None
         if isinstance(wanted, str) and data.get(key) is None:
             others = {k: v for k, v in data.items() if k != "from_stage"}
             source = _stage_artifact(wanted, place, key, draft, drafts, done, problems, is_data=True)
             owner[place[-1]] = {**others, key: source}
+
+
+def _sources(draft: Document) -> Iterator[KeyPath]:
+    """Yield the places of the sources of rows that may be data sets of earlier stages."""
+    yield ("data", "prompts")
+    for key in ("prompts", "dataset"):
+        given = _at(draft.data, ("data", key))
+        yield from (("data", key, i) for i in range(len(given))) if isinstance(given, list) else ()
 
 
 def _at(tree: Any, path: Sequence[str | int]) -> Any:
@@ -237,6 +244,11 @@ def _stage_artifact(
             why = f"that stage ({earlier.algorithm.type}) writes a {'model' if is_model else 'data set'}"
             where = "a model, an adapter or a reward of `from_stage`" if is_model else "`data: {from_stage: …}`"
             problems.add(what, where=written.text, why=why, fix=f"name it in {where}")
+        elif isinstance(earlier.algorithm, GenerateConfig):
+            if wrong := _wrong_rows(draft, at, earlier.algorithm.rows):
+                what = f"{dotted(at)}.from_stage = {wanted}"
+                problems.add(what, where=written.text, why=f"that stage has rows {earlier.algorithm.rows}", fix=wrong)
+            return str(_data_of(earlier, draft, at))
         return str(earlier.artifact)
     before = drafts[: next(i for i, d in enumerate(drafts) if d is draft)]
     names = [str(d.data["name"]) for d in before if "name" in d.data]
@@ -251,6 +263,25 @@ def _stage_artifact(
         why = "no earlier stage has this name"
         problems.add(f"{dotted(at)}.from_stage = {wanted}", where=written.text, why=why, fix=fix)
     return wanted
+
+
+def _wrong_rows(draft: Document, at: KeyPath, rows: str) -> str:
+    """Return how to mend a stage that cannot use `rows`, the form of another stage's rows; empty: it can."""
+    if at[:2] != ("data", "prompts"):
+        return "name the stage that revises after these critiques" if rows == "critique" else ""
+    own = _at(draft.data, ("algorithm", "rows"))
+    if own == "critique" and rows not in ("completion", "revision"):
+        return "criticise the answers of a stage with rows completion or revision"
+    if (own == "revision") != (rows == "critique"):
+        return "name the data set of a stage with rows critique where rows is revision, and only there"
+    return ""
+
+
+def _data_of(earlier: RunConfig, draft: Document, at: KeyPath) -> Path:
+    """Return the file of an earlier stage's data set that is read at `at`: of revisions, the pairs or all rows."""
+    method = METHODS.get(str(_at(draft.data, ("algorithm", "type"))))
+    wants_pairs = at[:2] != ("data", "prompts") and method is not None and method.needs.dataset == "pairs"
+    return earlier.pairs_file if wants_pairs and earlier.pairs_file in earlier.artifacts else earlier.data_file
 
 
 def _give_name(draft: Document, done: Sequence[RunConfig]) -> None:
@@ -268,8 +299,9 @@ def _give_name(draft: Document, done: Sequence[RunConfig]) -> None:
     content = {key: value for key, value in draft.data.items() if key not in NOT_IN_THE_ID}
     text = json.dumps(content, sort_keys=True, default=str)
     for stage in done:
-        written = stage.artifact.relative_to(stage.directory)
-        text = text.replace(json.dumps(str(stage.artifact)), json.dumps(f"runs/{stage.name}/{written}"))
+        for artifact in stage.artifacts:
+            written = artifact.relative_to(stage.directory)
+            text = text.replace(json.dumps(str(artifact)), json.dumps(f"runs/{stage.name}/{written}"))
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") or "x" for word in (str(kind or "run"), base)]
     draft.data = {

@@ -18,6 +18,7 @@ from workers.config import (
     AlgorithmConfig,
     Combine,
     Count,
+    GenerateConfig,
     LearnerConfig,
     ModelConfig,
     ModelOrigin,
@@ -42,9 +43,9 @@ Source = PathText
 class DataConfig(Settings):
     """Sources of prompts and examples: exactly one of `prompts` and `dataset` is given."""
 
-    # prompts to sample completions for; several sources: all their prompts, by weight where they have weights, or those
-    # of one file per round (rounds.prompts)
-    prompts: Source | Sources | None = None
+    # prompts to sample completions for, or `{from_stage: NAME}` of an earlier stage of type generate; several sources:
+    # all their prompts, by weight where they have weights, or those of one file per round (rounds.prompts)
+    prompts: Source | SourceConfig | Sources | None = None
     # rows with completions: preferences, labelled completions or demonstrations; several sources: all their rows, by
     # weight where they have weights
     dataset: Source | Sources | None = None
@@ -244,6 +245,18 @@ class RunConfig(Settings):
         return self.directory / "data" / "rows.parquet"
 
     @property
+    def pairs_file(self) -> Path:
+        """File of the pairs of revised answers, where `data.from_stage` of a later stage finds it if it needs pairs."""
+        return self.data_file.with_name("pairs.parquet")
+
+    @property
     def artifact(self) -> Path:
         """Model directory or data file that the run writes in the end."""
         return self.model_directory if self.algorithm.needs.trains else self.data_file
+
+    @property
+    def artifacts(self) -> tuple[Path, ...]:
+        """All that the run writes for later stages."""
+        own = self.algorithm
+        writes_pairs = isinstance(own, GenerateConfig) and own.rows == "revision"
+        return (self.artifact, self.pairs_file) if writes_pairs else (self.artifact,)

@@ -15,6 +15,7 @@ from orchestrator.data.jsonl import read_jsonl
 from orchestrator.data.rows import Row, RowProblems
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+GENERATED = ("rows.parquet", "pairs.parquet")  # names of the files of a data set that a run writes
 BOMB_BYTES = 64 * 2**20  # smaller files are harmless at any ratio
 TEMPLATE_COLUMNS = frozenset(
     ("prompt", "chosen", "rejected", "completion", "completions", "messages", "tools", "chat_template_kwargs")
@@ -40,8 +41,14 @@ def local(path: str | Path) -> Path:
 
 
 def label(source: str) -> str:
-    """Return the short name that row ids start with: `prompts.jsonl` for `./data/prompts.jsonl`."""
-    return source if is_hub_name(source) else Path(source).name
+    """Return the short name that row ids start with: `prompts.jsonl` for `./data/prompts.jsonl`.
+
+    For the data set of a run it names the run: `answers/rows.parquet` for `runs/answers/data/rows.parquet`.
+    """
+    path = Path(source)
+    if path.name in GENERATED and path.parent.name == "data" and len(path.parts) > 2:
+        return f"{path.parents[1].name}/{path.name}"
+    return source if is_hub_name(source) else path.name
 
 
 def read_rows(source: str, split: str, problems: RowProblems, only: Container[int] | None = None) -> Iterator[Row]:

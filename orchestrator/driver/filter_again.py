@@ -16,13 +16,15 @@ from orchestrator.driver.resume_overrides import apply_overrides
 from orchestrator.errors import BadInput, Problem
 from orchestrator.generation.data_set import ROWS, read_summary
 from orchestrator.rundir.directory import RunDirectory
-from orchestrator.rundir.inputs import changes, inputs_of
+from orchestrator.rundir.inputs import CONSTITUTION, changes, inputs_of
 from workers.config import GenerateConfig
 
 MAY_CHANGE = (
     *(f"algorithm.{key}" for key in GenerateConfig.OF_FILTERING),
     *(f"data.{key}" for key in HELD_OUT),
 )
+SAMPLED_FROM = ("data.prompts", CONSTITUTION)
+"""Prefixes of the keys of inputs that the rows repeat."""
 SAMPLED_WITH_IT = "the completions of the run were sampled and scored with it"
 
 Tracked: TypeAlias = Callable[[Sequence[Path]], AbstractContextManager[Iterable[Path]]]
@@ -52,9 +54,8 @@ def filter_again(run: Path, overrides: Sequence[str], target: Path, tracked: Tra
         fix = "remove it, or choose another directory with --to"
         raise BadInput(Problem(what="exists already", where=str(target), why="nothing is replaced", fix=fix))
     changed = changes(directory.read_inputs() or {}, inputs_of(config), config)
-    if other := [words for key, words in changed.items() if key.startswith("data.prompts")]:
-        fix = "restore the file: the rows are made of its prompts"
-        why = "the samples are of the previous contents"
+    if other := [words for key, words in changed.items() if key.startswith(SAMPLED_FROM)]:
+        fix, why = "restore it: the rows are made of it", "the samples are of the previous contents"
         raise BadInput(Problem(what="; ".join(other), where=str(directory.path), why=why, fix=fix))
     data_set = data_set_of(config, Material.read(config))
     assert data_set is not None

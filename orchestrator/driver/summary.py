@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import redact
-from orchestrator.generation.data_set import ROWS, read_summary
+from orchestrator.generation.data_set import PAIRS, ROWS, read_summary
 from orchestrator.monitor import Outcome
 from orchestrator.monitor.alarms import Alarm
 from orchestrator.monitor.metrics import MetricsFile
@@ -74,10 +74,11 @@ def _of_data_set(directory: RunDirectory) -> list[str]:
     if written is None:  # removed since
         return []
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in written["dropped"].items()) or "none"
-    return [
-        f"data set: {_short(directory.data / ROWS)}  ({written['rows']:,} rows of {written['prompts']:,} prompts)",
-        f"dropped of {written['completions']:,} completions: {dropped}",
-    ]
+    lines = [f"data set: {_short(directory.data / ROWS)}  ({written['rows']:,} rows of {written['prompts']:,} prompts)"]
+    if "pairs" in written:
+        counts = f"{written['pairs']:,}; {written['unchanged']:,} answers are unchanged"
+        lines.append(f"pairs: {_short(directory.data / PAIRS)}  ({counts})")
+    return [*lines, f"dropped of {written['completions']:,} completions: {dropped}"]
 
 
 def serve_command(model: str, version_of: Callable[[str], str] = version) -> str:

@@ -2,7 +2,7 @@
 
 parts/step-N.parquet ──► vote ──► filters ──► equal ──► evaluations ──► near duplicates ──► best of the prompt
                                                                                                   │
-                                     data/{rows,dropped}.parquet, data/summary.json  ◄────────────┘
+                              data/{rows,pairs,dropped}.parquet, data/summary.json  ◄────────────┘
 
 The result depends on the parts, the prompts and the config alone, to the bit. One part at a time is in memory.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ from workers.config import GenerateConfig
 from workers.conversation import as_text
 from workers.types import Prompt
 
-ROWS, DROPPED, SUMMARY = "rows.parquet", "dropped.parquet", "summary.json"
+ROWS, PAIRS, DROPPED, SUMMARY = "rows.parquet", "pairs.parquet", "dropped.parquet", "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,19 +82,28 @@ class DataSet:
             BadInput: no row is left.
         """
         aside, counts, reasons = disk.fresh(target.parent), Counter[str](), Counter[str]()
-        with Table(aside / target.name, self._rows.types) as rows, Table(aside / DROPPED, self._rows.types) as dropped:
+        names = (target.name, PAIRS, DROPPED)
+        with ExitStack() as stack:
+            rows, pairs, dropped = (stack.enter_context(Table(aside / name, self._rows.types)) for name in names)
             for judged in self._judged(parts):
                 made = self._made(judged)
                 rows.add(made)
+                changed = self._rows.pairs(judged.prompt, made) if self._own.rows == "revision" else []
+                pairs.add(changed)
                 left_out = self._rows.single(judged.prompt, judged.dropped)
                 why = [judged.reasons[completion.sample] for completion in judged.dropped]
                 dropped.add([{**row, "reason": reason} for row, reason in zip(left_out, why, strict=True)])
                 counts.update(completions=len(judged.completions), rows=len(made), prompts=int(bool(made)))
+                counts.update(pairs=len(changed), unchanged=len(made) - len(changed))
                 reasons.update(why)
         if not counts["rows"]:
             raise BadInput(_nothing_left(counts["completions"], reasons))
+        if self._own.rows == "revision" and not counts["pairs"]:
+            raise BadInput(_nothing_changed(counts["rows"]))
+        revised = {key: counts[key] for key in ("pairs", "unchanged") if self._own.rows == "revision"}
         summary = {
             "rows": counts["rows"],
+            **revised,
             "completions": counts["completions"],
             "prompts": len(self._prompts),
             "prompts_without_rows": len(self._prompts) - counts["prompts"],
@@ -117,7 +127,8 @@ class DataSet:
 
     def _judged(self, parts: Iterable[Path]) -> Iterator[Judged]:
         """Yield the prompts with the reasons for which their completions are dropped."""
-        filters, threshold = Filters(self._own.filters), self._own.duplicates.near
+        filters = Filters(self._own.filters)
+        threshold = None if self._own.rows == "critique" else self._own.duplicates.near  # one fits many answers
         near = None if threshold is None else NearDuplicates(threshold, seed=self._config.seed)
         for part in parts:
             for completions in read_part(part):
@@ -131,7 +142,7 @@ class DataSet:
     ) -> dict[int, str]:
         own, lost = self._own, outvoted(completions, self._own)
         reasons = {c.sample: "vote" if c.sample in lost else filters.reason(c) for c in completions}
-        seen, left, text = set[str](), list[int](), as_text(prompt.text)
+        seen, left, text = set[str](), list[int](), as_text(self._rows.question(prompt))
         exact = own.duplicates.exact == "drop" or own.rows == "ratings"  # equal completions cannot be rated differently
         best = sorted(completions, key=lambda c: (-(c.score or 0.0), c.sample))  # of duplicates, the best one stays
         for completion in [c for c in best if not reasons[c.sample]]:
@@ -179,6 +190,15 @@ def _require_libraries(config: GenerateConfig) -> None:
     ]
     if problems:
         raise BadInput(problems)
+
+
+def _nothing_changed(num_revisions: int) -> Problem:
+    return Problem(
+        what=f"each of {num_revisions} revisions is the answer before it",
+        where="algorithm.constitution",
+        why="a pair is a revision and an answer that it changed",
+        fix="read the critiques in the data set before this one; ask for them more clearly, or of a more capable model",
+    )
 
 
 def _nothing_left(num_completions: int, reasons: Counter[str]) -> Problem:

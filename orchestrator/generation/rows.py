@@ -3,21 +3,24 @@
 completion   prompt, completion, …            for sft
 ratings      prompt, completions, ratings, …  for dpo and reward_model
 abstention   prompt, chosen, rejected, …      for dpo
+critique     prompt, criticised, critique, …  for a stage of revisions
+revision     prompt, completion, …            for sft, and for dpo: prompt, chosen, rejected, …
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.config import RunConfig
-from orchestrator.data.formats import COLUMNS
+from orchestrator.data.formats import COLUMNS, equal_to_a_reader
 from orchestrator.errors import BadInput, Problem
 from orchestrator.generation.completions import Completion
+from workers.config import GenerateConfig
 from workers.files.pairs_file import ARGUMENTS, as_rows
-from workers.types import Prompt
+from workers.types import Prompt, Text
 from workers.writer import SCORE
 
 ROW_GROUP = 4096  # rows that are written together, at least
@@ -27,6 +30,11 @@ PROVENANCE = {
     "top_k": "int32", "version": "int32", "seed": "int64", "sample": "int32", "tokens": "int32", "finish": "string",
     "reason": "string", "known": "bool", "right": "float32",
 }  # fmt: skip
+OF_AN_ANSWER = {"round": "int32", "principle": "string", "criticised": "string", "initial": "string"}
+OF_AN_ANSWER |= {"answer_model": "string"}
+OF_A_CRITIQUE = {"critique": "string", "critique_model": "string"}
+REQUESTS = {"critique": OF_AN_ANSWER, "revision": OF_AN_ANSWER | OF_A_CRITIQUE}
+"""Columns of critiques and revisions that come with the request, see `preflight/critique.py`."""
 RESERVED = {*PROVENANCE, "seeds", "samples", *(column for columns in COLUMNS.values() for column in columns)}
 """Columns of our own, and those by which a format is detected. A prompt's own column of such a name is left out."""
 
@@ -53,15 +61,23 @@ class Rows:
             "top_p": rollout.top_p,
             "top_k": rollout.top_k,
         }
-        self._own, self.types = _columns(prompts)
-        self.types["prompt"] = _type_of([as_rows(prompt.text) for prompt in prompts])
+        assert isinstance(config.algorithm, GenerateConfig)
+        self._requested = REQUESTS.get(config.algorithm.rows, {})
+        self._text = "critique" if config.algorithm.rows == "critique" else "completion"
+        reserved = {*RESERVED, *REQUESTS["revision"], "from_row"} if self._requested else RESERVED
+        self._own, self.types = _columns(prompts, reserved)
+        self.types["prompt"] = _type_of([as_rows(self.question(prompt)) for prompt in prompts])
+
+    def question(self, prompt: Prompt) -> Text:
+        """Return the prompt of a row: that of the answer, where the run's own prompt is a request about an answer."""
+        return prompt.columns["prompt"] if self._requested else prompt.text
 
     def single(self, prompt: Prompt, completions: Sequence[Completion]) -> list[dict[str, Any]]:
         """Return one row per completion."""
         return [
             {
                 **self._head(prompt),
-                "completion": self._answer(completion.text),
+                self._text: completion.text if self._text == "critique" else self._answer(completion.text),
                 "score": completion.score,
                 **{f"{SCORE}{name}": value for name, value in completion.scores.items()},
                 **self._sampling,
@@ -89,6 +105,23 @@ class Rows:
         }
         return [row]
 
+    def pairs(self, prompt: Prompt, revisions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a pair of each revision and the answer that it revises, with the columns of the revision.
+
+        A revision that a reader cannot tell from the answer makes none.
+        """
+        before = self._answer(prompt.columns["criticised"])
+        return [
+            {
+                "prompt": row["prompt"],
+                "chosen": row["completion"],
+                "rejected": before,
+                **{name: value for name, value in row.items() if name not in ("prompt", "completion")},
+            }
+            for row in revisions
+            if not equal_to_a_reader(row["completion"], before)
+        ]
+
     def abstaining(
         self, prompt: Prompt, completion: Completion, abstention: str, *, known: bool, share: float
     ) -> dict[str, Any]:
@@ -112,7 +145,11 @@ class Rows:
 
     def _head(self, prompt: Prompt) -> dict[str, Any]:
         own = {name: written(prompt.columns.get(name)) for name, written in self._own.items()}
-        return {"prompt": as_rows(prompt.text), **own, "prompt_id": prompt.id}
+        head = {"prompt": as_rows(self.question(prompt)), **own, "prompt_id": prompt.id}
+        if not self._requested:
+            return head
+        requested = {name: prompt.columns.get(name) for name in self._requested}
+        return {**head, "prompt_id": prompt.columns["prompt_id"], "from_row": prompt.id, **requested}
 
     def _answer(self, text: str) -> Any:
         return [{"role": "assistant", "content": text}] if self._conversational else text
@@ -164,17 +201,20 @@ class Table:
         lists = {"ratings": pa.float32(), "seeds": pa.int64(), "samples": pa.int32()}
         if name in lists:
             return pa.list_(lists[name])
-        return pa.type_for_alias(PROVENANCE.get(name, "float32"))  # else the score of a scorer
+        known = {**PROVENANCE, **REQUESTS["revision"], "from_row": "string"}
+        return pa.type_for_alias(known.get(name, "float32"))  # else the score of a scorer
 
 
-def _columns(prompts: Sequence[Prompt]) -> tuple[dict[str, Callable[[Any], Any]], dict[str, Any]]:
+def _columns(
+    prompts: Sequence[Prompt], reserved: Collection[str]
+) -> tuple[dict[str, Callable[[Any], Any]], dict[str, Any]]:
     """Return how the value of each column of the prompts is written, and its Arrow type.
 
     Values that do not share one type are written as JSON.
     """
     written: dict[str, Callable[[Any], Any]] = {}
     types: dict[str, Any] = {}
-    for name in dict.fromkeys(name for prompt in prompts for name in prompt.columns if name not in RESERVED):
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.columns if name not in reserved):
         values = [prompt.columns.get(name) for prompt in prompts]
         found = None if name in ARGUMENTS else _type_of(values)
         written[name] = _as_json if found is None else _as_it_is

@@ -18,7 +18,7 @@ from orchestrator.evaluation.suite import Suite, SuiteConfig
 from orchestrator.launch.package import Named
 from orchestrator.preflight.model_directory import may_be_hub_id
 from orchestrator.preflight.shadowing import PACKAGES
-from orchestrator.rundir.inputs import code_of, named
+from orchestrator.rundir.inputs import CONSTITUTION, code_of, named
 from workers.config import FunctionRewardConfig, ModelScorerConfig
 
 
@@ -30,7 +30,7 @@ def stays(path: str) -> bool:
 def named_by_stages(stages: Iterable[RunConfig], root: Path) -> Iterator[Named]:
     """Yield what the stages of recipes name, without what one of them will write."""
     configs = {str(config.directory): config for config in stages}
-    written = {str(config.artifact) for config in configs.values()}
+    written = {str(artifact) for config in configs.values() for artifact in config.artifacts}
     for config in configs.values():
         prefix = f"stages.{config.name}." if len(configs) > 1 else ""
         yield from _named(named(config), prefix, root, written)
@@ -98,6 +98,8 @@ def _named(sources: Mapping[str, str], prefix: str, root: Path, written: Collect
 
 
 def _may_be_on_the_hub(key: str, source: str, root: Path) -> bool:
+    if key == CONSTITUTION:
+        return False
     return is_hub_name(source, root) if key.startswith("data.") else may_be_hub_id(source, root)
 
 

@@ -24,6 +24,7 @@ from orchestrator.data.sources import local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem
 from orchestrator.preflight import tokenization
+from orchestrator.preflight.critique import with_requests
 from orchestrator.preflight.mixture import problems_of_shares, remarks_on_shares, with_objective
 from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
 from workers.codec import NO_COLUMNS
@@ -147,6 +148,7 @@ def _read_one(
     else:
         gold = config.algorithm.pairs.gold if name == "prompts" and isinstance(config.algorithm, DpoConfig) else "never"
         rows = with_common_columns(read_prompts(source, split=split, max_rows=max_rows, gold=gold))
+        rows = with_requests(config, source, rows) if name == "prompts" else rows
     remarks = [f"dropped (data.equal_pairs): {remark}" for remark in dropped.remarks()]
     rows, further = _special_tokens(config, source, rows, tokens)
     remarks += further

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.config.constitution import read_constitution
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.rounds import largest
 from orchestrator.config.run import RunConfig
@@ -42,7 +43,7 @@ from orchestrator.preflight.model_source import (
 )
 from orchestrator.preflight.reward_source import check_reward_function, check_rewards
 from orchestrator.preflight.shadowing import refuse_shadows
-from workers.config import FunctionRewardConfig, ModelRewardConfig, ModelScorerConfig
+from workers.config import FunctionRewardConfig, GenerateConfig, ModelRewardConfig, ModelScorerConfig
 from workers.vocabulary import first_difference, read_vocabulary
 
 READ_WHOLLY_BYTES = 32 * 2**20  # of larger files only the first rows are read here; the run reads all
@@ -70,9 +71,10 @@ def preflight(recipe: Recipe) -> dict[str, StageSummary]:
     summaries: dict[str, StageSummary] = {}
     for config in recipe.stages:
         tokens = tokens_of(_own_tokenizer(config.model.path, config, recipe), config.model.chat_template_kwargs)
-        produced = {str(stage.artifact): stage for stage in recipe.before(config)}
+        produced = {str(artifact): stage for stage in recipe.before(config) for artifact in stage.artifacts}
         sources = {name: s for name in KEYS if (s := _data(config, name, produced, tokens, problems))}
         problems += problems_of_rows(config, sources)
+        _check_constitution(config, problems)
         data = [source.summary() for source in sources.values()]
         of_stage = Problems()
         _check_counts(config, data, of_stage)
@@ -119,6 +121,15 @@ def _data(
     except BadInput as error:
         problems.extend(error.problems)
         return None
+
+
+def _check_constitution(config: RunConfig, problems: Problems) -> None:
+    own = config.algorithm
+    if isinstance(own, GenerateConfig) and own.constitution is not None:
+        try:
+            read_constitution(own.constitution)
+        except BadInput as error:
+            problems.extend(error.problems)
 
 
 def _check_counts(config: RunConfig, data: Sequence[SourceSummary], problems: Problems) -> None:

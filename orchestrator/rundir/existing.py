@@ -76,7 +76,7 @@ def check_existing(recipe: Recipe, *, fresh: bool = False, restart_last: bool = 
     for config in recipe.stages:
         directory, forced = _directory(config), fresh and restart_last and config is recipe.stages[-1]
         if not directory.resolved.is_file():
-            retrained.add(str(config.artifact))
+            retrained |= {str(artifact) for artifact in config.artifacts}
             continue
         try:
             differences = list(_differences(config, directory, retrained))
@@ -86,7 +86,7 @@ def check_existing(recipe: Recipe, *, fresh: bool = False, restart_last: bool = 
                 continue
             differences = [Difference(key="", words="its resolved.json cannot be read", is_setting=True)]
         if differences or not directory.is_complete or forced:
-            retrained.add(str(config.artifact))
+            retrained |= {str(artifact) for artifact in config.artifacts}
         if forced or (fresh and differences):
             why = _summary(differences) if differences else "--fresh was given"
             aside.append(StartOver(directory=directory, why=why))

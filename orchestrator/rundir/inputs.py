@@ -1,4 +1,4 @@
-"""Inputs of a run beside its recipe (data, reward code, models), each with a digest that reveals changes.
+"""Inputs of a run beside its recipe (data, reward code, models, principles), each with a digest that reveals changes.
 
     recipe ──► files that it names ──► {"data.prompts": digest, …} ──► inputs.json of the run, id of a job
 
@@ -17,26 +17,28 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.preflight.data_files import KEYS
 from orchestrator.rundir.manifest import MANIFEST
-from workers.config import FunctionRewardConfig, ModelScorerConfig
+from workers.config import FunctionRewardConfig, GenerateConfig, ModelScorerConfig
 
 WHOLE_BYTES = 64 * 2**20  # larger files of weights are read in parts: the weights of a 70B model are 140 GB
 END_BYTES = 2**20
 PARTS, PART_BYTES = 64, 2**16
 WEIGHTS = (".safetensors", ".bin")
 MODEL_FILES = (*WEIGHTS, ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
+CONSTITUTION = "algorithm.constitution"
 MAY_CHANGE = ("reward.", "evaluation.", "data.eval_")
 """Prefixes of the keys whose inputs may change before a run resumes: rewards and evaluation data. It is reported."""
 
 
 def named(config: RunConfig) -> dict[str, str]:
-    """Return the data, models and functions that the config names, by key.
+    """Return the data, models, functions and principles that the config names, by key.
 
     Example: `{"data.prompts": "./prompts.jsonl", …}`.
     """
-    sources = {f"data.{name}": source for name in KEYS if isinstance(source := getattr(config.data, name), str)}
+    sources: dict[str, str] = {}
     for name in KEYS:
-        if isinstance(getattr(config.data, name), tuple):
-            sources |= {f"data.{name}.{i}": path for i, path in enumerate(config.data.paths(name))}
+        is_list = isinstance(getattr(config.data, name), tuple)
+        for i, path in enumerate(config.data.paths(name)):
+            sources[f"data.{name}.{i}" if is_list else f"data.{name}"] = path
     models = {"model.path": config.model, "critic_model.path": config.critic_model}
     models |= {"teacher.model.path": config.teacher.model if config.teacher else None}
     sources |= {"reference.path": config.reference.path} if config.reference.path is not None else {}
@@ -46,6 +48,8 @@ def named(config: RunConfig) -> dict[str, str]:
             sources[f"reward.{i}.function"] = reward.function
         elif isinstance(reward, ModelScorerConfig) and reward.path is not None:
             sources[f"reward.{i}.path"] = reward.path
+    if isinstance(config.algorithm, GenerateConfig) and config.algorithm.constitution is not None:
+        sources[CONSTITUTION] = config.algorithm.constitution
     if isinstance(config.evaluation.refusal, FunctionRewardConfig):
         sources["evaluation.refusal.function"] = config.evaluation.refusal.function
     return sources
@@ -57,6 +61,8 @@ def inputs_of(config: RunConfig, root: Path = Path()) -> dict[str, str]:
     for key, source in named(config).items():
         if key.endswith(".function"):
             digest = _digest_function(source, root)
+        elif key == CONSTITUTION:
+            digest = _digest_data(root / local(source))
         elif key.startswith("data."):
             digest = None if is_hub_name(source, root) else _digest_data(root / local(source))
         else:

@@ -15,6 +15,7 @@ from shipped import RECIPES
 
 from orchestrator.compare.recipe import CompareConfig
 from orchestrator.config import RunConfig
+from orchestrator.config.constitution import ConstitutionConfig
 from orchestrator.config.run import ClusterConfig, DataConfig
 from orchestrator.evaluation.suite import SuiteConfig
 from workers.config import Count, GrpoConfig, LoraConfig, PathText, Share
@@ -34,7 +35,7 @@ def classes(*roots: SettingsClass) -> list[SettingsClass]:
     return found
 
 
-ALL = classes(RunConfig, SuiteConfig, CompareConfig)
+ALL = classes(RunConfig, SuiteConfig, CompareConfig, ConstitutionConfig)
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)

@@ -12,6 +12,7 @@ from pages import PAGES, Block, blocks
 
 from orchestrator.compare.recipe import CompareConfig
 from orchestrator.config import load
+from orchestrator.config.constitution import ConstitutionConfig
 from orchestrator.errors import BadInput
 from orchestrator.evaluation.judge_file import read_judge
 from orchestrator.evaluation.suite import suite_of
@@ -48,6 +49,8 @@ def test_yaml_examples_are_valid(block: Block, tmp_path: Path) -> None:
         load_targets(path)
     elif "tasks" in values:
         CompareConfig.model_validate_json(json.dumps(values))
+    elif "principles" in values:
+        ConstitutionConfig.model_validate_json(json.dumps(values))
     elif "url" in values:
         (tmp_path / "judge.yaml").write_text(block.text)
         read_judge(tmp_path / "judge.yaml")

@@ -77,6 +77,8 @@ FURTHER: dict[str, dict[str, Any]] = {  # not in the published measurements
     # 16 prompts in six steps, the last of one prompt; few of the short samples end by themselves
     "generate": {"type": "generate", "prompts_per_step": 3, "num_generations": 4, "filters": {"truncated": "keep"}},
 }
+FURTHER["critique"] = {**FURTHER["generate"], "num_generations": 1, "rows": "critique"}
+FURTHER["revision"] = {**FURTHER["generate"], "rows": "revision"}
 ROUNDS = {
     "iterative-dpo-rounds": {
         "temperature": {"first": 0.8, "last": 1.2},
@@ -88,6 +90,13 @@ ROUNDS = {
     },
     "iterative-dpo-mixed": {"mix": {"earlier_rounds": 1.0, "last": None, "dataset": 0.5}},
 }
+ASKED = {"critique": "answers.jsonl", "revision": "critiques.jsonl"}  # what they are about
+CONSTITUTION = """
+principles: [{name: order, critique: g, revision: h}, {name: letters, critique: gg, revision: hh}]
+templates:
+  critique: "{prompt}{answer}{critique_request}"
+  revision: "{prompt}{answer}{critique}{revision_request}"
+"""
 MIXED = ("iterative-dpo-mixed",)  # with pairs of a dataset
 
 
@@ -102,21 +111,35 @@ def write_task(directory: Path) -> None:
     (directory / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     held_out = [{"prompt": f"{a}{b}>"} for a in ALPHABET[4:8] for b in ALPHABET[4:6]]
     (directory / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    write_answers(directory)
+
+
+def write_answers(directory: Path) -> None:
+    """Write answers, critiques of them, and the constitution that the critiques go by."""
+    (directory / "constitution.yaml").write_text(CONSTITUTION)
+    prompts = [f"{a}{b}>" for a in ALPHABET[:4] for b in ALPHABET[:4]]
+    answers = [{"prompt": prompt, "completion": prompt[1::-1]} for prompt in prompts]
+    (directory / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    critiques = [
+        {"prompt": prompt, "criticised": prompt[1], "critique": prompt[0], "principle": "order"} for prompt in prompts
+    ]
+    (directory / "critiques.jsonl").write_text("".join(json.dumps(row) + "\n" for row in critiques))
 
 
 def config(task: Path, output: Path, algorithm: str, /, **changes: Any) -> RunConfig:
     held_out = {"eval_prompts": str(task / "heldout.jsonl")} if algorithm in HELD_OUT else {}
     mixed = {"dataset": str(task / "pairs.jsonl")} if algorithm in MIXED else {}
+    constitution = {"constitution": str(task / "constitution.yaml")} if algorithm in ASKED else {}
     whole = {
         "name": "run",
         "output_dir": str(output),
         "model": {"path": str(task / "model"), "dtype": "float32"},
-        "data": {"prompts": str(task / "prompts.jsonl"), **held_out, **mixed},
+        "data": {"prompts": str(task / ASKED.get(algorithm, "prompts.jsonl")), **held_out, **mixed},
         "seed": 1 if held_out else 0,
         "evaluation": {"every": 1 if held_out else None},
         "reward": [{"type": "function", "function": f"{REWARD}:letters_a"}],
         "rollout": ROLLOUT,
-        "algorithm": (ALGORITHMS | FURTHER)[algorithm],
+        "algorithm": {**(ALGORITHMS | FURTHER)[algorithm], **constitution},
         "rounds": ROUNDS.get(algorithm, {}),
         "reference": {"refresh": _refresh(algorithm)},
         "checkpoint": {"every": 1},
@@ -149,11 +172,11 @@ def run(settings: RunConfig, start_cluster: Callable[..., Cluster] = local_clust
 
 
 def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Return the SHA-256 of a run's weights, or of its data set, and its metrics without those that depend on wall time
-    or restarts."""
-    data_set, model = directory / "data" / "rows.parquet", directory / "model" / "model.safetensors"
-    weights = hashlib.sha256((data_set if data_set.is_file() else model).read_bytes()).hexdigest()
-    return weights, [
+    """Return the SHA-256 of a run's weights, or of the files of its data set, and its metrics without those that depend
+    on wall time or restarts."""
+    data_set, model = sorted((directory / "data").glob("*.parquet")), directory / "model" / "model.safetensors"
+    written = hashlib.sha256(b"".join(path.read_bytes() for path in data_set or [model])).hexdigest()
+    return written, [
         {k: v for k, v in row.items() if not any(p in k for p in EXCLUDED_METRICS)} for row in rows(directory)
     ]
 

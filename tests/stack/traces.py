@@ -93,7 +93,8 @@ def _call(command: list[str], directory: Path) -> None:
 
 def main() -> None:
     check = "--check" in sys.argv[1:]
-    recipes = sorted(path.stem for path in QUICKSTART.glob("*.yaml") if not path.stem.startswith(("base", "compare")))
+    names = sorted(path.stem for path in QUICKSTART.glob("*.yaml"))
+    recipes = [name for name in names if not name.startswith(("base", "compare")) and name != "constitution"]
     names = [name for name in sys.argv[1:] if not name.startswith("--")] or recipes
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:

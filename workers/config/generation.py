@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.config.base import Count, Pattern, Settings, Share
+from workers.config.base import Count, PathText, Pattern, Settings, Share
 from workers.config.method import Needs, Sampled
 from workers.config.optimisation import Optimisation
 
@@ -34,7 +34,8 @@ class DeduplicationConfig(Settings):
     # treatment of equal completions of one prompt, white space aside
     exact: Literal["drop", "keep"] = "drop"
     # Jaccard similarity of word 5-grams from which two completions are near duplicates, also of different prompts, as
-    # estimated by MinHash; None: near duplicates are kept. Completions of fewer than 5 words are never near duplicates
+    # estimated by MinHash; None: near duplicates are kept. Completions of fewer than 5 words are never near duplicates,
+    # and critiques neither
     near: Annotated[float, Field(ge=0.5, le=1)] | None = 0.9
     # number of successive words that no row may share with a prompt of data.eval_prompts, eval_harmful or eval_benign;
     # a shorter prompt must not be the prompt of a row
@@ -82,8 +83,13 @@ class GenerateConfig(Sampled):
     # number of completions kept of each prompt, those with the highest rewards; None: all
     per_prompt: Count | None = None
     # form of a row; completion: one completion, for sft; ratings: all kept completions of a prompt with their rewards,
-    # for dpo and reward_model; abstention: a completion and an abstention, for dpo
-    rows: Literal["completion", "ratings", "abstention"] = "completion"
+    # for dpo and reward_model; abstention: a completion and an abstention, for dpo; critique: a critique of an answer,
+    # for a stage of revisions; revision: an answer revised after its critique, for sft, and beside it a pair with the
+    # answer before, for dpo and reward_model
+    rows: Literal["completion", "ratings", "abstention", "critique", "revision"] = "completion"
+    # YAML file of the principles by which answers are criticised and revised, with rows critique and revision: for each
+    # answer one of them, drawn at random (arXiv 2212.08073)
+    constitution: PathText | None = None
     abstention: AbstentionConfig = AbstentionConfig()  # which of the two is preferred, with rows abstention
 
     @model_validator(mode="after")
@@ -106,6 +112,13 @@ class GenerateConfig(Sampled):
                 "rows of ratings compare completions of a prompt: set num_generations, and per_prompt if it is given, "
                 "to 2 or more"
             )
+        if (self.constitution is not None) != (self.rows in ("critique", "revision")):
+            raise ValueError(
+                "critiques and revisions go by a constitution: set rows to critique or revision and constitution to "
+                "the file of its principles, or leave constitution out"
+            )
+        if self.constitution is not None and self.keep != "all":
+            raise ValueError("a critique or revision has no final answer to vote on: leave keep out")
         if self.min_agreement and self.keep != "majority":
             raise ValueError("min_agreement is the share of the majority: set keep to majority, or leave it out")
         return self

@@ -30,8 +30,8 @@ def source(config: RunConfig) -> Iterator[Conflict]:
         if any(source.from_stage is not None for source in data.sources(key)):
             yield Conflict(
                 keys=(f"data.{key}",),
-                why="a source has both path and from_stage, or from_stage where no data set is trained on",
-                fix="give path alone, or from_stage alone in a source of data.dataset",
+                why="a source has both path and from_stage, or from_stage where no data set of a stage is read",
+                fix="give path alone, or from_stage alone in a source of data.dataset or data.prompts",
             )
     fitting = [key for key in ("prompts", "dataset") if getattr(config.algorithm.needs, key)]
     wanted = " or ".join(f"data.{key}" for key in fitting)

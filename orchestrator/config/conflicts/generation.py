@@ -40,7 +40,7 @@ def generation(config: RunConfig) -> Iterator[Conflict]:
     given = {
         "algorithm.filters.min_score": algorithm.filters.min_score is not None,
         "algorithm.per_prompt": algorithm.per_prompt is not None,
-        "algorithm.rows": algorithm.rows != "completion",
+        "algorithm.rows": algorithm.rows in ("ratings", "abstention"),
     }
     for key in (key for key, is_given in given.items() if is_given):
         yield Conflict(

@@ -13,6 +13,7 @@ from recipe_dir import RecipeDir
 
 from orchestrator.compare.recipe import CompareConfig
 from orchestrator.config import RunConfig, load, resolved
+from orchestrator.config.constitution import ConstitutionConfig
 from orchestrator.config.recipe import from_resolved
 from orchestrator.evaluation.suite import SuiteConfig
 
@@ -43,6 +44,7 @@ def mounted() -> dict[type[BaseModel], set[str]]:
     """Return every settings class with the keys under which it occurs."""
     found: dict[type[BaseModel], set[str]] = defaultdict(set)
     queue: list[tuple[type[BaseModel], str]] = [(RunConfig, ""), (SuiteConfig, ""), (CompareConfig, "")]
+    queue.append((ConstitutionConfig, ""))
     while queue:
         cls, key = queue.pop()
         if key in found[cls]:

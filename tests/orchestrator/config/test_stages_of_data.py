@@ -50,6 +50,65 @@ def test_the_name_of_an_unnamed_stage_does_not_depend_on_where_the_data_set_is(t
     assert len(names) == 1
 
 
+def with_constitution(name: str, rows: str, prompts: Any) -> dict[str, Any]:
+    algorithm = {"type": "generate", "rows": rows, "constitution": "c.yaml"}
+    return {"name": name, "model": {"path": "m"}, "data": {"prompts": prompts}, "algorithm": algorithm}
+
+
+CRITIQUES = with_constitution("critiques", "critique", {"from_stage": "samples"})
+REVISIONS = with_constitution("revisions", "revision", {"from_stage": "critiques"})
+
+
+def test_prompts_may_be_the_rows_of_an_earlier_stage(tmp_path: Path) -> None:
+    samples, critiques, revisions = recipe(tmp_path, SAMPLES, CRITIQUES, REVISIONS).stages
+    assert critiques.data.paths("prompts") == (str(samples.data_file),)
+    assert revisions.data.prompt_sources == (str(critiques.data_file),)
+    listed = [{"from_stage": "samples", "max_rows": 3}, "more.jsonl"]
+    samples, critiques = recipe(tmp_path, SAMPLES, with_constitution("critiques", "critique", listed)).stages
+    assert critiques.data.paths("prompts") == (str(samples.data_file), "more.jsonl")
+    assert critiques.data.sources("prompts")[0].max_rows == 3
+
+
+def test_sft_reads_revisions_and_dpo_their_pairs(tmp_path: Path) -> None:
+    trained = [
+        {**STUDENT, "name": name, "data": {"from_stage": "revisions"}, "algorithm": {"type": name}}
+        for name in ("sft", "dpo")
+    ]
+    *_, revisions, sft, dpo = recipe(tmp_path, SAMPLES, CRITIQUES, REVISIONS, *trained).stages
+    assert revisions.artifacts == (revisions.data_file, revisions.pairs_file)
+    assert (sft.data.dataset, dpo.data.dataset) == (str(revisions.data_file), str(revisions.pairs_file))
+
+
+def test_a_further_round_criticises_revisions(tmp_path: Path) -> None:
+    again = with_constitution("again", "critique", {"from_stage": "revisions"})
+    further = with_constitution("further", "revision", {"from_stage": "again"})
+    both = {"dataset": [{"from_stage": "revisions"}, {"from_stage": "further"}]}
+    trained = {**STUDENT, "data": both, "algorithm": {"type": "dpo"}}
+    stages = recipe(tmp_path, SAMPLES, CRITIQUES, REVISIONS, again, further, trained).stages
+    _, _, first, critiques, second, dpo = stages
+    assert critiques.data.paths("prompts") == (str(first.data_file),)
+    assert dpo.data.paths("dataset") == (str(first.pairs_file), str(second.pairs_file))
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (with_constitution("r", "revision", {"from_stage": "samples"}), "that stage has rows completion"),
+        (with_constitution("c", "critique", {"from_stage": "critiques"}), "that stage has rows critique"),
+        ({**STUDENT, "data": {"from_stage": "critiques"}}, "name the stage that revises after these critiques"),
+        ({**SAMPLES, "name": "s", "data": {"prompts": {"from_stage": "critiques"}}}, "where rows is revision"),
+        (with_constitution("c", "critique", {"from_stage": "sample"}), "did you mean samples?"),
+        (with_constitution("c", "critique", {"from_stage": "samples", "path": "d"}), "has both path and from_stage"),
+        (with_constitution("c", "completion", "p.jsonl"), "leave constitution out"),
+        ({**SAMPLES, "name": "s", "algorithm": {"type": "generate", "rows": "critique"}}, "set rows to critique"),
+    ],
+)
+def test_rows_of_another_form_are_refused(tmp_path: Path, stage: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        recipe(tmp_path, SAMPLES, CRITIQUES, stage)
+    assert message in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

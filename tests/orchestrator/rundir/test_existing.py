@@ -14,6 +14,8 @@ from orchestrator.cli.main import main
 from orchestrator.config import Recipe, load
 from orchestrator.driver.driver import resume_run, run_recipe
 from orchestrator.errors import BadInput, ResumeError
+from orchestrator.launch.named import named_by_stages
+from orchestrator.preflight.preflight import preflight
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.existing import check_existing, move_aside, refuse_other_inputs, write_inputs
 from orchestrator.rundir.ledger import Fact, Ledger
@@ -250,3 +252,26 @@ def test_a_reward_may_change_on_resume_and_is_reported(recipe: Recipe) -> None:
         "the new contents are used from now on"
     )
     assert check_existing(recipe) == []
+
+
+# ------------------------------------------------------------------------------------------------ a constitution
+
+
+def test_other_principles_are_another_data_set(recipe_dir: RecipeDir) -> None:
+    principles = Path("principles.yaml")
+    principles.write_text("principles:\n  - {name: honest, critique: Name what is untrue., revision: Remove it.}\n")
+    recipe_dir.jsonl("answers.jsonl", [{"prompt": "1+1=", "completion": "3"}])
+    algorithm = "{type: generate, rows: critique, constitution: principles.yaml}"
+    changes = {"data": "{prompts: answers.jsonl}", "reward": None, "algorithm": algorithm}
+    recipe = load(recipe_dir.recipe(changes))
+    directory = finished(recipe)
+    directory.data.mkdir()
+    assert check_existing(recipe) == []
+    principles.write_text(principles.read_text().replace("untrue", "unkind"))
+    assert "algorithm.constitution (principles.yaml) has changed" in why(recipe)
+    named = {item.path: item.by for item in named_by_stages(recipe.stages, Path())}
+    assert named["principles.yaml"] == "algorithm.constitution"
+    principles.unlink()
+    assert {item.path for item in named_by_stages(recipe.stages, Path())} >= {"principles.yaml"}, "not left out unsaid"
+    with pytest.raises(BadInput, match=r"algorithm\.constitution = principles\.yaml: no such file"):
+        preflight(recipe)
