@@ -24,6 +24,7 @@ SCORERS: Mapping[str, ScorerCost] = {
         source="assumed; measured on made answers: 3 ms where the answer is marked, 10 ms where it is not",
     ),
     "json_schema": ScorerCost(seconds=1.1e-3, source="measured: an object of 20 items in a fence"),
+    "classifier": ScorerCost(seconds=0.0, source="its forward pass is on a GPU; its tokenisation is not counted"),
     "refusal": ScorerCost(seconds=0.03e-3, source="measured: 3 kB of text"),
     "code": ScorerCost(
         seconds=0.2, parallel=True, source="measured: 0.04 s per test in its sandbox; 5 tests per row are assumed"
