@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """How a detector does on some rows; each phrase counts once, whatever the number of its texts."""
+    """Quality of a detector on some rows; each phrase counts once, whatever the number of its texts."""
 
     precision: float
     recall: float

@@ -185,13 +185,19 @@ def _check_models(
             (check_scorer if scores else check_writer)(path, where, problems)
     for i, reward in enumerate(config.reward):
         if isinstance(reward, ClassifierRewardConfig):
-            _check_classifier(config, reward, f"reward.{i}", problems)
+            _check_classifier(config, reward, f"reward.{i}", produced, problems)
 
 
-def _check_classifier(config: RunConfig, reward: ClassifierRewardConfig, key: str, problems: Problems) -> None:
+def _check_classifier(
+    config: RunConfig, reward: ClassifierRewardConfig, key: str, produced: Mapping[str, RunConfig], problems: Problems
+) -> None:
     """Check a text-classification model, of any family: it neither shares computation nor is trained."""
     assert reward.path is not None
     where = f"{key}.path = {reward.path}"
+    if reward.path in produced:
+        fix = "give path instead of from_stage; a reward model goes to `reward: [{type: model, from_stage: …}]`"
+        problems.add("not a classifier", where=where, why="no stage trains a classifier", fix=fix)
+        return
     check_positions(config, key, reward.path, where, problems)
     check_directory(reward.path, where, problems, needs_template=False)
     check_tokenizer(reward.path, where, problems, writes=False)

@@ -85,12 +85,6 @@ class ClassifierRewardConfig(ModelScorerConfig):
         """
         return re.sub(r"\W+", "_", self.label.lower()).strip("_") or "classifier"
 
-    @model_validator(mode="after")
-    def no_stage(self) -> Self:
-        if self.from_stage is not None:
-            raise ValueError("give path instead of from_stage: no stage trains a classifier")
-        return self
-
 
 RLHFLOW_TEMPLATE = "[CONTEXT] {context} [RESPONSE A] {response_a} [RESPONSE B] {response_b} \n"
 """Template of RLHFlow's pair-preference-model-LLaMA3-8B (arXiv 2405.07863)."""

@@ -51,6 +51,8 @@ class TextClassifier:
         limits = (max_length, self._tokenizer.model_max_length, max_positions(path), _last_position(model))
         self._max_length = min(limit for limit in limits if limit is not None)
         self._pad = config.get_text_config().pad_token_id
+        ends = (self._tokenizer.eos_token_id, self._tokenizer.sep_token_id, self._pad)
+        self._end = next((int(token) for token in ends if token is not None), 0)
 
     def outputs(self, texts: Sequence[str], premises: Sequence[str] | None, *, budget: int) -> NDArray[np.float64]:
         """Return the logits of all labels: [N, labels].
@@ -76,7 +78,8 @@ class TextClassifier:
         encoded: Encoded = self._tokenizer(
             *parts, truncation="longest_first", max_length=self._max_length, return_attention_mask=False
         )
-        return encoded
+        # A tokenizer without special tokens gives none for an empty text, and a model needs one.
+        return encoded if encoded["input_ids"] else {name: [self._end * (name == "input_ids")] for name in encoded}
 
     def _infer(self, batch: Sequence[Encoded], longest: int) -> NDArray[np.float64]:
         def padded(name: str, fill: int) -> torch.Tensor:
