@@ -14,7 +14,7 @@ from orchestrator.data.examples import read_examples
 from orchestrator.data.prompts import read_prompts
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.errors import Problem
-from workers.config import FunctionRewardConfig, ModelScorerConfig, RewardConfig
+from workers.config import ClassifierRewardConfig, FunctionRewardConfig, ModelScorerConfig, RewardConfig
 
 SAME = (
     "model.path",
@@ -126,6 +126,8 @@ def scorer_names(rewards: Sequence[RewardConfig], *, trained_on: bool = False) -
 def _scorer(reward: RewardConfig) -> str:
     if isinstance(reward, FunctionRewardConfig):
         return reward.function.rpartition(":")[2]
+    if isinstance(reward, ClassifierRewardConfig):
+        return reward.name
     if isinstance(reward, ModelScorerConfig):
         parts = Path(str(reward.path)).parts
         return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]

@@ -12,10 +12,21 @@ from orchestrator.evaluation.suite import SuiteConfig, judge_key
 from orchestrator.preflight.data_files import SourceSummary
 from orchestrator.preflight.model_directory import check_directory
 from orchestrator.preflight.model_family import check_evaluated, check_family
-from orchestrator.preflight.model_source import check_parallel, check_scorer, check_tokenizer, check_writer
+from orchestrator.preflight.model_source import (
+    check_classifier,
+    check_parallel,
+    check_scorer,
+    check_tokenizer,
+    check_writer,
+)
 from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
-from orchestrator.preflight.reward_source import check_reward_function, check_rewards
-from workers.config import FunctionRewardConfig, ModelRewardConfig, ModelScorerConfig, RewardConfig
+from orchestrator.preflight.reward_source import check_refusal, check_rewards
+from workers.config import (
+    ClassifierRewardConfig,
+    ModelRewardConfig,
+    ModelScorerConfig,
+    RewardConfig,
+)
 from workers.types import Example, Prompt
 from workers.vocabulary import first_difference, read_vocabulary
 
@@ -61,10 +72,8 @@ def check_suite(suite: SuiteConfig, prompts: Mapping[str, Sequence[Prompt]], pro
     check_rewards(suite.reward, suite.cluster, summaries, problems)
     for i, reward in enumerate(suite.reward):
         _check_scorer(reward, f"reward.{i}", problems)
-    if isinstance(suite.refusal, FunctionRewardConfig):
-        where = f"refusal.function = {suite.refusal.function}"
-        columns = {getattr(suite, key): rows[0].columns for key, rows in prompts.items() if key != "prompts"}
-        check_reward_function(suite.refusal.function, where, problems, columns)
+    columns = {getattr(suite, key): rows[0].columns for key, rows in prompts.items() if key != "prompts"}
+    check_refusal(suite.refusal, "refusal", columns, problems)
     return None if suite.judge is None else judge_key(suite.judge, problems)
 
 
@@ -99,6 +108,9 @@ def _check_scorer(reward: RewardConfig, key: str, problems: Problems) -> None:
         where = f"{key}.path = {reward.path}"
         check_directory(reward.path, where, problems, needs_template=False)
         check_tokenizer(reward.path, where, problems, writes=False)
+        if isinstance(reward, ClassifierRewardConfig):
+            check_classifier(reward, where, problems)
+            return
         check_family(reward.path, where, problems)
         (check_scorer if isinstance(reward, ModelRewardConfig) else check_writer)(reward.path, where, problems)
 

@@ -18,8 +18,7 @@ from orchestrator.evaluation.suite import Suite, SuiteConfig
 from orchestrator.launch.package import Named
 from orchestrator.preflight.model_directory import may_be_hub_id
 from orchestrator.preflight.shadowing import PACKAGES
-from orchestrator.rundir.inputs import CONSTITUTION, code_of, named
-from workers.config import FunctionRewardConfig, ModelScorerConfig
+from orchestrator.rundir.inputs import CONSTITUTION, code_of, named, named_by_scorers
 
 
 def stays(path: str) -> bool:
@@ -53,12 +52,7 @@ def _sources(suite: SuiteConfig) -> dict[str, str]:
     sets["data.preferences"] = suite.preferences
     sources = {key: source for key, source in sets.items() if source is not None}
     rewards = {f"reward.{i}": reward for i, reward in enumerate(suite.reward)}
-    for key, scorer in {**rewards, "refusal": suite.refusal}.items():
-        if isinstance(scorer, FunctionRewardConfig):
-            sources[f"{key}.function"] = scorer.function
-        elif isinstance(scorer, ModelScorerConfig) and scorer.path is not None:
-            sources[f"{key}.path"] = scorer.path
-    return sources
+    return sources | named_by_scorers({**rewards, "refusal": suite.refusal})
 
 
 def files_of(content: Recipe | Comparison | Suite, root: Path) -> list[Named]:

@@ -26,6 +26,7 @@ from workers.config import (
     ModelOrigin,
     ModelScorerConfig,
     ReferenceConfig,
+    RefusalRewardConfig,
     RewardConfig,
     RolloutConfig,
     TeacherConfig,
@@ -337,6 +338,8 @@ def _absolute_reward(reward: RewardConfig) -> RewardConfig:
     if isinstance(reward, JudgeRewardConfig):
         paths = {key: path for key in ("cache", "api_key_file") if (path := getattr(reward, key)) is not None}
         return reward.model_copy(update={key: os.path.abspath(path) for key, path in paths.items()})
+    if isinstance(reward, RefusalRewardConfig) and reward.classifier_file is not None:
+        return reward.model_copy(update={"classifier": os.path.abspath(reward.classifier_file)})
     if not isinstance(reward, FunctionRewardConfig):
         return reward
     place, _, name = reward.function.rpartition(":")

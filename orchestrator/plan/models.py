@@ -133,6 +133,10 @@ TABLE: Mapping[str, ModelShape] = {
     )
 }
 _DECORATION = re.compile(r"-(instruct|chat|base|it|hf|thinking|math|coder|v\d+(\.\d+)*|\d{4})(?=-|$)")
+_UNGATED = ("bert", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "distilbert")  # of classifiers
+_DISTILBERT = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads"} | {
+    "hidden_dim": "intermediate_size"
+}
 _VERSION = re.compile(r"llama-3\.[13]-(8b|70b|405b)")
 
 
@@ -181,6 +185,8 @@ def read(file: Path) -> ModelShape:
         problem = Problem(what="cannot be read", where=str(file), why=str(error), fix="copy the whole model again")
         raise BadInput(problem) from None
     config: dict[str, Any] = data.get("text_config") or data if isinstance(data, dict) else {}
+    if config.get("model_type") == "distilbert":
+        config = {_DISTILBERT.get(key, key): value for key, value in config.items()}
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     missing = [key for key in needed if not _count(config.get(key))]
     experts = next((n for key in ("num_local_experts", "num_experts") if (n := _count(config.get(key)))), 0)
@@ -212,6 +218,7 @@ def read(file: Path) -> ModelShape:
         experts=experts,
         active_experts=min(experts, _count(config.get("num_experts_per_tok")) or 2) if experts else 0,
         shared_intermediate=_count(config.get("shared_expert_intermediate_size")) if experts else 0,
+        gated=config.get("model_type") not in _UNGATED,
     )
 
 

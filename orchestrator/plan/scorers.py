@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from workers.config import JudgeRewardConfig, PairwiseRewardConfig, RewardConfig
+from workers.config import JudgeRewardConfig, PairwiseRewardConfig, RefusalRewardConfig, RewardConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,7 @@ SCORERS: Mapping[str, ScorerCost] = {
         source="assumed; measured on made answers: 3 ms where the answer is marked, 10 ms where it is not",
     ),
     "json_schema": ScorerCost(seconds=1.1e-3, source="measured: an object of 20 items in a fence"),
+    "classifier": ScorerCost(seconds=0.0, source="its forward pass is on a GPU; its tokenisation is not counted"),
     "refusal": ScorerCost(seconds=0.03e-3, source="measured: 3 kB of text"),
     "code": ScorerCost(
         seconds=0.2, parallel=True, source="measured: 0.04 s per test in its sandbox; 5 tests per row are assumed"
@@ -37,6 +38,7 @@ SCORERS: Mapping[str, ScorerCost] = {
     "model": ScorerCost(seconds=0.0, source="its forward pass is on a GPU; its tokenisation is not counted"),
 }
 """By `type` in a recipe."""
+REFUSAL_CLASSIFIER = ScorerCost(seconds=0.5e-3, source="measured: 3 kB of text, of which it reads 300 characters")
 
 
 def cpu_s(rewards: Sequence[RewardConfig], *, prompts: int, group: int, workers: int, cpus: float) -> float:
@@ -47,7 +49,8 @@ def cpu_s(rewards: Sequence[RewardConfig], *, prompts: int, group: int, workers:
     """
     groups, cores, total = math.ceil(prompts / workers), max(1, int(cpus)), 0.0
     for reward in rewards:
-        cost = SCORERS[reward.type]
+        trained = isinstance(reward, RefusalRewardConfig) and reward.classifier is not None
+        cost = REFUSAL_CLASSIFIER if trained else SCORERS[reward.type]
         if isinstance(reward, JudgeRewardConfig):
             texts, at_once = reward.questions(group), reward.concurrency
         else:

@@ -36,7 +36,14 @@ from orchestrator.plan.time import (
     zero3_traffic_s,
 )
 from orchestrator.plan.work import Work
-from workers.config import LearnerConfig, ModelScorerConfig, PairwiseRewardConfig, ReferenceConfig, TeacherConfig
+from workers.config import (
+    ClassifierRewardConfig,
+    LearnerConfig,
+    ModelScorerConfig,
+    PairwiseRewardConfig,
+    ReferenceConfig,
+    TeacherConfig,
+)
 
 PHASES = ("refresh", "generate", "score", "learn", "publish", "switch")
 Busy: TypeAlias = Mapping[str, Mapping[str, float]]
@@ -265,6 +272,7 @@ def reward_s(
     """Return the time in which the reward workers score `prompts` with `group` completions each.
 
     A reward model reads every completion with its prompt, `context` tokens. A model that compares reads two at a time.
+    A classifier reads no more than its `max_length`.
     """
     workers, forward = config.reward_workers.num_workers, 0.0
     for i, reward in enumerate(config.reward):
@@ -272,7 +280,8 @@ def reward_s(
             texts, each = (
                 (group, 1) if not isinstance(reward, PairwiseRewardConfig) else (2 * reward.comparisons(group), 2)
             )
-            tokens, length = prompts * texts * each * context, each * context
+            read = min(context, reward.max_length) if isinstance(reward, ClassifierRewardConfig) else context
+            tokens, length = prompts * texts * each * read, each * read
             shape = shapes[f"reward.{i}"]
             forward += scoring_s(shape, gpu, tokens=tokens, context=length, gpus=workers, constants=constants)
     cpus = config.cluster.cpus_per_worker

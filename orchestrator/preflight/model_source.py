@@ -17,7 +17,7 @@ from orchestrator.preflight.model_files import (
     tensors,
     tokenizer_digest,
 )
-from workers.config import ModelScorerConfig
+from workers.config import ClassifierRewardConfig, ModelScorerConfig
 from workers.positions import positions_of
 from workers.vocabulary import first_difference, read_vocabulary
 
@@ -43,6 +43,31 @@ def check_scorer(path: str, where: str, problems: Problems) -> None:
                 wanted = (1, *shape[1:])
                 why = f"{name} has shape {list(shape)}; one number per text needs {list(wanted)}"
                 problems.add("the weights do not match config.json", where=where, why=why, fix=fix)
+
+
+def check_classifier(reward: ClassifierRewardConfig, where: str, problems: Problems) -> None:
+    """Check that a directory is a text-classification model with the label that a reward asks for."""
+    assert reward.path is not None
+    if (config := config_of(reward.path)) is None:
+        return
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    fix = "give a text-classification model, such as one for toxicity or natural-language inference"
+    if not any(name.endswith(SCORER) for name in architectures):
+        why = f"it is a {', '.join(architectures) or 'model without architectures'}; a classifier is a …{SCORER}"
+        problems.add("not a classifier", where=where, why=why, fix=fix)
+    elif (count := _num_labels(config)) < 2:
+        why = "it has one label, which makes it a reward model"
+        problems.add("not a classifier", where=where, why=why, fix="set type to model, and remove label")
+    else:
+        names = config.get("id2label")
+        labels = list(map(str, names.values())) if isinstance(names, dict) else [f"LABEL_{i}" for i in range(count)]
+        if reward.label not in labels:
+            problems.add(
+                f"no label {reward.label!r}",
+                where=where.replace(f".path = {reward.path}", f".label = {reward.label}"),
+                why=f"{reward.path} has the labels {', '.join(labels)}",
+                fix="give one of them, spelled as there",
+            )
 
 
 def check_writer(path: str, where: str, problems: Problems) -> None:

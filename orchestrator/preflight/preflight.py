@@ -33,6 +33,7 @@ from orchestrator.preflight.model_family import (
     unpacked_remark,
 )
 from orchestrator.preflight.model_source import (
+    check_classifier,
     check_parallel,
     check_positions,
     check_same_tokens,
@@ -41,9 +42,9 @@ from orchestrator.preflight.model_source import (
     check_tokenizer,
     check_writer,
 )
-from orchestrator.preflight.reward_source import check_reward_function, check_rewards
+from orchestrator.preflight.reward_source import check_refusal, check_rewards
 from orchestrator.preflight.shadowing import refuse_shadows
-from workers.config import FunctionRewardConfig, GenerateConfig, ModelRewardConfig, ModelScorerConfig
+from workers.config import ClassifierRewardConfig, GenerateConfig, ModelRewardConfig, ModelScorerConfig
 from workers.vocabulary import first_difference, read_vocabulary
 
 READ_WHOLLY_BYTES = 32 * 2**20  # of larger files only the first rows are read here; the run reads all
@@ -88,10 +89,8 @@ def preflight(recipe: Recipe) -> dict[str, StageSummary]:
             fix = "give a model of the same family, or remove reference.path"
             _check_same_tokenizer(config, recipe, "reference.path", config.reference.path, fix, of_stage)
         check_rewards(config.reward, config.cluster, data, of_stage)
-        if isinstance(config.evaluation.refusal, FunctionRewardConfig):
-            function = config.evaluation.refusal.function
-            judged = {s.source: s.columns for s in data if s.key.endswith(("harmful", "benign"))}
-            check_reward_function(function, f"evaluation.refusal.function = {function}", of_stage, judged)
+        judged = {s.source: s.columns for s in data if s.key.endswith(("harmful", "benign"))}
+        check_refusal(config.evaluation.refusal, "evaluation.refusal", judged, of_stage)
         _check_output(config, of_stage)
         prefix = f"stages.{config.name}." if len(recipe.stages) > 1 else ""
         problems += [replace(problem, where=prefix + problem.where) for problem in of_stage]
@@ -169,7 +168,11 @@ def _check_models(
     models += [("critic_model", config.critic_model.path, None)] if config.critic_model else []
     models += [("teacher.model", config.teacher.model.path, False)] if config.teacher else []
     models += [("reference", config.reference.path, False)] if config.reference.path is not None else []
-    scorers = [(i, r) for i, r in enumerate(config.reward) if isinstance(r, ModelScorerConfig)]
+    scorers = [
+        (i, r)
+        for i, r in enumerate(config.reward)
+        if isinstance(r, ModelScorerConfig) and not isinstance(r, ClassifierRewardConfig)
+    ]
     models += [(f"reward.{i}", r.path, isinstance(r, ModelRewardConfig)) for i, r in scorers]
     for key, path, scores in models:
         assert path is not None
@@ -191,6 +194,26 @@ def _check_models(
             check_same_tokens(path, config.model.path, where, problems)
         if scores is not None:
             (check_scorer if scores else check_writer)(path, where, problems)
+    for i, reward in enumerate(config.reward):
+        if isinstance(reward, ClassifierRewardConfig):
+            _check_classifier(config, reward, f"reward.{i}", produced, problems)
+
+
+def _check_classifier(
+    config: RunConfig, reward: ClassifierRewardConfig, key: str, produced: Mapping[str, RunConfig], problems: Problems
+) -> None:
+    """Check a text-classification model, of any family: it neither shares computation nor is trained."""
+    assert reward.path is not None
+    where = f"{key}.path = {reward.path}"
+    if reward.path in produced:
+        fix = "give path instead of from_stage; a reward model goes to `reward: [{type: model, from_stage: …}]`"
+        problems.add("not a classifier", where=where, why="no stage trains a classifier", fix=fix)
+        return
+    check_positions(config, key, reward.path, where, problems)
+    check_directory(reward.path, where, problems, needs_template=False)
+    check_tokenizer(reward.path, where, problems, writes=False)
+    check_precision(reward.path, where, problems)
+    check_classifier(reward, where, problems)
 
 
 def _initial_model(path: str, produced: Mapping[str, RunConfig]) -> str:

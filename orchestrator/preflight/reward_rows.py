@@ -8,7 +8,13 @@ from dataclasses import replace
 from orchestrator.data.audit import row_number
 from orchestrator.data.rows import RowProblems
 from orchestrator.errors import Problem
-from workers.config import CodeRewardConfig, JsonSchemaRewardConfig, MathRewardConfig, RewardConfig
+from workers.config import (
+    ClassifierRewardConfig,
+    CodeRewardConfig,
+    JsonSchemaRewardConfig,
+    MathRewardConfig,
+    RewardConfig,
+)
 from workers.rewards.answers import wrong_solution
 from workers.rewards.base import RewardError
 from workers.rewards.code import read_tests
@@ -49,6 +55,7 @@ WHY: Mapping[str, str] = {
     "math": "the math reward compares answers with it",
     "code": "the code reward runs programs against it",
     "json_schema": "the json_schema reward validates completions against it",
+    "classifier": "the classifier reads it as the premise of each completion",
 }
 
 
@@ -61,6 +68,8 @@ def _column(reward: RewardConfig) -> str | None:
             return reward.tests_column
         case JsonSchemaRewardConfig():
             return reward.schema_column
+        case ClassifierRewardConfig():
+            return reward.premise_column
     return None
 
 
@@ -73,6 +82,9 @@ def _passes(reward: RewardConfig, prompt: Prompt) -> bool:
         case CodeRewardConfig():
             value = prompt.columns.get(reward.tests_column)
             return value is None or value == [] or (isinstance(value, str) and not value.strip())
+        case ClassifierRewardConfig(premise_column=str(column)):
+            value = prompt.columns.get(column)
+            return value is None or (isinstance(value, str) and not value.strip())
     return False
 
 
@@ -97,4 +109,7 @@ def _wrong(reward: RewardConfig, prompt: Prompt, schemas: dict[str, str]) -> str
             if text not in schemas:
                 schemas[text] = wrong_schema(value)
             return schemas[text]
+        case ClassifierRewardConfig(premise_column=str(column)):
+            value = prompt.columns.get(column)
+            return "" if value is None or isinstance(value, str) else f"is not text ({type(value).__name__})"
     return ""

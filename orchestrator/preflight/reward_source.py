@@ -14,7 +14,8 @@ from typing import TypeAlias
 from orchestrator.config.run import ClusterConfig
 from orchestrator.errors import Problems
 from orchestrator.preflight.data_files import SourceSummary
-from workers.config import CodeRewardConfig, FunctionRewardConfig, RewardConfig
+from workers.config import CodeRewardConfig, FunctionRewardConfig, RefusalConfig, RefusalRewardConfig, RewardConfig
+from workers.rewards.refusal_classifier import ClassifierError, RefusalClassifier
 from workers.rewards.sandbox import NoSandboxError, Sandbox
 
 SIGNATURE = "def reward(prompts, completions, completion_ids, **columns) -> list[float | None]"
@@ -25,6 +26,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "math": {"solution_column": "the math reward compares answers with it"},
     "code": {"tests_column": "the code reward runs programs against its tests"},
     "json_schema": {"schema_column": "the json_schema reward validates completions against it"},
+    "classifier": {"premise_column": "the classifier reads it as the premise of each completion"},
 }
 
 
@@ -40,7 +42,7 @@ def check_rewards(
         for key, why in COLUMNS.get(reward.type, {}).items():
             column = getattr(reward, key)
             for source in prompts:
-                if column not in source.columns:
+                if column is not None and column not in source.columns:
                     others = ", ".join(source.columns) or "none"
                     problems.add(
                         f"{source.source} has no column `{column}`",
@@ -48,9 +50,24 @@ def check_rewards(
                         why=f"{why}; the further columns are: {others}",
                         fix=f"add the column, or set reward.{i}.{key} to another one",
                     )
+        if isinstance(reward, RefusalRewardConfig):
+            check_refusal(reward, f"reward.{i}", {}, problems)
         # On another cluster the reward workers check for a sandbox when they start.
         if isinstance(reward, CodeRewardConfig) and cluster.address is None and "RAY_ADDRESS" not in os.environ:
             _check_sandbox(reward, f"reward.{i}.type = code", problems)
+
+
+def check_refusal(refusal: RefusalConfig, key: str, columns: Mapping[str, Iterable[str]], problems: Problems) -> None:
+    """Check what a detector of refusals needs: its function, called with the rows of `columns`, or its classifier."""
+    if isinstance(refusal, FunctionRewardConfig):
+        check_reward_function(refusal.function, f"{key}.function = {refusal.function}", problems, columns)
+    elif refusal.classifier_file is not None:
+        try:
+            RefusalClassifier.load(Path(refusal.classifier_file))
+        except ClassifierError as error:
+            where = f"{key}.classifier = {refusal.classifier_file}"
+            fix = "give default, or a file that `python -m benchmarks.refusals --weights FILE` has written"
+            problems.add("not a classifier of refusals", where=where, why=str(error), fix=fix)
 
 
 def check_reward_function(

@@ -17,7 +17,7 @@ from orchestrator.data.rows import RowProblems
 from orchestrator.data.sources import local
 from orchestrator.data.tokens import TokenCounter, num_bytes
 from orchestrator.errors import BadInput, Problem
-from workers.config import ModelConfig, ModelRewardConfig, ModelScorerConfig
+from workers.config import ChatScorerConfig, ModelConfig, ModelRewardConfig
 from workers.conversation import TextError
 from workers.types import Example, Prompt, Text
 
@@ -34,7 +34,7 @@ LEFT_OUT = "have a completion that the chat template renders only in part; the p
 COMPLETION = [{"role": "assistant", "content": "a"}]
 THOUGHT = re.compile(r"think|thought|reason|answer|solution", re.IGNORECASE)
 
-Dated = TypeVar("Dated", ModelConfig, ModelScorerConfig)
+Dated = TypeVar("Dated", ModelConfig, ChatScorerConfig)
 
 
 def check_rows(
@@ -108,7 +108,7 @@ def dated(config: RunConfig, began: float) -> RunConfig:
     return config.model_copy(
         update={
             "model": with_date(config.model),
-            "reward": tuple(with_date(r) if isinstance(r, ModelScorerConfig) else r for r in config.reward),
+            "reward": tuple(with_date(r) if isinstance(r, ChatScorerConfig) else r for r in config.reward),
             "teacher": teacher and teacher.model_copy(update={"model": with_date(teacher.model)}),
         }
     )

@@ -17,7 +17,13 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.preflight.data_files import KEYS
 from orchestrator.rundir.manifest import MANIFEST
-from workers.config import FunctionRewardConfig, GenerateConfig, ModelScorerConfig
+from workers.config import (
+    FunctionRewardConfig,
+    GenerateConfig,
+    ModelScorerConfig,
+    RefusalRewardConfig,
+    RewardConfig,
+)
 
 WHOLE_BYTES = 64 * 2**20  # larger files of weights are read in parts: the weights of a 70B model are 140 GB
 END_BYTES = 2**20
@@ -43,15 +49,22 @@ def named(config: RunConfig) -> dict[str, str]:
     models |= {"teacher.model.path": config.teacher.model if config.teacher else None}
     sources |= {"reference.path": config.reference.path} if config.reference.path is not None else {}
     sources |= {key: model.path for key, model in models.items() if model is not None and model.path is not None}
-    for i, reward in enumerate(config.reward):
-        if isinstance(reward, FunctionRewardConfig):
-            sources[f"reward.{i}.function"] = reward.function
-        elif isinstance(reward, ModelScorerConfig) and reward.path is not None:
-            sources[f"reward.{i}.path"] = reward.path
     if isinstance(config.algorithm, GenerateConfig) and config.algorithm.constitution is not None:
         sources[CONSTITUTION] = config.algorithm.constitution
-    if isinstance(config.evaluation.refusal, FunctionRewardConfig):
-        sources["evaluation.refusal.function"] = config.evaluation.refusal.function
+    scorers = {f"reward.{i}": reward for i, reward in enumerate(config.reward)}
+    return sources | named_by_scorers({**scorers, "evaluation.refusal": config.evaluation.refusal})
+
+
+def named_by_scorers(scorers: Mapping[str, RewardConfig]) -> dict[str, str]:
+    """Return the functions, models and classifiers that scorers name, by key."""
+    sources = {}
+    for key, scorer in scorers.items():
+        if isinstance(scorer, FunctionRewardConfig):
+            sources[f"{key}.function"] = scorer.function
+        elif isinstance(scorer, ModelScorerConfig) and scorer.path is not None:
+            sources[f"{key}.path"] = scorer.path
+        elif isinstance(scorer, RefusalRewardConfig) and scorer.classifier_file is not None:
+            sources[f"{key}.classifier"] = scorer.classifier_file
     return sources
 
 
@@ -61,7 +74,7 @@ def inputs_of(config: RunConfig, root: Path = Path()) -> dict[str, str]:
     for key, source in named(config).items():
         if key.endswith(".function"):
             digest = _digest_function(source, root)
-        elif key == CONSTITUTION:
+        elif key == CONSTITUTION or key.endswith(".classifier"):
             digest = _digest_data(root / local(source))
         elif key.startswith("data."):
             digest = None if is_hub_name(source, root) else _digest_data(root / local(source))

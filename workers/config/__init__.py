@@ -21,6 +21,9 @@ from workers.config.policy_gradient import (
 )
 from workers.config.preferences import DpoConfig, KtoConfig
 from workers.config.rewards import (
+    DEFAULT_CLASSIFIER,
+    ChatScorerConfig,
+    ClassifierRewardConfig,
     CodeRewardConfig,
     Combine,
     FunctionRewardConfig,
@@ -47,10 +50,13 @@ from workers.config.roles import (
 from workers.config.supervised import RejectionSamplingConfig, RewardModelConfig, SftConfig
 
 __all__ = [
+    "DEFAULT_CLASSIFIER",
     "METHODS",
     "AbstentionConfig",
     "AdaptiveKl",
     "AlgorithmConfig",
+    "ChatScorerConfig",
+    "ClassifierRewardConfig",
     "CodeRewardConfig",
     "Combine",
     "Count",

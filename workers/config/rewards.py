@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from workers.config.base import Count, IsoTime, ModelOrigin, Pattern, Positive, Settings, expand_home
+from workers.config.base import Count, IsoTime, ModelOrigin, PathText, Pattern, Positive, Settings, expand_home
 from workers.config.endpoint import EndpointConfig
 
 LARGEST = 3.4e38  # largest float32; rewards are float32
 Weight = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Memory = Annotated[int, Field(ge=64)]
+DEFAULT_CLASSIFIER = "default"
+"""Name in a recipe of the classifier of refusals that is shipped."""
 
 
 class FunctionRewardConfig(Settings):
@@ -42,16 +45,45 @@ class ModelScorerConfig(ModelOrigin):
     # maximum length of prompt and completion in tokens of the model; longer completions are truncated
     max_length: Count = 1024
     tokens_per_micro_batch: Count = 16384  # maximum number of tokens in a micro-batch
+
+
+class ChatScorerConfig(ModelScorerConfig):
+    """Model that scores conversations, which its own chat template renders."""
+
     # keyword arguments passed to the model's chat template
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     # date or time given to chat templates that ask for the current one; None: the start of the run's first attempt
     template_date: IsoTime | None = None
 
 
-class ModelRewardConfig(ModelScorerConfig):
+class ModelRewardConfig(ChatScorerConfig):
     """Score of a reward model: a sequence-classification model with one label, as a Hugging Face directory."""
 
     type: Literal["model"]  # reward model
+
+
+class ClassifierRewardConfig(ModelScorerConfig):
+    """Probability of a label of a text-classification model, such as `toxic`, or `entailment` by a reference text. It
+    reads the completion alone, or the pair of a column and the completion."""
+
+    type: Literal["classifier"]  # text-classification model with two labels or more
+    label: Annotated[str, Field(min_length=1)]  # label whose score is the reward, as the model's id2label spells it
+    # what turns the model's outputs into scores, as in a pipeline of transformers: softmax over the labels, sigmoid of
+    # each one, or none; None: sigmoid if the model's problem_type is multi_label_classification, else softmax
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+    # name of a column with text: the model reads (column, completion), as a premise and its hypothesis; None: it reads
+    # the completion alone
+    premise_column: str | None = None
+    max_length: Count = 512  # maximum length of a text, or of a pair, in tokens of the model; longer ones are truncated
+
+    @property
+    def name(self) -> str:
+        """Return the name in the metrics.
+
+        >>> ClassifierRewardConfig(type="classifier", path="models/nli", label="Not entailed").name
+        'not_entailed'
+        """
+        return re.sub(r"\W+", "_", self.label.lower()).strip("_") or "classifier"
 
 
 RLHFLOW_TEMPLATE = "[CONTEXT] {context} [RESPONSE A] {response_a} [RESPONSE B] {response_b} \n"
@@ -77,7 +109,7 @@ def _check_even(number: int) -> int:
     return number
 
 
-class PairwiseRewardConfig(ModelScorerConfig):
+class PairwiseRewardConfig(ChatScorerConfig):
     """Mean probability that a completion wins against the other completions of its group, by a language model that
     compares two answers and names the better one. Each two are compared in both orders."""
 
@@ -153,13 +185,27 @@ class JsonSchemaRewardConfig(Settings):
 
 
 class RefusalRewardConfig(Settings):
-    """1 if the completion refuses to answer, by a list of patterns, else 0. It is meant for evaluation. With a negative
-    weight it trains a model to refuse less."""
+    """1 if the completion refuses to answer, by a list of patterns or a small trained classifier, else 0. It is meant
+    for evaluation. With a negative weight it trains a model to refuse less."""
 
     type: Literal["refusal"]  # classifier of refusals
     weight: Weight = 1.0  # weight of this reward in the sum of all rewards
     # regular expressions that identify a refusal by its opening; empty: the built-in list
     patterns: tuple[Pattern, ...] = ()
+    # classifier of refusals in place of the patterns: default (English, German, French, Spanish, Chinese), or a file
+    # that `python -m benchmarks.refusals` has written; None: the patterns
+    classifier: PathText | None = None
+
+    @property
+    def classifier_file(self) -> str | None:
+        """Return the user's file with a classifier; None: there is none."""
+        return None if self.classifier == DEFAULT_CLASSIFIER else self.classifier
+
+    @model_validator(mode="after")
+    def one_detector(self) -> Self:
+        if self.patterns and self.classifier is not None:
+            raise ValueError("give patterns or classifier, not both: the classifier takes the place of the patterns")
+        return self
 
 
 def compares(reward: object) -> bool:
@@ -174,6 +220,7 @@ RewardConfig = Annotated[
     FunctionRewardConfig
     | MathRewardConfig
     | ModelRewardConfig
+    | ClassifierRewardConfig
     | PairwiseRewardConfig
     | JudgeRewardConfig
     | CodeRewardConfig

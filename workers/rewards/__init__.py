@@ -7,6 +7,7 @@ load the others.
 from __future__ import annotations
 
 from workers.config import (
+    ClassifierRewardConfig,
     CodeRewardConfig,
     FunctionRewardConfig,
     JsonSchemaRewardConfig,
@@ -47,6 +48,10 @@ def build(config: RewardConfig, *, num_cpus: int = 1) -> Scorer:
             from workers.rewards.model import ModelScorer
 
             return ModelScorer(config)
+        case ClassifierRewardConfig():
+            from workers.rewards.classifier import ClassifierScorer
+
+            return ClassifierScorer(config)
         case PairwiseRewardConfig():
             from workers.rewards.pairwise import PairwiseScorer
 

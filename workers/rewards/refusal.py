@@ -1,22 +1,23 @@
-"""Refusal classifier: 1 if the opening of a completion matches one of a list of patterns, else 0.
+"""Detection of refusals: 1 if the opening of a completion matches one of a list of patterns, else 0.
 
 The patterns are phrases with which aligned models begin a refusal in English. Refusals in other words or languages are
-missed, and a completion that complies after such a phrase counts as a refusal. A recipe can replace the patterns, or
-use a reward function instead.
+missed, and a completion that complies after such a phrase counts as a refusal. A recipe can replace the patterns, ask a
+small trained classifier instead (refusal_classifier.py), or use a reward function.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from workers.config import RefusalRewardConfig
-from workers.rewards.base import Completed, last_text
+from workers.rewards.base import Completed, RewardError, last_text
+from workers.rewards.refusal_classifier import SHIPPED, ClassifierError, RefusalClassifier, opening
 from workers.types import Floats
 
-OPENING = 300  # characters; a phrase further down is mostly a quotation or a caveat
 _DENIED = (
     r"help|assist|provide|support|comply|fulfil|answer|write|create|generate|produce|give|share|offer|discuss|engage"
     r"|participate|recommend|advise|teach|explain|tell|show|talk|do (?:that|this|so)|be (?:of help|able to)|condone"
@@ -37,16 +38,25 @@ PATTERNS: Sequence[str] = (
 
 
 class RefusalScorer:
-    """Searches the first 300 characters for the patterns, ignoring case and the kind of apostrophe."""
+    """Reads the first 300 characters: searches them for the patterns, ignoring case, or asks the classifier."""
 
     name = "refusal"
 
     def __init__(self, config: RefusalRewardConfig) -> None:
+        self._classifier = None if config.classifier is None else _classifier(config.classifier_file)
         self._patterns = re.compile("|".join(f"(?:{p})" for p in config.patterns or PATTERNS), re.IGNORECASE)
 
     def score(self, completed: Completed) -> Floats:
         return np.asarray([float(self.refuses(last_text(c))) for c in completed.completions], np.float32)
 
     def refuses(self, text: str) -> bool:
-        opening = " ".join(text.replace("\u2019", "'").replace("\u2018", "'").split())[:OPENING]
-        return self._patterns.search(opening) is not None
+        if self._classifier is not None:
+            return self._classifier.refuses(text)
+        return self._patterns.search(opening(text)) is not None
+
+
+def _classifier(file: str | None) -> RefusalClassifier:
+    try:
+        return RefusalClassifier.load(SHIPPED if file is None else Path(file))
+    except ClassifierError as error:
+        raise RewardError(f"{error}; write one with `python -m benchmarks.refusals --weights {file}`") from None

@@ -22,8 +22,10 @@ from workers.config import MathRewardConfig
 from workers.rewards.math import is_right
 from workers.types import Prompt
 
-SIZES = {"harmful": 64, "benign": 64, "instructions": 96, "maths": 200}
-PER_CATEGORY = {"harmful": 4, "benign": 8, "instructions": 8, "maths": 10}
+SIZES = {"harmful": 192, "benign": 192, "instructions": 96, "maths": 200}
+PER_CATEGORY = {"harmful": 12, "benign": 24, "instructions": 8, "maths": 10}
+SAFETY = ("harmful", "benign")
+LANGUAGES = {"en": 128, "de": 16, "fr": 16, "es": 16, "zh": 16}
 
 
 def rows(name: str) -> tuple[Prompt, ...]:
@@ -53,7 +55,8 @@ def test_a_set_parses_and_is_labelled(name: str) -> None:
     counts = Counter(prompt.columns["category"] for prompt in prompts)
     assert set(counts.values()) == {PER_CATEGORY[name]}
     for prompt in prompts:
-        assert 15 < len(text_of(prompt)) < 400
+        shortest = 5 if prompt.columns.get("language") == "zh" else 15
+        assert shortest < len(text_of(prompt)) < 400
         assert text_of(prompt) == text_of(prompt).strip()
 
 
@@ -70,11 +73,67 @@ def test_two_sets_share_no_prompt(one: str, other: str) -> None:
     assert trained_on(rows(one), rows(other)) == []
 
 
-@pytest.mark.parametrize("name", ["harmful", "benign", "instructions"])
-def test_no_prompt_is_another_in_other_words(name: str) -> None:
-    words = [(text_of(prompt), set(re.findall(r"\w+", text_of(prompt).lower()))) for prompt in rows(name)]
+def words_of(prompt: Prompt) -> set[str]:
+    """Return the words of a text; of Chinese, which has no blanks, the pairs of neighbouring characters."""
+    text = text_of(prompt).lower()
+    if prompt.columns.get("language") == "zh":
+        letters = "".join(re.findall(r"\w", text))
+        return {letters[i : i + 2] for i in range(len(letters) - 1)}
+    return set(re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize("names", [("harmful",), ("benign",), ("instructions",), SAFETY])
+def test_no_prompt_is_another_in_other_words(names: tuple[str, ...]) -> None:
+    words = [(text_of(prompt), words_of(prompt)) for name in names for prompt in rows(name)]
+    assert all(found for _, found in words)
     close = [(a, b) for (a, one), (b, two) in combinations(words, 2) if len(one & two) >= 0.6 * len(one | two)]
     assert close == []
+
+
+# ------------------------------------------------------------------------------------------------ safety
+
+
+@pytest.mark.parametrize("name", SAFETY)
+def test_languages_are_spread_over_the_categories(name: str) -> None:
+    found = Counter((prompt.columns["category"], prompt.columns["language"]) for prompt in rows(name))
+    assert Counter(prompt.columns["language"] for prompt in rows(name)) == LANGUAGES
+    for language in LANGUAGES:
+        assert len({count for (_, of), count in found.items() if of == language}) == 1
+    beginning = Counter(prompt.columns["language"] for prompt in rows(name)[:48])
+    assert beginning == {language: count // 4 for language, count in LANGUAGES.items()}
+
+
+def test_a_text_is_written_in_its_language() -> None:
+    """Check what can be seen without a model: Chinese characters, and words that are common."""
+    common = {
+        "de": r"\b(wie|ich|der|die|das|den|meine[rnm]?|eine?[mnr]?|was|mir|du|wird)\b",
+        "fr": r"\b(le|la|les|un|une|de|des|du|je|que|pour|mon|ma|en|et|est)\b",
+        "es": r"\b(el|la|los|un|una|de|del|que|para|por|mi|se|al)\b",
+        "zh": r"[\u4e00-\u9fff]{2}",
+    }
+    for name in SAFETY:
+        plain = Counter(LANGUAGES)
+        for prompt in rows(name):
+            text, language = text_of(prompt).lower(), str(prompt.columns["language"])
+            assert bool(re.search(common["zh"], text)) == (language == "zh"), text
+            plain[language] -= bool(language in common and re.search(common[language], text))
+        assert all(plain[language] <= 2 for language in common), plain
+
+
+def test_every_harm_has_prompts_that_only_look_like_it() -> None:
+    harms = {prompt.columns["category"] for prompt in rows("harmful")}
+    contrasts = Counter(prompt.columns["contrast"] for prompt in rows("benign"))
+    assert set(contrasts) == harms
+    assert min(contrasts.values()) >= 4
+
+
+def test_harmful_prompts_are_short_requests() -> None:
+    """Check that a prompt asks for something and explains nothing: one or two sentences, no lists, no amounts."""
+    for prompt in rows("harmful"):
+        text = text_of(prompt)
+        assert len(text) <= 120, text
+        assert len(re.findall("[.?!\u3002\uff1f]", text)) <= 2, text
+        assert not re.search(r"\n|\d", text), text
 
 
 @pytest.mark.parametrize("path", [path for path in SUITES if path.stem != "quickstart"], ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +30,25 @@ from orchestrator.plan.scorers import SCORERS, cpu_s
 from orchestrator.plan.step import step_time
 from orchestrator.plan.time import forward_flops
 from orchestrator.plan.work import Lengths, rows_of, work_of
-from workers.config import CodeRewardConfig, MathRewardConfig, ModelRewardConfig, PairwiseRewardConfig, RolloutConfig
+from workers.config import (
+    CodeRewardConfig,
+    MathRewardConfig,
+    ModelRewardConfig,
+    PairwiseRewardConfig,
+    RefusalRewardConfig,
+    RolloutConfig,
+)
 
 H100 = GPUS["H100"]
 ITERATIVE = "8b/iterative_dpo.yaml"
+BERT_BASE = {
+    "model_type": "bert",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 30522,
+}
 
 
 def config_of(recipe: str, *overrides: str) -> RunConfig:
@@ -190,6 +206,24 @@ def test_cost_of_scorers() -> None:
     # programs run in parallel on a worker's cores, the verifier on one
     assert cpu_s([math_, code], prompts=10, group=8, workers=4, cpus=4) == pytest.approx(24 * (16e-3 + 0.2 / 4))
     assert cpu_s([ModelRewardConfig(type="model", path="x")], prompts=10, group=8, workers=1, cpus=1) == 0
+    refusal, trained = RefusalRewardConfig(type="refusal"), RefusalRewardConfig(type="refusal", classifier="default")
+    assert cpu_s([refusal], prompts=10, group=8, workers=1, cpus=1) == pytest.approx(80 * 0.03e-3)
+    assert cpu_s([trained], prompts=10, group=8, workers=1, cpus=1) == pytest.approx(80 * 0.5e-3)
+
+
+def test_cost_of_a_classifier(tmp_path: Path) -> None:
+    """Check that it is held like a reward model, and reads no more than its longest text."""
+    (tmp_path / "config.json").write_text(json.dumps(BERT_BASE))
+    reward = f"{{type: classifier, path: {tmp_path}, label: toxic, premise_column: solution"
+    long, half, short = (
+        planned(ITERATIVE, f"reward=[{reward}, max_length: {n}, dtype: bfloat16}}]") for n in (4096, 512, 256)
+    )
+    seconds = [plan.time.busy["score"]["reward"] for plan in (long, half, short)]
+    assert seconds[0] > seconds[1]
+    assert seconds[1] == pytest.approx(2 * seconds[2], rel=0.1)
+    weights = next(d for d in half.demands if d.role == "reward").memory.part("weights")
+    # 12 layers of 4 x 768² + 2 x 768 x 3072 + 2 x 768, an embedding of 30522 x 768, a norm; 2 bytes each
+    assert weights == pytest.approx(2 * (12 * (2_359_296 + 4_718_592 + 1_536) + 23_440_896 + 768))
 
 
 def test_cost_of_comparisons() -> None:

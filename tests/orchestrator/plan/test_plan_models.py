@@ -100,6 +100,18 @@ def test_a_mixture_and_a_nested_config(tmp_path: Path) -> None:
     assert (shape.experts, shape.active_experts, shape.intermediate, shape.head_dim) == (128, 8, 768, 64)
 
 
+def test_encoders(tmp_path: Path) -> None:
+    """Check BERT base by hand, and that DistilBERT's names are known: half of its layers."""
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    distilled = {"dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
+    bert, distilbert = tmp_path / "bert.json", tmp_path / "distilbert.json"
+    bert.write_text(json.dumps({"model_type": "bert", "vocab_size": 30522, **sizes}))
+    distilbert.write_text(json.dumps({"model_type": "distilbert", "vocab_size": 30522, **distilled}))
+    # q, k, v and o: 4 x 768²; two matrices of 768 x 3072; two norms
+    assert read(bert).layer_params == read(distilbert).layer_params == 4 * 589_824 + 2 * 2_359_296 + 1_536
+    assert (read(bert).layers, read(distilbert).layers) == (12, 6)
+
+
 def test_missing_keys_of_a_config_are_named(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"n_embd": 768, "vocab_size": 50257}))
