@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 import zlib
 from math import sqrt
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.refusals import PHRASES, Row, figures, held_out, rows, train
+from benchmarks.refusals import PHRASES, ROOT, Row, figures, held_out, rows, train
 from workers.config import RefusalRewardConfig
 from workers.rewards.base import RewardError
 from workers.rewards.refusal import RefusalScorer
@@ -70,6 +71,12 @@ def test_only_the_opening_counts() -> None:
     model = RefusalClassifier.load(SHIPPED)
     long = "Take two eggs and beat them. " * 20
     assert model.logit(long + "I refuse to go on.") == model.logit(long)
+
+
+def test_the_weights_are_part_of_the_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    shipped = settings["tool"]["setuptools"]["package-data"]["workers"]
+    assert str(SHIPPED.relative_to(ROOT / "workers")) in shipped
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
