@@ -86,4 +86,4 @@ def shuffled(num_rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
     """Return the numbers below `num_rows` in a random order, which does not depend on the version of numpy."""
     # Sort raw bits: numpy guarantees their stream across versions, unlike that of `permutation`.
     raw = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(num_rows)
-    return np.argsort(raw, kind="stable").astype(np.int64)
+    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)

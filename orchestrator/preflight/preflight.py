@@ -16,8 +16,6 @@ from orchestrator.errors import BadInput, Problems
 from orchestrator.limits import long_sockets, ray_directory
 from orchestrator.preflight.data_files import (
     KEYS,
-    Source,
-    SourceSummary,
     problems_of_rows,
     read_source,
     remarks,
@@ -42,6 +40,7 @@ from orchestrator.preflight.model_source import (
 )
 from orchestrator.preflight.reward_source import check_reward_function, check_rewards
 from orchestrator.preflight.shadowing import refuse_shadows
+from orchestrator.preflight.source import Source, SourceSummary
 from workers.config import FunctionRewardConfig, ModelRewardConfig, ModelScorerConfig
 from workers.vocabulary import first_difference, read_vocabulary
 

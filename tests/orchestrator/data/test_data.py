@@ -15,7 +15,7 @@ from recipe_dir import RecipeDir
 from orchestrator.data import batch_indices, read_examples, read_prompts
 from orchestrator.data.batches import cut_batches
 from orchestrator.data.formats import COLUMNS, Format, common_length, detect
-from orchestrator.data.remarks import remarks
+from orchestrator.data.remarks import count_labels, remarks
 from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput
 from workers.config import KtoConfig, SftConfig
@@ -434,5 +434,5 @@ def test_rows_of_a_golden_file_read_the_same_twice(recipe_dir: RecipeDir) -> Non
 def test_unbalanced_feedback_is_reported(good: int, bad: int, weights: dict[str, float], expected: list[str]) -> None:
     prompt = Prompt(id="p", text="")
     examples = [Example(prompt=prompt, completions=("a",), scores=(float(i < good),)) for i in range(good + bad)]
-    assert remarks(examples, KtoConfig.model_validate({"type": "kto", **weights})) == expected
-    assert remarks(examples, SftConfig(type="sft")) == []
+    assert remarks(count_labels(examples), KtoConfig.model_validate({"type": "kto", **weights})) == expected
+    assert remarks(count_labels(examples), SftConfig(type="sft")) == []
