@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: modules are compiled once
 .PHONY: help setup quickstart docs test test-quick test-faults test-cluster fuzz bad-input check bench back-test table alarms families parity \
-    proof audit frontier golden golden-check kuberay lock clean
+    proof audit streaming frontier golden golden-check kuberay lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -82,6 +82,9 @@ proof: setup ## train every method on a world with a known optimum: docs/evidenc
 
 audit: setup ## plant faults in preference data and see what `rlhf audit` finds: docs/evidence/audit.md (15 minutes)
 	@$(IN_VENV) python -m benchmarks.audit
+
+streaming: setup ## time to the first step and driver memory by number of rows: docs/evidence/streaming.md (10 minutes)
+	@$(IN_VENV) python -m benchmarks.streaming
 
 frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)
 	@$(IN_VENV) python -m benchmarks.frontier

@@ -13,10 +13,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -152,7 +154,10 @@ def _write_apart(config: RunConfig, name: str, folder: Path) -> str | None:
     assert child.stdout is not None
     with child:
         try:
-            answer, _ = child.communicate(json.dumps(resolved(config)).encode())
+            child.stdin.write(json.dumps(resolved(config)).encode() + b"\n")
+            child.stdin.flush()  # and stays open: its end tells the process that the driver is gone, however it ended
+            answer = child.stdout.read()
+            child.wait()
         except BaseException:  # a signal, too
             child.kill()
             raise
@@ -162,7 +167,7 @@ def _write_apart(config: RunConfig, name: str, folder: Path) -> str | None:
         raise RlhfError(
             Problem(what=what, where=", ".join(config.data.paths(name)), why=why, fix="start the run again")
         )
-    result = json.loads(answer)
+    result = json.loads(answer.splitlines()[-1])  # a library may have printed something before
     if result["disk"] is not None:
         raise OSError(*result["disk"])
     if result["problems"]:
@@ -173,12 +178,14 @@ def _write_apart(config: RunConfig, name: str, folder: Path) -> str | None:
 
 def main(name: str, folder: str) -> None:
     """Read, check and write the rows of `data.NAME` of the config in stdin. Print what is wrong with them as JSON."""
+    config = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_the_driver, daemon=True).start()
     gc.disable()  # rows have no cycles, and looking for some takes a fifth of the time
     problems: list[Problem] = []
     foreign: str | None = None
     failed: tuple[int | None, str | None, str] | None = None
     try:
-        write_source(from_resolved(json.load(sys.stdin), name), name, Path(folder))
+        write_source(from_resolved(config, name), name, Path(folder))
     except BadInput as error:
         problems.extend(error.problems)
     except NotPlainError as error:
@@ -188,6 +195,11 @@ def main(name: str, folder: str) -> None:
         failed = (error.errno, error.strerror, str(error.filename or folder))
     found = [asdict(problem) for problem in problems]
     print(json.dumps({"problems": found, "foreign": foreign, "disk": failed}))
+
+
+def _end_with_the_driver() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 def write_source(config: RunConfig, name: str, folder: Path) -> None:
