@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recipe_dir import RecipeDir
 
 from orchestrator.data import batch_indices, read_examples, read_prompts
-from orchestrator.data.batches import cut_batches
+from orchestrator.data.batches import cut_batches, shuffled
 from orchestrator.data.formats import COLUMNS, Format, common_length, detect
 from orchestrator.data.remarks import count_labels, remarks
 from orchestrator.data.sources import is_hub_name
@@ -384,6 +384,13 @@ def test_a_batch_depends_on_nothing_but_its_arguments() -> None:
     assert (batch_indices(10, 4, 7, seed=1) == late).all()
     assert not (batch_indices(1000, 100, 0, seed=1) == batch_indices(1000, 100, 0, seed=2)).all()
     assert not (batch_indices(1000, 1000, 0, seed=1) == batch_indices(1000, 1000, 1, seed=1)).all()
+
+
+@pytest.mark.parametrize("num_rows", [5, 2**16, 2**16 + 1, 300_001])
+def test_the_order_of_many_rows_is_that_of_one_sort(num_rows: int) -> None:
+    """Check that the parts, in which the order of many rows is made to save memory, change nothing."""
+    bits = np.random.Philox(np.random.SeedSequence((7, 2))).random_raw(num_rows)
+    assert (shuffled(num_rows, 2, seed=7) == np.argsort(bits, kind="stable")).all()
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 3))
