@@ -32,7 +32,7 @@ from orchestrator.config import RunConfig, resolved
 from orchestrator.config.recipe import from_resolved
 from orchestrator.data.remarks import Labels
 from orchestrator.data.sources import is_hub_name, local
-from orchestrator.data.stored import ROWS, NotPlainError, StoredRows, store
+from orchestrator.data.stored import OFFSETS, ROWS, NotPlainError, StoredRows, store
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem, RlhfError
 from orchestrator.preflight.data_files import (
@@ -119,7 +119,7 @@ def open_source(folder: Path) -> Source | None:
     """Return the source in a folder of rows; None: there is none, or a file of it is damaged."""
     try:
         summary = json.loads((folder / SUMMARY).read_text())
-        if disk.sha256(folder / ROWS) != summary["sha256"]:
+        if any(disk.sha256(folder / file) != digest for file, digest in summary["sha256"].items()):
             return None
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
@@ -213,13 +213,16 @@ def write_source(config: RunConfig, name: str, folder: Path) -> None:
     assert source is not None
     if problems := scored_rows(config, {name: source}):
         raise BadInput(problems)
+    if digest_of(config, name) != folder.name:
+        what, fix = "it has changed while it was read", "start the run again when nothing writes to it"
+        raise BadInput(Problem(what=what, where=source.source, fix=fix))
     disk.make_directory(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     try:
         store(temporary, source.rows)
         np.concatenate([*source.prompt_keys()]).tofile(temporary / PROMPT_KEYS)
-        summary = json.dumps(_summary(config, name, source) | {"sha256": disk.sha256(temporary / ROWS)})
-        (temporary / SUMMARY).write_text(summary)
+        digests = {file: disk.sha256(temporary / file) for file in (ROWS, OFFSETS, PROMPT_KEYS)}
+        (temporary / SUMMARY).write_text(json.dumps(_summary(config, name, source) | {"sha256": digests}))
         disk.sync_tree(temporary)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         temporary.rename(folder)

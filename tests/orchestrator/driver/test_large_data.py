@@ -18,9 +18,9 @@ from orchestrator.audit.before_run import audit_remarks
 from orchestrator.cluster.base import wait
 from orchestrator.cluster.local import LocalGang
 from orchestrator.config import RunConfig, load
-from orchestrator.data.stored import ROWS, StoredRows
+from orchestrator.data.stored import OFFSETS, ROWS, StoredRows
 from orchestrator.driver.assembly import Material, build_source
-from orchestrator.driver.large_data import FOLDER, LARGE_BYTES, digest_of
+from orchestrator.driver.large_data import FOLDER, LARGE_BYTES, digest_of, write_source
 from orchestrator.errors import BadInput
 from orchestrator.preflight.data_files import read_all, remarks, tokens_of
 from orchestrator.rundir.provenance import compare, describe
@@ -175,14 +175,24 @@ def test_other_content_and_another_tokenizer_are_other_rows(recipe_dir: RecipeDi
     )
 
 
-def test_damaged_files_are_written_again(recipe_dir: RecipeDir) -> None:
+@pytest.mark.parametrize("name", [ROWS, OFFSETS])
+def test_damaged_files_are_written_again(recipe_dir: RecipeDir, name: str) -> None:
     run = run_of(recipe_dir, pairs())
     rows = list(Material.read(run).examples)
-    (file,) = Path("runs", FOLDER).glob(f"*/{ROWS}")
+    (file,) = Path("runs", FOLDER).glob(f"*/{name}")
     content = file.read_bytes()
     file.write_bytes(content[:-100])
     assert list(Material.read(run).examples) == rows
     assert file.read_bytes() == content
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(recipe_dir: RecipeDir) -> None:
+    run = run_of(recipe_dir, pairs())
+    folder = Path("runs", FOLDER, digest_of(run, "dataset"))
+    recipe_dir.jsonl("large.jsonl", [*pairs(), *pairs(1)])
+    with pytest.raises(BadInput, match="changed while it was read"):
+        write_source(run, "dataset", folder)
+    assert not folder.exists()
 
 
 def test_rows_that_json_would_change_stay_in_memory(recipe_dir: RecipeDir, capfd: pytest.CaptureFixture[str]) -> None:
