@@ -187,10 +187,10 @@ Offline DPO on the untrained model of the quickstart, {STEPS} steps on pairs of 
 
 ## Later starts
 
-{result["turns"]} starts of each that find the rows of an earlier one. The first two columns are the median of the times to the
-first step, and the shortest: other work on the machine only adds to it. A row is compared with {found[0]["rows"]:,}
-rows, which are read into memory and audited in full at every start, and with {in_files["rows"]:,} rows, the
-fewest here that are in files. Memory is the median.
+{result["turns"]} starts of each that find the rows of an earlier one. The first two columns are the median of the times
+to the first step, and the shortest: other work on the machine only adds to it. A row is compared with
+{found[0]["rows"]:,} rows, which are read into memory and audited in full at every start, and with
+{in_files["rows"]:,} rows, the fewest here that are in files. Memory is the median.
 
 | rows | median, s | shortest, s | compared | driver RSS, MiB | compared | driver PSS, MiB |
 |---|---|---|---|---|---|---|
