@@ -10,9 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from orchestrator.config.run import RunConfig
@@ -24,7 +22,6 @@ from workers.config import FunctionRewardConfig, ModelScorerConfig
 WHOLE_BYTES = 64 * 2**20  # larger files of weights are read in parts: the weights of a 70B model are 140 GB
 END_BYTES = 2**20
 PARTS, PART_BYTES = 64, 2**16
-SETTLED_S = 2.0  # since the last write of a file; systems keep its time to a hundredth of a second, some to a second
 WEIGHTS = (".safetensors", ".bin")
 SMALL_FILES = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 MODEL_FILES = (*WEIGHTS, *SMALL_FILES)
@@ -134,20 +131,7 @@ def _digest_file(path: Path, *, whole: bool = True) -> bytes:
     Unless `whole`, a large file is represented by its size, both ends, and parts spread over its length. This is
     enough to detect training, which moves every weight.
     """
-    found = path.stat()
-    if time.time() - found.st_ctime < SETTLED_S:  # it may be written again without other times
-        return _digest_content(path, found.st_size, whole)
-    state = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-    return _digest_known(path.absolute(), found.st_size, whole, state)
-
-
-@lru_cache(maxsize=256)  # a start asks several times, and every gigabyte takes a second
-def _digest_known(path: Path, size: int, whole: bool, state: tuple[int, ...]) -> bytes:
-    """Return the digest of a file in this `state`, which every write changes."""
-    return _digest_content(path, size, whole)
-
-
-def _digest_content(path: Path, size: int, whole: bool) -> bytes:
+    size = path.stat().st_size
     with open(path, "rb") as opened:
         if whole or size <= WHOLE_BYTES:
             return hashlib.file_digest(opened, "sha256").digest()
