@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: modules are compiled once
 .PHONY: help setup quickstart docs test test-quick test-faults test-cluster fuzz bad-input check bench back-test table alarms families parity \
-    proof audit refusals frontier golden golden-check kuberay lock clean
+    proof audit refusals streaming frontier golden golden-check kuberay lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -85,6 +85,9 @@ audit: setup ## plant faults in preference data and see what `rlhf audit` finds:
 
 refusals: setup ## train the classifier of refusals and compare it with the patterns: docs/evidence/refusals.md (1 minute)
 	@$(IN_VENV) python -m benchmarks.refusals
+
+streaming: setup ## time to the first step and driver memory by number of rows: docs/evidence/streaming.md (10 minutes)
+	@$(IN_VENV) python -m benchmarks.streaming
 
 frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)
 	@$(IN_VENV) python -m benchmarks.frontier

@@ -21,7 +21,7 @@ from orchestrator.audit.agreement import agreement_of
 from orchestrator.audit.contradictions import contradicting_comparisons
 from orchestrator.audit.length import lengths_of
 from orchestrator.audit.reading import of_examples
-from orchestrator.data.audit import comparisons, distinct_prompts, repeated
+from orchestrator.data.audit import RowKeys, comparisons, distinct_prompts, repeated
 from orchestrator.data.formats import Format
 from orchestrator.data.tokens import TokenCounter, num_bytes
 from orchestrator.evaluation.statistics import Interval
@@ -122,7 +122,7 @@ def measure(sources: Sequence[Source], model: str | None, *, verifiable: bool) -
         bad=sum(e.scores == (0.0,) for e in labelled),
         demonstrations=sum(e.scores is None for e in examples),
         prompts=distinct_prompts([p for source in sources for p in source.prompts]),
-        repeated=sum(len(repeated(source.examples)) for source in sources),
+        repeated=sum(len(repeated(RowKeys.of(source.examples))) for source in sources),
         contradictory=sum(bool(votes[0] and votes[1]) for votes in judged.values()),
         check=check or (Check(reward="function") if verifiable else None),
         declared_checkable=verifiable,

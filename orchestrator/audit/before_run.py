@@ -15,7 +15,7 @@ from orchestrator.audit.finding import Finding, Severity
 from orchestrator.audit.reading import of_examples
 from orchestrator.audit.show import rows_text
 from orchestrator.config.run import RunConfig
-from orchestrator.preflight.data_files import Source
+from orchestrator.preflight.source import Source
 
 HEAVY_ROWS = 20_000
 REPORTED_ELSEWHERE = ("repeats", "contradictions", "equal_pairs", "unusable")
@@ -26,6 +26,8 @@ def audit_remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]
     dataset = sources.get("dataset")
     if dataset is None or config.algorithm.needs.dataset != "pairs":
         return []
+    if dataset.facts is not None:  # looked for when its rows were written
+        return list(dataset.facts.audit)
     is_small = len(dataset.rows) <= HEAVY_ROWS
     left_out = (
         f"near repeats and poison were not looked for in {len(dataset.rows):,} rows, more than {HEAVY_ROWS:,}: "

@@ -136,14 +136,14 @@ def disputes(claims: Claims) -> Pairs:
     return np.stack([claims.rows[disputed], other[disputed]], 1)
 
 
-def repeated(examples: Sequence[Example]) -> list[tuple[int, int]]:
+def repeated(keys: RowKeys) -> list[tuple[int, int]]:
     """Return the indices (row, earlier row) of rows with the same prompt, completions and scores."""
-    return _tuples(repeats(RowKeys.of(examples).rows()))
+    return _tuples(repeats(keys.rows()))
 
 
-def contradicting(examples: Sequence[Example]) -> list[tuple[int, int]]:
+def contradicting(keys: RowKeys) -> list[tuple[int, int]]:
     """Return the indices (row, earlier row) of rows that claim the opposite: a > b and b > a, or true and false."""
-    return _tuples(disputes(RowKeys.of(examples).claims()))
+    return _tuples(disputes(keys.claims()))
 
 
 def comparisons(examples: Sequence[Example], *, voter: str | None = None) -> dict[int, tuple[int, int]]:
@@ -167,9 +167,13 @@ def prompt_keys(prompts: Iterable[Prompt]) -> Keys:
     return np.fromiter((text_key(prompt.text) for prompt in prompts), np.uint64)
 
 
-def trained_on(held_out: Sequence[Prompt], trained: Sequence[Prompt]) -> list[int]:
-    """Return the indices of held-out prompts that are also trained on."""
-    return [int(i) for i in np.flatnonzero(np.isin(prompt_keys(held_out), prompt_keys(trained)))]
+def trained_on(held_out: Keys, trained: Iterable[Keys]) -> list[int]:
+    """Return the indices of held-out prompts that are also trained on, given the keys of both, the latter in parts."""
+    known = np.unique(held_out)
+    found = np.zeros(len(known), bool)
+    for part in trained:
+        found |= np.isin(known, part)
+    return [int(i) for i in np.flatnonzero(np.isin(held_out, known[found]))]
 
 
 def row_number(prompt: Prompt) -> int:
@@ -177,11 +181,12 @@ def row_number(prompt: Prompt) -> int:
     return int(prompt.id.rpartition(":")[2])
 
 
-def listed(rows: Sequence[Prompt]) -> str:
-    """Return a list of row numbers as text: "rows 3, 5, 9 and 4 more"."""
+def listed(rows: Sequence[Prompt], count: int | None = None) -> str:
+    """Return a list of row numbers as text: "rows 3, 5, 9 and 4 more". `count`: of the rows; None: all are given."""
+    count = len(rows) if count is None else count
     shown = ", ".join(str(row_number(row)) for row in rows[:SHOWN])
-    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-    return f"row{'s' * (len(rows) > 1)} {shown}{more}"
+    more = f" and {count - SHOWN} more" if count > SHOWN else ""
+    return f"row{'s' * (count > 1)} {shown}{more}"
 
 
 def listed_pairs(pairs: Sequence[tuple[int, int]], examples: Sequence[Example]) -> str:

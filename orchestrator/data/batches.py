@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+MANY_ROWS = 2**16
+PARTS = 8  # that the order of many rows is made in
+Rows: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
 
 
 def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
@@ -22,9 +27,12 @@ def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> NDArr
         raise ValueError(f"no batch {step} of {batch_size} out of {num_rows} rows")
     first, last = step * batch_size, (step + 1) * batch_size
     epochs = range(first // num_rows, (last - 1) // num_rows + 1)
-    stream = np.concatenate([_epoch_order(num_rows, batch_size, epoch, seed) for epoch in epochs])
-    start = first - epochs[0] * num_rows
-    return stream[start : start + batch_size]
+    # Copies of the parts, and never of a whole order: of a million rows it takes 4 MB.
+    parts = [
+        _epoch_order(num_rows, batch_size, epoch, seed)[max(0, first - epoch * num_rows) : last - epoch * num_rows]
+        for epoch in epochs
+    ]
+    return np.concatenate(parts).astype(np.int64)
 
 
 @lru_cache(maxsize=8)
@@ -62,21 +70,21 @@ class Stream:
         return batch
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(num_rows: int, batch_size: int, epoch: int, seed: int) -> NDArray[np.int64]:
+@lru_cache(maxsize=2)
+def _epoch_order(num_rows: int, batch_size: int, epoch: int, seed: int) -> Rows:
     """Return the order of an epoch.
 
     If the epoch starts within a batch, rows that this batch already has come after the batch.
     """
     if batch_size > num_rows:
-        return shuffled(num_rows, epoch, seed)
+        return _order(num_rows, epoch, seed)
     first = epoch  # becomes the latest epoch that starts with a batch: its order does not depend on earlier ones
     while first * num_rows % batch_size:
         first -= 1
-    order = shuffled(num_rows, first, seed)
+    order = _order(num_rows, first, seed)
     for later in range(first + 1, epoch + 1):
         num_taken = later * num_rows % batch_size  # rows that the batch has from the epoch before
-        taken, order = order[num_rows - num_taken :], shuffled(num_rows, later, seed)
+        taken, order = order[num_rows - num_taken :], _order(num_rows, later, seed)
         of_batch = np.flatnonzero(~np.isin(order, taken))[: batch_size - num_taken]
         order = np.concatenate([order[of_batch], np.delete(order, of_batch)])
     return order
@@ -84,6 +92,28 @@ def _epoch_order(num_rows: int, batch_size: int, epoch: int, seed: int) -> NDArr
 
 def shuffled(num_rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
     """Return the numbers below `num_rows` in a random order, which does not depend on the version of numpy."""
+    return _order(num_rows, epoch, seed).astype(np.int64)
+
+
+def _order(num_rows: int, epoch: int, seed: int) -> Rows:
+    """Return the order of `shuffled` in half the memory, and without the memory of a sort of many rows.
+
+    The random bits of all rows are drawn again for each part of the order, which is sorted by itself.
+    """
     # Sort raw bits: numpy guarantees their stream across versions, unlike that of `permutation`.
-    raw = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(num_rows)
-    return np.argsort(raw, kind="stable").astype(np.int64)
+    parts = 1 if num_rows <= MANY_ROWS else PARTS
+    order: Rows = np.empty(num_rows, np.int32) if num_rows < 2**31 else np.empty(num_rows, np.int64)
+    filled = 0
+    for part in range(parts):
+        low, high = part * 2**64 // parts, (part + 1) * 2**64 // parts - 1
+        bits = np.random.Philox(np.random.SeedSequence((seed, epoch)))
+        keys, rows = [], []
+        for first in range(0, num_rows, MANY_ROWS):
+            raw = bits.random_raw(min(MANY_ROWS, num_rows - first))
+            within = np.flatnonzero((raw >= np.uint64(low)) & (raw <= np.uint64(high)))
+            keys.append(raw[within])
+            rows.append((within + first).astype(order.dtype))
+        of_part = np.concatenate(rows)[np.argsort(np.concatenate(keys), kind="stable")]
+        order[filled : filled + len(of_part)] = of_part
+        filled += len(of_part)
+    return order

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from workers.config import AlgorithmConfig, DpoConfig, KtoConfig, RewardModelConfig
 from workers.types import Example
 from workers.votes import share_of_votes
 
 
-def remarks(examples: Sequence[Example], algorithm: AlgorithmConfig) -> list[str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """Labels and votes of a dataset. Example: four pairs, two of them with votes of one mind:
+    `Labels(rows=4, good=0, voted=2, divided=0)`."""
+
+    rows: int
+    good: int  # completions with a label that are good
+    voted: int  # rows with `votes`
+    divided: int  # rows whose votes are not all for the same completion
+
+
+def count_labels(examples: Iterable[Example]) -> Labels:
+    rows = good = voted = divided = 0
+    for example in examples:
+        share = share_of_votes(example.prompt.columns)
+        rows, good = rows + 1, good + (example.scores == (1.0,))
+        voted, divided = voted + (share is not None), divided + (share is not None and share < 1)
+    return Labels(rows=rows, good=good, voted=voted, divided=divided)
+
+
+def remarks(labels: Labels, algorithm: AlgorithmConfig) -> list[str]:
     """Return the remarks on a dataset, one line each.
 
     KTO (arXiv 2402.01306) recommends desirable_weight · n_desirable between 1 and 4/3 times
     undesirable_weight · n_undesirable. `read_examples` ensures that there are examples of both kinds.
     """
     if isinstance(algorithm, DpoConfig | RewardModelConfig):
-        return _votes(examples, algorithm)
+        return _votes(labels, algorithm)
     if not isinstance(algorithm, KtoConfig):
         return []
-    good = sum(example.scores == (1.0,) for example in examples)
-    bad = len(examples) - good
+    good, bad = labels.good, labels.rows - labels.good
     ratio = algorithm.desirable_weight * good / (algorithm.undesirable_weight * bad)
     if 1 <= round(ratio, 6) <= round(4 / 3, 6):
         return []
@@ -31,14 +51,11 @@ def remarks(examples: Sequence[Example], algorithm: AlgorithmConfig) -> list[str
     ]
 
 
-def _votes(examples: Sequence[Example], algorithm: DpoConfig | RewardModelConfig) -> list[str]:
-    shares = [share_of_votes(example.prompt.columns) for example in examples]
-    voted = [share for share in shares if share is not None]
-    if not voted:
+def _votes(labels: Labels, algorithm: DpoConfig | RewardModelConfig) -> list[str]:
+    if not labels.voted:
         unmet = "algorithm.soft_labels is votes, and no row has `votes`: all labels are 1"
         return [unmet] if isinstance(algorithm, DpoConfig) and algorithm.soft_labels == "votes" else []
-    divided = sum(share < 1 for share in voted)
-    what = f"{len(voted)} of {len(examples)} rows have `votes`, {divided} of them divided ones"
+    what = f"{labels.voted} of {labels.rows} rows have `votes`, {labels.divided} of them divided ones"
     if algorithm.soft_labels == "hard":
         return [f"{what}; their labels are 1 (algorithm.soft_labels: hard)"]
     if isinstance(algorithm, DpoConfig) and algorithm.soft_labels == "margin":

@@ -15,6 +15,7 @@ from typing import Any, Self
 from orchestrator.cluster.base import Gang
 from orchestrator.config import RunConfig
 from orchestrator.config.rounds import RoundsConfig, of_round
+from orchestrator.driver.large_data import read_key
 from orchestrator.evaluation.held_out import Answers, BaseLogprobs, CombinedEvaluator, Evaluator, HeldOut
 from orchestrator.evaluation.preferences import HeldOutPairs
 from orchestrator.evaluation.refusals import Refusals
@@ -42,8 +43,8 @@ from orchestrator.pipeline.sources import (
     completions_per_chunk,
     retry_seed,
 )
-from orchestrator.preflight.data_files import Source as DataSource
 from orchestrator.preflight.data_files import read_all, tokens_of
+from orchestrator.preflight.source import Source as DataSource
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.manifest import State
 from workers.config import FromDataset, GenerateConfig, Sampled
@@ -68,7 +69,7 @@ class Material:
             BadInput: the data cannot be used.
         """
         tokens = tokens_of(config.model.path, config.model.chat_template_kwargs)
-        sources, algorithm = read_all(config, tokens), config.algorithm
+        sources, algorithm = read_all(config, tokens, read_key), config.algorithm
         if algorithm.max_steps is not None:
             return cls(sources=sources, max_steps=algorithm.max_steps)
         if isinstance(algorithm, GenerateConfig):

@@ -55,7 +55,7 @@ def find_resume_point(attempt: AttemptContext, material: Material) -> ResumePoin
         if resumed
         else (None, State(next_step=0, reference_version=0), [])
     )
-    about = describe(config, material.prompts, material.examples) | {"attempt": attempt.number}
+    about = describe(config, material.sources) | {"attempt": attempt.number}
     differences = compare(read_about(checkpoint), about) if checkpoint else []
     overrides, inputs = record_overrides(directory, config), write_inputs(directory, config)
     attempt.record(

@@ -9,7 +9,6 @@ from orchestrator.data.sources import local
 from orchestrator.errors import BadInput, Problems
 from orchestrator.evaluation.agreement import read_pairs
 from orchestrator.evaluation.suite import SuiteConfig, judge_key
-from orchestrator.preflight.data_files import SourceSummary
 from orchestrator.preflight.model_directory import check_directory
 from orchestrator.preflight.model_family import check_evaluated, check_family
 from orchestrator.preflight.model_source import (
@@ -21,6 +20,7 @@ from orchestrator.preflight.model_source import (
 )
 from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
 from orchestrator.preflight.reward_source import check_refusal, check_rewards
+from orchestrator.preflight.source import SourceSummary
 from workers.config import (
     ClassifierRewardConfig,
     ModelRewardConfig,

@@ -6,20 +6,21 @@ data.KEY ──read──► rows ──data.equal_pairs, data.special_tokens─
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from orchestrator.config.mixture import SourceConfig
 from orchestrator.config.rounds import prompts_per_round
 from orchestrator.config.run import RunConfig
 from orchestrator.data import lengths, read_examples, read_prompts
-from orchestrator.data.audit import contradicting, listed, listed_pairs, repeated, row_number, trained_on
+from orchestrator.data.audit import RowKeys, contradicting, listed, listed_pairs, repeated, row_number, trained_on
 from orchestrator.data.examples import require_both_labels
 from orchestrator.data.formats import is_blank
 from orchestrator.data.remarks import remarks as remarks_on_labels
-from orchestrator.data.rows import RowProblems
+from orchestrator.data.rows import SHOWN, RowProblems
 from orchestrator.data.sources import local
 from orchestrator.data.tokens import TokenCounter
 from orchestrator.errors import BadInput, Problem
@@ -27,56 +28,12 @@ from orchestrator.preflight import tokenization
 from orchestrator.preflight.critique import with_requests
 from orchestrator.preflight.mixture import problems_of_shares, remarks_on_shares, with_objective
 from orchestrator.preflight.reward_rows import check_reward_rows, with_common_columns
+from orchestrator.preflight.source import Source, prompt_of
 from workers.codec import NO_COLUMNS
 from workers.config import DpoConfig
 from workers.types import Example, Prompt
 
 KEYS = ("prompts", "dataset", "eval_prompts", "eval_harmful", "eval_benign", "eval_dataset")
-Row = Prompt | Example
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Rows of one key of `data`."""
-
-    key: str  # "data.prompts"
-    source: str
-    rows: Sequence[Any]  # of Prompt, or of Example where the key ends in `dataset`
-    files: Mapping[str, int]  # number of rows of each file, in their order
-    is_complete: bool = True  # False: only the beginning of the source was read
-    remarks: tuple[str, ...] = ()
-    num_dropped: int = 0  # rows whose prompt is too long
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        return [_prompt(row) for row in self.rows]
-
-    def summary(self) -> SourceSummary:
-        first = self.prompts[0]
-        return SourceSummary(
-            key=self.key,
-            source=self.source,
-            count=len(self.rows) + self.num_dropped,
-            is_complete=self.is_complete,
-            conversational=not isinstance(first.text, str),
-            columns=tuple(first.columns),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceSummary:
-    """Summary of one data source.
-
-    Example: `SourceSummary(key="data.prompts", source="./prompts.jsonl", count=8, is_complete=True,
-    conversational=False, columns=("solution",))`.
-    """
-
-    key: str
-    source: str
-    count: int  # rows read
-    is_complete: bool  # False: only the beginning of the source was read
-    conversational: bool  # prompts are lists of messages
-    columns: tuple[str, ...]  # beside the prompt and its completions
 
 
 def read_source(
@@ -174,13 +131,21 @@ def _read_one(
     )
 
 
-def read_all(config: RunConfig, tokens: TokenCounter | None) -> dict[str, Source]:
-    """Read all rows of every source that the recipe gives, by key.
+def read_whole(config: RunConfig, name: str, tokens: TokenCounter | None) -> Source | None:
+    """Read all rows of `data.NAME` into memory, see `read_source`."""
+    return read_source(config, name, tokens, max_bytes=math.inf)
+
+
+ReadKey: TypeAlias = Callable[[RunConfig, str, TokenCounter | None], Source | None]
+
+
+def read_all(config: RunConfig, tokens: TokenCounter | None, read: ReadKey = read_whole) -> dict[str, Source]:
+    """Read all rows of every source that the recipe gives, by key. `read`: reads one key.
 
     Raises:
         BadInput: with the rows of the first source that cannot be used.
     """
-    by_name = {name: read_source(config, name, tokens, max_bytes=math.inf) for name in KEYS}
+    by_name = {name: read(config, name, tokens) for name in KEYS}
     sources = {name: source for name, source in by_name.items() if source is not None}
     if problems := problems_of_rows(config, sources):
         raise BadInput(problems)
@@ -199,7 +164,7 @@ def scored_rows(config: RunConfig, sources: Mapping[str, Source]) -> list[Proble
     """Return the problems of rows that the rewards cannot score."""
     problems = []
     answered = ("prompts", "eval_prompts") if config.algorithm.needs.trains else ("prompts",)
-    for source in (sources[name] for name in answered if name in sources):
+    for source in (sources[name] for name in answered if name in sources and sources[name].facts is None):
         first = 0
         for file, count in source.files.items():
             problems += check_reward_rows(config.reward, file, source.rows[first : first + count])
@@ -236,15 +201,18 @@ def remarks(config: RunConfig, sources: Mapping[str, Source]) -> list[str]:
     found = [f"{source.key}: {remark}" for source in sources.values() for remark in source.remarks]
     if not config.algorithm.needs.trains:  # such rows are dropped, and counted
         return found
-    trained = [prompt for name in ("prompts", "dataset") if name in sources for prompt in sources[name].prompts]
     for name in ("eval_prompts", "eval_harmful", "eval_benign", "eval_dataset"):
-        if name in sources and (both := trained_on(held_out := sources[name].prompts, trained)):
-            which = listed([held_out[i] for i in both])
+        if name not in sources:
+            continue
+        held_out = sources[name].rows
+        trained = (keys for key in ("prompts", "dataset") if key in sources for keys in sources[key].prompt_keys())
+        if both := trained_on(np.concatenate([*sources[name].prompt_keys()]), trained):
+            which = listed([prompt_of(held_out[i]) for i in both[:SHOWN]], count=len(both))
             found.append(f"data.{name}: {len(both)} of {len(held_out)} held-out prompts are also trained on: {which}")
     for name, source in sources.items():
         found += remarks_on_shares(config, name, source.files) if source.is_complete else ()
     if "dataset" in sources and sources["dataset"].is_complete:
-        found += remarks_on_labels(sources["dataset"].rows, config.algorithm)
+        found += remarks_on_labels(sources["dataset"].labels(), config.algorithm)
     return found
 
 
@@ -254,8 +222,12 @@ def tokens_of(path: str | None, arguments: Mapping[str, Any] = NO_COLUMNS) -> To
     Args:
         arguments: arguments of the chat template that the recipe gives.
     """
-    if path is None:
-        return None
+    directory = None if path is None else tokenizer_directory(path)
+    return None if directory is None else TokenCounter.of(directory, arguments)
+
+
+def tokenizer_directory(path: str) -> Path | None:
+    """Return the directory of a model, or of a Hub model in the cache; None: it is no name that the Hub accepts."""
     directory = local(path)
     if not directory.is_dir() and "/" in path:
         from huggingface_hub import try_to_load_from_cache
@@ -266,7 +238,7 @@ def tokens_of(path: str | None, arguments: Mapping[str, Any] = NO_COLUMNS) -> To
         except HFValidationError:
             return None
         directory = Path(cached).parent if isinstance(cached, str) else directory
-    return TokenCounter.of(directory, arguments)
+    return directory
 
 
 # ------------------------------------------------------------------------------------------------ one source
@@ -288,8 +260,8 @@ def _special_tokens(
                 )
             )
         return rows, []
-    contained = [tokens.special_in(_prompt(row).text).union(*map(tokens.special_in, _answers(row))) for row in rows]
-    affected = [_prompt(row) for row, special in zip(rows, contained, strict=True) if special]
+    contained = [tokens.special_in(prompt_of(row).text).union(*map(tokens.special_in, _answers(row))) for row in rows]
+    affected = [prompt_of(row) for row, special in zip(rows, contained, strict=True) if special]
     if not affected:
         return rows, []
     which = ", ".join(sorted(set().union(*contained))[:6])
@@ -344,27 +316,23 @@ def _lengths(
             raise BadInput(Problem(what=f"all {len(rows)} rows {what}", where=source, why=why, fix=fix))
         if indices:
             of = f"{len(rows)} rows" if is_complete else f"the first {found.measured} rows"
-            remarks.append(f"{len(indices)} of {of} {what}: {listed([_prompt(rows[i]) for i in indices])}")
+            remarks.append(f"{len(indices)} of {of} {what}: {listed([prompt_of(rows[i]) for i in indices])}")
     return frozenset(found.dropped), remarks
 
 
 def _preferences(rows: Sequence[Example]) -> list[str]:
-    remarks = []
-    if repeats := repeated(rows):
-        remarks.append(f"{len(repeats)} of {len(rows)} rows repeat an earlier one: {listed_pairs(repeats, rows)}")
-    if disputed := contradicting(rows):
+    remarks, keys = [], RowKeys.of(rows)
+    if again := repeated(keys):
+        remarks.append(f"{len(again)} of {len(rows)} rows repeat an earlier one: {listed_pairs(again, rows)}")
+    if disputed := contradicting(keys):
         what = "contradict an earlier one, and the two cancel out"
         remarks.append(f"{len(disputed)} of {len(rows)} rows {what}: {listed_pairs(disputed, rows)}")
-    if blank := [_prompt(row) for row in rows if len(row.completions) == 2 and is_blank(row.completions[1])]:
+    if blank := [prompt_of(row) for row in rows if len(row.completions) == 2 and is_blank(row.completions[1])]:
         remarks.append(f"{len(blank)} of {len(rows)} rows reject an answer without text: {listed(blank)}")
     return remarks
 
 
-def _prompt(row: Row) -> Prompt:
-    return row.prompt if isinstance(row, Example) else row
-
-
-def _answers(row: Row) -> Sequence[Any]:
+def _answers(row: Prompt | Example) -> Sequence[Any]:
     if isinstance(row, Example):
         return row.completions
     return () if row.gold is None else (row.gold,)

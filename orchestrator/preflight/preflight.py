@@ -17,8 +17,6 @@ from orchestrator.errors import BadInput, Problems
 from orchestrator.limits import long_sockets, ray_directory
 from orchestrator.preflight.data_files import (
     KEYS,
-    Source,
-    SourceSummary,
     problems_of_rows,
     read_source,
     remarks,
@@ -44,6 +42,7 @@ from orchestrator.preflight.model_source import (
 )
 from orchestrator.preflight.reward_source import check_refusal, check_rewards
 from orchestrator.preflight.shadowing import refuse_shadows
+from orchestrator.preflight.source import Source, SourceSummary
 from workers.config import ClassifierRewardConfig, GenerateConfig, ModelRewardConfig, ModelScorerConfig
 from workers.vocabulary import first_difference, read_vocabulary
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from orchestrator.config.run import ClusterConfig
 from orchestrator.errors import Problems
-from orchestrator.preflight.data_files import SourceSummary
+from orchestrator.preflight.source import SourceSummary
 from workers.config import CodeRewardConfig, FunctionRewardConfig, RefusalConfig, RefusalRewardConfig, RewardConfig
 from workers.rewards.refusal_classifier import ClassifierError, RefusalClassifier
 from workers.rewards.sandbox import NoSandboxError, Sandbox

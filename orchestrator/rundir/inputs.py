@@ -29,7 +29,8 @@ WHOLE_BYTES = 64 * 2**20  # larger files of weights are read in parts: the weigh
 END_BYTES = 2**20
 PARTS, PART_BYTES = 64, 2**16
 WEIGHTS = (".safetensors", ".bin")
-MODEL_FILES = (*WEIGHTS, ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
+SMALL_FILES = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
+MODEL_FILES = (*WEIGHTS, *SMALL_FILES)
 CONSTITUTION = "algorithm.constitution"
 MAY_CHANGE = ("reward.", "evaluation.", "data.eval_")
 """Prefixes of the keys whose inputs may change before a run resumes: rewards and evaluation data. It is reported."""
@@ -75,9 +76,9 @@ def inputs_of(config: RunConfig, root: Path = Path()) -> dict[str, str]:
         if key.endswith(".function"):
             digest = _digest_function(source, root)
         elif key == CONSTITUTION or key.endswith(".classifier"):
-            digest = _digest_data(root / local(source))
+            digest = digest_data(root / local(source))
         elif key.startswith("data."):
-            digest = None if is_hub_name(source, root) else _digest_data(root / local(source))
+            digest = None if is_hub_name(source, root) else digest_data(root / local(source))
         else:
             digest = _digest_model(root / local(source), is_stored=_is_stored(config, root, source))
         if digest is not None:
@@ -101,7 +102,7 @@ def changes(then: Mapping[str, str], now: Mapping[str, str], config: RunConfig) 
 # ------------------------------------------------------------------------------------------------ digests
 
 
-def _digest_data(path: Path) -> str | None:
+def digest_data(path: Path) -> str | None:
     """Return the digest of a data file, or of all files in a `datasets` folder; None if there is neither."""
     if path.is_file():
         return _cut(_digest_file(path))
@@ -114,6 +115,13 @@ def _is_stored(config: RunConfig, root: Path, source: str) -> bool:
     """Return whether a model is one of another run in the same storage."""
     output_dir = (root / local(config.output_dir)).absolute()
     return config.storage is not None and (root / local(source)).absolute().is_relative_to(output_dir)
+
+
+def digest_tokenizer(path: Path) -> str | None:
+    """Return the digest of a Hugging Face directory without its weights; None if there is no such directory."""
+    if not path.is_dir():
+        return None
+    return _digest_files(path, [p for p in path.iterdir() if p.suffix in SMALL_FILES and p.is_file()])
 
 
 def _digest_model(path: Path, *, is_stored: bool) -> str | None:
@@ -142,8 +150,8 @@ def _digest_file(path: Path, *, whole: bool = True) -> bytes:
     Unless `whole`, a large file is represented by its size, both ends, and parts spread over its length. This is
     enough to detect training, which moves every weight.
     """
+    size = path.stat().st_size
     with open(path, "rb") as opened:
-        size = path.stat().st_size
         if whole or size <= WHOLE_BYTES:
             return hashlib.file_digest(opened, "sha256").digest()
         digest = hashlib.sha256(str(size).encode() + opened.read(END_BYTES))

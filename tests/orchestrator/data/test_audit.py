@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.data import lengths
-from orchestrator.data.audit import comparisons, contradicting, distinct_prompts, listed, repeated, trained_on
+from orchestrator.data.audit import (
+    RowKeys,
+    comparisons,
+    contradicting,
+    distinct_prompts,
+    listed,
+    prompt_keys,
+    repeated,
+    trained_on,
+)
 from orchestrator.data.tokens import TokenCounter
 from workers.types import Example, Prompt
 
@@ -41,7 +50,7 @@ def seen(example: Example) -> tuple[str, ...]:
 @given(PAIRS)
 def test_repeated_rows_name_the_first_of_their_kind(examples: list[Example]) -> None:
     kinds = [seen(example) for example in examples]
-    assert repeated(examples) == [(i, kinds.index(k)) for i, k in enumerate(kinds) if kinds.index(k) < i]
+    assert repeated(RowKeys.of(examples)) == [(i, kinds.index(k)) for i, k in enumerate(kinds) if kinds.index(k) < i]
 
 
 @given(PAIRS)
@@ -49,7 +58,7 @@ def test_contradicting_rows_name_the_first_that_says_the_opposite(examples: list
     comparison_keys = [seen(example) for example in examples]
     opposites = [(p, rejected, chosen) for p, chosen, rejected in comparison_keys]
     expected = [(i, comparison_keys.index(o)) for i, o in enumerate(opposites) if o in comparison_keys[:i]]
-    assert contradicting(examples) == expected
+    assert contradicting(RowKeys.of(examples)) == expected
 
 
 @given(PAIRS)
@@ -73,15 +82,25 @@ def test_each_voter_has_one_vote() -> None:
 
 def test_of_several_completions_each_two_are_compared() -> None:
     rated = Example(prompt=prompt("p"), completions=("a", "b", "c"), scores=(3.0, 2.0, 2.0))
-    assert contradicting([rated, Example(prompt=prompt("p"), completions=("c", "a"), scores=(1.0, 0.0))]) == [(1, 0)]
-    assert contradicting([rated, Example(prompt=prompt("p"), completions=("c", "b"), scores=(1.0, 0.0))]) == []
+
+    def pair(*completions: str) -> Example:
+        return Example(prompt=prompt("p"), completions=completions, scores=(1.0, 0.0))
+
+    assert contradicting(
+        RowKeys.of([rated, Example(prompt=prompt("p"), completions=("c", "a"), scores=(1.0, 0.0))])
+    ) == [(1, 0)]
+    assert (
+        contradicting(RowKeys.of([rated, Example(prompt=prompt("p"), completions=("c", "b"), scores=(1.0, 0.0))])) == []
+    )
 
 
 def test_held_out_prompts_are_found_among_those_trained_on() -> None:
     chat = [{"role": "user", "content": "a"}]
     held_out = [prompt("b"), prompt("a\n"), Prompt(id="x:3", text=chat)]
-    assert trained_on(held_out, [prompt("a"), prompt("c")]) == [1]
-    assert trained_on(held_out, [Prompt(id="y:1", text=[{"role": "user", "content": "a ", "name": None}])]) == [2]
+    keys, others = prompt_keys(held_out), [prompt_keys([prompt("c")]), prompt_keys([prompt("a"), prompt("d")])]
+    assert trained_on(keys, others) == [1]
+    same_chat = Prompt(id="y:1", text=[{"role": "user", "content": "a ", "name": None}])
+    assert trained_on(keys, [prompt_keys([same_chat])]) == [2]
 
 
 def test_a_long_list_of_rows_is_short() -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from recipe_dir import RecipeDir
 
 from orchestrator.data import batch_indices, read_examples, read_prompts
-from orchestrator.data.batches import cut_batches
+from orchestrator.data.batches import cut_batches, shuffled
 from orchestrator.data.formats import COLUMNS, Format, common_length, detect
-from orchestrator.data.remarks import remarks
+from orchestrator.data.remarks import count_labels, remarks
 from orchestrator.data.sources import is_hub_name
 from orchestrator.errors import BadInput
 from workers.config import KtoConfig, SftConfig
@@ -386,6 +386,13 @@ def test_a_batch_depends_on_nothing_but_its_arguments() -> None:
     assert not (batch_indices(1000, 1000, 0, seed=1) == batch_indices(1000, 1000, 1, seed=1)).all()
 
 
+@pytest.mark.parametrize("num_rows", [5, 2**16, 2**16 + 1, 300_001])
+def test_the_order_of_many_rows_is_that_of_one_sort(num_rows: int) -> None:
+    """Check that the parts, in which the order of many rows is made to save memory, change nothing."""
+    bits = np.random.Philox(np.random.SeedSequence((7, 2))).random_raw(num_rows)
+    assert (shuffled(num_rows, 2, seed=7) == np.argsort(bits, kind="stable")).all()
+
+
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 3))
 def test_equal_cuts_are_the_batches_of_the_stream(num_rows: int, size: int, seed: int) -> None:
     size = min(size, num_rows)
@@ -434,5 +441,5 @@ def test_rows_of_a_golden_file_read_the_same_twice(recipe_dir: RecipeDir) -> Non
 def test_unbalanced_feedback_is_reported(good: int, bad: int, weights: dict[str, float], expected: list[str]) -> None:
     prompt = Prompt(id="p", text="")
     examples = [Example(prompt=prompt, completions=("a",), scores=(float(i < good),)) for i in range(good + bad)]
-    assert remarks(examples, KtoConfig.model_validate({"type": "kto", **weights})) == expected
-    assert remarks(examples, SftConfig(type="sft")) == []
+    assert remarks(count_labels(examples), KtoConfig.model_validate({"type": "kto", **weights})) == expected
+    assert remarks(count_labels(examples), SftConfig(type="sft")) == []

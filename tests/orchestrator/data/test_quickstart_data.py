@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data import read_examples, read_prompts
-from orchestrator.data.remarks import remarks
+from orchestrator.data.remarks import count_labels, remarks
 from workers.config import KtoConfig
 
 TASK = Path(__file__).parents[3] / "configs" / "quickstart" / "task.py"
@@ -39,4 +39,4 @@ def test_feedback_says_which_answers_are_right(data: Path) -> None:
     for example in examples:
         right = "".join(sorted(str(example.prompt.text).removesuffix(">")))
         assert example.scores == (float(example.completions == (right,)),)
-    assert remarks(examples, KtoConfig(type="kto", desirable_weight=1.3)) == []
+    assert remarks(count_labels(examples), KtoConfig(type="kto", desirable_weight=1.3)) == []

@@ -15,7 +15,7 @@ import pytest
 from shipped import CONFIGS, PROMPTS, SUITES
 
 from orchestrator.data import read_prompts
-from orchestrator.data.audit import distinct_prompts, trained_on
+from orchestrator.data.audit import distinct_prompts, prompt_keys, trained_on
 from orchestrator.evaluation.suite import load_suite
 from orchestrator.preflight.reward_rows import check_reward_rows
 from workers.config import MathRewardConfig
@@ -70,7 +70,7 @@ def test_any_beginning_is_a_fair_sample(name: str) -> None:
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(SIZES, 2)))
 def test_two_sets_share_no_prompt(one: str, other: str) -> None:
-    assert trained_on(rows(one), rows(other)) == []
+    assert trained_on(prompt_keys(rows(one)), [prompt_keys(rows(other))]) == []
 
 
 def words_of(prompt: Prompt) -> set[str]:

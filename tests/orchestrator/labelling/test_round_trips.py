@@ -14,7 +14,7 @@ from annotators import PAIRS, Annotator, Label, argilla, label_studio, prefers, 
 from fakes import experience
 
 from orchestrator.data import read_examples
-from orchestrator.data.remarks import remarks
+from orchestrator.data.remarks import count_labels, remarks
 from orchestrator.errors import BadInput
 from workers.algorithms import dpo, reward_model
 from workers.config import DpoConfig, RewardModelConfig
@@ -204,7 +204,7 @@ def test_training_reads_the_votes(here: Path, label: Label) -> None:
     labels = reward_model.prepare(scored, RewardModelConfig(type="reward_model"))[0].soft_labels
     assert labels is not None
     assert labels.tolist() == [0.75, 0.25]
-    (remark,) = remarks([example], DpoConfig(type="dpo"))
+    (remark,) = remarks(count_labels([example]), DpoConfig(type="dpo"))
     assert remark.startswith("1 of 1 rows have `votes`, 1 of them divided ones; the share of the votes is their label")
 
 

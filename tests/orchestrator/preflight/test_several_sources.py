@@ -73,7 +73,7 @@ def test_one_path_is_what_it_was(recipe_dir: RecipeDir) -> None:
     (run,) = load(recipe_dir.recipe(OFFLINE_DPO)).stages
     assert resolved(run)["data"]["dataset"] == "./pairs.jsonl"
     assert named(run)["data.dataset"] == "./pairs.jsonl"
-    assert describe(run, (), Material.read(run).examples)["data"]["data.dataset"]["source"] == "./pairs.jsonl"
+    assert describe(run, Material.read(run).sources)["data"]["data.dataset"]["source"] == "./pairs.jsonl"
     (several,) = load(recipe_dir.recipe({"data": "{prompts: [./prompts.jsonl]}"})).stages
     assert resolved(several)["data"]["prompts"] == ["./prompts.jsonl"]
     assert named(several)["data.prompts.0"] == "./prompts.jsonl"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import ResumeError
+from orchestrator.preflight.source import Source
 from orchestrator.rundir.provenance import compare, describe, software
 from workers.types import Example, Prompt
 
@@ -31,11 +33,19 @@ def prompts(count: int, **texts: str) -> list[Prompt]:
     return [Prompt(id=f"prompts.jsonl:{i + 1}", text=texts.get(f"row_{i}", str(i))) for i in range(count)]
 
 
+def sources(name: str, source: str, rows: Sequence[Any]) -> dict[str, Source]:
+    return {name: Source(key=f"data.{name}", source=source, rows=rows, files={source: len(rows)})}
+
+
+def sampled(count: int, **texts: str) -> dict[str, Source]:
+    return sources("prompts", "prompts.jsonl", prompts(count, **texts))
+
+
 def test_an_unchanged_run_gives_no_remark() -> None:
-    about = describe(config(), prompts(3), ())
-    assert compare(json.loads(json.dumps(about)), describe(config(), prompts(3), ())) == []
+    about = describe(config(), sampled(3))
+    assert compare(json.loads(json.dumps(about)), describe(config(), sampled(3))) == []
     assert about["ranks"] == {"policy": 1}
-    assert describe(config("ppo", critic={"num_ranks": 2}), prompts(3), ())["ranks"] == {"policy": 1, "critic": 2}
+    assert describe(config("ppo", critic={"num_ranks": 2}), sampled(3))["ranks"] == {"policy": 1, "critic": 2}
 
 
 def test_software_lists_the_packages_that_compute() -> None:
@@ -46,7 +56,7 @@ def test_software_lists_the_packages_that_compute() -> None:
 
 
 def test_other_software_is_one_line() -> None:
-    about = describe(config(), prompts(3), ())
+    about = describe(config(), sampled(3))
     before = {**about, "software": {**about["software"], "torch": "1.0", "apex": "0.1"}}
     (line,) = compare(before, about)
     assert "results may not be bit-identical" in line
@@ -54,7 +64,7 @@ def test_other_software_is_one_line() -> None:
 
 
 def test_other_ranks_are_one_line() -> None:
-    before, now = describe(config(policy={"num_ranks": 2}), prompts(3), ()), describe(config(), prompts(3), ())
+    before, now = describe(config(policy={"num_ranks": 2}), sampled(3)), describe(config(), sampled(3))
     assert compare(before, now) == [
         "policy: 2 ranks → 1; sums over ranks round differently, so results are not bit-identical from here on"
     ]
@@ -70,7 +80,7 @@ def test_other_ranks_are_one_line() -> None:
     ],
 )
 def test_data_that_changed_are_refused_with_their_rows(count: int, texts: dict[str, str], why: str) -> None:
-    before, now = describe(config(), prompts(3000), ()), describe(config(), prompts(count, **texts), ())
+    before, now = describe(config(), sampled(3000)), describe(config(), sampled(count, **texts))
     with pytest.raises(ResumeError) as caught:
         compare(before, now)
     (problem,) = caught.value.problems
@@ -88,5 +98,8 @@ def test_every_part_of_a_row_counts() -> None:
         Example(prompt=Prompt(id="pairs.jsonl:1", text="z", columns={"solution": "b"}), completions=("c", "d")),
     ]
     offline = config(data={"dataset": "pairs.jsonl"}, algorithm={"type": "dpo", "batch_size": 1}, reward=[], rollout={})
-    blocks = [describe(offline, (), [r])["data"]["data.dataset"]["blocks"][0] for r in (row, *others)]
+    blocks = [
+        describe(offline, sources("dataset", "pairs.jsonl", [r]))["data"]["data.dataset"]["blocks"][0]
+        for r in (row, *others)
+    ]
     assert len(set(blocks)) == len(blocks)
