@@ -105,11 +105,13 @@ def digest_of(config: RunConfig, name: str) -> str:
     settings["algorithm"] = {key: value for key, value in settings["algorithm"].items() if key not in numbers}
     readers = [config.model.path, *(reward.path for reward in config.reward if isinstance(reward, ModelRewardConfig))]
     folders = [tokenizer_directory(path) for path in readers if path is not None]
+    principles = getattr(config.algorithm, "constitution", None)  # drawn for each row, and written into it
     content = {
         "key": name,
         "settings": settings,
         "files": [digest_data(local(path)) for path in config.data.paths(name)],
         "tokenizers": [None if folder is None else digest_tokenizer(folder) for folder in folders],
+        "principles": None if principles is None else [digest_data(local(principles)), config.seed],
         "software": software(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -148,7 +150,7 @@ def _write_apart(config: RunConfig, name: str, folder: Path) -> str | None:
     Returns:
         Why the rows cannot be kept in files; None: they are.
     """
-    command = [sys.executable, "-m", "orchestrator.driver.large_data", name, str(folder)]
+    command = [sys.executable, "-P", "-m", "orchestrator.driver.large_data", name, str(folder)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
     assert child.stdin is not None
     assert child.stdout is not None

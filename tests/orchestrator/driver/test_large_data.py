@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,6 +174,21 @@ def test_other_content_and_another_tokenizer_are_other_rows(recipe_dir: RecipeDi
     assert digest_of(run.model_copy(update={"evaluation": None, "policy": None}), "dataset") == digest_of(
         run, "dataset"
     )
+
+
+def test_requests_of_another_constitution_or_seed_are_other_rows(recipe_dir: RecipeDir) -> None:
+    def digest(critique: str, seed: int) -> str:
+        principle = {"name": "order", "critique": critique, "revision": "Mend it."}
+        Path("principles.yaml").write_text(json.dumps({"principles": [principle]}))
+        algorithm = "{type: generate, rows: critique, constitution: principles.yaml}"
+        keys = {"data": "{prompts: ./large.jsonl}", "algorithm": algorithm, "seed": str(seed)}
+        return digest_of(load(recipe_dir.recipe(keys)).stages[0], "prompts")
+
+    tokenizer()
+    recipe_dir.jsonl("large.jsonl", pairs())
+    digests = [digest("What is wrong?", 0), digest("What is missing?", 0), digest("What is wrong?", 1)]
+    assert len({*digests}) == 3
+    assert digest("What is wrong?", 0) == digests[0]
 
 
 @pytest.mark.parametrize("name", [ROWS, OFFSETS])
