@@ -14,7 +14,7 @@ from orchestrator.data.examples import read_examples
 from orchestrator.data.prompts import read_prompts
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.errors import Problem
-from workers.config import FunctionRewardConfig, ModelScorerConfig, RewardConfig
+from workers.config import FunctionRewardConfig, ModelRewardConfig, ModelScorerConfig, RewardConfig
 
 SAME = (
     "model.path",
@@ -128,7 +128,8 @@ def _scorer(reward: RewardConfig) -> str:
         return reward.function.rpartition(":")[2]
     if isinstance(reward, ModelScorerConfig):
         parts = Path(str(reward.path)).parts
-        return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
+        name = parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
+        return f"{name}_{reward.label}" if isinstance(reward, ModelRewardConfig) and reward.label else name
     return reward.type
 
 

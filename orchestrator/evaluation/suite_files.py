@@ -100,7 +100,10 @@ def _check_scorer(reward: RewardConfig, key: str, problems: Problems) -> None:
         check_directory(reward.path, where, problems, needs_template=False)
         check_tokenizer(reward.path, where, problems, writes=False)
         check_family(reward.path, where, problems)
-        (check_scorer if isinstance(reward, ModelRewardConfig) else check_writer)(reward.path, where, problems)
+        if isinstance(reward, ModelRewardConfig):
+            check_scorer(reward.path, where, problems, label=reward.label)
+        else:
+            check_writer(reward.path, where, problems)
 
 
 def _is_conversational(prompts: Sequence[Prompt]) -> bool:

@@ -133,7 +133,7 @@ TABLE: Mapping[str, ModelShape] = {
     )
 }
 _DECORATION = re.compile(r"-(instruct|chat|base|it|hf|thinking|math|coder|v\d+(\.\d+)*|\d{4})(?=-|$)")
-_VERSION = re.compile(r"llama-3\.[13]-(8b|70b|405b)")
+_VERSION = re.compile(r"llama-?3(?:\.[13])?-(8b|70b|405b)")
 
 
 def find(path: str) -> ModelShape | None:

@@ -160,6 +160,7 @@ def _check_models(
     models += [("reference", config.reference.path, False)] if config.reference.path is not None else []
     scorers = [(i, r) for i, r in enumerate(config.reward) if isinstance(r, ModelScorerConfig)]
     models += [(f"reward.{i}", r.path, isinstance(r, ModelRewardConfig)) for i, r in scorers]
+    labels = {f"reward.{i}": r.label for i, r in scorers if isinstance(r, ModelRewardConfig)}
     for key, path, scores in models:
         assert path is not None
         where = f"{key}.path = {path}"
@@ -167,7 +168,7 @@ def _check_models(
         check_use(config, key, _initial_model(path, produced), where, problems)
         if path in produced:
             if scores is not None:
-                check_stage(produced[path], where, problems, scores=scores)
+                check_stage(produced[path], where, problems, scores=scores, label=labels.get(key))
             continue
         needs_template = conversational and key not in ("critic_model", "teacher.model", "reference")
         check_directory(path, where, problems, needs_template=needs_template)
@@ -178,8 +179,10 @@ def _check_models(
             check_parallel(path, config.rollout.tensor_parallel_size, problems)
         if key == "critic_model" and config.model.path is not None:
             check_same_tokens(path, config.model.path, where, problems)
-        if scores is not None:
-            (check_scorer if scores else check_writer)(path, where, problems)
+        if scores:
+            check_scorer(path, where, problems, label=labels.get(key))
+        elif scores is not None:
+            check_writer(path, where, problems)
 
 
 def _initial_model(path: str, produced: Mapping[str, RunConfig]) -> str:

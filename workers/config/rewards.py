@@ -49,9 +49,12 @@ class ModelScorerConfig(ModelOrigin):
 
 
 class ModelRewardConfig(ModelScorerConfig):
-    """Score of a reward model: a sequence-classification model with one label, as a Hugging Face directory."""
+    """Score of a reward model: a sequence-classification model with one label, as a Hugging Face directory, or one of
+    the scores of a model with several."""
 
     type: Literal["model"]  # reward model
+    # label whose score is taken, of a model with several labels; None: the model has one
+    label: str | None = None
 
 
 RLHFLOW_TEMPLATE = "[CONTEXT] {context} [RESPONSE A] {response_a} [RESPONSE B] {response_b} \n"

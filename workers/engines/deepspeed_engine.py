@@ -91,12 +91,13 @@ class DeepSpeedEngine:
         seed: int,
         reference_layer: OutputLayer | None = None,
         beta: float = 0.0,
+        labels: Sequence[str] = (),
     ) -> None:
         """Load the model and check it.
 
         Args:
             optimisation: settings of the optimiser; None: the model is not trained.
-            head: output of the model for each token.
+            head: output of the model for each token; `labels`: names of its scores, if it has several.
             reference_layer: output layer of the model from which `forward` can compute the divergence D_`beta`.
 
         Raises:
@@ -116,6 +117,7 @@ class DeepSpeedEngine:
             seed=seed,
             deepspeed=settings if config.zero_stage == 3 else None,
             lora=model.lora,
+            labels=labels,
         )
         self._adapters = hf_files.adapters_of(self._module)
         if config.gradient_checkpointing:
@@ -130,8 +132,7 @@ class DeepSpeedEngine:
             self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **parameters)[0]
         self._decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups] if optimisation else []
         hf_buffers.recompute(self._module)
-        self._stage = config.zero_stage
-        self.apart = self._module.packing.apart
+        self._stage, self.apart = config.zero_stage, self._module.packing.apart
         if optimisation is not None and head != "values":
             self.describe_weights()  # a model that cannot be exported is refused now
         check_rows(self._module, device, path=model.path, longest=config.tokens_per_micro_batch)
