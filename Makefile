@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: modules are compiled once
 .PHONY: help setup quickstart docs test test-quick test-faults test-cluster fuzz bad-input check bench back-test table alarms families parity \
-    proof audit frontier golden golden-check kuberay lock clean
+    proof audit frontier objectives golden golden-check kuberay lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -85,6 +85,9 @@ audit: setup ## plant faults in preference data and see what `rlhf audit` finds:
 
 frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)
 	@$(IN_VENV) python -m benchmarks.frontier
+
+objectives: setup ## two objectives in conflict: weights, soups and a two-headed reward on one frontier (40 minutes)
+	@$(IN_VENV) python -m benchmarks.objectives
 
 golden: setup ## run the first steps of every quickstart recipe and keep their figures in tests/golden/traces/ (10 minutes)
 	@$(IN_VENV) python tests/stack/traces.py

@@ -60,10 +60,10 @@ def join(
     """
     from workers.engines import deepspeed_engine, hf_files, hf_text
 
-    layer, beta = None, algorithm.divergence_beta
+    divergence, beta = None, algorithm.divergence_beta
     if teacher is not None:
         hf_text.require_same_tokenizer(model, teacher)
-        layer = hf_files.load_output_layer(teacher) if beta is not None else None
+        divergence = (hf_files.load_output_layer(teacher), beta) if beta is not None else None
     device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
     engine = deepspeed_engine.DeepSpeedEngine(
         model,
@@ -72,8 +72,7 @@ def join(
         head=head,
         device=device,
         seed=seed,
-        reference_layer=layer,
-        beta=beta or 0.0,
+        divergence=divergence,
         labels=algorithm.labels,
     )
     return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)

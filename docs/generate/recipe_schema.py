@@ -25,6 +25,7 @@ def schema() -> dict[str, Any]:
     for cls in _classes(RunConfig):
         _describe(run if cls is RunConfig else definitions[cls.__name__], cls)
     run["required"] = [key for key in run["required"] if key != "name"]  # a recipe without a name is given one
+    del definitions["SourceConfig"]["required"]  # `from_stage` may stand in the place of `path`
     included = {
         "type": "object",
         "properties": {"recipe": {"type": "string", "description": "recipe file to include, relative to this one"}},

@@ -89,8 +89,7 @@ class DeepSpeedEngine:
         head: Head,
         device: torch.device,
         seed: int,
-        reference_layer: OutputLayer | None = None,
-        beta: float = 0.0,
+        divergence: tuple[OutputLayer, float] | None = None,
         labels: Sequence[str] = (),
     ) -> None:
         """Load the model and check it.
@@ -98,13 +97,13 @@ class DeepSpeedEngine:
         Args:
             optimisation: settings of the optimiser; None: the model is not trained.
             head: output of the model for each token; `labels`: names of its scores, if it has several.
-            reference_layer: output layer of the model from which `forward` can compute the divergence D_`beta`.
+            divergence: output layer of the model from which `forward` can compute the divergence D_β, and β.
 
         Raises:
             ModelError: the model is not supported.
         """
         assert model.path is not None
-        self._reference_layer, self._beta = reference_layer and reference_layer.to(device), beta
+        self._divergence = divergence and (divergence[0].to(device), divergence[1])
         torch.manual_seed(seed)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = device
@@ -145,8 +144,9 @@ class DeepSpeedEngine:
         hf_models.set_loss_mode(self._module)
         further: tuple[Target, ...] = ()
         if reference_hidden is not None:
-            assert self._reference_layer is not None
-            further = (Target(hidden=reference_hidden, layer=self._reference_layer, beta=self._beta),)
+            assert self._divergence is not None
+            layer, beta = self._divergence
+            further = (Target(hidden=reference_hidden, layer=layer, beta=beta),)
         return cast("tuple[Tensor, Tensor | None]", self._engine(*self._inputs(packed), temperature, *further))
 
     def infer(self, packed: Packed, temperature: float = 1.0, *, adapted: bool = True) -> Tensor:
