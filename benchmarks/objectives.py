@@ -33,6 +33,7 @@ from typing import Any, TypeAlias
 from safetensors.torch import load_file, save_file
 
 from benchmarks.machine import description
+from orchestrator.config import load
 from orchestrator.report.svg import MARKERS, MUTED, PAPER, colour, figure, inline, standalone
 
 ROOT = Path(__file__).parent.parent
@@ -103,18 +104,19 @@ def _scorers() -> list[Callable[[list[str], list[str], list[str]], list[float]]]
 
 def _trained(directory: Path, recipe: str, weight: float, seed: int) -> Point:
     """Run a recipe with `weight` for thorough and the rest for brief. Its last stage is in a directory of its own."""
-    last = f"stages.quickstart-{recipe.replace('_', '-')}"
-    output = f"runs/{recipe}-{weight}"
+    path, output = f"configs/quickstart/{recipe}.yaml", f"runs/{recipe}-{weight}"
+    names = [stage.name for stage in load(ROOT / path).stages]
+    last = f"stages.{names[-1]}"
     changes = [
-        f"stages.*.seed={seed}",
+        *(f"stages.{name}.seed={seed}" for name in names),
         f"{last}.output_dir={output}",
         f"{last}.data.eval_prompts=data/quickstart/test.jsonl",
         f"{last}.reward.0.weight={weight}",
         f"{last}.reward.1.weight={1 - weight}",
     ]
-    _call([RLHF, "run", f"configs/quickstart/{recipe}.yaml", *changes], directory)
-    run = directory / output / last.removeprefix("stages.")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    _call([RLHF, "run", path, *changes], directory)
+    metrics = directory / output / names[-1] / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     end = [row for row in rows if row.get("eval/prompts")][-1]
     return end["eval/rewards/thorough/mean"], end["eval/rewards/brief/mean"]
 
@@ -134,7 +136,7 @@ def _mixed(directory: Path, weight: float) -> Point:
 
 def interpolate(first: Path, second: Path, share: float, target: Path) -> None:
     """Write the model whose weights are (1 − share) · first + share · second, with the other files of the first."""
-    shutil.copytree(first, target)
+    shutil.copytree(first, target, ignore=shutil.ignore_patterns("manifest.json"))  # has sums of the files of the first
     other = load_file(second / "model.safetensors")
     weights = {
         name: (1 - share) * weight + share * other[name]
