@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: modules are compiled once
 .PHONY: help setup quickstart docs test test-quick test-faults test-cluster fuzz bad-input check bench back-test table alarms families parity \
-    proof audit refusals streaming frontier golden golden-check kuberay lock clean
+    proof audit refusals streaming frontier objectives golden golden-check kuberay lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -91,6 +91,9 @@ streaming: setup ## time to the first step and driver memory by number of rows: 
 
 frontier: setup ## reward against KL of each method in a world whose best policies are known (3 minutes)
 	@$(IN_VENV) python -m benchmarks.frontier
+
+objectives: setup ## two objectives in conflict: weights, soups and a two-headed reward on one frontier (40 minutes)
+	@$(IN_VENV) python -m benchmarks.objectives
 
 golden: setup ## run the first steps of every quickstart recipe and keep their figures in tests/golden/traces/ (10 minutes)
 	@$(IN_VENV) python tests/stack/traces.py

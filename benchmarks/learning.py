@@ -64,17 +64,20 @@ ROWS = {
     "simpo": Row(label="SimPO, 2,048 pairs"),
     "kto": Row(label="KTO, 2,048 labelled answers, twice"),
     "reward_model": Row(label="reward model, 120 steps (accuracy on pairs)", metric="eval/accuracy"),
-    "ppo_reward_model": Row(label="PPO on that reward model, 30 steps", metric="eval/rewards/exact_sort/mean"),
+    "rlhf_classic": Row(label="PPO on that reward model, 30 steps", metric="eval/rewards/exact_sort/mean"),
     "distill": Row(label="distillation from the GRPO result, 20 steps"),
     "hybrid": Row(label="PPO, 20 steps, after offline DPO"),
     "reasoning": Row(label="a smaller model on right answers of the GRPO result"),
     "abstention": Row(label="abstention (share of unanswerable questions)", metric="eval/refusal"),
     "constitutional": Row(label="constitutional AI: DPO on revisions of its own answers"),
+    "multi_objective": Row(label="GRPO on two objectives in conflict, 40 steps"),
+    "two_headed_reward": Row(label="GRPO on the two scores of one reward model, 40 steps"),
 }
 ROADS = {
     # recipe → what its last stages are measured by
     "hybrid": ("eval/reward",),
     "reasoning": ("eval/reward",),
+    "two_headed_reward": ("eval/accuracy", "eval/rewards/thorough/mean", "eval/rewards/brief/mean"),
     "abstention": ("eval/rewards/right_if_answered/mean", "eval/refusal", "eval/over_refusal"),
     "constitutional": ("eval/reward",),
 }
@@ -155,10 +158,22 @@ def _changes(stage: RunConfig, seed: int) -> list[str]:
         kinds = {"eval_prompts": "answerable", "eval_benign": "answerable", "eval_harmful": "unanswerable"}
         return changes + [f"data.{key}=data/quickstart/test_{kind}.jsonl" for key, kind in kinds.items()]
     if stage.data.eval_prompts is not None:
-        changes.append("data.eval_prompts=data/quickstart/test.jsonl")
-    if stage.data.eval_dataset is not None:
-        changes.append("data.eval_dataset=data/quickstart/test_pairs.jsonl")
+        changes.append(f"data.eval_prompts={_test(stage.data.eval_prompts)}")
+    if isinstance(stage.data.eval_dataset, tuple):
+        paths = stage.data.paths("eval_dataset")
+        changes += [f"data.eval_dataset.{i}.path={_test(path)}" for i, path in enumerate(paths)]
+    elif stage.data.eval_dataset is not None:
+        changes.append(f"data.eval_dataset={_test(stage.data.eval_dataset)}")
     return changes
+
+
+def _test(heldout: str) -> str:
+    """Return the test set that belongs to a held-out set of a recipe.
+
+    >>> _test("data/quickstart/heldout_pairs.jsonl")
+    'data/quickstart/test_pairs.jsonl'
+    """
+    return heldout.replace("heldout", "test")
 
 
 def _call(command: list[str], directory: Path) -> float:

@@ -15,8 +15,8 @@ from workers.files.saved import Saved
 from workers.files.shared_storage import SharesStorage, require_files
 from workers.files.written import Report, files, report
 from workers.given import is_given
-from workers.margins import NO_MARGINS, PairMargins, final_scores, implicit_rewards, pair_margins
-from workers.objectives import objective_facts, with_objectives
+from workers.margins import NO_MARGINS, PairMargins, implicit_rewards, pair_margins
+from workers.objectives import objective_facts, own_scores, with_objectives
 from workers.scoring import ScoreCache, score_tokens
 from workers.sender import WeightSender
 from workers.spans import UpdateRange
@@ -60,13 +60,20 @@ def join(
     """
     from workers.engines import deepspeed_engine, hf_files, hf_text
 
-    layer, beta = None, algorithm.divergence_beta
+    divergence, beta = None, algorithm.divergence_beta
     if teacher is not None:
         hf_text.require_same_tokenizer(model, teacher)
-        layer = hf_files.load_output_layer(teacher) if beta is not None else None
+        divergence = (hf_files.load_output_layer(teacher), beta) if beta is not None else None
     device = deepspeed_engine.join(rank=rank, world_size=config.num_ranks, address=address, port=port, cuda=cuda)
     engine = deepspeed_engine.DeepSpeedEngine(
-        model, config, algorithm, head=head, device=device, seed=seed, reference_layer=layer, beta=beta or 0.0
+        model,
+        config,
+        algorithm,
+        head=head,
+        device=device,
+        seed=seed,
+        divergence=divergence,
+        labels=algorithm.labels,
     )
     return Learner(engine, model, config, algorithm, head=head, seed=seed, max_steps=max_steps)
 
@@ -154,7 +161,7 @@ class Learner(SharesStorage):
                 "rollout.max_prompt_length (data.max_length for a dataset), or shorten the prompts"
             )
         batch, prepared = self._record.prepare(scored, self._algorithm)
-        batch = with_objectives(batch, scored.experience)
+        batch = with_objectives(batch, scored.experience, self._algorithm.labels)
         difference = None
         if self._head == "logprobs" and span.first == 0:
             difference = engine_difference(self._engine, scored.experience, budget=self._budget)
@@ -242,7 +249,7 @@ class Learner(SharesStorage):
             return NO_MARGINS
         share = self._score(parts, self._infer(1.0), whole_rows=True)
         if self._head == "scores":
-            rewards = final_scores(share, experience.completions)
+            rewards = own_scores(share, experience, self._algorithm.labels)
         else:
             beta = self._algorithm.implicit_reward_beta
             assert beta is not None
@@ -324,7 +331,8 @@ class Learner(SharesStorage):
             self._sender.write_adapter(Path(directory) / "adapter")
         if self._engine.rank == 0:
             described, weights = self._engine.describe_weights(), self._engine.weights()
-            hf_files.export(self._model.path, described, weights, Path(directory), average=average)
+            labels = self._algorithm.labels
+            hf_files.export(self._model.path, described, weights, Path(directory), average=average, labels=labels)
             written = self._report(Path(directory), list(files(Path(directory))))
             mirror.upload_as(Path(target or directory), Path(directory), [file.name for file in written.files])
             return written

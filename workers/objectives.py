@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.gold import sampled_batch
+from workers.margins import final_scores
 from workers.stats import Metrics, ObjectiveTotals
-from workers.types import Experience, ScoredBatch, TrainBatch
+from workers.types import Experience, ScoredBatch, TokenShard, TrainBatch
 
 NONE = -1  # objective of a row that has none
 
@@ -24,15 +25,27 @@ def names_in(experience: Experience) -> tuple[str, ...]:
     return tuple(sorted({prompt.objective for prompt in experience.prompts if prompt.objective is not None}))
 
 
-def with_objectives(batch: TrainBatch, experience: Experience) -> TrainBatch:
-    """Return a batch whose rows have the objectives of their prompts; unchanged if no prompt has one."""
-    names = names_in(experience)
+def with_objectives(batch: TrainBatch, experience: Experience, labels: tuple[str, ...] = ()) -> TrainBatch:
+    """Return a batch whose rows have the objectives of their prompts; unchanged if no prompt has one.
+
+    `labels`: all objectives, in the order of a reward model's scores; empty: those of the prompts, sorted.
+    """
+    names = labels or names_in(experience)
     if not names:
         return batch
     of_prompt = np.array([NONE if p.objective is None else names.index(p.objective) for p in experience.prompts])
     first = batch.row_offsets[:-1]  # first completion of each row
     origin = first if batch.sources is None else batch.sources[first]
     return replace(batch, objectives=of_prompt[experience.group_of[origin]], objective_names=names)
+
+
+def own_scores(share: TokenShard, experience: Experience, labels: tuple[str, ...]) -> NDArray[np.float64]:
+    """Return a reward model's score of each completion of `share`: with `labels`, that of its prompt's objective."""
+    scores = final_scores(share, experience.completions)  # [n], with labels [n, K]
+    if not labels:
+        return scores
+    prompts = (experience.prompts[group] for group in experience.group_of[share.completions])
+    return scores[np.arange(len(scores)), [labels.index(str(prompt.objective)) for prompt in prompts]]
 
 
 def objective_totals(batch: TrainBatch, updates: Sequence[NDArray[np.int64]]) -> tuple[ObjectiveTotals, ...]:

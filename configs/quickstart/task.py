@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 LETTERS = "abcdefghijkl"
@@ -32,6 +34,8 @@ MODEL = {
     "tie_word_embeddings": True,
 }
 SMALL = {**MODEL, "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 3}
+SPOILT = 0.5  # share of the pairs of an objective in which one note is wrong
+SURENESS = 6.0  # of the annotators of an objective: difference of scores times this is the log-odds of their label
 SIZES = {
     "demonstrations": 9600,
     "prompts": 4096,
@@ -48,7 +52,18 @@ SIZES = {
     "test_answerable": 256,
     "test_unanswerable": 256,
     "lessons": 8192,
+    "notes": 9600,
+    "thorough_pairs": 6144,
+    "brief_pairs": 6144,
+    "heldout_thorough_pairs": 256,
+    "heldout_brief_pairs": 256,
+    "comparisons": 9600,
+    "heldout_comparisons": 256,
+    "test_thorough_pairs": 256,
+    "test_brief_pairs": 256,
+    "test_comparisons": 256,
 }
+HELD_OUT = ("heldout", "test", "answerable", "unanswerable")  # beginnings of the names of sets that are evaluated on
 LENGTHS = {
     # letters of a prompt; of more than 6 letters there is no demonstration, and the model does not know the answer
     "questions": [4, 4, 4, 5, 6, 8, 9],
@@ -87,17 +102,45 @@ def right_if_answered(
     ]
 
 
+def thorough(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
+    """Return 1 − (1 − share)² for a note with that share of the letters: the first ones say most."""
+    shares = map(_noted, completions, solution)
+    return [0.0 if share is None else 1 - (1 - share) ** 2 for share in shares]
+
+
+def brief(prompts: list[str], completions: list[str], solution: list[str], **_: object) -> list[float]:
+    """Return 1 − share² for a note with that share of the letters: the last ones tire most."""
+    shares = map(_noted, completions, solution)
+    return [0.0 if share is None else 1 - share**2 for share in shares]
+
+
+def _noted(completion: str, right: str) -> float | None:
+    """Return the share of the letters after the first that a note has, in order; None if it is no note.
+
+    A note is the beginning of the sorted letters. Of `abcfh` the share of `a` is 0, that of `abc` a half.
+    """
+    return (len(completion) - 1) / (len(right) - 1) if completion and right.startswith(completion) else None
+
+
 def write_data(directory: Path, seed: int) -> None:
-    """Write all sets. They share no prompt. Sets named `test` are never used to choose a setting."""
+    """Write all sets. Sets named `test` are never used to choose a setting.
+
+    Sets of one task share no prompt. From `notes` on the task is another one, whose sets may have prompts of the sets
+    that sorting is trained on, or there would be none of four letters left.
+    """
     rng = random.Random(seed)
-    seen: set[str] = set()
+    seen, held_out = set[str](), set[str]()
     for name, size in SIZES.items():
         rows = []
+        if name == "notes":
+            seen = held_out.copy()
         while len(rows) < size:
             letters = "".join(rng.sample(LETTERS, rng.choice(LENGTHS.get(name, [4, 5, 6]))))
             if letters in seen:
                 continue
             seen.add(letters)
+            if name.startswith(HELD_OUT):
+                held_out.add(letters)
             right = "".join(sorted(letters))
             rows.append(_row(name, letters, right, rng))
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -108,6 +151,12 @@ def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, s
     prompt, careless = f"{letters}>", right[:-2] + right[-1] + right[-2]
     if name == "preferences":
         return {"prompt": prompt, "chosen": right, "rejected": careless}
+    if name == "notes":
+        return {"prompt": prompt, "completion": right[: rng.randint(1, len(right))]}
+    if name.endswith(("thorough_pairs", "brief_pairs")):
+        return {"prompt": prompt, **_preferred(right, thorough if "thorough" in name else brief, rng)}
+    if name.endswith("comparisons"):
+        return _comparison(prompt, right, careless, rng)
     if name.endswith("pairs"):
         return {"prompt": prompt, "chosen": right, "rejected": _wrong(right, careless, rng)}
     if name in ("demonstrations", "feedback"):
@@ -117,6 +166,36 @@ def _row(name: str, letters: str, right: str, rng: random.Random) -> dict[str, s
     if name == "lessons":
         return _lesson(letters, right, careless, rng)
     return {"prompt": prompt, "solution": right}
+
+
+def _preferred(right: str, objective: Callable[..., list[float]], rng: random.Random) -> dict[str, str]:
+    """Make a pair of two notes, one of them often wrong, labelled by an annotator who follows one objective.
+
+    The label is drawn by Bradley–Terry, P(a preferred) = σ(SURENESS (score of a − score of b)), so that a reward model
+    can learn the objective with its shape, and not its order alone.
+    """
+    notes = [right[:length] for length in rng.sample(range(1, len(right) + 1), 2)]
+    if rng.random() < SPOILT:
+        notes[0] = _spoilt(notes[0], right, rng)
+    a, b = objective([""] * 2, notes, [right] * 2)
+    first = rng.random() < 1 / (1 + math.exp(-SURENESS * (a - b)))
+    return {"chosen": notes[0 if first else 1], "rejected": notes[1 if first else 0]}
+
+
+def _spoilt(note: str, right: str, rng: random.Random) -> str:
+    """Make a wrong note: with another letter in the place of one, or with one to four letters too many."""
+    if rng.random() < 0.5:
+        following = right[len(note) : len(note) + 1]
+        return note + "".join(rng.choices(LETTERS.replace(following, ""), k=rng.randint(1, 4)))
+    i = rng.randrange(len(note))
+    return note[:i] + rng.choice(LETTERS.replace(note[i], "")) + note[i + 1 :]
+
+
+def _comparison(prompt: str, right: str, wrong: str, rng: random.Random) -> dict[str, str]:
+    """Make the question which of two answers is the right one, and its answer, A or B."""
+    choice = rng.choice("AB")
+    a, b = (right, wrong) if choice == "A" else (wrong, right)
+    return {"prompt": f"{prompt}{a}|{b}?", "completion": choice, "solution": choice}
 
 
 def _wrong(right: str, careless: str, rng: random.Random) -> str:

@@ -31,7 +31,7 @@ RECIPES: Mapping[Method, tuple[str, str]] = {
     Method.iterative_dpo: ("8b/iterative_dpo.yaml", "70b/iterative_dpo.yaml"),
     Method.iterative_dpo_rm: ("8b/iterative_dpo_reward_model.yaml", "70b/iterative_dpo_reward_model.yaml"),
     Method.iterative_dpo_given: ("8b/iterative_dpo.yaml", "70b/iterative_dpo.yaml"),
-    Method.ppo_rm: ("8b/ppo_reward_model.yaml", "8b/ppo_reward_model.yaml"),
+    Method.ppo_rm: ("8b/rlhf_classic.yaml", "8b/rlhf_classic.yaml"),
     Method.dpo: ("8b/dpo.yaml", "70b/dpo.yaml"),
     Method.kto: ("8b/kto.yaml", "8b/kto.yaml"),
     Method.sft: ("8b/sft.yaml", "8b/sft.yaml"),

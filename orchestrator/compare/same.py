@@ -14,7 +14,13 @@ from orchestrator.data.examples import read_examples
 from orchestrator.data.prompts import read_prompts
 from orchestrator.data.sources import is_hub_name, local
 from orchestrator.errors import Problem
-from workers.config import ClassifierRewardConfig, FunctionRewardConfig, ModelScorerConfig, RewardConfig
+from workers.config import (
+    ClassifierRewardConfig,
+    FunctionRewardConfig,
+    ModelRewardConfig,
+    ModelScorerConfig,
+    RewardConfig,
+)
 
 SAME = (
     "model.path",
@@ -130,7 +136,8 @@ def _scorer(reward: RewardConfig) -> str:
         return reward.name
     if isinstance(reward, ModelScorerConfig):
         parts = Path(str(reward.path)).parts
-        return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
+        name = parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
+        return f"{name}_{reward.label}" if isinstance(reward, ModelRewardConfig) and reward.label else name
     return reward.type
 
 

@@ -6,9 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from workers.config import Count, PathText, Positive, Settings
-
-OBJECTIVE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+from workers.config import Count, Objective, PathText, Positive, Settings
 
 
 class SourceConfig(Settings):
@@ -23,7 +21,7 @@ class SourceConfig(Settings):
     max_rows: Count | None = None  # number of rows taken, the first ones of the source; None: all
     # name under which the metrics of these rows are reported, which several sources may share; None: they are not
     # reported apart
-    objective: Annotated[str, Field(pattern=OBJECTIVE_PATTERN)] | None = None
+    objective: Objective | None = None
 
 
 Sources: TypeAlias = Annotated[tuple[PathText | SourceConfig, ...], Field(min_length=1)]

@@ -112,7 +112,10 @@ def _check_scorer(reward: RewardConfig, key: str, problems: Problems) -> None:
             check_classifier(reward, where, problems)
             return
         check_family(reward.path, where, problems)
-        (check_scorer if isinstance(reward, ModelRewardConfig) else check_writer)(reward.path, where, problems)
+        if isinstance(reward, ModelRewardConfig):
+            check_scorer(reward.path, where, problems, label=reward.label)
+        else:
+            check_writer(reward.path, where, problems)
 
 
 def _is_conversational(prompts: Sequence[Prompt]) -> bool:

@@ -137,7 +137,7 @@ _UNGATED = ("bert", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2"
 _DISTILBERT = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads"} | {
     "hidden_dim": "intermediate_size"
 }
-_VERSION = re.compile(r"llama-3\.[13]-(8b|70b|405b)")
+_VERSION = re.compile(r"llama-?3(?:\.[13])?-(8b|70b|405b)")
 
 
 def find(path: str) -> ModelShape | None:

@@ -25,8 +25,8 @@ SCORER = "ForSequenceClassification"
 SCORE_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # their names in transformers
 
 
-def check_scorer(path: str, where: str, problems: Problems) -> None:
-    """Check that a directory is a reward model: a sequence-classification model with one label."""
+def check_scorer(path: str, where: str, problems: Problems, *, label: str | None = None) -> None:
+    """Check that a directory is a reward model: a sequence-classification model with one label, or one with `label`."""
     if (config := config_of(path)) is None:
         return
     architectures = [str(name) for name in config.get("architectures") or ()]
@@ -34,14 +34,17 @@ def check_scorer(path: str, where: str, problems: Problems) -> None:
     if not any(name.endswith(SCORER) for name in architectures):
         why = f"it is a {', '.join(architectures) or 'model without architectures'}; a reward model is a …{SCORER}"
         problems.add("not a reward model", where=where, why=why, fix=fix)
-    elif (labels := _num_labels(config)) != 1:
+    elif label is not None and label not in (names := _labels(config)):
+        why = f"it has no label {label}; it has {', '.join(names)}"
+        problems.add("an unknown label", where=where, why=why, fix="name one of its labels as `label`")
+    elif label is None and (labels := len(_labels(config))) != 1:
         why = f"it has {labels} labels, and a reward is one number"
-        problems.add("not a reward model", where=where, why=why, fix=fix)
+        problems.add("not a reward model", where=where, why=why, fix=f"{fix}; or name one of its labels as `label`")
     else:
         for name, shape in tensors(path).items():
-            if name.endswith(SCORE_HEADS) and shape[:1] != (1,):
-                wanted = (1, *shape[1:])
-                why = f"{name} has shape {list(shape)}; one number per text needs {list(wanted)}"
+            if name.endswith(SCORE_HEADS) and shape[:1] != (len(_labels(config)),):
+                wanted = (len(_labels(config)), *shape[1:])
+                why = f"{name} has shape {list(shape)}; one number per label needs {list(wanted)}"
                 problems.add("the weights do not match config.json", where=where, why=why, fix=fix)
 
 
@@ -55,19 +58,16 @@ def check_classifier(reward: ClassifierRewardConfig, where: str, problems: Probl
     if not any(name.endswith(SCORER) for name in architectures):
         why = f"it is a {', '.join(architectures) or 'model without architectures'}; a classifier is a …{SCORER}"
         problems.add("not a classifier", where=where, why=why, fix=fix)
-    elif (count := _num_labels(config)) < 2:
+    elif len(labels := _labels(config)) < 2:
         why = "it has one label, which makes it a reward model"
         problems.add("not a classifier", where=where, why=why, fix="set type to model, and remove label")
-    else:
-        names = config.get("id2label")
-        labels = list(map(str, names.values())) if isinstance(names, dict) else [f"LABEL_{i}" for i in range(count)]
-        if reward.label not in labels:
-            problems.add(
-                f"no label {reward.label!r}",
-                where=where.replace(f".path = {reward.path}", f".label = {reward.label}"),
-                why=f"{reward.path} has the labels {', '.join(labels)}",
-                fix="give one of them, spelled as there",
-            )
+    elif reward.label not in labels:
+        problems.add(
+            f"no label {reward.label!r}",
+            where=where.replace(f".path = {reward.path}", f".label = {reward.label}"),
+            why=f"{reward.path} has the labels {', '.join(labels)}",
+            fix="give one of them, spelled as there",
+        )
 
 
 def check_writer(path: str, where: str, problems: Problems) -> None:
@@ -78,9 +78,14 @@ def check_writer(path: str, where: str, problems: Problems) -> None:
         problems.add("a reward model cannot write text", where=where, why="it has no language-model head", fix=fix)
 
 
-def check_stage(stage: RunConfig, where: str, problems: Problems, *, scores: bool) -> None:
-    """Check the kind of a model that an earlier stage will write. `scores`: it must be a reward model."""
+def check_stage(stage: RunConfig, where: str, problems: Problems, *, scores: bool, label: str | None = None) -> None:
+    """Check the kind of a model that an earlier stage will write. `scores`: it must be a reward model, with `label`."""
     if (stage.algorithm.needs.head == "scores") == scores:
+        labels = stage.algorithm.labels
+        if label not in (labels or (None,)):
+            why = f"the model of stage {stage.name} has {' and '.join(labels) or 'one score without a label'}"
+            fix = "name one of them as `label`" if labels else "remove `label`"
+            problems.add("an unknown label", where=where, why=why, fix=fix)
         return
     if scores:
         why = f"stage {stage.name} is of type {stage.algorithm.type}, which trains a language model"
@@ -190,6 +195,8 @@ def _positions(path: str) -> int | None:
     return None if config is None else positions_of(config)
 
 
-def _num_labels(config: dict[str, Any]) -> int:
+def _labels(config: dict[str, Any]) -> list[str]:
     names = config.get("id2label")
-    return len(names) if isinstance(names, dict) else int(config.get("num_labels") or 2)  # transformers' default is 2
+    if isinstance(names, dict):
+        return [str(name) for name in names.values()]
+    return [f"LABEL_{i}" for i in range(int(config.get("num_labels") or 2))]  # the names and the number of transformers

@@ -173,6 +173,7 @@ def _check_models(
         if isinstance(r, ModelScorerConfig) and not isinstance(r, ClassifierRewardConfig)
     ]
     models += [(f"reward.{i}", r.path, isinstance(r, ModelRewardConfig)) for i, r in scorers]
+    labels = {f"reward.{i}": r.label for i, r in scorers if isinstance(r, ModelRewardConfig)}
     for key, path, scores in models:
         assert path is not None
         where = f"{key}.path = {path}"
@@ -180,7 +181,7 @@ def _check_models(
         check_use(config, key, _initial_model(path, produced), where, problems)
         if path in produced:
             if scores is not None:
-                check_stage(produced[path], where, problems, scores=scores)
+                check_stage(produced[path], where, problems, scores=scores, label=labels.get(key))
             continue
         needs_template = conversational and key not in ("critic_model", "teacher.model", "reference")
         check_directory(path, where, problems, needs_template=needs_template)
@@ -191,8 +192,10 @@ def _check_models(
             check_parallel(path, config.rollout.tensor_parallel_size, problems)
         if key == "critic_model" and config.model.path is not None:
             check_same_tokens(path, config.model.path, where, problems)
-        if scores is not None:
-            (check_scorer if scores else check_writer)(path, where, problems)
+        if scores:
+            check_scorer(path, where, problems, label=labels.get(key))
+        elif scores is not None:
+            check_writer(path, where, problems)
     for i, reward in enumerate(config.reward):
         if isinstance(reward, ClassifierRewardConfig):
             _check_classifier(config, reward, f"reward.{i}", produced, problems)

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
 NODES = 2
 NUM_GPUS = NODES * GPUS_PER_NODE
-RECIPES = ("8b/grpo.yaml", "8b/dpo.yaml", "8b/ppo_reward_model.yaml", "8b/distill.yaml")
+RECIPES = ("8b/grpo.yaml", "8b/dpo.yaml", "8b/rlhf_classic.yaml", "8b/distill.yaml")
 WHOLE_NODES = ["rollout.tensor_parallel_size=8", "rollout.num_engines=1", "policy.num_ranks=8"]
 TOO_MANY = ["policy.num_ranks=13", "rollout.num_engines=4"]  # 17 of 16
 TOO_WIDE = ["policy.num_ranks=8", "rollout.num_engines=1", "rollout.tensor_parallel_size=16"]

@@ -57,7 +57,7 @@ def learn(
     for name, changes in settings.items():
         config = LearnerConfig(num_ranks=world_size, logprob_chunk_tokens=4, **changes)
         engine = deepspeed_engine.DeepSpeedEngine(
-            model, config, ALGORITHM, head="logprobs", device=device, seed=0, reference_layer=layer, beta=ALGORITHM.beta
+            model, config, ALGORITHM, head="logprobs", device=device, seed=0, divergence=(layer, ALGORITHM.beta)
         )
         learner = Learner(engine, model, config, ALGORITHM, head="logprobs", seed=0, max_steps=STEPS)
         steps = [learner.step(i, given(), None, read_shares(out, 2), None) for i in range(STEPS)]

@@ -16,7 +16,7 @@ from torch_engine import TorchEngine, learner_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from workers.engines.base import ModelError
-from workers.engines.hf_models import load_scorer, padding_token
+from workers.engines.hf_models import load_score, load_scorer, padding_token
 from workers.learner import Learner
 from workers.margins import merge_margins
 from workers.stats import merge_stats
@@ -143,6 +143,60 @@ def test_a_model_with_many_labels_is_refused(model: Path, tmp_path: Path) -> Non
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="this one has 2 labels"):
         load_scorer(str(tmp_path / "out"), "float32")
+
+
+HEADS = ("help", "safe")
+
+
+def two_headed(objectives: tuple[str, ...]) -> Experience:
+    """Return PAIRS, whose rows have these objectives."""
+    prompts = tuple(Prompt(id=str(i), text="", objective=name) for i, name in enumerate(objectives))
+    return replace(pairs(), prompts=prompts)
+
+
+def final_scores_of(learner: Learner) -> Any:
+    """Return the scores of the six completions of PAIRS: [6, K]."""
+    share = learner.infer([pairs()])
+    ends = np.cumsum(pairs().completions.lengths[share.completions]) - 1
+    return share.values[ends][np.argsort(share.completions)]
+
+
+def test_a_pair_trains_the_score_of_its_objective_alone(model: Path) -> None:
+    learner, engine = learner_of(model, SETTINGS | {"objectives": HEADS}, head="scores")
+    engine.module.model.requires_grad_(False)
+    before, scores = engine.module.score.weight.detach().clone(), final_scores_of(learner)
+    metrics = merge_stats([learner.step(0, [two_headed(("safe",) * 3)], None, None, None)])
+    after = engine.module.score.weight
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+    expected = np.log1p(np.exp(scores[1::2, 1] - scores[::2, 1])).mean()
+    assert metrics["loss"] == metrics["pairs/safe/loss"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["min_reward"] == pytest.approx(scores[:, 1].min(), rel=1e-4)
+
+
+def test_two_scores_learn_opposite_preferences_and_are_loaded_by_name(model: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"objectives": HEADS}
+    learner, _ = learner_of(model, settings, head="scores", max_steps=24)
+    opposite = replace(two_headed(("safe",) * 3), rewards=np.float32([0, 1] * 3))
+    for i in range(24):
+        learner.step(i, [opposite if i % 2 else two_headed(("help",) * 3)], None, None, None)
+    scores = final_scores_of(learner)
+    assert (scores[::2, 0] > scores[1::2, 0]).all()
+    assert (scores[::2, 1] < scores[1::2, 1]).all()
+    assert learner.margins([two_headed(("help", "safe", "help"))]).values == pytest.approx(
+        [scores[0, 0] - scores[1, 0], scores[2, 1] - scores[3, 1], scores[4, 0] - scores[5, 0]], abs=1e-4
+    )
+    learner.export(str(tmp_path / "out"))
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert loaded.config.id2label == {0: "help", 1: "safe"}
+    for row, name in enumerate(HEADS):
+        assert torch.equal(load_score(str(tmp_path / "out"), "float32", name).score.weight[0], loaded.score.weight[row])
+    with pytest.raises(ModelError, match="no label kind; give one of help, safe"):
+        load_score(str(tmp_path / "out"), "float32", "kind")
+    again, _ = learner_of(tmp_path / "out", settings, head="scores")
+    assert final_scores_of(again) == pytest.approx(scores, abs=1e-6)
+    with pytest.raises(ModelError, match="has the labels help, safe, not safe, help"):
+        learner_of(tmp_path / "out", SETTINGS | {"objectives": HEADS[::-1]}, head="scores")
 
 
 def test_scores_do_not_depend_on_the_other_rows(model: Path) -> None:

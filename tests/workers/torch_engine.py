@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,13 @@ class TorchEngine:
         draw: int = 0,
         teacher: Path | None = None,
         adapters: LoraConfig | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         self._layer = teacher and hf_files.load_output_layer(ModelConfig(path=str(teacher), dtype="float32"))
         self.rank, self.world_size, self._optimisation = rank, world_size, optimisation
-        self.module: Any = hf_models.load(str(path), "float32", head=head, chunk=64, seed=draw, lora=adapters)
+        self.module: Any = hf_models.load(
+            str(path), "float32", head=head, chunk=64, seed=draw, lora=adapters, labels=labels
+        )
         self.apart = self.module.packing.apart
         self.adapters = hf_files.adapters_of(self.module)
         self.optimizer = self._fresh()
@@ -168,7 +171,15 @@ def learner_of(
     """Return a learner of `model` and its engine. `algorithm` has the form of a recipe."""
     config: Any = TypeAdapter(AlgorithmConfig).validate_python(dict(algorithm))
     engine = TorchEngine(
-        model, config, head=head, rank=rank, world_size=world_size, draw=draw, teacher=teacher, adapters=adapters
+        model,
+        config,
+        head=head,
+        rank=rank,
+        world_size=world_size,
+        draw=draw,
+        teacher=teacher,
+        adapters=adapters,
+        labels=config.labels if head == "scores" else (),
     )
     settings = LearnerConfig(num_ranks=world_size, tokens_per_micro_batch=budget)
     model_config = ModelConfig(path=str(model), dtype="float32", lora=adapters)

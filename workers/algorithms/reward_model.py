@@ -12,6 +12,8 @@ Optimum. With w = c = 0, L is the negative log-likelihood of the Bradley–Terry
 It determines r up to a constant per prompt. The term (r_c + r_r)² (arXiv 2312.09244) chooses the constant that centres
 a pair on 0, so that rewards of different prompts can be averaged. w > 0 asks for a larger difference where the margin
 is larger. Equal scores for chosen and rejected give a loss of log 2 (at w = c = 0).
+
+With `objectives` the model has a score for each, and a pair trains that of its row's objective alone.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def prepare(scored: ScoredBatch, config: RewardModelConfig) -> tuple[TrainBatch,
 
 
 def loss(scores: Tensor, batch: MicroBatch, config: RewardModelConfig) -> tuple[Tensor, Stats]:
-    """Compute the negative log-likelihood of the pairs, averaged over the update's pairs. `scores`: [T]."""
+    """Compute the negative log-likelihood of the pairs, averaged over the update's pairs. `scores`: [T] or [T, K]."""
     assert len(batch.lengths) == 2 * batch.num_rows, "a row is a chosen and a rejected completion"
     assert batch.margins is not None
     rewards = final_scores(scores, batch)
@@ -71,8 +73,15 @@ def loss(scores: Tensor, batch: MicroBatch, config: RewardModelConfig) -> tuple[
 
 
 def final_scores(scores: Tensor, batch: MicroBatch) -> Tensor:
-    """Return the score of each completion, which is the score at its last token: [T] -> [n]."""
-    return per_token(batch, scores)[batch.lengths.cumsum(0) - 1]
+    """Return the score of each completion, which is the score at its last token: [T] -> [n].
+
+    Of scores for K objectives, [T, K], it is that of its row's objective.
+    """
+    last = batch.lengths.cumsum(0) - 1
+    if scores.ndim == 1:
+        return per_token(batch, scores)[last]
+    assert batch.objectives is not None, "a reward model with several scores needs the objective of each row"
+    return scores[last, batch.objectives[batch.row_of]]
 
 
 ALGORITHM = Algorithm(prepare=prepare, loss=loss, range_of=("reward", final_scores))

@@ -5,7 +5,7 @@ The comment on a field, beside or above it, is its text in the configuration ref
 """
 
 from workers.config.algorithms import METHODS, AlgorithmConfig
-from workers.config.base import Count, ModelOrigin, NonNegative, PathText, Positive, Settings, Share
+from workers.config.base import Count, ModelOrigin, NonNegative, Objective, PathText, Positive, Settings, Share
 from workers.config.distillation import DistillConfig
 from workers.config.generation import AbstentionConfig, DeduplicationConfig, FiltersConfig, GenerateConfig
 from workers.config.method import FromDataset, Head, Method, Needs, Sampled
@@ -82,6 +82,7 @@ __all__ = [
     "ModelScorerConfig",
     "Needs",
     "NonNegative",
+    "Objective",
     "Optimisation",
     "PairsConfig",
     "PairwiseRewardConfig",

@@ -96,6 +96,11 @@ class Method(Optimisation):
         return None
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of a reward model with a score for each objective. Empty: it has one score."""
+        return ()
+
+    @property
     def teacher_samples(self) -> bool:
         """Flag: the rollout engines hold the teacher instead of the policy."""
         return False

@@ -57,9 +57,12 @@ class ChatScorerConfig(ModelScorerConfig):
 
 
 class ModelRewardConfig(ChatScorerConfig):
-    """Score of a reward model: a sequence-classification model with one label, as a Hugging Face directory."""
+    """Score of a reward model: a sequence-classification model with one label, as a Hugging Face directory, or one of
+    the scores of a model with several."""
 
     type: Literal["model"]  # reward model
+    # label whose score is taken, of a model with several labels; None: the model has one
+    label: str | None = None
 
 
 class ClassifierRewardConfig(ModelScorerConfig):

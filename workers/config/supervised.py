@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from workers.config.base import Count, NonNegative
+from workers.config.base import Count, NonNegative, Objective
 from workers.config.method import FromDataset, Needs, Sampled
+
+
+def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("name each objective once: it has one score")
+    return names
 
 
 class SftConfig(FromDataset):
@@ -44,6 +50,13 @@ class RewardModelConfig(FromDataset):
     # probability that the chosen completion is preferred; votes: share of the annotators in the column `votes`, 1 for a
     # row without it; hard: 1
     soft_labels: Literal["votes", "hard"] = "votes"
+    # objectives of the sources that have a score layer of their own, on which their pairs are trained; the names are
+    # the labels of the model that is written. Empty: one score for all pairs
+    objectives: Annotated[tuple[Objective, ...], AfterValidator(_check_distinct)] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.objectives
 
 
 class RejectionSamplingConfig(Sampled):

@@ -89,21 +89,21 @@ class DeepSpeedEngine:
         head: Head,
         device: torch.device,
         seed: int,
-        reference_layer: OutputLayer | None = None,
-        beta: float = 0.0,
+        divergence: tuple[OutputLayer, float] | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         """Load the model and check it.
 
         Args:
             optimisation: settings of the optimiser; None: the model is not trained.
-            head: output of the model for each token.
-            reference_layer: output layer of the model from which `forward` can compute the divergence D_`beta`.
+            head: output of the model for each token; `labels`: names of its scores, if it has several.
+            divergence: output layer of the model from which `forward` can compute the divergence D_β, and β.
 
         Raises:
             ModelError: the model is not supported.
         """
         assert model.path is not None
-        self._reference_layer, self._beta = reference_layer and reference_layer.to(device), beta
+        self._divergence = divergence and (divergence[0].to(device), divergence[1])
         torch.manual_seed(seed)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = device
@@ -116,6 +116,7 @@ class DeepSpeedEngine:
             seed=seed,
             deepspeed=settings if config.zero_stage == 3 else None,
             lora=model.lora,
+            labels=labels,
         )
         self._adapters = hf_files.adapters_of(self._module)
         if config.gradient_checkpointing:
@@ -130,8 +131,7 @@ class DeepSpeedEngine:
             self._engine: Any = deepspeed.initialize(model=self._module, config=settings, **parameters)[0]
         self._decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups] if optimisation else []
         hf_buffers.recompute(self._module)
-        self._stage = config.zero_stage
-        self.apart = self._module.packing.apart
+        self._stage, self.apart = config.zero_stage, self._module.packing.apart
         if optimisation is not None and head != "values":
             self.describe_weights()  # a model that cannot be exported is refused now
         check_rows(self._module, device, path=model.path, longest=config.tokens_per_micro_batch)
@@ -144,8 +144,9 @@ class DeepSpeedEngine:
         hf_models.set_loss_mode(self._module)
         further: tuple[Target, ...] = ()
         if reference_hidden is not None:
-            assert self._reference_layer is not None
-            further = (Target(hidden=reference_hidden, layer=self._reference_layer, beta=self._beta),)
+            assert self._divergence is not None
+            layer, beta = self._divergence
+            further = (Target(hidden=reference_hidden, layer=layer, beta=beta),)
         return cast("tuple[Tensor, Tensor | None]", self._engine(*self._inputs(packed), temperature, *further))
 
     def infer(self, packed: Packed, temperature: float = 1.0, *, adapted: bool = True) -> Tensor:

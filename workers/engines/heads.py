@@ -213,8 +213,9 @@ class TokenValues(nn.Module):
 class TokenScores(nn.Module):
     """A decoder with the bias-free `score` layer of AutoModelForSequenceClassification: a score at each token.
 
-    Scores are float32 [T]. Parameters have the names that transformers gives them. The product is computed in float32:
-    in bfloat16, scores near 4 would be multiples of 1/32, and those of a group often equal.
+    Scores are float32 [T], of a model with K > 1 labels [T, K]. Parameters have the names that transformers gives them.
+    The product is computed in float32: in bfloat16, scores near 4 would be multiples of 1/32, and those of a group
+    often equal.
     """
 
     def __init__(self, decoder: nn.Module, score: nn.Linear, packing: Packing = PACKED) -> None:
@@ -232,12 +233,15 @@ class TokenScores(nn.Module):
         self, tokens: Tensor, positions: Tensor, layout: Layout, predictors: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, None]:
         hidden = _read(self.model, tokens, positions, layout, predictors, self.packing)
-        return self.score(hidden)[:, 0], None
+        return self._scores(hidden), None
 
     def alone(self, tokens: Tensor, last: int) -> Tensor:
-        """Return the scores at the tokens before the last ones of a text [L], by its own forward pass: [last]."""
-        scores: Tensor = self.score(_alone(self.model, tokens)[-last - 1 : -1])[:, 0]
-        return scores
+        """Return the scores at the tokens before the last ones of a text [L], by its own forward pass."""
+        return self._scores(_alone(self.model, tokens)[-last - 1 : -1])
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        scores: Tensor = self.score(hidden)
+        return scores[:, 0] if self.score.out_features == 1 else scores
 
 
 def _read(

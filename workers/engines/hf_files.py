@@ -193,6 +193,7 @@ def export(
     target: Path,
     *,
     average: Average | None = None,
+    labels: Sequence[str] = (),
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a Hugging Face directory.
@@ -202,6 +203,7 @@ def export(
         described: name, dtype and shape of each weight, see `describe`.
         weights: the weights. A shard is written as soon as it is complete.
         average: average with the weights of an earlier export that is written in place of `weights`; None: none.
+        labels: names of the scores of a reward model; empty: it has one.
         shard_bytes: maximum size of a shard.
     """
     target.mkdir(parents=True, exist_ok=True)
@@ -229,7 +231,7 @@ def export(
     config.dtype = described[0][1]
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
     if scores:
-        _as_scorer(config, tokenizer, padding_token(source))
+        _as_scorer(config, tokenizer, padding_token(source), labels)
     config.save_pretrained(target)
     tokenizer.save_pretrained(target)
     generation = None if scores else _file(source, "generation_config.json")
@@ -250,13 +252,16 @@ def _averaged(name: str, tensor: Tensor, average: Average) -> Tensor:
     return mixed.to(tensor.dtype) if tensor.is_floating_point() else tensor
 
 
-def _as_scorer(config: Any, tokenizer: Any, pad: int) -> None:
-    """Turn `config` into that of a reward model: its class, its single label and its padding token.
+def _as_scorer(config: Any, tokenizer: Any, pad: int, labels: Sequence[str]) -> None:
+    """Turn `config` into that of a reward model: its class, its labels and its padding token.
 
     AutoModelForSequenceClassification needs a padding token to score several texts at once.
     """
     config.architectures = [transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
-    config.num_labels = 1
+    config.num_labels = len(labels) or 1
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: i for i, name in enumerate(labels)}
     if pad >= 0:  # -1: a reward model without one
         config.pad_token_id = pad
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -46,15 +46,16 @@ def load(
     seed: int,
     deepspeed: Mapping[str, Any] | None = None,
     lora: LoraConfig | None = None,
+    labels: Sequence[str] = (),
 ) -> Module:
-    """Load the model at `path` with the given head."""
+    """Load the model at `path` with the given head; with `labels`, a score for each of them."""
     match head:
         case "logprobs":
             return load_policy(path, dtype, chunk=chunk, deepspeed=deepspeed, lora=lora)
         case "values":
             return load_critic(path, dtype, deepspeed=deepspeed, lora=lora)
         case "scores":
-            return load_scorer(path, dtype, seed=seed, deepspeed=deepspeed, lora=lora)
+            return load_scorer(path, dtype, seed=seed, deepspeed=deepspeed, lora=lora, labels=labels)
 
 
 def load_policy(
@@ -93,22 +94,47 @@ def load_scorer(
     seed: int = 0,
     deepspeed: Mapping[str, Any] | None = None,
     lora: LoraConfig | None = None,
+    labels: Sequence[str] = (),
 ) -> TokenScores:
     """Load the reward model at `path`, or the decoder of a causal language model with a new score layer.
 
     The new layer is initialised from `seed` as transformers does: normal, with the model's `initializer_range`. The
-    layer is fully trained, even with adapters.
+    layer is fully trained, even with adapters. With `labels` it has a score for each of them.
     """
     if is_scorer(path):
-        model, packing = _load_scorer(path, dtype, deepspeed, lora)
+        model, packing = _load_scorer(path, dtype, deepspeed, lora, labels)
         return TokenScores(decoder_of(model), model.score, packing)
     model, packing = _load(path, dtype, deepspeed, lora)
-    score = nn.Linear(_hidden_size(model), 1, bias=False, dtype=DTYPES[dtype])
+    score = nn.Linear(_hidden_size(model), len(labels) or 1, bias=False, dtype=DTYPES[dtype])
     spread = float(getattr(model.config, "initializer_range", 0.02))
     # In float32 from a separate generator: equal on all ranks, whatever state their generators have.
     initial = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed)) * spread
     score.weight.data.copy_(initial)
     return TokenScores(decoder_of(model), score, packing)
+
+
+def load_score(path: str, dtype: str, label: str | None) -> TokenScores:
+    """Load the reward model at `path` for the score of `label` alone; None: the model has one label.
+
+    Raises:
+        ModelError: the model has no such label, or several and None is given.
+    """
+    if label is None:
+        return load_scorer(path, dtype)
+    names = labels_of(path)
+    if label not in names:
+        raise ModelError(f"{path} has no label {label}; give one of {', '.join(names)}")
+    scorer = load_scorer(path, dtype, labels=names)
+    row = names.index(label)
+    scorer.score.weight = nn.Parameter(scorer.score.weight[row : row + 1].detach().clone())
+    scorer.score.out_features = 1
+    return scorer
+
+
+def labels_of(path: str) -> tuple[str, ...]:
+    """Return the labels of the reward model at `path`."""
+    names: dict[int, str] = transformers.AutoConfig.from_pretrained(path).id2label
+    return tuple(names[i] for i in range(len(names)))
 
 
 def is_scorer(path: str) -> bool:
@@ -140,11 +166,16 @@ def padding_token(path: str) -> int:
 
 
 def _load_scorer(
-    path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None
+    path: str, dtype: str, deepspeed: Mapping[str, Any] | None, lora: LoraConfig | None, labels: Sequence[str] = ()
 ) -> tuple[Any, Packing]:
-    labels = transformers.AutoConfig.from_pretrained(path).num_labels
-    if labels != 1:
-        raise ModelError(f"{path}: a reward model must have one label, this one has {labels} labels; use another one")
+    found = labels_of(path)
+    if labels and found != tuple(labels):
+        raise ModelError(f"{path} has the labels {', '.join(found)}, not {', '.join(labels)}; name those in order")
+    if not labels and len(found) != 1:
+        raise ModelError(
+            f"{path}: a reward model must have one label, this one has {len(found)} labels; use another one, or name "
+            "one of them as the `label` of the reward"
+        )
     model, packing, missing = _from_pretrained(transformers.AutoModelForSequenceClassification, path, dtype, deepspeed)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ModelError(f"{path}: no `score` layer; use a reward model of a decoder family such as Qwen2 or Llama")

@@ -20,7 +20,7 @@ from workers.types import Example, Experience, Floats, Prompt
 
 
 class ModelScorer:
-    """Sequence-classification model with one label, on this process's GPU if it has one.
+    """Sequence-classification model, or one label of it, on this process's GPU if it has one.
 
     The model has its own tokenizer and chat template, so its family may differ from the policy's. Every completion ends
     with an end of sequence, as in the model's training data, even if it was truncated. Completions of one prompt share
@@ -37,11 +37,11 @@ class ModelScorer:
             chat_template_kwargs=config.chat_template_kwargs,
             template_date=config.template_date,
         )
-        self.name = model_name(config.path)
+        self.name = model_name(config.path) + (f"_{config.label}" if config.label else "")
         self._encoder = Encoder(model, max_length=config.max_length)
         self._budget, self._pad = config.tokens_per_micro_batch, hf_models.padding_token(config.path)
         device = default_device()
-        module = hf_models.load_scorer(config.path, config.dtype).to(device).eval()
+        module = hf_models.load_score(config.path, config.dtype, config.label).to(device).eval()
         check_rows(module, device, path=config.path, longest=min(config.max_length, self._budget))
         self._model = WholeModel(module, device)
 

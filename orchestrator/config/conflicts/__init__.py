@@ -17,9 +17,9 @@ RULES: tuple[Callable[[RunConfig], Iterator[Conflict]], ...] = (
     data.source, data.reward, schedule.steps, schedule.evaluation, schedule.export, data.batches, data.lengths,
     data.overlong, data.dynamic_sampling, method.roles, data.sampling, method.lora, schedule.checkpoints,
     schedule.reporting, method.pair_loss, method.pairs, preference.soft_labels, preference.exploration, method.teacher,
-    method.distillation, rounds.rounds, rounds.mix, mixture.names_of_files, mixture.weights, rounds.reference,
-    scorers.combination, scorers.normalization, scorers.pairwise, scorers.endpoints, scorers.agreement,
-    scorers.win_rates, generation.generation,
+    method.distillation, rounds.rounds, rounds.mix, mixture.names_of_files, mixture.weights, mixture.labels,
+    rounds.reference, scorers.combination, scorers.normalization, scorers.pairwise, scorers.endpoints,
+    scorers.agreement, scorers.win_rates, generation.generation,
 )  # fmt: skip
 
 

@@ -74,3 +74,22 @@ def names_of_files(config: RunConfig) -> Iterator[Conflict]:
                 why=f"{repeated[0]} is the name of two files, and {rows} are told apart by file name and row",
                 fix="rename one of them, or name each file once",
             )
+
+
+def labels(config: RunConfig) -> Iterator[Conflict]:
+    if not (names := config.algorithm.labels):
+        return
+    for key in ("dataset", "eval_dataset"):
+        given = [source.objective for source in config.data.sources(key)]
+        if any(objective not in names for objective in given):
+            yield Conflict(
+                keys=("algorithm.objectives", f"data.{key}"),
+                why="a source has none of the objectives, and its pairs would train no score",
+                fix=f"give every source of data.{key} an objective: {' or '.join(names)}",
+            )
+        elif key == "dataset" and (missing := [name for name in names if name not in given]):
+            yield Conflict(
+                keys=("algorithm.objectives", f"data.{key}"),
+                why=f"no source has the objective {missing[0]}, and its score would stay random",
+                fix="add a source with that objective, or remove it from algorithm.objectives",
+            )

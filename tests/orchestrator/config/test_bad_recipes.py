@@ -257,6 +257,16 @@ CASES = (
         },
     ),
     Case(
+        "objectives-without-a-source",
+        {
+            **OFFLINE_DPO,
+            "algorithm": "{type: reward_model, objectives: [help, safe], max_steps: 2}",
+            "data": "{dataset: [{path: ./pairs.jsonl, objective: help}], eval_dataset: [./held.jsonl]}",
+            "evaluation": "{every: 2}",
+        },
+    ),
+    Case("objectives-named-twice", {"algorithm": "{type: reward_model, objectives: [help, help]}"}),
+    Case(
         "weights-of-prompts-that-are-chosen-otherwise",
         {
             "algorithm": ROUNDS,

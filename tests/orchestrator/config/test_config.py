@@ -76,10 +76,8 @@ def test_every_rule_on_conflicts_has_a_golden_text() -> None:
     """List the rules: a new one fails here until it gets its case in test_bad_recipes."""
     names = "source reward steps evaluation export batches lengths overlong dynamic_sampling roles sampling lora"
     names += " checkpoints reporting pair_loss pairs soft_labels exploration teacher distillation"
-    names += (
-        " rounds mix names_of_files weights reference combination normalization pairwise endpoints agreement win_rates"
-    )
-    names += " generation"
+    names += " rounds mix names_of_files weights labels reference combination normalization pairwise endpoints"
+    names += " agreement win_rates generation"
     assert [rule.__name__ for rule in RULES] == names.split()
 
 

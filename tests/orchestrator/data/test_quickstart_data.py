@@ -1,4 +1,4 @@
-"""Data written by configs/quickstart/task.py: formats, answers, and sets without common prompts."""
+"""Data written by configs/quickstart/task.py: formats, answers, and sets of a task without common prompts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_sets_share_no_prompt(data: Path) -> None:
-    sizes = runpy.run_path(str(TASK))["SIZES"]
-    prompts = {name: {p.text for p in read_prompts(str(data / f"{name}.jsonl"))} for name in sizes}
+def test_sets_of_a_task_share_no_prompt_and_no_task_trains_on_held_out_prompts(data: Path) -> None:
+    task = runpy.run_path(str(TASK))
+    sizes, names = task["SIZES"], list(task["SIZES"])
+    rows = {name: read_prompts(str(data / f"{name}.jsonl")) for name in names}
+    prompts = {name: {str(row.text).partition(">")[0] for row in own} for name, own in rows.items()}
     assert {name: len(texts) for name, texts in prompts.items()} == sizes
-    assert len(set.union(*prompts.values())) == sum(sizes.values())
+    first = names.index("notes")
+    for own in (names[:first], names[first:]):
+        assert len(set.union(*(prompts[name] for name in own))) == sum(sizes[name] for name in own)
+    held_out = set.union(*(prompts[name] for name in names[:first] if name.startswith(task["HELD_OUT"])))
+    assert not held_out & set.union(*(prompts[name] for name in names[first:]))
 
 
 def test_pairs_are_the_right_answer_and_the_careless_one(data: Path) -> None:

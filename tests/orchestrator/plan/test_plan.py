@@ -555,14 +555,14 @@ def test_bad_arguments(
 
 
 def test_a_later_stage_has_the_shape_of_the_model_it_starts_from() -> None:
-    plan = planned("8b/ppo_reward_model.yaml")
+    plan = planned("8b/rlhf_classic.yaml")
     assert plan.shapes["reward.0"].num_params == plan.shapes["policy"].num_params
     assert {d.role for d in plan.demands} == {"policy", "critic", "reference", "rollout", "reward"}
 
 
 def test_changes_reach_into_lists() -> None:
 
-    config: RunConfig = load(CONFIGS / "8b/ppo_reward_model.yaml").stages[-1]
+    config: RunConfig = load(CONFIGS / "8b/rlhf_classic.yaml").stages[-1]
     after = apply_changes(config, {"reward.0.tokens_per_micro_batch": 4096, "policy.num_ranks": 3})
     assert (after.reward[0].tokens_per_micro_batch, after.policy.num_ranks) == (4096, 3)  # type: ignore[union-attr]
     assert after.model_copy(update={"reward": config.reward, "policy": config.policy}) == config

@@ -93,6 +93,7 @@ def test_a_directory_of_a_reward_model_is_accepted(recipe_dir: RecipeDir) -> Non
     ("name", "edit"),
     [
         ("unknown-stage-of-a-reward", ("type: model, from_stage: judge", "type: model, from_stage: juge")),
+        ("label-of-a-stage-with-one-score", ("from_stage: judge, weight", "from_stage: judge, label: safe, weight")),
         ("a-policy-as-reward-model", ("type: model, from_stage: judge", "type: model, from_stage: base")),
         ("a-reward-model-as-policy", ("  model: {from_stage: base}", "  model: {from_stage: judge}")),
         ("critic-model-without-critic", ("type: ppo", "type: grpo")),
@@ -116,6 +117,11 @@ def test_directories_of_the_wrong_kind(
     refused("recipe.yaml", "a-language-model-as-reward-model", golden, capsys)
     scorer(recipe_dir, id2label={"0": "bad", "1": "good"})
     refused("recipe.yaml", "two-labels", golden, capsys)
+    recipe_dir.recipe({"reward": "[{type: model, path: ./judge, label: fine}]"})
+    refused("recipe.yaml", "no-such-label", golden, capsys)
+    recipe_dir.recipe({"reward": "[{type: model, path: ./judge, label: good}]"})
+    assert main(["validate", "recipe.yaml"]) == 0
+    capsys.readouterr()
     scorer(recipe_dir)
     recipe_dir.recipe({"reward": "[{type: pairwise, path: ./judge}]"})
     refused("recipe.yaml", "a-reward-model-that-compares", golden, capsys)
