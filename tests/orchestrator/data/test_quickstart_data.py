@@ -29,9 +29,9 @@ def test_sets_of_a_task_share_no_prompt_and_no_task_trains_on_held_out_prompts(d
     assert {name: len(texts) for name, texts in prompts.items()} == sizes
     first = names.index("notes")
     for own in (names[:first], names[first:]):
-        assert len(set.union(*(prompts[name] for name in own))) == sum(sizes[name] for name in own)
-    held_out = set.union(*(prompts[name] for name in names[:first] if name.startswith(task["HELD_OUT"])))
-    assert not held_out & set.union(*(prompts[name] for name in names[first:]))
+        assert len(set[str]().union(*(prompts[name] for name in own))) == sum(sizes[name] for name in own)
+    held_out = set[str]().union(*(prompts[name] for name in names[:first] if name.startswith(task["HELD_OUT"])))
+    assert not held_out & set[str]().union(*(prompts[name] for name in names[first:]))
 
 
 def test_pairs_are_the_right_answer_and_the_careless_one(data: Path) -> None:

@@ -16,6 +16,7 @@ from workers.config import ModelConfig
 
 GANGS = {
     "abstention.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "refusal": 1, "dataset": 1},
+    "constitutional.yaml": {"policy": 2, "reference": 1, "rollout": 1, "reward": 1, "dataset": 1},
     "hybrid.yaml": {"policy": 2, "critic": 1, "reference": 1, "rollout": 1, "reward": 1},
     "reasoning.yaml": {"policy": 2, "rollout": 1, "reward": 1, "dataset": 1},
     "notes.yaml": {"policy": 2, "dataset": 1},
