@@ -32,6 +32,7 @@ Figures: TypeAlias = Sequence[Mapping[str, Any]]  # one row per line of metrics.
 
 GOLDEN = ROOT / "tests" / "golden" / "traces"
 QUICKSTART = ROOT / "configs" / "quickstart"
+WITHOUT = ("base", "notes", "constitution")  # others begin with the first two, and the third is no recipe
 STEPS, ROUNDS = 10, 1  # a round has 512 prompts
 WHOLE = ("quickstart-critic",)  # of fewer steps its critiques mean nothing, and what is learned from them neither
 MACHINE = ("vendor_id", "cpu family", "model", "model name", "stepping")
@@ -96,7 +97,7 @@ def _call(command: list[str], directory: Path) -> None:
 def main() -> None:
     check = "--check" in sys.argv[1:]
     names = sorted(path.stem for path in QUICKSTART.glob("*.yaml"))
-    recipes = [name for name in names if not name.startswith(("base", "compare")) and name != "constitution"]
+    recipes = [name for name in names if not name.startswith("compare") and name not in WITHOUT]
     names = [name for name in sys.argv[1:] if not name.startswith("--")] or recipes
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
