@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator.config.run import RunConfig
@@ -68,6 +68,22 @@ def check_classifier(reward: ClassifierRewardConfig, where: str, problems: Probl
             why=f"{reward.path} has the labels {', '.join(labels)}",
             fix="give one of them, spelled as there",
         )
+
+
+def scores_of(path: str) -> list[str]:
+    """Return the labels of a sequence-classification model; none of another one, or of one that cannot be read here."""
+    config = config_of(path)
+    architectures = [] if config is None else config.get("architectures") or ()
+    is_scorer = any(str(name).endswith(SCORER) for name in architectures)
+    return _labels(config) if config is not None and is_scorer else []
+
+
+def check_critic(labels: Sequence[str], where: str, problems: Problems) -> None:
+    """Check that a critic, which predicts one value, does not start from a model with several scores, `labels`."""
+    if len(labels) > 1:
+        why = f"it has the scores {', '.join(labels)}, and a critic predicts one value"
+        fix = "give a reward model with one score, or remove critic_model: the critic then starts from the policy's"
+        problems.add("not a model for a critic", where=where, why=why, fix=fix)
 
 
 def check_writer(path: str, where: str, problems: Problems) -> None:

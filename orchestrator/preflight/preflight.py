@@ -32,6 +32,7 @@ from orchestrator.preflight.model_family import (
 )
 from orchestrator.preflight.model_source import (
     check_classifier,
+    check_critic,
     check_parallel,
     check_positions,
     check_same_tokens,
@@ -39,6 +40,7 @@ from orchestrator.preflight.model_source import (
     check_stage,
     check_tokenizer,
     check_writer,
+    scores_of,
 )
 from orchestrator.preflight.reward_source import check_refusal, check_rewards
 from orchestrator.preflight.shadowing import refuse_shadows
@@ -179,6 +181,8 @@ def _check_models(
         where = f"{key}.path = {path}"
         check_positions(config, key, _initial_model(path, produced), where, problems)
         check_use(config, key, _initial_model(path, produced), where, problems)
+        if key == "critic_model":
+            check_critic(produced[path].algorithm.labels if path in produced else scores_of(path), where, problems)
         if path in produced:
             if scores is not None:
                 check_stage(produced[path], where, problems, scores=scores, label=labels.get(key))

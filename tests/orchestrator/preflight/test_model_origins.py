@@ -89,6 +89,16 @@ def test_a_directory_of_a_reward_model_is_accepted(recipe_dir: RecipeDir) -> Non
     assert main(["validate", "recipe.yaml"]) == 0
 
 
+def test_a_critic_does_not_start_from_several_scores(
+    recipe_dir: RecipeDir, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorer(recipe_dir, id2label={"0": "helpful", "1": "brief"})
+    (recipe_dir.path / "model" / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}')
+    changes = {"algorithm": "{type: ppo, prompts_per_step: 4, max_steps: 10}", "critic_model": "{path: ./judge}"}
+    recipe_dir.recipe(changes)
+    refused("recipe.yaml", "a-critic-of-two-scores", golden, capsys)
+
+
 @pytest.mark.parametrize(
     ("name", "edit"),
     [
