@@ -26,13 +26,6 @@ SEED, KILLS = int(os.environ["RLHF_TEST_SEED"]), 3
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("task")
-    cpu_run.write_task(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def expected(task: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return the data set of the run without storage."""
     settings = stored_runs.generating(task, tmp_path_factory.mktemp("expected"), None)

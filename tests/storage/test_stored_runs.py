@@ -24,13 +24,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("task")
-    cpu_run.write_task(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def expected(task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
     """Return the outcome of the run without storage."""
     output = tmp_path_factory.mktemp("expected")
