@@ -202,7 +202,8 @@ def _roads(results: dict[str, Any]) -> str:
     for recipe in (recipe for recipe in ROADS if recipe in results):
         runs = [results[recipe][seed] for seed in sorted(results[recipe])]
         for stage in runs[0]["stages"]:
-            figures = [run["stages"][stage] for run in runs]
+            # A seed that was measured when the recipe had no such stage has no figure of it.
+            figures = [run["stages"][stage] for run in runs if stage in run["stages"]]
             shown = [f"{name} {_spread([one[name] for one in figures], digits=_digits(name))}" for name in figures[0]]
             lines.append(f"| {recipe} | {stage.removeprefix('quickstart-')} | {'; '.join(shown)} |")
     return "\n".join([*lines, ""])
