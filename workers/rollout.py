@@ -26,13 +26,13 @@ def environment(*, cuda: bool) -> Mapping[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine and actor are one process
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": "127.0.0.1",  # all processes of an engine are on one machine
     }
     if cuda:
         return common
     return {
         **common,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM would bind whole cores otherwise
-        "VLLM_HOST_IP": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
         "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles one function of the sampler, which takes seconds and a C++ compiler
     }

@@ -35,17 +35,25 @@ class WeightSender:
     def send(self) -> None:
         """Publish the current weights. Every rank takes part in gathering them."""
         assert self._manifest is not None
-        if self._manifest.rendezvous is not None:
+        if self._manifest.rendezvous is not None and self._engine.rank == 0:
             if self._nccl is None:
                 from workers.engines.vllm_sender import NcclSender
 
-                self._nccl = NcclSender(self._manifest, self._engine.rank, self._engine.weights)
+                self._nccl = NcclSender(self._manifest, self._engine.weights)
             self._nccl.send()
         elif self._segment is not None:
             self._segment.write(self._manifest.entries, self._engine.weights())
         else:
-            for _ in self._engine.weights():
-                pass
+            self._gather()
+
+    def _gather(self) -> None:
+        """Take part in gathering what another rank sends. This rank imports no vLLM, which takes seconds."""
+        for _ in self._engine.weights():
+            pass
+        if self._engine.device.type == "cuda":  # the next update may write what is still being gathered
+            import torch
+
+            torch.cuda.current_stream().synchronize()
 
     def write_adapter(self, directory: Path, version: int | None = None) -> None:
         """Write the adapters to a directory (rank 0). Every rank takes part in gathering them."""

@@ -17,6 +17,14 @@ from orchestrator.cluster.fork_server import Preload
 from orchestrator.cluster.preload import serve_forks
 from orchestrator.config import ClusterConfig, RunConfig
 from orchestrator.data.sources import local
+from orchestrator.pipeline.environment import (
+    CPU_ENVIRONMENT,
+    ENVIRONMENT,
+    NO_GPU,
+    network,
+    threads,
+    torch_environment,
+)
 from workers import learner
 from workers.config import (
     FunctionRewardConfig,
@@ -42,15 +50,6 @@ from workers.storage import environment as storage_environment
 from workers.writer import Writer
 
 Origin = TypeVar("Origin", bound=ModelOrigin)
-
-ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-"""Environment of every worker."""
-
-CPU_ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",
-    "TORCHDYNAMO_DISABLE": "1",  # DeepSpeed decorates an optimizer with torch.compile: 2 s of imports for each rank
-}
-"""Environment of workers that compute with torch on a CPU, the engines apart."""
 
 SHARED_PRELOAD = Preload(
     modules=("transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
@@ -176,8 +175,11 @@ def _learner(
         "teacher": None if config.teacher is None else absolute(config.teacher.model),
     }
     members = [{**common, "rank": rank} for rank in range(settings.num_ranks)]
+    environment = torch_environment(cuda=cuda)
+    if cuda and settings.offload_optimizer:
+        environment = {**environment, **threads(config.cluster.cpus_per_worker)}
     return plan_of(
-        role, learner.join, members, config.cluster, gpus=1 if cuda else 0, meet=True, environment=_environment(cuda)
+        role, learner.join, members, config.cluster, gpus=1 if cuda else 0, meet=True, environment=environment
     )
 
 
@@ -206,7 +208,7 @@ def _teacher(config: RunConfig, settings: TeacherConfig, *, cuda: bool) -> GangP
 def scoring_plan(role: str, members: list[dict[str, Any]], cluster: ClusterConfig, *, cuda: bool) -> GangPlan:
     """Return a gang of ranks that compute log-probabilities; `members` are the arguments of each `Reference`."""
     gpus = 1 if cuda else 0
-    return plan_of(role, Reference, members, cluster, gpus=gpus, meet=True, environment=_environment(cuda))
+    return plan_of(role, Reference, members, cluster, gpus=gpus, meet=True, environment=torch_environment(cuda=cuda))
 
 
 def _rollout(config: RunConfig, model: ModelConfig, *, cuda: bool) -> GangPlan:
@@ -290,7 +292,7 @@ def reward_plan(
         for i in range(num_workers)
     ]
     computes = any(isinstance(r, ModelScorerConfig) for r in rewards)
-    environment = _environment(cuda) if computes else {}
+    environment = torch_environment(cuda=cuda) if computes else {}
     return plan_of(role, Reward, members, cluster, gpus=1 if cuda and computes else 0, environment=environment)
 
 
@@ -307,7 +309,7 @@ def plan_of(
     resources = Resources(
         cpus=cluster.cpus_per_worker,
         gpus=gpus,
-        environment={**ENVIRONMENT, **(environment or {})},
+        environment={**ENVIRONMENT, **network(), **({} if gpus else NO_GPU), **(environment or {})},
     )
     # Learners hold what is nowhere else: theirs is the newest checkpoint, and the next attempt.
     restarts = 0 if role in ("policy", "critic") else cluster.restarts_per_role
@@ -320,10 +322,6 @@ def plan_of(
         restarts=restarts,
         preload="torch",
     )
-
-
-def _environment(cuda: bool) -> Mapping[str, str]:
-    return {} if cuda else CPU_ENVIRONMENT
 
 
 def absolute(model: Origin) -> Origin:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.fork_server import Preload, fork_servers, worker_command
-from orchestrator.pipeline.roles import CPU_ENVIRONMENT, PRELOADS, SHARED_PRELOAD
+from orchestrator.pipeline.environment import CPU_ENVIRONMENT
+from orchestrator.pipeline.roles import PRELOADS, SHARED_PRELOAD
 
 HERE = Path(__file__).parent
 FAMILIES = ("transformers.models.qwen2.modeling_qwen2", "transformers.models.llama.modeling_llama")

@@ -67,7 +67,9 @@ class LearnerConfig(Settings):
     # maximum number of tokens in a micro-batch on one rank; a row that cannot be split may exceed it
     tokens_per_micro_batch: Count = 8192
     gradient_checkpointing: bool = False  # recompute activations in the backward pass to save memory
-    offload_optimizer: bool = False  # keep the optimizer state in CPU memory; for zero_stage 1 to 3
+    # keep the optimizer state in CPU memory, where cluster.cpus_per_worker cores of each rank compute the updates; for
+    # zero_stage 1 to 3
+    offload_optimizer: bool = False
     # number of elements below which a parameter is not partitioned; for zero_stage 3
     param_persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
     logprob_chunk_tokens: Count = 2048  # number of tokens whose logits are computed at a time

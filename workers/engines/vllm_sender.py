@@ -16,18 +16,19 @@ from workers.weights import Manifest
 
 
 class NcclSender:
-    """Sender of weights by NCCL. Every policy rank creates and calls it. Not run on a GPU yet.
+    """Sender of weights by NCCL, on rank 0 of the policy. Not run on a GPU yet.
 
+    On every other rank vLLM's trainer would only iterate over the weights, which needs no vLLM (`WeightSender`).
     The orchestrator drives the receiving side (`VllmEngine.receive`), so the client of vLLM's trainer does nothing.
     """
 
-    def __init__(self, manifest: Manifest, rank: int, weights: Any) -> None:
+    def __init__(self, manifest: Manifest, weights: Any) -> None:
         if manifest.rendezvous is None:
             raise EngineError("an NCCL publication needs a rendezvous")
         meet = manifest.rendezvous
         self._trainer = WeightTransferTrainerFactory.trainer_init(
             NCCLTrainerInitInfo(
-                master_address=meet.address, master_port=meet.port, world_size=meet.world_size, packed=True, rank=rank
+                master_address=meet.address, master_port=meet.port, world_size=meet.world_size, packed=True, rank=0
             ),
             client=_NullClient(),
             source=_Source(manifest, weights),
@@ -48,7 +49,7 @@ class _NullClient:
 
 
 class _Source(WeightSource):  # type: ignore[misc]
-    """Weights of a learner in the interface of vLLM's trainer. `weights()` starts a new pass on every rank."""
+    """Weights of a learner in the interface of vLLM's trainer. `weights()` starts a new pass."""
 
     def __init__(self, manifest: Manifest, weights: Any) -> None:
         self._manifest, self._weights = manifest, weights
