@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gpu.figures import Figure, append
 from gpu.process import run
 
 HERE = Path(__file__).parent
@@ -38,18 +37,13 @@ Measure = Callable[..., None]
 
 
 @pytest.fixture
-def measure(request: pytest.FixtureRequest) -> Measure:
+def measure() -> Measure:
     """Return a function that runs a check, records its figures, and fails if one is outside of its limits."""
 
     def measured(script: str, check: str, **settings: object) -> None:
-        figures = run(script, check, "cuda", **settings)
-        if file := os.environ.get("RLHF_GPU_FIGURES"):
-            append(Path(file), request.node.name, figures)
-        require(figures)
+        file = os.environ.get("RLHF_GPU_FIGURES")
+        figures = run(script, check, "cuda", Path(file) if file else None, **settings)
+        assert figures, "nothing was measured"
+        assert [figure for figure in figures if figure.fails] == []
 
     return measured
-
-
-def require(figures: list[Figure]) -> None:
-    assert figures, "nothing was measured"
-    assert [figure for figure in figures if figure.fails] == []

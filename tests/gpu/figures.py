@@ -30,7 +30,7 @@ class Figure:
 
     @property
     def fails(self) -> bool:
-        """Whether the figure is outside of its limits. NaN is outside of any limit."""
+        """Tell whether the figure is outside of its limits. NaN is outside of any limit."""
         above = self.at_most is not None and not self.measured <= self.at_most
         below = self.at_least is not None and not self.measured >= self.at_least
         return above or below or self.measured != self.measured

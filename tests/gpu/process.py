@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ HERE = Path(__file__).parent
 TIMEOUT_S = 540.0
 
 
-def run(script: str, check: str, device: str, **settings: Any) -> list[Figure]:
-    """Run a check and return its figures, those before an error as well.
+def run(script: str, check: str, device: str, keep: Path | None = None, **settings: Any) -> list[Figure]:
+    """Run a check and return its figures. `keep`: file to which they are appended, those before an error as well.
 
     Raises:
         AssertionError: the process failed; the message is the end of its output.
@@ -39,8 +40,17 @@ def run(script: str, check: str, device: str, **settings: Any) -> list[Figure]:
             text=True,
             timeout=TIMEOUT_S,
         )
+        figures = read(file) if file.is_file() else []
+        if keep is not None:
+            append(keep, check, figures)
         assert done.returncode == 0, f"{script} {check} failed:\n{done.stdout[-4000:]}"
-        return read(file)
+        return figures
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def environment(device: str) -> dict[str, str]:

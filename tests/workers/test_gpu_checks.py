@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import attention_check
+from gpu import attention_check, kernels_check
 from gpu.device import named
 from gpu.figures import Figure, append, read, table
+from gpu.process import run
 
 TINY = {"shape": (4, 2, 16), "dtype": "float32"}
 
@@ -45,6 +46,66 @@ def test_time_and_compilations_of_attention() -> None:
     assert all(figure.measured > 0 for figure in times)
     # Two rows of 32 each: 6 · 4 · 16 · 2 · 32² FLOP at 0.35 of 50 GFLOP/s, if the lengths were equal.
     assert times[0].expected == pytest.approx(6 * 4 * 16 * 2 * 32**2 / (0.35 * 50e9) * 1e3, rel=0.3)
+
+
+def test_log_probabilities_in_chunks() -> None:
+    sizes = {"tokens": 40, "hidden_size": 32, "vocab": 100, "chunk": 16}
+    for dtype in ("float32", "bfloat16"):
+        figures = list(kernels_check.chunked_logprobs("cpu", dtype=dtype, **sizes))
+        assert len(figures) == 3
+        assert [figure for figure in figures if figure.fails] == []
+
+
+@pytest.mark.long  # the build takes minutes on two cores
+def test_the_optimiser_in_host_memory_builds_and_updates() -> None:
+    figures = run("kernels_check.py", "cpu_adam", "cpu", parameters=1000)
+    assert len(figures) == 3
+    assert [figure for figure in figures if figure.fails] == []
+
+
+LLAMA = {
+    "vocab_size": 60,
+    "max_position_embeddings": 256,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("lora", [None, {"r": 4, "lora_alpha": 8}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_learner(dtype: str, lora: dict[str, int] | None) -> None:
+    settings = {"gradient_checkpointing": True, "param_persistence_threshold": 0}
+    common = {"shape": LLAMA, "dtype": dtype, "tokens": 256, "lora": lora, "saves": True}
+    figures = run("learner_check.py", "learning", "cpu", **common, settings=settings)
+    assert [figure.name.rpartition(": ")[2] for figure in figures] == [
+        "rotary buffers not in float32",
+        "loss",
+        "speed",
+        "MFU",
+        "gathering all weights",
+        "weights not gathered",
+        "saving",
+        "checkpoint",
+        "loading",
+        "moved by a step after saving",
+        "difference after loading",
+    ]
+    assert [figure for figure in figures if figure.fails] == []
+
+
+@pytest.mark.stack
+def test_engine_and_learner_agree_before_and_after_a_publication() -> None:
+    shape = {**LLAMA, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    del shape["vocab_size"]
+    figures = run("engine_check.py", "agreement", "cpu", shape=shape, dtype="float32", prompts=4, length=12)
+    assert len(figures) == 7
+    assert [figure for figure in figures if figure.fails] == []
 
 
 # ------------------------------------------------------------------------------------------------ figures
