@@ -96,7 +96,11 @@ def publication(own: ProcessPoolExecutor, engine: ProcessPoolExecutor, *, nccl: 
 
 def process_of(environment: dict[str, str]) -> ProcessPoolExecutor:
     """Return a process that runs what is submitted, one call after another."""
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=os.environ.update, initargs=(environment,))
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=set_environment, initargs=(environment,))
+
+
+def set_environment(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
 
 
 def environment_of(*, engine: bool, cuda: bool, gpu: int) -> dict[str, str]:
