@@ -64,6 +64,7 @@ def agreement(
         )
         yield from publication(own, engine, nccl=gpus > 1)
         yield from compared(sample, gap, dtype, "engine and learner: difference after publication")
+        own.submit(call, "close").result()
 
 
 def compared(sample: Ask, gap: Ask, dtype: str, name: str) -> Iterator[Figure]:
@@ -88,7 +89,6 @@ def publication(own: ProcessPoolExecutor, engine: ProcessPoolExecutor, *, nccl: 
     way = "NCCL" if nccl else "shared memory"
     seconds = time.perf_counter() - started
     yield Figure(name=f"publication by {way}, {manifest.num_bytes / 1e9:.2f} GB", measured=seconds, unit="s")
-    own.submit(call, "close").result()
 
 
 # ------------------------------------------------------------------------------------------------ in their processes

@@ -76,9 +76,13 @@ LLAMA = {
 }
 
 
+FURTHER = [("bfloat16", None), ("float32", {"r": 4, "lora_alpha": 8}), ("bfloat16", {"r": 4, "lora_alpha": 8})]
+
+
 @pytest.mark.stack
-@pytest.mark.parametrize("lora", [None, {"r": 4, "lora_alpha": 8}])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "lora"), [("float32", None), *(pytest.param(*case, marks=pytest.mark.long) for case in FURTHER)]
+)
 def test_a_learner(dtype: str, lora: dict[str, int] | None) -> None:
     settings = {"gradient_checkpointing": True, "param_persistence_threshold": 0}
     common = {"shape": LLAMA, "dtype": dtype, "tokens": 256, "lora": lora, "saves": True}
@@ -100,6 +104,7 @@ def test_a_learner(dtype: str, lora: dict[str, int] | None) -> None:
 
 
 @pytest.mark.stack
+@pytest.mark.long
 def test_engine_and_learner_agree_before_and_after_a_publication() -> None:
     shape = {**LLAMA, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     del shape["vocab_size"]
