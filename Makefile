@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: modules are compiled once
 .PHONY: help setup quickstart docs test test-quick test-faults test-cluster fuzz bad-input check bench back-test table alarms families parity \
-    proof audit refusals streaming frontier objectives golden golden-check kuberay lock clean
+    proof audit refusals streaming frontier objectives gpu-check golden golden-check kuberay lock clean
 
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -94,6 +94,14 @@ frontier: setup ## reward against KL of each method in a world whose best polici
 
 objectives: setup ## two objectives in conflict: weights, soups and a two-headed reward on one frontier (40 minutes)
 	@$(IN_VENV) python -m benchmarks.objectives
+
+# Without `setup`: the CPU stack is not what a GPU needs. PYTHON is the interpreter with the extra `gpu` and pytest.
+gpu-check: ## check and measure the GPU paths on one GPU, without a network: gpu-check.jsonl, or $OUT/gpu-check.jsonl (not run yet)
+	@rm -f "$(or $(OUT),.)/gpu-check.jsonl"
+	@status=0; RLHF_GPU_FIGURES="$(abspath $(or $(OUT),.))/gpu-check.jsonl" DS_ACCELERATOR=cuda \
+	    $(or $(PYTHON),.venv-gpu/bin/python) -m pytest -o addopts= -ra -p no:xdist tests/gpu || status=$$?; \
+	    PYTHONPATH=tests $(or $(PYTHON),.venv-gpu/bin/python) tests/gpu/figures.py "$(or $(OUT),.)/gpu-check.jsonl"; \
+	    exit $$status
 
 golden: setup ## run the first steps of every quickstart recipe and keep their figures in tests/golden/traces/ (10 minutes)
 	@$(IN_VENV) python tests/stack/traces.py
