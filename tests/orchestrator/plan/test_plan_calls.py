@@ -121,9 +121,10 @@ def test_learners_score_after_the_rewards() -> None:
     assert len(ppo.chunks) > 2
     generate, reward = ppo.busy["generate"]["rollout"], ppo.chunk["score"]["reward"]
     assert generate < ppo.begins["score"]["critic"] <= generate + reward  # that of the last chunk
-    lora = planned("8b/grpo_lora.yaml", "rollout.tokens_per_chunk=262144").time
-    own = "algorithm.vllm_importance_sampling_correction=true"
-    corrected = planned("8b/grpo_lora.yaml", "rollout.tokens_per_chunk=262144", own).time
+    own = "algorithm.vllm_importance_sampling_correction="
+    lora, corrected = (
+        planned("8b/grpo_lora.yaml", "rollout.tokens_per_chunk=262144", own + value).time for value in ("false", "true")
+    )
     assert lora.begins["score"]["policy"] < lora.busy["generate"]["rollout"]
     assert corrected.begins["score"]["policy"] >= corrected.busy["generate"]["rollout"]
 
