@@ -10,13 +10,15 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cpu_run
+import psutil
 
 from orchestrator.config import RunConfig
 from orchestrator.driver import uploads
@@ -26,6 +28,9 @@ from orchestrator.rundir import stored
 from orchestrator.rundir.directory import RunDirectory
 from orchestrator.rundir.ledger import Fact, Ledger
 from workers.files import mirror
+
+if TYPE_CHECKING:
+    from fault_proxy import FaultProxy
 
 LEASE_S = 0.6
 SAID = "said"  # file beside the run with the error that ended its newest attempt
@@ -64,6 +69,33 @@ def run(settings: RunConfig, environment: Mapping[str, str], within_s: float = 1
     process.join(within_s)
     assert process.exitcode is not None, f"still there after {within_s} s"
     return process.exitcode
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
+    until = time.monotonic() + within_s
+    while not (held := condition()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return held
+
+
+def kill_at(
+    settings: RunConfig, environment: Mapping[str, str], proxy: FaultProxy, number: int, *, after: bool = False
+) -> None:
+    """Kill a run when its PUT of this number is asked for, or is answered."""
+    seen = 0
+
+    def count(method: str, path: str) -> None:
+        nonlocal seen
+        seen += method == "PUT"
+        if method == "PUT" and seen == number:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            assert eventually(lambda: not psutil.pid_exists(process.pid or 0))  # it may not ask again
+
+    setattr(proxy, "after" if after else "before", count)
+    process = start(settings, environment)
+    process.join(120)
+    assert process.exitcode in (-signal.SIGKILL, 0)
+    proxy.heal()
 
 
 def said(directory: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,23 +45,6 @@ def on(
     return lambda machine: stored_runs.generating(task, tmp_path / machine, f"{seaweed.url}/{bucket_prefix}")
 
 
-def killed_at(settings: RunConfig, proxy: FaultProxy, number: int) -> None:
-    """Kill a run when its PUT of this number is asked for."""
-    seen = 0
-
-    def count(method: str, path: str) -> None:
-        nonlocal seen
-        seen += method == "PUT"
-        if method == "PUT" and seen == number:
-            os.kill(process.pid or 0, signal.SIGKILL)
-
-    proxy.before = count
-    process = stored_runs.start(settings, os.environ)
-    process.join(120)
-    assert process.exitcode in (-signal.SIGKILL, 0)
-    proxy.heal()
-
-
 def test_a_data_set_is_gone_on_with_on_another_machine(
     on: Callable[[str], RunConfig], proxy: FaultProxy, expected: bytes, seaweed: Seaweed
 ) -> None:
@@ -75,7 +57,7 @@ def test_a_data_set_is_gone_on_with_on_another_machine(
     first = next(number for number, path in enumerate(puts, start=1) if "/parts/step-1" in path)
     for number in random.Random(SEED).sample(range(first, len(puts)), KILLS):
         storage.delete(storage.sizes(""))
-        killed_at(on(f"killed-{number}"), proxy, number)
+        stored_runs.kill_at(on(f"killed-{number}"), os.environ, proxy, number)
         assert stored_runs.run(on(f"another-{number}"), os.environ) == 0, f"PUT {number}"
         assert on(f"another-{number}").data_file.read_bytes() == expected, f"PUT {number}"
 

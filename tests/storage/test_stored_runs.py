@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cpu_run
-import psutil
 import pytest
 import stored_runs
 from fault_proxy import FaultProxy
@@ -72,24 +69,6 @@ def outcome(directory: Path) -> tuple[str, list[dict[str, Any]]]:
 # ------------------------------------------------------------------------------------------------ C2
 
 
-def kill_at(bench: Bench, number: int, *, after: bool) -> None:
-    """Kill a run when its PUT of this number is asked for, or is answered."""
-    seen = 0
-
-    def count(method: str, path: str) -> None:
-        nonlocal seen
-        seen += method == "PUT"
-        if method == "PUT" and seen == number:
-            os.kill(process.pid or 0, signal.SIGKILL)
-            assert eventually(lambda: not psutil.pid_exists(process.pid or 0))  # it may not ask again
-
-    setattr(bench.proxy, "after" if after else "before", count)
-    process = stored_runs.start(bench.config("killed"), bench.environment)
-    process.join(120)
-    assert process.exitcode in (-signal.SIGKILL, 0)
-    bench.proxy.heal()
-
-
 def puts_of_a_commit(bench: Bench) -> range:
     """Run to the end, and return the numbers of the PUTs of the second checkpoint, and of a few after it."""
     assert stored_runs.run(bench.config("whole"), bench.environment) == 0
@@ -101,7 +80,7 @@ def puts_of_a_commit(bench: Bench) -> range:
 
 
 def assert_survives(bench: Bench, number: int, after: bool, expected: Any) -> None:
-    kill_at(bench, number, after=after)
+    stored_runs.kill_at(bench.config("killed"), bench.environment, bench.proxy, number, after=after)
     where = f"PUT {number}, {'after' if after else 'before'}"
     assert stored_runs.missing(bench.storage) == [], where
     assert stored_runs.run(bench.config("another"), bench.environment) == 0, where
@@ -173,13 +152,6 @@ def written_once(proxy: FaultProxy) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------ C5
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
-    until = time.monotonic() + within_s
-    while not (held := condition()) and time.monotonic() < until:
-        time.sleep(0.02)
-    return held
-
-
 @pytest.mark.parametrize(("seconds", "max_steps"), [(3, 60), pytest.param(60, 600, marks=pytest.mark.long)])
 def test_c5_a_run_goes_on_while_storage_is_down_and_uploads_catch_up(
     bench: Bench, seconds: int, max_steps: int
@@ -192,11 +164,11 @@ def test_c5_a_run_goes_on_while_storage_is_down_and_uploads_catch_up(
     def steps() -> int:
         return len(cpu_run.rows(bench.directory("here"))) if metrics.exists() else 0
 
-    assert eventually(lambda: steps() >= 3)
+    assert stored_runs.eventually(lambda: steps() >= 3)
     bench.proxy.down = True
     before, since = steps(), time.monotonic()
-    assert eventually(lambda: steps() >= before + 20), "it trains on"
-    assert eventually(lambda: time.monotonic() - since > seconds, seconds + 10)
+    assert stored_runs.eventually(lambda: steps() >= before + 20), "it trains on"
+    assert stored_runs.eventually(lambda: time.monotonic() - since > seconds, seconds + 10)
     bench.proxy.down = False
     process.join(300)
     assert process.exitcode == 0
@@ -240,7 +212,7 @@ def test_c5_a_bucket_that_is_not_there_is_refused_at_the_start(bench: Bench) -> 
 def test_a_run_whose_driver_lives_is_not_taken_over(bench: Bench) -> None:
     process = stored_runs.start(bench.config("here", max_steps=400), bench.environment)
     try:
-        assert eventually(lambda: bench.storage.size("run/holder.json") is not None)
+        assert stored_runs.eventually(lambda: bench.storage.size("run/holder.json") is not None)
         assert stored_runs.run(bench.config("there", max_steps=400), bench.environment) == 2
         assert "is in use" in stored_runs.said(bench.directory("there"))
         assert process.exitcode is None
@@ -251,7 +223,7 @@ def test_a_run_whose_driver_lives_is_not_taken_over(bench: Bench) -> None:
 
 def test_a_stop_in_storage_ends_the_run_with_a_checkpoint(bench: Bench) -> None:
     process = stored_runs.start(bench.config("here", max_steps=400, every=400), bench.environment)
-    assert eventually(lambda: (bench.directory("here") / "samples" / "step-2.parquet").exists())
+    assert stored_runs.eventually(lambda: (bench.directory("here") / "samples" / "step-2.parquet").exists())
     bench.storage.put("run/stop", b"alice")
     process.join(60)
     assert process.exitcode == 143
